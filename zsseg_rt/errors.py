@@ -1,0 +1,77 @@
+"""Every error the package raises on purpose; all derive from :class:`ZssegError`.
+
+A message reads *argument: expected X, got Y. What to do.*
+"""
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "BundleError",
+    "BundleVersionError",
+    "CheckpointError",
+    "CudaError",
+    "DTypeError",
+    "DeviceError",
+    "EndOfSource",
+    "PrecisionNotApplied",
+    "ShapeError",
+    "SourceError",
+    "VocabularyError",
+    "ZssegError",
+]
+
+
+class ZssegError(Exception):
+    """Base of every deliberate error of this package."""
+
+
+class ShapeError(ZssegError, ValueError):
+    """An array has the wrong shape or memory layout."""
+
+
+class DTypeError(ZssegError, TypeError):
+    """An array has the wrong element type."""
+
+
+class DeviceError(ZssegError):
+    """An array or a model is on the wrong device, or the device is absent."""
+
+
+class BundleError(ZssegError):
+    """A bundle is incomplete, altered or not a bundle; names the key and the file."""
+
+
+class BundleVersionError(BundleError):
+    """A bundle was written by a newer format than this package reads."""
+
+
+class CheckpointError(ZssegError, ValueError):
+    """A checkpoint does not hold what the architecture needs; names the first offending keys."""
+
+
+class BackendError(ZssegError):
+    """A backend refused a graph or failed while running it."""
+
+
+class BackendUnavailableError(BackendError, ImportError):
+    """A backend's package is not installed; names the extra that installs it."""
+
+
+class PrecisionNotApplied(BackendError):  # noqa: N818 - a fixed public name
+    """The precision that was asked for cannot be given, or was not given."""
+
+
+class CudaError(ZssegError, RuntimeError):
+    """A CUDA call failed."""
+
+
+class VocabularyError(ZssegError, ValueError):
+    """Class names or embeddings are unusable."""
+
+
+class SourceError(ZssegError):
+    """A picture, video or camera cannot be read."""
+
+
+class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
+    """A source has no more frames."""
