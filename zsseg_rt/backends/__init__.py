@@ -1,0 +1,1 @@
+"""Ways to run ONNX graphs, one file each; imported only when chosen."""

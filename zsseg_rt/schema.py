@@ -1,0 +1,120 @@
+"""Read plain JSON data into frozen dataclasses, strictly: an unknown or missing key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+__all__ = ["decode", "encode"]
+
+T = TypeVar("T")
+
+
+def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueError) -> T:
+    """Build ``cls`` from JSON data, checking every key and type.
+
+    Args:
+        cls: A dataclass whose fields are annotated with str, int, float, bool, None, tuple, dict,
+            optional and nested dataclass types.
+        raw: What ``json.load`` gave.
+        where: What to call the data in messages, such as ``"bundle.json"``.
+        error: The exception type to raise.
+
+    Raises:
+        error: A key is unknown or missing, or a value has the wrong type; the message names it.
+    """
+    return typing.cast(T, _decode(cls, raw, where, error))
+
+
+def encode(value: Any) -> Any:
+    """Turn nested dataclasses into plain JSON data; the inverse of :func:`decode`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    return value
+
+
+def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(kind, raw, where, error)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, raw, where, error)
+    if origin is tuple:
+        return _decode_tuple(kind, raw, where, error)
+    if origin in (dict, Mapping):
+        if not isinstance(raw, dict):
+            raise error(f"{where}: expected an object, got {_describe(raw)}")
+        item_kind = typing.get_args(kind)[1]
+        return {k: _decode(item_kind, v, f"{where}.{k}", error) for k, v in raw.items()}
+    return _decode_scalar(kind, raw, where, error)
+
+
+def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
+    if not isinstance(raw, dict):
+        raise error(f"{where}: expected an object, got {_describe(raw)}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in raw:
+        if key not in fields:
+            known = ", ".join(fields)
+            raise error(f"{where}: unknown key {key!r}. Known keys: {known}")
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = _decode(hints[name], raw[name], f"{where}.{name}", error)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise error(f"{where}: missing key {name!r}")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as exc:
+        raise error(f"{where}: {exc}") from exc
+
+
+def _decode_tuple(kind: Any, raw: Any, where: str, error: type[Exception]) -> tuple[Any, ...]:
+    if not isinstance(raw, (list, tuple)):
+        raise error(f"{where}: expected a list, got {_describe(raw)}")
+    args = typing.get_args(kind)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_decode(args[0], v, f"{where}[{i}]", error) for i, v in enumerate(raw))
+    if len(args) != len(raw):
+        raise error(f"{where}: expected {len(args)} items, got {len(raw)}")
+    return tuple(
+        _decode(a, v, f"{where}[{i}]", error)
+        for i, (a, v) in enumerate(zip(args, raw, strict=True))
+    )
+
+
+def _decode_union(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
+    options = typing.get_args(kind)
+    if raw is None and type(None) in options:
+        return None
+    rest = [option for option in options if option is not type(None)]
+    for option in rest[:-1]:
+        try:
+            return _decode(option, raw, where, error)
+        except error:
+            continue
+    return _decode(rest[-1], raw, where, error)
+
+
+def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
+    if kind is Any:
+        return raw
+    if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        return float(raw)
+    if kind in (str, int, bool) and type(raw) is kind:
+        return raw
+    expected = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+    raise error(f"{where}: expected {expected.get(kind, kind)}, got {_describe(raw)}")
+
+
+def _describe(raw: Any) -> str:
+    text = repr(raw)
+    return text if len(text) <= 60 else f"{text[:57]}..."
