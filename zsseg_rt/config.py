@@ -1,0 +1,101 @@
+"""Settings of an :class:`~zsseg_rt.Engine`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt import schema
+
+__all__ = ["BACKENDS", "PRECISIONS", "EngineConfig", "default_cache_dir"]
+
+BACKENDS = ("auto", "openvino", "tensorrt", "torch")
+PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+
+def default_cache_dir() -> Path:
+    """Where derived data lives: ``$ZSSEG_HOME``, else the user's cache folder."""
+    home = os.environ.get("ZSSEG_HOME")
+    if home:
+        return Path(home)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("zsseg_rt", appauthor=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where and how an engine runs. What is asked for is what you get, or an error.
+
+    Attributes:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``auto`` reads ``$ZSSEG_DEVICE``, then takes
+            the first GPU a backend can use, else the CPU.
+        backend: ``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads
+            ``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.
+        precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one.
+        channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
+        with_scores: Whether results carry per-pixel scores.
+        unknown_below: Score in [0, 1] under which a pixel is unknown; None takes the bundle's.
+        num_threads: CPU threads; 0 takes all that the process may use.
+        cache_dir: Folder for compiled models, plans and text embeddings; None takes
+            :func:`default_cache_dir`.
+        use_cache: False writes and reads no cache at all.
+
+    Raises:
+        ValueError: A value is not one of the above; the message lists them.
+    """
+
+    device: str = "auto"
+    backend: str = "auto"
+    precision: str = "auto"
+    channel_order: str = "rgb"
+    with_scores: bool = False
+    unknown_below: float | None = None
+    num_threads: int = 0
+    cache_dir: str | Path | None = None
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        check_device_name(self.device)
+        _check_choice("backend", self.backend, BACKENDS)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
+        if self.num_threads < 0:
+            raise ValueError(f"num_threads: expected >= 0, got {self.num_threads}")
+        if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
+            raise ValueError(
+                f"unknown_below: expected a score in [0, 1] or None, got {self.unknown_below}"
+            )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
+        """Build a config from plain data; an unknown key is an error that lists the known ones."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
+        return schema.decode(cls, plain, "EngineConfig", ValueError)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The cache folder in force, or None when caching is off."""
+        if not self.use_cache:
+            return None
+        return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
+
+
+def check_device_name(device: str) -> None:
+    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``.
+
+    Raises:
+        ValueError: The name is none of them.
+    """
+    if device not in ("auto", "cpu") and not re.fullmatch(r"cuda:\d{1,3}", device):
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

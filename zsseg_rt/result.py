@@ -1,0 +1,168 @@
+"""What an engine returns for a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import BackendUnavailableError, ShapeError
+from zsseg_rt.visualize import palette, write_label_png
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ClassShare", "Segmentation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassShare:
+    """How much of a frame a class covers.
+
+    Attributes:
+        name: The class.
+        index: Its label.
+        pixels: Number of its pixels.
+        share: Its part of the frame, in [0, 1].
+    """
+
+    name: str
+    index: int
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Labels of one frame, with the names they stand for.
+
+    Attributes:
+        labels: uint8 [H, W] indices into ``names``, 255 unknown; uint16 and 65535 above 254
+            classes. Freshly owned.
+        names: Class names in the caller's order.
+        vocabulary_version: Version of the vocabulary that made the labels.
+        scores: float32 [H, W], the winning class's activated value, or None.
+        times: Milliseconds a stage, ``"total"`` included.
+    """
+
+    labels: npt.NDArray[Any]
+    names: tuple[str, ...]
+    vocabulary_version: int
+    scores: npt.NDArray[np.float32] | None = None
+    times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def unknown(self) -> int:
+        """The label of a pixel that belongs to no class."""
+        return int(np.iinfo(self.labels.dtype).max)
+
+    def present(self) -> list[ClassShare]:
+        """Return the classes in the frame, largest first; unknown pixels are not listed."""
+        counts = np.bincount(self.labels.reshape(-1), minlength=len(self.names))
+        total = max(self.labels.size, 1)
+        order = np.argsort(-counts[: len(self.names)], kind="stable")
+        return [
+            ClassShare(
+                name=self.names[i], index=int(i), pixels=int(counts[i]), share=counts[i] / total
+            )
+            for i in order
+            if counts[i]
+        ]
+
+    def overlay(
+        self,
+        frame: npt.NDArray[np.uint8],
+        *,
+        alpha: float = 0.5,
+        colours: npt.NDArray[np.uint8] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Blend the labels' colours onto the frame they were made from.
+
+        Args:
+            frame: uint8 [H, W, 3]; colours are in the frame's own channel order if given, RGB
+                otherwise.
+            alpha: Weight of the colours in [0, 1].
+            colours: uint8 [C, 3]; :func:`zsseg_rt.visualize.palette` if None.
+
+        Returns:
+            A new uint8 [H, W, 3]; unknown pixels stay the frame's.
+
+        Raises:
+            ShapeError: The frame's size is not the labels', or there are fewer colours than classes.
+        """
+        from zsseg_rt import ops
+
+        chosen = palette(len(self.names)) if colours is None else colours
+        if len(chosen) < len(self.names):
+            raise ShapeError(
+                f"colours: expected at least {len(self.names)} rows, got {len(chosen)}"
+            )
+        blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
+        return blended
+
+    def save(self, path: str | Path) -> None:
+        """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
+
+        Raises:
+            SourceError: The file cannot be written; nothing is left behind.
+        """
+        write_label_png(path, self.labels)
+
+    def to_coco_rle(self) -> list[dict[str, Any]]:
+        """Return one COCO annotation a present class, as uncompressed RLE (column-major counts)."""
+        flat = self.labels.T.reshape(-1)
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        starts = np.concatenate([[0], edges]) if flat.size else np.zeros(0, np.int64)
+        lengths = np.diff(np.concatenate([starts, [flat.size]]))
+        owners = flat[starts]
+        return [
+            {
+                "category_id": entry.index,
+                "category_name": entry.name,
+                "area": entry.pixels,
+                "segmentation": {
+                    "size": list(self.labels.shape),
+                    "counts": _alternate(owners == entry.index, lengths),
+                },
+            }
+            for entry in self.present()
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections`` with one mask and box a present class.
+
+        Raises:
+            BackendUnavailableError: The package ``supervision`` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as exc:
+            raise BackendUnavailableError(
+                "supervision: expected the package, found none. Run: pip install supervision"
+            ) from exc
+        shares = self.present()
+        masks = np.stack([self.labels == s.index for s in shares]) if shares else None
+        if masks is None:
+            return supervision.Detections.empty()
+        return supervision.Detections(
+            xyxy=supervision.mask_to_xyxy(masks),
+            mask=masks,
+            class_id=np.array([s.index for s in shares]),
+            data={"class_name": np.array([s.name for s in shares])},
+        )
+
+
+def _alternate(inside: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> list[int]:
+    """Run lengths of alternating outside and inside, starting outside (perhaps with 0)."""
+    counts = [0]
+    state = False
+    for is_inside, length in zip(inside.tolist(), lengths.tolist(), strict=True):
+        if is_inside != state:
+            counts.append(0)
+            state = is_inside
+        counts[-1] += length
+    return counts

@@ -1,0 +1,91 @@
+"""Colours for labels, and label pictures on disk."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import DTypeError, ShapeError, SourceError
+
+__all__ = ["palette", "write_atomically", "write_label_png"]
+
+
+def palette(num_classes: int) -> npt.NDArray[np.uint8]:
+    """Return distinct colours, uint8 RGB [num_classes, 3]; the same class index always the same.
+
+    Hues advance by the golden ratio, so that neighbours in the list are far apart in colour;
+    value and saturation cycle so that long lists stay distinguishable.
+    """
+    index = np.arange(max(num_classes, 0))
+    hue = (index * 0.61803398875 + 0.02) % 1.0
+    saturation = np.array([0.80, 0.55, 0.95])[index % 3]
+    value = np.array([0.95, 0.75, 0.60])[(index // 3) % 3]
+    sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
+    ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
+    rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
+    return np.rint(rgb * 255.0).astype(np.uint8)
+
+
+def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16]) -> None:
+    """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
+
+    Args:
+        path: File to write; an existing one is replaced at once or not at all.
+        labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
+
+    Raises:
+        ShapeError: Not two-dimensional, or empty.
+        DTypeError: Neither uint8 nor uint16.
+        SourceError: The file cannot be written.
+    """
+    if labels.ndim != 2 or labels.size == 0:
+        raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
+    if labels.dtype not in (np.uint8, np.uint16):
+        raise DTypeError(f"labels: expected uint8 or uint16, got {labels.dtype}")
+    height, width = labels.shape
+    wide = labels.dtype == np.uint16
+    header = struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 0 if wide else 3, 0, 0, 0)
+    rows = labels.astype(">u2" if wide else np.uint8).view(np.uint8).reshape(height, -1)
+    filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)
+    filtered[:, 1:] = rows
+    parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
+    if not wide:
+        colours = np.zeros((256, 3), np.uint8)
+        colours[:255] = palette(255)
+        parts.append(_chunk(b"PLTE", colours.tobytes()))
+    parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
+    write_atomically(path, b"".join(parts))
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file under a temporary name beside ``path``, then rename it.
+
+    Raises:
+        SourceError: The folder is absent, full or not writable; nothing is left behind.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except OSError as exc:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SourceError(
+            f"{target}: cannot be written: {exc.strerror or exc}. Check the folder and the disk."
+        ) from exc
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
