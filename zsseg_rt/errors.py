@@ -13,6 +13,7 @@ __all__ = [
     "DTypeError",
     "DeviceError",
     "EndOfSource",
+    "EngineStateError",
     "PrecisionNotApplied",
     "ShapeError",
     "SourceError",
@@ -75,3 +76,7 @@ class SourceError(ZssegError):
 
 class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
     """A source has no more frames."""
+
+
+class EngineStateError(ZssegError, RuntimeError):
+    """An engine is closed, or busy in another thread."""

@@ -92,7 +92,7 @@ class Segmentation:
             A new uint8 [H, W, 3]; unknown pixels stay the frame's.
 
         Raises:
-            ShapeError: The frame's size is not the labels', or there are fewer colours than classes.
+            ShapeError: The frame's size is not the labels', or colours are too few.
         """
         from zsseg_rt import ops
 

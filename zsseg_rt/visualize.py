@@ -29,7 +29,8 @@ def palette(num_classes: int) -> npt.NDArray[np.uint8]:
     sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
     ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
     rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
-    return np.rint(rgb * 255.0).astype(np.uint8)
+    colours: npt.NDArray[np.uint8] = np.rint(rgb * 255.0).astype(np.uint8)
+    return colours
 
 
 def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16]) -> None:

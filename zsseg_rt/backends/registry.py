@@ -1,0 +1,119 @@
+"""Find a backend by name, or the one to use when nobody asked for one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import dataclass
+
+from zsseg_rt.backends.base import Backend
+from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
+from zsseg_rt.errors import BackendUnavailableError, DeviceError
+
+__all__ = ["Placement", "choose", "get_backend", "is_installed"]
+
+_PACKAGES = {
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt_rtx"),
+    "torch": ("torch", "onnx"),
+}
+_REMEDIES = {
+    "openvino": "pip install openvino",
+    "tensorrt": "pip install zsseg_rt[tensorrt] (or [rtx]; on a Jetson use JetPack's own)",
+    "torch": "pip install zsseg_rt[torch]",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The backend and device an engine runs on."""
+
+    backend: str
+    device: str
+
+
+def is_installed(name: str) -> bool:
+    """Whether a backend's packages can be found; nothing is imported."""
+    found = [importlib.util.find_spec(package) is not None for package in _PACKAGES[name]]
+    return any(found) if name == "tensorrt" else all(found)
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend by its public name.
+
+    Raises:
+        ValueError: No such backend.
+        BackendUnavailableError: Its package is not installed.
+    """
+    if name not in _PACKAGES:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    if not is_installed(name):
+        raise BackendUnavailableError(
+            f"backend: expected the package(s) {' or '.join(_PACKAGES[name])} for {name!r}, "
+            f"found none. Run: {_REMEDIES[name]}"
+        )
+    backend: Backend = importlib.import_module(f"zsseg_rt.backends._{name}").BACKEND
+    return backend
+
+
+def choose(config: EngineConfig) -> Placement:
+    """Resolve ``auto``: a GPU if a backend can use one, else the CPU with OpenVINO.
+
+    Raises:
+        DeviceError: A GPU was asked for and none is there, or backend and device do not fit.
+        ValueError: An environment variable holds something else than a device or backend name.
+    """
+    backend = (
+        os.environ.get("ZSSEG_BACKEND", "auto") if config.backend == "auto" else config.backend
+    )
+    device = os.environ.get("ZSSEG_DEVICE", "auto") if config.device == "auto" else config.device
+    check_device_name(device)
+    if backend not in BACKENDS:
+        raise ValueError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if device == "auto":
+        device = _choose_device(backend)
+    if device != "cpu":
+        _require_gpu(device)
+    if backend == "auto":
+        backend = _choose_backend(device)
+    if backend == "openvino" and device != "cpu":
+        raise DeviceError(f"device: expected 'cpu' for backend 'openvino', got {device!r}")
+    if backend == "tensorrt" and device == "cpu":
+        raise DeviceError("device: expected 'cuda:N' for backend 'tensorrt', got 'cpu'")
+    return Placement(backend=backend, device=device)
+
+
+def _choose_device(backend: str) -> str:
+    from zsseg_rt import ops
+
+    if backend == "tensorrt":
+        return "cuda:0"
+    if backend == "openvino" or ops.cuda_device_count() == 0:
+        return "cpu"
+    usable = is_installed("tensorrt") or _torch_has_cuda()
+    return "cuda:0" if usable else "cpu"
+
+
+def _choose_backend(device: str) -> str:
+    if device == "cpu":
+        return "openvino" if is_installed("openvino") else "torch"
+    return "tensorrt" if is_installed("tensorrt") else "torch"
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed torch was built for CUDA, told by its version without importing it."""
+    return is_installed("torch") and "+cpu" not in importlib.metadata.version("torch")
+
+
+def _require_gpu(device: str) -> None:
+    from zsseg_rt import ops
+
+    index = int(device.split(":")[1])
+    count = ops.cuda_device_count()
+    if index >= count:
+        raise DeviceError(
+            f"device: expected one of {count} visible NVIDIA GPU(s), got {device!r}. Check the "
+            "driver with nvidia-smi and CUDA_VISIBLE_DEVICES, or use device='cpu'."
+        )

@@ -1,0 +1,147 @@
+"""Compare a running engine with the golden sample its bundle carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.errors import BundleError
+from zsseg_rt.ops import reference
+
+__all__ = ["SelfCheck", "StageCheck", "check_against_golden"]
+
+STAGES = (
+    "image",
+    "patch_embeds",
+    "cls_embed",
+    "queries",
+    "class_embeds",
+    "patch_keys",
+    "mask_logits",
+)
+
+# Largest accepted |engine - golden| relative to the stage's largest value. float32: a dozen
+# transformer blocks summed in another order; the half precisions: 8 and 11 significant bits
+# through the same blocks.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 8e-2, "float16": 3e-2}
+
+# Smallest share of equal labels among pixels whose top-two margin exceeds the tolerance.
+AGREEMENTS = {"float32": 0.999, "bfloat16": 0.995, "float16": 0.995}
+
+RunGolden = Callable[
+    [npt.NDArray[np.uint8], Sequence[str], npt.NDArray[np.float32]], dict[str, npt.NDArray[Any]]
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCheck:
+    """One stage's verdict.
+
+    Attributes:
+        stage: Name in the golden sample.
+        error: Largest absolute difference over the largest golden value; for ``labels`` the
+            share of pixels with a clear winner that differ.
+        tolerance: Largest accepted error.
+    """
+
+    stage: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; NaN never is."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """Verdicts of all stages, in the order data flows."""
+
+    precision: str
+    stages: tuple[StageCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage passed."""
+        return all(stage.passed for stage in self.stages)
+
+    @property
+    def first_failure(self) -> StageCheck | None:
+        """The stage where the engine first left the golden sample, or None."""
+        return next((stage for stage in self.stages if not stage.passed), None)
+
+
+def check_against_golden(bundle: Bundle, precision: str, run: RunGolden) -> SelfCheck:
+    """Run the golden frame and compare every intermediate.
+
+    Raises:
+        BundleError: The bundle has no golden sample, or it lacks an array.
+    """
+    golden = _read_golden(bundle)
+    names = [str(name) for name in golden["class_names"]]
+    found = run(golden["frame"], names, golden["text_embeds"])
+    tolerance = TOLERANCES.get(precision, TOLERANCES["float16"])
+    stages = [
+        StageCheck(
+            stage=stage, error=_scaled_error(found[stage], golden[stage]), tolerance=tolerance
+        )
+        for stage in STAGES
+        if stage in golden and stage in found
+    ]
+    agreement = AGREEMENTS.get(precision, AGREEMENTS["float16"])
+    stages.append(
+        StageCheck(
+            stage="labels",
+            error=_label_error(bundle, golden, found["labels"], tolerance),
+            tolerance=1.0 - agreement,
+        )
+    )
+    return SelfCheck(precision=precision, stages=tuple(stages))
+
+
+def _read_golden(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
+    if bundle.golden is None:
+        raise BundleError(
+            f"{bundle.path / 'bundle.json'}: missing key 'golden'. Export the bundle again."
+        )
+    path = bundle.open_path(bundle.golden)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            golden = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{path}: expected a golden sample, got {exc}") from exc
+    for name in ("frame", "class_names", "text_embeds", "mask_logits", "labels"):
+        if name not in golden:
+            raise BundleError(f"{path}: missing array {name!r}. Export the bundle again.")
+    return golden
+
+
+def _scaled_error(found: npt.NDArray[Any], golden: npt.NDArray[Any]) -> float:
+    if found.shape != golden.shape:
+        return float("inf")
+    scale = max(float(np.abs(golden).max(initial=0.0)), 1e-6)
+    error = float(np.abs(found.astype(np.float64) - golden).max(initial=0.0)) / scale
+    return error if np.isfinite(error) else float("inf")
+
+
+def _label_error(
+    bundle: Bundle,
+    golden: dict[str, npt.NDArray[Any]],
+    labels: npt.NDArray[Any],
+    tolerance: float,
+) -> float:
+    """Share of pixels that differ among those whose top-two logits are clearly apart."""
+    logits = golden["mask_logits"].astype(np.float32)
+    if logits.shape[1] == 1:
+        return float((labels != golden["labels"]).mean())
+    margin = np.sort(reference.upsample_bilinear(logits, labels.shape)[0], axis=0)
+    clear = (margin[-1] - margin[-2]) > 2.0 * tolerance * float(np.abs(logits).max())
+    if not clear.any():
+        return 0.0
+    return float((labels[clear] != golden["labels"][clear]).mean())
