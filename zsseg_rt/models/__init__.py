@@ -1,0 +1,26 @@
+"""The published systems in torch. Nothing of the runtime imports this package."""
+
+from zsseg_rt.errors import BackendUnavailableError
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise BackendUnavailableError(
+        "torch: expected to be installed for zsseg_rt.models, got nothing. "
+        "Run pip install zsseg_rt[torch]."
+    ) from error
+
+from zsseg_rt.models.checkpoints import load_checkpoint, normalize_state_dict
+from zsseg_rt.models.clip import build_image_encoder, build_text_encoder, load_clip
+from zsseg_rt.models.registry import from_official
+from zsseg_rt.models.sliding import slide_predict
+
+__all__ = [
+    "build_image_encoder",
+    "build_text_encoder",
+    "from_official",
+    "load_checkpoint",
+    "load_clip",
+    "normalize_state_dict",
+    "slide_predict",
+]

@@ -1,0 +1,262 @@
+"""CLIP weights: where they come from, and the towers built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.models.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
+from zsseg_rt.models.image_encoder import (
+    ImageEncoder,
+    ImageEncoderConfig,
+    resize_positional_embedding,
+)
+from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.transformer import Activation
+
+__all__ = [
+    "ClipWeights",
+    "build_image_encoder",
+    "build_text_encoder",
+    "image_encoder_config",
+    "load_clip",
+    "text_encoder_config",
+]
+
+_M = TypeVar("_M", bound=nn.Module)
+
+_TEXT_KEYS = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+)
+_UNUSED_KEYS = {
+    "attn_mask",
+    "context_length",
+    "input_resolution",
+    "logit_bias",
+    "logit_scale",
+    "vocab_size",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWeights:
+    """Weights of a CLIP ViT, float32.
+
+    Attributes:
+        visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
+        text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
+        activation: The MLPs' activation.
+    """
+
+    visual: dict[str, Tensor]
+    text: dict[str, Tensor]
+    activation: Activation
+
+
+def load_clip(
+    source: str | Path,
+    *,
+    architecture: str = "ViT-B-16",
+    activation: Activation | None = None,
+    trust: bool = False,
+) -> ClipWeights:
+    """Load CLIP weights.
+
+    Args:
+        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` as ``.pt`` or
+            ``.safetensors``), or a pretrained tag of open_clip such as ``"openai"``, which
+            downloads unless open_clip has it cached.
+        architecture: open_clip's name of the model, for a tag.
+        activation: The MLPs' activation, for a ``state_dict`` file, which does not say. OpenAI's
+            archives are ``"quick_gelu"``; a tag brings its own.
+        trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
+
+    Returns:
+        The weights of both towers.
+
+    Raises:
+        CheckpointError: The source cannot be read, is not a CLIP ViT, or does not say its
+            activation.
+        BackendUnavailableError: A tag is given and open_clip is not installed.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
+            raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
+        return _load_tag(str(source), architecture)
+    if activation is None and is_torchscript(path):
+        activation = "quick_gelu"
+    if activation is None:
+        raise CheckpointError(
+            "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
+            "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
+        )
+    return _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+
+
+def _load_tag(tag: str, architecture: str) -> ClipWeights:
+    open_clip = _import_open_clip()
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in known:
+        raise CheckpointError(
+            f"source: expected a file or a pretrained tag of {architecture} "
+            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
+            "Check the spelling."
+        )
+    try:
+        model = open_clip.create_model(architecture, pretrained=tag)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"source: expected to download '{tag}' of {architecture}, got "
+            f"{type(error).__name__}. Connect to the network, or pass a local file."
+        ) from error
+    quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    return _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", tag)
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            "open_clip: expected to be installed for a pretrained tag, got nothing. "
+            "Run pip install zsseg_rt[train], or pass a local file."
+        ) from error
+    return open_clip
+
+
+def _split_towers(
+    state_dict: Mapping[str, Tensor], activation: Activation, name: str
+) -> ClipWeights:
+    visual, text, unknown = {}, {}, []
+    for key, value in state_dict.items():
+        bare = key.removeprefix("text.")
+        if key.startswith("visual."):
+            visual[key.removeprefix("visual.")] = value.detach().float()
+        elif bare.startswith(_TEXT_KEYS):
+            text[bare] = value.detach().float()
+        elif bare not in _UNUSED_KEYS:
+            unknown.append(key)
+    if unknown or "class_embedding" not in visual or not text:
+        raise CheckpointError(
+            f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
+            f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
+            "Use an OpenAI or open_clip checkpoint of a ViT."
+        )
+    return ClipWeights(visual=visual, text=text, activation=activation)
+
+
+def image_encoder_config(
+    sizes: Sizes,
+    prefix: str = "",
+    num_heads: int | None = None,
+    activation: Activation = "quick_gelu",
+) -> ImageEncoderConfig:
+    """Read an image tower's sizes from shapes; it has no prompts.
+
+    Raises:
+        CheckpointError: A key that tells a size is missing.
+    """
+    width, _, patch_size, _ = sizes.of(prefix + "conv1.weight", 4)
+    rows = sizes.of(prefix + "positional_embedding", 2)[0]
+    return ImageEncoderConfig(
+        width=width,
+        num_layers=sizes.count(prefix + "transformer.resblocks."),
+        num_heads=sizes.heads("num_heads", num_heads, width),
+        mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        embed_dim=sizes.of(prefix + "proj", 2)[1],
+        patch_size=patch_size,
+        grid_side=round((rows - 1) ** 0.5),
+        activation=activation,
+        num_prompts=0,
+        num_deep_prompts=0,
+    )
+
+
+def text_encoder_config(
+    sizes: Sizes,
+    prefix: str = "",
+    num_heads: int | None = None,
+    activation: Activation = "quick_gelu",
+) -> TextEncoderConfig:
+    """Read a text tower's sizes from shapes.
+
+    Raises:
+        CheckpointError: A key that tells a size is missing.
+    """
+    vocab_size, width = sizes.of(prefix + "token_embedding.weight", 2)
+    return TextEncoderConfig(
+        vocab_size=vocab_size,
+        context_length=sizes.of(prefix + "positional_embedding", 2)[0],
+        width=width,
+        num_layers=sizes.count(prefix + "transformer.resblocks."),
+        num_heads=sizes.heads("text_heads", num_heads, width),
+        mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        embed_dim=sizes.of(prefix + "text_projection", 2)[1],
+        activation=activation,
+    )
+
+
+def build_image_encoder(
+    weights: ClipWeights, *, grid_side: int | None = None, num_heads: int | None = None
+) -> ImageEncoder:
+    """Build the plain image tower.
+
+    Args:
+        weights: CLIP weights.
+        grid_side: Side of the patch grid to resize the positional embedding to (bilinear); None
+            keeps it.
+        num_heads: None is one per 64 channels.
+
+    Returns:
+        The tower, in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are not a ViT's.
+    """
+    visual = dict(weights.visual)
+    if grid_side is not None:
+        visual["positional_embedding"] = resize_positional_embedding(
+            visual["positional_embedding"], (grid_side, grid_side)
+        )
+    sizes = Sizes(visual, "CLIP")
+    config = image_encoder_config(sizes, num_heads=num_heads, activation=weights.activation)
+    with torch.device("meta"):
+        encoder = ImageEncoder(config)
+    load_weights(encoder, visual, architecture="CLIP's image tower")
+    return _frozen(encoder)
+
+
+def build_text_encoder(weights: ClipWeights, *, num_heads: int | None = None) -> TextEncoder:
+    """Build the text tower.
+
+    Args:
+        weights: CLIP weights.
+        num_heads: None is one per 64 channels.
+
+    Returns:
+        The tower, in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are not a CLIP text transformer's.
+    """
+    sizes = Sizes(weights.text, "CLIP")
+    config = text_encoder_config(sizes, num_heads=num_heads, activation=weights.activation)
+    with torch.device("meta"):
+        encoder = TextEncoder(config)
+    load_weights(encoder, weights.text, architecture="CLIP's text tower")
+    return _frozen(encoder)
+
+
+def _frozen(module: _M) -> _M:
+    return module.eval().requires_grad_(False)

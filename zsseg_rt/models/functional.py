@@ -1,0 +1,170 @@
+"""The five kernels in torch, differentiable where that makes sense: what was trained.
+
+Names and meanings are those of :mod:`zsseg_rt.ops.reference`; ``out`` and ``stream`` do not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "describe",
+    "overlay",
+    "patch_text_similarity",
+    "preprocess",
+    "relationship_descriptor",
+    "upsample_argmax",
+]
+
+
+def preprocess(
+    frame: Tensor,
+    *,
+    size_hw: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channel_order: Literal["rgb", "bgr"] = "rgb",
+) -> Tensor:
+    """Resize (half-pixel bilinear, no antialiasing), divide by 255 and normalise a frame.
+
+    Args:
+        frame: uint8 ``[H, W, 3]``.
+        size_hw: Size of the result, in pixels.
+        mean: Of R, G, B, in ``[0, 1]``.
+        std: Of R, G, B, in ``[0, 1]``.
+        channel_order: Order of the frame's channels.
+
+    Returns:
+        RGB planes, float32 ``[3, h, w]``.
+    """
+    planes = frame.permute(2, 0, 1).float()
+    if channel_order == "bgr":
+        planes = planes.flip(0)
+    resized = F.interpolate(planes[None], size=size_hw, mode="bilinear", align_corners=False)[0]
+    offset = torch.tensor(mean, device=frame.device).view(3, 1, 1)
+    scale = torch.tensor(std, device=frame.device).view(3, 1, 1)
+    return (resized / 255 - offset) / scale
+
+
+def describe(cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
+    """Relate an image to every class: ``[cls * text, text]``.
+
+    Args:
+        cls_embed: ``[B, D]``.
+        text_embeds: ``[C, D]``.
+
+    Returns:
+        ``[B, C, 2 * D]``.
+    """
+    products = cls_embed[:, None] * text_embeds
+    return torch.cat([products, text_embeds.expand_as(products)], dim=-1)
+
+
+def relationship_descriptor(
+    cls_embed: Tensor, text_embeds: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Make class queries: ``[cls * text, text] @ weight.T + bias``.
+
+    Args:
+        cls_embed: ``[B, D]``.
+        text_embeds: ``[C, D]``.
+        weight: ``[E, 2 * D]``.
+        bias: ``[E]``.
+
+    Returns:
+        ``[B, C, E]``.
+
+    Source:
+        Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
+    """
+    return F.linear(describe(cls_embed, text_embeds), weight, bias)
+
+
+def patch_text_similarity(
+    patch_embeds: Tensor,
+    text_embeds: Tensor,
+    *,
+    logit_scale: float = 1.0,
+    normalize: bool = True,
+) -> Tensor:
+    """Compare every patch with every class: ``logit_scale * text @ patches.T``.
+
+    Args:
+        patch_embeds: ``[B, N, D]``.
+        text_embeds: ``[C, D]`` or ``[B, C, D]``.
+        logit_scale: Factor.
+        normalize: Whether to divide both sides by their norms first (cosine similarity).
+
+    Returns:
+        ``[B, C, N]``.
+    """
+    if normalize:
+        patch_embeds = F.normalize(patch_embeds, dim=-1)
+        text_embeds = F.normalize(text_embeds, dim=-1)
+    return logit_scale * (text_embeds @ patch_embeds.transpose(1, 2))
+
+
+def upsample_argmax(
+    logits: Tensor,
+    out_hw: tuple[int, int],
+    *,
+    activation: Literal["none", "sigmoid", "softmax"] = "none",
+    seen: Tensor | None = None,
+    seen_bias: float = 0.0,
+    unknown_below: float | None = None,
+    with_scores: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Label every pixel: upsample, activate, lower seen classes, take the best.
+
+    Args:
+        logits: float ``[B, C, h, w]``.
+        out_hw: Size of the result, in pixels.
+        activation: Applied after upsampling; ``"softmax"`` is over classes.
+        seen: bool ``[C]``; classes whose activated value is lowered.
+        seen_bias: The amount.
+        unknown_below: Pixels whose score is lower become unknown.
+        with_scores: Whether to return scores.
+
+    Returns:
+        Labels ``[B, H, W]``, uint8 with 255 for unknown (above 254 classes int32 with 65535), and
+        scores ``[B, H, W]`` or None: the winner's activated value without the bias.
+    """
+    values = F.interpolate(logits, size=out_hw, mode="bilinear", align_corners=False)
+    if activation == "sigmoid":
+        values = values.sigmoid()
+    elif activation == "softmax":
+        values = values.softmax(dim=1)
+    shifted = values
+    if seen is not None:
+        shifted = values - seen_bias * seen.to(values).view(-1, 1, 1)
+    winners = shifted.argmax(dim=1)
+    scores = values.gather(1, winners.unsqueeze(1)).squeeze(1)
+    dtype, unknown = (torch.uint8, 255) if logits.shape[1] <= 254 else (torch.int32, 65535)
+    labels = winners.to(dtype)
+    if unknown_below is not None:
+        labels[scores < unknown_below] = unknown
+    return labels, scores if with_scores else None
+
+
+def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.5) -> Tensor:
+    """Blend each pixel with its class colour; pixels without a colour stay the frame's.
+
+    Args:
+        frame: uint8 ``[H, W, 3]``.
+        labels: Class indices, ``[H, W]``; those of ``len(palette)`` and above are unknown.
+        palette: uint8 ``[K, 3]``.
+        alpha: Share of the colour, in ``[0, 1]``.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    indices = labels.long()
+    known = (indices < len(palette)).unsqueeze(-1)
+    colours = palette[indices.clamp(max=len(palette) - 1)].float()
+    blended = (1 - alpha) * frame.float() + alpha * colours
+    return torch.where(known, (blended + 0.5).floor().to(torch.uint8), frame)

@@ -1,0 +1,154 @@
+"""Whole pictures through a fixed-size model: the official evaluation protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zsseg_rt.errors import DTypeError, ShapeError
+
+__all__ = ["prepare_image", "slide_predict", "slide_scores"]
+
+
+class _Predictor(Protocol):
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[Any]: ...
+
+
+def prepare_image(
+    rgb: NDArray[np.uint8],
+    *,
+    short_side: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Tensor:
+    """Resize a picture as mmseg does and normalise it.
+
+    The short side becomes ``short_side`` exactly, the long side in proportion; bilinear on uint8.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``, RGB.
+        short_side: Pixels.
+        mean: Of R, G, B, in ``[0, 1]``.
+        std: Of R, G, B, in ``[0, 1]``.
+
+    Returns:
+        float32 ``[1, 3, h, w]``.
+
+    Raises:
+        ShapeError: The picture is not ``[H, W, 3]`` or is empty.
+        DTypeError: The picture is not uint8.
+    """
+    _check_picture(rgb)
+    height, width = rgb.shape[:2]
+    # The long side's target is computed before the factor: the order decides the last rounding.
+    long_side = short_side * max(height, width) / min(height, width)
+    factor = min(long_side / max(height, width), short_side / min(height, width))
+    size_wh = (int(width * factor + 0.5), int(height * factor + 0.5))
+    resized = cv2.resize(rgb, size_wh, interpolation=cv2.INTER_LINEAR)
+    scaled = (resized.astype(np.float64) - 255 * np.array(mean)) / (255 * np.array(std))
+    return torch.from_numpy(scaled.astype(np.float32).transpose(2, 0, 1)[None].copy())
+
+
+def _check_picture(rgb: NDArray[np.uint8]) -> None:
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ShapeError(f"rgb: expected [H, W, 3], got {list(rgb.shape)}. Convert it to RGB.")
+    if rgb.dtype != np.uint8:
+        raise DTypeError(f"rgb: expected uint8, got {rgb.dtype}. Give 8-bit pixels.")
+
+
+def _starts(size: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin on one axis; the last is shifted back to end at the border."""
+    count = max(size - crop + stride - 1, 0) // stride + 1
+    return [max(min(index * stride, size - crop), 0) for index in range(count)]
+
+
+def slide_scores(
+    predict: Callable[[Tensor], Tensor], image: Tensor, *, crop_size: int, stride: int
+) -> Tensor:
+    """Average the scores of overlapping windows.
+
+    Args:
+        predict: Maps a window ``[B, 3, h, w]`` to scores ``[B, C, h, w]``.
+        image: ``[B, 3, H, W]``.
+        crop_size: Side of a window; windows are cut where the picture is smaller.
+        stride: Step between windows, in pixels.
+
+    Returns:
+        ``[B, C, H, W]``.
+    """
+    height, width = image.shape[2:]
+    totals, counts = None, image.new_zeros(1, 1, height, width)
+    for top in _starts(height, crop_size, stride):
+        for left in _starts(width, crop_size, stride):
+            window = (..., slice(top, top + crop_size), slice(left, left + crop_size))
+            scores = predict(image[window])
+            if totals is None:
+                totals = scores.new_zeros(*scores.shape[:2], height, width)
+            totals[window] += scores
+            counts[window] += 1
+    assert totals is not None
+    return totals / counts
+
+
+@torch.no_grad()
+def slide_predict(
+    model: _Predictor,
+    rgb: NDArray[np.uint8],
+    text_embeds: Tensor,
+    *,
+    short_side: int = 512,
+    crop_size: int = 512,
+    stride: int = 426,
+    softmax: bool = True,
+) -> Tensor:
+    """Score every class at every pixel of a whole picture, as the official evaluation does.
+
+    Resize so that the short side is ``short_side``, normalise, average ``model.predict`` over
+    sliding windows, resize the scores to the picture, softmax over classes.
+
+    Args:
+        model: A model with ``predict``, such as :class:`zsseg_rt.models.zegclip.ZegCLIP`.
+        rgb: uint8 ``[H, W, 3]``, RGB.
+        text_embeds: Class embeddings, ``[C, D]``.
+        short_side: Of the resized picture, in pixels.
+        crop_size: Side of a window, in pixels.
+        stride: Step between windows, in pixels.
+        softmax: Whether to end with the official softmax over scores; the argmax is the same
+            without it.
+
+    Returns:
+        ``[C, H, W]`` at the picture's own size; ``.argmax(0)`` gives labels.
+
+    Raises:
+        ShapeError: The picture or the text embeddings have another shape, or a size is not
+            positive.
+        DTypeError: The picture is not uint8.
+    """
+    if min(short_side, crop_size, stride) < 1 or stride > crop_size:
+        raise ShapeError(
+            f"stride: expected 1 <= stride <= crop_size and a positive short_side, got stride "
+            f"{stride}, crop_size {crop_size}, short_side {short_side}. Windows must overlap or "
+            "touch."
+        )
+    image = prepare_image(rgb, short_side=short_side, mean=model.image_mean, std=model.image_std)
+    image = image.to(next(model.parameters()).device)
+    scores = slide_scores(
+        lambda window: model.predict(window, text_embeds),
+        image,
+        crop_size=crop_size,
+        stride=stride,
+    )
+    scores = F.interpolate(scores, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0]
+    return scores.softmax(dim=0) if softmax else scores
