@@ -1,0 +1,326 @@
+"""The command line, ``zsseg-rt``: argument parsing and printing; the work is in the package.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a gate was not met, 4 environment.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    PrecisionNotApplied,
+    SourceError,
+    ZssegError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zsseg_rt.batch import PhotoResult
+    from zsseg_rt.engine import Engine
+
+__all__ = ["app", "main"]
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
+
+app = typer.Typer(
+    name="zsseg-rt",
+    help="Zero-shot semantic segmentation: name classes at run time, label every pixel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
+export_app = typer.Typer(help="Export a model to a bundle.", no_args_is_help=True)
+app.add_typer(import_app, name="import-checkpoint")
+app.add_typer(export_app, name="export")
+
+BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done.")] = False,
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+@app.command()
+def segment(
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders or glob patterns.")],
+    bundle: BundleOption,
+    classes: Annotated[
+        str | None, typer.Option(help='"a,b,c", or @FILE: one class a line, commas = synonyms.')
+    ] = None,
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
+    ] = None,
+    background: Annotated[
+        str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
+    ] = "",
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures.")] = Path(
+        "zsseg_out"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    unknown_below: Annotated[
+        float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")] = 0.5,
+    resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Label every pixel of photos: an overlay, a label picture and a table of classes for each."""
+    from zsseg_rt import batch
+    from zsseg_rt.engine import Engine
+
+    names = read_classes(classes, class_name or [])
+    found = batch.find_photos(photos)
+    config = EngineConfig(
+        device=device,
+        backend=backend,
+        precision=precision,
+        num_threads=threads,
+        unknown_below=unknown_below,
+    )
+    with Engine(bundle, config) as engine:
+        engine.set_classes(names, background=_split(background), templates=template)
+        results = _segment_with_progress(engine, found, out, alpha=alpha, resume=resume)
+        if json_file is not None:
+            _write_json(json_file, {"engine": _describe(engine), "photos": results})
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
+
+
+@app.command()
+def info(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
+    names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
+    check: Annotated[bool, typer.Option(help="Hash all files and run the golden sample.")] = False,
+    precision: Annotated[str, typer.Option(help="Precision of the check.")] = "auto",
+    json_file: JsonOption = None,
+) -> None:
+    """Show what a bundle holds; with --check, whether it works here (exit code 3 if not)."""
+    from zsseg_rt.bundle import Bundle
+
+    loaded = Bundle.load(bundle)
+    manifest = loaded.to_manifest()
+    if json_file is not None:
+        _write_json(json_file, manifest)
+    console = _console()
+    console.print(f"[bold]{loaded.name}[/]  {loaded.architecture}, family {loaded.family}")
+    height, width = loaded.preprocess.size_hw
+    console.print(f"input {height}x{width}, grid {loaded.head.grid_hw}, text {loaded.text.space}")
+    for graph, variants in loaded.graphs.items():
+        sizes = ", ".join(f"{p} {e.bytes / 1e6:.1f} MB" for p, e in variants.items())
+        console.print(f"{graph}: {sizes}")
+    bank = loaded.text_bank.names if loaded.text_bank is not None else ()
+    console.print(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
+    if names:
+        for name in bank:
+            console.print(f"  {name}", highlight=False)
+    if check:
+        _run_self_check(bundle, precision)
+
+
+@app.command()
+def doctor(json_file: JsonOption = None) -> None:
+    """Show what can run on this machine, and the remedy for what cannot."""
+    from rich.table import Table
+
+    from zsseg_rt.doctor import examine
+
+    findings = examine()
+    table = Table("topic", "", "found", "what to do", box=None, pad_edge=False)
+    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "bad": "[red]bad[/]"}
+    for f in findings:
+        table.add_row(f.topic, marks[f.status], f.detail, f.remedy)
+    _console().print(table)
+    if json_file is not None:
+        _write_json(json_file, {"findings": findings})
+    if any(f.status == "bad" for f in findings):
+        raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
+    """Read ``--classes`` and ``--class``.
+
+    Args:
+        classes: ``"a,b"``, or ``"@FILE"`` with one class a line, commas between synonyms; empty
+            lines and lines that begin with ``#`` are skipped.
+        single: Whole class names, commas and all.
+
+    Raises:
+        click.UsageError: No class at all.
+        SourceError: The file cannot be read.
+    """
+    names: list[str | list[str]] = []
+    if classes is not None and classes.startswith("@"):
+        names += _read_class_file(Path(classes[1:]))
+    elif classes is not None:
+        names += _split(classes)
+    names += list(single)
+    if not names:
+        raise click.UsageError("name at least one class: --classes 'road,person' or @FILE")
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; what the console script calls."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(
+            args=None if arguments is None else list(arguments),
+            prog_name="zsseg-rt",
+            standalone_mode=False,
+        )
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        return EXIT_USAGE
+    except click.UsageError as exc:
+        return _fail(EXIT_USAGE, exc.format_message())
+    except click.Abort:
+        return _fail(EXIT_FAILURE, "interrupted")
+    except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:
+        return _fail(EXIT_ENVIRONMENT, str(exc), debug)
+    except ZssegError as exc:
+        return _fail(EXIT_FAILURE, str(exc), debug)
+    except ValueError as exc:
+        return _fail(EXIT_USAGE, str(exc), debug)
+    except KeyboardInterrupt:
+        return _fail(EXIT_FAILURE, "interrupted")
+    return int(code or EXIT_OK)
+
+
+def _fail(code: int, message: str, debug: bool = False) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"zsseg-rt: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _segment_with_progress(
+    engine: Engine, photos: Sequence[Path], out: Path, *, alpha: float, resume: bool
+) -> list[PhotoResult]:
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from zsseg_rt import batch
+
+    console = _console()
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=len(photos) < 2, transient=True) as bar:
+        task = bar.add_task("photos", total=len(photos))
+
+        def show(result: PhotoResult, _: Any) -> None:
+            _print_result(console, result)
+            bar.advance(task)
+
+        return batch.segment_photos(engine, photos, out, alpha=alpha, resume=resume, on_done=show)
+
+
+def _print_result(console: Console, result: PhotoResult) -> None:
+    from rich.table import Table
+
+    if result.error is not None:
+        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
+        return
+    height, width = result.size_hw or (0, 0)
+    total = (result.times or {}).get("total", 0.0)
+    state = "done earlier" if result.resumed else f"{total:.0f} ms"
+    console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
+    table = Table("class", "share", "pixels", box=None, pad_edge=False)
+    for entry in result.classes:
+        table.add_row(entry["name"], f"{entry['share']:.1%}", str(entry["pixels"]))
+    if result.unknown_share:
+        table.add_row("(unknown)", f"{result.unknown_share:.1%}", "")
+    console.print(table)
+    console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
+
+
+def _run_self_check(bundle: Path, precision: str) -> None:
+    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.engine import Engine
+
+    loaded = Bundle.load(bundle)
+    loaded.verify()
+    with Engine(loaded, EngineConfig(precision=precision)) as engine:
+        report = engine.self_check()
+        _console().print(f"self-check of {engine!r}:", highlight=False)
+    for stage in report.stages:
+        verdict = "ok" if stage.passed else "FAILED"
+        _console().print(
+            f"  {stage.stage:14} error {stage.error:.2e} of {stage.tolerance:.0e}  {verdict}",
+            highlight=False,
+        )
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE)
+
+
+def _describe(engine: Engine) -> dict[str, Any]:
+    return {
+        "bundle": engine.bundle.name,
+        "backend": engine.backend,
+        "device": engine.device,
+        "precision": engine.precision,
+        "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
+    }
+
+
+def _read_class_file(path: Path) -> list[str | list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SourceError(f"{path}: class file cannot be read: {exc}") from exc
+    names: list[str | list[str]] = []
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        synonyms = _split(line)
+        names.append(synonyms[0] if len(synonyms) == 1 else synonyms)
+    return names
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    from zsseg_rt.schema import encode
+    from zsseg_rt.visualize import write_atomically
+
+    text = json.dumps(encode(content), indent=2, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
