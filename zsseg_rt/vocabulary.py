@@ -137,7 +137,7 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
 
 
 def _synonyms(entry: str | Sequence[str], index: int) -> list[str]:
-    if isinstance(entry, str):
+    if isinstance(entry, str) or not isinstance(entry, Sequence):
         return [_clean(entry, "class_names", index)]
     names = [_clean(text, "class_names", index) for text in entry]
     if not names:

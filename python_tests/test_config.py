@@ -1,0 +1,79 @@
+"""Settings are checked when they are made."""
+
+import pytest
+
+from zsseg_rt import DeviceError, EngineConfig
+from zsseg_rt.backends import registry
+from zsseg_rt.config import default_cache_dir
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda:N', got 'gpu'"),
+        ({"device": "cuda"}, "got 'cuda'"),
+        ({"backend": "onnx"}, "backend: expected one of auto, openvino, tensorrt, torch"),
+        ({"precision": "fp16"}, "precision: expected one of auto, float32, .*got 'fp16'"),
+        ({"channel_order": "RGB"}, "channel_order: expected one of rgb, bgr"),
+        ({"num_threads": -1}, "num_threads: expected >= 0"),
+        ({"unknown_below": 1.5}, r"unknown_below: expected a score in \[0, 1\]"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**settings)
+
+
+def test_from_dict_refuses_unknown_keys():
+    assert EngineConfig.from_dict({"device": "cpu"}) == EngineConfig(device="cpu")
+    with pytest.raises(ValueError, match="unknown key 'devise'"):
+        EngineConfig.from_dict({"devise": "cpu"})
+
+
+def test_cache_folder_follows_home_and_switch(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    assert EngineConfig().cache_folder == tmp_path
+    assert EngineConfig(use_cache=False).cache_folder is None
+    assert EngineConfig(cache_dir=tmp_path / "x").cache_folder == tmp_path / "x"
+
+
+class TestChoose:
+    @pytest.fixture(autouse=True)
+    def no_gpu(self, monkeypatch):
+        monkeypatch.delenv("ZSSEG_BACKEND", raising=False)
+        monkeypatch.delenv("ZSSEG_DEVICE", raising=False)
+        monkeypatch.setattr("zsseg_rt.ops.cuda_device_count", lambda: 0)
+
+    def test_auto_without_gpu_is_openvino_on_the_cpu(self):
+        placement = registry.choose(EngineConfig())
+        assert (placement.backend, placement.device) == ("openvino", "cpu")
+
+    def test_environment_is_read_for_auto_only(self, monkeypatch):
+        monkeypatch.setenv("ZSSEG_BACKEND", "torch")
+        assert registry.choose(EngineConfig()).backend == "torch"
+        assert registry.choose(EngineConfig(backend="openvino")).backend == "openvino"
+        monkeypatch.setenv("ZSSEG_BACKEND", "caffe")
+        with pytest.raises(ValueError, match="ZSSEG_BACKEND: expected one of .* got 'caffe'"):
+            registry.choose(EngineConfig())
+
+    def test_absent_gpu_is_an_error(self):
+        with pytest.raises(DeviceError, match="expected one of 0 visible NVIDIA GPU.*'cuda:0'"):
+            registry.choose(EngineConfig(device="cuda:0"))
+        with pytest.raises(DeviceError, match="0 visible"):
+            registry.choose(EngineConfig(backend="tensorrt"))
+
+    def test_gpu_and_backend_must_fit(self, monkeypatch):
+        monkeypatch.setattr("zsseg_rt.ops.cuda_device_count", lambda: 1)
+        with pytest.raises(DeviceError, match="expected 'cpu' for backend 'openvino'"):
+            registry.choose(EngineConfig(device="cuda:0", backend="openvino"))
+        with pytest.raises(DeviceError, match="expected 'cuda:N' for backend 'tensorrt'"):
+            registry.choose(EngineConfig(device="cpu", backend="tensorrt"))
+
+    def test_gpu_takes_tensorrt_then_torch(self, monkeypatch):
+        monkeypatch.setattr("zsseg_rt.ops.cuda_device_count", lambda: 2)
+        monkeypatch.setattr(registry, "is_installed", lambda name: True)
+        placement = registry.choose(EngineConfig(device="cuda:1"))
+        assert (placement.backend, placement.device) == ("tensorrt", "cuda:1")
+        monkeypatch.setattr(registry, "is_installed", lambda name: name != "tensorrt")
+        assert registry.choose(EngineConfig(device="cuda:1")).backend == "torch"

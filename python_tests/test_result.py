@@ -1,0 +1,90 @@
+"""Segmentation results: shares, pictures, run lengths."""
+
+import cv2
+import numpy as np
+import pytest
+
+from zsseg_rt import Segmentation, ShapeError, SourceError
+from zsseg_rt.errors import DTypeError
+from zsseg_rt.visualize import palette, write_atomically, write_label_png
+
+
+def make(labels, names=("sky", "road", "tree")):
+    return Segmentation(labels=np.asarray(labels), names=names, vocabulary_version=7)
+
+
+def test_present_lists_classes_by_share_and_leaves_unknown_out():
+    seg = make(np.array([[1, 1, 1, 0], [255, 255, 255, 255]], np.uint8))
+    shares = seg.present()
+    assert [(s.name, s.index, s.pixels) for s in shares] == [("road", 1, 3), ("sky", 0, 1)]
+    assert shares[0].share == pytest.approx(3 / 8)
+
+
+def test_saved_labels_read_back_exactly(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 255, (37, 53)).astype(np.uint8)
+    labels[0, 0] = 255
+    path = tmp_path / "mask.png"
+    make(labels, tuple(f"c{i}" for i in range(255))).save(path)
+    raw = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:255] = palette(255)
+    np.testing.assert_array_equal(raw, colours[labels])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_wide_labels_read_back_exactly(tmp_path):
+    labels = np.array([[0, 300], [1023, 65535]], np.uint16)
+    path = tmp_path / "mask.png"
+    write_label_png(path, labels)
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), labels)
+
+
+def test_label_png_refuses_other_arrays(tmp_path):
+    with pytest.raises(ShapeError, match=r"got \(4,\)"):
+        write_label_png(tmp_path / "a.png", np.zeros(4, np.uint8))
+    with pytest.raises(DTypeError, match="got int64"):
+        write_label_png(tmp_path / "a.png", np.zeros((2, 2), np.int64))
+
+
+def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(SourceError, match="No space left on device"):
+        write_atomically(tmp_path / "a.png", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_to_missing_folder_names_the_file(tmp_path):
+    with pytest.raises(SourceError, match=r"nowhere/a\.png: cannot be written"):
+        write_atomically(tmp_path / "nowhere" / "a.png", b"content")
+
+
+def test_run_lengths_decode_to_the_masks():
+    labels = np.random.default_rng(1).integers(0, 3, (11, 7)).astype(np.uint8)
+    labels[:2] = 255
+    for annotation in make(labels).to_coco_rle():
+        counts = annotation["segmentation"]["counts"]
+        values = np.arange(len(counts)) % 2
+        mask = np.repeat(values, counts).reshape(labels.T.shape).T.astype(bool)
+        np.testing.assert_array_equal(mask, labels == annotation["category_id"])
+        assert annotation["area"] == mask.sum()
+
+
+def test_palette_colours_are_distinct_and_stable():
+    assert len({tuple(c) for c in palette(171).tolist()}) == 171
+    np.testing.assert_array_equal(palette(20), palette(171)[:20])
+    assert palette(0).shape == (0, 3)
+
+
+def test_overlay_paints_classes_and_keeps_unknown():
+    labels = np.array([[0, 255]], np.uint8)
+    frame = np.full((1, 2, 3), 100, np.uint8)
+    out = make(labels, ("a",)).overlay(frame, alpha=1.0)
+    np.testing.assert_array_equal(out, [[palette(1)[0], [100, 100, 100]]])
+
+
+def test_overlay_refuses_a_frame_of_another_size():
+    with pytest.raises(ShapeError):
+        make(np.zeros((2, 2), np.uint8)).overlay(np.zeros((3, 3, 3), np.uint8))

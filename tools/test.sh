@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Sets up everything that testing needs, then lints, type-checks and runs the C++ and Python tests.
+#
+#   bash tools/test.sh [pytest arguments]
+#
+# ZSSEG_VENV=DIR    virtual environment to make or reuse (default: .venv in the project)
+# ZSSEG_PYTHON=EXE  interpreter for a new environment (default: python3)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${ZSSEG_VENV:-$PWD/.venv}
+say() { printf '\n== %s\n' "$*"; }
+
+say "system packages"
+missing=()
+command -v c++ >/dev/null || missing+=(g++)
+[ -e /usr/include/gtest/gtest.h ] || missing+=(libgtest-dev)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then
+    echo "Missing: ${missing[*]}. Run: sudo apt-get install ${missing[*]}" >&2
+    exit 4
+  fi
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
+fi
+
+say "Python environment in $venv"
+if [ ! -x "$venv/bin/python" ]; then
+  "${ZSSEG_PYTHON:-python3}" -m venv "$venv"
+fi
+export PATH="$venv/bin:$PATH"
+python -m pip install -q --disable-pip-version-check --upgrade pip
+python -m pip install -q --disable-pip-version-check cmake ninja pybind11 setuptools
+# The package with every extra that tests use; CUDA code for few GPUs keeps the build short.
+rtx=()
+[ "$(uname -m)" = x86_64 ] && rtx=("tensorrt-rtx-cu13>=1.7,<2")
+ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
+  python -m pip install -q --disable-pip-version-check -e '.[dev]' "${rtx[@]}"
+bash tools/fetch_tensorrt_bindings.sh
+
+say "lint and types"
+ruff check .
+ruff format --check .
+mypy
+git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'cpp_tests/*.cpp' 'cpp_tests/*.h' |
+  xargs clang-format --dry-run -Werror
+
+say "C++ tests"
+cmake -S . -B build/cpp_tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DZSSEG_BUILD_TESTS=ON \
+  -DZSSEG_BUILD_PYTHON=OFF -DZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}"
+cmake --build build/cpp_tests
+ctest --test-dir build/cpp_tests --output-on-failure
+
+say "Python tests"
+python -m pytest "$@"

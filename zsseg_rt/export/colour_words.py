@@ -1,0 +1,81 @@
+"""A tiny encoder whose text space is colour: it labels pixels with colour words, untrained.
+
+It exists so that a newcomer sees the whole path work on a photo of their own before they have a
+trained bundle, and so that tests have a bundle whose right answer is known. A patch is its mean
+colour x with a one appended, ``[x, 1]``; a word is ``[2c, -|c|^2]`` for its colour c. Their dot
+product is ``|x|^2 - |x - c|^2``: the nearest colour wins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["COLOUR_WORDS", "colour_embeds", "write_encoder"]
+
+GRID_HW = (64, 64)
+PATCH = 4
+
+# sRGB values in 0..255 of common colour words, most from the CSS Color Module's named colours.
+COLOUR_WORDS: dict[str, tuple[int, int, int]] = {
+    "black": (0, 0, 0),
+    "dark grey": (64, 64, 64),
+    "grey": (128, 128, 128),
+    "light grey": (200, 200, 200),
+    "white": (255, 255, 255),
+    "red": (220, 20, 20),
+    "dark red": (120, 10, 10),
+    "pink": (255, 160, 180),
+    "orange": (255, 140, 0),
+    "brown": (120, 75, 35),
+    "beige": (225, 205, 170),
+    "yellow": (250, 225, 30),
+    "olive": (110, 115, 40),
+    "green": (40, 150, 40),
+    "dark green": (15, 65, 20),
+    "turquoise": (64, 200, 195),
+    "light blue": (165, 205, 240),
+    "blue": (40, 90, 220),
+    "dark blue": (15, 25, 100),
+    "purple": (120, 40, 140),
+}
+
+
+def colour_embeds() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    """Return the words and their embeddings, float32 [C, 4]."""
+    colours = np.array(list(COLOUR_WORDS.values()), np.float32) / 255.0
+    squares = (colours**2).sum(axis=1, keepdims=True)
+    return tuple(COLOUR_WORDS), np.concatenate([2.0 * colours, -squares], axis=1)
+
+
+def write_encoder(path: Path) -> None:
+    """Write the encoder: ``image`` [1, 3, 256, 256] in 0..1 to ``embeds`` [1, 4, 64, 64]."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    height, width = GRID_HW
+    ones = np.ones((1, 1, height, width), np.float32)
+    nodes = [
+        helper.make_node(
+            "AveragePool", ["image"], ["colour"], kernel_shape=[PATCH] * 2, strides=[PATCH] * 2
+        ),
+        helper.make_node("Concat", ["colour", "one"], ["embeds"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colour_words",
+        [_spec("image", (1, 3, height * PATCH, width * PATCH), TensorProto.FLOAT)],
+        [_spec("embeds", (1, 4, height, width), TensorProto.FLOAT)],
+        [numpy_helper.from_array(ones, "one")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _spec(name: str, shape: tuple[int, ...], dtype: int) -> object:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, dtype, list(shape))
