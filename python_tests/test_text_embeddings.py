@@ -1,0 +1,149 @@
+"""Phrase embeddings: template ensembles, caches in memory and on disk, and damaged caches."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fakes import write_fake_bundle
+
+from zsseg_rt import Bundle, VocabularyError
+from zsseg_rt.backends.base import TensorSpec
+from zsseg_rt.bundle import FileEntry, TextBankEntry, TextSpec
+from zsseg_rt.text import embeddings
+from zsseg_rt.text.embeddings import PhraseEmbedder
+
+
+class CountingEncoder:
+    """Embeds the letters of a prompt, and counts how many prompts it was given."""
+
+    inputs = (TensorSpec(name="token_ids", dtype="int64", shape=("prompts", 77)),)
+
+    def __init__(self):
+        self.prompts = 0
+        self.largest_batch = 0
+
+    def run(self, feeds, *, stream=0):
+        tokens = feeds["token_ids"]
+        self.prompts += len(tokens)
+        self.largest_batch = max(self.largest_batch, len(tokens))
+        return {"text_embeds": tokens[:, :3].astype(np.float32) + 1.0}
+
+    def close(self):
+        pass
+
+
+class LetterTokenizer:
+    def __init__(self, path, context_length):
+        self.context_length = context_length
+
+    def encode(self, texts):
+        rows = np.zeros((len(texts), self.context_length), np.int64)
+        for row, text in zip(rows, texts, strict=True):
+            letters = [ord(c) for c in text][: self.context_length]
+            row[: len(letters)] = letters
+        return rows
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "Tokenizer", LetterTokenizer)
+    root = write_fake_bundle(tmp_path / "b.zsseg")
+    tokenizer = root / "tokenizer.json"
+    tokenizer.write_text("{}")
+    loaded = Bundle.load(root)
+    text = TextSpec(
+        embed_dim=3,
+        templates=("{} a", "{} b"),
+        tokenizer=FileEntry.describe(tokenizer, root),
+        encoder_sha256="e" * 64,
+    )
+    graphs = {**loaded.graphs, "text_encoder": loaded.graphs["image_encoder"]}
+    return dataclasses.replace(loaded, text=text, graphs=graphs)
+
+
+def test_embedding_is_the_normalised_mean_over_templates(bundle):
+    embedder = PhraseEmbedder(bundle, CountingEncoder, None)
+    (row,) = embedder.embed(["xy"])
+    parts = [np.array([ord(c) + 1.0 for c in prompt[:3]]) for prompt in ("xy a", "xy b")]
+    mean = np.mean([p / np.linalg.norm(p) for p in parts], axis=0)
+    np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=1e-6)
+
+
+def test_known_phrases_are_not_embedded_again(bundle, tmp_path):
+    encoder = CountingEncoder()
+    embedder = PhraseEmbedder(bundle, lambda: encoder, tmp_path / "cache")
+    first = embedder.embed(["cat", "dog"])
+    assert encoder.prompts == 4
+    np.testing.assert_array_equal(embedder.embed(["dog", "cat"]), first[::-1])
+    assert encoder.prompts == 4
+    embedder.embed(["cat", "owl"])
+    assert encoder.prompts == 6
+
+
+def test_disk_cache_serves_a_new_process_without_the_encoder(bundle, tmp_path):
+    def refuse():
+        raise AssertionError("the encoder was loaded")
+
+    first = PhraseEmbedder(bundle, CountingEncoder, tmp_path / "cache").embed(["cat"])
+    again = PhraseEmbedder(bundle, refuse, tmp_path / "cache").embed(["cat"])
+    np.testing.assert_array_equal(again, first)
+
+
+def test_templates_have_their_own_cache_entries(bundle, tmp_path):
+    encoder = CountingEncoder()
+    embedder = PhraseEmbedder(bundle, lambda: encoder, tmp_path / "cache")
+    embedder.embed(["cat"])
+    embedder.embed(["cat"], ["the {}"])
+    assert encoder.prompts == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"garbage", "nan", "short"])
+def test_damaged_cache_is_embedded_again(bundle, tmp_path, damage, caplog):
+    cache = tmp_path / "cache"
+    first = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])
+    (entry,) = cache.rglob("*.npy")
+    if damage == "nan":
+        np.save(entry, np.full(3, np.nan, np.float32))
+    elif damage == "short":
+        np.save(entry, np.ones(2, np.float32))
+    else:
+        entry.write_bytes(damage)
+    again = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])
+    np.testing.assert_array_equal(again, first)
+    assert "embedding again" in caplog.text
+    np.testing.assert_array_equal(np.load(entry), first[0])
+
+
+def test_full_disk_keeps_working_and_says_so(bundle, tmp_path, monkeypatch, caplog):
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    rows = PhraseEmbedder(bundle, CountingEncoder, tmp_path / "cache").embed(["cat"])
+    assert rows.shape == (1, 3)
+    assert "No space left on device" in caplog.text
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_many_prompts_run_in_bounded_batches(bundle):
+    encoder = CountingEncoder()
+    rows = PhraseEmbedder(bundle, lambda: encoder, None).embed([f"c{i}" for i in range(150)])
+    assert rows.shape == (150, 3)
+    assert encoder.prompts == 300
+    assert encoder.largest_batch == embeddings.PROMPTS_PER_RUN
+
+
+def test_text_bank_answers_first_and_unknown_names_get_a_hint(tmp_path):
+    from safetensors.numpy import save_file
+
+    root = write_fake_bundle(tmp_path / "b.zsseg")
+    bank = np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_file({"embeds": bank}, root / "bank.safetensors")
+    described = FileEntry.describe(root / "bank.safetensors", root)
+    loaded = dataclasses.replace(
+        Bundle.load(root), text_bank=TextBankEntry(**vars(described), names=("road", "tree"))
+    )
+    embedder = PhraseEmbedder(loaded, CountingEncoder, None)
+    np.testing.assert_array_equal(embedder.embed(["tree", "road"]), bank[::-1])
+    with pytest.raises(VocabularyError, match=r"got 'trees'.*Did you mean 'tree'\?"):
+        embedder.embed(["trees"])
