@@ -12,12 +12,13 @@ except ModuleNotFoundError as error:
 
 from zsseg_rt.models.checkpoints import load_checkpoint, normalize_state_dict
 from zsseg_rt.models.clip import build_image_encoder, build_text_encoder, load_clip
-from zsseg_rt.models.registry import from_official
+from zsseg_rt.models.registry import create_model, from_official
 from zsseg_rt.models.sliding import slide_predict
 
 __all__ = [
     "build_image_encoder",
     "build_text_encoder",
+    "create_model",
     "from_official",
     "load_checkpoint",
     "load_clip",

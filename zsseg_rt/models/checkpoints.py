@@ -23,6 +23,20 @@ __all__ = [
     "normalize_state_dict",
 ]
 
+# What pickle may raise on bytes that are no pickle, or on classes that are not installed.
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# How torch words its refusal of anything but tensors and plain values.
+_FOREIGN_OBJECT = re.compile(r"Unsupported (global|class)|unrecognized function|allowed global")
 _LISTED = 5  # offending keys that an error names
 
 
@@ -49,8 +63,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tenso
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if is_torchscript(path):
-        archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        return dict(archive.state_dict())
+        return _load_torchscript(path)
     return _find_state_dict(_load_pickle(path, trust), path)
 
 
@@ -62,6 +75,14 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def _load_torchscript(path: Path) -> dict[str, Tensor]:
+    try:
+        archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    return dict(archive.state_dict())
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -69,27 +90,29 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path.name}: expected a safetensors file, got {error}. Download it again."
-        ) from error
+        raise _unreadable(path, error) from error
     return tensors
 
 
 def _load_pickle(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        if not trust and "weights" in str(error).lower() and "unsupported" in str(error).lower():
+    except _UNPICKLING_ERRORS as error:
+        if not trust and _FOREIGN_OBJECT.search(str(error)):
             raise CheckpointError(
                 f"{path.name}: expected tensors and plain values only, got a pickle with other "
                 "objects in it, which can run code while it is read. If you trust its author, "
                 "pass trust=True."
             ) from error
-        raise CheckpointError(
-            f"{path.name}: expected a checkpoint file, got one that cannot be read "
-            f"({reason[0][:200]}). Download it again."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    return CheckpointError(
+        f"{path.name}: expected a checkpoint file, got one that cannot be read "
+        f"({type(error).__name__}: {reason}). Get the file again."
+    )
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:

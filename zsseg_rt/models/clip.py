@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,11 +57,15 @@ class ClipWeights:
         visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
         text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
         activation: The MLPs' activation.
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        text_heads: Heads of the text tower; None is one per 64 channels.
     """
 
     visual: dict[str, Tensor]
     text: dict[str, Tensor]
     activation: Activation
+    num_heads: int | None = None
+    text_heads: int | None = None
 
 
 def load_clip(
@@ -68,6 +73,8 @@ def load_clip(
     *,
     architecture: str = "ViT-B-16",
     activation: Activation | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
     trust: bool = False,
 ) -> ClipWeights:
     """Load CLIP weights.
@@ -79,6 +86,9 @@ def load_clip(
         architecture: open_clip's name of the model, for a tag.
         activation: The MLPs' activation, for a ``state_dict`` file, which does not say. OpenAI's
             archives are ``"quick_gelu"``; a tag brings its own.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is true
+            of ViT-B and ViT-L but not of ViT-H and larger.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
 
     Returns:
@@ -101,7 +111,8 @@ def load_clip(
             "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
             "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
         )
-    return _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+    weights = _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+    return replace(weights, num_heads=num_heads, text_heads=text_heads)
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
@@ -121,7 +132,17 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
             f"{type(error).__name__}. Connect to the network, or pass a local file."
         ) from error
     quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-    return _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", tag)
+    weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", tag)
+    text = getattr(model, "text", model)
+    return replace(
+        weights,
+        num_heads=_heads_of(model.visual.transformer),
+        text_heads=_heads_of(text.transformer),
+    )
+
+
+def _heads_of(transformer: Any) -> int:
+    return int(transformer.resblocks[0].attn.num_heads)
 
 
 def _import_open_clip() -> Any:
@@ -169,6 +190,12 @@ def image_encoder_config(
     """
     width, _, patch_size, _ = sizes.of(prefix + "conv1.weight", 4)
     rows = sizes.of(prefix + "positional_embedding", 2)[0]
+    grid_side = math.isqrt(rows - 1)
+    if 1 + grid_side**2 != rows:
+        raise CheckpointError(
+            f"{prefix}positional_embedding: expected one row and those of a square grid, got "
+            f"{rows} rows. Check that the checkpoint is of a ViT with a class token."
+        )
     return ImageEncoderConfig(
         width=width,
         num_layers=sizes.count(prefix + "transformer.resblocks."),
@@ -176,7 +203,7 @@ def image_encoder_config(
         mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         embed_dim=sizes.of(prefix + "proj", 2)[1],
         patch_size=patch_size,
-        grid_side=round((rows - 1) ** 0.5),
+        grid_side=grid_side,
         activation=activation,
         num_prompts=0,
         num_deep_prompts=0,
@@ -207,16 +234,13 @@ def text_encoder_config(
     )
 
 
-def build_image_encoder(
-    weights: ClipWeights, *, grid_side: int | None = None, num_heads: int | None = None
-) -> ImageEncoder:
+def build_image_encoder(weights: ClipWeights, *, grid_side: int | None = None) -> ImageEncoder:
     """Build the plain image tower.
 
     Args:
         weights: CLIP weights.
         grid_side: Side of the patch grid to resize the positional embedding to (bilinear); None
             keeps it.
-        num_heads: None is one per 64 channels.
 
     Returns:
         The tower, in evaluation mode.
@@ -230,19 +254,18 @@ def build_image_encoder(
             visual["positional_embedding"], (grid_side, grid_side)
         )
     sizes = Sizes(visual, "CLIP")
-    config = image_encoder_config(sizes, num_heads=num_heads, activation=weights.activation)
+    config = image_encoder_config(sizes, num_heads=weights.num_heads, activation=weights.activation)
     with torch.device("meta"):
         encoder = ImageEncoder(config)
     load_weights(encoder, visual, architecture="CLIP's image tower")
     return _frozen(encoder)
 
 
-def build_text_encoder(weights: ClipWeights, *, num_heads: int | None = None) -> TextEncoder:
+def build_text_encoder(weights: ClipWeights) -> TextEncoder:
     """Build the text tower.
 
     Args:
         weights: CLIP weights.
-        num_heads: None is one per 64 channels.
 
     Returns:
         The tower, in evaluation mode.
@@ -251,7 +274,7 @@ def build_text_encoder(weights: ClipWeights, *, num_heads: int | None = None) ->
         CheckpointError: The weights are not a CLIP text transformer's.
     """
     sizes = Sizes(weights.text, "CLIP")
-    config = text_encoder_config(sizes, num_heads=num_heads, activation=weights.activation)
+    config = text_encoder_config(sizes, num_heads=weights.text_heads, activation=weights.activation)
     with torch.device("meta"):
         encoder = TextEncoder(config)
     load_weights(encoder, weights.text, architecture="CLIP's text tower")

@@ -34,7 +34,8 @@ __all__ = [
 
 def unit(x: Tensor) -> Tensor:
     """Divide by the L2 norm over the last axis, with no epsilon (as the official code does)."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm
 
 
 def resize_positional_embedding(positional_embedding: Tensor, grid_hw: tuple[int, int]) -> Tensor:

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.models.zegclip import zegclip_from_official
+from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
 
-__all__ = ["from_official"]
+__all__ = ["create_model", "from_official"]
 
 _FROM_OFFICIAL: Mapping[str, Callable[..., nn.Module]] = {"zegclip": zegclip_from_official}
+_CREATE: Mapping[str, Callable[..., nn.Module]] = {"zegclip": zegclip_from_clip}
 
 
 def from_official(architecture: str, state_dict: Mapping[str, Tensor], **config: Any) -> nn.Module:
@@ -31,10 +32,32 @@ def from_official(architecture: str, state_dict: Mapping[str, Tensor], **config:
         CheckpointError: The architecture is unknown, or the ``state_dict`` is not of it; the
             message lists the first offending keys.
     """
-    builder = _FROM_OFFICIAL.get(architecture)
-    if builder is None:
+    return _find(_FROM_OFFICIAL, architecture)(state_dict, **config)
+
+
+def create_model(architecture: str, **config: Any) -> nn.Module:
+    """Build a model that starts from CLIP weights.
+
+    Args:
+        architecture: ``"zegclip"``.
+        **config: ``pretrained`` and the architecture's settings; see
+            :func:`zsseg_rt.models.zegclip.zegclip_from_clip`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: The architecture is unknown, or the weights cannot be read.
+    """
+    return _find(_CREATE, architecture)(**config)
+
+
+def _find(
+    builders: Mapping[str, Callable[..., nn.Module]], architecture: str
+) -> Callable[..., nn.Module]:
+    if architecture not in builders:
         raise CheckpointError(
-            f"architecture: expected one of {', '.join(sorted(_FROM_OFFICIAL))}, "
+            f"architecture: expected one of {', '.join(sorted(builders))}, "
             f"got '{architecture}'. Check the spelling."
         )
-    return builder(state_dict, **config)
+    return builders[architecture]

@@ -82,9 +82,11 @@ class TextEncoder(nn.Module):
         """
         self._check(tokens)
         x = self.token_embedding(tokens) + self.positional_embedding
-        x = cast(Tensor, self.ln_final(self.transformer(x, is_causal=True)))
-        # A mask instead of an index: the same row, without a gather in exported graphs.
         columns = torch.arange(self.config.context_length, device=tokens.device)
+        future = columns > columns.unsqueeze(1)
+        mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, float("-inf"))
+        x = cast(Tensor, self.ln_final(self.transformer(x, mask=mask)))
+        # A mask instead of an index: the same row, without a gather in exported graphs.
         end_of_text = (columns == tokens.argmax(dim=-1, keepdim=True)).to(x.dtype)
         return (end_of_text.unsqueeze(1) @ x).squeeze(1) @ self.text_projection
 

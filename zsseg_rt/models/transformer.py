@@ -50,11 +50,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend within ``x`` ``[B, N, W]``; ``mask`` ``[N, N]`` is added to the scores."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
 
 
@@ -102,9 +102,9 @@ class ResidualBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width, activation)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map ``[B, N, W]`` to ``[B, N, W]``."""
-        x = x + self.attn(self.ln_1(x), mask=mask, is_causal=is_causal)
+        x = x + self.attn(self.ln_1(x), mask=mask)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -132,8 +132,8 @@ class Transformer(nn.Module):
             ResidualBlock(width, num_heads, mlp_width, activation) for _ in range(num_layers)
         )
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Run every block on ``x`` ``[B, N, W]``."""
         for block in self.resblocks:
-            x = block(x, mask=mask, is_causal=is_causal)
+            x = block(x, mask=mask)
         return x

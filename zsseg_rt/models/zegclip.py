@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,22 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.models.checkpoints import Sizes, check_float32, load_weights
-from zsseg_rt.models.clip import image_encoder_config, text_encoder_config
+from zsseg_rt.models.clip import (
+    ClipWeights,
+    image_encoder_config,
+    load_clip,
+    text_encoder_config,
+)
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.image_encoder import (
     FoldedImageEncoder,
     ImageEncoderConfig,
     PromptedImageEncoder,
+    resize_positional_embedding,
 )
 from zsseg_rt.models.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.transformer import Activation
 
 __all__ = [
     "DecodeHead",
@@ -35,6 +43,7 @@ __all__ = [
     "SegmentationOutput",
     "ZegCLIP",
     "ZegCLIPConfig",
+    "zegclip_from_clip",
     "zegclip_from_official",
 ]
 
@@ -219,10 +228,13 @@ class ZegCLIP(nn.Module):
                 ``text_embeds`` does not have.
         """
         shift = self._seen_shift(text_embeds)
-        size = (self.config.image_size, self.config.image_size)
-        logits = _resize(self(image, text_embeds).mask_logits, size)
+        logits = self.upsample(self(image, text_embeds).mask_logits)
         scores = logits.sigmoid() - shift.to(logits)
         return _resize(scores, (image.shape[2], image.shape[3]))
+
+    def upsample(self, mask_logits: Tensor) -> Tensor:
+        """Bring mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
+        return _resize(mask_logits, (self.config.image_size, self.config.image_size))
 
     def _seen_shift(self, text_embeds: Tensor) -> Tensor:
         """What is taken off each class's score, ``[C, 1, 1]``."""
@@ -230,10 +242,11 @@ class ZegCLIP(nn.Module):
         seen = self.config.seen_classes
         if self.config.self_trained or not seen:
             return shift
-        if max(seen) >= len(shift):
+        if min(seen) < 0 or max(seen) >= len(shift):
             raise ShapeError(
-                f"seen_classes: expected indices below {len(shift)}, the number of text_embeds, "
-                f"got {max(seen)}. Give the model the seen classes of this vocabulary."
+                f"seen_classes: expected indices from 0 to {len(shift) - 1}, the rows of "
+                f"text_embeds, got {min(seen)} to {max(seen)}. Give the model the seen classes of "
+                "this vocabulary."
             )
         shift[list(seen)] = self.config.seen_bias
         return shift
@@ -292,6 +305,8 @@ def zegclip_from_official(
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
     with_text_encoder: bool = True,
+    prompt_dropout: float = 0.1,
+    decoder_dropout: float = 0.1,
 ) -> ZegCLIP:
     """Build ZegCLIP from an official checkpoint's ``state_dict``; sizes are read from shapes.
 
@@ -310,6 +325,8 @@ def zegclip_from_official(
             for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` shifts no score.
         self_trained: Whether the weights come from self-training; no score is shifted.
         with_text_encoder: Whether to build the text tower when the checkpoint holds one.
+        prompt_dropout: Dropout on the projected prompts, in training.
+        decoder_dropout: Dropout in the decoder's layers, in training.
 
     Returns:
         The model, in evaluation mode. The weights are copies.
@@ -319,11 +336,11 @@ def zegclip_from_official(
     """
     check_float32(state_dict, "zegclip")
     sizes = Sizes(state_dict, "zegclip")
-    image_encoder = _image_encoder_config(sizes, num_heads)
+    image_encoder = replace(_image_encoder_config(sizes, num_heads), prompt_dropout=prompt_dropout)
     has_text = with_text_encoder and any(key.startswith("text_encoder.") for key in state_dict)
     config = ZegCLIPConfig(
         image_encoder=image_encoder,
-        decoder=_decoder_config(sizes, decoder_heads),
+        decoder=replace(_decoder_config(sizes, decoder_heads), dropout=decoder_dropout),
         text_encoder=text_encoder_config(sizes, "text_encoder.", text_heads) if has_text else None,
         image_size=image_size or image_encoder.grid_side * image_encoder.patch_size,
         seen_classes=tuple(int(index) for index in seen_classes),
@@ -334,6 +351,74 @@ def zegclip_from_official(
     ignored = _UNUSED_KEYS if has_text else (*_UNUSED_KEYS, r"text_encoder\..*")
     load_weights(model, state_dict, architecture="zegclip", ignored=ignored)
     return model.eval()
+
+
+def zegclip_from_clip(
+    *,
+    pretrained: str | Path,
+    clip: str = "ViT-B-16",
+    activation: Activation | None = None,
+    num_prompts: int = 10,
+    image_size: int = 512,
+    decoder: DecoderConfig | None = None,
+    seen_classes: Sequence[int] = (),
+    self_trained: bool = False,
+) -> ZegCLIP:
+    """Start ZegCLIP from CLIP weights, prompts and decode head initialised for training.
+
+    The positional embedding is resized to ``image_size`` (bilinear).
+
+    Args:
+        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.load_clip`.
+        clip: open_clip's name of the model, for a tag.
+        activation: For a ``state_dict`` file, which does not say.
+        num_prompts: Visual prompts a layer; officially 10 for VOC, 100 for COCO-Stuff.
+        image_size: Side of training crops, in pixels; a multiple of the patch size.
+        decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
+        seen_classes: Rows of the text embeddings that are trained on.
+        self_trained: Whether training is self-training; see :class:`ZegCLIPConfig`.
+
+    Returns:
+        The model, in evaluation mode, with its text tower.
+
+    Raises:
+        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+    """
+    weights = load_clip(pretrained, architecture=clip, activation=activation)
+    config = image_encoder_config(
+        Sizes(weights.visual, "CLIP"), "", weights.num_heads, weights.activation
+    )
+    side = image_size // config.patch_size
+    image_encoder = replace(
+        config, grid_side=side, num_prompts=num_prompts, num_deep_prompts=config.num_layers - 1
+    )
+    model = ZegCLIP(
+        ZegCLIPConfig(
+            image_encoder=image_encoder,
+            decoder=decoder
+            or DecoderConfig(query_dim=config.embed_dim, ffn_dim=4 * config.embed_dim),
+            text_encoder=text_encoder_config(
+                Sizes(weights.text, "CLIP"), "", weights.text_heads, weights.activation
+            ),
+            image_size=image_size,
+            seen_classes=tuple(int(index) for index in seen_classes),
+            self_trained=self_trained,
+        )
+    )
+    _load_towers(model, weights, side)
+    return model.eval()
+
+
+def _load_towers(model: ZegCLIP, weights: ClipWeights, grid_side: int) -> None:
+    name = "positional_embedding"
+    resized = resize_positional_embedding(weights.visual[name], (grid_side, grid_side))
+    visual = weights.visual | {name: resized}
+    state_dict = (
+        model.state_dict()
+        | {f"backbone.{key}": value for key, value in visual.items()}
+        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
+    )
+    load_weights(model, state_dict, architecture="CLIP")
 
 
 _UNUSED_KEYS = (
