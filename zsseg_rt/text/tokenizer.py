@@ -114,7 +114,7 @@ def _load(source: str | Path) -> tokenizers.Tokenizer:
         raise BundleError(f"{_describe(source)}: cannot be read: {exc}") from exc
     try:
         tokenizer = JsonTokenizer.from_str(content)
-    except Exception as exc:  # noqa: BLE001 - the library raises bare Exception for bad JSON
+    except Exception as exc:  # the library raises bare Exception for bad content
         raise BundleError(
             f"{_describe(source)}: expected a tokenizer, got {exc}. Copy the bundle again."
         ) from exc

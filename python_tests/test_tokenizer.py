@@ -1,0 +1,176 @@
+"""The bundle's tokenizer gives the ids of open_clip's, without open_clip."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
+from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+
+open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
+ftfy = pytest.importorskip("ftfy")
+
+from zsseg_rt.export.tokenizer_json import tokenizer_json  # noqa: E402
+
+UNUSUAL = [
+    "",
+    "   \t\n ",
+    "a photo of a DINING-TABLE!",
+    "the dog's they'll I'd we've you're I'm don't",
+    "the dog\u2019s \u201cbig\u201d bone",
+    "42 cars, 3.14",
+    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
+    "\u9053\u8def \u4eba \u30d5\u30a9\u30fc\u30af\u30ea\u30d5\u30c8 \ud558\ub298",
+    "\uff26\uff35\uff2c\uff2c \uff76\uff9e\u3000wide",
+    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \u212b",
+    "z\u0351\u0321a\u0300\u0301\u0302lgo",
+    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 \u200f\u202bx\u202c",
+    "zero\u200bwidth\u200cnon\u200djoiner\ufeff\u2060",
+    "bell\x07 escape \x1b[31mred\x1b[0m null\x00 tab\tvt\x0bff\x0c",
+    "\u0130stanbul \u03a3\u0399\u03a3\u03a5\u03a6\u039f\u03a3",
+    "\u1e9e \u01c5 \u017fun the\u017f '\u017f",
+    "\ufb01sh \ufb03 \u0132sselmeer \u0149",
+    "a\r\nb\rc\u2028d\u2029e",
+    "caf&eacute; &EACUTE; &amp;amp; &#233; &lt;b&gt; AT&T &not; &notanentity;",
+    "<b>&eacute;</b> &AMP;",
+    "\ud800 lone \udc00 pair \ud83d\ude00",
+    "<start_of_text> <end_of_text>",
+    "x<END_OF_TEXT>y !<end_of_text> <end_of_text><start_of_text>",
+    "\u2167 \u00bd \u0663 \u00b2 1234567890",
+    "a\u0345b",
+    "word " * 100,
+    "9" * 200,
+    "\U0001f600" * 60,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tokenizer_json())
+
+
+@pytest.fixture(scope="module")
+def official() -> object:
+    return open_clip_tokenizer.SimpleTokenizer()
+
+
+@pytest.fixture
+def no_mojibake_repair(monkeypatch):
+    """Switch off the one step of open_clip's cleaning that is left out on purpose."""
+    config = ftfy.TextFixerConfig(explain=False, fix_encoding=False)
+    fix_text = ftfy.fix_text
+    without = SimpleNamespace(fix_text=lambda text: fix_text(text, config))
+    monkeypatch.setattr(open_clip_tokenizer, "ftfy", without)
+
+
+@pytest.mark.needs_shared
+def test_golden_prompts(tokenizer, shared_dir):
+    golden = np.load(shared_dir / "golden/zs_tokens_public.npz")
+    folder = shared_dir / "data/clip_text_embeddings/vitb16"
+    coco = (folder / "coco171_names.txt").read_text().splitlines()[:171]
+    voc = (folder / "voc20_names.txt").read_text().splitlines()[:20]
+    for names, key in ((voc, "voc_single"), (coco, "coco_single")):
+        np.testing.assert_array_equal(
+            tokenizer.encode([f"a photo of a {name}" for name in names]), golden[key]
+        )
+    multi = [str(template).format(name) for name in coco for template in golden["templates"]]
+    np.testing.assert_array_equal(
+        tokenizer.encode(multi).reshape(171, 15, 77), golden["coco_multi"]
+    )
+
+
+@pytest.mark.parametrize("text", UNUSUAL, ids=range(len(UNUSUAL)))
+def test_unusual_text_matches_open_clip(tokenizer, official, text):
+    np.testing.assert_array_equal(tokenizer.encode([text]), official([text]).numpy())
+
+
+# The two Unicode tables may know different new characters: draw from those Python has names for.
+_TEXT = st.text(st.characters(exclude_categories=["Cn", "Co"]), max_size=40)
+_PIECES = st.lists(
+    st.sampled_from(
+        ["'s", "'LL", "&amp;", "&#8217;", "<", "\u0301", "\u00a0", "\r", "\x1b[1m", "K"]
+    )
+    | _TEXT,
+    max_size=6,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=_PIECES)
+def test_any_text_matches_open_clip_without_encoding_repair(text):
+    tokenizer, official = _pair()
+    np.testing.assert_array_equal(tokenizer.encode([text]), official([text]).numpy())
+
+
+@pytest.fixture(autouse=True)
+def _repair_off_where_asked(request):
+    if "without_encoding_repair" in request.node.name:
+        request.getfixturevalue("no_mojibake_repair")
+
+
+_PAIR: list = []
+
+
+def _pair():
+    if not _PAIR:
+        _PAIR.extend([Tokenizer(tokenizer_json()), open_clip_tokenizer.SimpleTokenizer()])
+    return _PAIR
+
+
+def test_long_text_keeps_the_end_token_last(tokenizer):
+    row = tokenizer.encode(["chair " * 200])[0]
+    assert row[0] == 49406
+    assert row[-1] == 49407
+    assert (row[1:-1] == row[1]).all()
+
+
+@pytest.mark.parametrize("length", [2, 16, 77])
+def test_context_length(official, length):
+    tokenizer = Tokenizer(tokenizer_json(), context_length=length)
+    expected = official(["a photo of a zebra crossing"], context_length=length).numpy()
+    np.testing.assert_array_equal(tokenizer.encode(["a photo of a zebra crossing"]), expected)
+
+
+def test_no_prompts(tokenizer):
+    assert tokenizer.encode([]).shape == (0, 77)
+    assert tokenizer.encode([]).dtype == np.int64
+
+
+def test_file_is_complete_for_other_readers(tokenizer, tmp_path):
+    from tokenizers import Tokenizer as JsonTokenizer
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer_json(), encoding="utf-8")
+    ids = JsonTokenizer.from_file(str(path)).encode("A  photo of a CAFE\u0301").ids
+    ours = Tokenizer(path).encode(["A  photo of a CAFE\u0301"])[0]
+    assert ids == ours[: len(ids)].tolist()
+
+
+def test_mojibake_is_left_alone():
+    assert clean_text("sch\u00c3\u00b6n") == "sch\u00e3\u00b6n"
+
+
+@pytest.mark.parametrize("content", ['{"version": "1.0"}', "{", '{"model": []}'])
+def test_foreign_json_is_refused(content):
+    with pytest.raises(BundleError, match=r"tokenizer\.json: expected a"):
+        Tokenizer(content)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(BundleError, match="absent.json: cannot be read"):
+        Tokenizer(tmp_path / "absent.json")
+
+
+def test_context_length_too_short():
+    with pytest.raises(ShapeError, match="context_length: expected >= 2"):
+        Tokenizer(tokenizer_json(), context_length=1)
+
+
+def test_merges_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "merges.gz"
+    path.write_bytes(b"not gzip")
+    with pytest.raises(CheckpointError, match="expected gzipped merges"):
+        tokenizer_json(path)

@@ -1,0 +1,1 @@
+"""Turn torch models into bundles."""
