@@ -34,7 +34,7 @@ from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.text.embeddings import PhraseEmbedder
 from zsseg_rt.text.prompts import check_templates
 from zsseg_rt.vocabulary import ClassNames, Vocabulary, check_embeddings, read_class_specs
-from zsseg_rt.workspace import StageClock, Workspace
+from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
 __all__ = ["Engine"]
 
@@ -247,7 +247,7 @@ class Engine:
     ) -> Array:
         spec, space = self.bundle.preprocess, self._workspace
         source = space.upload("frame", frame)
-        image = ops.preprocess(
+        pixels = ops.preprocess(
             source,
             size_hw=spec.size_hw,
             mean=spec.mean,
@@ -255,7 +255,8 @@ class Engine:
             channel_order=self.config.channel_order,
             out=space.array("image", (3, *spec.size_hw), np.float32),
             stream=space.stream,
-        ).reshape((1, 3, *spec.size_hw))
+        )
+        image = reshaped(pixels, (1, 3, *spec.size_hw))
         clock.mark("preprocess")
         logits = self._pipeline.mask_logits(image, classes, clock, trace)
         if isinstance(logits, np.ndarray) and not np.isfinite(logits).all():

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from zsseg_rt import _C
 from zsseg_rt.backends.base import Array
 
-__all__ = ["StageClock", "Workspace"]
+__all__ = ["StageClock", "Workspace", "reshaped"]
 
 
 class Workspace:
-    """Named buffers on ``"cpu"`` or ``"cuda:N"``; a buffer grows to the largest size asked for.
+    """Named buffers on ``"cpu"`` or ``"cuda:N"``, made anew only when the size asked for changes.
 
     A buffer's content lasts until the same name is asked for again.
     """
@@ -38,10 +38,10 @@ class Workspace:
         kind = np.dtype(dtype)
         size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
+        if buffer is None or buffer.dtype != kind or not self._fits(buffer, size):
             buffer = self._allocate(size, kind)
             self._buffers[name] = buffer
-        return buffer[:size].reshape(shape) if self._index is None else buffer.view(shape)
+        return reshaped(buffer if self._index is not None else buffer[:size], shape)
 
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
@@ -81,10 +81,19 @@ class Workspace:
         self._buffers.clear()
         self._stream = None
 
+    def _fits(self, buffer: Any, size: int) -> bool:
+        have = math.prod(buffer.shape)
+        return have >= size if self._index is None else have == size
+
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:
             return np.empty(size, dtype)
         return _C.DeviceArray.empty((size,), dtype.name, device=self._index, stream=self.stream)
+
+
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """The same memory with another shape of the same size, on either kind of device."""
+    return array.reshape(shape) if isinstance(array, np.ndarray) else array.view(shape)
 
 
 class StageClock:

@@ -13,7 +13,7 @@ from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace
 from zsseg_rt.vocabulary import Vocabulary
-from zsseg_rt.workspace import StageClock, Workspace
+from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
 __all__ = ["DensePipeline"]
 
@@ -58,4 +58,4 @@ class DensePipeline:
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded)
-        return logits.reshape((1, phrases, *self._head.grid_hw))
+        return reshaped(logits, (1, phrases, *self._head.grid_hw))

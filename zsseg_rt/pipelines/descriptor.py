@@ -16,7 +16,7 @@ from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError
 from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace
 from zsseg_rt.vocabulary import Vocabulary
-from zsseg_rt.workspace import StageClock, Workspace
+from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
 __all__ = ["DescriptorPipeline"]
 
@@ -84,7 +84,7 @@ class DescriptorPipeline:
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries)
-        return logits.reshape((1, phrases, *self._head.grid_hw))
+        return reshaped(logits, (1, phrases, *self._head.grid_hw))
 
 
 def _read_projection(bundle: Bundle) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
