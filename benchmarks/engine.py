@@ -1,0 +1,350 @@
+"""Measure the engine end to end against torch with the same weights, side by side in one run.
+
+    python benchmarks/engine.py [--size real|tiny] [--rounds 7] [--threads 2] [--json FILE]
+
+A frame of 640x480 goes in, labels of 640x480 come out. The torch side does the same work: resize,
+normalise, model, upsample, sigmoid, argmax. Weights are random: speed and agreement are measured,
+not accuracy. Rounds are interleaved, so that a busy moment hits every candidate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAME_HW = (480, 640)
+CHILD_FLAG = "--child"
+
+
+def main() -> int:
+    """Parse arguments, run everything, print a report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("real", "tiny"), default="real")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--bundle", type=Path, help="reuse or keep the exported bundle here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        os.environ["ZSSEG_HOME"] = str(scratch / "cache")
+        report = run_all(args, args.bundle or scratch / "benchmark.zsseg")
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
+    """Build the model, export it, measure every candidate."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    model = build_model(args.size)
+    if not bundle.exists():
+        export(model, bundle)
+    report: dict[str, Any] = {"machine": describe_machine(), "rounds": args.rounds}
+    report |= {"threads": args.threads, "size": args.size, "frame_hw": FRAME_HW}
+    report["fresh_process"] = measure_processes(bundle, args.threads)
+    report["latency_ms"], report["stages_ms"] = measure_latency(model, bundle, args)
+    report["agreement"] = measure_agreement(model, bundle, args.threads)
+    report["ratios"] = compute_ratios(report)
+    return report
+
+
+def build_model(size: str) -> Any:
+    """Make a ZegCLIP model with random weights: ViT-B/16 at 512x512, or a tiny one."""
+    sys.path.insert(0, str(ROOT / "python_tests"))
+    import tiny
+
+    from zsseg_rt.models import from_official
+
+    if size == "tiny":
+        return tiny.zegclip_model().eval()
+    return from_official("zegclip", tiny.real_state_dict(), seen_classes=tuple(range(15))).eval()
+
+
+def export(model: Any, path: Path) -> None:
+    """Write the bundle."""
+    from zsseg_rt.export import export_bundle
+
+    export_bundle(model, path, class_names=class_names(20), precisions=("float32",))
+
+
+def class_names(count: int) -> list[str]:
+    """Names for random embeddings."""
+    return [f"class {index}" for index in range(count)]
+
+
+def random_inputs(embed_dim: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a smooth frame uint8 [480, 640, 3] and unit text embeddings [count, embed_dim]."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    frame = cv2.resize(small, FRAME_HW[::-1], interpolation=cv2.INTER_CUBIC)
+    text = rng.standard_normal((count, embed_dim))
+    return frame, (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
+
+
+def torch_candidate(model: Any, text: np.ndarray, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the eager torch path from frame to labels at a dtype."""
+    import torch
+    import torch.nn.functional as F
+
+    from zsseg_rt.ops import reference
+
+    lowered = model if dtype == torch.float32 else build_lowered(model, dtype)
+    embeds = torch.from_numpy(text).to(dtype)
+    mean, std, size_hw = model_input(model)
+    seen = torch.zeros(len(text), 1, 1)
+    seen[: min(15, len(text))] = 0.1
+
+    @torch.inference_mode()
+    def run(frame: np.ndarray) -> np.ndarray:
+        image = reference_image(reference, frame, size_hw, mean, std)
+        logits = lowered(torch.from_numpy(image).to(dtype), embeds).mask_logits.float()
+        up = F.interpolate(logits, FRAME_HW, mode="bilinear", align_corners=False)[0]
+        return (up.sigmoid() - seen).argmax(0).to(torch.uint8).numpy()
+
+    return run
+
+
+def reference_image(
+    reference: Any, frame: np.ndarray, size_hw: Any, mean: Any, std: Any
+) -> np.ndarray:
+    """Preprocess as torch users do: OpenCV resize, then NumPy."""
+    import cv2
+
+    resized = cv2.resize(frame, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    image = (resized.astype(np.float32) / 255.0 - np.float32(mean)) / np.float32(std)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))[None]
+
+
+def model_input(model: Any) -> tuple[Any, Any, tuple[int, int]]:
+    """Mean, std and input size of a ZegCLIP model."""
+    from zsseg_rt.models.zegclip import IMAGE_MEAN, IMAGE_STD
+
+    side = model.config.image_size
+    return IMAGE_MEAN, IMAGE_STD, (side, side)
+
+
+def build_lowered(model: Any, dtype: Any) -> Any:
+    """A copy of the model at another dtype."""
+    import copy
+
+    return copy.deepcopy(model).to(dtype)
+
+
+def engine_candidate(
+    bundle: Path, text: np.ndarray, precision: str, threads: int
+) -> tuple[Any, Callable[[np.ndarray], Any]]:
+    """Return an engine with classes and its segment call."""
+    from zsseg_rt import Engine, EngineConfig
+
+    config = EngineConfig(
+        device="cpu", backend="openvino", precision=precision, num_threads=threads
+    )
+    engine = Engine(bundle, config)
+    engine.set_classes(class_names(len(text)), embeddings=text)
+    return engine, engine.segment
+
+
+def measure_latency(
+    model: Any, bundle: Path, args: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Median milliseconds a frame of every candidate, rounds interleaved."""
+    import torch
+
+    dim = embed_dim_of(bundle)
+    frame, text = random_inputs(dim, 20)
+    _, text171 = random_inputs(dim, 171)
+    engine32, run32 = engine_candidate(bundle, text, "float32", args.threads)
+    engine_auto, run_auto = engine_candidate(bundle, text, "auto", args.threads)
+    _, run171 = engine_candidate(bundle, text171, "float32", args.threads)
+    candidates: dict[str, Callable[[np.ndarray], Any]] = {
+        "torch float32": torch_candidate(model, text, torch.float32),
+        "torch bfloat16": torch_candidate(model, text, torch.bfloat16),
+        "engine float32": run32,
+        f"engine auto ({engine_auto.precision})": run_auto,
+        "engine float32, 171 classes": run171,
+    }
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    stages: dict[str, list[dict[str, float]]] = {"engine float32": [], "engine auto": []}
+    for round_index in range(args.rounds + 1):
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            result = run(frame)
+            elapsed = (time.perf_counter() - begin) * 1000.0
+            if round_index == 0:
+                continue
+            samples[name].append(elapsed)
+            key = "engine auto" if name.startswith("engine auto") else name
+            if key in stages:
+                stages[key].append(dict(result.times))
+    engine32.close()
+    engine_auto.close()
+    medians = {name: statistics.median(times) for name, times in samples.items()}
+    return medians, {name: median_stages(runs) for name, runs in stages.items()}
+
+
+def median_stages(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Median of every stage over runs."""
+    return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+
+
+def embed_dim_of(bundle: Path) -> int:
+    """Width of the bundle's text space."""
+    from zsseg_rt import Bundle
+
+    return Bundle.load(bundle).text.embed_dim
+
+
+def measure_agreement(model: Any, bundle: Path, threads: int) -> dict[str, dict[str, float]]:
+    """Share of equal labels, over all pixels and over those with a real margin."""
+    import torch
+    import torch.nn.functional as F
+
+    frame, text = random_inputs(embed_dim_of(bundle), 20)
+    truth = torch_candidate(model, text, torch.float32)(frame)
+    mean, std, size_hw = model_input(model)
+    with torch.inference_mode():
+        image = torch.from_numpy(reference_image(None, frame, size_hw, mean, std))
+        logits = model(image, torch.from_numpy(text)).mask_logits
+        scores = F.interpolate(logits, FRAME_HW, mode="bilinear", align_corners=False)[0].sigmoid()
+        scores[:15] -= 0.1
+        top = scores.topk(2, dim=0).values
+        margin = (top[0] - top[1]).numpy()
+    report = {}
+    for precision, tolerance in (("float32", 1e-4), ("auto", None)):
+        engine, run = engine_candidate(bundle, text, precision, threads)
+        limit = tolerance or (1e-4 if engine.precision == "float32" else 1e-2)
+        same = run(frame).labels == truth
+        real = margin > limit
+        report[f"{precision} ({engine.precision})"] = {
+            "all_pixels": float(same.mean()),
+            "real_margin": float(same[real].mean()),
+            "margin": limit,
+            "share_with_real_margin": float(real.mean()),
+        }
+        engine.close()
+    return report
+
+
+def measure_processes(bundle: Path, threads: int) -> dict[str, float]:
+    """Load time and peak memory in fresh processes, first without and then with the cache."""
+    first = run_child(bundle, threads)
+    second = run_child(bundle, threads)
+    imports = [run_child(None, threads)["import_s"] for _ in range(5)]
+    return {
+        "import_s": statistics.median(imports),
+        "first_load_s": first["load_s"],
+        "first_peak_rss_gb": first["peak_rss_gb"],
+        "cached_load_s": second["load_s"],
+        "cached_first_frame_s": second["first_frame_s"],
+        "cached_peak_rss_gb": second["peak_rss_gb"],
+    }
+
+
+def run_child(bundle: Path | None, threads: int) -> dict[str, float]:
+    """Run this file in a fresh process and return what it measured."""
+    command = [sys.executable, __file__, CHILD_FLAG, str(bundle or ""), str(threads)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    measured: dict[str, float] = json.loads(output.splitlines()[-1])
+    return measured
+
+
+def child(bundle: str, threads: int) -> None:
+    """In a fresh process: import, load, segment one frame."""
+    begin = time.perf_counter()
+    import zsseg_rt
+
+    imported = time.perf_counter()
+    result = {"import_s": imported - begin}
+    if bundle:
+        config = zsseg_rt.EngineConfig(device="cpu", precision="float32", num_threads=threads)
+        engine = zsseg_rt.Engine(bundle, config)
+        result["load_s"] = time.perf_counter() - begin
+        frame, text = random_inputs(engine.bundle.text.embed_dim, 20)
+        engine.set_classes(class_names(20), embeddings=text)
+        start = time.perf_counter()
+        engine.segment(frame)
+        result["first_frame_s"] = time.perf_counter() - start
+        result["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps(result))
+
+
+def compute_ratios(report: dict[str, Any]) -> dict[str, float]:
+    """The figures that goals are stated in."""
+    latency = report["latency_ms"]
+    auto = next(value for name, value in latency.items() if name.startswith("engine auto"))
+    ratios = {
+        "torch float32 / engine float32": latency["torch float32"] / latency["engine float32"],
+        "torch float32 / engine auto": latency["torch float32"] / auto,
+        "torch bfloat16 / engine auto": latency["torch bfloat16"] / auto,
+        "171 / 20 classes": latency["engine float32, 171 classes"] / latency["engine float32"],
+    }
+    for name, stages in report["stages_ms"].items():
+        graphs = stages["image_encoder"] + stages["decoder"]
+        ratios[f"{name}: share outside the graphs"] = 1.0 - graphs / stages["total"]
+    return ratios
+
+
+def describe_machine() -> dict[str, str]:
+    """CPU, versions and commit."""
+    import openvino
+    import torch
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    return {
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "openvino": openvino.__version__,
+        "commit": git("rev-parse", "--short", "HEAD")
+        + ("+" if git("status", "--porcelain") else ""),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report for people."""
+    for section, content in report.items():
+        if not isinstance(content, dict):
+            print(f"{section}: {content}")
+            continue
+        print(f"\n{section}")
+        for name, value in content.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"  {name:44} {shown}")
+
+
+if __name__ == "__main__":
+    if CHILD_FLAG in sys.argv:
+        child(sys.argv[2], int(sys.argv[3]))
+        sys.exit(0)
+    sys.exit(main())

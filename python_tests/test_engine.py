@@ -1,0 +1,275 @@
+"""The engine end to end: right labels, swaps between frames, and clear refusals."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from zsseg_rt import (
+    BackendError,
+    BundleError,
+    DeviceError,
+    DTypeError,
+    Engine,
+    EngineConfig,
+    EngineStateError,
+    PrecisionNotApplied,
+    ShapeError,
+    VocabularyError,
+)
+from zsseg_rt.export.colour_words import COLOUR_WORDS, colour_embeds
+from zsseg_rt.ops import reference
+
+CPU = EngineConfig(device="cpu", precision="float32", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def colours(colour_bundle, tmp_path_factory):
+    config = EngineConfig(
+        device="cpu", num_threads=1, with_scores=True, cache_dir=tmp_path_factory.mktemp("cache")
+    )
+    with Engine(colour_bundle, config) as engine:
+        yield engine
+
+
+def stripes(*names, height=40, width=30):
+    """A picture of vertical stripes in the given colour words."""
+    columns = [np.full((height, width, 3), COLOUR_WORDS[name], np.uint8) for name in names]
+    return np.ascontiguousarray(np.concatenate(columns, axis=1))
+
+
+def test_labels_are_the_named_colours(colours):
+    colours.set_classes(["blue", "red", "white"])
+    seg = colours.segment(stripes("red", "white", "blue"))
+    assert seg.labels.shape == (40, 90)
+    assert seg.labels.dtype == np.uint8
+    assert seg.labels[20, [15, 45, 75]].tolist() == [1, 2, 0]
+    assert {s.name for s in seg.present()} == {"red", "white", "blue"}
+    assert sum(s.share for s in seg.present()) == pytest.approx(1.0)
+    assert seg.scores.shape == seg.labels.shape
+    assert 0.0 <= seg.scores.min() <= seg.scores.max() <= 1.0
+
+
+def test_order_and_version_follow_every_swap(colours):
+    frame = stripes("red", "blue")
+    for names in (["red", "blue"], ["blue", "red"], ["white", "blue", "red"]):
+        vocabulary = colours.set_classes(names)
+        seg = colours.segment(frame)
+        assert seg.names == tuple(names)
+        assert seg.vocabulary_version == vocabulary.version
+        assert [seg.names[i] for i in seg.labels[20, [15, 45]]] == ["red", "blue"]
+
+
+def test_three_swaps_equal_three_fresh_engines(colours, colour_bundle):
+    frame = np.random.default_rng(3).integers(0, 256, (61, 47, 3)).astype(np.uint8)
+    for names in (["red", "green"], ["grey", "blue", "pink"], list(COLOUR_WORDS)):
+        colours.set_classes(names)
+        swapped = colours.segment(frame)
+        with Engine(colour_bundle, colours.config) as fresh:
+            fresh.set_classes(names)
+            expected = fresh.segment(frame)
+        np.testing.assert_array_equal(swapped.labels, expected.labels)
+        np.testing.assert_array_equal(swapped.scores, expected.scores)
+
+
+def test_engine_equals_the_reference_pipeline(colours):
+    frame = np.random.default_rng(4).integers(0, 256, (97, 131, 3)).astype(np.uint8)
+    names, embeds = colour_embeds()
+    colours.set_classes(names)
+    image = reference.preprocess(frame, size_hw=(256, 256), mean=(0, 0, 0), std=(1, 1, 1))
+    patches = image.reshape(3, 64, 4, 64, 4).mean(axis=(2, 4)).reshape(3, -1).T
+    patches = np.concatenate([patches, np.ones((len(patches), 1), np.float32)], axis=1)
+    head = colours.bundle.head
+    logits = reference.patch_text_similarity(
+        np.ascontiguousarray(patches[None]), embeds, logit_scale=head.logit_scale, normalize=False
+    ).reshape(1, len(names), 64, 64)
+    expected, scores = reference.upsample_argmax(
+        logits, frame.shape[:2], activation=head.activation, with_scores=True
+    )
+    seg = colours.segment(frame)
+    assert (seg.labels == expected[0]).mean() > 0.999  # sums of 16 pixels in another order
+    np.testing.assert_allclose(seg.scores, scores[0], atol=2e-4)  # softmax at scale 50
+
+
+@pytest.mark.parametrize("height_width", [(1, 1), (1, 7), (5, 1), (3, 2), (255, 257), (700, 33)])
+def test_any_frame_size(colours, height_width):
+    colours.set_classes(["red", "blue"])
+    frame = np.zeros((*height_width, 3), np.uint8)
+    frame[..., 2] = 255
+    seg = colours.segment(frame)
+    assert seg.labels.shape == height_width
+    assert (seg.labels == 1).all()
+
+
+def test_results_are_owned_by_the_caller(colours):
+    colours.set_classes(["red", "blue"])
+    first = colours.segment(stripes("red"))
+    kept = first.labels.copy()
+    colours.segment(stripes("blue"))
+    np.testing.assert_array_equal(first.labels, kept)
+
+
+def test_bgr_frames(colour_bundle):
+    config = EngineConfig(device="cpu", channel_order="bgr", num_threads=1, use_cache=False)
+    with Engine(colour_bundle, config) as engine:
+        engine.set_classes(["red", "blue"])
+        frame = np.ascontiguousarray(stripes("red", "blue")[:, :, ::-1])
+        assert engine.segment(frame).labels[20, [15, 45]].tolist() == [0, 1]
+
+
+def test_synonyms_count_for_their_class_and_background_is_unknown(colours):
+    colours.set_classes([["blue", "light blue", "dark blue"], "red"], background=["white"])
+    seg = colours.segment(stripes("dark blue", "red", "light blue", "white"))
+    assert seg.labels[20, [15, 45, 75, 105]].tolist() == [0, 1, 0, 255]
+    assert seg.names == ("blue", "red")
+    assert seg.unknown == 255
+
+
+def test_unknown_threshold(colour_bundle):
+    config = EngineConfig(device="cpu", unknown_below=0.9, num_threads=1, use_cache=False)
+    with Engine(colour_bundle, config) as engine:
+        engine.set_classes(["black", "white"])
+        seg = engine.segment(np.full((8, 8, 3), 128, np.uint8))
+        assert (seg.labels == 255).all()
+        assert seg.present() == []
+        assert (engine.segment(np.zeros((8, 8, 3), np.uint8)).labels == 0).all()
+
+
+def test_more_than_254_classes_are_uint16(colours):
+    names, embeds = colour_embeds()
+    many = [f"{name} {i}" for i in range(15) for name in names]
+    colours.set_classes(many, embeddings=np.tile(embeds, (15, 1)))
+    seg = colours.segment(stripes("red", "blue"))
+    assert seg.labels.dtype == np.uint16
+    assert seg.labels[20, [15, 45]].tolist() == [names.index("red"), names.index("blue")]
+
+
+def test_given_embeddings_replace_the_text_side(colours):
+    names, embeds = colour_embeds()
+    colours.set_classes(["sky", "brick"], embeddings=embeds[[names.index("blue"), 5]])
+    assert colours.segment(stripes("red", "blue")).labels[20, [15, 45]].tolist() == [1, 0]
+
+
+def test_times_cover_the_stages(colours):
+    colours.set_classes(["red", "blue"])
+    times = colours.segment(stripes("red")).times
+    assert {"preprocess", "image_encoder", "similarity", "upsample_argmax", "total"} <= set(times)
+    parts = sum(ms for stage, ms in times.items() if stage != "total")
+    assert parts == pytest.approx(times["total"])
+    assert min(times.values()) >= 0.0
+
+
+def test_self_check_passes_and_finds_a_wrong_stage(colours, monkeypatch):
+    report = colours.self_check()
+    assert report.passed
+    assert report.first_failure is None
+    assert {"image", "patch_embeds", "mask_logits", "labels"} <= {s.stage for s in report.stages}
+    original = colours._pipeline.mask_logits
+    monkeypatch.setattr(colours._pipeline, "mask_logits", lambda *a: -original(*a))
+    report = colours.self_check()
+    assert not report.passed
+    assert report.first_failure.stage == "mask_logits"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("frame", "error", "message"),
+        [
+            (np.zeros((4, 4, 3), np.float32), DTypeError, "frame: .*uint8.*float32"),
+            (np.zeros((4, 4), np.uint8), ShapeError, "frame"),
+            (np.zeros((4, 4, 4), np.uint8), ShapeError, "frame"),
+            (np.zeros((0, 4, 3), np.uint8), ShapeError, "frame"),
+            (np.zeros((4, 8, 3), np.uint8)[:, ::2], ShapeError, "frame.*contiguous"),
+            ([[1, 2, 3]], ShapeError, "frame: expected a uint8 NumPy array"),
+            (None, ShapeError, "got NoneType"),
+        ],
+    )
+    def test_frames(self, colours, frame, error, message):
+        colours.set_classes(["red"])
+        with pytest.raises(error, match=message):
+            colours.segment(frame)
+
+    def test_no_classes_yet(self, colour_bundle):
+        with Engine(colour_bundle, CPU) as engine, pytest.raises(VocabularyError, match="set_cla"):
+            engine.segment(np.zeros((4, 4, 3), np.uint8))
+
+    def test_bad_classes_leave_the_old_ones_in_force(self, colours):
+        before = colours.set_classes(["red", "blue"])
+        with pytest.raises(VocabularyError, match="Did you mean 'purple'"):
+            colours.set_classes(["purpel"])
+        with pytest.raises(ShapeError, match=r"expected shape \(1, 4\)"):
+            colours.set_classes(["x"], embeddings=np.ones((1, 5), np.float32))
+        with pytest.raises(VocabularyError, match="templates"):
+            colours.set_classes(["x"], templates=["no braces"])
+        assert colours.vocabulary is before
+
+    def test_nan_from_the_graphs(self, colours):
+        huge = np.full_like(colour_embeds()[1][:1], 3e38)
+        colours.set_classes(["x"], embeddings=huge)
+        with pytest.raises(BackendError, match="mask_logits: expected finite numbers"):
+            colours.segment(np.full((4, 4, 3), 255, np.uint8))
+
+    def test_absent_device(self, colour_bundle):
+        with pytest.raises(DeviceError, match="cuda:63"):
+            Engine(colour_bundle, EngineConfig(device="cuda:63"))
+
+    def test_absent_precision(self, colour_bundle):
+        with pytest.raises(PrecisionNotApplied, match="int8"):
+            Engine(colour_bundle, EngineConfig(device="cpu", precision="int8"))
+
+    def test_absent_bundle(self, tmp_path):
+        with pytest.raises(BundleError, match="found nothing"):
+            Engine(tmp_path / "gone.zsseg")
+
+    def test_closed(self, colour_bundle):
+        engine = Engine(colour_bundle, CPU)
+        engine.close()
+        engine.close()
+        with pytest.raises(EngineStateError, match="closed"):
+            engine.segment(np.zeros((4, 4, 3), np.uint8))
+        with pytest.raises(EngineStateError, match="closed"):
+            engine.set_classes(["red"])
+
+
+def test_second_thread_is_refused_while_busy(colours, monkeypatch):
+    colours.set_classes(["red", "blue"])
+    entered, leave = threading.Event(), threading.Event()
+    original = colours._pipeline.mask_logits
+
+    def wait(*args):
+        entered.set()
+        assert leave.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(colours._pipeline, "mask_logits", wait)
+    worker = threading.Thread(target=colours.segment, args=(stripes("red"),))
+    worker.start()
+    assert entered.wait(20)
+    try:
+        with pytest.raises(EngineStateError, match="busy in another thread"):
+            colours.segment(stripes("red"))
+    finally:
+        leave.set()
+        worker.join()
+
+
+def test_swaps_from_another_thread_never_mix_labels_and_names(colours):
+    frame = stripes("red", "blue")
+    lists = [["red", "blue"], ["blue", "white", "red"], ["green", "red", "black", "blue"]]
+    stop = threading.Event()
+
+    def swap():
+        while not stop.is_set():
+            for names in lists:
+                colours.set_classes(names)
+
+    colours.set_classes(lists[0])
+    worker = threading.Thread(target=swap)
+    worker.start()
+    try:
+        for _ in range(60):
+            seg = colours.segment(frame)
+            assert [seg.names[i] for i in seg.labels[20, [15, 45]]] == ["red", "blue"]
+    finally:
+        stop.set()
+        worker.join()
