@@ -17,7 +17,7 @@ __all__ = ["StageClock", "Workspace", "reshaped"]
 
 
 class Workspace:
-    """Named buffers on ``"cpu"`` or ``"cuda:N"``, made anew only when the size asked for changes.
+    """Named buffers on ``"cpu"`` or ``"cuda:N"``, grown to the largest size asked for.
 
     A buffer's content lasts until the same name is asked for again.
     """
@@ -38,10 +38,10 @@ class Workspace:
         kind = np.dtype(dtype)
         size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.dtype != kind or not self._fits(buffer, size):
+        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
             buffer = self._allocate(size, kind)
             self._buffers[name] = buffer
-        return reshaped(buffer if self._index is not None else buffer[:size], shape)
+        return reshaped(buffer[:size] if self._index is None else buffer, shape)
 
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
@@ -81,10 +81,6 @@ class Workspace:
         self._buffers.clear()
         self._stream = None
 
-    def _fits(self, buffer: Any, size: int) -> bool:
-        have = math.prod(buffer.shape)
-        return have >= size if self._index is None else have == size
-
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:
             return np.empty(size, dtype)
@@ -92,7 +88,7 @@ class Workspace:
 
 
 def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
-    """The same memory with another shape of the same size, on either kind of device."""
+    """The array's leading elements with another shape, no copy, on either kind of device."""
     return array.reshape(shape) if isinstance(array, np.ndarray) else array.view(shape)
 
 
