@@ -4,6 +4,7 @@ A message reads *argument: expected X, got Y. What to do.*
 """
 
 __all__ = [
+    "ArgumentError",
     "BackendError",
     "BackendUnavailableError",
     "BundleError",
@@ -32,6 +33,10 @@ class ShapeError(ZssegError, ValueError):
 
 class DTypeError(ZssegError, TypeError):
     """An array has the wrong element type."""
+
+
+class ArgumentError(ZssegError, ValueError):
+    """A setting is outside its range."""
 
 
 class DeviceError(ZssegError):
