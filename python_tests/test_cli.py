@@ -1,0 +1,156 @@
+"""The command line as people type it: outputs, tables, exit codes, one-line errors."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from zsseg_rt import cli
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return write_photo(tmp_path / "in" / "flag.png", "red", "white", "blue")
+
+
+def write_photo(path, *names):
+    path.parent.mkdir(exist_ok=True)
+    columns = [np.full((30, 20, 3), COLOUR_WORDS[name][::-1], np.uint8) for name in names]
+    cv2.imwrite(str(path), np.concatenate(columns, axis=1))
+    return path
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    code = run("segment", photo, "--bundle", colour_bundle, "--classes", "blue, red,white",
+               "--out", out, "--json", report)  # fmt: skip
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "red" in printed
+    assert "%" in printed
+    overlay = cv2.imread(str(out / "flag.overlay.png"))
+    assert overlay.shape == (30, 60, 3)
+    written = json.loads(report.read_text())
+    (entry,) = written["photos"]
+    assert entry["size_hw"] == [30, 60]
+    assert {c["name"] for c in entry["classes"]} == {"red", "white", "blue"}
+    assert sum(c["pixels"] for c in entry["classes"]) == 30 * 60
+    assert written["engine"]["names"] == ["blue", "red", "white"]
+    from zsseg_rt.visualize import palette
+
+    mask = cv2.imread(str(out / "flag.mask.png"), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(3)[[1, 2, 0]])
+
+
+def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):
+    write_photo(photo.parent / "other.png", "green")
+    (photo.parent / "broken.jpg").write_bytes(b"\xff\xd8\xff garbage")
+    out = tmp_path / "out"
+    code = run("segment", photo.parent, "-b", colour_bundle, "--classes", "red,green", "-o", out)
+    assert code == 1
+    captured = capsys.readouterr()
+    assert "broken.jpg: expected a picture" in captured.out.replace("\n", "")
+    assert captured.err.strip() == "zsseg-rt: 1 of 3 photos failed; see above"
+    assert (out / "flag.mask.png").is_file()
+    assert (out / "other.mask.png").is_file()
+    assert not (out / "broken.mask.png").exists()
+    pattern = photo.parent / "*.png"
+    assert run("segment", pattern, "-b", colour_bundle, "--classes", "red", "-o", out) == 0
+
+
+def test_resume_skips_what_is_done_with_the_same_settings(photo, colour_bundle, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "r.json"
+    arguments = ("segment", photo, "-b", colour_bundle, "-o", out, "--resume", "--json", report)
+    resumed = []
+    for classes in ("red,blue", "red,blue", "red,green"):
+        assert run(*arguments, "--classes", classes) == 0
+        resumed.append(json.loads(report.read_text())["photos"][0]["resumed"])
+    assert resumed == [False, True, False]
+    (out / "flag.mask.png").unlink()
+    assert run(*arguments, "--classes", "red,green") == 0
+    assert (out / "flag.mask.png").is_file()
+
+
+def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("# colours\nblue, dark blue\n\nred\n")
+    report = tmp_path / "r.json"
+    code = run("segment", photo, "-b", colour_bundle, "--classes", f"@{names}",
+               "--background", "white", "-o", tmp_path / "out", "--json", report)  # fmt: skip
+    assert code == 0
+    written = json.loads(report.read_text())
+    assert written["engine"]["names"] == ["blue", "red"]
+    assert written["photos"][0]["unknown_share"] == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_photos_with_one_stem_get_two_names(colour_bundle, tmp_path):
+    first = write_photo(tmp_path / "a" / "x.png", "red")
+    second = write_photo(tmp_path / "b" / "x.png", "blue")
+    out = tmp_path / "out"
+    assert run("segment", first, second, "-b", colour_bundle, "--class", "red", "-o", out) == 0
+    assert len(list(out.glob("*.mask.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("segment", "{photo}", "-b", "{bundle}"), 2, "name at least one class"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--device", "gpu"), 2,
+         "device: expected"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--wat"), 2, "No such option"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--device", "cuda:9"), 4,
+         "cuda:9"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--precision", "fp8"), 4,
+         "precision"),
+        (("segment", "{photo}", "-b", "gone.zsseg", "--classes", "red"), 1, "found nothing"),
+        (("segment", "gone.jpg", "-b", "{bundle}", "--classes", "red"), 1, "gone.jpg"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "rad"), 1, "Did you mean 'red'"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "@gone.txt"), 1, "gone.txt"),
+        (("info", "gone.zsseg"), 1, "found nothing"),
+        (("frobnicate",), 2, "frobnicate"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(arguments, code, message, photo, colour_bundle, capsys):
+    filled = [a.format(photo=photo, bundle=colour_bundle) for a in arguments]
+    assert run(*filled) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_info_shows_and_checks(colour_bundle, capsys, tmp_path):
+    report = tmp_path / "info.json"
+    assert run("info", colour_bundle, "--names", "--check", "--json", report) == 0
+    printed = capsys.readouterr().out
+    assert "dark blue" in printed
+    assert "mask_logits" in printed
+    assert json.loads(report.read_text())["family"] == "dense"
+
+
+def test_doctor_reports_every_topic(capsys, tmp_path):
+    report = tmp_path / "doctor.json"
+    assert run("doctor", "--json", report) == 0
+    findings = json.loads(report.read_text())["findings"]
+    topics = {f["topic"] for f in findings}
+    assert {"python", "native core", "CUDA", "TensorRT", "OpenVINO", "OpenCV", "cache"} <= topics
+    for finding in findings:
+        assert finding["status"] != "absent" or finding["remedy"] or finding["topic"] == "Jetson"
+
+
+def test_help_names_the_commands(capsys):
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    for command in ("segment", "export", "import-checkpoint", "info", "doctor"):
+        assert command in printed
