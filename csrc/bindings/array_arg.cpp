@@ -1,0 +1,316 @@
+#include "bindings/array_arg.h"
+
+#include <pybind11/numpy.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "bindings/array_export.h"
+#include "bindings/dlpack_abi.h"
+#include "zsseg/check.h"
+#include "zsseg/cuda_runtime.h"
+#include "zsseg/device_array.h"
+#include "zsseg/error.h"
+
+namespace py = pybind11;
+
+namespace zsseg::bindings {
+namespace {
+
+Shape checked_shape(const char* name, const std::int64_t* sizes, int rank) {
+  if (rank > Shape::kMaxRank) {
+    throw ShapeError(std::string(name) + ": expected at most " + std::to_string(Shape::kMaxRank) +
+                     " axes, got " + std::to_string(rank) + ". Reshape it.");
+  }
+  Shape shape;
+  shape.rank = rank;
+  for (int axis = 0; axis < rank; ++axis) {
+    shape.dims[axis] = sizes[axis];
+  }
+  return shape;
+}
+
+// `strides` are in units of `unit` bytes. Axes of one element may have any stride.
+void expect_contiguous(const char* name, const Shape& shape, const std::int64_t* strides,
+                       std::int64_t unit, std::int64_t item_bytes) {
+  std::int64_t expected = item_bytes;
+  bool contiguous = true;
+  for (int axis = shape.rank - 1; axis >= 0; --axis) {
+    contiguous = contiguous && (shape[axis] == 1 || strides[axis] * unit == expected);
+    expected *= shape[axis];
+  }
+  if (contiguous || shape.count() == 0) {
+    return;
+  }
+  Shape in_bytes = shape;
+  for (int axis = 0; axis < shape.rank; ++axis) {
+    in_bytes.dims[axis] = strides[axis] * unit;
+  }
+  throw ShapeError(std::string(name) + ": expected a C-contiguous array, got strides " +
+                   to_string(in_bytes) + " in bytes. Copy it with numpy.ascontiguousarray.");
+}
+
+void expect_writable(const char* name, bool read_only) {
+  if (read_only) {
+    throw ShapeError(std::string(name) +
+                     ": expected a writable array, got a read-only one. Pass a copy.");
+  }
+}
+
+DType dtype_from_format(const char* format, std::int64_t item_bytes) {
+  std::string code = format == nullptr ? "B" : format;
+  if (code.size() > 1 && std::strchr("@=<", code[0]) != nullptr) {
+    code.erase(0, 1);
+  }
+  if (code.size() != 1) {
+    return DType::other;
+  }
+  switch (code[0]) {
+    case '?':
+      return DType::boolean;
+    case 'B':
+      return DType::uint8;
+    case 'b':
+      return DType::int8;
+    case 'H':
+      return DType::uint16;
+    case 'h':
+      return DType::int16;
+    case 'i':
+    case 'l':
+    case 'q':
+      return item_bytes == 8 ? DType::int64 : DType::int32;
+    case 'e':
+      return DType::float16;
+    case 'f':
+      return DType::float32;
+    case 'd':
+      return DType::float64;
+    default:
+      return DType::other;
+  }
+}
+
+DType dtype_from_code(char kind, std::int64_t bytes) {  // as in NumPy's typestr
+  if (kind == 'b') {
+    return DType::boolean;
+  }
+  for (const DType dtype : {DType::uint8, DType::int8, DType::uint16, DType::int16, DType::int32,
+                            DType::int64, DType::float16, DType::float32, DType::float64}) {
+    if (name_of(dtype)[0] == kind && static_cast<std::int64_t>(size_of(dtype)) == bytes) {
+      return dtype;
+    }
+  }
+  return DType::other;
+}
+
+DType dtype_from_dlpack(const dlpack::DataType& type) {
+  if (type.lanes != 1) {
+    return DType::other;
+  }
+  switch (type.code) {
+    case dlpack::kInt:
+      return dtype_from_code('i', type.bits / 8);
+    case dlpack::kUInt:
+      return dtype_from_code('u', type.bits / 8);
+    case dlpack::kFloat:
+      return dtype_from_code('f', type.bits / 8);
+    case dlpack::kBool:
+      return DType::boolean;
+    case dlpack::kBfloat:
+      return type.bits == 16 ? DType::bfloat16 : DType::other;
+    default:
+      return DType::other;
+  }
+}
+
+struct BufferDeleter {
+  void operator()(Py_buffer* buffer) const {
+    PyBuffer_Release(buffer);
+    delete buffer;
+  }
+};
+
+struct ManagedTensorDeleter {
+  template <typename Managed>
+  void operator()(Managed* managed) const {
+    if (managed->deleter != nullptr) {
+      managed->deleter(managed);
+    }
+  }
+};
+
+Device device_from_dlpack(const char* name, const dlpack::Device& device) {
+  switch (device.device_type) {
+    case dlpack::kCPU:
+    case dlpack::kCUDAHost:
+      return Device{};
+    case dlpack::kCUDA:
+    case dlpack::kCUDAManaged:
+      return Device{DeviceKind::cuda, device.device_id};
+    default:
+      throw DeviceError(std::string(name) +
+                        ": expected an array on the CPU or on CUDA, got DLPack " + "device type " +
+                        std::to_string(device.device_type) + ". Move it first.");
+  }
+}
+
+TensorView view_of_dlpack(const char* name, const dlpack::Tensor& tensor) {
+  TensorView view;
+  view.device = device_from_dlpack(name, tensor.device);
+  view.dtype = dtype_from_dlpack(tensor.dtype);
+  view.shape = checked_shape(name, tensor.shape, tensor.ndim);
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  if (tensor.strides != nullptr) {
+    const std::int64_t item_bytes = tensor.dtype.bits * tensor.dtype.lanes / 8;
+    expect_contiguous(name, view.shape, tensor.strides, item_bytes, item_bytes);
+  }
+  return view;
+}
+
+// Calls __dlpack__ the way its specification asks, falling back for producers that predate 1.0.
+py::capsule dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream) {
+  py::dict arguments;
+  // 1 is the legacy default stream; 0 is not allowed because it is ambiguous.
+  arguments["stream"] = on_cuda ? py::object(py::int_(stream == 0 ? 1 : stream)) : py::none();
+  py::dict versioned = arguments.attr("copy")();
+  versioned["max_version"] = py::make_tuple(1, 0);
+  const py::object method = object.attr("__dlpack__");
+  try {
+    return method(**versioned);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) {
+      throw;
+    }
+  }
+  return method(**arguments);
+}
+
+}  // namespace
+
+ArrayArg::ArrayArg(py::handle object, const char* name, StreamHandle stream, bool writable) {
+  if (take_device_array(object, stream) || take_buffer(object, name, writable) ||
+      take_dlpack(object, name, stream, writable) ||
+      take_cuda_array_interface(object, name, stream, writable)) {
+    return;
+  }
+  throw DTypeError(std::string(name) + ": expected an array, got " +
+                   Py_TYPE(object.ptr())->tp_name +
+                   ". Pass a NumPy array or an object with __dlpack__ or "
+                   "__cuda_array_interface__.");
+}
+
+bool ArrayArg::take_device_array(py::handle object, StreamHandle stream) {
+  if (!py::isinstance<DeviceArray>(object)) {
+    return false;
+  }
+  auto array = std::make_shared<DeviceArray>(object.cast<const DeviceArray&>());
+  view_ = array->view();
+  cuda::order_streams(array->last_stream(), stream, view_.device.index);
+  array->used_on(stream);
+  keeps_alive_ = std::move(array);
+  return true;
+}
+
+bool ArrayArg::take_buffer(py::handle object, const char* name, bool writable) {
+  if (PyObject_CheckBuffer(object.ptr()) == 0) {
+    return false;
+  }
+  auto filled = std::make_unique<Py_buffer>();
+  if (PyObject_GetBuffer(object.ptr(), filled.get(), PyBUF_RECORDS_RO) != 0) {
+    throw py::error_already_set();
+  }
+  const std::shared_ptr<Py_buffer> buffer(filled.release(), BufferDeleter{});
+  expect_writable(name, writable && buffer->readonly != 0);
+  const std::vector<std::int64_t> sizes(buffer->shape, buffer->shape + buffer->ndim);
+  const std::vector<std::int64_t> strides(buffer->strides, buffer->strides + buffer->ndim);
+  view_.shape = checked_shape(name, sizes.data(), buffer->ndim);
+  view_.dtype = dtype_from_format(buffer->format, buffer->itemsize);
+  view_.data = buffer->buf;
+  expect_contiguous(name, view_.shape, strides.data(), 1, buffer->itemsize);
+  keeps_alive_ = buffer;
+  return true;
+}
+
+bool ArrayArg::take_dlpack(py::handle object, const char* name, StreamHandle stream,
+                           bool writable) {
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+    return false;
+  }
+  const auto place = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  const Device device = device_from_dlpack(name, {place.first, place.second});
+  const py::capsule capsule = dlpack_capsule(object, device.is_cuda(), stream);
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::kVersionedName) != 0) {
+    auto* managed = capsule.get_pointer<dlpack::ManagedTensorVersioned>();
+    PyCapsule_SetName(capsule.ptr(), dlpack::kUsedVersionedName);
+    const std::shared_ptr<dlpack::ManagedTensorVersioned> owner(managed, ManagedTensorDeleter{});
+    if (managed->version.major != 1) {
+      throw DTypeError(std::string(name) + ": expected DLPack 1.x, got " +
+                       std::to_string(managed->version.major) + ".x. Convert it to NumPy first.");
+    }
+    expect_writable(name, writable && (managed->flags & dlpack::kReadOnlyFlag) != 0);
+    view_ = view_of_dlpack(name, managed->dl_tensor);
+    keeps_alive_ = owner;
+    return true;
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::kName) == 0) {
+    throw DTypeError(std::string(name) +
+                     ": expected __dlpack__ to give a fresh DLPack capsule, "
+                     "got another object. Convert it to NumPy first.");
+  }
+  auto* managed = capsule.get_pointer<dlpack::ManagedTensor>();
+  PyCapsule_SetName(capsule.ptr(), dlpack::kUsedName);
+  const std::shared_ptr<dlpack::ManagedTensor> owner(managed, ManagedTensorDeleter{});
+  view_ = view_of_dlpack(name, managed->dl_tensor);
+  keeps_alive_ = owner;
+  return true;
+}
+
+bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, StreamHandle stream,
+                                         bool writable) {
+  if (!py::hasattr(object, "__cuda_array_interface__")) {
+    return false;
+  }
+  const py::dict fields = object.attr("__cuda_array_interface__");
+  const auto data = fields["data"].cast<std::pair<std::uintptr_t, bool>>();
+  expect_writable(name, writable && data.second);
+  const auto sizes = fields["shape"].cast<std::vector<std::int64_t>>();
+  const auto type = fields["typestr"].cast<std::string>();
+  const std::int64_t item_bytes = type.size() > 2 ? std::stoll(type.substr(2)) : 0;
+  view_.shape = checked_shape(name, sizes.data(), static_cast<int>(sizes.size()));
+  view_.dtype =
+      type.size() > 2 && type[0] != '>' ? dtype_from_code(type[1], item_bytes) : DType::other;
+  view_.data = reinterpret_cast<void*>(data.first);
+  if (fields.contains("strides") && !fields["strides"].is_none()) {
+    const auto strides = fields["strides"].cast<std::vector<std::int64_t>>();
+    expect_contiguous(name, view_.shape, strides.data(), 1, item_bytes);
+  }
+  // An empty array may have no address; any device then does.
+  view_.device = view_.count() == 0 && view_.data == nullptr ? Device{DeviceKind::cuda, 0}
+                                                             : cuda::device_of(view_.data);
+  if (fields.contains("stream") && !fields["stream"].is_none() && view_.device.is_cuda()) {
+    cuda::order_streams(fields["stream"].cast<StreamHandle>(), stream, view_.device.index);
+  }
+  keeps_alive_ = std::make_shared<py::object>(py::reinterpret_borrow<py::object>(object));
+  return true;
+}
+
+OutputArg::OutputArg(const py::object& given, const char* name, const Shape& shape, DType dtype,
+                     const Device& device, StreamHandle stream) {
+  if (!given.is_none()) {
+    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream));
+    view_ = given_->view();
+    result_ = given;
+  } else if (device.is_cuda()) {
+    const DeviceArray array = DeviceArray::empty(shape, dtype, device.index, stream);
+    view_ = array.view();
+    result_ = py::cast(array);
+  } else {
+    py::array array = new_numpy_array(shape, dtype);
+    view_ = TensorView{array.mutable_data(), dtype, shape, device};
+    result_ = std::move(array);
+  }
+}
+
+}  // namespace zsseg::bindings

@@ -1,0 +1,271 @@
+#include "bindings/array_export.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/array_arg.h"
+#include "bindings/dlpack_abi.h"
+#include "zsseg/check.h"
+#include "zsseg/cuda_runtime.h"
+#include "zsseg/device_array.h"
+#include "zsseg/error.h"
+
+namespace py = pybind11;
+
+namespace zsseg::bindings {
+namespace {
+
+constexpr DType kNumpyTypes[] = {DType::boolean, DType::uint8,  DType::int8,  DType::uint16,
+                                 DType::int16,   DType::int32,  DType::int64, DType::float16,
+                                 DType::float32, DType::float64};
+
+char kind_of(DType dtype) {
+  return name_of(dtype)[0];
+}  // b, u, i, f as in typestr
+
+dlpack::DataType dlpack_type(DType dtype) {
+  const auto bits = static_cast<std::uint8_t>(8 * size_of(dtype));
+  switch (kind_of(dtype)) {
+    case 'b':
+      return {dlpack::kBool, bits, 1};
+    case 'u':
+      return {dlpack::kUInt, bits, 1};
+    case 'i':
+      return {dlpack::kInt, bits, 1};
+    default:
+      return {dlpack::kFloat, bits, 1};
+  }
+}
+
+// What a DLPack consumer holds: the array (its memory) and the sizes the tensor points to.
+template <typename Managed>
+struct Exported {
+  DeviceArray array;
+  Shape shape;
+  Managed managed;
+};
+
+template <typename Managed>
+std::unique_ptr<Exported<Managed>> export_tensor(const DeviceArray& array) {
+  auto exported =
+      std::make_unique<Exported<Managed>>(Exported<Managed>{array, array.view().shape, Managed{}});
+  const TensorView& view = array.view();
+  exported->managed.dl_tensor = {view.data,
+                                 {dlpack::kCUDA, view.device.index},
+                                 view.shape.rank,
+                                 dlpack_type(view.dtype),
+                                 exported->shape.dims,
+                                 nullptr,
+                                 0};
+  exported->managed.manager_ctx = exported.get();
+  exported->managed.deleter = [](Managed* self) {
+    delete static_cast<Exported<Managed>*>(self->manager_ctx);
+  };
+  return exported;
+}
+
+// The capsule frees the tensor only if no consumer took (and renamed) it.
+template <typename Managed, const char* kCapsuleName>
+py::capsule capsule_of(std::unique_ptr<Exported<Managed>> exported) {
+  PyObject* capsule = PyCapsule_New(&exported->managed, kCapsuleName, [](PyObject* self) {
+    if (PyCapsule_IsValid(self, kCapsuleName) != 0) {
+      auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(self, kCapsuleName));
+      managed->deleter(managed);
+    }
+  });
+  if (capsule == nullptr) {
+    throw py::error_already_set();
+  }
+  static_cast<void>(exported.release());
+  return py::reinterpret_steal<py::capsule>(capsule);
+}
+
+py::capsule to_dlpack(const DeviceArray& array, const std::optional<std::int64_t>& stream,
+                      const std::optional<std::pair<int, int>>& max_version,
+                      const std::optional<std::pair<int, int>>& dl_device,
+                      const std::optional<bool>& copy) {
+  const int device = array.view().device.index;
+  if (dl_device && *dl_device != std::make_pair<int, int>(dlpack::kCUDA, int{device})) {
+    throw py::buffer_error("dl_device: expected this array's own device. Use numpy() to copy it.");
+  }
+  if (copy.value_or(false)) {
+    throw py::buffer_error("copy: expected False or None. Copy on the consumer's side.");
+  }
+  constexpr std::int64_t kNoSynchronisation = -1;
+  if (stream.value_or(1) != kNoSynchronisation) {
+    const std::int64_t consumer = stream.value_or(1);
+    cuda::order_streams(array.last_stream(),
+                        consumer == 1 ? 0 : static_cast<StreamHandle>(consumer), device);
+  }
+  if (max_version && max_version->first >= 1) {
+    auto exported = export_tensor<dlpack::ManagedTensorVersioned>(array);
+    exported->managed.version = {1, 0};
+    return capsule_of<dlpack::ManagedTensorVersioned, dlpack::kVersionedName>(std::move(exported));
+  }
+  return capsule_of<dlpack::ManagedTensor, dlpack::kName>(
+      export_tensor<dlpack::ManagedTensor>(array));
+}
+
+py::dict cuda_array_interface(const DeviceArray& array) {
+  const TensorView& view = array.view();
+  const StreamHandle stream = array.last_stream();
+  const char order = size_of(view.dtype) == 1 ? '|' : '<';
+  py::dict fields;
+  fields["version"] = 3;
+  fields["shape"] = shape_tuple(view.shape);
+  fields["typestr"] =
+      order + std::string(1, kind_of(view.dtype)) + std::to_string(size_of(view.dtype));
+  fields["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(view.data), false);
+  fields["strides"] = py::none();
+  fields["stream"] = stream == 0 ? 1 : stream;
+  return fields;
+}
+
+void expect_like(const char* name, const TensorView& given, const TensorView& array) {
+  expect_dtype(name, given, {array.dtype});
+  expect_shape(name, given, array.shape);
+}
+
+void copy_from(const DeviceArray& array, const py::object& source, StreamHandle stream) {
+  const ArrayArg from = ArrayArg::input(source, "array", stream);
+  const TensorView& to = array.view();
+  expect_like("array", from.view(), to);
+  const int device = to.device.index;
+  cuda::order_streams(array.last_stream(), stream, device);
+  array.used_on(stream);
+  const py::gil_scoped_release unlocked;
+  if (from.view().device.is_cuda()) {
+    cuda::copy_on_device(to.data, from.view().data, to.bytes(), device, stream);
+  } else {
+    cuda::copy_to_device(to.data, from.view().data, to.bytes(), device, stream);
+  }
+}
+
+void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle stream) {
+  expect_like("out", to, array.view());
+  if (to.device.is_cuda()) {
+    throw DeviceError("out: expected an array on the CPU, got " + to_string(to.device) +
+                      ". Use copy_from of the other array.");
+  }
+  const int device = array.view().device.index;
+  cuda::order_streams(array.last_stream(), stream, device);
+  array.used_on(stream);
+  const py::gil_scoped_release unlocked;
+  cuda::copy_to_host(to.data, array.view().data, to.bytes(), device, stream);
+  cuda::synchronize_stream(stream, device);
+}
+
+py::array to_numpy(const DeviceArray& array, StreamHandle stream) {
+  py::array result = new_numpy_array(array.view().shape, array.view().dtype);
+  copy_to_view(array, TensorView{result.mutable_data(), array.view().dtype, array.view().shape, {}},
+               stream);
+  return result;
+}
+
+DeviceArray from_numpy(const py::object& source, int device, StreamHandle stream) {
+  const ArrayArg from = ArrayArg::input(source, "array", stream);
+  const DeviceArray array =
+      DeviceArray::empty(from.view().shape, from.view().dtype, device, stream);
+  copy_from(array, source, stream);
+  return array;
+}
+
+std::string describe(const DeviceArray& array) {
+  const TensorView& view = array.view();
+  return "DeviceArray(shape=" + to_string(view.shape) + ", dtype=" + name_of(view.dtype) +
+         ", device=" + to_string(view.device) + ")";
+}
+
+}  // namespace
+
+py::dtype numpy_dtype(DType dtype) {
+  return py::dtype(std::string(name_of(dtype)));
+}
+
+py::tuple shape_tuple(const Shape& shape) {
+  py::tuple sizes(shape.rank);
+  for (int axis = 0; axis < shape.rank; ++axis) {
+    sizes[axis] = shape[axis];
+  }
+  return sizes;
+}
+
+py::array new_numpy_array(const Shape& shape, DType dtype) {
+  return py::array(numpy_dtype(dtype),
+                   std::vector<py::ssize_t>(shape.dims, shape.dims + shape.rank));
+}
+
+DType parse_dtype(const py::object& dtype) {
+  const auto name = py::dtype::from_args(dtype).attr("name").cast<std::string>();
+  for (const DType known : kNumpyTypes) {
+    if (name == name_of(known)) {
+      return known;
+    }
+  }
+  throw DTypeError("dtype: expected a boolean, integer or floating type of at most 8 bytes, got " +
+                   name + ". Convert it first.");
+}
+
+Shape parse_shape(const py::object& sizes) {
+  const auto values = sizes.cast<std::vector<std::int64_t>>();
+  Shape shape;
+  for (const std::int64_t size : values) {
+    if (values.size() > Shape::kMaxRank || size < 0) {
+      throw ShapeError("shape: expected at most 4 sizes from 0 up, got " +
+                       py::str(sizes).cast<std::string>() + ". Reshape it.");
+    }
+    shape.dims[shape.rank++] = size;
+  }
+  return shape;
+}
+
+void register_device_array(py::module_& module) {
+  const py::object none = py::none();
+  py::class_<DeviceArray>(module, "DeviceArray")
+      .def_static(
+          "empty",
+          [](const py::object& shape, const py::object& dtype, int device, StreamHandle stream) {
+            return DeviceArray::empty(parse_shape(shape), parse_dtype(dtype), device, stream);
+          },
+          py::arg("shape"), py::arg("dtype"), py::arg("device") = 0, py::arg("stream") = 0)
+      .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("device") = 0,
+                  py::arg("stream") = 0)
+      .def("copy_from", &copy_from, py::arg("array"), py::arg("stream") = 0)
+      .def(
+          "copy_to",
+          [](const DeviceArray& array, const py::object& out, StreamHandle stream) {
+            const ArrayArg to = ArrayArg::output(out, "out", stream);
+            copy_to_view(array, to.view(), stream);
+          },
+          py::arg("out"), py::arg("stream") = 0)
+      .def("numpy", &to_numpy, py::arg("stream") = 0)
+      .def(
+          "view",
+          [](const DeviceArray& array, const py::object& shape) {
+            return array.viewed_as(parse_shape(shape));
+          },
+          py::arg("shape"))
+      .def_property_readonly(
+          "shape", [](const DeviceArray& array) { return shape_tuple(array.view().shape); })
+      .def_property_readonly(
+          "dtype", [](const DeviceArray& array) { return numpy_dtype(array.view().dtype); })
+      .def_property_readonly(
+          "device", [](const DeviceArray& array) { return to_string(array.view().device); })
+      .def_property_readonly("nbytes",
+                             [](const DeviceArray& array) { return array.view().bytes(); })
+      .def_property_readonly("__cuda_array_interface__", &cuda_array_interface)
+      .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = none,
+           py::arg("max_version") = none, py::arg("dl_device") = none, py::arg("copy") = none)
+      .def("__dlpack_device__",
+           [](const DeviceArray& array) {
+             return py::make_tuple(static_cast<int>(dlpack::kCUDA), array.view().device.index);
+           })
+      .def("__repr__", &describe);
+}
+
+}  // namespace zsseg::bindings

@@ -1,0 +1,14 @@
+// zsseg_rt._C. Signatures and types are described in zsseg_rt/_C.pyi.
+#include <pybind11/pybind11.h>
+
+#include "bindings/array_export.h"
+#include "bindings/register.h"
+
+PYBIND11_MODULE(_C, module) {
+  using namespace zsseg::bindings;
+  register_errors(module);
+  register_device_array(module);
+  register_device(module);
+  register_preprocess(module);
+  register_overlay(module);
+}

@@ -1,0 +1,13 @@
+// One function a bind_*.cpp; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace zsseg::bindings {
+
+void register_errors(pybind11::module_& module);
+void register_device(pybind11::module_& module);
+void register_preprocess(pybind11::module_& module);
+void register_overlay(pybind11::module_& module);
+
+}  // namespace zsseg::bindings

@@ -1,0 +1,187 @@
+#include "zsseg/cuda_runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include "zsseg/cuda_check.h"
+#include "zsseg/cuda_raii.h"
+#include "zsseg/error.h"
+
+namespace zsseg::cuda {
+namespace {
+
+cudaEvent_t to_event(std::uintptr_t handle) {
+  return reinterpret_cast<cudaEvent_t>(handle);
+}
+
+bool has_memory_pools(int device) {
+  int supported = 0;
+  ZSSEG_CUDA_CHECK(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device));
+  return supported != 0;
+}
+
+void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, int device,
+          StreamHandle stream) {
+  if (bytes > 0) {
+    const DeviceGuard guard(device);
+    ZSSEG_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, to_stream(stream)));
+  }
+}
+
+}  // namespace
+
+bool is_built() {
+  return true;
+}
+
+int runtime_version() {
+  return CUDART_VERSION;
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return 0;
+  }
+  return count;
+}
+
+DeviceProperties device_properties(int device) {
+  expect_device("device", device);
+  cudaDeviceProp found;
+  ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&found, device));
+  return {found.name, found.major, found.minor, found.totalGlobalMem};
+}
+
+void expect_device(const char* name, int device) {
+  const int count = device_count();
+  if (count == 0) {
+    throw DeviceError(std::string(name) + ": expected a CUDA device, got none: no NVIDIA driver, " +
+                      "or one older than CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+                      std::to_string(CUDART_VERSION % 1000 / 10) +
+                      " needs. Install a newer driver or use the CPU.");
+  }
+  if (device < 0 || device >= count) {
+    throw DeviceError(std::string(name) + ": expected a CUDA device below " +
+                      std::to_string(count) + ", got " + std::to_string(device) +
+                      ". Run 'zsseg-rt doctor' for the list.");
+  }
+}
+
+Device device_of(const void* pointer) {
+  cudaPointerAttributes attributes;
+  ZSSEG_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
+  const bool on_device =
+      attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return on_device ? Device{DeviceKind::cuda, attributes.device} : Device{};
+}
+
+void* allocate(std::size_t bytes, int device, StreamHandle stream) {
+  expect_device("device", device);
+  const DeviceGuard guard(device);
+  void* pointer = nullptr;
+  if (has_memory_pools(device)) {
+    ZSSEG_CUDA_CHECK(cudaMallocAsync(&pointer, bytes, to_stream(stream)));
+  } else {
+    ZSSEG_CUDA_CHECK(cudaMalloc(&pointer, bytes));
+  }
+  return pointer;
+}
+
+// Errors are dropped: a destructor calls this, possibly after the driver has shut down.
+void release(void* pointer, int device, StreamHandle stream) noexcept {
+  try {
+    const DeviceGuard guard(device);
+    if (has_memory_pools(device)) {
+      ZSSEG_CUDA_CHECK(cudaFreeAsync(pointer, to_stream(stream)));
+    } else {
+      ZSSEG_CUDA_CHECK(cudaFree(pointer));
+    }
+  } catch (const CudaError&) {
+    return;
+  }
+}
+
+void copy_to_device(void* to, const void* from, std::size_t bytes, int device,
+                    StreamHandle stream) {
+  copy(to, from, bytes, cudaMemcpyHostToDevice, device, stream);
+}
+
+void copy_to_host(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream) {
+  copy(to, from, bytes, cudaMemcpyDeviceToHost, device, stream);
+}
+
+void copy_on_device(void* to, const void* from, std::size_t bytes, int device,
+                    StreamHandle stream) {
+  copy(to, from, bytes, cudaMemcpyDeviceToDevice, device, stream);
+}
+
+StreamHandle create_stream(int device) {
+  expect_device("device", device);
+  const DeviceGuard guard(device);
+  cudaStream_t stream = nullptr;
+  ZSSEG_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return reinterpret_cast<StreamHandle>(stream);
+}
+
+void destroy_stream(StreamHandle stream, int device) noexcept {
+  static_cast<void>(device);
+  static_cast<void>(cudaStreamDestroy(to_stream(stream)));
+}
+
+void synchronize_stream(StreamHandle stream, int device) {
+  const DeviceGuard guard(device);
+  ZSSEG_CUDA_CHECK(cudaStreamSynchronize(to_stream(stream)));
+}
+
+std::uintptr_t create_event(int device, bool timing) {
+  expect_device("device", device);
+  const DeviceGuard guard(device);
+  cudaEvent_t event = nullptr;
+  const unsigned flags = timing ? cudaEventDefault : cudaEventDisableTiming;
+  ZSSEG_CUDA_CHECK(cudaEventCreateWithFlags(&event, flags));
+  return reinterpret_cast<std::uintptr_t>(event);
+}
+
+void destroy_event(std::uintptr_t event, int device) noexcept {
+  static_cast<void>(device);
+  static_cast<void>(cudaEventDestroy(to_event(event)));
+}
+
+void record_event(std::uintptr_t event, StreamHandle stream, int device) {
+  const DeviceGuard guard(device);
+  ZSSEG_CUDA_CHECK(cudaEventRecord(to_event(event), to_stream(stream)));
+}
+
+void wait_event(StreamHandle stream, std::uintptr_t event, int device) {
+  const DeviceGuard guard(device);
+  ZSSEG_CUDA_CHECK(cudaStreamWaitEvent(to_stream(stream), to_event(event), 0));
+}
+
+void synchronize_event(std::uintptr_t event, int device) {
+  const DeviceGuard guard(device);
+  ZSSEG_CUDA_CHECK(cudaEventSynchronize(to_event(event)));
+}
+
+float elapsed_ms(std::uintptr_t start, std::uintptr_t stop) {
+  float milliseconds = 0.0f;
+  ZSSEG_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, to_event(start), to_event(stop)));
+  return milliseconds;
+}
+
+void order_streams(StreamHandle earlier, StreamHandle later, int device) {
+  if (earlier == later) {
+    return;
+  }
+  const std::uintptr_t event = create_event(device, false);
+  try {
+    record_event(event, earlier, device);
+    wait_event(later, event, device);
+  } catch (const CudaError&) {
+    destroy_event(event, device);
+    throw;
+  }
+  destroy_event(event, device);  // CUDA frees it once it has been reached
+}
+
+}  // namespace zsseg::cuda

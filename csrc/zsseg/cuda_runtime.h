@@ -1,0 +1,52 @@
+// The part of the CUDA runtime this project needs, callable without CUDA headers. In a build
+// without CUDA, device_count() is 0 and everything else throws DeviceError.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "zsseg/tensor_view.h"
+
+namespace zsseg::cuda {
+
+bool is_built();
+int runtime_version();  // 13000 = 13.0; 0 when not built
+int device_count();     // 0 without a usable driver
+
+struct DeviceProperties {
+  std::string name;
+  int major = 0;
+  int minor = 0;
+  std::size_t total_memory = 0;  // bytes
+};
+DeviceProperties device_properties(int device);
+
+// Throws DeviceError unless this computer has CUDA device `device`.
+void expect_device(const char* name, int device);
+
+// The device a pointer lives on; cpu for memory CUDA does not know.
+Device device_of(const void* pointer);
+
+void* allocate(std::size_t bytes, int device, StreamHandle stream);
+void release(void* pointer, int device,
+             StreamHandle stream) noexcept;  // once the stream gets there
+void copy_to_device(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream);
+void copy_to_host(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream);
+void copy_on_device(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream);
+
+StreamHandle create_stream(int device);  // does not synchronise with the default stream
+void destroy_stream(StreamHandle stream, int device) noexcept;
+void synchronize_stream(StreamHandle stream, int device);
+
+std::uintptr_t create_event(int device, bool timing);
+void destroy_event(std::uintptr_t event, int device) noexcept;
+void record_event(std::uintptr_t event, StreamHandle stream, int device);
+void wait_event(StreamHandle stream, std::uintptr_t event, int device);
+void synchronize_event(std::uintptr_t event, int device);
+float elapsed_ms(std::uintptr_t start, std::uintptr_t stop);
+
+// Makes `later` wait for all that `earlier` holds now.
+void order_streams(StreamHandle earlier, StreamHandle later, int device);
+
+}  // namespace zsseg::cuda

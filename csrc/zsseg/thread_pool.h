@@ -1,0 +1,36 @@
+// Splits loops over threads that sleep when there is nothing to do. No OpenMP: its barriers spin,
+// which on a busy machine turns a 0.2 ms kernel into 16 ms.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace zsseg {
+
+// Threads that a loop may use, the caller included. Starts as the CPUs this process may run on.
+int num_threads();
+void set_num_threads(int count);  // throws ArgumentError below 1
+
+using RangeFunction = void (*)(void* context, std::int64_t begin, std::int64_t end);
+
+// Calls function on disjoint ranges that cover [begin, end) and returns when all are done. Ranges
+// start at begin + k * grain and are at most grain long unless one thread takes them all; a loop of
+// one grain runs on the caller alone, so grain is how work too small for a second thread stays on
+// one (waking one takes tens of microseconds). function must not throw. Callable from many threads
+// at once; a loop inside a loop runs on the thread that reaches it.
+void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, RangeFunction function,
+                  void* context);
+
+// As above for a callable (begin, end).
+template <typename Body>
+inline __attribute__((always_inline)) void parallel_for(std::int64_t begin, std::int64_t end,
+                                                        std::int64_t grain, const Body& body) {
+  parallel_for(
+      begin, end, grain,
+      [](void* context, std::int64_t first, std::int64_t last) {
+        (*static_cast<const Body*>(context))(first, last);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+}  // namespace zsseg
