@@ -8,15 +8,17 @@ product is ``|x|^2 - |x - c|^2``: the nearest colour wins.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLOUR_WORDS", "colour_embeds", "write_encoder"]
+__all__ = ["COLOUR_WORDS", "colour_embeds", "export_colour_bundle", "write_encoder"]
 
 GRID_HW = (64, 64)
 PATCH = 4
+LOGIT_SCALE = 50.0  # softmax sharpness: colours 0.2 apart get scores near 0.9
 
 # sRGB values in 0..255 of common colour words, most from the CSS Color Module's named colours.
 COLOUR_WORDS: dict[str, tuple[int, int, int]] = {
@@ -73,6 +75,38 @@ def write_encoder(path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
+    """Write the encoder as a dense bundle whose text bank is :data:`COLOUR_WORDS`.
+
+    Args:
+        path: Bundle folder to write, ``NAME.zsseg``.
+        overwrite: Whether to replace an existing bundle.
+
+    Raises:
+        BundleError: The folder exists and ``overwrite`` is False, or it cannot be written.
+    """
+    from zsseg_rt.export import export_dense_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Path(folder) / "colour_words.onnx"
+        write_encoder(encoder)
+        return export_dense_bundle(
+            encoder,
+            path,
+            image_size=GRID_HW[0] * PATCH,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            embed_output="embeds",
+            text_bank=colour_embeds(),
+            normalize=False,
+            activation="softmax",
+            logit_scale=LOGIT_SCALE,
+            space="colour",
+            licence="Apache-2.0",
+            overwrite=overwrite,
+        )
 
 
 def _spec(name: str, shape: tuple[int, ...], dtype: int) -> object:

@@ -1,0 +1,134 @@
+"""Label real photos with real names and compare with their masks; classes change between photos.
+
+    python benchmarks/real_photos.py --encoder ENCODER.onnx --text-rows ROWS.npy
+        --text-names NAMES.json --photos FOLDER [--pictures FOLDER] [--json FILE]
+
+FOLDER holds ``images/``, ``masks/`` and ``index.json`` with ``names`` (mask values in order) and
+``images``. Every photo gets the class list in another order; labels are mapped back by name, so a
+runtime that mixed up labels and names would show here. Mask classes without a text row count as
+background.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.batch import read_photo
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def main() -> int:
+    """Parse arguments, evaluate, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--text-rows", type=Path, required=True)
+    parser.add_argument("--text-names", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--pictures", type=Path, help="write overlays here")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export(args.encoder, args.text_rows, args.text_names, Path(folder) / "b.zsseg")
+        report = evaluate(bundle, args.photos, precision=args.precision, pictures=args.pictures)
+    print(json.dumps(report, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def export(encoder: Path, text_rows: Path, text_names: Path, out: Path) -> Path:
+    """Wrap the encoder as a dense bundle whose text bank holds the given rows."""
+    from zsseg_rt.export import export_dense_bundle
+
+    names = json.loads(text_names.read_text())
+    names[0] = "background"
+    return export_dense_bundle(
+        encoder,
+        out,
+        image_size=513,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        embed_output="dense_embedding",
+        text_bank=(names, np.load(text_rows).astype(np.float32)),
+        space="OpenAI CLIP ViT-B/16",
+    )
+
+
+def evaluate(
+    bundle: Path, photos: Path, *, precision: str = "float32", pictures: Path | None = None
+) -> dict[str, Any]:
+    """Segment every photo and add up a confusion matrix, rows truth, columns prediction."""
+    index = json.loads((photos / "index.json").read_text())
+    config = EngineConfig(device="cpu", precision=precision, use_cache=False)
+    with Engine(bundle, config) as engine:
+        assert engine.bundle.text_bank is not None
+        names = list(engine.bundle.text_bank.names)
+        confusion = np.zeros((len(names), len(names)), np.int64)
+        for number, entry in enumerate(index["images"]):
+            order = np.random.default_rng(number).permutation(len(names))
+            engine.set_classes([names[i] for i in order])
+            frame = read_photo(photos / "images" / entry["file"])
+            seg = engine.segment(frame)
+            truth = read_mask(photos / "masks", entry["file"], index["names"], names)
+            predicted = order[seg.labels]
+            pairs = truth.astype(np.int64) * len(names) + predicted
+            confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(
+                confusion.shape
+            )
+            if pictures is not None:
+                write_picture(pictures, entry["file"], engine, names, frame)
+    return summarise(confusion, names, len(index["images"]))
+
+
+def read_mask(folder: Path, file: str, mask_names: list[str], names: list[str]) -> np.ndarray:
+    """Read a mask and express it as indices into ``names``; other classes are background."""
+    import cv2
+
+    table = np.array([names.index(n) if n in names else 0 for n in mask_names])
+    mask = cv2.imread(str(folder / f"{Path(file).stem}.png"), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise FileNotFoundError(folder / f"{Path(file).stem}.png")
+    mapped: np.ndarray = table[mask]
+    return mapped
+
+
+def write_picture(
+    folder: Path, file: str, engine: Engine, names: list[str], frame: np.ndarray
+) -> None:
+    """Write the overlay with the classes in one fixed order, so that colours mean one thing."""
+    import cv2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.set_classes(names[1:], background=names[:1])
+    overlay = engine.segment(frame).overlay(frame)
+    cv2.imwrite(str(folder / f"{Path(file).stem}.png"), overlay[:, :, ::-1])
+
+
+def summarise(confusion: np.ndarray, names: list[str], photos: int) -> dict[str, Any]:
+    """Pixel accuracy, mIoU over the classes that truth or prediction holds, and IoU a class."""
+    hit = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    iou = {n: float(h / u) for n, h, u in zip(names, hit, union, strict=True) if u}
+    in_truth = [iou[n] for n, t in zip(names, confusion.sum(1), strict=True) if t]
+    return {
+        "photos": photos,
+        "pixel_accuracy": float(hit.sum() / confusion.sum()),
+        "miou_classes_in_truth": float(np.mean(in_truth)),
+        "miou_all_seen_or_predicted": float(np.mean(list(iou.values()))),
+        "iou": iou,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
