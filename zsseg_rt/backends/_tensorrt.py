@@ -1,0 +1,158 @@
+"""TensorRT, full or RTX: plans are built from the bundle's ONNX and cached.
+
+Needs ``tensorrt`` 10.3 to 11.x or ``tensorrt_rtx`` 1.7; ``$ZSSEG_TENSORRT`` chooses between them.
+RTX builds without a GPU, for any GPU it supports; full TensorRT builds on the GPU it runs on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from zsseg_rt.backends._tensorrt_api import TensorRT, load_tensorrt
+from zsseg_rt.backends._tensorrt_build import build, capability_member
+from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
+from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTSession
+from zsseg_rt.backends.base import BackendOptions, Session
+from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, file_sha256
+from zsseg_rt.errors import BackendError, PrecisionNotApplied
+
+__all__ = ["BACKEND", "TensorRTBackend"]
+
+PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
+
+_log = logging.getLogger(__name__)
+
+
+class TensorRTBackend:
+    """Runs graphs with TensorRT on an NVIDIA GPU."""
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return "tensorrt"
+
+    def load(
+        self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
+    ) -> Session:
+        """Load a graph on a GPU, from a cached plan or a fresh build.
+
+        The GPU is checked first, then TensorRT is imported; a plan that TensorRT refuses is built
+        again once. See :meth:`zsseg_rt.backends.base.Backend.load` for arguments and errors.
+        """
+        gpu = open_gpu(device)
+        api = load_tensorrt()
+        if options.compute_capability is None and api.is_rtx:
+            options = replace(options, compute_capability=gpu.compute_capability)
+        job = _PlanJob(api, Path(graph_path), precision, options, gpu)
+        with on_device(gpu.index):
+            plan = job.get()
+            try:
+                return TensorRTSession(api, gpu, plan)
+            except PlanRefused as exc:
+                if plan.path is None:
+                    raise
+                job.discard(str(exc))
+                return TensorRTSession(api, gpu, job.get())
+
+    def build_plan(
+        self, graph_path: Path, *, precision: str = "auto", options: BackendOptions | None = None
+    ) -> Plan:
+        """Build a plan, or take it from the cache, without running it.
+
+        With RTX this needs no GPU. ``options.compute_capability`` names the target; None builds
+        for every GPU that RTX supports by default (8.0, 8.6, 8.9, 12.0 and newer). Full TensorRT
+        builds for the GPU ``cuda:0``.
+
+        Args:
+            graph_path: The ``.onnx`` file, weights inside.
+            precision: What the graph must hold, or ``"auto"`` to take what it holds.
+            options: ``cache_dir``, ``dynamic_axes``, ``compute_capability`` and ``progress`` apply.
+
+        Returns:
+            The plan's bytes, its report, and its path if it is cached.
+
+        Raises:
+            BackendUnavailableError: No usable TensorRT is installed.
+            DeviceError: Full TensorRT is used and no GPU is visible.
+            PrecisionNotApplied: The graph does not hold the precision.
+            BackendError: The target is not one TensorRT builds for, or the build failed.
+        """
+        api = load_tensorrt()
+        options = options or BackendOptions()
+        if options.compute_capability is not None:
+            capability_member(api, options.compute_capability)
+        if api.is_rtx:
+            return _PlanJob(api, Path(graph_path), precision, options, None).get()
+        gpu = open_gpu("cuda:0")
+        with on_device(gpu.index):
+            return _PlanJob(api, Path(graph_path), precision, options, gpu).get()
+
+
+class _PlanJob:
+    """One plan to be had: from the cache, else built."""
+
+    def __init__(
+        self,
+        api: TensorRT,
+        graph_path: Path,
+        precision: str,
+        options: BackendOptions,
+        gpu: Gpu | None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise PrecisionNotApplied(
+                f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
+            )
+        self._api, self._graph_path = api, graph_path
+        self._precision, self._options = precision, options
+        self._cache = PlanCache(options.cache_dir)
+        self._key = PlanKey(
+            graph_name=graph_path.stem,
+            graph_sha256=_hash_graph(graph_path),
+            runtime=api.label,
+            target=_target(api, options.compute_capability, gpu),
+            precision=precision,
+            shapes=options.dynamic_axes or {},
+        )
+
+    def get(self) -> Plan:
+        """Return the plan."""
+        return self._cache.get_or_build(self._key, self._build)
+
+    def discard(self, reason: str) -> None:
+        """Forget the cached plan."""
+        self._cache.discard(self._key, reason)
+
+    def _build(self) -> Plan:
+        _log.info(
+            "tensorrt: building %s with %s for %s",
+            self._graph_path.name,
+            self._api.label,
+            self._key.target,
+        )
+        return build(
+            self._api,
+            self._graph_path,
+            precision=self._precision,
+            options=self._options,
+            capability=self._options.compute_capability,
+        )
+
+
+def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
+    """What a plan is tied to: RTX to a compute capability, full TensorRT to the very GPU."""
+    if api.is_rtx or gpu is None:
+        return f"sm{capability.replace('.', '')}" if capability else "default"
+    return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}"
+
+
+def _hash_graph(graph_path: Path) -> str:
+    try:
+        return file_sha256(graph_path)
+    except OSError as exc:
+        raise BackendError(f"graph: expected a readable ONNX file, got {exc}") from exc
+
+
+BACKEND = TensorRTBackend()

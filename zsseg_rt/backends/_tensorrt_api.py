@@ -1,0 +1,155 @@
+"""Find TensorRT, full or RTX, and speak to the part of its Python API that all versions share.
+
+``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx`` 1.7 serve alike. ``$ZSSEG_TENSORRT`` set to
+``tensorrt`` or ``tensorrt_rtx`` chooses between them; without it the full ``tensorrt`` goes first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from zsseg_rt.errors import BackendError, BackendUnavailableError
+
+__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "make_logger", "require"]
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+MINIMUM_VERSION = (10, 3)
+KEPT_MESSAGES = 8
+
+# TensorRT's data type names and NumPy's
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "fp8",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+
+_REMEDY = (
+    "Run: pip install zsseg_rt[tensorrt], or pip install zsseg_rt[rtx] for an RTX GPU; on a Jetson "
+    "use JetPack's own through a virtual environment with --system-site-packages."
+)
+_log = logging.getLogger("zsseg_rt.tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRT:
+    """One imported flavour.
+
+    Attributes:
+        module: The Python module.
+        flavour: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        version: Its full version.
+    """
+
+    module: Any
+    flavour: str
+    version: str
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether plans hold kernels to be compiled on the GPU they run on."""
+        return self.flavour == "tensorrt_rtx"
+
+    @property
+    def label(self) -> str:
+        """Flavour and version in one word."""
+        return f"{self.flavour}-{self.version}"
+
+
+def load_tensorrt() -> TensorRT:
+    """Import the chosen or the first installed flavour. Constructs nothing of TensorRT's.
+
+    Raises:
+        BackendUnavailableError: None is installed, it cannot be imported, or it is too old.
+        ValueError: ``$ZSSEG_TENSORRT`` names no flavour.
+    """
+    flavour = _choose_flavour()
+    try:
+        module = importlib.import_module(flavour)
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            f"backend: expected {flavour!r} to import, got: {exc}. Repair its installation, or "
+            f"choose the other flavour with ZSSEG_TENSORRT={'|'.join(FLAVOURS)}."
+        ) from exc
+    version = str(getattr(module, "__version__", "0"))
+    api = TensorRT(module=module, flavour=flavour, version=version)
+    _check_version(api)
+    return api
+
+
+def make_logger(api: TensorRT) -> Any:
+    """Make a TensorRT logger that feeds :mod:`logging` and keeps the last complaints.
+
+    Its ``last_messages()`` returns them, newest last, as one line.
+    """
+    trt = api.module
+    levels = {
+        int(trt.ILogger.Severity.INTERNAL_ERROR): logging.CRITICAL,
+        int(trt.ILogger.Severity.ERROR): logging.ERROR,
+        int(trt.ILogger.Severity.WARNING): logging.WARNING,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.kept: deque[str] = deque(maxlen=KEPT_MESSAGES)
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(int(severity), logging.DEBUG)
+            text = " ".join(message.split())
+            if level >= logging.ERROR:
+                self.kept.append(text)
+            # an error reaches the caller as an exception: the log is for those who look further
+            _log.log(min(level, logging.WARNING), "%s: %s", api.flavour, text)
+
+        def last_messages(self) -> str:
+            return " | ".join(self.kept) or "TensorRT gave no reason"
+
+    return Logger()
+
+
+def require(result: Any, what: str, logger: Any) -> Any:
+    """Return ``result``, or raise if TensorRT answered None or False.
+
+    Raises:
+        BackendError: With TensorRT's last messages.
+    """
+    if result is None or result is False:
+        raise BackendError(f"tensorrt: expected {what} to succeed, got: {logger.last_messages()}")
+    return result
+
+
+def _choose_flavour() -> str:
+    chosen = os.environ.get("ZSSEG_TENSORRT", "")
+    if chosen and chosen not in FLAVOURS:
+        raise ValueError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {chosen!r}")
+    wanted = (chosen,) if chosen else FLAVOURS
+    for flavour in wanted:
+        if importlib.util.find_spec(flavour) is not None:
+            return flavour
+    raise BackendUnavailableError(
+        f"backend: expected the package {' or '.join(wanted)}, found none. {_REMEDY}"
+    )
+
+
+def _check_version(api: TensorRT) -> None:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", api.version)[:2])
+    too_old = not api.is_rtx and numbers < MINIMUM_VERSION
+    flags = getattr(api.module, "NetworkDefinitionCreationFlag", None)
+    if too_old or not hasattr(flags, "STRONGLY_TYPED"):
+        raise BackendUnavailableError(
+            f"backend: expected tensorrt 10.3 or newer, or tensorrt_rtx 1.7, got {api.flavour} "
+            f"{api.version}. {_REMEDY}"
+        )

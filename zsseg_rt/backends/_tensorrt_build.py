@@ -1,0 +1,346 @@
+"""Build a TensorRT plan from an ONNX graph: strongly typed, no plugins, dynamic axes by name.
+
+What a layer computes in is written in the graph: TensorRT 11 and RTX have no switches for it. So
+the parsed network is inspected before the build, and a precision the graph does not hold is an
+error rather than a slow engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
+from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.plan_cache import Plan, write_atomically
+from zsseg_rt.errors import BackendError, PrecisionNotApplied
+
+__all__ = ["build", "capability_member", "count_fused_attention", "profile_axes"]
+
+DEFAULT_AXES = {"classes": (1, 32, 1024)}
+
+# Layers that carry the arithmetic, and so the precision, of a network.
+COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
+
+# Strings that name fused attention kernels inside a plan, by the RTX versions they were seen in.
+FUSION_MARKERS = {"1.7": (b"fmha_v2", b"flash_attention_nl_tiled")}
+
+_log = logging.getLogger(__name__)
+
+
+def build(
+    api: TensorRT,
+    graph_path: Path,
+    *,
+    precision: str,
+    options: BackendOptions,
+    capability: str | None,
+) -> Plan:
+    """Build one plan.
+
+    Args:
+        api: The imported TensorRT.
+        graph_path: The ``.onnx`` file.
+        precision: What the graph must hold, or ``"auto"`` to take what it holds.
+        options: ``dynamic_axes``, ``cache_dir`` (timing cache) and ``progress`` apply.
+        capability: Target such as ``"8.9"`` (RTX only); None means this GPU, with RTX every GPU
+            it supports by default.
+
+    Raises:
+        PrecisionNotApplied: The graph does not hold the precision.
+        BackendError: The graph cannot be parsed or built; with TensorRT's last messages.
+    """
+    trt, logger = api.module, make_logger(api)
+    builder = _make_builder(api, logger)
+    network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
+    _parse(trt, network, graph_path, logger)
+    report = _describe(network) | {"runtime": api.label, "capability": capability or "default"}
+    _check_precision(graph_path, precision, report)
+    axes = profile_axes(report["inputs"], options.dynamic_axes)
+    config = require(builder.create_builder_config(), "create_builder_config", logger)
+    _configure(api, config, capability, report)
+    _add_profile(builder, config, report["inputs"], axes, logger)
+    progress = BuildProgress(options.progress)
+    config.progress_monitor = monitor = make_monitor(trt, progress)
+    timing = None if api.is_rtx else _TimingCache(api, config, options.cache_dir)
+    serialized = builder.build_serialized_network(network, config)
+    del monitor  # TensorRT needs it alive until here
+    progress.finish()
+    data = bytes(require(serialized, f"the build of {graph_path.name}", logger))
+    if timing is not None:
+        timing.save()
+    fused = count_fused_attention(data, api) or {}
+    return Plan(data=data, report=report | {"axes": _listed(axes), "fused_attention": fused})
+
+
+def capability_member(api: TensorRT, capability: str) -> Any:
+    """Return RTX's own name for a compute capability such as ``"8.9"``.
+
+    Raises:
+        BackendError: Full TensorRT builds for its own GPU only, or RTX has no such target.
+    """
+    if not api.is_rtx:
+        raise BackendError(
+            f"compute_capability: expected None for {api.label}, which builds only for the GPU it "
+            f"runs on, got {capability!r}. Build on the target, or use ZSSEG_TENSORRT=tensorrt_rtx."
+        )
+    known = api.module.ComputeCapability.__members__
+    targets = {f"{name[2:-1]}.{name[-1]}": member for name, member in known.items() if name[2:]}
+    targets = {name: member for name, member in targets.items() if name[0].isdigit()}
+    if capability not in targets:
+        raise BackendError(
+            f"compute_capability: expected one of {', '.join(targets)} for {api.label}, got "
+            f"{capability!r}. Use the full tensorrt package on the target itself for other GPUs."
+        )
+    return targets[capability]
+
+
+def count_fused_attention(plan: bytes, api: TensorRT) -> dict[str, int] | None:
+    """Count the names of fused attention kernels in an RTX plan; None for versions not known.
+
+    Twelve attention blocks of a float16 graph give twelve of each name on Ampere and newer.
+    """
+    for version, markers in FUSION_MARKERS.items():
+        if api.is_rtx and f"{api.version}.".startswith(f"{version}."):
+            return {marker.decode(): plan.count(marker) for marker in markers}
+    return None
+
+
+def profile_axes(
+    inputs: list[dict[str, Any]], given: Mapping[str, tuple[int, int, int]] | None
+) -> dict[str, tuple[int, int, int]]:
+    """Find (min, opt, max) of every dynamic axis.
+
+    Raises:
+        BackendError: An axis has no name or no range, or its range is not 1 <= min <= opt <= max.
+    """
+    known = {**DEFAULT_AXES, **(given or {})}
+    axes: dict[str, tuple[int, int, int]] = {}
+    for spec in inputs:
+        for axis, size in enumerate(spec["shape"]):
+            if isinstance(size, int) and size >= 0:
+                continue
+            if size not in known:
+                raise BackendError(
+                    f"dynamic_axes: expected a range for axis {axis} ({size!r}) of input "
+                    f"{spec['name']!r}, got {sorted(known)}. Pass dynamic_axes={{name: (min, opt, "
+                    "max)}, and name the axis when exporting."
+                )
+            low, middle, high = known[size]
+            if not 1 <= low <= middle <= high:
+                raise BackendError(
+                    f"dynamic_axes: expected 1 <= min <= opt <= max for {size!r}, got {known[size]}"
+                )
+            axes[size] = (low, middle, high)
+    return axes
+
+
+def _make_builder(api: TensorRT, logger: Any) -> Any:
+    try:
+        return require(api.module.Builder(logger), "trt.Builder", logger)
+    except TypeError as exc:  # pybind11's "factory function returned nullptr"
+        raise BackendError(
+            f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
+            "driver with nvidia-smi."
+        ) from exc
+
+
+def _network_flags(trt: Any) -> int:
+    # the bit's place differs between versions: never a literal
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _parse(trt: Any, network: Any, graph_path: Path, logger: Any) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(str(graph_path)):
+        return
+    problems = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+    raise BackendError(
+        f"graph: expected {graph_path} to be an ONNX graph TensorRT reads, got: "
+        f"{'; '.join(problems) or logger.last_messages()}. Export it again at opset 20."
+    )
+
+
+def _parser_error(error: Any) -> str:
+    place = f"node {error.node()} " if not hasattr(error, "node_name") else ""
+    if hasattr(error, "node_name"):
+        place = f"node {error.node_name()!r} ({error.node_operator()}) "
+    return f"{place}{' '.join(error.desc().split())}"
+
+
+def _describe(network: Any) -> dict[str, Any]:
+    """Inputs, outputs, layers by type and dtype, and the precision of a parsed network."""
+    layers: Counter[tuple[str, str]] = Counter()
+    quantized: set[str] = set()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind, dtype = layer.type.name, _layer_dtype(layer)
+        layers[kind, dtype] += 1
+        if kind == "DEQUANTIZE":
+            quantized.add(DTYPES.get(layer.get_input(0).dtype.name, "unknown"))
+    inputs = [_describe_tensor(network.get_input(i)) for i in range(network.num_inputs)]
+    names = {size for spec in inputs for size in spec["shape"] if isinstance(size, str)}
+    outputs = [_describe_tensor(network.get_output(i)) for i in range(network.num_outputs)]
+    for spec in outputs:
+        spec["shape"] = _name_axes(spec["shape"], names)
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "layers": [
+            {"type": kind, "dtype": dtype, "count": count}
+            for (kind, dtype), count in sorted(layers.items())
+        ],
+        "precision": _precision(layers, quantized),
+    }
+
+
+def _layer_dtype(layer: Any) -> str:
+    """What a compute layer multiplies, or what another layer gives out."""
+    of_inputs = layer.type.name in COMPUTE_LAYERS and layer.num_inputs > 0
+    if not of_inputs and layer.num_outputs == 0:
+        return "none"
+    tensor = layer.get_input(0) if of_inputs else layer.get_output(0)
+    return DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+
+
+def _describe_tensor(tensor: Any) -> dict[str, Any]:
+    sizes = [
+        int(size) if size >= 0 else (tensor.get_dimension_name(axis) or None)
+        for axis, size in enumerate(tensor.shape)
+    ]
+    dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+    return {"name": tensor.name, "dtype": dtype, "shape": sizes}
+
+
+def _name_axes(shape: list[int | str | None], names: set[str]) -> list[int | str]:
+    """Name an output's dynamic axes, which the parser leaves without names."""
+    only = next(iter(names)) if len(names) == 1 else None
+    return [
+        f"axis{axis}" if only is None else only if size is None else size
+        for axis, size in enumerate(shape)
+    ]
+
+
+def _precision(layers: Mapping[tuple[str, str], int], quantized: set[str]) -> str:
+    for dtype in ("fp8", "int8"):
+        if dtype in quantized:
+            return dtype
+    computed: Counter[str] = Counter()
+    for (kind, dtype), count in layers.items():
+        if kind in COMPUTE_LAYERS:
+            computed[dtype] += count
+    return computed.most_common(1)[0][0] if computed else "float32"
+
+
+def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]) -> None:
+    """Raise unless every compute layer of the graph has the precision asked for."""
+    if precision == "auto":
+        return
+    held = {row["dtype"] for row in report["layers"] if row["type"] in COMPUTE_LAYERS}
+    quantized = precision in ("int8", "fp8")
+    if report["precision"] == precision and (quantized or held <= {precision}):
+        return
+    found = ", ".join(
+        f"{row['count']} {row['type']} in {row['dtype']}"
+        for row in report["layers"]
+        if row["type"] in (*COMPUTE_LAYERS, "QUANTIZE", "DEQUANTIZE")
+    )
+    remedy = (
+        "Export a graph with QuantizeLinear/DequantizeLinear nodes"
+        if quantized
+        else f"Export the graph in {precision}"
+    )
+    raise PrecisionNotApplied(
+        f"precision: expected a graph in {precision}, got {graph_path.name} with "
+        f"{found or 'no layer that has a precision'}. {remedy}, or use precision='auto'."
+    )
+
+
+def _configure(
+    api: TensorRT, config: Any, capability: str | None, report: Mapping[str, Any]
+) -> None:
+    trt = api.module
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers keep names and dtypes
+    if capability is None:
+        if api.is_rtx and report["precision"] == "fp8":
+            raise BackendError(
+                "compute_capability: expected '8.9' or newer for an fp8 graph with tensorrt_rtx, "
+                "got none. Its default targets have no fp8."
+            )
+        return
+    member = capability_member(api, capability)
+    config.num_compute_capabilities = 1
+    if not config.set_compute_capability(member, 0):
+        raise BackendError(f"compute_capability: {api.label} refused {capability!r}.")
+
+
+def _add_profile(
+    builder: Any,
+    config: Any,
+    inputs: list[dict[str, Any]],
+    axes: Mapping[str, tuple[int, int, int]],
+    logger: Any,
+) -> None:
+    if not axes:
+        return
+    profile = require(builder.create_optimization_profile(), "create_optimization_profile", logger)
+    for spec in inputs:
+        low, middle, high = (
+            tuple(axes[size][which] if isinstance(size, str) else size for size in spec["shape"])
+            for which in range(3)
+        )
+        profile.set_shape(spec["name"], low, middle, high)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(
+            f"dynamic_axes: expected a profile TensorRT accepts, got {dict(axes)}: "
+            f"{logger.last_messages()}"
+        )
+
+
+def _listed(axes: Mapping[str, tuple[int, int, int]]) -> dict[str, list[int]]:
+    return {name: list(bounds) for name, bounds in axes.items()}
+
+
+class _TimingCache:
+    """Measured kernel times, kept between builds. Full TensorRT only: in RTX it does nothing."""
+
+    def __init__(self, api: TensorRT, config: Any, cache_dir: Path | None) -> None:
+        self._config = config
+        self._path = None if cache_dir is None else cache_dir / "timing" / f"{api.label}.cache"
+        if self._path is None:
+            return
+        cache = config.create_timing_cache(self._stored())
+        # another GPU's times are kept apart by TensorRT itself
+        if cache is None or not config.set_timing_cache(cache, False):
+            _log.warning("tensorrt: timing cache %s is not usable and starts anew", self._path)
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def save(self) -> None:
+        """Write the times; a folder that cannot be written is a warning."""
+        cache = None if self._path is None else self._config.get_timing_cache()
+        if cache is None or self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, bytes(cache.serialize()))
+        except OSError as exc:
+            _log.warning(
+                "tensorrt: cannot write timing cache %s: %s. Builds stay slow until it can be.",
+                self._path,
+                exc,
+            )
+
+    def _stored(self) -> bytes:
+        if self._path is None:
+            return b""
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as exc:
+            _log.warning("tensorrt: cannot read timing cache %s: %s", self._path, exc)
+            return b""

@@ -1,0 +1,204 @@
+"""Run a TensorRT plan on one GPU, on the caller's stream, into buffers that are reused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from zsseg_rt.backends import _tensorrt_device as gpu_device
+from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
+from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
+from zsseg_rt.backends.base import Array, TensorSpec
+from zsseg_rt.backends.plan_cache import Plan
+from zsseg_rt.errors import BackendError, DTypeError, ShapeError
+
+__all__ = ["PlanRefused", "TensorRTSession"]
+
+_log = logging.getLogger(__name__)
+
+
+class PlanRefused(BackendError):  # noqa: N818 - says what happened to the plan
+    """TensorRT does not take this plan; another build may be taken."""
+
+
+class TensorRTSession:
+    """A deserialised plan. Not thread-safe; results are scratch of the next :meth:`run`.
+
+    Args:
+        api: The imported TensorRT.
+        gpu: A GPU that was checked to be there.
+        plan: The plan and its build report.
+
+    Raises:
+        PlanRefused: TensorRT cannot deserialise the plan, or its tensors are not the report's.
+        BackendError: No execution context could be made.
+    """
+
+    def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
+        self._gpu = gpu
+        self._report = plan.report
+        self._inputs = tuple(_spec(row) for row in plan.report["inputs"])
+        self._outputs = tuple(_spec(row) for row in plan.report["outputs"])
+        self._buffers: dict[str, Any] = {}
+        self._logger = make_logger(api)
+        with on_device(gpu.index):
+            self._runtime = _make_runtime(api, self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+            if self._engine is None:
+                raise PlanRefused(
+                    f"plan: expected {api.label} on {gpu.name} to read it, got: "
+                    f"{self._logger.last_messages()}"
+                )
+            self._check_tensors(api)
+            self._context: Any = require(
+                self._engine.create_execution_context(), "create_execution_context", self._logger
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in graph order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in graph order."""
+        return self._outputs
+
+    @property
+    def device(self) -> str:
+        """The GPU, as ``"cuda:N"``."""
+        return f"cuda:{self._gpu.index}"
+
+    @property
+    def precision(self) -> str:
+        """The precision of the layers that multiply, read from the graph when it was built."""
+        return str(self._report["precision"])
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What was built: layers by type and dtype, axes, runtime, fused attention."""
+        return self._report
+
+    def inspect_layers(self) -> list[Any]:
+        """Return TensorRT's own account of the built engine's layers, one entry a layer.
+
+        Raises:
+            BackendError: The session is closed, or the engine gives no account.
+        """
+        self._require_open()
+        trt_format = self._layer_format
+        inspector = require(self._engine.create_engine_inspector(), "inspection", self._logger)
+        text = inspector.get_engine_information(trt_format)
+        try:
+            layers = json.loads(text)["Layers"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BackendError(f"tensorrt: expected a list of layers as JSON, got {exc}") from exc
+        return list(layers)
+
+    def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
+        """Enqueue the graph on a stream; see :meth:`zsseg_rt.backends.base.Session.run`."""
+        self._require_open()
+        self._check_names(feeds)
+        with on_device(self._gpu.index):
+            addresses = self._shape_inputs(feeds, stream)
+            unknown = self._context.infer_shapes()
+            if unknown:
+                raise BackendError(f"tensorrt: expected all shapes to be known, missing {unknown}")
+            for name, address in addresses.items():
+                self._set_address(name, address)
+            results = {spec.name: self._place_output(spec, stream) for spec in self._outputs}
+            enqueued = self._context.execute_async_v3(stream)
+            require(enqueued, "execute_async_v3", self._logger)
+        return results
+
+    def close(self) -> None:
+        """Free context, engine, runtime and buffers; twice is harmless."""
+        # in this order: each needs the next one alive
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._buffers.clear()
+
+    def _require_open(self) -> None:
+        if self._context is None:
+            raise BackendError("session: expected an open session, got a closed one. Load again.")
+
+    def _check_tensors(self, api: TensorRT) -> None:
+        """Compare the engine's named tensors with the report that came with the plan."""
+        trt, engine = api.module, self._engine
+        self._layer_format = trt.LayerInformationFormat.JSON
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            found[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
+        wanted = {spec.name: (True, spec.dtype) for spec in self._inputs}
+        wanted |= {spec.name: (False, spec.dtype) for spec in self._outputs}
+        if found != wanted:
+            raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
+
+    def _check_names(self, feeds: Mapping[str, Array]) -> None:
+        wanted = {spec.name for spec in self._inputs}
+        if set(feeds) != wanted:
+            raise ShapeError(f"feeds: expected {sorted(wanted)}, got {sorted(feeds)}")
+
+    def _shape_inputs(self, feeds: Mapping[str, Array], stream: int) -> dict[str, int]:
+        addresses = {}
+        for spec in self._inputs:
+            feed = read_feed(spec.name, feeds[spec.name])
+            if feed.dtype != spec.dtype:
+                raise DTypeError(f"{spec.name}: expected {spec.dtype}, got {feed.dtype}")
+            self._check_shape(spec, feed.shape)
+            if not self._context.set_input_shape(spec.name, feed.shape):
+                raise ShapeError(
+                    f"{spec.name}: expected a shape the plan takes, got {feed.shape}: "
+                    f"{self._logger.last_messages()}"
+                )
+            order_after(feed.stream, stream, self._gpu.index)
+            addresses[spec.name] = feed.address
+        return addresses
+
+    def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        axes = self._report["axes"]
+        fits = len(shape) == len(spec.shape) and all(
+            axes[size][0] <= got <= axes[size][2] if isinstance(size, str) else got == size
+            for size, got in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            ranges = {name: f"{low}..{high}" for name, (low, _, high) in axes.items()}
+            raise ShapeError(f"{spec.name}: expected shape {spec.shape} {ranges}, got {shape}")
+
+    def _place_output(self, spec: TensorSpec, stream: int) -> Array:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(spec.name))
+        if any(size < 0 for size in shape):
+            raise BackendError(f"{spec.name}: expected a known shape, got {shape}")
+        size = max(math.prod(shape), 1)
+        buffer = self._buffers.get(spec.name)
+        if buffer is None or math.prod(buffer.shape) < size:
+            buffer = gpu_device.native().DeviceArray.empty(
+                (size,), spec.dtype, device=self._gpu.index, stream=stream
+            )
+            self._buffers[spec.name] = buffer
+        self._set_address(spec.name, int(buffer.__cuda_array_interface__["data"][0]))
+        return buffer.view(shape)
+
+    def _set_address(self, name: str, address: int) -> None:
+        placed = self._context.set_tensor_address(name, address)
+        require(placed, f"set_tensor_address of {name}", self._logger)
+
+
+def _make_runtime(api: TensorRT, logger: Any) -> Any:
+    try:
+        return require(api.module.Runtime(logger), "trt.Runtime", logger)
+    except TypeError as exc:  # pybind11's "factory function returned nullptr"
+        raise BackendError(
+            f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
+            "driver with nvidia-smi."
+        ) from exc
+
+
+def _spec(row: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=row["name"], dtype=row["dtype"], shape=tuple(row["shape"]))

@@ -1,0 +1,249 @@
+"""Keep compiled plans on disk: content-addressed, checked on reading, written whole or not at all.
+
+A plan is derived data. Beside each plan lies a JSON file that says in clear what it was built from
+and carries the plan's hash; whatever does not match is built again and the reason is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Plan", "PlanCache", "PlanKey", "file_sha256", "write_atomically"]
+
+FORMAT_VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanKey:
+    """Everything a plan depends on; two equal keys mean interchangeable plans.
+
+    Attributes:
+        graph_name: Stem of the graph's file; only for a readable file name.
+        graph_sha256: Hash of the graph's bytes.
+        runtime: Flavour and full version of what builds the plan, as ``"tensorrt-10.3.0"``.
+        target: GPU the plan is for: compute capability, and its name where that matters.
+        precision: The precision that was asked for.
+        shapes: ``{axis name: (min, opt, max)}`` of the dynamic axes.
+    """
+
+    graph_name: str
+    graph_sha256: str
+    runtime: str
+    target: str
+    precision: str
+    shapes: Mapping[str, tuple[int, int, int]]
+
+    def fields(self) -> dict[str, Any]:
+        """The key in JSON's types, with this file's format version."""
+        shapes = {name: list(bounds) for name, bounds in sorted(self.shapes.items())}
+        return {**asdict(self), "shapes": shapes, "format_version": FORMAT_VERSION}
+
+    @property
+    def file_stem(self) -> str:
+        """Readable name that ends in the hash of all fields."""
+        digest = hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()
+        words = (self.graph_name, self.runtime, self.target, self.precision, digest[:32])
+        name = "-".join(words).lower()
+        return "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A compiled graph.
+
+    Attributes:
+        data: The runtime's own bytes.
+        report: What was built, in JSON's types.
+        path: Where it lies on disk; None if it is not cached.
+    """
+
+    data: bytes
+    report: Mapping[str, Any]
+    path: Path | None = None
+
+
+class PlanCache:
+    """Plans under ``folder/engines``; several processes may share it.
+
+    Args:
+        folder: The cache folder; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = None if folder is None else Path(folder) / "engines"
+
+    def path(self, key: PlanKey) -> Path | None:
+        """Where the plan of a key lies or would lie."""
+        return None if self._folder is None else self._folder / f"{key.file_stem}.plan"
+
+    def get_or_build(self, key: PlanKey, build: Callable[[], Plan]) -> Plan:
+        """Return the stored plan, or build and store it.
+
+        Only one process builds a key; the others wait for it. A cache that cannot be read or
+        written is reported as a warning and the freshly built plan is returned uncached.
+        """
+        path = self.path(key)
+        if path is None:
+            return build()
+        with _locked(path):
+            stored = self._read(path, key)
+            if stored is not None:
+                return stored
+            plan = build()
+            return self._store(path, key, plan)
+
+    def discard(self, key: PlanKey, reason: str) -> None:
+        """Remove a plan that its runtime refused, so that it is built again."""
+        path = self.path(key)
+        if path is None:
+            return
+        _log.warning("plan cache: %s is built again: %s", path, reason)
+        for file in (_sidecar(path), path):
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as exc:
+                _log.warning("plan cache: cannot remove %s: %s. Remove it by hand.", file, exc)
+
+    def _read(self, path: Path, key: PlanKey) -> Plan | None:
+        try:
+            if not path.exists() and not _sidecar(path).exists():
+                return None
+            record = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+            data = path.read_bytes()
+        except (OSError, ValueError) as exc:
+            _log.warning("plan cache: %s is built again: cannot be read: %s", path, exc)
+            return None
+        reason = _mismatch(record, data, key)
+        if reason:
+            _log.warning("plan cache: %s is built again: %s", path, reason)
+            return None
+        _log.info("plan cache: using %s", path)
+        return Plan(data=data, report=record["report"], path=path)
+
+    def _store(self, path: Path, key: PlanKey, plan: Plan) -> Plan:
+        digest = hashlib.sha256(plan.data).hexdigest()
+        plan_facts = {"sha256": digest, "bytes": len(plan.data)}
+        record = {"key": key.fields(), "plan": plan_facts, "report": plan.report}
+        try:
+            _remove_stale(path)
+            _sidecar(path).unlink(missing_ok=True)
+            write_atomically(path, plan.data)
+            text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+            write_atomically(_sidecar(path), text.encode())
+        except OSError as exc:
+            _remove_remains(path)
+            _warn_unusable(path, exc)
+            return plan
+        return Plan(data=plan.data, report=plan.report, path=path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it; on failure nothing is left.
+
+    Raises:
+        OSError: The disk is full, or the folder may not be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
+    except OSError:
+        _remove_quietly(temporary)
+        raise
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(path.suffix + ".json")
+
+
+def _mismatch(record: Any, data: bytes, key: PlanKey) -> str:
+    """Why a stored plan cannot be used; empty if it can."""
+    if not isinstance(record, dict) or not {"key", "plan", "report"} <= record.keys():
+        return "its record is not one of this package"
+    stored, wanted = record["key"], key.fields()
+    if stored != wanted:
+        names = wanted if not isinstance(stored, dict) else wanted.keys() | stored.keys()
+        different = [
+            f"{name}: expected {wanted.get(name)!r}, got {stored.get(name)!r}"
+            for name in sorted(names)
+            if isinstance(stored, dict) and stored.get(name) != wanted.get(name)
+        ]
+        return "; ".join(different) or "its record holds no key"
+    facts = record["plan"] if isinstance(record["plan"], dict) else {}
+    if len(data) != facts.get("bytes"):
+        return f"expected {facts.get('bytes')} bytes, got {len(data)}"
+    if hashlib.sha256(data).hexdigest() != facts.get("sha256"):
+        return "its bytes were altered (sha256 differs)"
+    return "" if isinstance(record["report"], dict) else "its record holds no report"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one plan; where locks cannot be had, warn and go on without."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path.with_suffix(path.suffix + ".lock")))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.info("plan cache: waiting for another process that builds %s", path.name)
+            lock.acquire()
+    except (OSError, NotImplementedError) as exc:
+        _warn_unusable(path, exc)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files of writers that died; the lock is held, so none is alive."""
+    for stale in path.parent.glob(f"{path.name}*.tmp"):
+        _remove_quietly(stale)
+
+
+def _remove_remains(path: Path) -> None:
+    """After a failed write: a plan without its record is of no use to anyone."""
+    for file in (path, _sidecar(path)):
+        _remove_quietly(file)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        _log.warning("plan cache: cannot remove %s: %s. Remove it by hand.", path, exc)
+
+
+def _warn_unusable(path: Path, exc: Exception) -> None:
+    _log.warning(
+        "plan cache: cannot write %s: %s. The plan is used from memory and built again next time. "
+        "Free space there, allow writing, or choose another cache folder.",
+        path,
+        exc,
+    )
