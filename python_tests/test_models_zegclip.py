@@ -1,0 +1,271 @@
+"""Laws of the ZegCLIP model that hold for any weights and sizes."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.models import functional, slide_predict
+from zsseg_rt.models.sliding import slide_scores
+
+SIZES = [
+    tiny.TinySizes(),
+    tiny.TinySizes(num_prompts=1, num_layers=2, grid_side=3),
+    tiny.TinySizes(width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=5),
+    tiny.TinySizes(embed_dim=48, decoder_heads=2, decoder_layers=2, num_classes=5, seen=(4,)),
+    tiny.TinySizes(decoder_layers=1, num_prompts=13),
+]
+
+
+def run_parts(parts, image, text):
+    patch_embeds, cls_embed = parts.image_encoder(image)
+    queries = functional.relationship_descriptor(
+        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
+    )
+    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
+    return functional.patch_text_similarity(
+        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
+    ).unflatten(2, parts.grid_hw)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("salt", ["a", "b"])
+@torch.no_grad()
+def test_folded_parts_equal_the_model(sizes, salt):
+    model = tiny.zegclip_model(sizes, salt)
+    image = tiny.image(2, 3, sizes.image_size, sizes.image_size, salt=salt)
+    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, salt)
+    logits = run_parts(model.fold_for_inference(), image, text)
+    torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=1e-5)
+    assert logits.std() > 0.05  # lively enough for the comparison to mean something
+
+
+@pytest.mark.parametrize("size_hw", [(16, 16), (32, 96), (80, 48), (130, 70)])
+@torch.no_grad()
+def test_folded_parts_equal_the_model_at_other_sizes(size_hw):
+    model = tiny.zegclip_model()
+    image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
+    parts = model.fold_for_inference(size_hw)
+    output = model(image, text)
+    grid_hw = (size_hw[0] // 16, size_hw[1] // 16)
+    assert parts.grid_hw == grid_hw
+    assert output.mask_logits.shape == (1, 7, *grid_hw)
+    assert output.patch_embeds.shape == (1, 32, *grid_hw)
+    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
+    assert model.predict(image, text).shape == (1, 7, *size_hw)
+
+
+@torch.no_grad()
+def test_folding_ignores_training_mode_and_leaves_the_model_as_it_was():
+    model = tiny.zegclip_model().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    logits = run_parts(model.fold_for_inference(), image, text)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    expected = model.eval()(image, text).mask_logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_embeddings_have_unit_norm():
+    output = tiny.zegclip_model()(tiny.image(2, 3, 64, 64), tiny.text_embeds(7, 32))
+    torch.testing.assert_close(output.patch_embeds.norm(dim=1), torch.ones(2, 4, 4))
+    torch.testing.assert_close(output.cls_embed.norm(dim=1), torch.ones(2))
+
+
+@torch.no_grad()
+def test_classes_do_not_see_each_other():
+    model, image, text = tiny.zegclip_model(), tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    whole = model(image, text).mask_logits
+    one = model(image, text[3:4]).mask_logits
+    torch.testing.assert_close(whole[:, 3:4], one, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_blocks_without_prompts_of_their_own_run_without():
+    sizes = tiny.TinySizes()
+    state_dict = tiny.zegclip_state_dict(sizes)
+    key = "backbone.deep_prompt_embeddings"
+    short = tiny.from_official(
+        "zegclip", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
+    )
+    lengths = []
+    for block in short.backbone.transformer.resblocks:
+        block.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    logits = short(image, text).mask_logits
+    assert lengths == [20, 20, 17, 17]
+    torch.testing.assert_close(
+        run_parts(short.fold_for_inference(), image, text), logits, rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_only_seen_classes_are_lowered():
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    plain = tiny.zegclip_model(seen_classes=()).predict(image, text)
+    lowered = tiny.zegclip_model(seen_classes=(2, 5)).predict(image, text)
+    shift = torch.zeros(7)
+    shift[[2, 5]] = 0.1
+    torch.testing.assert_close(plain - lowered, shift.view(-1, 1, 1).expand_as(plain))
+    trained = tiny.zegclip_model(seen_classes=(2, 5), self_trained=True).predict(image, text)
+    assert torch.equal(trained, plain)
+
+
+@pytest.mark.parametrize("seen", [(7,), (-1,)])
+def test_seen_classes_outside_the_vocabulary_are_refused(seen):
+    model = tiny.zegclip_model(seen_classes=seen)
+    with pytest.raises(ShapeError, match="seen_classes: expected indices from 0 to 6"):
+        model.predict(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32))
+
+
+@pytest.mark.parametrize("prompt_dropout", [0.0, 0.1])
+@pytest.mark.parametrize("decoder_dropout", [0.0, 0.1])
+@torch.no_grad()
+def test_dropout_acts_in_training_only(prompt_dropout, decoder_dropout):
+    rates = {"prompt_dropout": prompt_dropout, "decoder_dropout": decoder_dropout}
+    model = tiny.zegclip_model(**rates)
+    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(7, 32)
+    expected = model(image, text)
+    assert torch.equal(model(image, text).mask_logits, expected.mask_logits)
+    trained = model.train()(image, text)
+    features_equal = torch.equal(trained.patch_embeds, expected.patch_embeds)
+    assert features_equal == (prompt_dropout == 0)
+    assert torch.equal(trained.mask_logits, expected.mask_logits) == (not any(rates.values()))
+
+
+def test_prompt_dropout_zeroes_the_stated_share_for_each_picture():
+    model = tiny.zegclip_model(tiny.TinySizes(num_prompts=31)).train()
+    inputs = []
+    model.backbone.transformer.resblocks[2].register_forward_hook(
+        lambda *call: inputs.append(call[1][0])
+    )
+    torch.manual_seed(0)
+    model(tiny.image(2, 3, 64, 64), tiny.text_embeds(7, 32))
+    prompts = inputs[0][:, 1:32].detach()
+    projected = model.backbone.projected_prompts()[2].detach()
+    dropped = prompts == 0
+    assert abs(dropped.float().mean().item() - 0.1) < 0.02
+    assert not torch.equal(dropped[0], dropped[1])
+    kept = ~dropped[0]
+    torch.testing.assert_close(prompts[0][kept], projected[kept] / 0.9)
+
+
+def test_frozen_parts_get_no_gradient():
+    model = tiny.zegclip_model().train()
+    model(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)).mask_logits.sum().backward()
+    trainable = {name for name, _ in model.trainable_parameters()}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) or name in trainable
+        expected = name.startswith("decode_head.") or (
+            name.startswith("backbone.") and "prompt" in name
+        )
+        assert (name in trainable) == expected
+    assert model.backbone.prompt_embeddings.grad.abs().sum() > 0
+
+
+def test_half_precision_text_embeddings_are_promoted():
+    model, image, text = tiny.zegclip_model(), tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    assert torch.equal(model(image, text.half()).mask_logits, model(image, text).mask_logits)
+
+
+@pytest.mark.parametrize("shape", [(7, 31), (0, 32), (32,), (1, 7, 32)])
+def test_wrong_text_embeddings_are_refused(shape):
+    with pytest.raises(ShapeError, match=r"text_embeds: expected \[C, 32\]"):
+        tiny.zegclip_model()(tiny.image(1, 3, 64, 64), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
+def test_wrong_images_are_refused(shape):
+    with pytest.raises(ShapeError, match=r"image: expected \[B, 3, H, W\]"):
+        tiny.zegclip_model()(torch.zeros(shape), tiny.text_embeds(7, 32))
+
+
+def test_images_below_one_patch_are_refused():
+    with pytest.raises(ShapeError, match="image: expected at least 16x16 pixels, got 64x15"):
+        tiny.zegclip_model()(torch.zeros(1, 3, 64, 15), tiny.text_embeds(7, 32))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [
+        (torch.zeros(2, 15, dtype=torch.int64), ShapeError, r"tokens: expected \[T, 16\]"),
+        (torch.zeros(2, 16), DTypeError, "tokens: expected integer ids"),
+    ],
+)
+def test_wrong_tokens_are_refused(tokens, error, message):
+    with pytest.raises(error, match=message):
+        tiny.zegclip_model().text_encoder(tokens)
+
+
+@torch.no_grad()
+def test_text_after_the_end_token_does_not_matter():
+    encoder = tiny.zegclip_model().text_encoder
+    tokens = torch.tensor([[60, 5, 9, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    other = tokens.clone()
+    other[0, 4:] = 17
+    torch.testing.assert_close(encoder(tokens), encoder(other), rtol=0, atol=1e-6)
+
+
+# ---------------------------------------------------------------- sliding windows
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "crop", "stride"), [((64, 64), 64, 48), ((70, 131), 64, 48), ((40, 90), 64, 20)]
+)
+def test_windows_cover_every_pixel_and_average(size_hw, crop, stride):
+    image = tiny.image(1, 3, *size_hw)
+    shapes = set()
+
+    def predict(window):
+        shapes.add(tuple(window.shape[2:]))
+        return 2 * window
+
+    scores = slide_scores(predict, image, crop_size=crop, stride=stride)
+    torch.testing.assert_close(scores, 2 * image)
+    assert shapes == {(min(crop, size_hw[0]), min(crop, size_hw[1]))}
+
+
+def test_overlapping_windows_are_averaged_by_count():
+    image = torch.zeros(1, 3, 4, 10)
+    numbers = iter(range(1, 10))
+    scores = slide_scores(
+        lambda window: torch.full((1, 1, *window.shape[2:]), float(next(numbers))),
+        image,
+        crop_size=4,
+        stride=3,
+    )
+    # Windows begin at columns 0, 3 and 6.
+    expected = torch.tensor([1, 1, 1, 1.5, 2, 2, 2.5, 3, 3, 3])
+    torch.testing.assert_close(scores[0, 0], expected.expand(4, 10))
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (51, 94), (1, 9), (200, 37)])
+def test_scores_have_the_pictures_size(size_hw):
+    rgb = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    scores = slide_predict(
+        tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32), short_side=64, crop_size=64, stride=48
+    )
+    assert scores.shape == (7, *size_hw)
+    torch.testing.assert_close(scores.sum(0), torch.ones(size_hw))
+
+
+@pytest.mark.parametrize(
+    ("rgb", "error", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.float32), DTypeError, "rgb: expected uint8, got float32"),
+    ],
+)
+def test_wrong_pictures_are_refused(rgb, error, message):
+    with pytest.raises(error, match=message):
+        slide_predict(tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32))
+
+
+def test_windows_with_gaps_are_refused():
+    rgb = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ShapeError, match="stride: expected 1 <= stride <= crop_size"):
+        slide_predict(tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32), crop_size=64, stride=65)
