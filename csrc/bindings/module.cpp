@@ -10,5 +10,7 @@ PYBIND11_MODULE(_C, module) {
   register_device_array(module);
   register_device(module);
   register_preprocess(module);
+  register_relationship_descriptor(module);
+  register_patch_text_similarity(module);
   register_overlay(module);
 }

@@ -1,0 +1,101 @@
+#include <cstdint>
+
+#include "zsseg/ops/dot_tile.h"
+#include "zsseg/ops/relationship_descriptor.h"
+#include "zsseg/thread_pool.h"
+
+namespace zsseg {
+namespace ZSSEG_ISA_NAMESPACE {
+namespace {
+
+constexpr int kBlockOutputs = 32;  // so many rows of 512 floats fill a second-level cache by a tenth
+constexpr std::int64_t kGrainMultiplications = 1 << 20;  // about 50 us of work
+
+struct Problem {
+  const float* cls;           // [depth], or null for the text half alone
+  const float* text;          // [num_classes, depth]
+  const float* weight;        // [num_outputs, 2 * depth]
+  const float* bias;          // [num_outputs]
+  const float* text_queries;  // [num_classes, num_outputs], or null
+  float* out;                 // [num_classes, num_outputs]
+  std::int64_t num_classes;
+  std::int64_t num_outputs;
+  std::int64_t depth;
+};
+
+// kTileRows classes by kTileColumns outputs. Rows past the end repeat the last one and are dropped.
+void descriptor_tile(const Problem& problem, std::int64_t first_class, std::int64_t first_output) {
+  const std::int64_t depth = problem.depth;
+  PlainRow<float> text[kTileRows];
+  ProductRow related[kTileRows];
+  PlainRow<float> related_weight[kTileColumns];
+  PlainRow<float> text_weight[kTileColumns];
+  for (int row = 0; row < kTileRows; ++row) {
+    text[row].data = problem.text + smaller(first_class + row, problem.num_classes - 1) * depth;
+    related[row] = {problem.cls, text[row].data};
+  }
+  for (int column = 0; column < kTileColumns; ++column) {
+    related_weight[column].data =
+        problem.weight + smaller(first_output + column, problem.num_outputs - 1) * 2 * depth;
+    text_weight[column].data = related_weight[column].data + depth;
+  }
+  float sums[kTileRows][kTileColumns] = {};
+  if (problem.cls != nullptr) {
+    add_dot_tile(related, related_weight, depth, sums);
+  }
+  if (problem.text_queries == nullptr) {
+    add_dot_tile(text, text_weight, depth, sums);
+  }
+  const std::int64_t num_rows = smaller(kTileRows, problem.num_classes - first_class);
+  const std::int64_t num_columns = smaller(kTileColumns, problem.num_outputs - first_output);
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    const std::int64_t offset = (first_class + row) * problem.num_outputs + first_output;
+    const float* rest = problem.text_queries != nullptr ? problem.text_queries + offset
+                                                        : problem.bias + first_output;
+    for (std::int64_t column = 0; column < num_columns; ++column) {
+      problem.out[offset + column] = sums[row][column] + rest[column];
+    }
+  }
+}
+
+void descriptor_block(const Problem& problem, std::int64_t first_output) {
+  const std::int64_t end_output = smaller(first_output + kBlockOutputs, problem.num_outputs);
+  for (std::int64_t row = 0; row < problem.num_classes; row += kTileRows) {
+    for (std::int64_t output = first_output; output < end_output; output += kTileColumns) {
+      descriptor_tile(problem, row, output);
+    }
+  }
+}
+
+}  // namespace
+
+void relationship_descriptor_cpu(const RelationshipDescriptorInputs& inputs,
+                                 const TensorView& out) {
+  const Problem first{inputs.cls_embed.as<const float>(),
+                      inputs.text_embeds.as<const float>(),
+                      inputs.weight.as<const float>(),
+                      inputs.bias.as<const float>(),
+                      inputs.text_queries.as<const float>(),
+                      out.as<float>(),
+                      inputs.text_embeds.shape[0],
+                      inputs.weight.shape[0],
+                      inputs.text_embeds.shape[1]};
+  const std::int64_t batch = first.cls != nullptr ? inputs.cls_embed.shape[0] : 1;
+  const std::int64_t num_blocks = (first.num_outputs + kBlockOutputs - 1) / kBlockOutputs;
+  const std::int64_t block_work = larger(1, kBlockOutputs * first.num_classes * 2 * first.depth);
+  parallel_for(0, batch * num_blocks, kGrainMultiplications / block_work + 1,
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t index = begin; index < end; ++index) {
+                   const std::int64_t image = index / num_blocks;
+                   Problem problem = first;
+                   if (first.cls != nullptr) {
+                     problem.cls += image * first.depth;
+                   }
+                   problem.out += image * first.num_classes * first.num_outputs;
+                   descriptor_block(problem, index % num_blocks * kBlockOutputs);
+                 }
+               });
+}
+
+}  // namespace ZSSEG_ISA_NAMESPACE
+}  // namespace zsseg
