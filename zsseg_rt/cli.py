@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+STATISTICS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}  # mean and std of RGB in 0..1: OpenAI CLIP's and torchvision's
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
 
 app = typer.Typer(
@@ -143,6 +149,98 @@ def info(
             console.print(f"  {name}", highlight=False)
     if check:
         _run_self_check(bundle, precision)
+
+
+@import_app.command("zegclip")
+def import_zegclip(
+    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")],
+    out: OutOption,
+    classes: Annotated[
+        str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
+    ] = None,
+    seen: Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')] = "",
+    self_trained: Annotated[
+        bool, typer.Option(help="A transductive checkpoint: no shift.")
+    ] = False,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    trust: Annotated[
+        bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn an official ZegCLIP checkpoint into a bundle."""
+    from zsseg_rt.export import export_bundle
+    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
+
+    names = _flat_names(classes)
+    model = from_official(
+        "zegclip",
+        normalize_state_dict(load_checkpoint(checkpoint, trust=trust)),
+        seen_classes=_indices_of(_flat_names(seen), names),
+        self_trained=self_trained,
+    )
+    written = export_bundle(
+        model,
+        out,
+        class_names=names or None,
+        precisions=tuple(precision or ("float32", "float16")),
+        licence=licence,
+        overwrite=overwrite,
+    )
+    _console().print(f"wrote {written}", highlight=False)
+
+
+@export_app.command("dense")
+def export_dense(
+    encoder: Annotated[Path, typer.Argument(help="ONNX graph from image to dense embeddings.")],
+    out: OutOption,
+    size: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")],
+    bank: Annotated[
+        tuple[Path, Path], typer.Option(help="Names (one a line, or JSON list) and rows (.npy).")
+    ],
+    embed_output: Annotated[
+        str | None, typer.Option(help="The graph's output with the embeddings; default the first.")
+    ] = None,
+    statistics: Annotated[
+        str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
+    ] = "clip",
+    logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine similarity.")] = 100.0,
+    activation: Annotated[str, typer.Option(help="none, sigmoid or softmax.")] = "softmax",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
+    from zsseg_rt.export import export_dense_bundle
+
+    if statistics not in STATISTICS:
+        raise click.UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
+    mean, std = STATISTICS[statistics]
+    written = export_dense_bundle(
+        encoder,
+        out,
+        image_size=size,
+        mean=mean,
+        std=std,
+        embed_output=embed_output,
+        text_bank=_read_bank(*bank),
+        logit_scale=logit_scale,
+        activation=activation,
+        licence=licence,
+        overwrite=overwrite,
+    )
+    _console().print(f"wrote {written}", highlight=False)
+
+
+@export_app.command("colour-words")
+def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> None:
+    """Write a bundle that labels colours, made from a formula: a first run without any weights."""
+    from zsseg_rt.export.colour_words import COLOUR_WORDS, export_colour_bundle
+
+    written = export_colour_bundle(out, overwrite=overwrite)
+    _console().print(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}", highlight=False)
 
 
 @app.command()
@@ -302,6 +400,32 @@ def _read_class_file(path: Path) -> list[str | list[str]]:
         synonyms = _split(line)
         names.append(synonyms[0] if len(synonyms) == 1 else synonyms)
     return names
+
+
+def _flat_names(text: str | None) -> list[str]:
+    """Read "a,b" or @FILE; of synonyms the first counts."""
+    if not text:
+        return []
+    return [n if isinstance(n, str) else n[0] for n in read_classes(text, [])]
+
+
+def _indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"--seen: expected names out of --classes, got {name!r}")
+    return tuple(known.index(name) for name in names)
+
+
+def _read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
+    import numpy as np
+
+    try:
+        text = names_file.read_text(encoding="utf-8")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        rows = np.load(rows_file, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise SourceError(f"--bank: cannot be read: {exc}") from exc
+    return [str(name) for name in names if str(name).strip()], rows.astype(np.float32)
 
 
 def _split(text: str) -> list[str]:
