@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ _UNPICKLING_ERRORS = (
     ValueError,
 )
 # How torch words its refusal of anything but tensors and plain values.
-_FOREIGN_OBJECT = re.compile(r"Unsupported (global|class)|unrecognized function|allowed global")
+_FOREIGN_OBJECT = re.compile(r"(?:GLOBAL|[Uu]nsupported class|unrecognized function) ([\w.]+)")
 _LISTED = 5  # offending keys that an error names
 
 
@@ -77,7 +78,9 @@ def is_torchscript(path: Path) -> bool:
 
 def _load_torchscript(path: Path) -> dict[str, Tensor]:
     try:
-        archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():  # deprecated, but what OpenAI's files are
+            warnings.simplefilter("ignore", FutureWarning)
+            archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     return dict(archive.state_dict())
@@ -98,11 +101,12 @@ def _load_pickle(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except _UNPICKLING_ERRORS as error:
-        if not trust and _FOREIGN_OBJECT.search(str(error)):
+        foreign = _FOREIGN_OBJECT.search(str(error))
+        if foreign and not trust:
             raise CheckpointError(
-                f"{path.name}: expected tensors and plain values only, got a pickle with other "
-                "objects in it, which can run code while it is read. If you trust its author, "
-                "pass trust=True."
+                f"{path.name}: expected tensors and plain values only, got a pickle that names "
+                f"'{foreign[1]}', which can run code while it is read. If you trust the file's "
+                "author, pass trust=True."
             ) from error
         raise _unreadable(path, error) from error
 

@@ -1,0 +1,420 @@
+"""Checkpoint files and CLIP weights: what loads, and what is refused in which words."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.models import (
+    build_image_encoder,
+    build_text_encoder,
+    create_model,
+    from_official,
+    load_checkpoint,
+    load_clip,
+    normalize_state_dict,
+)
+from zsseg_rt.models.image_encoder import resize_positional_embedding
+
+FIRST_BLOCK = "backbone.transformer.resblocks.0."
+
+
+def build(state_dict):
+    return from_official("zegclip", state_dict, **tiny.zegclip_config())
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# ---------------------------------------------------------------- state_dicts
+
+
+def test_our_own_state_dict_loads_again():
+    model = tiny.zegclip_model()
+    again = build(model.state_dict())
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_weights_are_copied():
+    state_dict = tiny.zegclip_state_dict()
+    model = build(state_dict)
+    state_dict["backbone.proj"].zero_()
+    assert model.backbone.proj.abs().sum() > 0
+
+
+def test_unread_keys_may_be_absent_or_present():
+    state_dict = tiny.zegclip_state_dict()
+    unread = [k for k in state_dict if "self_attn" in k or "norm1." in k or "empty_weight" in k]
+    lean = {key: value for key, value in state_dict.items() if key not in unread}
+    assert len(unread) == 3 * 6 + 1
+    assert same(build(lean).state_dict(), build(state_dict).state_dict())
+
+
+def test_text_encoder_is_optional():
+    state_dict = tiny.zegclip_state_dict()
+    lean = {k: v for k, v in state_dict.items() if not k.startswith("text_encoder.")}
+    assert build(state_dict).text_encoder is not None
+    assert build(lean).text_encoder is None
+    without = from_official("zegclip", state_dict, num_heads=4, with_text_encoder=False)
+    assert without.text_encoder is None
+
+
+def test_unknown_architecture():
+    with pytest.raises(CheckpointError, match="expected one of zegclip, got 'zegklip'"):
+        from_official("zegklip", {})
+    with pytest.raises(CheckpointError, match="expected one of zegclip, got 'zegklip'"):
+        create_model("zegklip")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "backbone.conv1.weight",
+        "backbone.proj",
+        "backbone.prompt_proj.bias",
+        FIRST_BLOCK + "attn.in_proj_weight",
+        "decode_head.q_proj.weight",
+        "decode_head.decoder_1.layers.2.multihead_attn.k.bias",
+        "text_encoder.ln_final.weight",
+    ],
+)
+def test_missing_key_is_named(key):
+    state_dict = tiny.zegclip_state_dict()
+    del state_dict[key]
+    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
+        build(state_dict)
+
+
+def test_unknown_key_is_named():
+    state_dict = tiny.zegclip_state_dict() | {"backbone.region_level_bridge": torch.zeros(4, 64)}
+    with pytest.raises(CheckpointError, match=r"1 unknown \(backbone\.region_level_bridge\)"):
+        build(state_dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        (FIRST_BLOCK + "ln_1.weight", (65,), r"ln_1\.weight expected \[64\], got \[65\]"),
+        ("backbone.prompt_proj.weight", (64, 63), r"expected \[64, 64\], got \[64, 63\]"),
+        ("backbone.conv1.weight", (64, 3, 16), "expected 4 axes"),
+        ("backbone.positional_embedding", (18, 64), "square grid, got 18 rows"),
+        ("decode_head.decoder_1.layers.1.norm3.bias", (31,), r"expected \[32\], got \[31\]"),
+    ],
+)
+def test_wrong_shape_is_named(key, shape, message):
+    state_dict = tiny.zegclip_state_dict() | {key: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=message):
+        build(state_dict)
+
+
+@pytest.mark.parametrize("state_dict", [{}, {"fc.weight": torch.zeros(3, 3)}])
+def test_other_architectures_are_refused(state_dict):
+    with pytest.raises(CheckpointError, match="expected the key 'backbone"):
+        build(state_dict)
+
+
+def test_clip_itself_is_not_zegclip():
+    with pytest.raises(CheckpointError, match=r"zegclip checkpoint, got \d+ keys: visual\."):
+        build(tiny.clip_state_dict())
+
+
+@pytest.mark.parametrize("name", ["num_heads", "decoder_heads", "text_heads"])
+@pytest.mark.parametrize("heads", [5, 0, -1])
+def test_heads_must_divide_the_width(name, heads):
+    arguments = tiny.zegclip_config() | {name: heads}
+    with pytest.raises(CheckpointError, match=f"{name}: expected a divisor"):
+        from_official("zegclip", tiny.zegclip_state_dict(), **arguments)
+
+
+def test_wrapped_and_half_precision_weights_need_normalizing():
+    state_dict = tiny.zegclip_state_dict()
+    wrapped = {f"module.{key}": value for key, value in state_dict.items()}
+    half = {key: value.half() for key, value in state_dict.items()}
+    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+        build(wrapped)
+    with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
+        build(half)
+    assert same(normalize_state_dict(wrapped), state_dict)
+    both = normalize_state_dict({f"module.{key}": value for key, value in half.items()})
+    assert same(both, {key: value.float() for key, value in half.items()})
+    build(both)
+
+
+# ---------------------------------------------------------------- files
+
+
+class RunsCode:
+    """Pickles to something that would make a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.marker),))
+
+
+class OptimizerState:
+    """A class that torch does not read without trust."""
+
+
+def official_file(**extra):
+    return {"meta": {"epoch": 3}, "state_dict": tiny.zegclip_state_dict(), **extra}
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_torch_files(tmp_path, key):
+    state_dict = tiny.zegclip_state_dict()
+    content = state_dict if key is None else {"meta": {"epoch": 3}, key: state_dict}
+    torch.save(content, tmp_path / "a.pth")
+    assert same(load_checkpoint(tmp_path / "a.pth"), state_dict)
+
+
+def test_optimizer_state_loads_without_trust(tmp_path):
+    model = tiny.zegclip_model()
+    optimizer = torch.optim.AdamW([tensor for _, tensor in model.trainable_parameters()])
+    model(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)).mask_logits.sum().backward()
+    optimizer.step()
+    torch.save(official_file(optimizer=optimizer.state_dict()), tmp_path / "a.pth")
+    build(load_checkpoint(tmp_path / "a.pth"))
+
+
+def test_legacy_torch_files(tmp_path):
+    state_dict = tiny.zegclip_state_dict()
+    torch.save(state_dict, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    assert same(load_checkpoint(tmp_path / "a.pth"), state_dict)
+
+
+def test_safetensors_files(tmp_path):
+    state_dict = tiny.zegclip_state_dict()
+    save_file(state_dict, tmp_path / "a.safetensors")
+    assert same(load_checkpoint(tmp_path / "a.safetensors"), state_dict)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    torch.save(official_file(optimizer=RunsCode(marker)), tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"names 'posix\.mkdir', which can run code .* pass trust=True"
+    ):
+        load_checkpoint(tmp_path / "a.pth")
+    assert not marker.exists()
+
+
+def test_foreign_classes_load_with_trust_only(tmp_path):
+    torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"OptimizerState', which .* pass trust=True"):
+        load_checkpoint(tmp_path / "a.pth")
+    build(load_checkpoint(tmp_path / "a.pth", trust=True))
+
+
+def test_a_class_that_is_not_installed(tmp_path, monkeypatch):
+    torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
+    monkeypatch.delattr(sys.modules[__name__], "OptimizerState")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(tmp_path / "a.pth", trust=True)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello, world\n", b"\x80\x02]q\x00", b"PK\x03\x04" * 9])
+@pytest.mark.parametrize("trust", [False, True])
+def test_other_files_are_refused(tmp_path, name, content, trust):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: expected a checkpoint file"):
+        load_checkpoint(tmp_path / name, trust=trust)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_truncated_files_are_refused(tmp_path, share):
+    torch.save(tiny.zegclip_state_dict(), tmp_path / "a.pth")
+    whole = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3)])
+def test_files_without_a_state_dict_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="state_dict"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_absent_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint file, got .*none\.pth"):
+        load_checkpoint(tmp_path / "none.pth")
+
+
+# ---------------------------------------------------------------- CLIP weights
+
+
+class Holder(nn.Module):
+    """A module whose state_dict has the given keys."""
+
+    def __init__(self, state_dict):
+        super().__init__()
+        for key, value in state_dict.items():
+            *path, name = key.split(".")
+            module: nn.Module = self
+            for part in path:
+                if not hasattr(module, part):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_buffer(name, value)
+
+    def forward(self, x):
+        return x
+
+
+def save_archive(state_dict, path):
+    torch.jit.script(Holder(state_dict)).save(str(path))
+
+
+@pytest.fixture(scope="module")
+def open_clip_model():
+    open_clip = pytest.importorskip("open_clip")
+    from open_clip.model import CLIP
+
+    torch.manual_seed(0)
+    model = CLIP(
+        embed_dim=32,
+        vision_cfg={"image_size": 64, "layers": 3, "width": 128, "patch_size": 16},
+        text_cfg={
+            "context_length": 16, "vocab_size": 64, "width": 64, "heads": 1, "layers": 2
+        },
+        quick_gelu=True,
+    ).eval()  # fmt: skip
+    assert open_clip.__version__
+    return model
+
+
+@pytest.mark.parametrize("form", ["archive", "half archive", "state_dict", "safetensors"])
+@torch.no_grad()
+def test_towers_equal_open_clip(tmp_path, open_clip_model, form):
+    state_dict = {key: value.clone() for key, value in open_clip_model.state_dict().items()}
+    path, activation, tolerance = tmp_path / "clip.pt", None, 1e-5
+    if form == "archive":
+        extra = {"input_resolution": torch.tensor(64), "vocab_size": torch.tensor(64)}
+        save_archive(state_dict | extra, path)
+    elif form == "half archive":
+        save_archive({key: value.half() for key, value in state_dict.items()}, path)
+        tolerance = 1e-2
+    else:
+        activation = "quick_gelu"
+        path = tmp_path / ("clip.safetensors" if form == "safetensors" else "clip.pt")
+        (save_file if form == "safetensors" else torch.save)(state_dict, path)
+    weights = load_clip(path, activation=activation)
+    image, tokens = tiny.image(2, 3, 64, 64), torch.randint(1, 60, (5, 16))
+    tokens[torch.arange(5), torch.tensor([3, 15, 7, 9, 0])] = 63
+    cls_embed = build_image_encoder(weights)(image).cls_embed
+    expected = open_clip_model.encode_image(image, normalize=True)
+    torch.testing.assert_close(cls_embed, expected, rtol=0, atol=tolerance)
+    text_embeds = build_text_encoder(weights)(tokens)
+    torch.testing.assert_close(
+        text_embeds, open_clip_model.encode_text(tokens), rtol=0, atol=10 * tolerance
+    )
+
+
+@torch.no_grad()
+def test_activation_changes_the_result(tmp_path, open_clip_model):
+    torch.save(open_clip_model.state_dict(), tmp_path / "clip.pt")
+    image = tiny.image(1, 3, 64, 64)
+    quick, plain = (
+        build_image_encoder(load_clip(tmp_path / "clip.pt", activation=name))(image).cls_embed
+        for name in ("quick_gelu", "gelu")
+    )
+    assert not torch.allclose(quick, plain, atol=1e-5)
+
+
+def test_state_dict_files_must_be_told_their_activation(tmp_path):
+    torch.save(tiny.clip_state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match="activation: expected 'quick_gelu' or 'gelu'"):
+        load_clip(tmp_path / "clip.pt")
+
+
+def test_other_files_are_not_clip(tmp_path):
+    torch.save(tiny.zegclip_state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match=r"expected CLIP ViT keys .* got backbone\."):
+        load_clip(tmp_path / "clip.pt", activation="gelu")
+
+
+def test_absent_clip_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected a CLIP file, got .*none\.pt"):
+        load_clip(tmp_path / "none.pt")
+
+
+def test_unknown_tag_lists_the_known():
+    pytest.importorskip("open_clip")
+    with pytest.raises(CheckpointError, match=r"tag of ViT-B-16 \(openai, .*got 'opnai'"):
+        load_clip("opnai")
+
+
+def test_failed_download_says_what_to_do(monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    with pytest.raises(CheckpointError, match="Connect to the network, or pass a local file"):
+        load_clip("openai")
+
+
+def test_tag_brings_weights_heads_and_activation(monkeypatch, open_clip_model):
+    open_clip = pytest.importorskip("open_clip")
+    monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: open_clip_model)
+    weights = load_clip("openai")
+    assert (weights.activation, weights.num_heads, weights.text_heads) == ("quick_gelu", 2, 1)
+    assert build_image_encoder(weights).config.width == 128
+
+
+@torch.no_grad()
+def test_zegclip_starts_from_clip(tmp_path):
+    sizes = tiny.TinySizes()
+    state_dict = tiny.clip_state_dict(sizes)
+    torch.save(state_dict, tmp_path / "clip.pt")
+    torch.manual_seed(0)
+    model = create_model(
+        "zegclip",
+        pretrained=tmp_path / "clip.pt",
+        activation="quick_gelu",
+        num_prompts=5,
+        image_size=96,
+    )
+    own = model.state_dict()
+    for key, value in state_dict.items():
+        name = key.replace("visual.", "backbone.", 1) if "visual." in key else f"text_encoder.{key}"
+        if key == "visual.positional_embedding":
+            value = resize_positional_embedding(value, (6, 6))
+        assert torch.equal(own[name], value), key
+    prompts = model.backbone.prompt_embeddings
+    assert prompts.shape == (1, 5, 64)
+    assert model.backbone.deep_prompt_embeddings.shape == (3, 5, 64)
+    bound = (6 / (3 * 16 * 16 + 64)) ** 0.5
+    assert 0.9 * bound < prompts.abs().max() <= bound
+    std = model.backbone.prompt_proj.weight.std().item()
+    assert abs(std - (2 / 64) ** 0.5) < 0.01
+    output = model(tiny.image(1, 3, 96, 96), tiny.text_embeds(4, 32))
+    assert output.mask_logits.shape == (1, 4, 6, 6)
+    assert same(build_again(own), own)
+
+
+def build_again(state_dict):
+    arguments = {"num_heads": 1, "decoder_heads": 8, "text_heads": 1}
+    return from_official("zegclip", state_dict, **arguments).state_dict()
+
+
+def test_positional_embedding_keeps_the_class_row_and_a_linear_ramp():
+    ramp = torch.arange(4.0).repeat(4)[:, None]
+    rows = torch.cat([torch.tensor([[9.0]]), ramp])
+    resized = resize_positional_embedding(rows, (4, 8))
+    assert resized[0, 0] == 9
+    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    torch.testing.assert_close(resized[1:].reshape(4, 8), expected.expand(4, 8))
+    assert resize_positional_embedding(rows, (4, 4)) is rows
