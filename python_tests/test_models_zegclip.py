@@ -183,6 +183,12 @@ def test_wrong_images_are_refused(shape):
         tiny.zegclip_model()(torch.zeros(shape), tiny.text_embeds(7, 32))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_images_of_another_dtype_are_refused(dtype):
+    with pytest.raises(DTypeError, match="image: expected torch.float32"):
+        tiny.zegclip_model()(torch.zeros(1, 3, 64, 64, dtype=dtype), tiny.text_embeds(7, 32))
+
+
 def test_images_below_one_patch_are_refused():
     with pytest.raises(ShapeError, match="image: expected at least 16x16 pixels, got 64x15"):
         tiny.zegclip_model()(torch.zeros(1, 3, 64, 15), tiny.text_embeds(7, 32))

@@ -121,6 +121,9 @@ def upsample_argmax(
 ) -> tuple[Tensor, Tensor | None]:
     """Label every pixel: upsample, activate, lower seen classes, take the best.
 
+    A class that is NaN or infinitely negative at a pixel never wins it; a pixel without any other
+    is unknown.
+
     Args:
         logits: float ``[B, C, h, w]``.
         out_hw: Size of the result, in pixels.
@@ -134,21 +137,29 @@ def upsample_argmax(
         Labels ``[B, H, W]``, uint8 with 255 for unknown (above 254 classes int32 with 65535), and
         scores ``[B, H, W]`` or None: the winner's activated value without the bias.
     """
+    nothing = float("-inf")
     values = F.interpolate(logits, size=out_hw, mode="bilinear", align_corners=False)
-    if activation == "sigmoid":
-        values = values.sigmoid()
-    elif activation == "softmax":
-        values = values.softmax(dim=1)
-    shifted = values
+    values = values.masked_fill(values.isnan(), nothing)
+    activated = _activate(values, activation)
+    shifted = activated
     if seen is not None:
-        shifted = values - seen_bias * seen.to(values).view(-1, 1, 1)
-    winners = shifted.argmax(dim=1)
-    scores = values.gather(1, winners.unsqueeze(1)).squeeze(1)
-    dtype, unknown = (torch.uint8, 255) if logits.shape[1] <= 254 else (torch.int32, 65535)
-    labels = winners.to(dtype)
+        shifted = activated - seen_bias * seen.to(values).view(-1, 1, 1)
+    winners = shifted.masked_fill(values == nothing, nothing).argmax(dim=1)
+    scores = activated.gather(1, winners.unsqueeze(1)).squeeze(1)
+    unknown = (values == nothing).all(dim=1)
     if unknown_below is not None:
-        labels[scores < unknown_below] = unknown
+        unknown |= scores < unknown_below
+    dtype, mark = (torch.uint8, 255) if logits.shape[1] <= 254 else (torch.int32, 65535)
+    labels = winners.to(dtype).masked_fill(unknown, mark)
     return labels, scores if with_scores else None
+
+
+def _activate(values: Tensor, activation: str) -> Tensor:
+    if activation == "sigmoid":
+        return values.sigmoid()
+    if activation == "softmax":
+        return values.softmax(dim=1).nan_to_num(nan=0.0)  # a pixel without any class
+    return values
 
 
 def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.5) -> Tensor:
@@ -156,15 +167,17 @@ def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.
 
     Args:
         frame: uint8 ``[H, W, 3]``.
-        labels: Class indices, ``[H, W]``; those of ``len(palette)`` and above are unknown.
+        labels: Class indices, ``[H, W]``. 255 in uint8, 65535 in any other type, and indices of
+            ``len(palette)`` and above have no colour.
         palette: uint8 ``[K, 3]``.
         alpha: Share of the colour, in ``[0, 1]``.
 
     Returns:
         uint8 ``[H, W, 3]``.
     """
-    indices = labels.long()
-    known = (indices < len(palette)).unsqueeze(-1)
-    colours = palette[indices.clamp(max=len(palette) - 1)].float()
-    blended = (1 - alpha) * frame.float() + alpha * colours
-    return torch.where(known, (blended + 0.5).floor().to(torch.uint8), frame)
+    indices, unknown = labels.long(), 255 if labels.dtype == torch.uint8 else 65535
+    known = ((indices < len(palette)) & (indices != unknown)).unsqueeze(-1)
+    colours = palette[indices.clamp(max=len(palette) - 1)].int()
+    weight = int(alpha * 65536 + 0.5)  # fixed point: bit-exact everywhere
+    blended = (frame.int() * (65536 - weight) + colours * weight + 32768) >> 16
+    return torch.where(known, blended.to(torch.uint8), frame)

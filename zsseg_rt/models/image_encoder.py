@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ShapeError
+from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models.transformer import (
     Activation,
     Mlp,
@@ -150,6 +150,11 @@ class ImageEncoder(nn.Module):
                 f"image: expected [B, 3, H, W], got {list(image.shape)}. "
                 "Give a batch of normalised RGB planes."
             )
+        if image.dtype != self.conv1.weight.dtype:
+            raise DTypeError(
+                f"image: expected {self.conv1.weight.dtype}, got {image.dtype}. "
+                "Normalise the picture and bring it to the model's dtype."
+            )
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
         positions = resize_positional_embedding(self.positional_embedding, grid_hw)[1:]
         patches = self.conv1(image).flatten(2).transpose(1, 2) + positions
@@ -171,6 +176,7 @@ class ImageEncoder(nn.Module):
 
         Raises:
             ShapeError: The image has another layout or is smaller than one patch.
+            DTypeError: The image is not of the weights' dtype.
         """
         embeds = self.project(self.transformer(self.embed_patches(image)))
         return ImageEmbeds(unit(embeds[:, 1:]), unit(embeds[:, 0]))

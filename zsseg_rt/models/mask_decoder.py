@@ -92,10 +92,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Refine ``queries`` ``[B, C, E]`` by ``memory`` ``[B, N, D]``."""
-        return self.refine(queries, self.multihead_attn(queries, memory))
-
-    def refine(self, queries: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention: residual, norm, feed-forward network, residual, norm."""
+        attended = self.multihead_attn(queries, memory)
         queries = self.norm2(queries + self._drop(attended))
         hidden = self._drop(F.relu(self.linear1(queries)))
         return self.norm3(queries + self._drop(self.linear2(hidden)))  # type: ignore[no-any-return]

@@ -198,6 +198,7 @@ class ZegCLIP(nn.Module):
 
         Raises:
             ShapeError: An argument has another shape.
+            DTypeError: The image is not of the weights' dtype.
         """
         self._check_text(text_embeds)
         patch_embeds, cls_embed = self.backbone(image)
@@ -227,6 +228,7 @@ class ZegCLIP(nn.Module):
             ShapeError: An argument has another shape, or ``seen_classes`` names a class that
                 ``text_embeds`` does not have.
         """
+        self._check_text(text_embeds)
         shift = self._seen_shift(text_embeds)
         logits = self.upsample(self(image, text_embeds).mask_logits)
         scores = logits.sigmoid() - shift.to(logits)
