@@ -21,7 +21,8 @@ Shape preprocess_shape(const TensorView& frame, const PreprocessParams& params) 
   if (params.height < 1 || params.height > kMaxSide || params.width < 1 ||
       params.width > kMaxSide) {
     throw ShapeError("size_hw: expected sides from 1 to " + std::to_string(kMaxSide) + ", got " +
-                     to_string(Shape{params.height, params.width}) + ". Pass (height, width).");
+                     "(" + std::to_string(params.height) + ", " + std::to_string(params.width) +
+                     "). Pass (height, width).");
   }
   for (int channel = 0; channel < 3; ++channel) {
     if (!std::isfinite(params.mean[channel])) {

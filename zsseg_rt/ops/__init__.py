@@ -1,0 +1,269 @@
+"""The operations around the networks, native on the CPU and on CUDA.
+
+Arrays are NumPy arrays, or anything with the buffer protocol, ``__dlpack__`` or
+``__cuda_array_interface__``. They must be C-contiguous and of the stated dtype: nothing is copied
+or converted silently. All arrays of a call are on one device; the result is on it too, a NumPy
+array on the CPU and a :class:`DeviceArray` on CUDA, unless ``out`` is given.
+
+On CUDA a call returns before the work has run: it is enqueued on ``stream`` (a ``cudaStream_t`` as
+an integer; 0 is the legacy default stream), and the inputs must stay alive until it has.
+:mod:`zsseg_rt.ops.reference` defines every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zsseg_rt import _C
+from zsseg_rt._C import (
+    DeviceArray,
+    Event,
+    Stream,
+    available_cpu_isas,
+    cpu_isa,
+    cuda_device_count,
+    cuda_device_properties,
+    cuda_runtime_version,
+    get_num_threads,
+    set_num_threads,
+)
+from zsseg_rt.backends.base import Array
+
+__all__ = [
+    "DeviceArray",
+    "Event",
+    "Stream",
+    "available_cpu_isas",
+    "cpu_isa",
+    "cuda_device_count",
+    "cuda_device_properties",
+    "cuda_runtime_version",
+    "get_num_threads",
+    "overlay",
+    "patch_text_similarity",
+    "preprocess",
+    "relationship_descriptor",
+    "relationship_descriptor_text",
+    "set_num_threads",
+    "upsample_argmax",
+]
+
+
+def preprocess(
+    frame: Array,
+    *,
+    size_hw: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channel_order: str = "rgb",
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Turn a camera frame into a network's input: ``(bilinear(frame) / 255 - mean) / std``.
+
+    Half-pixel centres, no antialiasing, edges clamped.
+
+    Args:
+        frame: uint8 ``[H, W, 3]``, sides from 1 to 32767.
+        size_hw: Height and width of the result, from 1 to 32767.
+        mean: One a channel in RGB order, in units of 0..1.
+        std: As ``mean``, above 0.
+        channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result's planes are always RGB.
+        out: Array to write, float32 ``[3, h, w]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the frame's device.
+
+    Raises:
+        ShapeError: An array has the wrong sizes or is not C-contiguous, or ``size_hw`` is out of
+            range.
+        DTypeError: An array has the wrong dtype.
+        ArgumentError: ``mean``, ``std`` or ``channel_order`` is not as above.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    return _C.preprocess(frame, size_hw, mean, std, channel_order, out, stream)
+
+
+def relationship_descriptor(
+    cls_embed: Array,
+    text_embeds: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    text_queries: Array | None = None,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Describe how an image relates to every class: ``[cls * text, text] Wᵀ + b``.
+
+    The concatenation is never stored. Its text half does not depend on the image:
+    :func:`relationship_descriptor_text` computes it once for many images.
+
+    Args:
+        cls_embed: Global image embeddings, float32 ``[B, D]``.
+        text_embeds: Class embeddings, float32 ``[C, D]``.
+        weight: float32 ``[E, 2 * D]``; the first D columns meet ``cls * text``.
+        bias: float32 ``[E]``; not added again where ``text_queries`` is given.
+        text_queries: ``relationship_descriptor_text(text_embeds, weight, bias)``, float32
+            ``[C, E]``. Computed here if None.
+        out: Array to write, float32 ``[B, C, E]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ, or an array is not C-contiguous.
+        DTypeError: An array is not float32.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Source:
+        Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
+    """
+    return _C.relationship_descriptor(
+        cls_embed, text_embeds, weight, bias, text_queries, out, stream
+    )
+
+
+def relationship_descriptor_text(
+    text_embeds: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Compute the half of :func:`relationship_descriptor` that no image changes.
+
+    ``text W[:, D:]ᵀ + b``.
+
+    Args:
+        text_embeds: Class embeddings, float32 ``[C, D]``.
+        weight: float32 ``[E, 2 * D]``.
+        bias: float32 ``[E]``.
+        out: Array to write, float32 ``[C, E]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ, or an array is not C-contiguous.
+        DTypeError: An array is not float32.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    return _C.relationship_descriptor_text(text_embeds, weight, bias, out, stream)
+
+
+def patch_text_similarity(
+    patch_embeds: Array,
+    text_embeds: Array,
+    *,
+    logit_scale: float = 1.0,
+    normalize: bool = True,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Compare every patch with every class: ``logit_scale * <patch, text>``, class-major.
+
+    Accumulated in float32 for every input dtype.
+
+    Args:
+        patch_embeds: float32 or float16 ``[B, N, D]``.
+        text_embeds: float32 or float16 ``[C, D]``, or ``[B, C, D]`` where images differ.
+        logit_scale: Finite factor.
+        normalize: Divide every row by its L2 norm first (cosine). A row of zeros has similarity 0
+            with everything.
+        out: Array to write, float32 ``[B, C, N]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ, or an array is not C-contiguous.
+        DTypeError: An array has another dtype.
+        ArgumentError: ``logit_scale`` is not finite.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    return _C.patch_text_similarity(patch_embeds, text_embeds, logit_scale, normalize, out, stream)
+
+
+def upsample_argmax(
+    logits: Array,
+    out_hw: tuple[int, int],
+    *,
+    activation: str = "none",
+    seen: Array | None = None,
+    seen_bias: float = 0.0,
+    unknown_below: float | None = None,
+    with_scores: bool = False,
+    out: Array | tuple[Array, Array | None] | None = None,
+    stream: int = 0,
+) -> tuple[Array, Array | None]:
+    """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
+
+    Bilinear upsampling (half-pixel centres, edges clamped), activation, minus ``seen_bias`` where
+    ``seen``, argmax with ties to the lowest index.
+
+    Args:
+        logits: float32 or float16 ``[B, C, h, w]``.
+        out_hw: Height and width of the result.
+        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
+        seen: bool ``[C]``; None means no class is.
+        seen_bias: Subtracted from the activated value of seen classes.
+        unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
+        with_scores: Also return the winner's activated value without the bias.
+        out: Labels to write, or a pair of labels and scores. New ones if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        Labels ``[B, H, W]``, uint8 up to 254 classes and uint16 above, and scores float32
+        ``[B, H, W]`` or None.
+
+    Raises:
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous.
+        DTypeError: An array has another dtype.
+        ArgumentError: A setting is outside its range.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    labels, scores = _C.upsample_argmax(
+        logits, out_hw, activation, seen, seen_bias, unknown_below, with_scores, out, stream
+    )
+    return labels, scores
+
+
+def overlay(
+    frame: Array,
+    labels: Array,
+    palette: Array,
+    *,
+    alpha: float = 0.5,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Blend each label's colour onto a frame: ``(1 - alpha) * frame + alpha * palette[label]``.
+
+    Rounded to nearest, ties up, after rounding ``alpha`` to a multiple of 2^-16; CPU, CUDA and
+    reference agree in every bit.
+
+    Args:
+        frame: uint8 ``[H, W, 3]``.
+        labels: uint8 or uint16 ``[H, W]``. Pixels that are unknown (255 or 65535) or have no row
+            in the palette stay the frame's.
+        palette: uint8 ``[K, 3]``, in the frame's channel order.
+        alpha: Weight of the colour, in [0, 1].
+        out: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the frame's device.
+
+    Raises:
+        ShapeError: Sizes differ, or an array is not C-contiguous.
+        DTypeError: An array has the wrong dtype.
+        ArgumentError: ``alpha`` is outside [0, 1].
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    return _C.overlay(frame, labels, palette, alpha, out, stream)

@@ -1,0 +1,107 @@
+"""Argument checks of the NumPy reference, worded as csrc/zsseg/check.cpp words them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = [
+    "ANY",
+    "MAX_SIDE",
+    "expect_array",
+    "expect_dtype",
+    "expect_out",
+    "expect_shape",
+    "expect_side_range",
+    "fail_argument",
+    "three_numbers",
+]
+
+ANY = -1
+MAX_SIDE = 32767  # longest side of frames and of preprocess's results
+
+
+def _text(shape: Sequence[int]) -> str:
+    sizes = ["*" if size == ANY else str(size) for size in shape]
+    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+
+
+def expect_array(name: str, array: Any, *dtypes: str) -> npt.NDArray[Any]:
+    """Return ``array`` if it is a C-contiguous array of one of the dtypes, else raise."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(
+            f"{name}: expected an array, got {type(array).__name__}. Pass a NumPy array or an "
+            "object with __dlpack__ or __cuda_array_interface__."
+        )
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{name}: expected a C-contiguous array, got strides {_text(array.strides)} in bytes. "
+            "Copy it with numpy.ascontiguousarray."
+        )
+    if dtypes:
+        expect_dtype(name, array, *dtypes)
+    return array
+
+
+def expect_dtype(name: str, array: npt.NDArray[Any], *dtypes: str) -> None:
+    """Raise DTypeError unless the array's dtype is among those named."""
+    if array.dtype.name not in dtypes:
+        raise DTypeError(
+            f"{name}: expected {' or '.join(dtypes)}, got {array.dtype.name}. Convert it first."
+        )
+
+
+def expect_shape(name: str, array: npt.NDArray[Any], pattern: Sequence[int]) -> None:
+    """Raise ShapeError unless the sizes fit; :data:`ANY` fits every size."""
+    fits = array.ndim == len(pattern) and all(
+        wanted in (ANY, size) for wanted, size in zip(pattern, array.shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(
+            f"{name}: expected shape {_text(pattern)}, got {_text(array.shape)}. "
+            "Check its sizes and the order of its axes."
+        )
+
+
+def expect_out(
+    name: str, out: Any | None, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Return a new array, or the caller's if it can take a result of this shape and dtype."""
+    if out is None:
+        return np.empty(shape, dtype)
+    array = expect_array(name, out)
+    if not array.flags.writeable:
+        raise ShapeError(f"{name}: expected a writable array, got a read-only one. Pass a copy.")
+    expect_dtype(name, array, np.dtype(dtype).name)
+    expect_shape(name, array, shape)
+    return array
+
+
+def expect_side_range(
+    name: str, sides: tuple[int, int], shown: tuple[int, ...], remedy: str
+) -> None:
+    """Raise ShapeError unless both sides are from 1 to :data:`MAX_SIDE`."""
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise ShapeError(
+            f"{name}: expected sides from 1 to {MAX_SIDE}, got {tuple(shown)}. {remedy}"
+        )
+
+
+def fail_argument(name: str, expected: str, got: str) -> NoReturn:
+    """Raise ArgumentError."""
+    raise ArgumentError(f"{name}: expected {expected}, got {got}. Pass a value in that range.")
+
+
+def three_numbers(name: str, values: Sequence[float], expected: str, *, above: float) -> None:
+    """Raise ArgumentError unless there are three finite numbers above a bound."""
+    if len(values) != 3:
+        fail_argument(name, expected, f"{len(values)} numbers")
+    for value in values:
+        if not (math.isfinite(value) and value > above):
+            fail_argument(name, expected, f"{value:g}")

@@ -1,0 +1,208 @@
+"""The operations of :mod:`zsseg_rt.ops` in plain NumPy: the definition of what is correct.
+
+Signatures, results and errors are those of the native operations. Arrays are NumPy arrays;
+``stream`` is accepted and has no effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import Array
+from zsseg_rt.ops._contract import (
+    ANY,
+    expect_array,
+    expect_out,
+    expect_shape,
+    expect_side_range,
+    fail_argument,
+    three_numbers,
+)
+
+__all__ = [
+    "overlay",
+    "patch_text_similarity",
+    "preprocess",
+    "relationship_descriptor",
+    "relationship_descriptor_text",
+]
+
+
+def preprocess(
+    frame: Array,
+    *,
+    size_hw: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channel_order: str = "rgb",
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """As :func:`zsseg_rt.ops.preprocess`."""
+    frame = expect_array("frame", frame)
+    three_numbers("mean", mean, "3 finite numbers", above=-math.inf)
+    three_numbers("std", std, "3 finite numbers above 0", above=0.0)
+    if channel_order not in ("rgb", "bgr"):
+        fail_argument("channel_order", "'rgb' or 'bgr'", f"'{channel_order}'")
+    expect_array("frame", frame, "uint8")
+    expect_shape("frame", frame, (ANY, ANY, 3))
+    height, width = frame.shape[:2]
+    expect_side_range("frame", (height, width), frame.shape, "Check that the frame was read.")
+    expect_side_range("size_hw", size_hw, size_hw, "Pass (height, width).")
+    result = expect_out("out", out, (3, *size_hw), np.float32)
+
+    rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
+    top, bottom, down = _bilinear_taps(height, size_hw[0])
+    left, right, across = _bilinear_taps(width, size_hw[1])
+    across, down = across[:, None], down[:, None, None]
+    above = (1 - across) * rgb[top][:, left] + across * rgb[top][:, right]
+    below = (1 - across) * rgb[bottom][:, left] + across * rgb[bottom][:, right]
+    resized = (1 - down) * above + down * below
+    normalised = (resized / 255 - np.asarray(mean)) / np.asarray(std)
+    result[...] = normalised.transpose(2, 0, 1)
+    return result
+
+
+def _bilinear_taps(
+    source: int, target: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Lower and upper source index and the upper one's weight, for every target index."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    lower = np.floor(position).astype(np.intp)
+    return lower, np.minimum(lower + 1, source - 1), position - lower
+
+
+def relationship_descriptor(
+    cls_embed: Array,
+    text_embeds: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    text_queries: Array | None = None,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """As :func:`zsseg_rt.ops.relationship_descriptor`."""
+    cls_embed = expect_array("cls_embed", cls_embed)
+    text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
+    num_classes, embed_dim = text_embeds.shape
+    expect_array("cls_embed", cls_embed, "float32")
+    expect_shape("cls_embed", cls_embed, (ANY, embed_dim))
+    if text_queries is None:
+        text_half = text_embeds @ weight[:, embed_dim:].T + bias
+    else:
+        text_half = expect_array("text_queries", text_queries, "float32")
+        expect_shape("text_queries", text_half, (num_classes, weight.shape[0]))
+    shape = (cls_embed.shape[0], num_classes, weight.shape[0])
+    result = expect_out("out", out, shape, np.float32)
+
+    related = cls_embed[:, None, :] * text_embeds
+    result[...] = related @ weight[:, :embed_dim].T + text_half
+    return result
+
+
+def relationship_descriptor_text(
+    text_embeds: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """As :func:`zsseg_rt.ops.relationship_descriptor_text`."""
+    text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
+    num_classes, embed_dim = text_embeds.shape
+    result = expect_out("out", out, (num_classes, weight.shape[0]), np.float32)
+    result[...] = text_embeds @ weight[:, embed_dim:].T + bias
+    return result
+
+
+def _text_half_arrays(
+    text_embeds: Array, weight: Array, bias: Array
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    text_embeds = expect_array("text_embeds", text_embeds)
+    weight = expect_array("weight", weight)
+    bias = expect_array("bias", bias)
+    expect_array("text_embeds", text_embeds, "float32")
+    expect_shape("text_embeds", text_embeds, (ANY, ANY))
+    expect_array("weight", weight, "float32")
+    expect_shape("weight", weight, (ANY, 2 * text_embeds.shape[1]))
+    expect_array("bias", bias, "float32")
+    expect_shape("bias", bias, (weight.shape[0],))
+    return text_embeds, weight, bias
+
+
+def patch_text_similarity(
+    patch_embeds: Array,
+    text_embeds: Array,
+    *,
+    logit_scale: float = 1.0,
+    normalize: bool = True,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """As :func:`zsseg_rt.ops.patch_text_similarity`."""
+    patch_embeds = expect_array("patch_embeds", patch_embeds)
+    text_embeds = expect_array("text_embeds", text_embeds)
+    expect_array("patch_embeds", patch_embeds, "float32", "float16")
+    expect_shape("patch_embeds", patch_embeds, (ANY, ANY, ANY))
+    expect_array("text_embeds", text_embeds, "float32", "float16")
+    batch, num_patches, embed_dim = patch_embeds.shape
+    shared = text_embeds.ndim != 3
+    pattern = (ANY, embed_dim) if shared else (batch, ANY, embed_dim)
+    expect_shape("text_embeds", text_embeds, pattern)
+    if not math.isfinite(logit_scale):
+        fail_argument("logit_scale", "a finite number", f"{logit_scale:g}")
+    shape = (batch, text_embeds.shape[-2], num_patches)
+    result = expect_out("out", out, shape, np.float32)
+
+    patches = patch_embeds.astype(np.float32)
+    text = text_embeds.astype(np.float32)
+    if normalize:
+        patches, text = _unit_rows(patches), _unit_rows(text)
+    result[...] = np.float32(logit_scale) * (text @ patches.transpose(0, 2, 1))
+    return result
+
+
+def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows divided by their L2 norm; a row of zeros stays zeros."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    unit: npt.NDArray[np.float32] = rows / np.where(norms == 0, np.float32(1), norms)
+    return unit
+
+
+def overlay(
+    frame: Array,
+    labels: Array,
+    palette: Array,
+    *,
+    alpha: float = 0.5,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.uint8]:
+    """As :func:`zsseg_rt.ops.overlay`."""
+    frame = expect_array("frame", frame)
+    labels = expect_array("labels", labels)
+    palette = expect_array("palette", palette)
+    expect_array("frame", frame, "uint8")
+    expect_shape("frame", frame, (ANY, ANY, 3))
+    expect_array("labels", labels, "uint8", "uint16")
+    expect_shape("labels", labels, frame.shape[:2])
+    expect_array("palette", palette, "uint8")
+    expect_shape("palette", palette, (ANY, 3))
+    if not 0.0 <= alpha <= 1.0:
+        fail_argument("alpha", "a number in [0, 1]", f"{alpha:g}")
+    result = expect_out("out", out, frame.shape, np.uint8)
+
+    unknown = np.iinfo(labels.dtype).max
+    coloured = (labels != unknown) & (labels < len(palette))
+    colours = frame.copy()
+    colours[coloured] = palette[labels[coloured]]
+    weight = np.uint32(alpha * 65536 + 0.5)  # in integers, so that all implementations agree
+    blended = frame * (np.uint32(65536) - weight) + colours * weight + np.uint32(32768)
+    result[...] = blended >> np.uint32(16)
+    return result
