@@ -215,7 +215,7 @@ def _settings_key(engine: Engine, alpha: float) -> str:
             alpha,
             None if vocabulary is None else [vocabulary.names, vocabulary.phrases],
             None if vocabulary is None else vocabulary.phrase_classes.tolist(),
-            None if vocabulary is None else hashlib.sha256(vocabulary.embeds).hexdigest(),
+            None if vocabulary is None else hashlib.sha256(vocabulary.embeds.tobytes()).hexdigest(),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
