@@ -20,3 +20,23 @@ def colour_bundle(tmp_path_factory) -> Path:
     from zsseg_rt.export.colour_words import export_colour_bundle
 
     return export_colour_bundle(tmp_path_factory.mktemp("bundles") / "colours.zsseg")
+
+
+@pytest.fixture(scope="session")
+def zegclip_model():
+    """A tiny random ZegCLIP whose text tower knows the whole CLIP vocabulary."""
+    import tiny
+
+    return tiny.zegclip_model(tiny.TinySizes(text_vocab=49408, text_length=77))
+
+
+@pytest.fixture(scope="session")
+def zegclip_bundle(zegclip_model, tmp_path_factory) -> Path:
+    """That model as a bundle; its classes are "name 0" to "name 6"."""
+    from zsseg_rt.export import export_bundle
+
+    return export_bundle(
+        zegclip_model,
+        tmp_path_factory.mktemp("bundles") / "tiny.zsseg",
+        class_names=[f"name {index}" for index in range(7)],
+    )

@@ -1,0 +1,116 @@
+"""ZegCLIP through the engine: equal to the torch model, text encoder, seen bias, every backend."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.models.zegclip import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.ops import reference
+
+NAMES = [f"name {index}" for index in range(7)]
+
+
+def torch_scores(model, frame, embeds):
+    """The model's scores at frame size, in the engine's order: upsample, sigmoid, seen bias."""
+    side = model.config.image_size
+    image = reference.preprocess(frame, size_hw=(side, side), mean=IMAGE_MEAN, std=IMAGE_STD)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
+        up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+    scores = up[0].sigmoid().numpy()
+    for index in model.config.seen_classes:
+        scores[index] -= model.config.seen_bias
+    return scores
+
+
+def make_inputs(model, count, seed=0):
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
+    embeds = tiny.text_embeds(count, model.config.image_encoder.embed_dim, f"s{seed}").numpy()
+    return np.ascontiguousarray(frame), embeds
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_engine_equals_torch(zegclip_model, zegclip_bundle, backend, count):
+    frame, embeds = make_inputs(zegclip_model, count)
+    config = EngineConfig(
+        device="cpu", backend=backend, precision="float32", with_scores=True, use_cache=False
+    )
+    with Engine(zegclip_bundle, config) as engine:
+        engine.set_classes(NAMES[:count], embeddings=embeds)
+        seg = engine.segment(frame)
+    scores = torch_scores(zegclip_model, frame, embeds)
+    top = np.sort(scores, axis=0)
+    real = np.ones(seg.labels.shape, bool) if count == 1 else top[-1] - top[-2] > 1e-4
+    assert real.mean() > 0.9
+    assert (seg.labels == scores.argmax(0))[real].mean() >= 0.999
+    winner = np.take_along_axis(scores, seg.labels[None].astype(np.int64), 0)[0]
+    biased = np.isin(seg.labels, zegclip_model.config.seen_classes)
+    np.testing.assert_allclose(  # scores leave the bias out; 1e-4: four blocks in another order
+        seg.scores, winner + zegclip_model.config.seen_bias * biased, atol=1e-4
+    )
+
+
+def test_seen_bias_follows_names_not_places(zegclip_model, zegclip_bundle):
+    frame, embeds = make_inputs(zegclip_model, 7)
+    order = np.array([6, 2, 0, 5, 1, 4, 3])
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(zegclip_bundle, config) as engine:
+        engine.set_classes(NAMES, embeddings=embeds)
+        straight = engine.segment(frame).labels
+        engine.set_classes([NAMES[i] for i in order], embeddings=embeds[order])
+        shuffled = engine.segment(frame).labels
+    assert (order[shuffled] == straight).mean() > 0.999
+
+
+def test_text_encoder_gives_the_embeddings(zegclip_model, zegclip_bundle, tmp_path):
+    config = EngineConfig(device="cpu", precision="float32", cache_dir=tmp_path)
+    with Engine(zegclip_bundle, config) as engine:
+        vocabulary = engine.set_classes(["a dog", "the road"], templates=["{}", "see {}."])
+        from zsseg_rt.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(engine.bundle.open_path(engine.bundle.text.tokenizer))
+        prompts = ["a dog", "see a dog.", "the road", "see the road."]
+        tokens = torch.from_numpy(tokenizer.encode(prompts))
+        with torch.inference_mode():
+            rows = F.normalize(zegclip_model.text_encoder(tokens), dim=-1)
+        expected = F.normalize(rows.reshape(2, 2, -1).mean(1), dim=-1)
+        np.testing.assert_allclose(vocabulary.embeds, expected.numpy(), atol=2e-6)
+        seg = engine.segment(np.zeros((20, 30, 3), np.uint8))
+        assert seg.names == ("a dog", "the road")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_self_check_passes(zegclip_bundle, backend):
+    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
+    with Engine(zegclip_bundle, config) as engine:
+        report = engine.self_check()
+    assert report.passed, report.first_failure
+    stages = {stage.stage for stage in report.stages}
+    assert {"patch_embeds", "cls_embed", "queries", "class_embeds", "mask_logits"} <= stages
+
+
+def test_runtime_needs_no_torch(zegclip_bundle, tmp_path):
+    """Load, name classes, segment and self-check in a process where heavy imports fail."""
+    import subprocess
+    import sys
+
+    code = f"""
+import sys
+for name in ("torch", "onnx", "tensorrt", "tensorrt_rtx", "open_clip", "torchvision"):
+    sys.modules[name] = None
+import numpy as np
+from zsseg_rt import Engine, EngineConfig
+with Engine({str(zegclip_bundle)!r}, EngineConfig(cache_dir={str(tmp_path)!r})) as engine:
+    engine.set_classes(["dog", "road"])
+    assert engine.segment(np.zeros((20, 30, 3), np.uint8)).labels.shape == (20, 30)
+    assert engine.self_check().passed
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
