@@ -156,12 +156,12 @@ def _network_flags(trt: Any) -> int:
 
 def _parse(trt: Any, network: Any, graph_path: Path, logger: Any) -> None:
     parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(graph_path)):
+    if parser.parse_from_file(str(graph_path)) and network.num_outputs > 0:
         return
     problems = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
     raise BackendError(
         f"graph: expected {graph_path} to be an ONNX graph TensorRT reads, got: "
-        f"{'; '.join(problems) or logger.last_messages()}. Export it again at opset 20."
+        f"{'; '.join(problems) or 'a graph without outputs'}. Export it again at opset 20."
     )
 
 
@@ -181,7 +181,7 @@ def _describe(network: Any) -> dict[str, Any]:
         kind, dtype = layer.type.name, _layer_dtype(layer)
         layers[kind, dtype] += 1
         if kind == "DEQUANTIZE":
-            quantized.add(DTYPES.get(layer.get_input(0).dtype.name, "unknown"))
+            quantized.add(_dtype_name(layer.get_input(0)))
     inputs = [_describe_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     names = {size for spec in inputs for size in spec["shape"] if isinstance(size, str)}
     outputs = [_describe_tensor(network.get_output(i)) for i in range(network.num_outputs)]
@@ -204,7 +204,12 @@ def _layer_dtype(layer: Any) -> str:
     if not of_inputs and layer.num_outputs == 0:
         return "none"
     tensor = layer.get_input(0) if of_inputs else layer.get_output(0)
-    return DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+    return _dtype_name(tensor)
+
+
+def _dtype_name(tensor: Any) -> str:
+    name = str(tensor.dtype.name)
+    return DTYPES.get(name, name.lower())
 
 
 def _describe_tensor(tensor: Any) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def _describe_tensor(tensor: Any) -> dict[str, Any]:
         int(size) if size >= 0 else (tensor.get_dimension_name(axis) or None)
         for axis, size in enumerate(tensor.shape)
     ]
-    dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+    dtype = _dtype_name(tensor)
     return {"name": tensor.name, "dtype": dtype, "shape": sizes}
 
 
@@ -220,8 +225,7 @@ def _name_axes(shape: list[int | str | None], names: set[str]) -> list[int | str
     """Name an output's dynamic axes, which the parser leaves without names."""
     only = next(iter(names)) if len(names) == 1 else None
     return [
-        f"axis{axis}" if only is None else only if size is None else size
-        for axis, size in enumerate(shape)
+        size if size is not None else (only or f"axis{axis}") for axis, size in enumerate(shape)
     ]
 
 

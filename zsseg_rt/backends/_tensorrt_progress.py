@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["BuildProgress", "make_monitor"]
 
+SMALLEST_RISE = 0.005  # of the fraction; TensorRT reports every graph node
+
 
 @dataclass
 class _Phase:
@@ -29,6 +31,7 @@ class BuildProgress:
         self._callback = callback
         self._phases: dict[str, _Phase] = {}
         self._fraction = 0.0
+        self._told = -1.0
         self._raised: BaseException | None = None
         self._lock = threading.RLock()
 
@@ -73,6 +76,9 @@ class BuildProgress:
         self._fraction = max(self._fraction, self._overall())
         if self._callback is None or self._raised is not None:
             return
+        if self._fraction < min(self._told + SMALLEST_RISE, 1.0) or self._told == 1.0:
+            return
+        self._told = self._fraction
         try:
             self._callback(name, self._fraction)
         except BaseException as exc:  # noqa: BLE001 - must not cross TensorRT's C++; see finish()
@@ -82,7 +88,7 @@ class BuildProgress:
 def make_monitor(trt: Any, progress: BuildProgress) -> Any:
     """Make the object TensorRT reports to."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

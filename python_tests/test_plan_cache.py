@@ -1,0 +1,273 @@
+"""The plan cache: one build a key, checked on reading, whole files or none."""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zsseg_rt.backends import plan_cache
+from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, file_sha256, write_atomically
+
+KEY = PlanKey(
+    graph_name="decoder",
+    graph_sha256="ab" * 32,
+    runtime="tensorrt-10.3.0",
+    target="sm87-Orin",
+    precision="float16",
+    shapes={"classes": (1, 32, 1024)},
+)
+REPORT = {"precision": "float16", "layers": []}
+
+
+class Builder:
+    def __init__(self, data=b"plan bytes"):
+        self.calls = 0
+        self.data = data
+
+    def __call__(self):
+        self.calls += 1
+        return Plan(data=self.data, report=REPORT)
+
+
+def files(folder):
+    return sorted(p.name for p in (folder / "engines").glob("*") if not p.name.endswith(".lock"))
+
+
+def stored(folder):
+    cache = PlanCache(folder)
+    cache.get_or_build(KEY, Builder())
+    return cache, cache.path(KEY)
+
+
+def test_second_request_reads_the_stored_plan(tmp_path):
+    builder = Builder()
+    first = PlanCache(tmp_path).get_or_build(KEY, builder)
+    second = PlanCache(tmp_path).get_or_build(KEY, builder)
+    assert builder.calls == 1
+    assert second.data == first.data == b"plan bytes"
+    assert second.report == REPORT
+    assert second.path == PlanCache(tmp_path).path(KEY)
+
+
+def test_file_name_and_record_say_what_the_plan_is(tmp_path):
+    _, path = stored(tmp_path)
+    assert path.name.startswith("decoder-tensorrt-10.3.0-sm87-orin-float16-")
+    record = json.loads(Path(f"{path}.json").read_text())
+    assert record["key"]["graph_sha256"] == "ab" * 32
+    assert record["key"]["shapes"] == {"classes": [1, 32, 1024]}
+    assert record["plan"] == {"bytes": 10, "sha256": file_sha256(path)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph_sha256": "cd" * 32},
+        {"runtime": "tensorrt-10.3.1"},
+        {"target": "sm86-Orin"},
+        {"precision": "float32"},
+        {"shapes": {"classes": (1, 32, 512)}},
+    ],
+)
+def test_every_field_makes_another_plan(tmp_path, change):
+    stored(tmp_path)
+    builder = Builder()
+    PlanCache(tmp_path).get_or_build(replace(KEY, **change), builder)
+    assert builder.calls == 1
+    assert len(files(tmp_path)) == 4
+
+
+def test_a_new_file_format_is_another_key(monkeypatch):
+    before = KEY.file_stem
+    monkeypatch.setattr(plan_cache, "FORMAT_VERSION", plan_cache.FORMAT_VERSION + 1)
+    assert KEY.file_stem != before
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(path):
+    path.write_bytes(b"plan bytez")
+
+
+def forget_record(path):
+    Path(f"{path}.json").unlink()
+
+
+def break_record(path):
+    Path(f"{path}.json").write_text("{")
+
+
+def foreign_record(path):
+    Path(f"{path}.json").write_text("[]")
+
+
+def other_graph(path):
+    record = json.loads(Path(f"{path}.json").read_text())
+    record["key"]["graph_sha256"] = "ef" * 32
+    Path(f"{path}.json").write_text(json.dumps(record))
+
+
+def drop_plan(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "expected 10 bytes, got 9"),
+        (alter, "sha256 differs"),
+        (forget_record, "cannot be read"),
+        (break_record, "cannot be read"),
+        (foreign_record, "not one of this package"),
+        (other_graph, "graph_sha256"),
+        (drop_plan, "cannot be read"),
+    ],
+)
+def test_a_plan_that_does_not_match_is_built_again_with_the_reason(
+    tmp_path, caplog, damage, reason
+):
+    cache, path = stored(tmp_path)
+    damage(path)
+    builder = Builder()
+    assert cache.get_or_build(KEY, builder).data == b"plan bytes"
+    assert builder.calls == 1
+    assert reason in caplog.text
+    assert str(path) in caplog.text
+    again = Builder()
+    cache.get_or_build(KEY, again)
+    assert again.calls == 0
+
+
+def test_discard_makes_the_next_request_build(tmp_path, caplog):
+    cache, path = stored(tmp_path)
+    cache.discard(KEY, "the runtime refused it")
+    assert not path.exists()
+    assert "the runtime refused it" in caplog.text
+    builder = Builder()
+    cache.get_or_build(KEY, builder)
+    assert builder.calls == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_full_or_forbidden_disk_is_a_warning_and_leaves_nothing(
+    tmp_path, caplog, monkeypatch, code
+):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
+    assert plan.data == b"plan bytes"
+    assert plan.path is None
+    assert files(tmp_path) == []
+    assert os.strerror(code) in caplog.text
+    assert "Free space" in caplog.text
+
+
+def test_disk_full_between_plan_and_record_leaves_nothing(tmp_path, monkeypatch):
+    replace_file = os.replace
+
+    def refuse_records(source, target):
+        if str(target).endswith(".json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_records)
+    PlanCache(tmp_path).get_or_build(KEY, Builder())
+    assert files(tmp_path) == []
+
+
+def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
+    (tmp_path / "engines").write_text("in the way")
+    plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
+    assert plan.data == b"plan bytes"
+    assert plan.path is None
+    assert "cannot write" in caplog.text
+    assert (tmp_path / "engines").read_text() == "in the way"
+
+
+def test_temporary_files_of_dead_writers_are_removed(tmp_path):
+    path = PlanCache(tmp_path).path(KEY)
+    path.parent.mkdir()
+    (path.parent / f"{path.name}.99999.tmp").write_bytes(b"half a pl")
+    PlanCache(tmp_path).get_or_build(KEY, Builder())
+    assert files(tmp_path) == [path.name, f"{path.name}.json"]
+
+
+def test_no_folder_means_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    builder = Builder()
+    cache = PlanCache(None)
+    assert cache.get_or_build(KEY, builder).path is None
+    cache.get_or_build(KEY, builder)
+    cache.discard(KEY, "nothing to discard")
+    assert builder.calls == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
+    def fail():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        PlanCache(tmp_path).get_or_build(KEY, fail)
+    assert files(tmp_path) == []
+    assert PlanCache(tmp_path).get_or_build(KEY, Builder()).path is not None
+
+
+def test_write_atomically_keeps_the_old_file_on_failure(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+class SetWhenWaiting(logging.Handler):
+    def __init__(self, event):
+        super().__init__()
+        self.event = event
+
+    def emit(self, record):
+        if "waiting for another process" in record.getMessage():
+            self.event.set()
+
+
+def build_while_the_other_waits(folder, log, waiting):
+    def build():
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        assert waiting.wait(60)
+        return Plan(data=b"plan bytes", report=REPORT)
+
+    logger = logging.getLogger(plan_cache.__name__)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(SetWhenWaiting(waiting))
+    assert PlanCache(folder).get_or_build(KEY, build).data == b"plan bytes"
+
+
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    waiting, log = context.Event(), tmp_path / "log"
+    workers = [
+        context.Process(target=build_while_the_other_waits, args=(tmp_path, log, waiting))
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(90)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(log.read_text().splitlines()) == 1
