@@ -1,1 +1,40 @@
-"""Turn torch models into bundles."""
+"""Turn models into bundles; needs the packages of ``zsseg_rt[train]``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zsseg_rt.export.dense import export_dense_bundle
+    from zsseg_rt.export.descriptor import export_bundle
+    from zsseg_rt.export.onnx import export_graphs
+    from zsseg_rt.export.verify import verify_bundle
+
+__all__ = ["export_bundle", "export_dense_bundle", "export_graphs", "verify_bundle"]
+
+# Loaded at first use: wrapping a foreign encoder needs onnx only, no torch.
+_HOMES = {
+    "export_bundle": "zsseg_rt.export.descriptor",
+    "export_dense_bundle": "zsseg_rt.export.dense",
+    "export_graphs": "zsseg_rt.export.onnx",
+    "verify_bundle": "zsseg_rt.export.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    from zsseg_rt.errors import BackendUnavailableError
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("zsseg_rt"):
+            raise
+        raise BackendUnavailableError(
+            f"{exc.name}: expected to be installed for export, got nothing. "
+            "Run: pip install 'zsseg_rt[train]'"
+        ) from exc
+    return getattr(module, name)

@@ -1,0 +1,87 @@
+"""ONNX files of a bundle: written in several precisions, described with hash and interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from zsseg_rt.backends.onnx_header import read_header
+from zsseg_rt.bundle import GraphEntry, sha256_of
+from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.export.float16 import to_float16
+
+__all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "check_precisions", "describe_graph"]
+__all__ += ["refuse_control_flow", "save_variants", "strip_notes"]
+
+GraphFiles = dict[str, dict[str, GraphEntry]]
+
+MAX_CLASSES = 1024
+GRAPH_PRECISIONS = ("float32", "float16")
+_CONTROL_FLOW = {"If", "Loop", "Scan"}
+
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Refuse an empty list and precisions that no graph is written in."""
+    unknown = [name for name in precisions if name not in GRAPH_PRECISIONS]
+    if unknown or not precisions or isinstance(precisions, str):
+        raise BundleError(
+            f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
+            "bfloat16 needs no graph of its own: backends lower the float32 one."
+        )
+
+
+def save_variants(
+    graph: onnx.ModelProto, name: str, folder: Path, precisions: Sequence[str]
+) -> dict[str, GraphEntry]:
+    """Write one float32 graph in several precisions and describe the files."""
+    entries = {}
+    for precision in precisions:
+        path = folder / f"{name}.{precision}.onnx"
+        onnx.save(graph if precision == "float32" else to_float16(graph), path)
+        entries[precision] = describe_graph(path, folder)
+    return entries
+
+
+def describe_graph(path: Path, root: Path) -> GraphEntry:
+    """Describe an ONNX file under ``root`` with its hash and interface."""
+    header = read_header(path)
+    return GraphEntry(
+        file=path.relative_to(root).as_posix(),
+        sha256=sha256_of(path),
+        bytes=path.stat().st_size,
+        inputs=header.inputs,
+        outputs=header.outputs,
+    )
+
+
+def strip_notes(model: onnx.ModelProto, name: str) -> None:
+    """Remove what the exporter notes about the machine it ran on: source paths, stack traces."""
+    model.graph.name = name
+    model.graph.doc_string = model.doc_string = ""
+    groups = (
+        [model, model.graph],
+        model.graph.node,
+        model.graph.input,
+        model.graph.output,
+        model.graph.value_info,
+        model.graph.initializer,
+    )
+    for group in groups:
+        for message in group:
+            message.doc_string = ""
+            del message.metadata_props[:]
+
+
+def refuse_control_flow(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a graph whose course depends on data.
+
+    Raises:
+        BackendError: The graph holds If, Loop, Scan or functions.
+    """
+    found = {node.op_type for node in model.graph.node} & _CONTROL_FLOW
+    if found or model.functions:
+        raise BackendError(
+            f"{name}: expected a graph without control flow, got {', '.join(found) or 'functions'}"
+        )

@@ -1,0 +1,166 @@
+"""Write a model's parts as ONNX graphs: one file a graph and precision, no control flow inside.
+
+The dynamo exporter at opset 20 gives one node for LayerNorm and constant attention scales; opset 23
+attention is unknown to TensorRT 10.3, and older opsets decompose GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import BackendError
+from zsseg_rt.export.graph_files import (
+    GRAPH_PRECISIONS,
+    MAX_CLASSES,
+    GraphFiles,
+    check_precisions,
+    refuse_control_flow,
+    save_variants,
+    strip_notes,
+)
+
+__all__ = ["OPSET", "FoldsForInference", "InferenceGraphs", "export_graphs"]
+
+OPSET = 20
+_MAX_PROMPTS = 65536
+
+
+class InferenceGraphs(Protocol):
+    """What :meth:`zsseg_rt.models.zegclip.ZegCLIP.fold_for_inference` gives."""
+
+    image_encoder: nn.Module
+    decoder: nn.Module
+    descriptor_weight: Tensor
+    descriptor_bias: Tensor
+    logit_scale: float
+    grid_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+
+
+class FoldsForInference(Protocol):
+    """A model that can cut itself into exportable parts."""
+
+    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> Any:
+        """Return the parts; see :class:`InferenceGraphs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """One module to export: example inputs by graph name, outputs, dynamic axes of inputs."""
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, tuple[str, int]]]
+
+
+def export_graphs(
+    model: FoldsForInference,
+    folder: Path,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    precisions: Sequence[str] = GRAPH_PRECISIONS,
+    text_encoder: nn.Module | None = None,
+) -> GraphFiles:
+    """Write ``NAME.PRECISION.onnx`` for every graph of a descriptor model.
+
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, D] and
+    ``cls_embed`` [1, D]; ``decoder``: ``queries`` [1, classes, E] and ``patch_embeds`` to
+    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]; ``text_encoder`` (float32 only:
+    it runs once a phrase): ``token_ids`` int64 [prompts, L] to ``text_embeds`` [prompts, D]. All
+    floating-point inputs and outputs are float32, whatever the precision inside.
+
+    Args:
+        model: The model; its weights are not changed.
+        folder: Existing folder to write into.
+        size_hw: Input size in pixels; None is the model's own.
+        precisions: Which variants to write, of ``"float32"`` and ``"float16"``.
+        text_encoder: The text tower to write, or None for none.
+
+    Returns:
+        ``{graph name: {precision: entry}}``, paths relative to ``folder``.
+
+    Raises:
+        BackendError: The exporter failed, or emitted control flow.
+        CheckpointError: A weight does not fit into float16.
+    """
+    check_precisions(precisions)
+    parts = model.fold_for_inference(size_hw)
+    jobs = {"image_encoder": _image_encoder(parts), "decoder": _decoder(parts)}
+    files = {}
+    for name, job in jobs.items():
+        files[name] = save_variants(_to_onnx(name, job), name, folder, precisions)
+    if text_encoder is not None:
+        graph = _to_onnx("text_encoder", _text_encoder(text_encoder))
+        files["text_encoder"] = save_variants(graph, "text_encoder", folder, ("float32",))
+    return files
+
+
+def _image_encoder(parts: InferenceGraphs) -> _Export:
+    return _Export(
+        module=parts.image_encoder,
+        inputs={"image": torch.zeros(1, 3, *parts.size_hw)},
+        outputs=("patch_embeds", "cls_embed"),
+        dynamic={},
+    )
+
+
+def _decoder(parts: InferenceGraphs) -> _Export:
+    query_dim, double_embed_dim = parts.descriptor_weight.shape
+    num_patches = parts.grid_hw[0] * parts.grid_hw[1]
+    return _Export(
+        module=parts.decoder,
+        inputs={
+            "queries": torch.zeros(1, 3, query_dim),
+            "patch_embeds": torch.zeros(1, num_patches, double_embed_dim // 2),
+        },
+        outputs=("class_embeds", "patch_keys"),
+        dynamic={"queries": {1: ("classes", MAX_CLASSES)}},
+    )
+
+
+def _text_encoder(module: nn.Module) -> _Export:
+    config: Any = module.config
+    token_ids = torch.arange(3 * config.context_length).reshape(3, -1) % config.vocab_size
+    return _Export(
+        module=module,
+        inputs={"token_ids": token_ids},
+        outputs=("text_embeds",),
+        dynamic={"token_ids": {0: ("prompts", _MAX_PROMPTS)}},
+    )
+
+
+def _to_onnx(name: str, job: _Export) -> onnx.ModelProto:
+    module = job.module.eval()
+    dims = {
+        tensor: {
+            axis: torch.export.Dim(label, min=1, max=most) for axis, (label, most) in axes.items()
+        }
+        for tensor, axes in job.dynamic.items()
+    }
+    shapes = [dims.get(tensor) for tensor in job.inputs]
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(job.inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=list(job.inputs),
+            output_names=list(job.outputs),
+            dynamic_shapes=tuple(shapes),
+            verbose=False,
+        )
+    if program is None:
+        raise BackendError(f"{name}: expected an ONNX program from the exporter, got none")
+    graph: onnx.ModelProto = program.model_proto
+    strip_notes(graph, name)
+    refuse_control_flow(graph, name)
+    return graph
