@@ -107,7 +107,7 @@ class _PlanJob:
             )
         self._api, self._graph_path = api, graph_path
         self._precision, self._options = precision, options
-        self._cache = PlanCache(options.cache_dir)
+        self._plans = PlanCache(options.cache_dir)
         self._key = PlanKey(
             graph_name=graph_path.stem,
             graph_sha256=_hash_graph(graph_path),
@@ -119,11 +119,11 @@ class _PlanJob:
 
     def get(self) -> Plan:
         """Return the plan."""
-        return self._cache.get_or_build(self._key, self._build)
+        return self._plans.get_or_build(self._key, self._build)
 
     def discard(self, reason: str) -> None:
         """Forget the cached plan."""
-        self._cache.discard(self._key, reason)
+        self._plans.discard(self._key, reason)
 
     def _build(self) -> Plan:
         _log.info(

@@ -166,10 +166,8 @@ def _parse(trt: Any, network: Any, graph_path: Path, logger: Any) -> None:
 
 
 def _parser_error(error: Any) -> str:
-    place = f"node {error.node()} " if not hasattr(error, "node_name") else ""
-    if hasattr(error, "node_name"):
-        place = f"node {error.node_name()!r} ({error.node_operator()}) "
-    return f"{place}{' '.join(error.desc().split())}"
+    reason = " ".join(error.desc().split())
+    return f"node {error.node_name()!r} ({error.node_operator()}) {reason}"
 
 
 def _describe(network: Any) -> dict[str, Any]:
