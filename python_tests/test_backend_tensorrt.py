@@ -1,0 +1,388 @@
+"""The TensorRT backend's orchestration, against a strict stand-in for TensorRT and the GPU."""
+
+import importlib.util
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
+
+from zsseg_rt.backends import _tensorrt_api, _tensorrt_device
+from zsseg_rt.backends._tensorrt import BACKEND
+from zsseg_rt.backends.base import BackendOptions, TensorSpec
+from zsseg_rt.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceError,
+    DTypeError,
+    PrecisionNotApplied,
+    ShapeError,
+)
+
+GRAPH = {
+    "inputs": [
+        {"name": "queries", "dtype": "FLOAT", "shape": [1, -1, 8], "axes": {"1": "classes"}},
+    ],
+    "outputs": [{"name": "class_embeds", "dtype": "FLOAT", "shape": [1, -1, 4]}],
+    "layers": [["MATRIX_MULTIPLY", "HALF"], ["MATRIX_MULTIPLY", "HALF"], ["SOFTMAX", "FLOAT"]],
+}
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    fake = FakeTensorRT()
+    find_spec = importlib.util.find_spec
+    monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(
+        _tensorrt_api.importlib.util,
+        "find_spec",
+        lambda name: fake if name == "tensorrt" else find_spec(name),
+    )
+    return fake
+
+
+@pytest.fixture
+def native(monkeypatch):
+    fake = FakeNative()
+    monkeypatch.setattr(_tensorrt_device, "native", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def graph_path(tmp_path):
+    return write_graph(tmp_path)
+
+
+def write_graph(folder, **changes):
+    path = folder / "decoder.onnx"
+    path.write_text(json.dumps(GRAPH | changes))
+    return path
+
+
+def load(path, *, device="cuda:0", precision="auto", **options):
+    return BACKEND.load(path, device=device, precision=precision, options=BackendOptions(**options))
+
+
+def queries(classes, *, address=1024, dtype=np.float32, **interface):
+    return GpuArray(np.zeros((1, classes, 8), dtype), address, **interface)
+
+
+# --- before TensorRT is touched
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:x", "gpu:0"])
+def test_other_devices_are_refused(trt, native, graph_path, device):
+    with pytest.raises(DeviceError, match="expected 'cuda:N'"):
+        load(graph_path, device=device)
+    assert trt.journal == []
+
+
+def test_without_a_gpu_nothing_of_tensorrt_is_constructed(trt, native, graph_path):
+    native.count = 0
+    with pytest.raises(DeviceError, match="no NVIDIA GPU visible.*driver.*nvidia-smi"):
+        load(graph_path)
+    assert trt.journal == []
+    with pytest.raises(DeviceError, match="no NVIDIA GPU visible"):
+        BACKEND.build_plan(graph_path)
+    assert trt.journal == []
+
+
+def test_a_gpu_beyond_the_last_is_refused(trt, native, graph_path):
+    native.count = 2
+    with pytest.raises(DeviceError, match="expected cuda:0 to cuda:1, got 'cuda:2'"):
+        load(graph_path, device="cuda:2")
+
+
+def test_the_session_runs_on_the_gpu_asked_for(trt, native, graph_path):
+    native.count = 2
+    session = load(graph_path, device="cuda:1")
+    session.run({"queries": queries(3)}, stream=7)
+    assert session.device == "cuda:1"
+    assert native.allocated[0][2] == 1
+    assert native.device == 0  # as it was before
+
+
+# --- which TensorRT
+
+
+def test_full_tensorrt_goes_first_and_the_environment_chooses(trt, monkeypatch):
+    rtx = FakeTensorRT("1.7.1.116")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    monkeypatch.setattr(_tensorrt_api.importlib.util, "find_spec", lambda name: name)
+    assert _tensorrt_api.load_tensorrt().label == "tensorrt-10.3.0"
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    chosen = _tensorrt_api.load_tensorrt()
+    assert chosen.module is rtx
+    assert chosen.is_rtx
+    monkeypatch.setenv("ZSSEG_TENSORRT", "trt")
+    with pytest.raises(ValueError, match="expected one of tensorrt, tensorrt_rtx, got 'trt'"):
+        _tensorrt_api.load_tensorrt()
+
+
+def test_no_tensorrt_names_the_extra(monkeypatch):
+    monkeypatch.setattr(_tensorrt_api.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install zsseg_rt\[tensorrt\]"):
+        _tensorrt_api.load_tensorrt()
+
+
+def test_bindings_without_libraries_are_unavailable(trt, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendUnavailableError, match="expected 'tensorrt' to import"):
+        _tensorrt_api.load_tensorrt()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "0"])
+def test_versions_that_are_too_old_are_unavailable(trt, version):
+    trt.__version__ = version
+    with pytest.raises(BackendUnavailableError, match=f"10.3 or newer.*got tensorrt {version}"):
+        _tensorrt_api.load_tensorrt()
+
+
+# --- building
+
+
+def test_specs_keep_the_axis_names(trt, native, graph_path):
+    session = load(graph_path)
+    assert session.inputs == (TensorSpec(name="queries", dtype="float32", shape=(1, "classes", 8)),)
+    assert session.outputs == (
+        TensorSpec(name="class_embeds", dtype="float32", shape=(1, "classes", 4)),
+    )
+    assert session.precision == "float16"
+    assert {"type": "MATRIX_MULTIPLY", "dtype": "float16", "count": 2} in session.report["layers"]
+    assert session.inspect_layers()[0]["Name"] == "mlp"
+
+
+def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
+    inputs = [{"name": "tokens", "dtype": "INT64", "shape": [-1, 77], "axes": {"0": "prompts"}}]
+    path = write_graph(tmp_path, inputs=inputs)
+    with pytest.raises(BackendError, match="expected a range for axis 0 .'prompts'. of .*'tokens'"):
+        load(path)
+    load(path, dynamic_axes={"prompts": (1, 8, 64)})
+    with pytest.raises(BackendError, match="expected 1 <= min <= opt <= max for 'prompts'"):
+        load(path, dynamic_axes={"prompts": (1, 80, 64)})
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "held"),
+    [
+        (GRAPH["layers"], "float16", "float16"),
+        (GRAPH["layers"], "float32", None),
+        (GRAPH["layers"], "int8", None),
+        (GRAPH["layers"], "fp8", None),
+        ([["MATRIX_MULTIPLY", "FLOAT"]], "float32", "float32"),
+        ([["MATRIX_MULTIPLY", "FLOAT"]], "float16", None),
+        ([["MATRIX_MULTIPLY", "HALF"], ["MATRIX_MULTIPLY", "FLOAT"]], "float16", None),
+        ([["DEQUANTIZE", "INT8"], ["MATRIX_MULTIPLY", "HALF"]], "int8", "int8"),
+        ([["DEQUANTIZE", "INT8"], ["MATRIX_MULTIPLY", "HALF"]], "float16", None),
+    ],
+)
+def test_the_precision_asked_for_is_given_or_refused(trt, native, tmp_path, layers, asked, held):
+    path = write_graph(tmp_path, layers=layers)
+    if held is None:
+        with pytest.raises(PrecisionNotApplied, match=f"expected a graph in {asked}"):
+            load(path, precision=asked)
+        assert "build" not in trt.journal
+    else:
+        assert load(path, precision=asked).precision == held
+
+
+def test_unknown_precision_is_refused(trt, native, graph_path):
+    with pytest.raises(PrecisionNotApplied, match="expected one of auto, float32.*got 'fp16'"):
+        load(graph_path, precision="fp16")
+
+
+def test_full_tensorrt_cannot_build_for_another_gpu(trt, native, graph_path):
+    with pytest.raises(BackendError, match="builds only for the GPU it runs on, got '8.6'"):
+        BACKEND.build_plan(graph_path, options=BackendOptions(compute_capability="8.6"))
+
+
+def test_parser_errors_name_the_node(trt, native, graph_path):
+    trt.faults = ["parse"]
+    with pytest.raises(BackendError, match="node '/blocks.3/attn' .Einsum9. No importer regist"):
+        load(graph_path)
+
+
+def test_build_failure_carries_tensorrts_last_message(trt, native, graph_path, tmp_path):
+    trt.faults = ["build"]
+    with pytest.raises(BackendError, match="no implementation for node /blocks.0/mlp"):
+        load(graph_path, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.plan"))
+
+
+def test_an_absent_graph_is_named(trt, native, tmp_path):
+    with pytest.raises(BackendError, match="expected a readable ONNX file.*absent.onnx"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_progress_never_falls_and_ends_at_one(trt, native, graph_path):
+    told = []
+    load(graph_path, progress=lambda step, fraction: told.append(fraction))
+    assert told == sorted(told)
+    assert told[0] == 0.0
+    assert told[-1] == 1.0
+    assert 0.25 in told  # half of the first of two steps
+
+
+def test_a_progress_callback_that_raises_cancels_the_build(trt, native, graph_path):
+    def cancel(step, fraction):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(graph_path, progress=cancel)
+
+
+# --- caches
+
+
+def test_a_second_load_takes_the_cached_plan(trt, native, graph_path, tmp_path):
+    first = load(graph_path, cache_dir=tmp_path)
+    second = load(graph_path, cache_dir=tmp_path)
+    assert trt.journal.count("build") == 1
+    assert second.inputs == first.inputs
+    assert second.precision == "float16"
+
+
+@pytest.mark.parametrize("change", ["version", "gpu", "graph", "precision", "axes"])
+def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_path, change):
+    load(graph_path, cache_dir=tmp_path)
+    given = {}
+    if change == "version":
+        trt.__version__ = "10.3.1"
+    elif change == "gpu":
+        native.capability = "11.0"
+    elif change == "graph":
+        graph_path = write_graph(tmp_path, layers=[["MATRIX_MULTIPLY", "FLOAT"]])
+    elif change == "precision":
+        given["precision"] = "float16"
+    else:
+        given["dynamic_axes"] = {"classes": (1, 2, 3)}
+    load(graph_path, cache_dir=tmp_path, **given)
+    assert trt.journal.count("build") == 2
+
+
+def test_a_plan_the_runtime_refuses_is_built_again_once(trt, native, graph_path, tmp_path, caplog):
+    load(graph_path, cache_dir=tmp_path)
+    trt.faults = ["deserialize"]
+    session = load(graph_path, cache_dir=tmp_path)
+    assert trt.journal.count("build") == 2
+    assert "built for another compute capability" in caplog.text
+    assert session.run({"queries": queries(2)})["class_embeds"].shape == (1, 2, 4)
+    trt.faults = ["deserialize", "deserialize"]
+    with pytest.raises(BackendError, match="built for another compute capability"):
+        load(graph_path, cache_dir=tmp_path)
+    assert trt.journal.count("build") == 3
+
+
+def test_a_refused_plan_without_a_cache_is_an_error(trt, native, graph_path):
+    trt.faults = ["deserialize"]
+    with pytest.raises(BackendError, match="expected tensorrt-10.3.0 on Orin to read it"):
+        load(graph_path)
+    assert trt.journal.count("build") == 1
+
+
+def test_the_timing_cache_grows_and_a_bad_one_starts_anew(
+    trt, native, graph_path, tmp_path, caplog
+):
+    timing = tmp_path / "timing" / "tensorrt-10.3.0.cache"
+    load(graph_path, cache_dir=tmp_path)
+    assert timing.read_bytes() == b"+1"
+    load(graph_path, cache_dir=tmp_path, precision="float16")
+    assert timing.read_bytes() == b"+1+1"
+    trt.faults = ["timing_cache"]
+    load(graph_path, cache_dir=tmp_path, dynamic_axes={"classes": (1, 2, 3)})
+    assert timing.read_bytes() == b"+1"
+    assert "starts anew" in caplog.text
+
+
+# --- running
+
+
+def test_shapes_come_before_addresses_and_running_comes_last(trt, native, graph_path):
+    session = load(graph_path)
+    trt.journal.clear()
+    session.run({"queries": queries(5)}, stream=99)
+    assert trt.journal == [
+        "shape queries (1, 5, 8)",
+        "address queries",
+        "address class_embeds",
+        "execute on 99",
+    ]
+
+
+def test_output_buffers_grow_and_are_reused(trt, native, graph_path):
+    session = load(graph_path)
+    addresses = [
+        session.run({"queries": queries(classes)}, stream=3)["class_embeds"].address
+        for classes in (4, 2, 4, 9, 9)
+    ]
+    assert native.allocated == [((16,), "float32", 0, 3), ((36,), "float32", 0, 3)]
+    assert addresses[0] == addresses[1] == addresses[2] != addresses[3] == addresses[4]
+
+
+def test_a_feed_written_on_another_stream_is_waited_for(trt, native, graph_path):
+    session = load(graph_path)
+    session.run({"queries": queries(2, stream=55)}, stream=3)
+    session.run({"queries": queries(2, stream=3)}, stream=3)
+    session.run({"queries": queries(2, stream=1)}, stream=0)
+    assert native.waits == [(55, 3)]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "error", "message"),
+    [
+        ({}, ShapeError, r"expected \['queries'\], got \[\]"),
+        ({"queries": queries(2), "x": queries(2)}, ShapeError, "got .*'x'"),
+        ({"queries": queries(2, dtype=np.float16)}, DTypeError, "expected float32, got float16"),
+        ({"queries": queries(2, dtype=np.complex64)}, DTypeError, "got dtype '<c8'"),
+        ({"queries": queries(0)}, ShapeError, r"1\.\.1024.*got \(1, 0, 8\)"),
+        ({"queries": queries(1025)}, ShapeError, r"1\.\.1024.*got \(1, 1025, 8\)"),
+        ({"queries": GpuArray(np.zeros((1, 8), "f4"), 0)}, ShapeError, r"got \(1, 8\)"),
+        ({"queries": queries(2, address=1028)}, ShapeError, "aligned to 256 bytes"),
+        ({"queries": queries(2, strides=(4, 8, 16))}, ShapeError, "C-contiguous"),
+        ({"queries": np.zeros((1, 2, 8), np.float32)}, DeviceError, "an array on the GPU"),
+    ],
+)
+def test_bad_feeds_are_refused_before_running(trt, native, graph_path, feeds, error, message):
+    session = load(graph_path)
+    with pytest.raises(error, match=message):
+        session.run(feeds)
+    assert not any(entry.startswith("execute") for entry in trt.journal)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("set_input_shape", ShapeError),
+        ("set_tensor_address", BackendError),
+        ("execute", BackendError),
+    ],
+)
+def test_false_from_tensorrt_is_an_error(trt, native, graph_path, fault, error):
+    session = load(graph_path)
+    trt.faults = [fault]
+    with pytest.raises(error):
+        session.run({"queries": queries(2)})
+
+
+def test_no_execution_context_is_an_error(trt, native, graph_path):
+    trt.faults = ["context"]
+    with pytest.raises(BackendError, match="expected create_execution_context to succeed"):
+        load(graph_path)
+
+
+def test_a_closed_session_says_so(trt, native, graph_path):
+    session = load(graph_path)
+    session.close()
+    session.close()
+    with pytest.raises(BackendError, match="got a closed one"):
+        session.run({"queries": queries(2)})
+
+
+def test_tensorrt_errors_reach_logging_as_warnings(trt, native, graph_path, caplog):
+    trt.faults = ["build"]
+    with caplog.at_level(logging.WARNING), pytest.raises(BackendError):
+        load(graph_path)
+    assert ("zsseg_rt.tensorrt", logging.WARNING) in {r[:2] for r in caplog.record_tuples}
