@@ -4,6 +4,7 @@ Environment: ZSSEG_CUDA (AUTO, ON, OFF), ZSSEG_CUDA_ARCHITECTURES (such as "86;8
 ZSSEG_WERROR (1 makes warnings errors), CMAKE_ARGS (further arguments for CMake).
 """
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -32,8 +33,11 @@ class CMakeBuild(build_ext):
         if self.for_wheel:
             tree = tree.with_name(f"{tree.name}-wheel")
             shutil.rmtree(tree, ignore_errors=True)  # it may hold paths of a vanished build venv
-        self._run("cmake", "-S", str(ROOT), "-B", str(tree), *self._configure_args())
-        self._run("cmake", "--build", str(tree), "--target", "_C", *self._parallel_args())
+        tree.mkdir(parents=True, exist_ok=True)
+        with (tree / ".lock").open("w") as lock:  # two builds at once ruin each other's records
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._run("cmake", "-S", str(ROOT), "-B", str(tree), *self._configure_args())
+            self._run("cmake", "--build", str(tree), "--target", "_C", *self._parallel_args())
         built = tree / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         _replace(built, Path(self.get_ext_fullpath(ext.name)))
 

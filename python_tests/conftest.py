@@ -1,8 +1,98 @@
 """Fixtures every test file shares."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from zsseg_rt import ops
+
+
+class CpuDevice:
+    """Where an operation's test puts its arrays and looks for the result."""
+
+    name = "cpu"
+    stream = 0
+
+    def place(self, array):
+        """A copy of a NumPy array on this device."""
+        return np.array(array, order="C")
+
+    def holds(self, array) -> bool:
+        return isinstance(array, np.ndarray)
+
+    def fetch(self, array) -> np.ndarray:
+        return np.asarray(array)
+
+    def poisoned(self, shape, dtype):
+        """An array to write into, full of NaN (0xCD bytes for integers)."""
+        return self.place(poison(shape, dtype))
+
+
+class CudaDevice(CpuDevice):
+    """As above on the first GPU; everything is enqueued on a stream of the test's own."""
+
+    name = "cuda:0"
+
+    def __init__(self):
+        self._stream = ops.Stream(0)
+        self.stream = self._stream.handle
+
+    def place(self, array):
+        return ops.DeviceArray.from_numpy(np.array(array, order="C"), 0, self.stream)
+
+    def holds(self, array) -> bool:
+        return isinstance(array, ops.DeviceArray) and array.device == self.name
+
+    def fetch(self, array) -> np.ndarray:
+        return array.numpy(self.stream)
+
+
+def poison(shape, dtype) -> np.ndarray:
+    """An array full of NaN, or of 0xCD bytes where the dtype has no NaN."""
+    if np.dtype(dtype).kind == "f":
+        return np.full(shape, np.nan, dtype)
+    return np.frombuffer(b"\xcd" * int(np.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(
+        shape
+    )
+
+
+def require_cuda() -> None:
+    """Skip without a usable GPU; fail where ZSSEG_REQUIRE_CUDA=1 says there must be one."""
+    if ops.cuda_device_count() > 0:
+        return
+    if os.environ.get("ZSSEG_REQUIRE_CUDA") == "1":
+        pytest.fail("ZSSEG_REQUIRE_CUDA=1, but no CUDA device is usable")
+    pytest.skip("no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+def device(request) -> CpuDevice:
+    """The device a contract test runs on; assert ``device.holds(result)`` in every test."""
+    if request.param == "cpu":
+        return CpuDevice()
+    require_cuda()
+    return CudaDevice()
+
+
+@pytest.fixture(params=ops.available_cpu_isas())
+def cpu_isa(request) -> Iterator[str]:
+    """Runs the test once for every instruction set this CPU has kernels for."""
+    before = ops.cpu_isa()
+    ops.set_cpu_isa(request.param)
+    yield request.param
+    ops.set_cpu_isa(before)
+
+
+@pytest.fixture(params=[1, 3])
+def num_threads(request) -> Iterator[int]:
+    """Runs the test on the caller alone and on several threads."""
+    before = ops.get_num_threads()
+    ops.set_num_threads(request.param)
+    yield request.param
+    ops.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

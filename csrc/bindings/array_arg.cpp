@@ -1,6 +1,7 @@
 #include "bindings/array_arg.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 #include <string>

@@ -25,6 +25,7 @@ from zsseg_rt._C import (
     cuda_device_properties,
     cuda_runtime_version,
     get_num_threads,
+    set_cpu_isa,
     set_num_threads,
 )
 from zsseg_rt.backends.base import Array
@@ -44,6 +45,7 @@ __all__ = [
     "preprocess",
     "relationship_descriptor",
     "relationship_descriptor_text",
+    "set_cpu_isa",
     "set_num_threads",
     "upsample_argmax",
 ]

@@ -48,9 +48,8 @@ inline Vector load_vector(const float* from) {
 
 inline Vector load_vector(const Half* from) {
 #if defined(__AVX512F__)
-  // The zero-masked form: GCC 12 takes the plain one's undefined pass-through for a bug of ours.
-  return reinterpret_cast<Vector>(_mm512_maskz_cvtph_ps(
-      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  return reinterpret_cast<Vector>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__F16C__)
   return reinterpret_cast<Vector>(
       _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));

@@ -1,0 +1,317 @@
+"""How Python objects become arrays of the native core: nothing is copied, nothing is leaked."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from conftest import require_cuda
+
+from zsseg_rt import ops
+from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from zsseg_rt.ops import reference
+
+CPU = (1, 0)
+
+
+def similarity(patch_embeds, text_embeds=None, out=None):
+    text = np.eye(4, dtype=np.float32) if text_embeds is None else text_embeds
+    return ops.patch_text_similarity(patch_embeds, text, normalize=False, out=out)
+
+
+def embeds():
+    return np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+
+
+class Producer:
+    """A minimal owner of __dlpack__; ``versioned`` False is one that predates DLPack 1.0."""
+
+    def __init__(self, array, *, versioned, device=CPU):
+        self.array, self.versioned, self.device = array, versioned, device
+        self.calls = []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None, **more):
+        self.calls.append({"stream": stream, **more})
+        if more and not self.versioned:
+            raise TypeError("unexpected keyword argument 'max_version'")
+        return self.array.__dlpack__(**more)
+
+
+@pytest.mark.parametrize("view", [lambda a: a[:, ::2], lambda a: a.T, lambda a: a[..., ::-1]])
+def test_strided_arrays_are_refused(view):
+    array = view(np.zeros((4, 6, 8), np.float32))
+    with pytest.raises(ShapeError, match=r"patch_embeds: expected a C-contiguous array, got strid"):
+        similarity(array)
+
+
+def test_strides_of_single_and_empty_axes_do_not_matter():
+    rows = np.zeros((8, 6, 4), np.float32)[::8, ::2][:, :1]
+    assert similarity(rows).shape == (1, 4, 1)
+    assert similarity(np.zeros((1, 9, 4), np.float32)[:, ::3][:, :0]).shape == (1, 4, 0)
+
+
+def test_read_only_input_is_welcome_and_read_only_out_is_refused():
+    array = embeds()
+    array.flags.writeable = False
+    out = np.zeros((1, 4, 3), np.float32)
+    similarity(array, out=out)
+    np.testing.assert_array_equal(out[0], array[0].T)
+    out.flags.writeable = False
+    with pytest.raises(ShapeError, match=r"out: expected a writable array, got a read-only one\."):
+        similarity(array, out=out)
+
+
+def test_big_endian_is_another_type():
+    with pytest.raises(DTypeError, match=r"patch_embeds: expected float32 or float16, got another"):
+        similarity(embeds().astype(">f4"))
+
+
+def test_more_axes_than_a_view_holds():
+    with pytest.raises(ShapeError, match=r"patch_embeds: expected at most 4 axes, got 5\."):
+        similarity(np.zeros((1, 1, 1, 1, 1), np.float32))
+
+
+def test_plain_buffers_serve_as_arrays():
+    pixels = bytearray(b"\x80" * 12)
+    frame = memoryview(pixels).cast("B", (2, 2, 3))
+    out = ops.preprocess(frame, size_hw=(1, 1), mean=(0, 0, 0), std=(1, 1, 1))
+    np.testing.assert_allclose(out, 128 / 255, rtol=1e-6)
+
+
+def test_buffers_are_released():
+    pixels = bytearray(12)
+    ops.preprocess(
+        memoryview(pixels).cast("B", (2, 2, 3)), size_hw=(1, 1), mean=(0,) * 3, std=(1,) * 3
+    )
+    pixels.append(0)  # BufferError while anything still holds the buffer
+
+
+def test_no_reference_is_kept():
+    array, out = embeds(), np.zeros((1, 4, 3), np.float32)
+    before = sys.getrefcount(array), sys.getrefcount(out)
+    for _ in range(10):
+        similarity(array, out=out)
+        with pytest.raises(ShapeError):
+            similarity(array, out=out[0])
+    gc.collect()
+    assert (sys.getrefcount(array), sys.getrefcount(out)) == before
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_dlpack_producers_old_and_new(versioned):
+    producer = Producer(embeds(), versioned=versioned)
+    np.testing.assert_array_equal(similarity(producer)[0], embeds()[0].T)
+    first = {"stream": None, "max_version": (1, 0)}
+    assert producer.calls == ([first] if versioned else [first, {"stream": None}])
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_dlpack_tensor_is_given_back(versioned):
+    array = embeds()
+    alive = weakref.ref(array)
+    producer = Producer(array, versioned=versioned)
+    similarity(producer)
+    del producer, array
+    gc.collect()
+    assert alive() is None
+
+
+def test_dlpack_read_only_flag_is_honoured():
+    out = np.zeros((1, 4, 3), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ShapeError, match=r"out: expected a writable array"):
+        similarity(embeds(), out=Producer(out, versioned=True))
+
+
+def test_dlpack_out_is_written_and_returned():
+    out = np.full((1, 4, 3), np.nan, np.float32)
+    producer = Producer(out, versioned=True)
+    assert similarity(embeds(), out=producer) is producer
+    np.testing.assert_array_equal(out[0], embeds()[0].T)
+
+
+def test_dlpack_strides_are_checked():
+    with pytest.raises(ShapeError, match=r"C-contiguous array, got strides \(96, 32, 8\) in bytes"):
+        similarity(Producer(np.zeros((1, 3, 8), np.float32)[..., ::2], versioned=True))
+
+
+def test_dlpack_of_another_kind_of_device():
+    with pytest.raises(DeviceError, match=r"got DLPack device type 8\."):
+        similarity(Producer(embeds(), versioned=True, device=(8, 0)))
+
+
+def test_dlpack_must_give_a_capsule():
+    class Liar:
+        def __dlpack_device__(self):
+            return CPU
+
+        def __dlpack__(self, **_):
+            return "a string"
+
+    with pytest.raises((DTypeError, TypeError)):
+        similarity(Liar())
+
+
+def test_producer_s_own_errors_come_through():
+    class Refusing(Producer):
+        def __dlpack__(self, **_):
+            raise BufferError("not exportable")
+
+    with pytest.raises(BufferError, match="not exportable"):
+        similarity(Refusing(embeds(), versioned=True))
+
+
+def test_torch_tensors_are_read_and_written_in_place():
+    torch = pytest.importorskip("torch")
+    patches, out = torch.from_numpy(embeds()), torch.full((1, 4, 3), torch.nan)
+    assert similarity(patches, out=out) is out
+    np.testing.assert_array_equal(out[0].numpy(), embeds()[0].T)
+    with pytest.raises(ShapeError, match="C-contiguous"):
+        similarity(patches.transpose(1, 2), text_embeds=np.zeros((1, 3), np.float32))
+    with pytest.raises(DTypeError, match="got bfloat16"):
+        similarity(patches.bfloat16())
+
+
+def test_a_slice_of_a_torch_tensor_starts_at_its_offset():
+    torch = pytest.importorskip("torch")
+    stack = torch.stack([torch.zeros(3, 4), torch.from_numpy(embeds())[0]])
+    np.testing.assert_array_equal(similarity(stack[1:])[0], embeds()[0].T)
+
+
+def test_out_of_the_wrong_kind_is_named():
+    with pytest.raises(DTypeError, match=r"out: expected an array, got str\."):
+        similarity(embeds(), out="out")
+
+
+def test_calls_from_many_threads_at_once():
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    settings = {"size_hw": (256, 256), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    expected = ops.preprocess(frame, **settings)
+    agreed = []
+
+    def work():
+        results = [ops.preprocess(frame, **settings) for _ in range(20)]
+        agreed.append(all(np.array_equal(result, expected) for result in results))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert agreed == [True] * 4
+
+
+def test_number_of_threads_is_checked():
+    with pytest.raises(ArgumentError, match=r"num_threads: expected at least 1, got 0\."):
+        ops.set_num_threads(0)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", ops.available_cpu_isas())
+def test_instruction_set_is_chosen_by_the_environment(isa):
+    result = run_python("from zsseg_rt import ops; print(ops.cpu_isa())", ZSSEG_CPU_ISA=isa)
+    assert result.stdout.strip() == isa
+
+
+def test_unknown_instruction_set_is_an_error():
+    result = run_python("from zsseg_rt import ops; ops.cpu_isa()", ZSSEG_CPU_ISA="v9")
+    assert "ArgumentError: ZSSEG_CPU_ISA: expected one of baseline" in result.stderr
+    assert "got 'v9'" in result.stderr
+
+
+def test_without_a_gpu_streams_and_arrays_say_so():
+    if ops.cuda_device_count() > 0:
+        pytest.skip("this computer has a CUDA device")
+    for make in (ops.Stream, ops.Event, lambda: ops.DeviceArray.empty((2,), "float32")):
+        with pytest.raises(DeviceError, match=r"device: expected a (CUDA device|build with CUDA)"):
+            make()
+    with pytest.raises(DeviceError):
+        ops.cuda_device_properties(0)
+
+
+@pytest.fixture
+def cuda_stream():
+    require_cuda()
+    return ops.Stream(0)
+
+
+@pytest.mark.needs_cuda
+def test_device_array_round_trip(cuda_stream):
+    array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
+    assert (array.shape, array.dtype, array.device) == ((1, 3, 4), np.float32, "cuda:0")
+    np.testing.assert_array_equal(array.numpy(), embeds())
+    out = np.zeros((1, 3, 4), np.float32)
+    array.copy_from(embeds() + 1, stream=cuda_stream.handle)
+    array.copy_to(out)
+    np.testing.assert_array_equal(out, embeds() + 1)
+    np.testing.assert_array_equal(
+        array.view((2, 3)).numpy(), (embeds() + 1).ravel()[:6].reshape(2, 3)
+    )
+    with pytest.raises(ShapeError, match=r"shape: expected at most 12 elements, got \(13,\)"):
+        array.view((13,))
+    with pytest.raises(DTypeError, match=r"array: expected float32, got float64"):
+        array.copy_from(np.zeros((1, 3, 4)))
+
+
+@pytest.mark.needs_cuda
+def test_device_array_outlives_its_stream(cuda_stream):
+    stream = ops.Stream(0)
+    array = ops.DeviceArray.from_numpy(embeds(), stream=stream.handle)
+    del stream
+    gc.collect()
+    np.testing.assert_array_equal(array.numpy(stream=cuda_stream.handle), embeds())
+
+
+@pytest.mark.needs_cuda
+def test_mixed_devices_are_refused(cuda_stream):
+    array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
+    with pytest.raises(
+        DeviceError, match=r"text_embeds: expected to be on cuda:0 like patch_embed"
+    ):
+        similarity(array)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("interface", ["dlpack", "cuda_array_interface"])
+def test_torch_cuda_tensors_in_and_out(cuda_stream, interface):
+    torch = pytest.importorskip("torch")
+
+    class OnlyCudaArrayInterface:
+        def __init__(self, tensor):
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+
+    wrap = OnlyCudaArrayInterface if interface == "cuda_array_interface" else lambda t: t
+    patches, text = torch.randn(2, 67, 33).cuda(), torch.randn(5, 33).cuda()
+    torch.cuda.synchronize()
+    result = ops.patch_text_similarity(wrap(patches), wrap(text), stream=cuda_stream.handle)
+    back = torch.from_dlpack(result)
+    assert back.is_cuda
+    expected = reference.patch_text_similarity(patches.cpu().numpy(), text.cpu().numpy())
+    np.testing.assert_allclose(back.cpu().numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.needs_cuda
+def test_events_time_a_stream(cuda_stream):
+    start, stop = ops.Event(0), ops.Event(0)
+    start.record(cuda_stream.handle)
+    array = ops.DeviceArray.from_numpy(np.zeros(1 << 20, np.float32), stream=cuda_stream.handle)
+    stop.record(cuda_stream.handle)
+    stop.synchronize()
+    assert start.elapsed_ms(stop) > 0
+    assert array.nbytes == 4 << 20

@@ -1,0 +1,80 @@
+"""overlay: the law is ops.reference.overlay, bit for bit."""
+
+import numpy as np
+import pytest
+
+from zsseg_rt import ops
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
+from zsseg_rt.ops import reference
+
+
+def random_arguments(height, width, colours, dtype):
+    rng = np.random.default_rng(height)
+    unknown = np.iinfo(dtype).max
+    values = np.array([*range(colours + 2), unknown], dtype)  # two labels have no colour
+    return (
+        rng.integers(0, 256, (height, width, 3), np.uint8),
+        rng.choice(values, (height, width)),
+        rng.integers(0, 256, (colours, 3), np.uint8),
+    )
+
+
+@pytest.mark.parametrize("size", [(0, 5), (1, 1), (13, 17), (61, 257)])
+@pytest.mark.parametrize("colours", [0, 1, 20])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_equals_reference(device, size, colours, dtype, alpha):
+    arguments = random_arguments(*size, colours, dtype)
+    out = device.poisoned((*size, 3), np.uint8)
+    placed = [device.place(argument) for argument in arguments]
+    result = ops.overlay(*placed, alpha=alpha, out=out, stream=device.stream)
+    assert result is out
+    assert device.holds(out)
+    expected = reference.overlay(*arguments, alpha=alpha)
+    np.testing.assert_array_equal(device.fetch(out), expected)
+
+
+@pytest.mark.usefixtures("cpu_isa", "num_threads")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_instruction_set_and_thread_count(dtype):
+    arguments = random_arguments(480, 641, 20, dtype)
+    np.testing.assert_array_equal(ops.overlay(*arguments), reference.overlay(*arguments))
+
+
+def test_unknown_stays_the_frame_s_even_with_a_full_palette(device):
+    frame, _, _ = random_arguments(3, 4, 1, np.uint8)
+    labels = np.full((3, 4), 255, np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
+    placed = [device.place(argument) for argument in (frame, labels, palette)]
+    out = ops.overlay(*placed, stream=device.stream)
+    assert device.holds(out)
+    np.testing.assert_array_equal(device.fetch(out), frame)
+
+
+def test_out_may_be_the_frame():
+    frame, labels, palette = random_arguments(31, 37, 5, np.uint8)
+    expected = reference.overlay(frame, labels, palette)
+    assert ops.overlay(frame, labels, palette, out=frame) is frame
+    np.testing.assert_array_equal(frame, expected)
+
+
+FRAME, LABELS, PALETTE = random_arguments(4, 5, 3, np.uint8)
+GOOD = {"frame": FRAME, "labels": LABELS, "palette": PALETTE}
+BAD = [
+    ({"frame": FRAME[0]}, ShapeError, r"frame: expected shape \(\*, \*, 3\), got \(5, 3\)\."),
+    ({"labels": LABELS[:3]}, ShapeError, r"labels: expected shape \(4, 5\), got \(3, 5\)\."),
+    ({"labels": LABELS.astype(np.int64)}, DTypeError, r"expected uint8 or uint16, got int64\."),
+    ({"palette": PALETTE[:, :2].copy()}, ShapeError, r"palette: expected shape \(\*, 3\)"),
+    ({"alpha": 1.5}, ArgumentError, r"alpha: expected a number in \[0, 1\], got 1\.5\."),
+    ({"alpha": float("nan")}, ArgumentError, r"alpha: expected a number in \[0, 1\], got nan\."),
+    ({"out": np.zeros((5, 4, 3), np.uint8)}, ShapeError, r"out: expected shape \(4, 5, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_errors_are_the_reference_s(change, error, message):
+    with pytest.raises(error, match=message) as native:
+        ops.overlay(**{**GOOD, **change})
+    with pytest.raises(error) as defined:
+        reference.overlay(**{**GOOD, **change})
+    assert str(native.value) == str(defined.value)
