@@ -39,6 +39,8 @@ _PRECISIONS = {
     "float16": ("FP16", "f16"),
 }
 _CHECKSUMS = "checksums.json"
+# Lines of OpenVINO's messages that name its own source, not the problem.
+_BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary:")
 # A compiled model is about as large as its graph; room for both it and a neighbour's.
 _CACHE_HEADROOM = 1.2
 
@@ -122,7 +124,7 @@ class _OpenVinoSession:
                 self._request.set_tensor(spec.name, self._share(feeds[spec.name]))
             self._request.infer()
         except RuntimeError as exc:
-            raise BackendError(f"OpenVINO failed while running: {_first_line(exc)}") from exc
+            raise BackendError(f"OpenVINO failed while running: {_problem(exc)}") from exc
         return {spec.name: self._request.get_tensor(spec.name).data for spec in self.outputs}
 
     def close(self) -> None:
@@ -208,7 +210,7 @@ def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
         return core.compile_model(str(graph_path), "CPU", settings)
     except RuntimeError as exc:
         raise BackendError(
-            f"{graph_path}: OpenVINO cannot compile the graph: {_first_line(exc)}"
+            f"{graph_path}: OpenVINO cannot compile the graph: {_problem(exc)}"
         ) from exc
 
 
@@ -276,9 +278,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _first_line(exc: Exception) -> str:
+def _problem(exc: Exception) -> str:
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    informative = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    informative = [line for line in lines if not line.startswith(_BOILERPLATE)]
     return (informative or lines or [type(exc).__name__])[0]
 
 

@@ -1,0 +1,52 @@
+"""Small ONNX graphs for tests of backends, written with the onnx package."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid("org.example", 1)]
+
+
+def write_graph(path: Path, nodes, inputs, outputs, weights=None) -> Path:
+    """Write a graph; ``inputs`` and ``outputs`` map names to (dtype code, shape)."""
+
+    def values(specs):
+        return [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in specs.items()]
+
+    tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "test", values(inputs), values(outputs), tensors)
+    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def write_two_inputs(path: Path) -> Path:
+    """``a`` [1, classes, 4], ``b`` [1, 3, 4] to ``scores`` [1, classes, 3] and ``doubled``."""
+    return write_graph(
+        path,
+        [
+            helper.make_node("Transpose", ["b"], ["bt"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["a", "bt"], ["scores"]),
+            helper.make_node("Add", ["b", "b"], ["doubled"]),
+        ],
+        {"a": (TensorProto.FLOAT, [1, "classes", 4]), "b": (TensorProto.FLOAT, [1, 3, 4])},
+        {
+            "scores": (TensorProto.FLOAT, [1, "classes", 3]),
+            "doubled": (TensorProto.FLOAT, [1, 3, 4]),
+        },
+    )
+
+
+def write_scale(path: Path, factor: float = 3.0) -> Path:
+    """``x`` float32 [8] to ``y`` = factor * x, the factor a weight that fills a cache file."""
+    return write_graph(
+        path,
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (TensorProto.FLOAT, [1, 64])},
+        {"y": (TensorProto.FLOAT, [1, 64])},
+        {"w": (factor * np.eye(64)).astype(np.float32)},
+    )

@@ -1,0 +1,203 @@
+"""One contract for every backend that can run here."""
+
+import numpy as np
+import pytest
+from graphs import write_graph, write_two_inputs
+from onnx import TensorProto, helper
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import BackendOptions, TensorSpec
+from zsseg_rt.backends.registry import get_backend, is_installed
+from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
+
+PLACES = [("openvino", "cpu"), ("torch", "cpu"), ("torch", "cuda:0"), ("tensorrt", "cuda:0")]
+OPTIONS = BackendOptions(num_threads=1, dynamic_axes={"classes": (1, 4, 16)})
+
+
+@pytest.fixture(scope="module", params=PLACES, ids=lambda place: "-".join(place))
+def place(request):
+    """A backend and a device; skipped where either is absent."""
+    name, device = request.param
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    if device != "cpu" and ops.cuda_device_count() == 0:
+        pytest.skip("no CUDA device")
+    return get_backend(name), device
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return write_two_inputs(tmp_path_factory.mktemp("graphs") / "two.onnx")
+
+
+@pytest.fixture
+def load(place):
+    backend, device = place
+
+    def load_graph(path, precision="float32", device=device, options=OPTIONS):
+        return backend.load(path, device=device, precision=precision, options=options)
+
+    return load_graph
+
+
+@pytest.fixture
+def session(load, graph):
+    session = load(graph)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def put(place):
+    """Move a NumPy array to the session's device."""
+    return lambda array: array if place[1] == "cpu" else ops.DeviceArray.from_numpy(array, 0, 0)
+
+
+def fetch(array) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array
+    return array.cpu().numpy() if hasattr(array, "cpu") else array.numpy()
+
+
+def feeds(num_classes=5):
+    rng = np.random.default_rng(num_classes)
+    return {
+        "a": rng.standard_normal((1, num_classes, 4)).astype(np.float32),
+        "b": rng.standard_normal((1, 3, 4)).astype(np.float32),
+    }
+
+
+def test_specs(session, place):
+    assert session.inputs == (
+        TensorSpec(name="a", dtype="float32", shape=(1, "classes", 4)),
+        TensorSpec(name="b", dtype="float32", shape=(1, 3, 4)),
+    )
+    assert session.outputs == (
+        TensorSpec(name="scores", dtype="float32", shape=(1, "classes", 3)),
+        TensorSpec(name="doubled", dtype="float32", shape=(1, 3, 4)),
+    )
+    assert session.device == place[1]
+    assert session.precision == "float32"
+    assert place[0].name in ("openvino", "torch", "tensorrt")
+
+
+@pytest.mark.parametrize("num_classes", [1, 5, 16, 2, 7])
+def test_dynamic_axis(session, put, num_classes):
+    given = feeds(num_classes)
+    out = session.run({name: put(array) for name, array in given.items()})
+    assert list(out) == ["scores", "doubled"]
+    expected = given["a"] @ given["b"].transpose(0, 2, 1)
+    np.testing.assert_allclose(fetch(out["scores"]), expected, atol=1e-5)
+    np.testing.assert_array_equal(fetch(out["doubled"]), 2 * given["b"])
+
+
+def test_runs_do_not_remember(session, put):
+    first = fetch(session.run({k: put(v) for k, v in feeds(3).items()})["scores"]).copy()
+    session.run({k: put(v) for k, v in feeds(16).items()})
+    again = fetch(session.run({k: put(v) for k, v in feeds(3).items()})["scores"])
+    np.testing.assert_array_equal(first, again)
+
+
+def test_read_only_feeds_stay_untouched(session, place):
+    if place[1] != "cpu":
+        pytest.skip("device arrays have no read-only flag")
+    given = feeds()
+    for array in given.values():
+        array.setflags(write=False)
+    before = {name: array.copy() for name, array in given.items()}
+    session.run(given)
+    for name, array in given.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_missing_input(session, put):
+    with pytest.raises(ShapeError, match="missing b"):
+        session.run({"a": put(feeds()["a"])})
+
+
+def test_unknown_input(session, put):
+    with pytest.raises(ShapeError, match="feeds: expected"):
+        session.run({**{k: put(v) for k, v in feeds().items()}, "c": put(feeds()["a"])})
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 0, 4), (1, 17, 4), (1, 5, 3), (5, 4), (2, 5, 4), (1, 5, 4, 1)], ids=str
+)
+def test_wrong_shape(session, put, shape):
+    if 0 in shape and session.device != "cpu":
+        pytest.skip("an empty array has no device memory")
+    wrong = {"a": put(np.zeros(shape, np.float32)), "b": put(feeds()["b"])}
+    with pytest.raises(ShapeError, match=r"^a: expected"):
+        session.run(wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
+def test_wrong_dtype(session, put, dtype):
+    with pytest.raises(DTypeError, match="a: expected float32"):
+        session.run({"a": put(feeds()["a"].astype(dtype)), "b": put(feeds()["b"])})
+
+
+def test_not_contiguous(session, place):
+    if place[1] != "cpu":
+        pytest.skip("the device side of this is tested with the array boundary")
+    strided = np.zeros((1, 5, 8), np.float32)[:, :, ::2]
+    with pytest.raises(ShapeError, match="C-contiguous"):
+        session.run({**feeds(), "a": strided})
+
+
+def test_not_an_array(session):
+    with pytest.raises(DTypeError, match="a: expected"):
+        session.run({**feeds(), "a": [[1.0]]})
+
+
+def test_closed(load, graph, put):
+    session = load(graph)
+    session.close()
+    session.close()
+    with pytest.raises(BackendError, match="closed"):
+        session.run({k: put(v) for k, v in feeds().items()})
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda", "cuda:99", "cpu:0"])
+def test_unknown_device(load, graph, device):
+    with pytest.raises(DeviceError, match="device: expected"):
+        load(graph, device=device)
+
+
+@pytest.mark.parametrize("precision", ["int3", "fp8"])
+def test_precision_that_is_not_given(load, graph, precision):
+    with pytest.raises(PrecisionNotApplied, match="precision: expected"):
+        load(graph, precision=precision)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x3a\xff\xff\xff\x7f"], ids=repr)
+def test_corrupt_file(load, tmp_path, content):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match="bad.onnx"):
+        load(path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+def test_truncated_file(load, graph, tmp_path, share):
+    content = graph.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(BackendError, match="cut.onnx"):
+        load(path)
+
+
+def test_missing_file(load, tmp_path):
+    with pytest.raises(BackendError, match="absent.onnx"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_unknown_operator(load, tmp_path):
+    path = write_graph(
+        tmp_path / "odd.onnx",
+        [helper.make_node("Levitate", ["x"], ["y"], "up", domain="org.example")],
+        {"x": (TensorProto.FLOAT, [1])},
+        {"y": (TensorProto.FLOAT, [1])},
+    )
+    with pytest.raises(BackendError, match="Levitate"):
+        load(path)

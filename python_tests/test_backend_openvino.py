@@ -1,0 +1,183 @@
+"""OpenVINO: precisions are real, and no state of the cache folder can hurt."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+from graphs import write_scale
+
+from zsseg_rt.backends import _openvino
+from zsseg_rt.backends._openvino import BACKEND
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.errors import BackendError, PrecisionNotApplied
+
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return write_scale(tmp_path / "scale.onnx")
+
+
+def load(path, *, precision="float32", cache_dir=None, num_threads=1):
+    options = BackendOptions(num_threads=num_threads, cache_dir=cache_dir)
+    return BACKEND.load(path, device="cpu", precision=precision, options=options)
+
+
+def check(session, factor=3.0):
+    x = np.arange(64, dtype=np.float32)[None]
+    np.testing.assert_allclose(session.run({"x": x})["y"], factor * x, rtol=1e-2)
+
+
+def capabilities():
+    return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def cache_files(cache_dir, pattern="*.blob"):
+    return sorted((cache_dir / "openvino").glob(f"*/{pattern}"))
+
+
+def test_threads_are_what_was_asked(graph):
+    session = load(graph, num_threads=2)
+    assert session._compiled.get_property("INFERENCE_NUM_THREADS") == 2
+
+
+@pytest.mark.parametrize(("precision", "flag"), [("bfloat16", "BF16"), ("float16", "FP16")])
+def test_low_precision_or_an_error(graph, precision, flag):
+    if flag in capabilities():
+        session = load(graph, precision=precision)
+        assert session.precision == precision
+        check(session)
+    else:
+        with pytest.raises(PrecisionNotApplied, match=rf"OpenVINO reports .*, got '{precision}'"):
+            load(graph, precision=precision)
+
+
+def test_auto_says_what_it_took(graph, caplog):
+    with caplog.at_level(logging.INFO, logger="zsseg_rt"):
+        session = load(graph, precision="auto")
+    if "BF16" not in capabilities():
+        assert session.precision == "float32"
+    assert f"precision auto is {session.precision}" in caplog.text
+
+
+def test_precision_is_read_back(graph, monkeypatch):
+    """A plugin that compiles for something else than it was told is caught."""
+    monkeypatch.setattr(_openvino, "_applied_precision", lambda compiled: "bfloat16")
+    with pytest.raises(PrecisionNotApplied, match="compiled scale.onnx for 'bfloat16'"):
+        load(graph, precision="float32")
+
+
+def test_results_are_views_of_one_buffer(graph):
+    session = load(graph)
+    first = session.run({"x": np.ones((1, 64), np.float32)})["y"]
+    second = session.run({"x": np.zeros((1, 64), np.float32)})["y"]
+    assert np.shares_memory(first, second)
+
+
+def test_cache_is_used(graph, tmp_path):
+    cache_dir = tmp_path / "cache"
+    check(load(graph, cache_dir=cache_dir))
+    (blob,) = cache_files(cache_dir)
+    written = blob.stat().st_mtime_ns
+    session = load(graph, cache_dir=cache_dir)
+    check(session)
+    assert session._compiled.get_property("LOADED_FROM_CACHE")
+    assert cache_files(cache_dir)[0].stat().st_mtime_ns == written
+
+
+def test_no_cache_folder_without_cache_dir(graph, tmp_path):
+    load(graph)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
+
+
+def damage_middle(blob):
+    content = bytearray(blob.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = os.urandom(64)
+    blob.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": lambda blob: blob.write_bytes(blob.read_bytes()[:100]),
+    "empty": lambda blob: blob.write_bytes(b""),
+    "garbage": lambda blob: blob.write_bytes(os.urandom(5000)),
+    "weights": damage_middle,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_cache_is_rebuilt(graph, tmp_path, caplog, damage):
+    cache_dir = tmp_path / "cache"
+    load(graph, cache_dir=cache_dir)
+    (blob,) = cache_files(cache_dir)
+    blob.chmod(0o600)
+    damage(blob)
+    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
+        check(load(graph, cache_dir=cache_dir))
+    assert "content changed since it was written; compiling again" in caplog.text
+    caplog.clear()
+    check(load(graph, cache_dir=cache_dir))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_lost_checksums_rebuild(graph, tmp_path, content):
+    cache_dir = tmp_path / "cache"
+    load(graph, cache_dir=cache_dir)
+    (checksums,) = cache_files(cache_dir, "checksums.json")
+    if content is None:
+        checksums.unlink()
+    else:
+        checksums.write_text(content)
+    check(load(graph, cache_dir=cache_dir))
+    (checksums,) = cache_files(cache_dir, "checksums.json")
+    assert list(json.loads(checksums.read_text())) == [cache_files(cache_dir)[0].name]
+
+
+def test_edited_graph_is_compiled_again(tmp_path):
+    cache_dir, path = tmp_path / "cache", tmp_path / "scale.onnx"
+    check(load(write_scale(path, 3.0), cache_dir=cache_dir), 3.0)
+    check(load(write_scale(path, 5.0), cache_dir=cache_dir), 5.0)
+
+
+def test_cache_place_is_a_file(graph, tmp_path, caplog):
+    blocked = tmp_path / "cache"
+    blocked.write_text("in the way")
+    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
+        check(load(graph, cache_dir=blocked))
+    assert "compiled models are not cached" in caplog.text
+    assert blocked.read_text() == "in the way"
+
+
+def test_cache_without_permission(graph, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
+        check(load(graph, cache_dir=tmp_path / "cache"))
+    assert "no permission to write" in caplog.text
+    assert not cache_files(tmp_path / "cache")
+
+
+def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
+    usage = _openvino.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(_openvino.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
+        check(load(graph, cache_dir=tmp_path / "cache"))
+    assert "too few for a compiled model" in caplog.text
+    assert not cache_files(tmp_path / "cache")
+
+
+def test_failure_of_the_cache_is_not_a_failure_of_the_graph(graph, tmp_path, caplog, monkeypatch):
+    compile_once = _openvino._compile_once
+
+    def fail_with_cache(core, path, settings):
+        if "CACHE_DIR" in settings:
+            raise BackendError("cannot write the cache")
+        return compile_once(core, path, settings)
+
+    monkeypatch.setattr(_openvino, "_compile_once", fail_with_cache)
+    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
+        check(load(graph, cache_dir=tmp_path / "cache"))
+    assert "compiling again without the cache" in caplog.text

@@ -1,0 +1,239 @@
+"""ONNX operators in torch: those that this package's exporter and plain CNN encoders use.
+
+Each takes the node's attributes and its inputs and returns its outputs. LayerNorm, softmax and
+norms compute in float32 whatever they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["OPERATORS", "TORCH_DTYPES"]
+
+Attributes = dict[str, Any]
+Operator = Callable[..., "Tensor | Sequence[Tensor]"]
+
+TORCH_DTYPES = {
+    1: torch.float32,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    16: torch.bfloat16,
+}
+
+
+def _axes(given: Tensor | None) -> list[int]:
+    return [] if given is None else given.tolist()
+
+
+def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    sizes = shape.tolist()
+    if not attributes.get("allowzero", 0):
+        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
+    return x.reshape(sizes)
+
+
+def _layer_norm(
+    attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    axis = attributes.get("axis", -1) % x.ndim
+    normalized = F.layer_norm(
+        x.float(),
+        x.shape[axis:],
+        scale.float(),
+        None if bias is None else bias.float(),
+        attributes.get("epsilon", 1e-5),
+    )
+    return normalized.to(x.dtype)
+
+
+def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.float().softmax(attributes.get("axis", -1)).to(x.dtype)
+
+
+def _reduce_l2(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
+    keep = bool(attributes.get("keepdims", 1))
+    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=dims, keepdim=keep)
+    return norm.to(x.dtype)
+
+
+def _slice(
+    attributes: Attributes,
+    x: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
+    count = len(starts)
+    bounds = zip(
+        starts.tolist(),
+        ends.tolist(),
+        _axes(axes) or range(count),
+        _axes(steps) or [1] * count,
+        strict=True,
+    )
+    for start, end, axis, step in bounds:
+        span = range(*slice(start, end, step).indices(x.shape[axis]))
+        x = x.index_select(axis, torch.tensor(list(span), device=x.device))
+    return x
+
+
+def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
+    axis = attributes.get("axis", 0)
+    if sizes is not None:
+        return torch.split(x, sizes.tolist(), dim=axis)
+    parts = attributes["num_outputs"]
+    return torch.split(x, -(-x.shape[axis] // parts), dim=axis)
+
+
+def _gather(attributes: Attributes, x: Tensor, indices: Tensor) -> Tensor:
+    axis = attributes.get("axis", 0) % x.ndim
+    size = x.shape[axis]
+    wrapped = torch.where(indices < 0, indices + size, indices).long().to(x.device)
+    picked = x.index_select(axis, wrapped.reshape(-1))
+    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def _unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
+    dims = axes.reshape(-1).tolist()
+    rank = x.ndim + len(dims)
+    for axis in sorted(axis % rank for axis in dims):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _squeeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes.reshape(-1).tolist()))
+
+
+def _conv(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    x, padding = _pad(attributes, x, 0.0, weight.shape[2:])
+    return torch.conv2d(
+        x,
+        weight,
+        bias,
+        stride=attributes.get("strides", [1, 1]),
+        padding=padding,
+        dilation=attributes.get("dilations", [1, 1]),
+        groups=attributes.get("group", 1),
+    )
+
+
+def _pad(
+    attributes: Attributes, x: Tensor, value: float, kernel_hw: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """Pad unevenly here; an even padding is left to the operator. ``auto_pad`` is resolved."""
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    mode = attributes.get("auto_pad", b"NOTSET").decode()
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same_pads(attributes, x.shape[2:], kernel_hw, upper=mode == "SAME_UPPER")
+    if pads[:2] == pads[2:]:
+        return x, pads[:2]
+    return F.pad(x, [pads[1], pads[3], pads[0], pads[2]], value=value), [0, 0]
+
+
+def _same_pads(
+    attributes: Attributes, size_hw: Sequence[int], kernel_hw: Sequence[int], *, upper: bool
+) -> list[int]:
+    strides = attributes.get("strides", [1, 1])
+    dilations = attributes.get("dilations", [1, 1])
+    before, after = [], []
+    for size, kernel, stride, dilation in zip(size_hw, kernel_hw, strides, dilations, strict=True):
+        reach = (kernel - 1) * dilation + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        small, large = total // 2, total - total // 2
+        before.append(small if upper else large)
+        after.append(large if upper else small)
+    return before + after
+
+
+def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
+    kernel = attributes["kernel_shape"]
+    include = bool(attributes.get("count_include_pad", 0))
+    x, padding = _pad(attributes, x, 0.0, kernel)
+    strides = attributes.get("strides", [1, 1])
+    return F.avg_pool2d(x, kernel, strides, padding, count_include_pad=include)
+
+
+def _clip(
+    attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
+) -> Tensor:
+    return x.clamp(low if low is None else low.item(), high if high is None else high.item())
+
+
+def _expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    sizes: list[int] = shape.tolist()
+    rank = max(len(sizes), x.ndim)
+    own = [1] * (rank - x.ndim) + list(x.shape)
+    asked = [1] * (rank - len(sizes)) + sizes
+    return x.expand([a if o == 1 else o for o, a in zip(own, asked, strict=True)])
+
+
+def _arg_max(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.argmax(attributes.get("axis", 0), keepdim=bool(attributes.get("keepdims", 1)))
+
+
+def _shape(attributes: Attributes, x: Tensor) -> Tensor:
+    sizes = list(x.shape)[attributes.get("start", 0) : attributes.get("end", None)]
+    return torch.tensor(sizes, dtype=torch.int64)
+
+
+def _cast(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.to(TORCH_DTYPES[attributes["to"]])
+
+
+def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate=attributes.get("approximate", b"none").decode())
+
+
+def _transpose(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.permute(attributes.get("perm", list(reversed(range(x.ndim)))))
+
+
+def _concat(attributes: Attributes, *parts: Tensor) -> Tensor:
+    return torch.cat(parts, dim=attributes["axis"])
+
+
+def _elementwise(function: Callable[..., Tensor]) -> Operator:
+    return lambda attributes, *inputs: function(*inputs)
+
+
+OPERATORS: dict[str, Operator] = {
+    "Add": _elementwise(torch.add),
+    "ArgMax": _arg_max,
+    "AveragePool": _average_pool,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": _concat,
+    "Conv": _conv,
+    "Div": _elementwise(torch.div),
+    "Equal": _elementwise(torch.eq),
+    "Expand": _expand,
+    "Gather": _gather,
+    "Gelu": _gelu,
+    "GlobalAveragePool": _elementwise(lambda x: x.mean(dim=(2, 3), keepdim=True)),
+    "Identity": _elementwise(lambda x: x),
+    "LayerNormalization": _layer_norm,
+    "MatMul": _elementwise(torch.matmul),
+    "Mul": _elementwise(torch.mul),
+    "ReduceL2": _reduce_l2,
+    "Relu": _elementwise(torch.relu),
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Sigmoid": _elementwise(torch.sigmoid),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Sub": _elementwise(torch.sub),
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
