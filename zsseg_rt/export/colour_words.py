@@ -2,8 +2,9 @@
 
 It exists so that a newcomer sees the whole path work on a photo of their own before they have a
 trained bundle, and so that tests have a bundle whose right answer is known. A patch is its mean
-colour x with a one appended, ``[x, 1]``; a word is ``[2c, -|c|^2]`` for its colour c. Their dot
-product is ``|x|^2 - |x - c|^2``: the nearest colour wins.
+colour x with a one appended, ``[x, 1]``; a word is ``[2c, 1 - |c|^2]`` for its colour c. Their dot
+product is ``1 + |x|^2 - |x - c|^2``: the nearest colour wins. (The 1 keeps black from being the
+zero vector, which no vocabulary accepts.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LOGIT_SCALE = 50.0  # softmax sharpness: colours 0.2 apart get scores near 0.9
 
 # sRGB values in 0..255 of common colour words, most from the CSS Color Module's named colours.
 COLOUR_WORDS: dict[str, tuple[int, int, int]] = {
-    "black": (0, 0, 0),
+    "black": (10, 10, 10),
     "dark grey": (64, 64, 64),
     "grey": (128, 128, 128),
     "light grey": (200, 200, 200),
@@ -49,7 +50,7 @@ def colour_embeds() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
     """Return the words and their embeddings, float32 [C, 4]."""
     colours = np.array(list(COLOUR_WORDS.values()), np.float32) / 255.0
     squares = (colours**2).sum(axis=1, keepdims=True)
-    return tuple(COLOUR_WORDS), np.concatenate([2.0 * colours, -squares], axis=1)
+    return tuple(COLOUR_WORDS), np.concatenate([2.0 * colours, 1.0 - squares], axis=1)
 
 
 def write_encoder(path: Path) -> None:
