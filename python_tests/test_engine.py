@@ -129,7 +129,7 @@ def test_unknown_threshold(colour_bundle):
     config = EngineConfig(device="cpu", unknown_below=0.9, num_threads=1, use_cache=False)
     with Engine(colour_bundle, config) as engine:
         engine.set_classes(["black", "white"])
-        seg = engine.segment(np.full((8, 8, 3), 128, np.uint8))
+        seg = engine.segment(np.full((8, 8, 3), 132, np.uint8))
         assert (seg.labels == 255).all()
         assert seg.present() == []
         assert (engine.segment(np.zeros((8, 8, 3), np.uint8)).labels == 0).all()

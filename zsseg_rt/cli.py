@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
 
 __all__ = ["app", "main"]
+
+# Typer re-exports this class's child only, and which package defines both depends on its version.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -216,7 +218,7 @@ def export_dense(
     from zsseg_rt.export import export_dense_bundle
 
     if statistics not in STATISTICS:
-        raise click.UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
+        raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
     mean, std = STATISTICS[statistics]
     written = export_dense_bundle(
         encoder,
@@ -271,7 +273,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
         single: Whole class names, commas and all.
 
     Raises:
-        click.UsageError: No class at all.
+        UsageError: No class at all.
         SourceError: The file cannot be read.
     """
     names: list[str | list[str]] = []
@@ -281,7 +283,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
         names += _split(classes)
     names += list(single)
     if not names:
-        raise click.UsageError("name at least one class: --classes 'road,person' or @FILE")
+        raise UsageError("name at least one class: --classes 'road,person' or @FILE")
     return names
 
 
@@ -294,12 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog_name="zsseg-rt",
             standalone_mode=False,
         )
-    except click.exceptions.NoArgsIsHelpError as exc:
-        exc.show()
-        return EXIT_USAGE
-    except click.UsageError as exc:
-        return _fail(EXIT_USAGE, exc.format_message())
-    except click.Abort:
+    except UsageError as exc:
+        return _fail(EXIT_USAGE, _usage_message(exc))
+    except typer.Abort:
         return _fail(EXIT_FAILURE, "interrupted")
     except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:
         return _fail(EXIT_ENVIRONMENT, str(exc), debug)
@@ -312,12 +311,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or EXIT_OK)
 
 
+def _usage_message(error: Exception) -> str:
+    """What a usage error says; help that was shown for want of arguments says nothing more."""
+    text = str(getattr(error, "message", error))
+    return text or "expected a command or arguments; see --help"
+
+
 def _fail(code: int, message: str, debug: bool = False) -> int:
     if debug:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"zsseg-rt: {' '.join(message.split())}", err=True)
+    typer.echo(f"zsseg-rt: {' '.join(message.split())}", err=True)
     return code
 
 
@@ -412,7 +417,7 @@ def _flat_names(text: str | None) -> list[str]:
 def _indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     for name in names:
         if name not in known:
-            raise click.UsageError(f"--seen: expected names out of --classes, got {name!r}")
+            raise UsageError(f"--seen: expected names out of --classes, got {name!r}")
     return tuple(known.index(name) for name in names)
 
 

@@ -36,7 +36,7 @@ class ClassShare:
     share: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Segmentation:
     """Labels of one frame, with the names they stand for.
 
@@ -54,6 +54,13 @@ class Segmentation:
     vocabulary_version: int
     scores: npt.NDArray[np.float32] | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return (
+            f"Segmentation({width}x{height} {self.labels.dtype}, {len(self.names)} classes, "
+            f"vocabulary_version={self.vocabulary_version})"
+        )
 
     @property
     def unknown(self) -> int:
