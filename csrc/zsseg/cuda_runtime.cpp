@@ -53,6 +53,14 @@ DeviceProperties device_properties(int device) {
   return {found.name, found.major, found.minor, found.totalGlobalMem};
 }
 
+int set_current_device(int device) {
+  expect_device("device", device);
+  int previous = 0;
+  ZSSEG_CUDA_CHECK(cudaGetDevice(&previous));
+  ZSSEG_CUDA_CHECK(cudaSetDevice(device));
+  return previous;
+}
+
 void expect_device(const char* name, int device) {
   const int count = device_count();
   if (count == 0) {

@@ -22,6 +22,9 @@ struct DeviceProperties {
 };
 DeviceProperties device_properties(int device);
 
+// Makes `device` the calling thread's current one; returns the previous one.
+int set_current_device(int device);
+
 // Throws DeviceError unless this computer has CUDA device `device`.
 void expect_device(const char* name, int device);
 

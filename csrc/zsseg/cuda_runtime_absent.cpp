@@ -25,6 +25,9 @@ int device_count() {
 DeviceProperties device_properties(int) {
   fail("device");
 }
+int set_current_device(int) {
+  fail("device");
+}
 void expect_device(const char* name, int) {
   fail(name);
 }

@@ -1,0 +1,143 @@
+"""Real TensorRT-RTX builds of the real ZegCLIP graphs, for three GPUs, without a GPU."""
+
+import logging
+
+import pytest
+
+from zsseg_rt.backends._tensorrt import BACKEND
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
+
+TARGETS = ("8.6", "8.9", "12.0")
+# Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has float16 kernels only
+ATTENTION_BLOCKS = {"image_encoder": 12, "decoder": 2}
+FUSED_PRECISIONS = ("float16",)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+    pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+    from zsseg_rt.export.onnx import export_graphs
+    from zsseg_rt.models.zegclip import ZegCLIP, ZegCLIPConfig
+
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    export_graphs(ZegCLIP(ZegCLIPConfig()).eval(), folder)
+    yield folder
+    for path in folder.glob("*.onnx"):  # 600 MB
+        path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def rtx(monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", ATTENTION_BLOCKS)
+def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precision, target):
+    options = BackendOptions(compute_capability=target)
+    path = graphs / f"{name}.{precision}.onnx"
+    plan = BACKEND.build_plan(path, precision=precision, options=options)
+    report = plan.report
+    assert report["precision"] == precision
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    kept = {r["dtype"] for r in report["layers"] if r["type"] in ("NORMALIZATION", "SOFTMAX")}
+    assert kept == {"float32"}
+    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    assert len(plan.data) > path.stat().st_size * 0.9  # the weights are inside, at their width
+    if not report["runtime"].startswith("tensorrt_rtx-1.7."):
+        pytest.skip(f"fused kernels' names are known for RTX 1.7, not for {report['runtime']}")
+    blocks = ATTENTION_BLOCKS[name] if precision in FUSED_PRECISIONS else 0
+    assert report["fused_attention"] == {"fmha_v2": blocks, "flash_attention_nl_tiled": blocks}
+    assert softmax_layers(report) == ATTENTION_BLOCKS[name]
+
+
+def softmax_layers(report):
+    return sum(row["count"] for row in report["layers"] if row["type"] == "SOFTMAX")
+
+
+def test_the_class_axis_is_dynamic(graphs):
+    given = BackendOptions(compute_capability="8.9", dynamic_axes={"classes": (1, 16, 256)})
+    report = BACKEND.build_plan(graphs / "decoder.float16.onnx", options=given).report
+    assert report["axes"] == {"classes": [1, 16, 256]}
+    shapes = {spec["name"]: spec["shape"] for spec in report["inputs"] + report["outputs"]}
+    assert shapes["queries"][:2] == [1, "classes"]
+    assert shapes["class_embeds"][:2] == [1, "classes"]
+    assert "classes" not in shapes["patch_keys"]
+
+
+def test_a_cached_plan_is_the_same_and_is_not_built_again(graphs, tmp_path, caplog):
+    options = BackendOptions(compute_capability="8.6", cache_dir=tmp_path)
+    first = BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
+    with caplog.at_level(logging.INFO):
+        second = BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
+    assert second.data == first.data
+    assert second.report == first.report
+    assert "building" not in caplog.text
+    assert first.path.parent == tmp_path / "engines"
+    assert not (tmp_path / "timing").exists()  # RTX measures nothing
+
+
+def test_progress_is_told(graphs):
+    told = []
+    options = BackendOptions(compute_capability="8.6", progress=lambda *step: told.append(step))
+    BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert len(fractions) > 10
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [
+        ("float32", "float16"),
+        ("float16", "float32"),
+        ("float16", "int8"),
+        ("float16", "fp8"),
+        ("float32", "bfloat16"),
+    ],
+)
+def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
+    with pytest.raises(PrecisionNotApplied, match=f"in {asked}, got decoder.{held}.onnx with"):
+        BACKEND.build_plan(graphs / f"decoder.{held}.onnx", precision=asked)
+
+
+@pytest.mark.parametrize("target", ["8.7", "9.0", "10.0", "11.0", "sm86", ""])
+def test_a_gpu_that_rtx_cannot_target_is_refused(graphs, target):
+    options = BackendOptions(compute_capability=target)
+    with pytest.raises(BackendError, match="expected one of 7.5, 8.0, 8.6, 8.9, 12.0"):
+        BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path):
+    path = tmp_path / "text.onnx"
+    path.write_bytes(b"no graph at all")
+    with pytest.raises(BackendError, match=r"expected .*text.onnx to be an ONNX graph"):
+        BACKEND.build_plan(path)
+
+
+def test_a_truncated_graph_is_refused(graphs, tmp_path):
+    path = tmp_path / "half.onnx"
+    path.write_bytes((graphs / "decoder.float16.onnx").read_bytes()[:100_000])
+    with pytest.raises(BackendError, match=r"expected .*half.onnx to be an ONNX graph"):
+        BACKEND.build_plan(path)
+
+
+def test_running_without_a_gpu_is_a_device_error(graphs):
+    native = pytest.importorskip("zsseg_rt._C", reason="needs the native core: pip install -e .")
+    if native.cuda_device_count():
+        pytest.skip("this computer has a GPU")
+    with pytest.raises(DeviceError, match="no NVIDIA GPU visible"):
+        BACKEND.load(
+            graphs / "decoder.float16.onnx",
+            device="cuda:0",
+            precision="auto",
+            options=BackendOptions(),
+        )
