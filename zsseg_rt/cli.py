@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage_message(error: Exception) -> str:
     """What a usage error says; help that was shown for want of arguments says nothing more."""
-    text = str(getattr(error, "message", error))
+    text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     return text or "expected a command or arguments; see --help"
 
 
