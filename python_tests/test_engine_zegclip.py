@@ -21,7 +21,7 @@ def torch_scores(model, frame, embeds):
         logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
         up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
     scores = up[0].sigmoid().numpy()
-    for index in model.config.seen_classes:
+    for index in (i for i in model.config.seen_classes if i < len(embeds)):
         scores[index] -= model.config.seen_bias
     return scores
 

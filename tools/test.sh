@@ -36,7 +36,7 @@ rtx=()
 [ "$(uname -m)" = x86_64 ] && rtx=("tensorrt-rtx-cu13>=1.7,<2")
 ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
   python -m pip install -q --disable-pip-version-check -e '.[dev]' "${rtx[@]}"
-bash tools/fetch_tensorrt_bindings.sh
+python tools/fetch_tensorrt_bindings.py
 
 say "lint and types"
 ruff check .
