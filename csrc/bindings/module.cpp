@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C, module) {
   register_preprocess(module);
   register_relationship_descriptor(module);
   register_patch_text_similarity(module);
+  register_upsample_argmax(module);
   register_overlay(module);
 }

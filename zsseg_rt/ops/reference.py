@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Array
+from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
@@ -24,11 +26,14 @@ from zsseg_rt.ops._contract import (
 )
 
 __all__ = [
+    "UPSAMPLE_ARGMAX_TOLERANCE",
     "overlay",
     "patch_text_similarity",
     "preprocess",
     "relationship_descriptor",
     "relationship_descriptor_text",
+    "upsample_argmax",
+    "upsample_bilinear",
 ]
 
 
@@ -171,8 +176,142 @@ def patch_text_similarity(
 def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rows divided by their L2 norm; a row of zeros stays zeros."""
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    unit: npt.NDArray[np.float32] = rows / np.where(norms == 0, np.float32(1), norms)
-    return unit
+    divisors: npt.NDArray[np.float32] = np.where(norms == 0, np.float32(1), norms)
+    return rows / divisors
+
+
+# Labels of any two implementations may differ where the two best classes, activated and after the
+# bias, are this close, relative to max(1, their magnitude), or the score is this close to
+# unknown_below. By dtype of the logits; float16 logits are widened exactly and computed on in
+# float32. Without an activation and a bias the native labels equal the reference's in every bit.
+UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
+
+_LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
+_ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
+
+
+def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Upsample as :func:`upsample_argmax` does: half-pixel centres, edges clamped.
+
+    Args:
+        logits: float32 or float16 ``[B, C, h, w]``; NaN and infinities become finite, +-1e30.
+        out_hw: Height and width of the result.
+
+    Returns:
+        float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
+    """
+    wide: npt.NDArray[np.float32] = np.asarray(logits, np.float32)
+    finite = np.where(np.isnan(wide), -_LOGIT_LIMIT, wide)
+    values: npt.NDArray[np.float32] = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+    top, bottom, down = _grid_taps(values.shape[2], out_hw[0])
+    left, right, across = _grid_taps(values.shape[3], out_hw[1])
+    down = down[:, None]
+    rows = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
+    result: npt.NDArray[np.float32] = (1 - across) * rows[..., left] + across * rows[..., right]
+    return result
+
+
+def _grid_taps(
+    source: int, target: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As :func:`_bilinear_taps`, the weights rounded once, to float32."""
+    numerator = (2 * np.arange(target) + 1) * source - target  # of the position, over 2 * target
+    numerator = np.clip(numerator, 0, 2 * target * (source - 1))
+    lower, remainder = np.divmod(numerator, 2 * target)
+    weight = remainder.astype(np.float32) / np.float32(2 * target)
+    return lower, np.minimum(lower + 1, source - 1), weight
+
+
+def upsample_argmax(
+    logits: Array,
+    out_hw: tuple[int, int],
+    *,
+    activation: str = "none",
+    seen: Array | None = None,
+    seen_bias: float = 0.0,
+    unknown_below: float | None = None,
+    with_scores: bool = False,
+    out: Array | tuple[Array, Array | None] | None = None,
+    stream: int = 0,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+    """As :func:`zsseg_rt.ops.upsample_argmax`."""
+    if activation not in ("none", "sigmoid", "softmax"):
+        fail_argument("activation", "'none', 'sigmoid' or 'softmax'", f"'{activation}'")
+    logits, seen = _checked_logits(logits, out_hw, seen)
+    if not math.isfinite(seen_bias):
+        fail_argument("seen_bias", "a finite number", f"{seen_bias:g}")
+    if unknown_below is not None and math.isnan(unknown_below):
+        fail_argument("unknown_below", "a number or None", "nan")
+    labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), logits.shape[1], with_scores)
+
+    unknown = np.iinfo(labels.dtype).max
+    lowered = np.float32(seen_bias) * seen.astype(np.float32)[:, None, None]
+    for image, image_labels, image_scores in zip(logits, labels, scores, strict=True):
+        values = upsample_bilinear(image[None], out_hw)[0]
+        absent = values <= _ABSENT_LOGIT
+        activated = _activate(np.where(absent, -np.inf, values), activation)
+        calibrated = np.where(absent, -np.inf, activated - lowered)
+        winners = calibrated.argmax(axis=0)
+        best = np.take_along_axis(activated, winners[None], axis=0)[0]
+        none_present = absent.all(axis=0)
+        is_unknown = (
+            none_present
+            if unknown_below is None
+            else none_present | (best < np.float32(unknown_below))
+        )
+        image_labels[...] = np.where(is_unknown, unknown, winners)
+        image_scores[...] = best
+    return labels, scores if with_scores else None
+
+
+def _activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
+    """Apply an activation in float64, rounding once; an absent class (-infinity) gets 0."""
+    if activation == "none":
+        return values
+    wide = values.astype(np.float64)
+    if activation == "sigmoid":
+        tail = np.exp(-np.abs(wide))
+        return (np.where(wide >= 0, 1.0, tail) / (1.0 + tail)).astype(np.float32)
+    peak = wide.max(axis=0)
+    terms = np.exp(wide - np.where(np.isfinite(peak), peak, 0.0))
+    shares: npt.NDArray[np.float64] = terms / np.maximum(terms.sum(axis=0), 1e-300)
+    return shares.astype(np.float32)
+
+
+def _checked_logits(
+    logits: Array, out_hw: tuple[int, int], seen: Array | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    logits = expect_array("logits", logits)
+    expect_array("logits", logits, "float32", "float16")
+    expect_shape("logits", logits, (ANY, ANY, ANY, ANY))
+    batch, classes, height, width = logits.shape
+    shown = str(logits.shape)
+    if not 1 <= classes <= 65534:
+        raise ShapeError(
+            f"logits: expected from 1 to 65534 classes, got {shown}. Set the classes first."
+        )
+    expect_side_range("logits", (height, width), logits.shape, "Check the order of its axes.")
+    if batch > 65535:
+        raise ShapeError(f"logits: expected at most 65535 images, got {shown}. Split the batch.")
+    expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
+    if seen is None:
+        return logits, np.zeros(classes, bool)
+    seen = expect_array("seen", seen, "bool")
+    expect_shape("seen", seen, (classes,))
+    return logits, seen
+
+
+def _label_outputs(
+    out: Any, shape: tuple[int, ...], classes: int, with_scores: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Labels and scores to write; scores that nobody asked for are written and dropped."""
+    pair = out if isinstance(out, tuple) else (out, None)
+    if len(pair) != 2:
+        fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
+    if not with_scores and pair[1] is not None:
+        fail_argument("out", "labels only, because with_scores is False", "labels and scores")
+    labels = expect_out("labels", pair[0], shape, np.uint8 if classes <= 254 else np.uint16)
+    return labels, expect_out("scores", pair[1], shape, np.float32)
 
 
 def overlay(

@@ -1,0 +1,313 @@
+#include "zsseg/ops/upsample_argmax.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "zsseg/cpu_dispatch.h"
+#include "zsseg/error.h"
+#include "zsseg/half.h"
+#include "zsseg/thread_pool.h"
+
+namespace zsseg {
+namespace {
+
+using namespace zsseg::upsample;
+
+struct Case {
+  int num_classes, in_height, in_width, out_height, out_width;
+  Activation activation = Activation::kNone;
+  float seen_bias = 0.0f;
+  float unknown_below = -INFINITY;
+  int batch = 1;
+};
+
+struct Result {
+  std::vector<int> labels;  // kNoClass where unknown
+  std::vector<float> scores;
+  std::vector<float> margins;  // between the two best classes; empty from the kernel
+};
+
+std::vector<float> noise(const Case& c, unsigned seed, float scale) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> logits(std::size_t(c.batch) * c.num_classes * c.in_height * c.in_width);
+  for (float& logit : logits) {
+    logit = normal(random);
+  }
+  return logits;
+}
+
+std::vector<std::uint8_t> every_third_seen(const Case& c) {
+  std::vector<std::uint8_t> seen(c.num_classes);
+  for (int i = 0; i < c.num_classes; ++i) {
+    seen[i] = i % 3 == 0;
+  }
+  return seen;
+}
+
+// One pixel's value for every class, straight from the definition.
+std::vector<float> upsampled(const Case& c, const float* logits, int y, int x) {
+  const CellPosition row = cell_position(y, c.in_height, c.out_height);
+  const CellPosition column = cell_position(x, c.in_width, c.out_width);
+  const int below = c.in_height > 1 ? c.in_width : 0, beside = c.in_width > 1 ? 1 : 0;
+  std::vector<float> values(c.num_classes);
+  for (int k = 0; k < c.num_classes; ++k) {
+    const float* at = logits + (k * c.in_height + row.cell) * c.in_width + column.cell;
+    const float corner[4] = {sanitize(at[0]), sanitize(at[beside]), sanitize(at[below]),
+                             sanitize(at[below + beside])};
+    values[k] = bilinear(corner, 1.0f - row.t, row.t, 1.0f - column.t, column.t);
+  }
+  return values;
+}
+
+std::vector<float> activated(const Case& c, const std::vector<float>& values) {
+  std::vector<float> result = values;
+  float peak = -INFINITY;
+  for (const float value : values) {
+    peak = value > peak ? value : peak;
+  }
+  double sum = 0.0;
+  for (const float value : values) {
+    sum += std::exp(double(value) - peak);
+  }
+  for (float& value : result) {
+    if (c.activation == Activation::kSigmoid) {
+      value = float(1.0 / (1.0 + std::exp(-double(value))));
+    } else if (c.activation == Activation::kSoftmax) {
+      value = float(std::exp(double(value) - peak) / sum);
+    }
+  }
+  return result;
+}
+
+Result definition(const Case& c, const std::vector<float>& logits,
+                  const std::vector<std::uint8_t>& seen) {
+  Result result;
+  const std::size_t step = std::size_t(c.num_classes) * c.in_height * c.in_width;
+  for (int b = 0; b < c.batch; ++b) {
+    for (int y = 0; y < c.out_height; ++y) {
+      for (int x = 0; x < c.out_width; ++x) {
+        const std::vector<float> values = upsampled(c, logits.data() + b * step, y, x);
+        const std::vector<float> scores = activated(c, values);
+        int best = kNoClass;
+        float first = -INFINITY, second = -INFINITY;
+        for (int k = 0; k < c.num_classes; ++k) {
+          const float value = seen[k] ? scores[k] - c.seen_bias : scores[k];
+          if (values[k] > kAbsentLogit && value > first) {
+            second = first;
+            first = value;
+            best = k;
+          } else if (values[k] > kAbsentLogit && value > second) {
+            second = value;
+          }
+        }
+        const float none = c.activation == Activation::kNone ? -INFINITY : 0.0f;
+        const float score = best == kNoClass ? none : scores[best];
+        result.labels.push_back(score < c.unknown_below ? kNoClass : best);
+        result.scores.push_back(score);
+        result.margins.push_back(first - second);
+      }
+    }
+  }
+  return result;
+}
+
+template <typename T>
+TensorView view_of(std::vector<T>& data, DType dtype, const Shape& shape) {
+  return TensorView{data.data(), dtype, shape, Device{}};
+}
+
+UpsampleArgmaxParams params_of(const Case& c) {
+  return {c.out_height, c.out_width, c.activation, c.seen_bias, c.unknown_below};
+}
+
+Result kernel(const Case& c, std::vector<float> logits, std::vector<std::uint8_t> seen,
+              bool with_scores) {
+  const TensorView logits_view =
+      view_of(logits, DType::float32, {c.batch, c.num_classes, c.in_height, c.in_width});
+  const TensorView seen_view = view_of(seen, DType::boolean, {c.num_classes});
+  const UpsampleArgmaxParams params = params_of(c);
+  const Shape shape = upsample_argmax_shape(logits_view, &seen_view, params);
+  const DType dtype = upsample_argmax_label_dtype(logits_view);
+  // One element more than the result, to see whether anything is written past its end.
+  std::vector<std::uint8_t> bytes((shape.count() + 1) * size_of(dtype), 0xAB);
+  std::vector<float> scores(shape.count() + 1, -7.0f);
+  const TensorView labels_view = view_of(bytes, dtype, shape);
+  const TensorView scores_view = view_of(scores, DType::float32, shape);
+  std::vector<std::uint8_t> workspace(
+      upsample_argmax_workspace_bytes(logits_view, &seen_view, params));
+  upsample_argmax(logits_view, &seen_view, labels_view, with_scores ? &scores_view : nullptr,
+                  view_of(workspace, DType::uint8, {std::int64_t(workspace.size())}), params, 0);
+  EXPECT_EQ(bytes.back(), 0xAB);
+  EXPECT_EQ(scores.back(), -7.0f);
+  Result result;
+  for (std::int64_t i = 0; i < shape.count(); ++i) {
+    const int label = dtype == DType::uint8 ? labels_view.as<std::uint8_t>()[i]
+                                            : labels_view.as<std::uint16_t>()[i];
+    result.labels.push_back(dtype == DType::uint8 && label == 255 ? kNoClass : label);
+  }
+  scores.pop_back();
+  result.scores = with_scores ? scores : std::vector<float>{};
+  return result;
+}
+
+// Labels must be equal wherever the two best classes differ by more than `tolerance`.
+void expect_equal(const Case& c, const Result& expected, const Result& got, float tolerance) {
+  ASSERT_EQ(got.labels.size(), expected.labels.size());
+  std::size_t excluded = 0;
+  for (std::size_t i = 0; i < expected.labels.size(); ++i) {
+    const bool near_threshold = std::abs(expected.scores[i] - c.unknown_below) <= tolerance;
+    if (tolerance > 0.0f && (expected.margins[i] <= tolerance || near_threshold)) {
+      ++excluded;
+      continue;
+    }
+    ASSERT_EQ(got.labels[i], expected.labels[i]) << "pixel " << i;
+    if (!got.scores.empty() && expected.scores[i] != got.scores[i]) {
+      ASSERT_NEAR(got.scores[i], expected.scores[i], 2e-6f * (1.0f + std::abs(got.scores[i])));
+    }
+  }
+  EXPECT_LE(excluded, 2 + expected.labels.size() / 200);
+}
+
+void check(const Case& c, const std::vector<float>& logits) {
+  const std::vector<std::uint8_t> seen = every_third_seen(c);
+  const Result expected = definition(c, logits, seen);
+  // Without an activation or a bias the same roundings are made: labels are equal bit for bit.
+  const bool exact = c.activation == Activation::kNone && c.seen_bias == 0.0f;
+  for (const CpuIsa isa : available_cpu_isas()) {
+    set_cpu_isa(name_of(isa));
+    for (const bool with_scores : {false, true}) {
+      SCOPED_TRACE(std::string(name_of(isa)) + (with_scores ? " with scores" : ""));
+      expect_equal(c, expected, kernel(c, logits, seen, with_scores), exact ? 0.0f : 1e-5f);
+    }
+  }
+  set_cpu_isa(name_of(available_cpu_isas().back()));
+}
+
+const int kShapes[][5] = {
+    // classes, grid, image
+    {1, 1, 1, 1, 1},     {2, 1, 1, 7, 5},     {3, 1, 4, 9, 33},   {5, 6, 1, 50, 3},
+    {7, 3, 5, 1, 40},    {20, 4, 4, 64, 64},  {17, 5, 7, 61, 83}, {33, 9, 8, 4, 3},
+    {171, 4, 3, 50, 37}, {300, 3, 4, 20, 31}, {16, 2, 2, 130, 9}, {4, 33, 17, 33, 17},
+};
+
+TEST(UpsampleArgmax, EqualsTheDefinition) {
+  for (const auto& s : kShapes) {
+    for (const Activation activation :
+         {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+      for (const float bias : {0.0f, 0.3f, -0.2f}) {
+        SCOPED_TRACE(testing::Message()
+                     << s[0] << " classes, " << s[1] << "x" << s[2] << " to " << s[3] << "x" << s[4]
+                     << ", activation " << int(activation) << ", bias " << bias);
+        const Case c{s[0], s[1], s[2], s[3], s[4], activation, bias};
+        check(c, noise(c, 7, 2.0f));
+      }
+    }
+  }
+}
+
+TEST(UpsampleArgmax, MarksScoresBelowTheThreshold) {
+  for (const Activation activation :
+       {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+    Case c{21, 5, 6, 40, 52, activation, 0.1f, 0.6f, 2};
+    check(c, noise(c, 11, 1.0f));
+  }
+}
+
+TEST(UpsampleArgmax, GivesTiesToTheLowestIndex) {
+  Case c{40, 4, 4, 37, 41};
+  std::vector<float> logits = noise(c, 3, 1.0f);
+  for (float& logit : logits) {
+    logit = std::round(logit);  // many equal classes at every corner
+  }
+  check(c, logits);
+  check(c, std::vector<float>(logits.size(), 0.0f));
+}
+
+// One unit in the last place between classes at the corners may vanish in the products: whichever
+// class then wins by index must not have been dropped.
+TEST(UpsampleArgmax, KeepsClassesThatRoundingMakesEqual) {
+  Case c{24, 4, 5, 75, 61};
+  std::vector<float> logits = noise(c, 5, 1.0f);
+  const int plane = c.in_height * c.in_width;
+  for (int k = 1; k < c.num_classes; ++k) {
+    for (int i = 0; i < plane; ++i) {
+      const float below = logits[(k - 1) * plane + i];
+      logits[k * plane + i] = k % 2 ? std::nextafter(below, 9.0f) : below;
+    }
+  }
+  check(c, logits);
+}
+
+TEST(UpsampleArgmax, CopesWithExtremeAndMissingLogits) {
+  for (const Activation activation :
+       {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+    Case c{9, 4, 4, 30, 30, activation};
+    std::vector<float> logits = noise(c, 13, 3000.0f);
+    logits[5] = NAN;
+    logits[40] = -INFINITY;
+    logits[77] = -1e4f;
+    const Result got = kernel(c, logits, every_third_seen(c), true);
+    for (const int label : got.labels) {
+      ASSERT_LT(label, c.num_classes);
+    }
+    if (activation == Activation::kNone) {
+      check(c, logits);
+    }
+    const Result absent =
+        kernel(c, std::vector<float>(logits.size(), NAN), every_third_seen(c), true);
+    for (std::size_t i = 0; i < absent.labels.size(); ++i) {
+      ASSERT_EQ(absent.labels[i], kNoClass);
+      ASSERT_EQ(absent.scores[i], activation == Activation::kNone ? -INFINITY : 0.0f);
+    }
+  }
+}
+
+TEST(UpsampleArgmax, DoesNotDependOnTheNumberOfThreads) {
+  const int threads_before = num_threads();
+  for (const int height : {2, 24}) {
+    Case c{60, height, 24, 300, 400, Activation::kSigmoid, 0.2f};
+    const std::vector<float> logits = noise(c, 17, 1.0f);
+    set_num_threads(1);
+    const Result alone = kernel(c, logits, every_third_seen(c), true);
+    for (const int threads : {2, 3, 7}) {
+      set_num_threads(threads);
+      const Result shared = kernel(c, logits, every_third_seen(c), true);
+      EXPECT_EQ(shared.labels, alone.labels);
+      EXPECT_EQ(shared.scores, alone.scores);
+    }
+  }
+  set_num_threads(threads_before);
+}
+
+TEST(UpsampleArgmax, CellPositionsAreClampedHalfPixelCentres) {
+  for (const int in_size : {1, 2, 5, 32}) {
+    for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
+      for (int i = 0; i < out_size; ++i) {
+        const double source =
+            std::min(std::max((i + 0.5) * in_size / out_size - 0.5, 0.0), double(in_size - 1));
+        const CellPosition at = cell_position(i, in_size, out_size);
+        ASSERT_NEAR(at.cell + double(at.t), source, 1e-7 * in_size) << in_size << ' ' << out_size;
+        ASSERT_LE(at.cell, std::max(in_size - 2, 0));
+      }
+    }
+  }
+}
+
+TEST(UpsampleArgmax, RejectsASmallWorkspace) {
+  Case c{3, 4, 4, 8, 8};
+  std::vector<float> logits = noise(c, 1, 1.0f);
+  std::vector<std::uint8_t> labels(64), workspace(64);
+  const TensorView logits_view = view_of(logits, DType::float32, {1, 3, 4, 4});
+  EXPECT_THROW(upsample_argmax(logits_view, nullptr, view_of(labels, DType::uint8, {1, 8, 8}),
+                               nullptr, view_of(workspace, DType::uint8, {64}), params_of(c), 0),
+               ShapeError);
+}
+
+}  // namespace
+}  // namespace zsseg

@@ -1,0 +1,115 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings/array_arg.h"
+#include "bindings/register.h"
+#include "zsseg/check.h"
+#include "zsseg/device_array.h"
+#include "zsseg/ops/upsample_argmax.h"
+
+namespace py = pybind11;
+
+namespace zsseg::bindings {
+namespace {
+
+upsample::Activation parse_activation(const std::string& name) {
+  if (name == "none") {
+    return upsample::Activation::kNone;
+  }
+  if (name == "sigmoid") {
+    return upsample::Activation::kSigmoid;
+  }
+  if (name != "softmax") {
+    fail_argument("activation", "'none', 'sigmoid' or 'softmax'", "'" + name + "'");
+  }
+  return upsample::Activation::kSoftmax;
+}
+
+// `out` is the labels' array, or a pair of labels and scores.
+std::pair<py::object, py::object> split_out(const py::object& out) {
+  if (!py::isinstance<py::tuple>(out)) {
+    return {out, py::none()};
+  }
+  const auto pair = out.cast<py::tuple>();
+  if (pair.size() != 2) {
+    fail_argument("out", "labels or a pair of labels and scores",
+                  std::to_string(pair.size()) + " arrays");
+  }
+  return {pair[0], pair[1]};
+}
+
+struct CacheLineDeleter {
+  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+};
+
+// Host memory that each thread keeps between calls and that grows to the largest call.
+TensorView host_workspace(std::size_t bytes) {
+  thread_local std::unique_ptr<char, CacheLineDeleter> memory;
+  thread_local std::size_t capacity = 0;
+  if (bytes > capacity) {
+    memory.reset();
+    capacity = 0;
+    memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{64})));
+    capacity = bytes;
+  }
+  return {memory.get(), DType::uint8, {static_cast<std::int64_t>(capacity)}, Device{}};
+}
+
+py::tuple bound_upsample_argmax(const py::object& logits,
+                                std::pair<std::int64_t, std::int64_t> out_hw,
+                                const std::string& activation, const py::object& seen,
+                                double seen_bias, std::optional<double> unknown_below,
+                                bool with_scores, const py::object& out, StreamHandle stream) {
+  const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
+  const TensorView& view = logits_arg.view();
+  std::optional<ArrayArg> seen_arg;
+  if (!seen.is_none()) {
+    seen_arg.emplace(ArrayArg::input(seen, "seen", stream));
+  }
+  const TensorView* seen_view = seen_arg ? &seen_arg->view() : nullptr;
+  const float no_threshold = -std::numeric_limits<float>::infinity();
+  const UpsampleArgmaxParams params{
+      out_hw.first, out_hw.second, parse_activation(activation), static_cast<float>(seen_bias),
+      unknown_below ? static_cast<float>(*unknown_below) : no_threshold};
+  const Shape shape = upsample_argmax_shape(view, seen_view, params);
+  const auto [labels_out, scores_out] = split_out(out);
+  if (!with_scores && !scores_out.is_none()) {
+    fail_argument("out", "labels only, because with_scores is False", "labels and scores");
+  }
+  const OutputArg labels(labels_out, "labels", shape, upsample_argmax_label_dtype(view),
+                         view.device, stream);
+  std::optional<OutputArg> scores;
+  if (with_scores) {
+    scores.emplace(scores_out, "scores", shape, DType::float32, view.device, stream);
+  }
+  const std::size_t bytes = upsample_argmax_workspace_bytes(view, seen_view, params);
+  std::optional<DeviceArray> on_device;  // from the stream's memory pool, back to it when done
+  if (view.device.is_cuda()) {
+    on_device.emplace(DeviceArray::empty({static_cast<std::int64_t>(bytes)}, DType::uint8,
+                                         view.device.index, stream));
+  }
+  const TensorView workspace = on_device ? on_device->view() : host_workspace(bytes);
+  {
+    const py::gil_scoped_release unlocked;
+    upsample_argmax(view, seen_view, labels.view(), scores ? &scores->view() : nullptr, workspace,
+                    params, stream);
+  }
+  return py::make_tuple(labels.result(), scores ? scores->result() : py::none());
+}
+
+}  // namespace
+
+void register_upsample_argmax(py::module_& module) {
+  module.def("upsample_argmax", &bound_upsample_argmax, py::arg("logits"), py::arg("out_hw"),
+             py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
+             py::arg("with_scores"), py::arg("out"), py::arg("stream"));
+}
+
+}  // namespace zsseg::bindings

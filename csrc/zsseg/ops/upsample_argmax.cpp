@@ -1,0 +1,164 @@
+#include "zsseg/ops/upsample_argmax.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "zsseg/check.h"
+#include "zsseg/error.h"
+#include "zsseg/kernel_dispatch.h"
+#include "zsseg/thread_pool.h"
+
+namespace zsseg {
+namespace {
+
+using upsample::kLongestSide;
+
+constexpr std::int64_t kMaxClasses = 65534;  // 65535 is unknown
+constexpr std::int64_t kMaxBatch = 65535;    // grid.z
+constexpr std::int64_t kMaxBytesClasses = 254;
+constexpr std::int64_t kMaxSeenOnHost = 8192;  // travel to CUDA as bits in a launch's parameters
+constexpr int kAlign = 16;                     // classes; kClassAlign of the CPU kernel
+constexpr std::int64_t kScratchFloats = 13;    // a class; kScratchFloats of the CPU kernel
+constexpr std::int64_t kTablePadding = 16;     // elements read past the end of the fractions
+
+void check_sizes(const TensorView& logits, const UpsampleArgmaxParams& params) {
+  const auto is_side = [](std::int64_t side) { return side >= 1 && side <= kLongestSide; };
+  if (logits.shape[1] < 1 || logits.shape[1] > kMaxClasses) {
+    throw ShapeError("logits: expected from 1 to 65534 classes, got " + to_string(logits.shape) +
+                     ". Set the classes first.");
+  }
+  if (!is_side(logits.shape[2]) || !is_side(logits.shape[3])) {
+    throw ShapeError("logits: expected sides from 1 to 32767, got " + to_string(logits.shape) +
+                     ". Check the order of its axes.");
+  }
+  if (logits.shape[0] > kMaxBatch) {
+    throw ShapeError("logits: expected at most 65535 images, got " + to_string(logits.shape) +
+                     ". Split the batch.");
+  }
+  if (!is_side(params.height) || !is_side(params.width)) {
+    throw ShapeError("out_hw: expected sides from 1 to 32767, got " +
+                     to_string(Shape{params.height, params.width}) + ". Pass (height, width).");
+  }
+}
+
+void check_seen(const TensorView& logits, const TensorView& seen) {
+  expect_dtype("seen", seen, {DType::boolean});
+  expect_shape("seen", seen, {logits.shape[1]});
+  if (seen.device.is_cuda() || !logits.device.is_cuda()) {
+    expect_same_device("seen", seen, "logits", logits);
+  } else if (seen.shape[0] > kMaxSeenOnHost) {
+    throw DeviceError("seen: expected at most 8192 classes in host memory, got " +
+                      std::to_string(seen.shape[0]) + ". Put it on the device of logits.");
+  }
+}
+
+void expect_result(const char* name, const TensorView& view, DType dtype, const Shape& shape,
+                   const TensorView& logits) {
+  expect_dtype(name, view, {dtype});
+  expect_shape(name, view, shape);
+  expect_same_device(name, view, "logits", logits);
+}
+
+int round_up(std::int64_t count) {
+  return static_cast<int>((count + kAlign - 1) / kAlign * kAlign);
+}
+
+// How many classes are in the group that the bias lowers; 0 where one group does for all.
+std::int64_t count_seen(const TensorView& logits, const TensorView* seen, float bias) {
+  if (seen == nullptr || bias == 0.0f) {
+    return 0;
+  }
+  const std::int64_t num_classes = logits.shape[1];
+  const bool* flags = seen->as<const bool>();
+  const std::int64_t num_seen = std::count(flags, flags + num_classes, true);
+  return num_seen == num_classes ? 0 : num_seen;
+}
+
+}  // namespace
+
+Shape upsample_argmax_shape(const TensorView& logits, const TensorView* seen,
+                            const UpsampleArgmaxParams& params) {
+  expect_dtype("logits", logits, {DType::float32, DType::float16});
+  expect_shape("logits", logits, {kAnySize, kAnySize, kAnySize, kAnySize});
+  check_sizes(logits, params);
+  if (seen != nullptr) {
+    check_seen(logits, *seen);
+  }
+  if (!std::isfinite(params.seen_bias)) {
+    fail_argument("seen_bias", "a finite number", to_text(params.seen_bias));
+  }
+  if (std::isnan(params.unknown_below)) {
+    fail_argument("unknown_below", "a number or None", "nan");
+  }
+  return {logits.shape[0], params.height, params.width};
+}
+
+DType upsample_argmax_label_dtype(const TensorView& logits) {
+  return logits.shape[1] <= kMaxBytesClasses ? DType::uint8 : DType::uint16;
+}
+
+CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView* seen,
+                                     const UpsampleArgmaxParams& params, int num_tasks) {
+  const std::int64_t num_seen = count_seen(logits, seen, params.seen_bias);
+  const std::int64_t points = logits.shape[2] * logits.shape[3];
+  CpuLayout layout = {};
+  layout.num_groups = num_seen > 0 ? 2 : 1;
+  layout.group_begin[1] = round_up(logits.shape[1] - num_seen);
+  layout.group_begin[2] = layout.group_begin[1] + round_up(num_seen);
+  const std::int64_t positions = layout.group_begin[layout.num_groups];
+  layout.num_tasks = num_tasks;
+  layout.scratch_floats = kScratchFloats * positions;
+  const auto take = [&layout](std::int64_t count) {  // of 4-byte elements
+    const std::size_t offset = layout.bytes;
+    layout.bytes += static_cast<std::size_t>((count + 15) / 16 * 64);
+    return offset;
+  };
+  layout.class_of = take(positions);
+  layout.vectors = take(points * positions);
+  layout.top_logit = take(layout.num_groups * points);
+  layout.top = take(layout.num_groups * points);
+  layout.row_s = take(params.height + kTablePadding);
+  layout.row_t = take(params.height + kTablePadding);
+  layout.column_s = take(params.width + kTablePadding);
+  layout.column_t = take(params.width + kTablePadding);
+  layout.row_begin = take(logits.shape[2] + 1);
+  layout.column_begin = take(logits.shape[3] + 1);
+  layout.scratch = take(layout.scratch_floats * num_tasks);
+  return layout;
+}
+
+std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const TensorView* seen,
+                                            const UpsampleArgmaxParams& params) {
+  if (logits.device.is_cuda()) {  // class vectors of all images, and the seen flags
+    return static_cast<std::size_t>(logits.count()) * sizeof(float) +
+           static_cast<std::size_t>(logits.shape[1]);
+  }
+  return upsample_argmax_cpu_layout(logits, seen, params, 4 * num_threads()).bytes;
+}
+
+void upsample_argmax(const TensorView& logits, const TensorView* seen, const TensorView& labels,
+                     const TensorView* scores, const TensorView& workspace,
+                     const UpsampleArgmaxParams& params, StreamHandle stream) {
+  const Shape shape = upsample_argmax_shape(logits, seen, params);
+  expect_result("labels", labels, upsample_argmax_label_dtype(logits), shape, logits);
+  if (scores != nullptr) {
+    expect_result("scores", *scores, DType::float32, shape, logits);
+  }
+  if (labels.count() == 0) {
+    return;
+  }
+  expect_same_device("workspace", workspace, "logits", logits);
+  const std::size_t needed = logits.device.is_cuda()
+                                 ? upsample_argmax_workspace_bytes(logits, seen, params)
+                                 : upsample_argmax_cpu_layout(logits, seen, params, 1).bytes;
+  if (workspace.bytes() < needed) {
+    throw ShapeError("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
+                     std::to_string(workspace.bytes()) +
+                     ". Ask upsample_argmax_workspace_bytes for the size.");
+  }
+  ZSSEG_RUN_KERNEL(labels, upsample_argmax, stream, logits, seen, labels, scores, workspace,
+                   params);
+}
+
+}  // namespace zsseg

@@ -1,0 +1,65 @@
+// Labels of a full-size image from low-resolution class logits, without full-size logits.
+#pragma once
+
+#include <cstddef>
+#include <limits>
+
+#include "zsseg/cpu_dispatch.h"
+#include "zsseg/ops/upsample_argmax_math.h"
+#include "zsseg/tensor_view.h"
+
+namespace zsseg {
+
+struct UpsampleArgmaxParams {
+  std::int64_t height = 0;  // of the result
+  std::int64_t width = 0;
+  upsample::Activation activation = upsample::Activation::kNone;
+  float seen_bias = 0.0f;                                         // taken off seen classes
+  float unknown_below = -std::numeric_limits<float>::infinity();  // no threshold
+};
+
+// logits float32 or float16 [B,C,h,w], seen bool [C] or null -> labels [B,H,W], scores float32
+// [B,H,W]: bilinear upsampling (half-pixel centres, edges clamped) -> activation -> minus seen_bias
+// where seen -> argmax, ties to the lowest index. A score is the winner's activated value without
+// the bias; below unknown_below the pixel is unknown (255, 65535). A NaN or infinitely negative
+// logit never wins; a pixel without any other is unknown, its score 0, or -infinity if the
+// activation is none. Checks the inputs and returns the shape of labels and scores.
+Shape upsample_argmax_shape(const TensorView& logits, const TensorView* seen,
+                            const UpsampleArgmaxParams& params);
+
+// uint8 up to 254 classes, uint16 above.
+DType upsample_argmax_label_dtype(const TensorView& logits);
+
+// Bytes of workspace, on the logits' device, that a call needs.
+std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const TensorView* seen,
+                                            const UpsampleArgmaxParams& params);
+
+// `seen` may be on the CPU for logits on CUDA. `scores` may be null. `workspace` is any array of at
+// least the bytes above, aligned to 64; its content does not matter.
+void upsample_argmax(const TensorView& logits, const TensorView* seen, const TensorView& labels,
+                     const TensorView* scores, const TensorView& workspace,
+                     const UpsampleArgmaxParams& params, StreamHandle stream);
+
+// Where the CPU kernel keeps what in its workspace: byte offsets, all multiples of 64.
+struct CpuLayout {
+  int num_groups;      // 2 where some classes are seen, some not, and the bias is not 0
+  int group_begin[3];  // positions of each group's classes; see upsample_argmax_cells.h
+  int num_tasks;
+  std::int64_t scratch_floats;  // a task
+  std::size_t class_of, vectors, top_logit, top;
+  std::size_t row_s, row_t, column_s, column_t, row_begin, column_begin;
+  std::size_t scratch, bytes;
+};
+CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView* seen,
+                                     const UpsampleArgmaxParams& params, int num_tasks);
+
+// Arguments are checked and not empty.
+ZSSEG_DECLARE_CPU_KERNEL(void upsample_argmax_cpu(
+    const TensorView& logits, const TensorView* seen, const TensorView& labels,
+    const TensorView* scores, const TensorView& workspace, const UpsampleArgmaxParams& params))
+void upsample_argmax_cuda(const TensorView& logits, const TensorView* seen,
+                          const TensorView& labels, const TensorView* scores,
+                          const TensorView& workspace, const UpsampleArgmaxParams& params,
+                          StreamHandle stream);
+
+}  // namespace zsseg

@@ -1,0 +1,275 @@
+// upsample_argmax on the CPU, without ever holding [classes, out_height, out_width].
+//
+// 1. gather: re-lay [classes, points] as [points, positions], so that the four corners of a cell
+//    are four contiguous class vectors, and note the best class of every grid point.
+// 2. label: for every cell of the grid, fill it if one class is clearly best at all four corners;
+//    else drop the classes that cannot win and compare the few left at every pixel.
+// Bound by arithmetic where many classes survive, by writing the labels where few do.
+#include "zsseg/dtype_dispatch.h"
+#include "zsseg/ops/upsample_argmax.h"
+#include "zsseg/ops/upsample_argmax_labels.h"
+#include "zsseg/thread_pool.h"
+
+namespace zsseg {
+namespace ZSSEG_ISA_NAMESPACE {
+namespace {
+
+using namespace zsseg::upsample;
+
+constexpr int kPoints = 16;  // grid points gathered together: a cache line of every class plane
+
+ZSSEG_SIMD_FN void load_points(const float* from, float* to) {
+  for (int i = 0; i < kPoints; i += kLanes) {
+    store(to + i, load(from + i));
+  }
+}
+
+ZSSEG_SIMD_FN void load_points(const std::uint16_t* from, float* to) {
+  for (int i = 0; i < kPoints; i += kLanes) {
+    store(to + i, widen_half(from + i));
+  }
+}
+
+// Best and second best logit of kPoints points in one group so far.
+struct Ranking {
+  VecF first[kPoints / kLanes];
+  VecF second[kPoints / kLanes];
+  VecI position[kPoints / kLanes];
+};
+
+ZSSEG_SIMD_FN void rank(Ranking& ranking, const float* logits, int position) {
+  for (int i = 0; i < kPoints / kLanes; ++i) {
+    const VecF x = load(logits + i * kLanes);
+    const VecI better = x > ranking.first[i];
+    ranking.second[i] = max(ranking.second[i], min(x, ranking.first[i]));
+    ranking.first[i] = better ? x : ranking.first[i];
+    ranking.position[i] = better ? splat_int(position) : ranking.position[i];
+  }
+}
+
+// The logits of one class at `count` points, made finite; absent where the class is padding.
+template <typename T>
+ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, int count, float* to) {
+  const std::int32_t class_index = image.class_of[position];
+  if (class_index == kNoClass) {
+    for (int i = 0; i < kPoints; i += kLanes) {
+      store(to + i, splat(-kLogitLimit));
+    }
+    return;
+  }
+  const std::int64_t plane = static_cast<std::int64_t>(image.in_height) * image.in_width;
+  const T* from = static_cast<const T*>(image.logits) + class_index * plane + point;
+  T tail[kPoints] = {};
+  if (count < kPoints) {
+    for (int i = 0; i < count; ++i) {
+      tail[i] = from[i];
+    }
+    from = tail;
+  }
+  load_points(from, to);
+  for (int i = 0; i < kPoints; i += kLanes) {  // a comparison with NaN is false
+    VecF x = load(to + i);
+    x = x > splat(-kLogitLimit) ? x : splat(-kLogitLimit);
+    store(to + i, min(x, splat(kLogitLimit)));
+  }
+}
+
+ZSSEG_SIMD_FN void store_ranking(const Image& image, const Ranking& ranking, int group, int point,
+                                 int count) {
+  const int plane = image.in_height * image.in_width;
+  for (int i = 0; i < count; ++i) {
+    const float first = ranking.first[i / kLanes][i % kLanes];
+    const float second = ranking.second[i / kLanes][i % kLanes];
+    const std::int32_t position = ranking.position[i / kLanes][i % kLanes];
+    const bool clear = second < strictly_below(first) && first > 0.5f * kAbsentLogit;
+    image.top_logit[group * plane + point + i] = first;
+    image.top[group * plane + point + i] = clear ? position : ~position;
+  }
+}
+
+template <typename T>
+void gather_points(const Image& image, int point, int count) {
+  const int positions = image.positions();
+  for (int group = 0; group < image.num_groups; ++group) {
+    Ranking ranking;
+    for (int i = 0; i < kPoints / kLanes; ++i) {
+      ranking.first[i] = ranking.second[i] = splat(-2.0f * kLogitLimit);
+      ranking.position[i] = splat_int(image.group_begin[group]);
+    }
+    for (int p = image.group_begin[group]; p < image.group_begin[group + 1]; p += 4) {
+      float tile[4][kPoints];
+      for (int k = 0; k < 4; ++k) {
+        fetch<T>(image, p + k, point, count, tile[k]);
+        rank(ranking, tile[k], p + k);
+      }
+      float* to = image.vectors + static_cast<std::int64_t>(point) * positions + p;
+      for (int i = 0; i < count; i += 4) {
+        Vec4F row[4] = {load4(tile[0] + i), load4(tile[1] + i), load4(tile[2] + i),
+                        load4(tile[3] + i)};
+        transpose4(row[0], row[1], row[2], row[3]);
+        for (int k = 0; k < 4 && i + k < count; ++k) {
+          store4(to + static_cast<std::int64_t>(i + k) * positions, row[k]);
+        }
+      }
+    }
+    store_ranking(image, ranking, group, point, count);
+  }
+}
+
+// How output rows or columns lie on the grid: fractions, and where every cell begins. Steps through
+// the indices with the integers of cell_position, without its divisions.
+void lay_axis(int in_size, int out_size, float* s, float* t, std::int32_t* begin, int padding) {
+  const int cells = in_size > 1 ? in_size - 1 : 1;
+  const int denominator = 2 * out_size;
+  int next = 0;  // the first cell whose beginning is not yet known
+  int cell = 0;
+  int remainder = in_size - out_size;  // numerator - cell * denominator
+  for (int i = 0; i < out_size; ++i, remainder += 2 * in_size) {
+    while (remainder >= denominator) {
+      remainder -= denominator;
+      ++cell;
+    }
+    const bool past = cell >= in_size - 1;
+    const bool before = remainder <= 0 && cell == 0;
+    for (const int reached = past ? cells - 1 : cell; next <= reached; ++next) {
+      begin[next] = i;
+    }
+    t[i] = in_size == 1 || before ? 0.0f
+           : past                 ? 1.0f
+                                  : static_cast<float>(remainder) / static_cast<float>(denominator);
+    s[i] = 1.0f - t[i];
+  }
+  for (; next <= cells; ++next) {
+    begin[next] = out_size;
+  }
+  for (int i = 0; i < padding; ++i) {
+    s[out_size + i] = t[out_size + i] = 0.0f;
+  }
+}
+
+Image lay_out(const TensorView& logits, const CpuLayout& layout, char* base,
+              const UpsampleArgmaxParams& params) {
+  const auto floats = [base](std::size_t offset) {
+    return reinterpret_cast<float*>(base + offset);
+  };
+  const auto ints = [base](std::size_t offset) {
+    return reinterpret_cast<std::int32_t*>(base + offset);
+  };
+  Image image = {};
+  image.in_height = static_cast<int>(logits.shape[2]);
+  image.in_width = static_cast<int>(logits.shape[3]);
+  image.out_height = static_cast<int>(params.height);
+  image.out_width = static_cast<int>(params.width);
+  image.num_groups = layout.num_groups;
+  for (int i = 0; i < 3; ++i) {
+    image.group_begin[i] = layout.group_begin[i];
+  }
+  image.class_of = ints(layout.class_of);
+  image.vectors = floats(layout.vectors);
+  image.top_logit = floats(layout.top_logit);
+  image.top = ints(layout.top);
+  lay_axis(image.in_height, image.out_height, floats(layout.row_s), floats(layout.row_t),
+           ints(layout.row_begin), kRows);
+  lay_axis(image.in_width, image.out_width, floats(layout.column_s), floats(layout.column_t),
+           ints(layout.column_begin), kLanes);
+  image.row_s = floats(layout.row_s);
+  image.row_t = floats(layout.row_t);
+  image.column_s = floats(layout.column_s);
+  image.column_t = floats(layout.column_t);
+  image.row_begin = ints(layout.row_begin);
+  image.column_begin = ints(layout.column_begin);
+  image.activation = params.activation;
+  image.seen_bias = params.seen_bias;
+  image.unknown_below = params.unknown_below;
+  return image;
+}
+
+// Puts each class at its position, the classes of a group in order.
+void place_classes(const CpuLayout& layout, int num_classes, const bool* seen,
+                   std::int32_t* class_of) {
+  for (int p = 0; p < layout.group_begin[layout.num_groups]; ++p) {
+    class_of[p] = kNoClass;
+  }
+  int next[2] = {0, layout.group_begin[1]};
+  for (int c = 0; c < num_classes; ++c) {
+    class_of[next[layout.num_groups == 2 && seen[c] ? 1 : 0]++] = c;
+  }
+}
+
+// Work in nanoseconds below which a second thread costs more than it brings.
+constexpr std::int64_t kSmallWork = 50000;
+
+template <typename T>
+void gather(const Image& image, int num_tasks) {
+  const int points = image.in_height * image.in_width;
+  const std::int64_t blocks = (points + kPoints - 1) / kPoints;
+  const bool small = std::int64_t{points} * image.positions() / 2 < kSmallWork;
+  const std::int64_t grain = small ? blocks : (blocks + num_tasks - 1) / num_tasks;
+  parallel_for(0, blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = begin; block < end; ++block) {
+      const int point = static_cast<int>(block) * kPoints;
+      gather_points<T>(image, point, points - point < kPoints ? points - point : kPoints);
+    }
+  });
+}
+
+// A task is a contiguous share of (cell row, slice of its rows) with a scratch of its own. Cell
+// rows are sliced where they are too few to go round.
+template <typename Label>
+void label_image(const Image& image, const CpuLayout& layout, char* base) {
+  const int cell_rows = image.in_height > 1 ? image.in_height - 1 : 1;
+  const int slices = cell_rows >= layout.num_tasks ? 1 : (layout.num_tasks - 1) / cell_rows + 1;
+  const std::int64_t items = std::int64_t{cell_rows} * slices;
+  const bool small = std::int64_t{image.out_height} * image.out_width / 2 < kSmallWork;
+  const std::int64_t tasks = layout.num_tasks;
+  parallel_for(0, tasks, small ? tasks : 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      float* scratch =
+          reinterpret_cast<float*>(base + layout.scratch) + task * layout.scratch_floats;
+      for (std::int64_t i = items * task / tasks; i < items * (task + 1) / tasks; ++i) {
+        const int cell_row = static_cast<int>(i) / slices, slice = static_cast<int>(i) % slices;
+        const int first = image.row_begin[cell_row];
+        const int quads = (image.row_begin[cell_row + 1] - first + kRows - 1) / kRows;
+        const int from = first + kRows * (quads * slice / slices);
+        const int to = first + kRows * (quads * (slice + 1) / slices);
+        const int last = image.row_begin[cell_row + 1];
+        label_cell_row<Label>(image, cell_row, from, to < last ? to : last, scratch);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void upsample_argmax_cpu(const TensorView& logits, const TensorView* seen, const TensorView& labels,
+                         const TensorView* scores, const TensorView& workspace,
+                         const UpsampleArgmaxParams& params) {
+  CpuLayout layout = upsample_argmax_cpu_layout(logits, seen, params, 4 * num_threads());
+  while (layout.bytes > workspace.bytes() && layout.num_tasks > 1) {
+    layout = upsample_argmax_cpu_layout(logits, seen, params, layout.num_tasks - 1);
+  }
+  char* base = workspace.as<char>();
+  Image image = lay_out(logits, layout, base, params);
+  image.needs_scores = scores != nullptr || params.unknown_below > -INFINITY;
+  image.needs_denominator =
+      params.activation == Activation::kSoftmax && (image.needs_scores || image.num_groups == 2);
+  const int num_classes = static_cast<int>(logits.shape[1]);
+  place_classes(layout, num_classes, seen == nullptr ? nullptr : seen->as<const bool>(),
+                reinterpret_cast<std::int32_t*>(base + layout.class_of));
+  const std::int64_t in_step = logits.count() / logits.shape[0];
+  const std::int64_t out_step = labels.count() / logits.shape[0];
+  for (std::int64_t b = 0; b < logits.shape[0]; ++b) {
+    image.logits = logits.as<const char>() + b * in_step * size_of(logits.dtype);
+    image.labels = labels.as<char>() + b * out_step * size_of(labels.dtype);
+    image.scores = scores == nullptr ? nullptr : scores->as<float>() + b * out_step;
+    if (logits.dtype == DType::float16) {
+      gather<std::uint16_t>(image, layout.num_tasks);
+    } else {
+      gather<float>(image, layout.num_tasks);
+    }
+    ZSSEG_DISPATCH_LABEL(labels.dtype, Label, label_image<Label>(image, layout, base));
+  }
+}
+
+}  // namespace ZSSEG_ISA_NAMESPACE
+}  // namespace zsseg

@@ -1,0 +1,299 @@
+"""upsample_argmax: the law is ops.reference.upsample_argmax."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsseg_rt import ops
+from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from zsseg_rt.ops import reference
+
+ACTIVATIONS = ["none", "sigmoid", "softmax"]
+SHAPES = [  # batch, classes, grid, image
+    ((1, 1, 1, 1), (1, 1)),
+    ((2, 2, 1, 5), (7, 1)),
+    ((1, 3, 4, 1), (1, 33)),
+    ((3, 20, 5, 7), (61, 83)),
+    ((1, 171, 8, 9), (64, 72)),
+    ((1, 300, 4, 4), (37, 19)),
+    ((1, 1000, 3, 2), (12, 31)),
+    ((1, 21, 32, 33), (11, 7)),
+    ((1, 6, 32, 33), (375, 113)),
+]
+SCORE_TOLERANCE = 2e-6  # exp and division in float32 against float64; a softmax drops e^-25 terms
+
+
+def random_logits(*shape, scale=2.0, dtype=np.float32):
+    return (scale * np.random.default_rng(sum(shape)).standard_normal(shape)).astype(dtype)
+
+
+def some_seen(classes):
+    return np.arange(classes) % 3 == 0
+
+
+def top_two_margin(logits, out_hw, *, activation, seen, seen_bias, unknown_below=None, **_):
+    """How far the decision is from another, relative to max(1, the winner's magnitude)."""
+    values = reference.upsample_bilinear(logits, out_hw).astype(np.float64)
+    if activation == "sigmoid":
+        values = np.exp(-np.logaddexp(0, -values))
+    elif activation == "softmax":
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+        values /= values.sum(axis=1, keepdims=True)
+    if seen is not None:
+        values = values - seen_bias * seen[:, None, None]
+    ordered = np.sort(values, axis=1)
+    first = ordered[:, -1]
+    margin = first - ordered[:, -2] if values.shape[1] > 1 else np.full(first.shape, np.inf)
+    if unknown_below is not None:
+        _, scores = reference.upsample_argmax(
+            logits, out_hw, activation=activation, seen=seen, seen_bias=seen_bias, with_scores=True
+        )
+        margin = np.minimum(margin, np.abs(scores - unknown_below))
+    return margin / np.maximum(1.0, np.abs(first))
+
+
+def assert_labels_agree(logits, out_hw, labels, arguments, *, excluded_share=0.01):
+    expected, _ = reference.upsample_argmax(logits, out_hw, **arguments)
+    tolerance = reference.UPSAMPLE_ARGMAX_TOLERANCE[logits.dtype.name]
+    clear = top_two_margin(logits, out_hw, **arguments) > tolerance
+    assert labels.dtype == expected.dtype
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+    assert np.mean(~clear) <= excluded_share
+    if arguments["activation"] == "none" and arguments["seen_bias"] == 0:
+        np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(("shape", "out_hw"), SHAPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("seen_bias", [0.0, 0.3, -0.2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_matches_reference(device, shape, out_hw, activation, seen_bias, dtype):
+    logits = random_logits(*shape, dtype=dtype)
+    seen = some_seen(shape[1])
+    arguments = {"activation": activation, "seen": seen, "seen_bias": seen_bias}
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), out_hw, **arguments, with_scores=True, stream=device.stream
+    )
+    assert device.holds(labels)
+    assert device.holds(scores)
+    fetched = device.fetch(labels)
+    assert_labels_agree(logits, out_hw, fetched, arguments)
+    _, expected = reference.upsample_argmax(logits, out_hw, **arguments, with_scores=True)
+    clear = top_two_margin(logits, out_hw, **arguments) > 1e-5
+    np.testing.assert_allclose(
+        device.fetch(scores)[clear], expected[clear], rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE
+    )
+    bare, none = ops.upsample_argmax(
+        device.place(logits), out_hw, **arguments, stream=device.stream
+    )
+    assert none is None
+    assert_labels_agree(logits, out_hw, device.fetch(bare), arguments)
+
+
+@pytest.mark.parametrize(
+    ("activation", "threshold"), [("none", 2.0), ("sigmoid", 0.9), ("softmax", 0.3)]
+)
+@pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("classes", [40, 300])
+def test_marks_scores_below_the_threshold(device, activation, threshold, with_scores, classes):
+    logits = random_logits(2, classes, 6, 5, scale=1.5)
+    arguments = {
+        "activation": activation,
+        "seen": some_seen(classes),
+        "seen_bias": 0.1,
+        "unknown_below": threshold,
+    }
+    labels, _ = ops.upsample_argmax(
+        device.place(logits), (50, 41), **arguments, with_scores=with_scores, stream=device.stream
+    )
+    fetched = device.fetch(labels)
+    assert_labels_agree(logits, (50, 41), fetched, arguments)
+    assert 0.02 < np.mean(fetched == (255 if classes == 40 else 65535)) < 0.999
+
+
+def test_writes_into_out(device):
+    logits = random_logits(2, 9, 4, 4)
+    out = (device.poisoned((2, 30, 33), np.uint8), device.poisoned((2, 30, 33), np.float32))
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), (30, 33), with_scores=True, out=out, stream=device.stream
+    )
+    assert labels is out[0]
+    assert scores is out[1]
+    assert device.holds(labels)
+    expected = reference.upsample_argmax(logits, (30, 33), with_scores=True)
+    np.testing.assert_array_equal(device.fetch(labels), expected[0])
+    np.testing.assert_allclose(device.fetch(scores), expected[1], rtol=SCORE_TOLERANCE)
+    only_labels = device.poisoned((2, 30, 33), np.uint8)
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), (30, 33), out=only_labels, stream=device.stream
+    )
+    assert labels is only_labels
+    assert scores is None
+    np.testing.assert_array_equal(device.fetch(labels), expected[0])
+
+
+def test_no_images_give_no_labels(device):
+    logits = np.empty((0, 5, 4, 4), np.float32)
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), (8, 9), with_scores=True, stream=device.stream
+    )
+    assert device.fetch(labels).shape == device.fetch(scores).shape == (0, 8, 9)
+
+
+@pytest.mark.parametrize("num_seen", [0, 1, 16, 33, 34])
+def test_any_number_of_classes_may_be_seen(device, num_seen):
+    logits = random_logits(1, 34, 6, 6)
+    arguments = {"activation": "sigmoid", "seen": np.arange(34) < num_seen, "seen_bias": 0.4}
+    for seen in (arguments["seen"], device.place(arguments["seen"])):
+        labels, _ = ops.upsample_argmax(
+            device.place(logits), (70, 50), **(arguments | {"seen": seen}), stream=device.stream
+        )
+        assert_labels_agree(logits, (70, 50), device.fetch(labels), arguments)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_absent_classes_never_win(device, activation):
+    logits = random_logits(1, 5, 4, 4) - 20
+    logits[:, 1] = np.nan
+    logits[:, 3] = -np.inf
+    logits[0, 2, 0, 0] = np.nan
+    labels, _ = ops.upsample_argmax(
+        device.place(logits), (23, 31), activation=activation, stream=device.stream
+    )
+    fetched = device.fetch(labels)
+    assert set(np.unique(fetched)) <= {0, 2, 4}
+    expected, _ = reference.upsample_argmax(logits, (23, 31), activation=activation)
+    assert np.mean(fetched == expected) > 0.999
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pixels_without_a_class_are_unknown(device, activation):
+    logits = np.full((1, 3, 2, 2), np.nan, np.float32)
+    arguments = {"activation": activation, "with_scores": True}
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), (5, 6), **arguments, stream=device.stream
+    )
+    expected_labels, expected_scores = reference.upsample_argmax(logits, (5, 6), **arguments)
+    assert np.all(device.fetch(labels) == 255)
+    np.testing.assert_array_equal(device.fetch(labels), expected_labels)
+    np.testing.assert_array_equal(device.fetch(scores), expected_scores)
+
+
+@pytest.mark.usefixtures("cpu_isa", "num_threads")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("classes", [20, 300])
+def test_every_instruction_set_and_thread_count(dtype, classes):
+    logits = random_logits(1, classes, 7, 9, dtype=dtype)
+    for activation, seen_bias in itertools.product(["none", "sigmoid"], [0.0, 0.1]):
+        arguments = {"activation": activation, "seen": some_seen(classes), "seen_bias": seen_bias}
+        labels, _ = ops.upsample_argmax(logits, (61, 117), **arguments)
+        assert_labels_agree(logits, (61, 117), labels, arguments)
+
+
+LOGITS = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1.0, 0.5, 30.0, 1e4, -1e4, 1e-30, 65504.0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_labels_without_activation_equal_the_reference_in_every_bit(data):
+    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
+    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    values = data.draw(st.lists(LOGITS, min_size=1, max_size=64))
+    picks = np.random.default_rng(data.draw(st.integers(0, 99))).integers(len(values), size=shape)
+    logits = np.array(values, np.float32)[picks]
+    labels, scores = ops.upsample_argmax(logits, out_hw, with_scores=True)
+    expected_labels, expected_scores = reference.upsample_argmax(logits, out_hw, with_scores=True)
+    np.testing.assert_array_equal(labels, expected_labels)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_labels_agree_for_any_settings(data):
+    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
+    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    generator = np.random.default_rng(data.draw(st.integers(0, 999)))
+    logits = generator.standard_normal(shape, np.float32)
+    logits *= data.draw(st.sampled_from([0.1, 3.0, 1e4]))
+    arguments = {
+        "activation": data.draw(st.sampled_from(ACTIVATIONS)),
+        "seen": generator.random(shape[1]) < data.draw(st.floats(0, 1)),
+        "seen_bias": data.draw(st.floats(-2, 2, width=32)),
+        "unknown_below": data.draw(st.sampled_from([None, 0.0, 0.5])),
+    }
+    labels, _ = ops.upsample_argmax(logits, out_hw, **arguments)
+    assert_labels_agree(logits, out_hw, labels, arguments, excluded_share=1.0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("grid", "out_hw"), [((5, 7), (61, 83)), ((9, 8), (4, 5)), ((1, 3), (9, 1))]
+)
+def test_reference_agrees_with_torch(activation, grid, out_hw):
+    torch = pytest.importorskip("torch")
+    logits = random_logits(2, 13, *grid)
+    values = torch.nn.functional.interpolate(
+        torch.from_numpy(logits), size=out_hw, mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(
+        reference.upsample_bilinear(logits, out_hw), values.numpy(), atol=5e-6
+    )
+    activate = {"none": lambda x: x, "sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(1)}
+    activated = activate[activation](values)
+    seen = some_seen(13)
+    lowered = activated - 0.2 * torch.from_numpy(seen)[:, None, None]
+    winners = lowered.argmax(1)
+    arguments = {"activation": activation, "seen": seen, "seen_bias": 0.2}
+    labels, scores = reference.upsample_argmax(logits, out_hw, **arguments, with_scores=True)
+    clear = top_two_margin(logits, out_hw, **arguments) > 1e-5
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], winners.numpy()[clear])
+    winning = activated.gather(1, winners[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(scores[clear], winning[clear], atol=5e-6)
+
+
+GOOD = {"logits": np.zeros((1, 4, 3, 3), np.float32), "out_hw": (6, 6)}
+
+
+@pytest.mark.parametrize("implementation", [ops.upsample_argmax, reference.upsample_argmax])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"logits": np.zeros((1, 4, 3, 3))}, DTypeError, r"logits: expected float32 or float16"),
+        ({"logits": np.zeros((4, 3, 3), "f4")}, ShapeError, r"logits: expected shape \(\*, \*, "),
+        (
+            {"logits": np.zeros((1, 0, 3, 3), "f4")},
+            ShapeError,
+            r"logits: expected from 1 to 65534 classes, got \(1, 0, 3, 3\)",
+        ),
+        ({"logits": np.zeros((1, 4, 0, 3), "f4")}, ShapeError, r"logits: expected sides from 1"),
+        ({"logits": np.zeros((1, 4, 3, 6), "f4")[..., ::2]}, ShapeError, r"logits: expected a C-"),
+        ({"logits": [1.0]}, DTypeError, r"logits: expected an array, got list"),
+        ({"out_hw": (0, 6)}, ShapeError, r"out_hw: expected sides from 1 to 32767, got \(0, 6\)"),
+        ({"out_hw": (6, 32768)}, ShapeError, r"out_hw: expected sides from 1 to 32767"),
+        ({"activation": "relu"}, ArgumentError, r"activation: expected 'none', .* got 'relu'"),
+        ({"seen": np.zeros(5, bool)}, ShapeError, r"seen: expected shape \(4,\), got \(5,\)"),
+        ({"seen": np.zeros(4, "u1")}, DTypeError, r"seen: expected bool, got uint8"),
+        ({"seen_bias": np.inf}, ArgumentError, r"seen_bias: expected a finite number, got inf"),
+        ({"unknown_below": np.nan}, ArgumentError, r"unknown_below: expected a number or None"),
+        ({"out": np.zeros((1, 6, 6), "u2")}, DTypeError, r"labels: expected uint8, got uint16"),
+        ({"out": np.zeros((1, 6, 5), "u1")}, ShapeError, r"labels: expected shape \(1, 6, 6\)"),
+        ({"out": (None, np.zeros((1, 6, 6), "f4"))}, ArgumentError, r"out: expected labels only"),
+        ({"out": (None, None, None)}, ArgumentError, r"out: expected labels or a pair"),
+    ],
+)
+def test_errors_name_the_argument(implementation, changes, error, message):
+    arguments = GOOD | changes
+    with pytest.raises(error, match=message):
+        implementation(arguments.pop("logits"), arguments.pop("out_hw"), **arguments)
+
+
+@pytest.mark.needs_cuda
+def test_arrays_of_two_devices_are_refused(device):
+    if device.name == "cpu":
+        pytest.skip("needs arrays on a GPU")
+    with pytest.raises(DeviceError, match=r"labels: expected to be on cuda:0 like logits"):
+        ops.upsample_argmax(device.place(GOOD["logits"]), (6, 6), out=np.zeros((1, 6, 6), "u1"))
