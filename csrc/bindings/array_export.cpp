@@ -42,18 +42,36 @@ dlpack::DataType dlpack_type(DType dtype) {
   }
 }
 
+constexpr std::int64_t kNoSynchronisation = -1;
+
+StreamHandle handle_of(std::int64_t dlpack_stream) {
+  return dlpack_stream == 1 ? 0 : static_cast<StreamHandle>(dlpack_stream);
+}
+
 // What a DLPack consumer holds: the array (its memory) and the sizes the tensor points to.
 template <typename Managed>
 struct Exported {
   DeviceArray array;
   Shape shape;
+  std::int64_t consumer;  // its stream, as DLPack numbers them
   Managed managed;
+
+  // The memory may be freed on our stream next: that must wait for the consumer's work.
+  void wait_for_consumer() const noexcept {
+    try {
+      if (consumer != kNoSynchronisation) {
+        cuda::order_streams(handle_of(consumer), array.last_stream(), array.view().device.index);
+      }
+    } catch (const Error&) {
+      return;  // a deleter cannot throw; the consumer's stream is gone, and so its work is done
+    }
+  }
 };
 
 template <typename Managed>
-std::unique_ptr<Exported<Managed>> export_tensor(const DeviceArray& array) {
-  auto exported =
-      std::make_unique<Exported<Managed>>(Exported<Managed>{array, array.view().shape, Managed{}});
+std::unique_ptr<Exported<Managed>> export_tensor(const DeviceArray& array, std::int64_t consumer) {
+  auto exported = std::make_unique<Exported<Managed>>(
+      Exported<Managed>{array, array.view().shape, consumer, Managed{}});
   const TensorView& view = array.view();
   exported->managed.dl_tensor = {view.data,
                                  {dlpack::kCUDA, view.device.index},
@@ -64,7 +82,9 @@ std::unique_ptr<Exported<Managed>> export_tensor(const DeviceArray& array) {
                                  0};
   exported->managed.manager_ctx = exported.get();
   exported->managed.deleter = [](Managed* self) {
-    delete static_cast<Exported<Managed>*>(self->manager_ctx);
+    auto* owner = static_cast<Exported<Managed>*>(self->manager_ctx);
+    owner->wait_for_consumer();
+    delete owner;
   };
   return exported;
 }
@@ -96,19 +116,17 @@ py::capsule to_dlpack(const DeviceArray& array, const std::optional<std::int64_t
   if (copy.value_or(false)) {
     throw py::buffer_error("copy: expected False or None. Copy on the consumer's side.");
   }
-  constexpr std::int64_t kNoSynchronisation = -1;
-  if (stream.value_or(1) != kNoSynchronisation) {
-    const std::int64_t consumer = stream.value_or(1);
-    cuda::order_streams(array.last_stream(),
-                        consumer == 1 ? 0 : static_cast<StreamHandle>(consumer), device);
+  const std::int64_t consumer = stream.value_or(1);
+  if (consumer != kNoSynchronisation) {
+    cuda::order_streams(array.last_stream(), handle_of(consumer), device);
   }
   if (max_version && max_version->first >= 1) {
-    auto exported = export_tensor<dlpack::ManagedTensorVersioned>(array);
+    auto exported = export_tensor<dlpack::ManagedTensorVersioned>(array, consumer);
     exported->managed.version = {1, 0};
     return capsule_of<dlpack::ManagedTensorVersioned, dlpack::kVersionedName>(std::move(exported));
   }
   return capsule_of<dlpack::ManagedTensor, dlpack::kName>(
-      export_tensor<dlpack::ManagedTensor>(array));
+      export_tensor<dlpack::ManagedTensor>(array, consumer));
 }
 
 py::dict cuda_array_interface(const DeviceArray& array) {
