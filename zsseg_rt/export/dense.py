@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,15 @@ def export_dense_bundle(
     return target
 
 
+@contextmanager
+def _as_bundle_errors() -> Iterator[None]:
+    """The manifest's own checks raise ValueError, which only its reader turns into BundleError."""
+    try:
+        yield
+    except ValueError as exc:
+        raise BundleError(str(exc)) from exc
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Encoder:
     """A foreign graph, cut down to one input and one output."""
@@ -205,7 +215,7 @@ def _read_encoder(
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     outputs = {value.name: value for value in model.graph.output}
-    wanted = embed_output or next(iter(outputs))
+    wanted = embed_output or next(iter(outputs), "")
     if len(inputs) != 1 or wanted not in outputs:
         raise BundleError(
             f"{path}: expected one image input and an output {wanted!r}, got inputs "
@@ -214,7 +224,12 @@ def _read_encoder(
         )
     _fix_input(path, inputs[0], size_hw)
     del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as exc:
+        raise BundleError(
+            f"{path}: expected a graph that takes {size_hw[0]}x{size_hw[1]} pixels, got {exc}"
+        ) from exc
     cut = onnx.utils.Extractor(model).extract_model([inputs[0].name], [wanted])
     shape = _shape(cut.graph.output[0])
     return _describe_output(path, cut, wanted, shape, grid_hw)

@@ -1,0 +1,349 @@
+"""Bundles are written whole, right and checked, or not at all."""
+
+import json
+import os
+import re
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from graphs import write_graph
+from onnx import TensorProto, helper
+
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
+from zsseg_rt.export import bundle_writer as writer
+from zsseg_rt.export import export_bundle, export_dense_bundle, verify_bundle
+from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+
+STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+NAMES = [f"name {index}" for index in range(7)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.zegclip_model()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Skip the torch exporter: the writer's own duties are under test."""
+    monkeypatch.setattr(writer, "verify_bundle", lambda folder: pytest.fail("not asked for"))
+
+
+def read(path):
+    with np.load(path / "golden.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_descriptor_bundle_is_complete(zegclip_bundle, zegclip_model):
+    bundle = Bundle.load(zegclip_bundle)
+    bundle.verify()
+    assert bundle.family == "descriptor"
+    assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
+    assert set(bundle.graphs["decoder"]) == {"float32", "float16"}
+    assert bundle.head.seen == tuple(NAMES[i] for i in zegclip_model.config.seen_classes)
+    assert bundle.head.seen_bias == pytest.approx(0.1)
+    assert bundle.text.encoder_sha256 == bundle.graphs["text_encoder"]["float32"].sha256
+    decoder = bundle.graphs["decoder"]["float32"]
+    assert [spec.name for spec in decoder.inputs] == ["queries", "patch_embeds"]
+    assert decoder.inputs[0].shape == (1, "classes", bundle.text.embed_dim)
+    assert bundle.graphs["text_encoder"]["float32"].inputs[0].shape == ("prompts", 77)
+
+
+def test_every_stage_agrees_with_torch(zegclip_bundle):
+    report = verify_bundle(zegclip_bundle)
+    assert report.passed
+    compared = {(stage.where, stage.stage) for stage in report.stages}
+    for where in ("image_encoder float32", "image_encoder float16"):
+        assert {(where, "patch_embeds"), (where, "cls_embed")} <= compared
+    assert ("text_encoder float32", "prompt_embeds") in compared
+    assert {("runtime", "queries"), ("runtime", "mask_logits"), ("runtime", "labels")} <= compared
+    worst = max(s.error for s in report.stages if "float16" not in s.where)
+    assert worst < 1e-5  # float32 sums in another order; worst seen 7e-7
+
+
+def test_golden_is_the_unfolded_model(zegclip_bundle, zegclip_model):
+    golden = read(zegclip_bundle)
+    with torch.no_grad():
+        output = zegclip_model(
+            torch.from_numpy(golden["image"]), torch.from_numpy(golden["text_embeds"])
+        )
+    np.testing.assert_array_equal(golden["mask_logits"], output.mask_logits.numpy())
+    assert golden["frame"].dtype == np.uint8
+    assert golden["class_names"].tolist() == NAMES
+    assert golden["labels"].shape == golden["frame"].shape[:2] == golden["scores"].shape
+    assert len(np.unique(golden["labels"])) > 1
+
+
+def test_no_machine_paths_inside(zegclip_bundle):
+    here = os.fspath(writer.__file__).split("/zsseg_rt/")[0].encode()
+    for path in zegclip_bundle.iterdir():
+        content = path.read_bytes()
+        assert here not in content, path.name
+        assert b"site-packages" not in content, path.name
+
+
+def test_without_text_tower(model, tmp_path):
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
+    bundle = Bundle.load(path)
+    assert bundle.text.tokenizer is None
+    assert "text_encoder" not in bundle.graphs
+    with pytest.raises(BundleError, match="found one. Pass overwrite=True"):
+        export_bundle(model, path)
+    assert leftovers(tmp_path) == ["a.zsseg"]
+
+
+def test_seen_classes_without_names_are_reported(model, tmp_path, caplog):
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), verify=False)
+    assert "bundle lowers none" in caplog.text
+    assert Bundle.load(path).head.seen == ()
+
+
+def test_disagreement_is_refused(model, tmp_path, monkeypatch):
+    """A golden sample that differs in one stage stops the export and leaves nothing."""
+    write_golden = writer.write_golden
+
+    def shifted(folder, arrays):
+        return write_golden(folder, {**arrays, "patch_keys": arrays["patch_keys"] * 1.01})
+
+    monkeypatch.setattr("zsseg_rt.export.descriptor.write_golden", shifted)
+    with pytest.raises(BundleError, match="decoder float32: patch_keys: expected within 0.0001"):
+        export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
+    assert leftovers(tmp_path) == []
+
+
+def test_unusable_models():
+    with pytest.raises(CheckpointError, match="model: expected a zsseg_rt ZegCLIP"):
+        export_bundle(torch.nn.Linear(2, 2), "x.zsseg")
+    with pytest.raises(CheckpointError, match="expected float32 weights on the CPU, got"):
+        export_bundle(tiny.zegclip_model().half(), "x.zsseg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"precisions": ("int4",)}, BundleError, "precisions: expected some of"),
+        ({"precisions": ()}, BundleError, "precisions: expected some of"),
+        ({"precisions": "float32"}, BundleError, "precisions: expected some of"),
+        ({"templates": ("no slot",)}, VocabularyError, "templates: expected one"),
+        ({"class_names": ["only one"]}, VocabularyError, "class_names: expected at least 7"),
+        ({"size_hw": (8, 8)}, ShapeError, "expected at least 16x16"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_arguments_write_nothing(model, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export_bundle(model, tmp_path / "a.zsseg", **arguments)
+    assert leftovers(tmp_path) == []
+
+
+def test_text_encoder_of_another_vocabulary(model, tmp_path):
+    with pytest.raises(CheckpointError, match="text_encoder: expected CLIP's 49408 tokens, got 64"):
+        export_bundle(model, tmp_path / "a.zsseg", text_encoder=model.text_encoder)
+
+
+# --- dense bundles ------------------------------------------------------------------------------
+
+
+def write_dense_encoder(path, *, layout="nchw", size=8, image="image"):
+    """Patch means; ``nchw`` gives [1, 3, 4, 4], ``tokens`` [1, 16, 3]; plus an unused output."""
+    nodes = [
+        helper.make_node("AveragePool", [image], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Relu", [image], ["other"]),
+    ]
+    outputs = {"pool": (TensorProto.FLOAT, [1, 3, size // 2, size // 2])}
+    weights = {}
+    if layout == "tokens":
+        weights["flat"] = np.array([1, 3, -1], np.int64)
+        nodes += [
+            helper.make_node("Reshape", ["pool", "flat"], ["columns"]),
+            helper.make_node("Transpose", ["columns"], ["embeds"], perm=[0, 2, 1]),
+        ]
+        outputs = {"embeds": (TensorProto.FLOAT, [1, (size // 2) ** 2, 3])}
+    outputs["other"] = (TensorProto.FLOAT, [1, 3, size, size])
+    inputs = {image: (TensorProto.FLOAT, ["batch", 3, "height", "width"])}
+    return write_graph(path, nodes, inputs, outputs, weights)
+
+
+def dense(encoder, out, **changes):
+    arguments = {"image_size": 8, "activation": "none", "logit_scale": 1.0, **STATISTICS, **changes}
+    return export_dense_bundle(encoder, out, **arguments)
+
+
+@pytest.mark.parametrize("image", ["image", "pixel_values"])
+def test_channels_first_becomes_patches(tmp_path, image):
+    encoder = write_dense_encoder(tmp_path / "e.onnx", image=image)
+    path = dense(encoder, tmp_path / "d.zsseg", precisions=("float32", "float16"))
+    bundle = Bundle.load(path)
+    entry = bundle.graphs["image_encoder"]["float32"]
+    assert [(s.name, s.shape) for s in entry.inputs] == [("image", (1, 3, 8, 8))]
+    assert [(s.name, s.shape) for s in entry.outputs] == [("patch_embeds", (1, 16, 3))]
+    operators = {node.op_type for node in onnx.load(path / entry.file).graph.node}
+    assert operators == {"AveragePool", "Reshape", "Transpose"}  # the unused output is cut off
+    assert bundle.head.grid_hw == (4, 4)
+    golden = read(path)
+    means = golden["image"].reshape(3, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(3, 16).T
+    np.testing.assert_allclose(golden["patch_embeds"][0], means, atol=1e-6)
+
+
+def test_tokens_are_taken_as_they_are(tmp_path):
+    encoder = write_dense_encoder(tmp_path / "e.onnx", layout="tokens")
+    with pytest.raises(BundleError, match=r"embeds: expected embeddings .* grid_hw=None"):
+        dense(encoder, tmp_path / "d.zsseg")
+    path = dense(encoder, tmp_path / "d.zsseg", grid_hw=(4, 4))
+    assert Bundle.load(path).head.grid_hw == (4, 4)
+
+
+def test_tensor_called_like_the_new_names_steps_aside(tmp_path):
+    encoder = write_graph(
+        tmp_path / "e.onnx",
+        [
+            helper.make_node("Relu", ["x"], ["image"]),
+            helper.make_node("AveragePool", ["image"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+        ],
+        {"x": (TensorProto.FLOAT, [1, 3, 8, 8])},
+        {"y": (TensorProto.FLOAT, [1, 3, 4, 4])},
+    )
+    assert verify_bundle(dense(encoder, tmp_path / "d.zsseg")).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_output": "absent"}, "an output 'absent', got inputs image and outputs pool"),
+        ({"image_size": (8, 0)}, "size_hw: expected sizes >= 1"),
+        ({"grid_hw": (2, 8)}, r"got shape \(1, 3, 4, 4\) and grid_hw=\(2, 8\)"),
+        ({"mean": (0.5,)}, "mean: expected three values"),
+        ({"activation": "relu"}, "activation: expected one of"),
+        ({"text_bank": (["a", "b"], np.ones((1, 3)))}, "text_bank: expected one row of 3"),
+        ({"text_bank": (["a", "a"], np.ones((2, 3)))}, "text_bank: expected distinct names"),
+        ({"text_bank": (["a"], np.full((1, 3), np.nan))}, "text_bank: expected finite"),
+        ({"precisions": ("fp8",)}, "precisions: expected some of"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_dense_refusals_write_nothing(tmp_path, changes, message):
+    encoder = write_dense_encoder(tmp_path / "e.onnx")
+    with pytest.raises((BundleError, VocabularyError), match=message):
+        dense(encoder, tmp_path / "d.zsseg", **changes)
+    assert leftovers(tmp_path) == ["e.onnx"]
+
+
+def test_fixed_input_of_another_size(tmp_path):
+    write_encoder(tmp_path / "e.onnx")
+    with pytest.raises(BundleError, match=r"image: expected float32 \(1, 3, 8, 8\)"):
+        dense(tmp_path / "e.onnx", tmp_path / "d.zsseg")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00garbage"])
+def test_not_an_onnx_file(tmp_path, content):
+    (tmp_path / "e.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="e.onnx"):
+        dense(tmp_path / "e.onnx", tmp_path / "d.zsseg")
+
+
+# --- the writer ---------------------------------------------------------------------------------
+
+
+def colours(out, **changes):
+    write_encoder(out.parent / "colours.onnx")
+    arguments = {
+        "image_size": 256,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "text_bank": colour_embeds(),
+        "verify": False,
+        **changes,
+    }
+    return export_dense_bundle(out.parent / "colours.onnx", out, **arguments)
+
+
+def test_overwrite_replaces_everything(tmp_path, quick):
+    path = colours(tmp_path / "c.zsseg", licence="old")
+    (path / "extra").write_text("stale")
+    colours(path, licence="new", overwrite=True)
+    assert Bundle.load(path).licence == "new"
+    assert not (path / "extra").exists()
+    assert leftovers(tmp_path) == ["c.zsseg", "colours.onnx"]
+
+
+def test_failed_overwrite_keeps_the_old_bundle(tmp_path, monkeypatch, quick):
+    path = colours(tmp_path / "c.zsseg", licence="old")
+    with pytest.raises(VocabularyError):
+        colours(path, text_bank=(["a"], np.ones((2, 4))), overwrite=True)
+    assert Bundle.load(path).licence == "old"
+
+    def fail(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.Path, "rename", fail)
+    with pytest.raises(BundleError, match="No space left on device"):
+        colours(path, overwrite=True)
+    monkeypatch.undo()
+    Bundle.load(path).verify()
+    assert leftovers(tmp_path) == ["c.zsseg", "colours.onnx"]
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch, quick):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zsseg_rt.export.bundle_writer.np.savez_compressed", full)
+    with pytest.raises(BundleError, match="cannot be written: .*No space left"):
+        colours(tmp_path / "c.zsseg")
+    assert leftovers(tmp_path) == ["colours.onnx"]
+
+
+def test_only_bundles_are_overwritten(tmp_path, quick):
+    (tmp_path / "c.zsseg").mkdir()
+    (tmp_path / "c.zsseg" / "thesis.txt").write_text("precious")
+    with pytest.raises(BundleError, match="expected a bundle to replace"):
+        colours(tmp_path / "c.zsseg", overwrite=True)
+    assert (tmp_path / "c.zsseg" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip", ".zsseg"])
+def test_folder_name(tmp_path, quick, name):
+    with pytest.raises(BundleError, match=r"path: expected NAME\.zsseg"):
+        colours(tmp_path / name)
+
+
+def test_parent_is_a_file(tmp_path, quick):
+    (tmp_path / "file").write_text("")
+    write_encoder(tmp_path / "e.onnx")
+    with pytest.raises(BundleError, match="cannot be written"):
+        dense(tmp_path / "e.onnx", tmp_path / "file" / "c.zsseg", image_size=256)
+
+
+def test_manifest_is_what_the_reader_expects(tmp_path, quick):
+    path = colours(tmp_path / "c.zsseg", name="colour words", source="a formula")
+    raw = json.loads((path / "bundle.json").read_text())
+    assert raw["format_version"] == 1
+    assert raw["name"] == "colour words"
+    assert raw["provenance"]["source"] == "a formula"
+    assert re.fullmatch(r"[0-9a-f]{64}", raw["golden"]["sha256"])
+    assert Bundle.load(path).to_manifest() == raw
+
+
+@pytest.mark.needs_shared
+def test_real_encoder(shared_dir, tmp_path):
+    folder = shared_dir / "data/encoders"
+    names = json.loads((folder / "deeplabv3_mnv2_voc_clipspace_classes.json").read_text())
+    path = export_dense_bundle(
+        folder / "deeplabv3_mnv2_voc_clipspace.onnx",
+        tmp_path / "d.zsseg",
+        image_size=513,
+        embed_output="dense_embedding",
+        text_bank=(names, np.load(folder / "deeplabv3_mnv2_voc_clipspace_train_text_rows.npy")),
+        **STATISTICS,
+    )
+    bundle = Bundle.load(path)
+    assert bundle.head.grid_hw == (33, 33)
+    assert bundle.graphs["image_encoder"]["float32"].outputs[0].shape == (1, 33 * 33, 512)

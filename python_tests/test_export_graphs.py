@@ -1,0 +1,193 @@
+"""The exported graphs: their operators, their float16 form, and every backend's agreement."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from graphs import write_graph
+from onnx import TensorProto, helper
+
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend, is_installed
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.errors import BackendError, CheckpointError
+from zsseg_rt.export.float16 import to_float16
+from zsseg_rt.export.graph_files import refuse_control_flow
+from zsseg_rt.models.functional import patch_text_similarity
+
+OPTIONS = BackendOptions(num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(zegclip_bundle):
+    return Bundle.load(zegclip_bundle)
+
+
+@pytest.fixture(scope="module")
+def golden(bundle):
+    with np.load(bundle.path / "golden.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def graph_files(bundle):
+    for name, variants in bundle.graphs.items():
+        for precision, entry in variants.items():
+            yield f"{name}.{precision}", onnx.load(bundle.path / entry.file)
+
+
+def test_no_control_flow_and_no_decomposed_norms(bundle):
+    for name, model in graph_files(bundle):
+        operators = {node.op_type for node in model.graph.node}
+        assert not operators & {"If", "Loop", "Scan"}, name
+        assert not operators & {"Pow", "Sqrt", "ReduceMean"}, name
+        assert not model.functions
+        assert {o.version for o in model.opset_import if not o.domain} == {20}
+        assert all(not t.external_data for t in model.graph.initializer)
+
+
+def test_image_encoder_keeps_one_attention_a_block(bundle, zegclip_model):
+    model = dict(graph_files(bundle))["image_encoder.float32"]
+    counts = [node.op_type for node in model.graph.node]
+    layers = zegclip_model.config.image_encoder.num_layers
+    assert counts.count("Softmax") == layers
+    assert counts.count("LayerNormalization") == 2 * layers + 3  # ln_pre, prompt_norm, ln_post
+
+
+def test_float16_keeps_norms_and_softmax_in_float32(bundle):
+    safe = {"LayerNormalization", "Softmax", "ReduceL2", "Div"}
+    for name, model in graph_files(bundle):
+        if not name.endswith("float16"):
+            continue
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+        kinds |= {v.name: v.type.tensor_type.elem_type for v in inferred.graph.input}
+        kinds |= {t.name: t.data_type for t in model.graph.initializer}
+        for node in model.graph.node:
+            given = {kinds[i] for i in node.input if kinds[i] != TensorProto.INT64}
+            if node.op_type in safe:
+                assert given == {TensorProto.FLOAT}, (name, node.name)
+            elif node.op_type in ("MatMul", "Conv"):
+                assert given == {TensorProto.FLOAT16}, (name, node.name)
+        boundary = [*model.graph.input, *model.graph.output]
+        assert {v.type.tensor_type.elem_type for v in boundary} == {TensorProto.FLOAT}
+
+
+def test_float16_halves_the_file(bundle):
+    for name in ("image_encoder", "decoder"):
+        full, half = bundle.graphs[name]["float32"], bundle.graphs[name]["float16"]
+        assert half.bytes < 0.6 * full.bytes
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 19, 1024])
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_decoder_takes_any_number_of_classes(bundle, zegclip_model, golden, backend, num_classes):
+    entry = bundle.graphs["decoder"]["float32"]
+    session = get_backend(backend).load(
+        bundle.path / entry.file, device="cpu", precision="float32", options=OPTIONS
+    )
+    rng = np.random.default_rng(num_classes)
+    queries = rng.standard_normal((1, num_classes, bundle.text.embed_dim)).astype(np.float32)
+    found = session.run({"queries": queries, "patch_embeds": golden["patch_embeds"]})
+    logits = patch_text_similarity(
+        torch.tensor(found["patch_keys"]),
+        torch.tensor(found["class_embeds"]),
+        logit_scale=bundle.head.logit_scale,
+        normalize=False,
+    )
+    with torch.no_grad():
+        expected = zegclip_model.decode_head.decoder_1(
+            torch.from_numpy(queries), torch.from_numpy(golden["patch_embeds"])
+        )
+    # float32 sums in another order; worst seen 3e-6 on values to 5
+    np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize("graph", ["image_encoder", "decoder", "text_encoder"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_backends_agree(bundle, golden, graph, precision):
+    entry = bundle.graphs[graph].get(precision)
+    if entry is None:
+        pytest.skip("the text tower is float32 only")
+    feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
+    results = {}
+    for backend, asked in (("openvino", "float32"), ("torch", precision)):
+        session = get_backend(backend).load(
+            bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS
+        )
+        results[backend] = {k: np.array(v) for k, v in session.run(feeds).items()}
+    # float16: OpenVINO computes in float32 with float16 weights, torch in float16
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    for name, value in results["openvino"].items():
+        error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
+        assert error < tolerance, name
+
+
+@pytest.mark.skipif(not is_installed("torch"), reason="torch is not installed")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_torch_lowers_a_float32_graph(bundle, golden, precision):
+    entry = bundle.graphs["image_encoder"]["float32"]
+    session = get_backend("torch").load(
+        bundle.path / entry.file, device="cpu", precision=precision, options=OPTIONS
+    )
+    assert session.precision == precision
+    found = session.run({"image": golden["image"]})["patch_embeds"]
+    assert found.dtype == np.float32
+    error = np.abs(found - golden["patch_embeds"]).max() / np.abs(golden["patch_embeds"]).max()
+    assert 0 < error < 8e-2  # 8 significant bits through four blocks; worst seen 1.5e-2
+
+
+def test_onnxruntime_agrees(bundle, golden):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for name, variants in bundle.graphs.items():
+        entry = variants["float32"]
+        session = onnxruntime.InferenceSession(
+            bundle.path / entry.file, providers=["CPUExecutionProvider"]
+        )
+        found = session.run(None, {spec.name: golden[spec.name] for spec in entry.inputs})
+        for spec, value in zip(entry.outputs, found, strict=True):
+            stage = "prompt_embeds" if spec.name == "text_embeds" else spec.name
+            np.testing.assert_allclose(value, golden[stage], atol=2e-5, err_msg=f"{name} {stage}")
+
+
+def test_weight_beyond_float16_is_named():
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "huge"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor("huge", TensorProto.FLOAT, [1, 1], [1e6])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(CheckpointError, match=r"huge: expected weights up to 65504 .* got 1e\+06"):
+        to_float16(model)
+
+
+def test_float16_survives_what_overflows(tmp_path):
+    """LayerNorm of values whose squares exceed float16, and softmax of large logits."""
+    path = write_graph(
+        tmp_path / "norm.onnx",
+        [
+            helper.make_node("LayerNormalization", ["x", "scale"], ["normed"], axis=-1),
+            helper.make_node("ReduceL2", ["x", "last"], ["length"], keepdims=1),
+            helper.make_node("Div", ["x", "length"], ["unit"]),
+            helper.make_node("Add", ["normed", "unit"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, [4, 64])},
+        {"y": (TensorProto.FLOAT, [4, 64])},
+        {"scale": np.ones(64, np.float32), "last": np.array([-1], np.int64)},
+    )
+    half = tmp_path / "half.onnx"
+    onnx.save(to_float16(onnx.load(path)), half)
+    x = (3e4 * np.random.default_rng(0).standard_normal((4, 64))).clip(-6e4, 6e4).astype(np.float32)
+    session = get_backend("torch").load(half, device="cpu", precision="auto", options=OPTIONS)
+    centred = x - x.mean(axis=1, keepdims=True)
+    expected = centred / centred.std(axis=1, keepdims=True)
+    expected += x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected, atol=5e-3)
+
+
+def test_control_flow_is_refused():
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=None, else_branch=None)
+    model = helper.make_model(helper.make_graph([node], "test", [], []))
+    with pytest.raises(BackendError, match="odd: expected a graph without control flow, got If"):
+        refuse_control_flow(model, "odd")
