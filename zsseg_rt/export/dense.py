@@ -105,18 +105,19 @@ def export_dense_bundle(
     target = Path(path)
     check_precisions(precisions)
     size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
+    mean_rgb, std_rgb = _triple("mean", mean), _triple("std", std)
+    with _as_bundle_errors():
+        preprocess = PreprocessSpec(size_hw=size_hw, mean=mean_rgb, std=std_rgb)
     encoder = _read_encoder(Path(onnx_path), size_hw, embed_output, grid_hw)
-    preprocess = PreprocessSpec(
-        size_hw=size_hw, mean=_triple("mean", mean), std=_triple("std", std)
-    )
-    head = HeadSpec(
-        logit_scale=logit_scale,
-        normalize=normalize,
-        activation=activation,
-        grid_hw=encoder.grid_hw,
-        unknown_below=unknown_below,
-        max_classes=MAX_CLASSES,
-    )
+    with _as_bundle_errors():
+        head = HeadSpec(
+            logit_scale=logit_scale,
+            normalize=normalize,
+            activation=activation,
+            grid_hw=encoder.grid_hw,
+            unknown_below=unknown_below,
+            max_classes=MAX_CLASSES,
+        )
     with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
         bank = write_text_bank(folder, text_bank, encoder.embed_dim)
         image = preprocess_frame(preprocess)
