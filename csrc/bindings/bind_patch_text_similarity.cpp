@@ -11,8 +11,7 @@ namespace {
 
 py::object bound_patch_text_similarity(const py::object& patch_embeds,
                                        const py::object& text_embeds, double logit_scale,
-                                       bool normalize, const py::object& out,
-                                       StreamHandle stream) {
+                                       bool normalize, const py::object& out, StreamHandle stream) {
   const ArrayArg patches = ArrayArg::input(patch_embeds, "patch_embeds", stream);
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const PatchTextSimilarityParams params{logit_scale, normalize};

@@ -11,10 +11,10 @@ namespace py = pybind11;
 namespace zsseg::bindings {
 namespace {
 
-py::object bound_relationship_descriptor(const py::object& cls_embed,
-                                         const py::object& text_embeds, const py::object& weight,
-                                         const py::object& bias, const py::object& text_queries,
-                                         const py::object& out, StreamHandle stream) {
+py::object bound_relationship_descriptor(const py::object& cls_embed, const py::object& text_embeds,
+                                         const py::object& weight, const py::object& bias,
+                                         const py::object& text_queries, const py::object& out,
+                                         StreamHandle stream) {
   const ArrayArg cls = ArrayArg::input(cls_embed, "cls_embed", stream);
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const ArrayArg weights = ArrayArg::input(weight, "weight", stream);

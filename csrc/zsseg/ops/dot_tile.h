@@ -37,8 +37,7 @@ typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef std::uint32_t VectorBits __attribute__((vector_size(4 * kLanes)));
 typedef std::uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
 // Loads through these pointers, not memcpy: GCC 12 copies 32 bytes through the stack in two halves.
-typedef float UnalignedVector
-    __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef std::uint16_t UnalignedHalfBits
     __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
@@ -62,15 +61,20 @@ inline Vector load_vector(const Half* from) {
   const VectorBits bits = __builtin_convertvector(halves, VectorBits);
   const VectorBits magnitude = (bits & 0x7fffu) << 13;
   const Vector rebias = Vector{} + bits_to_float((254u - 15u) << 23);
-  const VectorBits finite = reinterpret_cast<VectorBits>(reinterpret_cast<Vector>(magnitude) * rebias);
+  const VectorBits finite =
+      reinterpret_cast<VectorBits>(reinterpret_cast<Vector>(magnitude) * rebias);
   const VectorBits is_special = reinterpret_cast<VectorBits>(magnitude >= 0x0f800000u);
   const VectorBits value = (finite & ~is_special) | ((magnitude | 0x7f800000u) & is_special);
   return reinterpret_cast<Vector>(value | ((bits & 0x8000u) << 16));
 #endif
 }
 
-inline float load_scalar(const float* from) { return *from; }
-inline float load_scalar(const Half* from) { return half_to_float(*from); }
+inline float load_scalar(const float* from) {
+  return *from;
+}
+inline float load_scalar(const Half* from) {
+  return half_to_float(*from);
+}
 
 inline float sum_of_lanes(const Vector& vector) {
   float lanes[kLanes];
@@ -130,8 +134,12 @@ inline void add_dot_tile(const Row (&rows)[kTileRows], const Column (&columns)[k
   }
 }
 
-inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+inline std::int64_t larger(std::int64_t a, std::int64_t b) {
+  return a > b ? a : b;
+}
 
 }  // namespace
 }  // namespace ZSSEG_ISA_NAMESPACE

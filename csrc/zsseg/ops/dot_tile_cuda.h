@@ -8,13 +8,17 @@
 
 namespace zsseg {
 
-constexpr int kTile = 64;   // rows and columns a block
-constexpr int kSlab = 16;   // depth a step
+constexpr int kTile = 64;  // rows and columns a block
+constexpr int kSlab = 16;  // depth a step
 constexpr int kThreads = 256;
 constexpr int kPerThread = 4;  // rows and columns a thread
 
-__device__ inline float as_float(float value) { return value; }
-__device__ inline float as_float(Half value) { return half_to_float(value); }
+__device__ inline float as_float(float value) {
+  return value;
+}
+__device__ inline float as_float(Half value) {
+  return half_to_float(value);
+}
 
 // Shared memory of one block. The extra column keeps the transposed stores off one bank.
 struct DotTileStorage {
@@ -24,8 +28,8 @@ struct DotTileStorage {
 
 // sums[i][j] += sum over k < depth of row(ty + 16 i, k) * column(tx + 16 j, k), where tx and ty are
 // threadIdx.x's low and high four bits. `row` and `column` return 0 outside their matrix and are
-// called by neighbouring threads for neighbouring k. visit(storage) runs on every slab. All kThreads
-// threads of the block call this.
+// called by neighbouring threads for neighbouring k. visit(storage) runs on every slab. All
+// kThreads threads of the block call this.
 template <typename Row, typename Column, typename Visit>
 __device__ void add_dot_tile(DotTileStorage& storage, const Row& row, const Column& column,
                              std::int64_t depth, const Visit& visit,

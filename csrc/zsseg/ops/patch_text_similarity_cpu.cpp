@@ -85,9 +85,8 @@ void similarity_block(const Problem<Patch, Text>& problem, std::int64_t first_pa
     const std::int64_t end_class = smaller(chunk + kChunkClasses, problem.num_classes);
     float class_factors[kChunkClasses];
     for (std::int64_t row = chunk; row < end_class; ++row) {
-      class_factors[row - chunk] =
-          problem.scale *
-          row_factor(problem.text + row * problem.depth, problem.depth, problem.normalize);
+      class_factors[row - chunk] = problem.scale * row_factor(problem.text + row * problem.depth,
+                                                              problem.depth, problem.normalize);
     }
     for (std::int64_t patch = first_patch; patch < end_patch; patch += kTileColumns) {
       for (std::int64_t row = chunk; row < end_class; row += kTileRows) {
@@ -130,10 +129,10 @@ void similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
 
 void patch_text_similarity_cpu(const TensorView& patch_embeds, const TensorView& text_embeds,
                                const TensorView& out, const PatchTextSimilarityParams& params) {
-  ZSSEG_DISPATCH_FLOAT(patch_embeds.dtype, Patch,
-                       ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
-                                            similarity<Patch, Text>(patch_embeds, text_embeds, out,
-                                                                    params)));
+  ZSSEG_DISPATCH_FLOAT(
+      patch_embeds.dtype, Patch,
+      ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
+                           similarity<Patch, Text>(patch_embeds, text_embeds, out, params)));
 }
 
 }  // namespace ZSSEG_ISA_NAMESPACE

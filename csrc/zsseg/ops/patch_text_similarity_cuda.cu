@@ -18,7 +18,7 @@ template <typename Patch, typename Text>
 __global__ void __launch_bounds__(kThreads)
     patch_text_similarity_kernel(const Patch* __restrict__ patch_embeds,  // [batch, patches, depth]
                                  const Text* __restrict__ text_embeds,  // [(batch,) classes, depth]
-                                 float* __restrict__ out,  // [batch, classes, patches]
+                                 float* __restrict__ out,               // [batch, classes, patches]
                                  std::int64_t batch, std::int64_t num_classes,
                                  std::int64_t num_patches, std::int64_t depth,
                                  std::int64_t text_stride, float scale, bool normalize) {
@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-unsigned tiles(std::int64_t count) { return static_cast<unsigned>((count + kTile - 1) / kTile); }
+unsigned tiles(std::int64_t count) {
+  return static_cast<unsigned>((count + kTile - 1) / kTile);
+}
 
 }  // namespace
 
@@ -88,12 +90,12 @@ void patch_text_similarity_cuda(const TensorView& patch_embeds, const TensorView
                   static_cast<unsigned>(std::min(batch, kMaxGridZ)));
   ZSSEG_DISPATCH_FLOAT(
       patch_embeds.dtype, Patch,
-      ZSSEG_DISPATCH_FLOAT(
-          text_embeds.dtype, Text,
-          patch_text_similarity_kernel<Patch, Text><<<grid, kThreads, 0, to_stream(stream)>>>(
-              patch_embeds.as<const Patch>(), text_embeds.as<const Text>(), out.as<float>(), batch,
-              num_classes, num_patches, depth, text_stride, static_cast<float>(params.logit_scale),
-              params.normalize)));
+      ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
+                           patch_text_similarity_kernel<Patch, Text>
+                           <<<grid, kThreads, 0, to_stream(stream)>>>(
+                               patch_embeds.as<const Patch>(), text_embeds.as<const Text>(),
+                               out.as<float>(), batch, num_classes, num_patches, depth, text_stride,
+                               static_cast<float>(params.logit_scale), params.normalize)));
   ZSSEG_CUDA_CHECK_LAUNCH();
 }
 

@@ -54,8 +54,8 @@ void relationship_descriptor(const RelationshipDescriptorInputs& inputs, const T
   run(inputs, out, relationship_descriptor_shape(inputs), stream);
 }
 
-void relationship_descriptor_text(const RelationshipDescriptorInputs& inputs,
-                                  const TensorView& out, StreamHandle stream) {
+void relationship_descriptor_text(const RelationshipDescriptorInputs& inputs, const TensorView& out,
+                                  StreamHandle stream) {
   RelationshipDescriptorInputs text_half = inputs;
   text_half.cls_embed = TensorView{};
   text_half.text_queries = TensorView{};

@@ -24,13 +24,13 @@ void relationship_descriptor(const RelationshipDescriptorInputs& inputs, const T
 
 // The half that does not depend on the image -> [C,E] = text W[:, D:]^T + b.
 Shape relationship_descriptor_text_shape(const RelationshipDescriptorInputs& inputs);
-void relationship_descriptor_text(const RelationshipDescriptorInputs& inputs,
-                                  const TensorView& out, StreamHandle stream);
+void relationship_descriptor_text(const RelationshipDescriptorInputs& inputs, const TensorView& out,
+                                  StreamHandle stream);
 
 // Arguments are checked; out is not empty; D may be 0. Without cls_embed, out is the text half.
 ZSSEG_DECLARE_CPU_KERNEL(void relationship_descriptor_cpu(
     const RelationshipDescriptorInputs& inputs, const TensorView& out))
-void relationship_descriptor_cuda(const RelationshipDescriptorInputs& inputs,
-                                  const TensorView& out, StreamHandle stream);
+void relationship_descriptor_cuda(const RelationshipDescriptorInputs& inputs, const TensorView& out,
+                                  StreamHandle stream);
 
 }  // namespace zsseg

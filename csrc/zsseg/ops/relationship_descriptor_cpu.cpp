@@ -8,7 +8,8 @@ namespace zsseg {
 namespace ZSSEG_ISA_NAMESPACE {
 namespace {
 
-constexpr int kBlockOutputs = 32;  // so many rows of 512 floats fill a second-level cache by a tenth
+constexpr int kBlockOutputs =
+    32;  // so many rows of 512 floats fill a second-level cache by a tenth
 constexpr std::int64_t kGrainMultiplications = 1 << 20;  // about 50 us of work
 
 struct Problem {

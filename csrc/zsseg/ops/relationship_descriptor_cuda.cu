@@ -63,12 +63,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-unsigned tiles(std::int64_t count) { return static_cast<unsigned>((count + kTile - 1) / kTile); }
+unsigned tiles(std::int64_t count) {
+  return static_cast<unsigned>((count + kTile - 1) / kTile);
+}
 
 }  // namespace
 
-void relationship_descriptor_cuda(const RelationshipDescriptorInputs& inputs,
-                                  const TensorView& out, StreamHandle stream) {
+void relationship_descriptor_cuda(const RelationshipDescriptorInputs& inputs, const TensorView& out,
+                                  StreamHandle stream) {
   const DeviceGuard guard(out.device.index);
   const std::int64_t batch = inputs.cls_embed.data != nullptr ? inputs.cls_embed.shape[0] : 1;
   const std::int64_t num_classes = inputs.text_embeds.shape[0];
