@@ -48,12 +48,10 @@ def read_header(path: Path) -> GraphHeader:
         BackendError: The file is missing, or is no ONNX graph with tensor inputs and outputs.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            view = memoryview(data)
-            try:
-                return _read_model(view)
-            finally:
-                view.release()
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Not closed here: a failing read leaves slices of it in the error's traceback.
+        return _read_model(memoryview(data))
     except (OSError, ValueError, IndexError, UnicodeDecodeError) as exc:
         raise BackendError(
             f"{path}: expected an ONNX graph, got {exc}. Copy the bundle again."

@@ -89,6 +89,7 @@ def write_arrays(folder: Path, file: str, arrays: Mapping[str, npt.NDArray[Any]]
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / file)
+    (folder / file).chmod(0o644)  # safetensors writes for the owner only
     return FileEntry.describe(folder / file, folder)
 
 
