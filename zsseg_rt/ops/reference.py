@@ -6,6 +6,7 @@ Signatures, results and errors are those of the native operations. Arrays are Nu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -187,6 +188,7 @@ def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
 
 _LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
+_BAND_ROWS = 32  # rows of [C, H, W] held at a time
 _ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 
 
@@ -200,20 +202,24 @@ def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.
     Returns:
         float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
     """
+    rows = _grid_taps(logits.shape[2], out_hw[0])
+    return _upsample(logits, rows, _grid_taps(logits.shape[3], out_hw[1]))
+
+
+_Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def _upsample(logits: Array, rows: _Taps, columns: _Taps) -> npt.NDArray[np.float32]:
     wide: npt.NDArray[np.float32] = np.asarray(logits, np.float32)
     finite = np.where(np.isnan(wide), -_LOGIT_LIMIT, wide)
-    values: npt.NDArray[np.float32] = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
-    top, bottom, down = _grid_taps(values.shape[2], out_hw[0])
-    left, right, across = _grid_taps(values.shape[3], out_hw[1])
+    values = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+    (top, bottom, down), (left, right, across) = rows, columns
     down = down[:, None]
-    rows = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
-    result: npt.NDArray[np.float32] = (1 - across) * rows[..., left] + across * rows[..., right]
-    return result
+    edges = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
+    return np.ascontiguousarray((1 - across) * edges[..., left] + across * edges[..., right])
 
 
-def _grid_taps(
-    source: int, target: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _grid_taps(source: int, target: int) -> _Taps:
     """As :func:`_bilinear_taps`, the weights rounded once, to float32."""
     numerator = (2 * np.arange(target) + 1) * source - target  # of the position, over 2 * target
     numerator = np.clip(numerator, 0, 2 * target * (source - 1))
@@ -244,24 +250,36 @@ def upsample_argmax(
         fail_argument("unknown_below", "a number or None", "nan")
     labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), logits.shape[1], with_scores)
 
-    unknown = np.iinfo(labels.dtype).max
     lowered = np.float32(seen_bias) * seen.astype(np.float32)[:, None, None]
-    for image, image_labels, image_scores in zip(logits, labels, scores, strict=True):
-        values = upsample_bilinear(image[None], out_hw)[0]
-        absent = values <= _ABSENT_LOGIT
-        activated = _activate(np.where(absent, -np.inf, values), activation)
-        calibrated = np.where(absent, -np.inf, activated - lowered)
-        winners = calibrated.argmax(axis=0)
-        best = np.take_along_axis(activated, winners[None], axis=0)[0]
-        none_present = absent.all(axis=0)
-        is_unknown = (
-            none_present
-            if unknown_below is None
-            else none_present | (best < np.float32(unknown_below))
+    columns = _grid_taps(logits.shape[3], out_hw[1])
+    rows = _grid_taps(logits.shape[2], out_hw[0])
+    for index, first in itertools.product(range(len(logits)), range(0, out_hw[0], _BAND_ROWS)):
+        band = slice(first, first + _BAND_ROWS)
+        band_rows = (rows[0][band], rows[1][band], rows[2][band])
+        values = _upsample(logits[index : index + 1], band_rows, columns)[0]
+        labels[index, band], scores[index, band] = _winners(
+            values, activation, lowered, unknown_below, np.iinfo(labels.dtype).max
         )
-        image_labels[...] = np.where(is_unknown, unknown, winners)
-        image_scores[...] = best
     return labels, scores if with_scores else None
+
+
+def _winners(
+    values: npt.NDArray[np.float32],
+    activation: str,
+    lowered: npt.NDArray[np.float32],
+    unknown_below: float | None,
+    unknown: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Label and score of every pixel from upsampled logits ``[C, H, W]``."""
+    absent = values <= _ABSENT_LOGIT
+    activated = _activate(np.where(absent, -np.inf, values), activation)
+    calibrated = np.where(absent, -np.inf, activated - lowered)
+    winners = calibrated.argmax(axis=0)
+    best = np.take_along_axis(activated, winners[None], axis=0)[0]
+    is_unknown = absent.all(axis=0)
+    if unknown_below is not None:
+        is_unknown |= best < np.float32(unknown_below)
+    return np.where(is_unknown, unknown, winners), best
 
 
 def _activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:

@@ -1,0 +1,486 @@
+"""Measure every operation against torch and OpenCV, side by side in one run.
+
+    python tools/benchmark_kernels.py [--op NAME] [--device auto|cpu|cuda] [--threads N] [--json F]
+
+Each result is first compared with ops.reference; a wrong kernel is not timed (exit status 1). Then
+all candidates of a case take turns, round by round, so that a busy moment hits every one of them,
+and the medians are printed: milliseconds, gigabytes of inputs and outputs a second, and how many
+times faster the kernel is than each rival. Rivals that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt import ops
+from zsseg_rt.ops import reference
+
+ROOT = Path(__file__).resolve().parents[1]
+MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
+SLOW_SECONDS = 4.0  # a candidate that has used up this much takes no further turns
+
+
+class MismatchError(Exception):
+    """A kernel's result is not the reference's."""
+
+
+@dataclass
+class Case:
+    """One operation at one size; the first candidate is ours."""
+
+    op: str
+    sizes: str
+    num_bytes: int
+    check: Callable[[], None]
+    candidates: dict[str, Callable[[], Any]] = field(default_factory=dict)
+
+
+class CpuBench:
+    """Places arrays and times calls on the CPU."""
+
+    name = "cpu"
+    stream = 0
+
+    def __init__(self, threads: int) -> None:
+        ops.set_num_threads(threads)
+        self.torch = installed("torch")
+        self.cv2 = installed("cv2")
+        if self.torch:
+            self.torch.set_num_threads(threads)
+        if self.cv2:
+            self.cv2.setNumThreads(threads)
+
+    def place(self, array: np.ndarray) -> Any:
+        """Return our array."""
+        return array
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """Return torch's array of the same content."""
+        return self.torch.from_numpy(array)
+
+    def fetch(self, array: Any) -> np.ndarray:
+        """Return a NumPy array."""
+        return np.asarray(array)
+
+    def milliseconds(self, call: Callable[[], Any]) -> float:
+        """Time one call."""
+        begin = time.perf_counter()
+        call()
+        return (time.perf_counter() - begin) * 1e3
+
+
+class CudaBench(CpuBench):
+    """As above on the first GPU, timed by events on one stream that torch shares."""
+
+    name = "cuda"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.cv2 = None
+        self._owner = ops.Stream(0)
+        self.stream = self._owner.handle
+        if self.torch and not self.torch.cuda.is_available():
+            self.torch = None
+        if self.torch:
+            self.torch.cuda.set_stream(self.torch.cuda.ExternalStream(self.stream))
+
+    def place(self, array: np.ndarray) -> Any:
+        """Copy to the GPU."""
+        return ops.DeviceArray.from_numpy(array, 0, self.stream)
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """Copy to the GPU, as a tensor."""
+        return self.torch.from_numpy(array).cuda()
+
+    def fetch(self, array: Any) -> np.ndarray:
+        """Copy from the GPU."""
+        return array.numpy(self.stream)
+
+    def milliseconds(self, call: Callable[[], Any]) -> float:
+        """Time one call on the GPU."""
+        begin, end = ops.Event(0), ops.Event(0)
+        begin.record(self.stream)
+        call()
+        end.record(self.stream)
+        end.synchronize()
+        return begin.elapsed_ms(end)
+
+
+def installed(name: str) -> Any | None:
+    """Import an optional rival."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def expect_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Raise unless all values agree, relative to the largest."""
+    worst = float(np.abs(got.astype(np.float64) - expected).max())
+    limit = tolerance * max(1.0, float(np.abs(expected).max()))
+    if not worst <= limit:
+        raise MismatchError(f"differs from the reference by {worst:.3g}, more than {limit:.3g}")
+
+
+# ---- cases ---------------------------------------------------------------------------------------
+
+
+def preprocess_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """A full-HD frame to a network's input."""
+    height, width, side = (90, 160, 64) if quick else (1080, 1920, 512)
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    settings: dict[str, Any] = {"size_hw": (side, side), "mean": MEAN, "std": STD}
+    placed = bench.place(frame)
+    out = bench.place(np.empty((3, side, side), np.float32))
+
+    def ours() -> Any:
+        return ops.preprocess(placed, **settings, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.preprocess(frame, **settings), 1e-5)
+
+    sizes = f"{height}x{width} -> {side}x{side}"
+    case = Case("preprocess", sizes, frame.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+    if torch := bench.torch:
+        tensor = bench.tensor(frame)
+        mean, std = (bench.tensor(np.array(v, np.float32).reshape(3, 1, 1)) for v in (MEAN, STD))
+
+        def in_torch() -> Any:
+            planes = tensor.permute(2, 0, 1)[None].float()
+            resized = torch.nn.functional.interpolate(planes, (side, side), mode="bilinear")
+            return (resized[0] / 255 - mean) / std
+
+        case.candidates["torch"] = in_torch
+    if cv2 := bench.cv2:
+        shift, scale = np.array(MEAN, np.float32), np.array(STD, np.float32)
+
+        def in_opencv() -> Any:
+            resized = cv2.resize(frame, (side, side), interpolation=cv2.INTER_LINEAR)
+            normalised = (resized.astype(np.float32) / 255 - shift) / scale
+            return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+        case.candidates["OpenCV"] = in_opencv
+    yield case
+
+
+def descriptor_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Queries of 20 and 171 classes."""
+    for classes in (5,) if quick else (20, 171):
+        arrays = [
+            np.random.default_rng(0).standard_normal(shape, np.float32)
+            for shape in ((1, 512), (classes, 512), (768, 1024), (768,))
+        ]
+        yield descriptor_case(bench, arrays)
+
+
+def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
+    """Measure against torch, which makes the concatenation."""
+    classes = arrays[1].shape[0]
+    placed = [bench.place(array) for array in arrays]
+    out = bench.place(np.empty((1, classes, 768), np.float32))
+
+    def ours() -> Any:
+        return ops.relationship_descriptor(*placed, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.relationship_descriptor(*arrays), 1e-5)
+
+    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
+    sizes = f"C={classes} D=512 E=768"
+    case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours})
+    if torch := bench.torch:
+        cls, text, weight, bias = (bench.tensor(array) for array in arrays)
+
+        def in_torch() -> Any:
+            related = cls[:, None] * text
+            joined = torch.cat([related, text[None]], dim=-1)
+            return torch.nn.functional.linear(joined, weight, bias)
+
+        case.candidates["torch"] = in_torch
+    return case
+
+
+def similarity_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Cosine similarity of 32 x 32 patches with 20 and 171 classes."""
+    for classes in (5,) if quick else (20, 171):
+        generator = np.random.default_rng(0)
+        patches = generator.standard_normal((1, 64 if quick else 1024, 512), np.float32)
+        text = generator.standard_normal((classes, 512), np.float32)
+        yield similarity_case(bench, patches, text)
+
+
+def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> Case:
+    """Measure against torch's normalisation and matrix product."""
+    num_patches, classes = patches.shape[1], text.shape[0]
+    placed = bench.place(patches), bench.place(text)
+    out = bench.place(np.empty((1, classes, num_patches), np.float32))
+
+    def ours() -> Any:
+        return ops.patch_text_similarity(*placed, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.patch_text_similarity(patches, text), 1e-5)
+
+    num_bytes = patches.nbytes + text.nbytes + out.nbytes
+    sizes = f"N={num_patches} C={classes} D=512"
+    case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours})
+    if torch := bench.torch:
+        normalize = torch.nn.functional.normalize
+        left, right = bench.tensor(patches), bench.tensor(text)
+        case.candidates["torch"] = lambda: (
+            normalize(right, dim=-1) @ normalize(left, dim=-1).transpose(1, 2)
+        )
+    return case
+
+
+def smooth_logits(classes: int, grid: int) -> np.ndarray:
+    """What networks give: slow variation over the picture plus some noise in every cell."""
+    generator = np.random.default_rng(0)
+    slow = generator.standard_normal((1, classes, 8, 8), np.float32)
+    noise = generator.standard_normal((1, classes, grid, grid), np.float32)
+    return 3 * reference.upsample_bilinear(slow, (grid, grid)) + np.float32(0.1) * noise
+
+
+def upsample_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Smooth logits and white noise; the labels alone, then what ZegCLIP asks for."""
+    if quick:
+        yield upsample_case(bench, "smooth", smooth_logits(12, 8), (60, 70), {})
+        return
+    sizes = ((20, (512, 512)), (171, (512, 512)), (20, (1080, 1920)), (150, (1080, 1920)))
+    for classes, out_hw in sizes:
+        yield upsample_case(bench, "smooth", smooth_logits(classes, 32), out_hw, {})
+    for classes in (20, 171):
+        settings = {
+            "activation": "sigmoid",
+            "seen": np.arange(classes) % 4 != 0,
+            "seen_bias": 0.1,
+            "with_scores": True,
+        }
+        yield upsample_case(bench, "smooth", smooth_logits(classes, 32), (512, 512), settings)
+    noise = np.random.default_rng(0).standard_normal((1, 171, 32, 32), np.float32)
+    yield upsample_case(bench, "noise", noise, (512, 512), {})
+
+
+def upsample_case(
+    bench: CpuBench, kind: str, logits: np.ndarray, out_hw: tuple[int, int], settings: dict
+) -> Case:
+    """Measure against both reductions of torch and a running maximum in OpenCV."""
+    placed = bench.place(logits)
+    labels = bench.place(np.empty((1, *out_hw), np.uint8))
+    scores = bench.place(np.empty((1, *out_hw), np.float32)) if settings else None
+
+    def ours() -> Any:
+        return ops.upsample_argmax(
+            placed, out_hw, **settings, out=(labels, scores), stream=bench.stream
+        )[0]
+
+    def check() -> None:
+        expected, _ = reference.upsample_argmax(logits, out_hw, **settings)
+        share = np.mean(bench.fetch(ours()) != expected)
+        if share > (1e-4 if settings else 0.0):  # with an activation near ties may differ
+            raise MismatchError(f"{share:.2%} of the labels differ from the reference")
+
+    grid = "x".join(str(side) for side in logits.shape[2:])
+    name = f"{kind} C={logits.shape[1]} {grid} -> {out_hw[0]}x{out_hw[1]}"
+    name += " sigmoid, seen bias, scores" if settings else ""
+    num_bytes = logits.nbytes + labels.nbytes * (5 if settings else 1)
+    case = Case("upsample_argmax", name, num_bytes, check, {"zsseg_rt": ours})
+    case.candidates |= upsample_rivals(bench, logits, out_hw, settings)
+    return case
+
+
+def upsample_rivals(
+    bench: CpuBench, logits: np.ndarray, out_hw: tuple[int, int], settings: dict
+) -> dict[str, Callable[[], Any]]:
+    """Give the other ways to the same labels."""
+    rivals: dict[str, Callable[[], Any]] = {}
+    if torch := bench.torch:
+        tensor = bench.tensor(logits)
+        seen = bench.tensor(settings["seen"])[:, None, None] if settings else None
+
+        def full_size() -> Any:
+            values = torch.nn.functional.interpolate(tensor, out_hw, mode="bilinear")
+            return values.sigmoid() - settings["seen_bias"] * seen if settings else values
+
+        rivals["torch argmax"] = lambda: full_size().argmax(1)
+        rivals["torch max"] = lambda: full_size().max(1)
+    if bench.cv2 and not settings:
+        rivals["OpenCV running max"] = lambda: opencv_running_max(bench.cv2, logits[0], out_hw)
+    return rivals
+
+
+def opencv_running_max(cv2: Any, logits: np.ndarray, out_hw: tuple[int, int]) -> np.ndarray:
+    """Resize class after class, keeping the best so far."""
+    size = out_hw[::-1]
+    best = cv2.resize(logits[0], size, interpolation=cv2.INTER_LINEAR)
+    labels = np.zeros(out_hw, np.uint8)
+    for index in range(1, len(logits)):
+        values = cv2.resize(logits[index], size, interpolation=cv2.INTER_LINEAR)
+        labels[cv2.compare(values, best, cv2.CMP_GT) != 0] = index
+        cv2.max(values, best, dst=best)
+    return labels
+
+
+def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """A full-HD frame and its labels."""
+    out_hw = (90, 160) if quick else (1080, 1920)
+    generator = np.random.default_rng(0)
+    frame = generator.integers(0, 256, (*out_hw, 3), np.uint8)
+    labels = generator.integers(0, 20, out_hw, np.uint8).repeat(8, axis=1)[:, : out_hw[1]].copy()
+    palette = generator.integers(0, 256, (20, 3), np.uint8)
+    placed = [bench.place(array) for array in (frame, labels, palette)]
+    out = bench.place(np.empty_like(frame))
+
+    def ours() -> Any:
+        return ops.overlay(*placed, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.overlay(frame, labels, palette), 0.0)
+
+    num_bytes = 2 * frame.nbytes + labels.nbytes
+    sizes = f"{out_hw[0]}x{out_hw[1]}"
+    case = Case("overlay", sizes, num_bytes, check, {"zsseg_rt": ours})
+    if torch := bench.torch:
+        picture, indices, colours = (bench.tensor(array) for array in (frame, labels, palette))
+        case.candidates["torch"] = lambda: (
+            (0.5 * picture + 0.5 * colours[indices.long()]).round().to(torch.uint8)
+        )
+    if cv2 := bench.cv2:
+        case.candidates["OpenCV"] = lambda: cv2.addWeighted(
+            frame, 0.5, np.take(palette, labels, axis=0), 0.5, 0
+        )
+    yield case
+
+
+CASES: dict[str, Callable[..., Iterator[Case]]] = {
+    "preprocess": preprocess_cases,
+    "relationship_descriptor": descriptor_cases,
+    "patch_text_similarity": similarity_cases,
+    "upsample_argmax": upsample_cases,
+    "overlay": overlay_cases,
+}
+
+
+# ---- measuring and reporting ---------------------------------------------------------------------
+
+
+def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, float]:
+    """Median milliseconds of every candidate, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in case.candidates}
+    for call in case.candidates.values():
+        bench.milliseconds(call)  # warms caches and allocators
+    for _ in range(rounds):
+        for name, call in case.candidates.items():
+            if sum(times[name]) < SLOW_SECONDS * 1e3:
+                times[name].append(bench.milliseconds(call))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
+    """Check, measure and describe one case."""
+    case.check()
+    medians = measure(bench, case, rounds)
+    ours = medians["zsseg_rt"]
+    return {
+        "op": case.op,
+        "sizes": case.sizes,
+        "median_ms": medians,
+        "gigabytes_per_second": case.num_bytes / ours / 1e6,
+        "times_faster_than": {
+            name: ms / ours for name, ms in medians.items() if name != "zsseg_rt"
+        },
+    }
+
+
+def describe_machine(bench: CpuBench) -> dict[str, Any]:
+    """Say what the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    machine = {"cpu": cpu, "cpu_count": os.cpu_count(), "isa": ops.cpu_isa()}
+    if bench.name == "cuda":
+        machine["gpu"] = str(ops.cuda_device_properties(0))
+    versions = {m.__name__: m.__version__ for m in (bench.torch, bench.cv2, np) if m}
+    return machine | {"python": platform.python_version(), "versions": versions}
+
+
+def current_commit() -> str:
+    """The checkout's commit, with "-dirty" where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print one case as a line."""
+    ours = result["median_ms"]["zsseg_rt"]
+    rivals = ", ".join(
+        f"{name} {result['median_ms'][name]:.3g} ms ({ratio:.1f}x)"
+        for name, ratio in result["times_faster_than"].items()
+    )
+    speed = f"{ours:.3f} ms, {result['gigabytes_per_second']:.1f} GB/s"
+    print(f"{result['op']}  {result['sizes']}\n    {speed}; {rivals or 'no rival installed'}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--op", choices=sorted(CASES), action="append", help="may be repeated")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=ops.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(arguments)
+    if args.threads < 1 or args.rounds < 1:
+        parser.error("--threads and --rounds: expected at least 1")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen cases; 0, 1 where a result is wrong, 4 without the device asked for."""
+    args = parse_arguments(arguments)
+    has_cuda = ops.cuda_device_count() > 0
+    if args.device == "cuda" and not has_cuda:
+        print("--device: expected a CUDA device, got none. Use --device cpu.", file=sys.stderr)
+        return 4
+    on_cuda = has_cuda and args.device != "cpu"
+    bench = CudaBench(args.threads) if on_cuda else CpuBench(args.threads)
+    rounds = 2 if args.quick else args.rounds
+    results = []
+    for op in args.op or CASES:
+        for case in CASES[op](bench, quick=args.quick):
+            try:
+                results.append(run_case(bench, case, rounds))
+            except MismatchError as error:
+                print(f"{case.op} {case.sizes}: {error}", file=sys.stderr)
+                return 1
+            print_result(results[-1])
+    report = {"device": bench.name, "threads": args.threads, "rounds": rounds}
+    report |= {"machine": describe_machine(bench), "commit": current_commit(), "results": results}
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
