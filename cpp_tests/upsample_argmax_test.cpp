@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -221,10 +222,9 @@ TEST(UpsampleArgmax, MarksScoresBelowTheThreshold) {
 
 TEST(UpsampleArgmax, GivesTiesToTheLowestIndex) {
   Case c{40, 4, 4, 37, 41};
-  std::vector<float> logits = noise(c, 3, 1.0f);
-  for (float& logit : logits) {
-    logit = std::round(logit);  // many equal classes at every corner
-  }
+  std::vector<float> logits = noise(c, 3, 1.0f);  // many equal classes at every corner:
+  std::transform(logits.begin(), logits.end(), logits.begin(),
+                 [](float x) { return std::round(x); });
   check(c, logits);
   check(c, std::vector<float>(logits.size(), 0.0f));
 }
@@ -248,17 +248,11 @@ TEST(UpsampleArgmax, CopesWithExtremeAndMissingLogits) {
   for (const Activation activation :
        {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
     Case c{9, 4, 4, 30, 30, activation};
-    std::vector<float> logits = noise(c, 13, 3000.0f);
+    std::vector<float> logits = noise(c, 13, activation == Activation::kNone ? 3000.0f : 3.0f);
     logits[5] = NAN;
     logits[40] = -INFINITY;
     logits[77] = -1e4f;
-    const Result got = kernel(c, logits, every_third_seen(c), true);
-    for (const int label : got.labels) {
-      ASSERT_LT(label, c.num_classes);
-    }
-    if (activation == Activation::kNone) {
-      check(c, logits);
-    }
+    check(c, logits);
     const Result absent =
         kernel(c, std::vector<float>(logits.size(), NAN), every_third_seen(c), true);
     for (std::size_t i = 0; i < absent.labels.size(); ++i) {
@@ -294,6 +288,98 @@ TEST(UpsampleArgmax, CellPositionsAreClampedHalfPixelCentres) {
         const CellPosition at = cell_position(i, in_size, out_size);
         ASSERT_NEAR(at.cell + double(at.t), source, 1e-7 * in_size) << in_size << ' ' << out_size;
         ASSERT_LE(at.cell, std::max(in_size - 2, 0));
+      }
+    }
+  }
+}
+
+TEST(UpsampleArgmax, CellsBeginWherePositionsSay) {
+  for (const int in_size : {1, 2, 5, 32, 700}) {
+    for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
+      const int cells = std::max(in_size - 1, 1);
+      EXPECT_EQ(cell_begin(cells, in_size, out_size), out_size);
+      for (int cell = 0, i = 0; cell < cells; ++cell) {
+        while (i < out_size && cell_position(i, in_size, out_size).cell < cell) {
+          ++i;
+        }
+        ASSERT_EQ(cell_begin(cell, in_size, out_size), i) << in_size << ' ' << out_size;
+      }
+    }
+  }
+}
+
+// What a block of the CUDA kernel does for one cell, on one thread: the shared arithmetic without
+// the shared memory.
+void label_cell(const Case& c, const std::vector<float>& logits,
+                const std::vector<std::uint8_t>& seen, int cell_row, int cell_column,
+                Result& result) {
+  const int below = c.in_height > 1 ? c.in_width : 0, beside = c.in_width > 1 ? 1 : 0;
+  const auto group = [&](int k) { return c.seen_bias != 0.0f && seen[k] ? 1 : 0; };
+  const float slack = c.activation == Activation::kSoftmax ? kSoftmaxSlack : 0.0f;
+  std::vector<std::vector<float>> corners;
+  std::vector<Dominator> dominators[2];  // every class: the strictest pruning there can be
+  for (int k = 0; k < c.num_classes; ++k) {
+    const float* at = logits.data() + (k * c.in_height + cell_row) * c.in_width + cell_column;
+    corners.push_back(
+        {sanitize(at[0]), sanitize(at[beside]), sanitize(at[below]), sanitize(at[below + beside])});
+    dominators[group(k)].push_back(make_dominator(corners[k].data(), k, slack));
+  }
+  std::vector<int> kept;
+  for (int k = 0; k < c.num_classes; ++k) {
+    const std::vector<Dominator>& by = dominators[group(k)];
+    if (std::none_of(by.begin(), by.end(),
+                     [&](const Dominator& d) { return is_dominated(corners[k].data(), k, d); })) {
+      kept.push_back(k);
+    }
+  }
+  for (int y = cell_begin(cell_row, c.in_height, c.out_height);
+       y < cell_begin(cell_row + 1, c.in_height, c.out_height); ++y) {
+    for (int x = cell_begin(cell_column, c.in_width, c.out_width);
+         x < cell_begin(cell_column + 1, c.in_width, c.out_width); ++x) {
+      const float ty = cell_position(y, c.in_height, c.out_height).t;
+      const float tx = cell_position(x, c.in_width, c.out_width).t;
+      Best best[2] = {{kAbsentLogit, kNoClass}, {kAbsentLogit, kNoClass}};
+      std::vector<float> values;
+      for (const int k : kept) {
+        values.push_back(bilinear(corners[k].data(), 1.0f - ty, ty, 1.0f - tx, tx));
+        take_better(best[group(k)], values.back(), k);
+      }
+      float denominator = 0.0f;
+      for (const float value : values) {
+        denominator += std::exp(value - std::max(best[0].logit, best[1].logit));
+      }
+      const Winner winner = pick_winner(best[0], best[1], c.activation, c.seen_bias, denominator);
+      const std::size_t pixel = std::size_t(y) * c.out_width + x;
+      result.labels[pixel] = winner.score < c.unknown_below ? kNoClass : winner.index;
+      result.scores[pixel] = winner.score;
+    }
+  }
+}
+
+TEST(UpsampleArgmax, TheArithmeticOfCudaCellsEqualsTheDefinition) {
+  for (const auto& s : kShapes) {
+    for (const Activation activation :
+         {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+      for (const float bias : {0.0f, 0.3f, -0.2f}) {
+        const Case c{s[0], s[1], s[2], s[3], s[4], activation, bias};
+        SCOPED_TRACE(testing::Message()
+                     << s[0] << " classes, activation " << int(activation) << ", bias " << bias);
+        std::vector<float> logits = noise(c, 23, 2.0f);
+        if (bias == 0.0f && activation == Activation::kNone) {
+          for (float& logit : logits) {
+            logit = std::round(logit);  // ties
+          }
+        }
+        const std::vector<std::uint8_t> seen = every_third_seen(c);
+        const std::size_t pixels = std::size_t(c.out_height) * c.out_width;
+        Result got{std::vector<int>(pixels, -1), std::vector<float>(pixels), {}};
+        for (int row = 0; row < std::max(c.in_height - 1, 1); ++row) {
+          for (int column = 0; column < std::max(c.in_width - 1, 1); ++column) {
+            label_cell(c, logits, seen, row, column, got);
+          }
+        }
+        const bool exact = activation == Activation::kNone && bias == 0.0f;
+        expect_equal(c, definition(c, logits, seen), got, exact ? 0.0f : 1e-5f);
       }
     }
   }
