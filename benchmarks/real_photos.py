@@ -62,6 +62,7 @@ def export(encoder: Path, text_rows: Path, text_names: Path, out: Path) -> Path:
         embed_output="dense_embedding",
         text_bank=(names, np.load(text_rows).astype(np.float32)),
         space="OpenAI CLIP ViT-B/16",
+        precisions=("float32", "float16"),
     )
 
 

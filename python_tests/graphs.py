@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid("org.example", 1)]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zsseg_rt.config import EngineConfig
     from zsseg_rt.engine import Engine
     from zsseg_rt.errors import (
+        ArgumentError,
         BackendError,
         BackendUnavailableError,
         BundleError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "BackendError",
     "BackendUnavailableError",
     "Bundle",

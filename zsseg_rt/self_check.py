@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError
-from zsseg_rt.ops import reference
+from zsseg_rt.ops.reference import upsample_bilinear
 
 __all__ = ["SelfCheck", "StageCheck", "check_against_golden"]
 
@@ -140,7 +140,7 @@ def _label_error(
     logits = golden["mask_logits"].astype(np.float32)
     if logits.shape[1] == 1:
         return float((labels != golden["labels"]).mean())
-    margin = np.sort(reference.upsample_bilinear(logits, labels.shape)[0], axis=0)
+    margin = np.sort(upsample_bilinear(logits, labels.shape)[0], axis=0)
     clear = (margin[-1] - margin[-2]) > 2.0 * tolerance * float(np.abs(logits).max())
     if not clear.any():
         return 0.0
