@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 import zsseg_rt
-from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec, TextSpec
+from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.bundle_writer import (
     TextBank,
@@ -26,27 +25,16 @@ from zsseg_rt.export.bundle_writer import (
 )
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.golden_descriptor import descriptor_golden
-from zsseg_rt.export.graph_files import (
-    GRAPH_PRECISIONS,
-    MAX_CLASSES,
-    GraphFiles,
-    check_precisions,
-)
+from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
 from zsseg_rt.export.onnx import OPSET, export_graphs
-from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models.text_encoder import average_templates
-from zsseg_rt.text.prompts import check_templates, fill
-from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
 
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
 
 _log = logging.getLogger(__name__)
 
 CLIP_TEMPLATES = ("a photo of a {}.",)
-_CLIP_VOCAB = 49408
 _NUM_GOLDEN_CLASSES = 5
-
-TextEncoderChoice = nn.Module | Literal["auto"] | None
 
 
 def export_bundle(
@@ -102,16 +90,17 @@ def export_bundle(
     target = Path(path)
     check_precisions(precisions)
     _check_model(model)
-    job = _Job(model.eval(), size_hw, class_names, check_templates(templates), text_encoder)
+    text = TextSide(model, text_encoder, templates)
+    job = _Job(model.eval(), size_hw, class_names, text)
     with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
         graphs = export_graphs(
             model,
             folder,
             size_hw=size_hw,
             precisions=precisions,
-            text_encoder=job.text_encoder,
+            text_encoder=text.encoder,
         )
-        tokenizer = job.write_tokenizer(folder)
+        tokenizer = text.write_tokenizer(folder)
         write_manifest(
             folder,
             name=name or bundle_name(target),
@@ -120,7 +109,13 @@ def export_bundle(
             graphs=graphs,
             weights=job.write_weights(folder),
             preprocess=job.preprocess,
-            text=job.text_spec(graphs, tokenizer, template_set, space),
+            text=text.spec(
+                graphs,
+                tokenizer,
+                embed_dim=job.embed_dim,
+                template_set=template_set,
+                space=space,
+            ),
             head=job.head,
             text_bank=write_text_bank(folder, text_bank, job.embed_dim),
             golden=write_golden(folder, job.golden()),
@@ -138,13 +133,11 @@ class _Job:
         model: Any,
         size_hw: tuple[int, int] | None,
         class_names: Sequence[str] | None,
-        templates: tuple[str, ...],
-        text_encoder: TextEncoderChoice,
+        text: TextSide,
     ) -> None:
-        self.model, self.templates = model, templates
+        self.model, self.text = model, text
         self.parts = model.fold_for_inference(size_hw)
         self.embed_dim = int(model.config.image_encoder.embed_dim)
-        self.text_encoder = _choose_text_encoder(model, text_encoder)
         self.class_names = None if class_names is None else list(class_names)
         self.head = self._head_spec()
         self.preprocess = PreprocessSpec(
@@ -152,16 +145,6 @@ class _Job:
             mean=tuple(float(v) for v in model.image_mean),  # type: ignore[arg-type]
             std=tuple(float(v) for v in model.image_std),  # type: ignore[arg-type]
         )
-        self._tokenizer: Tokenizer | None = None
-
-    def write_tokenizer(self, folder: Path) -> FileEntry | None:
-        if self.text_encoder is None:
-            return None
-        content = tokenizer_json()
-        path = folder / "tokenizer.json"
-        path.write_text(content, encoding="utf-8")
-        self._tokenizer = Tokenizer(content, context_length=_context_length(self.text_encoder))
-        return FileEntry.describe(path, folder)
 
     def write_weights(self, folder: Path) -> FileEntry:
         arrays = {
@@ -170,48 +153,16 @@ class _Job:
         }
         return write_arrays(folder, "weights.safetensors", arrays)
 
-    def text_spec(
-        self, graphs: GraphFiles, tokenizer: FileEntry | None, template_set: str, space: str
-    ) -> TextSpec:
-        encoder = graphs.get("text_encoder")
-        return TextSpec(
-            embed_dim=self.embed_dim,
-            templates=self.templates,
-            template_set=template_set,
-            context_length=_context_length(self.text_encoder) if self.text_encoder else 77,
-            tokenizer=tokenizer,
-            encoder_sha256=encoder["float32"].sha256 if encoder else None,
-            space=space,
-        )
-
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """The golden sample; with a text tower also ``prompt_embeds`` of ``token_ids``."""
         names = self.class_names or [f"class {i}" for i in range(_NUM_GOLDEN_CLASSES)]
         names = names[:MAX_CLASSES]
-        extra: dict[str, npt.NDArray[Any]] = {}
-        if self._tokenizer is None:
-            embeds = unit_rows(len(names), self.embed_dim)
-        else:
-            embeds, extra = self._embed(names)
+        embedded = self.text.embed(names)
+        embeds, extra = embedded or (unit_rows(len(names), self.embed_dim), {})
         arrays = descriptor_golden(
             self.model, self.parts, self.preprocess, self.head, (names, embeds)
         )
         return arrays | extra
-
-    @torch.no_grad()
-    def _embed(
-        self, names: Sequence[str]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
-        assert self._tokenizer is not None
-        assert self.text_encoder is not None
-        prompts = [prompt for name in names for prompt in fill(self.templates, name)]
-        tokens = self._tokenizer.encode(prompts)
-        batches = torch.split(torch.from_numpy(tokens), 64)
-        features = torch.cat([self.text_encoder(batch) for batch in batches])
-        grouped = features.reshape(len(names), len(self.templates), -1)
-        merged = average_templates(grouped).numpy()
-        kept = min(len(tokens), 16)  # enough to compare the exported graph
-        return merged, {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
 
     def _head_spec(self) -> HeadSpec:
         config = self.model.config
@@ -250,25 +201,6 @@ def _check_model(model: Any) -> None:
             f"{', '.join(sorted(map(str, dtypes)))} on {', '.join(sorted(devices))}. "
             "Call model.float().cpu() first."
         )
-
-
-def _choose_text_encoder(model: Any, choice: TextEncoderChoice) -> nn.Module | None:
-    encoder: Any = model.text_encoder if choice == "auto" else choice
-    if encoder is None:
-        return None
-    vocab_size = encoder.config.vocab_size
-    if vocab_size == _CLIP_VOCAB:
-        return encoder  # type: ignore[no-any-return]
-    message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {vocab_size}"
-    if choice != "auto":
-        raise CheckpointError(f"{message}. There is no tokenizer for another vocabulary.")
-    _log.warning("%s; the bundle has no text encoder", message)
-    return None
-
-
-def _context_length(text_encoder: nn.Module) -> int:
-    config: Any = text_encoder.config
-    return int(config.context_length)
 
 
 def _names_at(indices: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
