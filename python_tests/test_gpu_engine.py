@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 import tiny
+from conftest import require_cuda
 
 from zsseg_rt import Engine, EngineConfig
 
 pytestmark = pytest.mark.needs_cuda
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    """Skip, or fail where a GPU is required."""
+    require_cuda()
+
+
 NAMES = [f"name {index}" for index in range(7)]
 
 
