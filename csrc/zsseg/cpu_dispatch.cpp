@@ -11,7 +11,7 @@ namespace {
 constexpr int kUndecided = -1;
 std::atomic<int> chosen_isa{kUndecided};
 
-bool cpu_runs(CpuIsa isa) {
+[[maybe_unused]] bool cpu_runs(CpuIsa isa) {
 #if defined(__x86_64__)
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
