@@ -22,15 +22,23 @@ from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.transformer import Activation
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
     "ClipWeights",
     "build_image_encoder",
     "build_text_encoder",
     "image_encoder_config",
     "load_clip",
+    "normalisation_of",
+    "random_clip",
     "text_encoder_config",
 ]
 
 _M = TypeVar("_M", bound=nn.Module)
+_Colour = tuple[float, float, float]
+
+CLIP_MEAN: _Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: _Colour = (0.26862954, 0.26130258, 0.27577711)
 
 _TEXT_KEYS = (
     "transformer.",
@@ -131,8 +139,55 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
             f"source: expected to download '{tag}' of {architecture}, got "
             f"{type(error).__name__}. Connect to the network, or pass a local file."
         ) from error
+    return _weights_of(model, tag)
+
+
+def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
+    """Untrained weights by open_clip's own initialisation, from torch's global generator.
+
+    Args:
+        architecture: open_clip's name of a ViT.
+
+    Returns:
+        The weights of both towers.
+
+    Raises:
+        CheckpointError: open_clip does not know the name, or the model is not a plain CLIP ViT.
+        BackendUnavailableError: open_clip is not installed.
+    """
+    open_clip = _import_open_clip()
+    known = architecture in open_clip.list_models()
+    config = open_clip.get_model_config(architecture) if known else {}
+    layers = config.get("vision_cfg", {}).get("layers")
+    if not isinstance(layers, int) or "hf_model_name" in config["text_cfg"]:
+        raise CheckpointError(
+            f"clip: expected an open_clip ViT such as 'ViT-B-16', got '{architecture}'. "
+            "Towers of timm and Hugging Face and ResNets are not supported."
+        )
+    return _weights_of(open_clip.create_model(architecture), architecture)
+
+
+def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _Colour]:
+    """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with.
+
+    Args:
+        source: What :func:`load_clip` takes; only open_clip's tags tell, files are taken to be
+            normalised as OpenAI's CLIP.
+        architecture: open_clip's name of the model, for a tag.
+
+    Raises:
+        BackendUnavailableError: A tag is given and open_clip is not installed.
+    """
+    config: Mapping[str, Any] = {}
+    if not Path(source).is_file():
+        config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
+    mean, std = (config.get(key) for key in ("mean", "std"))
+    return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)  # type: ignore[return-value]
+
+
+def _weights_of(model: Any, name: str) -> ClipWeights:
     quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-    weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", tag)
+    weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
     text = getattr(model, "text", model)
     return replace(
         weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ __all__ = [
     "unit",
 ]
 
+Interpolation = Literal["bilinear", "bicubic"]
+
 
 def unit(x: Tensor) -> Tensor:
     """Divide by the L2 norm over the last axis, with no epsilon (as the official code does)."""
@@ -38,15 +40,18 @@ def unit(x: Tensor) -> Tensor:
     return x / norm
 
 
-def resize_positional_embedding(positional_embedding: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+def resize_positional_embedding(
+    positional_embedding: Tensor, grid_hw: tuple[int, int], mode: Interpolation = "bilinear"
+) -> Tensor:
     """Resize a positional embedding to another patch grid.
 
-    Row 0 (the class token) is kept; the rest is a square grid that is resized bilinearly with
+    Row 0 (the class token) is kept; the rest is a square grid that is resized with
     ``align_corners=False`` and no antialiasing. The same grid gives back the input.
 
     Args:
         positional_embedding: float ``[1 + g * g, W]``.
         grid_hw: New grid, rows and columns.
+        mode: How to interpolate.
 
     Returns:
         ``[1 + grid_hw[0] * grid_hw[1], W]``.
@@ -55,7 +60,7 @@ def resize_positional_embedding(positional_embedding: Tensor, grid_hw: tuple[int
     if grid_hw == (side, side):
         return positional_embedding
     grid = torch.unflatten(positional_embedding[1:].T, 1, (side, side)).unsqueeze(0)
-    resized = F.interpolate(grid, size=grid_hw, mode="bilinear", align_corners=False)
+    resized = F.interpolate(grid, size=grid_hw, mode=mode, align_corners=False)
     return torch.cat([positional_embedding[:1], resized.flatten(2).squeeze(0).T])
 
 
@@ -107,7 +112,12 @@ class ImageEncoder(nn.Module):
 
     Args:
         config: Sizes; what concerns prompts is not used.
+
+    Attributes:
+        position_mode: How the positional embedding is brought to another grid.
     """
+
+    position_mode: ClassVar[Interpolation] = "bilinear"
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
@@ -143,6 +153,11 @@ class ImageEncoder(nn.Module):
         """What the class token is before ``ln_pre``, ``[W]``."""
         return self.class_embedding + self.positional_embedding[0]
 
+    def patch_positions(self, grid_hw: tuple[int, int]) -> Tensor:
+        """The patches' positional embedding for a grid, ``[N, W]``."""
+        rows = resize_positional_embedding(self.positional_embedding, grid_hw, self.position_mode)
+        return rows[1:]
+
     def embed_patches(self, image: Tensor) -> Tensor:
         """Class and patch tokens after ``ln_pre``, ``[B, 1 + N, W]``."""
         if image.ndim != 4 or image.shape[1] != 3:
@@ -156,7 +171,7 @@ class ImageEncoder(nn.Module):
                 "Normalise the picture and bring it to the model's dtype."
             )
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
-        positions = resize_positional_embedding(self.positional_embedding, grid_hw)[1:]
+        positions = self.patch_positions(grid_hw)
         patches = self.conv1(image).flatten(2).transpose(1, 2) + positions
         cls_token = self.class_token().expand(image.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls_token, patches], dim=1))  # type: ignore[no-any-return]

@@ -8,12 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from zsseg_rt.errors import CheckpointError
+from zsseg_rt.models.dense_clip import dense_clip_from_clip
 from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
 
 __all__ = ["create_model", "from_official"]
 
 _FROM_OFFICIAL: Mapping[str, Callable[..., nn.Module]] = {"zegclip": zegclip_from_official}
-_CREATE: Mapping[str, Callable[..., nn.Module]] = {"zegclip": zegclip_from_clip}
+_CREATE: Mapping[str, Callable[..., nn.Module]] = {
+    "dense_clip": dense_clip_from_clip,
+    "zegclip": zegclip_from_clip,
+}
 
 
 def from_official(architecture: str, state_dict: Mapping[str, Tensor], **config: Any) -> nn.Module:
@@ -39,8 +43,9 @@ def create_model(architecture: str, **config: Any) -> nn.Module:
     """Build a model that starts from CLIP weights.
 
     Args:
-        architecture: ``"zegclip"``.
+        architecture: ``"dense_clip"`` or ``"zegclip"``.
         **config: ``pretrained`` and the architecture's settings; see
+            :func:`zsseg_rt.models.dense_clip.dense_clip_from_clip` and
             :func:`zsseg_rt.models.zegclip.zegclip_from_clip`.
 
     Returns:

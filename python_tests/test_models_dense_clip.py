@@ -1,0 +1,288 @@
+"""Dense CLIP heads against a literal transcription of their formulas, on random open_clip ViTs."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.models import create_model, slide_predict
+from zsseg_rt.models.dense_clip import HEADS, neighbour_prior
+
+open_clip = pytest.importorskip("open_clip", reason="needs pip install zsseg_rt[train]")
+
+WIDTH, HEADS_PER_BLOCK, LAYERS, PATCH, GRID, DIM = 48, 4, 3, 16, 4, 24
+PATCHES_ONLY = {"clearclip", "naclip"}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["quick_gelu", "gelu"])
+def clip(request):
+    """A small random open_clip model, every weight lively."""
+    model = open_clip.model.CLIP(
+        embed_dim=DIM,
+        vision_cfg={
+            "layers": LAYERS,
+            "width": WIDTH,
+            "head_width": WIDTH // HEADS_PER_BLOCK,
+            "patch_size": PATCH,
+            "image_size": GRID * PATCH,
+            "output_tokens": True,
+        },
+        text_cfg={"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+        quick_gelu=request.param,
+    ).eval()
+    state_dict = model.state_dict()
+    visual = {key: value.shape for key, value in state_dict.items() if key.startswith("visual.")}
+    gains = [("in_proj_weight", 2.0)]  # attention far from uniform
+    model.load_state_dict({**state_dict, **tiny.rule_state_dict(visual, gains=gains)})
+    return model
+
+
+@pytest.fixture(scope="module")
+def build(clip, tmp_path_factory):
+    """Builds a model on that CLIP's weights."""
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(clip.state_dict(), path)
+    quick = any(type(module).__name__ == "QuickGELU" for module in clip.modules())
+
+    def make(**config):
+        defaults = {
+            "pretrained": path,
+            "activation": "quick_gelu" if quick else "gelu",
+            "num_heads": HEADS_PER_BLOCK,
+            "text_heads": 2,
+        }
+        return create_model("dense_clip", **{**defaults, **config})
+
+    return make
+
+
+def tokens_before_last(visual, image):
+    """X: what open_clip's own blocks give before the last, with bicubic positions."""
+    grid_hw = image.shape[2] // PATCH, image.shape[3] // PATCH
+    positions = visual.positional_embedding
+    square = positions[1:].reshape(1, GRID, GRID, WIDTH).permute(0, 3, 1, 2)
+    if grid_hw != (GRID, GRID):
+        square = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False)
+    patches = visual.conv1(image).flatten(2).transpose(1, 2)
+    patches = patches + square.permute(0, 2, 3, 1).reshape(1, -1, WIDTH)
+    cls_token = (visual.class_embedding + positions[0]).expand(len(image), 1, WIDTH)
+    x = visual.ln_pre(torch.cat([cls_token, patches], dim=1))
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    return x, grid_hw
+
+
+def literal_prior(grid_hw, std):
+    """Omega entry by entry."""
+    height, width = grid_hw
+    omega = torch.zeros(1 + height * width, 1 + height * width)
+    for i in range(height * width):
+        for j in range(height * width):
+            down, right = i // width - j // width, i % width - j % width
+            omega[1 + i, 1 + j] = math.exp(-(down**2 + right**2) / (2 * std**2))
+    return omega
+
+
+def literal_embeds(visual, image, head, std=5.0):
+    """F of one head, every formula written out with matmul and softmax; ``[B, N, D]``."""
+    x, grid_hw = tokens_before_last(visual, image)
+    block = visual.transformer.resblocks[-1]
+    weights = block.attn.in_proj_weight.reshape(3, WIDTH, WIDTH)
+    biases = block.attn.in_proj_bias.reshape(3, WIDTH)
+    normed, width = block.ln_1(x), WIDTH // HEADS_PER_BLOCK
+    outputs = []
+    for h in range(HEADS_PER_BLOCK):
+        rows = slice(h * width, (h + 1) * width)
+        q, k, v = (normed @ w[rows].T + b[rows] for w, b in zip(weights, biases, strict=True))
+        s = width**-0.5
+        if head == "vanilla":
+            a = (q @ k.mT * s).softmax(-1)
+        elif head == "maskclip":
+            a = torch.eye(x.shape[1])
+        elif head == "sclip":
+            a = (q @ q.mT * s).softmax(-1) + (k @ k.mT * s).softmax(-1)
+        elif head == "clearclip":
+            a = (q @ q.mT * s).softmax(-1)
+        else:
+            a = (k @ k.mT * s + literal_prior(grid_hw, std)).softmax(-1)
+        outputs.append(a @ v)
+    z = torch.cat(outputs, dim=-1) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+    if head not in PATCHES_ONLY:
+        z = x + z
+        z = z + block.mlp(block.ln_2(z))
+    features = (visual.ln_post(z) @ visual.proj)[:, 1:]
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def assert_same(found, expected):
+    # float32, the same sums in another order through three blocks; worst seen below 2e-6
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (48, 80), (112, 16)], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_head_is_its_formula(clip, build, head, size_hw):
+    image, text = tiny.image(2, 3, *size_hw), tiny.text_embeds(5, DIM)
+    model = build(head=head)
+    output = model(image, text)
+    expected = literal_embeds(clip.visual, image, head)
+    grid_hw = size_hw[0] // PATCH, size_hw[1] // PATCH
+    assert output.patch_embeds.shape == (2, DIM, *grid_hw)
+    assert_same(output.patch_embeds.flatten(2).transpose(1, 2), expected)
+    logits = model.config.logit_scale * torch.einsum("bnd,cd->bcn", expected, F.normalize(text))
+    assert output.mask_logits.shape == (2, 5, *grid_hw)
+    torch.testing.assert_close(output.mask_logits.flatten(2), logits, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_heads_differ(build):
+    """The tolerance of the formulas' test is far below what tells one head from another."""
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(5, DIM)
+    embeds = [build(head=head)(image, text).patch_embeds for head in HEADS]
+    for index, first in enumerate(embeds):
+        for second in embeds[:index]:
+            assert (first - second).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_vanilla_is_open_clips_own_tower(clip, build):
+    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(5, DIM)
+    pooled, tokens = clip.visual(image)
+    output = build(head="vanilla")(image, text)
+    expected = F.normalize(tokens @ clip.visual.proj, dim=-1)
+    assert_same(output.patch_embeds.flatten(2).transpose(1, 2), expected)
+    assert_same(output.cls_embed, F.normalize(pooled, dim=-1))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_class_embedding_is_clips_own_for_every_head(clip, build, head):
+    image = tiny.image(1, 3, 64, 64)
+    pooled, _ = clip.visual(image)
+    found = build(head=head)(image, tiny.text_embeds(2, DIM)).cls_embed
+    assert_same(found, F.normalize(pooled, dim=-1))
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (48, 80)], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_folded_encoder_is_the_encoder(build, head, size_hw):
+    model, image = build(head=head), tiny.image(2, 3, *size_hw)
+    folded = model.fold_image_encoder(size_hw)
+    assert folded.grid_hw == (size_hw[0] // PATCH, size_hw[1] // PATCH)
+    assert_same(folded(image), model.image_encoder(image).patch_embeds)
+
+
+@pytest.mark.parametrize("std", [5.0, 1.5])
+@pytest.mark.parametrize("grid_hw", [(4, 4), (2, 7), (1, 1)])
+def test_prior_is_a_gaussian_of_the_distance(grid_hw, std):
+    prior = neighbour_prior(grid_hw, std)
+    torch.testing.assert_close(prior, literal_prior(grid_hw, std), rtol=0, atol=1e-6)
+    assert (prior[0] == 0).all()
+    assert (prior[:, 0] == 0).all()
+    assert (prior.diagonal()[1:] == 1).all()
+
+
+@torch.no_grad()
+def test_prior_width_matters(clip, build):
+    image = tiny.image(1, 3, 64, 64)
+    found = build(prior_std=0.7).image_encoder(image).patch_embeds
+    assert_same(found, literal_embeds(clip.visual, image, "naclip", std=0.7))
+
+
+@torch.no_grad()
+def test_predict_upsamples_and_slides(build):
+    """Whole picture: plain bilinear; windows: their average, then the softmax."""
+    model, text = build(), tiny.text_embeds(5, DIM)
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    mean, std = np.array(model.image_mean), np.array(model.image_std)
+    image = torch.from_numpy(((rgb / 255 - mean) / std).transpose(2, 0, 1)[None]).float()
+    whole = F.interpolate(model(image, text).mask_logits, size=(64, 96), mode="bilinear")
+    torch.testing.assert_close(model.predict(image, text), whole)
+    found = slide_predict(model, rgb, text, short_side=64, crop_size=4096, stride=4096)
+    torch.testing.assert_close(found, whole[0].softmax(0), rtol=0, atol=1e-4)
+    left, right = model.predict(image[..., :64], text), model.predict(image[..., 32:], text)
+    total = F.pad(left, (0, 32)) + F.pad(right, (32, 0))
+    total[..., 32:64] /= 2
+    found = slide_predict(model, rgb, text, short_side=64, crop_size=64, stride=32)
+    torch.testing.assert_close(found, total[0].softmax(0), rtol=0, atol=1e-4)
+
+
+def test_defaults_are_the_authors(build):
+    scales = {head: build(head=head).config.logit_scale for head in HEADS}
+    expected = {"naclip": 40, "sclip": 40, "clearclip": 50, "maskclip": 100, "vanilla": 100}
+    assert scales == expected
+    model = build()
+    assert model.config.head == "naclip"
+    assert model.config.size_hw == (GRID * PATCH,) * 2
+    assert build(image_size=(48, 80), logit_scale=7.0).config.size_hw == (48, 80)
+    np.testing.assert_allclose(
+        np.multiply(model.image_mean, 255), [122.771, 116.746, 104.094], 1e-5
+    )
+    np.testing.assert_allclose(np.multiply(model.image_std, 255), [68.501, 66.632, 70.323], 1e-5)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_text_tower_is_open_clips(clip, build):
+    tokens = torch.tensor([[62, 5, 9, 63] + 12 * [0], [62, 7, 63] + 13 * [0]])
+    with torch.no_grad():
+        assert_same(build().text_encoder(tokens), clip.encode_text(tokens))
+    assert build(with_text_encoder=False).text_encoder is None
+
+
+def test_random_weights_of_a_named_vit():
+    model = create_model("dense_clip", clip="ViT-S-32", head="clearclip")
+    encoder = model.config.image_encoder
+    assert (encoder.width, encoder.patch_size, encoder.grid_side) == (384, 32, 7)
+    with torch.no_grad():
+        output = model(tiny.image(1, 3, 96, 64), tiny.text_embeds(3, encoder.embed_dim))
+    assert output.mask_logits.shape == (1, 3, 3, 2)
+    assert output.mask_logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"head": "proxyclip"}, ArgumentError, "head: expected one of vanilla, maskclip"),
+        ({"logit_scale": 0.0}, ArgumentError, "logit_scale: expected a number above 0, got 0.0"),
+        ({"prior_std": math.nan}, ArgumentError, "prior_std: expected a number above 0, got nan"),
+        ({"unknown_below": 1.5}, ArgumentError, r"unknown_below: expected a probability in \[0, 1"),
+        ({"image_size": 100}, ShapeError, "image_size: expected multiples of the patch size 16"),
+        ({"image_size": 0}, ShapeError, "image_size: expected multiples of the patch size 16"),
+        ({"pretrained": "absent.pt"}, CheckpointError, "source: expected a CLIP file, got absent"),
+        ({"pretrained": "no-such-tag"}, CheckpointError, "source: expected a file or a pretrained"),
+        ({"activation": None}, CheckpointError, "activation: expected 'quick_gelu' or 'gelu'"),
+        ({"pretrained": None, "clip": "RN50"}, CheckpointError, "clip: expected an open_clip ViT"),
+        ({"pretrained": None, "clip": "x"}, CheckpointError, "clip: expected an open_clip ViT"),
+        (
+            {"pretrained": None, "clip": "ViT-B-16-SigLIP"},
+            CheckpointError,
+            "Towers of timm and Hugging Face and ResNets are not supported",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refusals(build, config, error, message):
+    with pytest.raises(error, match=message):
+        build(**config)
+
+
+def test_a_resnets_file_is_refused(tmp_path):
+    weights = {
+        "visual.conv1.weight": torch.zeros(1),
+        "visual.attnpool.c_proj.weight": torch.ones(1),
+    }
+    torch.save(weights, tmp_path / "rn50.pt")
+    with pytest.raises(CheckpointError, match="expected CLIP ViT keys such as"):
+        create_model("dense_clip", pretrained=tmp_path / "rn50.pt", activation="quick_gelu")
+
+
+@pytest.mark.parametrize("shape", [(5, DIM + 1), (0, DIM), (DIM,)])
+def test_wrong_text_embeddings_are_refused(build, shape):
+    with pytest.raises(ShapeError, match=rf"text_embeds: expected \[C, {DIM}\]"):
+        build()(tiny.image(1, 3, 64, 64), torch.zeros(shape))
