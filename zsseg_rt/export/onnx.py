@@ -7,7 +7,7 @@ attention is unknown to TensorRT 10.3, and older opsets decompose GELU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,15 @@ from zsseg_rt.export.graph_files import (
     strip_notes,
 )
 
-__all__ = ["OPSET", "FoldsForInference", "InferenceGraphs", "export_graphs"]
+__all__ = [
+    "OPSET",
+    "FoldsForInference",
+    "GraphExport",
+    "InferenceGraphs",
+    "export_graphs",
+    "text_encoder_export",
+    "to_onnx",
+]
 
 OPSET = 20
 _MAX_PROMPTS = 65536
@@ -52,13 +60,20 @@ class FoldsForInference(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Export:
-    """One module to export: example inputs by graph name, outputs, dynamic axes of inputs."""
+class GraphExport:
+    """One module to export.
+
+    Attributes:
+        module: What is traced, in evaluation mode.
+        inputs: Example inputs by the graph's names.
+        outputs: The graph's names of what the module returns.
+        dynamic: Axes of inputs that stay open, each with a label and its largest size.
+    """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
-    dynamic: Mapping[str, Mapping[int, tuple[str, int]]]
+    dynamic: Mapping[str, Mapping[int, tuple[str, int]]] = field(default_factory=dict)
 
 
 def export_graphs(
@@ -96,26 +111,25 @@ def export_graphs(
     jobs = {"image_encoder": _image_encoder(parts), "decoder": _decoder(parts)}
     files = {}
     for name, job in jobs.items():
-        files[name] = save_variants(_to_onnx(name, job), name, folder, precisions)
+        files[name] = save_variants(to_onnx(name, job), name, folder, precisions)
     if text_encoder is not None:
-        graph = _to_onnx("text_encoder", _text_encoder(text_encoder))
+        graph = to_onnx("text_encoder", text_encoder_export(text_encoder))
         files["text_encoder"] = save_variants(graph, "text_encoder", folder, ("float32",))
     return files
 
 
-def _image_encoder(parts: InferenceGraphs) -> _Export:
-    return _Export(
+def _image_encoder(parts: InferenceGraphs) -> GraphExport:
+    return GraphExport(
         module=parts.image_encoder,
         inputs={"image": torch.zeros(1, 3, *parts.size_hw)},
         outputs=("patch_embeds", "cls_embed"),
-        dynamic={},
     )
 
 
-def _decoder(parts: InferenceGraphs) -> _Export:
+def _decoder(parts: InferenceGraphs) -> GraphExport:
     query_dim, double_embed_dim = parts.descriptor_weight.shape
     num_patches = parts.grid_hw[0] * parts.grid_hw[1]
-    return _Export(
+    return GraphExport(
         module=parts.decoder,
         inputs={
             "queries": torch.zeros(1, 3, query_dim),
@@ -126,10 +140,11 @@ def _decoder(parts: InferenceGraphs) -> _Export:
     )
 
 
-def _text_encoder(module: nn.Module) -> _Export:
+def text_encoder_export(module: nn.Module) -> GraphExport:
+    """How a text tower is exported: ``token_ids`` to ``text_embeds``, any number of prompts."""
     config: Any = module.config
     token_ids = torch.arange(3 * config.context_length).reshape(3, -1) % config.vocab_size
-    return _Export(
+    return GraphExport(
         module=module,
         inputs={"token_ids": token_ids},
         outputs=("text_embeds",),
@@ -137,7 +152,19 @@ def _text_encoder(module: nn.Module) -> _Export:
     )
 
 
-def _to_onnx(name: str, job: _Export) -> onnx.ModelProto:
+def to_onnx(name: str, job: GraphExport) -> onnx.ModelProto:
+    """Trace a module into one graph.
+
+    Args:
+        name: Name of the graph.
+        job: Module, example inputs and names.
+
+    Returns:
+        The graph, without notes about the computer it was made on.
+
+    Raises:
+        BackendError: The exporter failed, or emitted control flow.
+    """
     module = job.module.eval()
     dims = {
         tensor: {
