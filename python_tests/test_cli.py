@@ -94,6 +94,19 @@ def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
     assert written["photos"][0]["unknown_share"] == pytest.approx(1 / 3, abs=0.05)
 
 
+def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, capsys):
+    import dataclasses
+
+    from zsseg_rt.batch import PhotoResult
+
+    entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0}
+    result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))
+    cli._print_result(cli._console(), dataclasses.replace(result, times={"total": 1.0}))
+    printed = capsys.readouterr().out
+    assert "[red]car[/]" in printed
+    assert "a[1].jpg" in printed
+
+
 def test_photos_with_one_stem_get_two_names(colour_bundle, tmp_path):
     first = write_photo(tmp_path / "a" / "x.png", "red")
     second = write_photo(tmp_path / "b" / "x.png", "blue")
@@ -144,6 +157,9 @@ def test_doctor_reports_every_topic(capsys, tmp_path):
     report = tmp_path / "doctor.json"
     assert run("doctor", "--json", report) == 0
     findings = json.loads(report.read_text())["findings"]
+    printed = "".join(capsys.readouterr().out.split())
+    for finding in findings:
+        assert finding["remedy"].split(" ")[-1].split("/")[0] in printed
     topics = {f["topic"] for f in findings}
     assert {"python", "native core", "CUDA", "TensorRT", "OpenVINO", "OpenCV", "cache"} <= topics
     for finding in findings:

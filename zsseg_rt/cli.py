@@ -138,7 +138,7 @@ def info(
     if json_file is not None:
         _write_json(json_file, manifest)
     console = _console()
-    console.print(f"[bold]{loaded.name}[/]  {loaded.architecture}, family {loaded.family}")
+    console.print(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
     height, width = loaded.preprocess.size_hw
     console.print(f"input {height}x{width}, grid {loaded.head.grid_hw}, text {loaded.text.space}")
     for graph, variants in loaded.graphs.items():
@@ -249,14 +249,15 @@ def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> N
 def doctor(json_file: JsonOption = None) -> None:
     """Show what can run on this machine, and the remedy for what cannot."""
     from rich.table import Table
+    from rich.text import Text
 
     from zsseg_rt.doctor import examine
 
     findings = examine()
     table = Table("topic", "", "found", "what to do", box=None, pad_edge=False)
-    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "bad": "[red]bad[/]"}
+    colours = {"ok": "green", "absent": "yellow", "bad": "red"}
     for f in findings:
-        table.add_row(f.topic, marks[f.status], f.detail, f.remedy)
+        table.add_row(f.topic, Text(f.status, style=colours[f.status]), f.detail, f.remedy)
     _console().print(table)
     if json_file is not None:
         _write_json(json_file, {"findings": findings})
@@ -448,7 +449,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False)  # names and paths may hold square brackets
 
 
 if __name__ == "__main__":
