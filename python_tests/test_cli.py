@@ -99,7 +99,7 @@ def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, 
 
     from zsseg_rt.batch import PhotoResult
 
-    entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0}
+    entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}
     result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))
     cli._print_result(cli._console(), dataclasses.replace(result, times={"total": 1.0}))
     printed = capsys.readouterr().out

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.result import Segmentation
-from zsseg_rt.visualize import write_atomically
+from zsseg_rt.visualize import palette, write_atomically
 
 __all__ = ["PhotoResult", "find_photos", "read_photo", "segment_photos"]
 
@@ -32,7 +32,8 @@ class PhotoResult:
     Attributes:
         photo: Its path as given.
         size_hw: Height and width in pixels, None if it could not be read.
-        classes: One ``{name, index, pixels, share}`` a present class, largest first.
+        classes: One ``{name, index, pixels, share, colour}`` a present class, largest first;
+            ``colour`` is the overlay's as ``#rrggbb``.
         unknown_share: Part of the photo that belongs to no class, in [0, 1].
         overlay: Path of the overlay picture.
         mask: Path of the label picture.
@@ -169,16 +170,27 @@ def _segment_one(
     result = PhotoResult(
         photo=str(photo),
         size_hw=(frame.shape[0], frame.shape[1]),
-        classes=tuple(
-            {"name": s.name, "index": s.index, "pixels": s.pixels, "share": round(s.share, 6)}
-            for s in seg.present()
-        ),
+        classes=_describe_classes(seg),
         unknown_share=round(float((seg.labels == seg.unknown).mean()), 6),
         overlay=str(overlay),
         mask=str(mask),
         times={stage: round(ms, 3) for stage, ms in seg.times.items()},
     )
     return result, seg
+
+
+def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
+    colours = palette(len(seg.names))
+    return tuple(
+        {
+            "name": s.name,
+            "index": s.index,
+            "pixels": s.pixels,
+            "share": round(s.share, 6),
+            "colour": "#" + bytes(colours[s.index]).hex(),
+        }
+        for s in seg.present()
+    )
 
 
 def _write_rgb_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:

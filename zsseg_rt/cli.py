@@ -348,6 +348,7 @@ def _segment_with_progress(
 
 def _print_result(console: Console, result: PhotoResult) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     if result.error is not None:
         console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
@@ -356,11 +357,18 @@ def _print_result(console: Console, result: PhotoResult) -> None:
     total = (result.times or {}).get("total", 0.0)
     state = "done earlier" if result.resumed else f"{total:.0f} ms"
     console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
-    table = Table("class", "share", "pixels", box=None, pad_edge=False)
+    table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
     for entry in result.classes:
-        table.add_row(entry["name"], f"{entry['share']:.1%}", str(entry["pixels"]))
+        colour = entry["colour"]
+        table.add_row(
+            Text("██", style=colour),
+            entry["name"],
+            f"{entry['share']:.1%}",
+            str(entry["pixels"]),
+            colour,
+        )
     if result.unknown_share:
-        table.add_row("(unknown)", f"{result.unknown_share:.1%}", "")
+        table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
     console.print(table)
     console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
 

@@ -1,0 +1,117 @@
+"""Official checkpoint files become bundles from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from zsseg_rt import Bundle, Engine, EngineConfig, cli
+
+# Heads follow from widths as in the official models: one per 64 channels, eight in the decoder.
+SIZES = tiny.TinySizes(
+    width=64, num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1, num_layers=2, text_layers=1
+)
+NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    return tiny.zegclip_state_dict(SIZES)
+
+
+@pytest.fixture
+def checkpoint(state_dict, tmp_path):
+    """The layout that the official training script writes, optimizer and all."""
+    path = tmp_path / "iter_20000.pth"
+    content = {
+        "meta": {"iter": 20000, "CLASSES": NAMES},
+        "state_dict": state_dict,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 2e-4}]},
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_imported_bundle_agrees_with_the_model(checkpoint, state_dict, tmp_path):
+    out = tmp_path / "zegclip.zsseg"
+    code = run("import-checkpoint", "zegclip", checkpoint, "--out", out, "--classes",
+               ",".join(NAMES), "--seen", "road,car", "--precision", "float32")  # fmt: skip
+    assert code == 0
+    bundle = Bundle.load(out)
+    assert bundle.head.seen == ("road", "car")
+    assert bundle.head.seen_bias == pytest.approx(0.1)
+    from zsseg_rt.models import from_official
+    from zsseg_rt.ops import reference
+
+    model = from_official("zegclip", state_dict, seen_classes=(0, 2))
+    embeds = tiny.text_embeds(7, 64)
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    image = reference.preprocess(
+        frame, size_hw=(64, 64), mean=bundle.preprocess.mean, std=bundle.preprocess.std
+    )
+    with torch.inference_mode():
+        scores = model.predict(torch.from_numpy(image[None]), embeds)[0].numpy()
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(bundle, config) as engine:
+        engine.set_classes(NAMES, embeddings=embeds.numpy())
+        labels = engine.segment(frame).labels
+    top = np.sort(scores, axis=0)
+    real = top[-1] - top[-2] > 1e-4
+    assert real.mean() > 0.9
+    assert (labels == scores.argmax(0))[real].mean() >= 0.999
+
+
+def test_existing_bundle_is_kept_unless_told(checkpoint, tmp_path, capsys):
+    out = tmp_path / "zegclip.zsseg"
+    arguments = ("import-checkpoint", "zegclip", checkpoint, "--out", out, "--precision", "float32")
+    assert run(*arguments) == 0
+    before = (out / "bundle.json").read_bytes()
+    assert run(*arguments) == 1
+    assert "zegclip.zsseg" in capsys.readouterr().err
+    assert (out / "bundle.json").read_bytes() == before
+    assert run(*arguments, "--overwrite") == 0
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, capsys):
+    path = tmp_path / "other.pth"
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, path)
+    out = tmp_path / "other.zsseg"
+    assert run("import-checkpoint", "zegclip", path, "--out", out) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "backbone." in error or "layer.weight" in error
+    assert not out.exists()
+
+
+def test_seen_must_be_among_the_classes(checkpoint, tmp_path, capsys):
+    code = run("import-checkpoint", "zegclip", checkpoint, "--out", tmp_path / "x.zsseg",
+               "--classes", "road,car", "--seen", "moon")  # fmt: skip
+    assert code == 2
+    assert "--seen: expected names out of --classes, got 'moon'" in capsys.readouterr().err
+
+
+def test_dense_export_from_the_command_line(tmp_path, capsys):
+    from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+
+    encoder, names_file, rows = tmp_path / "e.onnx", tmp_path / "n.json", tmp_path / "r.npy"
+    write_encoder(encoder)
+    names, embeds = colour_embeds()
+    names_file.write_text(json.dumps(names))
+    np.save(rows, embeds)
+    out = tmp_path / "dense.zsseg"
+    arguments = ("export", "dense", encoder, "--out", out, "--size", 256, "--mean", "none")
+    assert run(*arguments, "--bank", names_file, rows) == 0
+    assert Bundle.load(out).text_bank.names == names
+    assert run(*arguments, "--bank", names_file, rows, "--overwrite", "--mean", "wat") == 2
+    np.save(rows, embeds[:3])
+    assert run(*arguments, "--bank", names_file, rows, "--overwrite") == 1
+    assert run(*arguments, "--bank", names_file, tmp_path / "gone.npy", "--overwrite") == 1
+    assert Bundle.load(out).text_bank.names == names
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith("zsseg-rt: ")
