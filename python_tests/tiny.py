@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.models import from_official
+from zsseg_rt.models.clip_rc import ClipRC
 from zsseg_rt.models.zegclip import ZegCLIP
 
 Gains = Iterable[tuple[str, float]]
@@ -65,7 +66,7 @@ def image(*shape: int, salt: str = "") -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TinySizes:
-    """Sizes of a tiny ZegCLIP; the defaults are those of the small reference vectors."""
+    """Sizes of a tiny ZegCLIP or CLIP-RC; the defaults are those of the small reference vectors."""
 
     width: int = 64
     num_heads: int = 4
@@ -74,6 +75,7 @@ class TinySizes:
     grid_side: int = 4
     embed_dim: int = 32
     num_prompts: int = 3
+    num_regions: int = 4  # CLIP-RC's
     decoder_layers: int = 3
     decoder_heads: int = 4
     num_classes: int = 7
@@ -132,6 +134,29 @@ def _text_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, ...]]:
     } | _tower_shapes(prefix, width, sizes.text_layers)
 
 
+def _linear_shapes(
+    prefix: str, linears: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in linears.items():
+        shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+    return shapes
+
+
+def _layer_shapes(layer: str, dim: int) -> dict[str, tuple[int, ...]]:
+    """One decoder layer, with the tensors that are never read."""
+    linears = {f"multihead_attn.{name}": (dim, dim) for name in ("q", "k", "v", "proj")}
+    linears |= {"linear1": (4 * dim, dim), "linear2": (dim, 4 * dim)}
+    linears |= {"self_attn.out_proj": (dim, dim)}
+    shapes = _linear_shapes(layer, linears) | {
+        layer + "self_attn.in_proj_weight": (3 * dim, dim),
+        layer + "self_attn.in_proj_bias": (3 * dim,),
+    }
+    for norm in ("norm1", "norm2", "norm3"):
+        shapes |= {f"{layer}{norm}.{part}": (dim,) for part in ("weight", "bias")}
+    return shapes
+
+
 def _decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
     dim = sizes.embed_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -140,38 +165,48 @@ def _decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
         "decode_head.loss_decode.criterion.empty_weight": (len(sizes.seen) + 1,),
     }
     for index in range(sizes.decoder_layers):
-        layer = f"decode_head.decoder_1.layers.{index}."
-        linears = {f"multihead_attn.{name}": (dim, dim) for name in ("q", "k", "v", "proj")}
-        linears |= {"linear1": (4 * dim, dim), "linear2": (dim, 4 * dim)}
-        linears |= {"self_attn.out_proj": (dim, dim)}
-        for name, shape in linears.items():
-            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
-        shapes |= {
-            layer + "self_attn.in_proj_weight": (3 * dim, dim),
-            layer + "self_attn.in_proj_bias": (3 * dim,),
-        }
-        for norm in ("norm1", "norm2", "norm3"):
-            shapes |= {f"{layer}{norm}.{part}": (dim,) for part in ("weight", "bias")}
+        shapes |= _layer_shapes(f"decode_head.decoder_1.layers.{index}.", dim)
     return shapes
+
+
+def _region_decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+    dim, head = sizes.embed_dim, "decode_head."
+    shapes = _linear_shapes(head, {"q_proj": (dim, 2 * dim), "lateral_proj": (dim, 3 * dim)})
+    for index in range(sizes.decoder_layers):
+        shapes |= _layer_shapes(f"{head}decoder_q.layers.{index}.", dim)
+        shapes |= _layer_shapes(f"{head}decoder_v.layers.{index}.", dim)
+    recovery = head + "recovery_decoder."
+    for side in ("q", "v"):
+        shapes |= _layer_shapes(f"{recovery}decouple_{side}.0.", dim)
+    names = {"linear_q_in": dim, "linear_k_in": dim, "linear_q_out": 2 * dim, "linear_k_out": dim}
+    return shapes | _linear_shapes(recovery, {name: (rows, dim) for name, rows in names.items()})
+
+
+def _prompted_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+    width, count = sizes.width, sizes.num_prompts
+    return _visual_shapes("backbone.", sizes) | {
+        "backbone.prompt_embeddings": (1, count, width),
+        "backbone.deep_prompt_embeddings": (sizes.num_layers - 1, count, width),
+        "backbone.prompt_proj.weight": (width, width),
+        "backbone.prompt_proj.bias": (width,),
+        "backbone.prompt_norm.weight": (width,),
+        "backbone.prompt_norm.bias": (width,),
+    }
 
 
 def zegclip_shapes(sizes: TinySizes | None = None) -> dict[str, tuple[int, ...]]:
     """Every key of an official checkpoint with its shape."""
     sizes = sizes or TinySizes()
-    width, count = sizes.width, sizes.num_prompts
-    return (
-        _visual_shapes("backbone.", sizes)
-        | {
-            "backbone.prompt_embeddings": (1, count, width),
-            "backbone.deep_prompt_embeddings": (sizes.num_layers - 1, count, width),
-            "backbone.prompt_proj.weight": (width, width),
-            "backbone.prompt_proj.bias": (width,),
-            "backbone.prompt_norm.weight": (width,),
-            "backbone.prompt_norm.bias": (width,),
-        }
-        | _decoder_shapes(sizes)
-        | _text_shapes("text_encoder.", sizes)
-    )
+    text = _text_shapes("text_encoder.", sizes)
+    return _prompted_shapes(sizes) | _decoder_shapes(sizes) | text
+
+
+def clip_rc_shapes(sizes: TinySizes | None = None) -> dict[str, tuple[int, ...]]:
+    """Every key of an official CLIP-RC checkpoint with its shape."""
+    sizes = sizes or TinySizes()
+    bridge = {"backbone.region_level_bridge": (sizes.num_regions, sizes.width)}
+    text = _text_shapes("text_encoder.", sizes)
+    return _prompted_shapes(sizes) | bridge | _region_decoder_shapes(sizes) | text
 
 
 def zegclip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
@@ -197,6 +232,22 @@ def zegclip_model(sizes: TinySizes | None = None, salt: str = "", **config: obje
     arguments = zegclip_config(sizes) | config
     model = from_official("zegclip", zegclip_state_dict(sizes, salt), **arguments)
     assert isinstance(model, ZegCLIP)
+    return model
+
+
+def clip_rc_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
+    """A tiny official CLIP-RC checkpoint's ``state_dict``."""
+    sizes = sizes or TinySizes()
+    last_norm = f"decoder_q.layers.{sizes.decoder_layers - 1}.norm3."
+    gains = [(last_norm, 0.1 * (512 / sizes.embed_dim) ** 0.5)]
+    return rule_state_dict(clip_rc_shapes(sizes), salt, gains)
+
+
+def clip_rc_model(sizes: TinySizes | None = None, salt: str = "", **config: object) -> ClipRC:
+    """A tiny CLIP-RC with text tower, in evaluation mode."""
+    arguments = zegclip_config(sizes) | config
+    model = from_official("clip_rc", clip_rc_state_dict(sizes, salt), **arguments)
+    assert isinstance(model, ClipRC)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -22,11 +22,13 @@ from zsseg_rt.models.transformer import (
 )
 
 __all__ = [
+    "FoldedBlock",
     "FoldedImageEncoder",
     "ImageEmbeds",
     "ImageEncoder",
     "ImageEncoderConfig",
     "PromptedImageEncoder",
+    "linear_from",
     "resize_positional_embedding",
     "unit",
 ]
@@ -80,6 +82,8 @@ class ImageEncoderConfig:
         num_prompts: Visual prompts P a layer.
         num_deep_prompts: Layers after the first that replace the prompts by their own.
         prompt_dropout: Dropout on the projected prompts, in training.
+        num_regions: Region tokens R of :class:`zsseg_rt.models.region_encoder.RegionImageEncoder`,
+            a square number; 0 in other towers.
     """
 
     width: int = 768
@@ -93,6 +97,7 @@ class ImageEncoderConfig:
     num_prompts: int = 10
     num_deep_prompts: int = 11
     prompt_dropout: float = 0.1
+    num_regions: int = 0
 
 
 class ImageEmbeds(NamedTuple):
@@ -158,8 +163,8 @@ class ImageEncoder(nn.Module):
         rows = resize_positional_embedding(self.positional_embedding, grid_hw, self.position_mode)
         return rows[1:]
 
-    def embed_patches(self, image: Tensor) -> Tensor:
-        """Class and patch tokens after ``ln_pre``, ``[B, 1 + N, W]``."""
+    def input_tokens(self, image: Tensor) -> Tensor:
+        """Class and patch tokens with their positions, before ``ln_pre``, ``[B, 1 + N, W]``."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ShapeError(
                 f"image: expected [B, 3, H, W], got {list(image.shape)}. "
@@ -174,7 +179,11 @@ class ImageEncoder(nn.Module):
         positions = self.patch_positions(grid_hw)
         patches = self.conv1(image).flatten(2).transpose(1, 2) + positions
         cls_token = self.class_token().expand(image.shape[0], 1, -1)
-        return self.ln_pre(torch.cat([cls_token, patches], dim=1))  # type: ignore[no-any-return]
+        return torch.cat([cls_token, patches], dim=1)
+
+    def embed_patches(self, image: Tensor) -> Tensor:
+        """Class and patch tokens after ``ln_pre``, ``[B, 1 + N, W]``."""
+        return self.ln_pre(self.input_tokens(image))  # type: ignore[no-any-return]
 
     def project(self, tokens: Tensor) -> Tensor:
         """Bring tokens ``[B, N, W]`` into the joint space, ``[B, N, D]``, not normalised."""
@@ -239,17 +248,36 @@ class PromptedImageEncoder(ImageEncoder):
             assert isinstance(block, ResidualBlock)
             yield block, prompts[index] if index < len(prompts) else prompts[0, :0]
 
+    def run_blocks(
+        self, tokens: Tensor, mask_of: Callable[[int], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run every block with its prompts between the class token and the others.
+
+        Args:
+            tokens: Class token and K others after ``ln_pre``, ``[B, 1 + K, W]``.
+            mask_of: Gives the attention mask of a block with so many prompts; None masks nothing.
+
+        Returns:
+            What the last block gives, as the class token ``[B, 1, W]``, its prompts and the K
+            others.
+        """
+        cls_token, others = tokens[:, :1], tokens[:, 1:]
+        sizes = [1, 0, others.shape[1]]
+        prompts = others[:, :0]
+        for block, layer_prompts in self.layer_prompts():
+            prompts = layer_prompts.expand(tokens.shape[0], -1, -1)
+            prompts = F.dropout(prompts, self.config.prompt_dropout, self.training)
+            sizes[1] = prompts.shape[1]
+            mask = mask_of(sizes[1]) if mask_of else None
+            tokens = block(torch.cat([cls_token, prompts, others], dim=1), mask=mask)
+            cls_token, prompts, others = torch.split(tokens, sizes, dim=1)
+        return cls_token, prompts, others
+
     def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode pictures; see :meth:`ImageEncoder.forward`."""
-        tokens = self.embed_patches(image)
-        cls_token, patches = tokens[:, :1], tokens[:, 1:]
-        num_patches = patches.shape[1]
-        for block, layer_prompts in self.layer_prompts():
-            prompts = layer_prompts.expand(image.shape[0], -1, -1)
-            prompts = F.dropout(prompts, self.config.prompt_dropout, self.training)
-            tokens = block(torch.cat([cls_token, prompts, patches], dim=1))
-            cls_token, patches = tokens[:, :1], tokens[:, -num_patches:]
+        tokens = torch.cat(self.run_blocks(self.embed_patches(image)), dim=1)
         embeds = self.project(self.prompt_norm(tokens))
+        num_patches = math.prod(self.grid_hw((image.shape[2], image.shape[3])))
         return ImageEmbeds(unit(embeds[:, -num_patches:]), unit(embeds[:, 0]))
 
 
@@ -258,7 +286,7 @@ def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor
     return weight * norm.weight, bias + weight @ norm.bias
 
 
-class _FoldedBlock(nn.Module):
+class FoldedBlock(nn.Module):
     """A residual block whose prompts are constant keys and values.
 
     Only class and patch tokens flow through; the norms' scale and shift live in the projections.
@@ -274,28 +302,33 @@ class _FoldedBlock(nn.Module):
         self.norm_1 = nn.LayerNorm(width, eps=block.ln_1.eps, elementwise_affine=False)
         self.norm_2 = nn.LayerNorm(width, eps=block.ln_2.eps, elementwise_affine=False)
         weight, bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
-        self.qkv = _linear(weight, bias)
+        self.qkv = linear_from(weight, bias)
         self.out_proj = block.attn.out_proj
         self.mlp = Mlp(width, block.mlp.c_fc.out_features, block.mlp.activation)
-        self.mlp.c_fc = _linear(*_fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias))
+        self.mlp.c_fc = linear_from(
+            *_fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+        )
         self.mlp.c_proj = block.mlp.c_proj
         _, keys, values = self.qkv(self.norm_1(prompts)).unsqueeze(0).chunk(3, dim=-1)
         self.register_buffer("prompt_keys", split_heads(keys, self.num_heads).contiguous())
         self.register_buffer("prompt_values", split_heads(values, self.num_heads).contiguous())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``; ``mask`` ``[N, N + P]`` is added to the scores."""
         q, k, v = (split_heads(part, self.num_heads) for part in self._qkv(x))
         if self.prompt_keys.shape[2]:
             k = torch.cat([k, self.prompt_keys.expand(x.shape[0], -1, -1, -1)], dim=2)
             v = torch.cat([v, self.prompt_values.expand(x.shape[0], -1, -1, -1)], dim=2)
-        x = x + self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out_proj(merge_heads(attended))
         return x + self.mlp(self.norm_2(x))  # type: ignore[no-any-return]
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.qkv(self.norm_1(x)).chunk(3, dim=-1)  # type: ignore[no-any-return]
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def linear_from(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A frozen linear layer of given tensors, detached and not copied."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -333,12 +366,12 @@ class FoldedImageEncoder(nn.Module):
         self.ln_pre = encoder.ln_pre
         self.register_buffer("positions", positions.clone())
         self.register_buffer("cls_token", encoder.ln_pre(encoder.class_token())[None, None])
-        self.blocks = nn.ModuleList(_FoldedBlock(*pair) for pair in encoder.layer_prompts())
+        self.blocks = nn.ModuleList(FoldedBlock(*pair) for pair in encoder.layer_prompts())
         self.prompt_norm = encoder.prompt_norm
         eps = encoder.ln_post.eps
         self.norm_post = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
         no_bias = torch.zeros(encoder.config.embed_dim, device=positions.device)
-        self.proj = _linear(*_fold_norm(encoder.ln_post, encoder.proj.T, no_bias))
+        self.proj = linear_from(*_fold_norm(encoder.ln_post, encoder.proj.T, no_bias))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pictures of the one size.
@@ -349,9 +382,17 @@ class FoldedImageEncoder(nn.Module):
         Returns:
             ``patch_embeds`` ``[B, N, D]`` and ``cls_embed`` ``[B, D]``, both unit norm.
         """
-        patches = self.ln_pre(self.conv1(image).flatten(2).transpose(1, 2) + self.positions)
-        tokens = torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches], dim=1)
+        tokens = self.embed_patches(image)
         for block in self.blocks:
             tokens = block(tokens)
-        embeds = unit(self.proj(self.norm_post(self.prompt_norm(tokens))))
+        embeds = self.project(self.prompt_norm(tokens))
         return embeds[:, 1:], embeds[:, 0]
+
+    def embed_patches(self, image: Tensor) -> Tensor:
+        """Class and patch tokens before the first block, ``[B, 1 + N, W]``."""
+        patches = self.ln_pre(self.conv1(image).flatten(2).transpose(1, 2) + self.positions)
+        return torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches], dim=1)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Bring tokens ``[B, N, W]`` into the joint space, ``[B, N, D]``, unit norm."""
+        return unit(self.proj(self.norm_post(tokens)))

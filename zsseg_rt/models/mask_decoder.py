@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.transformer import merge_heads, split_heads
 
-__all__ = ["CrossAttention", "DecoderConfig", "DecoderLayer", "FoldedDecoder", "MaskDecoder"]
+__all__ = [
+    "CrossAttention",
+    "DecoderConfig",
+    "DecoderLayer",
+    "DecoderStack",
+    "FoldedDecoder",
+    "FoldedTwoWayDecoder",
+    "MaskDecoder",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +109,8 @@ class DecoderLayer(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-class MaskDecoder(nn.Module):
-    """The layers; the masks are the last layer's attention scores.
-
-    The last layer's value, output projection, norms and feed-forward network belong to official
-    checkpoints but are never run.
+class DecoderStack(nn.Module):
+    """Several layers, named ``layers`` as in official checkpoints.
 
     Args:
         config: Sizes.
@@ -117,6 +122,22 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, memory_dim) for _ in range(config.num_layers)
         )
+
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers in order."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+
+class MaskDecoder(DecoderStack):
+    """The layers; the masks are the last layer's attention scores.
+
+    The last layer's value, output projection, norms and feed-forward network belong to official
+    checkpoints but are never run.
+
+    Args:
+        config: Sizes.
+        memory_dim: Patch width D.
+    """
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Mask logits ``[B, C, N]`` of ``queries`` ``[B, C, E]`` over ``memory`` ``[B, N, D]``."""
@@ -140,7 +161,7 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, decoder: MaskDecoder) -> None:
         super().__init__()
-        layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+        layers = decoder.decoder_layers()
         self.layers = nn.ModuleList(_RefiningLayer(layer) for layer in layers[:-1])
         attentions = [layer.multihead_attn for layer in layers]
         memory_projections = [part for a in attentions[:-1] for part in (a.k, a.v)]
@@ -167,23 +188,88 @@ class FoldedDecoder(nn.Module):
         return self.query_proj(queries), projected[-1]
 
 
-class _RefiningLayer(nn.Module):
-    """A decoder layer whose keys and values are already projected."""
+class _FoldedLayer(nn.Module):
+    """A decoder layer whose queries, keys and values are already projected."""
 
     def __init__(self, layer: DecoderLayer) -> None:
         super().__init__()
         self.num_heads = layer.multihead_attn.num_heads
-        self.q = layer.multihead_attn.q
         self.proj = layer.multihead_attn.proj
         self.linear1, self.linear2 = layer.linear1, layer.linear2
         self.norm2, self.norm3 = layer.norm2, layer.norm3
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (split_heads(x, self.num_heads) for x in (self.q(queries), keys, values))
+    def refine(self, tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (split_heads(x, self.num_heads) for x in (queries, keys, values))
         attended = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
-        queries = self.norm2(queries + attended)
-        hidden = F.relu(self.linear1(queries))
-        return self.norm3(queries + self.linear2(hidden))  # type: ignore[no-any-return]
+        tokens = self.norm2(tokens + attended)
+        hidden = F.relu(self.linear1(tokens))
+        return self.norm3(tokens + self.linear2(hidden))  # type: ignore[no-any-return]
+
+
+class _RefiningLayer(_FoldedLayer):
+    """A decoder layer whose keys and values are already projected."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__(layer)
+        self.q = layer.multihead_attn.q
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return self.refine(queries, self.q(queries), keys, values)
+
+
+class _TwoWayLayer(nn.Module):
+    """Queries attend to patches while patches attend to queries; one projection for each side."""
+
+    def __init__(self, query_layer: DecoderLayer, patch_layer: DecoderLayer) -> None:
+        super().__init__()
+        to_patches, to_queries = query_layer.multihead_attn, patch_layer.multihead_attn
+        self.query_side = _stack([to_patches.q, to_queries.k, to_queries.v])
+        self.patch_side = _stack([to_queries.q, to_patches.k, to_patches.v])
+        self.query_layer, self.patch_layer = _FoldedLayer(query_layer), _FoldedLayer(patch_layer)
+
+    def forward(self, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        query_q, query_k, query_v = self.query_side(queries).chunk(3, dim=-1)
+        patch_q, patch_k, patch_v = self.patch_side(patches).chunk(3, dim=-1)
+        return (
+            self.query_layer.refine(queries, query_q, patch_k, patch_v),
+            self.patch_layer.refine(patches, patch_q, query_k, query_v),
+        )
+
+
+class FoldedTwoWayDecoder(nn.Module):
+    """CLIP-RC's decoder up to the last product, with the mean over regions taken before it.
+
+    The mean over regions commutes with the product of queries and patches, so the product is made
+    of C mean queries, not of R * C. ``patch_text_similarity(patch_keys, class_embeds,
+    logit_scale=1, normalize=False)`` gives the mask logits.
+
+    Args:
+        query_decoder: Layers from queries to patches.
+        patch_decoder: Layers from patches to queries.
+    """
+
+    def __init__(self, query_decoder: DecoderStack, patch_decoder: DecoderStack) -> None:
+        super().__init__()
+        pairs = zip(query_decoder.decoder_layers(), patch_decoder.decoder_layers(), strict=True)
+        self.layers = nn.ModuleList(_TwoWayLayer(*pair) for pair in pairs)
+        self.eval()
+
+    def forward(self, queries: Tensor, patch_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode the class queries of one picture.
+
+        Args:
+            queries: Output of the relationship descriptor, one row a region, ``[R, C, E]``.
+            patch_embeds: Region-aware patches, ``[1, N, E]``.
+
+        Returns:
+            ``class_embeds`` ``[1, C, E]`` and ``patch_keys`` ``[1, N, E]``.
+        """
+        num_regions, _, query_dim = queries.shape
+        flat = queries.reshape(1, -1, query_dim)
+        for layer in self.layers:
+            flat, patch_embeds = layer(flat, patch_embeds)
+        decoded = flat.reshape(num_regions, -1, query_dim)
+        return decoded.mean(dim=0, keepdim=True), patch_embeds
 
 
 def _stack(projections: Sequence[nn.Linear]) -> nn.Linear:

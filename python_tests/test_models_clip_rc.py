@@ -1,0 +1,264 @@
+"""Laws of the CLIP-RC model that hold for any weights and sizes, and what it refuses."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from zsseg_rt.errors import CheckpointError, ShapeError
+from zsseg_rt.models import from_official, functional, normalize_state_dict
+from zsseg_rt.models.region_encoder import (
+    attention_allowed,
+    region_of_patches,
+    upsample_regions,
+)
+
+SIZES = [
+    tiny.TinySizes(),
+    tiny.TinySizes(num_regions=1, num_prompts=1, num_layers=2, grid_side=3),
+    tiny.TinySizes(num_regions=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
+    tiny.TinySizes(num_regions=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
+]
+
+
+def run_parts(parts, image, text):
+    patch_embeds, cls_embed = parts.image_encoder(image)
+    queries = functional.relationship_descriptor(
+        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
+    )
+    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
+    return functional.patch_text_similarity(
+        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
+    ).unflatten(2, parts.grid_hw)
+
+
+# ---------------------------------------------------------------- regions
+
+
+@pytest.mark.parametrize("grid_hw", [(32, 32), (4, 4), (8, 24), (5, 7), (1, 4), (2, 2)])
+@pytest.mark.parametrize("num_regions", [1, 4, 16])
+def test_regions_cut_the_grid_evenly(grid_hw, num_regions):
+    regions = region_of_patches(grid_hw, num_regions).reshape(grid_hw)
+    side = int(num_regions**0.5)
+    assert regions.min() == 0
+    rows, columns = regions // side, regions % side
+    assert (rows == rows[:, :1]).all()
+    assert (columns == columns[:1]).all()
+    for line, size in ((rows[:, 0], grid_hw[0]), (columns[0], grid_hw[1])):
+        assert (line.diff() >= 0).all()
+        sizes = torch.bincount(line, minlength=side)
+        assert sizes.max() - sizes.min() <= 1
+        assert sizes.sum() == size
+
+
+def test_official_regions_are_squares_of_eight_patches():
+    regions = region_of_patches((32, 32), 16).reshape(32, 32)
+    for index in range(16):
+        row, column = divmod(index, 4)
+        assert (regions[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] == index).all()
+
+
+@pytest.mark.parametrize(
+    ("grid_hw", "num_regions", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
+)
+def test_who_sees_whom(grid_hw, num_regions, num_prompts):
+    allowed = attention_allowed(grid_hw, num_regions, num_prompts)
+    patches = grid_hw[0] * grid_hw[1]
+    first, regions = 1 + num_prompts, slice(1 + num_prompts + patches, None)
+    assert torch.equal(allowed, allowed.T)
+    assert allowed[: first + patches, : first + patches].all()
+    assert not allowed[:first, regions].any()
+    assert (allowed[first : first + patches, regions].sum(dim=1) == 1).all()
+    assert torch.equal(allowed[regions, regions], torch.eye(num_regions, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_region_sees_its_own_patches_only():
+    """Other patches reach a region through its own patches alone: not within one block."""
+    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_regions=4))
+    picture = tiny.image(1, 3, 64, 64)
+    changed = picture.clone()
+    changed[..., 32:, 32:] += 1.0  # the last region's patches
+    before, after = (model.backbone(x).region_embeds[0] for x in (picture, changed))
+    assert torch.equal(before[:3], after[:3])
+    assert (before[3] - after[3]).abs().max() > 1e-3
+
+
+def test_regions_are_spread_bilinearly():
+    corners = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(1, 4, 1)
+    spread = upsample_regions(corners, (2, 4)).reshape(2, 4)
+    line = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    torch.testing.assert_close(spread, torch.stack([line, line + 2]))
+
+
+# ---------------------------------------------------------------- the model and its parts
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@torch.no_grad()
+def test_folded_parts_equal_the_model(sizes):
+    model = tiny.clip_rc_model(sizes, "a")
+    image = tiny.image(1, 3, sizes.image_size, sizes.image_size, salt="a")
+    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
+    parts = model.fold_for_inference()
+    output = model(image, text)
+    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=5e-5)
+    assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
+    for found, expected in zip(
+        parts.image_encoder(image), model.encoder_outputs(output), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert parts.image_encoder(image)[1].shape == (parts.num_regions, sizes.embed_dim)
+
+
+@pytest.mark.parametrize("size_hw", [(16, 16), (32, 96), (80, 48), (130, 70)])
+@torch.no_grad()
+def test_other_sizes_and_grids_that_are_not_square(size_hw):
+    model = tiny.clip_rc_model()
+    image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
+    parts = model.fold_for_inference(size_hw)
+    output = model(image, text)
+    assert output.mask_logits.shape == (1, 7, size_hw[0] // 16, size_hw[1] // 16)
+    assert output.mask_logits.isfinite().all()
+    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=5e-5)
+    assert model.predict(image, text).shape == (1, 7, *size_hw)
+
+
+@pytest.mark.parametrize("size_hw", [(48, 64), (128, 128)])
+def test_exact_mode_takes_the_official_size_only(size_hw):
+    model = tiny.clip_rc_model(exact=True)
+    image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
+    message = rf"image: expected 64x64 pixels in exact mode, got {size_hw[0]}x{size_hw[1]}"
+    with pytest.raises(ShapeError, match=message):
+        model(image, text)
+    with pytest.raises(ShapeError, match=message):
+        model.fold_for_inference(size_hw)
+    assert model(tiny.image(1, 3, 64, 64), text).mask_logits.shape == (1, 7, 4, 4)
+
+
+@torch.no_grad()
+def test_pictures_of_a_batch_do_not_see_each_other():
+    model, text = tiny.clip_rc_model(), tiny.text_embeds(7, 32)
+    image = tiny.image(2, 3, 64, 64)
+    both = model(image, text)
+    alone = model(image[1:], text)
+    torch.testing.assert_close(both.mask_logits[1:], alone.mask_logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(both.region_embeds[1:], alone.region_embeds, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_blocks_without_prompts_of_their_own_run_without():
+    state_dict, key = tiny.clip_rc_state_dict(), "backbone.deep_prompt_embeddings"
+    model = from_official(
+        "clip_rc", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
+    )
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    logits = run_parts(model.fold_for_inference(), image, text)
+    torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+def test_recovery_is_for_training_only_and_changes_no_mask():
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    rates = {"prompt_dropout": 0.0, "decoder_dropout": 0.0}
+    model, lean = (
+        tiny.clip_rc_model(**rates, with_recovery_decoder=wanted) for wanted in (True, False)
+    )
+    assert model(image, text).recovery is None
+    trained = model.train()(image, text)
+    assert trained.recovery.queries.shape == trained.recovery.query_targets.shape == (1, 28, 64)
+    assert trained.recovery.patches.shape == trained.recovery.patch_targets.shape == (1, 16, 32)
+    without = lean.train()(image, text)
+    assert without.recovery is None
+    assert torch.equal(without.mask_logits, trained.mask_logits)
+
+
+def test_region_tokens_are_frozen():
+    names = {name for name, _ in tiny.clip_rc_model().trainable_parameters()}
+    assert "backbone.region_level_bridge" not in names
+    assert {"backbone.prompt_embeddings", "decode_head.lateral_proj.weight"} <= names
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def build(state_dict, **config):
+    return from_official("clip_rc", state_dict, **tiny.zegclip_config(), **config)
+
+
+def test_our_own_state_dict_loads_again():
+    model = tiny.clip_rc_model()
+    again = build(model.state_dict())
+    assert all(
+        torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items()
+    )
+
+
+@torch.no_grad()
+def test_checkpoints_of_the_jittor_port_load():
+    state_dict = tiny.clip_rc_state_dict()
+    lean = {k: v for k, v in state_dict.items() if ".self_attn." not in k and ".norm1." not in k}
+    assert len(state_dict) - len(lean) == 48
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    found, expected = (build(content)(image, text).mask_logits for content in (lean, state_dict))
+    assert torch.equal(found, expected)
+
+
+def test_recovery_decoder_and_text_encoder_may_be_absent():
+    state_dict = tiny.clip_rc_state_dict()
+    optional = ("decode_head.recovery_decoder.", "text_encoder.")
+    lean = {key: value for key, value in state_dict.items() if not key.startswith(optional)}
+    model = build(lean)
+    assert model.decode_head.recovery_decoder is None
+    assert model.text_encoder is None
+    dropped = build(state_dict, with_recovery_decoder=False, with_text_encoder=False)
+    assert dropped.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "backbone.region_level_bridge",
+        "decode_head.lateral_proj.bias",
+        "decode_head.decoder_v.layers.2.multihead_attn.k.bias",
+        "decode_head.recovery_decoder.linear_k_out.weight",
+        "text_encoder.ln_final.weight",
+    ],
+)
+def test_missing_key_is_named(key):
+    state_dict = tiny.clip_rc_state_dict()
+    del state_dict[key]
+    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
+        build(state_dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("backbone.region_level_bridge", (5, 64), "square grid, got 5 rows"),
+        ("backbone.region_level_bridge", (0, 64), "square grid, got 0 rows"),
+        ("backbone.region_level_bridge", (4, 63), r"expected \[4, 64\], got \[4, 63\]"),
+        ("decode_head.lateral_proj.weight", (32, 64), r"expected \[32, 96\], got \[32, 64\]"),
+        ("decode_head.decoder_1.layers.0.norm3.bias", (32,), r"1 unknown \(decode_head\.decoder_1"),
+    ],
+)
+def test_wrong_shapes_and_unknown_keys_are_named(key, shape, message):
+    with pytest.raises(CheckpointError, match=message):
+        build(tiny.clip_rc_state_dict() | {key: torch.zeros(shape)})
+
+
+def test_other_architectures_are_refused():
+    with pytest.raises(CheckpointError, match=r"'backbone\.region_level_bridge' of a clip_rc"):
+        build(tiny.zegclip_state_dict())
+    with pytest.raises(CheckpointError, match="zegclip"):
+        from_official("zegclip", tiny.clip_rc_state_dict(), **tiny.zegclip_config())
+
+
+def test_wrapped_and_half_precision_weights_need_normalizing():
+    state_dict = tiny.clip_rc_state_dict()
+    wrapped = {f"module.{key}": value.half() for key, value in state_dict.items()}
+    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+        build(wrapped)
+    model = build(normalize_state_dict(wrapped))
+    key = "decode_head.lateral_proj.weight"
+    assert np.array_equal(model.state_dict()[key], state_dict[key].half().float())
