@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from zsseg_rt.backends import plan_cache
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, file_sha256, write_atomically
+from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
+from zsseg_rt.files import sha256_of, write_atomically
 
 KEY = PlanKey(
     graph_name="decoder",
@@ -60,7 +61,7 @@ def test_file_name_and_record_say_what_the_plan_is(tmp_path):
     record = json.loads(Path(f"{path}.json").read_text())
     assert record["key"]["graph_sha256"] == "ab" * 32
     assert record["key"]["shapes"] == {"classes": [1, 32, 1024]}
-    assert record["plan"] == {"bytes": 10, "sha256": file_sha256(path)}
+    assert record["plan"] == {"bytes": 10, "sha256": sha256_of(path)}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from zsseg_rt import Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
-from zsseg_rt.visualize import palette, write_atomically, write_label_png
+from zsseg_rt.visualize import palette, save_file, write_label_png
 
 
 def make(labels, names=("sky", "road", "tree")):
@@ -47,18 +47,18 @@ def test_label_png_refuses_other_arrays(tmp_path):
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(self, target):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(SourceError, match="No space left on device"):
-        write_atomically(tmp_path / "a.png", b"content")
+        save_file(tmp_path / "a.png", b"content")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_write_to_missing_folder_names_the_file(tmp_path):
     with pytest.raises(SourceError, match=r"nowhere/a\.png: cannot be written"):
-        write_atomically(tmp_path / "nowhere" / "a.png", b"content")
+        save_file(tmp_path / "nowhere" / "a.png", b"content")
 
 
 def test_run_lengths_decode_to_the_masks():

@@ -115,10 +115,10 @@ def test_damaged_cache_is_embedded_again(bundle, tmp_path, damage, caplog):
 
 
 def test_full_disk_keeps_working_and_says_so(bundle, tmp_path, monkeypatch, caplog):
-    def full(self, target):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr("os.replace", full)
     rows = PhraseEmbedder(bundle, CountingEncoder, tmp_path / "cache").embed(["cat"])
     assert rows.shape == (1, 3)
     assert "No space left on device" in caplog.text

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.result import Segmentation
-from zsseg_rt.visualize import palette, write_atomically
+from zsseg_rt.visualize import palette, save_file
 
 __all__ = ["PhotoResult", "find_photos", "read_photo", "segment_photos"]
 
@@ -199,7 +199,7 @@ def _write_rgb_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     ok, encoded = cv2.imencode(".png", picture[:, :, ::-1])
     if not ok:
         raise SourceError(f"{path}: the picture cannot be encoded as PNG")
-    write_atomically(path, encoded.tobytes())
+    save_file(path, encoded.tobytes())
 
 
 def _stems(photos: Sequence[Path]) -> Iterator[str]:

@@ -7,7 +7,6 @@ that leaves the folder is a :class:`BundleError` that names key and file. There 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 from zsseg_rt import schema
 from zsseg_rt.backends.base import TensorSpec
 from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
+from zsseg_rt.files import sha256_of
 
 __all__ = [
     "FAMILIES",
@@ -28,7 +28,6 @@ __all__ = [
     "PreprocessSpec",
     "TextBankEntry",
     "TextSpec",
-    "sha256_of",
 ]
 
 FORMAT_VERSION = 1
@@ -301,15 +300,6 @@ class Bundle(_Manifest):
                 raise BundleError(f"{where}: graphs: missing key {name!r}")
         if self.family == "descriptor" and self.weights is None:
             raise BundleError(f"{where}: missing key 'weights'")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_manifest(root: Path) -> _Manifest:

@@ -448,10 +448,10 @@ def _split(text: str) -> list[str]:
 
 def _write_json(path: Path, content: Any) -> None:
     from zsseg_rt.schema import encode
-    from zsseg_rt.visualize import write_atomically
+    from zsseg_rt.visualize import save_file
 
     text = json.dumps(encode(content), indent=2, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
+    save_file(path, (text + "\n").encode())
 
 
 def _console() -> Console:

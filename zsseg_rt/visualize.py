@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
+from zsseg_rt.files import write_atomically
 
-__all__ = ["palette", "write_atomically", "write_label_png"]
+__all__ = ["palette", "save_file", "write_label_png"]
 
 
 def palette(num_classes: int) -> npt.NDArray[np.uint8]:
@@ -61,29 +60,20 @@ def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16])
         colours[:255] = palette(255)
         parts.append(_chunk(b"PLTE", colours.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
-    write_atomically(path, b"".join(parts))
+    save_file(path, b"".join(parts))
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name beside ``path``, then rename it.
+def save_file(path: str | Path, content: bytes) -> None:
+    """Write a file that the user asked for, whole or not at all.
 
     Raises:
         SourceError: The folder is absent, full or not writable; nothing is left behind.
     """
-    target = Path(path)
-    temporary: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        write_atomically(Path(path), content)
     except OSError as exc:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise SourceError(
-            f"{target}: cannot be written: {exc.strerror or exc}. Check the folder and the disk."
+            f"{path}: cannot be written: {exc.strerror or exc}. Check the folder and the disk."
         ) from exc
 
 

@@ -28,6 +28,7 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
+from zsseg_rt.files import sha256_of
 
 __all__ = ["BACKEND", "OpenVinoBackend"]
 
@@ -248,7 +249,7 @@ def _drop_damaged(folder: Path) -> None:
     except (OSError, ValueError) as exc:
         reason = f"its checksums are unreadable ({exc})"
     else:
-        found = {name: _sha256(blob) for name, blob in blobs.items()}
+        found = {name: sha256_of(blob) for name, blob in blobs.items()}
         if found == recorded:
             return
         reason = "its content changed since it was written"
@@ -263,19 +264,11 @@ def _write_checksums(folder: Path) -> None:
         return
     temporary = folder / f"{_CHECKSUMS}.tmp"
     try:
-        found = {blob.name: _sha256(blob) for blob in folder.glob("*.blob")}
+        found = {blob.name: sha256_of(blob) for blob in folder.glob("*.blob")}
         temporary.write_text(json.dumps(found))
         temporary.replace(checksums)
     except OSError as exc:
         _log.warning("%s: the cached model will not be used: %s", folder, exc)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _problem(exc: Exception) -> str:

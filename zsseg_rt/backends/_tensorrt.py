@@ -15,8 +15,9 @@ from zsseg_rt.backends._tensorrt_build import build, capability_member
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
 from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTSession
 from zsseg_rt.backends.base import BackendOptions, Session
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, file_sha256
+from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.files import sha256_of
 
 __all__ = ["BACKEND", "TensorRTBackend"]
 
@@ -150,7 +151,7 @@ def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
 
 def _hash_graph(graph_path: Path) -> str:
     try:
-        return file_sha256(graph_path)
+        return sha256_of(graph_path)
     except OSError as exc:
         raise BackendError(f"graph: expected a readable ONNX file, got {exc}") from exc
 

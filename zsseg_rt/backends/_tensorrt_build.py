@@ -16,8 +16,9 @@ from typing import Any
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
 from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.plan_cache import Plan, write_atomically
+from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.files import write_atomically
 
 __all__ = ["build", "capability_member", "count_fused_attention", "profile_axes"]
 

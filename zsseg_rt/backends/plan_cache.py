@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Plan", "PlanCache", "PlanKey", "file_sha256", "write_atomically"]
+from zsseg_rt.files import write_atomically
+
+__all__ = ["Plan", "PlanCache", "PlanKey"]
 
 FORMAT_VERSION = 1
 
@@ -145,33 +146,6 @@ class PlanCache:
             _warn_unusable(path, exc)
             return plan
         return Plan(data=plan.data, report=plan.report, path=path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it; on failure nothing is left.
-
-    Raises:
-        OSError: The disk is full, or the folder may not be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
-    except OSError:
-        _remove_quietly(temporary)
-        raise
 
 
 def _sidecar(path: Path) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 
 from zsseg_rt.backends.onnx_header import read_header
-from zsseg_rt.bundle import GraphEntry, sha256_of
+from zsseg_rt.bundle import GraphEntry
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.float16 import to_float16
+from zsseg_rt.files import sha256_of
 
 __all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "check_precisions", "describe_graph"]
 __all__ += ["refuse_control_flow", "save_variants", "strip_notes"]

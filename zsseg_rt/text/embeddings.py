@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle import Bundle
-from zsseg_rt.errors import BundleError, SourceError, VocabularyError
+from zsseg_rt.errors import BundleError, VocabularyError
+from zsseg_rt.files import write_atomically
 from zsseg_rt.text.prompts import fill, template_key
 from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.visualize import write_atomically
 
 __all__ = ["PhraseEmbedder", "read_text_bank"]
 
@@ -122,7 +122,7 @@ class PhraseEmbedder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content.getvalue())
-        except (OSError, SourceError) as exc:
+        except OSError as exc:
             _log.warning(
                 "text embeddings are kept in memory only, %s cannot be written: %s", path, exc
             )
