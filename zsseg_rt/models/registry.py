@@ -11,12 +11,14 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.clip_rc import clip_rc_from_official
 from zsseg_rt.models.dense_clip import dense_clip_from_clip
 from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
+from zsseg_rt.models.zegformer_official import zegformer_from_official
 
 __all__ = ["create_model", "from_official"]
 
 _FROM_OFFICIAL: Mapping[str, Callable[..., nn.Module]] = {
     "clip_rc": clip_rc_from_official,
     "zegclip": zegclip_from_official,
+    "zegformer": zegformer_from_official,
 }
 _CREATE: Mapping[str, Callable[..., nn.Module]] = {
     "dense_clip": dense_clip_from_clip,
@@ -28,11 +30,12 @@ def from_official(architecture: str, state_dict: Mapping[str, Tensor], **config:
     """Build a model from what its authors published.
 
     Args:
-        architecture: ``"clip_rc"`` or ``"zegclip"``.
+        architecture: ``"clip_rc"``, ``"zegclip"`` or ``"zegformer"``.
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds.
         **config: What shapes cannot tell, with official defaults; see
-            :func:`zsseg_rt.models.clip_rc.clip_rc_from_official` and
-            :func:`zsseg_rt.models.zegclip.zegclip_from_official`.
+            :func:`zsseg_rt.models.clip_rc.clip_rc_from_official`,
+            :func:`zsseg_rt.models.zegclip.zegclip_from_official` and
+            :func:`zsseg_rt.models.zegformer_official.zegformer_from_official`.
 
     Returns:
         The model, in evaluation mode.

@@ -1,0 +1,393 @@
+"""Laws of the ZegFormer model that hold for any weights and sizes, and what it refuses."""
+
+import numpy as np
+import pytest
+import tiny
+import tiny_zegformer
+import torch
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+from zsseg_rt.models import from_official, normalize_state_dict
+from zsseg_rt.models.clip import ClipWeights
+from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.models.zegformer_backbone import FrozenBatchNorm
+from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES, class_prompts
+from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes
+
+CLIP = tiny_zegformer.CLIP
+PREDICTOR = "sem_seg_head.predictor."
+
+
+def build(state_dict, **settings):
+    return from_official("zegformer", state_dict, **{"num_heads": 4} | settings)
+
+
+def run(model, pictures, out_hw=None):
+    text, text_clip = tiny_zegformer.text_features("a"), tiny_zegformer.text_features("b")
+    sizes = out_hw or [(picture.shape[1], picture.shape[2]) for picture in pictures]
+    with torch.no_grad():
+        return model(pictures, text, text_clip, sizes)
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def training_state_dict():
+    return {k: v for k, v in tiny_zegformer.state_dict().items() if not k.startswith(CLIP)}
+
+
+def clip_weights():
+    """The tiny checkpoint's CLIP, as load_clip gives it."""
+    bare = {
+        key.removeprefix(CLIP): value
+        for key, value in tiny_zegformer.state_dict().items()
+        if key.startswith(CLIP) and not key.endswith("logit_scale")
+    }
+    visual = {k.removeprefix("visual."): v for k, v in bare.items() if k.startswith("visual.")}
+    text = {key: value for key, value in bare.items() if not key.startswith("visual.")}
+    return ClipWeights(visual=visual, text=text, activation="quick_gelu")
+
+
+# ---------------------------------------------------------------- the whole model
+
+
+@pytest.mark.parametrize("size_hw", [(64, 96), (33, 61), (96, 32)])
+@pytest.mark.parametrize("salt", ["a", "b"])
+def test_shapes(size_hw, salt):
+    output = run(tiny_zegformer.model(salt), [tiny_zegformer.picture(*size_hw)], [(50, 70)])
+    grid_hw = tuple(-(-side // 32) * 8 for side in size_hw)
+    assert output.pred_logits.shape == output.clip_logits.shape == (1, 8, 8)
+    assert output.pred_masks.shape == (1, 8, *grid_hw)
+    assert output.class_scores.shape == (1, 8, 7)
+    assert [scores.shape for scores in output.sem_seg] == [(7, 50, 70)]
+    assert output.class_scores.std() > 1e-4  # lively enough for comparisons to mean something
+    assert output.pred_masks.std() > 0.1
+
+
+def test_pictures_of_one_padded_size_do_not_see_each_other():
+    model = tiny_zegformer.model()
+    pictures = [tiny_zegformer.picture(50, 90, "a"), tiny_zegformer.picture(64, 70, "b")]
+    together = run(model, pictures)
+    for index, picture in enumerate(pictures):
+        alone = run(model, [picture])
+        pairs = [
+            (together.pred_masks[index], alone.pred_masks[0]),
+            (together.sem_seg[index], alone.sem_seg[0]),
+        ]
+        for left, right in pairs:  # another blocking of the float32 sums; seen 1.6e-5 of 10
+            torch.testing.assert_close(left, right, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("region_batch", [1, 3, 8, 100])
+def test_no_more_regions_than_asked_for_live_at_once(region_batch):
+    expected = run(tiny_zegformer.model(), [tiny_zegformer.picture(64, 64)])
+    model = tiny_zegformer.model(region_batch=region_batch)
+    counts = []
+    model.clip_model.visual.conv1.register_forward_pre_hook(
+        lambda _, inputs: counts.append(len(inputs[0]))
+    )
+    output = run(model, [tiny_zegformer.picture(64, 64)])
+    assert max(counts) <= region_batch
+    assert sum(counts) == 8
+    torch.testing.assert_close(output.clip_logits, expected.clip_logits, rtol=0, atol=1e-4)
+
+
+def test_without_clip_the_text_branch_decides():
+    model = build(training_state_dict(), ensemble=False, seen_classes=tiny_zegformer.SEEN)
+    assert model.clip_model is None
+    assert model.text_encoder is None
+    picture, text = tiny_zegformer.picture(64, 64), tiny_zegformer.text_features("a")
+    with torch.no_grad():
+        output = model([picture], text, None, [(64, 64)])
+    assert output.clip_logits is None
+    expected = output.pred_logits.softmax(dim=-1)[..., :-1]
+    assert torch.equal(output.class_scores, expected)
+    both = tiny_zegformer.model(ensemble=False, clip_classification=False)
+    assert torch.equal(run(both, [picture]).sem_seg[0], output.sem_seg[0])
+
+
+def test_calibration_lowers_seen_classes_only():
+    pictures = [tiny_zegformer.picture(40, 40)]
+    plain = run(tiny_zegformer.model(calibration=0.0), pictures).sem_seg[0]
+    assert torch.equal(run(tiny_zegformer.model(calibration=-1), pictures).sem_seg[0], plain)
+    lowered = run(tiny_zegformer.model(calibration=0.25), pictures).sem_seg[0]
+    shift = torch.tensor([0.25] * 5 + [0.0] * 2).view(-1, 1, 1).expand_as(plain)
+    torch.testing.assert_close(plain - lowered, shift)
+
+
+def test_padding_is_zero_after_normalisation():
+    pictures = [tiny_zegformer.picture(33, 20), tiny_zegformer.picture(10, 65)]
+    planes = tiny_zegformer.model().prepare(pictures, IMAGE_MEAN, IMAGE_STD)
+    assert planes.shape == (2, 3, 64, 96)
+    for plane, picture in zip(planes, pictures, strict=True):
+        height, width = picture.shape[1:]
+        inside = (picture - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(
+            3, 1, 1
+        )
+        assert torch.equal(plane[:, :height, :width], inside)
+        assert plane[:, height:].abs().sum() == plane[:, :, width:].abs().sum() == 0
+
+
+def fuse_by_hand(by_text, by_clip, seen):
+    fused = np.empty_like(by_text)
+    for query, (p, q) in enumerate(zip(by_text, by_clip, strict=True)):
+        mean = np.mean([q[index] for index in seen]) if seen else 0.0
+        for index in range(len(p)):
+            own = index in seen
+            fused[query, index] = (
+                p[index] ** (2 / 3) * mean ** (1 / 3)
+                if own
+                else p[index] ** (1 / 3) * q[index] ** (2 / 3)
+            )
+    return fused
+
+
+@pytest.mark.parametrize("seen", [(), (1,), (0, 3, 6), tuple(range(7))])
+def test_fusion(seen):
+    logits = [torch.from_numpy(tiny.random_normal(name, (5, 8))) for name in ("p", "q")]
+    by_text, by_clip = (values.softmax(dim=-1)[:, :-1].numpy() for values in logits)
+    fused = tiny_zegformer.model(seen_classes=seen).fuse(*logits)
+    np.testing.assert_allclose(fused, fuse_by_hand(by_text, by_clip, seen), rtol=1e-12)
+    equal = tiny_zegformer.model(seen_classes=seen, ensemble_all_classes=True).fuse(*logits)
+    np.testing.assert_allclose(equal, fuse_by_hand(by_text, by_clip, ()), rtol=1e-12)
+    alone = tiny_zegformer.model(seen_classes=seen, ensemble=False).fuse(*logits)
+    np.testing.assert_array_equal(alone, by_clip)
+
+
+def test_frozen_parts_stay_frozen_in_training():
+    model = tiny_zegformer.model().train()
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any("clip_model" in name or "logit_scale" in name for name in names)
+    assert not any(".norm." in name for name in names if name.startswith("backbone."))
+    assert PREDICTOR + "bg_feature" in names
+    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm)]
+    before = [norm.running_mean.clone() for norm in norms]
+    model.backbone(tiny.image(2, 3, 64, 64))
+    assert norms
+    assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
+
+
+# ---------------------------------------------------------------- regions
+
+
+def test_boxes_against_a_search():
+    masks = torch.from_numpy(tiny.random_normal("masks", (40, 13, 17))) > 1.9
+    for mask, box in zip(masks, mask_boxes(masks).tolist(), strict=True):
+        rows, columns = np.nonzero(mask.numpy())
+        expected = [0, 0, 17, 13]
+        if len(rows) and rows.max() > rows.min() and columns.max() > columns.min():
+            expected = [columns.min(), rows.min(), columns.max(), rows.max()]
+        assert box == expected
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 0, 0), (3, 4, 1, 5), (2, 9, 6, 1), (2, 3, 1, 1)])
+def test_thin_and_empty_masks_get_the_whole_canvas(shape):
+    row, column, height, width = shape
+    masks = torch.zeros(1, 13, 17, dtype=torch.bool)
+    masks[0, row : row + height, column : column + width] = True
+    assert mask_boxes(masks).tolist() == [[0, 0, 17, 13]]
+
+
+BOXES = [(0, 0, 97, 61), (0, 0, 96, 60), (3, 5, 4, 6), (10, 0, 57, 60), (90, 58, 96, 60)]
+
+
+@pytest.mark.parametrize("side", [1, 7, 32, 224])
+@pytest.mark.parametrize("style", ["crop", "cropmask"])
+def test_regions_against_torchvision(side, style):
+    ops = pytest.importorskip("torchvision.ops")
+    image = tiny.image(1, 3, 61, 97)[0]
+    masks = torch.from_numpy(tiny.random_normal("regions", (5, 61, 97))).float()
+    boxes = torch.tensor(BOXES)
+    crops = crop_regions(image, masks, boxes, style=style, side=side)
+    for crop, mask, box in zip(crops, masks, boxes.float(), strict=True):
+        shown = image * (mask > 0) if style == "cropmask" else image
+        expected = ops.roi_align(shown[None], [box[None]], side, aligned=True)[0]
+        torch.testing.assert_close(crop, expected, rtol=0, atol=2e-6)  # order of float32 sums
+
+
+def test_masked_pictures_show_the_mask_only():
+    image, side = torch.ones(3, 40, 40), 20
+    masks = torch.full((1, 40, 40), -1.0)
+    masks[:, :, :10] = 1.0
+    crops = crop_regions(image, masks, mask_boxes(masks > 0), style="mask", side=side)
+    assert torch.equal(crops[0, 0, 0], (torch.arange(side) < 5).float())
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def test_prompts():
+    assert len(set(SEGMENT_TEMPLATES)) == 8
+    assert len(set(REGION_TEMPLATES)) == 32
+    prompts = class_prompts("sofa, couch", REGION_TEMPLATES)
+    assert len(prompts) == 64
+    assert "This is a masked photo of a medium couch" in prompts
+    assert class_prompts("a,b", ["{}!"]) == ["a,b!"]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_our_own_state_dict_loads_again():
+    model = tiny_zegformer.model()
+    assert same(build(model.state_dict()).state_dict(), model.state_dict())
+
+
+def test_weights_are_copied():
+    state_dict = tiny_zegformer.state_dict()
+    model = build(state_dict)
+    state_dict[PREDICTOR + "bg_feature"].zero_()
+    assert model.sem_seg_head.predictor.bg_feature.abs().sum() > 0
+
+
+def test_keys_without_use_are_ignored():
+    extra = {
+        "pixel_mean": torch.zeros(3, 1, 1),
+        "clip_pixel_std": torch.zeros(3, 1, 1),
+        "backbone.stem.conv1.norm.num_batches_tracked": torch.zeros(()),
+    }
+    state_dict = tiny_zegformer.state_dict()
+    assert same(build(state_dict | extra).state_dict(), build(state_dict).state_dict())
+
+
+def test_checkpoints_of_training_take_their_clip_from_elsewhere():
+    complete = tiny_zegformer.model().state_dict()
+    assert same(build(training_state_dict(), clip=clip_weights()).state_dict(), complete)
+    changed = complete | {CLIP + "visual.proj": torch.zeros(64, 48)}
+    assert same(build(changed, clip=clip_weights()).state_dict(), complete)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ensemble_all_classes": True, "ensemble": False}])
+def test_checkpoints_of_training_lack_clip(settings):
+    with pytest.raises(CheckpointError, match=r"expected CLIP's weights .*Pass clip=load_clip"):
+        build(training_state_dict(), **settings)
+    with pytest.raises(CheckpointError, match="expected CLIP's weights"):
+        build(training_state_dict(), ensemble=False, clip_classification=True)
+
+
+def test_another_clip_is_refused():
+    weights = clip_weights()
+    visual = weights.visual | {"proj": torch.zeros(64, 40)}
+    clip = ClipWeights(visual=visual, text=weights.text, activation="quick_gelu")
+    with pytest.raises(CheckpointError, match=r"visual\.proj: expected the width 48 .*got 40"):
+        build(training_state_dict(), clip=clip)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "backbone.stem.conv1.weight",
+        "backbone.res3.0.shortcut.norm.running_var",
+        "sem_seg_head.pixel_decoder.adapter_2.norm.bias",
+        PREDICTOR + "bg_feature",
+        PREDICTOR + "transformer.decoder.layers.1.self_attn.in_proj_bias",
+        PREDICTOR + "mask_embed.layers.0.weight",
+        CLIP + "visual.class_embedding",
+        CLIP + "logit_scale",
+    ],
+)
+def test_missing_key_is_named(key):
+    state_dict = tiny_zegformer.state_dict()
+    del state_dict[key]
+    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
+        build(state_dict)
+
+
+def test_unknown_key_is_named():
+    state_dict = tiny_zegformer.state_dict() | {"backbone.fc.weight": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match=r"1 unknown \(backbone\.fc\.weight\)"):
+        build(state_dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("backbone.res2.0.conv2.weight", (8, 8, 1, 1), r"expected \[8, 8, 3, 3\], got"),
+        ("backbone.stem.conv1.weight", (8, 3, 7), "expected 4 axes"),
+        ("sem_seg_head.pixel_decoder.mask_features.weight", (32, 65, 3, 3), "multiple of 32"),
+        (PREDICTOR + "input_proj.bias", (63,), r"expected \[64\], got \[63\]"),
+        (CLIP + "visual.positional_embedding", (18, 64), "square grid, got 18 rows"),
+    ],
+)
+def test_wrong_shape_is_named(key, shape, message):
+    with pytest.raises(CheckpointError, match=message):
+        build(tiny_zegformer.state_dict() | {key: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize("state_dict", [{}, {"fc.weight": torch.zeros(3, 3)}])
+def test_other_architectures_are_refused(state_dict):
+    with pytest.raises(CheckpointError, match="expected the key 'backbone"):
+        build(state_dict)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "clip_heads", "text_heads"])
+@pytest.mark.parametrize("heads", [5, 0, -1])
+def test_heads_must_divide_the_width(name, heads):
+    with pytest.raises(CheckpointError, match="_heads: expected a divisor"):
+        build(tiny_zegformer.state_dict(), **{name: heads})
+
+
+def test_only_clip_may_be_half_precision():
+    state_dict = tiny_zegformer.state_dict()
+    half = {key: value.half() for key, value in state_dict.items()}
+    clip_half = state_dict | {k: v for k, v in half.items() if k.startswith(CLIP)}
+    assert build(clip_half).clip_model.visual.proj.dtype == torch.float32
+    with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
+        build(half)
+    wrapped = {f"module.{key}": value for key, value in state_dict.items()}
+    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+        build(wrapped)
+    assert same(build(normalize_state_dict(wrapped)).state_dict(), build(state_dict).state_dict())
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"region_style": "masks"}, "region_style: expected one of cropmask, mask, crop, got"),
+        ({"region_batch": 0}, "region_batch: expected at least 1, got 0"),
+    ],
+)
+def test_settings_outside_their_range(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        tiny_zegformer.model(**settings)
+
+
+TEXT = tiny_zegformer.text_features()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": []}, ShapeError, "images: expected at least one picture"),
+        ({"out_hw": []}, ShapeError, "got 1 pictures and 0 sizes"),
+        ({"images": [torch.zeros(32, 32, 3)]}, ShapeError, r"images\[0\]: expected \[3, h, w\]"),
+        ({"images": [torch.zeros(3, 32, 32)]}, DTypeError, r"images\[0\]: expected uint8"),
+        ({"text_features": TEXT[:, :40]}, ShapeError, r"text_features: expected \[C, 48\]"),
+        ({"text_features_clip": None}, ShapeError, "text_features_clip: expected .*got None"),
+        ({"text_features_clip": TEXT[:6]}, ShapeError, "text_features_clip: expected 7 classes"),
+        ({"text_features": TEXT[:4]}, ShapeError, "seen_classes: expected indices from 0 to 3"),
+    ],
+)
+def test_wrong_inputs(changes, error, message):
+    picture = tiny_zegformer.picture(32, 32)
+    inputs = {
+        "images": [picture],
+        "text_features": TEXT,
+        "text_features_clip": TEXT,
+        "out_hw": [(32, 32)],
+    }
+    with pytest.raises(error, match=message):
+        tiny_zegformer.model()(**inputs | changes)
+
+
+@torch.no_grad()
+def test_region_classification_needs_clip():
+    model = build(training_state_dict(), ensemble=False)
+    planes = tiny.image(1, 3, 32, 32)
+    segments = model.propose(planes, TEXT)
+    with pytest.raises(ArgumentError, match="expected a model with CLIP's weights"):
+        model.classify_regions(planes, segments, TEXT)

@@ -1,0 +1,272 @@
+"""ZegFormer against the official code's outputs."""
+
+import ast
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tiny_zegformer
+import torch
+from torch import Tensor
+
+from zsseg_rt.models import from_official
+from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.models.zegformer import REGION_MEAN, REGION_STD, ZegFormer
+from zsseg_rt.models.zegformer_decoder import Segments, sine_positions
+from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
+from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes, upsample_masks
+
+pytestmark = pytest.mark.needs_shared
+
+TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
+CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip
+VARIANTS = {
+    "ens_cropmask": {},
+    "ens_mask": {"region_style": "mask"},
+    "ens_crop": {"region_style": "crop"},
+    "ens_all_cls": {"ensemble_all_classes": True},
+    "clip_only": {"ensemble": False},
+    "seg_only": {"ensemble": False, "clip_classification": False},
+    "ens_cropmask_nocal": {"calibration": -1.0},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def load(shared_dir, name):
+    return np.load(shared_dir / "golden" / name, allow_pickle=False)
+
+
+def scaled_error(actual: Tensor, expected: np.ndarray) -> float:
+    assert tuple(actual.shape) == expected.shape
+    return float(np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = TOLERANCE):
+    assert scaled_error(actual, expected) <= tolerance
+
+
+def tensor(golden, key: str) -> Tensor:
+    return torch.from_numpy(golden[key])
+
+
+# ---------------------------------------------------------------- small, every intermediate
+
+
+@pytest.fixture(scope="module")
+def small(shared_dir):
+    return load(shared_dir, "zegformer_public.npz")
+
+
+@pytest.fixture(scope="module")
+def small_config(small):
+    return json.loads(str(small["config_json"]))
+
+
+@pytest.fixture(scope="module")
+def small_state_dict(small, small_config):
+    stored = {k.removeprefix("sd/"): tensor(small, k) for k in small.files if k.startswith("sd/")}
+    vocabulary, width = small_config["clip"][6:8]
+    key = tiny_zegformer.CLIP + "token_embedding.weight"
+    return stored | {key: tiny_zegformer.rule_tensor(key, (vocabulary, width))}
+
+
+@pytest.fixture(scope="module")
+def build(small_config, small_state_dict):
+    def build(**settings) -> ZegFormer:
+        arguments = {
+            "num_heads": small_config["heads"],
+            "seen_classes": small_config["seen_indexes"],
+            "calibration": small_config["gz"],
+        }
+        return from_official("zegformer", small_state_dict, **arguments | settings)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def small_model(build):
+    return build()
+
+
+@pytest.fixture(scope="module")
+def small_inputs(small, small_config):
+    return (
+        [tensor(small, "image0")],
+        tensor(small, "text/text_features_test"),
+        tensor(small, "text/text_features_test_clip"),
+        small_config["outs"],
+    )
+
+
+@pytest.fixture(scope="module")
+def small_output(small_model, small_inputs):
+    """The output, with what every submodule of the text branch was given and gave."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)})
+        )
+        for name, module in small_model.named_modules()
+        if "clip_model" not in name
+    ]
+    output = small_model(*small_inputs)
+    for handle in handles:
+        handle.remove()
+    return output, seen
+
+
+def test_the_tiny_rule_is_the_reference_rule(small, small_config, small_state_dict):
+    shapes = {key: value.shape for key, value in small_state_dict.items()}
+    assert len(shapes) == small_config["num_keys"]
+    built = tiny_zegformer.rule_state_dict(shapes)
+    assert all(torch.equal(built[key], value) for key, value in small_state_dict.items())
+    key = tiny_zegformer.CLIP + "token_embedding.weight"
+    rows = small_state_dict[key][tensor(small, "sd_rows/token_ids")]
+    assert torch.equal(rows, tensor(small, f"sd_rows/{key}"))
+
+
+def test_small_padding(small, small_output):
+    assert_close(small_output[1]["backbone"][0], small["mid/padded_input"])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_small_backbone(small, small_output, stage):
+    assert_close(small_output[1]["backbone"][1][stage], small[f"mid/feat_res{stage + 2}"])
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("pixel_decoder", "mask_features"),
+        ("predictor.input_proj", "input_proj"),
+        ("predictor.transformer.decoder", "hs"),
+    ],
+)
+def test_small_decoders(small, small_output, module, name):
+    assert_close(small_output[1][f"sem_seg_head.{module}"][1], small[f"mid/{name}"])
+
+
+def test_small_positions(small):
+    expected = small["mid/pos"]
+    positions = sine_positions(expected.shape[2:], expected.shape[1], torch.zeros(()))
+    assert_close(positions.transpose(1, 2).unflatten(2, expected.shape[2:]), expected)
+
+
+def test_small_heads_of_every_layer(small, small_model):
+    predictor = small_model.sem_seg_head.predictor
+    queries = tensor(small, "mid/hs")
+    assert_close(predictor.projection_layer(queries), small["mid/x_cls_raw"])
+    assert_close(predictor.mask_embed(queries), small["mid/mask_embed"])
+    text = tensor(small, "text/text_features_test")
+    segments = predictor(queries, tensor(small, "mid/mask_features"), text)
+    assert_close(segments.logits[-1], small["mid/pred_logits"])
+    assert_close(segments.masks[-1], small["mid/pred_masks"])
+
+
+def test_small_output(small, small_output):
+    output, _ = small_output
+    assert_close(output.pred_logits, small["mid/pred_logits"])
+    assert_close(output.pred_logits, small["mid/seg_logits"])
+    assert_close(output.pred_masks, small["mid/pred_masks"])
+    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
+    assert_close(output.class_scores, small["mid/fused_cls"])
+
+
+def test_small_boxes(small):
+    masks = upsample_masks(tensor(small, "mid/pred_masks")[0], (96, 128))
+    assert_close(mask_boxes(masks > 0), small["mid/boxes"], 0)
+
+
+@pytest.mark.parametrize("style", ["cropmask", "mask", "crop"])
+def test_small_regions(small, small_model, small_inputs, style):
+    plane = small_model.prepare(small_inputs[0], REGION_MEAN, REGION_STD)[0]
+    masks = upsample_masks(tensor(small, "mid/pred_masks")[0], (96, 128))
+    crops = crop_regions(plane, masks, mask_boxes(masks > 0), style=style, side=224)
+    assert_close(crops[None, :, :, ::14, ::14], small[f"mid/clip_in_{style}_sub14"])
+    if style == "cropmask":
+        assert_close(crops.mean(dim=(2, 3))[None], small["mid/clip_in_cropmask_mean"])
+    embeds = small_model.clip_model.embed_images(crops)
+    assert_close(embeds[None], small[f"mid/clip_feat_{style}"], CLIP_TOLERANCE)
+
+
+def test_small_sum_of_masks(small, small_model):
+    scores, masks = tensor(small, "mid/fused_cls")[0], tensor(small, "mid/pred_masks")[0]
+    maps = small_model.score_maps(scores, masks, (96, 128), (96, 128), (96, 128))
+    maps[: len(small_model.config.seen_classes)] += 0.1  # the reference is taken before
+    assert_close(maps[None, :, ::4, ::4], small["mid/semseg_padded_sub4"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_small_score_maps(small, build, small_inputs, variant):
+    (scores,) = build(**VARIANTS[variant])(*small_inputs).sem_seg
+    step = 1 if variant == "ens_cropmask" else 4
+    assert_close(scores[:, ::step, ::step], small[f"sem_seg/{variant}/0"])
+
+
+@pytest.mark.parametrize("region_batch", [1, 3, 100])
+def test_small_region_batches(small, build, small_inputs, region_batch):
+    output = build(region_batch=region_batch)(*small_inputs)
+    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
+    assert_close(output.sem_seg[0], small["sem_seg/ens_cropmask/0"])
+
+
+def test_small_crafted_masks(small, small_model, small_inputs):
+    image, masks = tensor(small, "crafted/image"), tensor(small, "crafted/pred_masks")
+    segments = Segments(tensor(small, "crafted/pred_logits"), masks)
+    planes = small_model.prepare([image], REGION_MEAN, REGION_STD)
+    padded_hw = (planes.shape[2], planes.shape[3])
+    full = upsample_masks(masks[0], padded_hw)
+    boxes = mask_boxes(full > 0)
+    assert_close(boxes, small["crafted/boxes"], 0)
+    crops = crop_regions(planes[0], full, boxes, style="cropmask", side=224)
+    assert_close(crops[None, :, :, ::14, ::14], small["crafted/clip_in_sub14"])
+    assert_close(crops.mean(dim=(2, 3))[None], small["crafted/clip_in_mean"])
+    logits = small_model.classify_regions(planes, segments, small_inputs[2])
+    assert_close(logits[0], small["crafted/clip_logits"], CLIP_TOLERANCE)
+    scores = small_model.fuse(segments.logits, logits)[0]
+    assert_close(scores, small["crafted/fused_cls"])
+    size = (image.shape[1], image.shape[2])
+    maps = small_model.score_maps(scores, masks[0], padded_hw, size, size)
+    assert_close(maps[:, ::4, ::4], small["crafted/sem_seg_sub4"])
+
+
+def embed_classes(encoder, names, templates) -> Tensor:
+    open_clip = pytest.importorskip("open_clip")
+    rows = [open_clip.tokenize(class_prompts(name, templates)) for name in names]
+    return torch.stack([average_templates(encoder(tokens)) for tokens in rows])
+
+
+def test_small_text_features(small, small_config, small_model):
+    encoder, names = small_model.text_encoder, small_config["ALL"]
+    single = embed_classes(encoder, names, SINGLE_TEMPLATE)
+    assert_close(single, small["text/text_features_test"])
+    regions = embed_classes(encoder, names, REGION_TEMPLATES)
+    assert_close(regions, small["text/text_features_test_clip"])
+    assert_close(regions[: len(small_config["seen"])], small["text/text_features_clip"])
+
+
+# ---------------------------------------------------------------- real sizes
+
+
+def read_shapes(shared_dir, depth: int) -> dict[str, tuple[int, ...]]:
+    lines = (shared_dir / "specs" / f"zegformer_r{depth}_eval_keys.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    return {key: tuple(ast.literal_eval(shape)) for key, shape, _ in rows}
+
+
+@pytest.mark.parametrize(("depth", "trainable"), [(50, 41.35e6), (101, 60.29e6)])
+def test_every_official_layout_loads(shared_dir, depth, trainable):
+    with torch.device("meta"):
+        state_dict = {k: torch.empty(v) for k, v in read_shapes(shared_dir, depth).items()}
+    model = from_official("zegformer", state_dict)
+    assert model.clip_model.image_side == 224
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert parameters == pytest.approx(trainable, abs=0.005e6)
+    training = {k: v for k, v in state_dict.items() if not k.startswith(tiny_zegformer.CLIP)}
+    assert from_official("zegformer", training, ensemble=False).clip_model is None

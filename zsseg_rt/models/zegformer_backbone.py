@@ -1,0 +1,161 @@
+"""ResNet with frozen batch norms, ZegFormer's backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["FrozenBatchNorm", "NormedConv", "ResNet", "ResNetConfig"]
+
+_EXPANSION = 4  # a bottleneck gives four times its inner width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Sizes of a ResNet; the defaults are ResNet-50's.
+
+    Attributes:
+        stem_width: Channels of the stem.
+        widths: Inner width of the bottlenecks of each stage; a stage gives four times as many
+            channels.
+        depths: Bottlenecks a stage.
+    """
+
+    stem_width: int = 64
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels that each stage gives."""
+        return tuple(_EXPANSION * width for width in self.widths)
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics, scale and shift are constants, in training too.
+
+    Args:
+        num_channels: Channels.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        for name in ("bias", "running_mean"):
+            self.register_buffer(name, torch.zeros(num_channels))
+        for name in ("weight", "running_var"):
+            self.register_buffer(name, torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift ``[B, C, H, W]``."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution without bias, followed by a norm; padding keeps the size at stride 1.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: Side of the kernel.
+        norm: The norm.
+        stride: Stride.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm: nn.Module,
+        stride: int = 1,
+    ) -> None:
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, H / stride, W / stride]``."""
+        return self.norm(super().forward(x))  # type: ignore[no-any-return]
+
+
+def _frozen_conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+) -> NormedConv:
+    norm = FrozenBatchNorm(out_channels)
+    return NormedConv(in_channels, out_channels, kernel_size, norm, stride)
+
+
+class _Stem(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = _frozen_conv(3, width, 7, stride=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.conv1(image)), kernel_size=3, stride=2, padding=1)
+
+
+class _Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride, 1x1; the shortcut is projected where channels change."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = _EXPANSION * width
+        self.conv1 = _frozen_conv(in_channels, width, 1)
+        self.conv2 = _frozen_conv(width, width, 3, stride)
+        self.conv3 = _frozen_conv(width, out_channels, 1)
+        self.shortcut = (
+            None
+            if in_channels == out_channels and stride == 1
+            else _frozen_conv(in_channels, out_channels, 1, stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """ResNet of bottlenecks, stride in the 3x3 convolution.
+
+    Args:
+        config: Sizes.
+
+    Source:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.stem = _Stem(config.stem_width)
+        in_channels = config.stem_width
+        self.stage_names = [f"res{index + 2}" for index in range(len(config.widths))]
+        for index, name in enumerate(self.stage_names):
+            width = config.widths[index]
+            blocks = [_Bottleneck(in_channels, width, stride=1 if index == 0 else 2)]
+            in_channels = config.channels[index]
+            blocks += [_Bottleneck(in_channels, width, 1) for _ in range(1, config.depths[index])]
+            self.add_module(name, nn.Sequential(*blocks))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Compute feature maps.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+
+        Returns:
+            One map a stage, at strides 4, 8, 16 and 32, finest first.
+        """
+        x = self.stem(image)
+        maps = []
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+            maps.append(x)
+        return maps
