@@ -26,7 +26,11 @@ CPU = EngineConfig(device="cpu", precision="float32", num_threads=1)
 @pytest.fixture(scope="module")
 def colours(colour_bundle, tmp_path_factory):
     config = EngineConfig(
-        device="cpu", num_threads=1, with_scores=True, cache_dir=tmp_path_factory.mktemp("cache")
+        device="cpu",
+        precision="float32",
+        num_threads=1,
+        with_scores=True,
+        cache_dir=tmp_path_factory.mktemp("cache"),
     )
     with Engine(colour_bundle, config) as engine:
         yield engine

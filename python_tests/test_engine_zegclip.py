@@ -84,6 +84,18 @@ def test_text_encoder_gives_the_embeddings(zegclip_model, zegclip_bundle, tmp_pa
         assert seg.names == ("a dog", "the road")
 
 
+def test_text_encoder_is_freed_on_request_and_comes_back(zegclip_bundle):
+    config = EngineConfig(
+        device="cpu", precision="float32", use_cache=False, keep_text_encoder=False
+    )
+    with Engine(zegclip_bundle, config) as engine:
+        first = engine.set_classes(["a dog"]).embeds
+        assert engine._embedder._session is None
+        both = engine.set_classes(["a cat", "a dog"]).embeds
+        np.testing.assert_array_equal(both[1], first[0])
+        assert not np.array_equal(both[0], both[1])
+
+
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_self_check_passes(zegclip_bundle, backend):
     config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)

@@ -139,6 +139,8 @@ class Engine:
             if embeddings is None:
                 chosen = None if templates is None else check_templates(templates)
                 embeds = self._embedder.embed(specs.phrases, chosen)
+                if not self.config.keep_text_encoder:
+                    self._embedder.release_encoder()
             else:
                 check_embeddings(embeddings, len(specs.phrases), self.bundle.text.embed_dim)
                 embeds = np.array(embeddings, order="C")
