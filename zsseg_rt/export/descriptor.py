@@ -1,4 +1,4 @@
-"""Export a descriptor model (ZegCLIP) to a bundle."""
+"""Export a descriptor model (ZegCLIP, CLIP-RC) to a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import nn
 
 import zsseg_rt
 from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec
@@ -28,6 +27,7 @@ from zsseg_rt.export.golden_descriptor import descriptor_golden
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
 from zsseg_rt.export.onnx import OPSET, export_graphs
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
+from zsseg_rt.models.descriptor_model import DescriptorModel
 
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
 
@@ -55,13 +55,14 @@ def export_bundle(
     overwrite: bool = False,
     verify: bool = True,
 ) -> Path:
-    """Write a ZegCLIP model as a bundle that the engine runs without torch.
+    """Write a ZegCLIP or CLIP-RC model as a bundle that the engine runs without torch.
 
     The graphs, then the whole engine, are compared with torch before the bundle appears under its
     name; a bundle that disagrees is not written.
 
     Args:
-        model: A :class:`zsseg_rt.models.zegclip.ZegCLIP`.
+        model: A :class:`zsseg_rt.models.zegclip.ZegCLIP` or
+            :class:`zsseg_rt.models.clip_rc.ClipRC`.
         path: Folder to write, ``NAME.zsseg``.
         class_names: The classes the model's ``seen_classes`` count in; they name the seen classes
             in the bundle and serve the golden sample.
@@ -105,7 +106,7 @@ def export_bundle(
             folder,
             name=name or bundle_name(target),
             family="descriptor",
-            architecture="zegclip",
+            architecture=model.architecture,
             graphs=graphs,
             weights=job.write_weights(folder),
             preprocess=job.preprocess,
@@ -188,9 +189,9 @@ class _Job:
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module) or not hasattr(model, "fold_for_inference"):
+    if not isinstance(model, DescriptorModel):
         raise CheckpointError(
-            f"model: expected a zsseg_rt ZegCLIP model, got {type(model).__name__}. "
+            f"model: expected a zsseg_rt ZegCLIP or CLIP-RC model, got {type(model).__name__}. "
             "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
         )
     devices = {parameter.device.type for parameter in model.parameters()}

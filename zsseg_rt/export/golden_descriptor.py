@@ -66,15 +66,15 @@ def descriptor_golden(
     names, embeds = classes
     image, text_embeds = _preprocess(frame, spec), torch.from_numpy(embeds)
     output = model(image, text_embeds)
-    patch_embeds = output.patch_embeds.flatten(2).transpose(1, 2)
+    patch_embeds, cls_embed = model.encoder_outputs(output)
     queries = functional.relationship_descriptor(
-        output.cls_embed, text_embeds, parts.descriptor_weight, parts.descriptor_bias
+        cls_embed, text_embeds, parts.descriptor_weight, parts.descriptor_bias
     )
     class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
     arrays = {
         "image": image,
         "patch_embeds": patch_embeds,
-        "cls_embed": output.cls_embed,
+        "cls_embed": cls_embed,
         "queries": queries,
         "class_embeds": class_embeds,
         "patch_keys": patch_keys,

@@ -41,7 +41,7 @@ _MAX_PROMPTS = 65536
 
 
 class InferenceGraphs(Protocol):
-    """What :meth:`zsseg_rt.models.zegclip.ZegCLIP.fold_for_inference` gives."""
+    """What :meth:`zsseg_rt.models.descriptor_model.DescriptorModel.fold_for_inference` gives."""
 
     image_encoder: nn.Module
     decoder: nn.Module
@@ -50,6 +50,8 @@ class InferenceGraphs(Protocol):
     logit_scale: float
     grid_hw: tuple[int, int]
     size_hw: tuple[int, int]
+    memory_dim: int
+    num_regions: int
 
 
 class FoldsForInference(Protocol):
@@ -86,11 +88,12 @@ def export_graphs(
 ) -> GraphFiles:
     """Write ``NAME.PRECISION.onnx`` for every graph of a descriptor model.
 
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, D] and
-    ``cls_embed`` [1, D]; ``decoder``: ``queries`` [1, classes, E] and ``patch_embeds`` to
-    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]; ``text_encoder`` (float32 only:
-    it runs once a phrase): ``token_ids`` int64 [prompts, L] to ``text_embeds`` [prompts, D]. All
-    floating-point inputs and outputs are float32, whatever the precision inside.
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M] and
+    ``cls_embed`` [R, D], a row for each region (ZegCLIP: one); ``decoder``: ``queries``
+    [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and ``patch_keys``
+    [1, N, E]; ``text_encoder`` (float32 only: it runs once a phrase): ``token_ids`` int64
+    [prompts, L] to ``text_embeds`` [prompts, D]. All floating-point inputs and outputs are float32,
+    whatever the precision inside.
 
     Args:
         model: The model; its weights are not changed.
@@ -127,13 +130,13 @@ def _image_encoder(parts: InferenceGraphs) -> GraphExport:
 
 
 def _decoder(parts: InferenceGraphs) -> GraphExport:
-    query_dim, double_embed_dim = parts.descriptor_weight.shape
+    query_dim = parts.descriptor_weight.shape[0]
     num_patches = parts.grid_hw[0] * parts.grid_hw[1]
     return GraphExport(
         module=parts.decoder,
         inputs={
-            "queries": torch.zeros(1, 3, query_dim),
-            "patch_embeds": torch.zeros(1, num_patches, double_embed_dim // 2),
+            "queries": torch.zeros(parts.num_regions, 3, query_dim),
+            "patch_embeds": torch.zeros(1, num_patches, parts.memory_dim),
         },
         outputs=("class_embeds", "patch_keys"),
         dynamic={"queries": {1: ("classes", MAX_CLASSES)}},

@@ -1,8 +1,11 @@
-"""ZegCLIP: class queries from image and text, a decoder, similarity of queries and patches.
+"""ZegCLIP and CLIP-RC: class queries, a decoder, similarity of queries and patches.
 
 Source: Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation",
-CVPR 2023. The mean over heads of the last layer's scaled attention logits is one dot product of
-the full width, so the masks come from ``patch_text_similarity`` with ``normalize=False``.
+CVPR 2023: the mean over heads of the last layer's scaled attention logits is one dot product of
+the full width, so the masks come from ``patch_text_similarity`` with ``normalize=False``. Zhang et
+al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024: there is a
+set of class queries for each region; the mean over regions commutes with the last product, so the
+decoder graph ends with it.
 """
 
 from __future__ import annotations
@@ -57,14 +60,14 @@ class DescriptorPipeline:
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
         clock.mark("image_encoder")
-        phrases = len(classes.vocabulary.phrases)
+        phrases, regions = len(classes.vocabulary.phrases), cls_embed.shape[0]
         queries = ops.relationship_descriptor(
             cls_embed,
             classes.text_embeds,
             self._weight,
             self._bias,
             text_queries=classes.text_queries,
-            out=space.array("queries", (1, phrases, self._bias.shape[0]), np.float32),
+            out=space.array("queries", (regions, phrases, self._bias.shape[0]), np.float32),
             stream=stream,
         )
         clock.mark("descriptor")
