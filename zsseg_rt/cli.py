@@ -58,6 +58,21 @@ BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folde
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")
+]
+TrainingClassesOption = Annotated[
+    str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
+]
+SeenOption = Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')]
+SelfTrainedOption = Annotated[bool, typer.Option(help="A transductive checkpoint: no shift.")]
+PrecisionsOption = Annotated[
+    list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+]
+LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
+TrustOption = Annotated[
+    bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+]
 
 
 @app.callback()
@@ -155,44 +170,57 @@ def info(
 
 @import_app.command("zegclip")
 def import_zegclip(
-    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")],
+    checkpoint: CheckpointArgument,
     out: OutOption,
-    classes: Annotated[
-        str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
-    ] = None,
-    seen: Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')] = "",
-    self_trained: Annotated[
-        bool, typer.Option(help="A transductive checkpoint: no shift.")
-    ] = False,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
-    ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
-    trust: Annotated[
-        bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
-    ] = False,
+    classes: TrainingClassesOption = None,
+    seen: SeenOption = "",
+    self_trained: SelfTrainedOption = False,
+    precision: PrecisionsOption = None,
+    licence: LicenceOption = "",
+    trust: TrustOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn an official ZegCLIP checkpoint into a bundle."""
-    from zsseg_rt.export import export_bundle
-    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
-
     names = _flat_names(classes)
-    model = from_official(
+    model = _load_official(
         "zegclip",
-        normalize_state_dict(load_checkpoint(checkpoint, trust=trust)),
+        checkpoint,
+        trust=trust,
         seen_classes=_indices_of(_flat_names(seen), names),
         self_trained=self_trained,
     )
-    written = export_bundle(
-        model,
-        out,
-        class_names=names or None,
-        precisions=tuple(precision or ("float32", "float16")),
-        licence=licence,
-        overwrite=overwrite,
+    options = {"class_names": names or None, "licence": licence, "overwrite": overwrite}
+    _write_bundle(model, out, precision, **options)
+
+
+@import_app.command("clip_rc")
+def import_clip_rc(
+    checkpoint: CheckpointArgument,
+    out: OutOption,
+    classes: TrainingClassesOption = None,
+    seen: SeenOption = "",
+    self_trained: SelfTrainedOption = False,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default the official one."),
+    ] = None,
+    precision: PrecisionsOption = None,
+    licence: LicenceOption = "",
+    trust: TrustOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn an official CLIP-RC checkpoint, of PyTorch or Jittor, into a bundle."""
+    names = _flat_names(classes)
+    model = _load_official(
+        "clip_rc",
+        checkpoint,
+        trust=trust,
+        seen_classes=_indices_of(_flat_names(seen), names),
+        self_trained=self_trained,
+        with_recovery_decoder=False,
     )
-    _console().print(f"wrote {written}", highlight=False)
+    options = {"class_names": names or None, "licence": licence, "overwrite": overwrite}
+    _write_bundle(model, out, precision, size_hw=_read_size(size) if size else None, **options)
 
 
 @export_app.command("dense")
@@ -423,11 +451,35 @@ def _flat_names(text: str | None) -> list[str]:
     return [n if isinstance(n, str) else n[0] for n in read_classes(text, [])]
 
 
+def _load_official(architecture: str, checkpoint: Path, *, trust: bool, **config: Any) -> Any:
+    """Build a model from a checkpoint file in its authors' layout."""
+    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
+
+    state_dict = normalize_state_dict(load_checkpoint(checkpoint, trust=trust))
+    return from_official(architecture, state_dict, **config)
+
+
+def _write_bundle(model: Any, out: Path, precision: Sequence[str] | None, **options: Any) -> None:
+    from zsseg_rt.export import export_bundle
+
+    precisions = tuple(precision or ("float32", "float16"))
+    written = export_bundle(model, out, precisions=precisions, **options)
+    _console().print(f"wrote {written}", highlight=False)
+
+
 def _indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     for name in names:
         if name not in known:
             raise UsageError(f"--seen: expected names out of --classes, got {name!r}")
     return tuple(known.index(name) for name in names)
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    """Read "448" or "448x672" as (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"--size: expected SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def _read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:

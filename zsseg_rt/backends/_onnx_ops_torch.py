@@ -64,6 +64,12 @@ def _reduce_l2(attributes: Attributes, x: Tensor, axes: Tensor | None = None) ->
     return norm.to(x.dtype)
 
 
+def _reduce_mean(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
+    keep = bool(attributes.get("keepdims", 1))
+    return x.mean(dim=dims, keepdim=keep)
+
+
 def _slice(
     attributes: Attributes,
     x: Tensor,
@@ -225,6 +231,7 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": _elementwise(torch.matmul),
     "Mul": _elementwise(torch.mul),
     "ReduceL2": _reduce_l2,
+    "ReduceMean": _reduce_mean,
     "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
     "Shape": _shape,

@@ -1,0 +1,245 @@
+"""CLIP-RC from an official checkpoint to the engine: its graphs, bundles and labels."""
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from zsseg_rt import Bundle, Engine, EngineConfig, cli
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.models.functional import patch_text_similarity
+from zsseg_rt.ops import reference
+
+NAMES = [f"name {index}" for index in range(7)]
+REGIONS = 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.clip_rc_model()
+
+
+@pytest.fixture(scope="module")
+def bundle_path(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip_rc")
+    return export_bundle(model, folder / "tiny.zsseg", class_names=NAMES, text_encoder=None)
+
+
+def golden_of(path):
+    with np.load(path / "golden.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def make_inputs(count, embed_dim=32):
+    rng = np.random.default_rng(count)
+    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
+    return np.ascontiguousarray(frame), tiny.text_embeds(count, embed_dim, f"s{count}").numpy()
+
+
+def torch_scores(model, frame, embeds, size_hw=(64, 64)):
+    """The model's scores at frame size, in the engine's order: upsample, sigmoid, seen bias."""
+    image = reference.preprocess(frame, size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
+        up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+    scores = up[0].sigmoid().numpy()
+    for index in (i for i in model.config.seen_classes if i < len(embeds)):
+        scores[index] -= model.config.seen_bias
+    return scores
+
+
+def assert_labels_are_the_models(labels, scores):
+    top = np.sort(scores, axis=0)
+    clear = np.ones(labels.shape, bool) if len(scores) == 1 else top[-1] - top[-2] > 1e-4
+    assert clear.mean() > 0.9
+    assert (labels == scores.argmax(0))[clear].mean() >= 0.999
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+@pytest.mark.parametrize("count", [1, 2, 7, 19])
+def test_engine_equals_torch(model, bundle_path, backend, count):
+    frame, embeds = make_inputs(count)
+    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
+    names = [f"name {index}" for index in range(count)]
+    with Engine(bundle_path, config) as engine:
+        engine.set_classes(names, embeddings=embeds)
+        labels = engine.segment(frame).labels
+    assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_self_check_passes(bundle_path, backend):
+    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
+    with Engine(bundle_path, config) as engine:
+        report = engine.self_check()
+    assert report.passed, report.first_failure
+    stages = {stage.stage for stage in report.stages}
+    assert {"patch_embeds", "cls_embed", "queries", "class_embeds", "mask_logits"} <= stages
+
+
+def test_bundle_is_complete_and_agrees_with_torch(model, bundle_path):
+    bundle = Bundle.load(bundle_path)
+    assert (bundle.family, bundle.architecture) == ("descriptor", "clip_rc")
+    assert bundle.head.logit_scale == 1.0
+    assert bundle.head.seen == tuple(NAMES[index] for index in model.config.seen_classes)
+    decoder = bundle.graphs["decoder"]["float16"]
+    assert decoder.inputs[0].shape == (REGIONS, "classes", 32)
+    assert decoder.outputs[0].shape == (1, "classes", 32)
+    report = verify_bundle(bundle_path)
+    assert report.passed
+    assert max(s.error for s in report.stages if "float16" not in s.where) < 1e-5
+    assert max(s.error for s in report.stages if "float16" in s.where) < 5e-3  # worst seen 1e-3
+
+
+def test_golden_is_the_unfolded_model(model, bundle_path):
+    golden = golden_of(bundle_path)
+    image, text = torch.from_numpy(golden["image"]), torch.from_numpy(golden["text_embeds"])
+    with torch.no_grad():
+        output = model(image, text)
+    np.testing.assert_array_equal(golden["mask_logits"], output.mask_logits.numpy())
+    regions = output.region_embeds.flatten(2)[0].T + output.cls_embed
+    np.testing.assert_array_equal(golden["cls_embed"], regions.numpy())
+    assert len(np.unique(golden["labels"])) > 1
+
+
+def test_graphs_hold_one_attention_a_block_and_no_unused_layer(model, bundle_path):
+    graphs = {
+        name: onnx.load(bundle_path / f"{name}.float32.onnx").graph
+        for name in ("image_encoder", "decoder")
+    }
+    operators = {name: [node.op_type for node in graph.node] for name, graph in graphs.items()}
+    assert operators["image_encoder"].count("Softmax") == model.config.image_encoder.num_layers
+    assert operators["decoder"].count("Softmax") == 2 * model.config.decoder.num_layers
+    assert not {"If", "Loop", "Scan", "Resize", "IsNaN"} & {
+        o for ops in operators.values() for o in ops
+    }
+    exported = sum(
+        int(np.prod(tensor.dims)) for graph in graphs.values() for tensor in graph.initializer
+    )
+    read = sum(
+        value.numel()
+        for key, value in model.state_dict().items()
+        if not key.startswith(("text_encoder.", "decode_head.recovery", "decode_head.q_proj"))
+    )
+    assert exported < 1.05 * read  # the mask and the regions' positions come on top
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("num_classes", [1, 3, 171, 1024])
+def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_classes):
+    session = get_backend("openvino").load(
+        bundle_path / f"decoder.{precision}.onnx",
+        device="cpu",
+        precision="float32",
+        options=BackendOptions(num_threads=1),
+    )
+    rng = np.random.default_rng(num_classes)
+    queries = rng.standard_normal((REGIONS, num_classes, 32)).astype(np.float32)
+    patches = golden_of(bundle_path)["patch_embeds"]
+    found = session.run({"queries": queries, "patch_embeds": patches})
+    with torch.no_grad():
+        flat, keys = torch.from_numpy(queries).reshape(1, -1, 32), torch.from_numpy(patches)
+        head = model.decode_head
+        for query_layer, patch_layer in zip(
+            head.decoder_q.layers, head.decoder_v.layers, strict=True
+        ):
+            flat, keys = query_layer(flat, keys), patch_layer(keys, flat)
+        every_region = patch_text_similarity(keys, flat, normalize=False)
+        expected = every_region.reshape(1, REGIONS, num_classes, -1).mean(1).numpy()
+    logits = patch_text_similarity(
+        torch.tensor(found["patch_keys"]), torch.tensor(found["class_embeds"]), normalize=False
+    ).numpy()
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert error < (1e-5 if precision == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("graph", ["image_encoder", "decoder"])
+def test_backends_agree(bundle_path, graph, precision):
+    entry = Bundle.load(bundle_path).graphs[graph][precision]
+    golden = golden_of(bundle_path)
+    feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
+    results = {}
+    for backend, asked in (("openvino", "float32"), ("torch", precision)):
+        session = get_backend(backend).load(
+            bundle_path / entry.file, device="cpu", precision=asked, options=BackendOptions()
+        )
+        results[backend] = {key: np.array(value) for key, value in session.run(feeds).items()}
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    for name, value in results["openvino"].items():
+        error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
+        assert error < tolerance, name
+
+
+def test_a_wide_picture_keeps_its_shape(model, tmp_path):
+    path = export_bundle(
+        model, tmp_path / "wide.zsseg", size_hw=(48, 96), text_encoder=None, precisions=["float32"]
+    )
+    assert Bundle.load(path).head.grid_hw == (3, 6)
+    frame, embeds = make_inputs(5)
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(path, config) as engine:
+        engine.set_classes(NAMES[:5], embeddings=embeds)
+        labels = engine.segment(frame).labels
+    plain = tiny.clip_rc_model(seen_classes=())  # the bundle has no names for the seen classes
+    assert_labels_are_the_models(labels, torch_scores(plain, frame, embeds, (48, 96)))
+
+
+# ---------------------------------------------------------------- from the command line
+
+
+SIZES = (
+    tiny.TinySizes(  # heads as in the official models: one per 64 channels, eight in the decoder
+        num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1, num_layers=2, text_layers=1
+    )
+)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("layout", ["official", "jittor"])
+def test_imported_checkpoint_labels_as_the_model(tmp_path, layout):
+    state_dict = tiny.clip_rc_state_dict(SIZES)
+    if layout == "jittor":
+        unread = (".self_attn.", ".norm1.")
+        state_dict = {k: v for k, v in state_dict.items() if not any(part in k for part in unread)}
+    checkpoint, out = tmp_path / "iter_40000.pth", tmp_path / "clip_rc.zsseg"
+    torch.save({"meta": {"iter": 40000}, "state_dict": state_dict}, checkpoint)
+    code = run("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--classes",
+               ",".join(NAMES), "--seen", "name 0,name 2", "--precision", "float32")  # fmt: skip
+    assert code == 0
+    bundle = Bundle.load(out)
+    assert bundle.architecture == "clip_rc"
+    assert bundle.head.seen == ("name 0", "name 2")
+    frame, embeds = make_inputs(7, 64)
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(bundle, config) as engine:
+        engine.set_classes(NAMES, embeddings=embeds)
+        labels = engine.segment(frame).labels
+    model = tiny.clip_rc_model(SIZES, seen_classes=(0, 2))
+    assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
+
+
+def test_import_at_another_size(tmp_path):
+    checkpoint, out = tmp_path / "a.pth", tmp_path / "wide.zsseg"
+    torch.save(tiny.clip_rc_state_dict(SIZES), checkpoint)
+    arguments = ("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--precision", "float32")
+    assert run(*arguments, "--size", "32x80") == 0
+    assert Bundle.load(out).preprocess.size_hw == (32, 80)
+    assert run(*arguments, "--size", "8", "--overwrite") == 1
+    assert run(*arguments, "--size", "wide", "--overwrite") == 2
+    assert Bundle.load(out).preprocess.size_hw == (32, 80)
+
+
+def test_a_zegclip_checkpoint_is_refused(tmp_path, capsys):
+    checkpoint, out = tmp_path / "a.pth", tmp_path / "a.zsseg"
+    torch.save(tiny.zegclip_state_dict(SIZES), checkpoint)
+    assert run("import-checkpoint", "clip_rc", checkpoint, "--out", out) == 1
+    assert "backbone.region_level_bridge" in capsys.readouterr().err
+    assert not out.exists()
