@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
+from zsseg_rt.models.clip import CLIP_MEAN, normalisation_of
 from zsseg_rt.models.dense_clip import HEADS, neighbour_prior
 
 open_clip = pytest.importorskip("open_clip", reason="needs pip install zsseg_rt[train]")
@@ -270,6 +271,32 @@ def test_random_weights_of_a_named_vit():
 def test_refusals(build, config, error, message):
     with pytest.raises(error, match=message):
         build(**config)
+
+
+def test_text_towers_that_pool_otherwise_are_refused(monkeypatch):
+    """Such towers come with tokenizers of their own; their embeddings would be wrong."""
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    tiny_eos = open_clip.model.CLIP(
+        8,
+        {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
+        {**text, "pool_type": "eos", "eos_id": 2},
+    )
+    monkeypatch.setattr(open_clip, "create_model", lambda name: tiny_eos)
+    with pytest.raises(CheckpointError, match="got pooling 'eos'"):
+        create_model("dense_clip", clip="ViT-B-16")
+
+
+@pytest.mark.parametrize(
+    ("clip_name", "tag", "mean"),
+    [
+        ("ViT-B-16", "openai", CLIP_MEAN),
+        ("ViT-L-14", "laion2b_s32b_b82k", (0.5, 0.5, 0.5)),
+        ("ViT-B-16", __file__, CLIP_MEAN),
+    ],
+    ids=["openai", "inception", "file"],
+)
+def test_normalisation_is_the_weights(clip_name, tag, mean):
+    assert normalisation_of(tag, clip_name)[0] == mean
 
 
 def test_a_resnets_file_is_refused(tmp_path):

@@ -264,6 +264,75 @@ def export_dense(
     _console().print(f"wrote {written}", highlight=False)
 
 
+@export_app.command("dense-clip")
+def export_dense_clip(
+    out: OutOption,
+    pretrained: Annotated[
+        str, typer.Option(help="open_clip tag such as openai, or a weights file.")
+    ],
+    clip: Annotated[str, typer.Option(help="open_clip's name of the ViT, for a tag.")] = "ViT-B-16",
+    head: Annotated[
+        str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
+    ] = "naclip",
+    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "448",
+    logit_scale: Annotated[
+        float | None, typer.Option(help="Multiplies the cosine; default the head's.")
+    ] = None,
+    unknown_below: Annotated[
+        float | None, typer.Option(help="Probability in [0, 1] under which a pixel is unknown.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default CLIP's 80.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="quick_gelu or gelu, for a file that does not say.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Heads of the image tower, for a file.")
+    ] = None,
+    text_heads: Annotated[
+        int | None, typer.Option(help="Heads of the text tower, for a file.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    trust: Annotated[
+        bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
+    from zsseg_rt.export import export_bundle
+    from zsseg_rt.models import create_model
+
+    if activation not in (None, "quick_gelu", "gelu"):
+        raise UsageError(f"--activation: expected quick_gelu or gelu, got {activation}")
+    model = create_model(
+        "dense_clip",
+        pretrained=pretrained,
+        clip=clip,
+        head=head,
+        image_size=_read_size(size),
+        logit_scale=logit_scale,
+        unknown_below=unknown_below,
+        templates=template,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    written = export_bundle(
+        model,
+        out,
+        precisions=tuple(precision or ("float32", "float16")),
+        source=Path(pretrained).name,
+        licence=licence,
+        overwrite=overwrite,
+    )
+    _console().print(f"wrote {written}", highlight=False)
+
+
 @export_app.command("colour-words")
 def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> None:
     """Write a bundle that labels colours, made from a formula: a first run without any weights."""

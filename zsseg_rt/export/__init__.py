@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zsseg_rt.export.dense import export_dense_bundle
-    from zsseg_rt.export.descriptor import export_bundle
+    from zsseg_rt.export.families import export_bundle
     from zsseg_rt.export.onnx import export_graphs
     from zsseg_rt.export.verify import verify_bundle
 
@@ -14,7 +14,7 @@ __all__ = ["export_bundle", "export_dense_bundle", "export_graphs", "verify_bund
 
 # Loaded at first use: wrapping a foreign encoder needs onnx only, no torch.
 _HOMES = {
-    "export_bundle": "zsseg_rt.export.descriptor",
+    "export_bundle": "zsseg_rt.export.families",
     "export_dense_bundle": "zsseg_rt.export.dense",
     "export_graphs": "zsseg_rt.export.onnx",
     "verify_bundle": "zsseg_rt.export.verify",

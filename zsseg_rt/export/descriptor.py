@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import torch
 
-import zsseg_rt
 from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.bundle_writer import (
@@ -25,7 +23,7 @@ from zsseg_rt.export.bundle_writer import (
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.golden_descriptor import descriptor_golden
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
-from zsseg_rt.export.onnx import OPSET, export_graphs
+from zsseg_rt.export.onnx import check_float32_on_cpu, export_graphs, provenance
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
 from zsseg_rt.models.descriptor_model import DescriptorModel
 
@@ -120,7 +118,7 @@ def export_bundle(
             head=job.head,
             text_bank=write_text_bank(folder, text_bank, job.embed_dim),
             golden=write_golden(folder, job.golden()),
-            provenance=_provenance(source),
+            provenance=provenance(source),
             licence=licence,
         )
     return target
@@ -194,14 +192,7 @@ def _check_model(model: Any) -> None:
             f"model: expected a zsseg_rt ZegCLIP or CLIP-RC model, got {type(model).__name__}. "
             "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
         )
-    devices = {parameter.device.type for parameter in model.parameters()}
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if devices != {"cpu"} or dtypes != {torch.float32}:
-        raise CheckpointError(
-            "model: expected float32 weights on the CPU, got "
-            f"{', '.join(sorted(map(str, dtypes)))} on {', '.join(sorted(devices))}. "
-            "Call model.float().cpu() first."
-        )
+    check_float32_on_cpu(model)
 
 
 def _names_at(indices: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
@@ -211,12 +202,3 @@ def _names_at(indices: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
             f"seen_classes reach {max(indices)}, got {len(names)}. Give the whole vocabulary."
         )
     return tuple(names[index] for index in indices)
-
-
-def _provenance(source: str) -> dict[str, Any]:
-    return {
-        "package": f"zsseg_rt {zsseg_rt.__version__}",
-        "torch": str(torch.__version__),
-        "opset": OPSET,
-        "source": source,
-    }

@@ -15,7 +15,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import BackendError
+import zsseg_rt
+from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.graph_files import (
     GRAPH_PRECISIONS,
     MAX_CLASSES,
@@ -31,7 +32,9 @@ __all__ = [
     "FoldsForInference",
     "GraphExport",
     "InferenceGraphs",
+    "check_float32_on_cpu",
     "export_graphs",
+    "provenance",
     "text_encoder_export",
     "to_onnx",
 ]
@@ -153,6 +156,32 @@ def text_encoder_export(module: nn.Module) -> GraphExport:
         outputs=("text_embeds",),
         dynamic={"token_ids": {0: ("prompts", _MAX_PROMPTS)}},
     )
+
+
+def check_float32_on_cpu(model: nn.Module) -> None:
+    """Refuse a model that is not exported as it is.
+
+    Raises:
+        CheckpointError: A weight is not float32 or not on the CPU.
+    """
+    devices = {parameter.device.type for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if devices != {"cpu"} or dtypes != {torch.float32}:
+        raise CheckpointError(
+            "model: expected float32 weights on the CPU, got "
+            f"{', '.join(sorted(map(str, dtypes)))} on {', '.join(sorted(devices))}. "
+            "Call model.float().cpu() first."
+        )
+
+
+def provenance(source: str) -> dict[str, Any]:
+    """What a manifest says about how its graphs were made."""
+    return {
+        "package": f"zsseg_rt {zsseg_rt.__version__}",
+        "torch": str(torch.__version__),
+        "opset": OPSET,
+        "source": source,
+    }
 
 
 def to_onnx(name: str, job: GraphExport) -> onnx.ModelProto:

@@ -94,12 +94,13 @@ class TextSide:
 
     @torch.no_grad()
     def embed(
-        self, names: Sequence[str]
+        self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
         """Embed class names in torch, after :meth:`write_tokenizer`.
 
         Args:
             names: Class names.
+            templates: Prompts to use; None is all.
 
         Returns:
             Unit embeddings float32 [C, D] and, for the golden sample, ``token_ids`` with their
@@ -107,11 +108,12 @@ class TextSide:
         """
         if self._tokenizer is None or self.encoder is None:
             return None
-        prompts = [prompt for name in names for prompt in fill(self.templates, name)]
+        templates = templates or self.templates
+        prompts = [prompt for name in names for prompt in fill(templates, name)]
         tokens = self._tokenizer.encode(prompts)
         batches = torch.split(torch.from_numpy(tokens), _PROMPTS_PER_RUN)
         features = torch.cat([self.encoder(batch) for batch in batches])
-        grouped = features.reshape(len(names), len(self.templates), -1)
+        grouped = features.reshape(len(names), len(templates), -1)
         kept = min(len(tokens), _KEPT_PROMPTS)
         extra = {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
         return average_templates(grouped).numpy(), extra

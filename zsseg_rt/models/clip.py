@@ -182,13 +182,19 @@ def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _C
     if not Path(source).is_file():
         config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
     mean, std = (config.get(key) for key in ("mean", "std"))
-    return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)  # type: ignore[return-value]
+    return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
 
 
 def _weights_of(model: Any, name: str) -> ClipWeights:
     quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
     weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
     text = getattr(model, "text", model)
+    pooling = getattr(text, "pool_type", getattr(model, "text_pool_type", "argmax"))
+    if pooling != "argmax":
+        raise CheckpointError(
+            f"{name}: expected a text tower that is read at its largest token id, as CLIP's, got "
+            f"pooling '{pooling}'. Use weights with CLIP's own tokenizer."
+        )
     return replace(
         weights,
         num_heads=_heads_of(model.visual.transformer),

@@ -87,18 +87,20 @@ class _Rule:
     """
 
     reads: str
-    products: tuple[str, ...]
+    products: tuple[tuple[str, str], ...]
     residual: bool
     prior: bool = False
     logit_scale: float
 
 
 _RULES: Mapping[Head, _Rule] = {
-    "vanilla": _Rule(reads="qkv", products=("qk",), residual=True, logit_scale=100.0),
+    "vanilla": _Rule(reads="qkv", products=(("q", "k"),), residual=True, logit_scale=100.0),
     "maskclip": _Rule(reads="v", products=(), residual=True, logit_scale=100.0),
-    "sclip": _Rule(reads="qkv", products=("qq", "kk"), residual=True, logit_scale=40.0),
-    "clearclip": _Rule(reads="qv", products=("qq",), residual=False, logit_scale=50.0),
-    "naclip": _Rule(reads="kv", products=("kk",), residual=False, prior=True, logit_scale=40.0),
+    "sclip": _Rule(reads="qkv", products=(("q", "q"), ("k", "k")), residual=True, logit_scale=40.0),
+    "clearclip": _Rule(reads="qv", products=(("q", "q"),), residual=False, logit_scale=50.0),
+    "naclip": _Rule(
+        reads="kv", products=(("k", "k"),), residual=False, prior=True, logit_scale=40.0
+    ),
 }
 
 

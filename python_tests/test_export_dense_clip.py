@@ -1,0 +1,277 @@
+"""Dense CLIP as a bundle: graphs, golden sample, engine and command line against torch."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from zsseg_rt import Engine, EngineConfig, cli
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
+from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.export.dense_clip import imagenet_templates
+from zsseg_rt.models import create_model
+from zsseg_rt.models.dense_clip import HEADS
+from zsseg_rt.ops import reference
+
+pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+
+SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
+NAMES = [f"name {index}" for index in range(7)]
+SIZE_HW = (64, 96)
+CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny CLIP's file in OpenAI's layout."""
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save(tiny.clip_state_dict(SIZES), path)
+    return path
+
+
+def build(weights, **config):
+    heads = {"num_heads": SIZES.num_heads, "text_heads": SIZES.text_heads}
+    given = {"activation": "quick_gelu", "image_size": SIZE_HW, **heads, **config}
+    return create_model("dense_clip", pretrained=weights, **given)
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def exported(request, weights, tmp_path_factory):
+    """Each head's model and bundle."""
+    model = build(weights, head=request.param)
+    path = tmp_path_factory.mktemp("bundles") / f"{request.param}.zsseg"
+    full = request.param == "naclip"  # the text tower is the same for all
+    return model, export_bundle(
+        model,
+        path,
+        text_encoder="auto" if full else None,
+        precisions=("float32", "float16"),
+        templates=["a {}.", "the {}", "see {}"],
+    )
+
+
+def image_graph(path, precision="float32"):
+    return onnx.load(path / Bundle.load(path).graphs["image_encoder"][precision].file)
+
+
+def test_bundle_is_complete(exported):
+    model, path = exported
+    bundle = Bundle.load(path)
+    bundle.verify()
+    assert bundle.family == "dense"
+    assert bundle.architecture == f"dense_clip {model.config.head}"
+    assert bundle.preprocess.size_hw == SIZE_HW
+    assert bundle.preprocess.mean == model.image_mean
+    assert bundle.head.grid_hw == (4, 6)
+    assert bundle.head.logit_scale == model.config.logit_scale
+    assert bundle.text.templates == ("a {}.", "the {}", "see {}")
+    assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
+    has_text = model.config.head == "naclip"
+    assert ("text_encoder" in bundle.graphs) == has_text
+    assert (bundle.text.tokenizer is not None) == has_text
+
+
+def test_every_stage_agrees_with_the_unfolded_model(exported):
+    report = verify_bundle(exported[1])
+    assert report.passed
+    compared = {(stage.where, stage.stage) for stage in report.stages}
+    assert {(f"image_encoder {p}", "patch_embeds") for p in ("float32", "float16")} <= compared
+    assert {("runtime", "mask_logits"), ("runtime", "labels")} <= compared
+    worst = max(stage.error for stage in report.stages if "float16" not in stage.where)
+    assert worst < 1e-5  # float32 sums in another order
+
+
+def test_one_attention_a_product_and_nothing_unused(exported):
+    """A softmax for each product of the head's rule; no MLP where the head has none."""
+    model, path = exported
+    graph = image_graph(path).graph
+    operators = [node.op_type for node in graph.node]
+    before, products = SIZES.num_layers - 1, len(model.image_encoder.rule.products)
+    assert operators.count("Softmax") == before + products
+    mlps = before + model.image_encoder.rule.residual
+    assert operators.count("Sigmoid") == mlps  # one a QuickGELU
+    assert not set(operators) & {"If", "Loop", "Scan", "Pow", "ReduceMean"}
+    assert [value.name for value in graph.output] == ["patch_embeds"]
+    last = {"vanilla": 3, "sclip": 3, "clearclip": 2, "naclip": 2, "maskclip": 1}
+    widths = [tuple(tensor.dims) for tensor in graph.initializer]
+    width = SIZES.width
+    wanted = (last[model.config.head] * width, width)
+    assert wanted in widths or wanted[::-1] in widths
+
+
+def torch_scores(model, frame, embeds):
+    """Probabilities at frame size, in the engine's order: upsample, then softmax."""
+    size, mean, std = model.config.size_hw, model.image_mean, model.image_std
+    image = reference.preprocess(frame, size_hw=size, mean=mean, std=std)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image[None]), torch.tensor(embeds)).mask_logits
+        up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+    return up[0].softmax(0).numpy()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_engine_equals_torch(exported, backend):
+    model, path = exported
+    rng = np.random.default_rng(3)
+    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
+    frame = np.ascontiguousarray(frame)
+    embeds = tiny.text_embeds(7, SIZES.embed_dim).numpy()
+    with Engine(path, EngineConfig(backend=backend, with_scores=True, **CPU)) as engine:
+        engine.set_classes(NAMES, embeddings=embeds)
+        seg = engine.segment(frame)
+    scores = torch_scores(model, frame, embeds)
+    top = np.sort(scores, axis=0)
+    real = top[-1] - top[-2] > 1e-4
+    assert real.mean() > 0.99
+    assert (seg.labels == scores.argmax(0))[real].mean() >= 0.999
+    assert len(np.unique(seg.labels)) > 2
+    np.testing.assert_allclose(seg.scores, top[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("exported", ["naclip"], indirect=True)
+def test_classes_by_name_with_synonyms_and_templates(exported, tmp_path):
+    """Words go through the exported text tower; synonyms compete and count for their class."""
+    model, path = exported
+    frame = np.random.default_rng(4).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    phrases = ["dog", "puppy", "road"]
+    with Engine(path, EngineConfig(cache_dir=tmp_path, **{**CPU, "use_cache": True})) as engine:
+        rows = engine.set_classes(phrases).embeds
+        engine.set_classes([["dog", "puppy"], "road"])
+        labels = engine.segment(frame).labels
+        assert engine.self_check().passed
+    scores = torch_scores(model, frame, rows)
+    top = np.sort(scores, axis=0)
+    real = top[-1] - top[-2] > 1e-4
+    expected = np.array([0, 0, 1])[scores.argmax(0)]
+    assert (labels == expected)[real].mean() >= 0.999
+
+
+@pytest.mark.parametrize("exported", ["naclip"], indirect=True)
+def test_text_tower_gives_the_template_mean(exported, tmp_path):
+    from zsseg_rt.text.tokenizer import Tokenizer
+
+    model, path = exported
+    with Engine(path, EngineConfig(cache_dir=tmp_path, **{**CPU, "use_cache": True})) as engine:
+        found = engine.set_classes(["a dog"]).embeds
+        tokenizer = Tokenizer(engine.bundle.open_path(engine.bundle.text.tokenizer))
+    tokens = torch.from_numpy(tokenizer.encode(["a a dog.", "the a dog", "see a dog"]))
+    with torch.inference_mode():
+        rows = F.normalize(model.text_encoder(tokens), dim=-1)
+    expected = F.normalize(rows.mean(0, keepdim=True), dim=-1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
+
+
+def test_threshold_and_default_templates_reach_the_bundle(weights, tmp_path):
+    pytest.importorskip("open_clip", reason="needs pip install zsseg_rt[train]")
+    model = build(weights, unknown_below=0.3, logit_scale=12.5)
+    path = export_bundle(
+        model, tmp_path / "a.zsseg", text_encoder=None, precisions=("float32",), verify=False
+    )
+    bundle = Bundle.load(path)
+    assert bundle.head.unknown_below == 0.3
+    assert bundle.head.logit_scale == 12.5
+    assert bundle.text.template_set == "imagenet-80"
+    assert bundle.text.templates == imagenet_templates()
+    assert len(set(bundle.text.templates)) == 80
+    assert "a photo of a {}." in bundle.text.templates
+
+
+def test_disagreement_is_refused(weights, tmp_path, monkeypatch):
+    from zsseg_rt.export import dense_clip
+
+    monkeypatch.setattr(
+        dense_clip,
+        "preprocess_frame",
+        lambda spec: np.random.default_rng(0).standard_normal((1, 3, *spec.size_hw), np.float32),
+    )
+    with pytest.raises(BundleError, match="runtime: image: expected within"):
+        export_bundle(
+            build(weights),
+            tmp_path / "a.zsseg",
+            text_encoder=None,
+            precisions=("float32",),
+            templates=["{}"],
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"precisions": ("int4",)}, BundleError, "precisions: expected some of"),
+        ({"templates": ("no slot",)}, VocabularyError, "templates: expected one"),
+        ({"templates": ()}, VocabularyError, "templates: expected at least one"),
+        ({"size_hw": (60, 64)}, ShapeError, "image_size: expected multiples of the patch size 16"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_arguments_write_nothing(weights, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export_bundle(build(weights), tmp_path / "a.zsseg", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_models_are_refused(weights, tmp_path):
+    with pytest.raises(CheckpointError, match="model: expected float32 weights on the CPU, got"):
+        export_bundle(build(weights).half(), tmp_path / "a.zsseg")
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_command_line(weights, tmp_path, capsys):
+    out = tmp_path / "c.zsseg"
+    heads = ("--num-heads", SIZES.num_heads, "--text-heads", SIZES.text_heads)
+    code = run(
+        *("export", "dense-clip", "--pretrained", weights, "--out", out, "--size", "64x32"),
+        *("--head", "clearclip", "--activation", "quick_gelu", *heads),
+        *("--template", "a {}.", "--precision", "float32"),
+    )
+    assert code == 0, capsys.readouterr().err
+    manifest = json.loads((out / "bundle.json").read_text())
+    assert manifest["architecture"] == "dense_clip clearclip"
+    assert manifest["head"]["grid_hw"] == [4, 2]
+    assert manifest["head"]["logit_scale"] == 50.0
+    assert set(manifest["graphs"]) == {"image_encoder", "text_encoder"}
+    assert manifest["provenance"]["source"] == "clip.pt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--size", "4x4x4"), 2, "--size: expected SIDE or HEIGHTxWIDTH in pixels, got '4x4x4'"),
+        (("--size", "-16"), 2, "--size: expected SIDE or HEIGHTxWIDTH in pixels, got '-16'"),
+        (("--activation", "relu"), 2, "--activation: expected quick_gelu or gelu, got relu"),
+        (("--head", "x"), 1, "head: expected one of vanilla, maskclip, sclip, clearclip, naclip"),
+        ((), 1, "source: expected a CLIP file, got absent.pt"),
+    ],
+)
+def test_command_line_refusals(tmp_path, capsys, arguments, code, message):
+    out = tmp_path / "c.zsseg"
+    found = run("export", "dense-clip", "--pretrained", "absent.pt", "--out", out, *arguments)
+    assert found == code
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
+    """Every head's graph becomes a plan in the precision asked for, without a GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    from zsseg_rt.backends._tensorrt import BACKEND
+    from zsseg_rt.backends.base import BackendOptions
+
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    _, path = exported
+    file = path / Bundle.load(path).graphs["image_encoder"][precision].file
+    options = BackendOptions(compute_capability="8.9")
+    report = BACKEND.build_plan(file, precision=precision, options=options).report
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
