@@ -30,6 +30,24 @@ def graphs(tmp_path_factory):
         path.unlink()
 
 
+@pytest.fixture(scope="module")
+def region_graphs(tmp_path_factory):
+    """The graphs of a small CLIP-RC with the official model's 64 channels a head."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+    pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+    import tiny
+
+    from zsseg_rt.export.onnx import export_graphs
+
+    sizes = tiny.TinySizes(
+        width=128, num_heads=2, embed_dim=128, decoder_heads=2, num_layers=2, grid_side=8
+    )
+    folder = tmp_path_factory.mktemp("region_graphs")
+    export_graphs(tiny.clip_rc_model(sizes), folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def rtx(monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
@@ -56,6 +74,21 @@ def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precis
     blocks = ATTENTION_BLOCKS[name] if precision in FUSED_PRECISIONS else 0
     assert report["fused_attention"] == {"fmha_v2": blocks, "flash_attention_nl_tiled": blocks}
     assert softmax_layers(report) == ATTENTION_BLOCKS[name]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(("name", "blocks"), [("image_encoder", 2), ("decoder", 6)])
+def test_clip_rc_graph_builds_in_its_precision(region_graphs, name, precision, blocks):
+    options = BackendOptions(compute_capability="8.9")
+    path = region_graphs / f"{name}.{precision}.onnx"
+    report = BACKEND.build_plan(path, precision=precision, options=options).report
+    assert report["precision"] == precision
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    assert softmax_layers(report) == blocks
+    assert report["axes"].get("classes") == (None if name == "image_encoder" else [1, 32, 1024])
+    if precision in FUSED_PRECISIONS and report["runtime"].startswith("tensorrt_rtx-1.7."):
+        assert report["fused_attention"]["fmha_v2"] >= blocks  # the mask does not prevent it
 
 
 def softmax_layers(report):
