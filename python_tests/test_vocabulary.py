@@ -32,13 +32,13 @@ def test_synonyms_and_background_map_to_classes():
 
 
 def test_label_table_sends_background_and_unknown_to_unknown():
-    table = make_vocabulary([["car", "van"], "road"], ["sky"]).label_table()
+    table = make_vocabulary([["car", "van"], "road"], ["sky"]).label_table
     assert table[[0, 1, 2, 3, 255]].tolist() == [0, 0, 1, 255, 255]
     assert table.dtype == np.uint8
 
 
 def test_label_table_is_wide_when_phrases_are():
-    table = make_vocabulary([[f"c{i}", f"d{i}"] for i in range(200)]).label_table()
+    table = make_vocabulary([[f"c{i}", f"d{i}"] for i in range(200)]).label_table
     assert table.dtype == np.uint8
     assert len(table) == 65536
     assert table[399] == 199
@@ -46,7 +46,7 @@ def test_label_table_is_wide_when_phrases_are():
 
 
 def test_label_table_above_254_classes_is_uint16():
-    table = make_vocabulary([f"c{i}" for i in range(300)]).label_table()
+    table = make_vocabulary([f"c{i}" for i in range(300)]).label_table
     assert table.dtype == np.uint16
     assert table[299] == 299
     assert table[65535] == 65535

@@ -224,12 +224,12 @@ class Engine:
         _check_frame(frame)
         clock = self._workspace.clock()
         logits = self._mask_logits(frame, classes, clock, trace)
-        labels, scores = self._label(logits, frame.shape[:2], classes.vocabulary)
+        labels, scores = self._label(logits, frame.shape[:2], classes.seen)
         clock.mark("upsample_argmax")
         host_labels = self._workspace.fetch(labels)[0]
         host_scores = None if scores is None else self._workspace.fetch(scores)[0]
         if not classes.vocabulary.is_plain:
-            host_labels = classes.vocabulary.label_table()[host_labels]
+            host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
         self._workspace.synchronize()
         return Segmentation(
@@ -271,10 +271,9 @@ class Engine:
         return logits
 
     def _label(
-        self, logits: Array, out_hw: tuple[int, int], vocabulary: Vocabulary
+        self, logits: Array, out_hw: tuple[int, int], seen: npt.NDArray[np.bool_] | None
     ) -> tuple[Array, Array | None]:
         head = self.bundle.head
-        seen = np.isin(vocabulary.phrases, head.seen) if head.seen else None
         threshold = self.config.unknown_below
         labels, scores = ops.upsample_argmax(
             logits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Vocabulary:
         """True if phrase and class indices are the same thing."""
         return len(self.phrases) == len(self.names)
 
+    @cached_property
     def label_table(self) -> npt.NDArray[Any]:
         """Map phrase labels to class labels, unknown included; uint8, uint16 above 254 classes."""
         dtype = np.uint8 if len(self.names) <= 254 else np.uint16

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from zsseg_rt.backends.base import Array, Session
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace
 
-__all__ = ["BoundClasses", "GraphLoader", "Pipeline", "Trace"]
+__all__ = ["BoundClasses", "GraphLoader", "Pipeline", "Trace", "seen_phrases"]
 
 GraphLoader = Callable[[str], Session]
 """Loads the bundle's graph of that name on the engine's backend, device and precision."""
@@ -26,14 +29,21 @@ class BoundClasses:
 
     Attributes:
         vocabulary: The classes.
+        seen: bool [P], phrases that training saw; None if the bundle names no seen class.
         text_embeds: float32 [P, D] on the device.
         text_queries: float32 [P, E] on the device: the image-independent half of the class
             queries; None in families without it.
     """
 
     vocabulary: Vocabulary
+    seen: npt.NDArray[np.bool_] | None
     text_embeds: Array
     text_queries: Array | None = None
+
+
+def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_] | None:
+    """Which phrases name a class that training saw; None if the bundle names none."""
+    return np.isin(vocabulary.phrases, head.seen) if head.seen else None
 
 
 class Pipeline(Protocol):

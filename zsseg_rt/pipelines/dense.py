@@ -11,7 +11,7 @@ import numpy as np
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle
-from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace
+from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
@@ -34,7 +34,9 @@ class DensePipeline:
     def bind(self, vocabulary: Vocabulary) -> BoundClasses:
         """Place the text embeddings on the device."""
         return BoundClasses(
-            vocabulary=vocabulary, text_embeds=self._workspace.place(vocabulary.embeds)
+            vocabulary=vocabulary,
+            seen=seen_phrases(vocabulary, self._head),
+            text_embeds=self._workspace.place(vocabulary.embeds),
         )
 
     def mask_logits(

@@ -17,7 +17,7 @@ from zsseg_rt import ops
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError
-from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace
+from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
@@ -48,6 +48,7 @@ class DescriptorPipeline:
         )
         return BoundClasses(
             vocabulary=vocabulary,
+            seen=seen_phrases(vocabulary, self._head),
             text_embeds=self._workspace.place(vocabulary.embeds),
             text_queries=self._workspace.place(text_queries),
         )
