@@ -9,6 +9,7 @@ import torch
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.clip import ClipWeights
+from zsseg_rt.models.image_encoder import unit
 from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.models.zegformer_backbone import FrozenBatchNorm
 from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES, class_prompts
@@ -190,6 +191,16 @@ def test_thin_and_empty_masks_get_the_whole_canvas(shape):
 
 
 BOXES = [(0, 0, 97, 61), (0, 0, 96, 60), (3, 5, 4, 6), (10, 0, 57, 60), (90, 58, 96, 60)]
+
+
+@pytest.mark.parametrize("salt", ["a", "b"])
+@torch.no_grad()
+def test_region_embeddings_are_those_of_the_image_tower(salt):
+    clip = tiny_zegformer.model(salt).clip_model
+    images = tiny.image(3, 3, clip.image_side, clip.image_side, salt=salt)
+    embeds = clip.embed_images(images)
+    torch.testing.assert_close(unit(embeds), clip.visual(images).cls_embed, rtol=0, atol=1e-6)
+    assert embeds.std() > 0.1
 
 
 @pytest.mark.parametrize("side", [1, 7, 32, 224])

@@ -63,7 +63,7 @@ def rule_state_dict(shapes: Mapping[str, Iterable[int]], salt: str = "") -> dict
 def config(**changes: object) -> ZegFormerConfig:
     """Sizes of the small reference vectors, except for CLIP, which is smaller still."""
     visual = ImageEncoderConfig(
-        width=64, num_layers=1, num_heads=1, mlp_width=256, embed_dim=48, patch_size=8, grid_side=4
+        width=64, num_layers=2, num_heads=1, mlp_width=256, embed_dim=48, patch_size=8, grid_side=4
     )
     text = TextEncoderConfig(
         vocab_size=64, context_length=16, width=64, num_layers=1, num_heads=1, mlp_width=256,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.transformer import ResidualBlock, merge_heads, split_heads
 
 __all__ = ["REGION_STYLES", "Clip", "RegionStyle", "crop_regions", "mask_boxes", "upsample_masks"]
 
@@ -38,8 +39,24 @@ class Clip(TextEncoder):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed normalised pictures ``[K, 3, s, s]`` into ``[K, D]``, **not** normalised."""
-        tokens = self.visual.transformer(self.visual.embed_patches(images))
-        return self.visual.project(tokens[:, 0])
+        tokens = self.visual.embed_patches(images)
+        blocks = [cast(ResidualBlock, block) for block in self.visual.transformer.resblocks]
+        for block in blocks[:-1]:
+            tokens = block(tokens)
+        return self.visual.project(_run_on_first(blocks[-1], tokens))
+
+
+def _run_on_first(block: ResidualBlock, tokens: Tensor) -> Tensor:
+    """What a block makes of the first of ``[K, N, W]`` tokens, ``[K, W]``; saves the others."""
+    attention, width = block.attn, tokens.shape[2]
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    normed, x = block.ln_1(tokens), tokens[:, :1]
+    keys, values = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query = F.linear(normed[:, :1], weight[:width], bias[:width])
+    q, k, v = (split_heads(part, attention.num_heads) for part in (query, keys, values))
+    attended = F.scaled_dot_product_attention(q, k, v)
+    x = x + attention.out_proj(merge_heads(attended))
+    return (x + block.mlp(block.ln_2(x))).squeeze(1)  # type: ignore[no-any-return]
 
 
 def upsample_masks(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
