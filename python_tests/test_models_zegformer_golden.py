@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zsseg_rt.models import from_official
 from zsseg_rt.models.text_encoder import average_templates
-from zsseg_rt.models.zegformer import REGION_MEAN, REGION_STD, ZegFormer
+from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD, ZegFormer
 from zsseg_rt.models.zegformer_decoder import Segments, sine_positions
 from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
 from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes, upsample_masks
@@ -270,3 +270,96 @@ def test_every_official_layout_loads(shared_dir, depth, trainable):
     assert parameters == pytest.approx(trainable, abs=0.005e6)
     training = {k: v for k, v in state_dict.items() if not k.startswith(tiny_zegformer.CLIP)}
     assert from_official("zegformer", training, ensemble=False).clip_model is None
+
+
+VOC_NAMES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person",
+    "potted plant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+CONTEXT = 13  # the longest prompt; the text tower is causal, so what follows has no effect
+
+
+SAMPLED = slice(2, None, 6)  # regions that are classified; all 100 take a minute
+
+
+class RealCase:
+    """The official VOC model by the rule, its reference, and what it makes of one photo."""
+
+    def __init__(self, shared_dir) -> None:
+        self.golden = load(shared_dir, "zegformer_real_r50_voc.npz")
+        state_dict = tiny_zegformer.rule_state_dict(read_shapes(shared_dir, 50))
+        key = tiny_zegformer.CLIP + "positional_embedding"
+        state_dict[key] = state_dict[key][:CONTEXT]
+        self.model = from_official("zegformer", state_dict, seen_classes=range(15))
+        del state_dict
+        self.text = self.embed(SINGLE_TEMPLATE)
+        self.text_clip = self.embed(REGION_TEMPLATES)
+        self.image = self.resize(self.golden["image"])
+        planes = self.model.prepare([self.image], IMAGE_MEAN, IMAGE_STD)
+        head = self.model.sem_seg_head
+        self.maps = self.model.backbone(planes)
+        self.mask_features = head.pixel_decoder(self.maps)
+        self.queries = head.predictor.decode(self.maps[-1])[-1]
+        self.segments = self.model.propose(planes, self.text)
+
+    def embed(self, templates) -> Tensor:
+        open_clip = pytest.importorskip("open_clip")
+        prompts = [class_prompts(name, templates) for name in VOC_NAMES]
+        tokens = torch.stack([open_clip.tokenize(group) for group in prompts])
+        assert not tokens[..., CONTEXT:].any()
+        embeds = self.model.text_encoder(tokens[..., :CONTEXT].flatten(0, 1))
+        return average_templates(embeds.unflatten(0, tokens.shape[:2]))
+
+    def resize(self, image: np.ndarray) -> Tensor:
+        pil = pytest.importorskip("PIL.Image")
+        picture = pil.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        resized = np.asarray(picture.resize((512, 683), pil.Resampling.BILINEAR))
+        assert resized.sum(dtype=np.int64) == self.golden["resized_sum"]
+        return torch.from_numpy(resized.copy()).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def real(shared_dir):
+    return RealCase(shared_dir)
+
+
+def test_real_text_features(real):
+    assert_close(real.text[:, ::8], real.golden["text/test"], 1e-6)
+    assert_close(real.text_clip[:, ::8], real.golden["text/test_clip"], 1e-6)
+
+
+def test_real_segments(real):
+    golden, segments = real.golden, real.segments
+    assert_close(real.maps[-1].mean(dim=(2, 3)), golden["mid/res5_mean"])
+    assert_close(real.mask_features[:, ::8, ::8, ::8], golden["mid/mask_features_sub8"])
+    assert_close(real.queries, golden["mid/hs_last"])
+    assert_close(segments.logits, golden["mid/pred_logits"])
+    assert_close(segments.masks[:, :, ::4, ::4], golden["mid/pred_masks_sub4"])
+
+
+def test_real_regions(real):
+    golden, segments = real.golden, real.segments
+    masks = upsample_masks(segments.masks[0], (704, 512))
+    boxes = mask_boxes(masks > 0).numpy()
+    assert np.mean((boxes == golden["mid/boxes"]).all(axis=1)) >= 0.98
+    planes = real.model.prepare([real.image], REGION_MEAN, REGION_STD)
+    sampled = Segments(segments.logits[:, SAMPLED], segments.masks[:, SAMPLED])
+    logits = real.model.classify_regions(planes, sampled, real.text_clip)
+    errors = np.abs(logits[0].numpy() - golden["mid/clip_logits"][SAMPLED]).max(axis=1)
+    # About three pixels a mask lie within 2e-4 of its edge; one that flips moves a region's logits.
+    assert np.median(errors) <= TOLERANCE
+    assert np.quantile(errors, 0.8) <= CLIP_TOLERANCE
+    assert errors.max() <= 0.2
+    scores = real.model.fuse(sampled.logits, logits)[0].numpy()
+    assert np.abs(scores - golden["mid/fused_cls"][SAMPLED]).max() <= 1e-3  # likewise
+
+
+def test_real_score_maps(real):
+    golden = real.golden
+    scores = real.model.fuse(real.segments.logits[0], tensor(golden, "mid/clip_logits"))
+    assert_close(scores, golden["mid/fused_cls"])
+    masks, size = real.segments.masks[0], (683, 512)
+    maps = real.model.score_maps(scores, masks, (704, 512), size, (500, 375))
+    assert_close(maps[:, ::8, ::8], golden["sem_seg_sub8"])
+    assert np.mean(maps.argmax(dim=0).numpy() == golden["argmax"]) >= 0.9999
