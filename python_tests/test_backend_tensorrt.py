@@ -333,8 +333,8 @@ def test_a_feed_written_on_another_stream_is_waited_for(trt, native, graph_path)
 @pytest.mark.parametrize(
     ("feeds", "error", "message"),
     [
-        ({}, ShapeError, r"expected \['queries'\], got \[\]"),
-        ({"queries": queries(2), "x": queries(2)}, ShapeError, "got .*'x'"),
+        ({}, ShapeError, "expected queries, got missing queries"),
+        ({"queries": queries(2), "x": queries(2)}, ShapeError, "got unknown x"),
         ({"queries": queries(2, dtype=np.float16)}, DTypeError, "expected float32, got float16"),
         ({"queries": queries(2, dtype=np.complex64)}, DTypeError, "got dtype '<c8'"),
         ({"queries": queries(0)}, ShapeError, r"1\.\.1024.*got \(1, 0, 8\)"),

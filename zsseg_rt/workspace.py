@@ -60,9 +60,14 @@ class Workspace:
         return buffer
 
     def fetch(self, array: Array) -> npt.NDArray[Any]:
-        """Copy a device array to a fresh host array and wait for it; on the CPU return it."""
+        """Copy a device array to a fresh host array and wait for it; on the CPU return it.
+
+        A session may hand out another library's arrays; those are copied through one of ours.
+        """
         if self._index is None:
             return np.asarray(array)
+        if not isinstance(array, _C.DeviceArray):
+            array = _C.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
         host: npt.NDArray[Any] = array.numpy(stream=self.stream)
         return host
 

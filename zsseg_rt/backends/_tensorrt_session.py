@@ -12,6 +12,7 @@ from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
 from zsseg_rt.backends.base import Array, TensorSpec
+from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
 
@@ -101,7 +102,7 @@ class TensorRTSession:
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Enqueue the graph on a stream; see :meth:`zsseg_rt.backends.base.Session.run`."""
         self._require_open()
-        self._check_names(feeds)
+        check_names(feeds, self._inputs)
         with on_device(self._gpu.index):
             addresses = self._shape_inputs(feeds, stream)
             unknown = self._context.infer_shapes()
@@ -139,11 +140,6 @@ class TensorRTSession:
         wanted |= {spec.name: (False, spec.dtype) for spec in self._outputs}
         if found != wanted:
             raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
-
-    def _check_names(self, feeds: Mapping[str, Array]) -> None:
-        wanted = {spec.name for spec in self._inputs}
-        if set(feeds) != wanted:
-            raise ShapeError(f"feeds: expected {sorted(wanted)}, got {sorted(feeds)}")
 
     def _shape_inputs(self, feeds: Mapping[str, Array], stream: int) -> dict[str, int]:
         addresses = {}

@@ -1,0 +1,80 @@
+"""Buffers are reused; on a GPU, arrays of other libraries are fetched like our own."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from zsseg_rt import workspace
+from zsseg_rt.workspace import Workspace
+
+
+class HostDeviceArray:
+    """Stands in for the native class: the memory lies on the host, the calls are the same."""
+
+    def __init__(self, host):
+        self.host = host
+
+    @classmethod
+    def from_numpy(cls, array, device, stream):
+        return cls(np.array(np.from_dlpack(array)))
+
+    def numpy(self, stream):
+        return self.host.copy()
+
+
+class ForeignArray:
+    """An array of another library: nothing but DLPack."""
+
+    def __init__(self, host):
+        self._host = host
+
+    def __dlpack__(self, **options):
+        return self._host.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._host.__dlpack_device__()
+
+
+class HostStream:
+    def __init__(self, device):
+        self.device, self.handle = device, 7
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def gpu_workspace(monkeypatch):
+    native = SimpleNamespace(DeviceArray=HostDeviceArray, Stream=HostStream)
+    monkeypatch.setattr(workspace, "_C", native)
+    return Workspace("cuda:0")
+
+
+@pytest.mark.parametrize("kind", [HostDeviceArray, ForeignArray])
+def test_fetch_takes_our_arrays_and_others(gpu_workspace, kind):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    fetched = gpu_workspace.fetch(kind(values))
+    np.testing.assert_array_equal(fetched, values)
+    assert not np.shares_memory(fetched, values)
+
+
+def test_buffers_are_reused_and_grow():
+    space = Workspace("cpu")
+    large = space.array("a", (4, 5), np.float32)
+    small = space.array("a", (2, 3), np.float32)
+    assert np.shares_memory(small, large)
+    assert small.shape == (2, 3)
+    larger = space.array("a", (9, 9), np.float32)
+    assert not np.shares_memory(larger, large)
+    assert not np.shares_memory(larger, space.array("b", (9, 9), np.float32))
+    assert space.array("a", (2, 2), np.uint8).dtype == np.uint8
+
+
+def test_clock_names_every_stage_and_adds_up():
+    clock = Workspace("cpu").clock()
+    clock.mark("first")
+    clock.mark("second")
+    times = clock.times()
+    assert list(times) == ["first", "second", "total"]
+    assert times["total"] == pytest.approx(times["first"] + times["second"])
