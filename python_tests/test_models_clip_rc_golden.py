@@ -7,6 +7,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from golden import (
+    MIN_AGREEMENT,
+    REAL_TOLERANCE,
+    arguments_of,
+    assert_close,
+    config_of,
+    load,
+    record,
+    state_dict_of,
+)
 from torch import Tensor
 
 from zsseg_rt.models import from_official, functional, slide_predict
@@ -16,25 +26,11 @@ from zsseg_rt.models.sliding import prepare_image, slide_scores
 
 pytestmark = pytest.mark.needs_shared
 
-SMALL_TOLERANCE = 1e-5
-REAL_TOLERANCE = 5e-5
-MIN_AGREEMENT = 0.9999
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def load(shared_dir, name):
-    return np.load(shared_dir / "golden" / name, allow_pickle=False)
-
-
-def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = SMALL_TOLERANCE):
-    assert tuple(actual.shape) == expected.shape
-    error = np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max())
-    assert error <= tolerance
 
 
 def run_parts(parts, image: Tensor, text: Tensor) -> Tensor:
@@ -61,25 +57,17 @@ def small(shared_dir):
 
 @pytest.fixture(scope="module")
 def small_config(small):
-    return json.loads(str(small["config_json"]))
+    return config_of(small)
 
 
 @pytest.fixture(scope="module")
 def small_arguments(small_config):
-    return {
-        "num_heads": small_config["heads"],
-        "decoder_heads": small_config["dec_heads"],
-        "text_heads": small_config["txt"]["transformer_heads"],
-        "image_size": small_config["img"],
-        "seen_classes": small_config["seen"],
-    }
+    return arguments_of(small_config)
 
 
 @pytest.fixture(scope="module")
 def small_state_dict(small):
-    prefix = "sd/"
-    keys = [key for key in small.files if key.startswith(prefix)]
-    return {key.removeprefix(prefix): torch.from_numpy(small[key]) for key in keys}
+    return state_dict_of(small)
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +83,8 @@ def small_text(small):
 @pytest.fixture(scope="module")
 def small_output(small, small_model, small_text):
     """The output, with what every submodule was given and gave."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)})
-        )
-        for name, module in small_model.named_modules()
-    ]
-    output = small_model(torch.from_numpy(small["image"]), small_text)
-    for handle in handles:
-        handle.remove()
-    return output, seen
+    image = torch.from_numpy(small["image"])
+    return record(small_model, lambda: small_model(image, small_text))
 
 
 def test_the_tiny_builder_follows_the_reference_rule(small_state_dict):

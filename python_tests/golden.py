@@ -1,0 +1,66 @@
+"""Read reference vectors, and compare with them, the same way for every system."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SMALL_TOLERANCE = 1e-5  # relative to max(1, |x|max); the README of the vectors recommends it
+REAL_TOLERANCE = 5e-5
+MIN_AGREEMENT = 0.9999
+
+
+def load(shared_dir: Path, name: str) -> Any:
+    """Open one file of reference vectors."""
+    return np.load(shared_dir / "golden" / name, allow_pickle=False)
+
+
+def config_of(vectors: Any) -> dict[str, Any]:
+    """The settings the vectors were made with."""
+    return json.loads(str(vectors["config_json"]))
+
+
+def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What ``from_official`` cannot read from the small files' shapes."""
+    return {
+        "num_heads": config["heads"],
+        "decoder_heads": config["dec_heads"],
+        "text_heads": config["txt"]["transformer_heads"],
+        "image_size": config["img"],
+        "seen_classes": config["seen"],
+    }
+
+
+def state_dict_of(vectors: Any) -> dict[str, Tensor]:
+    """The official ``state_dict`` that the small files hold."""
+    prefix = "sd/"
+    keys = [key for key in vectors.files if key.startswith(prefix)]
+    return {key.removeprefix(prefix): torch.from_numpy(vectors[key]) for key in keys}
+
+
+def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = SMALL_TOLERANCE) -> None:
+    """Equal shape, and an error within the tolerance relative to ``max(1, |expected|max)``."""
+    assert tuple(actual.shape) == expected.shape
+    error = np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max())
+    assert error <= tolerance
+
+
+def record(watched: nn.Module, run: Callable[[], Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """Run, and return the result with what every submodule was given first and gave."""
+    seen: dict[str, tuple[Any, Any]] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)})
+        )
+        for name, module in watched.named_modules()
+    ]
+    output = run()
+    for handle in handles:
+        handle.remove()
+    return output, seen
