@@ -12,12 +12,14 @@ __all__ = [
     "CheckpointError",
     "CudaError",
     "DTypeError",
+    "DatasetError",
     "DeviceError",
     "EndOfSource",
     "EngineStateError",
     "PrecisionNotApplied",
     "ShapeError",
     "SourceError",
+    "TrainingError",
     "VocabularyError",
     "ZssegError",
 ]
@@ -81,6 +83,14 @@ class SourceError(ZssegError):
 
 class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
     """A source has no more frames."""
+
+
+class DatasetError(SourceError):
+    """A data set is absent, incomplete or inconsistent; names the file and where to get it."""
+
+
+class TrainingError(ZssegError, RuntimeError):
+    """Training cannot go on; says what is safe and how to resume."""
 
 
 class EngineStateError(ZssegError, RuntimeError):

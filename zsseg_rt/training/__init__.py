@@ -1,0 +1,1 @@
+"""Train and evaluate the models in torch; nothing of the runtime imports this package."""

@@ -1,0 +1,92 @@
+"""What the training loop trains: a model, its loss, and what it may look at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "TrainingTask", "normalize_images"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented pictures of one size with their labels.
+
+    Attributes:
+        images: RGB, uint8 ``[B, 3, H, W]``; what lies beyond ``valid_hw`` is padding.
+        valid_hw: Rows and columns of each picture that are not padding, int64 ``[B, 2]``.
+        labels: Class indices of the data set, all classes, int64 ``[B, H, W]``; the data set's
+            ``ignore_label`` where nothing is annotated and in the padding.
+        names: Names of the pictures, for messages.
+    """
+
+    images: Tensor
+    valid_hw: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; copies do not wait for pinned memory."""
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            valid_hw=self.valid_hw.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            names=self.names,
+        )
+
+
+class TrainingTask(nn.Module, ABC):
+    """A model and its objective; the loop knows nothing else of either.
+
+    ``forward`` is what is wrapped for several processes, so everything with gradients happens in
+    it. ``model`` is what a checkpoint keeps and what evaluation and export take.
+
+    Args:
+        model: The model to train.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the weighted loss terms of a batch; their sum is what is minimised.
+
+        Returns:
+            Scalars by name, all finite unless training has diverged.
+        """
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Groups for the optimizer: trainable ``params`` with ``lr`` and ``weight_decay``."""
+
+
+def normalize_images(
+    batch: Batch, mean: Sequence[float], std: Sequence[float], padding: float = 0.0
+) -> Tensor:
+    """Divide by 255, normalise, and set padded pixels to ``padding`` (after normalisation).
+
+    Args:
+        batch: Pictures and what of them is valid.
+        mean: Per RGB channel, in 0..1.
+        std: Per RGB channel, in 0..1.
+        padding: Value of pixels beyond ``valid_hw``.
+
+    Returns:
+        float32 ``[B, 3, H, W]``.
+    """
+    images = batch.images
+    shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+    scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+    normalized = (images.float() / 255 - shift) / scale
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    valid_rows = rows < batch.valid_hw[:, :1]
+    valid_columns = columns < batch.valid_hw[:, 1:]
+    valid = valid_rows[:, None, :, None] & valid_columns[:, None, None, :]
+    return normalized.masked_fill(~valid, padding)
