@@ -98,10 +98,12 @@ def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, 
     import dataclasses
 
     from zsseg_rt.batch import PhotoResult
+    from zsseg_rt.cli.output import terminal
+    from zsseg_rt.cli.segment import _print_result
 
     entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}
     result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))
-    cli._print_result(cli._console(), dataclasses.replace(result, times={"total": 1.0}))
+    _print_result(terminal(), dataclasses.replace(result, times={"total": 1.0}))
     printed = capsys.readouterr().out
     assert "[red]car[/]" in printed
     assert "a[1].jpg" in printed

@@ -1,0 +1,90 @@
+"""The command line, ``zsseg-rt``: argument parsing and printing; the work is in the package.
+
+One module a command or group of commands; they are put together here. Exit codes: 0 ok, 1 failure,
+2 usage, 3 a gate was not met, 4 environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from zsseg_rt.cli.doctor import doctor
+from zsseg_rt.cli.export import export_app
+from zsseg_rt.cli.import_checkpoint import import_app
+from zsseg_rt.cli.info import info
+from zsseg_rt.cli.options import UsageError
+from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from zsseg_rt.cli.segment import segment
+from zsseg_rt.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    PrecisionNotApplied,
+    ZssegError,
+)
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="zsseg-rt",
+    help="Zero-shot semantic segmentation: name classes at run time, label every pixel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(import_app, name="import-checkpoint")
+app.add_typer(export_app, name="export")
+for command in (segment, info, doctor):
+    app.command()(command)
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done.")] = False,
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; what the console script calls."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(
+            args=None if arguments is None else list(arguments),
+            prog_name="zsseg-rt",
+            standalone_mode=False,
+        )
+    except UsageError as exc:
+        return _fail(EXIT_USAGE, _usage_message(exc))
+    except typer.Abort:
+        return _fail(EXIT_FAILURE, "interrupted")
+    except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:
+        return _fail(EXIT_ENVIRONMENT, str(exc), debug)
+    except ZssegError as exc:
+        return _fail(EXIT_FAILURE, str(exc), debug)
+    except ValueError as exc:
+        return _fail(EXIT_USAGE, str(exc), debug)
+    except KeyboardInterrupt:
+        return _fail(EXIT_FAILURE, "interrupted")
+    return int(code or EXIT_OK)
+
+
+def _usage_message(error: Exception) -> str:
+    """What a usage error says; help that was shown for want of arguments says nothing more."""
+    text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    return text or "expected a command or arguments; see --help"
+
+
+def _fail(code: int, message: str, debug: bool = False) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"zsseg-rt: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,157 @@
+"""``zsseg-rt export``: from models to bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import (
+    OutOption,
+    OverwriteOption,
+    UsageError,
+    read_size,
+)
+from zsseg_rt.cli.output import terminal
+from zsseg_rt.errors import SourceError
+
+STATISTICS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}  # mean and std of RGB in 0..1: OpenAI CLIP's and torchvision's
+
+export_app = typer.Typer(help="Export a model to a bundle.", no_args_is_help=True)
+
+
+@export_app.command("dense")
+def export_dense(
+    encoder: Annotated[Path, typer.Argument(help="ONNX graph from image to dense embeddings.")],
+    out: OutOption,
+    size: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")],
+    bank: Annotated[
+        tuple[Path, Path], typer.Option(help="Names (one a line, or JSON list) and rows (.npy).")
+    ],
+    embed_output: Annotated[
+        str | None, typer.Option(help="The graph's output with the embeddings; default the first.")
+    ] = None,
+    statistics: Annotated[
+        str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
+    ] = "clip",
+    logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine similarity.")] = 100.0,
+    activation: Annotated[str, typer.Option(help="none, sigmoid or softmax.")] = "softmax",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
+    from zsseg_rt.export import export_dense_bundle
+
+    if statistics not in STATISTICS:
+        raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
+    mean, std = STATISTICS[statistics]
+    written = export_dense_bundle(
+        encoder,
+        out,
+        image_size=size,
+        mean=mean,
+        std=std,
+        embed_output=embed_output,
+        text_bank=_read_bank(*bank),
+        logit_scale=logit_scale,
+        activation=activation,
+        licence=licence,
+        overwrite=overwrite,
+    )
+    terminal().print(f"wrote {written}", highlight=False)
+
+
+@export_app.command("dense-clip")
+def export_dense_clip(
+    out: OutOption,
+    pretrained: Annotated[
+        str, typer.Option(help="open_clip tag such as openai, or a weights file.")
+    ],
+    clip: Annotated[str, typer.Option(help="open_clip's name of the ViT, for a tag.")] = "ViT-B-16",
+    head: Annotated[
+        str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
+    ] = "naclip",
+    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "448",
+    logit_scale: Annotated[
+        float | None, typer.Option(help="Multiplies the cosine; default the head's.")
+    ] = None,
+    unknown_below: Annotated[
+        float | None, typer.Option(help="Probability in [0, 1] under which a pixel is unknown.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default CLIP's 80.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="quick_gelu or gelu, for a file that does not say.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Heads of the image tower, for a file.")
+    ] = None,
+    text_heads: Annotated[
+        int | None, typer.Option(help="Heads of the text tower, for a file.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    trust: Annotated[
+        bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
+    from zsseg_rt.export import export_bundle
+    from zsseg_rt.models import create_model
+
+    if activation not in (None, "quick_gelu", "gelu"):
+        raise UsageError(f"--activation: expected quick_gelu or gelu, got {activation}")
+    model = create_model(
+        "dense_clip",
+        pretrained=pretrained,
+        clip=clip,
+        head=head,
+        image_size=read_size(size),
+        logit_scale=logit_scale,
+        unknown_below=unknown_below,
+        templates=template,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    written = export_bundle(
+        model,
+        out,
+        precisions=tuple(precision or ("float32", "float16")),
+        source=Path(pretrained).name,
+        licence=licence,
+        overwrite=overwrite,
+    )
+    terminal().print(f"wrote {written}", highlight=False)
+
+
+@export_app.command("colour-words")
+def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> None:
+    """Write a bundle that labels colours, made from a formula: a first run without any weights."""
+    from zsseg_rt.export.colour_words import COLOUR_WORDS, export_colour_bundle
+
+    written = export_colour_bundle(out, overwrite=overwrite)
+    terminal().print(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}", highlight=False)
+
+
+def _read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
+    import numpy as np
+
+    try:
+        text = names_file.read_text(encoding="utf-8")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        rows = np.load(rows_file, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise SourceError(f"--bank: cannot be read: {exc}") from exc
+    return [str(name) for name in names if str(name).strip()], rows.astype(np.float32)

@@ -1,0 +1,61 @@
+"""``zsseg-rt info``: what a bundle holds, and whether it works here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zsseg_rt.cli.options import JsonOption
+from zsseg_rt.cli.output import EXIT_GATE, terminal, write_json
+from zsseg_rt.config import EngineConfig
+
+
+def info(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
+    names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
+    check: Annotated[bool, typer.Option(help="Hash all files and run the golden sample.")] = False,
+    precision: Annotated[str, typer.Option(help="Precision of the check.")] = "auto",
+    json_file: JsonOption = None,
+) -> None:
+    """Show what a bundle holds; with --check, whether it works here (exit code 3 if not)."""
+    from zsseg_rt.bundle import Bundle
+
+    loaded = Bundle.load(bundle)
+    manifest = loaded.to_manifest()
+    if json_file is not None:
+        write_json(json_file, manifest)
+    console = terminal()
+    console.print(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
+    height, width = loaded.preprocess.size_hw
+    console.print(f"input {height}x{width}, grid {loaded.head.grid_hw}, text {loaded.text.space}")
+    for graph, variants in loaded.graphs.items():
+        sizes = ", ".join(f"{p} {e.bytes / 1e6:.1f} MB" for p, e in variants.items())
+        console.print(f"{graph}: {sizes}")
+    bank = loaded.text_bank.names if loaded.text_bank is not None else ()
+    console.print(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
+    if names:
+        for name in bank:
+            console.print(f"  {name}", highlight=False)
+    if check:
+        _run_self_check(bundle, precision)
+
+
+def _run_self_check(bundle: Path, precision: str) -> None:
+    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.engine import Engine
+
+    loaded = Bundle.load(bundle)
+    loaded.verify()
+    with Engine(loaded, EngineConfig(precision=precision)) as engine:
+        report = engine.self_check()
+        terminal().print(f"self-check of {engine!r}:", highlight=False)
+    for stage in report.stages:
+        verdict = "ok" if stage.passed else "FAILED"
+        terminal().print(
+            f"  {stage.stage:14} error {stage.error:.2e} of {stage.tolerance:.0e}  {verdict}",
+            highlight=False,
+        )
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE)

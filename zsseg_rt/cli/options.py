@@ -1,0 +1,103 @@
+"""Options that several commands take, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zsseg_rt.errors import SourceError
+
+# Typer re-exports this class's child only, and which package defines both depends on its version.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")
+]
+TrainingClassesOption = Annotated[
+    str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
+]
+SeenOption = Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')]
+SelfTrainedOption = Annotated[bool, typer.Option(help="A transductive checkpoint: no shift.")]
+PrecisionsOption = Annotated[
+    list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+]
+LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
+TrustOption = Annotated[
+    bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+]
+
+
+def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
+    """Read ``--classes`` and ``--class``.
+
+    Args:
+        classes: ``"a,b"``, or ``"@FILE"`` with one class a line, commas between synonyms; empty
+            lines and lines that begin with ``#`` are skipped.
+        single: Whole class names, commas and all.
+
+    Raises:
+        UsageError: No class at all.
+        SourceError: The file cannot be read.
+    """
+    names: list[str | list[str]] = []
+    if classes is not None and classes.startswith("@"):
+        names += _read_class_file(Path(classes[1:]))
+    elif classes is not None:
+        names += split(classes)
+    names += list(single)
+    if not names:
+        raise UsageError("name at least one class: --classes 'road,person' or @FILE")
+    return names
+
+
+def flat_names(text: str | None) -> list[str]:
+    """Read "a,b" or @FILE; of synonyms the first counts."""
+    if not text:
+        return []
+    return [n if isinstance(n, str) else n[0] for n in read_classes(text, [])]
+
+
+def indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+    """Where the names given to ``--seen`` stand among those given to ``--classes``.
+
+    Raises:
+        UsageError: A name is not among them.
+    """
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--seen: expected names out of --classes, got {name!r}")
+    return tuple(known.index(name) for name in names)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Read "448" or "448x672" as (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"--size: expected SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def split(text: str) -> list[str]:
+    """Read "a,b" without empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_class_file(path: Path) -> list[str | list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SourceError(f"{path}: class file cannot be read: {exc}") from exc
+    names: list[str | list[str]] = []
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        synonyms = split(line)
+        names.append(synonyms[0] if len(synonyms) == 1 else synonyms)
+    return names

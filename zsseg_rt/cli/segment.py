@@ -1,0 +1,128 @@
+"""``zsseg-rt segment``: label the pixels of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import BundleOption, JsonOption, read_classes, split
+from zsseg_rt.cli.output import terminal, write_json
+from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.errors import SourceError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zsseg_rt.batch import PhotoResult
+    from zsseg_rt.engine import Engine
+
+
+def segment(
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders or glob patterns.")],
+    bundle: BundleOption,
+    classes: Annotated[
+        str | None, typer.Option(help='"a,b,c", or @FILE: one class a line, commas = synonyms.')
+    ] = None,
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
+    ] = None,
+    background: Annotated[
+        str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
+    ] = "",
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures.")] = Path(
+        "zsseg_out"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    unknown_below: Annotated[
+        float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")] = 0.5,
+    resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Label every pixel of photos: an overlay, a label picture and a table of classes for each."""
+    from zsseg_rt import batch
+    from zsseg_rt.engine import Engine
+
+    names = read_classes(classes, class_name or [])
+    found = batch.find_photos(photos)
+    config = EngineConfig(
+        device=device,
+        backend=backend,
+        precision=precision,
+        num_threads=threads,
+        unknown_below=unknown_below,
+    )
+    with Engine(bundle, config) as engine:
+        engine.set_classes(names, background=split(background), templates=template)
+        results = _segment_with_progress(engine, found, out, alpha=alpha, resume=resume)
+        if json_file is not None:
+            write_json(json_file, {"engine": _describe(engine), "photos": results})
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
+
+
+def _segment_with_progress(
+    engine: Engine, photos: Sequence[Path], out: Path, *, alpha: float, resume: bool
+) -> list[PhotoResult]:
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from zsseg_rt import batch
+
+    console = terminal()
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=len(photos) < 2, transient=True) as bar:
+        task = bar.add_task("photos", total=len(photos))
+
+        def show(result: PhotoResult, _: Any) -> None:
+            _print_result(console, result)
+            bar.advance(task)
+
+        return batch.segment_photos(engine, photos, out, alpha=alpha, resume=resume, on_done=show)
+
+
+def _print_result(console: Console, result: PhotoResult) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if result.error is not None:
+        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
+        return
+    height, width = result.size_hw or (0, 0)
+    total = (result.times or {}).get("total", 0.0)
+    state = "done earlier" if result.resumed else f"{total:.0f} ms"
+    console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
+    table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
+    for entry in result.classes:
+        colour = entry["colour"]
+        table.add_row(
+            Text("██", style=colour),
+            entry["name"],
+            f"{entry['share']:.1%}",
+            str(entry["pixels"]),
+            colour,
+        )
+    if result.unknown_share:
+        table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
+    console.print(table)
+    console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
+
+
+def _describe(engine: Engine) -> dict[str, Any]:
+    return {
+        "bundle": engine.bundle.name,
+        "backend": engine.backend,
+        "device": engine.device,
+        "precision": engine.precision,
+        "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
+    }
