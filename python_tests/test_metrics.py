@@ -1,0 +1,171 @@
+"""Confusion matrices and the papers' figures: official numbers, torchmetrics, and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
+from zsseg_rt.training.metrics import ConfusionMatrix, harmonic_mean, score
+
+
+def confusion_of(truth, predicted, num_classes, ignore_label=255):
+    confusion = ConfusionMatrix(num_classes, ignore_label=ignore_label)
+    confusion.update(truth, predicted)
+    return confusion
+
+
+def counted_one_by_one(truth, predicted, num_classes, ignore_label):
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    for t, p in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+        if t != ignore_label:
+            counts[t, p if 0 <= p < num_classes else num_classes] += 1
+    return counts
+
+
+@pytest.fixture(scope="module")
+def official(shared_dir):
+    with np.load(shared_dir / "golden" / "zs_metrics_public.npz") as stored:
+        return dict(stored)
+
+
+@pytest.mark.needs_shared
+def test_reproduces_the_official_evaluation(official):
+    confusion = ConfusionMatrix(20, ignore_label=255)
+    for raw, predicted in zip(official["gts_raw"], official["preds"], strict=True):
+        # VOC masks: 0 is background and 255 void, both ignored; class 1 is label 0.
+        truth = np.where(raw == 0, 255, raw - (raw != 255)).astype(np.uint8)
+        confusion.update(truth, predicted)
+    scores = score(confusion.counts, official["seen"].tolist())
+    np.testing.assert_allclose(scores.iou, official["IoU"], rtol=1e-12)  # nan where absent
+    np.testing.assert_allclose(scores.accuracy, official["Acc"], rtol=1e-12)
+    assert scores.pixel_accuracy == pytest.approx(float(official["aAcc"]), rel=1e-12)
+    reported = scores.as_reported()
+    assert reported["mIoU(S)"] == float(official["mIoU_S"])
+    assert reported["mIoU(U)"] == float(official["mIoU_U"])
+    assert reported["mIoU"] == float(official["mIoU_all"])
+    assert reported["hIoU"] == pytest.approx(float(official["hIoU"]), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_classes", [1, 7, 254, 255, 300])
+@pytest.mark.parametrize("dtypes", [("uint8", "uint8"), ("uint8", "int64"), ("uint16", "uint8"),
+                                    ("int32", "uint16")])  # fmt: skip
+def test_counts_every_pixel_once(num_classes, dtypes):
+    rng = np.random.default_rng(num_classes)
+    ignored = 255 if num_classes <= 254 else 65535
+    top = [min(num_classes, np.iinfo(dtype).max + 1) for dtype in dtypes]
+    truth = rng.integers(0, top[0], (13, 17)).astype(dtypes[0])
+    predicted = rng.integers(0, min(top[1] + 40, 256), (13, 17)).astype(dtypes[1])
+    if ignored <= np.iinfo(truth.dtype).max:
+        truth[rng.random(truth.shape) < 0.2] = ignored
+    if predicted.dtype.kind == "i":
+        predicted[0] = -1
+    counts = confusion_of(truth, predicted, num_classes, ignored).counts
+    expected = counted_one_by_one(truth, predicted, num_classes, ignored)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_bytes_and_wide_integers_agree():
+    rng = np.random.default_rng(3)
+    truth, predicted = rng.integers(0, 19, (2, 41, 53), dtype=np.uint8)
+    truth[rng.random(truth.shape) < 0.3] = 255
+    predicted[rng.random(truth.shape) < 0.3] = 255
+    narrow = confusion_of(truth, predicted, 19)
+    wide = confusion_of(truth.astype(np.uint16), predicted.astype(np.uint16), 19)
+    np.testing.assert_array_equal(narrow.counts, wide.counts)
+    assert narrow.counts[:, -1].sum() > 0
+
+
+def test_unknown_pixels_are_wrong_pixels():
+    truth = np.zeros((2, 4), np.uint8)
+    predicted = np.array([[0, 0, 0, 255], [0, 0, 0, 9]], np.uint8)
+    scores = score(confusion_of(truth, predicted, 3).counts, seen=[0])
+    assert scores.pixel_accuracy == 0.75
+    assert scores.iou[0] == 0.75
+    assert scores.unknown_pixels == 2
+    assert scores.predicted_pixels.tolist() == [6, 0, 0]
+
+
+def test_classes_that_are_absent_or_only_predicted():
+    truth, predicted = np.array([0, 0, 255], np.uint8), np.array([0, 1, 2], np.uint8)
+    scores = score(confusion_of(truth, predicted, 3).counts, seen=[0, 2])
+    np.testing.assert_array_equal(scores.iou, [0.5, 0.0, np.nan])
+    np.testing.assert_array_equal(scores.accuracy, [0.5, np.nan, np.nan])
+    assert (scores.miou_seen, scores.miou_unseen, scores.hiou) == (0.5, 0.0, 0.0)
+
+
+def test_without_unseen_classes_there_is_no_harmonic_mean():
+    labels = np.array([0, 1], np.uint8)
+    scores = score(confusion_of(labels, labels, 2).counts, seen=[0, 1])
+    assert scores.miou_seen == 1.0
+    assert math.isnan(scores.miou_unseen)
+    assert math.isnan(scores.hiou)
+
+
+def test_nothing_counted_is_nan_everywhere():
+    scores = score(ConfusionMatrix(2, ignore_label=255).counts, seen=[0])
+    assert np.isnan([scores.pixel_accuracy, scores.miou, scores.miou_seen, *scores.iou]).all()
+
+
+@pytest.mark.parametrize(("pair", "mean"), [((0.5, 0.5), 0.5), ((1.0, 0.0), 0.0), ((0.0, 0.0), 0.0),
+                                            ((0.9, 0.3), 0.45)])  # fmt: skip
+def test_harmonic_mean(pair, mean):
+    assert harmonic_mean(*pair) == pytest.approx(mean)
+
+
+def test_merging_parts_equals_counting_all():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 5, (2, 6, 50), dtype=np.uint8)
+    whole, part = confusion_of(truth, predicted, 5), confusion_of(truth[:2], predicted[:2], 5)
+    part.merge(confusion_of(truth[2:], predicted[2:], 5))
+    np.testing.assert_array_equal(part.counts, whole.counts)
+    with pytest.raises(ShapeError, match="other: expected 5 classes, got 4"):
+        part.merge(ConfusionMatrix(4, ignore_label=255))
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_agrees_with_torchmetrics(ignore):
+    torch = pytest.importorskip("torch")
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    rng = np.random.default_rng(7)
+    truth = rng.integers(0, 8, (3, 40, 50), dtype=np.uint8)
+    predicted = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 8, truth.shape))
+    if ignore:
+        truth[rng.random(truth.shape) < 0.25] = 255
+    counts = confusion_of(truth, predicted.astype(np.uint8), 8).counts
+    scores = score(counts, seen=range(8))
+    tensors = torch.from_numpy(predicted).long(), torch.from_numpy(truth).long()
+    options = {"num_classes": 8, "ignore_index": 255 if ignore else None}
+    theirs = classification.multiclass_confusion_matrix(*tensors, **options)
+    np.testing.assert_array_equal(counts[:, :-1], theirs.numpy())
+    iou = classification.multiclass_jaccard_index(*tensors, average=None, **options)
+    np.testing.assert_allclose(scores.iou, iou.numpy(), rtol=1e-6)  # theirs is float32
+    found = classification.multiclass_accuracy(*tensors, average=None, **options)
+    np.testing.assert_allclose(scores.accuracy, found.numpy(), rtol=1e-6)
+    overall = classification.multiclass_accuracy(*tensors, average="micro", **options)
+    assert scores.pixel_accuracy == pytest.approx(float(overall), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_a_mask_of_another_class_list_is_refused(dtype):
+    truth = np.array([[0, 3], [9, 255]], dtype)
+    confusion = ConfusionMatrix(3, ignore_label=255)
+    with pytest.raises(DatasetError, match=r"truth: expected labels from 0 to 2 or 255.* got 3, 9"):
+        confusion.update(truth, np.zeros((2, 2), np.uint8))
+    assert not confusion.counts.any()
+
+
+def test_errors_name_the_argument():
+    confusion = ConfusionMatrix(3, ignore_label=255)
+    with pytest.raises(ShapeError, match=r"predicted: expected the truth's shape \(2, 3\)"):
+        confusion.update(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
+    with pytest.raises(DTypeError, match="predicted: expected integers, got float32"):
+        confusion.update(np.zeros(2, np.uint8), np.zeros(2, np.float32))
+    with pytest.raises(ArgumentError, match="ignore_label: expected a value that is no class"):
+        ConfusionMatrix(3, ignore_label=2)
+    with pytest.raises(ArgumentError, match="num_classes: expected at least 1"):
+        ConfusionMatrix(0, ignore_label=255)
+    with pytest.raises(ArgumentError, match="seen: expected indices from 0 to 2"):
+        score(confusion.counts, seen=[3])
+    with pytest.raises(ShapeError, match=r"counts: expected \[C, C \+ 1\]"):
+        score(np.zeros((3, 3), np.int64), seen=[])
