@@ -1,0 +1,196 @@
+"""The synthetic world: repeatable, labelled as it is described, split so that words recombine."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.training.datasets import Sample, SegmentationDataset
+from zsseg_rt.training.datasets.scenes import (
+    CLASS_NAMES,
+    IGNORE,
+    SEEN,
+    Kind,
+    SceneDataset,
+    World,
+    words_of_world,
+)
+from zsseg_rt.training.datasets.scenes.captions import describe_one, describe_scene, with_article
+from zsseg_rt.training.datasets.scenes.shapes import sprite
+from zsseg_rt.training.datasets.scenes.textures import TILE, tile
+from zsseg_rt.training.datasets.scenes.words import SHAPES, kind_of
+from zsseg_rt.training.datasets.scenes.world import visible
+
+UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
+
+
+def digest(scene):
+    return hashlib.sha256(scene.image.tobytes() + scene.labels.tobytes()).hexdigest()
+
+
+def test_a_scene_depends_on_seed_and_index_alone():
+    forward = [digest(World(3).scene(index)) for index in range(4)]
+    world = World(3)
+    backward = [digest(world.scene(index, num_captions=1)) for index in (3, 2, 1, 0)]
+    assert forward == backward[::-1]
+    assert World(3).scene(2).captions == world.scene(2).captions
+    assert digest(World(4).scene(0)) != forward[0]
+    assert len(set(forward)) == 4
+
+
+def test_splits_have_no_scene_in_common():
+    splits = ("train", "val", "pretraining", "demo")
+    images = [SceneDataset(split, length=3)[0].image.tobytes() for split in splits]
+    images += [SceneDataset(split, length=3, seed=1)[0].image.tobytes() for split in splits]
+    assert len(set(images)) == 8
+
+
+def test_data_set_follows_the_protocol():
+    dataset = SceneDataset("val", size=(96, 160), length=2)
+    assert isinstance(dataset, SegmentationDataset)
+    sample = dataset[1]
+    assert isinstance(sample, Sample)
+    assert sample.image.shape == (96, 160, 3)
+    assert sample.image.dtype == sample.labels.dtype == np.uint8
+    assert sample.labels.shape == (96, 160)
+    assert len(dataset) == 2
+    assert dataset.ignore_label == 255
+    with pytest.raises(IndexError, match="expected 0 to 1, got 2"):
+        dataset[2]
+
+
+def test_unseen_names_recombine_words_of_seen_names():
+    seen_words = [set(CLASS_NAMES[index].split()) for index in SEEN]
+    known = set().union(*seen_words)
+    assert len(UNSEEN) >= 8
+    for name in UNSEEN:
+        words = set(name.split())
+        assert words <= known, name
+        assert words not in seen_words
+    shared = [max(len(set(name.split()) & other) for other in seen_words) for name in UNSEEN]
+    close = [count >= len(name.split()) - 1 for name, count in zip(UNSEEN, shared, strict=True)]
+    assert sum(close) > len(UNSEEN) / 2  # most differ from a seen name by one word only
+
+
+def test_split_is_ascending_and_names_are_distinct():
+    assert list(SEEN) == sorted(SEEN)
+    assert len(set(CLASS_NAMES)) == len(CLASS_NAMES)
+    assert all(kind_of(name).name == name for name in CLASS_NAMES)
+
+
+def test_labels_are_what_was_drawn():
+    scene = World(5, class_share=0.5).scene(7)
+    for number, kind in enumerate(scene.kinds):
+        labels = scene.labels[scene.identities == number]
+        expected = CLASS_NAMES.index(kind.name) if kind.name in CLASS_NAMES else IGNORE
+        assert (labels == expected).all()
+    assert (scene.labels[scene.identities == 255] == IGNORE).all()
+
+
+def test_every_class_is_frequent_and_most_pixels_have_one():
+    dataset = SceneDataset("train", length=200)
+    counts = np.zeros(256, np.int64)
+    pictures = np.zeros(256, np.int64)
+    for index in range(len(dataset)):
+        found = np.bincount(dataset[index].labels.ravel(), minlength=256)
+        counts += found
+        pictures += found > 0
+    assert set(np.flatnonzero(counts)) <= {*range(len(CLASS_NAMES)), IGNORE}
+    assert pictures[: len(CLASS_NAMES)].min() >= 5
+    assert counts[: len(CLASS_NAMES)].sum() > 0.7 * counts.sum()
+
+
+def test_things_have_the_colour_of_their_name():
+    red, blue = [], []
+    for index in range(60):
+        scene = World(9).scene(index)
+        for colour, means in (("red metal ball", red), ("blue metal box", blue)):
+            pixels = scene.image[scene.labels == CLASS_NAMES.index(colour)]
+            if len(pixels) > 300:
+                means.append(pixels.mean(axis=0))
+    assert len(red) > 5
+    assert len(blue) > 2
+    assert all(mean[0] > mean[2] + 20 for mean in red)
+    assert all(mean[2] > mean[0] + 15 for mean in blue)
+
+
+def test_captions_speak_of_visible_kinds():
+    world = World(2, class_share=0.3)
+    for index in range(30):
+        scene = world.scene(index)
+        seen = {
+            word
+            for part in visible(scene.identities, scene.kinds)
+            for word in part.kind.name.split()
+        }
+        for caption in scene.captions:
+            spoken = set(caption.replace(".", "").split()) & set(words_of_world())
+            assert spoken <= seen, caption
+            assert spoken
+
+
+def test_left_and_right_are_true():
+    for index in range(200):
+        scene = World(6, class_share=0.0).scene(index)
+        parts = {part.kind.name: part for part in visible(scene.identities, scene.kinds)}
+        names = [kind.name for kind in scene.kinds]
+        for caption in scene.captions:
+            for side, sign in (("left", -1), ("right", 1)):
+                if f" to the {side} of " not in caption:
+                    continue
+                first, second = caption.split(f" to the {side} of ")
+                pair = [
+                    next(n for n in parts if text.find(n) in (2, 3)) for text in (first, second)
+                ]
+                if any(names.count(name) > 1 for name in pair):
+                    continue
+                x = [parts[name].centre_xy[0] for name in pair]
+                assert (x[0] - x[1]) * sign > 0
+                return
+    pytest.fail("no caption said left or right")
+
+
+def test_phrases():
+    assert with_article("orange wooden cone") == "an orange wooden cone"
+    assert with_article("blue sky") == "the blue sky"
+    assert with_article("green grass") == "green grass"
+    rng = np.random.default_rng(0)
+    assert any(
+        describe_one(Kind("red", "metal", "ball"), rng) == "a photo of a red metal ball."
+        for _ in range(100)
+    )
+    assert describe_scene((), rng) == "nothing"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sprites_have_unit_normals_and_fill_their_canvas(shape):
+    drawn = sprite(shape)
+    inside = drawn.surface[..., 0] > 0.5
+    lengths = np.linalg.norm(drawn.surface[inside][:, 1:], axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+    rows = np.flatnonzero(inside.any(axis=1))
+    assert rows[-1] - rows[0] > 0.8 * len(inside)
+
+
+def test_tiles_are_periodic():
+    water = tile("water")[..., 0]
+    across = np.abs(water[:, 0] - water[:, -1]).mean()
+    within = np.abs(np.diff(water, axis=1)).mean()
+    assert across < 2 * within
+    assert water.shape == (TILE, TILE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "test"}, "split: expected one of train, val, pretraining, demo, got 'test'"),
+        ({"size": 32}, "size: expected at least 64 pixels"),
+        ({"length": 0}, "length: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected >= 0, got -1"),
+        ({"class_share": 1.5}, "class_share: expected a probability, got 1.5"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        SceneDataset(**settings)
