@@ -91,6 +91,27 @@ def test_clip_rc_graph_builds_in_its_precision(region_graphs, name, precision, b
         assert report["fused_attention"]["fmha_v2"] >= blocks  # the mask does not prevent it
 
 
+def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
+    import onnx
+    import tiny
+    import torch
+
+    from zsseg_rt.export.onnx import export_graphs
+
+    model = tiny.zegclip_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half())
+    export_graphs(model, tmp_path, precisions=("float32",), compact=True)
+    path = tmp_path / "image_encoder.float32.onnx"
+    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert kinds >= {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
+    options = BackendOptions(compute_capability="8.9")
+    report = BACKEND.build_plan(path, precision="float32", options=options).report
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {"float32"}
+
+
 def softmax_layers(report):
     return sum(row["count"] for row in report["layers"] if row["type"] == "SOFTMAX")
 

@@ -102,7 +102,8 @@ class _Program:
             raise BackendError(f"{path}: expected an ONNX graph, got {exc}") from exc
         outputs = tuple(value.name for value in graph.output)
         nodes = _decode_nodes(graph, constants, outputs, path)
-        return cls(nodes, constants, outputs)
+        used = {name for node in nodes for name in node.inputs} | set(outputs)
+        return cls(nodes, {n: t for n, t in constants.items() if n in used}, outputs)
 
     @property
     def precision(self) -> str:
@@ -321,6 +322,9 @@ def _decode_nodes(
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = _to_tensor(attributes["value"])
+            continue
+        if node.op_type == "Cast" and node.input[0] in constants:  # a weight stored in fewer bytes
+            constants[node.output[0]] = OPERATORS["Cast"](attributes, constants[node.input[0]])
             continue
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise BackendError(

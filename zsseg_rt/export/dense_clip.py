@@ -32,7 +32,7 @@ from zsseg_rt.export.onnx import (
     GraphExport,
     check_float32_on_cpu,
     provenance,
-    text_encoder_export,
+    save_text_encoder,
     to_onnx,
 )
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
@@ -176,8 +176,7 @@ def _export_graphs(
     graph = to_onnx("image_encoder", job)
     files = {"image_encoder": save_variants(graph, "image_encoder", folder, precisions)}
     if text_encoder is not None:
-        graph = to_onnx("text_encoder", text_encoder_export(text_encoder))
-        files["text_encoder"] = save_variants(graph, "text_encoder", folder, ("float32",))
+        files["text_encoder"] = save_text_encoder(text_encoder, folder)
     return files
 
 

@@ -11,6 +11,7 @@ from zsseg_rt.backends.onnx_header import read_header
 from zsseg_rt.bundle import GraphEntry
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.float16 import to_float16
+from zsseg_rt.export.weight_storage import store_exact_halves
 from zsseg_rt.files import sha256_of
 
 __all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "check_precisions", "describe_graph"]
@@ -34,13 +35,25 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def save_variants(
-    graph: onnx.ModelProto, name: str, folder: Path, precisions: Sequence[str]
+    graph: onnx.ModelProto,
+    name: str,
+    folder: Path,
+    precisions: Sequence[str],
+    *,
+    compact: bool = False,
 ) -> dict[str, GraphEntry]:
-    """Write one float32 graph in several precisions and describe the files."""
+    """Write one float32 graph in several precisions and describe the files.
+
+    With ``compact``, weights of the float32 graph that float16 holds exactly are stored as such.
+    """
     entries = {}
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
-        onnx.save(graph if precision == "float32" else to_float16(graph), path)
+        if precision == "float16":
+            variant = to_float16(graph)
+        else:
+            variant = store_exact_halves(graph) if compact else graph
+        onnx.save(variant, path)
         entries[precision] = describe_graph(path, folder)
     return entries
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import zsseg_rt
+from zsseg_rt.bundle import GraphEntry
 from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.graph_files import (
     GRAPH_PRECISIONS,
@@ -35,6 +36,7 @@ __all__ = [
     "check_float32_on_cpu",
     "export_graphs",
     "provenance",
+    "save_text_encoder",
     "text_encoder_export",
     "to_onnx",
 ]
@@ -88,6 +90,7 @@ def export_graphs(
     size_hw: tuple[int, int] | None = None,
     precisions: Sequence[str] = GRAPH_PRECISIONS,
     text_encoder: nn.Module | None = None,
+    compact: bool = False,
 ) -> GraphFiles:
     """Write ``NAME.PRECISION.onnx`` for every graph of a descriptor model.
 
@@ -104,6 +107,7 @@ def export_graphs(
         size_hw: Input size in pixels; None is the model's own.
         precisions: Which variants to write, of ``"float32"`` and ``"float16"``.
         text_encoder: The text tower to write, or None for none.
+        compact: Whether float32 weights that float16 holds exactly are stored as float16.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
@@ -117,11 +121,21 @@ def export_graphs(
     jobs = {"image_encoder": _image_encoder(parts), "decoder": _decoder(parts)}
     files = {}
     for name, job in jobs.items():
-        files[name] = save_variants(to_onnx(name, job), name, folder, precisions)
+        graph = to_onnx(name, job)
+        files[name] = save_variants(graph, name, folder, precisions, compact=compact)
     if text_encoder is not None:
-        graph = to_onnx("text_encoder", text_encoder_export(text_encoder))
-        files["text_encoder"] = save_variants(graph, "text_encoder", folder, ("float32",))
+        files["text_encoder"] = save_text_encoder(text_encoder, folder)
     return files
+
+
+def save_text_encoder(module: nn.Module, folder: Path) -> dict[str, GraphEntry]:
+    """Write a text tower: float32 only, for it runs once a phrase.
+
+    Always compact: that lowers the peak memory of embedding new phrases, and OpenAI's weights were
+    float16.
+    """
+    graph = to_onnx("text_encoder", text_encoder_export(module))
+    return save_variants(graph, "text_encoder", folder, ("float32",), compact=True)
 
 
 def _image_encoder(parts: InferenceGraphs) -> GraphExport:

@@ -26,7 +26,7 @@ from zsseg_rt.text.tokenizer import Tokenizer
 __all__ = ["PhraseEmbedder", "read_text_bank"]
 
 _log = logging.getLogger(__name__)
-PROMPTS_PER_RUN = 64  # bounds the text encoder's activations: 64 x 77 tokens
+PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
 
 
 class PhraseEmbedder:
