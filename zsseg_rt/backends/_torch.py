@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -324,7 +324,8 @@ def _decode_nodes(
             constants[node.output[0]] = _to_tensor(attributes["value"])
             continue
         if node.op_type == "Cast" and node.input[0] in constants:  # a weight stored in fewer bytes
-            constants[node.output[0]] = OPERATORS["Cast"](attributes, constants[node.input[0]])
+            narrow: Any = constants[node.input[0]]
+            constants[node.output[0]] = cast("Tensor", OPERATORS["Cast"](attributes, narrow))
             continue
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise BackendError(
