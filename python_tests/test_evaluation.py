@@ -1,0 +1,423 @@
+"""One way to evaluate torch models and bundles: figures, agreement, errors, no torch needed."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+import tiny_zegformer
+import torch
+from PIL import Image
+
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+from zsseg_rt.models.sliding import slide_predict
+from zsseg_rt.training.class_phrases import rename_classes, split_synonyms
+from zsseg_rt.training.confusion_picture import draw_confusion, write_confusion_png
+from zsseg_rt.training.datasets.base import Sample, SegmentationDataset
+from zsseg_rt.training.evaluation import compare, evaluate, read_ahead
+from zsseg_rt.training.segment_bundle import EngineSegmenter
+from zsseg_rt.training.segment_torch import SlideSettings, ZegFormerSegmenter, torch_segmenter
+
+COLOURS = ("red", "green", "blue")
+
+
+class Flags:
+    """Pictures of vertical stripes in known colours."""
+
+    name = "flags"
+    class_names = COLOURS
+    seen = (0, 1)
+    ignore_label = 255
+
+    def __init__(self, length=5):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        order = np.random.default_rng(index).permutation(3)
+        colours = np.array([COLOUR_WORDS[name] for name in COLOURS], np.uint8)
+        labels = np.repeat(order.astype(np.uint8)[None], 24, axis=0).repeat(16, axis=1)
+        image = colours[labels]
+        image[0, 0] = index  # no two pictures are equal
+        labels[0] = 255
+        return Sample(image=image, labels=labels, name=f"flag {index}")
+
+
+class Oracle:
+    """Knows the answer, except for some pixels of some pictures."""
+
+    class_names = COLOURS
+
+    def __init__(self, dataset, wrong=None):
+        self.wrong = wrong or {}
+        samples = [dataset[index] for index in range(len(dataset))]
+        self.answers = {s.image.tobytes(): (i, s) for i, s in enumerate(samples)}
+
+    def segment(self, image):
+        index, sample = self.answers[image.tobytes()]
+        labels = np.where(sample.labels == 255, 0, sample.labels).astype(np.uint8)
+        for place, value in self.wrong.get(index, {}).items():
+            labels[place] = value
+        return labels
+
+    def describe(self):
+        return {"kind": "oracle"}
+
+
+@pytest.fixture
+def flags():
+    return Flags()
+
+
+def test_flags_are_a_data_set(flags):
+    assert isinstance(flags, SegmentationDataset)
+
+
+def test_a_perfect_segmenter_scores_one_hundred(flags):
+    result = evaluate(Oracle(flags), flags)
+    assert set(result.scores.as_reported().values()) == {100.0}
+    assert result.counts.sum() == 5 * 23 * 48  # the first row is not annotated
+    assert result.pictures == result.dataset_size == 5
+
+
+def test_wrong_and_unknown_pixels_are_counted_where_they_belong(flags):
+    truth = flags[2].labels[5, 7]
+    oracle = Oracle(flags, wrong={2: {(5, 7): (truth + 1) % 3, (6, 7): 255, (0, 0): 1}})
+    result = evaluate(oracle, flags)
+    assert result.counts[truth, (truth + 1) % 3] == 1
+    assert result.counts[:, -1].tolist() == [int(i == truth) for i in range(3)]
+    assert result.counts.sum() - np.trace(result.counts) == 2
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (9, None)])
+def test_a_limit_spreads_over_the_set(flags, limit, expected):
+    shown = []
+    evaluate(Oracle(flags), flags, limit=limit, on_picture=lambda *pair: shown.append(pair))
+    count = len(expected) if expected else 5
+    assert shown == [(done, count) for done in range(1, count + 1)]
+
+    class Watched(Flags):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    read = []
+    watched = Watched()
+    oracle = Oracle(flags)
+    evaluate(oracle, watched, limit=limit)
+    assert read == (expected or list(range(5)))
+
+
+def test_agreement_counts_every_pixel_and_unknowns_agree(flags):
+    first = Oracle(flags, wrong={1: {(0, 0): 2, (9, 9): 255}, 3: {(4, 4): 255}})
+    second = Oracle(flags, wrong={1: {(0, 0): 1}, 3: {(4, 4): 77}})
+    result = compare(first, second, flags)
+    pixels = 24 * 48
+    assert result.agreement == pytest.approx(1 - 2 / (5 * pixels))
+    assert result.lowest_agreement == (pytest.approx(1 - 2 / pixels), "flag 1")
+    assert result.differences["pAcc"] == pytest.approx(-0.02)  # one of 5520 pixels, in percent
+    assert result.to_json()["differences_points"]["pAcc"] == pytest.approx(-0.02)
+
+
+def test_bundle_and_torch_model_go_through_the_same_code(zegclip_model, zegclip_bundle):
+    names = tuple(f"name {index}" for index in range(7))
+    with Engine(zegclip_bundle, EngineConfig(device="cpu", precision="float32",
+                                             use_cache=False)) as engine:  # fmt: skip
+        embeds = engine.set_classes(names).embeds
+        bundle = EngineSegmenter(engine, names)
+        model = torch_segmenter(
+            zegclip_model,
+            names,
+            torch.from_numpy(embeds.copy()),
+            seen_names=engine.bundle.head.seen,
+        )
+        result = compare(bundle, model, NoisePictures(7))
+    assert engine.bundle.head.seen
+    assert result.agreement > 0.999  # float32 against float32
+    assert max(map(abs, result.differences.values())) < 0.2
+    kinds = [side.segmenter["kind"] for side in (result.first, result.second)]
+    assert kinds == ["bundle", "torch"]
+
+
+class NoisePictures(Flags):
+    """Blurred noise, so that a random model gives many classes; labels are as random."""
+
+    def __init__(self, num_classes, length=3):
+        super().__init__(length)
+        self.class_names = tuple(f"name {index}" for index in range(num_classes))
+        self.seen = tuple(range(num_classes - 2))
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        image = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (110, 90))
+        labels = rng.integers(0, len(self.class_names), (90, 110), np.uint8)
+        return Sample(image=image, labels=labels, name=f"noise {index}")
+
+
+@pytest.fixture(scope="module")
+def small_zegclip():
+    return tiny.zegclip_model(), tiny.text_embeds(7, 32)
+
+
+def test_slide_is_the_official_protocol(small_zegclip):
+    model, embeds = small_zegclip
+    data = NoisePictures(7)
+    names = data.class_names
+    seen = [names[index] for index in model.config.seen_classes]
+    windows = SlideSettings(short_side=96, crop_size=64, stride=53)
+    segmenter = torch_segmenter(
+        model, names, embeds, seen_names=seen, protocol="slide", windows=windows
+    )
+    image = data[0].image
+    expected = slide_predict(model, image, embeds, short_side=96, crop_size=64, stride=53)
+    np.testing.assert_array_equal(segmenter.segment(image), expected.argmax(0).numpy())
+    assert len(np.unique(expected.argmax(0))) > 1
+
+
+def test_default_windows_scale_the_official_ones(small_zegclip):
+    model, embeds = small_zegclip
+    segmenter = torch_segmenter(model, NoisePictures(7).class_names, embeds, protocol="slide")
+    assert segmenter.describe()["windows"] == {"short_side": 64, "crop_size": 64, "stride": 53}
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_seen_classes_are_lowered_by_name(small_zegclip, protocol):
+    model, embeds = small_zegclip
+    names = NoisePictures(7).class_names
+    image = NoisePictures(7)[1].image
+    shares = []
+    for seen in ((), names, names[:1]):
+        segmenter = torch_segmenter(model, names, embeds, seen_names=seen, protocol=protocol)
+        shares.append((segmenter.segment(image) == 0).mean())
+    assert shares[0] == shares[1]  # the same amount off every class changes nothing
+    assert shares[2] <= shares[0]
+    assert model.config.seen_classes == tiny.TinySizes().seen  # the caller's model is untouched
+
+
+def test_the_best_synonym_counts(small_zegclip):
+    model, embeds = small_zegclip
+    image = NoisePictures(7)[0].image
+    plain = torch_segmenter(model, [f"name {i}" for i in range(7)], embeds).segment(image)
+    merged = torch_segmenter(
+        model, ["a, b, c", "d", "e, f", "g"], embeds
+    ).segment(image)  # fmt: skip
+    np.testing.assert_array_equal(merged, np.array([0, 0, 0, 1, 2, 2, 3])[plain])
+
+
+def test_zegformer_is_resized_and_labelled_as_officially():
+    model = tiny_zegformer.model()
+    embeds, region = (tiny_zegformer.text_features(salt) for salt in "ab")
+    names, image = NoisePictures(7).class_names, NoisePictures(7)[0].image
+    segmenter = ZegFormerSegmenter(
+        model, names, embeds, region, seen_names=names[:5], short_side=64
+    )
+    resized = np.array(Image.fromarray(image).resize((78, 64), Image.Resampling.BILINEAR))
+    planes = torch.from_numpy(resized).permute(2, 0, 1)
+    with torch.inference_mode():
+        expected = model([planes], embeds, region, [image.shape[:2]]).sem_seg[0].argmax(0)
+    np.testing.assert_array_equal(segmenter.segment(image), expected.numpy())
+    with pytest.raises(ArgumentError, match="protocol: expected one of whole, got 'slide'"):
+        torch_segmenter(model, names, embeds, region_embeds=region, protocol="slide")
+
+
+def test_zegformer_limits_the_long_side():
+    model = tiny_zegformer.model()
+    segmenter = ZegFormerSegmenter(
+        model, ["a"], tiny_zegformer.text_features(num_classes=1), short_side=64, long_side=100
+    )
+    assert segmenter._resize(np.zeros((40, 90, 3), np.uint8)).shape == (44, 100, 3)
+
+
+def test_names_can_be_replaced_at_run_time(colour_bundle, flags):
+    config = EngineConfig(device="cpu", use_cache=False)
+    with Engine(colour_bundle, config) as engine:
+        plain = evaluate(EngineSegmenter(engine, COLOURS), flags)
+        renamed = rename_classes(COLOURS, {"red": "orange, red"})
+        other = evaluate(EngineSegmenter(engine, renamed), flags)
+    assert plain.scores.pixel_accuracy > 0.95
+    assert other.asked_names == ("orange, red", "green", "blue")
+    np.testing.assert_array_equal(plain.counts, other.counts)  # red is still the best for red
+    entry = other.to_json()["classes"][0]
+    assert (entry["name"], entry["asked_as"], entry["seen"]) == ("red", "orange, red", True)
+
+
+def test_json_holds_everything_and_no_nan(colour_bundle, flags):
+    flags.seen = (0, 1, 2)
+    with Engine(colour_bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
+        result = evaluate(EngineSegmenter(engine, COLOURS), flags, limit=2)
+    written = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert written["metrics_percent"]["mIoU(U)"] is None
+    assert np.array(written["confusion"]).shape == (3, 4)
+    assert {"kind", "name", "sha256", "protocol", "backend", "precision"} <= set(
+        written["segmenter"]
+    )
+    assert written["times"]["total_seconds"] >= written["times"]["segment_seconds"] > 0
+    assert written["machine"]["zsseg_rt"]
+
+
+def test_bundles_are_evaluated_without_torch(colour_bundle):
+    code = f"""
+import sys
+for name in ("torch", "torchvision", "onnx", "open_clip"):
+    sys.modules[name] = None
+import numpy as np
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.training import confusion_picture
+from zsseg_rt.training.datasets.base import Sample
+from zsseg_rt.training.evaluation import evaluate
+from zsseg_rt.training.segment_bundle import EngineSegmenter
+class Data:
+    name, class_names, seen, ignore_label = "red", ("red", "blue"), (0,), 255
+    def __len__(self): return 2
+    def __getitem__(self, index):
+        image = np.zeros((8, 8, 3), np.uint8); image[..., 0] = 255
+        return Sample(image, np.zeros((8, 8), np.uint8), str(index))
+with Engine({str(colour_bundle)!r}, EngineConfig(device="cpu", use_cache=False)) as engine:
+    print(evaluate(EngineSegmenter(engine, Data.class_names), Data()).scores.pixel_accuracy)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 1.0
+
+
+def test_pictures_are_read_ahead_in_order():
+    third_read, release = threading.Event(), threading.Event()
+
+    class Slow(Flags):
+        def __getitem__(self, index):
+            if index == 2:
+                third_read.set()
+            elif index > 2:
+                release.wait(timeout=20)
+            return super().__getitem__(index)
+
+    samples = read_ahead(Slow(), range(5), depth=3)
+    assert next(samples).name == "flag 0"
+    assert third_read.wait(timeout=20)  # read while the first one is in use
+    release.set()
+    assert [s.name for s in samples] == [f"flag {i}" for i in range(1, 5)]
+
+
+def test_stopping_early_ends_the_reader():
+    read = []
+
+    class Counted(Flags):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    before = threading.active_count()
+    samples = read_ahead(Counted(100), range(100))
+    next(samples)
+    samples.close()
+    assert threading.active_count() == before
+    assert len(read) < 10
+
+
+def test_the_loop_costs_little_beside_the_model():
+    class Sleeper(Oracle):
+        def segment(self, image):
+            time.sleep(0.02)
+            return super().segment(image)
+
+    flags = Flags(20)
+    times = evaluate(Sleeper(flags), flags).times
+    assert times.share_outside < 0.25
+    assert times.median_segment_ms >= 20
+
+
+def test_a_broken_picture_stops_with_its_name(flags):
+    class Broken(Flags):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            if index == 3:
+                sample.labels[7, 7] = 9
+            return sample
+
+    with pytest.raises(DatasetError, match=r"flag 3: truth: expected labels from 0 to 2"):
+        evaluate(Oracle(flags), Broken())
+
+
+def test_labels_of_another_size_are_refused(flags):
+    class Cropped(Oracle):
+        def segment(self, image):
+            return super().segment(image)[:-1]
+
+    with pytest.raises(ShapeError, match="predicted: expected the truth's shape"):
+        evaluate(Cropped(flags), flags)
+
+
+def test_bad_requests_are_refused(flags, small_zegclip):
+    oracle = Oracle(flags)
+    with pytest.raises(ArgumentError, match="limit: expected at least 1, got 0"):
+        evaluate(oracle, flags, limit=0)
+    with pytest.raises(DatasetError, match="flags: expected at least one picture"):
+        evaluate(oracle, Flags(0))
+    oracle.class_names = COLOURS[:2]
+    with pytest.raises(ArgumentError, match="class_names: expected 3, one for each class of flags"):
+        evaluate(oracle, flags)
+    model, embeds = small_zegclip
+    with pytest.raises(ShapeError, match="text_embeds: expected one row for each of 2 phrases"):
+        torch_segmenter(model, ["a", "b"], embeds)
+    with pytest.raises(ArgumentError, match="protocol: expected one of whole, slide"):
+        torch_segmenter(model, ["a"] * 7, embeds, protocol="crop")
+    with pytest.raises(ArgumentError, match="model: expected ZegCLIP.* got Linear"):
+        torch_segmenter(torch.nn.Linear(1, 1).eval(), ["a"], torch.ones(1, 1))
+    model.train()
+    try:
+        with pytest.raises(ArgumentError, match="model: expected evaluation mode"):
+            torch_segmenter(model, ["a"] * 7, embeds)
+    finally:
+        model.eval()
+
+
+def test_bad_requests_to_an_engine_are_refused(colour_bundle):
+    rgb, bgr = (
+        EngineConfig(device="cpu", use_cache=False, channel_order=order) for order in ("rgb", "bgr")
+    )
+    refused = pytest.raises(ArgumentError, match="protocol: expected 'whole' for a bundle")
+    with Engine(colour_bundle, rgb) as engine, refused:
+        EngineSegmenter(engine, COLOURS, protocol="slide")
+    refused = pytest.raises(ArgumentError, match="engine: expected channel_order 'rgb'")
+    with Engine(colour_bundle, bgr) as engine, refused:
+        EngineSegmenter(engine, COLOURS)
+
+
+def test_names_with_synonyms():
+    assert split_synonyms(["sky", " sofa ,couch"]) == [["sky"], ["sofa", "couch"]]
+    with pytest.raises(VocabularyError, match="class_names: expected a name, got ' , '"):
+        split_synonyms(["sky", " , "])
+    with pytest.raises(VocabularyError, match="new_names: expected old names out of sky, got 'x'"):
+        rename_classes(["sky"], {"x": "y"})
+
+
+@pytest.mark.parametrize("num_classes", [1, 11, 90])
+def test_confusion_picture_is_dark_where_the_counts_are(num_classes, tmp_path):
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    np.fill_diagonal(counts, 9)
+    counts[0] = 0
+    names = [f"class [{index}] ä" for index in range(num_classes)]
+    path = tmp_path / "confusion.png"
+    write_confusion_png(path, counts, names, seen=[0])
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(picture, draw_confusion(counts, names, seen=[0]))
+    dark = np.all(picture == [8, 48, 107], axis=2).sum()
+    cell = 36 if num_classes < 45 else 14
+    assert dark >= 0.5 * (num_classes - 1) * (cell - 1) ** 2  # numbers cover some of it
+    assert dark <= (num_classes - 1) * (cell - 1) ** 2
+
+
+def test_confusion_picture_needs_a_name_a_class():
+    with pytest.raises(ShapeError, match=r"counts: expected \[C, C \+ 1\] for 2 names"):
+        draw_confusion(np.zeros((3, 4), np.int64), ["a", "b"])
