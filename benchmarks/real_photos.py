@@ -22,6 +22,7 @@ import numpy as np
 
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.batch import read_photo
+from zsseg_rt.training.metrics import ConfusionMatrix, score
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -75,18 +76,14 @@ def evaluate(
     with Engine(bundle, config) as engine:
         assert engine.bundle.text_bank is not None
         names = list(engine.bundle.text_bank.names)
-        confusion = np.zeros((len(names), len(names)), np.int64)
+        confusion = ConfusionMatrix(len(names), ignore_label=255)
         for number, entry in enumerate(index["images"]):
             order = np.random.default_rng(number).permutation(len(names))
             engine.set_classes([names[i] for i in order])
             frame = read_photo(photos / "images" / entry["file"])
             seg = engine.segment(frame)
             truth = read_mask(photos / "masks", entry["file"], index["names"], names)
-            predicted = order[seg.labels]
-            pairs = truth.astype(np.int64) * len(names) + predicted
-            confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(
-                confusion.shape
-            )
+            confusion.update(truth, order[seg.labels])
             if pictures is not None:
                 write_picture(pictures, entry["file"], engine, names, frame)
     return summarise(confusion, names, len(index["images"]))
@@ -96,7 +93,7 @@ def read_mask(folder: Path, file: str, mask_names: list[str], names: list[str]) 
     """Read a mask and express it as indices into ``names``; other classes are background."""
     import cv2
 
-    table = np.array([names.index(n) if n in names else 0 for n in mask_names])
+    table = np.array([names.index(n) if n in names else 0 for n in mask_names], np.uint8)
     mask = cv2.imread(str(folder / f"{Path(file).stem}.png"), cv2.IMREAD_UNCHANGED)
     if mask is None:
         raise FileNotFoundError(folder / f"{Path(file).stem}.png")
@@ -116,18 +113,15 @@ def write_picture(
     cv2.imwrite(str(folder / f"{Path(file).stem}.png"), overlay[:, :, ::-1])
 
 
-def summarise(confusion: np.ndarray, names: list[str], photos: int) -> dict[str, Any]:
+def summarise(confusion: ConfusionMatrix, names: list[str], photos: int) -> dict[str, Any]:
     """Pixel accuracy, mIoU over the classes that truth or prediction holds, and IoU a class."""
-    hit = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hit
-    iou = {n: float(h / u) for n, h, u in zip(names, hit, union, strict=True) if u}
-    in_truth = [iou[n] for n, t in zip(names, confusion.sum(1), strict=True) if t]
+    scores = score(confusion.counts, seen=range(len(names)))
     return {
         "photos": photos,
-        "pixel_accuracy": float(hit.sum() / confusion.sum()),
-        "miou_classes_in_truth": float(np.mean(in_truth)),
-        "miou_all_seen_or_predicted": float(np.mean(list(iou.values()))),
-        "iou": iou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "miou_classes_in_truth": float(scores.iou[scores.true_pixels > 0].mean()),
+        "miou_all_seen_or_predicted": scores.miou,
+        "iou": {n: float(x) for n, x in zip(names, scores.iou, strict=True) if not np.isnan(x)},
     }
 
 
