@@ -12,6 +12,7 @@ from zsseg_rt.models.clip_rc import clip_rc_from_official
 from zsseg_rt.models.dense_clip import dense_clip_from_clip
 from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
 from zsseg_rt.models.zegformer_official import zegformer_from_official
+from zsseg_rt.models.zeroseg_weights import create_zeroseg
 
 __all__ = ["create_model", "from_official"]
 
@@ -23,6 +24,7 @@ _FROM_OFFICIAL: Mapping[str, Callable[..., nn.Module]] = {
 _CREATE: Mapping[str, Callable[..., nn.Module]] = {
     "dense_clip": dense_clip_from_clip,
     "zegclip": zegclip_from_clip,
+    "zeroseg": create_zeroseg,
 }
 
 
@@ -48,13 +50,14 @@ def from_official(architecture: str, state_dict: Mapping[str, Tensor], **config:
 
 
 def create_model(architecture: str, **config: Any) -> nn.Module:
-    """Build a model that starts from CLIP weights.
+    """Build a model that starts from CLIP or MAE weights, or from our own training.
 
     Args:
-        architecture: ``"dense_clip"`` or ``"zegclip"``.
-        **config: ``pretrained`` and the architecture's settings; see
-            :func:`zsseg_rt.models.dense_clip.dense_clip_from_clip` and
-            :func:`zsseg_rt.models.zegclip.zegclip_from_clip`.
+        architecture: ``"dense_clip"``, ``"zegclip"`` or ``"zeroseg"``.
+        **config: Weights and the architecture's settings; see
+            :func:`zsseg_rt.models.dense_clip.dense_clip_from_clip`,
+            :func:`zsseg_rt.models.zegclip.zegclip_from_clip` and
+            :func:`zsseg_rt.models.zeroseg_weights.create_zeroseg`.
 
     Returns:
         The model, in evaluation mode.

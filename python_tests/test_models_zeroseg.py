@@ -1,0 +1,571 @@
+"""ZeroSeg's student: MAE's names and numbers, grouping, and GroupViT's labelling rule."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+import torch.nn.functional as F  # noqa: E402
+from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
+from zsseg_rt.models import create_model  # noqa: E402
+from zsseg_rt.models.zeroseg_encoder import (  # noqa: E402
+    patchify,
+    random_patch_mask,
+    reconstruction_loss,
+    sincos_positions,
+)
+from zsseg_rt.models.zeroseg_grouping import GroupingBlock, hard_assignment  # noqa: E402
+from zsseg_rt.models.zeroseg_labels import (  # noqa: E402
+    ClassRule,
+    class_scores,
+    pixel_segments,
+    segment_predict,
+    spread_scores,
+)
+from zsseg_rt.models.zeroseg_weights import load_mae_encoder  # noqa: E402
+
+SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"} | {
+    "image_size": 64
+}
+
+# What mae_pretrain_vit_base.pth holds, and its training file in addition.
+MAE_BLOCK = {
+    "norm1.weight": (768,),
+    "norm1.bias": (768,),
+    "attn.qkv.weight": (2304, 768),
+    "attn.qkv.bias": (2304,),
+    "attn.proj.weight": (768, 768),
+    "attn.proj.bias": (768,),
+    "norm2.weight": (768,),
+    "norm2.bias": (768,),
+    "mlp.fc1.weight": (3072, 768),
+    "mlp.fc1.bias": (3072,),
+    "mlp.fc2.weight": (768, 3072),
+    "mlp.fc2.bias": (768,),
+}
+MAE_VIT_BASE = {
+    "cls_token": (1, 1, 768),
+    "pos_embed": (1, 197, 768),
+    "patch_embed.proj.weight": (768, 3, 16, 16),
+    "patch_embed.proj.bias": (768,),
+    "norm.weight": (768,),
+    "norm.bias": (768,),
+} | {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in MAE_BLOCK.items()}
+MAE_DECODER = {
+    "decoder_embed.weight": (512, 768),
+    "decoder_embed.bias": (512,),
+    "mask_token": (1, 1, 512),
+    "decoder_pos_embed": (1, 197, 512),
+    "decoder_blocks.7.attn.qkv.weight": (1536, 512),
+    "decoder_blocks.7.mlp.fc1.weight": (2048, 512),
+    "decoder_norm.weight": (512,),
+    "decoder_pred.weight": (768, 512),
+    "decoder_pred.bias": (768,),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zeroseg_model()
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    with torch.device("meta"):
+        return create_model("zeroseg")
+
+
+@pytest.fixture
+def image():
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 64, 64)
+
+
+def shapes_of(module):
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def mae_state_dict(model):
+    return {key: torch.randn(value.shape) for key, value in model.encoder.state_dict().items()}
+
+
+def test_encoder_has_exactly_maes_keys_and_shapes(full_size):
+    assert shapes_of(full_size.encoder) == MAE_VIT_BASE
+
+
+def test_reconstruction_head_has_maes_keys_and_shapes(full_size):
+    shapes = shapes_of(full_size.decoder)
+    assert {key: shapes.get(key) for key in MAE_DECODER} == MAE_DECODER
+    assert sum(key.endswith("attn.qkv.weight") for key in shapes) == 8
+    assert len(shapes) == 8 + 8 * 12
+
+
+def test_segmentation_head_has_the_documented_names(full_size):
+    shapes = shapes_of(full_size.seg)
+    assert shapes["stages.0.group_token"] == (1, 32, 768)
+    assert shapes["stages.1.group_token"] == (1, 8, 768)
+    assert shapes["stages.1.group_projector.1.fc1.weight"] == (384, 32)
+    assert shapes["stages.0.grouping.mlp_inter.fc1.weight"] == (384, 32)
+    assert shapes["stages.1.grouping.mlp_inter.fc2.weight"] == (8, 384)
+    assert shapes["proj.0.weight"] == (3072, 768)
+    assert shapes["proj.2.weight"] == (768, 3072)
+    for stage in (0, 1):
+        for name in ("q_proj", "k_proj", "v_proj", "proj"):
+            assert shapes[f"stages.{stage}.grouping.assign.{name}.weight"] == (768, 768)
+    blocks = [len({k.split(".")[3] for k in shapes if k.startswith(f"stages.{i}.blocks.")})
+              for i in range(3)]  # fmt: skip
+    assert blocks == [2, 2, 1]
+
+
+def test_positions_are_maes():
+    """One entry by hand: columns first, sines before cosines, row 0 for the class token."""
+    table = sincos_positions(16, 5)[0]
+    assert table.shape == (26, 16)
+    assert not table[0].any()
+    row, column = 3, 2
+    omega = [1.0, 10000**-0.25, 10000**-0.5, 10000**-0.75]
+    expected = [
+        f(place * w) for place in (column, row) for f in (math.sin, math.cos) for w in omega
+    ]
+    np.testing.assert_allclose(table[1 + 5 * row + column], expected, atol=1e-6)
+
+
+def test_mae_weights_load_through_create_model(model, tmp_path, image):
+    state_dict = mae_state_dict(model)
+    path = tmp_path / "mae.pth"
+    torch.save({"model": state_dict | {"mask_token": torch.zeros(1, 1, 8)}}, path)
+    built = create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
+    for key, value in state_dict.items():
+        assert torch.equal(built.encoder.state_dict()[key], value), key
+    assert built.encoder(image).patch_tokens.isfinite().all()
+    assert all(p.requires_grad for p in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("norm.bias"), r"1 missing \(norm.bias\) and 0 unknown"),
+        (lambda d: d.update({"fc_norm.weight": torch.ones(64)}), r"1 unknown \(fc_norm.weight\)"),
+        (
+            lambda d: d.update({"pos_embed": torch.zeros(1, 10, 64)}),
+            r"pos_embed expected \[1, 17, 64\], got \[1, 10, 64\]",
+        ),
+        (lambda d: d.update({"cls_token": d["cls_token"].half()}), r"cls_token \(float16\)"),
+        (
+            lambda d: d.update({"module.x": d.pop("cls_token")}),
+            "MAE keys without a prefix, got 'module.' before 1",
+        ),
+    ],
+)
+def test_wrong_mae_weights_are_refused(change, message):
+    model = zeroseg_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state_dict = mae_state_dict(model)
+    change(state_dict)
+    with pytest.raises(CheckpointError, match=message):
+        load_mae_encoder(model, state_dict)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_larger_mae_is_refused_by_name(tmp_path):
+    path = tmp_path / "mae.pth"
+    torch.save({"model": mae_state_dict(zeroseg_model(num_layers=3))}, path)
+    with pytest.raises(CheckpointError, match=r"12 unknown \(blocks.2"):
+        create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
+
+
+def test_mask_keeps_the_share_and_restores_the_order():
+    mask = random_patch_mask(3, 196, 0.6, generator=torch.Generator().manual_seed(0))
+    assert mask.kept.shape == (3, 78)  # int(196 * 0.4)
+    assert mask.removed.sum(1).tolist() == [118.0] * 3
+    values = torch.arange(196).expand(3, -1)
+    shuffled = torch.cat([mask.kept, *[(mask.restore * 0)[:, 78:]]], dim=1)
+    restored = shuffled.gather(1, mask.restore)
+    visible = mask.removed == 0
+    assert torch.equal(restored[visible], values[visible])
+    assert not torch.equal(mask.kept[0], mask.kept[1])
+
+
+def test_no_mask_is_raster_order(model, image):
+    """Ratio 0 shuffles but drops nothing; sorted back it is the unmasked result."""
+    mask = random_patch_mask(2, 16, 0.0)
+    with torch.no_grad():
+        whole, shuffled = model.encoder(image), model.encoder(image, mask)
+    order = mask.restore[..., None].expand_as(shuffled.patch_tokens)
+    torch.testing.assert_close(shuffled.patch_tokens.gather(1, order), whole.patch_tokens)
+    torch.testing.assert_close(shuffled.cls_token, whole.cls_token)
+
+
+def test_hidden_patches_do_not_matter(model, image):
+    mask = random_patch_mask(2, 16, 0.6)
+    changed = image.clone()
+    for sample, hidden in enumerate(mask.removed.reshape(2, 4, 4)):
+        grown = hidden.repeat_interleave(16, 0).repeat_interleave(16, 1).bool()
+        changed[sample, :, grown] = 9.0
+    with torch.no_grad():
+        first, second = model.encoder(image, mask), model.encoder(changed, mask)
+    torch.testing.assert_close(first.patch_tokens, second.patch_tokens)
+
+
+@pytest.mark.parametrize("mask_ratio", [-0.1, 1.0, 0.999, float("nan")])
+def test_bad_mask_ratio(mask_ratio):
+    with pytest.raises(ArgumentError, match="mask_ratio: expected a share"):
+        random_patch_mask(1, 16, mask_ratio)
+
+
+def test_patches_are_cut_in_maes_order():
+    image = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+    patches = patchify(image, 2)
+    assert patches.shape == (2, 6, 12)
+    expected = [image[1, c, 2 + p, 4 + q].item() for p in (0, 1) for q in (0, 1) for c in range(3)]
+    assert patches[1, 5].tolist() == expected  # row, column, channel of the last patch
+
+
+def test_reconstruction_counts_hidden_patches_only(image):
+    mask = random_patch_mask(2, 16, 0.6)
+    pixels = patchify(image, 16) + mask.removed[..., None] * 0.5 + (1 - mask.removed[..., None]) * 9
+    loss = reconstruction_loss(pixels, image, mask, patch_size=16)
+    torch.testing.assert_close(loss, torch.tensor(0.25))
+    target = patchify(image, 16)
+    normed = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    exact = reconstruction_loss(normed, image, mask, patch_size=16, norm_pix_loss=True)
+    torch.testing.assert_close(exact, torch.tensor(0.0))
+
+
+def test_reconstruction_head_puts_tokens_back(model, image):
+    """The order in which patches are encoded does not matter for what is reconstructed."""
+    mask = random_patch_mask(2, 16, 0.5)
+    flipped = mask._replace(
+        kept=mask.kept.flip(1),
+        restore=torch.where(mask.removed == 0, 7 - mask.restore, mask.restore),
+    )
+    with torch.no_grad():
+        first = model.decoder(model.encoder(image, mask), mask)
+        second = model.decoder(model.encoder(image, flipped), flipped)
+    assert first.shape == (2, 16, 768)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def expected_grouping(block, x, t):
+    """GroupViT's grouping block, written from its formulas for one sample, heads in a loop."""
+    p = dict(block.named_parameters())
+
+    def linear(name, value):
+        return value @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def norm(name, value):
+        mean, var = value.mean(-1, keepdim=True), value.var(-1, unbiased=False, keepdim=True)
+        return (value - mean) / (var + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    def mlp(name, value):
+        return linear(f"{name}.fc2", F.gelu(linear(f"{name}.fc1", value)))
+
+    x, t = norm("norm_x", x), norm("norm_tokens", t)
+    t = norm("norm_post_tokens", mlp("mlp_inter", t.T).T)
+    attn = "pre_assign_attn.attn."
+    q, k, v = linear(attn + "q_proj", t), linear(attn + "k_proj", x), linear(attn + "v_proj", x)
+    heads = block.pre_assign_attn.attn.num_heads
+    width = x.shape[1] // heads
+    mixed = []
+    for h in range(heads):
+        cut = slice(h * width, (h + 1) * width)
+        mixed.append((q[:, cut] @ k[:, cut].T / width**0.5).softmax(-1) @ v[:, cut])
+    t = t + linear(attn + "proj", torch.cat(mixed, 1))
+    t = t + mlp("pre_assign_attn.mlp", norm("pre_assign_attn.norm2", t))
+    t = norm("pre_assign_attn.norm_post", t)
+    a = linear("assign.q_proj", t) @ linear("assign.k_proj", x).T / x.shape[1] ** 0.5
+    hard = torch.zeros_like(a)
+    hard[a.argmax(0), torch.arange(a.shape[1])] = 1
+    n = hard / (hard.sum(1, keepdim=True) + 1)
+    y = linear("assign.proj", n @ linear("assign.v_proj", x)) + t
+    return y + mlp("mlp_channels", norm("norm_new_x", y)), hard, a.softmax(0)
+
+
+def test_grouping_block_is_groupvits():
+    torch.manual_seed(3)
+    block = GroupingBlock(24, 4, 5).eval()
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn_like(p) * (0.4 if p.ndim > 1 else 0.2) + (p.ndim == 1))
+        x, t = torch.randn(2, 11, 24), torch.randn(2, 5, 24)
+        segments, assignment = block(x, t)
+        for i in range(2):
+            expected, hard, soft = expected_grouping(block, x[i], t[i])
+            torch.testing.assert_close(segments[i], expected, atol=2e-5, rtol=1e-4)
+            assert torch.equal(assignment.hard[i], hard)
+            torch.testing.assert_close(assignment.soft[i], soft)
+            assert len(hard.argmax(0).unique()) > 1
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_patch_has_one_group_and_shares_sum_to_one(image, training):
+    model = zeroseg_model().train(training)
+    with torch.no_grad():
+        output = model.seg(model.encoder(image).patch_tokens)
+    for assignment, shape in ((output.first, (2, 6, 16)), (output.second, (2, 4, 6))):
+        assert assignment.hard.shape == assignment.soft.shape == shape
+        assert torch.equal(assignment.hard.sum(1), torch.ones_like(assignment.hard[:, 0]))
+        assert set(assignment.hard.unique().tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(assignment.soft.sum(1), torch.ones_like(assignment.soft[:, 0]))
+    shares = output.group_map()
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, 16))
+
+
+def test_noise_moves_assignments_in_training_only(image):
+    model = zeroseg_model()
+    tokens = model.encoder(image).patch_tokens.detach()
+    model.train()
+    draws = [model.seg(tokens).first.hard for _ in range(4)]
+    assert any(not torch.equal(draws[0], other) for other in draws[1:])
+    model.eval()
+    first, second = model(image), model(image)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_straight_through_gradient_is_the_softmaxs(noisy):
+    torch.manual_seed(1)
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    weights = torch.randn(2, 3, 5)
+    torch.manual_seed(2)
+    (hard_assignment(logits, tau=1.0, noisy=noisy) * weights).sum().backward()
+    noise = torch.zeros_like(logits)
+    if noisy:
+        torch.manual_seed(2)
+        noise = -torch.empty_like(logits).exponential_().log()
+    soft = (logits.detach() + noise).softmax(1)
+    expected = soft * (weights - (soft * weights).sum(1, keepdim=True))
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_gradient_reaches_queries_and_keys_through_the_assignment(image):
+    model = zeroseg_model().train()
+    output = model.seg(model.encoder(image).patch_tokens)
+    output.segment_embeds.square().sum().backward()
+    for stage in model.seg.stages[:2]:
+        for linear in (stage.grouping.assign.q_proj, stage.grouping.assign.k_proj):
+            assert linear.weight.grad.abs().max() > 0
+        assert stage.group_token.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"segment_tap": "second_grouping"},
+        {"projection": "batch_norm"},
+        {"head_width": 32, "head_layers": (1, 1, 2)},
+        {"drop_path": 0.5, "gumbel_tau": 0.5, "assign_eps": 0.1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_design(options, image, tmp_path):
+    """Each changes the result, and is read back from a checkpoint or must be given."""
+    from safetensors.torch import save_file
+
+    model = zeroseg_model(**options)
+    tokens = model(image)
+    assert tokens.segment_embeds.shape == (2, 4, 32)
+    plain = zeroseg_model()(image)
+    assert not torch.allclose(tokens.segment_embeds, plain.segment_embeds)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    told = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
+    told |= {k: v for k, v in options.items() if k in ("drop_path", "gumbel_tau", "assign_eps")}
+    loaded = create_model("zeroseg", weights=tmp_path / "a.safetensors", **told)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(image).segment_embeds, tokens.segment_embeds)
+
+
+def test_image_embed_is_the_projected_mean(model, image):
+    output = {}
+    hook = model.seg.norm.register_forward_hook(lambda _m, _i, out: output.update(h=out))
+    tokens = model(image)
+    hook.remove()
+    project = model.seg.proj
+    torch.testing.assert_close(tokens.image_embed, project(output["h"].mean(1)))
+    torch.testing.assert_close(tokens.segment_embeds, project(output["h"]))
+
+
+def test_folded_equals_the_model_at_another_size(model):
+    torch.manual_seed(5)
+    image = torch.randn(1, 3, 48, 96)
+    with torch.no_grad():
+        expected, found = model(image), model.fold_for_inference((48, 96))(image)
+    assert found.group_map.shape == (1, 4, 3, 6)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def rule_by_hand(g, z, text, scale, k, plain):
+    def unit(v):
+        return v / np.linalg.norm(v)
+
+    def softmax(v):
+        e = np.exp(v - v.max())
+        return e / e.sum()
+
+    overall = [float(unit(z) @ unit(t)) for t in text]
+    kept = sorted(range(len(text)), key=lambda c: -overall[c])[: k or len(text)]
+    rows = []
+    for segment in g:
+        logits = np.array([scale * float(unit(segment) @ unit(t)) for t in text])
+        full = softmax(logits)
+        masked = np.full(len(text), -np.inf)
+        masked[kept] = logits[kept]
+        rows.append(full if plain else softmax(masked) * full)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 5, 9, 40])
+@pytest.mark.parametrize("plain", [False, True])
+def test_class_scores_follow_groupvits_rule(top_k, plain):
+    torch.manual_seed(4)
+    g, z, text = torch.randn(2, 3, 16), torch.randn(2, 16), torch.randn(9, 16)
+    rule = ClassRule(logit_scale=10.0, top_k=top_k, plain_cosine=plain)
+    found = class_scores(g.double(), z.double(), text.double(), rule).numpy()
+    for i in range(2):
+        arrays = [array.double().numpy() for array in (g[i], z[i], text)]
+        expected = rule_by_hand(*arrays, 10.0, top_k, plain)
+        np.testing.assert_allclose(found[i], expected, atol=1e-12)
+
+
+def test_masks_of_segments_are_disjoint_and_cover_the_picture(model, image):
+    segments = pixel_segments(model(image).group_map, (50, 70))
+    masks = F.one_hot(segments, 4)
+    assert torch.equal(masks.sum(-1), torch.ones(2, 50, 70, dtype=torch.int64))
+    assert len(segments.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("best", "threshold", "background"),
+    [
+        ((0.9, 0.5, 0.2), 0.5, (False, False, True)),  # at the threshold is no background
+        ((0.9, 0.4999, 0.2), 0.5, (False, True, True)),
+        ((0.3, 0.2, 0.1), 0.95, (False, True, True)),  # the best segment never is
+        ((0.3, 0.3, 0.3), 0.95, (False, False, False)),
+        ((0.3, 0.2, 0.1), 0.0, (False, False, False)),
+    ],
+)
+def test_background_rule_at_its_boundaries(best, threshold, background):
+    scores = torch.tensor([[[b, b / 2] for b in best]])
+    segments = torch.tensor([[[0, 1, 2]]])
+    spread = spread_scores(scores, segments, threshold)
+    assert spread.shape == (1, 3, 1, 3)
+    assert (spread.argmax(1) == 0)[0, 0].tolist() == list(background)
+    assert torch.equal(spread[:, 1:], spread_scores(scores, segments))
+
+
+def photo(*size_hw):
+    rng = np.random.default_rng(7)
+    return rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.1])
+def test_one_window_equals_the_whole_picture(model, threshold):
+    rgb, text = photo(64, 64), torch.randn(5, 32)
+    windows = segment_predict(
+        model, rgb, text, short_side=64, crop_size=64, stride=32, background_threshold=threshold
+    )
+    whole = segment_predict(
+        model, rgb, text, short_side=64, crop_size=None, background_threshold=threshold
+    )
+    assert torch.equal(windows, whole)
+    assert windows.shape == (5 + (threshold is not None), 64, 64)
+
+
+def test_windows_are_averaged(model):
+    """A picture of two windows: their shared half holds the mean of both."""
+    rgb, text = photo(64, 96), torch.randn(5, 32)
+    found = segment_predict(model, rgb, text, short_side=64, crop_size=64, stride=32)
+    parts = [
+        segment_predict(model, np.ascontiguousarray(rgb[:, start : start + 64]), text,
+                        short_side=64, crop_size=64, stride=32)
+        for start in (0, 32)
+    ]  # fmt: skip
+    torch.testing.assert_close(found[:, :, :32], parts[0][:, :, :32])
+    torch.testing.assert_close(found[:, :, 64:], parts[1][:, :, 32:])
+    torch.testing.assert_close(found[:, :, 32:64], (parts[0][..., 32:] + parts[1][..., :32]) / 2)
+
+
+def test_extreme_pictures_stay_below_the_limit(model):
+    scores = segment_predict(model, photo(20, 2000), torch.randn(2, 32), crop_size=None)
+    assert scores.shape == (2, 20, 2000)
+
+
+def test_segment_agrees_with_the_scores(model, image):
+    """Labels as the engine makes them equal the argmax of the scores where both are defined."""
+    text = torch.randn(5, 32)
+    labels, scores = model.segment(image, text, (64, 64))
+    expected = model.predict(image, text)
+    assert torch.equal(labels, expected.argmax(1))
+    torch.testing.assert_close(scores, expected.amax(1))
+    with_unknown = zeroseg_model(background_threshold=0.99)
+    found, _ = with_unknown.segment(image, text, (64, 64))
+    reference = with_unknown.predict(image, text, background_threshold=0.99).argmax(1) - 1
+    assert torch.equal(found, reference)
+    assert (found == -1).any()
+    assert (found >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"top_k": 0}, ArgumentError, "top_k: expected at least 1, got 0"),
+        ({"logit_scale": -1.0}, ArgumentError, "logit_scale: expected a number above 0"),
+        ({"background_threshold": 2.0}, ArgumentError, "background_threshold: expected a score"),
+        ({"projection": "relu"}, ArgumentError, "projection: expected one of gelu, batch_norm"),
+        ({"segment_tap": "x"}, ArgumentError, "segment_tap: expected one of last_block"),
+        ({"head_heads": 5}, ArgumentError, "head_heads: expected a divisor of head_width 64"),
+        ({"drop_path": 1.0}, ArgumentError, "drop_path: expected a share"),
+        ({"gumbel_tau": 0.0}, ArgumentError, "gumbel_tau: expected a number above 0"),
+        ({"image_size": 50}, ShapeError, "image_size: expected multiples of the patch size 16"),
+        ({"heads": 4}, ArgumentError, "heads: expected a setting of ZeroSeg"),
+        ({"group_tokens": (8,)}, ArgumentError, "head_layers: expected three counts"),
+        ({"weights": "absent.safetensors"}, CheckpointError, "path: expected a checkpoint file"),
+        ({"weights": "a", "mae_weights": "b"}, ArgumentError, "no more than one of weights"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_settings(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        create_model("zeroseg", **(SIZES_OF_MODEL | arguments))
+
+
+def test_bad_inputs(model):
+    with pytest.raises(ShapeError, match=r"image: expected \[B, 3, H, W\] of at least 16x16"):
+        model(torch.zeros(1, 3, 8, 64))
+    with pytest.raises(DTypeError, match="image: expected normalised floats, got torch.uint8"):
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match=r"text_embeds: expected \[C, 32\] with at least one"):
+        model.predict(torch.zeros(1, 3, 64, 64), torch.zeros(3, 31))
+    with pytest.raises(ShapeError, match="stride: expected 1 <= stride <= crop_size"):
+        segment_predict(model, photo(64, 64), torch.randn(2, 32), stride=500)
+
+
+def test_another_checkpoint_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    model = zeroseg_model()
+    path = tmp_path / "a.safetensors"
+    save_file(model.encoder.state_dict(), path)
+    with pytest.raises(CheckpointError, match="key 'encoder.patch_embed.proj.weight' of a zeroseg"):
+        create_model("zeroseg", weights=path)
+    state_dict = model.state_dict()
+    del state_dict["seg.norm.bias"]
+    save_file(state_dict, path)
+    with pytest.raises(CheckpointError, match=r"1 missing \(seg.norm.bias\)"):
+        create_model("zeroseg", weights=path, num_heads=4, head_heads=4, decoder_heads=4)
+
+
+def test_contradicting_sizes_are_refused_and_the_decoder_can_go(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file(zeroseg_model().state_dict(), path)
+    heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
+    with pytest.raises(ArgumentError, match="embed_dim: expected 32, as the checkpoint has it"):
+        create_model("zeroseg", weights=path, embed_dim=16, **heads)
+    assert create_model("zeroseg", weights=path, with_decoder=False, **heads).decoder is None
