@@ -182,7 +182,7 @@ class _Job:
         return HeadSpec(
             logit_scale=float(self.parts.logit_scale),
             normalize=False,
-            activation="sigmoid",
+            activation=config.score_activation,
             grid_hw=self.parts.grid_hw,
             seen=seen,
             seen_bias=float(config.seen_bias) if seen else 0.0,

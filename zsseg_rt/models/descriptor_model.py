@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.models.checkpoints import Sizes
-from zsseg_rt.models.clip import image_encoder_config
-from zsseg_rt.models.image_encoder import ImageEncoderConfig, PromptedImageEncoder
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models.checkpoints import Sizes, load_weights
+from zsseg_rt.models.clip import ClipWeights, image_encoder_config, text_encoder_config
+from zsseg_rt.models.image_encoder import (
+    ImageEncoderConfig,
+    PromptedImageEncoder,
+    resize_positional_embedding,
+)
 from zsseg_rt.models.mask_decoder import DecoderConfig
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 
@@ -21,9 +26,14 @@ __all__ = [
     "DescriptorConfig",
     "DescriptorModel",
     "InferenceParts",
+    "ScoreActivation",
     "SegmentationOutput",
+    "load_clip_towers",
     "prompted_image_encoder_config",
+    "settings_from_clip",
 ]
+
+ScoreActivation = Literal["sigmoid", "softmax"]
 
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -43,6 +53,8 @@ class DescriptorConfig:
             lowered by ``seen_bias``. Empty: no score is lowered.
         self_trained: Whether the weights come from self-training; these scores are not shifted.
         seen_bias: The amount, in probability.
+        score_activation: What makes probabilities of mask logits. Officially a sigmoid;
+            ``"softmax"`` over classes is for models trained with cross entropy.
     """
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -52,6 +64,19 @@ class DescriptorConfig:
     seen_classes: tuple[int, ...] = ()
     self_trained: bool = False
     seen_bias: float = 0.1
+    score_activation: ScoreActivation = "sigmoid"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: The activation is unknown.
+        """
+        if self.score_activation not in get_args(ScoreActivation):
+            raise ArgumentError(
+                "score_activation: expected 'sigmoid' or 'softmax', got "
+                f"{self.score_activation!r}. Check the spelling."
+            )
 
 
 @dataclass(frozen=True)
@@ -196,8 +221,9 @@ class DescriptorModel(nn.Module, ABC):
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
         """Score every class at every pixel, as the official evaluation does.
 
-        Mask logits are upsampled to ``image_size`` (bilinear), squashed by a sigmoid, lowered by
-        ``seen_bias`` for seen classes unless the model is self-trained, and resized to the input.
+        Mask logits are upsampled to ``image_size`` (bilinear), squashed by the activation, lowered
+        by ``seen_bias`` for seen classes unless the model is self-trained, and resized to the
+        input.
 
         Args:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
@@ -213,8 +239,13 @@ class DescriptorModel(nn.Module, ABC):
         self._check_text(text_embeds)
         shift = self._seen_shift(text_embeds)
         logits = self.upsample(self(image, text_embeds).mask_logits)
-        scores = logits.sigmoid() - shift.to(logits)
+        scores = self.activate(logits) - shift.to(logits)
         return _resize(scores, (image.shape[2], image.shape[3]))
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Make probabilities of logits ``[B, C, H, W]``, as the configuration says."""
+        softmax = self.config.score_activation == "softmax"
+        return logits.softmax(dim=1) if softmax else logits.sigmoid()
 
     def upsample(self, mask_logits: Tensor) -> Tensor:
         """Bring mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
@@ -265,3 +296,67 @@ def prompted_image_encoder_config(
         num_deep_prompts=num_deep_prompts,
         prompt_dropout=prompt_dropout,
     )
+
+
+def settings_from_clip(
+    weights: ClipWeights,
+    *,
+    image_size: int,
+    num_prompts: int,
+    decoder: DecoderConfig | None = None,
+    num_regions: int = 0,
+) -> dict[str, Any]:
+    """What a :class:`DescriptorConfig` takes from CLIP weights.
+
+    Args:
+        weights: CLIP weights.
+        image_size: Side of training crops, in pixels; a multiple of the patch size.
+        num_prompts: Visual prompts a layer.
+        decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
+        num_regions: Region tokens, a square number.
+
+    Returns:
+        ``image_encoder``, ``text_encoder``, ``decoder`` and ``image_size``.
+
+    Raises:
+        CheckpointError: The weights are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size``.
+    """
+    visual, text = (Sizes(tower, "CLIP") for tower in (weights.visual, weights.text))
+    encoder = image_encoder_config(visual, "", weights.num_heads, weights.activation)
+    if image_size < 1 or image_size % encoder.patch_size:
+        raise ShapeError(
+            f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
+            f"{image_size}. Choose the next multiple."
+        )
+    return {
+        "image_encoder": replace(
+            encoder,
+            grid_side=image_size // encoder.patch_size,
+            num_prompts=num_prompts,
+            num_deep_prompts=encoder.num_layers - 1,
+            num_regions=num_regions,
+        ),
+        "text_encoder": text_encoder_config(text, "", weights.text_heads, weights.activation),
+        "decoder": decoder
+        or DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim),
+        "image_size": image_size,
+    }
+
+
+def load_clip_towers(model: DescriptorModel, weights: ClipWeights) -> None:
+    """Copy CLIP's towers into a model; the positional embedding is resized to its grid (bilinear).
+
+    Raises:
+        CheckpointError: The weights are not of the model's sizes.
+    """
+    name, side = "positional_embedding", model.config.image_encoder.grid_side
+    visual = weights.visual | {
+        name: resize_positional_embedding(weights.visual[name], (side, side))
+    }
+    state_dict = (
+        model.state_dict()
+        | {f"backbone.{key}": value for key, value in visual.items()}
+        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
+    )
+    load_weights(model, state_dict, architecture="CLIP")

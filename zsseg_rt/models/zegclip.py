@@ -13,32 +13,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.checkpoints import Sizes, check_float32, load_weights
-from zsseg_rt.models.clip import (
-    ClipWeights,
-    image_encoder_config,
-    load_clip,
-    text_encoder_config,
-)
+from zsseg_rt.models.clip import load_clip, text_encoder_config
 from zsseg_rt.models.descriptor_model import (
     IMAGE_MEAN,
     IMAGE_STD,
     DescriptorConfig,
     DescriptorModel,
     InferenceParts,
+    ScoreActivation,
     SegmentationOutput,
+    load_clip_towers,
     prompted_image_encoder_config,
+    settings_from_clip,
 )
 from zsseg_rt.models.functional import relationship_descriptor
-from zsseg_rt.models.image_encoder import (
-    FoldedImageEncoder,
-    PromptedImageEncoder,
-    resize_positional_embedding,
-)
+from zsseg_rt.models.image_encoder import FoldedImageEncoder, PromptedImageEncoder
 from zsseg_rt.models.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
 from zsseg_rt.models.transformer import Activation
 
@@ -46,6 +42,7 @@ __all__ = [
     "IMAGE_MEAN",
     "IMAGE_STD",
     "DecodeHead",
+    "Descriptor",
     "InferenceParts",
     "SegmentationOutput",
     "ZegCLIP",
@@ -55,9 +52,33 @@ __all__ = [
 ]
 
 
+Descriptor = Literal["relationship", "text"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ZegCLIPConfig(DescriptorConfig):
-    """What defines a ZegCLIP model besides its weights."""
+    """What defines a ZegCLIP model besides its weights.
+
+    Attributes:
+        descriptor: What class queries are made of. ``"relationship"`` is official: the picture's
+            embedding times the text's, and the text's. ``"text"`` leaves the picture out, to
+            measure what it contributes.
+    """
+
+    descriptor: Descriptor = "relationship"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: A setting is unknown.
+        """
+        super().__post_init__()
+        if self.descriptor not in get_args(Descriptor):
+            raise ArgumentError(
+                f"descriptor: expected 'relationship' or 'text', got {self.descriptor!r}. "
+                "Check the spelling."
+            )
 
 
 class DecodeHead(nn.Module):
@@ -66,12 +87,24 @@ class DecodeHead(nn.Module):
     Args:
         config: Sizes.
         embed_dim: Width D of the joint space.
+        descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
     """
 
-    def __init__(self, config: DecoderConfig, embed_dim: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, embed_dim: int, descriptor: Descriptor = "relationship"
+    ) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(2 * embed_dim, config.query_dim)
+        self.descriptor = descriptor
+        width = embed_dim if descriptor == "text" else 2 * embed_dim
+        self.q_proj = nn.Linear(width, config.query_dim)
         self.decoder_1 = MaskDecoder(config, embed_dim)
+
+    def descriptor_weight(self) -> Tensor:
+        """Weight of ``[cls * text, text]`` in the queries, ``[E, 2D]``."""
+        weight = self.q_proj.weight
+        if self.descriptor == "text":
+            weight = torch.cat([torch.zeros_like(weight), weight], dim=1)
+        return weight
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
@@ -84,9 +117,12 @@ class DecodeHead(nn.Module):
         Returns:
             ``[B, C, N]``.
         """
-        queries = relationship_descriptor(
-            cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
-        )
+        if self.descriptor == "text":
+            queries = self.q_proj(text_embeds).expand(len(cls_embed), -1, -1)
+        else:
+            queries = relationship_descriptor(
+                cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
+            )
         return self.decoder_1(queries, patch_embeds)  # type: ignore[no-any-return]
 
 
@@ -101,7 +137,7 @@ class ZegCLIP(DescriptorModel):
     decode_head: DecodeHead
 
     def __init__(self, config: ZegCLIPConfig) -> None:
-        head = DecodeHead(config.decoder, config.image_encoder.embed_dim)
+        head = DecodeHead(config.decoder, config.image_encoder.embed_dim, config.descriptor)
         super().__init__(config, PromptedImageEncoder(config.image_encoder), head)
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
@@ -130,7 +166,7 @@ class ZegCLIP(DescriptorModel):
             image_encoder=image_encoder,
             decoder=decoder,
             text_encoder=self.text_encoder,
-            descriptor_weight=self.decode_head.q_proj.weight.detach(),
+            descriptor_weight=self.decode_head.descriptor_weight().detach(),
             descriptor_bias=self.decode_head.q_proj.bias.detach(),
             logit_scale=decoder.logit_scale,
             grid_hw=image_encoder.grid_hw,
@@ -148,6 +184,7 @@ def zegclip_from_official(
     image_size: int | None = None,
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
+    score_activation: ScoreActivation = "sigmoid",
     with_text_encoder: bool = True,
     prompt_dropout: float = 0.1,
     decoder_dropout: float = 0.1,
@@ -168,6 +205,7 @@ def zegclip_from_official(
         seen_classes: Rows of the text embeddings whose classes were trained on. Official: 0 to 14
             for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` shifts no score.
         self_trained: Whether the weights come from self-training; no score is shifted.
+        score_activation: What makes probabilities of mask logits; see :class:`ZegCLIPConfig`.
         with_text_encoder: Whether to build the text tower when the checkpoint holds one.
         prompt_dropout: Dropout on the projected prompts, in training.
         decoder_dropout: Dropout in the decoder's layers, in training.
@@ -189,6 +227,8 @@ def zegclip_from_official(
         image_size=image_size or image_encoder.grid_side * image_encoder.patch_size,
         seen_classes=tuple(int(index) for index in seen_classes),
         self_trained=self_trained,
+        score_activation=score_activation,
+        descriptor=_descriptor(sizes, image_encoder.embed_dim),
     )
     with torch.device("meta"):
         model = ZegCLIP(config)
@@ -207,6 +247,11 @@ def zegclip_from_clip(
     decoder: DecoderConfig | None = None,
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
+    score_activation: ScoreActivation = "sigmoid",
+    descriptor: Descriptor = "relationship",
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
 ) -> ZegCLIP:
     """Start ZegCLIP from CLIP weights, prompts and decode head initialised for training.
 
@@ -216,59 +261,56 @@ def zegclip_from_clip(
         pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.load_clip`.
         clip: open_clip's name of the model, for a tag.
         activation: For a ``state_dict`` file, which does not say.
-        num_prompts: Visual prompts a layer; officially 10 for VOC, 100 for COCO-Stuff.
+        num_prompts: Visual prompts a layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a
+            backbone that is fine-tuned instead.
         image_size: Side of training crops, in pixels; a multiple of the patch size.
         decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
         seen_classes: Rows of the text embeddings that are trained on.
         self_trained: Whether training is self-training; see :class:`ZegCLIPConfig`.
+        score_activation: What makes probabilities of mask logits; see :class:`ZegCLIPConfig`.
+        descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
 
     Returns:
         The model, in evaluation mode, with its text tower.
 
     Raises:
+        ArgumentError: A setting is unknown.
         CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size``.
     """
-    weights = load_clip(pretrained, architecture=clip, activation=activation)
-    config = image_encoder_config(
-        Sizes(weights.visual, "CLIP"), "", weights.num_heads, weights.activation
+    weights = load_clip(
+        pretrained,
+        architecture=clip,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
     )
-    side = image_size // config.patch_size
-    image_encoder = replace(
-        config, grid_side=side, num_prompts=num_prompts, num_deep_prompts=config.num_layers - 1
+    config = ZegCLIPConfig(
+        **settings_from_clip(
+            weights, image_size=image_size, num_prompts=num_prompts, decoder=decoder
+        ),
+        seen_classes=tuple(int(index) for index in seen_classes),
+        self_trained=self_trained,
+        score_activation=score_activation,
+        descriptor=descriptor,
     )
-    model = ZegCLIP(
-        ZegCLIPConfig(
-            image_encoder=image_encoder,
-            decoder=decoder
-            or DecoderConfig(query_dim=config.embed_dim, ffn_dim=4 * config.embed_dim),
-            text_encoder=text_encoder_config(
-                Sizes(weights.text, "CLIP"), "", weights.text_heads, weights.activation
-            ),
-            image_size=image_size,
-            seen_classes=tuple(int(index) for index in seen_classes),
-            self_trained=self_trained,
-        )
-    )
-    _load_towers(model, weights, side)
+    model = ZegCLIP(config)
+    load_clip_towers(model, weights)
     return model.eval()
-
-
-def _load_towers(model: ZegCLIP, weights: ClipWeights, grid_side: int) -> None:
-    name = "positional_embedding"
-    resized = resize_positional_embedding(weights.visual[name], (grid_side, grid_side))
-    visual = weights.visual | {name: resized}
-    state_dict = (
-        model.state_dict()
-        | {f"backbone.{key}": value for key, value in visual.items()}
-        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
-    )
-    load_weights(model, state_dict, architecture="CLIP")
 
 
 _UNUSED_KEYS = (
     r"decode_head\.decoder_1\.layers\.\d+\.(self_attn|norm1)\..*",
     r"decode_head\.loss_decode\..*",
 )
+
+
+def _descriptor(sizes: Sizes, embed_dim: int) -> Descriptor:
+    return "text" if sizes.of("decode_head.q_proj.weight", 2)[1] == embed_dim else "relationship"
 
 
 def _decoder_config(sizes: Sizes, num_heads: int) -> DecoderConfig:

@@ -1,0 +1,88 @@
+"""ZegCLIP with one of its designs switched off."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from zsseg_rt import Bundle
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.models import from_official, functional
+from zsseg_rt.models.zegclip import ZegCLIP
+
+SIZES = tiny.TinySizes()
+
+
+def text_only(sizes: tiny.TinySizes = SIZES, **changes) -> ZegCLIP:
+    state_dict = tiny.zegclip_state_dict(sizes)
+    key = "decode_head.q_proj.weight"
+    state_dict[key] = state_dict[key][:, SIZES.embed_dim :].contiguous()
+    return from_official("zegclip", state_dict, **tiny.zegclip_config() | changes)
+
+
+def test_queries_of_text_alone_do_not_see_the_picture():
+    model = text_only()
+    assert model.config.descriptor == "text"
+    full = tiny.zegclip_state_dict()
+    full["decode_head.q_proj.weight"][:, : SIZES.embed_dim] = 0
+    expected = from_official("zegclip", full, **tiny.zegclip_config())
+    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(7, SIZES.embed_dim)
+    with torch.no_grad():
+        logits, expected_logits = (m(image, text).mask_logits for m in (model, expected))
+    torch.testing.assert_close(logits, expected_logits)
+
+
+def test_queries_of_text_alone_fold_into_the_same_kernels():
+    model, image = text_only(), tiny.image(1, 3, 64, 64)
+    text, parts = tiny.text_embeds(7, SIZES.embed_dim), model.fold_for_inference()
+    with torch.no_grad():
+        patch_embeds, cls_embed = parts.image_encoder(image)
+        queries = functional.relationship_descriptor(
+            cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
+        )
+        class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
+        logits = functional.patch_text_similarity(
+            patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
+        )
+        expected = model(image, text).mask_logits
+    torch.testing.assert_close(logits.unflatten(2, parts.grid_hw), expected, rtol=0, atol=1e-5)
+
+
+def test_without_prompts_the_tower_is_clip_with_its_quirks():
+    sizes = replace(SIZES, num_prompts=0)
+    model = tiny.zegclip_model(sizes).eval()
+    backbone = model.backbone
+    image = tiny.image(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens = backbone.transformer(backbone.embed_patches(image))
+        embeds = backbone.project(backbone.prompt_norm(tokens))
+        patches, cls_embed = backbone(image)
+    expected = embeds / embeds.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(torch.cat([cls_embed[:, None], patches], dim=1), expected)
+
+
+def test_softmax_scores():
+    model = tiny.zegclip_model(score_activation="softmax", seen_classes=())
+    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(7, SIZES.embed_dim)
+    with torch.no_grad():
+        scores = model.predict(image, text)
+        logits = model.upsample(model(image, text).mask_logits)
+    torch.testing.assert_close(scores, logits.softmax(dim=1))
+
+
+def test_everything_off_exports_and_agrees_with_torch(tmp_path):
+    model = text_only(replace(SIZES, num_prompts=0), score_activation="softmax")
+    names = [f"name {index}" for index in range(7)]
+    folder = export_bundle(
+        model, tmp_path / "ablated.zsseg", class_names=names, precisions=("float32",)
+    )
+    assert Bundle.load(folder).head.activation == "softmax"
+
+
+@pytest.mark.parametrize("setting", ["descriptor", "score_activation"])
+def test_unknown_choices_are_refused(setting):
+    config = tiny.zegclip_model().config
+    with pytest.raises(ArgumentError, match=f"{setting}: expected '.*', got 'none'"):
+        replace(config, **{setting: "none"})
