@@ -1,0 +1,139 @@
+"""Training tasks on tiny models: what they train, what they look at, and that losses fall."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.training.task import Batch
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+
+SIZES = tiny.TinySizes(num_layers=2, text_layers=1)
+UNSEEN = (2, 5)
+BUILDERS = {"zegclip": tiny.zegclip_model, "clip_rc": tiny.clip_rc_model}
+
+
+def batch(size: tuple[int, int] = (64, 64), *, num_pictures: int = 2, seed: int = 0) -> Batch:
+    """Pictures whose halves are two classes, with a frame that is not annotated."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (num_pictures, 3, *size), generator=generator)
+    labels = torch.full((num_pictures, *size), 255)
+    for index, picture in enumerate(labels):
+        picture[4:-4, 4 : size[1] // 2] = index % 7
+        picture[4:-4, size[1] // 2 : -4] = (index + 2) % 7
+    return Batch(
+        images=images.to(torch.uint8),
+        valid_hw=torch.tensor([size] * num_pictures),
+        labels=labels,
+        names=tuple(f"picture {index}" for index in range(num_pictures)),
+    )
+
+
+def task(system: str = "zegclip", sizes: tiny.TinySizes = SIZES, **settings) -> DescriptorTask:
+    arguments = {"seen": sizes.seen} | settings
+    model = BUILDERS[system](sizes, prompt_dropout=0.0, decoder_dropout=0.0)
+    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim)
+    return DescriptorTask(model, text, **arguments).train()
+
+
+def train(one: torch.nn.Module, given: Batch, steps: int = 12) -> list[float]:
+    optimizer = torch.optim.AdamW(one.parameter_groups())
+    losses = []
+    for _ in range(steps):
+        total = sum(one(given).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    return losses
+
+
+@pytest.mark.parametrize("protocol", ["inductive", "transductive", "supervised"])
+@pytest.mark.parametrize("system", list(BUILDERS))
+def test_losses_fall_and_every_trainable_tensor_moves(system, protocol):
+    one = task(system, protocol=protocol)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    losses = train(one, batch())
+    assert losses[-1] < 0.8 * losses[0]
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in one.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["masks", "cross_entropy"])
+def test_inductive_training_cannot_tell_unseen_classes_from_nothing(loss):
+    one, given = task(loss=loss), batch(num_pictures=4)
+    labels = given.labels.clone()
+    for index in UNSEEN:
+        labels[labels == index] = 255
+    assert (labels != given.labels).any()
+    assert one(given) == one(replace(given, labels=labels))
+
+
+def test_transductive_training_cannot_tell_unseen_classes_apart():
+    one, given = task(protocol="transductive"), batch(num_pictures=4)
+    labels = given.labels.clone()
+    labels[labels == UNSEEN[0]] = UNSEEN[1]
+    assert (labels != given.labels).any()
+    assert one(given) == one(replace(given, labels=labels))
+    labels[labels == UNSEEN[1]] = 255
+    assert one(given)["focal"] != one(replace(given, labels=labels))["focal"]
+
+
+def test_weights_are_factors():
+    given = batch()
+    once, twice = (
+        task("clip_rc", focal_weight=f, dice_weight=f, recovery_weight=f)(given) for f in (1.0, 2.0)
+    )
+    assert set(once) == {"focal", "dice", "recovery_queries", "recovery_patches"}
+    for name, value in once.items():
+        torch.testing.assert_close(twice[name], 2 * value)
+
+
+def test_padding_is_the_mean_colour_whatever_its_pixels():
+    one, given = task(), replace(batch(), valid_hw=torch.tensor([[64, 40], [33, 64]]))
+    images = given.images.clone()
+    images[0, :, :, 40:] = 0
+    images[1, :, 33:] = 255
+    assert one(given) == one(replace(given, images=images))
+
+
+def test_crops_of_another_size_than_the_models_keep_their_labels_resolution():
+    terms = task()(batch((48, 80)))
+    assert all(value.isfinite() for value in terms.values())
+
+
+def test_fine_tuning_instead_of_prompts():
+    one = task(sizes=replace(SIZES, num_prompts=0), trained="backbone", backbone_learning_rate=1e-4)
+    head, backbone = one.parameter_groups()
+    assert (head["lr"], backbone["lr"]) == (2e-4, 1e-4)
+    expected = {id(p) for p in one.model.backbone.parameters()}
+    assert {id(p) for p in backbone["params"]} == expected
+    losses = train(one, batch())
+    assert losses[-1] < losses[0]
+
+
+def test_cross_entropy_falls():
+    losses = train(task(loss="cross_entropy"), batch())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "l2"}, "loss: expected 'masks' or 'cross_entropy', got 'l2'"),
+        ({"trained": "all"}, "trained: expected 'prompts' or 'backbone', got 'all'"),
+        ({"focal_weight": -1.0}, "focal_weight: expected a number of at least 0, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a number of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        task(**settings)
+
+
+def test_labels_of_another_size_than_the_pictures_are_refused():
+    one, given = task(), batch()
+    with pytest.raises(ShapeError, match="labels: expected"):
+        one(replace(given, labels=given.labels[:1]))

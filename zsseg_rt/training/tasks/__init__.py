@@ -1,0 +1,4 @@
+"""One training task a family of models.
+
+:class:`zsseg_rt.training.tasks.descriptor.DescriptorTask` trains ZegCLIP and CLIP-RC.
+"""

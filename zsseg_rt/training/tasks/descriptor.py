@@ -1,0 +1,151 @@
+"""Train ZegCLIP and CLIP-RC.
+
+Source:
+    Zhou et al., "ZegCLIP", CVPR 2023; Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot
+    Semantic Segmentation", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.clip_rc import RegionOutput
+from zsseg_rt.models.descriptor_model import DescriptorModel
+from zsseg_rt.models.zegclip import ZegCLIP
+from zsseg_rt.training.losses import recovery_losses
+from zsseg_rt.training.protocols import Protocol
+from zsseg_rt.training.task import Batch, normalize_images
+from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossTask, check_non_negative
+
+__all__ = ["DescriptorTask", "Trained"]
+
+Trained = Literal["prompts", "backbone"]
+
+
+class DescriptorTask(PixelLossTask):
+    """ZegCLIP or CLIP-RC with the official objective; the defaults are VOC's.
+
+    Frozen are the text tower and, officially, of the backbone everything but the prompts and their
+    norm. Parts of the last decoder layer of ZegCLIP that no loss depends on are frozen too, so
+    that every trainable tensor receives a gradient.
+
+    Args:
+        model: The model to train.
+        text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
+        seen: Indices of the seen classes.
+        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
+        ignore_label: The data set's label of unannotated pixels. Such pixels are negatives of every
+            class, except for ``loss="cross_entropy"``.
+        loss: ``"masks"`` is official. ``"cross_entropy"`` is a softmax over classes, to measure
+            what the official loss contributes; the model's ``score_activation`` should then be
+            ``"softmax"``.
+        focal_weight: Officially 100; CLIP-RC on COCO-Stuff 200 (fully supervised 100).
+        dice_weight: Officially 1; CLIP-RC on COCO-Stuff 3 (fully supervised 1.5).
+        recovery_weight: Of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully
+            supervised 0 and 1.
+        trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
+            measure what prompts contribute; the model should then have none.
+        learning_rate: Peak rate of everything that is trained but a fine-tuned backbone.
+        backbone_learning_rate: Peak rate of a fine-tuned backbone (not official).
+        weight_decay: For every tensor, norms and biases too.
+
+    Raises:
+        ArgumentError: A setting is unknown or negative.
+    """
+
+    model: DescriptorModel
+
+    def __init__(
+        self,
+        model: DescriptorModel,
+        text_embeds: Tensor,
+        *,
+        seen: Sequence[int],
+        protocol: Protocol = "inductive",
+        ignore_label: int = 255,
+        loss: PixelLoss = "masks",
+        focal_weight: float = 100.0,
+        dice_weight: float = 1.0,
+        recovery_weight: float = 2.0,
+        trained: Trained = "prompts",
+        learning_rate: float = 2e-4,
+        backbone_learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(
+            model,
+            text_embeds,
+            seen=seen,
+            protocol=protocol,
+            ignore_label=ignore_label,
+            loss=loss,
+            focal_weight=focal_weight,
+            dice_weight=dice_weight,
+        )
+        if trained not in get_args(Trained):
+            raise ArgumentError(
+                f"trained: expected 'prompts' or 'backbone', got {trained!r}. Check the spelling."
+            )
+        check_non_negative(
+            recovery_weight=recovery_weight,
+            learning_rate=learning_rate,
+            backbone_learning_rate=backbone_learning_rate,
+            weight_decay=weight_decay,
+        )
+        self.recovery_weight, self.trained = recovery_weight, trained
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.backbone_learning_rate = backbone_learning_rate
+        if trained == "backbone":
+            model.backbone.requires_grad_(True)
+        _freeze_unread(model)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
+        images = normalize_images(batch, self.model.image_mean, self.model.image_std)
+        return self.losses(images, batch.labels)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted loss terms; see :meth:`PixelLossTask.losses`.
+
+        Returns:
+            ``focal`` and ``dice``, or ``cross_entropy``; with a recovery decoder also
+            ``recovery_queries`` and ``recovery_patches``.
+        """
+        output = self.model(images, self.query_embeds)
+        terms = self.pixel_losses(output.mask_logits, labels)
+        if isinstance(output, RegionOutput) and output.recovery is not None:
+            made = output.recovery
+            of_queries, of_patches = recovery_losses(
+                made.queries, made.query_targets, made.patches, made.patch_targets
+            )
+            terms["recovery_queries"] = self.recovery_weight * of_queries
+            terms["recovery_patches"] = self.recovery_weight * of_patches
+        return terms
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """One group, as officially; a fine-tuned backbone is a second one with its own rate."""
+        named = list(self.model.trainable_parameters())
+        slow = "backbone." if self.trained == "backbone" else ()
+        groups = (
+            ([t for name, t in named if not name.startswith(slow)], self.learning_rate),
+            ([t for name, t in named if name.startswith(slow)], self.backbone_learning_rate),
+        )
+        return [
+            {"params": tensors, "lr": rate, "weight_decay": self.weight_decay}
+            for tensors, rate in groups
+            if tensors
+        ]
+
+
+def _freeze_unread(model: nn.Module) -> None:
+    """Freeze what ZegCLIP's checkpoints hold of the last decoder layer but never run."""
+    if not isinstance(model, ZegCLIP):
+        return
+    last = model.decode_head.decoder_1.decoder_layers()[-1]
+    last.requires_grad_(False)
+    last.multihead_attn.q.requires_grad_(True)
+    last.multihead_attn.k.requires_grad_(True)

@@ -1,0 +1,147 @@
+"""What every task with class labels shares: classes, labels, and the choice of a pixel loss."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.training.losses import cross_entropy, mask_losses
+from zsseg_rt.training.protocols import LabelProtocol, Protocol
+from zsseg_rt.training.task import TrainingTask
+
+__all__ = ["LabelledTask", "PixelLoss", "PixelLossTask", "check_non_negative"]
+
+PixelLoss = Literal["masks", "cross_entropy"]
+
+
+def check_non_negative(**settings: float) -> None:
+    """Refuse settings that are negative or not finite.
+
+    Raises:
+        ArgumentError: One is.
+    """
+    for name, value in settings.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ArgumentError(f"{name}: expected a number of at least 0, got {value}. Change it.")
+
+
+class LabelledTask(TrainingTask):
+    """A task that is given class embeddings and learns from class labels.
+
+    Args:
+        model: The model to train.
+        text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
+        seen: Indices of the seen classes.
+        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
+        ignore_label: The data set's label of unannotated pixels.
+
+    Attributes:
+        query_embeds: Embeddings of the classes that are queries, float32 ``[Q, D]``.
+    """
+
+    query_embeds: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        text_embeds: Tensor,
+        *,
+        seen: Sequence[int],
+        protocol: Protocol,
+        ignore_label: int,
+    ) -> None:
+        super().__init__(model)
+        self.label_protocol = LabelProtocol(
+            protocol, num_classes=len(text_embeds), seen=seen, ignore_label=ignore_label
+        )
+        queries = self.label_protocol.select(text_embeds.detach())
+        self.register_buffer("query_embeds", queries.float(), persistent=False)
+
+
+class PixelLossTask(LabelledTask):
+    """A task whose loss compares upsampled class logits with labels.
+
+    Args:
+        model: The model to train.
+        text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
+        seen: Indices of the seen classes.
+        protocol: What training may know.
+        ignore_label: The data set's label of unannotated pixels.
+        loss: ``"masks"`` is focal and dice loss of one mask a class, ``"cross_entropy"`` a softmax
+            over classes.
+        focal_weight: Weight of the focal loss.
+        dice_weight: Weight of the dice loss.
+
+    Raises:
+        ArgumentError: A setting is unknown or negative.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        text_embeds: Tensor,
+        *,
+        seen: Sequence[int],
+        protocol: Protocol,
+        ignore_label: int,
+        loss: PixelLoss,
+        focal_weight: float,
+        dice_weight: float,
+    ) -> None:
+        super().__init__(
+            model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
+        )
+        if loss not in get_args(PixelLoss):
+            raise ArgumentError(
+                f"loss: expected 'masks' or 'cross_entropy', got {loss!r}. Check the spelling."
+            )
+        check_non_negative(focal_weight=focal_weight, dice_weight=dice_weight)
+        self.loss = loss
+        self.focal_weight, self.dice_weight = focal_weight, dice_weight
+
+    @abstractmethod
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted loss terms.
+
+        Args:
+            images: Normalised RGB planes, float ``[B, 3, H, W]``.
+            labels: Class indices of the data set, int64 ``[B, H, W]``.
+
+        Returns:
+            Scalars by name.
+        """
+
+    def pixel_losses(self, mask_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compare mask logits with labels, after upsampling and pseudo labelling.
+
+        Args:
+            mask_logits: Logits of the queries at the grid's resolution, ``[B, Q, gh, gw]``.
+            labels: Class indices of the data set, int64 ``[B, H, W]``.
+
+        Returns:
+            The weighted loss terms.
+        """
+        logits = upsample(mask_logits, labels)
+        labels = self.label_protocol.prepare(labels)
+        if self.label_protocol.protocol == "transductive":
+            labels = self.label_protocol.complete(labels, self._scores(logits))
+        if self.loss == "cross_entropy":
+            return {"cross_entropy": cross_entropy(logits, labels)}
+        focal, dice = mask_losses(logits, labels)
+        return {"focal": self.focal_weight * focal, "dice": self.dice_weight * dice}
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """What pseudo labels are chosen by; logits order classes as their softmax does."""
+        return logits.detach() if self.loss == "cross_entropy" else logits.detach().sigmoid()
+
+
+def upsample(mask_logits: Tensor, labels: Tensor) -> Tensor:
+    """Bring ``[B, Q, gh, gw]`` to the resolution of labels ``[B, H, W]``, bilinear, float32."""
+    size_hw = (labels.shape[1], labels.shape[2])
+    return F.interpolate(mask_logits.float(), size=size_hw, mode="bilinear", align_corners=False)
