@@ -366,12 +366,50 @@ def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     yield case
 
 
+def crop_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Ten of ZegFormer's masked regions to CLIP's inputs, from mask logits at a quarter's size."""
+    count, grid, canvas, side = (3, 8, 32, 16) if quick else (10, 128, 512, 224)
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((1, count, 8, 8)).astype(np.float32)
+    masks = np.ascontiguousarray(reference.upsample_bilinear(coarse, (grid, grid))[0])
+    image = rng.standard_normal((3, canvas, canvas)).astype(np.float32)
+    regions = np.arange(count, dtype=np.int32)
+    boxes = np.ascontiguousarray(reference.mask_boxes(masks, (canvas, canvas))[:, :4])
+    placed = (bench.place(image), bench.place(masks), regions, boxes)
+    out = bench.place(np.empty((count, 3, side, side), np.float32))
+
+    def ours() -> Any:
+        return ops.crop_regions(*placed, side=side, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expected = reference.crop_regions(image, masks, regions, boxes, side=side)
+        expect_close(bench.fetch(ours()), expected, 1e-5)
+
+    sizes = f"{count} of {canvas}x{canvas} -> {side}x{side}"
+    num_bytes = image.nbytes + masks.nbytes + out.nbytes
+    case = Case("crop_regions", sizes, num_bytes, check, {"zsseg_rt": ours})
+    torch, vision = bench.torch, installed("torchvision")
+    if torch and vision:
+        planes, logits = bench.tensor(image), bench.tensor(masks)[None]
+        corners = bench.tensor(boxes.astype(np.float32)).split(1)
+
+        def official() -> Any:
+            size = (canvas, canvas)
+            inside = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0] > 0
+            shown = planes * inside[:, None]
+            return vision.ops.roi_align(shown, list(corners), side, aligned=True)
+
+        case.candidates["torchvision"] = official
+    yield case
+
+
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "preprocess": preprocess_cases,
     "relationship_descriptor": descriptor_cases,
     "patch_text_similarity": similarity_cases,
     "upsample_argmax": upsample_cases,
     "overlay": overlay_cases,
+    "crop_regions": crop_cases,
 }
 
 

@@ -138,3 +138,28 @@ def overlay(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def mask_boxes(
+    mask_logits: Array, canvas_hw: tuple[int, int], out: Array | None, stream: int
+) -> Array: ...
+def crop_regions(
+    image: Array,
+    mask_logits: Array,
+    regions: Array,
+    boxes: Array,
+    side: int,
+    style: str,
+    scale: Sequence[float],
+    offset: Sequence[float],
+    out: Array | None,
+    stream: int,
+) -> Array: ...
+def label_regions(
+    mask_logits: Array,
+    class_scores: Array,
+    canvas_hw: tuple[int, int],
+    out_hw: tuple[int, int],
+    bias: Array | None,
+    unknown_below: float | None,
+    with_scores: bool,
+    stream: int,
+) -> tuple[Array, Array | None]: ...

@@ -2,13 +2,12 @@
 #include <pybind11/stl.h>
 
 #include <limits>
-#include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "bindings/array_arg.h"
+#include "bindings/host_workspace.h"
 #include "bindings/register.h"
 #include "zsseg/check.h"
 #include "zsseg/device_array.h"
@@ -43,23 +42,6 @@ std::pair<py::object, py::object> split_out(const py::object& out) {
                   std::to_string(pair.size()) + " arrays");
   }
   return {pair[0], pair[1]};
-}
-
-struct CacheLineDeleter {
-  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-};
-
-// Host memory that each thread keeps between calls and that grows to the largest call.
-TensorView host_workspace(std::size_t bytes) {
-  thread_local std::unique_ptr<char, CacheLineDeleter> memory;
-  thread_local std::size_t capacity = 0;
-  if (bytes > capacity) {
-    memory.reset();
-    capacity = 0;
-    memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{64})));
-    capacity = bytes;
-  }
-  return {memory.get(), DType::uint8, {static_cast<std::int64_t>(capacity)}, Device{}};
 }
 
 py::tuple bound_upsample_argmax(const py::object& logits,

@@ -14,4 +14,6 @@ PYBIND11_MODULE(_C, module) {
   register_patch_text_similarity(module);
   register_upsample_argmax(module);
   register_overlay(module);
+  register_crop_regions(module);
+  register_label_regions(module);
 }

@@ -29,6 +29,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.backends.base import Array
+from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
 __all__ = [
     "DeviceArray",
@@ -36,10 +37,13 @@ __all__ = [
     "Stream",
     "available_cpu_isas",
     "cpu_isa",
+    "crop_regions",
     "cuda_device_count",
     "cuda_device_properties",
     "cuda_runtime_version",
     "get_num_threads",
+    "label_regions",
+    "mask_boxes",
     "overlay",
     "patch_text_similarity",
     "preprocess",

@@ -84,12 +84,17 @@ def expect_out(
 
 
 def expect_side_range(
-    name: str, sides: tuple[int, int], shown: tuple[int, ...], remedy: str
+    name: str,
+    sides: tuple[int, int],
+    shown: tuple[int, ...],
+    remedy: str,
+    *,
+    longest: int = MAX_SIDE,
 ) -> None:
-    """Raise ShapeError unless both sides are from 1 to :data:`MAX_SIDE`."""
-    if not all(1 <= side <= MAX_SIDE for side in sides):
+    """Raise ShapeError unless both sides are from 1 to ``longest``."""
+    if not all(1 <= side <= longest for side in sides):
         raise ShapeError(
-            f"{name}: expected sides from 1 to {MAX_SIDE}, got {tuple(shown)}. {remedy}"
+            f"{name}: expected sides from 1 to {longest}, got {tuple(shown)}. {remedy}"
         )
 
 

@@ -25,9 +25,14 @@ from zsseg_rt.ops._contract import (
     fail_argument,
     three_numbers,
 )
+from zsseg_rt.ops._sampling import Taps, grid_taps
+from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
+    "crop_regions",
+    "label_regions",
+    "mask_boxes",
     "overlay",
     "patch_text_similarity",
     "preprocess",
@@ -202,14 +207,11 @@ def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.
     Returns:
         float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
     """
-    rows = _grid_taps(logits.shape[2], out_hw[0])
-    return _upsample(logits, rows, _grid_taps(logits.shape[3], out_hw[1]))
+    rows = grid_taps(logits.shape[2], out_hw[0])
+    return _upsample(logits, rows, grid_taps(logits.shape[3], out_hw[1]))
 
 
-_Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-
-
-def _upsample(logits: Array, rows: _Taps, columns: _Taps) -> npt.NDArray[np.float32]:
+def _upsample(logits: Array, rows: Taps, columns: Taps) -> npt.NDArray[np.float32]:
     wide: npt.NDArray[np.float32] = np.asarray(logits, np.float32)
     finite = np.where(np.isnan(wide), -_LOGIT_LIMIT, wide)
     values = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
@@ -217,15 +219,6 @@ def _upsample(logits: Array, rows: _Taps, columns: _Taps) -> npt.NDArray[np.floa
     down = down[:, None]
     edges = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
     return np.ascontiguousarray((1 - across) * edges[..., left] + across * edges[..., right])
-
-
-def _grid_taps(source: int, target: int) -> _Taps:
-    """As :func:`_bilinear_taps`, the weights rounded once, to float32."""
-    numerator = (2 * np.arange(target) + 1) * source - target  # of the position, over 2 * target
-    numerator = np.clip(numerator, 0, 2 * target * (source - 1))
-    lower, remainder = np.divmod(numerator, 2 * target)
-    weight = remainder.astype(np.float32) / np.float32(2 * target)
-    return lower, np.minimum(lower + 1, source - 1), weight
 
 
 def upsample_argmax(
@@ -251,8 +244,8 @@ def upsample_argmax(
     labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), logits.shape[1], with_scores)
 
     lowered = np.float32(seen_bias) * seen.astype(np.float32)[:, None, None]
-    columns = _grid_taps(logits.shape[3], out_hw[1])
-    rows = _grid_taps(logits.shape[2], out_hw[0])
+    columns = grid_taps(logits.shape[3], out_hw[1])
+    rows = grid_taps(logits.shape[2], out_hw[0])
     for index, first in itertools.product(range(len(logits)), range(0, out_hw[0], _BAND_ROWS)):
         band = slice(first, first + _BAND_ROWS)
         band_rows = (rows[0][band], rows[1][band], rows[2][band])

@@ -1,0 +1,45 @@
+"""Where bilinear samples lie, for the NumPy reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Taps", "grid_taps", "resize"]
+
+Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def grid_taps(source: int, target: int) -> Taps:
+    """Lower and upper source index and the upper one's weight, for every target index.
+
+    Half-pixel centres, edges clamped; positions are exact, weights rounded once, to float32.
+    """
+    numerator = (2 * np.arange(target) + 1) * source - target  # of the position, over 2 * target
+    numerator = np.clip(numerator, 0, 2 * target * (source - 1))
+    lower, remainder = np.divmod(numerator, 2 * target)
+    weight = remainder.astype(np.float32) / np.float32(2 * target)
+    return lower, np.minimum(lower + 1, source - 1), weight
+
+
+def resize(
+    planes: npt.NDArray[np.float32], size_hw: tuple[int, ...], rows: Any = slice(None)
+) -> npt.NDArray[np.float32]:
+    """Resize ``[..., h, w]``: ``(1 - t) * a + t * b`` down the rows, then along them.
+
+    Args:
+        planes: float32.
+        size_hw: Height and width of the result.
+        rows: Which of the result's rows to make.
+
+    Returns:
+        float32 ``[..., len(rows), W]``.
+    """
+    top, bottom, down = (taps[rows] for taps in grid_taps(planes.shape[-2], size_hw[0]))
+    left, right, across = grid_taps(planes.shape[-1], size_hw[1])
+    down = down[:, None]
+    edges = (1 - down) * planes[..., top, :] + down * planes[..., bottom, :]
+    resized: npt.NDArray[np.float32] = (1 - across) * edges[..., left] + across * edges[..., right]
+    return resized
