@@ -38,6 +38,15 @@ class Batch:
             names=self.names,
         )
 
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; a torch ``DataLoader`` calls this by name."""
+        return Batch(
+            images=self.images.pin_memory(),
+            valid_hw=self.valid_hw.pin_memory(),
+            labels=self.labels.pin_memory(),
+            names=self.names,
+        )
+
 
 class TrainingTask(nn.Module, ABC):
     """A model and its objective; the loop knows nothing else of either.

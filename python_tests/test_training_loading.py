@@ -1,0 +1,180 @@
+"""Batches are a function of seed and position: workers, processes and resuming change nothing."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from zsseg_rt.errors import ArgumentError, DatasetError
+from zsseg_rt.training.datasets import Sample
+from zsseg_rt.training.loading import (
+    EpochSampler,
+    TrainingSamples,
+    collate,
+    make_loader,
+)
+from zsseg_rt.training.task import Batch
+from zsseg_rt.training.transforms import FitInsideAugmentation
+
+AUGMENTATION = FitInsideAugmentation(crop_hw=(16, 24), scale=(128, 32))
+
+
+class Noise:
+    """Pictures made from their index."""
+
+    name = "noise"
+    class_names = ("a", "b", "c")
+    seen = (0, 1)
+    ignore_label = 255
+
+    def __init__(self, length=11, bad=None):
+        self.length = length
+        self.bad = bad
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise DatasetError(f"masks/{index}.png: expected values 0..2, got 9. Correct the mask.")
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
+        return Sample(image, rng.integers(0, 3, (30, 40)).astype(np.uint8), f"noise-{index}")
+
+
+def batches_of(loader, count):
+    return list(itertools.islice(iter(loader), count))
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return (
+        first.names == second.names
+        and torch.equal(first.images, second.images)
+        and torch.equal(first.labels, second.labels)
+        and torch.equal(first.valid_hw, second.valid_hw)
+    )
+
+
+def loader_of(seed=0, num_workers=0, **options):
+    options = {"batch_size": 4} | options
+    sampler = EpochSampler(11, seed, **options)
+    return make_loader(
+        TrainingSamples(Noise(), AUGMENTATION, seed), sampler, num_workers=num_workers
+    )
+
+
+def test_batches_have_the_stated_layout():
+    (batch,) = batches_of(loader_of(), 1)
+    assert batch.images.shape == (4, 3, 16, 24)
+    assert batch.images.dtype == torch.uint8
+    assert batch.labels.shape == (4, 16, 24)
+    assert batch.labels.dtype == torch.int64
+    assert batch.valid_hw.shape == (4, 2)
+    assert batch.valid_hw.dtype == torch.int64
+    assert len(set(batch.names)) == 4
+
+
+def test_workers_change_nothing():
+    expected = batches_of(loader_of(), 6)
+    actual = batches_of(loader_of(num_workers=2, stop_position=24), 6)
+    assert all(map(same, actual, expected))
+
+
+def test_resuming_changes_nothing():
+    expected = batches_of(loader_of(), 7)
+    actual = batches_of(loader_of(start_position=12), 4)
+    assert all(map(same, actual, expected[3:]))
+
+
+def test_processes_share_the_same_steps():
+    expected = batches_of(loader_of(), 5)
+    parts = [
+        batches_of(loader_of(process_index=process, num_processes=2), 5) for process in range(2)
+    ]
+    for step, whole in enumerate(expected):
+        first, second = parts[0][step], parts[1][step]
+        assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+        assert torch.equal(torch.cat([first.labels, second.labels]), whole.labels)
+        assert first.names + second.names == whole.names
+
+
+def test_seed_and_position_matter():
+    first, other_seed = batches_of(loader_of(0), 1)[0], batches_of(loader_of(1), 1)[0]
+    assert not same(first, other_seed)
+    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
+    assert torch.equal(samples[5, 2].image, samples[5, 2].image)
+    assert not torch.equal(samples[5, 2].image, samples[6, 2].image)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_an_epoch_holds_every_picture_once(drop_last):
+    sampler = EpochSampler(11, 0, batch_size=4, stop_position=88, drop_last=drop_last)
+    assert len(sampler) == 22
+    keys = list(itertools.chain.from_iterable(sampler))
+    assert [position for position, _ in keys] == list(range(88))
+    length = 8 if drop_last else 11
+    epochs = [
+        [index for _, index in keys[start : start + length]] for start in range(0, 88, length)
+    ]
+    assert all(len(set(epoch)) == length for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    if drop_last:  # the pictures left out differ between epochs
+        assert set(itertools.chain.from_iterable(epochs)) == set(range(11))
+    else:
+        assert all(set(epoch) == set(range(11)) for epoch in epochs)
+    assert sampler.epoch_of(length * 3) == 3.0
+
+
+def test_stops_before_a_step_that_would_pass_the_end():
+    sampler = EpochSampler(11, 0, batch_size=4, start_position=4, stop_position=15)
+    assert len(list(sampler)) == len(sampler) == 2
+    with pytest.raises(TypeError, match="stop_position"):
+        len(EpochSampler(11, 0, batch_size=4))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_the_data_come_out_as_they_are(num_workers):
+    sampler = EpochSampler(11, 0, batch_size=4, drop_last=False)
+    loader = make_loader(
+        TrainingSamples(Noise(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
+    )
+    with pytest.raises(DatasetError) as caught:
+        batches_of(loader, 3)
+    assert str(caught.value) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
+
+
+def test_collate_keeps_order():
+    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
+    batch = collate([samples[0, 4], samples[1, 2]])
+    assert batch.names == ("noise-4", "noise-2")
+    assert torch.equal(batch.labels[1], samples[1, 2].labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3, "num_processes": 2}, "batch_size: expected a multiple"),
+        ({"batch_size": 0}, "batch_size: expected a multiple"),
+        ({"batch_size": 12}, "batch_size: expected at most the 11 pictures"),
+        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index: expected"),
+        ({"batch_size": 2, "start_position": -1}, "start_position: expected"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        EpochSampler(11, 0, **options)
+
+
+def test_small_sets_go_on_within_a_batch():
+    sampler = EpochSampler(3, 0, batch_size=7, stop_position=14, drop_last=False)
+    first, _ = sampler
+    assert [index for _, index in first[:3]] == sampler.order(0).tolist()
+    assert [index for _, index in first[3:6]] == sampler.order(1).tolist()
+
+
+def test_bad_seed_is_named():
+    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+        EpochSampler(3, -1, batch_size=1)
+    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+        TrainingSamples(Noise(), AUGMENTATION, -1)
