@@ -1,0 +1,331 @@
+"""Checkpoints: folders that appear whole or not at all, in safetensors and JSON.
+
+``RUN/checkpoints/step-00001000/`` holds ``model.safetensors`` (what evaluation and export take),
+``model.json`` (what the model is), ``task.safetensors`` (what else learns, if anything),
+``optimizer.safetensors``, ``random.safetensors`` and ``state.json`` (everything that is no tensor).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zsseg_rt.errors import CheckpointError, TrainingError
+
+__all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
+__all__ += ["join_optimizer_state", "read_json", "read_model_file", "split_optimizer_state"]
+
+FORMAT_VERSION = 1
+MODEL_FILE, MODEL_CARD, STATE_FILE = "model.safetensors", "model.json", "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_PARTS = ("model", "task", "optimizer", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What a run needs besides tensors to continue.
+
+    Attributes:
+        step: Optimizer steps done.
+        num_processes: Processes that were training.
+        batch_size: Pictures an optimizer step.
+        optimizer: Parameter groups and the values of the optimizer's state that are no tensors.
+        scaler: State of the loss scaling of float16, else empty.
+        losses: Means of the loss terms at the end, for people.
+    """
+
+    step: int
+    num_processes: int
+    batch_size: int
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything that is saved.
+
+    Attributes:
+        state: What is no tensor.
+        model: ``state_dict`` of the model.
+        task: ``state_dict`` of the objective without its model.
+        optimizer: Tensors of the optimizer's state.
+        random: States of the generators, by ``<process>.<generator>``.
+        model_card: What the model is; see :mod:`zsseg_rt.training.trained`.
+    """
+
+    state: CheckpointState
+    model: Mapping[str, Tensor]
+    task: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    random: Mapping[str, Tensor]
+    model_card: Mapping[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Args:
+        path: The folder; made when the first checkpoint is saved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        if not self.path.is_dir():
+            return []
+        names = (
+            _NAME.fullmatch(entry.name)
+            for entry in self.path.iterdir()
+            if (entry / STATE_FILE).is_file()
+        )
+        return sorted(int(name[1]) for name in names if name)
+
+    def at(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.path / f"step-{step:08d}"
+
+    def describe_last(self) -> str:
+        """What to tell a user of the last checkpoint."""
+        steps = self.steps()
+        if not steps:
+            return "No checkpoint was saved before."
+        return f"The last good checkpoint is {self.at(steps[-1])}; continue from it with --resume."
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint; the folder appears under its name once all of it is on the disk.
+
+        Returns:
+            The folder.
+
+        Raises:
+            TrainingError: The disk is full or cannot be written; earlier checkpoints are whole.
+        """
+        target = self.at(checkpoint.state.step)
+        try:
+            with self._new_folder(target) as folder:
+                _write_parts(folder, checkpoint)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{target}: cannot be written: {_reason(error)}. Free space or permissions?"
+            ) from error
+        return target
+
+    def load(self, step: int) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or of a newer format.
+        """
+        folder = self.at(step)
+        raw = _read_state(folder)
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+        for name in raw.pop("files"):
+            path = folder / name
+            if path.suffix == ".safetensors":
+                parts[path.stem] = _read_tensors(path)
+        return Checkpoint(
+            state=CheckpointState(**raw), model_card=read_json(folder / MODEL_CARD), **parts
+        )
+
+    def prune(self, keep: int, protected: int | None = None) -> None:
+        """Remove all but the last ``keep`` checkpoints and the one of step ``protected``."""
+        for step in self.steps()[: -keep or None]:
+            if step != protected:
+                self._discard(self.at(step))
+
+    def remove_leftovers(self) -> None:
+        """Remove what an earlier process was writing when it was killed."""
+        if self.path.is_dir():
+            for entry in self.path.glob(".step-*"):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a checkpoint so that no half of it is ever seen under its name."""
+        if folder.exists():
+            hidden = self.path / f".{folder.name}.{os.getpid()}.old"
+            folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    @contextmanager
+    def _new_folder(self, target: Path) -> Iterator[Path]:
+        """Give a folder that becomes ``target`` if nothing fails."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = self.path / f".{target.name}.{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir()
+            yield folder
+            sync_folder(folder)
+            self._discard(target)  # of the same step, by a run that was resumed before it
+            folder.rename(target)
+            sync_folder(self.path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_model_file(folder: Path) -> dict[str, Tensor]:
+    """The model's ``state_dict`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or of a newer format.
+    """
+    _read_state(folder)
+    return _read_tensors(folder / MODEL_FILE)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a file of a training checkpoint, got {_reason(error)}. "
+            "Take an earlier checkpoint."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
+    _write_json(folder / MODEL_CARD, checkpoint.model_card)
+    sizes = {}
+    for part in _PARTS:
+        tensors = getattr(checkpoint, part)
+        if tensors or part == "model":
+            path = folder / f"{part}.safetensors"
+            save_file(_separate(tensors), path)
+            path.chmod(0o644)  # safetensors writes for the owner only
+            _sync_file(path)
+            sizes[path.name] = path.stat().st_size
+    state = vars(checkpoint.state) | {"files": sizes, "format_version": FORMAT_VERSION}
+    _write_json(folder / STATE_FILE, state)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory, which safetensors asks for."""
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().to("cpu").contiguous()
+        if own.untyped_storage().data_ptr() in storages and own.numel():
+            own = own.clone()
+        storages.add(own.untyped_storage().data_ptr())
+        separate[name] = own
+    return separate
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    raw = read_json(folder / STATE_FILE)
+    version = raw.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: expected format_version {FORMAT_VERSION}, got {version}. "
+            "Use the version of zsseg_rt that wrote it."
+        )
+    for name, size in raw["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{path}: expected {size} bytes, got {'no file' if found is None else found}. "
+                "Copy the checkpoint again, or take an earlier one."
+            )
+    return raw
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: expected tensors, got {_reason(error)}. Take an earlier checkpoint."
+        ) from error
+    return tensors
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).strip().splitlines()[0][:200] if str(text).strip() else type(error).__name__
+
+
+def split_optimizer_state(
+    state_dict: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part an optimizer's ``state_dict`` into tensors and plain values; no pickle is needed.
+
+    Returns:
+        Tensors by ``<parameter>.<name>``, and ``{"groups": ..., "values": ...}``.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for index, entries in state_dict["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                values.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state_dict["param_groups"], "values": values}
+
+
+def join_optimizer_state(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`split_optimizer_state`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    for key, entries in plain["values"].items():
+        state.setdefault(int(key), {}).update(entries)
+    groups = [
+        {key: tuple(v) if key == "betas" else v for key, v in group.items()}
+        for group in plain["groups"]
+    ]
+    return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None

@@ -1,0 +1,165 @@
+"""What changes while a run trains, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.training.checkpointing import (
+    Checkpoint,
+    CheckpointState,
+    first_non_finite,
+    join_optimizer_state,
+    split_optimizer_state,
+)
+from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.processes import gather_states, start_accelerator
+from zsseg_rt.training.random_state import (
+    capture_random_state,
+    restore_random_state,
+    seed_everything,
+)
+
+__all__ = ["RunState"]
+
+_log = logging.getLogger(__name__)
+_PREFIX = "model."
+
+
+class RunState:
+    """Weights, optimizer, random numbers and the step, on this process's device.
+
+    Args:
+        task: What is trained, a module with ``model`` and ``parameter_groups()``.
+        config: Of the loop.
+        optimizer: Of AdamW.
+
+    Attributes:
+        accelerator: Of this run.
+        part_size: Pictures this process computes at a time.
+        plain_task: The task, not wrapped.
+        task: The task as it is called.
+        optimizer: AdamW.
+        step: Optimizer steps done.
+    """
+
+    def __init__(self, task: Any, config: LoopConfig, optimizer: OptimizerConfig) -> None:
+        self._config = config
+        self._max_grad_norm = optimizer.max_grad_norm
+        self.accelerator = start_accelerator(config)
+        self.part_size = config.part_size(self.accelerator.num_processes)
+        seed_everything(config.seed, self.accelerator.process_index)
+        self.plain_task = task
+        groups: list[dict[str, Any]] = self.plain_task.parameter_groups()
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+        self.task, self.optimizer = self.accelerator.prepare(task, adamw)
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.step = 0
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Set every group's rate to its own times ``factor``."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def backward(self, batch: Any) -> dict[str, Tensor]:
+        """Compute a part's loss terms and add its gradients; with the last part, update.
+
+        Returns:
+            The terms, float32 scalars without gradients.
+        """
+        with self.accelerator.accumulate(self.task):
+            terms: dict[str, Tensor] = self.task(batch)
+            self.accelerator.backward(torch.stack(list(terms.values())).sum())
+            if self.accelerator.sync_gradients and self._max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self._parameters, self._max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {name: value.detach().float() for name, value in terms.items()}
+
+    def capture(self, losses: Mapping[str, float], model_card: Mapping[str, Any]) -> Checkpoint:
+        """Everything a checkpoint holds; all processes must call it.
+
+        Raises:
+            TrainingError: A weight is not finite.
+        """
+        weights = self.plain_task.state_dict()
+        broken = first_non_finite(weights)
+        if broken is not None:
+            raise TrainingError(
+                f"weights: expected finite values, got NaN or infinity in {broken} after step "
+                f"{self.step}, which is not saved. Lower the learning rate or set "
+                "optimizer.max_grad_norm."
+            )
+        tensors, plain = split_optimizer_state(self.optimizer.state_dict())
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            state=CheckpointState(
+                step=self.step,
+                num_processes=self.accelerator.num_processes,
+                batch_size=self._config.batch_size,
+                optimizer=plain,
+                scaler={} if scaler is None else scaler.state_dict(),
+                losses=losses,
+            ),
+            model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
+            task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
+            optimizer=tensors,
+            random=gather_states(self.accelerator, capture_random_state()),
+            model_card=model_card,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ArgumentError: The batch size is another.
+            CheckpointError: The checkpoint is of another model or task.
+        """
+        state = checkpoint.state
+        if state.batch_size != self._config.batch_size:
+            raise ArgumentError(
+                f"batch_size: expected {state.batch_size}, which the run to resume was started "
+                f"with, got {self._config.batch_size}. Set it back, or start a new run."
+            )
+        self._restore_weights(checkpoint)
+        try:
+            self.optimizer.load_state_dict(
+                join_optimizer_state(checkpoint.optimizer, state.optimizer)
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"optimizer: expected the parameter groups of this task, got others ({error}). "
+                "Resume with the run's own configuration."
+            ) from error
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(dict(state.scaler))
+        self._restore_random(checkpoint.random)
+        self.step = state.step
+
+    def _restore_weights(self, checkpoint: Checkpoint) -> None:
+        model = {_PREFIX + key: value for key, value in checkpoint.model.items()}
+        try:
+            self.plain_task.load_state_dict(model | dict(checkpoint.task))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"checkpoint: expected the weights of this model, got others: "
+                f"{str(error).splitlines()[-1].strip()[:200]}. "
+                "Resume with the run's own configuration."
+            ) from error
+
+    def _restore_random(self, random: Mapping[str, Tensor]) -> None:
+        prefix = f"{self.accelerator.process_index}."
+        own = {k.removeprefix(prefix): v for k, v in random.items() if k.startswith(prefix)}
+        if own:
+            restore_random_state(own)
+        else:
+            _log.warning(
+                "resume: the checkpoint has no random state of process %d; it draws new numbers",
+                self.accelerator.process_index,
+            )
