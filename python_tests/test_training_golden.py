@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import tiny_zegformer
 import torch
 from golden import arguments_of, assert_close, config_of, load, state_dict_of
 
 from zsseg_rt.models import from_official
+from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.training.matching import SegmentWeights, class_masks, match_segments
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 pytestmark = pytest.mark.needs_shared
 
@@ -121,3 +125,71 @@ def test_recovery(step, what):
     targets = getattr(recovery, {"queries": "query_targets", "patches": "patch_targets"}[what])
     assert_close(targets, step.golden(f"ori_{key}"))
     assert not targets.requires_grad
+
+
+# ---------------------------------------------------------------- ZegFormer
+
+
+class Proposals:
+    """One training step of ZegFormer's small reference file, up to the gradients."""
+
+    def __init__(self, shared_dir) -> None:
+        self.vectors = load(shared_dir, "zegformer_public.npz")
+        config = config_of(self.vectors)
+        state_dict = {
+            key: value
+            for key, value in state_dict_of(self.vectors).items()
+            if not key.startswith(tiny_zegformer.CLIP)
+        }
+        seen = config["seen_indexes"]
+        model = from_official(
+            "zegformer", state_dict, num_heads=config["heads"], ensemble=False, dropout=0.0
+        )
+        text = torch.from_numpy(self.vectors["text/text_features_test"])
+        assert np.array_equal(text[seen], self.vectors["text/text_features"])
+        self.task = ZegFormerTask(model, text, seen=seen).train()
+        images = [torch.from_numpy(self.vectors["image0"])]
+        self.images = model.prepare(images, IMAGE_MEAN, IMAGE_STD)
+        self.labels = torch.from_numpy(self.vectors["train/label0"]).long()[None]
+        self.terms = self.task.losses(self.images, self.labels)
+        sum(self.terms.values()).backward()
+
+
+@pytest.fixture(scope="module")
+def proposals(shared_dir):
+    return Proposals(shared_dir)
+
+
+def test_zegformer_losses(proposals):
+    names = {"classification": "loss_ce", "focal": "loss_mask", "dice": "loss_dice"}
+    assert len(proposals.terms) == 6
+    for name, value in proposals.terms.items():
+        key, _, suffix = name.partition("_")
+        official = names[key] + (f"_{suffix}" if suffix else "")
+        close(value, proposals.vectors[f"train/loss/{official}"], LOSS_TOLERANCE)
+    total = sum(proposals.terms.values())
+    close(total, proposals.vectors["train/loss_total"], LOSS_TOLERANCE)
+
+
+def test_zegformer_matches(proposals):
+    labels = torch.nn.functional.pad(proposals.labels, (0, 8), value=255)
+    targets = class_masks(labels, 5)
+    layers = proposals.task.segments(proposals.images)
+    for index, layer in enumerate([layers[-1], *layers[:-1]]):
+        (match,) = match_segments(layer, targets, SegmentWeights())
+        assert np.array_equal(torch.stack(match), proposals.vectors[f"train/match{index}/0"])
+
+
+def test_zegformer_gradients(proposals):
+    gradients = {name: p.grad for name, p in proposals.task.model.named_parameters()}
+    prefix = "train/gradnorm/"
+    keys = [key for key in proposals.vectors.files if key.startswith(prefix)]
+    assert keys
+    for key in keys:
+        norm = gradients[key.removeprefix(prefix)].norm()
+        close(norm, proposals.vectors[key], GRADIENT_TOLERANCE)
+
+
+def test_zegformer_training_checkpoints_have_the_official_keys(proposals):
+    official = set(proposals.vectors["train/train_only_keys"])
+    assert set(proposals.task.model.state_dict()) == official - {"criterion.empty_weight"}

@@ -26,6 +26,8 @@ __all__ = [
     "MaskLosses",
     "cross_entropy",
     "mask_losses",
+    "negative_focal",
+    "positive_focal",
     "process_mean",
     "recovery_losses",
 ]
@@ -87,8 +89,8 @@ def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
     normalizer = process_mean(present.sum().to(logits)).clamp(min=1)
 
     labelled = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
-    at_labels = torch.where(positive, _positive_focal(labelled), _negative_focal(labelled))
-    focal = _negative_focal(logits).scatter_(1, classes.unsqueeze(1), at_labels.unsqueeze(1))
+    at_labels = torch.where(positive, positive_focal(labelled), negative_focal(labelled))
+    focal = negative_focal(logits).scatter_(1, classes.unsqueeze(1), at_labels.unsqueeze(1))
 
     probabilities = logits.sigmoid()
     overlaps = _sum_by_class(labelled.sigmoid() * positive, classes, num_classes)
@@ -99,11 +101,13 @@ def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
     )
 
 
-def _positive_focal(logits: Tensor) -> Tensor:
+def positive_focal(logits: Tensor) -> Tensor:
+    """Focal loss of each logit where the class is present."""
     return ALPHA * (-logits).sigmoid() ** 2 * F.softplus(-logits)
 
 
-def _negative_focal(logits: Tensor) -> Tensor:
+def negative_focal(logits: Tensor) -> Tensor:
+    """Focal loss of each logit where the class is absent."""
     return (1 - ALPHA) * logits.sigmoid() ** 2 * F.softplus(logits)
 
 

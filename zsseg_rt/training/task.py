@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "TrainingTask", "normalize_images"]
+__all__ = ["Batch", "TrainingTask", "normalize_images", "valid_pixels"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ class TrainingTask(nn.Module, ABC):
 
     Args:
         model: The model to train.
+
+    Attributes:
+        max_grad_norm: What the norm of all gradients together is clipped to; None clips nothing.
     """
+
+    max_grad_norm: float | None = None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -93,9 +98,14 @@ def normalize_images(
     shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
     scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
     normalized = (images.float() / 255 - shift) / scale
-    rows = torch.arange(images.shape[2], device=images.device)
-    columns = torch.arange(images.shape[3], device=images.device)
+    return normalized.masked_fill(~valid_pixels(batch).unsqueeze(1), padding)
+
+
+def valid_pixels(batch: Batch) -> Tensor:
+    """Which pixels are not padding, bool ``[B, H, W]``."""
+    rows, columns = (
+        torch.arange(size, device=batch.images.device) for size in batch.images.shape[2:]
+    )
     valid_rows = rows < batch.valid_hw[:, :1]
     valid_columns = columns < batch.valid_hw[:, 1:]
-    valid = valid_rows[:, None, :, None] & valid_columns[:, None, None, :]
-    return normalized.masked_fill(~valid, padding)
+    return valid_rows.unsqueeze(2) & valid_columns.unsqueeze(1)

@@ -1,4 +1,5 @@
 """One training task a family of models.
 
-:class:`zsseg_rt.training.tasks.descriptor.DescriptorTask` trains ZegCLIP and CLIP-RC.
+- :class:`zsseg_rt.training.tasks.descriptor.DescriptorTask` trains ZegCLIP and CLIP-RC.
+- :class:`zsseg_rt.training.tasks.zegformer.ZegFormerTask` trains ZegFormer.
 """

@@ -1,0 +1,149 @@
+"""Train ZegFormer's text branch; CLIP stays as it is.
+
+Source:
+    Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, ZegFormer
+from zsseg_rt.models.zegformer_decoder import Segments
+from zsseg_rt.training.matching import (
+    SegmentWeights,
+    class_masks,
+    match_segments,
+    segment_losses,
+)
+from zsseg_rt.training.protocols import Protocol
+from zsseg_rt.training.task import Batch, valid_pixels
+from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
+
+__all__ = ["ZegFormerTask"]
+
+_PADDING = 128  # of crops, in 0..255, before normalisation
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+
+
+class ZegFormerTask(LabelledTask):
+    """ZegFormer with the official objective.
+
+    Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
+    every mask.
+
+    Args:
+        model: The model to train; its CLIP, if it has one, is not run.
+        text_embeds: Embeddings of all classes of the data set for the text branch, ``[C, D]``,
+            unit norm.
+        seen: Indices of the seen classes.
+        protocol: ``"inductive"`` or ``"supervised"``; the paper has no self-training.
+        ignore_label: The data set's label of unannotated pixels.
+        weights: Of the losses and the matching costs.
+        learning_rate: Peak rate of everything but the backbone.
+        backbone_factor: Of that, the backbone's.
+        weight_decay: For everything but norms and queries.
+
+    Raises:
+        ArgumentError: A setting is unknown or negative.
+    """
+
+    model: ZegFormer
+    max_grad_norm = 0.01
+
+    def __init__(
+        self,
+        model: ZegFormer,
+        text_embeds: Tensor,
+        *,
+        seen: Sequence[int],
+        protocol: Protocol = "inductive",
+        ignore_label: int = 255,
+        weights: SegmentWeights | None = None,
+        learning_rate: float = 1e-4,
+        backbone_factor: float = 0.1,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        if protocol == "transductive":
+            raise ArgumentError(
+                "protocol: expected 'inductive' or 'supervised', got 'transductive'. ZegFormer "
+                "gives no pixel scores to choose pseudo labels by."
+            )
+        super().__init__(
+            model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
+        )
+        check_non_negative(
+            learning_rate=learning_rate, backbone_factor=backbone_factor, weight_decay=weight_decay
+        )
+        self.weights = weights or SegmentWeights()
+        self.learning_rate, self.backbone_factor = learning_rate, backbone_factor
+        self.weight_decay = weight_decay
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
+        images = batch.images.masked_fill(~valid_pixels(batch).unsqueeze(1), _PADDING)
+        return self.losses(self.model.prepare(list(images), IMAGE_MEAN, IMAGE_STD), batch.labels)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted loss terms.
+
+        Args:
+            images: Normalised RGB planes, float ``[B, 3, H, W]``, padded below and at the right to
+                multiples of the model's divisor.
+            labels: Class indices of the data set, int64 ``[B, h, w]``, ``h <= H`` and ``w <= W``.
+
+        Returns:
+            ``classification``, ``focal`` and ``dice`` of the last layer, and the same with
+            ``_0``, ``_1``, ... of the others.
+        """
+        padding = (0, images.shape[3] - labels.shape[2], 0, images.shape[2] - labels.shape[1])
+        labels = F.pad(self.label_protocol.prepare(labels), padding, value=-1)
+        targets = class_masks(labels, len(self.query_embeds))
+        layers = self.segments(images)
+        terms: dict[str, Tensor] = {}
+        for index, layer in enumerate(layers):
+            matches = match_segments(layer, targets, self.weights)
+            made = segment_losses(layer, targets, matches, no_object=self.weights.no_object)
+            suffix = "" if index == len(layers) - 1 else f"_{index}"
+            for name, value in made._asdict().items():
+                terms[name + suffix] = getattr(self.weights, name) * value
+        return terms
+
+    def segments(self, images: Tensor) -> list[Segments]:
+        """What every decoder layer proposes, first to last.
+
+        Args:
+            images: Normalised RGB planes, float ``[B, 3, H, W]``.
+
+        Returns:
+            Logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, H / 4, W / 4]`` of each layer.
+        """
+        head = self.model.sem_seg_head
+        maps = self.model.backbone(images)
+        queries = head.predictor.decode(maps[-1])
+        made = head.predictor(queries, head.pixel_decoder(maps), self.query_embeds)
+        return [Segments(*layer) for layer in zip(*made, strict=True)]
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The backbone at its own rate; norms and queries without weight decay."""
+        kept = {
+            id(p)
+            for module in self.model.modules()
+            if isinstance(module, _NORMS)
+            for p in module.parameters(recurse=False)
+        }
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                slow = name.startswith("backbone.")
+                rate = self.learning_rate * (self.backbone_factor if slow else 1.0)
+                decay = 0.0 if id(parameter) in kept else self.weight_decay
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": tensors, "lr": rate, "weight_decay": decay}
+            for (rate, decay), tensors in groups.items()
+        ]
