@@ -81,8 +81,22 @@ class TextEncoder(nn.Module):
             DTypeError: The ids are not integers.
         """
         self._check(tokens)
-        x = self.token_embedding(tokens) + self.positional_embedding
-        columns = torch.arange(self.config.context_length, device=tokens.device)
+        return self.embed(tokens)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """:meth:`forward` for rows that may be shorter than the context.
+
+        What lies behind the end-of-text token is never attended to, so cutting it off changes
+        nothing but the time.
+
+        Args:
+            tokens: Token ids, int64 ``[T, L]``, ``L`` at most ``context_length``.
+
+        Returns:
+            Text embeddings, ``[T, D]``, **not** normalised.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
         future = columns > columns.unsqueeze(1)
         mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, float("-inf"))
         x = cast(Tensor, self.ln_final(self.transformer(x, mask=mask)))

@@ -1,0 +1,187 @@
+"""A small CLIP learns from captions, is read like any other CLIP, and survives interruption."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.models import create_model
+from zsseg_rt.models.clip import load_clip
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training import clip_pretraining
+from zsseg_rt.training.caption_batches import NEVER_CAPTIONED, CaptionBatches
+from zsseg_rt.training.clip_checks import classify_views
+from zsseg_rt.training.clip_pretraining import (
+    PretrainingConfig,
+    SmallClip,
+    contrastive_loss,
+    losses,
+    pretrain,
+)
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES
+
+TINY = PretrainingConfig(
+    steps=3,
+    batch_size=8,
+    warmup_steps=1,
+    width=64,
+    num_layers=1,
+    text_width=64,
+    text_layers=1,
+    embed_dim=32,
+    whole_every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return pretrain(TINY, folder, num_workers=0)
+
+
+def test_perfect_embeddings_cost_nothing_and_swapped_ones_much():
+    embeds = torch.eye(4)
+    order = torch.arange(4)
+    scale = torch.tensor(100.0)
+    assert contrastive_loss(embeds, embeds, order, scale) < 1e-6
+    assert contrastive_loss(embeds, embeds.roll(1, 0), order, scale) > 50
+
+
+def test_pictures_with_one_caption_are_no_negatives():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(2, 8, generator=generator), dim=1)
+    scale = torch.tensor(10.0)
+    logits = 10 * images @ texts.T  # pictures 0 and 1 share caption 0
+    rows = [(0, 0), (1, 0), (2, 1)]
+    to_text = [-torch.log_softmax(logits[i], 0)[c] for i, c in rows[:2]]
+    to_text.append(-(logits[2, 1] - torch.logsumexp(logits[2, [0, 0, 1]], 0)))
+    to_image = [-(logits[i, 0] - torch.logsumexp(logits[[i, 2], 0], 0)) for i in (0, 1)]
+    to_image.append(-(logits[2, 1] - torch.logsumexp(logits[:, 1], 0)))
+    expected = (sum(to_text) / 3 + sum(to_image) / 3) / 2
+    found = contrastive_loss(images, texts, torch.tensor([0, 0, 1]), scale)
+    torch.testing.assert_close(found, expected)
+
+
+def test_batches_depend_on_their_step_alone():
+    first, again = (CaptionBatches(steps=4, batch_size=8, whole_every=2) for _ in range(2))
+    for step in (3, 0):
+        a, b = first[step], again[step]
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.tokens, b.tokens)
+    assert first[0].images.shape == (8, 3, 64, 64)
+    assert first[1].images.shape == (4, 3, 128, 128)
+    assert not torch.equal(first[0].images, first[2].images)
+    other = CaptionBatches(steps=4, batch_size=8, whole_every=2, seed=1)
+    assert not torch.equal(first[0].images, other[0].images)
+
+
+def test_captions_fit_and_leave_out_what_is_held_back():
+    from tokenizers import Tokenizer as JsonTokenizer
+
+    assert not set(NEVER_CAPTIONED) & set(CLASS_NAMES)
+    assert len(NEVER_CAPTIONED) > 15
+    reader = JsonTokenizer.from_str(tokenizer_json())
+    batches = CaptionBatches(steps=40, batch_size=64)
+    for step in (0, 3):
+        tokens = batches[step].tokens
+        assert (tokens[:, -1] == 0).all() or (tokens[:, -1] == tokens.max()).all()
+        for row in tokens.numpy():
+            ends = np.flatnonzero(row == row.max())
+            assert len(ends) == 1
+            text = reader.decode(row[1 : ends[0]].tolist()).replace("</w>", " ")
+            assert not any(name in text for name in NEVER_CAPTIONED), text
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, batch_size=32, whole_every=100)
+    model = SmallClip(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    batches = CaptionBatches(steps=30, batch_size=32, whole_every=100)
+    history = []
+    for step in range(30):
+        terms = losses(model, batches[step], config.patch_weight)
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert np.mean(history[-5:]) < np.mean(history[:3]) - 0.4
+    assert set(terms) == {"contrastive", "patches"}
+
+
+def test_other_code_reads_the_weights(run):
+    weights = load_clip(run, activation="quick_gelu")
+    assert weights.text["positional_embedding"].shape == (24, 64)
+    dense = create_model("dense_clip", pretrained=run, activation="quick_gelu", head="naclip")
+    model = create_model("zegclip", pretrained=run, activation="quick_gelu", image_size=128)
+    small = SmallClip(TINY)
+    from safetensors.torch import load_file
+
+    small.load_open_clip_state_dict(load_file(run))
+    tokens = Tokenizer(tokenizer_json(), context_length=24).encode(["a photo of a red ball."])
+    tokens = torch.from_numpy(tokens)
+    for other in (dense, model):
+        found = torch.nn.functional.normalize(other.text_encoder(tokens), dim=-1)
+        torch.testing.assert_close(found, small.encode_texts(tokens))
+    image = torch.randint(0, 256, (1, 3, 128, 128), dtype=torch.uint8)
+    mean = torch.tensor(dense.image_mean).view(3, 1, 1)
+    std = torch.tensor(dense.image_std).view(3, 1, 1)
+    _, cls_embed = dense.image_encoder((image / 255 - mean) / std)
+    torch.testing.assert_close(cls_embed, small.encode_images(image)[0])
+
+
+def test_short_rows_give_the_same_text_embeddings(run):
+    encoder = create_model("dense_clip", pretrained=run, activation="quick_gelu").text_encoder
+    tokens = Tokenizer(tokenizer_json(), context_length=24).encode(["a red ball", "grass"])
+    tokens = torch.from_numpy(tokens)
+    torch.testing.assert_close(encoder.embed(tokens[:, :6]), encoder(tokens))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
+    class StoppedError(Exception):
+        pass
+
+    def stop_after_two(run, folder, save=clip_pretraining._Run.save):
+        save(run, folder)
+        if run.step == 2:
+            raise StoppedError
+
+    monkeypatch.setattr(clip_pretraining._Run, "save", stop_after_two)
+    with pytest.raises(StoppedError):
+        pretrain(TINY, tmp_path, num_workers=0, checkpoint_seconds=0.0)
+    monkeypatch.undo()
+    resumed = pretrain(TINY, tmp_path, num_workers=0)
+    assert resumed.read_bytes()[-4096:] == run.read_bytes()[-4096:]
+
+
+def test_another_configuration_is_not_resumed(run):
+    other = dataclasses.replace(TINY, learning_rate=1.0)
+    with pytest.raises(TrainingError, match="got another learning_rate"):
+        pretrain(other, run.parent, num_workers=0)
+
+
+def test_checks_are_chances_for_untrained_weights():
+    torch.manual_seed(0)
+    scores = classify_views(
+        SmallClip(TINY), Tokenizer(tokenizer_json(), context_length=24), num_scenes=20
+    )
+    assert 0 <= scores.things < 0.1
+    assert 0 <= scores.classes < 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"width": 100}, "width: expected a multiple of 64"),
+        ({"view_size": 60}, "view_size: expected a multiple of the patch size 16"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ArgumentError, match=message):
+        PretrainingConfig(**setting)

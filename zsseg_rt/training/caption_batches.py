@@ -1,0 +1,112 @@
+"""Batches of pictures with captions from the synthetic world; a batch depends on its step alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES, World
+from zsseg_rt.training.datasets.scenes.captions import describe_scene
+from zsseg_rt.training.datasets.scenes.crops import Captioned, captioned_views
+from zsseg_rt.training.datasets.scenes.words import all_things
+from zsseg_rt.training.datasets.scenes.world import visible
+
+__all__ = ["NEVER_CAPTIONED", "CaptionBatch", "CaptionBatches"]
+
+_WORLD = 3  # the scenes of SceneDataset("pretraining")
+_SCENES_PER_STEP = 1024  # room in the numbering: no two steps share a scene
+
+# Things that no caption of pretraining names, to measure how words recombine; no class is one.
+NEVER_CAPTIONED: tuple[str, ...] = tuple(
+    kind.name
+    for number, kind in enumerate(all_things())
+    if number % 13 == 4 and kind.name not in CLASS_NAMES
+)
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Pictures of one size and what is said about each.
+
+    Attributes:
+        images: RGB, uint8 ``[B, 3, H, W]``.
+        tokens: Token ids of the distinct captions, int64 ``[U, L]``.
+        caption_of: Which of the captions each picture has, int64 ``[B]``.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    caption_of: Tensor
+
+
+class CaptionBatches(Dataset[CaptionBatch]):
+    """Batches by step: mostly closer views, every ``whole_every``-th of whole scenes.
+
+    Args:
+        steps: Number of batches.
+        seed: Of the world.
+        batch_size: Views a batch; whole scenes are half as many.
+        view_size: Side of views in pixels.
+        size: Side of whole scenes in pixels.
+        whole_every: How often a batch is of whole scenes.
+        context_length: Tokens a caption.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        seed: int = 0,
+        batch_size: int = 256,
+        view_size: int = 64,
+        size: int = 128,
+        whole_every: int = 4,
+        context_length: int = 24,
+    ) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.view_size, self.whole_every = view_size, whole_every
+        self._world = World(8 * seed + _WORLD, size=size, class_share=0.0)
+        self._seed = seed
+        self._tokenizer = Tokenizer(tokenizer_json(), context_length=context_length)
+        self._never = tuple(NEVER_CAPTIONED)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> CaptionBatch:
+        """Make the batch of a step."""
+        cv2.setNumThreads(1)
+        rng = np.random.default_rng([self._seed, 4, step])
+        whole = step % self.whole_every == self.whole_every - 1
+        count = self.batch_size // 2 if whole else self.batch_size
+        pairs: list[Captioned] = []
+        for offset in range(_SCENES_PER_STEP):
+            found = self._pairs(_SCENES_PER_STEP * step + offset, whole, rng)
+            pairs += [pair for pair in found if not any(name in pair[1] for name in self._never)]
+            if len(pairs) >= count:
+                break
+        return self._collate(pairs[:count])
+
+    def _pairs(self, index: int, whole: bool, rng: np.random.Generator) -> list[Captioned]:
+        scene = self._world.scene(index, num_captions=0)
+        if whole:
+            seen = visible(scene.identities, scene.kinds, 200)
+            return [(scene.image, describe_scene(seen, rng))]
+        return list(captioned_views(scene, self.view_size, rng))
+
+    def _collate(self, pairs: list[Captioned]) -> CaptionBatch:
+        images = np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2)
+        captions = list(dict.fromkeys(caption for _, caption in pairs))
+        number = {caption: index for index, caption in enumerate(captions)}
+        return CaptionBatch(
+            images=torch.from_numpy(np.ascontiguousarray(images)),
+            tokens=torch.from_numpy(self._tokenizer.encode(captions)),
+            caption_of=torch.tensor([number[caption] for _, caption in pairs]),
+        )

@@ -1,0 +1,112 @@
+"""What a small CLIP makes of the synthetic world without any training on masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
+from zsseg_rt.training.clip_pretraining import SmallClip
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, World
+from zsseg_rt.training.datasets.scenes.crops import view_of
+from zsseg_rt.training.datasets.scenes.words import all_things
+from zsseg_rt.training.datasets.scenes.world import visible
+
+__all__ = ["ZeroShotScores", "classify_views", "embed_names"]
+
+_WORLD = 2  # the scenes of SceneDataset("val")
+_CHUNK = 256
+TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class ZeroShotScores:
+    """Shares of views of single things that were named right.
+
+    Attributes:
+        things: Among all things of the world.
+        never_captioned: The same, of things whose words no caption had combined.
+        classes: Among the segmentation classes that are things.
+        unseen_classes: The same, of the classes that segmenters do not see.
+    """
+
+    things: float
+    never_captioned: float
+    classes: float
+    unseen_classes: float
+
+
+@torch.no_grad()
+def classify_views(
+    model: SmallClip, tokenizer: Tokenizer, *, num_scenes: int = 300, seed: int = 0, side: int = 64
+) -> ZeroShotScores:
+    """Name closer views of single things by the nearest text embedding.
+
+    Args:
+        model: The CLIP.
+        tokenizer: With the model's context length.
+        num_scenes: How many scenes views are taken from, of any things and of classes each.
+        seed: Of the world.
+        side: Side of views in pixels.
+    """
+    every = [kind.name for kind in all_things()]
+    classes = [name for name in CLASS_NAMES if name in every]
+    right = _right_names(model, tokenizer, every, _views(seed, 0.0, num_scenes, side))
+    never = [hit for name, hit in right if name in NEVER_CAPTIONED]
+    among_classes = _right_names(model, tokenizer, classes, _views(seed, 1.0, num_scenes, side))
+    unseen = {name for index, name in enumerate(CLASS_NAMES) if index not in SEEN}
+    return ZeroShotScores(
+        things=_mean([hit for _, hit in right]),
+        never_captioned=_mean(never),
+        classes=_mean([hit for _, hit in among_classes]),
+        unseen_classes=_mean([hit for name, hit in among_classes if name in unseen]),
+    )
+
+
+@torch.no_grad()
+def embed_names(
+    model: SmallClip,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+) -> Tensor:
+    """Class embeddings of names, float32 ``[C, D]``, unit norm."""
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    embeds = model.encode_texts(torch.from_numpy(tokenizer.encode(prompts)))
+    return average_templates(embeds.reshape(len(names), len(templates), -1))
+
+
+def _views(
+    seed: int, class_share: float, num_scenes: int, side: int
+) -> Iterator[tuple[NDArray[np.uint8], str]]:
+    world = World(8 * seed + _WORLD, class_share=class_share)
+    for index in range(num_scenes):
+        scene = world.scene(index, num_captions=0)
+        for part in visible(scene.identities, scene.kinds, side * side // 5):
+            if part.kind.is_thing:
+                yield view_of(scene, part, side), part.kind.name
+
+
+def _right_names(
+    model: SmallClip,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    views: Iterator[tuple[NDArray[np.uint8], str]],
+) -> list[tuple[str, bool]]:
+    text_embeds = embed_names(model, tokenizer, names)
+    images, truths = zip(*views, strict=True)
+    stacked = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+    embeds = [model.encode_images(chunk)[0] for chunk in torch.split(stacked, _CHUNK)]
+    found = (torch.cat(embeds) @ text_embeds.T).argmax(dim=1).tolist()
+    return [(truth, names[index] == truth) for truth, index in zip(truths, found, strict=True)]
+
+
+def _mean(hits: Sequence[bool]) -> float:
+    return float(np.mean(hits)) if hits else float("nan")
