@@ -1,0 +1,230 @@
+"""Count and time every system at its official size, with random weights: the model zoo's figures.
+
+    python benchmarks/model_zoo.py [--only NAME ...] [--rounds 5] [--threads 2] [--json FILE]
+
+A frame of 640x480 goes in, labels of 640x480 come out of ``Engine.segment``; all engines are
+loaded and take turns, so that a busy moment hits every one. Multiply-accumulates are those of
+matrix products, convolutions and attention in one eager pass of torch. Random weights: this says
+nothing about accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engine import FRAME_HW, describe_machine, random_inputs
+
+
+@dataclass(frozen=True)
+class System:
+    """A system at its official size.
+
+    Attributes:
+        build: Makes the model with random weights.
+        run: One eager pass over a picture of the official size with so many classes.
+        classes: Number of classes.
+    """
+
+    build: Callable[[], Any]
+    run: Callable[[Any, int], object]
+    classes: int
+
+
+def zegclip(prompts: int) -> Any:
+    """ZegCLIP, ViT-B/16 at 512x512."""
+    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.zegclip import ZegCLIP, ZegCLIPConfig
+
+    return ZegCLIP(ZegCLIPConfig(image_encoder=ImageEncoderConfig(num_prompts=prompts)))
+
+
+def clip_rc(prompts: int) -> Any:
+    """CLIP-RC, ViT-B/16 at 512x512, without the recovery decoder of training."""
+    from zsseg_rt.models.clip_rc import ClipRC, ClipRCConfig
+    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+
+    encoder = ImageEncoderConfig(num_prompts=prompts, num_regions=16)
+    return ClipRC(ClipRCConfig(image_encoder=encoder, with_recovery=False))
+
+
+def dense_clip() -> Any:
+    """Plain CLIP ViT-B/16 with NACLIP's last block at 512x512."""
+    from zsseg_rt.models.dense_clip import DenseCLIP, DenseCLIPConfig
+    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+
+    encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
+    return DenseCLIP(DenseCLIPConfig(image_encoder=encoder, size_hw=(512, 512)))
+
+
+def zegformer(depths: tuple[int, ...]) -> Any:
+    """ZegFormer with CLIP ViT-B/16 on 100 regions."""
+    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.text_encoder import TextEncoderConfig
+    from zsseg_rt.models.zegformer import ZegFormer
+    from zsseg_rt.models.zegformer_backbone import ResNetConfig
+    from zsseg_rt.models.zegformer_config import ZegFormerConfig
+
+    return ZegFormer(
+        ZegFormerConfig(
+            backbone=ResNetConfig(depths=depths),
+            clip_image=ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0),
+            clip_text=TextEncoderConfig(),
+            seen_classes=tuple(range(15)),
+        )
+    )
+
+
+def zeroseg() -> Any:
+    """ZeroSeg, ViT-B/16 at 448x448, without the reconstruction head of training."""
+    from zsseg_rt.models import create_model
+
+    return create_model("zeroseg", with_decoder=False)
+
+
+def run_plain(side: int) -> Callable[[Any, int], object]:
+    """One pass of a model that takes an image and class embeddings."""
+
+    def run(model: Any, classes: int) -> object:
+        import torch
+
+        _, text = random_inputs(512, classes)
+        return model(torch.zeros(1, 3, side, side), torch.from_numpy(text))
+
+    return run
+
+
+def run_zeroseg(model: Any, classes: int) -> object:
+    """One pass over a picture of 448x448; classes enter only after the networks."""
+    import torch
+
+    return model(torch.zeros(1, 3, 448, 448))
+
+
+def run_zegformer(model: Any, classes: int) -> object:
+    """One pass of ZegFormer over a picture of 512x512."""
+    import torch
+
+    _, text = random_inputs(512, classes)
+    features = torch.from_numpy(text)
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (3, 512, 512), np.uint8))
+    return model([image], features, features, [(512, 512)])
+
+
+SYSTEMS = {
+    "zegclip-voc": System(lambda: zegclip(10), run_plain(512), 20),
+    "zegclip-coco": System(lambda: zegclip(100), run_plain(512), 171),
+    "clip_rc-voc": System(lambda: clip_rc(10), run_plain(512), 20),
+    "clip_rc-coco": System(lambda: clip_rc(100), run_plain(512), 171),
+    "dense_clip-naclip": System(dense_clip, run_plain(512), 20),
+    "zeroseg": System(zeroseg, run_zeroseg, 20),
+    "zegformer-r50": System(lambda: zegformer((3, 4, 6, 3)), run_zegformer, 20),
+    "zegformer-r101": System(lambda: zegformer((3, 4, 23, 3)), run_zegformer, 20),
+}
+
+
+def main() -> int:
+    """Parse arguments, count and time, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--no-time", action="store_true", help="count only")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ZSSEG_HOME"] = str(Path(folder) / "cache")
+        report = measure(args, Path(folder))
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Count all, then let all engines take turns."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows: dict[str, dict[str, Any]] = {}
+    engines = {}
+    for name in args.only:
+        model = SYSTEMS[name].build().eval()
+        rows[name] = count(model, SYSTEMS[name])
+        if not args.no_time:
+            engines[name] = open_engine(model, SYSTEMS[name].classes, folder / name, args.threads)
+        del model
+    for name, (engine, _) in engines.items():
+        rows[name] |= {"precision": engine.precision, "backend": engine.backend}
+    for name, times in take_turns(engines, args.rounds).items():
+        rows[name]["engine_ms"] = statistics.median(times)
+    report = {"machine": describe_machine(), "threads": args.threads, "frame_hw": FRAME_HW}
+    return report | {"rounds": args.rounds, "systems": rows}
+
+
+def count(model: Any, system: System) -> dict[str, Any]:
+    """Parameters without the text tower, and multiply-accumulates of one pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def is_text(name: str) -> bool:
+        return "text_encoder" in name or "clip_text" in name
+
+    parameters = sum(p.numel() for n, p in model.named_parameters() if not is_text(n))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        system.run(model, system.classes)
+    macs = counter.get_total_flops() / 2
+    return {"classes": system.classes, "parameters": parameters, "macs": macs}
+
+
+def open_engine(model: Any, classes: int, folder: Path, threads: int) -> tuple[Any, np.ndarray]:
+    """Export to a bundle without text tower and load it with random class embeddings."""
+    from zsseg_rt import Engine, EngineConfig
+    from zsseg_rt.export import export_bundle
+
+    bundle = folder.with_suffix(".zsseg")
+    options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
+    export_bundle(model, bundle, **options)
+    engine = Engine(bundle, EngineConfig(device="cpu", num_threads=threads))
+    width = engine.bundle.text.embed_dim
+    frame, text = random_inputs(width, classes)
+    engine.set_classes([f"class {index}" for index in range(classes)], embeddings=text)
+    engine.segment(frame)
+    return engine, frame
+
+
+def take_turns(engines: dict[str, tuple[Any, np.ndarray]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each engine in each round."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds):
+        for name, (engine, frame) in engines.items():
+            start = time.perf_counter()
+            engine.segment(frame)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print one line a system."""
+    machine = report["machine"]
+    print(f"{machine['cpu']}, {report['threads']} threads, commit {machine['commit']}")
+    print(f"{'system':20} {'classes':>7} {'parameters':>11} {'GMAC':>8} {'engine':>11}")
+    for name, row in report["systems"].items():
+        latency = f"{row['engine_ms']:8.0f} ms" if "engine_ms" in row else "-"
+        size = f"{row['parameters'] / 1e6:9.1f} M"
+        print(f"{name:20} {row['classes']:7} {size} {row['macs'] / 1e9:8.1f} {latency:>11}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
