@@ -22,8 +22,14 @@ SIZES: dict[str, Any] = {
     "projection_width": 48,
     "size_hw": (64, 64),
 }
-# Groups that stand apart: without the factors all patches choose one group.
-GAINS = (("group_token", 20.0), ("assign.q_proj.weight", 6.0), ("assign.k_proj.weight", 6.0))
+# Patches and groups that stand apart: without the factors all pixels fall into one segment.
+GAINS = (
+    ("group_token", 20.0),
+    ("assign.q_proj.weight", 4.0),
+    ("assign.k_proj.weight", 4.0),
+    ("patch_embed.proj.weight", 5.0),
+    ("grouping.mlp_channels.fc2.weight", 6.0),
+)
 
 
 def zeroseg_model(salt: str = "", **overrides: Any) -> ZeroSeg:

@@ -26,6 +26,7 @@ __all__ = [
     "GraphEntry",
     "HeadSpec",
     "PreprocessSpec",
+    "SegmentSpec",
     "TextBankEntry",
     "TextSpec",
 ]
@@ -35,6 +36,7 @@ MANIFEST = "bundle.json"
 FAMILIES = {
     "descriptor": ("image_encoder", "decoder"),
     "dense": ("image_encoder",),
+    "segment_tokens": ("image_encoder",),
 }
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 
@@ -150,6 +152,30 @@ class HeadSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """How segments take classes, in the family ``segment_tokens``.
+
+    The scale is :attr:`HeadSpec.logit_scale`; :attr:`HeadSpec.unknown_below` is the background
+    threshold, under which a segment is unknown unless it is the frame's best.
+
+    Attributes:
+        num_segments: Segments G of a frame.
+        top_k: Phrases that survive: those nearest to the whole frame. None keeps all.
+        plain_cosine: Whether scores are the bare softmax over all phrases.
+    """
+
+    num_segments: int
+    top_k: int | None = 5
+    plain_cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_segments <= 254:
+            raise ValueError(f"num_segments: expected from 1 to 254, got {self.num_segments}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k: expected at least 1 or null, got {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextBankEntry(FileEntry):
     """Precomputed embeddings ``embeds`` float32 [C, D] of ``names``, in a safetensors file."""
 
@@ -166,6 +192,7 @@ class _Manifest:
     preprocess: PreprocessSpec
     text: TextSpec
     head: HeadSpec
+    segments: SegmentSpec | None = None
     weights: FileEntry | None = None
     text_bank: TextBankEntry | None = None
     golden: FileEntry | None = None
@@ -260,6 +287,8 @@ class Bundle(_Manifest):
         """The content of ``bundle.json`` as plain data."""
         data: dict[str, Any] = schema.encode(self)
         del data["path"]
+        if self.segments is None:  # readers of the first 0.1 bundles know no such key
+            del data["segments"]
         return data
 
     def with_path(self, path: Path) -> Bundle:
@@ -300,6 +329,8 @@ class Bundle(_Manifest):
                 raise BundleError(f"{where}: graphs: missing key {name!r}")
         if self.family == "descriptor" and self.weights is None:
             raise BundleError(f"{where}: missing key 'weights'")
+        if self.family == "segment_tokens" and self.segments is None:
+            raise BundleError(f"{where}: missing key 'segments'")
 
 
 def _read_manifest(root: Path) -> _Manifest:

@@ -26,9 +26,16 @@ from zsseg_rt.errors import (
     ShapeError,
     VocabularyError,
 )
-from zsseg_rt.pipelines.base import BoundClasses, Pipeline, PipelineFactory, Trace
+from zsseg_rt.pipelines.base import (
+    BoundClasses,
+    Pipeline,
+    PipelineFactory,
+    SegmentMasks,
+    Trace,
+)
 from zsseg_rt.pipelines.dense import DensePipeline
 from zsseg_rt.pipelines.descriptor import DescriptorPipeline
+from zsseg_rt.pipelines.segment_tokens import SegmentTokensPipeline
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.text.embeddings import PhraseEmbedder
@@ -42,6 +49,7 @@ _log = logging.getLogger(__name__)
 _PIPELINES: dict[str, PipelineFactory] = {
     "dense": DensePipeline,
     "descriptor": DescriptorPipeline,
+    "segment_tokens": SegmentTokensPipeline,
 }
 
 
@@ -223,11 +231,8 @@ class Engine:
     ) -> Segmentation:
         _check_frame(frame)
         clock = self._workspace.clock()
-        logits = self._mask_logits(frame, classes, clock, trace)
-        labels, scores = self._label(logits, frame.shape[:2], classes.seen)
-        clock.mark("upsample_argmax")
-        host_labels = self._workspace.fetch(labels)[0]
-        host_scores = None if scores is None else self._workspace.fetch(scores)[0]
+        masks = self._mask_logits(frame, classes, clock, trace)
+        host_labels, host_scores = self._label(masks, frame.shape[:2], classes, clock)
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
@@ -246,7 +251,7 @@ class Engine:
         classes: BoundClasses,
         clock: StageClock,
         trace: Trace | None,
-    ) -> Array:
+    ) -> Array | SegmentMasks:
         spec, space = self.bundle.preprocess, self._workspace
         source = space.upload("frame", frame)
         pixels = ops.preprocess(
@@ -260,7 +265,8 @@ class Engine:
         )
         image = reshaped(pixels, (1, 3, *spec.size_hw))
         clock.mark("preprocess")
-        logits = self._pipeline.mask_logits(image, classes, clock, trace)
+        masks = self._pipeline.mask_logits(image, classes, clock, trace)
+        logits = masks.masks if isinstance(masks, SegmentMasks) else masks
         if isinstance(logits, np.ndarray) and not np.isfinite(logits).all():
             raise BackendError(
                 f"mask_logits: expected finite numbers, got NaN or infinity at precision "
@@ -268,24 +274,39 @@ class Engine:
             )
         if trace is not None:
             trace.update(image=image, mask_logits=logits)
-        return logits
+        return masks
 
     def _label(
-        self, logits: Array, out_hw: tuple[int, int], seen: npt.NDArray[np.bool_] | None
-    ) -> tuple[Array, Array | None]:
-        head = self.bundle.head
+        self,
+        masks: Array | SegmentMasks,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        clock: StageClock,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Phrase labels [H, W] and their scores, on the host."""
+        head, space = self.bundle.head, self._workspace
         threshold = self.config.unknown_below
+        unknown_below = head.unknown_below if threshold is None else threshold
+        if isinstance(masks, SegmentMasks):
+            segments, _ = ops.upsample_argmax(masks.masks, out_hw, stream=space.stream)
+            clock.mark("upsample_argmax")
+            host_segments = space.fetch(segments)[0]
+            table, scores_table = masks.tables(len(classes.vocabulary.phrases), unknown_below)
+            with_scores = self.config.with_scores
+            return table[host_segments], scores_table[host_segments] if with_scores else None
         labels, scores = ops.upsample_argmax(
-            logits,
+            masks,
             out_hw,
             activation=head.activation,
-            seen=seen,
-            seen_bias=head.seen_bias if seen is not None else 0.0,
-            unknown_below=head.unknown_below if threshold is None else threshold,
+            seen=classes.seen,
+            seen_bias=head.seen_bias if classes.seen is not None else 0.0,
+            unknown_below=unknown_below,
             with_scores=self.config.with_scores,
-            stream=self._workspace.stream,
+            stream=space.stream,
         )
-        return labels, scores
+        clock.mark("upsample_argmax")
+        host_scores = None if scores is None else space.fetch(scores)[0]
+        return space.fetch(labels)[0], host_scores
 
     def _run_golden(
         self,

@@ -22,6 +22,8 @@ STAGES = (
     "queries",
     "class_embeds",
     "patch_keys",
+    "segment_embeds",
+    "image_embed",
     "mask_logits",
 )
 

@@ -70,6 +70,11 @@ def _reduce_mean(attributes: Attributes, x: Tensor, axes: Tensor | None = None) 
     return x.mean(dim=dims, keepdim=keep)
 
 
+def _reduce_sum(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = _axes(axes) or list(range(x.ndim))
+    return x.sum(dim=dims, keepdim=bool(attributes.get("keepdims", 1)))
+
+
 def _slice(
     attributes: Attributes,
     x: Tensor,
@@ -232,6 +237,7 @@ OPERATORS: dict[str, Operator] = {
     "Mul": _elementwise(torch.mul),
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
+    "ReduceSum": _reduce_sum,
     "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
     "Shape": _shape,

@@ -15,6 +15,7 @@ import typer
 
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.export import export_app
+from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
 from zsseg_rt.cli.options import UsageError
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
+export_app.command("zeroseg")(export_zeroseg)
 for command in (segment, info, doctor):
     app.command()(command)
 

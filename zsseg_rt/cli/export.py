@@ -58,7 +58,7 @@ def export_dense(
         mean=mean,
         std=std,
         embed_output=embed_output,
-        text_bank=_read_bank(*bank),
+        text_bank=read_bank(*bank),
         logit_scale=logit_scale,
         activation=activation,
         licence=licence,
@@ -145,7 +145,12 @@ def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> N
     terminal().print(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}", highlight=False)
 
 
-def _read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
+def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
+    """Read class names (one a line, or a JSON list) and their embeddings (.npy).
+
+    Raises:
+        SourceError: A file cannot be read.
+    """
     import numpy as np
 
     try:

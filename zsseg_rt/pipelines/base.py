@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,14 @@ from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace
 
-__all__ = ["BoundClasses", "GraphLoader", "Pipeline", "Trace", "seen_phrases"]
+__all__ = [
+    "BoundClasses",
+    "GraphLoader",
+    "Pipeline",
+    "SegmentMasks",
+    "Trace",
+    "seen_phrases",
+]
 
 GraphLoader = Callable[[str], Session]
 """Loads the bundle's graph of that name on the engine's backend, device and precision."""
@@ -41,6 +48,47 @@ class BoundClasses:
     text_queries: Array | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentMasks:
+    """A picture cut into segments of which each has one phrase.
+
+    Attributes:
+        masks: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
+            upsampled value is largest. Valid until the next call.
+        phrases: int64 [G]: the best phrase of each segment.
+        scores: float32 [G]: its score, in [0, 1].
+    """
+
+    masks: Array
+    phrases: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+    def tables(
+        self, num_phrases: int, unknown_below: float | None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        """What segment indices stand for.
+
+        A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
+        one never is.
+
+        Args:
+            num_phrases: Phrases of the vocabulary.
+            unknown_below: None keeps every segment.
+
+        Returns:
+            Phrase labels [256], uint8 or above 254 phrases uint16, and scores float32 [256]; the
+            entries beyond the segments are unknown with score 0.
+        """
+        dtype = np.uint8 if num_phrases <= 254 else np.uint16
+        unknown, count = np.iinfo(dtype).max, len(self.phrases)
+        labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
+        labels[:count], scores[:count] = self.phrases, self.scores
+        if unknown_below is not None:
+            limit = min(np.float32(unknown_below), self.scores.max())
+            labels[:count][self.scores < limit] = unknown
+        return labels, scores
+
+
 def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_] | None:
     """Which phrases name a class that training saw; None if the bundle names none."""
     return np.isin(vocabulary.phrases, head.seen) if head.seen else None
@@ -58,8 +106,8 @@ class Pipeline(Protocol):
 
     def mask_logits(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
-    ) -> Array:
-        """Compute class logits.
+    ) -> Array | SegmentMasks:
+        """Compute class logits, or segments that already have their class.
 
         Args:
             image: float32 [1, 3, h, w], preprocessed, on the device.
@@ -68,7 +116,7 @@ class Pipeline(Protocol):
             trace: Receives every intermediate, for self-checks.
 
         Returns:
-            float32 [1, P, gh, gw] on the device, valid until the next call.
+            float32 [1, P, gh, gw] on the device, valid until the next call; or the segments.
         """
 
 

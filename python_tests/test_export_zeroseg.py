@@ -1,0 +1,346 @@
+"""ZeroSeg as a bundle: graph, golden sample, engine and command line against torch."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from tiny_zeroseg import zeroseg_model
+
+from zsseg_rt import Engine, EngineConfig, cli, schema
+from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
+from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
+from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.export.zeroseg import _head_spec, _segment_spec
+from zsseg_rt.models import create_model
+from zsseg_rt.models.zeroseg_labels import ClassRule, class_scores
+from zsseg_rt.ops import reference
+from zsseg_rt.pipelines.segment_tokens import segment_scores
+
+pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+
+SIZE_HW = (64, 96)
+NAMES = [f"name {index}" for index in range(7)]
+CPU = {"device": "cpu", "backend": "openvino", "precision": "float32", "use_cache": False}
+TEXT_SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
+HEADS = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    """The tiny teacher's file in OpenAI's layout."""
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save(tiny.clip_state_dict(TEXT_SIZES), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "student.safetensors"
+    save_file(zeroseg_model().state_dict(), path)
+    return path
+
+
+def build(checkpoint, clip_file=None, **config):
+    text = {"text_heads": 4, "text_activation": "quick_gelu", "text_weights": clip_file}
+    options = HEADS | {"image_size": SIZE_HW} | (text if clip_file else {}) | config
+    return create_model("zeroseg", weights=checkpoint, **options)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, clip_file, tmp_path_factory):
+    model = build(checkpoint, clip_file)
+    path = tmp_path_factory.mktemp("bundles") / "student.zsseg"
+    return model, export_bundle(model, path)
+
+
+def frame_of(*size_hw, seed=3):
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    rows, columns = -(-size_hw[0] // 5), -(-size_hw[1] // 6)
+    big = blocks.repeat(rows, 0).repeat(columns, 1)[: size_hw[0], : size_hw[1]]
+    return np.ascontiguousarray(big)
+
+
+def torch_labels(model, frame, embeds):
+    """Labels, scores, and where the best two shares of segments are clearly apart."""
+    image = reference.preprocess(
+        frame, size_hw=model.config.size_hw, mean=model.image_mean, std=model.image_std
+    )
+    tensor = torch.from_numpy(image[None])
+    labels, scores = model.segment(tensor, torch.tensor(embeds), frame.shape[:2])
+    with torch.no_grad():
+        shares = model(tensor).group_map.numpy()
+    top = np.sort(reference.upsample_bilinear(shares, frame.shape[:2])[0], axis=0)
+    return labels[0].numpy(), scores[0].numpy(), top[-1] - top[-2] > 1e-5
+
+
+def test_bundle_is_complete(exported):
+    _, path = exported
+    bundle = Bundle.load(path)
+    bundle.verify()
+    assert (bundle.family, bundle.architecture) == ("segment_tokens", "zeroseg")
+    assert bundle.preprocess.size_hw == SIZE_HW
+    assert bundle.preprocess.mean == (0.485, 0.456, 0.406)
+    assert bundle.head.grid_hw == (4, 6)
+    assert bundle.head.logit_scale == 100.0
+    assert bundle.head.unknown_below is None
+    assert bundle.segments == SegmentSpec(num_segments=4, top_k=5, plain_cosine=False)
+    assert bundle.text.embed_dim == 32
+    assert bundle.text.templates == ("a photo of a {}.",)
+    assert set(bundle.graphs) == {"image_encoder", "text_encoder"}
+    assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
+
+
+def test_every_stage_agrees_with_torch(exported):
+    report = verify_bundle(exported[1])
+    assert report.passed, report
+    stages = {(stage.where, stage.stage) for stage in report.stages}
+    for precision in ("float32", "float16"):
+        for stage in ("segment_embeds", "image_embed", "group_map"):
+            assert (f"image_encoder {precision}", stage) in stages
+    for stage in ("image", "segment_embeds", "image_embed", "mask_logits", "labels"):
+        assert ("runtime", stage) in stages
+
+
+def test_graph_is_plain_onnx(exported):
+    path = exported[1]
+    graph = onnx.load(path / Bundle.load(path).graphs["image_encoder"]["float32"].file)
+    kinds = {node.op_type for node in graph.graph.node}
+    assert {opset.domain for opset in graph.opset_import} <= {""}
+    assert graph.opset_import[0].version == 20
+    assert not kinds & {"Pow", "Erf", "Where", "ScatterElements", "OneHot"}
+    assert not any("decoder" in tensor.name for tensor in graph.graph.initializer)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 96), (37, 53), (130, 200)])
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_engine_equals_torch(exported, backend, size_hw):
+    model, path = exported
+    frame = frame_of(*size_hw)
+    embeds = tiny.text_embeds(7, 32).numpy()
+    with Engine(path, EngineConfig(**(CPU | {"backend": backend}), with_scores=True)) as engine:
+        engine.set_classes(NAMES, embeddings=embeds)
+        seg = engine.segment(frame)
+    labels, scores, clear = torch_labels(model, frame, embeds)
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(seg.labels[clear], labels[clear])
+    np.testing.assert_allclose(seg.scores[clear], scores[clear], atol=2e-4)
+    assert len(np.unique(seg.labels)) > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"background_threshold": 0.6},
+        {"background_threshold": 1.0},
+        {"plain_cosine": True, "background_threshold": 0.7, "logit_scale": 20.0},
+        {"top_k": 1},
+        {"top_k": None, "logit_scale": 30.0},
+    ],
+    ids=str,
+)
+def test_class_rule_reaches_the_engine(exported, checkpoint, tmp_path, options):
+    """The rule is written to the manifest and the engine keeps to it; the graph is the same."""
+    model = build(checkpoint, **options)
+    path = tmp_path / "a.zsseg"
+    shutil.copytree(exported[1], path)
+    edit_manifest(path, lambda manifest: manifest.update(rule_of(model)))
+    frame, embeds = frame_of(64, 96), tiny.text_embeds(9, 32).numpy()
+    with Engine(path, EngineConfig(**CPU, with_scores=True)) as engine:
+        engine.set_classes([f"n{i}" for i in range(9)], embeddings=embeds)
+        seg = engine.segment(frame)
+    labels, scores, clear = torch_labels(model, frame, embeds)
+    expected = np.where(labels < 0, 255, labels)
+    np.testing.assert_array_equal(seg.labels[clear], expected[clear])
+    np.testing.assert_allclose(seg.scores[clear], scores[clear], atol=2e-4)
+    if options.get("background_threshold") == 1.0:
+        assert (labels == -1).any()
+        assert (labels >= 0).any()
+
+
+def rule_of(model):
+    """What export writes about the class rule."""
+    folded = model.fold_for_inference()
+    head, segments = _head_spec(model, folded), _segment_spec(model)
+    return {"head": schema.encode(head), "segments": schema.encode(segments)}
+
+
+def test_the_best_segment_is_never_unknown(exported):
+    """A threshold of 1, given to the engine, leaves the best segment of every frame."""
+    _, path = exported
+    with Engine(path, EngineConfig(**CPU, unknown_below=1.0, with_scores=True)) as engine:
+        engine.set_classes(NAMES, embeddings=tiny.text_embeds(7, 32).numpy())
+        seg = engine.segment(frame_of(64, 96))
+    known = seg.labels != 255
+    assert known.any()
+    assert not known.all()
+    assert seg.scores[known].min() == seg.scores.max() > seg.scores[~known].max()
+
+
+def test_synonyms_and_background_compete_as_phrases(exported):
+    _, path = exported
+    rows = tiny.text_embeds(6, 32).numpy()
+    frame = frame_of(64, 96)
+    with Engine(path, EngineConfig(**CPU)) as engine:
+        engine.set_classes([f"p{i}" for i in range(6)], embeddings=rows)
+        plain = engine.segment(frame).labels
+        engine.set_classes([["p0", "p1"], ["p2", "p3", "p4"]], embeddings=rows, background=["p5"])
+        grouped = engine.segment(frame).labels
+    table = np.array([0, 0, 1, 1, 1, 255])
+    np.testing.assert_array_equal(grouped, table[plain])
+    assert len(np.unique(plain)) > 1
+
+
+def test_more_than_254_classes(exported, checkpoint):
+    _, path = exported
+    model = build(checkpoint, background_threshold=0.9)
+    embeds, frame = tiny.text_embeds(300, 32).numpy(), frame_of(64, 96)
+    with Engine(path, EngineConfig(**CPU, unknown_below=0.9)) as engine:
+        engine.set_classes([f"n{i}" for i in range(300)], embeddings=embeds)
+        found = engine.segment(frame).labels
+    labels, _, clear = torch_labels(model, frame, embeds)
+    expected = np.where(labels < 0, 65535, labels)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found[clear], expected[clear])
+
+
+def test_words_go_through_the_teachers_text_tower(exported):
+    model, path = exported
+    frame = frame_of(64, 96)
+    words = ["dog", "road", "tree"]
+    with Engine(path, EngineConfig(**CPU)) as engine:
+        embeds = engine.set_classes(words).embeds
+        found = engine.segment(frame).labels
+        assert engine.self_check().passed
+    labels, _, clear = torch_labels(model, frame, embeds)
+    np.testing.assert_array_equal(found[clear], labels[clear])
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 4, 30])
+@pytest.mark.parametrize("plain", [False, True])
+def test_numpy_rule_equals_torch(top_k, plain):
+    torch.manual_seed(2)
+    g, z = torch.randn(8, 24), torch.randn(24)
+    text = torch.nn.functional.normalize(torch.randn(11, 24), dim=1)
+    rule = ClassRule(logit_scale=15.0, top_k=top_k, plain_cosine=plain)
+    head = HeadSpec(logit_scale=15.0, normalize=True, activation="none", grid_hw=(1, 1))
+    spec = SegmentSpec(num_segments=8, top_k=top_k, plain_cosine=plain)
+    found = segment_scores(g.numpy(), z.numpy(), text.numpy(), head, spec)
+    expected = class_scores(g[None], z[None], text, rule)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def edit_manifest(path, change):
+    file = path / "bundle.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("segments"), "missing key 'segments'"),
+        (lambda m: m["segments"].update(top_k=0), "top_k: expected at least 1"),
+        (lambda m: m["segments"].update(num_segments=255), "num_segments: expected from 1 to 254"),
+        (lambda m: m["segments"].update(extra=1), "unknown key 'extra'"),
+        (lambda m: m["graphs"].pop("image_encoder"), "graphs: missing key 'image_encoder'"),
+    ],
+)
+def test_damaged_manifests_are_refused(exported, tmp_path, change, message):
+    path = tmp_path / "a.zsseg"
+    path.mkdir()
+    shutil.copy(exported[1] / "bundle.json", path)
+    edit_manifest(path, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(path)
+
+
+def test_other_families_do_not_name_segments(colour_bundle):
+    assert "segments" not in json.loads((colour_bundle / "bundle.json").read_text())
+
+
+def test_bad_arguments_write_nothing(checkpoint, tmp_path):
+    path = tmp_path / "a.zsseg"
+    with pytest.raises(ShapeError, match="image_size: expected multiples of the patch size 16"):
+        export_bundle(build(checkpoint), path, size_hw=(60, 64))
+    with pytest.raises(CheckpointError, match="model: expected float32 weights on the CPU"):
+        export_bundle(build(checkpoint).half(), path)
+    with pytest.raises(BundleError, match="precisions: expected some of"):
+        export_bundle(build(checkpoint), path, precisions=("int4",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_tower_of_another_teacher_is_refused(checkpoint, tmp_path):
+    path = tmp_path / "clip.pt"
+    torch.save(tiny.clip_state_dict(tiny.TinySizes(embed_dim=48)), path)
+    with pytest.raises(CheckpointError, match="with embeddings of 32, got 48"):
+        build(checkpoint, path)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_command_line(checkpoint, clip_file, tmp_path, capsys):
+    names, rows, out = tmp_path / "n.txt", tmp_path / "r.npy", tmp_path / "c.zsseg"
+    names.write_text("cat\nroad\n")
+    embeds = tiny.text_embeds(2, 32).numpy()
+    np.save(rows, embeds)
+    code = run(
+        *("export", "zeroseg", checkpoint, "--out", out, "--size", "64x96"),
+        *("--num-heads", 4, "--head-heads", 4, "--text", clip_file, "--text-heads", 4),
+        *("--text-activation", "quick_gelu", "--unknown-below", 0.35, "--top-k", 0),
+        *("--precision", "float32", "--template", "a {}.", "--bank", names, rows),
+    )
+    assert code == 0, capsys.readouterr().err
+    bundle = Bundle.load(out)
+    assert bundle.head.unknown_below == 0.35
+    assert bundle.segments == SegmentSpec(num_segments=4, top_k=None)
+    assert bundle.text.templates == ("a {}.",)
+    assert bundle.provenance["source"] == "student.safetensors"
+    with Engine(out, EngineConfig(**CPU)) as engine:
+        assert engine.self_check().passed
+        found = engine.set_classes(["road", "cat"]).embeds
+    np.testing.assert_array_equal(found, embeds[::-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--size", "a"), 2, "--size: expected SIDE"),
+        (("--text-activation", "relu"), 2, "--text-activation: expected quick_gelu or gelu"),
+        (("--num-heads", 4, "--head-heads", 4, "--unknown-below", 3), 1, "background_threshold"),
+    ],
+)
+def test_command_line_refusals(checkpoint, tmp_path, capsys, arguments, code, message):
+    out = tmp_path / "c.zsseg"
+    found = run("export", "zeroseg", checkpoint, "--out", out, *arguments)
+    error = capsys.readouterr().err
+    assert found == code, error
+    assert message in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
+    """The graph becomes a plan in the precision asked for, with every attention fused."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    from zsseg_rt.backends._tensorrt import BACKEND
+    from zsseg_rt.backends.base import BackendOptions
+
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    _, path = exported
+    file = path / Bundle.load(path).graphs["image_encoder"][precision].file
+    options = BackendOptions(compute_capability="8.9")
+    report = BACKEND.build_plan(file, precision=precision, options=options).report
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    if precision == "float16" and report["runtime"].startswith("tensorrt_rtx-1.7."):
+        assert report["fused_attention"]["fmha_v2"] == 2 + 5 + 2  # encoder, head, groupings

@@ -1,0 +1,125 @@
+"""ZeroSeg: a picture is a few segments; each segment takes the class nearest to it.
+
+Source: Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
+Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "GroupViT", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import Array, Session
+from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
+from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.pipelines.base import (
+    BoundClasses,
+    GraphLoader,
+    SegmentMasks,
+    Trace,
+    seen_phrases,
+)
+from zsseg_rt.vocabulary import Vocabulary
+from zsseg_rt.workspace import StageClock, Workspace
+
+__all__ = ["SegmentTokensPipeline", "segment_scores"]
+
+_Rows = npt.NDArray[np.float32]
+
+
+class SegmentTokensPipeline:
+    """Runs bundles of family ``segment_tokens``."""
+
+    def __init__(self, bundle: Bundle, load: GraphLoader, workspace: Workspace) -> None:
+        if bundle.segments is None:
+            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'segments'")
+        self._head, self._segments = bundle.head, bundle.segments
+        self._workspace = workspace
+        self._image_encoder = load("image_encoder")
+
+    @property
+    def sessions(self) -> dict[str, Session]:
+        """The loaded graphs by name."""
+        return {"image_encoder": self._image_encoder}
+
+    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+        """Keep the text embeddings on the host: a handful of rows is compared with them there."""
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=seen_phrases(vocabulary, self._head),
+            text_embeds=_unit_rows(vocabulary.embeds),
+        )
+
+    def mask_logits(
+        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+    ) -> SegmentMasks:
+        """Compute the segments' masks and classes; see :class:`Pipeline`."""
+        encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
+        clock.mark("image_encoder")
+        segment_embeds = self._workspace.fetch(encoded["segment_embeds"])
+        image_embed = self._workspace.fetch(encoded["image_embed"])
+        if not (np.isfinite(segment_embeds).all() and np.isfinite(image_embed).all()):
+            raise BackendError(
+                "segment_embeds: expected finite numbers, got NaN or infinity at precision "
+                f"{self._image_encoder.precision}. Use precision='float32' and run self_check()."
+            )
+        text_embeds = np.asarray(classes.text_embeds)
+        scores = segment_scores(
+            segment_embeds[0], image_embed[0], text_embeds, self._head, self._segments
+        )
+        clock.mark("similarity")
+        if trace is not None:
+            trace.update(encoded)
+        return SegmentMasks(
+            masks=encoded["group_map"], phrases=scores.argmax(axis=1), scores=scores.max(axis=1)
+        )
+
+
+def segment_scores(
+    segment_embeds: _Rows,
+    image_embed: _Rows,
+    text_embeds: _Rows,
+    head: HeadSpec,
+    segments: SegmentSpec,
+) -> _Rows:
+    """Score every phrase for every segment, by GroupViT's rule.
+
+    With p the softmax over phrases of ``logit_scale * cosine`` and q the same softmax over the
+    ``top_k`` phrases nearest to the picture alone, scores are ``p * q``; ``p`` with
+    ``plain_cosine``.
+
+    Args:
+        segment_embeds: float32 [G, D].
+        image_embed: float32 [D].
+        text_embeds: float32 [P, D], unit norm.
+        head: Has the scale.
+        segments: Has the rule.
+
+    Returns:
+        float32 [G, P] in [0, 1].
+    """
+    logits = np.float32(head.logit_scale) * (_unit_rows(segment_embeds) @ text_embeds.T)
+    scores = _softmax(logits)
+    if segments.plain_cosine:
+        return scores
+    if segments.top_k is not None and segments.top_k < len(text_embeds):
+        overall = text_embeds @ image_embed
+        kept = np.argsort(-overall, kind="stable")[: segments.top_k]
+        masked = np.full_like(logits, -np.inf)
+        masked[:, kept] = logits[:, kept]
+        logits = masked
+    product: _Rows = _softmax(logits) * scores
+    return product
+
+
+def _unit_rows(rows: _Rows) -> _Rows:
+    """Rows divided by their L2 norm; a row of zeros stays zeros."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: _Rows = rows / np.maximum(norms, np.float32(1e-12))
+    return unit
+
+
+def _softmax(logits: _Rows) -> _Rows:
+    terms = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: _Rows = terms / terms.sum(axis=1, keepdims=True)
+    return shares
