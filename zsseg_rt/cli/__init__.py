@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from zsseg_rt.cli.doctor import doctor
+from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
@@ -40,7 +41,7 @@ app = typer.Typer(
 app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
 export_app.command("zeroseg")(export_zeroseg)
-for command in (segment, info, doctor):
+for command in (segment, evaluate, info, doctor):
     app.command()(command)
 
 

@@ -36,7 +36,8 @@ def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> 
 
     Args:
         class_names: The data set's names.
-        new_names: New phrase by old name; commas separate synonyms.
+        new_names: New phrase by old name, which is a whole name or one of its synonyms; commas
+            separate synonyms in new phrases.
 
     Returns:
         As many names in the same order.
@@ -45,13 +46,17 @@ def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> 
         VocabularyError: An old name is not there.
 
     Example:
-        >>> rename_classes(["car", "tree"], {"car": "automobile, vehicle"})
-        ('automobile, vehicle', 'tree')
+        >>> rename_classes(["car", "tree, bush"], {"car": "automobile", "tree": "oak, elm"})
+        ('automobile', 'oak, elm')
     """
-    for name in new_names:
-        if name not in class_names:
+    renamed = list(class_names)
+    for old, new in new_names.items():
+        places = [i for i, name in enumerate(class_names) if old == name]
+        places += [i for i, words in enumerate(split_synonyms(class_names)) if old in words]
+        if not places:
             raise VocabularyError(
-                f"new_names: expected old names out of {', '.join(class_names)}, got {name!r}. "
+                f"new_names: expected old names out of {', '.join(class_names)}, got {old!r}. "
                 "Check the spelling."
             )
-    return tuple(new_names.get(name, name) for name in class_names)
+        renamed[places[0]] = new
+    return tuple(renamed)

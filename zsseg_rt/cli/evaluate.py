@@ -1,0 +1,268 @@
+"""``zsseg-rt evaluate``: how well a model or a bundle labels an annotated data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import JsonOption, UsageError, flat_names, read_classes
+from zsseg_rt.cli.output import terminal, write_json
+from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from zsseg_rt.training.datasets.base import SegmentationDataset
+    from zsseg_rt.training.evaluation import Comparison, Evaluation, Segmenter
+
+PROTOCOLS = ("whole", "slide")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or the folder of a training.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set; an unknown one lists all.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set; not for generated ones.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which pictures of it.")] = "val",
+    unseen: Annotated[
+        str | None,
+        typer.Option(help="Classes that count as unseen: 'a,b' or @FILE; default the data set's."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the data set; may repeat.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="whole: as the engine runs; slide: the papers' windows (torch).")
+    ] = "whole",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Other names for all classes in order: 'a,b', or @FILE with synonyms."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="'car=automobile, vehicle'; may repeat.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another bundle or model to compare with, same pictures.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take so many pictures, spread over the split.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "auto",
+    against_backend: Annotated[str, typer.Option(help="Of --against.")] = "auto",
+    against_precision: Annotated[str, typer.Option(help="Of --against.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    confusion: Annotated[
+        Path | None, typer.Option(help="Write the confusion matrix as a PNG picture.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure pAcc, mIoU of seen and unseen classes and hIoU; with --against, what differs."""
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    options = _read_options(option or [])
+    if unseen is not None:
+        options["unseen"] = flat_names(unseen)
+    data = _open_dataset(dataset, root, split, options)
+    asked = _Asked(_read_names(data.class_names, classes, rename or []), template, protocol)
+    with ExitStack() as stack:
+        config = EngineConfig(
+            device=device, backend=backend, precision=precision, num_threads=threads
+        )
+        first = _open_segmenter(model, asked, config, stack)
+        if against is None:
+            result: Evaluation | Comparison = _run_one(first, data, limit)
+        else:
+            config = EngineConfig(
+                device=device,
+                backend=against_backend,
+                precision=against_precision,
+                num_threads=threads,
+            )
+            second = _open_segmenter(against, asked, config, stack)
+            result = _run_both(first, second, data, limit)
+    if json_file is not None:
+        write_json(json_file, result.to_json())
+    if confusion is not None:
+        _write_confusion(confusion, result)
+
+
+def _open_dataset(
+    name: str, root: Path | None, split: str, options: dict[str, Any]
+) -> SegmentationDataset:
+    try:
+        from zsseg_rt.training.datasets.registry import create_dataset
+
+        return create_dataset(name, root, split, **options)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("zsseg_rt"):
+            raise
+        raise BackendUnavailableError(
+            f"{exc.name}: expected to be installed to read {name}, got nothing. "
+            "Run: pip install 'zsseg_rt[data]'"
+        ) from exc
+
+
+def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE; a value is JSON where it can be, else text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--option: expected NAME=VALUE, got {pair!r}")
+        try:
+            options[name.strip()] = json.loads(value)
+        except ValueError:
+            options[name.strip()] = value
+    return options
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every model is asked for."""
+
+    names: tuple[str, ...]
+    templates: Sequence[str] | None
+    protocol: str
+
+
+def _read_names(
+    known: Sequence[str], classes: str | None, renames: Sequence[str]
+) -> tuple[str, ...]:
+    """The data set's names after ``--classes`` and ``--rename``."""
+    from zsseg_rt.training.class_phrases import rename_classes
+
+    names = tuple(known)
+    if classes is not None:
+        given = read_classes(classes, [])
+        if len(given) != len(known):
+            raise UsageError(
+                f"--classes: expected {len(known)} names, one for each of {', '.join(known)}, "
+                f"got {len(given)}"
+            )
+        names = tuple(name if isinstance(name, str) else ", ".join(name) for name in given)
+    pairs = [rename.partition("=") for rename in renames]
+    for old, equals, new in pairs:
+        if not equals or not old.strip() or not new.strip():
+            raise UsageError(f"--rename: expected 'OLD=NEW', got {old + equals + new!r}")
+    return rename_classes(names, {old.strip(): new.strip() for old, _, new in pairs})
+
+
+def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: ExitStack) -> Segmenter:
+    from zsseg_rt.engine import Engine
+    from zsseg_rt.training.segment_bundle import EngineSegmenter
+
+    engine = stack.enter_context(Engine(path, config))
+    return EngineSegmenter(engine, asked.names, templates=asked.templates, protocol=asked.protocol)
+
+
+def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None) -> Evaluation:
+    from zsseg_rt.training.evaluation import evaluate as run
+
+    with _ProgressBar() as bar:
+        result = run(segmenter, data, limit=limit, on_picture=bar.show)
+    _print_evaluation(result, None)
+    return result
+
+
+def _run_both(
+    first: Segmenter, second: Segmenter, data: SegmentationDataset, limit: int | None
+) -> Comparison:
+    from zsseg_rt.training.evaluation import compare
+
+    with _ProgressBar() as bar:
+        result = compare(first, second, data, limit=limit, on_picture=bar.show)
+    _print_evaluation(result.first, result.second)
+    share, picture = result.lowest_agreement
+    terminal().print(
+        f"equal labels: {result.agreement:.3%} of all pixels; fewest in {picture}: {share:.3%}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return result
+
+
+class _ProgressBar:
+    """A bar on the terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=terminal(), transient=True)
+        self._task = self._bar.add_task("pictures", total=None)
+
+    def __enter__(self) -> _ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _print_evaluation(result: Evaluation, other: Evaluation | None) -> None:
+    from rich.table import Table
+
+    console = terminal()
+    headings = ["class", "", "IoU %", "accuracy %", "pixels %"]
+    table = Table(*headings, box=None, pad_edge=False)
+    if other is not None:
+        table.add_column("IoU % of --against")
+    total = max(int(result.scores.true_pixels.sum()), 1)
+    rows = result.class_table()
+    others = [None] * len(rows) if other is None else other.class_table()
+    for row, opposite in zip(rows, others, strict=True):
+        cells = [_name(row["name"], row["asked_as"]), "seen" if row["seen"] else "unseen"]
+        cells += [_figure(row["iou_percent"]), _figure(row["accuracy_percent"])]
+        cells += [f"{100 * row['true_pixels'] / total:.2f}"]
+        cells += [] if opposite is None else [_figure(opposite["iou_percent"])]
+        table.add_row(*cells)
+    console.print(table)
+    _print_summary("", result)
+    if other is not None:
+        _print_summary("--against: ", other)
+
+
+def _print_summary(label: str, result: Evaluation) -> None:
+    reported = result.scores.as_reported().items()
+    figures = "  ".join(f"{name} {_figure(None if x != x else x)}" for name, x in reported)
+    times = result.times
+    speed = result.pictures / times.total_seconds if times.total_seconds else 0.0
+    console = terminal()
+    console.print(f"{label}{figures}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{label}{result.pictures} of {result.dataset_size} pictures of {result.dataset}, "
+        f"{times.median_segment_ms:.1f} ms each, {speed:.1f} pictures/s, "
+        f"{times.share_outside:.1%} of the time outside the model",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _name(name: str, asked: str) -> str:
+    return name if name == asked else f"{name} ({asked})"
+
+
+def _figure(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.2f}"
+
+
+def _write_confusion(path: Path, result: Evaluation | Comparison) -> None:
+    from zsseg_rt.training.confusion_picture import write_confusion_png
+    from zsseg_rt.training.evaluation import Comparison
+
+    shown = result.first if isinstance(result, Comparison) else result
+    write_confusion_png(path, shown.counts, shown.class_names, seen=shown.seen)
