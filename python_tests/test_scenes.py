@@ -16,7 +16,12 @@ from zsseg_rt.training.datasets.scenes import (
     World,
     words_of_world,
 )
-from zsseg_rt.training.datasets.scenes.captions import describe_one, describe_scene, with_article
+from zsseg_rt.training.datasets.scenes.captions import (
+    FUNCTION_WORDS,
+    describe_one,
+    describe_scene,
+    with_article,
+)
 from zsseg_rt.training.datasets.scenes.shapes import sprite
 from zsseg_rt.training.datasets.scenes.textures import TILE, tile
 from zsseg_rt.training.datasets.scenes.words import SHAPES, kind_of
@@ -128,6 +133,8 @@ def test_captions_speak_of_visible_kinds():
             spoken = set(caption.replace(".", "").split()) & set(words_of_world())
             assert spoken <= seen, caption
             assert spoken
+            others = set(caption.replace(".", " .").split()) - spoken
+            assert others <= set(FUNCTION_WORDS), caption
 
 
 def test_left_and_right_are_true():

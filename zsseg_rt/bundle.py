@@ -104,6 +104,8 @@ class TextSpec:
         tokenizer: ``tokenizer.json`` or None if the bundle has no text encoder.
         encoder_sha256: SHA-256 of the float32 text graph; identifies cached embeddings.
         space: Which joint space the embeddings live in, for people.
+        words: What class names may be made of, where the text encoder was trained on few words; a
+            name without any of them is refused. Empty: anything.
     """
 
     embed_dim: int
@@ -113,8 +115,12 @@ class TextSpec:
     tokenizer: FileEntry | None = None
     encoder_sha256: str | None = None
     space: str = ""
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for word in self.words:
+            if not word or word != word.lower() or word.split() != [word]:
+                raise ValueError(f"words: expected single lower-case words, got {word!r}")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"templates: expected one '{{}}' in each, got {template!r}")

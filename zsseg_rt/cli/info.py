@@ -35,6 +35,8 @@ def info(
         console.print(f"{graph}: {sizes}")
     bank = loaded.text_bank.names if loaded.text_bank is not None else ()
     console.print(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
+    if loaded.text.words:
+        console.print(f"words: {', '.join(loaded.text.words)}", highlight=False, soft_wrap=True)
     if names:
         for name in bank:
             console.print(f"  {name}", highlight=False)

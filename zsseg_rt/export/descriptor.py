@@ -25,6 +25,7 @@ from zsseg_rt.export.golden_descriptor import descriptor_golden
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
 from zsseg_rt.export.onnx import check_float32_on_cpu, export_graphs, provenance
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
+from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.descriptor_model import DescriptorModel
 
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
@@ -41,6 +42,7 @@ def export_bundle(
     *,
     class_names: Sequence[str] | None = None,
     text_encoder: TextEncoderChoice = "auto",
+    word_subset: WordSubset | None = None,
     precisions: Sequence[str] = GRAPH_PRECISIONS,
     templates: Sequence[str] = CLIP_TEMPLATES,
     template_set: str = "custom",
@@ -67,6 +69,8 @@ def export_bundle(
             in the bundle and serve the golden sample.
         text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary;
             a module is used instead; None writes none (classes then need embeddings).
+        word_subset: A text tower that knows some words only, written instead; see
+            :func:`zsseg_rt.export.word_subset.keep_words`.
         precisions: Graph variants, of ``"float32"`` and ``"float16"``.
         templates: Prompts with one ``{}`` each.
         template_set: A short name of the templates.
@@ -92,7 +96,7 @@ def export_bundle(
     target = Path(path)
     check_precisions(precisions)
     _check_model(model)
-    text = TextSide(model, text_encoder, templates)
+    text = TextSide(model, text_encoder, templates, word_subset)
     job = _Job(model.eval(), size_hw, class_names, text)
     with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
         graphs = export_graphs(

@@ -15,6 +15,7 @@ from torch import nn
 from zsseg_rt.bundle import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ class TextSide:
         choice: ``"auto"`` takes the model's tower if it has CLIP's vocabulary; a module is used
             instead; None is no tower.
         templates: Prompts with one ``{}`` each.
+        subset: A tower with some words only, which is used instead.
 
     Attributes:
         encoder: The text tower, or None.
@@ -48,9 +50,16 @@ class TextSide:
         VocabularyError: The templates are unusable.
     """
 
-    def __init__(self, model: Any, choice: TextEncoderChoice, templates: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        choice: TextEncoderChoice,
+        templates: Sequence[str],
+        subset: WordSubset | None = None,
+    ) -> None:
         self.templates = check_templates(templates)
-        self.encoder = _choose_encoder(model, choice)
+        self.subset = subset
+        self.encoder = subset.encoder if subset else _choose_encoder(model, choice)
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -65,7 +74,7 @@ class TextSide:
         """Write ``tokenizer.json`` if there is a text tower."""
         if self.encoder is None:
             return None
-        content = tokenizer_json()
+        content = self.subset.tokenizer_json if self.subset else tokenizer_json()
         path = folder / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         self._tokenizer = Tokenizer(content, context_length=self.context_length)
@@ -90,6 +99,7 @@ class TextSide:
             tokenizer=tokenizer,
             encoder_sha256=graph["float32"].sha256 if graph else None,
             space=space,
+            words=self.subset.words if self.subset else (),
         )
 
     @torch.no_grad()

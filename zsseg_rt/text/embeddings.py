@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.files import write_atomically
 from zsseg_rt.text.prompts import fill, template_key
-from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 
 __all__ = ["PhraseEmbedder", "read_text_bank"]
 
@@ -99,6 +100,8 @@ class PhraseEmbedder:
 
     def _embed_missing(self, phrases: list[str], templates: tuple[str, ...], key: str) -> None:
         tokenizer = self._open_tokenizer(phrases)
+        for phrase in phrases:
+            self._check_words(phrase, tokenizer)
         prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
         tokens = tokenizer.encode(prompts)
         session = self._open_session()
@@ -133,6 +136,28 @@ class PhraseEmbedder:
             return None
         name = hashlib.sha256(phrase.encode()).hexdigest()[:32]
         return self._cache_dir / "text" / f"{encoder[:16]}-{key}" / f"{name}.npy"
+
+    def _check_words(self, phrase: str, tokenizer: Tokenizer) -> None:
+        """Refuse a phrase of which the text encoder knows nothing; say what it does not know.
+
+        Raises:
+            VocabularyError: No word of the phrase is among the bundle's.
+        """
+        words = self._bundle.text.words
+        if not words:
+            return
+        if not set(words) & set(re.findall(r"\w+", clean_text(phrase))):
+            raise VocabularyError(
+                f"class_names: expected words that the bundle's text encoder learned, got "
+                f"{phrase!r}. It knows: {', '.join(words)}."
+            )
+        unknown = tokenizer.unknown_words(phrase)
+        if unknown:
+            _log.warning(
+                "%r: the bundle's text encoder never learned %s; left out",
+                phrase,
+                ", ".join(map(repr, unknown)),
+            )
 
     def _open_session(self) -> Session:
         if self._session is None:

@@ -54,6 +54,8 @@ def clean_text(text: str) -> str:
 class Tokenizer:
     """Turns prompts into rows of token ids: start, the words, end, zeros.
 
+    Words that a partial tokenizer does not know are left out, see :meth:`unknown_words`.
+
     Args:
         source: ``tokenizer.json`` as a path, or its content.
         context_length: Tokens a row; longer prompts are cut and keep the end token last.
@@ -71,6 +73,7 @@ class Tokenizer:
         self._tokenizer, where = _load(source), _describe(source)
         self._start = _token_id(self._tokenizer, START_OF_TEXT, where)
         self._end = _token_id(self._tokenizer, END_OF_TEXT, where)
+        self._is_partial = self._tokenizer.get_vocab_size() > self._end + 1
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokenize prompts.
@@ -89,7 +92,25 @@ class Tokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that :meth:`encode` leaves out; only a partial tokenizer has any.
+
+        A tokenizer is partial if it numbers symbols above the end token: the text encoder has no
+        embedding for those, and a word that comes down to one is unknown.
+        """
+        if not self._is_partial:
+            return []
+        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(clean_text(text))
+        return [word for word, _ in words if not self._ids_of_word(word)]
+
+    def _ids_of_word(self, word: str) -> list[int]:
+        ids = [token.id for token in self._tokenizer.model.tokenize(word)]
+        return [] if self._is_partial and max(ids, default=0) > self._end else ids
+
     def _word_ids(self, text: str) -> list[int]:
+        if self._is_partial:
+            words = self._tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            return [number for word, _ in words for number in self._ids_of_word(word)]
         if START_OF_TEXT not in text and END_OF_TEXT not in text:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         # The markers written out by a caller are tokens of their own, but only where the word

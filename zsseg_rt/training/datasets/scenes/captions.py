@@ -9,7 +9,13 @@ import numpy as np
 
 from zsseg_rt.training.datasets.scenes.words import GROUNDS, Kind
 
-__all__ = ["Seen", "describe_one", "describe_scene", "with_article"]
+__all__ = ["FUNCTION_WORDS", "Seen", "describe_one", "describe_scene", "with_article"]
+
+# What captions say besides the words of the world; a test keeps this complete.
+FUNCTION_WORDS: tuple[str, ...] = (
+    *("a", "an", "the", "photo", "picture", "of", "this", "there", "is", "and", "next", "to"),
+    *("with", "left", "right", "in", "front", "on", "under", "."),
+)
 
 
 @dataclass(frozen=True)

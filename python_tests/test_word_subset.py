@@ -1,0 +1,136 @@
+"""A text tower cut down to some words embeds them as before, and refuses names of other words."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.cli import main
+from zsseg_rt.errors import BundleError, CheckpointError, VocabularyError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.text.tokenizer import Tokenizer
+
+WORDS = ("red", "tiled", "checkered", "floor", "ball")
+OTHERS = ("a", "photo", "of", ".")
+SIZES = {"width": 64, "num_layers": 2, "num_heads": 1, "mlp_width": 64, "embed_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return TextEncoder(TextEncoderConfig(context_length=16, **SIZES)).eval()
+
+
+@pytest.fixture(scope="module")
+def subset(encoder):
+    return keep_words(encoder, WORDS, OTHERS)
+
+
+def embed(encoder, tokenizer, texts):
+    return encoder(torch.from_numpy(tokenizer.encode(texts))).detach()
+
+
+def test_known_words_are_embedded_as_before(encoder, subset):
+    texts = ["a photo of a red tiled floor.", "Checkered BALL", "ball ball", "."]
+    expected = embed(encoder, Tokenizer(tokenizer_json(), 16), texts)
+    found = embed(subset.encoder, Tokenizer(subset.tokenizer_json, 16), texts)
+    torch.testing.assert_close(found, expected)
+    assert subset.words == WORDS
+    assert subset.encoder.config.vocab_size < 20
+    assert len(subset.tokenizer_json) < 20_000
+
+
+def test_unknown_words_are_left_out(subset):
+    tokenizer = Tokenizer(subset.tokenizer_json, 16)
+    plain = tokenizer.encode(["red ball"])
+    # "bred" holds the token of "red" behind a letter that has none.
+    for text in ("red zebra ball", "bred red ball", "red ball, schön", "red <end_of_text> ball"):
+        np.testing.assert_array_equal(tokenizer.encode([text]), plain)
+    assert tokenizer.unknown_words("a bred red Zebra!") == ["bred", "zebra", "!"]
+    assert Tokenizer(tokenizer_json(), 16).unknown_words("zebra") == []
+    assert tokenizer.encode(["red ball " * 20]).max() == tokenizer.encode(["red"])[0, 2]
+
+
+def test_ids_stay_below_the_table(subset):
+    tokenizer = Tokenizer(subset.tokenizer_json, 16)
+    ids = tokenizer.encode(["a photo of a red zebra ball.", "\u00e9\u00e8 zzz"])
+    assert ids.max() == subset.encoder.config.vocab_size - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "words: expected at least one, got none"),
+        (("red ball",), "got 'red ball'"),
+        (("Red",), "got 'Red'"),
+    ],
+)
+def test_bad_words_are_refused(encoder, words, message):
+    with pytest.raises(VocabularyError, match=message):
+        keep_words(encoder, words)
+
+
+def test_another_vocabulary_is_refused(subset):
+    with pytest.raises(CheckpointError, match="expected CLIP's 49408 tokens, got 14"):
+        keep_words(subset.encoder, WORDS)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    model = tiny.zegclip_model()
+    sizes = SIZES | {"embed_dim": model.config.image_encoder.embed_dim}
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextEncoderConfig(context_length=16, **sizes)).eval()
+    return export_bundle(
+        model,
+        tmp_path_factory.mktemp("bundle") / "few.zsseg",
+        class_names=["red ball", "tiled floor"]
+        + ["red" + " tiled" * n + " ball" for n in range(1, 7)],
+        text_encoder=None,
+        word_subset=keep_words(encoder, WORDS, OTHERS),
+        precisions=("float32",),
+    )
+
+
+@pytest.fixture
+def engine(bundle, tmp_path):
+    with Engine(bundle, EngineConfig(device="cpu", cache_dir=tmp_path)) as engine:
+        yield engine
+
+
+def test_a_bundle_knows_its_words(bundle, engine, capsys):
+    assert Bundle.load(bundle).text.words == WORDS
+    assert engine.self_check().passed
+    assert main(["info", str(bundle)]) == 0
+    assert "words: red, tiled, checkered, floor, ball" in capsys.readouterr().out
+
+
+def test_a_name_of_unknown_words_is_refused_with_the_known_ones(engine):
+    for name in ("zebra", "a photo", "bred"):
+        with pytest.raises(VocabularyError, match=rf"got '{name}'.*red, tiled, checkered, floor"):
+            engine.set_classes(["red ball", name])
+
+
+def test_an_unknown_word_in_a_name_is_left_out_and_told(engine, caplog):
+    embeds = engine.set_classes(["red ball", "shiny red ball", "Tiled Floor"]).embeds
+    np.testing.assert_array_equal(embeds[0], embeds[1])
+    assert "'shiny red ball': the bundle's text encoder never learned 'shiny'" in caplog.text
+    assert not np.allclose(embeds[0], embeds[2])
+
+
+def test_manifest_words_are_checked(bundle, tmp_path):
+    import shutil
+
+    copy = tmp_path / "few.zsseg"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["text"]["words"] = ["red ball"]
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="words: expected single lower-case words"):
+        Bundle.load(copy)

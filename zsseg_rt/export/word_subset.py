@@ -1,0 +1,156 @@
+"""Leave out of a text tower the tokens that its training never saw.
+
+A text tower that was trained on few words carries CLIP's whole table of 49408 tokens, nearly all of
+them as they were initialised. Here the table keeps the rows of the given words, and the tokenizer
+numbers their tokens anew. A symbol that merging passes through, but that no given word ends up
+with, gets a number above the end token's: the text tower has no row for it, and
+:class:`zsseg_rt.text.tokenizer.Tokenizer` leaves out every word in which one is left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from zsseg_rt.errors import CheckpointError, VocabularyError
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.models.text_encoder import TextEncoder
+from zsseg_rt.text.tokenizer import END_OF_TEXT, START_OF_TEXT
+
+__all__ = ["WordSubset", "keep_words"]
+
+_WORD_END = "</w>"
+
+
+@dataclass(frozen=True)
+class WordSubset:
+    """A text tower with the tokens of some words only.
+
+    Attributes:
+        encoder: The text tower.
+        tokenizer_json: The tokenizer that goes with it.
+        words: What class names may be made of, in the order given.
+    """
+
+    encoder: TextEncoder
+    tokenizer_json: str
+    words: tuple[str, ...]
+
+
+def keep_words(
+    encoder: TextEncoder, words: Sequence[str], other_words: Sequence[str] = ()
+) -> WordSubset:
+    """Cut a text tower down to some words.
+
+    Args:
+        encoder: A text tower with CLIP's tokens; it is not changed.
+        words: What class names may be made of, lower case.
+        other_words: Further words and marks that training saw, such as those of prompts.
+
+    Returns:
+        The smaller tower, which gives the same embeddings for texts of these words.
+
+    Raises:
+        VocabularyError: No words, or something given is more than one word.
+        CheckpointError: The tower does not have CLIP's tokens.
+    """
+    if not words:
+        raise VocabularyError("words: expected at least one, got none. Name what training saw.")
+    full = json.loads(tokenizer_json())
+    vocab: dict[str, int] = full["model"]["vocab"]
+    if encoder.config.vocab_size != len(vocab):
+        raise CheckpointError(
+            f"encoder: expected CLIP's {len(vocab)} tokens, got {encoder.config.vocab_size}. "
+            "Only a tower with CLIP's own tokenizer can be cut down."
+        )
+    ranks = {tuple(merge.split()): rank for rank, merge in enumerate(full["model"]["merges"])}
+    used = _Merging(ranks)
+    for word in [*words, *other_words]:
+        used.add(word)
+    numbering = _number(vocab, used)
+    kept = [vocab[token] for token in numbering][: numbering[END_OF_TEXT] + 1]
+    full["model"]["vocab"] = numbering
+    full["model"]["merges"] = [
+        " ".join(merge) for merge in sorted(used.merges, key=ranks.__getitem__)
+    ]
+    _renumber_markers(full["post_processor"]["special_tokens"], numbering)
+    content = json.dumps(full, ensure_ascii=False)
+    return WordSubset(_with_rows(encoder, kept), content, tuple(words))
+
+
+class _Merging:
+    """Byte-pair merging of words, which remembers what it used.
+
+    Args:
+        ranks: Rank of each merge; the lowest is done first.
+    """
+
+    def __init__(self, ranks: Mapping[tuple[str, ...], int]) -> None:
+        self._ranks = ranks
+        self.merges: set[tuple[str, str]] = set()
+        self.symbols: set[str] = set()
+        self.tokens: set[str] = set()
+
+    def add(self, word: str) -> None:
+        """Merge one word.
+
+        Raises:
+            VocabularyError: It is not one lower-case ASCII word.
+        """
+        if not word.isascii() or word != word.lower() or not (word.isalpha() or len(word) == 1):
+            raise VocabularyError(
+                f"words: expected single lower-case words of ASCII letters, got {word!r}. "
+                "Split names into their words."
+            )
+        parts = [*word[:-1], word[-1] + _WORD_END]
+        self.symbols.update(parts)
+        while len(parts) > 1:
+            pairs = [pair for pair in pairwise(parts) if pair in self._ranks]
+            if not pairs:
+                break
+            parts = self._merge(parts, min(pairs, key=self._ranks.__getitem__))
+        self.tokens.update(parts)
+
+    def _merge(self, parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
+        merged: list[str] = []
+        for part in parts:
+            if merged and (merged[-1], part) == pair:
+                merged[-1] += part
+            else:
+                merged.append(part)
+        self.merges.add(pair)
+        self.symbols.add(pair[0] + pair[1])
+        return merged
+
+
+def _number(vocab: Mapping[str, int], used: _Merging) -> dict[str, int]:
+    """New numbers: the padding's token, known tokens in CLIP's order, markers, then the rest."""
+    padding = next(token for token, number in vocab.items() if number == 0)
+    known = sorted(used.tokens - {padding}, key=vocab.__getitem__)
+    rest = sorted(_bytes_of(vocab) | used.symbols, key=vocab.__getitem__)
+    order = dict.fromkeys([padding, *known, START_OF_TEXT, END_OF_TEXT, *rest])
+    return {token: number for number, token in enumerate(order)}
+
+
+def _bytes_of(vocab: Mapping[str, int]) -> set[str]:
+    """The symbols that merging starts from: a letter for each byte, within and at ends of words."""
+    return {token for token, number in vocab.items() if number < 512}
+
+
+def _renumber_markers(special_tokens: Mapping[str, Any], numbering: Mapping[str, int]) -> None:
+    for token, entry in special_tokens.items():
+        entry["ids"] = [numbering[token]]
+
+
+def _with_rows(encoder: TextEncoder, rows: Iterable[int]) -> TextEncoder:
+    chosen = torch.tensor(list(rows))
+    state_dict = encoder.state_dict()
+    state_dict["token_embedding.weight"] = state_dict["token_embedding.weight"][chosen]
+    smaller = TextEncoder(replace(encoder.config, vocab_size=len(chosen)))
+    smaller.load_state_dict(state_dict)
+    return smaller.eval().requires_grad_(False)
