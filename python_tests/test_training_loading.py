@@ -133,15 +133,22 @@ def test_stops_before_a_step_that_would_pass_the_end():
         len(EpochSampler(11, 0, batch_size=4))
 
 
+def message_of(loader) -> str | None:
+    """What the data set complains of; keeps no traceback, which would hold the workers."""
+    try:
+        batches_of(loader, 3)
+    except DatasetError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_the_data_come_out_as_they_are(num_workers):
     sampler = EpochSampler(11, 0, batch_size=4, drop_last=False)
     loader = make_loader(
         TrainingSamples(Noise(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
     )
-    with pytest.raises(DatasetError) as caught:
-        batches_of(loader, 3)
-    assert str(caught.value) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
+    assert message_of(loader) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
 
 
 def test_collate_keeps_order():

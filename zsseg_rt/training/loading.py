@@ -7,6 +7,7 @@ sees the very same pictures.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +193,10 @@ class BatchLoader:
             items = iter(self._loader)
         for item in items:
             if isinstance(item, ZssegError):
-                raise item
+                try:
+                    raise item
+                finally:  # no cycle through the traceback: workers end at once, not when collected
+                    del item, items
             yield item
 
     def __len__(self) -> int:
@@ -232,7 +236,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers > 0 else None,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_prepare_worker,
     )
     return BatchLoader(loader, sampler)
 
@@ -275,7 +279,10 @@ def _one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _use_one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    """One thread; Ctrl-C is the main process's to handle, and it can always end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if cv2.getNumThreads() != 1:  # a fresh process; a forked one has inherited this
         cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -1,0 +1,224 @@
+"""A user's own folder, and what is said about damaged or ill-fitting files."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsseg_rt.errors import DatasetError
+from zsseg_rt.training.datasets import create_dataset
+from zsseg_rt.training.datasets.file_dataset import ValueTable
+from zsseg_rt.training.datasets.reading import read_mask, read_picture
+
+from test_training_datasets import listing, mask, photo, rows_of  # isort: skip
+
+
+@pytest.fixture
+def street(tmp_path):
+    """Two pictures, three classes of which one is unseen."""
+    listing(tmp_path / "classes.txt", ["road, street", "", "tree [unseen]", "  car  "])
+    for name, values in (("a", [0, 1, 2, 255]), ("b", [2, 2])):
+        photo(tmp_path / "images" / f"{name}.jpg")
+        mask(tmp_path / "masks" / f"{name}.png", values)
+    return tmp_path
+
+
+def test_reads_a_folder(street):
+    dataset = create_dataset("folder", street, "all")
+    assert dataset.class_names == ("road, street", "tree", "car")
+    assert dataset.seen == (0, 2)
+    assert [dataset[i].name for i in range(len(dataset))] == ["a", "b"]
+    assert rows_of(dataset)[:4] == [0, 1, 2, 255]
+
+
+def test_arguments_come_before_the_file(street):
+    options = {"class_names": ["x", "y", "z"], "unseen": ["z"]}
+    dataset = create_dataset("folder", street, "all", **options)
+    assert dataset.class_names == ("x", "y", "z")
+    assert dataset.seen == (0, 1)
+    one = create_dataset("folder", street, "all", class_names=["x", "y"], zero_is_unlabelled=True)
+    assert rows_of(one)[:4] == [255, 0, 1, 255]
+
+
+def test_splits_are_folders_or_lists(street):
+    for split, name in (("train", "a"), ("val", "b")):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (street / kind / split).mkdir()
+            (street / kind / f"{name}.{suffix}").rename(street / kind / split / f"{name}.{suffix}")
+    assert [pair.name for pair in create_dataset("folder", street, "val").pairs] == ["b"]
+    every = create_dataset("folder", street, "all")
+    assert [pair.name for pair in every.pairs] == ["train/a", "val/b"]
+    listing(street / "few.txt", ["val/b.jpg", "train/a"])
+    few = create_dataset("folder", street, "few")
+    assert [pair.name for pair in few.pairs] == ["val/b", "train/a"]
+    with pytest.raises(DatasetError, match="split: expected 'all', a folder .* or a list"):
+        create_dataset("folder", street, "test")
+    listing(street / "few.txt", ["val/c"])
+    with pytest.raises(DatasetError, match=r"few\.txt: expected names of pictures .* got 'val/c'"):
+        create_dataset("folder", street, "few")
+
+
+def test_colour_masks(street):
+    listing(street / "colours.txt", ["0 0 0 void", "128 64 128 road, street", "0 128 0\ttree"])
+    for name in ("a", "b"):
+        colours = np.zeros((12, 16, 3), np.uint8)
+        colours[:6], colours[6:9] = (128, 64, 128), (0, 128, 0)
+        Image.fromarray(colours).save(street / "masks" / f"{name}.png")
+    names = ["road, street", "tree"]
+    dataset = create_dataset("folder", street, "all", class_names=names)
+    assert rows_of(dataset) == [0] * 6 + [1] * 3 + [255] * 3
+    with pytest.raises(DatasetError, match=r"colours\.txt: expected a colour for every class, got"):
+        create_dataset("folder", street, "all")
+    colours[11, 3] = (1, 2, 3)
+    Image.fromarray(colours).save(street / "masks" / "b.png")
+    with pytest.raises(DatasetError, match=r"b\.png: expected colours of colours\.txt, got 1 2 3"):
+        dataset[1]
+    listing(street / "colours.txt", ["256 0 0 void"])
+    with pytest.raises(DatasetError, match=r"expected lines 'R G B name' with 0\.\.255"):
+        create_dataset("folder", street, "all")
+
+
+def test_more_classes_than_eight_bits(tmp_path):
+    photo(tmp_path / "images" / "a.png")
+    mask(tmp_path / "masks" / "a.png", [0, 255, 299, 65535])
+    listing(tmp_path / "classes.txt", [f"class {index}" for index in range(300)])
+    dataset = create_dataset("folder", tmp_path, "all")
+    assert rows_of(dataset)[:4] == [0, 255, 299, 65535]
+    assert dataset[0].labels.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["road", "road"], "expected different names, got 'road' twice"),
+        (["road", "[unseen]"], "expected different names, got an empty one"),
+        (["road [unseen]"], "at least one seen class"),
+    ],
+)
+def test_bad_class_lists_are_named(street, lines, message):
+    listing(street / "classes.txt", lines)
+    with pytest.raises(DatasetError, match=message):
+        create_dataset("folder", street, "all")
+
+
+def test_a_list_that_is_no_text_is_named(street):
+    (street / "classes.txt").write_bytes(b"road\n\xff\xfe\n")
+    with pytest.raises(DatasetError, match=r"classes\.txt: expected text in UTF-8, got byte 5"):
+        create_dataset("folder", street, "all")
+
+
+def test_missing_parts_are_named(street):
+    (street / "classes.txt").unlink()
+    with pytest.raises(DatasetError, match=r"classes\.txt: expected this part of a folder"):
+        create_dataset("folder", street, "all")
+    for path in (*(street / "images").iterdir(), *(street / "masks").iterdir()):
+        path.unlink()
+    with pytest.raises(DatasetError, match="expected some pictures .* got 0"):
+        create_dataset("folder", street, "all", class_names=["road"])
+
+
+def test_two_pictures_of_one_name_are_refused(street):
+    photo(street / "images" / "a.png")
+    with pytest.raises(DatasetError, match="expected one picture called a, got a"):
+        create_dataset("folder", street, "all")
+
+
+def test_different_sizes_are_named(street):
+    mask(street / "masks" / "b.png", [0], size_hw=(12, 15))
+    dataset = create_dataset("folder", street, "all")
+    with pytest.raises(
+        DatasetError, match=r"b\.png: expected the 16x12 pixels of b\.jpg, got 15x12"
+    ):
+        dataset[1]
+
+
+def test_verify_counts_and_collects(street):
+    mask(street / "masks" / "b.png", [7])
+    seen = []
+    report = create_dataset("folder", street, "all").verify(lambda *step: seen.append(step))
+    assert seen == [(1, 2), (2, 2)]
+    assert report.num_pictures == 1
+    assert report.pixels.tolist() == [48, 48, 48]
+    assert report.ignored_pixels == 48
+    assert report.absent == ()
+    (problem,) = report.problems
+    assert "b.png: expected values 0..2 for the 3 classes and 255, 65535" in problem
+    assert "got 7." in problem
+
+
+def test_verify_names_absent_classes(street):
+    names = ["a", "b", "c", "d"]
+    assert create_dataset("folder", street, "all", class_names=names).verify().absent == ("d",)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_cut_off_picture_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    pixels = photo(path, (64, 64))
+    if suffix == "png":
+        np.testing.assert_array_equal(read_picture(path), pixels)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(DatasetError, match=rf"a\.{suffix}: expected a whole file, got one that is"):
+        read_picture(path)
+
+
+def test_a_cut_off_mask_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(read_mask(path), pixels)
+    data = path.read_bytes()
+    for share in (0.3, 0.7, 0.95):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(DatasetError, match="expected a whole file"):
+            read_mask(path)
+
+
+@pytest.mark.parametrize("read", [read_picture, read_mask])
+def test_a_file_that_is_no_picture_is_refused(tmp_path, read):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(DatasetError, match=r"a\.png: expected a picture, got 16 bytes"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"a\.png: expected a picture, got 0 bytes"):
+        read(path)
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"a\.png: expected a readable file, got: No such file"):
+        read(path)
+
+
+def test_a_colour_picture_is_no_mask(tmp_path):
+    photo(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="expected a mask with one channel .* got mode RGB"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_pictures_are_rgb_and_turned_as_exif_says(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[..., 0], pixels[0, 0, 2] = 200, 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=exif)
+    assert read_picture(tmp_path / "b.jpg").shape == (6, 4, 3)
+    grey = cv2.imencode(".png", pixels[..., 0])[1]
+    (tmp_path / "c.png").write_bytes(grey.tobytes())
+    assert read_picture(tmp_path / "c.png").shape == (4, 6, 3)
+
+
+def test_value_table_maps_every_value():
+    table = ValueTable([7, 3, 254], ignored=(0, 255))
+    mask = np.array([[7, 3, 254], [0, 255, 3]], np.uint8)
+    expected = [[0, 1, 2], [255, 255, 1]]
+    for dtype in (np.uint8, np.uint16):
+        labels = table(mask.astype(dtype), "a.png")
+        assert labels.dtype == np.uint8
+        assert labels.tolist() == expected
+    with pytest.raises(DatasetError, match=r"a\.png: expected values 3, 7, 254 .* got 9, 300\."):
+        table(np.array([[9, 300, 7]], np.uint16), "a.png")
