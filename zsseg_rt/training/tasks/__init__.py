@@ -2,4 +2,5 @@
 
 - :class:`zsseg_rt.training.tasks.descriptor.DescriptorTask` trains ZegCLIP and CLIP-RC.
 - :class:`zsseg_rt.training.tasks.zegformer.ZegFormerTask` trains ZegFormer.
+- :class:`zsseg_rt.training.tasks.zeroseg.ZeroSegTask` trains ZeroSeg.
 """

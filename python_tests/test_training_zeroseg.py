@@ -1,0 +1,432 @@
+"""ZeroSeg's training: views, the cache of the teacher's features, losses, the task."""
+
+import logging
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+import tiny  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
+from torch import nn  # noqa: E402
+
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError  # noqa: E402
+from zsseg_rt.models import build_image_encoder, create_model, load_clip  # noqa: E402
+from zsseg_rt.models.zeroseg_encoder import random_patch_mask  # noqa: E402
+from zsseg_rt.training.datasets.base import Sample  # noqa: E402
+from zsseg_rt.training.task import Batch  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402
+    ZeroSegTask,
+    scaled_learning_rate,
+    segment_matching_loss,
+    view_loss,
+)
+from zsseg_rt.training.transforms import CenterCropAugmentation  # noqa: E402
+from zsseg_rt.training.zeroseg_features import (  # noqa: E402
+    TeacherFeatures,
+    cache_features,
+    picture_key,
+)
+from zsseg_rt.training.zeroseg_views import ClipTeacher, TeacherViews  # noqa: E402
+
+VIEWS = TeacherViews(size=16)
+
+
+class MeanColours(nn.Module):
+    """A teacher that embeds a view as its mean colour, repeated; counts what it is asked."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.seen = 0
+
+    def encode_image(self, views):
+        self.seen += len(views)
+        return (self.gain * views.mean(dim=(2, 3))).repeat(1, 11)[:, :32]
+
+
+def batch_of(images):
+    count, _, height, width = images.shape
+    return Batch(
+        images=images,
+        valid_hw=torch.tensor([[height, width]] * count),
+        labels=torch.full((count, height, width), 255),
+        names=tuple(f"p{i}" for i in range(count)),
+    )
+
+
+def pictures(count=2, side=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_thirty_views_with_exact_bounds():
+    views = TeacherViews()
+    boxes = views.boxes((224, 224))
+    assert views.count == len(boxes) == 30
+    assert boxes[0] == (0, 224, 0, 224)
+    assert boxes[1:5] == ((0, 112, 0, 112), (0, 112, 112, 224), (112, 224, 0, 112),
+                          (112, 224, 112, 224))  # fmt: skip
+    assert boxes[5:9] == ((0, 75, 0, 75), (0, 75, 75, 149), (0, 75, 149, 224), (75, 149, 0, 75))
+    assert boxes[14] == (0, 56, 0, 56)
+    assert boxes[29] == (168, 224, 168, 224)
+
+
+@pytest.mark.parametrize("size_hw", [(224, 224), (37, 101), (4, 5)])
+def test_cells_of_a_grid_cover_every_pixel_once(size_hw):
+    views = TeacherViews(grids=(1, 2, 3, 4))
+    boxes, start = views.boxes(size_hw), 0
+    for side in views.grids:
+        covered = np.zeros(size_hw, int)
+        for top, bottom, left, right in boxes[start : start + side**2]:
+            covered[top:bottom, left:right] += 1
+        assert (covered == 1).all()
+        start += side**2
+
+
+def test_views_are_cut_resized_and_normalised():
+    """Cells of one colour each come back as that colour, in raster order."""
+    colours = torch.tensor([[10, 200, 30], [90, 0, 255], [1, 2, 3], [128, 64, 32]])
+    cells = colours.reshape(2, 2, 3).permute(2, 0, 1).to(torch.uint8)
+    image = cells.repeat_interleave(32, 1).repeat_interleave(32, 2)[None]
+    views = TeacherViews(grids=(1, 2), size=20, image_mean=(0.1, 0.2, 0.3), image_std=(2, 1, 0.5))
+    cut = views.cut(image)
+    assert cut.shape == (1, 5, 3, 20, 20)
+    expected = (colours / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([2, 1, 0.5])
+    flat = cut[0, 1:].flatten(2)
+    torch.testing.assert_close(flat, expected[..., None].expand_as(flat), atol=1e-5, rtol=1e-5)
+    low, high = (0 - torch.tensor([0.1, 0.2, 0.3])), (1 - torch.tensor([0.1, 0.2, 0.3]))
+    bounds = torch.stack([low, high]) / torch.tensor([2, 1, 0.5])
+    whole = cut[0, 0].flatten(1)
+    assert (whole >= bounds[0][:, None] - 1e-6).all()
+    assert (whole <= bounds[1][:, None] + 1e-6).all()
+
+
+def test_whole_view_of_the_right_size_is_the_picture():
+    image = pictures(1, 16)
+    view = TeacherViews(grids=(1,), size=16, image_mean=(0, 0, 0), image_std=(1, 1, 1)).cut(image)
+    torch.testing.assert_close(view[:, 0], image / 255)
+
+
+@pytest.mark.parametrize("grids", [(), (2, 3), (1, 3, 2), (1, 1, 2)])
+def test_bad_grids(grids):
+    with pytest.raises(ArgumentError, match="grids: expected ascending numbers that begin with 1"):
+        TeacherViews(grids=grids)
+
+
+def test_bad_pictures():
+    with pytest.raises(ShapeError, match="images: expected at least 4 pixels a side, got 3x9"):
+        VIEWS.boxes((3, 9))
+    with pytest.raises(DTypeError, match="images: expected uint8, got torch.float32"):
+        VIEWS.cut(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ShapeError, match=r"images: expected \[B, 3, H, W\]"):
+        VIEWS.cut(torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+def test_clip_towers_are_teachers(tmp_path):
+    """Ours gives CLIP's own embedding before it is normalised, and is never trained."""
+    path = tmp_path / "clip.pt"
+    torch.save(tiny.clip_state_dict(), path)
+    encoder = build_image_encoder(
+        load_clip(path, activation="quick_gelu", num_heads=4, text_heads=4)
+    )
+    teacher = ClipTeacher(encoder).train()
+    views = torch.randn(3, 3, 64, 64)
+    found = teacher(views)
+    unit = nn.functional.normalize(found, dim=1)
+    torch.testing.assert_close(unit, encoder(views).cls_embed)
+    assert (found.norm(dim=1) - 1).abs().min() > 0.01
+    assert not found.requires_grad
+    assert not any(module.training for module in teacher.modules())
+    with pytest.raises(ArgumentError, match="encoder: expected a CLIP image tower"):
+        ClipTeacher(nn.Linear(2, 2))
+
+
+def test_features_are_those_of_every_view():
+    features = TeacherFeatures(MeanColours(), VIEWS, views_at_once=7)
+    images = pictures()
+    found = features(images)
+    assert found.shape == (2, 30, 32)
+    cut = VIEWS.cut(images)
+    expected = MeanColours().encode_image(cut.flatten(0, 1)).reshape(2, 30, 32)
+    torch.testing.assert_close(found, expected.half().float())
+
+
+def test_cache_serves_a_picture_once_computed(tmp_path):
+    teacher, images = MeanColours(), pictures(3)
+    first = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
+    start = teacher.seen
+    before = first(images[:2])
+    assert teacher.seen == start + 60
+    again = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
+    start = teacher.seen
+    assert torch.equal(again(images[:2]), before)
+    assert teacher.seen == start
+    mixed = again(images)
+    assert teacher.seen == start + 30
+    assert torch.equal(mixed[:2], before)
+    assert torch.equal(mixed[2:], again.compute(images[2:]))
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == 3
+    assert files[0].stat().st_size == 128 + 2 * 30 * 32
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("change", ["teacher", "grids", "size"])
+def test_cache_is_kept_apart_by_teacher_and_views(tmp_path, change):
+    TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path)(pictures())
+    teacher = MeanColours(2.0 if change == "teacher" else 1.0)
+    views = {"grids": TeacherViews(grids=(1, 2), size=16), "size": TeacherViews(size=8)}
+    other = TeacherFeatures(teacher, views.get(change, VIEWS), cache_folder=tmp_path)
+    start = teacher.seen
+    found = other(pictures())
+    assert teacher.seen > start
+    assert torch.equal(found, other.compute(pictures()))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_damaged_features_are_computed_again(tmp_path, damage, caplog):
+    features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path)
+    images = pictures(1)
+    expected = features(images)
+    file = next(tmp_path.rglob("*.npy"))
+    if damage is None:
+        np.save(file, np.zeros((30, 31), np.float16))
+    else:
+        file.write_bytes(damage)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(features(images), expected)
+    assert "computed again" in caplog.text
+    assert np.load(file).shape == (30, 32)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="expected a feature cache that can be written"):
+        TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path / "file")
+
+
+class Photos:
+    """Three pictures of different proportions."""
+
+    name, class_names, seen, ignore_label = "photos", ("a",), (0,), 255
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        size_hw = ((120, 160), (200, 100), (90, 90))[index]
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+        return Sample(image, np.zeros(size_hw, np.uint8), f"p{index}")
+
+
+CROP = CenterCropAugmentation(crop_hw=(64, 64), short_edge=72)
+
+
+def test_features_ahead_of_training(tmp_path):
+    teacher = MeanColours()
+    features = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
+    assert cache_features(features, Photos(), CROP, indices=[0, 2]) == 2
+    assert cache_features(features, Photos(), CROP) == 1
+    crops = torch.stack([CROP(Photos()[i], np.random.default_rng(9)).image for i in range(3)])
+    start = teacher.seen
+    assert torch.equal(features(crops), features.compute(crops))
+    assert teacher.seen == start + 90  # compute's own; nothing for the cached ones
+    with pytest.raises(ArgumentError, match="features: expected a cache folder, got none"):
+        cache_features(TeacherFeatures(teacher, VIEWS), Photos(), CROP)
+
+
+def test_views_from_the_original_picture(tmp_path):
+    """They show what the crop shows, in the original's pixels, and must be made beforehand."""
+    features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path, from_original=True)
+    crop = CROP(Photos()[0], np.random.default_rng(0)).image
+    with pytest.raises(TrainingError, match="none of 1 in this batch. Run cache_features"):
+        features(crop[None])
+    cache_features(features, Photos(), CROP)
+    found = features(crop[None])
+    side = round(120 * 64 / 72)
+    top, left = (120 - side) // 2, (160 - side) // 2
+    part = Photos()[0].image[top : top + side, left : left + side].transpose(2, 0, 1).copy()
+    assert torch.equal(found, features.compute(torch.from_numpy(part)[None]))
+    assert not torch.equal(found, features.compute(crop[None]))
+    with pytest.raises(ArgumentError, match="cache_folder: expected a folder"):
+        TeacherFeatures(MeanColours(), VIEWS, from_original=True)
+
+
+def test_keys_depend_on_pixels_and_shape():
+    image = pictures(1)[0]
+    changed = image.clone()
+    changed[0, 0, 0] ^= 1
+    keys = {picture_key(image), picture_key(changed), picture_key(image.reshape(3, 32, 128))}
+    assert len(keys) == 3
+    assert picture_key(image.clone()) in keys
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_losses_by_hand(unit):
+    torch.manual_seed(0)
+    z, g, v = torch.randn(2, 5), torch.randn(2, 3, 5), torch.randn(2, 4, 5)
+    found = [
+        view_loss(z, v, normalize_targets=unit),
+        segment_matching_loss(g, v, normalize_targets=unit),
+    ]
+    targets = v / v.norm(dim=2, keepdim=True) if unit else v
+    factor = 5**0.5 if unit else 1.0
+    far = [[(z[b] - targets[b, j]).abs().mean() * factor for j in range(4)] for b in range(2)]
+    near = [
+        min((g[b, i] - targets[b, j]).abs().mean() * factor for j in range(1, 4))
+        for b in range(2)
+        for i in range(3)
+    ]
+    torch.testing.assert_close(found[0], torch.tensor(far).mean())
+    torch.testing.assert_close(found[1], torch.tensor(near).mean())
+
+
+def test_matching_is_at_most_the_distance_to_any_one_view():
+    torch.manual_seed(1)
+    g, v = torch.randn(2, 8, 16), torch.randn(2, 30, 16)
+    matched = segment_matching_loss(g, v)
+    for j in range(1, 30):
+        assert matched <= view_loss(g.reshape(16, 16), v[:, j : j + 1].repeat_interleave(8, 0))
+
+
+def test_the_whole_picture_is_no_candidate():
+    g = torch.randn(1, 2, 4)
+    v = torch.cat([g[:, :1], torch.randn(1, 3, 4) + 5], dim=1)
+    assert segment_matching_loss(g, v, normalize_targets=False) > 1
+    with pytest.raises(ShapeError, match="views: expected the whole picture and at least one"):
+        segment_matching_loss(g, v[:, :1])
+
+
+def test_gradients_flow_to_the_student_only():
+    g, v = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 3, 4, requires_grad=True)
+    (segment_matching_loss(g, v) + view_loss(g[:, 0], v)).backward()
+    assert g.grad.abs().min() > 0
+    assert v.grad is None
+
+
+def make_task(model=None, **settings):
+    features = TeacherFeatures(MeanColours(), VIEWS)
+    return ZeroSegTask(model or zeroseg_model(), features, **settings)
+
+
+def test_task_gives_three_finite_terms_and_reaches_every_tensor():
+    torch.manual_seed(0)
+    task = make_task().train()
+    terms = task(batch_of(pictures(4)))
+    assert set(terms) == {"reconstruction", "views", "segments"}
+    assert all(term.ndim == 0 and term.isfinite() and term > 0 for term in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    without = [name for name, p in task.model.named_parameters() if p.grad is None]
+    assert without == []
+    assert all(p.grad is None for p in task.features.parameters())
+    assert not any(module.training for module in task.features.teacher.modules())
+
+
+def test_weights_scale_their_terms_and_labels_do_not_matter():
+    batch = batch_of(pictures())
+    plain = make_task().eval()
+    torch.manual_seed(3)
+    expected = plain(batch)
+    weights = {"reconstruction_weight": 2.0, "view_weight": 3.0, "matching_weight": 0.5}
+    other = Batch(batch.images, batch.valid_hw, batch.labels * 0, batch.names)
+    weighted = make_task(**weights).eval()
+    torch.manual_seed(3)
+    found = weighted(other)
+    for name, factor in zip(("reconstruction", "views", "segments"), (2, 3, 0.5), strict=True):
+        torch.testing.assert_close(found[name], factor * expected[name])
+
+
+def test_terms_that_are_switched_off():
+    task = make_task(
+        zeroseg_model(segment_tap="second_grouping"), reconstruction_weight=0, matching_weight=0
+    ).train()
+    terms = task(batch_of(pictures()))
+    assert set(terms) == {"views"}
+    terms["views"].backward()
+    trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
+    assert not any(name.startswith(("decoder.", "seg.tap.")) for name in trained)
+    assert all(dict(task.model.named_parameters())[name].grad is not None for name in trained)
+    assert set(make_task(zeroseg_model(decoder_layers=0), reconstruction_weight=0)(
+        batch_of(pictures()))) == {"views", "segments"}  # fmt: skip
+
+
+def test_norms_and_biases_are_not_decayed():
+    task = make_task(batch_size=512)
+    decayed, plain = task.parameter_groups()
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert decayed["lr"] == plain["lr"] == pytest.approx(3e-4)
+    names = {id(p): name for name, p in task.model.named_parameters()}
+    assert all(names[id(p)].endswith("bias") or "norm" in names[id(p)]
+               or "group_projector.0" in names[id(p)] for p in plain["params"])  # fmt: skip
+    assert {id(p) for group in (decayed, plain) for p in group["params"]} == set(names)
+    assert not any(names[id(p)].endswith("bias") for p in decayed["params"])
+
+
+def test_learning_rate_grows_with_the_batch():
+    assert scaled_learning_rate(1.5e-4, 4096) == pytest.approx(2.4e-3)
+    assert scaled_learning_rate(1.5e-4, 256) == 1.5e-4
+    assert make_task().learning_rate == pytest.approx(2.4e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_ratio": 1.0}, "mask_ratio: expected a share in"),
+        ({"view_weight": -1.0}, "view_weight: expected a number of at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay: expected a number of at least 0"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_task(**settings)
+
+
+def test_parts_that_do_not_fit_each_other():
+    with pytest.raises(ArgumentError, match="expected 0 for a model without a reconstruction"):
+        make_task(zeroseg_model(decoder_layers=0))
+    with pytest.raises(ArgumentError, match="teacher with embeddings of 16.* got 32"):
+        make_task(zeroseg_model(embed_dim=16))
+    whole = TeacherFeatures(MeanColours(), TeacherViews(grids=(1,), size=16))
+    with pytest.raises(ArgumentError, match="matching_weight: expected 0 for views of the whole"):
+        ZeroSegTask(zeroseg_model(), whole)
+    assert set(ZeroSegTask(zeroseg_model(), whole, matching_weight=0)(batch_of(pictures()))) == {
+        "reconstruction",
+        "views",
+    }
+    with pytest.raises(ShapeError, match="batch: expected pictures of 64x64, got 32x32"):
+        make_task()(batch_of(pictures(side=32)))
+
+
+def test_training_lowers_every_loss_and_its_checkpoint_loads(tmp_path):
+    """Two pictures learnt by heart; the result is a checkpoint in the documented layout."""
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SIZES.items() if key != "size_hw"}
+    model = create_model("zeroseg", image_size=64, **sizes)
+    task = make_task(model.train())
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    images[0, 0], images[1, 1, :, 32:] = 220, 180
+    views = task.features(images)
+    normalized = (images / 255 - 0.45) / 0.22
+    optimizer = torch.optim.AdamW(task.parameter_groups(), lr=2e-3, betas=(0.9, 0.95))
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3
+    history = []
+    for _ in range(40):
+        terms = task.losses(normalized, random_patch_mask(2, 16, 0.6), views)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        history.append({name: float(term.detach()) for name, term in terms.items()})
+    for name in history[0]:
+        first = np.mean([line[name] for line in history[:5]])
+        last = np.mean([line[name] for line in history[-5:]])
+        assert last < 0.8 * first, (name, first, last)
+    save_file(model.state_dict(), tmp_path / "student.safetensors")
+    heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
+    loaded = create_model("zeroseg", weights=tmp_path / "student.safetensors", **heads)
+    with torch.no_grad():
+        assert torch.equal(loaded(normalized).segment_embeds, model.eval()(normalized)[0])

@@ -1,0 +1,240 @@
+"""Train ZeroSeg: from pictures and a CLIP image encoder, without text and without labels.
+
+Source:
+    Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
+    Distillation Only", ICCV 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models.zeroseg import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
+from zsseg_rt.models.zeroseg_encoder import PatchMask, random_patch_mask, reconstruction_loss
+from zsseg_rt.training.task import Batch, TrainingTask, normalize_images
+from zsseg_rt.training.tasks.labelled import check_non_negative
+from zsseg_rt.training.zeroseg_features import TeacherFeatures
+
+__all__ = ["ZeroSegTask", "scaled_learning_rate", "segment_matching_loss", "view_loss"]
+
+
+def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
+    """MAE's rule: the base rate is for 256 pictures, the peak grows with the batch.
+
+    Args:
+        base_learning_rate: ZeroSeg's is 1.5e-4.
+        batch_size: Pictures of one optimizer step, over all processes.
+
+    Example:
+        >>> scaled_learning_rate(1.5e-4, 4096)
+        0.0024
+    """
+    return base_learning_rate * batch_size / 256
+
+
+def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = True) -> Tensor:
+    """L1 between the student's picture embedding and every view: ``mean_j |z - v_j|``.
+
+    The L1 is the mean over D; with unit targets times ``sqrt(D)``, which keeps it of order 1.
+
+    Args:
+        image_embed: ``[B, D]``.
+        views: The teacher's features of all views, ``[B, n, D]``.
+        normalize_targets: Whether views are divided by their norms first.
+
+    Returns:
+        A scalar.
+    """
+    return _distances(image_embed[:, None], views, normalize_targets).mean()
+
+
+def segment_matching_loss(
+    segment_embeds: Tensor, views: Tensor, *, normalize_targets: bool = True
+) -> Tensor:
+    """L1 between every segment and the view nearest to it: ``mean_i min_j |g_i - v_j|``, j >= 2.
+
+    The first view, the whole picture, is no candidate. The choice has no gradient.
+
+    Args:
+        segment_embeds: ``[B, G, D]``.
+        views: The teacher's features of all views, ``[B, n, D]``, the whole picture first.
+        normalize_targets: Whether views are divided by their norms first.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ShapeError: There is no view besides the whole picture.
+    """
+    if views.shape[1] < 2:
+        raise ShapeError(
+            f"views: expected the whole picture and at least one cell, got {views.shape[1]} "
+            "views. Use finer grids, or a matching weight of 0."
+        )
+    distances = _distances(segment_embeds, views[:, 1:], normalize_targets)
+    return distances.amin(dim=2).mean()
+
+
+def _distances(embeds: Tensor, views: Tensor, normalize_targets: bool) -> Tensor:
+    """L1 of every pair, ``[B, G, n]``, in float32."""
+    embeds, views = embeds.float(), views.detach().float()
+    width = views.shape[2]
+    with torch.autocast(embeds.device.type, enabled=False):
+        targets = F.normalize(views, dim=2) if normalize_targets else views
+        distances: Tensor = torch.cdist(embeds, targets, p=1)
+    return distances / (width**0.5 if normalize_targets else width)
+
+
+class ZeroSegTask(TrainingTask):
+    """ZeroSeg with its three losses; labels of a batch are not looked at.
+
+    Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
+    of the learning rate are not in the paper, see ``docs/zeroseg.md``. Optimizer and schedule of
+    the paper: betas ``(0.9, 0.95)`` and no gradient clipping
+    (:class:`zsseg_rt.training.loop_config.OptimizerConfig`),
+    :func:`zsseg_rt.training.schedules.cosine` with 20 of 80 epochs of warm-up.
+
+    Args:
+        model: The student.
+        features: The teacher.
+        mask_ratio: Share of patches that the encoder does not see, in ``[0, 1)``.
+        reconstruction_weight: Of the pixel reconstruction; 0 drops it and freezes its head.
+        view_weight: Of the distance between the picture and all views.
+        matching_weight: Of the distance between segments and the views nearest to them.
+        normalize_targets: Whether the teacher's features are divided by their norms.
+        norm_pix_loss: Whether target patches are normalised, MAE's option.
+        base_learning_rate: For 256 pictures; see :func:`scaled_learning_rate`.
+        batch_size: Pictures of one optimizer step, over all processes.
+        weight_decay: Of matrices and tokens; biases and norms have none.
+
+    Raises:
+        ArgumentError: A setting is out of range, or does not fit model or views.
+    """
+
+    model: ZeroSeg
+
+    def __init__(
+        self,
+        model: ZeroSeg,
+        features: TeacherFeatures,
+        *,
+        mask_ratio: float = 0.6,
+        reconstruction_weight: float = 1.0,
+        view_weight: float = 1.0,
+        matching_weight: float = 1.0,
+        normalize_targets: bool = True,
+        norm_pix_loss: bool = False,
+        base_learning_rate: float = 1.5e-4,
+        batch_size: int = 4096,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(model)
+        check_non_negative(
+            reconstruction_weight=reconstruction_weight,
+            view_weight=view_weight,
+            matching_weight=matching_weight,
+            base_learning_rate=base_learning_rate,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+        )
+        self.features = features
+        self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
+        self.reconstruction_weight = reconstruction_weight
+        self.view_weight, self.matching_weight = view_weight, matching_weight
+        self.normalize_targets = normalize_targets
+        self.learning_rate = scaled_learning_rate(base_learning_rate, batch_size)
+        self.weight_decay = weight_decay
+        self._check_fit()
+        if model.decoder is not None and reconstruction_weight == 0:
+            model.decoder.requires_grad_(False)
+        if model.seg.tap is not None and matching_weight == 0:
+            model.seg.tap.requires_grad_(False)
+        if model.text_encoder is not None:
+            model.text_encoder.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the weighted loss terms; masks are drawn anew in every call.
+
+        Returns:
+            ``reconstruction`` (unless switched off), ``views`` and ``segments``.
+
+        Raises:
+            ShapeError: Pictures do not have the size that positions are stored for.
+        """
+        images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
+        self._check_images(images)
+        mask = random_patch_mask(
+            len(images), self.model.config.grid_side**2, self.mask_ratio, device=images.device
+        )
+        return self.losses(images, mask, self.features(batch.images))
+
+    def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted loss terms of given masks and features.
+
+        Args:
+            images: Normalised RGB planes, float ``[B, 3, H, W]``.
+            mask: Which patches the encoder sees.
+            views: The teacher's features, ``[B, n, D]``.
+        """
+        tokens = self.model.encoder(images, mask)
+        terms = {}
+        if self.model.decoder is not None and self.reconstruction_weight > 0:
+            loss = reconstruction_loss(
+                self.model.decoder(tokens, mask),
+                images,
+                mask,
+                patch_size=self.model.config.patch_size,
+                norm_pix_loss=self.norm_pix_loss,
+            )
+            terms["reconstruction"] = self.reconstruction_weight * loss
+        output = self.model.seg(tokens.patch_tokens)
+        unit = self.normalize_targets
+        overall = view_loss(output.image_embed, views, normalize_targets=unit)
+        terms["views"] = self.view_weight * overall
+        if self.matching_weight > 0:
+            matched = segment_matching_loss(output.segment_embeds, views, normalize_targets=unit)
+            terms["segments"] = self.matching_weight * matched
+        return terms
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Two groups with one rate: matrices and tokens, and without decay biases and norms."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = (
+            ([p for p in trained if p.ndim > 1], self.weight_decay),
+            ([p for p in trained if p.ndim <= 1], 0.0),
+        )
+        return [
+            {"params": tensors, "lr": self.learning_rate, "weight_decay": decay}
+            for tensors, decay in groups
+        ]
+
+    def _check_fit(self) -> None:
+        config = self.model.config
+        random_patch_mask(1, config.grid_side**2, self.mask_ratio, generator=torch.Generator())
+        if self.reconstruction_weight > 0 and self.model.decoder is None:
+            raise ArgumentError(
+                f"reconstruction_weight: expected 0 for a model without a reconstruction head, got "
+                f"{self.reconstruction_weight}. Build the model with with_decoder=True."
+            )
+        if self.features.embed_dim != config.embed_dim:
+            raise ArgumentError(
+                f"features: expected a teacher with embeddings of {config.embed_dim}, the "
+                f"student's embed_dim, got {self.features.embed_dim}. Build the student with "
+                f"embed_dim={self.features.embed_dim}."
+            )
+        if self.matching_weight > 0 and self.features.views.count < 2:
+            raise ArgumentError(
+                "matching_weight: expected 0 for views of the whole picture alone, got "
+                f"{self.matching_weight}. Use finer grids, such as (1, 2, 3, 4)."
+            )
+
+    def _check_images(self, images: Tensor) -> None:
+        side = self.model.config.grid_side * self.model.config.patch_size
+        if tuple(images.shape[2:]) != (side, side):
+            raise ShapeError(
+                f"batch: expected pictures of {side}x{side}, got {images.shape[2]}x"
+                f"{images.shape[3]}. Use CenterCropAugmentation(crop_hw=({side}, {side}))."
+            )
