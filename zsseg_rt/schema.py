@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "nearest"]
 
 T = TypeVar("T")
 
@@ -17,8 +18,8 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
     """Build ``cls`` from JSON data, checking every key and type.
 
     Args:
-        cls: A dataclass whose fields are annotated with str, int, float, bool, None, tuple, dict,
-            optional and nested dataclass types.
+        cls: A dataclass whose fields are annotated with str, int, float, bool, None, Literal,
+            tuple, dict, optional and nested dataclass types.
         raw: What ``json.load`` gave.
         where: What to call the data in messages, such as ``"bundle.json"``.
         error: The exception type to raise.
@@ -63,8 +64,7 @@ def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in raw:
         if key not in fields:
-            known = ", ".join(fields)
-            raise error(f"{where}: unknown key {key!r}. Known keys: {known}")
+            raise error(f"{where}: unknown key {key!r}. {nearest(key, list(fields))}")
     values = {}
     for name, field in fields.items():
         if name in raw:
@@ -75,6 +75,13 @@ def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -
         return kind(**values)
     except (TypeError, ValueError) as exc:
         raise error(f"{where}: {exc}") from exc
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """What to tell a user of a name that is not known: the nearest one, and all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}Known keys: {', '.join(known)}"
 
 
 def _decode_tuple(kind: Any, raw: Any, where: str, error: type[Exception]) -> tuple[Any, ...]:
@@ -106,6 +113,11 @@ def _decode_union(kind: Any, raw: Any, where: str, error: type[Exception]) -> An
 
 def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
     if kind is Any:
+        return raw
+    if typing.get_origin(kind) is Literal:
+        if raw not in typing.get_args(kind):
+            choices = ", ".join(str(choice) for choice in typing.get_args(kind))
+            raise error(f"{where}: expected one of {choices}, got {_describe(raw)}")
         return raw
     if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
         return float(raw)

@@ -16,12 +16,14 @@ import typer
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
+from zsseg_rt.cli.export_trained import export_trained
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
 from zsseg_rt.cli.options import UsageError
 from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_OK, EXIT_USAGE
 from zsseg_rt.cli.segment import segment
+from zsseg_rt.cli.train import train
 from zsseg_rt.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -40,8 +42,9 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
+export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
-for command in (segment, evaluate, info, doctor):
+for command in (segment, train, evaluate, info, doctor):
     app.command()(command)
 
 

@@ -14,7 +14,7 @@ from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
 from zsseg_rt.models.zegformer_official import zegformer_from_official
 from zsseg_rt.models.zeroseg_weights import create_zeroseg
 
-__all__ = ["create_model", "from_official"]
+__all__ = ["create_model", "find_builder", "from_official"]
 
 _FROM_OFFICIAL: Mapping[str, Callable[..., nn.Module]] = {
     "clip_rc": clip_rc_from_official,
@@ -66,6 +66,17 @@ def create_model(architecture: str, **config: Any) -> nn.Module:
         CheckpointError: The architecture is unknown, or the weights cannot be read.
     """
     return _find(_CREATE, architecture)(**config)
+
+
+def find_builder(architecture: str, *, official: bool) -> Callable[..., nn.Module]:
+    """The function behind :func:`create_model`, or with ``official`` :func:`from_official`.
+
+    Its signature tells an architecture's settings.
+
+    Raises:
+        CheckpointError: The architecture is unknown.
+    """
+    return _find(_FROM_OFFICIAL if official else _CREATE, architecture)
 
 
 def _find(

@@ -2,7 +2,8 @@
 
 ``RUN/checkpoints/step-00001000/`` holds ``model.safetensors`` (what evaluation and export take),
 ``model.json`` (what the model is), ``task.safetensors`` (what else learns, if anything),
-``optimizer.safetensors``, ``random.safetensors`` and ``state.json`` (everything that is no tensor).
+``constants.safetensors`` (class embeddings), ``optimizer.safetensors``, ``random.safetensors`` and
+``state.json`` (everything that is no tensor).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from torch import Tensor
 from zsseg_rt.errors import CheckpointError, TrainingError
 
 __all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
-__all__ += ["join_optimizer_state", "read_json", "read_model_file", "split_optimizer_state"]
+__all__ += ["join_optimizer_state", "read_json", "read_tensors", "split_optimizer_state"]
 
 FORMAT_VERSION = 1
-MODEL_FILE, MODEL_CARD, STATE_FILE = "model.safetensors", "model.json", "state.json"
+MODEL_CARD, STATE_FILE = "model.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTS = ("model", "task", "optimizer", "random")
+_PARTS = ("model", "task", "optimizer", "random", "constants")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Checkpoint:
         task: ``state_dict`` of the objective without its model.
         optimizer: Tensors of the optimizer's state.
         random: States of the generators, by ``<process>.<generator>``.
+        constants: Tensors that go with the model but are not trained, such as class embeddings.
         model_card: What the model is; see :mod:`zsseg_rt.training.trained`.
     """
 
@@ -72,6 +74,7 @@ class Checkpoint:
     task: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     random: Mapping[str, Tensor]
+    constants: Mapping[str, Tensor]
     model_card: Mapping[str, Any]
 
 
@@ -179,14 +182,17 @@ class CheckpointFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_model_file(folder: Path) -> dict[str, Tensor]:
-    """The model's ``state_dict`` of a checkpoint folder.
+def read_tensors(folder: Path, part: str) -> dict[str, Tensor]:
+    """Tensors of one part of a checkpoint folder, ``"model"`` or ``"constants"``.
+
+    Returns:
+        Tensors by name; none if the checkpoint does not have the part.
 
     Raises:
         CheckpointError: A file is missing, damaged or of a newer format.
     """
-    _read_state(folder)
-    return _read_tensors(folder / MODEL_FILE)
+    name = f"{part}.safetensors"
+    return _read_tensors(folder / name) if name in _read_state(folder)["files"] else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

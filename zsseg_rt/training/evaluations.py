@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.files import write_atomically
@@ -26,8 +27,21 @@ class EvaluationLog:
 
     def __init__(self, folder: Path, best_metric: str, best_is: str) -> None:
         self._path = folder / EVALUATIONS_FILE
-        self._metric, self._sign = best_metric, 1.0 if best_is == "highest" else -1.0
+        self._metric, self._best_is = best_metric, best_is
         self._entries: dict[int, dict[str, float]] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> EvaluationLog:
+        """The evaluations of a run that is over, with the figure that decided there.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        log = cls(folder, "", "highest")
+        content = log._read()
+        log._metric, log._best_is = content["best_metric"], content["best_is"]
+        log._entries = content["evaluations"]
+        return log
 
     def load(self, last_step: int) -> None:
         """Read what is there, without steps after the last one.
@@ -35,15 +49,7 @@ class EvaluationLog:
         Raises:
             CheckpointError: The file is damaged.
         """
-        if not self._path.is_file():
-            return
-        try:
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
-            entries = {int(step): dict(metrics) for step, metrics in raw.items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self._path}: expected figures by step, got a damaged file. Remove it."
-            ) from error
+        entries = self._read()["evaluations"]
         self._entries = {step: found for step, found in entries.items() if step <= last_step}
 
     def has(self, step: int) -> bool:
@@ -51,7 +57,7 @@ class EvaluationLog:
         return step in self._entries
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note figures; the file has the old content or the new.
+        """Note figures, those that are numbers; the file has the old content or the new.
 
         Raises:
             ArgumentError: The deciding figure is not among them.
@@ -61,17 +67,22 @@ class EvaluationLog:
                 f"best_metric: expected one of {', '.join(metrics)}, got {self._metric!r}. "
                 "Set loop.best_metric."
             )
-        self._entries[step] = dict(metrics)
-        text = json.dumps({str(s): m for s, m in sorted(self._entries.items())}, indent=1)
-        write_atomically(self._path, (text + "\n").encode())
+        self._entries[step] = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        content = {
+            "best_metric": self._metric,
+            "best_is": self._best_is,
+            "evaluations": {str(s): found for s, found in sorted(self._entries.items())},
+        }
+        write_atomically(self._path, (json.dumps(content, indent=1) + "\n").encode())
 
     @property
     def best_step(self) -> int | None:
         """The step with the best figure, the first of equals; None without one."""
+        sign = 1.0 if self._best_is == "highest" else -1.0
         ranked = {
-            step: self._sign * metrics[self._metric]
+            step: sign * metrics[self._metric]
             for step, metrics in sorted(self._entries.items())
-            if not math.isnan(metrics.get(self._metric, math.nan))
+            if self._metric in metrics
         }
         return max(ranked, key=lambda step: ranked[step]) if ranked else None
 
@@ -80,3 +91,17 @@ class EvaluationLog:
         """Figures of the best step; empty without one."""
         best = self.best_step
         return {} if best is None else self._entries[best]
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path.is_file():
+            return {"best_metric": self._metric, "best_is": self._best_is, "evaluations": {}}
+        try:
+            raw = json.loads(self._path.read_text(encoding="utf-8"))
+            entries = {int(step): dict(found) for step, found in raw["evaluations"].items()}
+            return {"best_metric": raw["best_metric"], "best_is": raw["best_is"]} | {
+                "evaluations": entries
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self._path}: expected figures by step, got a damaged file. Remove it."
+            ) from error

@@ -105,6 +105,7 @@ def run_loop(
     evaluate: Evaluate | None = None,
     preview: Preview | None = None,
     model_card: Mapping[str, Any] | None = None,
+    constants: Mapping[str, Tensor] | None = None,
     resume: bool = False,
 ) -> TrainingResult:
     """Train, or continue to train, and leave checkpoints, a history and a summary.
@@ -122,6 +123,7 @@ def run_loop(
             without gradients.
         preview: Up to so many pictures of what the model predicts, for TensorBoard.
         model_card: What is saved beside the weights so that the model can be built again.
+        constants: Tensors that are saved beside them, such as class embeddings.
         resume: Continue from the last checkpoint; without one, start.
 
     Returns:
@@ -139,7 +141,7 @@ def run_loop(
         state = RunState(task, config, optimizer or OptimizerConfig())
         loop = _Loop(Path(run_folder), config, state)
         loop.schedule, loop.evaluate, loop.preview = schedule, evaluate, preview
-        loop.model_card = dict(model_card or {})
+        loop.model_card, loop.constants = dict(model_card or {}), dict(constants or {})
         loop.start(resume)
         report = stack.enter_context(loop.open_report())
         return loop.run(batches, stop, report)
@@ -152,6 +154,7 @@ class _Loop:
     evaluate: Evaluate | None
     preview: Preview | None
     model_card: dict[str, Any]
+    constants: dict[str, Tensor]
 
     def __init__(self, folder: Path, config: LoopConfig, state: RunState) -> None:
         self.folder, self.config, self.state = folder, config, state
@@ -290,7 +293,7 @@ class _Loop:
         with self.clock.measure("step"):
             self.step_losses.drain()
         with self.clock.measure("checkpoint"):
-            checkpoint = self.state.capture(self.losses, self.model_card)
+            checkpoint = self.state.capture(self.losses, self.model_card, self.constants)
             error: TrainingError | None = None
             if self.is_main:
                 try:

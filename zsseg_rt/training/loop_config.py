@@ -77,7 +77,7 @@ class LoopConfig:
     checkpoint_interval: int = 1000
     keep_checkpoints: int = 2
     evaluation_interval: int = 0
-    best_metric: str = "hiou"
+    best_metric: str = "hIoU"
     best_is: Literal["highest", "lowest"] = "highest"
     log_interval: int = 50
     num_pictures: int = 4

@@ -82,7 +82,12 @@ class RunState:
             self.optimizer.zero_grad()
         return {name: value.detach().float() for name, value in terms.items()}
 
-    def capture(self, losses: Mapping[str, float], model_card: Mapping[str, Any]) -> Checkpoint:
+    def capture(
+        self,
+        losses: Mapping[str, float],
+        model_card: Mapping[str, Any],
+        constants: Mapping[str, Tensor],
+    ) -> Checkpoint:
         """Everything a checkpoint holds; all processes must call it.
 
         Raises:
@@ -111,6 +116,7 @@ class RunState:
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
             optimizer=tensors,
             random=gather_states(self.accelerator, capture_random_state()),
+            constants=constants,
             model_card=model_card,
         )
 

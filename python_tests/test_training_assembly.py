@@ -1,0 +1,248 @@
+"""From a TOML file to a trained model, an evaluation and a bundle; on a synthetic world."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+import tiny  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from zsseg_rt.cli import main  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
+from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
+from zsseg_rt.training.config import TextConfig, TrainConfig, list_recipes  # noqa: E402
+from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
+from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
+
+SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
+    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(SIZES).items()}, path)
+    return path
+
+
+def unit_rows(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def toml(clip_file, folder, extra=""):
+    return f"""
+    [data]
+    name = "scenes"
+    options = {{ size = 64, length = 8 }}
+    [data.augmentation]
+    crop_hw = [64, 64]
+    scale = [80, 64]
+    [model]
+    architecture = "zegclip"
+    [model.options]
+    pretrained = "{clip_file}"
+    activation = "quick_gelu"
+    num_prompts = 2
+    image_size = 64
+    [loop]
+    iterations = 4
+    batch_size = 2
+    checkpoint_interval = 2
+    log_interval = 1
+    num_workers = 0
+    num_pictures = 1
+    device = "cpu"
+    deterministic = true
+    [evaluation]
+    limit = 2
+    [output]
+    folder = "{folder}"
+    {extra}
+    """
+
+
+@pytest.fixture(scope="module")
+def run(clip_file, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "zegclip"
+    path = folder.parent / "run.toml"
+    path.write_text(toml(clip_file, folder))
+    return train(TrainConfig.load(path)), path
+
+
+def test_run_can_be_loaded_and_exported(run, tmp_path):
+    from zsseg_rt import Engine
+
+    result, _ = run
+    assert result.finished
+    assert set(result.metrics) <= {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU"}
+    model = load_trained(result.run_folder)
+    weights = load_file(result.best_checkpoint / "model.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert model.config.seen_classes == tuple(SEEN)
+    classes, embeds = load_classes(result.run_folder)
+    assert classes.names == tuple(CLASS_NAMES)
+    bundle = tmp_path / "run.zsseg"
+    arguments = [str(result.run_folder), "--out", str(bundle), "--precision", "float32"]
+    assert main(["export", "trained", *arguments]) == 0
+    with Engine(bundle) as engine:
+        engine.set_classes(list(classes.phrases))
+        np.testing.assert_allclose(engine.vocabulary.embeds, embeds, atol=1e-5)
+        labels = engine.segment(np.zeros((64, 64, 3), np.uint8)).labels
+    assert labels.shape == (64, 64)
+    assert engine.bundle.head.seen == classes.seen_phrases
+
+
+def test_training_moves_what_it_should_and_nothing_else(run, clip_file):
+    before = assemble(TrainConfig.load(run[1])).task.model.state_dict()
+    after = load_trained(run[0].run_folder).state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert "backbone.prompt_embeddings" in moved
+    assert "decode_head.q_proj.weight" in moved
+    assert not {key for key in moved if "prompt" not in key and not key.startswith("decode_head")}
+
+
+def test_resuming_needs_the_same_settings(run):
+    result, path = run
+    again = train(TrainConfig.load(path, ["loop.num_workers=0"]), resume=True)
+    assert again.step == 4
+    with pytest.raises(ArgumentError, match=r"other values of loop\.iterations, loop\.seed"):
+        train(TrainConfig.load(path, ["loop.seed=1", "loop.iterations=8"]), resume=True)
+    with pytest.raises(ArgumentError, match="Pass --resume"):
+        train(TrainConfig.load(path))
+    assert TrainConfig.load(result.run_folder / "config.toml").loop.iterations == 4
+
+
+def test_self_training_starts_from_a_run(run, tmp_path):
+    result, path = run
+    changes = [
+        f"model={{start_from = '{result.run_folder}'}}",
+        "task.protocol=transductive",
+        f"output.folder={tmp_path}",
+        "loop.iterations=1",
+        "evaluation.split=",
+    ]
+    config = TrainConfig.load(path, changes)
+    start = assemble(config).task.model
+    weights = load_trained(result.run_folder).state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in start.state_dict().items())
+    assert start.config.self_trained
+    trained = train(config)
+    assert load_trained(tmp_path).config.self_trained
+    assert trained.metrics == {}
+
+
+def test_command_line_trains(clip_file, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text(toml(clip_file, tmp_path / "run"))
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 pictures" in shown
+    assert "iterations = 4" in shown
+    assert not (tmp_path / "run").exists()
+    arguments = ["train", "-c", str(path), "--set", "loop.iterations=2", "--json"]
+    assert main([*arguments, str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 2
+    assert "finished 2 steps" in capsys.readouterr().out
+    assert main([*arguments[:3], "--resume", "--set", "loop.seed=3"]) == 1
+    assert "loop.seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loop.iteration=3", r"loop: unknown key 'iteration'. Did you mean 'iterations'\?"),
+        ("lop.iterations=3", r"unknown key 'lop'. Did you mean 'loop'\?"),
+        ("loop.batch_size=many", "loop.batch_size: expected an integer, got 'many'"),
+        ("task.protocol=open", "task.protocol: expected one of inductive, transductive"),
+        ("schedule.name=step", "schedule.name: expected one of poly, cosine, constant"),
+        ("schedule.warmup_steps=9", "warmup_steps"),
+        ("nonsense", "--set: expected table.key=value"),
+    ],
+)
+def test_wrong_settings_are_named(change, message, clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(toml(clip_file, tmp_path))
+    with pytest.raises(ArgumentError, match=message):
+        TrainConfig.load(path, [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.options.num_promts=3", r"model.options: unknown key 'num_promts'. Did you mean"),
+        ("model.options.seen_classes=[1]", "model.options: unknown key 'seen_classes'"),
+        ("task.options.focal_wieght=3", r"task.options: unknown key 'focal_wieght'. Did you mean"),
+        ("data.name=scene", "name: expected one of .*scenes"),
+        ("data.augmentation.kind=blur", "data.augmentation.kind: expected one of fit_inside"),
+        ("data.augmentation.crop=3", r"data.augmentation: unknown key 'crop'"),
+        ("evaluation.options={size = 64, lenth = 3}", "lenth"),
+    ],
+)
+def test_wrong_options_are_named(change, message, clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(toml(clip_file, tmp_path))
+    with pytest.raises(ArgumentError, match=message):
+        assemble(TrainConfig.load(path, [change]))
+
+
+def test_resolved_settings_read_back(clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(toml(clip_file, tmp_path, '[text]\ntemplates = ["a \\"{}\\"", "{} é"]'))
+    config = TrainConfig.load(path)
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(config.to_toml())
+    assert TrainConfig.load(resolved) == config
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_are_complete(recipe):
+    config = TrainConfig.load(recipe)
+    assert config.output.folder == f"runs/{recipe}"
+    assert config.schedule.factor(config.loop.iterations // 2, config.loop.iterations) > 0
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(ArgumentError, match="recipes .*zegclip_voc_inductive"):
+        TrainConfig.load("zegclip_vok")
+    with pytest.raises(ArgumentError, match="expected a TOML file"):
+        TrainConfig.load("missing.toml")
+
+
+def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
+    rows = unit_rows(tiny.text_embeds(4, 8).numpy())
+    np.save(tmp_path / "rows.npy", 3 * rows)  # of any norm
+    (tmp_path / "names.txt").write_text("Tree\ncar\nautomobile\nroad, street\n")
+    config = TextConfig(bank=str(tmp_path / "rows.npy"), bank_names=str(tmp_path / "names.txt"))
+    found = class_embeddings(["car, automobile", "tree", "road, street"], config)
+    assert found.phrases == ("car", "automobile", "tree", "road", "street")
+    np.testing.assert_allclose(found.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
+    mean = unit_rows(rows[1:2] + rows[2:3])
+    np.testing.assert_allclose(found.class_embeds[:1], mean, atol=1e-6)
+    with pytest.raises(VocabularyError, match="got none for boat"):
+        class_embeddings(["car", "boat"], config)
+
+
+def test_no_source_of_embeddings_is_an_error():
+    with pytest.raises(ArgumentError, match="text.bank nor text.clip"):
+        class_embeddings(["car"], TextConfig())
+
+
+def test_text_tower_embeds_as_the_bundle_does(zegclip_model, tmp_path):
+    from zsseg_rt.export.text_side import TextSide
+
+    templates = ("a photo of a {}.", "the {}")
+    found = class_embeddings(["car", "tree"], TextConfig(templates=templates), zegclip_model)
+    side = TextSide(zegclip_model, "auto", templates)
+    side.write_tokenizer(tmp_path)
+    expected, _ = side.embed(["car", "tree"])
+    np.testing.assert_allclose(found.phrase_embeds, expected, atol=1e-6)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="a training run or one of its checkpoints"):
+        load_trained(tmp_path)

@@ -1,0 +1,38 @@
+"""``zsseg-rt export trained``: from a training run to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import (
+    LicenceOption,
+    OutOption,
+    OverwriteOption,
+    PrecisionsOption,
+    read_size,
+)
+from zsseg_rt.cli.output import terminal
+
+
+def export_trained(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")],
+    out: OutOption,
+    size: Annotated[
+        str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default as trained.")
+    ] = None,
+    precision: PrecisionsOption = None,
+    licence: LicenceOption = "",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn the best checkpoint of a training run into a bundle."""
+    from zsseg_rt.training.trained_bundle import export_trained as export
+
+    options: dict[str, Any] = {"licence": licence, "overwrite": overwrite}
+    if size is not None:
+        options["size_hw"] = read_size(size)
+    if precision:
+        options["precisions"] = tuple(precision)
+    terminal().print(f"wrote {export(run, out, **options)}", highlight=False)

@@ -1,0 +1,105 @@
+"""``zsseg-rt train``: train a model as a TOML file says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import JsonOption, UsageError
+from zsseg_rt.cli.output import EXIT_FAILURE, terminal, write_json
+
+if TYPE_CHECKING:
+    from zsseg_rt.training.config import TrainConfig
+    from zsseg_rt.training.loop import TrainingResult
+
+
+def train(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="TOML file, or the name of a recipe.")
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="table.key=value instead of the file's; may repeat."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build and check everything, train nothing.")
+    ] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
+    from zsseg_rt.training.config import TrainConfig, list_recipes
+
+    if recipes:
+        for name in list_recipes():
+            terminal().print(name, highlight=False)
+        return
+    if not config:
+        raise UsageError("--config: expected a TOML file or a recipe's name; see --recipes")
+    settings = TrainConfig.load(config, changes or [])
+    if dry_run:
+        _describe(settings)
+        return
+    from zsseg_rt.training.assembly import train as run
+
+    result = run(settings, resume=resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_result(result)
+        if json_file is not None:
+            write_json(json_file, _as_json(result))
+    if not result.finished:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _describe(settings: TrainConfig) -> None:
+    from zsseg_rt.training.assembly import assemble
+
+    parts = assemble(settings)
+    console = terminal()
+    console.print(parts.config.to_toml(), highlight=False, soft_wrap=True)
+    trainable = sum(p.numel() for p in parts.task.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in parts.task.parameters())
+    unseen = len(parts.dataset.class_names) - len(parts.dataset.seen)
+    judged = parts.evaluation_dataset
+    lines = [
+        f"data: {parts.dataset.name}, {len(parts.dataset)} pictures, "
+        f"{len(parts.dataset.seen)} seen and {unseen} unseen classes",
+        f"evaluation: {'none' if judged is None else f'{judged.name}, {len(judged)} pictures'}",
+        f"model: {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_result(result: TrainingResult) -> None:
+    console = terminal()
+    if result.finished:
+        head = f"finished {result.step} steps"
+    else:
+        head = f"stopped after step {result.step}; continue with --resume"
+    timing = result.timing
+    lines = [
+        head,
+        f"{timing.pictures_per_second:.1f} pictures/s, "
+        f"{timing.overhead_share:.1%} of the time outside the model's step",
+    ]
+    if result.metrics:
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in result.metrics.items())
+        lines.append(f"best at step {result.best_step}: {figures}")
+    lines.append(f"checkpoint: {result.best_checkpoint}")
+    if result.finished:
+        lines.append(f"next: zsseg-rt export trained {result.run_folder} --out NAME.zsseg")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _as_json(result: TrainingResult) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(vars(result))
+    paths = {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
+    return fields | paths | {"timing": result.timing.to_dict()}

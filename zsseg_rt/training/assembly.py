@@ -1,0 +1,255 @@
+"""From a configuration to a run: data, model, class embeddings, task, evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from zsseg_rt import ops
+from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.files import write_atomically
+from zsseg_rt.training.building import (
+    batch_source,
+    build_augmentation,
+    build_model,
+    build_task,
+    open_split,
+)
+from zsseg_rt.training.checkpointing import CheckpointFolder
+from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings
+from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.datasets import SegmentationDataset
+from zsseg_rt.training.evaluation import evaluate
+from zsseg_rt.training.loading import TrainingSamples
+from zsseg_rt.training.loop import BatchSource, TrainingResult, run_loop
+from zsseg_rt.training.random_state import seed_everything
+from zsseg_rt.training.reporting import Picture
+from zsseg_rt.training.segment_torch import torch_segmenter
+from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.trained import TrainedClasses, describe_model
+from zsseg_rt.visualize import palette
+
+__all__ = ["Assembly", "assemble", "train"]
+
+_log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.toml"
+# Settings that may differ between a run and its continuation: no result depends on them.
+_FREE = {
+    ("data", "root"),
+    ("loop", "checkpoint_interval"),
+    ("loop", "device"),
+    ("loop", "keep_checkpoints"),
+    ("loop", "log_interval"),
+    ("loop", "num_pictures"),
+    ("loop", "num_workers"),
+    ("output", "folder"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Everything that a run needs, built and checked.
+
+    Attributes:
+        config: What it was built from.
+        dataset: What is trained on.
+        evaluation_dataset: What checkpoints are judged on; None does not judge.
+        task: Model and objective.
+        embeddings: Of the classes.
+        classes: What is saved of them with the model.
+        batches: Training batches.
+    """
+
+    config: TrainConfig
+    dataset: SegmentationDataset
+    evaluation_dataset: SegmentationDataset | None
+    task: TrainingTask
+    embeddings: ClassEmbeddings
+    classes: TrainedClasses
+    batches: BatchSource
+
+    def segmenter(self, model: nn.Module) -> Any:
+        """The model as evaluation takes it."""
+        seen = self.classes.seen_phrases if self.classes.counts_as_unseen else ()
+        return torch_segmenter(
+            model,
+            self.dataset.class_names,
+            self.embeddings.phrase_embeds,
+            seen_names=seen,
+            protocol=self.config.evaluation.protocol,
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of a model in percent, by name."""
+        assert self.evaluation_dataset is not None
+        limit = self.config.evaluation.limit or None
+        found = evaluate(self.segmenter(model), self.evaluation_dataset, limit=limit)
+        return found.scores.as_reported()
+
+    def preview(self, model: nn.Module, count: int) -> list[Picture]:
+        """Pictures of what a model predicts: photo, truth, prediction, side by side."""
+        assert self.evaluation_dataset is not None
+        dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
+        count = min(count, len(dataset))
+        colours = _palette(dataset)
+        pictures = []
+        for index in range(count):
+            sample = dataset[index * len(dataset) // count]
+            sides = [sample.image]
+            for labels in (sample.labels, segmenter.segment(sample.image)):
+                narrow = np.minimum(labels, 255).astype(np.uint8)
+                sides.append(np.asarray(ops.overlay(sample.image, narrow, colours, alpha=0.6)))
+            pictures.append((sample.name, np.concatenate(sides, axis=1)))
+        return pictures
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
+    """Train as a configuration says.
+
+    Started by torchrun or ``accelerate launch``, all processes train together.
+
+    Args:
+        config: What to train, on what, how and where to.
+        resume: Continue the run in the output folder from its last checkpoint.
+
+    Returns:
+        What the run gave; :func:`zsseg_rt.training.trained.load_trained` loads its model.
+
+    Raises:
+        ArgumentError: A setting is wrong, or the folder holds another run.
+        CheckpointError: Weights or a checkpoint cannot be read.
+        DatasetError: The data is absent, incomplete or inconsistent.
+        TrainingError: A loss is not finite or a checkpoint cannot be written.
+    """
+    parts = assemble(config)
+    config, folder = parts.config, Path(config.output.folder)
+    _keep_config(config, folder, resume)
+    judged = parts.evaluation_dataset is not None
+    return run_loop(
+        parts.task,
+        parts.batches,
+        config=config.loop,
+        run_folder=folder,
+        optimizer=config.optimizer,
+        schedule=lambda step: config.schedule.factor(step, config.loop.iterations),
+        evaluate=parts.evaluate if judged else None,
+        preview=parts.preview if judged else None,
+        model_card=describe_model(parts.task.model, parts.classes),
+        constants={"text_embeds": parts.embeddings.phrase_embeds},
+        resume=resume,
+    )
+
+
+def assemble(config: TrainConfig) -> Assembly:
+    """Build and check everything a run needs; nothing is trained or written.
+
+    Raises:
+        ArgumentError: A setting is wrong.
+        CheckpointError: Weights cannot be read.
+        DatasetError: The data is absent, incomplete or inconsistent.
+        VocabularyError: A class has no embedding.
+    """
+    seed_everything(config.loop.seed)
+    dataset = open_split(config.data, config.data.split, config.data.options)
+    judged = _open_evaluation(config, dataset)
+    if len(dataset.seen) == len(dataset.class_names) and config.loop.best_metric == "hIoU":
+        _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)
+        config = replace(config, loop=replace(config.loop, best_metric="mIoU"))
+    augmentation = build_augmentation(config.data.augmentation)
+    model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol)
+    embeddings = class_embeddings(dataset.class_names, config.text, model)
+    samples = TrainingSamples(dataset, augmentation, config.loop.seed)
+    return Assembly(
+        config=config,
+        dataset=dataset,
+        evaluation_dataset=judged,
+        task=build_task(config.task, model, embeddings.class_embeds, dataset),
+        embeddings=embeddings,
+        classes=_describe_classes(config, dataset, embeddings),
+        batches=batch_source(samples, config.loop),
+    )
+
+
+def _describe_classes(
+    config: TrainConfig, dataset: SegmentationDataset, embeddings: ClassEmbeddings
+) -> TrainedClasses:
+    return TrainedClasses(
+        names=tuple(dataset.class_names),
+        seen=tuple(dataset.seen),
+        templates=config.text.templates,
+        space=config.text.space,
+        phrases=embeddings.phrases,
+        dataset=dataset.name,
+        protocol=config.task.protocol,
+    )
+
+
+def _open_evaluation(
+    config: TrainConfig, dataset: SegmentationDataset
+) -> SegmentationDataset | None:
+    settings = config.evaluation
+    if not settings.split:
+        return None
+    options = config.data.options if settings.options is None else settings.options
+    judged = open_split(config.data, settings.split, options)
+    if tuple(judged.class_names) != tuple(dataset.class_names):
+        raise ArgumentError(
+            f"evaluation.split: expected the {len(dataset.class_names)} classes of "
+            f"{dataset.name}, got {len(judged.class_names)} others in {judged.name}. "
+            "Give both splits the same classes."
+        )
+    return judged
+
+
+def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
+    """Save the resolved configuration; a run that is resumed must be of the same one."""
+    if int(os.environ.get("RANK", "0")) != 0:  # the launcher's: the main process does it
+        return
+    path = folder / CONFIG_FILE
+    started = bool(CheckpointFolder(folder / "checkpoints").steps())
+    if started and not resume:
+        raise ArgumentError(
+            f"output.folder: expected a folder without a run, got {folder}. Pass --resume to "
+            "continue that run, or choose another folder."
+        )
+    if started and path.is_file():
+        changed = _differences(TrainConfig.load(path), config)
+        if changed:
+            raise ArgumentError(
+                f"config: expected that of the run to resume, got other values of "
+                f"{', '.join(changed)}. Resume with --config {path}, or start a new run "
+                "(model.start_from takes over the weights)."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, config.to_toml().encode())
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be written: {error.strerror or error}. Check output.folder."
+        ) from error
+
+
+def _differences(first: TrainConfig, second: TrainConfig) -> list[str]:
+    """Settings whose values differ and decide results."""
+    return [
+        f"{table}.{name}"
+        for table, fields in vars(first).items()
+        for name, value in vars(fields).items()
+        if value != getattr(getattr(second, table), name) and (table, name) not in _FREE
+    ]
+
+
+def _palette(dataset: SegmentationDataset) -> Any:
+    """The data set's own colours where it has some, else ours; for every uint8 label."""
+    colours = palette(255).copy()
+    own = getattr(dataset, "palette", None)
+    if own is not None:
+        colours[: len(own)] = own[: len(colours)]
+    return colours

@@ -1,0 +1,184 @@
+"""Build the parts of a run from their tables of a configuration."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt import schema
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models import create_model, from_official, load_checkpoint
+from zsseg_rt.models.clip_rc import ClipRC
+from zsseg_rt.models.registry import find_builder
+from zsseg_rt.models.zegclip import ZegCLIP
+from zsseg_rt.models.zegformer import ZegFormer
+from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig
+from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
+from zsseg_rt.training.loop import BatchSource
+from zsseg_rt.training.loop_config import LoopConfig
+from zsseg_rt.training.task import Batch, TrainingTask
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.trained import load_trained, with_seen_classes
+from zsseg_rt.training.transforms import (
+    Augmentation,
+    CenterCropAugmentation,
+    FitInsideAugmentation,
+    ShortEdgeAugmentation,
+)
+
+__all__ = ["batch_source", "build_augmentation", "build_model", "build_task", "open_split"]
+
+_AUGMENTATIONS: Mapping[str, type[Any]] = {
+    "fit_inside": FitInsideAugmentation,
+    "short_edge": ShortEdgeAugmentation,
+    "center_crop": CenterCropAugmentation,
+}
+_TASKS: Mapping[type[nn.Module], type[TrainingTask]] = {
+    ClipRC: DescriptorTask,
+    ZegCLIP: DescriptorTask,
+    ZegFormer: ZegFormerTask,
+}
+
+
+def open_split(config: DataConfig, split: str, options: Mapping[str, Any]) -> SegmentationDataset:
+    """Open a split of the data set that a configuration names.
+
+    Raises:
+        ArgumentError: The name or an option is unknown.
+        DatasetError: The data is absent or incomplete.
+    """
+    return create_dataset(config.name, config.root or None, split, **options)
+
+
+def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
+    """Make an augmentation from its kind and fields.
+
+    Raises:
+        ArgumentError: A setting is unknown or out of its range.
+    """
+    fields = dict(settings)
+    kind = fields.pop("kind", "fit_inside")
+    if kind not in _AUGMENTATIONS:
+        raise ArgumentError(
+            f"data.augmentation.kind: expected one of {', '.join(_AUGMENTATIONS)}, got {kind!r}"
+        )
+    augmentation: Augmentation = schema.decode(
+        _AUGMENTATIONS[kind], fields, "data.augmentation", ArgumentError
+    )
+    return augmentation
+
+
+def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> nn.Module:
+    """Make the model to train: from a run, from an official checkpoint, or from CLIP.
+
+    Args:
+        config: Which, and from what.
+        seen: Indices of the seen classes; in the supervised protocol no class counts as unseen.
+        protocol: Of the task.
+
+    Raises:
+        ArgumentError: An option is not the architecture's.
+        CheckpointError: Weights cannot be read.
+    """
+    start, options = config.start_from, dict(config.options)
+    if start and Path(start).is_dir():
+        if options:
+            raise ArgumentError(
+                f"model.options: expected none with the run {start} to start from, got "
+                f"{', '.join(options)}. The run's model is taken as it is."
+            )
+        model = load_trained(start)
+    elif start:
+        _check_options(config.architecture, options, official=True)
+        model = from_official(config.architecture, load_checkpoint(start), **options)
+    else:
+        _check_options(config.architecture, options, official=False)
+        model = create_model(config.architecture, **options)
+    rows = () if protocol == "supervised" else tuple(seen)
+    return with_seen_classes(model, rows, self_trained=protocol == "transductive")
+
+
+def build_task(
+    config: TaskConfig, model: nn.Module, class_embeds: Tensor, dataset: SegmentationDataset
+) -> TrainingTask:
+    """Make the objective of a model's family.
+
+    Raises:
+        ArgumentError: There is none, or a setting is wrong.
+    """
+    kind: Any = _TASKS.get(type(model))
+    if kind is None:
+        raise ArgumentError(
+            f"model.architecture: expected one with a task for labelled pictures "
+            f"({', '.join(family.__name__ for family in _TASKS)}), got {type(model).__name__}."
+        )
+    own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
+    _refuse_unknown(kind.__init__, config.options, "task.options", hidden=("protocol", *own))
+    task: TrainingTask = kind(
+        model, class_embeds, protocol=config.protocol, **own, **_with_records(kind, config.options)
+    )
+    return task
+
+
+def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:
+    """Training batches by position, loaded by worker processes."""
+
+    def source(
+        *, start_position: int, process_index: int, num_processes: int, batch_size: int
+    ) -> Iterator[Batch]:
+        length = len(samples.dataset)
+        step_size = batch_size * num_processes
+        sampler = EpochSampler(
+            length,
+            config.seed,
+            batch_size=step_size,
+            start_position=start_position,
+            process_index=process_index,
+            num_processes=num_processes,
+            drop_last=length >= step_size,
+        )
+        pinned = config.device != "cpu" and torch.cuda.is_available()
+        loader = make_loader(samples, sampler, num_workers=config.num_workers, pin_memory=pinned)
+        return iter(loader)
+
+    return source
+
+
+def _check_options(architecture: str, options: Mapping[str, Any], *, official: bool) -> None:
+    function = find_builder(architecture, official=official)
+    hidden = ("state_dict", "seen_classes", "self_trained")
+    _refuse_unknown(function, options, "model.options", hidden=hidden)
+
+
+def _refuse_unknown(
+    function: Callable[..., Any], given: Mapping[str, Any], where: str, hidden: Sequence[str]
+) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in hidden
+    ]
+    for name in given:
+        if name not in known:
+            raise ArgumentError(f"{where}: unknown key {name!r}. {schema.nearest(name, known)}")
+
+
+def _with_records(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with tables turned into the records that the task takes."""
+    hints = typing.get_type_hints(kind.__init__)
+    made = dict(options)
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            made[name] = schema.decode(hints[name], value, f"task.options.{name}", ArgumentError)
+    return made

@@ -1,0 +1,174 @@
+"""Class embeddings for training: from a bank, from CLIP weights, or from the model's text tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError, VocabularyError
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.models.clip import build_text_encoder, load_clip
+from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.text.prompts import check_templates, fill
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.class_phrases import split_synonyms
+from zsseg_rt.training.config import TextConfig
+
+__all__ = ["ClassEmbeddings", "class_embeddings"]
+
+_PROMPTS_PER_RUN = 64
+
+
+class ClassEmbeddings:
+    """Embeddings of a data set's classes and of every synonym.
+
+    Args:
+        class_names: One phrase a class; commas separate synonyms.
+        phrase_embeds: Of every synonym in order, float32 ``[P, D]``.
+
+    Attributes:
+        phrases: Every synonym in order.
+        phrase_embeds: Unit norm, float32 ``[P, D]``.
+        class_embeds: Means over each class's synonyms, unit norm, float32 ``[C, D]``.
+    """
+
+    def __init__(self, class_names: Sequence[str], phrase_embeds: Tensor) -> None:
+        classes = split_synonyms(class_names)
+        self.phrases = tuple(phrase for synonyms in classes for phrase in synonyms)
+        self.phrase_embeds = _unit(phrase_embeds.float())
+        groups = torch.split(self.phrase_embeds, [len(synonyms) for synonyms in classes])
+        self.class_embeds = _unit(torch.stack([group.mean(dim=0) for group in groups]))
+
+
+def class_embeddings(
+    class_names: Sequence[str], config: TextConfig, model: nn.Module | None = None
+) -> ClassEmbeddings:
+    """Embed the classes of a data set as a configuration says.
+
+    Args:
+        class_names: One phrase a class; commas separate synonyms.
+        config: Where embeddings come from.
+        model: Its ``text_encoder`` is used if the configuration names neither bank nor weights.
+
+    Returns:
+        The embeddings, on the CPU.
+
+    Raises:
+        ArgumentError: There is no source of embeddings, or a file cannot be read.
+        CheckpointError: CLIP weights cannot be read.
+        VocabularyError: The bank lacks a class, or templates are unusable.
+    """
+    if config.bank:
+        return ClassEmbeddings(class_names, _from_bank(class_names, config))
+    encoder: Any = getattr(model, "text_encoder", None)
+    if config.clip:
+        weights = load_clip(
+            config.clip,
+            architecture=config.clip_architecture,
+            activation=config.clip_activation or None,
+        )
+        encoder = build_text_encoder(weights)
+    if encoder is None:
+        raise ArgumentError(
+            "text: expected class embeddings from somewhere, got a model without a text tower "
+            "and neither text.bank nor text.clip. Set one of them."
+        )
+    phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
+    return ClassEmbeddings(class_names, embed_phrases(encoder, phrases, config.templates))
+
+
+@torch.no_grad()
+def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Embed phrases with a CLIP text tower, averaged over prompts.
+
+    Args:
+        encoder: Text tower with CLIP's vocabulary.
+        phrases: What to embed.
+        templates: Prompts with one ``{}`` each.
+
+    Returns:
+        Unit norm, float32 ``[P, D]``, on the CPU.
+
+    Raises:
+        VocabularyError: The templates are unusable.
+    """
+    templates = check_templates(templates)
+    config: Any = encoder.config
+    tokenizer = Tokenizer(tokenizer_json(), context_length=int(config.context_length))
+    prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
+    device = next(encoder.parameters()).device
+    batches = torch.split(torch.from_numpy(tokenizer.encode(prompts)), _PROMPTS_PER_RUN)
+    features = torch.cat([encoder(batch.to(device)).cpu() for batch in batches])
+    return average_templates(features.reshape(len(phrases), len(templates), -1))
+
+
+def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
+    """Rows of every synonym; a class that the bank knows as a whole stands for each of them."""
+    rows = _read_rows(Path(config.bank))
+    names = _read_names(Path(config.bank_names)) if config.bank_names else list(class_names)
+    if len(names) != len(rows):
+        raise VocabularyError(
+            f"text.bank: expected a row for each of {len(names)} names, got {len(rows)} rows in "
+            f"{config.bank}. Check text.bank_names."
+        )
+    by_name = {_plain(name): row for name, row in zip(names, rows, strict=True)}
+    found: list[Tensor] = []
+    missing: list[str] = []
+    for name, synonyms in zip(class_names, split_synonyms(class_names), strict=True):
+        whole = by_name.get(_plain(name))
+        for phrase in synonyms:
+            row = by_name.get(_plain(phrase), whole)
+            if row is None:
+                missing.append(phrase)
+            else:
+                found.append(row)
+    if missing:
+        raise VocabularyError(
+            f"text.bank: expected a row for every class, got none for {', '.join(missing[:5])}"
+            f"{' and more' if len(missing) > 5 else ''} in {config.bank}. "
+            "Add rows, or use text.clip."
+        )
+    return torch.stack(found)
+
+
+def _read_rows(path: Path) -> Tensor:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            rows: Tensor = load_file(path)["embeds"]
+        else:
+            rows = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(
+            f"text.bank: expected .npy rows or .safetensors with 'embeds', got {path}: {error}"
+        ) from error
+    if rows.ndim != 2 or not bool(torch.isfinite(rows).all()):
+        raise VocabularyError(
+            f"text.bank: expected finite rows [C, D], got shape {list(rows.shape)} in {path}."
+        )
+    return rows.float()
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"text.bank_names: cannot be read: {path}: {error}") from error
+    return [str(name).strip() for name in names if str(name).strip()]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
+
+
+def _unit(rows: Tensor) -> Tensor:
+    norms: Tensor = rows.norm(dim=-1, keepdim=True)
+    return rows / norms.clamp_min(1e-12)
