@@ -3,9 +3,9 @@
     python benchmarks/data_loading.py [--photos FOLDER] [--seconds 10] [--workers 2] [--json FILE]
 
 Pictures are JPEG files of the usual sizes of VOC (500x375) and COCO (640x480), made at run time
-from photos (or noise, without any), with masks of 21 classes as palette PNG. What is timed is all that
-training does: reading, decoding, augmentation to 512x512, a batch of tensors. Files come from the
-operating system's cache, so discs are not measured.
+from photos (or noise, without any), with masks of 21 classes as palette PNG. What is timed is all
+that training does: reading, decoding, augmentation to 512x512, a batch of tensors. Files come from
+the operating system's cache, so discs are not measured.
 """
 
 from __future__ import annotations
