@@ -56,12 +56,7 @@ class TrainingTask(nn.Module, ABC):
 
     Args:
         model: The model to train.
-
-    Attributes:
-        max_grad_norm: What the norm of all gradients together is clipped to; None clips nothing.
     """
-
-    max_grad_norm: float | None = None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -34,7 +34,8 @@ class ZegFormerTask(LabelledTask):
     """ZegFormer with the official objective.
 
     Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
-    every mask.
+    every mask. Officially the norm of all gradients is cut down to 0.01
+    (:attr:`zsseg_rt.training.loop_config.OptimizerConfig.max_grad_norm`).
 
     Args:
         model: The model to train; its CLIP, if it has one, is not run.
@@ -53,7 +54,6 @@ class ZegFormerTask(LabelledTask):
     """
 
     model: ZegFormer
-    max_grad_norm = 0.01
 
     def __init__(
         self,
