@@ -7,7 +7,9 @@ import tiny
 import torch
 
 from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models import create_model
 from zsseg_rt.training.task import Batch
+from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1)
@@ -137,3 +139,53 @@ def test_labels_of_another_size_than_the_pictures_are_refused():
     one, given = task(), batch()
     with pytest.raises(ShapeError, match="labels: expected"):
         one(replace(given, labels=given.labels[:1]))
+
+
+# ---------------------------------------------------------------- the dense baseline
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    torch.save(tiny.clip_state_dict(SIZES), tmp_path / "clip.pt")
+
+    def build(**settings) -> DenseTask:
+        model = create_model(
+            "dense_baseline",
+            pretrained=tmp_path / "clip.pt",
+            image_size=64,
+            num_heads=4,
+            text_heads=4,
+            activation="quick_gelu",
+        )
+        text = tiny.text_embeds(SIZES.num_classes, SIZES.embed_dim)
+        return DenseTask(model, text, **{"seen": SIZES.seen} | settings).train()
+
+    return build
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "masks"])
+@pytest.mark.parametrize("train_backbone", [True, False])
+def test_the_baseline_trains_what_it_says(baseline, train_backbone, loss):
+    one = baseline(train_backbone=train_backbone, loss=loss, learning_rate=1e-3)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    losses = train(one, batch())
+    assert losses[-1] < losses[0]
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    tower = {n for n in before if n.startswith("image_encoder.")}
+    head = {"image_encoder.head.weight", "log_scale"}
+    assert moved == (tower | head if train_backbone else head)
+
+
+def test_rates_of_the_baselines_groups(baseline):
+    one = baseline(learning_rate=3.0, backbone_learning_rate=2.0, weight_decay=0.5)
+    settings = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in one.parameter_groups()]
+    tower = len(list(one.model.image_encoder.parameters())) - 1
+    assert settings == [(1, 3.0, 0.5), (1, 3.0, 0.0), (tower, 2.0, 0.5)]
+
+
+def test_unseen_classes_are_nothing_to_the_baseline(baseline):
+    one, given = baseline(), batch(num_pictures=4)
+    labels = given.labels.clone()
+    for index in UNSEEN:
+        labels[labels == index] = 255
+    assert one(given) == one(replace(given, labels=labels))

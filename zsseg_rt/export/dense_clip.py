@@ -1,4 +1,4 @@
-"""Export dense CLIP to a bundle of family ``dense``: image tower, text tower, tokenizer."""
+"""Export dense CLIP, as it is or fine-tuned, to a bundle of family ``dense``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from zsseg_rt.export.onnx import (
     save_text_encoder,
     to_onnx,
 )
-from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
+from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.models.dense_clip import DenseCLIP, FoldedDenseEncoder
 
 __all__ = ["export_dense_clip", "imagenet_templates"]
@@ -117,7 +117,8 @@ def export_dense_clip(
     encoder = model.eval().fold_image_encoder(size_hw)
     given = model.config.templates if templates is None else templates
     text = TextSide(model, text_encoder, imagenet_templates() if given is None else given)
-    head, preprocess = _head_spec(model, encoder), _preprocess_spec(model, encoder)
+    preprocess = _preprocess_spec(model, encoder)
+    head = _head_spec(model, encoder, class_names)
     embed_dim = model.config.image_encoder.embed_dim
     with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
         graphs = _export_graphs(encoder, text.encoder, folder, precisions)
@@ -127,7 +128,7 @@ def export_dense_clip(
             folder,
             name=name or bundle_name(target),
             family="dense",
-            architecture=f"dense_clip {model.config.head}",
+            architecture=model.description,
             graphs=graphs,
             preprocess=preprocess,
             text=text.spec(
@@ -146,12 +147,18 @@ def export_dense_clip(
     return target
 
 
-def _head_spec(model: DenseCLIP, encoder: FoldedDenseEncoder) -> HeadSpec:
+@torch.no_grad()
+def _head_spec(
+    model: DenseCLIP, encoder: FoldedDenseEncoder, class_names: Sequence[str] | None
+) -> HeadSpec:
+    seen = seen_names(model.seen_classes, class_names)
     return HeadSpec(
-        logit_scale=model.config.logit_scale,
+        logit_scale=float(model.logit_scale),
         normalize=True,
-        activation="softmax",
+        activation=model.score_activation,
         grid_hw=encoder.grid_hw,
+        seen=seen,
+        seen_bias=model.seen_bias if seen else 0.0,
         unknown_below=model.config.unknown_below,
         max_classes=MAX_CLASSES,
     )

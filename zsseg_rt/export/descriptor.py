@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec
-from zsseg_rt.errors import CheckpointError, VocabularyError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import (
     TextBank,
     bundle_name,
@@ -24,13 +23,11 @@ from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.golden_descriptor import descriptor_golden
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
 from zsseg_rt.export.onnx import check_float32_on_cpu, export_graphs, provenance
-from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
+from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.descriptor_model import DescriptorModel
 
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
-
-_log = logging.getLogger(__name__)
 
 CLIP_TEMPLATES = ("a photo of a {}.",)
 _NUM_GOLDEN_CLASSES = 5
@@ -174,15 +171,7 @@ class _Job:
     def _head_spec(self) -> HeadSpec:
         config = self.model.config
         shifted = () if config.self_trained else tuple(config.seen_classes)
-        seen: tuple[str, ...] = ()
-        if shifted and self.class_names is None:
-            _log.warning(
-                "class_names: the model lowers the scores of %d seen classes, but they have no "
-                "names; the bundle lowers none. Pass class_names to keep the calibration.",
-                len(shifted),
-            )
-        elif shifted:
-            seen = _names_at(shifted, self.class_names or [])
+        seen = seen_names(shifted, self.class_names)
         return HeadSpec(
             logit_scale=float(self.parts.logit_scale),
             normalize=False,
@@ -201,12 +190,3 @@ def _check_model(model: Any) -> None:
             "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
         )
     check_float32_on_cpu(model)
-
-
-def _names_at(indices: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
-    if max(indices) >= len(names):
-        raise VocabularyError(
-            f"class_names: expected at least {max(indices) + 1} names, because the model's "
-            f"seen_classes reach {max(indices)}, got {len(names)}. Give the whole vocabulary."
-        )
-    return tuple(names[index] for index in indices)

@@ -61,7 +61,12 @@ def dense_golden(
         patch_embeds, embeds, logit_scale=head.logit_scale, normalize=head.normalize
     ).reshape(1, len(names), *head.grid_hw)
     labels, scores = reference.upsample_argmax(
-        logits, frame.shape[:2], activation=head.activation, with_scores=True
+        logits,
+        frame.shape[:2],
+        activation=head.activation,
+        seen=np.isin(list(names), head.seen) if head.seen else None,
+        seen_bias=head.seen_bias,
+        with_scores=True,
     )
     assert scores is not None
     return {

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from zsseg_rt.bundle import FileEntry, GraphEntry, TextSpec
-from zsseg_rt.errors import CheckpointError
+from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
 
-__all__ = ["TextEncoderChoice", "TextSide"]
+__all__ = ["TextEncoderChoice", "TextSide", "seen_names"]
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +127,34 @@ class TextSide:
         kept = min(len(tokens), _KEPT_PROMPTS)
         extra = {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
         return average_templates(grouped).numpy(), extra
+
+
+def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the classes that a model lowers; none, with a warning, if they are not told.
+
+    Args:
+        seen_classes: Indices of the classes.
+        class_names: What the indices count in.
+
+    Raises:
+        VocabularyError: There are fewer names than the indices reach.
+    """
+    if not seen_classes:
+        return ()
+    if class_names is None:
+        _log.warning(
+            "class_names: the model lowers the scores of %d seen classes, but they have no "
+            "names; the bundle lowers none. Pass class_names to keep the calibration.",
+            len(seen_classes),
+        )
+        return ()
+    if max(seen_classes) >= len(class_names):
+        raise VocabularyError(
+            f"class_names: expected at least {max(seen_classes) + 1} names, because the model's "
+            f"seen_classes reach {max(seen_classes)}, got {len(class_names)}. Give the whole "
+            "vocabulary."
+        )
+    return tuple(class_names[index] for index in seen_classes)
 
 
 def _choose_encoder(model: Any, choice: TextEncoderChoice) -> nn.Module | None:

@@ -120,6 +120,10 @@ class RecoveryDecoder(nn.Module):
         self.linear_k_in = nn.Linear(dim, dim)
         self.linear_q_out = nn.Linear(dim, 2 * embed_dim)
         self.linear_k_out = nn.Linear(dim, embed_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[B, R * C, E]`` and ``[B, N, E]`` to ``[B, R * C, 2D]`` and ``[B, N, D]``."""

@@ -36,6 +36,7 @@ from zsseg_rt.models.dense_encoder import (
     check_size,
     neighbour_prior,
 )
+from zsseg_rt.models.descriptor_model import ScoreActivation
 from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -100,7 +101,7 @@ class DenseCLIPConfig:
 
 
 class DenseCLIP(nn.Module):
-    """CLIP that labels patches: their embeddings against text embeddings, without any training.
+    """CLIP that labels patches: their embeddings against text embeddings.
 
     Pictures are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
 
@@ -116,8 +117,37 @@ class DenseCLIP(nn.Module):
         super().__init__()
         self.config = config
         self.image_mean, self.image_std = config.image_mean, config.image_std
-        self.image_encoder = DenseImageEncoder(config.image_encoder, config.head, config.prior_std)
+        self.image_encoder = self._make_encoder()
         self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
+
+    def _make_encoder(self) -> DenseImageEncoder:
+        config = self.config
+        return DenseImageEncoder(config.image_encoder, config.head, config.prior_std)
+
+    @property
+    def description(self) -> str:
+        """What the model is, for people."""
+        return f"dense_clip {self.config.head}"
+
+    @property
+    def logit_scale(self) -> Tensor | float:
+        """What cosine similarities are multiplied with."""
+        return self.config.logit_scale
+
+    @property
+    def score_activation(self) -> ScoreActivation:
+        """What makes probabilities of logits."""
+        return "softmax"
+
+    @property
+    def seen_classes(self) -> tuple[int, ...]:
+        """Rows of the text embeddings whose probabilities are lowered."""
+        return ()
+
+    @property
+    def seen_bias(self) -> float:
+        """What is taken off them."""
+        return 0.0
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
         """Compare every patch with every class.
@@ -137,9 +167,8 @@ class DenseCLIP(nn.Module):
         """
         self._check_text(text_embeds)
         patch_embeds, cls_embed = self.image_encoder(image)
-        mask_logits = patch_text_similarity(
-            patch_embeds, text_embeds.to(patch_embeds), logit_scale=self.config.logit_scale
-        )
+        similarity = patch_text_similarity(patch_embeds, text_embeds.to(patch_embeds))
+        mask_logits = self.logit_scale * similarity
         grid_hw = self.image_encoder.grid_hw((image.shape[2], image.shape[3]))
         return SegmentationOutput(
             mask_logits=torch.unflatten(mask_logits, 2, grid_hw),

@@ -204,7 +204,15 @@ class DenseImageEncoder(ImageEncoder):
         if self.rule.residual:
             dense = tokens + dense
             dense = dense + block.mlp(block.ln_2(dense))
-        return unit(self.project(dense[:, 1:]))
+        return self.embed_dense(dense[:, 1:])
+
+    def patch_proj(self) -> Tensor:
+        """What brings patches into the joint space, ``[W, D]``."""
+        return self.proj
+
+    def embed_dense(self, patches: Tensor) -> Tensor:
+        """Bring patches ``[B, N, W]`` of the last block into the joint space, unit norm."""
+        return unit(self.ln_post(patches) @ self.patch_proj())
 
 
 class _FoldedDenseBlock(nn.Module):
@@ -282,7 +290,7 @@ class FoldedDenseEncoder(nn.Module):
         with torch.no_grad():
             self.register_buffer("positions", encoder.patch_positions(self.grid_hw).clone())
             self.register_buffer("cls_token", encoder.ln_pre(encoder.class_token())[None, None])
-            self.register_buffer("proj", encoder.proj.detach())
+            self.register_buffer("proj", encoder.patch_proj().detach())
             self.last_block = _FoldedDenseBlock(encoder, self.grid_hw)
         self.requires_grad_(False).eval()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ __all__ = [
     "ScoreActivation",
     "SegmentationOutput",
     "load_clip_towers",
+    "lower_seen",
     "prompted_image_encoder_config",
     "settings_from_clip",
 ]
@@ -236,10 +236,9 @@ class DescriptorModel(nn.Module, ABC):
             ShapeError: An argument has another shape, or ``seen_classes`` names a class that
                 ``text_embeds`` does not have.
         """
-        self._check_text(text_embeds)
-        shift = self._seen_shift(text_embeds)
         logits = self.upsample(self(image, text_embeds).mask_logits)
-        scores = self.activate(logits) - shift.to(logits)
+        seen = () if self.config.self_trained else self.config.seen_classes
+        scores = lower_seen(self.activate(logits), seen, self.config.seen_bias)
         return _resize(scores, (image.shape[2], image.shape[3]))
 
     def activate(self, logits: Tensor) -> Tensor:
@@ -251,21 +250,6 @@ class DescriptorModel(nn.Module, ABC):
         """Bring mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
         return _resize(mask_logits, (self.config.image_size, self.config.image_size))
 
-    def _seen_shift(self, text_embeds: Tensor) -> Tensor:
-        """What is taken off each class's score, ``[C, 1, 1]``."""
-        shift = torch.zeros(len(text_embeds), 1, 1)
-        seen = self.config.seen_classes
-        if self.config.self_trained or not seen:
-            return shift
-        if min(seen) < 0 or max(seen) >= len(shift):
-            raise ShapeError(
-                f"seen_classes: expected indices from 0 to {len(shift) - 1}, the rows of "
-                f"text_embeds, got {min(seen)} to {max(seen)}. Give the model the seen classes of "
-                "this vocabulary."
-            )
-        shift[list(seen)] = self.config.seen_bias
-        return shift
-
     def _check_text(self, text_embeds: Tensor) -> None:
         embed_dim = self.config.image_encoder.embed_dim
         if text_embeds.ndim != 2 or text_embeds.shape[1] != embed_dim or not len(text_embeds):
@@ -273,6 +257,32 @@ class DescriptorModel(nn.Module, ABC):
                 f"text_embeds: expected [C, {embed_dim}] with at least one class, "
                 f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
             )
+
+
+def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tensor:
+    """Lower the scores of seen classes.
+
+    Args:
+        scores: ``[B, C, H, W]``.
+        seen_classes: Indices below C.
+        bias: What is taken off.
+
+    Returns:
+        ``[B, C, H, W]``.
+
+    Raises:
+        ShapeError: ``seen_classes`` names a class that ``scores`` does not have.
+    """
+    num_classes = scores.shape[1]
+    if seen_classes and not 0 <= min(seen_classes) <= max(seen_classes) < num_classes:
+        raise ShapeError(
+            f"seen_classes: expected indices from 0 to {num_classes - 1}, the rows of "
+            f"text_embeds, got {min(seen_classes)} to {max(seen_classes)}. Give the model the seen "
+            "classes of this vocabulary."
+        )
+    shift = scores.new_zeros(num_classes, 1, 1)
+    shift[list(seen_classes)] = bias
+    return scores - shift
 
 
 def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:

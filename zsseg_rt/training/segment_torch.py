@@ -302,9 +302,14 @@ class _Rule:
 def _rule_of(model: PixelModel) -> _Rule:
     if isinstance(model, DescriptorModel):
         bias = 0.0 if model.config.self_trained else model.config.seen_bias
-        return _Rule(size_hw=model.native_size_hw, activation="sigmoid", seen_bias=bias)
-    config = model.config
-    return _Rule(size_hw=config.size_hw, activation="softmax", unknown_below=config.unknown_below)
+        activation = model.config.score_activation
+        return _Rule(size_hw=model.native_size_hw, activation=activation, seen_bias=bias)
+    return _Rule(
+        size_hw=model.config.size_hw,
+        activation=model.score_activation,
+        seen_bias=model.seen_bias,
+        unknown_below=model.config.unknown_below,
+    )
 
 
 class _Phrases:

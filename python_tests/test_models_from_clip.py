@@ -1,0 +1,183 @@
+"""Models that start from CLIP weights to be trained: CLIP-RC and the dense baseline."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from zsseg_rt import Bundle
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.models import create_model, slide_predict
+from zsseg_rt.models.image_encoder import resize_positional_embedding
+
+SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
+NAMES = [f"name {index}" for index in range(7)]
+BUILDS = ("clip_rc", "dense_baseline", "zegclip")
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(tiny.clip_state_dict(SIZES), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def build(clip_file):
+    def build(architecture: str, **settings):
+        given = {"image_size": 64, "num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
+        return create_model(architecture, pretrained=clip_file, **given | settings)
+
+    return build
+
+
+def tower(model):
+    return model.image_encoder if hasattr(model, "image_encoder") else model.backbone
+
+
+@pytest.mark.parametrize("architecture", BUILDS)
+def test_towers_are_clips(build, architecture):
+    model, given = build(architecture), tiny.clip_state_dict(SIZES)
+    mode = "bicubic" if architecture == "dense_baseline" else "bilinear"
+    key = "visual.positional_embedding"
+    given[key] = resize_positional_embedding(given[key], (4, 4), mode)
+    visual, text = tower(model).state_dict(), model.text_encoder.state_dict()
+    for name, value in given.items():
+        held = visual[name[7:]] if name.startswith("visual.") else text[name]
+        assert torch.equal(held, value)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.text_encoder.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+def test_region_tokens_start_as_the_class_token_of_clip_itself(build):
+    bridge, given = build("clip_rc", num_regions=4).backbone.region_level_bridge, SIZES
+    clip = tiny.clip_state_dict(given)
+    start = clip["visual.class_embedding"] + clip["visual.positional_embedding"][0]
+    assert torch.equal(bridge, start.expand(4, -1))
+    assert not bridge.requires_grad
+
+
+def test_the_recovery_decoder_starts_as_officially(build):
+    recovery = build("clip_rc").decode_head.recovery_decoder
+    linears = [m for m in recovery.modules() if isinstance(m, torch.nn.Linear)]
+    weights = torch.cat([linear.weight.flatten() for linear in linears])
+    # 27,648 deviates: the standard error of the deviation is 8.5e-5
+    assert weights.std().item() == pytest.approx(0.02, abs=5e-4)
+    assert weights.mean().item() == pytest.approx(0, abs=6e-4)
+    assert not any(linear.bias.any() for linear in linears)
+    norms = [m for m in recovery.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert all((n.weight == 1).all() and not n.bias.any() for n in norms)
+    assert build("clip_rc", with_recovery_decoder=False).decode_head.recovery_decoder is None
+
+
+@pytest.mark.parametrize("architecture", BUILDS)
+def test_a_size_that_patches_do_not_fill_is_refused(build, architecture):
+    with pytest.raises(ShapeError, match="image_size: expected .*multiple.* patch size 16"):
+        build(architecture, image_size=70)
+
+
+def test_regions_that_make_no_square_are_refused(build):
+    with pytest.raises(ArgumentError, match="num_regions: expected a square number"):
+        build("clip_rc", num_regions=5)
+
+
+# ---------------------------------------------------------------- the dense baseline
+
+
+def trained(build, **settings):
+    """A baseline whose head and scale are not what they start as."""
+    model = build("dense_baseline", **settings)
+    with torch.no_grad():
+        weight = model.image_encoder.head.weight
+        weight += 0.3 * torch.from_numpy(tiny.random_normal("head", weight.shape)).float()
+        model.log_scale += 0.5
+    return model
+
+
+@torch.no_grad()
+def test_before_training_it_is_dense_clips_vanilla_head(build):
+    baseline = build("dense_baseline", image_size=48, logit_scale=30.0)
+    dense = build("dense_clip", head="vanilla", image_size=48, logit_scale=30.0)
+    image, text = tiny.image(2, 3, 48, 48), tiny.text_embeds(7, SIZES.embed_dim)
+    expected, output = dense(image, text), baseline(image, text)
+    for name in ("mask_logits", "patch_embeds", "cls_embed"):
+        torch.testing.assert_close(
+            getattr(output, name), getattr(expected, name), rtol=1e-5, atol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_the_head_maps_patches_before_they_are_compared(build):
+    model = trained(build)
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, SIZES.embed_dim)
+    encoder = model.image_encoder
+    tokens = encoder.transformer(encoder.embed_patches(image))[:, 1:]
+    patches = (encoder.ln_post(tokens) @ encoder.proj @ encoder.head.weight.T)[0].numpy()
+    patches /= np.linalg.norm(patches, axis=1, keepdims=True)
+    unit_text = text.numpy() / np.linalg.norm(text.numpy(), axis=1, keepdims=True)
+    expected = model.log_scale.exp().item() * unit_text @ patches.T
+    logits = model(image, text).mask_logits[0].flatten(1)
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)  # logits to 24, float32
+    folded = model.fold_image_encoder()
+    np.testing.assert_allclose(folded(image)[0].numpy(), patches, atol=1e-5)
+
+
+@torch.no_grad()
+def test_seen_classes_are_lowered_in_probability(build):
+    image, text = tiny.image(2, 3, 64, 80), tiny.text_embeds(7, SIZES.embed_dim)
+    plain, lowered = (
+        trained(build, seen_classes=(0, 3), seen_bias=bias, score_activation="sigmoid").predict(
+            image, text
+        )
+        for bias in (0.0, 0.25)
+    )
+    shift = torch.zeros(7, 1, 1)
+    shift[[0, 3]] = 0.25
+    assert plain.shape == (2, 7, 64, 80)
+    assert 0 <= plain.min() <= plain.max() <= 1
+    torch.testing.assert_close(lowered, plain - shift)
+    softmax = trained(build).predict(image, text)
+    torch.testing.assert_close(softmax.sum(dim=1), torch.ones(2, 64, 80))
+
+
+def test_whole_pictures_slide_as_with_every_model(build):
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    text = tiny.text_embeds(7, SIZES.embed_dim)
+    sizes = {"short_side": 64, "crop_size": 64, "stride": 48}
+    scores = slide_predict(trained(build), rgb, text, **sizes)
+    assert scores.shape == (7, 50, 70)
+
+
+def test_the_baseline_exports_and_agrees_with_torch(build, tmp_path):
+    model = trained(build, seen_classes=(0, 3), seen_bias=0.1, score_activation="sigmoid")
+    folder = export_bundle(
+        model,
+        tmp_path / "baseline.zsseg",
+        class_names=NAMES,
+        precisions=("float32",),
+        templates=("a {}",),
+    )
+    bundle = Bundle.load(folder)
+    assert (bundle.family, bundle.architecture) == ("dense", "dense_baseline")
+    assert bundle.head.activation == "sigmoid"
+    assert bundle.head.seen == ("name 0", "name 3")
+    assert bundle.head.seen_bias == 0.1
+    assert bundle.head.logit_scale == pytest.approx(model.log_scale.exp().item())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "naclip"}, "head: expected 'vanilla', got 'naclip'"),
+        ({"score_activation": "none"}, "score_activation: expected 'sigmoid' or 'softmax'"),
+        ({"seen_bias": 2.0}, r"seen_bias: expected a probability in \[0, 1\], got 2"),
+        ({"logit_scale": 0.0}, "logit_scale: expected a number above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build, settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        replace(build("dense_baseline").config, **settings)

@@ -1,0 +1,110 @@
+"""CLIP-RC from CLIP weights, to be trained.
+
+Source:
+    Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.clip import load_clip
+from zsseg_rt.models.clip_rc import ClipRC, ClipRCConfig
+from zsseg_rt.models.descriptor_model import (
+    ScoreActivation,
+    load_clip_towers,
+    settings_from_clip,
+)
+from zsseg_rt.models.mask_decoder import DecoderConfig
+from zsseg_rt.models.transformer import Activation
+
+__all__ = ["clip_rc_from_clip"]
+
+
+def clip_rc_from_clip(
+    *,
+    pretrained: str | Path,
+    clip: str = "ViT-B-16",
+    activation: Activation | None = None,
+    num_prompts: int = 10,
+    num_regions: int = 16,
+    image_size: int = 512,
+    decoder: DecoderConfig | None = None,
+    seen_classes: Sequence[int] = (),
+    self_trained: bool = False,
+    score_activation: ScoreActivation = "sigmoid",
+    exact: bool = False,
+    with_recovery_decoder: bool = True,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+) -> ClipRC:
+    """Start CLIP-RC from CLIP weights, prompts and decode head initialised for training.
+
+    The positional embedding is resized to ``image_size`` (bilinear). Every region token starts,
+    and stays, as the class embedding plus its position.
+
+    Args:
+        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.load_clip`.
+        clip: open_clip's name of the model, for a tag.
+        activation: For a ``state_dict`` file, which does not say.
+        num_prompts: Visual prompts a layer; officially 10 for VOC, 100 for COCO-Stuff.
+        num_regions: Region tokens, a square number.
+        image_size: Side of training crops, in pixels; a multiple of the patch size.
+        decoder: Sizes of the decoders; None is the official ones at CLIP's embedding width.
+        seen_classes: Rows of the text embeddings that are trained on.
+        self_trained: Whether training is self-training; see :class:`ClipRCConfig`.
+        score_activation: What makes probabilities of mask logits; see :class:`ClipRCConfig`.
+        exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
+        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
+
+    Returns:
+        The model, in evaluation mode, with its text tower.
+
+    Raises:
+        ArgumentError: A setting is unknown, or ``num_regions`` is no square number.
+        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size``.
+    """
+    if num_regions < 1 or math.isqrt(num_regions) ** 2 != num_regions:
+        raise ArgumentError(
+            f"num_regions: expected a square number of at least 1, got {num_regions}. "
+            "Officially it is 16."
+        )
+    weights = load_clip(
+        pretrained,
+        architecture=clip,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    settings = settings_from_clip(
+        weights,
+        image_size=image_size,
+        num_prompts=num_prompts,
+        decoder=decoder,
+        num_regions=num_regions,
+    )
+    config = ClipRCConfig(
+        **settings,
+        seen_classes=tuple(int(index) for index in seen_classes),
+        self_trained=self_trained,
+        score_activation=score_activation,
+        exact=exact,
+        with_recovery=with_recovery_decoder,
+    )
+    model = ClipRC(config)
+    load_clip_towers(model, weights)
+    with torch.no_grad():
+        start = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
+        model.backbone.region_level_bridge.copy_(start.expand(num_regions, -1))
+    return model.eval()

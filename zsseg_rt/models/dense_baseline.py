@@ -1,0 +1,259 @@
+"""The baseline that ZegCLIP improves on: dense CLIP, fine-tuned.
+
+Patches are compared with class names as in dense CLIP, but the image tower, a linear head behind it
+and the logit scale are trained on annotated pictures.
+
+Source:
+    Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023,
+    baseline of one-stage text-patch matching.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.checkpoints import Sizes, load_weights
+from zsseg_rt.models.clip import (
+    image_encoder_config,
+    load_clip,
+    normalisation_of,
+    text_encoder_config,
+)
+from zsseg_rt.models.dense_clip import DenseCLIP, DenseCLIPConfig
+from zsseg_rt.models.dense_encoder import DenseImageEncoder, Head, check_size
+from zsseg_rt.models.descriptor_model import ScoreActivation, lower_seen
+from zsseg_rt.models.image_encoder import (
+    ImageEmbeds,
+    ImageEncoderConfig,
+    resize_positional_embedding,
+    unit,
+)
+from zsseg_rt.models.transformer import Activation
+
+__all__ = [
+    "BaselineImageEncoder",
+    "DenseBaseline",
+    "DenseBaselineConfig",
+    "dense_baseline_from_clip",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseBaselineConfig(DenseCLIPConfig):
+    """What defines the baseline besides its weights.
+
+    Attributes:
+        head: ``"vanilla"``: the last block stays as it is.
+        logit_scale: What the trained scale starts at; the default is CLIP's own start.
+        score_activation: What makes probabilities of logits: ``"softmax"`` over classes for
+            training with cross entropy, ``"sigmoid"`` for focal and dice loss.
+        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
+            lowered by ``seen_bias``.
+        seen_bias: The amount, in probability; 0 lowers none.
+    """
+
+    head: Head = "vanilla"
+    logit_scale: float = 1 / 0.07
+    score_activation: ScoreActivation = "softmax"
+    seen_classes: tuple[int, ...] = ()
+    seen_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+        """
+        super().__post_init__()
+        if self.head != "vanilla":
+            raise ArgumentError(
+                f"head: expected 'vanilla', got {self.head!r}. Only the plain last block is "
+                "trained; for another head use dense_clip."
+            )
+        if self.score_activation not in get_args(ScoreActivation):
+            raise ArgumentError(
+                "score_activation: expected 'sigmoid' or 'softmax', got "
+                f"{self.score_activation!r}. Check the spelling."
+            )
+        if not 0 <= self.seen_bias <= 1:
+            raise ArgumentError(
+                f"seen_bias: expected a probability in [0, 1], got {self.seen_bias}. "
+                "Use 0 to lower no score."
+            )
+
+
+class BaselineImageEncoder(DenseImageEncoder):
+    """CLIP's image tower and a linear head on its patches, which starts as the identity.
+
+    Args:
+        config: Sizes; what concerns prompts is not used.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__(config, "vanilla")
+        self.head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def patch_proj(self) -> Tensor:
+        """What brings patches into the joint space, head included, ``[W, D]``."""
+        return self.proj @ self.head.weight.T
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode pictures; see :meth:`DenseImageEncoder.forward`."""
+        tokens = self.last_block(self.tokens_before_last(image))
+        return ImageEmbeds(self.embed_dense(tokens[:, 1:]), unit(self.project(tokens[:, 0])))
+
+
+class DenseBaseline(DenseCLIP):
+    """Dense CLIP whose image tower, head and logit scale are trained.
+
+    Args:
+        config: Sizes and labelling rule.
+    """
+
+    architecture = "dense_baseline"
+    config: DenseBaselineConfig
+    image_encoder: BaselineImageEncoder
+
+    def __init__(self, config: DenseBaselineConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        if self.text_encoder is not None:
+            self.text_encoder.requires_grad_(False)
+
+    def _make_encoder(self) -> DenseImageEncoder:
+        return BaselineImageEncoder(self.config.image_encoder)
+
+    @property
+    def description(self) -> str:
+        """What the model is, for people."""
+        return self.architecture
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosine similarities are multiplied with, as trained."""
+        return self.log_scale.exp()
+
+    @property
+    def score_activation(self) -> ScoreActivation:
+        """What makes probabilities of logits."""
+        return self.config.score_activation
+
+    @property
+    def seen_classes(self) -> tuple[int, ...]:
+        """Rows of the text embeddings whose probabilities are lowered."""
+        return self.config.seen_classes if self.config.seen_bias else ()
+
+    @property
+    def seen_bias(self) -> float:
+        """What is taken off them."""
+        return self.config.seen_bias
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Score every class at every pixel.
+
+        Logits are upsampled bilinearly, squashed by the activation, and lowered by ``seen_bias``
+        for seen classes.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+            text_embeds: Class embeddings, ``[C, D]``.
+
+        Returns:
+            ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
+
+        Raises:
+            ShapeError: An argument has another shape, or ``seen_classes`` names a class that
+                ``text_embeds`` does not have.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        logits = super().predict(image, text_embeds)
+        softmax = self.config.score_activation == "softmax"
+        scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
+        return lower_seen(scores, self.seen_classes, self.seen_bias)
+
+
+def dense_baseline_from_clip(
+    *,
+    pretrained: str | Path,
+    clip: str = "ViT-B-16",
+    image_size: int = 512,
+    logit_scale: float = 1 / 0.07,
+    score_activation: ScoreActivation = "softmax",
+    seen_classes: Sequence[int] = (),
+    seen_bias: float = 0.0,
+    templates: Sequence[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+) -> DenseBaseline:
+    """Start the baseline from CLIP weights; before training it is dense CLIP's vanilla head.
+
+    The positional embedding is resized to ``image_size`` (bicubic).
+
+    Args:
+        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.load_clip`.
+        clip: open_clip's name of the ViT, for a tag.
+        image_size: Side of training crops and of a bundle's input, in pixels.
+        logit_scale: What the trained scale starts at.
+        score_activation: See :class:`DenseBaselineConfig`.
+        seen_classes: Rows of the text embeddings that are trained on.
+        seen_bias: See :class:`DenseBaselineConfig`.
+        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
+        activation: For a ``state_dict`` file, which does not say.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
+
+    Returns:
+        The model, in evaluation mode, with its text tower, which is frozen.
+
+    Raises:
+        ArgumentError: A setting is out of its range.
+        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size``.
+    """
+    weights = load_clip(
+        pretrained,
+        architecture=clip,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    visual, text = (Sizes(tower, "CLIP") for tower in (weights.visual, weights.text))
+    encoder = image_encoder_config(visual, "", weights.num_heads, weights.activation)
+    size_hw = (image_size, image_size)
+    check_size(size_hw, encoder.patch_size)
+    side = image_size // encoder.patch_size
+    mean, std = normalisation_of(pretrained, clip)
+    config = DenseBaselineConfig(
+        image_encoder=replace(encoder, grid_side=side),
+        text_encoder=text_encoder_config(text, "", weights.text_heads, weights.activation),
+        size_hw=size_hw,
+        logit_scale=logit_scale,
+        score_activation=score_activation,
+        seen_classes=tuple(int(index) for index in seen_classes),
+        seen_bias=seen_bias,
+        templates=None if templates is None else tuple(templates),
+        image_mean=mean,
+        image_std=std,
+    )
+    model = DenseBaseline(config)
+    name, mode = "positional_embedding", model.image_encoder.position_mode
+    resized = resize_positional_embedding(weights.visual[name], (side, side), mode)
+    towers = {"image_encoder": weights.visual | {name: resized}, "text_encoder": weights.text}
+    state_dict = model.state_dict() | {
+        f"{tower}.{key}": value for tower, held in towers.items() for key, value in held.items()
+    }
+    load_weights(model, state_dict, architecture="CLIP")
+    return model.eval()
