@@ -286,13 +286,13 @@ def test_keeps_the_best_checkpoint_besides_the_last(tmp_path):
     scores = iter([0.2, 0.9, float("nan"), 0.5, 0.9, 0.1])
     result = train(
         tmp_path,
-        config=config(evaluation_interval=1, keep_checkpoints=1),
+        config=config(evaluation_interval=1, keep_checkpoints=1, kept_steps=(4,)),
         evaluate=lambda model: {"score": next(scores), "other": 1.0},
     )
     assert result.best_step == 2
     assert result.metrics == {"score": 0.9, "other": 1.0}
     assert result.best_checkpoint == tmp_path / "checkpoints/step-00000002"
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 6]
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 4, 6]
     assert history(tmp_path, "evaluation/score")[4] == 0.5
 
 

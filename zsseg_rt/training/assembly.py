@@ -46,6 +46,7 @@ _FREE = {
     ("loop", "checkpoint_interval"),
     ("loop", "device"),
     ("loop", "keep_checkpoints"),
+    ("loop", "kept_steps"),
     ("loop", "log_interval"),
     ("loop", "num_pictures"),
     ("loop", "num_workers"),

@@ -97,10 +97,10 @@ def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> n
             )
         model = load_trained(start)
     elif start:
-        _check_options(config.architecture, options, official=True)
+        options = _checked_options(config.architecture, options, official=True)
         model = from_official(config.architecture, load_checkpoint(start), **options)
     else:
-        _check_options(config.architecture, options, official=False)
+        options = _checked_options(config.architecture, options, official=False)
         model = create_model(config.architecture, **options)
     rows = () if protocol == "supervised" else tuple(seen)
     return with_seen_classes(model, rows, self_trained=protocol == "transductive")
@@ -123,7 +123,11 @@ def build_task(
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     _refuse_unknown(kind.__init__, config.options, "task.options", hidden=("protocol", *own))
     task: TrainingTask = kind(
-        model, class_embeds, protocol=config.protocol, **own, **_with_records(kind, config.options)
+        model,
+        class_embeds,
+        protocol=config.protocol,
+        **own,
+        **_with_records(kind.__init__, config.options, "task.options"),
     )
     return task
 
@@ -152,10 +156,13 @@ def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:
     return source
 
 
-def _check_options(architecture: str, options: Mapping[str, Any], *, official: bool) -> None:
+def _checked_options(
+    architecture: str, options: Mapping[str, Any], *, official: bool
+) -> dict[str, Any]:
     function = find_builder(architecture, official=official)
     hidden = ("state_dict", "seen_classes", "self_trained")
     _refuse_unknown(function, options, "model.options", hidden=hidden)
+    return _with_records(function, options, "model.options")
 
 
 def _refuse_unknown(
@@ -174,11 +181,14 @@ def _refuse_unknown(
             raise ArgumentError(f"{where}: unknown key {name!r}. {schema.nearest(name, known)}")
 
 
-def _with_records(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with tables turned into the records that the task takes."""
-    hints = typing.get_type_hints(kind.__init__)
-    made = dict(options)
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            made[name] = schema.decode(hints[name], value, f"task.options.{name}", ArgumentError)
-    return made
+def _with_records(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Options with tables and lists turned into the records and tuples that a function takes."""
+    hints = typing.get_type_hints(function)
+    return {
+        name: schema.decode(hints[name], value, f"{where}.{name}", ArgumentError)
+        if isinstance(value, (Mapping, list)) and name in hints
+        else value
+        for name, value in options.items()
+    }

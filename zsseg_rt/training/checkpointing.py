@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,10 +146,10 @@ class CheckpointFolder:
             state=CheckpointState(**raw), model_card=read_json(folder / MODEL_CARD), **parts
         )
 
-    def prune(self, keep: int, protected: int | None = None) -> None:
-        """Remove all but the last ``keep`` checkpoints and the one of step ``protected``."""
+    def prune(self, keep: int, protected: Collection[int | None] = ()) -> None:
+        """Remove all but the last ``keep`` checkpoints and those of the ``protected`` steps."""
         for step in self.steps()[: -keep or None]:
-            if step != protected:
+            if step not in protected:
                 self._discard(self.at(step))
 
     def remove_leftovers(self) -> None:

@@ -284,7 +284,8 @@ class _Loop:
         step, last = self.state.step, self.config.iterations
         evaluation_is_due = self._evaluation_is_due()
         at_interval = step % self.config.checkpoint_interval == 0
-        if at_interval or step == last or evaluation_is_due or stopped:
+        due = at_interval or step in self.config.kept_steps
+        if due or step == last or evaluation_is_due or stopped:
             self._save()
         if evaluation_is_due and not stopped:
             self._evaluate()
@@ -305,7 +306,8 @@ class _Loop:
         self.saved_step = self.state.step
 
     def _prune(self) -> None:
-        self.checkpoints.prune(self.config.keep_checkpoints, self.evaluations.best_step)
+        protected = (*self.config.kept_steps, self.evaluations.best_step)
+        self.checkpoints.prune(self.config.keep_checkpoints, protected)
 
     def _evaluation_is_due(self) -> bool:
         interval, step = self.config.evaluation_interval, self.state.step

@@ -56,6 +56,7 @@ class LoopConfig:
         deterministic: Whether to use algorithms that give the same bits every time; slower.
         checkpoint_interval: Optimizer steps between checkpoints: what a crash can cost at most.
         keep_checkpoints: How many of the last checkpoints are kept, besides the best one.
+        kept_steps: Steps whose checkpoints are kept too, to start other runs from.
         evaluation_interval: Optimizer steps between evaluations; 0 evaluates at the end only.
         best_metric: Which of the evaluation's figures decides what the best checkpoint is.
         best_is: Whether the ``"highest"`` or the ``"lowest"`` figure is the best.
@@ -76,6 +77,7 @@ class LoopConfig:
     deterministic: bool = False
     checkpoint_interval: int = 1000
     keep_checkpoints: int = 2
+    kept_steps: tuple[int, ...] = ()
     evaluation_interval: int = 0
     best_metric: str = "hIoU"
     best_is: Literal["highest", "lowest"] = "highest"
