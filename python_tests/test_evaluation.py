@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import tiny
 import tiny_zegformer
+import tiny_zeroseg
 import torch
 from PIL import Image
 
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
+from zsseg_rt.models.functional import preprocess
 from zsseg_rt.models.sliding import slide_predict
+from zsseg_rt.models.zeroseg_labels import segment_predict
 from zsseg_rt.training.class_phrases import rename_classes, split_synonyms
 from zsseg_rt.training.confusion_picture import draw_confusion, write_confusion_png
 from zsseg_rt.training.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.training.evaluation import compare, evaluate, read_ahead
 from zsseg_rt.training.segment_bundle import EngineSegmenter
-from zsseg_rt.training.segment_torch import SlideSettings, ZegFormerSegmenter, torch_segmenter
+from zsseg_rt.training.segment_torch import SlideSettings, torch_segmenter
+from zsseg_rt.training.segment_zegformer import ZegFormerSegmenter
 
 COLOURS = ("red", "green", "blue")
 
@@ -235,6 +239,29 @@ def test_zegformer_limits_the_long_side():
         model, ["a"], tiny_zegformer.text_features(num_classes=1), short_side=64, long_side=100
     )
     assert segmenter._resize(np.zeros((40, 90, 3), np.uint8)).shape == (44, 100, 3)
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_zeroseg_gives_its_own_labels(protocol, threshold):
+    model = tiny_zeroseg.zeroseg_model(background_threshold=threshold)
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
+    planes = preprocess(
+        torch.from_numpy(image), size_hw=(64, 64), mean=model.image_mean, std=model.image_std
+    )[None]
+    with torch.inference_mode():  # classes that look like the picture's segments, some less so
+        embeds = model(planes).segment_embeds[0] + torch.tensor([[0.0], [0.1], [0.3], [0.3]])
+    segmenter = torch_segmenter(model, ["a", "b", "c", "d"], embeds, protocol=protocol)
+    labels = segmenter.segment(image)
+    if protocol == "whole":
+        expected = model.segment(planes, embeds, image.shape[:2])[0][0]
+    else:
+        sizes = {"short_side": 64, "crop_size": 64, "stride": 32}
+        scores = segment_predict(model, image, embeds, **sizes, background_threshold=threshold)
+        expected = scores.argmax(0) - int(threshold is not None)
+    np.testing.assert_array_equal(labels, np.where(expected < 0, 255, expected))
+    assert (255 in labels) == (threshold is not None)
+    assert threshold is not None or len(np.unique(labels)) > 1
 
 
 def test_names_can_be_replaced_at_run_time(colour_bundle, flags):

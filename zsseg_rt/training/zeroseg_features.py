@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.files import write_atomically
 from zsseg_rt.training.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.training.segment_torch import hash_weights
+from zsseg_rt.training.torch_phrases import hash_weights
 from zsseg_rt.training.transforms import CenterCropAugmentation
 from zsseg_rt.training.zeroseg_views import ClipTeacher, TeacherViews
 
