@@ -39,11 +39,22 @@ class CaptionBatch:
         images: RGB, uint8 ``[B, 3, H, W]``.
         tokens: Token ids of the distinct captions, int64 ``[U, L]``.
         caption_of: Which of the captions each picture has, int64 ``[B]``.
+        names: What the batch is called in messages.
     """
 
     images: Tensor
     tokens: Tensor
     caption_of: Tensor
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device) -> CaptionBatch:
+        """The batch on another device."""
+        return CaptionBatch(
+            images=self.images.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            caption_of=self.caption_of.to(device, non_blocking=True),
+            names=self.names,
+        )
 
 
 class CaptionBatches(Dataset[CaptionBatch]):
@@ -92,7 +103,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
             pairs += [pair for pair in found if not any(name in pair[1] for name in self._never)]
             if len(pairs) >= count:
                 break
-        return self._collate(pairs[:count])
+        return self._collate(pairs[:count], f"captions/step-{step}")
 
     def _pairs(self, index: int, whole: bool, rng: np.random.Generator) -> list[Captioned]:
         scene = self._world.scene(index, num_captions=0)
@@ -101,7 +112,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
             return [(scene.image, describe_scene(seen, rng))]
         return list(captioned_views(scene, self.view_size, rng))
 
-    def _collate(self, pairs: list[Captioned]) -> CaptionBatch:
+    def _collate(self, pairs: list[Captioned], name: str) -> CaptionBatch:
         images = np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2)
         captions = list(dict.fromkeys(caption for _, caption in pairs))
         number = {caption: index for index, caption in enumerate(captions)}
@@ -109,4 +120,5 @@ class CaptionBatches(Dataset[CaptionBatch]):
             images=torch.from_numpy(np.ascontiguousarray(images)),
             tokens=torch.from_numpy(self._tokenizer.encode(captions)),
             caption_of=torch.tensor([number[caption] for _, caption in pairs]),
+            names=(name,),
         )

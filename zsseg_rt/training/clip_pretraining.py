@@ -12,8 +12,8 @@ import dataclasses
 import json
 import logging
 import math
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ from zsseg_rt.models.image_encoder import ImageEncoder, ImageEncoderConfig, unit
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.training.caption_batches import CaptionBatch, CaptionBatches
 from zsseg_rt.training.datasets.scenes import WORLD_VERSION
+from zsseg_rt.training.loop import BatchSource, run_loop
+from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.schedules import cosine
+from zsseg_rt.training.task import TrainingTask
 
-__all__ = ["PretrainingConfig", "SmallClip", "contrastive_loss", "pretrain"]
+__all__ = ["ClipTask", "PretrainingConfig", "SmallClip", "contrastive_loss", "pretrain"]
 
 _log = logging.getLogger(__name__)
 
-WEIGHTS, STATE = "clip.safetensors", "training_state.pt"
+WEIGHTS = "clip.safetensors"
 _MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -50,6 +54,7 @@ class PretrainingConfig:
         whole_every: Every which step sees whole scenes.
         learning_rate: Peak of the cosine schedule.
         warmup_steps: Steps of linear warm-up.
+        checkpoint_interval: Steps between checkpoints.
         weight_decay: Of matrices; vectors have none.
         patch_weight: Weight of the second contrastive term, which compares captions with the mean
             of the patch embeddings and so keeps patches in the joint space.
@@ -61,17 +66,18 @@ class PretrainingConfig:
         context_length: Tokens a caption.
     """
 
-    steps: int = 2400
+    steps: int = 1900
     seed: int = 0
     batch_size: int = 256
     view_size: int = 64
     size: int = 128
     whole_every: int = 4
     learning_rate: float = 1e-3
-    warmup_steps: int = 150
+    warmup_steps: int = 100
+    checkpoint_interval: int = 100
     weight_decay: float = 0.05
     patch_weight: float = 0.5
-    width: int = 192
+    width: int = 128
     num_layers: int = 6
     text_width: int = 128
     text_layers: int = 3
@@ -79,7 +85,14 @@ class PretrainingConfig:
     context_length: int = 24
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "whole_every", "num_layers", "text_layers"):
+        for name in (
+            "steps",
+            "batch_size",
+            "whole_every",
+            "warmup_steps",
+            "num_layers",
+            "text_layers",
+        ):
             if getattr(self, name) < 1:
                 raise ArgumentError(
                     f"{name}: expected at least 1, got {getattr(self, name)}. Choose more."
@@ -207,99 +220,48 @@ def contrastive_loss(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def losses(model: SmallClip, batch: CaptionBatch, patch_weight: float) -> dict[str, Tensor]:
-    """The weighted terms of a batch's loss; their sum is what is minimised."""
-    cls_embeds, mean_embeds = model.encode_images(batch.images)
-    text_embeds = model.encode_texts(batch.tokens)
-    scale = model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
-    terms = {"contrastive": contrastive_loss(cls_embeds, text_embeds, batch.caption_of, scale)}
-    if patch_weight:
-        patches = contrastive_loss(mean_embeds, text_embeds, batch.caption_of, scale)
-        terms["patches"] = patch_weight * patches
-    return terms
+class ClipTask(TrainingTask):
+    """The contrastive objective, for :func:`zsseg_rt.training.loop.run_loop`.
 
+    Args:
+        model: The CLIP.
+        config: Of the run.
+    """
 
-def learning_rate_factor(step: int, config: PretrainingConfig) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-@dataclass
-class _Run:
-    """Everything that a checkpoint keeps."""
-
-    config: PretrainingConfig
     model: SmallClip
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
 
-    def train_step(self, batch: CaptionBatch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)
-        loss = torch.stack(list(losses(self.model, batch, self.config.patch_weight).values())).sum()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"loss: expected a finite number at step {self.step}, got {loss.item()}. The last "
-                "checkpoint is kept; lower the learning rate and start again."
-            )
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return float(loss.item())
+    def __init__(self, model: SmallClip, config: PretrainingConfig) -> None:
+        super().__init__(model)
+        self.config = config
 
-    def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
+    def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """The weighted terms: ``contrastive`` and, if it has a weight, ``patches``."""
+        cls_embeds, mean_embeds = self.model.encode_images(batch.images)
+        text_embeds = self.model.encode_texts(batch.tokens)
+        scale = self.model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
+        terms = {"contrastive": contrastive_loss(cls_embeds, text_embeds, batch.caption_of, scale)}
+        if self.config.patch_weight:
+            patches = contrastive_loss(mean_embeds, text_embeds, batch.caption_of, scale)
+            terms["patches"] = self.config.patch_weight * patches
+        return terms
 
-        metadata = {"provenance": json.dumps(self.provenance())}
-        weights = {k: v.contiguous() for k, v in self.model.open_clip_state_dict().items()}
-        state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
-        state |= {"seconds": self.seconds, "history": self.history, "rng": torch.get_rng_state()}
-        state["weights"] = weights  # of the same step as the optimizer, whatever happens between
-        torch.save(state, folder / f"{STATE}.new")
-        (folder / f"{STATE}.new").replace(folder / STATE)
-        save_file(weights, folder / f"{WEIGHTS}.new", metadata)
-        (folder / f"{WEIGHTS}.new").replace(folder / WEIGHTS)
-
-    def resume(self, folder: Path) -> None:
-        state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
-        self.model.load_open_clip_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.history = state["history"]
-        torch.set_rng_state(state["rng"])
-        _log.info("resuming at step %d", self.step)
-
-    def provenance(self) -> dict[str, Any]:
-        return {
-            "recipe": "zsseg_rt.training.clip_pretraining",
-            "config": dataclasses.asdict(self.config),
-            "world_version": WORLD_VERSION,
-            "step": self.step,
-            "seconds": round(self.seconds),
-            "torch": torch.__version__,
-        }
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Matrices, which decay, and vectors, which do not."""
+        parameters, rate = list(self.model.parameters()), self.config.learning_rate
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
+        return [
+            {"params": matrices, "lr": rate, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+        ]
 
 
-def pretrain(
-    config: PretrainingConfig,
-    folder: Path,
-    *,
-    checkpoint_seconds: float = 120.0,
-    num_workers: int = 1,
-) -> Path:
+def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -> Path:
     """Train, or go on training, a small CLIP.
 
     Args:
         config: What the run is; the same when it is resumed.
-        folder: Where checkpoints go, and where an earlier one is looked for.
-        checkpoint_seconds: Time between checkpoints.
+        folder: Where checkpoints go, and where earlier ones are looked for.
         num_workers: Processes that draw scenes; 0 draws in this one.
 
     Returns:
@@ -311,25 +273,50 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     _check_same_run(config, folder)
     torch.manual_seed(config.seed)
-    model = SmallClip(config)
-    run = _Run(config, model, _optimizer(model, config))
-    if (folder / STATE).is_file():
-        run.resume(folder)
-    last = time.monotonic()
-    saved, losses_since = last, []
-    for batch in _loader(config, run.step, num_workers):
-        losses_since.append(run.train_step(batch))
-        now = time.monotonic()
-        run.seconds += now - last
-        last = now
-        if run.step % 20 == 0:
-            _report(run, sum(losses_since) / len(losses_since))
-            losses_since.clear()
-        if now - saved > checkpoint_seconds:
-            run.save(folder)
-            saved = now
-    run.save(folder)
+    task = ClipTask(SmallClip(config), config)
+    result = run_loop(
+        task,
+        _batch_source(config, num_workers),
+        config=LoopConfig(
+            iterations=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device="cpu",
+            checkpoint_interval=config.checkpoint_interval,
+            log_interval=20,
+        ),
+        optimizer=OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, max_grad_norm=1.0),
+        schedule=lambda step: cosine(
+            step,
+            max_steps=config.steps,
+            min_factor=0.01,
+            warmup_steps=config.warmup_steps,
+            warmup_start=1 / config.warmup_steps,
+        ),
+        run_folder=folder,
+        resume=True,
+    )
+    _save(task.model, folder / WEIGHTS, _provenance(config, result.step))
     return folder / WEIGHTS
+
+
+def _save(model: SmallClip, path: Path, provenance: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    weights = {name: value.contiguous() for name, value in model.open_clip_state_dict().items()}
+    new = path.with_suffix(".new")
+    save_file(weights, new, {"provenance": json.dumps(provenance)})
+    new.replace(path)
+
+
+def _provenance(config: PretrainingConfig, step: int) -> dict[str, Any]:
+    return {
+        "recipe": "zsseg_rt.training.clip_pretraining",
+        "config": dataclasses.asdict(config),
+        "world_version": WORLD_VERSION,
+        "step": step,
+        "torch": torch.__version__,
+    }
 
 
 def _check_same_run(config: PretrainingConfig, folder: Path) -> None:
@@ -347,44 +334,36 @@ def _check_same_run(config: PretrainingConfig, folder: Path) -> None:
         )
 
 
-def _optimizer(model: SmallClip, config: PretrainingConfig) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+def _batch_source(config: PretrainingConfig, num_workers: int) -> BatchSource:
+    """Batches from a position on; a batch belongs to one process, for its captions are compared."""
 
+    def batches(
+        *, start_position: int, process_index: int, num_processes: int, batch_size: int
+    ) -> Iterator[CaptionBatch]:
+        if num_processes != 1 or batch_size != config.batch_size:
+            raise ArgumentError(
+                f"num_processes: expected 1 with whole batches, got {num_processes}. The loss "
+                "compares all captions of a batch; start one process."
+            )
+        loader = DataLoader(
+            CaptionBatches(
+                steps=config.steps,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                view_size=config.view_size,
+                size=config.size,
+                whole_every=config.whole_every,
+                context_length=config.context_length,
+            ),
+            batch_size=None,
+            sampler=range(start_position // batch_size, config.steps),
+            num_workers=num_workers,
+            prefetch_factor=4 if num_workers else None,
+            generator=torch.Generator(),  # else it draws from the one that a checkpoint keeps
+        )
+        return iter(loader)
 
-def _loader(config: PretrainingConfig, start: int, num_workers: int) -> DataLoader[CaptionBatch]:
-    batches = CaptionBatches(
-        steps=config.steps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        view_size=config.view_size,
-        size=config.size,
-        whole_every=config.whole_every,
-        context_length=config.context_length,
-    )
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, config.steps),
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator(),  # else it draws from the one that a checkpoint keeps
-    )
-
-
-def _report(run: _Run, loss: float) -> None:
-    rate = run.seconds / run.step
-    remaining = rate * (run.config.steps - run.step)
-    scale = float(run.model.logit_scale.detach().exp())
-    run.history.append({"step": run.step, "loss": loss, "logit_scale": scale})
-    _log.info(
-        "step %d/%d: loss %.3f, logit scale %.1f, %.2f s a step, %.0f min left",
-        *(run.step, run.config.steps, loss, scale, rate, remaining / 60),
-    )
+    return batches
 
 
 def main() -> None:

@@ -1,0 +1,47 @@
+"""Make what ``zsseg-rt segment --demo`` uses, from nothing: small CLIP, ZegCLIP, bundle, pictures.
+
+``python tools/make_demo.py --work RUNS`` takes about an hour on one core. An interrupted call goes
+on where its last checkpoint was.
+"""
+
+import argparse
+import logging
+import subprocess
+from pathlib import Path
+
+import torch
+
+from zsseg_rt.training.clip_pretraining import PretrainingConfig, pretrain
+from zsseg_rt.training.demo import DemoConfig, evaluate_demo, train_demo, write_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Read the command line and do everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the two runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "zsseg_rt" / "demo")
+    parser.add_argument("--clip-steps", type=int, default=PretrainingConfig.steps)
+    parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    clip = pretrain(
+        PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
+    )
+    config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
+    model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
+    print(evaluate_demo(model).scores)
+    print(write_demo(model, clip, config, arguments.out, commit=_commit()))
+
+
+def _commit() -> str:
+    call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

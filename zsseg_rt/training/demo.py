@@ -1,0 +1,267 @@
+"""Make the bundle that ships with the package: a small ZegCLIP of the synthetic world.
+
+It sees masks of the seen classes only. ``tools/make_demo.py`` is the command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.export.descriptor import export_bundle
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.models import create_model
+from zsseg_rt.models.mask_decoder import DecoderConfig
+from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.models.zegclip import ZegCLIP
+from zsseg_rt.text.prompts import fill
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.datasets.scenes import (
+    CLASS_NAMES,
+    SEEN,
+    WORLD_VERSION,
+    SceneDataset,
+    World,
+    words_of_world,
+)
+from zsseg_rt.training.datasets.scenes.captions import FUNCTION_WORDS
+from zsseg_rt.training.evaluation import Evaluation, evaluate
+from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
+from zsseg_rt.training.loop import run_loop
+from zsseg_rt.training.loop_config import LoopConfig
+from zsseg_rt.training.schedules import poly
+from zsseg_rt.training.segment_torch import torch_segmenter
+from zsseg_rt.training.task import Batch
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.transforms import FitInsideAugmentation
+
+__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "small_zegclip", "train_demo", "write_demo"]
+
+TEMPLATES = ("a photo of a {}.",)
+_SPACE = "small CLIP of the synthetic world"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How the segmenter of the demo is trained.
+
+    Attributes:
+        iterations: Optimizer steps.
+        batch_size: Scenes a step.
+        learning_rate: Peak rate; ZegCLIP's own is for a CLIP 12 times as large.
+        warmup_steps: Steps of linear warm-up.
+        num_prompts: Visual prompts a layer.
+        decoder_heads: Heads of the mask decoder.
+        num_scenes: Scenes of an epoch.
+        size: Side of scenes in pixels.
+        seed: Of the scenes, the initial weights and every other choice.
+    """
+
+    iterations: int = 2500
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
+    num_prompts: int = 10
+    decoder_heads: int = 4
+    num_scenes: int = 20_000
+    size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size % 16:
+            raise ArgumentError(
+                f"size: expected a multiple of the patch size 16, got {self.size}. Choose another."
+            )
+
+
+def small_zegclip(clip: Path, config: DemoConfig) -> ZegCLIP:
+    """A ZegCLIP on a small CLIP, before training.
+
+    Args:
+        clip: ``clip.safetensors`` of :mod:`zsseg_rt.training.clip_pretraining`.
+        config: Sizes.
+
+    Raises:
+        CheckpointError: The file is not a CLIP's.
+    """
+    embed_dim = _metadata(clip)["config"]["embed_dim"]
+    torch.manual_seed(config.seed)
+    model = create_model(
+        "zegclip",
+        pretrained=clip,
+        activation="quick_gelu",
+        image_size=config.size,
+        num_prompts=config.num_prompts,
+        seen_classes=SEEN,
+        decoder=DecoderConfig(
+            query_dim=embed_dim, ffn_dim=4 * embed_dim, num_heads=config.decoder_heads
+        ),
+    )
+    return cast(ZegCLIP, model)
+
+
+@torch.no_grad()
+def embed_classes(model: ZegCLIP) -> Tensor:
+    """Embeddings of the world's classes by a model's own text tower, ``[C, D]``, unit norm."""
+    encoder = model.text_encoder
+    if encoder is None:
+        raise CheckpointError("model: expected a text tower, got none. Build it with one.")
+    tokenizer = Tokenizer(tokenizer_json(), context_length=encoder.config.context_length)
+    prompts = [prompt for name in CLASS_NAMES for prompt in fill(TEMPLATES, name)]
+    embeds = encoder(torch.from_numpy(tokenizer.encode(prompts)))
+    return average_templates(embeds.reshape(len(CLASS_NAMES), len(TEMPLATES), -1))
+
+
+def train_demo(
+    clip: Path, config: DemoConfig, run_folder: Path, *, resume: bool = False
+) -> ZegCLIP:
+    """Train the segmenter on masks of the seen classes.
+
+    Args:
+        clip: Weights of the small CLIP.
+        config: The recipe.
+        run_folder: For checkpoints and the history.
+        resume: Go on from the last checkpoint.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    model = small_zegclip(clip, config)
+    task = DescriptorTask(
+        model,
+        embed_classes(model),
+        seen=SEEN,
+        learning_rate=config.learning_rate,
+    )
+    run_loop(
+        task,
+        _Scenes(config),
+        config=LoopConfig(
+            iterations=config.iterations,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device="cpu",
+            checkpoint_interval=250,
+            best_metric="miou_unseen",
+        ),
+        run_folder=run_folder,
+        schedule=lambda step: poly(
+            step,
+            max_steps=config.iterations,
+            min_factor=0.005,
+            warmup_steps=config.warmup_steps,
+        ),
+        resume=resume,
+    )
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """Batches of training scenes from any position on."""
+
+    config: DemoConfig
+
+    def __call__(
+        self, *, start_position: int, process_index: int, num_processes: int, batch_size: int
+    ) -> Iterator[Batch]:
+        side = self.config.size
+        dataset = SceneDataset(
+            "train", size=side, length=self.config.num_scenes, seed=self.config.seed
+        )
+        augmentation = FitInsideAugmentation(
+            crop_hw=(side, side),
+            scale=(side, side),
+            ratio_range=(1.0, 1.0),
+            max_class_share=1.0,
+            distortion=None,
+        )
+        sampler = EpochSampler(
+            len(dataset),
+            self.config.seed,
+            batch_size=batch_size * num_processes,
+            start_position=start_position,
+            process_index=process_index,
+            num_processes=num_processes,
+        )
+        samples = TrainingSamples(dataset, augmentation, self.config.seed)
+        return iter(make_loader(samples, sampler, num_workers=1))
+
+
+def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Evaluation:
+    """Seen and unseen figures on scenes of the ``val`` split."""
+    zegclip = cast(ZegCLIP, model)
+    names = tuple(CLASS_NAMES[index] for index in SEEN)
+    segmenter = torch_segmenter(zegclip, CLASS_NAMES, embed_classes(zegclip), seen_names=names)
+    return evaluate(segmenter, SceneDataset("val", size=size, length=length))
+
+
+def write_demo(
+    model: ZegCLIP, clip: Path, config: DemoConfig, folder: Path, *, commit: str = ""
+) -> Path:
+    """Write bundle, pictures and class names where the package looks for them.
+
+    Args:
+        model: The trained segmenter.
+        clip: The CLIP it was trained on, for what its run says about itself.
+        config: The recipe.
+        folder: ``zsseg_rt/demo`` of the project.
+        commit: Of the project, for the provenance.
+
+    Returns:
+        The bundle.
+    """
+    assert model.text_encoder is not None
+    source = {
+        "recipe": "tools/make_demo.py",
+        "commit": commit,
+        "world_version": WORLD_VERSION,
+        "clip": _metadata(clip),
+        "zegclip": dataclasses.asdict(config),
+    }
+    bundle = export_bundle(
+        model,
+        folder / BUNDLE,
+        class_names=CLASS_NAMES,
+        word_subset=keep_words(model.text_encoder, words_of_world(), FUNCTION_WORDS),
+        templates=TEMPLATES,
+        precisions=("float32",),
+        compact=True,
+        space=_SPACE,
+        source=json.dumps(source),
+        licence="Apache-2.0",
+        overwrite=True,
+    )
+    (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+    _write_photos(folder, config.size)
+    return bundle
+
+
+def _write_photos(folder: Path, size: int) -> None:
+    world = World(4, size=size)
+    for name, index in zip(PHOTOS, (0, 1), strict=True):
+        cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
+
+
+def _metadata(clip: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(clip, framework="np") as file:
+        text = (file.metadata() or {}).get("provenance")
+    if text is None:
+        raise CheckpointError(
+            f"{clip}: expected weights of zsseg_rt.training.clip_pretraining, got a file without "
+            "its notes. Train a small CLIP first."
+        )
+    return cast("dict[str, Any]", json.loads(text))
