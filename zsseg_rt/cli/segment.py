@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.options import BundleOption, JsonOption, read_classes, split
+from zsseg_rt.cli.options import JsonOption, UsageError, read_classes, split
 from zsseg_rt.cli.output import terminal, write_json
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
 from zsseg_rt.errors import SourceError
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 
 def segment(
-    photos: Annotated[list[str], typer.Argument(help="Photos, folders or glob patterns.")],
-    bundle: BundleOption,
+    photos: Annotated[
+        list[str] | None, typer.Argument(help="Photos, folders or glob patterns.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The small bundle, pictures and classes that ship.")
+    ] = False,
     classes: Annotated[
         str | None, typer.Option(help='"a,b,c", or @FILE: one class a line, commas = synonyms.')
     ] = None,
@@ -49,11 +56,17 @@ def segment(
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Label every pixel of photos: an overlay, a label picture and a table of classes for each."""
+    """Label every pixel of photos: an overlay, a label picture and a table of classes for each.
+
+    --demo alone labels two pictures that ship with the package; it may be given other --classes,
+    made of the words it lists.
+    """
     from zsseg_rt import batch
     from zsseg_rt.engine import Engine
 
-    names = read_classes(classes, class_name or [])
+    bundle, photos = _choose_inputs(bundle, photos, demo=demo)
+    single = class_name or []
+    names = _demo_names() if demo and not (classes or single) else read_classes(classes, single)
     found = batch.find_photos(photos)
     config = EngineConfig(
         device=device,
@@ -65,11 +78,48 @@ def segment(
     with Engine(bundle, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         results = _segment_with_progress(engine, found, out, alpha=alpha, resume=resume)
+        if demo:
+            _print_words(engine)
         if json_file is not None:
             write_json(json_file, {"engine": _describe(engine), "photos": results})
     failed = [result for result in results if result.error is not None]
     if failed:
         raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
+
+
+def _choose_inputs(
+    bundle: Path | None, photos: list[str] | None, *, demo: bool
+) -> tuple[Path, list[str]]:
+    """The bundle and the photos to use; ``--demo`` brings its own where none are given.
+
+    Raises:
+        UsageError: Something is missing.
+    """
+    if demo:
+        from zsseg_rt.demo import demo_bundle, demo_photos
+
+        return bundle or demo_bundle(), photos or demo_photos()
+    if not photos:
+        raise UsageError("name at least one photo, folder or pattern; or try --demo")
+    if bundle is None:
+        raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
+    return bundle, photos
+
+
+def _demo_names() -> list[str | list[str]]:
+    from zsseg_rt.demo import demo_classes
+
+    return [*demo_classes()]
+
+
+def _print_words(engine: Engine) -> None:
+    words = engine.bundle.text.words
+    if words:
+        terminal().print(
+            f"Name classes yourself, made of these words, with --classes 'a,b': {', '.join(words)}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _segment_with_progress(

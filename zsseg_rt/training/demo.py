@@ -65,6 +65,8 @@ class DemoConfig:
         decoder_heads: Heads of the mask decoder.
         num_scenes: Scenes of an epoch.
         size: Side of scenes in pixels.
+        label_stride: The loss looks at every so many-th row and column of labels, which costs
+            less; masks are learned on a grid that is coarser still.
         seed: Of the scenes, the initial weights and every other choice.
     """
 
@@ -76,6 +78,7 @@ class DemoConfig:
     decoder_heads: int = 4
     num_scenes: int = 20_000
     size: int = 128
+    label_stride: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -196,7 +199,13 @@ class _Scenes:
             num_processes=num_processes,
         )
         samples = TrainingSamples(dataset, augmentation, self.config.seed)
-        return iter(make_loader(samples, sampler, num_workers=1))
+        for batch in make_loader(samples, sampler, num_workers=1):
+            yield self._thin(batch)
+
+    def _thin(self, batch: Batch) -> Batch:
+        stride = self.config.label_stride
+        thinned = batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
+        return dataclasses.replace(batch, labels=thinned.contiguous())
 
 
 def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Evaluation:
