@@ -20,6 +20,20 @@ from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
+ZEROSEG_SIZES = """
+    width = 32
+    num_layers = 1
+    num_heads = 2
+    grid_side = 4
+    decoder_width = 16
+    decoder_layers = 1
+    decoder_heads = 2
+    head_width = 32
+    head_heads = 2
+    group_tokens = [4, 2]
+    embed_dim = 32
+    projection_width = 32
+"""
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +148,52 @@ def test_self_training_starts_from_a_run(run, tmp_path):
     trained = train(config)
     assert load_trained(tmp_path).config.self_trained
     assert trained.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("clip_rc", "num_prompts = 2\nnum_regions = 4\nimage_size = 64"),
+        ("dense_baseline", "image_size = 64"),
+    ],
+)
+def test_other_families_train_and_load(architecture, options, clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    text = toml(clip_file, tmp_path / "run").replace('"zegclip"', f'"{architecture}"')
+    path.write_text(text.replace("num_prompts = 2\n    image_size = 64", options))
+    config = TrainConfig.load(path, ["loop.iterations=1"])
+    before = assemble(config).task.model.state_dict()
+    result = train(config)
+    model = load_trained(tmp_path / "run")
+    weights = load_file(result.last_checkpoint / "model.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert any(not torch.equal(value, before[key]) for key, value in weights.items())
+    assert np.isfinite(result.metrics["mIoU"])
+
+
+def test_zeroseg_trains_without_classes(clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    text = toml(clip_file, tmp_path / "run").replace('"zegclip"', '"zeroseg"')
+    start, end = text.index("[model.options]"), text.index("[loop]")
+    student = """[model.options]
+    image_size = 64
+    STUDENT
+    [task.options]
+    teacher_activation = "quick_gelu"
+    views = { grids = [1, 2], size = 64 }
+    """
+    path.write_text(text[:start] + student.replace("STUDENT", ZEROSEG_SIZES) + text[end:])
+    with pytest.raises(ArgumentError, match="evaluation.split: expected none"):
+        assemble(TrainConfig.load(path))
+    with pytest.raises(ArgumentError, match="task.options.teacher: expected CLIP weights"):
+        assemble(TrainConfig.load(path, ["evaluation.split="]))
+    changes = ["evaluation.split=", f"task.options.teacher={clip_file}", "loop.iterations=1"]
+    result = train(TrainConfig.load(path, changes))
+    assert result.losses.keys() == {"reconstruction", "views", "segments"}
+    weights = load_file(result.last_checkpoint / "model.safetensors")
+    loaded = load_trained(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+    assert load_classes(tmp_path / "run") is None
 
 
 def test_command_line_trains(clip_file, tmp_path, capsys):

@@ -14,11 +14,13 @@ from torch import nn
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.files import write_atomically
+from zsseg_rt.models.zeroseg import ZeroSeg
 from zsseg_rt.training.building import (
     batch_source,
     build_augmentation,
     build_model,
     build_task,
+    build_zeroseg_task,
     open_split,
 )
 from zsseg_rt.training.checkpointing import CheckpointFolder
@@ -63,7 +65,7 @@ class Assembly:
         dataset: What is trained on.
         evaluation_dataset: What checkpoints are judged on; None does not judge.
         task: Model and objective.
-        embeddings: Of the classes.
+        embeddings: Of the classes; None for ZeroSeg, which learns without any.
         classes: What is saved of them with the model.
         batches: Training batches.
     """
@@ -72,12 +74,14 @@ class Assembly:
     dataset: SegmentationDataset
     evaluation_dataset: SegmentationDataset | None
     task: TrainingTask
-    embeddings: ClassEmbeddings
-    classes: TrainedClasses
+    embeddings: ClassEmbeddings | None
+    classes: TrainedClasses | None
     batches: BatchSource
 
     def segmenter(self, model: nn.Module) -> Any:
         """The model as evaluation takes it."""
+        assert self.classes is not None
+        assert self.embeddings is not None
         seen = self.classes.seen_phrases if self.classes.counts_as_unseen else ()
         return torch_segmenter(
             model,
@@ -132,7 +136,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
     parts = assemble(config)
     config, folder = parts.config, Path(config.output.folder)
     _keep_config(config, folder, resume)
-    judged = parts.evaluation_dataset is not None
+    judged, embeddings = parts.evaluation_dataset is not None, parts.embeddings
     return run_loop(
         parts.task,
         parts.batches,
@@ -143,7 +147,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
         evaluate=parts.evaluate if judged else None,
         preview=parts.preview if judged else None,
         model_card=describe_model(parts.task.model, parts.classes),
-        constants={"text_embeds": parts.embeddings.phrase_embeds},
+        constants={} if embeddings is None else {"text_embeds": embeddings.phrase_embeds},
         resume=resume,
     )
 
@@ -165,22 +169,38 @@ def assemble(config: TrainConfig) -> Assembly:
         config = replace(config, loop=replace(config.loop, best_metric="mIoU"))
     augmentation = build_augmentation(config.data.augmentation)
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol)
-    embeddings = class_embeddings(dataset.class_names, config.text, model)
+    embeddings, task = _build_objective(config, model, dataset)
     samples = TrainingSamples(dataset, augmentation, config.loop.seed)
     return Assembly(
         config=config,
         dataset=dataset,
         evaluation_dataset=judged,
-        task=build_task(config.task, model, embeddings.class_embeds, dataset),
+        task=task,
         embeddings=embeddings,
         classes=_describe_classes(config, dataset, embeddings),
         batches=batch_source(samples, config.loop),
     )
 
 
+def _build_objective(
+    config: TrainConfig, model: nn.Module, dataset: SegmentationDataset
+) -> tuple[ClassEmbeddings | None, TrainingTask]:
+    if not isinstance(model, ZeroSeg):
+        embeddings = class_embeddings(dataset.class_names, config.text, model)
+        return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
+    if config.evaluation.split:
+        raise ArgumentError(
+            f"evaluation.split: expected none, because ZeroSeg trains without classes, got "
+            f"{config.evaluation.split!r}. Set it to '' and evaluate the exported bundle."
+        )
+    return None, build_zeroseg_task(config.task, model, config.loop.batch_size)
+
+
 def _describe_classes(
-    config: TrainConfig, dataset: SegmentationDataset, embeddings: ClassEmbeddings
-) -> TrainedClasses:
+    config: TrainConfig, dataset: SegmentationDataset, embeddings: ClassEmbeddings | None
+) -> TrainedClasses | None:
+    if embeddings is None:
+        return None
     return TrainedClasses(
         names=tuple(dataset.class_names),
         seen=tuple(dataset.seen),

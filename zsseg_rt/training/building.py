@@ -14,18 +14,23 @@ from torch import Tensor, nn
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models import create_model, from_official, load_checkpoint
+from zsseg_rt.models.clip import build_image_encoder, load_clip
 from zsseg_rt.models.clip_rc import ClipRC
+from zsseg_rt.models.dense_baseline import DenseBaseline
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.models.zegclip import ZegCLIP
 from zsseg_rt.models.zegformer import ZegFormer
+from zsseg_rt.models.zeroseg import ZeroSeg
 from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig
 from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
 from zsseg_rt.training.loop import BatchSource
 from zsseg_rt.training.loop_config import LoopConfig
 from zsseg_rt.training.task import Batch, TrainingTask
+from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
 from zsseg_rt.training.trained import load_trained, with_seen_classes
 from zsseg_rt.training.transforms import (
     Augmentation,
@@ -33,16 +38,20 @@ from zsseg_rt.training.transforms import (
     FitInsideAugmentation,
     ShortEdgeAugmentation,
 )
+from zsseg_rt.training.zeroseg_features import TeacherFeatures
 
-__all__ = ["batch_source", "build_augmentation", "build_model", "build_task", "open_split"]
+__all__ = ["batch_source", "build_augmentation", "build_model", "build_task"]
+__all__ += ["build_zeroseg_task", "open_split"]
 
 _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "fit_inside": FitInsideAugmentation,
     "short_edge": ShortEdgeAugmentation,
     "center_crop": CenterCropAugmentation,
 }
+_FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
 _TASKS: Mapping[type[nn.Module], type[TrainingTask]] = {
     ClipRC: DescriptorTask,
+    DenseBaseline: DenseTask,
     ZegCLIP: DescriptorTask,
     ZegFormer: ZegFormerTask,
 }
@@ -130,6 +139,41 @@ def build_task(
         **_with_records(kind.__init__, config.options, "task.options"),
     )
     return task
+
+
+def build_zeroseg_task(config: TaskConfig, model: ZeroSeg, batch_size: int) -> ZeroSegTask:
+    """Make ZeroSeg's objective, which needs a teacher and no labels.
+
+    Args:
+        config: ``options.teacher`` is a CLIP file or open_clip tag, ``teacher_architecture``
+            open_clip's name for a tag and ``teacher_activation`` for a file that does not say;
+            ``views`` and ``cache_folder`` are those of
+            :class:`zsseg_rt.training.zeroseg_features.TeacherFeatures`; the rest are the task's.
+        model: The student.
+        batch_size: Pictures of one optimizer step.
+
+    Raises:
+        ArgumentError: A setting is wrong.
+        CheckpointError: The teacher cannot be read.
+    """
+    options = dict(config.options)
+    source = options.pop("teacher", "")
+    if not source:
+        raise ArgumentError(
+            "task.options.teacher: expected CLIP weights, a file or an open_clip tag, got none. "
+            "ZeroSeg learns from a CLIP image encoder."
+        )
+    weights = load_clip(
+        source,
+        architecture=options.pop("teacher_architecture", "ViT-L-14"),
+        activation=options.pop("teacher_activation", None),
+    )
+    features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
+    function: Any = ZeroSegTask.__init__
+    _refuse_unknown(function, options, "task.options", hidden=("batch_size",))
+    made = _with_records(TeacherFeatures.__init__, features, "task.options")
+    teacher = TeacherFeatures(build_image_encoder(weights), **made)
+    return ZeroSegTask(model, teacher, batch_size=batch_size, **options)
 
 
 def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:

@@ -240,7 +240,7 @@ class _Loop:
         means: dict[str, Tensor] = {}
         names: list[str] = []
         for _ in range(parts):
-            with self.clock.measure("data"):
+            with self.clock.measure("data" if self.clock.steps else "start"):
                 batch = next(source).to(state.accelerator.device)
             names += batch.names
             with self.clock.measure("step"):

@@ -30,6 +30,7 @@ from zsseg_rt.files import write_atomically
 __all__ = ["HISTORY_FILE", "Picture", "RunReport", "StepClock", "Timing"]
 
 HISTORY_FILE = "history.jsonl"
+_PARTS = ("start", "data", "step", "report", "checkpoint", "evaluation")
 Picture = tuple[str, npt.NDArray[np.uint8]]
 
 
@@ -38,6 +39,7 @@ class Timing:
     """Where a run's time went, in seconds of the main process.
 
     Attributes:
+        start_seconds: Waiting for the first batch: starting the processes that read pictures.
         data_seconds: Waiting for pictures and handing them to the device.
         step_seconds: Forward, backward, optimizer; waiting for the device to finish them.
         report_seconds: Checks, history, TensorBoard, progress.
@@ -47,6 +49,7 @@ class Timing:
         pictures: Pictures trained on, over all processes.
     """
 
+    start_seconds: float = 0.0
     data_seconds: float = 0.0
     step_seconds: float = 0.0
     report_seconds: float = 0.0
@@ -83,7 +86,7 @@ class StepClock:
     """Adds up where time goes; the parts do not overlap."""
 
     def __init__(self) -> None:
-        self._seconds = dict.fromkeys(("data", "step", "report", "checkpoint", "evaluation"), 0.0)
+        self._seconds = dict.fromkeys(_PARTS, 0.0)
         self.steps = 0
         self.pictures = 0
 

@@ -19,6 +19,7 @@ from zsseg_rt import schema
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.checkpoints import load_weights
 from zsseg_rt.models.clip_rc import ClipRC, ClipRCConfig
+from zsseg_rt.models.dense_baseline import DenseBaseline, DenseBaselineConfig
 from zsseg_rt.models.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.zegclip import ZegCLIP, ZegCLIPConfig
@@ -40,6 +41,7 @@ __all__ += ["load_trained", "with_seen_classes"]
 
 _FAMILIES: Mapping[str, tuple[type[nn.Module], type[Any]]] = {
     "clip_rc": (ClipRC, ClipRCConfig),
+    "dense_baseline": (DenseBaseline, DenseBaselineConfig),
     "dense_clip": (DenseCLIP, DenseCLIPConfig),
     "zegclip": (ZegCLIP, ZegCLIPConfig),
     "zegformer": (ZegFormer, ZegFormerConfig),
