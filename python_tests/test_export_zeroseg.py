@@ -17,7 +17,7 @@ from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.zeroseg import _head_spec, _segment_spec
 from zsseg_rt.models import create_model
-from zsseg_rt.models.zeroseg_labels import ClassRule, class_scores
+from zsseg_rt.models.zeroseg_labels import ClassRule, class_scores, segment_predict
 from zsseg_rt.ops import reference
 from zsseg_rt.pipelines.segment_tokens import segment_scores
 
@@ -219,6 +219,26 @@ def test_words_go_through_the_teachers_text_tower(exported):
         assert engine.self_check().passed
     labels, _, clear = torch_labels(model, frame, embeds)
     np.testing.assert_array_equal(found[clear], labels[clear])
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, threshold):
+    from zsseg_rt.training.segment_torch import SlideSettings, torch_segmenter
+
+    model = build(checkpoint, background_threshold=threshold)
+    frame, embeds = frame_of(64, 96), tiny.text_embeds(7, 32)
+    whole = torch_segmenter(model, NAMES, embeds)
+    with Engine(exported[1], EngineConfig(**CPU, unknown_below=threshold)) as engine:
+        engine.set_classes(NAMES, embeddings=embeds.numpy())
+        expected = engine.segment(frame).labels
+    clear = torch_labels(model, frame, embeds.numpy())[2]
+    np.testing.assert_array_equal(whole.segment(frame)[clear], expected[clear])
+    assert whole.describe()["architecture"] == "zeroseg"
+    windows = SlideSettings(short_side=64, crop_size=64, stride=32)
+    slide = torch_segmenter(model, NAMES, embeds, protocol="slide", windows=windows)
+    scores = segment_predict(model, frame, embeds, **vars(windows), background_threshold=threshold)
+    labels = scores.argmax(0).numpy() - (threshold is not None)
+    np.testing.assert_array_equal(slide.segment(frame), np.where(labels < 0, 255, labels))
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 4, 30])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,11 +196,14 @@ class ZeroSeg(nn.Module):
         config: Sizes and rules.
 
     Attributes:
+        architecture: Name of the system.
         image_mean: Of R, G, B, in ``[0, 1]``.
         image_std: Of R, G, B, in ``[0, 1]``.
         decoder: The reconstruction head, or None.
         text_encoder: The teacher's text tower if one was added, not trained.
     """
+
+    architecture: ClassVar[str] = "zeroseg"
 
     def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()
