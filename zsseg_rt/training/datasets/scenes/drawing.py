@@ -44,14 +44,14 @@ def draw(plan: Plan, rng: np.random.Generator) -> Drawing:
     for number, stretch in enumerate(plan.stretches):
         cv2.fillPoly(identities, [np.round(stretch.outline).astype(np.int32)], number)
     for number, stretch in enumerate(plan.stretches):
-        _draw_stretch(canvas, identities == number, stretch.kind, plan.light, rng)
+        _draw_stretch(canvas, identities == number, stretch.kind, plan, rng)
     canvas *= _light_field(plan, rng)[..., None]
-    _draw_clutter(canvas, identities, rng)
+    _draw_clutter(canvas, identities, plan.zoom, rng)
     for number, thing in enumerate(plan.things, start=len(plan.stretches)):
         _cast_shadow(canvas, thing, plan.light)
-        _draw_thing(canvas, identities, thing, plan.light, number, rng)
+        _draw_thing(canvas, identities, thing, plan, number, rng)
     if rng.random() < 0.3:
-        _draw_clutter(canvas, identities, rng)
+        _draw_clutter(canvas, identities, plan.zoom, rng)
     return Drawing(_photograph(canvas, rng), identities)
 
 
@@ -83,25 +83,25 @@ def _draw_stretch(
     canvas: Floats,
     inside: NDArray[np.bool_],
     kind: Kind,
-    light: Light,
+    plan: Plan,
     rng: np.random.Generator,
 ) -> None:
     squeeze = rng.uniform(0.4, 1.2) if kind.noun in GROUNDS else 0.0
-    palette = _palette(kind, light, rng)
+    palette = _palette(kind, plan.light, rng)
     x, y, width, height = cv2.boundingRect(inside.view(np.uint8))
     if not width:
         return
     box = slice(y, y + height), slice(x, x + width)
-    painted = _paint(_stretch_pattern(kind, (height, width), squeeze, rng), palette)
+    painted = _paint(_stretch_pattern(kind, (height, width), squeeze, plan.zoom, rng), palette)
     cv2.copyTo(painted, inside[box].view(np.uint8), canvas[box])
 
 
 def _stretch_pattern(
-    kind: Kind, size_hw: tuple[int, int], squeeze: float, rng: np.random.Generator
+    kind: Kind, size_hw: tuple[int, int], squeeze: float, zoom: int, rng: np.random.Generator
 ) -> Floats:
     """A tile over a picture; ``squeeze`` makes it smaller towards the top, as on a floor."""
     height, width = size_hw
-    scale = rng.uniform(0.55, 1.0)
+    scale = rng.uniform(0.55, 1.0) / zoom
     angle = rng.uniform(-0.06, 0.06) if not squeeze else rng.uniform(-0.5, 0.5)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
     flat = np.eye(3)
@@ -176,7 +176,7 @@ def _draw_thing(
     canvas: Floats,
     identities: NDArray[np.uint8],
     thing: Thing,
-    light: Light,
+    plan: Plan,
     number: int,
     rng: np.random.Generator,
 ) -> None:
@@ -195,17 +195,18 @@ def _draw_thing(
     if thing.kind.surface == "fuzzy":
         ragged = rng.random(opacity.shape, dtype=np.float32)
         opacity = np.where(opacity < 0.98, opacity * (ragged > 0.4), opacity)
-    colours = _shade(thing, light, surface[..., 1:], where, rng)
+    colours = _shade(thing, plan, surface[..., 1:], where, rng)
     part = canvas[rows, columns]
     part += opacity[..., None] * (colours - part)
     identities[rows, columns][opacity > 0.5] = number
 
 
 def _shade(
-    thing: Thing, light: Light, normals: Floats, where: Floats, rng: np.random.Generator
+    thing: Thing, plan: Plan, normals: Floats, where: Floats, rng: np.random.Generator
 ) -> Floats:
+    light = plan.light
     palette = _palette(thing.kind, light, rng)
-    spread = np.float32(thing.radius * rng.uniform(0.85, 1.35))
+    spread = np.float32(thing.radius / plan.zoom * rng.uniform(0.85, 1.35))
     turned = rng.uniform(-0.5, 0.5) if thing.kind.surface in ("striped", "wooden") else 0.0
     cos, sin = np.float32(np.cos(turned) * spread), np.float32(np.sin(turned) * spread)
     x, y = where[..., 0], where[..., 1]
@@ -246,12 +247,14 @@ def _polish(colours: Floats, normals: Floats, toward: Floats, brightness: Floats
     return shiny
 
 
-def _draw_clutter(canvas: Floats, identities: NDArray[np.uint8], rng: np.random.Generator) -> None:
+def _draw_clutter(
+    canvas: Floats, identities: NDArray[np.uint8], zoom: int, rng: np.random.Generator
+) -> None:
     height, width = identities.shape
-    count = int(rng.poisson(2.0 * max(1.0, height * width / 128**2)))
+    count = int(rng.poisson(2.0 * max(1.0, height * width / (128 * zoom) ** 2)))
     for _ in range(count):
         centre = (int(rng.integers(width)), int(rng.integers(height)))
-        axes = (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
+        axes = (zoom * int(rng.integers(1, 5)), zoom * int(rng.integers(1, 5)))
         angle = float(rng.uniform(0, 180))
         colour = [float(value) for value in rng.uniform(20, 235, 3)]
         cv2.ellipse(canvas, centre, axes, angle, 0, 360, colour, -1, cv2.LINE_AA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -84,12 +84,28 @@ class Plan:
         stretches: Stuff, back to front.
         things: Back to front.
         light: The light.
+        zoom: How much larger than planned it is; patterns grow with it.
     """
 
     size_hw: tuple[int, int]
     stretches: tuple[Stretch, ...]
     things: tuple[Thing, ...]
     light: Light
+    zoom: int = 1
+
+    def magnified(self, zoom: int) -> Plan:
+        """The same scene with so many times the pixels a side."""
+        stretches = tuple(replace(part, outline=part.outline * zoom) for part in self.stretches)
+        things = tuple(
+            replace(
+                part,
+                centre_xy=(part.centre_xy[0] * zoom, part.centre_xy[1] * zoom),
+                radius=part.radius * zoom,
+            )
+            for part in self.things
+        )
+        size_hw = (self.size_hw[0] * zoom, self.size_hw[1] * zoom)
+        return Plan(size_hw, stretches, things, self.light, self.zoom * zoom)
 
 
 def plan_scene(rng: np.random.Generator, size_hw: tuple[int, int], class_share: float) -> Plan:

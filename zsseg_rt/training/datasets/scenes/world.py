@@ -50,6 +50,7 @@ class World:
             a larger picture shows more of them.
         class_share: Probability that a thing or stretch is one of the segmentation classes; the
             others are any combination of words and are not labelled.
+        zoom: Draws so many times the pixels a side, to look at; training uses 1.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -61,11 +62,16 @@ class World:
     """
 
     def __init__(
-        self, seed: int = 0, *, size: int | tuple[int, int] = 128, class_share: float = 0.85
+        self,
+        seed: int = 0,
+        *,
+        size: int | tuple[int, int] = 128,
+        class_share: float = 0.85,
+        zoom: int = 1,
     ) -> None:
         self.seed = seed
         self.size_hw = (size, size) if isinstance(size, int) else size
-        self.class_share = class_share
+        self.class_share, self.zoom = class_share, zoom
         if seed < 0:
             raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
         if min(self.size_hw) < 64:
@@ -76,6 +82,8 @@ class World:
             raise ArgumentError(
                 f"class_share: expected a probability, got {class_share}. Choose from [0, 1]."
             )
+        if zoom < 1:
+            raise ArgumentError(f"zoom: expected at least 1, got {zoom}. Choose a whole number.")
 
     def scene(self, index: int, *, num_captions: int = 4) -> Scene:
         """Make a scene.
@@ -85,7 +93,7 @@ class World:
             num_captions: How many captions; the picture does not depend on it.
         """
         rng = np.random.default_rng([WORLD_VERSION, self.seed, index])
-        plan = plan_scene(rng, self.size_hw, self.class_share)
+        plan = plan_scene(rng, self.size_hw, self.class_share).magnified(self.zoom)
         drawing = draw(plan, rng)
         kinds = tuple([part.kind for part in plan.stretches] + [part.kind for part in plan.things])
         seen = visible(drawing.identities, kinds) if num_captions else ()
