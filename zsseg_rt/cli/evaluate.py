@@ -159,11 +159,38 @@ def _read_names(
 
 
 def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: ExitStack) -> Segmenter:
+    """A bundle's engine, or the model of a training run."""
+    if path.is_dir() and not (path / "bundle.json").exists():
+        return _open_trained(path, asked, config)
     from zsseg_rt.engine import Engine
     from zsseg_rt.training.segment_bundle import EngineSegmenter
 
     engine = stack.enter_context(Engine(path, config))
     return EngineSegmenter(engine, asked.names, templates=asked.templates, protocol=asked.protocol)
+
+
+def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
+    if config.precision not in ("auto", "float32") or config.backend not in ("auto", "torch"):
+        raise UsageError(
+            f"{path}: expected --precision float32 and --backend torch for the model of a training "
+            f"run, got {config.precision} and {config.backend}; other ones need a bundle"
+        )
+    try:
+        from zsseg_rt.training.segment_trained import trained_segmenter
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("zsseg_rt"):
+            raise
+        raise BackendUnavailableError(
+            f"{exc.name}: expected to be installed to evaluate {path}, got nothing. "
+            "Run: pip install 'zsseg_rt[train]'"
+        ) from exc
+    return trained_segmenter(
+        path,
+        asked.names,
+        templates=asked.templates,
+        protocol=asked.protocol,
+        device=config.device,
+    )
 
 
 def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None) -> Evaluation:

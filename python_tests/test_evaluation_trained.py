@@ -1,0 +1,130 @@
+"""Runs are evaluated like the bundles made of them."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import tiny  # noqa: E402
+import tiny_zegformer  # noqa: E402
+
+from zsseg_rt import cli  # noqa: E402
+from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
+from zsseg_rt.training.checkpointing import (  # noqa: E402
+    Checkpoint,
+    CheckpointFolder,
+    CheckpointState,
+)
+from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
+from zsseg_rt.training.trained import TrainedClasses, describe_model  # noqa: E402
+from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
+
+NAMES = ("sky", "grass, lawn", "road", "water")
+PHRASES = ("sky", "grass", "lawn", "road", "water")
+
+
+def save_run(folder, model, embeds, protocol="inductive"):
+    classes = TrainedClasses(
+        names=NAMES,
+        seen=(0, 1),
+        templates=("a photo of a {}.",),
+        space="tiny",
+        phrases=PHRASES,
+        protocol=protocol,
+    )
+    checkpoint = Checkpoint(
+        state=CheckpointState(step=1, num_processes=1, batch_size=1),
+        model=model.state_dict(),
+        task={},
+        optimizer={},
+        random={},
+        constants={"text_embeds": embeds},
+        model_card=describe_model(model, classes),
+    )
+    CheckpointFolder(folder / "checkpoints").save(checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(zegclip_model, tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("run"), zegclip_model, tiny.text_embeds(5, 32))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for index in range(3):
+        picture = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (110, 90))
+        cv2.imwrite(str(tmp_path / "data" / "images" / f"{index}.png"), picture)
+        mask = rng.integers(0, 4, (90, 110), np.uint8)
+        cv2.imwrite(str(tmp_path / "data" / "masks" / f"{index}.png"), mask)
+    (tmp_path / "data" / "classes.txt").write_text("sky\ngrass, lawn\nroad\nwater [unseen]\n")
+    return tmp_path / "data"
+
+
+def test_a_run_and_its_bundle_label_alike(run, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    bundle = export_trained(run, tmp_path / "run.zsseg", precisions=("float32",))
+    report = tmp_path / "report.json"
+    arguments = [run, "--dataset", "folder", "--root", photos, "--split", "all", "--device", "cpu"]
+    arguments += ["--against", bundle, "--against-precision", "float32", "--json", report]
+    assert cli.main(["evaluate", *map(str, arguments)]) == 0, capsys.readouterr().err
+    written = json.loads(report.read_text())
+    assert written["agreement"] > 0.999  # float32 against float32
+    kinds = [written[side]["segmenter"]["kind"] for side in ("first", "second")]
+    assert kinds == ["torch", "bundle"]
+    predicted = [row["predicted_pixels"] for row in written["first"]["classes"]]
+    assert sum(pixels > 0 for pixels in predicted) > 1
+    assert cli.main(["evaluate", *map(str, arguments), "--precision", "float16"]) == 2
+    assert "float16" in capsys.readouterr().err
+
+
+def test_seen_classes_are_lowered_only_where_some_were_unseen(run, zegclip_model, tmp_path):
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    embeds = tiny.text_embeds(5, 32)
+    everywhere = save_run(tmp_path / "all", zegclip_model, embeds, protocol="supervised")
+    shares = [
+        np.isin(trained_segmenter(folder, NAMES, device="cpu").segment(image), (0, 1)).mean()
+        for folder in (run, everywhere)
+    ]
+    assert shares[0] < shares[1]
+
+
+def test_new_names_come_from_the_text_tower(run):
+    known = trained_segmenter(run, NAMES, device="cpu")
+    other = trained_segmenter(run, ("sky", "meadow, lawn", "road", "water"), device="cpu")
+    assert not torch.equal(other._text_embeds[1], known._text_embeds[1])
+    assert torch.equal(other._text_embeds[2], known._text_embeds[2])
+    prompted = trained_segmenter(run, NAMES, templates=["the {}."], device="cpu")
+    assert not torch.isclose(prompted._text_embeds, known._text_embeds).all(dim=1).any()
+
+
+def test_without_a_text_tower_new_names_are_refused(tmp_path):
+    model = tiny.zegclip_model()
+    model.config, model.text_encoder = replace(model.config, text_encoder=None), None
+    run = save_run(tmp_path, model, tiny.text_embeds(5, 32))
+    trained_segmenter(run, NAMES, device="cpu")
+    with pytest.raises(VocabularyError, match="class_names: expected names .* got 'meadow'"):
+        trained_segmenter(run, ["meadow"], device="cpu")
+
+
+def test_zegformer_without_clip_needs_no_second_embeddings(tmp_path):
+    model = tiny_zegformer.model(clip_classification=False)
+    run = save_run(tmp_path, model, tiny_zegformer.text_features(num_classes=5))
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
+    labels = trained_segmenter(run, NAMES, device="cpu").segment(image)
+    assert labels.shape == (64, 96)
+    assert labels.max() < len(NAMES)
+
+
+def test_errors_say_what_is_wrong(run, tmp_path):
+    with pytest.raises(CheckpointError, match="expected a training run"):
+        trained_segmenter(tmp_path, NAMES)
+    with pytest.raises(DeviceError, match="device: expected one of"):
+        trained_segmenter(run, NAMES, device="cuda:99")
