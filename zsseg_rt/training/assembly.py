@@ -37,7 +37,7 @@ from zsseg_rt.training.task import TrainingTask
 from zsseg_rt.training.trained import TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
-__all__ = ["Assembly", "assemble", "train"]
+__all__ = ["Assembly", "assemble", "evaluate_untrained", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -194,6 +194,34 @@ def _build_objective(
             f"{config.evaluation.split!r}. Set it to '' and evaluate the exported bundle."
         )
     return None, build_zeroseg_task(config.task, model, config.loop.batch_size)
+
+
+def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
+    """Judge a model as it is built, on the split that a run of it would be judged on.
+
+    Args:
+        config: Of a run; what concerns training is not used.
+
+    Returns:
+        Figures in percent, by name.
+
+    Raises:
+        ArgumentError: A setting is wrong, or there is nothing to judge on.
+        CheckpointError: Weights cannot be read.
+        DatasetError: The data is absent, incomplete or inconsistent.
+        VocabularyError: A class has no embedding.
+    """
+    settings = config.evaluation
+    if not settings.split:
+        raise ArgumentError("evaluation.split: expected a split to judge on, got none. Name one.")
+    options = config.data.options if settings.options is None else settings.options
+    dataset = open_split(config.data, settings.split, options)
+    model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
+    embeddings = class_embeddings(dataset.class_names, config.text, model)
+    segmenter = torch_segmenter(
+        model, dataset.class_names, embeddings.phrase_embeds, protocol=settings.protocol
+    )
+    return evaluate(segmenter, dataset, limit=settings.limit or None).scores.as_reported()
 
 
 def _describe_classes(

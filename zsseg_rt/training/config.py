@@ -28,7 +28,9 @@ __all__ = [
     "TaskConfig",
     "TextConfig",
     "TrainConfig",
+    "list_kept",
     "list_recipes",
+    "read_toml",
 ]
 
 
@@ -222,11 +224,7 @@ class TrainConfig:
         Raises:
             ArgumentError: There is no such file or recipe, it is no TOML, or a setting is wrong.
         """
-        text, where = _read_source(source)
-        try:
-            raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ArgumentError(f"{where}: expected TOML, got an error: {error}") from error
+        raw, where = read_toml(source, "recipes")
         for change in changes:
             _apply(raw, change)
         return cls.from_dict(raw, where)
@@ -242,24 +240,49 @@ class TrainConfig:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that the package brings: the papers' settings."""
-    folder = resources.files("zsseg_rt.training") / "recipes"
+    return list_kept("recipes")
+
+
+def read_toml(source: str | Path, kept_in: str) -> tuple[dict[str, Any], str]:
+    """Read a TOML file, or one that the package brings.
+
+    Args:
+        source: A file, or the name of one in the package's folder.
+        kept_in: The package's folder: ``"recipes"`` or ``"comparisons"``.
+
+    Returns:
+        Its tables, and what to call it in messages.
+
+    Raises:
+        ArgumentError: There is no such file, or it is no TOML.
+    """
+    text, where = _read_source(source, kept_in)
+    try:
+        return tomllib.loads(text), where
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(f"{where}: expected TOML, got an error: {error}") from error
+
+
+def list_kept(kept_in: str) -> list[str]:
+    """Names of the TOML files in a folder of the package."""
+    folder = resources.files("zsseg_rt.training") / kept_in
     names = (entry.name for entry in folder.iterdir())
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def _read_source(source: str | Path) -> tuple[str, str]:
+def _read_source(source: str | Path, kept_in: str) -> tuple[str, str]:
     path = Path(source)
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(f"{path}: cannot be read: {error}") from error
-    recipe = resources.files("zsseg_rt.training") / "recipes" / f"{source}.toml"
-    if path.suffix == "" and path.name == str(source) and recipe.is_file():
-        return recipe.read_text(encoding="utf-8"), f"recipe {source}"
+    kept = resources.files("zsseg_rt.training") / kept_in / f"{source}.toml"
+    if path.suffix == "" and path.name == str(source) and kept.is_file():
+        return kept.read_text(encoding="utf-8"), f"{kept_in.removesuffix('s')} {source}"
     raise ArgumentError(
-        f"config: expected a TOML file or one of the recipes {', '.join(list_recipes())}, got "
-        f"{str(source)!r}. Check the path."
+        f"config: expected a TOML file or one of the {kept_in} {', '.join(list_kept(kept_in))}, "
+        f"got {str(source)!r}. Check the path."
     )
 
 

@@ -1,0 +1,123 @@
+"""Several systems side by side: every run once, resumable, and a table of the figures."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+pytest.importorskip("accelerate", reason="needs pip install zsseg_rt[train]")
+
+import tiny  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.training import comparison  # noqa: E402
+from zsseg_rt.training.comparison import Comparison, RunFigures, Variant  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.trained import load_trained  # noqa: E402
+
+OPTIONS = {"activation": "quick_gelu", "image_size": 64}
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
+    sizes = tiny.TinySizes(text_vocab=49408, text_length=77)
+    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(sizes).items()}, path)
+    return path
+
+
+def three_variants(clip_file):
+    shared = {
+        "data": {
+            "name": "scenes",
+            "options": {"size": 64, "length": 8},
+            "augmentation": {"kind": "center_crop", "crop_hw": [64, 64], "short_edge": 64},
+        },
+        "model": {"options": {**OPTIONS, "pretrained": str(clip_file)}},
+        "loop": {
+            "iterations": 2,
+            "batch_size": 2,
+            "checkpoint_interval": 2,
+            "num_workers": 0,
+            "num_pictures": 0,
+            "device": "cpu",
+        },
+        "evaluation": {"options": {"size": 64, "length": 2}},
+    }
+    untrained = {"model": {"architecture": "dense_clip", "options": {"head": "naclip"}}}
+    prompted = {"model": {"options": {"num_prompts": 2}}}
+    self_training = {"task": {"protocol": "transductive"}, "loop": {"iterations": 1}}
+    return Comparison(
+        shared=shared,
+        variants=(
+            Variant(name="naclip", title="untrained", changes=untrained, trained=False),
+            Variant(name="zegclip", title="ZegCLIP", changes=prompted),
+            Variant(name="st", title="self", changes=self_training, start_from="zegclip"),
+        ),
+        seeds=(0, 1),
+    )
+
+
+def test_every_run_is_done_once_and_can_be_loaded(clip_file, tmp_path):
+    chosen = three_variants(clip_file)
+    told = []
+    runs = comparison.run(chosen, tmp_path, on_run=told.append)
+    assert runs == told
+    rows = [(run.variant, run.seed) for run in runs]
+    assert rows == [("naclip", None), ("zegclip", 0), ("st", 0), ("zegclip", 1), ("st", 1)]
+    assert all(0 <= run.metrics["pAcc"] <= 100 for run in runs)
+    first, second = load_trained(tmp_path / "zegclip-0"), load_trained(tmp_path / "zegclip-1")
+    weights = [m.decode_head.q_proj.weight for m in (first, second)]
+    assert not torch.equal(*weights)
+    assert load_trained(tmp_path / "st-0").config.self_trained
+    marks = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert comparison.run(chosen, tmp_path) == runs
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks  # nothing ran again
+
+
+def test_only_the_named_variants_run(clip_file, tmp_path):
+    runs = comparison.run(three_variants(clip_file), tmp_path, only=("naclip",))
+    assert [run.variant for run in runs] == ["naclip"]
+    recorded = json.loads((tmp_path / "naclip" / "figures.json").read_text())
+    assert recorded == runs[0].metrics
+    with pytest.raises(ArgumentError, match="only: expected names of variants, got other"):
+        comparison.run(three_variants(clip_file), tmp_path, only=("other",))
+
+
+def test_table_gives_mean_and_deviation():
+    chosen = Comparison(
+        shared={},
+        variants=(Variant(name="a", title="System A"), Variant(name="b", title="System B")),
+    )
+    figures = {"pAcc": 80.0, "mIoU(S)": 60.0, "mIoU(U)": 40.0, "hIoU": 48.0}
+    better = {name: value + 2 for name, value in figures.items()}
+    runs = [
+        RunFigures(variant="a", seed=seed, metrics=m) for seed, m in enumerate((figures, better))
+    ]
+    lines = comparison.markdown_table(chosen, runs).splitlines()
+    assert lines[0] == "| system | runs | pAcc | mIoU(S) | mIoU(U) | hIoU |"
+    assert lines[2:] == ["| System A | 2 | 81.0 ± 1.4 | 61.0 ± 1.4 | 41.0 ± 1.4 | 49.0 ± 1.4 |"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ([Variant(name="a", title=""), Variant(name="a", title="")], "'a' is there twice"),
+        ([Variant(name="a", title="", start_from="b")], "starts from 'b', which is no earlier"),
+    ],
+)
+def test_a_comparison_that_cannot_run_is_refused(variants, message):
+    with pytest.raises(ArgumentError, match=message):
+        Comparison(shared={}, variants=tuple(variants))
+
+
+@pytest.mark.parametrize("name", comparison.list_comparisons())
+def test_the_packages_comparisons_are_complete(name):
+    chosen = Comparison.load(name)
+    for variant in chosen.variants:
+        raw = comparison.merge(chosen.shared, variant.changes)
+        TrainConfig.from_dict(raw)
+    assert len(chosen.variants) > 1
+    with pytest.raises(ArgumentError, match=f"one of the comparisons .*{name}"):
+        Comparison.load(f"{name}s")

@@ -1,0 +1,67 @@
+"""Train and evaluate several systems on the same data, and print their figures as a table.
+
+python tools/compare_systems.py scenes --clip CLIP.safetensors --out runs/scenes
+python tools/compare_systems.py FILE.toml --out DIR --only zegclip dense_baseline --seeds 0 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.errors import ZssegError
+from zsseg_rt.training import comparison
+
+
+def main() -> int:
+    """Parse arguments, run what is not done yet, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", help=f"TOML file, or {comparison.list_comparisons()}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--clip", help="CLIP weights that every system starts from")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the comparison's own")
+    parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT")
+    parser.add_argument("--iterations", type=int, help="instead of the comparison's own")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        chosen = comparison.Comparison.load(args.comparison)
+        runs = comparison.run(
+            chosen,
+            args.out,
+            changes=changes_of(args),
+            seeds=args.seeds,
+            only=args.only,
+            on_run=tell,
+        )
+    except ZssegError as error:
+        print(f"compare_systems: {error}", file=sys.stderr)
+        return 1
+    table = comparison.markdown_table(chosen, runs)
+    (args.out / "table.md").write_text(table, encoding="utf-8")
+    print(table)
+    return 0
+
+
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments lay over the shared settings."""
+    changes: dict[str, Any] = {}
+    if args.clip:
+        changes["model"] = {"options": {"pretrained": args.clip}}
+    if args.iterations:
+        changes["loop"] = {"iterations": args.iterations}
+    return changes
+
+
+def tell(figures: comparison.RunFigures) -> None:
+    """Print one run as soon as it is done."""
+    values = ", ".join(f"{name} {value:.1f}" for name, value in figures.metrics.items())
+    seed = "" if figures.seed is None else f" seed {figures.seed}"
+    print(f"{figures.variant}{seed}: {values}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
