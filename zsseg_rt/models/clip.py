@@ -67,6 +67,7 @@ class ClipWeights:
         activation: The MLPs' activation.
         num_heads: Heads of the image tower; None is one per 64 channels.
         text_heads: Heads of the text tower; None is one per 64 channels.
+        logit_scale: Logarithm of what cosines are multiplied by; None if the weights do not say.
     """
 
     visual: dict[str, Tensor]
@@ -74,6 +75,7 @@ class ClipWeights:
     activation: Activation
     num_heads: int | None = None
     text_heads: int | None = None
+    logit_scale: float | None = None
 
 
 def load_clip(
@@ -235,7 +237,13 @@ def _split_towers(
             f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
             "Use an OpenAI or open_clip checkpoint of a ViT."
         )
-    return ClipWeights(visual=visual, text=text, activation=activation)
+    scale = state_dict.get("logit_scale")
+    return ClipWeights(
+        visual=visual,
+        text=text,
+        activation=activation,
+        logit_scale=None if scale is None else float(scale),
+    )
 
 
 def image_encoder_config(

@@ -13,6 +13,7 @@ from zsseg_rt.models.clip_rc_from_clip import clip_rc_from_clip
 from zsseg_rt.models.dense_baseline import dense_baseline_from_clip
 from zsseg_rt.models.dense_clip import dense_clip_from_clip
 from zsseg_rt.models.zegclip import zegclip_from_clip, zegclip_from_official
+from zsseg_rt.models.zegformer_from_clip import zegformer_from_clip
 from zsseg_rt.models.zegformer_official import zegformer_from_official
 from zsseg_rt.models.zeroseg_weights import create_zeroseg
 
@@ -28,6 +29,7 @@ _CREATE: Mapping[str, Callable[..., nn.Module]] = {
     "dense_baseline": dense_baseline_from_clip,
     "dense_clip": dense_clip_from_clip,
     "zegclip": zegclip_from_clip,
+    "zegformer": zegformer_from_clip,
     "zeroseg": create_zeroseg,
 }
 
@@ -57,13 +59,14 @@ def create_model(architecture: str, **config: Any) -> nn.Module:
     """Build a model that starts from CLIP or MAE weights, or from our own training.
 
     Args:
-        architecture: ``"clip_rc"``, ``"dense_baseline"``, ``"dense_clip"``, ``"zegclip"`` or
-            ``"zeroseg"``.
+        architecture: ``"clip_rc"``, ``"dense_baseline"``, ``"dense_clip"``, ``"zegclip"``,
+            ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
             :func:`zsseg_rt.models.clip_rc_from_clip.clip_rc_from_clip`,
             :func:`zsseg_rt.models.dense_baseline.dense_baseline_from_clip`,
             :func:`zsseg_rt.models.dense_clip.dense_clip_from_clip`,
-            :func:`zsseg_rt.models.zegclip.zegclip_from_clip` and
+            :func:`zsseg_rt.models.zegclip.zegclip_from_clip`,
+            :func:`zsseg_rt.models.zegformer_from_clip.zegformer_from_clip` and
             :func:`zsseg_rt.models.zeroseg_weights.create_zeroseg`.
 
     Returns:

@@ -1,14 +1,20 @@
-"""ResNet with frozen batch norms, ZegFormer's backbone."""
+"""ZegFormer's backbone: a ResNet whose batch norms are frozen, or learn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FrozenBatchNorm", "NormedConv", "ResNet", "ResNetConfig"]
+from zsseg_rt.errors import ArgumentError
+
+__all__ = ["BackboneNorm", "FrozenBatchNorm", "LearnedBatchNorm", "NormedConv", "ResNet"]
+__all__ += ["ResNetConfig"]
+
+BackboneNorm = Literal["frozen", "learned"]
 
 _EXPANSION = 4  # a bottleneck gives four times its inner width
 
@@ -22,11 +28,29 @@ class ResNetConfig:
         widths: Inner width of the bottlenecks of each stage; a stage gives four times as many
             channels.
         depths: Bottlenecks a stage.
+        norm: Batch norms are constants (``"frozen"``, official) or learn (``"learned"``, to train
+            without pretrained weights). In evaluation both are the same, and so are their names.
+
+    Raises:
+        ArgumentError: The norm is unknown, or stages have no width or depth.
     """
 
     stem_width: int = 64
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (3, 4, 6, 3)
+    norm: BackboneNorm = "frozen"
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(BackboneNorm):
+            raise ArgumentError(
+                f"norm: expected 'frozen' or 'learned', got {self.norm!r}. Check the spelling."
+            )
+        sizes = (self.stem_width, *self.widths, *self.depths)
+        if not self.widths or len(self.widths) != len(self.depths) or min(sizes) < 1:
+            raise ArgumentError(
+                f"widths: expected a positive width and depth for each stage, got widths "
+                f"{self.widths}, depths {self.depths} and stem_width {self.stem_width}."
+            )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -58,6 +82,33 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
 
+class LearnedBatchNorm(FrozenBatchNorm):
+    """Batch norm that learns; in evaluation mode it computes what :class:`FrozenBatchNorm` does.
+
+    Both store the same tensors, so the weights of one load into the other. In training each
+    process normalises its own share of a batch.
+
+    Args:
+        num_channels: Channels.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels)
+        del self.weight, self.bias
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift ``[B, C, H, W]``."""
+        if not self.training:
+            return super().forward(x)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, training=True, momentum=0.1)
+
+
+_NORMS = {"frozen": FrozenBatchNorm, "learned": LearnedBatchNorm}
+
+
 class NormedConv(nn.Conv2d):
     """A convolution without bias, followed by a norm; padding keeps the size at stride 1.
 
@@ -86,17 +137,11 @@ class NormedConv(nn.Conv2d):
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 
-def _frozen_conv(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
-) -> NormedConv:
-    norm = FrozenBatchNorm(out_channels)
-    return NormedConv(in_channels, out_channels, kernel_size, norm, stride)
-
-
 class _Stem(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.conv1 = _frozen_conv(3, width, 7, stride=2)
+        norm = _NORMS[config.norm](config.stem_width)
+        self.conv1 = NormedConv(3, config.stem_width, 7, norm, stride=2)
 
     def forward(self, image: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(self.conv1(image)), kernel_size=3, stride=2, padding=1)
@@ -105,16 +150,16 @@ class _Stem(nn.Module):
 class _Bottleneck(nn.Module):
     """1x1, 3x3 with the stride, 1x1; the shortcut is projected where channels change."""
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: BackboneNorm) -> None:
         super().__init__()
-        out_channels = _EXPANSION * width
-        self.conv1 = _frozen_conv(in_channels, width, 1)
-        self.conv2 = _frozen_conv(width, width, 3, stride)
-        self.conv3 = _frozen_conv(width, out_channels, 1)
+        out_channels, make_norm = _EXPANSION * width, _NORMS[norm]
+        self.conv1 = NormedConv(in_channels, width, 1, make_norm(width))
+        self.conv2 = NormedConv(width, width, 3, make_norm(width), stride)
+        self.conv3 = NormedConv(width, out_channels, 1, make_norm(out_channels))
         self.shortcut = (
             None
             if in_channels == out_channels and stride == 1
-            else _frozen_conv(in_channels, out_channels, 1, stride)
+            else NormedConv(in_channels, out_channels, 1, make_norm(out_channels), stride)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,14 +179,16 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.stem = _Stem(config.stem_width)
+        self.stem = _Stem(config)
         in_channels = config.stem_width
         self.stage_names = [f"res{index + 2}" for index in range(len(config.widths))]
         for index, name in enumerate(self.stage_names):
-            width = config.widths[index]
-            blocks = [_Bottleneck(in_channels, width, stride=1 if index == 0 else 2)]
+            width, norm = config.widths[index], config.norm
+            blocks = [_Bottleneck(in_channels, width, 1 if index == 0 else 2, norm)]
             in_channels = config.channels[index]
-            blocks += [_Bottleneck(in_channels, width, 1) for _ in range(1, config.depths[index])]
+            blocks += [
+                _Bottleneck(in_channels, width, 1, norm) for _ in range(1, config.depths[index])
+            ]
             self.add_module(name, nn.Sequential(*blocks))
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -36,6 +36,8 @@ class ZegFormerConfig:
             :func:`zsseg_rt.models.zegformer_regions.crop_regions`.
         region_batch: Regions that are cut out and encoded at once; bounds the memory.
         size_divisor: Pictures are padded to multiples of it.
+        image_size: Short side that pictures are resized to, in pixels (official
+            ``MIN_SIZE_TEST``: 512, for COCO-Stuff 640).
     """
 
     backbone: ResNetConfig = field(default_factory=ResNetConfig)
@@ -50,6 +52,7 @@ class ZegFormerConfig:
     region_style: RegionStyle = "cropmask"
     region_batch: int = 10
     size_divisor: int = 32
+    image_size: int = 512
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -66,4 +69,8 @@ class ZegFormerConfig:
             raise ArgumentError(
                 f"region_batch: expected at least 1, got {self.region_batch}. "
                 "Use a smaller number for less memory."
+            )
+        if self.image_size < 1:
+            raise ArgumentError(
+                f"image_size: expected at least 1 pixel, got {self.image_size}. Officially 512."
             )

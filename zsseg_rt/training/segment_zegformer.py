@@ -22,7 +22,7 @@ __all__ = ["ZegFormerSegmenter"]
 
 
 class ZegFormerSegmenter:
-    """Labels pictures with ZegFormer as its official evaluation does: whole, short side 512.
+    """Labels pictures with ZegFormer as its official evaluation does: whole, in their own shape.
 
     Args:
         model: The model, in evaluation mode; pictures go to its device. It is not changed.
@@ -30,7 +30,7 @@ class ZegFormerSegmenter:
         text_embeds: Embeddings of all phrases for the segment branch, ``[P, D]``, unit norm.
         region_embeds: The same for the CLIP branch; None if CLIP classifies no regions.
         seen_names: Names of the classes that training saw.
-        short_side: Of the resized picture, in pixels.
+        short_side: Of the resized picture, in pixels; None is the model's ``image_size``.
         long_side: At most this, in pixels.
 
     Attributes:
@@ -49,7 +49,7 @@ class ZegFormerSegmenter:
         region_embeds: Tensor | None = None,
         *,
         seen_names: Collection[str] = (),
-        short_side: int = 512,
+        short_side: int | None = None,
         long_side: int = 2048,
     ) -> None:
         check_evaluation_mode(model)
@@ -63,7 +63,7 @@ class ZegFormerSegmenter:
         self._text_embeds = text_embeds.to(self._device, torch.float32)
         self._region_embeds = None if region_embeds is None else region_embeds.to(self._text_embeds)
         self._model = with_seen_rows(model, phrases.seen_rows)
-        self._sides = short_side, long_side
+        self._sides = short_side or model.config.image_size, long_side
 
     @torch.inference_mode()
     def segment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, ZegFormer
+from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm
 from zsseg_rt.models.zegformer_decoder import Segments
 from zsseg_rt.training.matching import (
     SegmentWeights,
@@ -27,7 +28,7 @@ from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
 __all__ = ["ZegFormerTask"]
 
 _PADDING = 128  # of crops, in 0..255, before normalisation
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, LearnedBatchNorm, nn.Embedding)
 
 
 class ZegFormerTask(LabelledTask):
