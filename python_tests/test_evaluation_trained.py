@@ -12,29 +12,25 @@ torch = pytest.importorskip("torch")
 import tiny  # noqa: E402
 import tiny_zegformer  # noqa: E402
 
-from zsseg_rt import cli  # noqa: E402
+from zsseg_rt import Bundle, cli  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
 from zsseg_rt.training.checkpointing import (  # noqa: E402
     Checkpoint,
     CheckpointFolder,
     CheckpointState,
 )
+from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
 from zsseg_rt.training.trained import TrainedClasses, describe_model  # noqa: E402
-from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
 
 NAMES = ("sky", "grass, lawn", "road", "water")
 PHRASES = ("sky", "grass", "lawn", "road", "water")
 
 
-def save_run(folder, model, embeds, protocol="inductive"):
+def save_run(folder, model, embeds, protocol="inductive", **changes):
+    classes = {"names": NAMES, "seen": (0, 1), "phrases": PHRASES} | changes
     classes = TrainedClasses(
-        names=NAMES,
-        seen=(0, 1),
-        templates=("a photo of a {}.",),
-        space="tiny",
-        phrases=PHRASES,
-        protocol=protocol,
+        **classes, templates=("a photo of a {}.",), space="tiny", protocol=protocol
     )
     checkpoint = Checkpoint(
         state=CheckpointState(step=1, num_processes=1, batch_size=1),
@@ -56,24 +52,31 @@ def run(zegclip_model, tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
+    """Blurred noise with random masks of seven classes."""
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):
         (tmp_path / "data" / folder).mkdir(parents=True)
     for index in range(3):
         picture = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (110, 90))
         cv2.imwrite(str(tmp_path / "data" / "images" / f"{index}.png"), picture)
-        mask = rng.integers(0, 4, (90, 110), np.uint8)
+        mask = rng.integers(0, 7, (90, 110), np.uint8)
         cv2.imwrite(str(tmp_path / "data" / "masks" / f"{index}.png"), mask)
-    (tmp_path / "data" / "classes.txt").write_text("sky\ngrass, lawn\nroad\nwater [unseen]\n")
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(f"name {i}" for i in range(7)))
     return tmp_path / "data"
 
 
-def test_a_run_and_its_bundle_label_alike(run, photos, tmp_path, monkeypatch, capsys):
+def test_a_run_and_its_bundle_label_alike(
+    zegclip_model, zegclip_bundle, photos, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    bundle = export_trained(run, tmp_path / "run.zsseg", precisions=("float32",))
+    bundle = Bundle.load(zegclip_bundle)
+    names = tuple(f"name {index}" for index in range(7))
+    seen = tuple(names.index(name) for name in bundle.head.seen)
+    embeds = embed_phrases(zegclip_model.text_encoder, names, bundle.text.templates)
+    run = save_run(tmp_path / "run", zegclip_model, embeds, names=names, phrases=names, seen=seen)
     report = tmp_path / "report.json"
     arguments = [run, "--dataset", "folder", "--root", photos, "--split", "all", "--device", "cpu"]
-    arguments += ["--against", bundle, "--against-precision", "float32", "--json", report]
+    arguments += ["--against", zegclip_bundle, "--against-precision", "float32", "--json", report]
     assert cli.main(["evaluate", *map(str, arguments)]) == 0, capsys.readouterr().err
     written = json.loads(report.read_text())
     assert written["agreement"] > 0.999  # float32 against float32
