@@ -14,6 +14,7 @@ OPERATIONS = {
     "patch_text_similarity",
     "upsample_argmax",
     "overlay",
+    "crop_regions",
 }
 
 

@@ -17,6 +17,7 @@ from zsseg_rt import schema
 from zsseg_rt.backends.base import TensorSpec
 from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 from zsseg_rt.files import sha256_of
+from zsseg_rt.region_spec import RegionSpec
 
 __all__ = [
     "FAMILIES",
@@ -37,6 +38,7 @@ FAMILIES = {
     "descriptor": ("image_encoder", "decoder"),
     "dense": ("image_encoder",),
     "segment_tokens": ("image_encoder",),
+    "proposals": ("image_encoder",),
 }
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 
@@ -183,7 +185,10 @@ class SegmentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBankEntry(FileEntry):
-    """Precomputed embeddings ``embeds`` float32 [C, D] of ``names``, in a safetensors file."""
+    """Precomputed embeddings ``embeds`` float32 [C, D] of ``names``, in a safetensors file.
+
+    Where a bundle embeds names with two sets of prompts, ``region_embeds`` [C, D] beside them.
+    """
 
     names: tuple[str, ...]
 
@@ -199,6 +204,7 @@ class _Manifest:
     text: TextSpec
     head: HeadSpec
     segments: SegmentSpec | None = None
+    regions: RegionSpec | None = None
     weights: FileEntry | None = None
     text_bank: TextBankEntry | None = None
     golden: FileEntry | None = None
@@ -295,6 +301,8 @@ class Bundle(_Manifest):
         del data["path"]
         if self.segments is None:  # readers of the first 0.1 bundles know no such key
             del data["segments"]
+        if self.regions is None:
+            del data["regions"]
         return data
 
     def with_path(self, path: Path) -> Bundle:
@@ -337,6 +345,14 @@ class Bundle(_Manifest):
             raise BundleError(f"{where}: missing key 'weights'")
         if self.family == "segment_tokens" and self.segments is None:
             raise BundleError(f"{where}: missing key 'segments'")
+        if self.family == "proposals":
+            self._check_regions(where)
+
+    def _check_regions(self, where: Path) -> None:
+        if self.regions is None:
+            raise BundleError(f"{where}: missing key 'regions'")
+        if self.regions.encoder is not None and not self.graphs.get("region_encoder"):
+            raise BundleError(f"{where}: graphs: missing key 'region_encoder'")
 
 
 def _read_manifest(root: Path) -> _Manifest:

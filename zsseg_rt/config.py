@@ -41,6 +41,10 @@ class EngineConfig:
         channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
         with_scores: Whether results carry per-pixel scores.
         unknown_below: Score in [0, 1] under which a pixel is unknown; None takes the bundle's.
+        min_region_score: For bundles of family ``proposals``: segments whose probability of being
+            any class is lower, and those without a pixel, are judged by their own scores alone,
+            which saves CLIP's look at them; 0 looks at all of them, as published. None takes the
+            bundle's.
         num_threads: CPU threads; 0 takes all that the process may use.
         cache_dir: Folder for compiled models, plans and text embeddings; None takes
             :func:`default_cache_dir`.
@@ -58,6 +62,7 @@ class EngineConfig:
     channel_order: str = "rgb"
     with_scores: bool = False
     unknown_below: float | None = None
+    min_region_score: float | None = None
     num_threads: int = 0
     cache_dir: str | Path | None = None
     use_cache: bool = True
@@ -73,6 +78,12 @@ class EngineConfig:
         if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
             raise ValueError(
                 f"unknown_below: expected a score in [0, 1] or None, got {self.unknown_below}"
+            )
+
+        if self.min_region_score is not None and not 0.0 <= self.min_region_score <= 1.0:
+            raise ValueError(
+                "min_region_score: expected a probability in [0, 1] or None, got "
+                f"{self.min_region_score}"
             )
 
     @classmethod

@@ -30,17 +30,20 @@ from zsseg_rt.pipelines.base import (
     BoundClasses,
     Pipeline,
     PipelineFactory,
+    RegionVotes,
     SegmentMasks,
     Trace,
 )
 from zsseg_rt.pipelines.dense import DensePipeline
 from zsseg_rt.pipelines.descriptor import DescriptorPipeline
+from zsseg_rt.pipelines.labelling import LabelRule, label_pixels
+from zsseg_rt.pipelines.proposals import ProposalsPipeline, with_min_score
 from zsseg_rt.pipelines.segment_tokens import SegmentTokensPipeline
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
-from zsseg_rt.text.embeddings import PhraseEmbedder
+from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import check_templates
-from zsseg_rt.vocabulary import ClassNames, Vocabulary, check_embeddings, read_class_specs
+from zsseg_rt.vocabulary import ClassNames, Vocabulary, read_class_specs
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
 __all__ = ["Engine"]
@@ -49,6 +52,7 @@ _log = logging.getLogger(__name__)
 _PIPELINES: dict[str, PipelineFactory] = {
     "dense": DensePipeline,
     "descriptor": DescriptorPipeline,
+    "proposals": ProposalsPipeline,
     "segment_tokens": SegmentTokensPipeline,
 }
 
@@ -77,16 +81,15 @@ class Engine:
     """
 
     def __init__(self, bundle: str | Path | Bundle, config: EngineConfig | None = None) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.config = config or EngineConfig()
+        loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self.bundle = with_min_score(loaded, self.config.min_region_score)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
         self._options = BackendOptions(
             num_threads=self.config.num_threads,
             cache_dir=self.config.cache_folder,
-            dynamic_axes={
-                "classes": (1, min(32, self.bundle.head.max_classes), self.bundle.head.max_classes)
-            },
+            dynamic_axes=_dynamic_axes(self.bundle),
         )
         if self.config.num_threads:
             ops.set_num_threads(self.config.num_threads)
@@ -96,6 +99,11 @@ class Engine:
         )
         self._embedder = PhraseEmbedder(
             self.bundle, self._load_text_encoder, self._options.cache_dir
+        )
+        self._rule = LabelRule(
+            head=self.bundle.head,
+            unknown_below=self.config.unknown_below,
+            with_scores=self.config.with_scores,
         )
         self._versions = itertools.count(1)
         self._vocabulary_lock = threading.Lock()
@@ -128,7 +136,9 @@ class Engine:
             class_names: One entry a class in the order of the labels: a name, or a list of
                 synonyms whose first is the name. A pixel takes the class of its best phrase.
             embeddings: float32 [P, D] to use instead of the text encoder, used as they are; one
-                row a phrase: all classes' synonyms in order, then ``background``.
+                row a phrase: all classes' synonyms in order, then ``background``. A bundle that
+                embeds with two sets of prompts (family ``proposals``) also takes [2, P, D], the
+                segments' and then the regions'; one set serves for both.
             background: Phrases that compete with the classes; pixels they win are unknown.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
@@ -147,17 +157,18 @@ class Engine:
             if embeddings is None:
                 chosen = None if templates is None else check_templates(templates)
                 embeds = self._embedder.embed(specs.phrases, chosen)
+                region_embeds = self._embedder.embed_for_regions(specs.phrases, chosen)
                 if not self.config.keep_text_encoder:
                     self._embedder.release_encoder()
             else:
-                check_embeddings(embeddings, len(specs.phrases), self.bundle.text.embed_dim)
-                embeds = np.array(embeddings, order="C")
+                embeds, region_embeds = read_embeddings(embeddings, len(specs.phrases), self.bundle)
             vocabulary = Vocabulary(
                 names=specs.names,
                 phrases=specs.phrases,
                 phrase_classes=specs.phrase_classes,
                 embeds=embeds,
                 version=next(self._versions),
+                region_embeds=region_embeds,
             )
             self._classes = self._pipeline.bind(vocabulary)
         return vocabulary
@@ -232,7 +243,9 @@ class Engine:
         _check_frame(frame)
         clock = self._workspace.clock()
         masks = self._mask_logits(frame, classes, clock, trace)
-        host_labels, host_scores = self._label(masks, frame.shape[:2], classes, clock)
+        host_labels, host_scores = label_pixels(
+            masks, frame.shape[:2], classes, self._rule, self._workspace, clock
+        )
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
@@ -251,7 +264,7 @@ class Engine:
         classes: BoundClasses,
         clock: StageClock,
         trace: Trace | None,
-    ) -> Array | SegmentMasks:
+    ) -> Array | SegmentMasks | RegionVotes:
         spec, space = self.bundle.preprocess, self._workspace
         source = space.upload("frame", frame)
         pixels = ops.preprocess(
@@ -266,6 +279,10 @@ class Engine:
         image = reshaped(pixels, (1, 3, *spec.size_hw))
         clock.mark("preprocess")
         masks = self._pipeline.mask_logits(image, classes, clock, trace)
+        if trace is not None:
+            trace["image"] = image
+        if isinstance(masks, RegionVotes):
+            return masks  # whose pipeline looked at it
         logits = masks.masks if isinstance(masks, SegmentMasks) else masks
         if isinstance(logits, np.ndarray) and not np.isfinite(logits).all():
             raise BackendError(
@@ -273,40 +290,8 @@ class Engine:
                 f"{self.precision}. Use precision='float32' and run self_check()."
             )
         if trace is not None:
-            trace.update(image=image, mask_logits=logits)
+            trace["mask_logits"] = logits
         return masks
-
-    def _label(
-        self,
-        masks: Array | SegmentMasks,
-        out_hw: tuple[int, int],
-        classes: BoundClasses,
-        clock: StageClock,
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-        """Phrase labels [H, W] and their scores, on the host."""
-        head, space = self.bundle.head, self._workspace
-        threshold = self.config.unknown_below
-        unknown_below = head.unknown_below if threshold is None else threshold
-        if isinstance(masks, SegmentMasks):
-            segments, _ = ops.upsample_argmax(masks.masks, out_hw, stream=space.stream)
-            clock.mark("upsample_argmax")
-            host_segments = space.fetch(segments)[0]
-            table, scores_table = masks.tables(len(classes.vocabulary.phrases), unknown_below)
-            with_scores = self.config.with_scores
-            return table[host_segments], scores_table[host_segments] if with_scores else None
-        labels, scores = ops.upsample_argmax(
-            masks,
-            out_hw,
-            activation=head.activation,
-            seen=classes.seen,
-            seen_bias=head.seen_bias if classes.seen is not None else 0.0,
-            unknown_below=unknown_below,
-            with_scores=self.config.with_scores,
-            stream=space.stream,
-        )
-        clock.mark("upsample_argmax")
-        host_scores = None if scores is None else space.fetch(scores)[0]
-        return space.fetch(labels)[0], host_scores
 
     def _run_golden(
         self,
@@ -315,12 +300,14 @@ class Engine:
         embeds: npt.NDArray[np.float32],
     ) -> dict[str, npt.NDArray[Any]]:
         specs = read_class_specs(names)
+        given, region_embeds = read_embeddings(embeds, len(specs.phrases), self.bundle)
         vocabulary = Vocabulary(
             names=specs.names,
             phrases=specs.phrases,
             phrase_classes=specs.phrase_classes,
-            embeds=embeds,
+            embeds=given,
             version=0,
+            region_embeds=region_embeds,
         )
         trace: Trace = {}
         result = self._segment(frame, self._pipeline.bind(vocabulary), trace)
@@ -371,6 +358,16 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise EngineStateError("engine: is closed. Make a new Engine.")
+
+
+def _dynamic_axes(bundle: Bundle) -> dict[str, tuple[int, int, int]]:
+    """Smallest, usual and largest size of every axis that graphs leave open."""
+    most = bundle.head.max_classes
+    axes = {"classes": (1, min(32, most), most)}
+    if bundle.regions is not None and bundle.regions.encoder is not None:
+        batch = bundle.regions.encoder.batch
+        axes["regions"] = (1, batch, batch)
+    return axes
 
 
 def _check_frame(frame: Any) -> None:

@@ -31,6 +31,8 @@ class Vocabulary:
         phrase_classes: int32 [P]: the class of each phrase, :data:`BACKGROUND` for background.
         embeds: float32 [P, D], one row a phrase, read-only.
         version: Grows with every vocabulary an engine was given; stamped on every result.
+        region_embeds: float32 [P, D], the same phrases embedded with the prompts of a bundle's
+            second network, read-only; None in bundles without one.
     """
 
     names: tuple[str, ...]
@@ -38,11 +40,15 @@ class Vocabulary:
     phrase_classes: npt.NDArray[np.int32]
     embeds: npt.NDArray[np.float32]
     version: int
+    region_embeds: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         check_embeddings(self.embeds, len(self.phrases), self.embeds.shape[-1])
         for array in (self.embeds, self.phrase_classes):
             array.setflags(write=False)
+        if self.region_embeds is not None:
+            check_embeddings(self.region_embeds, *self.embeds.shape)
+            self.region_embeds.setflags(write=False)
 
     @property
     def is_plain(self) -> bool:

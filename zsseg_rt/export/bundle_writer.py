@@ -102,10 +102,12 @@ def write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Text
     if bank is None:
         return None
     names, embeds = tuple(bank[0]), np.asarray(bank[1], np.float32)
-    if embeds.shape != (len(names), embed_dim) or not names:
+    rows = embeds[0] if embeds.ndim == 3 and len(embeds) == 2 else embeds
+    if rows.shape != (len(names), embed_dim) or not names:
         raise VocabularyError(
             f"text_bank: expected one row of {embed_dim} values for each of {len(names)} names, "
-            f"got shape {embeds.shape}. Give (names, float [C, {embed_dim}])."
+            f"got shape {embeds.shape}. Give (names, float [C, {embed_dim}]), or [2, C, "
+            f"{embed_dim}] for segments and regions."
         )
     repeated = {name for name in names if names.count(name) > 1}
     if repeated or not all(name.strip() for name in names):
@@ -115,7 +117,8 @@ def write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Text
         )
     if not np.isfinite(embeds).all():
         raise VocabularyError("text_bank: expected finite embeddings, got NaN or infinity")
-    entry = write_arrays(folder, "text_bank.safetensors", {"embeds": embeds})
+    tensors = {"embeds": rows} if rows is embeds else {"embeds": rows, "region_embeds": embeds[1]}
+    entry = write_arrays(folder, "text_bank.safetensors", tensors)
     return TextBankEntry(file=entry.file, sha256=entry.sha256, bytes=entry.bytes, names=names)
 
 

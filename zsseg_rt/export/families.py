@@ -7,8 +7,10 @@ from typing import Any
 
 from zsseg_rt.export import descriptor
 from zsseg_rt.export.dense_clip import export_dense_clip
+from zsseg_rt.export.proposals import export_zegformer
 from zsseg_rt.export.zeroseg import export_zeroseg
 from zsseg_rt.models.dense_clip import DenseCLIP
+from zsseg_rt.models.zegformer import ZegFormer
 from zsseg_rt.models.zeroseg import ZeroSeg
 
 __all__ = ["export_bundle"]
@@ -29,6 +31,8 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
             :class:`zsseg_rt.models.dense_clip.DenseCLIP`,
             :func:`zsseg_rt.export.zeroseg.export_zeroseg` for a
             :class:`zsseg_rt.models.zeroseg.ZeroSeg`,
+            :func:`zsseg_rt.export.proposals.export_zegformer` for a
+            :class:`zsseg_rt.models.zegformer.ZegFormer`,
             :func:`zsseg_rt.export.descriptor.export_bundle` for the others. Common to all are
             ``class_names``, ``text_encoder``, ``precisions``, ``templates``, ``template_set``,
             ``text_bank``, ``size_hw``, ``name``, ``space``, ``source``, ``licence``,
@@ -47,4 +51,6 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
         return export_dense_clip(model, path, **options)
     if isinstance(model, ZeroSeg):
         return export_zeroseg(model, path, **options)
+    if isinstance(model, ZegFormer):
+        return export_zegformer(model, path, **options)
     return descriptor.export_bundle(model, path, **options)

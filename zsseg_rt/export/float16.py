@@ -17,7 +17,8 @@ from zsseg_rt.errors import CheckpointError
 __all__ = ["to_float16"]
 
 # Squares and exponentials: x * x overflows float16 from |x| = 256 on.
-_FLOAT32_OPS = {"LayerNormalization", "Softmax", "ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
+_FLOAT32_OPS = {"LayerNormalization", "InstanceNormalization", "Softmax"}
+_FLOAT32_OPS |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
 _MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Identity"}
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 

@@ -72,6 +72,7 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
+        self.eps = 1e-5
         for name in ("bias", "running_mean"):
             self.register_buffer(name, torch.zeros(num_channels))
         for name in ("weight", "running_var"):
@@ -79,7 +80,9 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift ``[B, C, H, W]``."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 class LearnedBatchNorm(FrozenBatchNorm):

@@ -18,6 +18,7 @@ __all__ = [
     "BoundClasses",
     "GraphLoader",
     "Pipeline",
+    "RegionVotes",
     "SegmentMasks",
     "Trace",
     "seen_phrases",
@@ -40,12 +41,30 @@ class BoundClasses:
         text_embeds: float32 [P, D] on the device.
         text_queries: float32 [P, E] on the device: the image-independent half of the class
             queries; None in families without it.
+        bias: float32 [P] on the device, taken off each phrase's score; None in families whose
+            kernel takes ``seen`` instead.
     """
 
     vocabulary: Vocabulary
     seen: npt.NDArray[np.bool_] | None
     text_embeds: Array
     text_queries: Array | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionVotes:
+    """Soft masks that vote for classes, for :func:`zsseg_rt.ops.label_regions`.
+
+    Attributes:
+        mask_logits: float32 [Q, h, w] on the device.
+        class_scores: float32 [P, Q] on the device.
+        canvas_hw: Height and width at which masks become soft.
+    """
+
+    mask_logits: Array
+    class_scores: Array
+    canvas_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +114,7 @@ def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_
 
 
 class Pipeline(Protocol):
-    """From image to low-resolution class logits."""
+    """From image to low-resolution class logits, or to masks that vote for classes."""
 
     @property
     def sessions(self) -> dict[str, Session]:
@@ -106,8 +125,8 @@ class Pipeline(Protocol):
 
     def mask_logits(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
-    ) -> Array | SegmentMasks:
-        """Compute class logits, or segments that already have their class.
+    ) -> Array | SegmentMasks | RegionVotes:
+        """Compute class logits, segments that already have their class, or masks that vote.
 
         Args:
             image: float32 [1, 3, h, w], preprocessed, on the device.
@@ -116,7 +135,8 @@ class Pipeline(Protocol):
             trace: Receives every intermediate, for self-checks.
 
         Returns:
-            float32 [1, P, gh, gw] on the device, valid until the next call; or the segments.
+            float32 [1, P, gh, gw] on the device, valid until the next call; or the segments,
+            or the masks with their votes.
         """
 
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.files import write_atomically
 from zsseg_rt.text.prompts import fill, template_key
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+from zsseg_rt.vocabulary import check_embeddings
 
-__all__ = ["PhraseEmbedder", "read_text_bank"]
+__all__ = ["PhraseEmbedder", "read_embeddings", "read_text_bank"]
 
 _log = logging.getLogger(__name__)
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
@@ -46,6 +47,7 @@ class PhraseEmbedder:
         self._load_encoder = load_encoder
         self._cache_dir = cache_dir
         self._bank = read_text_bank(bundle)
+        self._region_bank = read_text_bank(bundle, "region_embeds")
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
         self._tokenizer: Tokenizer | None = None
@@ -67,7 +69,24 @@ class PhraseEmbedder:
             VocabularyError: The bundle has no text encoder and does not know a phrase.
         """
         used = tuple(templates or self._bundle.text.templates)
-        bank = {} if templates else self._bank
+        return self._embed(phrases, used, {} if templates else self._bank)
+
+    def embed_for_regions(
+        self, phrases: Sequence[str], templates: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float32] | None:
+        """As :meth:`embed`, with the prompts of the bundle's region encoder; None without one."""
+        regions = self._bundle.regions
+        if regions is None or regions.encoder is None:
+            return None
+        used = tuple(templates or regions.encoder.templates)
+        return self._embed(phrases, used, {} if templates else self._region_bank)
+
+    def _embed(
+        self,
+        phrases: Sequence[str],
+        used: tuple[str, ...],
+        bank: Mapping[str, npt.NDArray[np.float32]],
+    ) -> npt.NDArray[np.float32]:
         key = template_key(used)
         missing = [p for p in phrases if p not in bank and not self._recall(key, p)]
         if missing:
@@ -174,8 +193,42 @@ class PhraseEmbedder:
         return self._tokenizer
 
 
-def read_text_bank(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
+def read_embeddings(
+    embeddings: npt.NDArray[np.float32], count: int, bundle: Bundle
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Copy a caller's embeddings after checking them.
+
+    Args:
+        embeddings: float32 [count, D]; for a bundle with a region encoder also [2, count, D], the
+            segments' and the regions'.
+        count: Phrases.
+        bundle: Says D and whether there is a region encoder.
+
+    Returns:
+        Embeddings [count, D] of the segments, and of the regions or None.
+
+    Raises:
+        DTypeError: Not float32.
+        ShapeError: Another shape.
+        VocabularyError: NaN, infinity or a row of zeros.
+    """
+    regions, parts = bundle.regions, [embeddings]
+    if regions is not None and regions.encoder is not None:
+        is_pair = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
+        parts = list(embeddings) if is_pair and len(embeddings) == 2 else [embeddings] * 2
+    for part in parts:
+        check_embeddings(part, count, bundle.text.embed_dim)
+    copies = [np.array(part, order="C") for part in parts]
+    return copies[0], copies[1] if len(copies) == 2 else None
+
+
+def read_text_bank(bundle: Bundle, tensor: str = "embeds") -> dict[str, npt.NDArray[np.float32]]:
     """Read the bundle's precomputed embeddings, one float32 [D] a name; empty without a bank.
+
+    Args:
+        bundle: The bundle.
+        tensor: ``"embeds"``, or ``"region_embeds"`` for the region encoder's prompts; a bank
+            without the latter serves both.
 
     Raises:
         BundleError: The file does not hold ``embeds`` [C, D] for the names.
@@ -188,7 +241,8 @@ def read_text_bank(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
 
     path = bundle.open_path(entry)
     try:
-        embeds = load_file(path)["embeds"].astype(np.float32)
+        tensors = load_file(path)
+        embeds = tensors.get(tensor, tensors["embeds"]).astype(np.float32)
     except (SafetensorError, KeyError, OSError) as exc:
         raise BundleError(f"{path}: expected a tensor 'embeds', got {exc}") from exc
     if embeds.shape != (len(entry.names), bundle.text.embed_dim):
