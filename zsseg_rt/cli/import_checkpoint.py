@@ -18,6 +18,7 @@ from zsseg_rt.cli.options import (
     SelfTrainedOption,
     TrainingClassesOption,
     TrustOption,
+    UsageError,
     flat_names,
     indices_of,
     read_size,
@@ -80,6 +81,93 @@ def import_clip_rc(
     )
     options = {"class_names": names or None, "licence": licence, "overwrite": overwrite}
     _write_bundle(model, out, precision, size_hw=read_size(size) if size else None, **options)
+
+
+@import_app.command("zegformer")
+def import_zegformer(
+    checkpoint: CheckpointArgument,
+    out: OutOption,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="CLIP's weights, which checkpoints of training lack: OpenAI's ViT-B-16.pt, or a "
+            "tag of open_clip such as openai."
+        ),
+    ] = None,
+    classes: TrainingClassesOption = None,
+    seen: SeenOption = "",
+    prompts: Annotated[
+        str, typer.Option(help="Prompts of the text branch: single (VOC), or imagenet_select.")
+    ] = "single",
+    fusion: Annotated[
+        str, typer.Option(help="Who decides: both, both_equally, clip or text.")
+    ] = "both",
+    calibration: Annotated[
+        float, typer.Option(help="Taken off the scores of seen classes; 0 for nothing.")
+    ] = 0.1,
+    region_style: Annotated[
+        str, typer.Option(help="What CLIP is shown: cropmask, mask or crop.")
+    ] = "cropmask",
+    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "512",
+    precision: PrecisionsOption = None,
+    licence: LicenceOption = "",
+    trust: TrustOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn an official ZegFormer checkpoint into a bundle."""
+    if fusion not in _FUSIONS:
+        raise UsageError(f"--fusion: expected one of {', '.join(_FUSIONS)}, got {fusion}")
+    names = flat_names(classes)
+    templates = _zegformer_prompts(prompts)
+    model = _load_official(
+        "zegformer",
+        checkpoint,
+        trust=trust,
+        seen_classes=indices_of(flat_names(seen), names),
+        clip=_load_clip(clip, trust=trust),
+        calibration=calibration,
+        region_style=region_style,
+        **_FUSIONS[fusion],
+    )
+    _write_bundle(
+        model,
+        out,
+        precision,
+        class_names=names or None,
+        templates=templates,
+        template_set=prompts,
+        size_hw=read_size(size),
+        source=checkpoint.name,
+        licence=licence,
+        overwrite=overwrite,
+    )
+
+
+_FUSIONS: dict[str, dict[str, bool]] = {
+    "both": {},
+    "both_equally": {"ensemble_all_classes": True},
+    "clip": {"ensemble": False, "clip_classification": True},
+    "text": {"ensemble": False, "clip_classification": False},
+}
+
+
+def _zegformer_prompts(name: str) -> Sequence[str]:
+    from zsseg_rt.models.zegformer_prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
+
+    known = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
+    if name not in known:
+        raise UsageError(f"--prompts: expected one of {', '.join(known)}, got {name}")
+    return known[name]
+
+
+def _load_clip(source: str | None, *, trust: bool) -> Any:
+    """CLIP's weights from a file or a tag; files without an activation are OpenAI's."""
+    if source is None:
+        return None
+    from zsseg_rt.models import load_clip
+
+    activation: Any = "quick_gelu" if Path(source).is_file() else None
+    return load_clip(source, activation=activation, trust=trust)
 
 
 def _load_official(architecture: str, checkpoint: Path, *, trust: bool, **config: Any) -> Any:

@@ -1,0 +1,257 @@
+"""ZegFormer bundles through the engine: equal to the torch model, and what is saved or refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import tiny_zegformer
+import torch
+
+from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
+from zsseg_rt.errors import ArgumentError, ShapeError, VocabularyError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.proposals import _Job
+from zsseg_rt.export.verify import verify_bundle
+from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
+from zsseg_rt.pipelines.fusion import class_probabilities, fuse
+from zsseg_rt.pipelines.proposals import distinct_crops
+
+NAMES = [f"name {index}" for index in range(7)]
+SIZE = (96, 128)
+EXACT = {"device": "cpu", "precision": "float32", "use_cache": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_zegformer.model(region_batch=3)
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory):
+    """A tiny ZegFormer with a text bank of both branches; three regions a look."""
+    path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
+    export_bundle(model, path, class_names=NAMES, size_hw=SIZE, text_bank=(NAMES, embeddings()))
+    return path
+
+
+def embeddings():
+    """Class embeddings of segments and of regions, [2, C, D]."""
+    return np.stack([tiny_zegformer.text_features(salt).numpy() for salt in ("a", "b")])
+
+
+def frame():
+    return np.ascontiguousarray(tiny_zegformer.picture(*SIZE).numpy().transpose(1, 2, 0))
+
+
+def score_maps(model, out_hw=SIZE):
+    """The torch model's own score maps of the frame, [C, H, W]."""
+    picture = torch.from_numpy(frame()).permute(2, 0, 1).contiguous()
+    with torch.no_grad():
+        text, regions = (torch.from_numpy(part) for part in embeddings())
+        return model([picture], text, regions, [out_hw]).sem_seg[0].numpy()
+
+
+def assert_same_labels(labels, maps):
+    ranked = np.sort(maps, axis=0)
+    clear = ranked[-1] - ranked[-2] > 2e-4  # a flipped mask pixel moves scores by up to 1e-3
+    assert clear.mean() > 0.8
+    assert (labels == maps.argmax(axis=0))[clear].all()
+
+
+def test_engine_labels_as_the_torch_model(bundle, model):
+    with Engine(bundle, EngineConfig(**EXACT, with_scores=True)) as engine:
+        engine.set_classes(NAMES, embeddings=embeddings())
+        result = engine.segment(frame())
+    maps = score_maps(model)
+    assert_same_labels(result.labels, maps)
+    seen = np.isin(np.arange(7), tiny_zegformer.SEEN)
+    plain = np.minimum(maps + 0.1 * seen[:, None, None], 1.0)
+    winners = np.take_along_axis(plain, result.labels[None].astype(np.int64), axis=0)[0]
+    np.testing.assert_allclose(result.scores, winners, rtol=0, atol=1e-3)
+    assert {"image_encoder", "similarity", "regions", "upsample_argmax"} <= set(result.times)
+
+
+def test_the_text_bank_serves_both_branches(bundle):
+    with Engine(bundle, EngineConfig(**EXACT)) as engine:
+        engine.set_classes(NAMES, embeddings=embeddings())
+        given = engine.segment(frame()).labels
+        engine.set_classes(NAMES)
+        np.testing.assert_array_equal(engine.segment(frame()).labels, given)
+        engine.set_classes(NAMES, embeddings=embeddings()[0])
+        np.testing.assert_array_equal(engine.vocabulary.region_embeds, embeddings()[0])
+        with pytest.raises(VocabularyError, match="text bank"):
+            engine.set_classes(["moon"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fusion", "style"),
+    [
+        ({"region_style": "mask"}, "seen_and_unseen", "mask"),
+        ({"region_style": "crop", "ensemble_all_classes": True}, "all_classes", "crop"),
+        ({"ensemble": False, "calibration": -1.0}, "regions", "cropmask"),
+        ({"ensemble": False, "clip_classification": False}, "segments", None),
+    ],
+)
+def test_every_rule_of_the_official_configurations(bundle, settings, fusion, style):
+    """The graphs are the same for all; the rule is in the manifest."""
+    model = tiny_zegformer.model(**settings)
+    job = _Job(model, SIZE, NAMES, REGION_TEMPLATES)
+    assert job.regions.fusion == fusion
+    assert (job.regions.encoder is None) == (style is None)
+    assert style is None or job.regions.encoder.style == style
+    ruled = replace(Bundle.load(bundle), regions=job.regions, head=job.head)
+    with Engine(ruled, EngineConfig(**EXACT)) as engine:
+        engine.set_classes(NAMES, embeddings=embeddings() if style else embeddings()[0])
+        labels = engine.segment(frame()).labels
+    assert_same_labels(labels, score_maps(model))
+
+
+def test_every_graph_and_the_runtime_are_verified(bundle):
+    report = verify_bundle(bundle)
+    assert report.passed
+    stages = {(stage.where, stage.stage) for stage in report.stages}
+    for precision in ("float32", "float16"):
+        assert (f"image_encoder {precision}", "region_masks") in stages
+        assert (f"region_encoder {precision}", "region_embeds") in stages
+    assert ("runtime", "class_scores") in stages
+
+
+def test_a_wrong_rule_is_noticed(bundle):
+    other = Bundle.load(bundle)
+    encoder = replace(other.regions.encoder, style="crop")
+    with Engine(replace(other, regions=replace(other.regions, encoder=encoder))) as engine:
+        report = engine.self_check()
+    assert not report.passed
+    assert report.first_failure.stage == "class_scores"
+
+
+def test_regions_with_the_same_crop_share_a_look():
+    boxes = np.array(
+        [[0, 0, 9, 9, 0], [1, 1, 4, 4, 9], [0, 0, 9, 9, 0], [0, 0, 8, 8, 81], [1, 1, 4, 4, 9],
+         [0, 0, 8, 8, 81], [0, 0, 9, 9, 5]], np.int32
+    )  # fmt: skip
+    regions, places = distinct_crops(boxes, "cropmask", 81)
+    assert regions.tolist() == [0, 1, 3, 4, 6]  # empty, own, full, own, thin
+    assert places.tolist() == [0, 1, 0, 2, 3, 2, 4]
+    regions, places = distinct_crops(boxes, "crop", 81)
+    assert regions.tolist() == [0, 1, 3]  # boxes alone count
+    assert places.tolist() == [0, 1, 0, 2, 1, 2, 0]
+
+
+def count_crops(engine, monkeypatch):
+    """How many crops the region encoder is shown for a frame, and the largest batch."""
+    session, counts = engine._pipeline.sessions["region_encoder"], []
+    run = type(session).run
+
+    def counting(self, feeds, *, stream=0):
+        if "crops" in feeds:
+            counts.append(len(feeds["crops"]))
+        return run(self, feeds, stream=stream)
+
+    monkeypatch.setattr(type(session), "run", counting)
+    labels = engine.segment(frame()).labels
+    monkeypatch.undo()
+    return labels, sum(counts), max(counts, default=0)
+
+
+def test_a_few_crops_at_a_time_and_fewer_with_a_threshold(bundle, monkeypatch):
+    shown = {}
+    for score in (None, 0.0, 0.3, 1.0):
+        with Engine(bundle, EngineConfig(**EXACT, min_region_score=score)) as engine:
+            engine.set_classes(NAMES, embeddings=embeddings())
+            shown[score] = count_crops(engine, monkeypatch)
+    labels, all_crops, batch = shown[None]
+    assert batch == 3
+    assert 1 < all_crops <= 8
+    np.testing.assert_array_equal(shown[0.0][0], labels)
+    assert shown[0.0][1] == all_crops
+    assert shown[0.3][1] < all_crops
+    assert shown[1.0][1] == 0
+
+
+def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
+    with pytest.raises(ArgumentError, match="min_region_score: expected None for tiny"):
+        Engine(zegclip_bundle, EngineConfig(device="cpu", min_region_score=0.1))
+    with pytest.raises(ValueError, match="min_region_score: expected a probability"):
+        EngineConfig(min_region_score=1.5)
+
+
+@pytest.mark.parametrize("fusion", ["seen_and_unseen", "all_classes", "regions", "segments"])
+def test_fusion_is_the_torch_model_s(fusion):
+    logits = [tiny.random_normal(name, (9, 8)).astype(np.float32) * 3 for name in ("p", "q")]
+    settings = {"all_classes": {"ensemble_all_classes": True}, "regions": {"ensemble": False}}
+    settings["segments"] = {"ensemble": False, "clip_classification": False}
+    model = tiny_zegformer.model(**settings.get(fusion, {}))
+    given = [torch.from_numpy(part) for part in logits]
+    expected = model.fuse(given[0], None if fusion == "segments" else given[1])
+    by_text, by_region = (class_probabilities(part[:, :-1].T, part[:, -1])[0] for part in logits)
+    seen = np.isin(np.arange(7), tiny_zegformer.SEEN)
+    scores = fuse(by_text, by_region, fusion, seen)
+    np.testing.assert_allclose(scores.T, expected.numpy(), rtol=2e-5, atol=1e-7)
+
+
+def test_probabilities_of_extreme_logits_stay_finite():
+    logits = np.array([[400.0, -400.0], [-400.0, -400.0]], np.float32)
+    probabilities, objectness = class_probabilities(logits, np.array([0.0, 400.0], np.float32))
+    np.testing.assert_array_equal(probabilities, [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(objectness, [1, 0])
+
+
+def test_embeddings_of_the_wrong_shape(bundle):
+    with Engine(bundle, EngineConfig(**EXACT)) as engine:
+        for wrong in (embeddings()[:, :6], np.concatenate([embeddings()] * 2)):
+            with pytest.raises(ShapeError, match="embeddings: expected shape"):
+                engine.set_classes(NAMES, embeddings=wrong)
+
+
+@pytest.mark.parametrize("size_hw", [(100, 128), (0, 32), (32, 4128)])
+def test_sizes_are_multiples_of_the_stride(model, size_hw, tmp_path):
+    with pytest.raises(ShapeError, match="size_hw: expected multiples of 32 up to 4096"):
+        export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
+
+
+def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
+    job = _Job(model, (64, 64), None, REGION_TEMPLATES)
+    assert "Pass class_names to keep the rule" in caplog.text
+    assert job.head.seen == ()
+    assert job.head.seen_bias == 0.0
+    with pytest.raises(VocabularyError, match="class_names: expected at least 5 names"):
+        export_bundle(model, tmp_path / "few.zsseg", class_names=NAMES[:3], size_hw=(64, 64))
+
+
+def test_the_manifest_says_how_regions_are_shown(bundle):
+    regions = Bundle.load(bundle).regions
+    assert regions.fusion == "seen_and_unseen"
+    assert regions.encoder.style == "cropmask"
+    assert regions.encoder.batch == 3
+    assert regions.encoder.templates == REGION_TEMPLATES
+    assert regions.encoder.min_score == 0.0
+    np.testing.assert_allclose(regions.encoder.mean, (0.48145466, 0.4578275, 0.40821073))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("regions",), None, "missing key 'regions'"),
+        (("regions", "fusion"), "mean", "fusion: expected one of"),
+        (("regions", "encoder", "style"), "box", "style: expected one of"),
+        (("regions", "encoder", "batch"), 65, "batch: expected from 1 to 64"),
+        (("regions", "encoder", "templates"), ["no place"], "templates: expected one"),
+        (("regions", "encoder"), None, "encoder: expected one unless fusion is 'segments'"),
+        (("graphs", "region_encoder"), {}, "missing key 'region_encoder'"),
+    ],
+)
+def test_damaged_manifests(bundle, tmp_path, keys, value, message):
+    import json
+    import shutil
+
+    copy = shutil.copytree(bundle, tmp_path / "copy.zsseg")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    place = manifest
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)

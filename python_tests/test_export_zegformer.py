@@ -1,0 +1,125 @@
+"""ZegFormer's exported graphs and kernels against the official code, and as TensorRT plans."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_zegformer
+import torch
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.export.proposals import export_zegformer_graphs
+from zsseg_rt.models import from_official
+from zsseg_rt.models.zegformer import REGION_MEAN, REGION_STD
+from zsseg_rt.models.zegformer_folded import fold_zegformer
+from zsseg_rt.ops.reference_regions import score_maps
+from zsseg_rt.pipelines.fusion import class_probabilities, fuse
+
+TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
+CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()) <= tolerance
+
+
+def run(folder, name, **feeds):
+    """Run an exported float32 graph on OpenVINO."""
+    options = BackendOptions(num_threads=1)
+    path = folder / f"{name}.float32.onnx"
+    session = get_backend("openvino").load(path, device="cpu", precision="float32", options=options)
+    found = session.run({key: np.ascontiguousarray(value) for key, value in feeds.items()})
+    copies = {key: np.array(value) for key, value in found.items()}
+    session.close()
+    return copies
+
+
+@pytest.mark.needs_shared
+@torch.no_grad()
+def test_the_official_picture_through_graphs_and_kernels(shared_dir, tmp_path):
+    golden = np.load(shared_dir / "golden" / "zegformer_public.npz", allow_pickle=False)
+    config = json.loads(str(golden["config_json"]))
+    weights = {
+        key.removeprefix("sd/"): torch.from_numpy(golden[key])
+        for key in golden.files
+        if key.startswith("sd/")
+    }
+    key = tiny_zegformer.CLIP + "token_embedding.weight"
+    weights[key] = tiny_zegformer.rule_tensor(key, tuple(config["clip"][6:8]))
+    seen_classes = config["seen_indexes"]
+    model = from_official(
+        "zegformer", weights, num_heads=config["heads"], seen_classes=seen_classes
+    )
+    padded = golden["mid/padded_input"]
+    parts = fold_zegformer(model, padded.shape[2:])
+    export_zegformer_graphs(parts, tmp_path, ("float32",), batch=8)
+
+    found = run(tmp_path, "image_encoder", image=padded)
+    masks = found["region_masks"][0]
+    assert_close(masks[None], golden["mid/pred_masks"])
+    text, region_text = (
+        np.ascontiguousarray(golden[f"text/text_features_test{branch}"]) for branch in ("", "_clip")
+    )
+    logits = ops.patch_text_similarity(
+        found["segment_embeds"], text, logit_scale=parts.segment_scale, normalize=False
+    )[0]
+    expected = golden["mid/pred_logits"][0].T
+    assert_close(logits, expected[:-1])
+    assert_close(found["no_object"][0], expected[-1])
+
+    boxes = ops.mask_boxes(masks, padded.shape[2:])
+    np.testing.assert_array_equal(boxes[:, :4], golden["mid/boxes"])
+    picture = [torch.from_numpy(golden["image0"])]
+    planes = model.prepare(picture, REGION_MEAN, REGION_STD)[0].numpy()
+    regions = np.arange(len(masks), dtype=np.int32)
+    corners = np.ascontiguousarray(boxes[:, :4])
+    for style in ("crop", "mask", "cropmask"):
+        crops = ops.crop_regions(
+            planes, masks, regions, corners, side=parts.region_side, style=style
+        )
+        assert_close(crops[..., ::14, ::14], golden[f"mid/clip_in_{style}_sub14"][0])
+    embeds = run(tmp_path, "region_encoder", crops=crops)["region_embeds"]
+    region_logits = parts.region_scale * region_text @ embeds.T
+    assert_close(region_logits, golden["mid/clip_logits"][0].T[:-1], CLIP_TOLERANCE)
+
+    by_text, _ = class_probabilities(logits, found["no_object"][0])
+    by_region, _ = class_probabilities(region_logits, found["no_object"][0])
+    seen = np.isin(np.arange(len(text)), seen_classes)
+    scores = fuse(by_text, by_region, "seen_and_unseen", seen)
+    assert_close(scores, golden["mid/fused_cls"][0].T)
+    maps = score_maps(masks, scores, padded.shape[2:], padded.shape[2:])
+    semseg = golden["mid/semseg_padded_sub4"]
+    assert_close(maps[:, ::4, ::4], semseg.reshape(semseg.shape[-3:]))
+    labels, values = ops.label_regions(
+        masks, scores, canvas_hw=padded.shape[2:], out_hw=padded.shape[2:], with_scores=True
+    )
+    assert_close(values, np.minimum(maps.max(axis=0), 1.0))
+    assert (labels == maps.argmax(axis=0)).mean() > 0.999
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    export_zegformer_graphs(fold_zegformer(tiny_zegformer.model(), (64, 96)), folder, batch=10)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["image_encoder", "region_encoder"])
+def test_tensorrt_rtx_builds_every_graph_in_its_precision(graphs, name, precision, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    from zsseg_rt.backends._tensorrt import BACKEND
+
+    options = BackendOptions(compute_capability="8.9", dynamic_axes={"regions": (1, 10, 10)})
+    path = graphs / f"{name}.{precision}.onnx"
+    report = BACKEND.build_plan(path, precision=precision, options=options).report
+    assert report["precision"] == precision
+    heavy = ("MATRIX_MULTIPLY", "CONVOLUTION")
+    assert {row["dtype"] for row in report["layers"] if row["type"] in heavy} == {precision}
+    kept = {row["dtype"] for row in report["layers"] if row["type"] in ("NORMALIZATION", "SOFTMAX")}
+    assert kept == {"float32"}
+    assert report["axes"].get("regions") == ([1, 10, 10] if name == "region_encoder" else None)
