@@ -213,7 +213,7 @@ def test_sizes_are_multiples_of_the_stride(model, size_hw, tmp_path):
 
 def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
     job = _Job(model, (64, 64), None, REGION_TEMPLATES)
-    assert "Pass class_names to keep the rule" in caplog.text
+    assert "Pass class_names to keep the calibration" in caplog.text
     assert job.head.seen == ()
     assert job.head.seen_bias == 0.0
     with pytest.raises(VocabularyError, match="class_names: expected at least 5 names"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,15 +37,13 @@ from zsseg_rt.export.onnx import (
     save_text_encoder,
     to_onnx,
 )
-from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, names_at
+from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD, ZegFormer
 from zsseg_rt.models.zegformer_folded import ZegFormerParts, fold_zegformer
 from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 from zsseg_rt.region_spec import RegionEncoderSpec, RegionSpec
 
 __all__ = ["export_zegformer", "export_zegformer_graphs"]
-
-_log = logging.getLogger(__name__)
 
 _NUM_GOLDEN_CLASSES = 5
 _GOLDEN_TEMPLATES = 2  # a golden sample needs embeddings, not the best ones
@@ -205,7 +202,7 @@ class _Job:
             size_hw=self.parts.size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
         )
         self.regions = self._region_spec(tuple(region_templates))
-        self.seen = self._seen_names()
+        self.seen = seen_names(model.config.seen_classes, self.class_names)
         self.head = HeadSpec(
             logit_scale=self.parts.segment_scale,
             normalize=False,
@@ -240,17 +237,6 @@ class _Job:
         regions = text.embed(names, used[:_GOLDEN_TEMPLATES])
         assert regions is not None
         return (names, embeds, regions[0]), extra
-
-    def _seen_names(self) -> tuple[str, ...]:
-        seen = self.model.config.seen_classes
-        if seen and self.class_names is None:
-            _log.warning(
-                "class_names: the model treats %d seen classes differently, but they have no names;"
-                " the bundle treats all classes as unseen. Pass class_names to keep the rule.",
-                len(seen),
-            )
-            return ()
-        return names_at(seen, self.class_names or []) if seen else ()
 
     def _region_spec(self, templates: tuple[str, ...]) -> RegionSpec:
         config, parts = self.model.config, self.parts
