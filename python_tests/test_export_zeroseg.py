@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory):
 
 
 def build(checkpoint, clip_file=None, **config):
-    text = {"text_heads": 4, "text_activation": "quick_gelu", "text_weights": clip_file}
+    text = {"text_heads": 4, "activation": "quick_gelu", "pretrained": clip_file}
     options = HEADS | {"image_size": SIZE_HW} | (text if clip_file else {}) | config
     return create_model("zeroseg", weights=checkpoint, **options)
 

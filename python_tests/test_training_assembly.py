@@ -188,6 +188,8 @@ def test_zeroseg_trains_without_classes(clip_file, tmp_path):
     with pytest.raises(ArgumentError, match="task.options.teacher: expected CLIP weights"):
         assemble(TrainConfig.load(path, ["evaluation.split="]))
     changes = ["evaluation.split=", f"task.options.teacher={clip_file}", "loop.iterations=1"]
+    with pytest.raises(ArgumentError, match="task.protocol: expected 'inductive'"):
+        assemble(TrainConfig.load(path, [*changes, "task.protocol=supervised"]))
     result = train(TrainConfig.load(path, changes))
     assert result.losses.keys() == {"reconstruction", "views", "segments"}
     weights = load_file(result.last_checkpoint / "model.safetensors")

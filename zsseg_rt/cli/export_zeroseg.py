@@ -78,7 +78,7 @@ def export_zeroseg(
     model = create_model(
         "zeroseg",
         weights=checkpoint,
-        text_weights=text,
+        pretrained=text,
         clip=clip,
         image_size=read_size(size),
         logit_scale=logit_scale,
@@ -86,7 +86,7 @@ def export_zeroseg(
         plain_cosine=plain_cosine,
         background_threshold=unknown_below,
         with_decoder=False,
-        text_activation=text_activation,
+        activation=text_activation,
         text_heads=text_heads,
         trust=trust,
         **{name: count for name, count in heads.items() if count is not None},

@@ -28,14 +28,14 @@ def create_zeroseg(
     *,
     weights: str | Path | None = None,
     mae_weights: str | Path | None = None,
-    text_weights: str | Path | None = None,
+    pretrained: str | Path | None = None,
     clip: str = "ViT-L-14",
     image_size: int | tuple[int, int] = 448,
     logit_scale: float = 100.0,
     top_k: int | None = 5,
     plain_cosine: bool = False,
     with_decoder: bool = True,
-    text_activation: Activation | None = None,
+    activation: Activation | None = None,
     text_heads: int | None = None,
     trust: bool = False,
     **sizes: Any,
@@ -48,15 +48,16 @@ def create_zeroseg(
         mae_weights: A public MAE checkpoint whose encoder the student starts from, such as
             ``mae_pretrain_vit_base.pth``; the reconstruction head and the segmentation head start
             untrained. The paper does not say that it did so.
-        text_weights: The teacher's CLIP weights for class names: a file or an open_clip tag, see
-            :func:`zsseg_rt.models.clip.load_clip`. None builds no text tower.
+        pretrained: The teacher's CLIP weights, whose text tower embeds class names: a file or an
+            open_clip tag, see :func:`zsseg_rt.models.clip.load_clip`. Without ``weights``,
+            ``embed_dim`` is theirs unless given. None builds no text tower.
         clip: open_clip's name of the teacher, for a tag.
         image_size: Input size in pixels that a bundle is made for, a side or (height, width).
         logit_scale: Multiplies cosines before the softmax.
         top_k: Classes that survive the comparison with the whole picture; None keeps all.
         plain_cosine: Whether scores are the bare softmax.
         with_decoder: Whether to keep the reconstruction head, which only training needs.
-        text_activation: Of a text tower from a ``state_dict`` file, which does not say.
+        activation: Of a text tower from a ``state_dict`` file, which does not say.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
         **sizes: Other fields of :class:`zsseg_rt.models.zeroseg.ZeroSegConfig`. With ``weights``
@@ -80,21 +81,26 @@ def create_zeroseg(
     sizes["size_hw"] = side if isinstance(side, tuple) else (side, side)
     if not with_decoder:
         sizes["decoder_layers"] = 0
+    text_encoder = None
+    if pretrained is not None:
+        loaded = load_clip(
+            pretrained,
+            architecture=clip,
+            activation=activation,
+            text_heads=text_heads,
+            trust=trust,
+        )
+        text_encoder = build_text_encoder(loaded)
     if weights is not None:
         model = _trained(load_checkpoint(weights, trust=trust), sizes)
+    elif text_encoder is not None:
+        model = ZeroSeg(_config({"embed_dim": text_encoder.config.embed_dim} | sizes))
     else:
         model = ZeroSeg(_config(sizes))
     if mae_weights is not None:
         load_mae_encoder(model, load_checkpoint(mae_weights, trust=trust))
-    if text_weights is not None:
-        loaded = load_clip(
-            text_weights,
-            architecture=clip,
-            activation=text_activation,
-            text_heads=text_heads,
-            trust=trust,
-        )
-        model.text_encoder = _matching(build_text_encoder(loaded), model.config.embed_dim)
+    if text_encoder is not None:
+        model.text_encoder = _matching(text_encoder, model.config.embed_dim)
     return model.eval()
 
 
@@ -195,7 +201,7 @@ def _matching(text_encoder: TextEncoder, embed_dim: int) -> TextEncoder:
     found = text_encoder.config.embed_dim
     if found != embed_dim:
         raise CheckpointError(
-            f"text_weights: expected the teacher's text tower with embeddings of {embed_dim}, got "
+            f"pretrained: expected the teacher's text tower with embeddings of {embed_dim}, got "
             f"{found}. Use the CLIP model that the student was distilled from."
         )
     return text_encoder

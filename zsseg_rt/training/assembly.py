@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, SourceError
@@ -24,7 +25,11 @@ from zsseg_rt.training.building import (
     open_split,
 )
 from zsseg_rt.training.checkpointing import CheckpointFolder
-from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings
+from zsseg_rt.training.class_embeddings import (
+    ClassEmbeddings,
+    class_embeddings,
+    region_embeddings,
+)
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.datasets import SegmentationDataset
 from zsseg_rt.training.evaluation import evaluate
@@ -65,7 +70,7 @@ class Assembly:
         dataset: What is trained on.
         evaluation_dataset: What checkpoints are judged on; None does not judge.
         task: Model and objective.
-        embeddings: Of the classes; None for ZeroSeg, which learns without any.
+        embeddings: Of the classes; None for a ZeroSeg without text, as it learns without any.
         classes: What is saved of them with the model.
         batches: Training batches.
     """
@@ -78,6 +83,12 @@ class Assembly:
     classes: TrainedClasses | None
     batches: BatchSource
 
+    @cached_property
+    def region_embeds(self) -> Tensor | None:
+        """ZegFormer's second embeddings of the classes; made when they are first asked for."""
+        templates = self.config.text.region_templates
+        return region_embeddings(self.task.model, self.dataset.class_names, templates)
+
     def segmenter(self, model: nn.Module) -> Any:
         """The model as evaluation takes it."""
         assert self.classes is not None
@@ -87,6 +98,7 @@ class Assembly:
             model,
             self.dataset.class_names,
             self.embeddings.phrase_embeds,
+            region_embeds=self.region_embeds,
             seen_names=seen,
             protocol=self.config.evaluation.protocol,
         )
@@ -188,12 +200,16 @@ def _build_objective(
     if not isinstance(model, ZeroSeg):
         embeddings = class_embeddings(dataset.class_names, config.text, model)
         return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
+    task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
+    if config.text.bank or config.text.clip or model.text_encoder is not None:
+        return class_embeddings(dataset.class_names, config.text, model), task
     if config.evaluation.split:
         raise ArgumentError(
-            f"evaluation.split: expected none, because ZeroSeg trains without classes, got "
-            f"{config.evaluation.split!r}. Set it to '' and evaluate the exported bundle."
+            f"evaluation.split: expected none, because ZeroSeg trains without classes and nothing "
+            f"embeds them, got {config.evaluation.split!r}. Set it to '', or give the teacher's "
+            "text tower as model.options.pretrained."
         )
-    return None, build_zeroseg_task(config.task, model, config.loop.batch_size)
+    return None, task
 
 
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
@@ -219,7 +235,11 @@ def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
     embeddings = class_embeddings(dataset.class_names, config.text, model)
     segmenter = torch_segmenter(
-        model, dataset.class_names, embeddings.phrase_embeds, protocol=settings.protocol
+        model,
+        dataset.class_names,
+        embeddings.phrase_embeds,
+        region_embeds=region_embeddings(model, dataset.class_names, config.text.region_templates),
+        protocol=settings.protocol,
     )
     return evaluate(segmenter, dataset, limit=settings.limit or None).scores.as_reported()
 
@@ -233,6 +253,7 @@ def _describe_classes(
         names=tuple(dataset.class_names),
         seen=tuple(dataset.seen),
         templates=config.text.templates,
+        region_templates=config.text.region_templates,
         space=config.text.space,
         phrases=embeddings.phrases,
         dataset=dataset.name,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models import create_model, from_official, load_checkpoint
-from zsseg_rt.models.clip import build_image_encoder, load_clip
+from zsseg_rt.models.clip import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.clip_rc import ClipRC
 from zsseg_rt.models.dense_baseline import DenseBaseline
 from zsseg_rt.models.registry import find_builder
@@ -141,7 +141,9 @@ def build_task(
     return task
 
 
-def build_zeroseg_task(config: TaskConfig, model: ZeroSeg, batch_size: int) -> ZeroSegTask:
+def build_zeroseg_task(
+    config: TaskConfig, student: ModelConfig, model: ZeroSeg, batch_size: int
+) -> ZeroSegTask:
     """Make ZeroSeg's objective, which needs a teacher and no labels.
 
     Args:
@@ -149,6 +151,8 @@ def build_zeroseg_task(config: TaskConfig, model: ZeroSeg, batch_size: int) -> Z
             open_clip's name for a tag and ``teacher_activation`` for a file that does not say;
             ``views`` and ``cache_folder`` are those of
             :class:`zsseg_rt.training.zeroseg_features.TeacherFeatures`; the rest are the task's.
+        student: Without a teacher, its ``options.pretrained`` is the teacher: the CLIP whose text
+            tower embeds class names.
         model: The student.
         batch_size: Pictures of one optimizer step.
 
@@ -156,24 +160,37 @@ def build_zeroseg_task(config: TaskConfig, model: ZeroSeg, batch_size: int) -> Z
         ArgumentError: A setting is wrong.
         CheckpointError: The teacher cannot be read.
     """
-    options = dict(config.options)
-    source = options.pop("teacher", "")
-    if not source:
+    if config.protocol != "inductive":
         raise ArgumentError(
-            "task.options.teacher: expected CLIP weights, a file or an open_clip tag, got none. "
-            "ZeroSeg learns from a CLIP image encoder."
+            f"task.protocol: expected 'inductive', because ZeroSeg looks at no labels, got "
+            f"{config.protocol!r}. Leave it out."
         )
-    weights = load_clip(
-        source,
-        architecture=options.pop("teacher_architecture", "ViT-L-14"),
-        activation=options.pop("teacher_activation", None),
-    )
+    options = dict(config.options)
+    weights = _load_teacher(options, student.options)
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
     function: Any = ZeroSegTask.__init__
     _refuse_unknown(function, options, "task.options", hidden=("batch_size",))
     made = _with_records(TeacherFeatures.__init__, features, "task.options")
     teacher = TeacherFeatures(build_image_encoder(weights), **made)
     return ZeroSegTask(model, teacher, batch_size=batch_size, **options)
+
+
+def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWeights:
+    """The teacher that options name, which are taken out of them; else the student's CLIP."""
+    named = {
+        "source": options.pop("teacher", ""),
+        "architecture": options.pop("teacher_architecture", "ViT-L-14"),
+        "activation": options.pop("teacher_activation", None),
+    }
+    if not named["source"] and student.get("pretrained"):
+        names = {"pretrained": "source", "clip": "architecture", "activation": "activation"}
+        named |= {new: student[old] for old, new in names.items() if old in student}
+    if not named["source"]:
+        raise ArgumentError(
+            "task.options.teacher: expected CLIP weights, a file or an open_clip tag, got none. "
+            "ZeroSeg learns from a CLIP image encoder."
+        )
+    return load_clip(named.pop("source"), **named)
 
 
 def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:

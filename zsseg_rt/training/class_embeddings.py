@@ -15,12 +15,14 @@ from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip import build_text_encoder, load_clip
 from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.models.zegformer import ZegFormer
+from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.class_phrases import split_synonyms
 from zsseg_rt.training.config import TextConfig
 
-__all__ = ["ClassEmbeddings", "class_embeddings"]
+__all__ = ["ClassEmbeddings", "class_embeddings", "embed_phrases", "region_embeddings"]
 
 _PROMPTS_PER_RUN = 64
 
@@ -81,6 +83,29 @@ def class_embeddings(
         )
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     return ClassEmbeddings(class_names, embed_phrases(encoder, phrases, config.templates))
+
+
+def region_embeddings(
+    model: nn.Module, class_names: Sequence[str], templates: Sequence[str] = ()
+) -> Tensor | None:
+    """Embed classes for CLIP's look at regions, by the model's own text tower.
+
+    Args:
+        model: Any model; only a ZegFormer whose CLIP classifies regions looks twice.
+        class_names: One phrase a class; commas separate synonyms.
+        templates: Prompts with one ``{}`` each; empty is ZegFormer's official ones.
+
+    Returns:
+        Of every synonym in order, unit norm, float32 ``[P, D]``; None for other models.
+
+    Raises:
+        VocabularyError: The templates are unusable.
+    """
+    if not isinstance(model, ZegFormer) or not model.config.clip_classification:
+        return None
+    assert model.text_encoder is not None
+    phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
+    return embed_phrases(model.text_encoder, phrases, templates or REGION_TEMPLATES)
 
 
 @torch.no_grad()

@@ -66,6 +66,8 @@ class TextConfig:
         clip_architecture: open_clip's name of the model, for a tag.
         clip_activation: ``"quick_gelu"`` or ``"gelu"``, for a file that does not say; else empty.
         templates: Prompts with one ``{}`` each; embeddings are averaged over them.
+        region_templates: Prompts of ZegFormer's second look, by CLIP at regions; empty is its
+            official 32.
         space: Name of the joint space, for people.
     """
 
@@ -75,6 +77,7 @@ class TextConfig:
     clip_architecture: str = "ViT-B-16"
     clip_activation: Literal["", "quick_gelu", "gelu"] = ""
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    region_templates: tuple[str, ...] = ()
     space: str = "OpenAI CLIP ViT-B/16"
 
 

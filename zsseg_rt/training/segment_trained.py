@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import DeviceError, VocabularyError
-from zsseg_rt.models.zegformer import ZegFormer
-from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
-from zsseg_rt.training.class_embeddings import embed_phrases
+from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
 from zsseg_rt.training.class_phrases import split_synonyms
 from zsseg_rt.training.segment_torch import TorchSegmenter, torch_segmenter
 from zsseg_rt.training.segment_zegformer import ZegFormerSegmenter
@@ -54,9 +52,7 @@ def trained_segmenter(
     known = load_classes(path)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     embeds = _embed(model, phrases, known, templates)
-    region_embeds = None
-    if isinstance(model, ZegFormer) and model.config.clip_classification:
-        region_embeds = embed_phrases(_text_tower(model, phrases), phrases, REGION_TEMPLATES)
+    region_templates = () if known is None else known[0].region_templates
     seen: tuple[str, ...] = ()
     if known is not None and known[0].counts_as_unseen:
         seen = known[0].seen_phrases
@@ -64,7 +60,7 @@ def trained_segmenter(
         model.to(_find_device(device)),
         class_names,
         embeds,
-        region_embeds=region_embeds,
+        region_embeds=region_embeddings(model, class_names, region_templates),
         seen_names=seen,
         protocol=protocol,
     )

@@ -58,6 +58,7 @@ class TrainedClasses:
         seen: Indices of the seen ones.
         templates: Prompts around names.
         space: Name of the joint space.
+        region_templates: Prompts of ZegFormer's second look; empty is the official ones.
         phrases: Phrases that have embeddings, in the order of the checkpoint's rows.
         dataset: What was trained on.
         protocol: What training knew of unseen classes.
@@ -70,6 +71,7 @@ class TrainedClasses:
     phrases: tuple[str, ...]
     dataset: str = ""
     protocol: str = ""
+    region_templates: tuple[str, ...] = ()
 
     @property
     def seen_phrases(self) -> tuple[str, ...]:

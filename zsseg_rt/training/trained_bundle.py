@@ -5,8 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor, nn
+
 from zsseg_rt.export.families import export_bundle
-from zsseg_rt.training.trained import find_checkpoint, load_classes, load_trained, with_seen_classes
+from zsseg_rt.models.zegformer import ZegFormer
+from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
+from zsseg_rt.training.class_embeddings import region_embeddings
+from zsseg_rt.training.trained import (
+    TrainedClasses,
+    find_checkpoint,
+    load_classes,
+    load_trained,
+    with_seen_classes,
+)
 
 __all__ = ["export_trained"]
 
@@ -43,4 +55,19 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
             "space": classes.space,
             "text_bank": (classes.phrases, embeds.numpy()),
         }
+        settings |= _region_settings(model, classes, embeds)
     return export_bundle(model, path, **settings | options)
+
+
+def _region_settings(model: nn.Module, classes: TrainedClasses, embeds: Tensor) -> dict[str, Any]:
+    """What a ZegFormer's bundle needs besides: the prompts and embeddings of its second look."""
+    if not isinstance(model, ZegFormer):
+        return {}
+    templates = classes.region_templates or REGION_TEMPLATES
+    regions = region_embeddings(model, classes.names, templates)
+    rows = embeds if regions is None else np.stack([embeds.numpy(), regions.numpy()])
+    return {
+        "region_templates": templates,
+        "text_bank": (classes.phrases, np.asarray(rows)),
+        "size_hw": (model.config.image_size, model.config.image_size),
+    }

@@ -1,0 +1,180 @@
+"""ZegFormer and ZeroSeg from settings to a bundle, on the synthetic world."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+import tiny  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from zsseg_rt import Engine  # noqa: E402
+from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm  # noqa: E402
+from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
+from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
+from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
+
+SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
+COMMON = {
+    "data": {
+        "name": "scenes",
+        "options": {"size": 64, "length": 8},
+        "augmentation": {"kind": "center_crop", "crop_hw": [64, 64], "short_edge": 64},
+    },
+    "loop": {
+        "iterations": 2,
+        "batch_size": 2,
+        "checkpoint_interval": 2,
+        "num_workers": 0,
+        "num_pictures": 0,
+        "device": "cpu",
+    },
+    "evaluation": {"limit": 2},
+}
+ZEGFORMER = {
+    "backbone": {"stem_width": 8, "widths": [4, 4, 4, 8], "depths": [1, 1, 1, 1]},
+    "decoder": {"conv_dim": 32, "mask_dim": 16, "hidden_dim": 32, "num_layers": 2},
+    "queries": 6,
+}
+ZEROSEG = {
+    "width": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "grid_side": 4,
+    "decoder_width": 16,
+    "decoder_layers": 1,
+    "decoder_heads": 2,
+    "head_width": 32,
+    "head_heads": 2,
+    "group_tokens": [4, 2],
+    "projection_width": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
+    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(SIZES).items()}, path)
+    return path
+
+
+def configure(architecture, options, clip_file, folder, **tables):
+    options = {"pretrained": str(clip_file), "activation": "quick_gelu", "image_size": 64} | options
+    model = {"architecture": architecture, "options": options}
+    return TrainConfig.from_dict(
+        COMMON | {"model": model, "output": {"folder": str(folder)}} | tables
+    )
+
+
+def zegformer(clip_file, folder):
+    text = {"templates": ["a {}."], "region_templates": ["the {}", "one {}"]}
+    task = {"options": {"learning_rate": 1e-3, "backbone_factor": 1.0}}
+    return configure("zegformer", ZEGFORMER, clip_file, folder, text=text, task=task)
+
+
+def zeroseg(clip_file, folder):
+    task = {"options": {"views": {"grids": [1, 2], "size": 64}, "base_learning_rate": 0.01}}
+    return configure("zeroseg", ZEROSEG, clip_file, folder, task=task)
+
+
+@pytest.fixture(scope="module", params=[zegformer, zeroseg])
+def run(request, clip_file, tmp_path_factory):
+    """A finished run: what was configured, and what came out."""
+    config = request.param(clip_file, tmp_path_factory.mktemp("runs") / "run")
+    return config, train(config)
+
+
+def test_run_trains_is_judged_and_loads(run):
+    config, result = run
+    assert result.finished
+    assert {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU"} <= result.metrics.keys()
+    before = assemble(config).task.model.state_dict()
+    after = load_file(result.last_checkpoint / "model.safetensors")
+    model = load_trained(result.last_checkpoint)
+    assert all(torch.equal(value, after[key]) for key, value in model.state_dict().items())
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    clip = ("sem_seg_head.predictor.clip_model.", "text_encoder.")
+    assert not {key for key in moved if key.startswith(clip)}
+    encoder = ("backbone.stem.conv1.norm.", "encoder.patch_embed.")
+    assert {key for key in moved if key.startswith(encoder)}
+
+
+def test_run_exports_to_a_bundle_that_labels_alike(run, tmp_path):
+    _, result = run
+    classes, embeds = load_classes(result.run_folder)
+    assert classes.names == tuple(CLASS_NAMES)
+    settings = {"precisions": ("float32",), "text_encoder": None}
+    bundle = export_trained(result.run_folder, tmp_path / "run.zsseg", **settings)
+    segmenter = trained_segmenter(result.run_folder, classes.names, device="cpu")
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with Engine(bundle) as engine:
+        engine.set_classes(list(classes.phrases))
+        np.testing.assert_allclose(engine.vocabulary.embeds, embeds, atol=1e-5)
+        labels = engine.segment(picture).labels
+    assert (labels == segmenter.segment(picture)).mean() > 0.99
+
+
+def test_zegformer_is_what_was_configured(clip_file, tmp_path):
+    parts = assemble(zegformer(clip_file, tmp_path))
+    config = parts.task.model.config
+    assert config.seen_classes == tuple(SEEN)
+    assert (config.decoder.num_queries, config.decoder.hidden_dim) == (6, 32)
+    assert parts.classes.region_templates == ("the {}", "one {}")
+    assert parts.region_embeds.shape == parts.embeddings.phrase_embeds.shape
+    assert not torch.allclose(parts.region_embeds, parts.embeddings.phrase_embeds, atol=1e-3)
+    norms = {
+        id(parameter)
+        for module in parts.task.model.modules()
+        if isinstance(module, LearnedBatchNorm)
+        for parameter in module.parameters()
+    }
+    groups = parts.task.parameter_groups()
+    found = {id(p) for group in groups for p in group["params"] if group["weight_decay"] == 0}
+    assert norms
+    assert norms <= found
+
+
+def test_zeroseg_learns_from_the_clip_that_names_classes(clip_file, tmp_path):
+    parts = assemble(zeroseg(clip_file, tmp_path))
+    teacher = parts.task.features.teacher.encoder.state_dict()
+    weights = load_file(clip_file)
+    assert torch.equal(teacher["proj"], weights["visual.proj"])
+    assert parts.task.model.config.embed_dim == weights["visual.proj"].shape[1]
+    assert parts.task.learning_rate == pytest.approx(0.01 * 2 / 256)
+
+
+def test_zeroseg_ignores_labels(clip_file, tmp_path):
+    task = assemble(zeroseg(clip_file, tmp_path)).task
+    batch = next(
+        assemble(zeroseg(clip_file, tmp_path)).batches(
+            start_position=0, process_index=0, num_processes=1, batch_size=2
+        )
+    )
+    torch.manual_seed(0)
+    first = task.eval()(batch)
+    batch.labels.fill_(3)
+    torch.manual_seed(0)
+    second = task(batch)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("protocol", ["transductive", "supervised"])
+def test_zeroseg_has_one_protocol(protocol, clip_file, tmp_path):
+    config = zeroseg(clip_file, tmp_path)
+    raw = TrainConfig.from_dict(COMMON | {"task": {"protocol": protocol}})
+    with pytest.raises(ArgumentError, match="task.protocol: expected 'inductive'"):
+        assemble(replace(config, task=raw.task))
+
+
+def test_wrong_backbone_is_named(clip_file, tmp_path):
+    options = ZEGFORMER | {"backbone": {"stem_with": 8}}
+    config = configure("zegformer", options, clip_file, tmp_path)
+    with pytest.raises(ArgumentError, match=r"model.options.backbone: unknown key 'stem_with'"):
+        assemble(config)
