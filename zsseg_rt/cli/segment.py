@@ -52,6 +52,13 @@ def segment(
     unknown_below: Annotated[
         float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
     ] = None,
+    min_region_score: Annotated[
+        float | None,
+        typer.Option(
+            help="ZegFormer: CLIP looks only at regions that are this likely to be any class; 0 is "
+            "exact, more is faster."
+        ),
+    ] = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")] = 0.5,
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
     json_file: JsonOption = None,
@@ -74,6 +81,7 @@ def segment(
         precision=precision,
         num_threads=threads,
         unknown_below=unknown_below,
+        min_region_score=min_region_score,
     )
     with Engine(bundle, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
