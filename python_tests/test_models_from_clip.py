@@ -181,3 +181,22 @@ def test_the_baseline_exports_and_agrees_with_torch(build, tmp_path):
 def test_settings_out_of_range_are_refused(build, settings, message):
     with pytest.raises(ArgumentError, match=message):
         replace(build("dense_baseline").config, **settings)
+
+
+@pytest.mark.parametrize("architecture", ["clip_rc", "zegclip"])
+def test_readers_of_unit_vectors_can_start_scaled(build, architecture):
+    heads = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        heads.append(build(architecture, unit_inputs=scaled).decode_head.state_dict())
+    plain, scaled = heads
+    factor = SIZES.embed_dim**0.5
+    grown = {name for name in plain if not torch.equal(plain[name], scaled[name])}
+    for name in grown:
+        torch.testing.assert_close(scaled[name], factor * plain[name])
+    readers = {"clip_rc": {"q_proj.weight", "lateral_proj.weight"}, "zegclip": {"q_proj.weight"}}
+    if architecture == "zegclip":
+        layers = {name.rsplit(".multihead_attn", 1)[0] for name in plain if "multihead" in name}
+        keys = {f"{layer}.multihead_attn.{part}.weight" for layer in layers for part in "kv"}
+        readers["zegclip"] |= keys
+    assert grown == readers[architecture]

@@ -93,6 +93,17 @@ def test_weights_are_factors():
         torch.testing.assert_close(twice[name], 2 * value)
 
 
+def test_a_stride_looks_at_every_so_many_th_label():
+    strided, dense, given = task(label_stride=4), task(), batch()
+    images = torch.zeros(2, 3, 64, 64)
+    thinned = given.labels[:, 2::4, 2::4]
+    with torch.no_grad():
+        expected, found = dense.losses(images, thinned), strided.losses(images, given.labels)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ArgumentError, match="label_stride: expected at least 1, got 0"):
+        task(label_stride=0)
+
+
 def test_padding_is_the_mean_colour_whatever_its_pixels():
     one, given = task(), replace(batch(), valid_hw=torch.tensor([[64, 40], [33, 64]]))
     images = given.images.clone()

@@ -151,6 +151,13 @@ class RegionDecodeHead(nn.Module):
         self.decoder_v = DecoderStack(config, dim)
         self.recovery_decoder = RecoveryDecoder(config, embed_dim) if with_recovery else None
 
+    @torch.no_grad()
+    def scale_for_unit_inputs(self) -> None:
+        """Multiply initial weights that read unit vectors by ``sqrt(D)``, as in ZegCLIP."""
+        width = self.q_proj.in_features // 2
+        for linear in (self.q_proj, self.lateral_proj):
+            linear.weight.mul_(math.sqrt(width))
+
     def describe_regions(self, embeds: RegionEmbeds, text_embeds: Tensor) -> Tensor:
         """Relate every region to every class, ``[B, R * C, 2D]``, region-major."""
         regions = embeds.region_embeds + embeds.cls_embed[:, None]

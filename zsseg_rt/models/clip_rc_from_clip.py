@@ -40,6 +40,7 @@ def clip_rc_from_clip(
     score_activation: ScoreActivation = "sigmoid",
     exact: bool = False,
     with_recovery_decoder: bool = True,
+    unit_inputs: bool = False,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -62,6 +63,8 @@ def clip_rc_from_clip(
         score_activation: What makes probabilities of mask logits; see :class:`ClipRCConfig`.
         exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
         with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
+        unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
+            short trainings. Officially not.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
@@ -104,6 +107,8 @@ def clip_rc_from_clip(
     )
     model = ClipRC(config)
     load_clip_towers(model, weights)
+    if unit_inputs:
+        model.decode_head.scale_for_unit_inputs()
     with torch.no_grad():
         start = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
         model.backbone.region_level_bridge.copy_(start.expand(num_regions, -1))

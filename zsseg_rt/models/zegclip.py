@@ -10,6 +10,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,21 @@ class DecodeHead(nn.Module):
         if self.descriptor == "text":
             weight = torch.cat([torch.zeros_like(weight), weight], dim=1)
         return weight
+
+    @torch.no_grad()
+    def scale_for_unit_inputs(self) -> None:
+        """Multiply initial weights that read unit vectors by ``sqrt(D)``.
+
+        torch's initial weights expect inputs of variance 1; entries of a unit vector have 1 / D.
+        Without the factor biases drown what tells classes apart until training has made up for
+        it, which a short training does not. Not official.
+        """
+        width = self.decoder_1.decoder_layers()[0].multihead_attn.k.in_features
+        readers = [self.q_proj]
+        for layer in self.decoder_1.decoder_layers():
+            readers += [layer.multihead_attn.k, layer.multihead_attn.v]
+        for linear in readers:
+            linear.weight.mul_(math.sqrt(width))
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
@@ -249,6 +265,7 @@ def zegclip_from_clip(
     self_trained: bool = False,
     score_activation: ScoreActivation = "sigmoid",
     descriptor: Descriptor = "relationship",
+    unit_inputs: bool = False,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -269,6 +286,8 @@ def zegclip_from_clip(
         self_trained: Whether training is self-training; see :class:`ZegCLIPConfig`.
         score_activation: What makes probabilities of mask logits; see :class:`ZegCLIPConfig`.
         descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
+        unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
+            short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Officially not.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
@@ -300,6 +319,8 @@ def zegclip_from_clip(
     )
     model = ZegCLIP(config)
     load_clip_towers(model, weights)
+    if unit_inputs:
+        model.decode_head.scale_for_unit_inputs()
     return model.eval()
 
 

@@ -31,6 +31,7 @@ class DenseTask(PixelLossTask):
             ``score_activation`` should then be ``"sigmoid"``.
         focal_weight: Of ``loss="masks"``.
         dice_weight: Of ``loss="masks"``.
+        label_stride: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`.
         train_backbone: Whether the image tower is trained; without, only head and scale are.
         learning_rate: Peak rate of the head and the scale.
         backbone_learning_rate: Peak rate of the image tower.
@@ -53,6 +54,7 @@ class DenseTask(PixelLossTask):
         loss: PixelLoss = "cross_entropy",
         focal_weight: float = 100.0,
         dice_weight: float = 1.0,
+        label_stride: int = 1,
         train_backbone: bool = True,
         learning_rate: float = 2e-4,
         backbone_learning_rate: float = 2e-5,
@@ -67,6 +69,7 @@ class DenseTask(PixelLossTask):
             loss=loss,
             focal_weight=focal_weight,
             dice_weight=dice_weight,
+            label_stride=label_stride,
         )
         check_non_negative(
             learning_rate=learning_rate,

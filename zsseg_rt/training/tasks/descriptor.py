@@ -45,6 +45,7 @@ class DescriptorTask(PixelLossTask):
             ``"softmax"``.
         focal_weight: Officially 100; CLIP-RC on COCO-Stuff 200 (fully supervised 100).
         dice_weight: Officially 1; CLIP-RC on COCO-Stuff 3 (fully supervised 1.5).
+        label_stride: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`.
         recovery_weight: Of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully
             supervised 0 and 1.
         trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
@@ -70,6 +71,7 @@ class DescriptorTask(PixelLossTask):
         loss: PixelLoss = "masks",
         focal_weight: float = 100.0,
         dice_weight: float = 1.0,
+        label_stride: int = 1,
         recovery_weight: float = 2.0,
         trained: Trained = "prompts",
         learning_rate: float = 2e-4,
@@ -85,6 +87,7 @@ class DescriptorTask(PixelLossTask):
             loss=loss,
             focal_weight=focal_weight,
             dice_weight=dice_weight,
+            label_stride=label_stride,
         )
         if trained not in get_args(Trained):
             raise ArgumentError(

@@ -77,6 +77,8 @@ class PixelLossTask(LabelledTask):
             over classes.
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
+        label_stride: The loss looks at every so many-th row and column of the labels. Officially
+            1; more costs less, and masks are learned on a grid that is coarser still.
 
     Raises:
         ArgumentError: A setting is unknown or negative.
@@ -93,6 +95,7 @@ class PixelLossTask(LabelledTask):
         loss: PixelLoss,
         focal_weight: float,
         dice_weight: float,
+        label_stride: int = 1,
     ) -> None:
         super().__init__(
             model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
@@ -104,6 +107,9 @@ class PixelLossTask(LabelledTask):
         check_non_negative(focal_weight=focal_weight, dice_weight=dice_weight)
         self.loss = loss
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
+        if label_stride < 1:
+            raise ArgumentError(f"label_stride: expected at least 1, got {label_stride}.")
+        self.label_stride = label_stride
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -127,6 +133,8 @@ class PixelLossTask(LabelledTask):
         Returns:
             The weighted loss terms.
         """
+        first, step = self.label_stride // 2, self.label_stride
+        labels = labels[:, first::step, first::step]
         logits = upsample(mask_logits, labels)
         labels = self.label_protocol.prepare(labels)
         if self.label_protocol.protocol == "transductive":
