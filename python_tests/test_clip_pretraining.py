@@ -7,14 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model
 from zsseg_rt.models.clip import load_clip
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training import clip_pretraining
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED, CaptionBatches
-from zsseg_rt.training.clip_checks import classify_views
+from zsseg_rt.training.clip_checks import (
+    classify_views,
+    embed_names,
+    load_run,
+    score_dense_heads,
+)
 from zsseg_rt.training.clip_pretraining import (
     ClipTask,
     PretrainingConfig,
@@ -169,13 +174,20 @@ def test_another_configuration_is_not_resumed(run):
         pretrain(other, run.parent, num_workers=0)
 
 
-def test_checks_are_chances_for_untrained_weights():
-    torch.manual_seed(0)
-    scores = classify_views(
-        SmallClip(TINY), Tokenizer(tokenizer_json(), context_length=24), num_scenes=20
-    )
+def test_checks_are_chances_for_untrained_weights(run):
+    model, tokenizer = load_run(run.parent), Tokenizer(tokenizer_json(), context_length=24)
+    scores = classify_views(model, tokenizer, num_scenes=20)
     assert 0 <= scores.things < 0.1
     assert 0 <= scores.classes < 0.5
+    text_embeds = embed_names(model, tokenizer, CLASS_NAMES)
+    heads = dict(score_dense_heads(run, text_embeds, num_scenes=2))
+    assert set(heads) >= {"naclip", "maskclip"}
+    assert all(0 <= scores.pixel_accuracy < 0.5 for scores in heads.values())
+
+
+def test_checks_need_a_run(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a run's configuration"):
+        load_run(tmp_path)
 
 
 @pytest.mark.parametrize(

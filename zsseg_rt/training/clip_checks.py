@@ -1,25 +1,43 @@
-"""What a small CLIP makes of the synthetic world without any training on masks."""
+"""What a small CLIP makes of the synthetic world without any training on masks.
+
+``python -m zsseg_rt.training.clip_checks runs/scenes_clip`` prints both checks of a run.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.models import create_model, load_checkpoint
+from zsseg_rt.models.dense_clip import HEADS, DenseCLIP, Head
 from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
-from zsseg_rt.training.clip_pretraining import SmallClip
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, World
+from zsseg_rt.training.clip_pretraining import WEIGHTS, PretrainingConfig, SmallClip
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, World
 from zsseg_rt.training.datasets.scenes.crops import view_of
 from zsseg_rt.training.datasets.scenes.words import all_things
 from zsseg_rt.training.datasets.scenes.world import visible
+from zsseg_rt.training.evaluation import evaluate
+from zsseg_rt.training.metrics import SegmentationScores
+from zsseg_rt.training.segment_torch import torch_segmenter
 
-__all__ = ["ZeroShotScores", "classify_views", "embed_names"]
+__all__ = ["ZeroShotScores", "classify_views", "embed_names", "load_run", "score_dense_heads"]
+
+_log = logging.getLogger(__name__)
 
 _WORLD = 2  # the scenes of SceneDataset("val")
 _CHUNK = 256
@@ -83,6 +101,38 @@ def embed_names(
     return average_templates(embeds.reshape(len(names), len(templates), -1))
 
 
+def load_run(folder: Path) -> SmallClip:
+    """The CLIP of a finished :func:`zsseg_rt.training.clip_pretraining.pretrain`.
+
+    Raises:
+        CheckpointError: The folder does not hold one.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{config}: expected a run's configuration, found none.")
+    known = {field.name for field in dataclasses.fields(PretrainingConfig)}
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    model = SmallClip(PretrainingConfig(**{k: v for k, v in settings.items() if k in known}))
+    model.load_open_clip_state_dict(load_checkpoint(folder / WEIGHTS))
+    return model.eval()
+
+
+def score_dense_heads(
+    clip: Path, text_embeds: Tensor, *, num_scenes: int = 200
+) -> Iterator[tuple[Head, SegmentationScores]]:
+    """Label scenes of the ``val`` split by each training-free head.
+
+    Args:
+        clip: ``clip.safetensors``.
+        text_embeds: Of the segmentation classes, ``[C, D]``.
+        num_scenes: How many scenes.
+    """
+    for head in HEADS:
+        model = create_model("dense_clip", pretrained=clip, activation="quick_gelu", head=head)
+        segmenter = torch_segmenter(cast(DenseCLIP, model), CLASS_NAMES, text_embeds)
+        yield head, evaluate(segmenter, SceneDataset("val", length=num_scenes)).scores
+
+
 def _views(
     seed: int, class_share: float, num_scenes: int, side: int
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
@@ -110,3 +160,28 @@ def _right_names(
 
 def _mean(hits: Sequence[bool]) -> float:
     return float(np.mean(hits)) if hits else float("nan")
+
+
+def main() -> None:
+    """Read the command line and print the checks."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--num-scenes", type=int, default=200)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = load_run(arguments.run)
+    context_length = model.text.config.context_length
+    tokenizer = Tokenizer(tokenizer_json(), context_length=context_length)
+    scores = classify_views(model, tokenizer, num_scenes=arguments.num_scenes)
+    for name, share in dataclasses.asdict(scores).items():
+        _log.info("views named right, %s: %.1f %%", name.replace("_", " "), 100 * share)
+    text_embeds = embed_names(model, tokenizer, CLASS_NAMES)
+    for head, dense in score_dense_heads(
+        arguments.run / WEIGHTS, text_embeds, num_scenes=arguments.num_scenes
+    ):
+        seen, unseen = 100 * dense.miou_seen, 100 * dense.miou_unseen
+        _log.info("%s: mIoU of seen classes %.1f %%, of unseen ones %.1f %%", head, seen, unseen)
+
+
+if __name__ == "__main__":
+    main()

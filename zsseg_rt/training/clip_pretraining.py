@@ -281,7 +281,6 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
             iterations=config.steps,
             batch_size=config.batch_size,
             seed=config.seed,
-            device="cpu",
             checkpoint_interval=config.checkpoint_interval,
             log_interval=20,
         ),
@@ -296,7 +295,7 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
         run_folder=folder,
         resume=True,
     )
-    _save(task.model, folder / WEIGHTS, _provenance(config, result.step))
+    _save(task.model.cpu(), folder / WEIGHTS, _provenance(config, result.step))
     return folder / WEIGHTS
 
 

@@ -173,7 +173,6 @@ def train_demo(
             iterations=config.iterations,
             batch_size=config.batch_size,
             seed=config.seed,
-            device="cpu",
             checkpoint_interval=250,
             best_metric="miou_unseen",
         ),
@@ -186,7 +185,7 @@ def train_demo(
         ),
         resume=resume,
     )
-    return model.eval()
+    return model.cpu().eval()
 
 
 @dataclass(frozen=True)
