@@ -15,6 +15,7 @@ from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
@@ -178,3 +179,14 @@ def test_wrong_backbone_is_named(clip_file, tmp_path):
     config = configure("zegformer", options, clip_file, tmp_path)
     with pytest.raises(ArgumentError, match=r"model.options.backbone: unknown key 'stem_with'"):
         assemble(config)
+
+
+@pytest.mark.parametrize("name", ["zegformer", "zeroseg"])
+def test_comparison_knows_the_systems(name, clip_file):
+    compared = Comparison.load("scenes")
+    variant = next(variant for variant in compared.variants if variant.name == name)
+    clip = {"model": {"options": {"pretrained": str(clip_file)}}}
+    parts = assemble(TrainConfig.from_dict(merge(variant.over(compared.shared), clip)))
+    assert parts.evaluation_dataset is not None
+    assert len(parts.embeddings.phrase_embeds) == len(CLASS_NAMES)
+    assert sum(p.numel() for p in parts.task.parameters() if p.requires_grad) < 3e6

@@ -200,16 +200,16 @@ def _build_objective(
     if not isinstance(model, ZeroSeg):
         embeddings = class_embeddings(dataset.class_names, config.text, model)
         return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
-    task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
-    if config.text.bank or config.text.clip or model.text_encoder is not None:
-        return class_embeddings(dataset.class_names, config.text, model), task
-    if config.evaluation.split:
+    has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
+    if config.evaluation.split and not has_text:
         raise ArgumentError(
             f"evaluation.split: expected none, because ZeroSeg trains without classes and nothing "
             f"embeds them, got {config.evaluation.split!r}. Set it to '', or give the teacher's "
             "text tower as model.options.pretrained."
         )
-    return None, task
+    task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
+    names = dataset.class_names
+    return class_embeddings(names, config.text, model) if has_text else None, task
 
 
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:

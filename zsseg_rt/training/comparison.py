@@ -39,6 +39,7 @@ class Variant:
         start_from: Name of an earlier variant whose trained model this one continues; the run of
             the same seed.
         trained: Whether anything is trained; else the model is evaluated as it is built, once.
+        without: Shared tables that this variant does not take over.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Variant:
     changes: dict[str, Any] = field(default_factory=dict)
     start_from: str = ""
     trained: bool = True
+    without: tuple[str, ...] = ()
+
+    def over(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The variant's tables laid over the shared ones."""
+        kept = {name: table for name, table in shared.items() if name not in self.without}
+        return merge(kept, self.changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +210,7 @@ def _run_one(
 def _configure(
     variant: Variant, shared: Mapping[str, Any], folder: Path, place: Path, seed: int | None
 ) -> TrainConfig:
-    raw = merge(shared, variant.changes)
+    raw = variant.over(shared)
     raw = merge(raw, {"loop": {"seed": seed or 0}, "output": {"folder": str(place)}})
     if variant.start_from:
         start = {"start_from": str(folder / f"{variant.start_from}-{seed}"), "options": {}}
