@@ -13,7 +13,7 @@ __all__ = ["BUNDLE", "CLASSES", "PHOTOS", "demo_bundle", "demo_classes", "demo_p
 
 BUNDLE = "scenes.zsseg"
 CLASSES = "classes.txt"
-PHOTOS = ("playroom.png", "garden.png")
+PHOTOS = ("playroom.png", "beach.png")
 
 
 def demo_bundle() -> Path:
