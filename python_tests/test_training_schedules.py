@@ -4,6 +4,7 @@ import math
 import pytest
 
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.training.config import ScheduleConfig
 from zsseg_rt.training.schedules import SCHEDULES, cosine, factor, poly
 
 
@@ -56,3 +57,17 @@ def test_refuses_settings_out_of_range(settings, message):
 def test_refuses_an_unknown_name():
     with pytest.raises(ArgumentError, match="schedule: expected one of poly, cosine, constant"):
         factor("step", 0, max_steps=1)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("cosine", "power"), ("constant", "warmup_steps")])
+def test_refuses_a_setting_that_is_not_the_schedules(name, setting):
+    with pytest.raises(ArgumentError, match=f"got '{name}' with {setting}"):
+        factor(name, 0, max_steps=9, **{setting: 2})
+    with pytest.raises(ArgumentError, match=f"got '{name}' with {setting}"):
+        ScheduleConfig(name=name, **{setting: 2}).factor(0, 9)
+
+
+def test_zeros_of_a_configuration_count():
+    warm = ScheduleConfig(name="poly", warmup_steps=4, warmup_start=0.0)
+    assert warm.factor(0, 9) == 0
+    assert ScheduleConfig(name="poly", power=0.0).factor(5, 9) == 1

@@ -144,7 +144,10 @@ class ScheduleConfig:
 
         fields: dict[str, Any] = dict(vars(self))
         name = fields.pop("name")
-        given = {key: value for key, value in fields.items() if value not in (None, 0, 0.0)}
+        given = {key: value for key, value in fields.items() if value is not None}
+        for key in ("min_factor", "warmup_steps"):  # 0 is what schedules do without being told
+            if not given[key]:
+                del given[key]
         return schedules.factor(name, step, max_steps=iterations, **given)
 
 

@@ -6,6 +6,7 @@ Steps count optimizer steps from 0. Steps beyond the last keep the last factor.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from zsseg_rt.errors import ArgumentError
@@ -14,6 +15,11 @@ __all__ = ["SCHEDULES", "ScheduleName", "cosine", "factor", "poly"]
 
 ScheduleName = Literal["poly", "cosine", "constant"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+_SETTINGS: Mapping[str, Sequence[str]] = {
+    "poly": ("power", "min_factor", "warmup_steps", "warmup_start"),
+    "cosine": ("min_factor", "warmup_steps", "warmup_start"),
+    "constant": (),
+}
 
 
 def poly(
@@ -111,14 +117,13 @@ def factor(name: ScheduleName, step: int, *, max_steps: int, **settings: Any) ->
         The factor, in ``[0, 1]``.
 
     Raises:
-        ArgumentError: The name is unknown, or a setting is outside its range.
+        ArgumentError: The name is unknown, or a setting is not the schedule's or outside its range.
     """
-    if name == "poly":
-        return poly(step, max_steps=max_steps, **settings)
-    if name == "cosine":
-        return cosine(step, max_steps=max_steps, **settings)
-    if name == "constant" and not settings:
-        return 1.0
+    known = _SETTINGS.get(name, ())
+    if name in _SETTINGS and set(settings) <= set(known):
+        if name == "poly":
+            return poly(step, max_steps=max_steps, **settings)
+        return cosine(step, max_steps=max_steps, **settings) if known else 1.0
     raise ArgumentError(
         f"schedule: expected one of {', '.join(SCHEDULES)} with settings it has, got {name!r} with "
         f"{', '.join(settings) or 'none'}. Check the spelling."
