@@ -1,6 +1,8 @@
 """Several systems side by side: every run once, resumable, and a table of the figures."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,7 @@ pytest.importorskip("accelerate", reason="needs pip install zsseg_rt[train]")
 import tiny  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
 from zsseg_rt.training import comparison  # noqa: E402
 from zsseg_rt.training.comparison import Comparison, RunFigures, Variant  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
@@ -83,6 +85,26 @@ def test_only_the_named_variants_run(clip_file, tmp_path):
     assert recorded == runs[0].metrics
     with pytest.raises(ArgumentError, match="only: expected names of variants, got other"):
         comparison.run(three_variants(clip_file), tmp_path, only=("other",))
+
+
+def test_figures_of_other_settings_are_not_taken(clip_file, tmp_path):
+    chosen = three_variants(clip_file)
+    comparison.run(chosen, tmp_path, only=("naclip",))
+    shorter = {"evaluation": {"options": {"size": 64, "length": 1}}}
+    with pytest.raises(ArgumentError, match=r"naclip: .*got other values of evaluation.options"):
+        comparison.run(chosen, tmp_path, only=("naclip",), changes=shorter)
+
+
+def test_an_interrupted_run_leaves_no_figures(clip_file, tmp_path, monkeypatch):
+    def stop_at_once(config, *, resume):
+        folder = Path(config.output.folder)
+        folder.mkdir(parents=True)
+        return SimpleNamespace(run_folder=folder, step=1, finished=False, metrics={"pAcc": 1.0})
+
+    monkeypatch.setattr("zsseg_rt.training.assembly.train", stop_at_once)
+    with pytest.raises(TrainingError, match=r"zegclip-0: expected 2 steps, got 1 .*Run the compar"):
+        comparison.run(three_variants(clip_file), tmp_path, only=("zegclip",))
+    assert not list(tmp_path.rglob("figures.json"))
 
 
 def test_table_gives_mean_and_deviation():

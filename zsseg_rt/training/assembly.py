@@ -30,7 +30,7 @@ from zsseg_rt.training.class_embeddings import (
     class_embeddings,
     region_embeddings,
 )
-from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
 from zsseg_rt.training.datasets import SegmentationDataset
 from zsseg_rt.training.evaluation import evaluate
 from zsseg_rt.training.loading import TrainingSamples
@@ -45,20 +45,6 @@ from zsseg_rt.visualize import palette
 __all__ = ["Assembly", "assemble", "evaluate_untrained", "train"]
 
 _log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.toml"
-# Settings that may differ between a run and its continuation: no result depends on them.
-_FREE = {
-    ("data", "root"),
-    ("loop", "checkpoint_interval"),
-    ("loop", "device"),
-    ("loop", "keep_checkpoints"),
-    ("loop", "kept_steps"),
-    ("loop", "log_interval"),
-    ("loop", "num_pictures"),
-    ("loop", "num_workers"),
-    ("output", "folder"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +276,7 @@ def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
             "continue that run, or choose another folder."
         )
     if started and path.is_file():
-        changed = _differences(TrainConfig.load(path), config)
+        changed = config.differences(TrainConfig.load(path))
         if changed:
             raise ArgumentError(
                 f"config: expected that of the run to resume, got other values of "
@@ -304,16 +290,6 @@ def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
         raise SourceError(
             f"{path}: cannot be written: {error.strerror or error}. Check output.folder."
         ) from error
-
-
-def _differences(first: TrainConfig, second: TrainConfig) -> list[str]:
-    """Settings whose values differ and decide results."""
-    return [
-        f"{table}.{name}"
-        for table, fields in vars(first).items()
-        for name, value in vars(fields).items()
-        if value != getattr(getattr(second, table), name) and (table, name) not in _FREE
-    ]
 
 
 def _palette(dataset: SegmentationDataset) -> Any:

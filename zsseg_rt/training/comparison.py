@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt import schema
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.errors import ArgumentError, TrainingError
 from zsseg_rt.files import write_atomically
 from zsseg_rt.training.config import TrainConfig, list_kept, read_toml
 
@@ -136,8 +136,8 @@ def run(
         The figures of all runs, seed by seed.
 
     Raises:
-        ArgumentError: A variant or a setting is unknown.
-        TrainingError: A run failed; those before are kept.
+        ArgumentError: A variant or a setting is unknown, or a run in the folder had other settings.
+        TrainingError: A run failed or was interrupted; those before are kept.
     """
     unknown = set(only) - {variant.name for variant in comparison.variants}
     if unknown:
@@ -195,14 +195,16 @@ def _run_one(
     variant: Variant, shared: Mapping[str, Any], folder: Path, seed: int | None
 ) -> RunFigures:
     place = folder / (variant.name if seed is None else f"{variant.name}-{seed}")
-    record = place / "figures.json"
-    if record.is_file():
+    record, settings = place / "figures.json", place / "settings.toml"
+    config = _configure(variant, shared, folder, place, seed)
+    if record.is_file() and settings.is_file():
+        _check_settings(config, settings)
         metrics = json.loads(record.read_text(encoding="utf-8"))
         return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
-    config = _configure(variant, shared, folder, place, seed)
     _log.info("%s", place)
     metrics = _evaluate_untrained(config) if seed is None else _train(config)
     place.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings, config.to_toml().encode())
     write_atomically(record, json.dumps(metrics, indent=2).encode())
     return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
 
@@ -218,10 +220,26 @@ def _configure(
     return TrainConfig.from_dict(raw, f"variant {variant.name}")
 
 
+def _check_settings(config: TrainConfig, settings: Path) -> None:
+    """Figures count for the settings that they were made with."""
+    changed = config.differences(TrainConfig.load(settings))
+    if changed:
+        raise ArgumentError(
+            f"{settings.parent}: expected figures of a run with these settings, got other values of "
+            f"{', '.join(changed)}. Remove that folder, or choose another for all runs."
+        )
+
+
 def _train(config: TrainConfig) -> dict[str, float]:
     from zsseg_rt.training.assembly import train
 
-    return dict(train(config, resume=True).metrics)
+    result = train(config, resume=True)
+    if not result.finished:
+        raise TrainingError(
+            f"{result.run_folder}: expected {config.loop.iterations} steps, got {result.step}: the "
+            "run was stopped. Run the comparison again to continue it."
+        )
+    return dict(result.metrics)
 
 
 def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:

@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "CONFIG_FILE",
     "DataConfig",
     "EvaluationConfig",
     "ModelConfig",
@@ -32,6 +33,20 @@ __all__ = [
     "list_recipes",
     "read_toml",
 ]
+
+CONFIG_FILE = "config.toml"
+# Settings that may differ between a run and its continuation: no result depends on them.
+_FREE = {
+    ("data", "root"),
+    ("loop", "checkpoint_interval"),
+    ("loop", "device"),
+    ("loop", "keep_checkpoints"),
+    ("loop", "kept_steps"),
+    ("loop", "log_interval"),
+    ("loop", "num_pictures"),
+    ("loop", "num_workers"),
+    ("output", "folder"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +257,15 @@ class TrainConfig:
             for table, fields in schema.encode(self).items()
         }
         return "\n".join(_toml_table((name,), fields) for name, fields in plain.items())
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Names of the settings whose values differ and decide results."""
+        return [
+            f"{table}.{name}"
+            for table, fields in vars(self).items()
+            for name, value in vars(fields).items()
+            if value != getattr(getattr(other, table), name) and (table, name) not in _FREE
+        ]
 
 
 def list_recipes() -> list[str]:
