@@ -225,7 +225,7 @@ def _check_settings(config: TrainConfig, settings: Path) -> None:
     changed = config.differences(TrainConfig.load(settings))
     if changed:
         raise ArgumentError(
-            f"{settings.parent}: expected figures of a run with these settings, got other values of "
+            f"{settings.parent}: expected figures of these settings, got those of another "
             f"{', '.join(changed)}. Remove that folder, or choose another for all runs."
         )
 
