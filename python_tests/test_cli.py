@@ -1,6 +1,10 @@
 """The command line as people type it: outputs, tables, exit codes, one-line errors."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -173,3 +177,24 @@ def test_help_names_the_commands(capsys):
     printed = capsys.readouterr().out
     for command in ("segment", "export", "import-checkpoint", "info", "doctor"):
         assert command in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "purpose"),
+    [
+        (["train", "--config", "zegclip_voc_inductive", "--dry-run"], "to train"),
+        (["export", "trained", "RUN", "--out", "x.zsseg"], "to export RUN"),
+        (["evaluate", "RUN", "--dataset", "scenes"], "to evaluate RUN"),
+    ],
+)
+def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_path):
+    (tmp_path / "RUN").mkdir()
+    code = "import sys; sys.modules['torch'] = None; from zsseg_rt import cli; "
+    call = [sys.executable, "-c", f"{code}sys.exit(cli.main({arguments!r}))"]
+    paths = {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        call, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    expected = f"torch: expected to be installed {purpose}, got nothing. Run: pip install"
+    assert done.stderr.strip() == f"zsseg-rt: {expected} 'zsseg_rt[train]'"

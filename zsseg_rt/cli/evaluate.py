@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import JsonOption, UsageError, flat_names, read_classes
 from zsseg_rt.cli.output import terminal, write_json
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
-from zsseg_rt.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from zsseg_rt.training.datasets.base import SegmentationDataset
@@ -100,17 +100,10 @@ def evaluate(
 def _open_dataset(
     name: str, root: Path | None, split: str, options: dict[str, Any]
 ) -> SegmentationDataset:
-    try:
+    with needs_extra("data", f"to read {name}"):
         from zsseg_rt.training.datasets.registry import create_dataset
 
         return create_dataset(name, root, split, **options)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("zsseg_rt"):
-            raise
-        raise BackendUnavailableError(
-            f"{exc.name}: expected to be installed to read {name}, got nothing. "
-            "Run: pip install 'zsseg_rt[data]'"
-        ) from exc
 
 
 def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -175,15 +168,8 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
             f"{path}: expected --precision float32 and --backend torch for the model of a training "
             f"run, got {config.precision} and {config.backend}; other ones need a bundle"
         )
-    try:
+    with needs_extra("train", f"to evaluate {path}"):
         from zsseg_rt.training.segment_trained import trained_segmenter
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("zsseg_rt"):
-            raise
-        raise BackendUnavailableError(
-            f"{exc.name}: expected to be installed to evaluate {path}, got nothing. "
-            "Run: pip install 'zsseg_rt[train]'"
-        ) from exc
     return trained_segmenter(
         path,
         asked.names,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import (
     LicenceOption,
     OutOption,
@@ -28,11 +29,13 @@ def export_trained(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn the best checkpoint of a training run into a bundle."""
-    from zsseg_rt.training.trained_bundle import export_trained as export
-
     options: dict[str, Any] = {"licence": licence, "overwrite": overwrite}
     if size is not None:
         options["size_hw"] = read_size(size)
     if precision:
         options["precisions"] = tuple(precision)
-    terminal().print(f"wrote {export(run, out, **options)}", highlight=False)
+    with needs_extra("train", f"to export {run}"):
+        from zsseg_rt.training.trained_bundle import export_trained as export
+
+        written = export(run, out, **options)
+    terminal().print(f"wrote {written}", highlight=False)

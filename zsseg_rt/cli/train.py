@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import JsonOption, UsageError
 from zsseg_rt.cli.output import EXIT_FAILURE, terminal, write_json
 
@@ -34,21 +35,22 @@ def train(
     json_file: JsonOption = None,
 ) -> None:
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
-    from zsseg_rt.training.config import TrainConfig, list_recipes
+    with needs_extra("train", "to train"):
+        from zsseg_rt.training.config import TrainConfig, list_recipes
 
-    if recipes:
-        for name in list_recipes():
-            terminal().print(name, highlight=False)
-        return
-    if not config:
-        raise UsageError("--config: expected a TOML file or a recipe's name; see --recipes")
-    settings = TrainConfig.load(config, changes or [])
-    if dry_run:
-        _describe(settings)
-        return
-    from zsseg_rt.training.assembly import train as run
+        if recipes:
+            for name in list_recipes():
+                terminal().print(name, highlight=False)
+            return
+        if not config:
+            raise UsageError("--config: expected a TOML file or a recipe's name; see --recipes")
+        settings = TrainConfig.load(config, changes or [])
+        if dry_run:
+            _describe(settings)
+            return
+        from zsseg_rt.training.assembly import train as run
 
-    result = run(settings, resume=resume)
+        result = run(settings, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:
         _print_result(result)
         if json_file is not None:

@@ -1,0 +1,32 @@
+"""What a command says where a package that it needs is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from zsseg_rt.errors import BackendUnavailableError
+
+__all__ = ["needs_extra"]
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Name the extra that brings a missing package; of our own modules none can be missing.
+
+    Args:
+        extra: ``NAME`` of ``pip install 'zsseg_rt[NAME]'``.
+        purpose: What the package is for: "to train".
+
+    Raises:
+        BackendUnavailableError: A foreign package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("zsseg_rt"):
+            raise
+        raise BackendUnavailableError(
+            f"{exc.name}: expected to be installed {purpose}, got nothing. "
+            f"Run: pip install 'zsseg_rt[{extra}]'"
+        ) from exc
