@@ -14,8 +14,14 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.building import build_model  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
-from zsseg_rt.training.config import TextConfig, TrainConfig, list_recipes  # noqa: E402
+from zsseg_rt.training.config import (  # noqa: E402
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    list_recipes,
+)
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
 
@@ -148,6 +154,20 @@ def test_self_training_starts_from_a_run(run, tmp_path):
     trained = train(config)
     assert load_trained(tmp_path).config.self_trained
     assert trained.metrics == {}
+
+
+def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
+    state_dict = tiny.zegclip_state_dict(SIZES)
+    saved = {f"module.{key}": value.half() for key, value in state_dict.items()}
+    torch.save({"state_dict": saved}, tmp_path / "official.pth")
+    start, options = str(tmp_path / "official.pth"), dict(tiny.zegclip_config(SIZES))
+    del options["seen_classes"]
+    config = ModelConfig(start_from=start, options=options)
+    weights = build_model(config, seen=(0,), protocol="inductive").state_dict()
+    assert all(torch.equal(value, state_dict[k].half().float()) for k, value in weights.items())
+    clip = ModelConfig(architecture="zegformer", start_from=start, options={"clip": "openai"})
+    with pytest.raises(ArgumentError, match="model.options: unknown key 'clip'"):
+        build_model(clip, seen=(0,), protocol="inductive")
 
 
 @pytest.mark.parametrize(

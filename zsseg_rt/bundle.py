@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -304,10 +304,6 @@ class Bundle(_Manifest):
         if self.regions is None:
             del data["regions"]
         return data
-
-    def with_path(self, path: Path) -> Bundle:
-        """The same description at another place."""
-        return replace(self, path=path)
 
     def _locate(self, entry: FileEntry) -> Path:
         relative = PurePosixPath(entry.file)

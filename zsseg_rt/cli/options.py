@@ -13,7 +13,6 @@ from zsseg_rt.errors import SourceError
 # Typer re-exports this class's child only, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]

@@ -106,7 +106,7 @@ def _load_pickle(path: Path, trust: bool) -> Any:
             raise CheckpointError(
                 f"{path.name}: expected tensors and plain values only, got a pickle that names "
                 f"'{foreign[1]}', which can run code while it is read. If you trust the file's "
-                "author, pass trust=True."
+                "author, pass trust=True (--trust on the command line)."
             ) from error
         raise _unreadable(path, error) from error
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models import create_model, from_official, load_checkpoint
+from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.clip import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.clip_rc import ClipRC
 from zsseg_rt.models.dense_baseline import DenseBaseline
@@ -77,7 +77,8 @@ def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
     kind = fields.pop("kind", "fit_inside")
     if kind not in _AUGMENTATIONS:
         raise ArgumentError(
-            f"data.augmentation.kind: expected one of {', '.join(_AUGMENTATIONS)}, got {kind!r}"
+            f"data.augmentation.kind: expected one of {', '.join(_AUGMENTATIONS)}, got {kind!r}. "
+            "Check the spelling."
         )
     augmentation: Augmentation = schema.decode(
         _AUGMENTATIONS[kind], fields, "data.augmentation", ArgumentError
@@ -107,7 +108,8 @@ def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> n
         model = load_trained(start)
     elif start:
         options = _checked_options(config.architecture, options, official=True)
-        model = from_official(config.architecture, load_checkpoint(start), **options)
+        state_dict = normalize_state_dict(load_checkpoint(start))
+        model = from_official(config.architecture, state_dict, **options)
     else:
         options = _checked_options(config.architecture, options, official=False)
         model = create_model(config.architecture, **options)
@@ -127,7 +129,8 @@ def build_task(
     if kind is None:
         raise ArgumentError(
             f"model.architecture: expected one with a task for labelled pictures "
-            f"({', '.join(family.__name__ for family in _TASKS)}), got {type(model).__name__}."
+            f"({', '.join(family.__name__ for family in _TASKS)}), got {type(model).__name__}. "
+            "Choose another."
         )
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     _refuse_unknown(kind.__init__, config.options, "task.options", hidden=("protocol", *own))
@@ -221,7 +224,7 @@ def _checked_options(
     architecture: str, options: Mapping[str, Any], *, official: bool
 ) -> dict[str, Any]:
     function = find_builder(architecture, official=official)
-    hidden = ("state_dict", "seen_classes", "self_trained")
+    hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
     _refuse_unknown(function, options, "model.options", hidden=hidden)
     return _with_records(function, options, "model.options")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, VocabularyError
@@ -165,18 +167,18 @@ def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
 def _read_rows(path: Path) -> Tensor:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             rows: Tensor = load_file(path)["embeds"]
         else:
             rows = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ArgumentError(
-            f"text.bank: expected .npy rows or .safetensors with 'embeds', got {path}: {error}"
+            f"text.bank: expected .npy rows or .safetensors with 'embeds', got {path}: {error}. "
+            "Check the file."
         ) from error
     if rows.ndim != 2 or not bool(torch.isfinite(rows).all()):
         raise VocabularyError(
-            f"text.bank: expected finite rows [C, D], got shape {list(rows.shape)} in {path}."
+            f"text.bank: expected finite rows [C, D], got shape {list(rows.shape)} in {path}. "
+            "Make the file again."
         )
     return rows.float()
 
@@ -186,7 +188,9 @@ def _read_names(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"text.bank_names: cannot be read: {path}: {error}") from error
+        raise ArgumentError(
+            f"text.bank_names: expected one a line or a JSON list, got {path}: {error}"
+        ) from error
     return [str(name).strip() for name in names if str(name).strip()]
 
 

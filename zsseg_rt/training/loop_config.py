@@ -29,9 +29,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ArgumentError(f"betas: expected two values in [0, 1), got {self.betas}")
+            raise ArgumentError(
+                f"betas: expected two values in [0, 1), got {self.betas}. Change it."
+            )
         if self.eps <= 0:
-            raise ArgumentError(f"eps: expected a value above 0, got {self.eps}")
+            raise ArgumentError(f"eps: expected a value above 0, got {self.eps}. Change it.")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ArgumentError(
                 f"max_grad_norm: expected a value above 0, got {self.max_grad_norm}. "
@@ -95,10 +97,12 @@ class LoopConfig:
             if getattr(self, name) not in get_args(kind):
                 raise ArgumentError(
                     f"{name}: expected one of {', '.join(get_args(kind))}, "
-                    f"got {getattr(self, name)!r}"
+                    f"got {getattr(self, name)!r}. Check the spelling."
                 )
         if self.best_is not in ("highest", "lowest"):
-            raise ArgumentError(f"best_is: expected highest or lowest, got {self.best_is!r}")
+            raise ArgumentError(
+                f"best_is: expected highest or lowest, got {self.best_is!r}. Check the spelling."
+            )
 
     def part_size(self, num_processes: int) -> int:
         """Pictures that one process computes at a time.
@@ -118,4 +122,4 @@ class LoopConfig:
 
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ArgumentError(f"{name}: expected at least {least}, got {value}")
+        raise ArgumentError(f"{name}: expected at least {least}, got {value}. Choose more.")

@@ -212,11 +212,6 @@ class RunReport:
         if "loss/total" in values:
             self._progress.say(step, f"loss {values['loss/total']:.4g}")
 
-    def say(self, step: int, text: str) -> None:
-        """Show a line."""
-        if self.active:
-            self._progress.say(step, text)
-
     def pictures(self, step: int, pictures: Iterable[Picture]) -> None:
         """Show pictures, uint8 ``[H, W, 3]`` RGB with their names, in TensorBoard."""
         if self.active:

@@ -150,10 +150,12 @@ def load_trained(path: str | Path) -> nn.Module:
             f"{architecture!r}. Use the version of zsseg_rt that wrote it."
         )
     family, config_type = _FAMILIES[architecture]
-    config = schema.decode(config_type, card["config"], f"{folder / MODEL_CARD}", CheckpointError)
+    config = schema.decode(
+        config_type, card.get("config"), str(folder / MODEL_CARD), CheckpointError
+    )
     with torch.device("meta"):
         model = family(config)
-        if getattr(model, "text_encoder", None) is None and card["text_encoder"] is not None:
+        if getattr(model, "text_encoder", None) is None and card.get("text_encoder") is not None:
             model.text_encoder = _text_encoder(card["text_encoder"], folder)
     load_weights(model, read_tensors(folder, "model"), architecture=architecture)
     return model.eval()

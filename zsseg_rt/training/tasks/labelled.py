@@ -108,7 +108,9 @@ class PixelLossTask(LabelledTask):
         self.loss = loss
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
         if label_stride < 1:
-            raise ArgumentError(f"label_stride: expected at least 1, got {label_stride}.")
+            raise ArgumentError(
+                f"label_stride: expected at least 1, got {label_stride}. Choose more."
+            )
         self.label_stride = label_stride
 
     @abstractmethod
