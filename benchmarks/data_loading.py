@@ -14,8 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -52,7 +50,9 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure every augmentation on every size of picture."""
     import cv2
     import torch
+    import torchvision
 
+    from zsseg_rt.training.provenance import describe_commit, describe_machine
     from zsseg_rt.training.transforms import FitInsideAugmentation, ShortEdgeAugmentation
 
     cv2.setNumThreads(1)
@@ -64,7 +64,8 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for recipe, augmentation in recipes.items():
             row = measure(dataset, augmentation, args.seconds, args.workers)
             rows.append({"pictures": name, "size_hw": size_hw, "augmentation": recipe} | row)
-    return {"machine": describe_machine(), "workers": args.workers, "rows": rows}
+    machine = describe_machine(cv2, torch, torchvision) | {"commit": describe_commit(ROOT)}
+    return {"machine": machine, "workers": args.workers, "rows": rows}
 
 
 def make_dataset(folder: Path, photos: Path, size_hw: tuple[int, int]) -> Any:
@@ -144,29 +145,6 @@ def loader_rate(loader: Any, seconds: float) -> float:
     while (elapsed := time.perf_counter() - start) < seconds:
         count += len(next(batches).names)
     return count / elapsed
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, library versions, commit."""
-    import cv2
-    import torch
-    import torchvision
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "commit": commit.stdout.strip(),
-    }
 
 
 def print_report(report: dict[str, Any]) -> None:

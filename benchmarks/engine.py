@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     model = build_model(args.size)
     if not bundle.exists():
         export(model, bundle)
-    report: dict[str, Any] = {"machine": describe_machine(), "rounds": args.rounds}
+    report: dict[str, Any] = {"machine": machine_and_commit(), "rounds": args.rounds}
     report |= {"threads": args.threads, "size": args.size, "frame_hw": FRAME_HW}
     report["fresh_process"] = measure_processes(bundle, args.threads)
     report["latency_ms"], report["stages_ms"] = measure_latency(model, bundle, args)
@@ -316,31 +315,14 @@ def compute_ratios(report: dict[str, Any]) -> dict[str, float]:
     return ratios
 
 
-def describe_machine() -> dict[str, str]:
+def machine_and_commit() -> dict[str, str]:
     """CPU, versions and commit."""
     import openvino
     import torch
 
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
+    from zsseg_rt.training.provenance import describe_commit, describe_machine
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")),
-        platform.processor(),
-    )  # fmt: skip
-    return {
-        "cpu": cpu,
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "openvino": openvino.__version__,
-        "commit": git("rev-parse", "--short", "HEAD")
-        + ("+" if git("status", "--porcelain") else ""),
-    }
+    return describe_machine(torch, openvino) | {"commit": describe_commit(ROOT)}
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine import FRAME_HW, describe_machine, random_inputs
+from engine import FRAME_HW, machine_and_commit, random_inputs
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows[name] |= {"precision": engine.precision, "backend": engine.backend}
     for name, times in take_turns(engines, args.rounds).items():
         rows[name]["engine_ms"] = statistics.median(times)
-    report = {"machine": describe_machine(), "threads": args.threads, "frame_hw": FRAME_HW}
+    report = {"machine": machine_and_commit(), "threads": args.threads, "frame_hw": FRAME_HW}
     return report | {"rounds": args.rounds, "systems": rows}
 
 

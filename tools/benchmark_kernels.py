@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ import numpy as np
 
 from zsseg_rt import ops
 from zsseg_rt.ops import reference
+from zsseg_rt.training.provenance import describe_commit, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
@@ -444,28 +442,13 @@ def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
     }
 
 
-def describe_machine(bench: CpuBench) -> dict[str, Any]:
+def machine_of(bench: CpuBench) -> dict[str, str]:
     """Say what the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    machine = {"cpu": cpu, "cpu_count": os.cpu_count(), "isa": ops.cpu_isa()}
+    modules = [module for module in (bench.torch, bench.cv2) if module]
+    machine = describe_machine(*modules) | {"isa": ops.cpu_isa()}
     if bench.name == "cuda":
         machine["gpu"] = str(ops.cuda_device_properties(0))
-    versions = {m.__name__: m.__version__ for m in (bench.torch, bench.cv2, np) if m}
-    return machine | {"python": platform.python_version(), "versions": versions}
-
-
-def current_commit() -> str:
-    """The checkout's commit, with "-dirty" where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return machine
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -514,7 +497,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return 1
             print_result(results[-1])
     report = {"device": bench.name, "threads": args.threads, "rounds": rounds}
-    report |= {"machine": describe_machine(bench), "commit": current_commit(), "results": results}
+    report |= {"machine": machine_of(bench), "commit": describe_commit(ROOT), "results": results}
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0

@@ -6,13 +6,13 @@ on where its last checkpoint was.
 
 import argparse
 import logging
-import subprocess
 from pathlib import Path
 
 import torch
 
 from zsseg_rt.training.clip_pretraining import PretrainingConfig, pretrain
 from zsseg_rt.training.demo import DemoConfig, evaluate_demo, train_demo, write_demo
+from zsseg_rt.training.provenance import describe_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,12 +35,7 @@ def main() -> None:
     config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
     print(evaluate_demo(model).scores)
-    print(write_demo(model, clip, config, arguments.out, commit=_commit()))
-
-
-def _commit() -> str:
-    call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+    print(write_demo(model, clip, config, arguments.out, commit=describe_commit(ROOT)))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 import zsseg_rt
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_commit", "describe_machine"]
 
 
-def describe_machine() -> dict[str, str]:
-    """Processor, system and versions; nothing that names a person or a host."""
-    return {
+def describe_machine(*modules: ModuleType) -> dict[str, str]:
+    """Processor, system and versions; nothing that names a person or a host.
+
+    Args:
+        *modules: Packages whose versions matter too.
+    """
+    machine = {
         "cpu": _cpu_name(),
         "usable_cpus": str(len(os.sched_getaffinity(0))),
         "system": f"{platform.system()} {platform.machine()}",
@@ -23,6 +29,17 @@ def describe_machine() -> dict[str, str]:
         "numpy": np.__version__,
         "zsseg_rt": zsseg_rt.__version__,
     }
+    return machine | {module.__name__: str(module.__version__) for module in modules}
+
+
+def describe_commit(folder: Path) -> str:
+    """The commit of the checkout that a folder is in, "-dirty" with changes; else "unknown"."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:
