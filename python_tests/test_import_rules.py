@@ -52,6 +52,22 @@ def test_models_never_import_the_runtime():
             assert parts[0] != "zsseg_rt" or len(parts) < 2 or parts[1] not in forbidden, path.name
 
 
+def test_export_never_imports_training():
+    for path in sorted((PACKAGE / "export").rglob("*.py")):
+        for name in imported_modules(path.read_text(), top_level_only=False):
+            assert not name.startswith("zsseg_rt.training"), path.name
+
+
+def test_bundles_are_judged_without_torch():
+    code = """
+import sys
+from zsseg_rt.training import datasets, evaluation, metrics, segment_bundle
+from zsseg_rt.training.datasets import scenes
+print(sorted({name.split('.')[0] for name in sys.modules}))
+"""
+    assert not set(ast.literal_eval(run_python(code))) & HEAVY
+
+
 def run_python(code):
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
