@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES, World
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES, world_of_split
 from zsseg_rt.training.datasets.scenes.captions import describe_scene
 from zsseg_rt.training.datasets.scenes.crops import Captioned, captioned_views
 from zsseg_rt.training.datasets.scenes.words import all_things
@@ -20,7 +20,6 @@ from zsseg_rt.training.datasets.scenes.world import visible
 
 __all__ = ["NEVER_CAPTIONED", "CaptionBatch", "CaptionBatches"]
 
-_WORLD = 3  # the scenes of SceneDataset("pretraining")
 _SCENES_PER_STEP = 1024  # room in the numbering: no two steps share a scene
 
 # Things that no caption of pretraining names, to measure how words recombine; no class is one.
@@ -83,7 +82,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
     ) -> None:
         self.steps, self.batch_size = steps, batch_size
         self.view_size, self.whole_every = view_size, whole_every
-        self._world = World(8 * seed + _WORLD, size=size, class_share=0.0)
+        self._world = world_of_split("pretraining", seed, size=size, class_share=0.0)
         self._seed = seed
         self._tokenizer = Tokenizer(tokenizer_json(), context_length=context_length)
         self._never = tuple(NEVER_CAPTIONED)

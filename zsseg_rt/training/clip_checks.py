@@ -27,7 +27,7 @@ from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
 from zsseg_rt.training.clip_pretraining import WEIGHTS, PretrainingConfig, SmallClip
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, World
+from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
 from zsseg_rt.training.datasets.scenes.crops import view_of
 from zsseg_rt.training.datasets.scenes.words import all_things
 from zsseg_rt.training.datasets.scenes.world import visible
@@ -39,7 +39,6 @@ __all__ = ["ZeroShotScores", "classify_views", "embed_names", "load_run", "score
 
 _log = logging.getLogger(__name__)
 
-_WORLD = 2  # the scenes of SceneDataset("val")
 _CHUNK = 256
 TEMPLATES = ("a photo of a {}.",)
 
@@ -136,7 +135,7 @@ def score_dense_heads(
 def _views(
     seed: int, class_share: float, num_scenes: int, side: int
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    world = World(8 * seed + _WORLD, class_share=class_share)
+    world = world_of_split("val", seed, class_share=class_share)
     for index in range(num_scenes):
         scene = world.scene(index, num_captions=0)
         for part in visible(scene.identities, scene.kinds, side * side // 5):

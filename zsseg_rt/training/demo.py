@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,30 +19,28 @@ from torch import Tensor, nn
 from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.descriptor import export_bundle
-from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models import create_model
 from zsseg_rt.models.mask_decoder import DecoderConfig
-from zsseg_rt.models.text_encoder import TextEncoder, average_templates
+from zsseg_rt.models.text_encoder import TextEncoder
 from zsseg_rt.models.zegclip import ZegCLIP
-from zsseg_rt.text.prompts import fill
-from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.building import batch_source
+from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.datasets.scenes import (
     CLASS_NAMES,
     SEEN,
     WORLD_VERSION,
     SceneDataset,
-    World,
     words_of_world,
+    world_of_split,
 )
 from zsseg_rt.training.datasets.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.training.evaluation import Evaluation, evaluate
-from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
+from zsseg_rt.training.loading import TrainingSamples
 from zsseg_rt.training.loop import run_loop
 from zsseg_rt.training.loop_config import LoopConfig
 from zsseg_rt.training.schedules import poly
 from zsseg_rt.training.segment_torch import torch_segmenter
-from zsseg_rt.training.task import Batch
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.transforms import FitInsideAugmentation
 
@@ -113,36 +109,16 @@ def small_zegclip(clip: Path, config: DemoConfig) -> ZegCLIP:
         decoder=DecoderConfig(
             query_dim=embed_dim, ffn_dim=4 * embed_dim, num_heads=config.decoder_heads
         ),
+        unit_inputs=True,
     )
-    zegclip = cast(ZegCLIP, model)
-    _strengthen(zegclip, embed_dim)
-    return zegclip
+    return cast(ZegCLIP, model)
 
 
-@torch.no_grad()
-def _strengthen(model: ZegCLIP, embed_dim: int) -> None:
-    """Make initial weights ready for unit vectors.
-
-    Usual initial weights expect inputs of variance 1; entries of a unit vector have 1 / D. Without
-    the missing factor biases drown what tells classes apart, and learning starts much later.
-    """
-    factor = math.sqrt(embed_dim)
-    model.decode_head.q_proj.weight.mul_(factor)
-    for layer in model.decode_head.decoder_1.decoder_layers():
-        layer.multihead_attn.k.weight.mul_(factor)
-        layer.multihead_attn.v.weight.mul_(factor)
-
-
-@torch.no_grad()
 def embed_classes(model: ZegCLIP) -> Tensor:
     """Embeddings of the world's classes by a model's own text tower, ``[C, D]``, unit norm."""
-    encoder = model.text_encoder
-    if encoder is None:
+    if model.text_encoder is None:
         raise CheckpointError("model: expected a text tower, got none. Build it with one.")
-    tokenizer = Tokenizer(tokenizer_json(), context_length=encoder.config.context_length)
-    prompts = [prompt for name in CLASS_NAMES for prompt in fill(TEMPLATES, name)]
-    embeds = encoder(torch.from_numpy(tokenizer.encode(prompts)))
-    return average_templates(embeds.reshape(len(CLASS_NAMES), len(TEMPLATES), -1))
+    return embed_phrases(model.text_encoder, CLASS_NAMES, TEMPLATES)
 
 
 def train_demo(
@@ -165,17 +141,19 @@ def train_demo(
         embed_classes(model),
         seen=SEEN,
         learning_rate=config.learning_rate,
+        label_stride=config.label_stride,
+    )
+    loop = LoopConfig(
+        iterations=config.iterations,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        checkpoint_interval=250,
+        num_workers=1,
     )
     run_loop(
         task,
-        _Scenes(config),
-        config=LoopConfig(
-            iterations=config.iterations,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            checkpoint_interval=250,
-            best_metric="miou_unseen",
-        ),
+        batch_source(_scenes(config), loop),
+        config=loop,
         run_folder=run_folder,
         schedule=lambda step: poly(
             step,
@@ -188,42 +166,18 @@ def train_demo(
     return model.cpu().eval()
 
 
-@dataclass(frozen=True)
-class _Scenes:
-    """Batches of training scenes from any position on."""
-
-    config: DemoConfig
-
-    def __call__(
-        self, *, start_position: int, process_index: int, num_processes: int, batch_size: int
-    ) -> Iterator[Batch]:
-        side = self.config.size
-        dataset = SceneDataset(
-            "train", size=side, length=self.config.num_scenes, seed=self.config.seed
-        )
-        augmentation = FitInsideAugmentation(
-            crop_hw=(side, side),
-            scale=(side, side),
-            ratio_range=(1.0, 1.0),
-            max_class_share=1.0,
-            distortion=None,
-        )
-        sampler = EpochSampler(
-            len(dataset),
-            self.config.seed,
-            batch_size=batch_size * num_processes,
-            start_position=start_position,
-            process_index=process_index,
-            num_processes=num_processes,
-        )
-        samples = TrainingSamples(dataset, augmentation, self.config.seed)
-        for batch in make_loader(samples, sampler, num_workers=1):
-            yield self._thin(batch)
-
-    def _thin(self, batch: Batch) -> Batch:
-        stride = self.config.label_stride
-        thinned = batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
-        return dataclasses.replace(batch, labels=thinned.contiguous())
+def _scenes(config: DemoConfig) -> TrainingSamples:
+    """Training scenes as they are drawn, mirrored at random."""
+    side = config.size
+    dataset = SceneDataset("train", size=side, length=config.num_scenes, seed=config.seed)
+    augmentation = FitInsideAugmentation(
+        crop_hw=(side, side),
+        scale=(side, side),
+        ratio_range=(1.0, 1.0),
+        max_class_share=1.0,
+        distortion=None,
+    )
+    return TrainingSamples(dataset, augmentation, config.seed)
 
 
 def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Evaluation:
@@ -283,7 +237,7 @@ def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
 
 
 def _write_photos(folder: Path, size: int) -> None:
-    world = World(4, size=size, zoom=2)  # the scenes of SceneDataset("demo")
+    world = world_of_split("demo", size=size, zoom=2)
     for name, index in zip(PHOTOS, _PHOTO_INDICES, strict=True):
         cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
 

@@ -4,7 +4,7 @@ Names are a colour, a surface and a noun (``"red striped ball"``, ``"grey stone 
 sky"``). The unseen segmentation classes recombine words of the seen ones.
 """
 
-from zsseg_rt.training.datasets.scenes.dataset import SceneDataset
+from zsseg_rt.training.datasets.scenes.dataset import SceneDataset, world_of_split
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN, Kind, words_of_world
 from zsseg_rt.training.datasets.scenes.world import IGNORE, WORLD_VERSION, Scene, World
 
@@ -18,4 +18,5 @@ __all__ = [
     "SceneDataset",
     "World",
     "words_of_world",
+    "world_of_split",
 ]

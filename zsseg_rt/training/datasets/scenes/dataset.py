@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.datasets.base import Sample
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN
 from zsseg_rt.training.datasets.scenes.world import IGNORE, World
 
-__all__ = ["SceneDataset"]
+__all__ = ["SceneDataset", "world_of_split"]
 
 _SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4}
+_SEEDS_APART = 8  # room for splits between one data set's seed and the next
 _LENGTHS = {"train": 20_000, "val": 500, "pretraining": 1_000_000, "demo": 16}
+
+
+def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
+    """The world whose scenes are a split's, and no other split's of any seed.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``.
+        seed: Of the data set.
+        **settings: Those of :class:`World`.
+
+    Raises:
+        ArgumentError: A setting is outside its range.
+    """
+    if split not in _SPLITS:
+        raise ArgumentError(
+            f"split: expected one of {', '.join(_SPLITS)}, got {split!r}. Check the spelling."
+        )
+    if seed < 0:
+        raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
+    return World(_SEEDS_APART * seed + _SPLITS[split], **settings)
 
 
 class SceneDataset:
@@ -39,19 +60,13 @@ class SceneDataset:
         seed: int = 0,
         class_share: float = 0.85,
     ) -> None:
-        if split not in _SPLITS:
-            raise ArgumentError(
-                f"split: expected one of {', '.join(_SPLITS)}, got {split!r}. Check the spelling."
-            )
+        self.world = world_of_split(split, seed, size=size, class_share=class_share)
         if length is not None and length < 1:
             raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")
-        if seed < 0:
-            raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
         self.name = f"scenes/{split}"
         self.class_names = CLASS_NAMES
         self.seen = SEEN
         self.ignore_label = IGNORE
-        self.world = World(8 * seed + _SPLITS[split], size=size, class_share=class_share)
         self._length = _LENGTHS[split] if length is None else length
 
     def __len__(self) -> int:
