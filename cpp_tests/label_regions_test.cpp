@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "every_isa.h"
+#include "zsseg/error.h"
 
 namespace zsseg {
 namespace {
@@ -56,7 +58,7 @@ struct Vote {
   }
   std::size_t count() const { return static_cast<std::size_t>(height * width); }
 
-  void run() {
+  void run(bool enough_memory = true) {
     const TensorView lowered{bias.data(), DType::float32, {classes}, {}};
     const LabelRegionsInputs inputs{
         {logits.data(), DType::float32, {masks, mask_side, mask_side}, {}},
@@ -71,7 +73,8 @@ struct Vote {
     std::vector<float> memory(bytes / sizeof(float) + 16, std::numeric_limits<float>::quiet_NaN());
     const auto misaligned = reinterpret_cast<std::uintptr_t>(memory.data()) % 64;
     float* aligned = memory.data() + (misaligned == 0 ? 0 : (64 - misaligned) / sizeof(float));
-    const TensorView workspace{aligned, DType::uint8, {static_cast<std::int64_t>(bytes)}, {}};
+    const std::int64_t given = enough_memory ? static_cast<std::int64_t>(bytes) : 64;
+    const TensorView workspace{aligned, DType::uint8, {given}, {}};
     const TensorView winner_view{winners.data(), DType::float32, {height, width}, {}};
     label_regions(inputs, {labels.data(), DType::uint8, {height, width}, {}}, &winner_view,
                   workspace, params, 0);
@@ -131,6 +134,16 @@ TEST(LabelRegions, MatchTheDefinitionOnAwkwardSizes) {
     single.run();
     single.expect_correct();
   });
+}
+
+TEST(LabelRegions, RefuseTooSmallAWorkspace) {
+  Vote vote{5, 3, 8, 40, 40, 7, 3};
+  try {
+    vote.run(false);
+    FAIL() << "expected a ShapeError";
+  } catch (const ShapeError& error) {
+    EXPECT_NE(std::string(error.what()).find("workspace: expected at least"), std::string::npos);
+  }
 }
 
 }  // namespace

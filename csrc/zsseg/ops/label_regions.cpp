@@ -122,6 +122,22 @@ std::size_t label_regions_workspace_bytes(const LabelRegionsInputs& inputs,
   return bytes_of(label_regions_layout(inputs, params, num_threads()));
 }
 
+namespace {
+
+// One task's share is enough; with less memory than for every thread, fewer tasks run.
+void expect_workspace(const TensorView& workspace, const LabelRegionsInputs& inputs,
+                      const LabelRegionsParams& params) {
+  const bool on_cuda = inputs.mask_logits.device.is_cuda();
+  const std::size_t needed = on_cuda ? 0 : bytes_of(label_regions_layout(inputs, params, 1));
+  if (workspace.bytes() < needed) {
+    throw ShapeError("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
+                     std::to_string(workspace.bytes()) +
+                     ". Ask label_regions_workspace_bytes for the size.");
+  }
+}
+
+}  // namespace
+
 void label_regions(const LabelRegionsInputs& inputs, const TensorView& labels,
                    const TensorView* scores, const TensorView& workspace,
                    const LabelRegionsParams& params, StreamHandle stream) {
@@ -130,6 +146,7 @@ void label_regions(const LabelRegionsInputs& inputs, const TensorView& labels,
   if (scores != nullptr) {
     expect_result("scores", *scores, DType::float32, shape, inputs);
   }
+  expect_workspace(workspace, inputs, params);
   ZSSEG_RUN_KERNEL(labels, label_regions, stream, inputs, labels, scores, workspace, params);
 }
 
