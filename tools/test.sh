@@ -52,16 +52,4 @@ cmake --build build/cpp_tests
 ctest --test-dir build/cpp_tests --output-on-failure
 
 say "Python tests"
-if [ $# -gt 0 ]; then
-  python -m pytest "$@"
-else
-  # Tests that start processes run in a process of their own, a file each: after torch's data
-  # loaders have run in it, the kernel killed one with SIGSEGV when a child of it ended.
-  starters=(plan_cache training_loop training_losses_processes)
-  starters=("${starters[@]/#/python_tests/test_}")
-  starters=("${starters[@]/%/.py}")
-  for file in "${starters[@]}"; do
-    python -m pytest "$file"
-  done
-  python -m pytest "${starters[@]/#/--ignore=}"
-fi
+python -m pytest "$@"

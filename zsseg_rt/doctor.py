@@ -124,9 +124,9 @@ def _openvino() -> Finding:
             detail="not installed; it is the CPU's backend",
             remedy="pip install openvino",
         )
-    import openvino
+    from zsseg_rt.backends._openvino_core import process_core
 
-    core = openvino.Core()
+    core = process_core()
     devices = ", ".join(
         f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices
     )

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt.backends._openvino_core import process_core
 from zsseg_rt.backends.base import Array, BackendOptions, Session, TensorSpec
 from zsseg_rt.backends.feeds import check_feed, check_names
 from zsseg_rt.backends.onnx_header import GraphHeader, read_header
 from zsseg_rt.errors import (
     BackendError,
-    BackendUnavailableError,
     DeviceError,
     DTypeError,
     PrecisionNotApplied,
@@ -66,9 +66,8 @@ class OpenVinoBackend:
                 f"device: expected 'cpu' for backend 'openvino', got {device!r}. "
                 "Use backend='tensorrt' or 'torch' on a GPU."
             )
-        openvino = _import_openvino()
+        core = process_core()
         header = read_header(graph_path)
-        core = openvino.Core()
         capabilities = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = _settings(precision, capabilities, options)
         compiled = _compile(core, graph_path, settings, options)
@@ -80,19 +79,16 @@ class OpenVinoBackend:
             )
         if precision == "auto":
             _log.info("%s: precision auto is %s on this CPU", graph_path.name, applied)
-        return _OpenVinoSession(openvino, compiled, header, applied, options)
+        return _OpenVinoSession(compiled, header, applied, options)
 
 
 class _OpenVinoSession:
     def __init__(
-        self,
-        openvino: Any,
-        compiled: Any,
-        header: GraphHeader,
-        precision: str,
-        options: BackendOptions,
+        self, compiled: Any, header: GraphHeader, precision: str, options: BackendOptions
     ) -> None:
-        self._tensor = openvino.Tensor
+        from openvino import Tensor
+
+        self._tensor = Tensor
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._header, self._precision = header, precision
@@ -147,16 +143,6 @@ class _OpenVinoSession:
     def _share(self, array: np.ndarray[Any, Any]) -> Any:
         # OpenVINO refuses to borrow read-only memory; only such a feed is copied.
         return self._tensor(array, shared_memory=bool(array.flags.writeable))
-
-
-def _import_openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            "backend: expected the package openvino, found none. Run: pip install openvino"
-        ) from exc
-    return openvino
 
 
 def _settings(precision: str, capabilities: list[str], options: BackendOptions) -> dict[str, Any]:
