@@ -87,6 +87,15 @@ def test_resuming_changes_nothing():
     assert all(map(same, actual, expected[3:]))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_draws_no_number_of_training(num_workers):
+    """Else a resumed run, which opens its data once more, would draw other masks and dropout."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    batches_of(loader_of(num_workers=num_workers), 12)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_processes_share_the_same_steps():
     expected = batches_of(loader_of(), 5)
     parts = [

@@ -237,6 +237,7 @@ def make_loader(
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers > 0 else None,
         worker_init_fn=_prepare_worker,
+        generator=torch.Generator(),  # else it draws from the one that a checkpoint keeps
     )
     return BatchLoader(loader, sampler)
 
