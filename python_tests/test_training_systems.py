@@ -1,5 +1,7 @@
 """ZegFormer and ZeroSeg from settings to a bundle, on the synthetic world."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ import tiny  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from zsseg_rt import Engine  # noqa: E402
-from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.comparison import Comparison, merge  # noqa: E402
@@ -164,6 +166,71 @@ def test_zeroseg_ignores_labels(clip_file, tmp_path):
     torch.manual_seed(0)
     second = task(batch)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.fixture
+def halfway(clip_file, tmp_path):
+    """A run of four steps with a CLIP of its own, as if it had been killed after two of them."""
+    config = zeroseg(shutil.copy(clip_file, tmp_path / "teacher.safetensors"), tmp_path / "run")
+    config = replace(config, loop=replace(config.loop, iterations=4, checkpoint_interval=2))
+    last = train(config).last_checkpoint
+    last.rename(tmp_path / "uninterrupted")
+    return config, last.with_name("step-00000002")
+
+
+def test_resuming_without_the_teachers_weights_changes_no_bit(halfway, tmp_path):
+    config, checkpoint = halfway
+    saved = {name for path in checkpoint.glob("*.safetensors") for name in load_file(path)}
+    assert not {name for name in saved if "teacher" in name}
+    resumed = train(config, resume=True).last_checkpoint
+    for name in ("model", "optimizer", "random"):
+        expected = load_file(tmp_path / "uninterrupted" / f"{name}.safetensors")
+        found = load_file(resumed / f"{name}.safetensors")
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def with_teacher(checkpoint, teacher):
+    """Make a checkpoint one of format 1, which held the teacher."""
+    tensors = {f"features.teacher.{k}": v.contiguous() for k, v in teacher.state_dict().items()}
+    path = checkpoint / "task.safetensors"
+    save_file(tensors, path)
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["left_out"]
+    state["format_version"] = 1
+    state["files"][path.name] = path.stat().st_size
+    (checkpoint / "state.json").write_text(json.dumps(state))
+
+
+def test_checkpoints_that_hold_the_teacher_still_load(halfway):
+    config, checkpoint = halfway
+    with_teacher(checkpoint, assemble(config).task.features.teacher)
+    load_trained(checkpoint)
+    last = train(config, resume=True).last_checkpoint
+    assert last.name == "step-00000004"
+    assert not (last / "task.safetensors").exists()
+
+
+def test_checkpoints_that_hold_another_teacher_are_refused(halfway):
+    config, checkpoint = halfway
+    teacher = assemble(config).task.features.teacher
+    next(teacher.parameters()).add_(1)
+    with_teacher(checkpoint, teacher)
+    with pytest.raises(CheckpointError, match="features.teacher: expected the weights that"):
+        train(config, resume=True)
+
+
+def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
+    config, checkpoint = halfway
+    path = tmp_path / "teacher.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"visual.proj": weights["visual.proj"] + 1}, path)
+    with pytest.raises(CheckpointError, match="features.teacher: .* got SHA-256.*its own file"):
+        train(config, resume=True)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="teacher.safetensors"):
+        train(config, resume=True)
+    assert load_trained(checkpoint).config.embed_dim == weights["visual.proj"].shape[1]
 
 
 @pytest.mark.parametrize("protocol", ["transductive", "supervised"])

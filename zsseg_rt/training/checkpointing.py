@@ -28,7 +28,7 @@ from zsseg_rt.errors import CheckpointError, TrainingError
 __all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
 __all__ += ["join_optimizer_state", "read_json", "read_tensors", "split_optimizer_state"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 has no left_out: it held every weight of the task
 MODEL_CARD, STATE_FILE = "model.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTS = ("model", "task", "optimizer", "random", "constants")
@@ -45,6 +45,7 @@ class CheckpointState:
         optimizer: Parameter groups and the values of the optimizer's state that are no tensors.
         scaler: State of the loss scaling of float16, else empty.
         losses: Means of the loss terms at the end, for people.
+        left_out: SHA-256 of the weights of each part of the task that is not saved, by its name.
     """
 
     step: int
@@ -53,6 +54,7 @@ class CheckpointState:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     scaler: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Checkpoint:
     Attributes:
         state: What is no tensor.
         model: ``state_dict`` of the model.
-        task: ``state_dict`` of the objective without its model.
+        task: ``state_dict`` of the objective without its model and what is left out.
         optimizer: Tensors of the optimizer's state.
         random: States of the generators, by ``<process>.<generator>``.
         constants: Tensors that go with the model but are not trained, such as class embeddings.
@@ -264,9 +266,9 @@ def _sync_file(path: Path) -> None:
 def _read_state(folder: Path) -> dict[str, Any]:
     raw = read_json(folder / STATE_FILE)
     version = raw.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(
-            f"{folder / STATE_FILE}: expected format_version {FORMAT_VERSION}, got {version}. "
+            f"{folder / STATE_FILE}: expected format_version 1 to {FORMAT_VERSION}, got {version}. "
             "Use the version of zsseg_rt that wrote it."
         )
     for name, size in raw["files"].items():

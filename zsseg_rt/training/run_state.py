@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from zsseg_rt.training.random_state import (
     restore_random_state,
     seed_everything,
 )
+from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.torch_phrases import hash_tensors, hash_weights
 
 __all__ = ["RunState"]
 
@@ -35,7 +38,8 @@ class RunState:
     """Weights, optimizer, random numbers and the step, on this process's device.
 
     Args:
-        task: What is trained, a module with ``model`` and ``parameter_groups()``.
+        task: What is trained: a :class:`zsseg_rt.training.task.TrainingTask`, or any module with
+            ``model`` and ``parameter_groups()``.
         config: Of the loop.
         optimizer: Of AdamW.
 
@@ -93,7 +97,7 @@ class RunState:
         Raises:
             TrainingError: A weight is not finite.
         """
-        weights = self.plain_task.state_dict()
+        weights, _ = self._weights()
         broken = first_non_finite(weights)
         if broken is not None:
             raise TrainingError(
@@ -111,6 +115,7 @@ class RunState:
                 optimizer=plain,
                 scaler={} if scaler is None else scaler.state_dict(),
                 losses=losses,
+                left_out=self._left_out_hashes,
             ),
             model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
@@ -125,7 +130,8 @@ class RunState:
 
         Raises:
             ArgumentError: The batch size is another.
-            CheckpointError: The checkpoint is of another model or task.
+            CheckpointError: The checkpoint is of another model or task, or what it leaves out is
+                not what the run was trained with.
         """
         state = checkpoint.state
         if state.batch_size != self._config.batch_size:
@@ -148,10 +154,47 @@ class RunState:
         self._restore_random(checkpoint.random)
         self.step = state.step
 
+    @cached_property
+    def _left_out_hashes(self) -> dict[str, str]:
+        if not isinstance(self.plain_task, TrainingTask):
+            return {}
+        return {name: hash_weights(part) for name, part in self.plain_task.left_out().items()}
+
+    def _weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The task's tensors: those that are saved, and those that are left out."""
+        prefixes = tuple(f"{name}." for name in self._left_out_hashes)
+        saved: dict[str, Tensor] = {}
+        left_out: dict[str, Tensor] = {}
+        for key, value in self.plain_task.state_dict().items():
+            (left_out if key.startswith(prefixes) else saved)[key] = value
+        return saved, left_out
+
+    def _check_left_out(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on with another teacher than the run was trained with."""
+        own, wanted = self._left_out_hashes, dict(checkpoint.state.left_out)
+        for name in own:  # format 1 holds the weights themselves
+            prefix = f"{name}."
+            held = {
+                k.removeprefix(prefix): v
+                for k, v in checkpoint.task.items()
+                if k.startswith(prefix)
+            }
+            wanted |= {name: hash_tensors(held)} if held else {}
+        for name in sorted(own.keys() | wanted.keys()):
+            if own.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"{name}: expected the weights that the run was trained with, "
+                    f"{_short(wanted.get(name))}, got {_short(own.get(name))}. Checkpoints leave "
+                    "them out: give the run its own file of them again, or start a new run from "
+                    "this one's model with model.start_from."
+                )
+
     def _restore_weights(self, checkpoint: Checkpoint) -> None:
+        self._check_left_out(checkpoint)
+        _, left_out = self._weights()
         model = {_PREFIX + key: value for key, value in checkpoint.model.items()}
         try:
-            self.plain_task.load_state_dict(model | dict(checkpoint.task))
+            self.plain_task.load_state_dict(left_out | model | dict(checkpoint.task))
         except RuntimeError as error:
             raise CheckpointError(
                 f"checkpoint: expected the weights of this model, got others: "
@@ -169,3 +212,7 @@ class RunState:
                 "resume: the checkpoint has no random state of process %d; it draws new numbers",
                 self.accelerator.process_index,
             )
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else f"SHA-256 {sha256[:12]}"

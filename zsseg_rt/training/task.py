@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,14 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, object]]:
         """Groups for the optimizer: trainable ``params`` with ``lr`` and ``weight_decay``."""
+
+    def left_out(self) -> Mapping[str, nn.Module]:
+        """Frozen parts, by their names in the task, whose weights no checkpoint holds.
+
+        What builds the task reads them from their own files. A run is resumed with the same
+        weights only: a checkpoint notes their hash.
+        """
+        return {}
 
 
 def normalize_images(

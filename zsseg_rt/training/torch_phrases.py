@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "Phrases",
     "check_evaluation_mode",
     "describe_model",
+    "hash_tensors",
     "hash_weights",
     "with_seen_rows",
 ]
@@ -92,8 +93,13 @@ def describe_model(model: nn.Module, device: torch.device) -> dict[str, Any]:
 
 def hash_weights(model: nn.Module) -> str:
     """SHA-256 of all tensors of the ``state_dict`` with their names, in hex."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, in hex; the order of the names does not matter."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())

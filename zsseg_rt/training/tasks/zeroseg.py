@@ -7,9 +7,11 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.zeroseg import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
@@ -210,6 +212,10 @@ class ZeroSegTask(TrainingTask):
             {"params": tensors, "lr": self.learning_rate, "weight_decay": decay}
             for tensors, decay in groups
         ]
+
+    def left_out(self) -> Mapping[str, nn.Module]:
+        """The teacher, which its own file or open_clip gives again."""
+        return {"features.teacher": self.features.teacher}
 
     def _check_fit(self) -> None:
         config = self.model.config
