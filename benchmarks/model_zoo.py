@@ -160,7 +160,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     engines = {}
     for name in args.only:
-        model = SYSTEMS[name].build().eval()
+        # torch's counter trips over ZegFormer's modules when their weights ask for gradients
+        model = SYSTEMS[name].build().eval().requires_grad_(False)
         rows[name] = count(model, SYSTEMS[name])
         if not args.no_time:
             engines[name] = open_engine(model, SYSTEMS[name].classes, folder / name, args.threads)

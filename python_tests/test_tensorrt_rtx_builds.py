@@ -102,7 +102,7 @@ def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.half())
-    export_graphs(model, tmp_path, precisions=("float32",), compact=True)
+    export_graphs(model, tmp_path, precisions=("float32",))
     path = tmp_path / "image_encoder.float32.onnx"
     kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
     assert kinds >= {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}

@@ -49,7 +49,6 @@ def export_bundle(
     space: str = "OpenAI CLIP ViT-B/16",
     source: str = "",
     licence: str = "",
-    compact: bool = False,
     overwrite: bool = False,
     verify: bool = True,
 ) -> Path:
@@ -77,8 +76,6 @@ def export_bundle(
         space: Which joint space the embeddings live in, for people.
         source: Where the weights come from, for people.
         licence: Licence of the weights.
-        compact: Whether to store those float32 weights in half the bytes that float16 holds
-            exactly. Results are the same; the first load takes more memory.
         overwrite: Whether to replace an existing bundle.
         verify: Whether to compare with torch; leave it on.
 
@@ -97,12 +94,7 @@ def export_bundle(
     job = _Job(model.eval(), size_hw, class_names, text)
     with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
         graphs = export_graphs(
-            model,
-            folder,
-            size_hw=size_hw,
-            precisions=precisions,
-            text_encoder=text.encoder,
-            compact=compact,
+            model, folder, size_hw=size_hw, precisions=precisions, text_encoder=text.encoder
         )
         tokenizer = text.write_tokenizer(folder)
         write_manifest(

@@ -35,25 +35,13 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def save_variants(
-    graph: onnx.ModelProto,
-    name: str,
-    folder: Path,
-    precisions: Sequence[str],
-    *,
-    compact: bool = False,
+    graph: onnx.ModelProto, name: str, folder: Path, precisions: Sequence[str]
 ) -> dict[str, GraphEntry]:
-    """Write one float32 graph in several precisions and describe the files.
-
-    With ``compact``, weights of the float32 graph that float16 holds exactly are stored as such.
-    """
+    """Write one float32 graph in several precisions and describe the files."""
     entries = {}
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
-        if precision == "float16":
-            variant = to_float16(graph)
-        else:
-            variant = store_exact_halves(graph) if compact else graph
-        onnx.save(variant, path)
+        onnx.save(to_float16(graph) if precision == "float16" else store_exact_halves(graph), path)
         entries[precision] = describe_graph(path, folder)
     return entries
 

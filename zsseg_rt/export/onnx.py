@@ -90,7 +90,6 @@ def export_graphs(
     size_hw: tuple[int, int] | None = None,
     precisions: Sequence[str] = GRAPH_PRECISIONS,
     text_encoder: nn.Module | None = None,
-    compact: bool = False,
 ) -> GraphFiles:
     """Write ``NAME.PRECISION.onnx`` for every graph of a descriptor model.
 
@@ -107,7 +106,6 @@ def export_graphs(
         size_hw: Input size in pixels; None is the model's own.
         precisions: Which variants to write, of ``"float32"`` and ``"float16"``.
         text_encoder: The text tower to write, or None for none.
-        compact: Whether float32 weights that float16 holds exactly are stored as float16.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
@@ -122,20 +120,16 @@ def export_graphs(
     files = {}
     for name, job in jobs.items():
         graph = to_onnx(name, job)
-        files[name] = save_variants(graph, name, folder, precisions, compact=compact)
+        files[name] = save_variants(graph, name, folder, precisions)
     if text_encoder is not None:
         files["text_encoder"] = save_text_encoder(text_encoder, folder)
     return files
 
 
 def save_text_encoder(module: nn.Module, folder: Path) -> dict[str, GraphEntry]:
-    """Write a text tower: float32 only, for it runs once a phrase.
-
-    Always compact: that lowers the peak memory of embedding new phrases, and OpenAI's weights were
-    float16.
-    """
+    """Write a text tower: float32 only, for it runs once a phrase."""
     graph = to_onnx("text_encoder", text_encoder_export(module))
-    return save_variants(graph, "text_encoder", folder, ("float32",), compact=True)
+    return save_variants(graph, "text_encoder", folder, ("float32",))
 
 
 def _image_encoder(parts: InferenceGraphs) -> GraphExport:

@@ -28,6 +28,7 @@ __all__ = [
     "ImageEncoder",
     "ImageEncoderConfig",
     "PromptedImageEncoder",
+    "fold_norm",
     "linear_from",
     "resize_positional_embedding",
     "unit",
@@ -281,15 +282,22 @@ class PromptedImageEncoder(ImageEncoder):
         return ImageEmbeds(unit(embeds[:, -num_patches:]), unit(embeds[:, 0]))
 
 
-def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """``weight @ norm(x) + bias`` as a projection of ``x`` normalised without scale and shift."""
-    return weight * norm.weight, bias + weight @ norm.bias
+def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[nn.LayerNorm, nn.Linear]:
+    """Two layers that together give ``weight @ norm(x) + bias``, made for inference.
+
+    Scale and shift of the norm go into the projection, unless float16 holds its weight exactly, as
+    it does CLIP's own: then the norm keeps them and the file stores the weight in half the bytes.
+    """
+    if torch.equal(weight.half().float(), weight.float()):
+        return norm, linear_from(weight, bias)
+    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    return plain, linear_from(weight * norm.weight, bias + weight @ norm.bias)
 
 
 class FoldedBlock(nn.Module):
     """A residual block whose prompts are constant keys and values.
 
-    Only class and patch tokens flow through; the norms' scale and shift live in the projections.
+    Only class and patch tokens flow through; see :func:`fold_norm` for the norms.
     """
 
     prompt_keys: Tensor
@@ -299,14 +307,13 @@ class FoldedBlock(nn.Module):
         super().__init__()
         width = prompts.shape[-1]
         self.num_heads = block.attn.num_heads
-        self.norm_1 = nn.LayerNorm(width, eps=block.ln_1.eps, elementwise_affine=False)
-        self.norm_2 = nn.LayerNorm(width, eps=block.ln_2.eps, elementwise_affine=False)
-        weight, bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
-        self.qkv = linear_from(weight, bias)
+        self.norm_1, self.qkv = fold_norm(
+            block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias
+        )
         self.out_proj = block.attn.out_proj
         self.mlp = Mlp(width, block.mlp.c_fc.out_features, block.mlp.activation)
-        self.mlp.c_fc = linear_from(
-            *_fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+        self.norm_2, self.mlp.c_fc = fold_norm(
+            block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias
         )
         self.mlp.c_proj = block.mlp.c_proj
         _, keys, values = self.qkv(self.norm_1(prompts)).unsqueeze(0).chunk(3, dim=-1)
@@ -340,8 +347,8 @@ class FoldedImageEncoder(nn.Module):
 
     Equal to the encoder up to rounding: prompts are constant keys and values of each block (what
     blocks make of prompts is never used), the class token starts as a constant, the positional
-    embedding is already resized, norms are folded into the projections behind them where that is
-    exact. No control flow depends on data. Evaluation only: it has no dropout.
+    embedding is already resized, norms are folded into the projections behind them (see
+    :func:`fold_norm`). No control flow depends on data. Evaluation only: it has no dropout.
 
     Args:
         encoder: The encoder to fold; large unchanged weights are shared with it, not copied.
@@ -360,7 +367,6 @@ class FoldedImageEncoder(nn.Module):
         self.eval()
 
     def _fold(self, encoder: PromptedImageEncoder) -> None:
-        width = encoder.config.width
         positions = resize_positional_embedding(encoder.positional_embedding, self.grid_hw)[1:]
         self.conv1 = encoder.conv1
         self.ln_pre = encoder.ln_pre
@@ -368,10 +374,8 @@ class FoldedImageEncoder(nn.Module):
         self.register_buffer("cls_token", encoder.ln_pre(encoder.class_token())[None, None])
         self.blocks = nn.ModuleList(FoldedBlock(*pair) for pair in encoder.layer_prompts())
         self.prompt_norm = encoder.prompt_norm
-        eps = encoder.ln_post.eps
-        self.norm_post = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
         no_bias = torch.zeros(encoder.config.embed_dim, device=positions.device)
-        self.proj = linear_from(*_fold_norm(encoder.ln_post, encoder.proj.T, no_bias))
+        self.norm_post, self.proj = fold_norm(encoder.ln_post, encoder.proj.T, no_bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pictures of the one size.

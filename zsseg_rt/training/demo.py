@@ -218,7 +218,6 @@ def write_demo(
         word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
         templates=TEMPLATES,
         precisions=("float32",),
-        compact=True,
         space=_SPACE,
         source=json.dumps(source),
         licence="Apache-2.0",
