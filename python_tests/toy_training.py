@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.training.loop import run_loop
+from zsseg_rt.training.loop_config import LoopConfig
+
 
 @dataclass(frozen=True)
 class ToyBatch:
@@ -63,3 +66,21 @@ def toy_batches(*, start_position, process_index, num_processes, batch_size):
 
 def toy_schedule(step):
     return 1.0 / (1 + 0.1 * step)
+
+
+def config(**changes):
+    settings = {
+        "iterations": 6,
+        "batch_size": 4,
+        "checkpoint_interval": 3,
+        "log_interval": 1,
+        "deterministic": True,
+        "device": "cpu",
+        "best_metric": "score",
+    }
+    return LoopConfig(**settings | changes)
+
+
+def train(folder, task=None, *, source=toy_batches, schedule=toy_schedule, **arguments):
+    arguments.setdefault("config", config())
+    return run_loop(task or ToyTask(), source, run_folder=folder, schedule=schedule, **arguments)

@@ -23,15 +23,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zsseg_rt import schema
 from zsseg_rt.errors import CheckpointError, TrainingError
+from zsseg_rt.training.optimizer_state import OptimizerState
 
 __all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
-__all__ += ["join_optimizer_state", "read_json", "read_tensors", "split_optimizer_state"]
+__all__ += ["read_json", "read_tensors"]
 
 FORMAT_VERSION = 2  # 1 has no left_out: it held every weight of the task
 MODEL_CARD, STATE_FILE = "model.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTS = ("model", "task", "optimizer", "random", "constants")
+_WHAT_TO_DO = "Copy the checkpoint again, or remove its folder to go on from the one before."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class CheckpointState:
         step: Optimizer steps done.
         num_processes: Processes that were training.
         batch_size: Pictures an optimizer step.
-        optimizer: Parameter groups and the values of the optimizer's state that are no tensors.
+        optimizer: The optimizer's state without its tensors.
         scaler: State of the loss scaling of float16, else empty.
         losses: Means of the loss terms at the end, for people.
         left_out: SHA-256 of the weights of each part of the task that is not saved, by its name.
@@ -51,10 +54,19 @@ class CheckpointState:
     step: int
     num_processes: int
     batch_size: int
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerState = field(default_factory=OptimizerState)
     scaler: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StateFile:
+    """``state.json``; ``files`` are sizes in bytes by name."""
+
+    format_version: int
+    files: Mapping[str, int]
+    state: CheckpointState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +103,10 @@ class CheckpointFolder:
         self.path = path
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, ascending."""
+        """Steps of the checkpoints, ascending; damaged ones too, which :meth:`load` refuses."""
         if not self.path.is_dir():
             return []
-        names = (
-            _NAME.fullmatch(entry.name)
-            for entry in self.path.iterdir()
-            if (entry / STATE_FILE).is_file()
-        )
+        names = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
     def at(self, step: int) -> Path:
@@ -138,15 +146,16 @@ class CheckpointFolder:
             CheckpointError: A file is missing, damaged or of a newer format.
         """
         folder = self.at(step)
-        raw = _read_state(folder)
+        content = _read_state(folder)
+        if content.state.step != step:
+            raise CheckpointError(
+                f"{folder / STATE_FILE}: expected step {step}, got {content.state.step}. "
+                f"{_WHAT_TO_DO}"
+            )
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-        for name in raw.pop("files"):
-            path = folder / name
-            if path.suffix == ".safetensors":
-                parts[path.stem] = _read_tensors(path)
-        return Checkpoint(
-            state=CheckpointState(**raw), model_card=read_json(folder / MODEL_CARD), **parts
-        )
+        for name in content.files:
+            parts[Path(name).stem] = _read_tensors(folder / name)
+        return Checkpoint(state=content.state, model_card=read_json(folder / MODEL_CARD), **parts)
 
     def prune(self, keep: int, protected: Collection[int | None] = ()) -> None:
         """Remove all but the last ``keep`` checkpoints and those of the ``protected`` steps."""
@@ -194,7 +203,7 @@ def read_tensors(folder: Path, part: str) -> dict[str, Tensor]:
         CheckpointError: A file is missing, damaged or of a newer format.
     """
     name = f"{part}.safetensors"
-    return _read_tensors(folder / name) if name in _read_state(folder)["files"] else {}
+    return _read_tensors(folder / name) if name in _read_state(folder).files else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -207,11 +216,12 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: expected a file of a training checkpoint, got {_reason(error)}. "
-            "Take an earlier checkpoint."
+            f"{path}: expected a file of a training checkpoint, got {_reason(error)}. {_WHAT_TO_DO}"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got {type(content).__name__}. {_WHAT_TO_DO}"
+        )
     return content
 
 
@@ -235,8 +245,8 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
             path.chmod(0o644)  # safetensors writes for the owner only
             _sync_file(path)
             sizes[path.name] = path.stat().st_size
-    state = vars(checkpoint.state) | {"files": sizes, "format_version": FORMAT_VERSION}
-    _write_json(folder / STATE_FILE, state)
+    state: dict[str, Any] = schema.encode(checkpoint.state)
+    _write_json(folder / STATE_FILE, state | {"files": sizes, "format_version": FORMAT_VERSION})
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -263,23 +273,49 @@ def _sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    raw = read_json(folder / STATE_FILE)
-    version = raw.pop("format_version", None)
+def _read_state(folder: Path) -> _StateFile:
+    """``state.json``, every key and type of it checked, and the sizes of the files it lists."""
+    path = folder / STATE_FILE
+    raw = read_json(path)
+    version = raw.get("format_version")
     if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(
-            f"{folder / STATE_FILE}: expected format_version 1 to {FORMAT_VERSION}, got {version}. "
+            f"{path}: expected format_version 1 to {FORMAT_VERSION}, got {version!r}. "
             "Use the version of zsseg_rt that wrote it."
         )
-    for name, size in raw["files"].items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise CheckpointError(
-                f"{path}: expected {size} bytes, got {'no file' if found is None else found}. "
-                "Copy the checkpoint again, or take an earlier one."
-            )
-    return raw
+    outer = {key: raw.pop(key) for key in ("format_version", "files") if key in raw}
+    try:
+        content = schema.decode(_StateFile, outer | {"state": raw}, str(path))
+        _check_state(content, path)
+    except ValueError as error:
+        raise CheckpointError(f"{error}. {_WHAT_TO_DO}") from error
+    for name, size in content.files.items():
+        _check_size(folder / name, size)
+    return content
+
+
+def _check_state(content: _StateFile, path: Path) -> None:
+    """Refuse what no save writes although its type is right."""
+    state = content.state
+    for name, least in (("step", 0), ("num_processes", 1), ("batch_size", 1)):
+        value = getattr(state, name)
+        if value < least:
+            raise ValueError(f"{path}.{name}: expected at least {least}, got {value}")
+    known = {f"{part}.safetensors" for part in _PARTS}
+    if not {"model.safetensors"} <= content.files.keys() <= known:
+        raise ValueError(
+            f"{path}.files: expected model.safetensors and some of "
+            f"{', '.join(sorted(known))}, got {', '.join(content.files) or 'none'}"
+        )
+
+
+def _check_size(path: Path, size: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise CheckpointError(
+            f"{path}: expected {size} bytes, got {'no file' if found is None else found}. "
+            f"{_WHAT_TO_DO}"
+        )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -287,7 +323,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: expected tensors, got {_reason(error)}. Take an earlier checkpoint."
+            f"{path}: expected tensors, got {_reason(error)}. {_WHAT_TO_DO}"
         ) from error
     return tensors
 
@@ -295,40 +331,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return str(text).strip().splitlines()[0][:200] if str(text).strip() else type(error).__name__
-
-
-def split_optimizer_state(
-    state_dict: Mapping[str, Any],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part an optimizer's ``state_dict`` into tensors and plain values; no pickle is needed.
-
-    Returns:
-        Tensors by ``<parameter>.<name>``, and ``{"groups": ..., "values": ...}``.
-    """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for index, entries in state_dict["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                values.setdefault(str(index), {})[name] = value
-    return tensors, {"groups": state_dict["param_groups"], "values": values}
-
-
-def join_optimizer_state(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`split_optimizer_state`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    for key, entries in plain["values"].items():
-        state.setdefault(int(key), {}).update(entries)
-    groups = [
-        {key: tuple(v) if key == "betas" else v for key, v in group.items()}
-        for group in plain["groups"]
-    ]
-    return {"state": dict(sorted(state.items())), "param_groups": groups}
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:

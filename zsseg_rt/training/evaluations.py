@@ -97,7 +97,10 @@ class EvaluationLog:
             return {"best_metric": self._metric, "best_is": self._best_is, "evaluations": {}}
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
-            entries = {int(step): dict(found) for step, found in raw["evaluations"].items()}
+            entries = {
+                int(step): {name: float(value) for name, value in found.items()}
+                for step, found in raw["evaluations"].items()
+            }
             return {"best_metric": raw["best_metric"], "best_is": raw["best_is"]} | {
                 "evaluations": entries
             }

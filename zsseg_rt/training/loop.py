@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.training.checkpointing import CheckpointFolder
 from zsseg_rt.training.evaluations import EvaluationLog
 from zsseg_rt.training.interruption import StopRequest, stop_on_signals
@@ -183,7 +183,10 @@ class _Loop:
             self.checkpoints.remove_leftovers()
         if steps:
             checkpoint = self.checkpoints.load(steps[-1])
-            self.state.restore(checkpoint)
+            try:
+                self.state.restore(checkpoint)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.checkpoints.at(steps[-1])}: {error}") from error
             self.saved_step, self.losses = self.state.step, dict(checkpoint.state.losses)
         self.evaluations.load(last_step=self.state.step)
 

@@ -15,10 +15,9 @@ from zsseg_rt.training.checkpointing import (
     Checkpoint,
     CheckpointState,
     first_non_finite,
-    join_optimizer_state,
-    split_optimizer_state,
 )
 from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.optimizer_state import join_optimizer_state, split_optimizer_state
 from zsseg_rt.training.processes import gather_states, start_accelerator
 from zsseg_rt.training.random_state import (
     capture_random_state,
@@ -140,19 +139,24 @@ class RunState:
                 f"with, got {self._config.batch_size}. Set it back, or start a new run."
             )
         self._restore_weights(checkpoint)
-        try:
-            self.optimizer.load_state_dict(
-                join_optimizer_state(checkpoint.optimizer, state.optimizer)
-            )
-        except ValueError as error:
-            raise CheckpointError(
-                f"optimizer: expected the parameter groups of this task, got others ({error}). "
-                "Resume with the run's own configuration."
-            ) from error
-        if self.accelerator.scaler is not None and state.scaler:
-            self.accelerator.scaler.load_state_dict(dict(state.scaler))
+        self._restore_optimizer(checkpoint)
         self._restore_random(checkpoint.random)
         self.step = state.step
+
+    def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
+        scaler, saved = self.accelerator.scaler, checkpoint.state.scaler
+        try:
+            self.optimizer.load_state_dict(
+                join_optimizer_state(checkpoint.optimizer, checkpoint.state.optimizer)
+            )
+            if scaler is not None and saved:
+                scaler.load_state_dict(dict(saved))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                "optimizer: expected the parameter groups of this task, got others "
+                f"({type(error).__name__}: {error}). Resume with the run's own configuration, or "
+                "remove the checkpoint if it is damaged."
+            ) from error
 
     @cached_property
     def _left_out_hashes(self) -> dict[str, str]:
@@ -206,7 +210,14 @@ class RunState:
         prefix = f"{self.accelerator.process_index}."
         own = {k.removeprefix(prefix): v for k, v in random.items() if k.startswith(prefix)}
         if own:
-            restore_random_state(own)
+            try:
+                restore_random_state(own)
+            except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"random: expected the states of process {self.accelerator.process_index}'s "
+                    f"generators, got others ({type(error).__name__}: {error}). Copy the "
+                    "checkpoint again, or remove its folder to go on from the one before."
+                ) from error
         else:
             _log.warning(
                 "resume: the checkpoint has no random state of process %d; it draws new numbers",

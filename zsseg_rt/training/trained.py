@@ -178,7 +178,14 @@ def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
     if raw is None:
         return None
     classes = schema.decode(TrainedClasses, raw, str(folder / MODEL_CARD), CheckpointError)
-    return classes, read_tensors(folder, "constants")["text_embeds"]
+    embeds = read_tensors(folder, "constants").get("text_embeds")
+    if embeds is None or len(embeds) != len(classes.phrases):
+        raise CheckpointError(
+            f"{folder}: expected text_embeds of {len(classes.phrases)} phrases in "
+            f"constants.safetensors, got {'none' if embeds is None else len(embeds)}. "
+            "Copy the checkpoint again, or take an earlier one."
+        )
+    return classes, embeds
 
 
 def with_seen_classes(model: nn.Module, seen: Sequence[int], *, self_trained: bool) -> nn.Module:
