@@ -1,6 +1,7 @@
 """A small CLIP learns from captions, is read like any other CLIP, and survives interruption."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -166,6 +167,58 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, monkeypat
     expected, found = load_file(run), load_file(resumed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Let writing the file of this name fail; the space before the failure is used up."""
+
+    def fill(name):
+        replace = os.replace
+
+        def fail(source, target):
+            if os.fspath(target).endswith(name):
+                raise OSError(28, "No space left on device")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", fail)
+
+    return fill
+
+
+def test_full_disk_at_the_end_loses_nothing(run, tmp_path, full_disk, monkeypatch):
+    full_disk("clip.safetensors")
+    message = "clip.safetensors: cannot be written: No space left.*safe in .*step-00000003; call"
+    with pytest.raises(TrainingError, match=message):
+        pretrain(TINY, tmp_path, num_workers=0)
+    assert not [path for path in tmp_path.iterdir() if "clip" in path.name]
+    monkeypatch.undo()
+    monkeypatch.setattr(ClipTask, "forward", None)  # nothing is trained again
+    expected, found = load_file(run), load_file(pretrain(TINY, tmp_path, num_workers=0))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_full_disk_keeps_earlier_weights(run, full_disk):
+    before = run.read_bytes()
+    full_disk("clip.safetensors")
+    with pytest.raises(TrainingError, match="No space left"):
+        pretrain(TINY, run.parent, num_workers=0)
+    assert run.read_bytes() == before
+
+
+def test_full_disk_at_the_start_leaves_no_half_file(tmp_path, full_disk):
+    full_disk("config.json")
+    with pytest.raises(TrainingError, match="config.json: cannot be written: No space left"):
+        pretrain(TINY, tmp_path / "run", num_workers=0)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"steps": 3', "[3]"])
+def test_damaged_configuration_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    for read in (load_run, lambda folder: pretrain(TINY, folder, num_workers=0)):
+        with pytest.raises(CheckpointError, match="config.json: expected .* choose another folder"):
+            read(tmp_path)
 
 
 def test_another_configuration_is_not_resumed(run):

@@ -28,7 +28,7 @@ from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.optimizer_state import OptimizerState
 
 __all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
-__all__ += ["read_json", "read_tensors"]
+__all__ += ["read_json", "read_tensors", "writing"]
 
 FORMAT_VERSION = 2  # 1 has no left_out: it held every weight of the task
 MODEL_CARD, STATE_FILE = "model.json", "state.json"
@@ -130,13 +130,8 @@ class CheckpointFolder:
             TrainingError: The disk is full or cannot be written; earlier checkpoints are whole.
         """
         target = self.at(checkpoint.state.step)
-        try:
-            with self._new_folder(target) as folder:
-                _write_parts(folder, checkpoint)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{target}: cannot be written: {_reason(error)}. Free space or permissions?"
-            ) from error
+        with writing(target), self._new_folder(target) as folder:
+            _write_parts(folder, checkpoint)
         return target
 
     def load(self, step: int) -> Checkpoint:
@@ -191,6 +186,21 @@ class CheckpointFolder:
             sync_folder(self.path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Write ``target`` inside; what is written appears whole or not at all.
+
+    Raises:
+        TrainingError: The disk is full or cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{target}: cannot be written: {_reason(error)}. Free space or permissions?"
+        ) from error
 
 
 def read_tensors(folder: Path, part: str) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model, load_checkpoint
 from zsseg_rt.models.dense_clip import HEADS, DenseCLIP, Head
 from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
-from zsseg_rt.training.clip_pretraining import WEIGHTS, PretrainingConfig, SmallClip
+from zsseg_rt.training.clip_pretraining import (
+    WEIGHTS,
+    PretrainingConfig,
+    SmallClip,
+    read_config,
+)
 from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
 from zsseg_rt.training.datasets.scenes.crops import view_of
 from zsseg_rt.training.datasets.scenes.words import all_things
@@ -106,11 +109,8 @@ def load_run(folder: Path) -> SmallClip:
     Raises:
         CheckpointError: The folder does not hold one.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{config}: expected a run's configuration, found none.")
     known = {field.name for field in dataclasses.fields(PretrainingConfig)}
-    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings = read_config(folder)
     model = SmallClip(PretrainingConfig(**{k: v for k, v in settings.items() if k in known}))
     model.load_open_clip_state_dict(load_checkpoint(folder / WEIGHTS))
     return model.eval()

@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.files import write_atomically
 from zsseg_rt.models.clip import CLIP_MEAN, CLIP_STD
 from zsseg_rt.models.image_encoder import ImageEncoder, ImageEncoderConfig, unit
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.training.caption_batches import CaptionBatch, CaptionBatches
+from zsseg_rt.training.checkpointing import writing
 from zsseg_rt.training.datasets.scenes import WORLD_VERSION
 from zsseg_rt.training.loop import BatchSource, run_loop
 from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
@@ -34,10 +36,11 @@ from zsseg_rt.training.schedules import cosine
 from zsseg_rt.training.task import TrainingTask
 
 __all__ = ["ClipTask", "PretrainingConfig", "SmallClip", "contrastive_loss", "pretrain"]
+__all__ += ["read_config"]
 
 _log = logging.getLogger(__name__)
 
-WEIGHTS = "clip.safetensors"
+WEIGHTS, CONFIG = "clip.safetensors", "config.json"
 _MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -268,9 +271,11 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
         The weights, ``clip.safetensors``.
 
     Raises:
-        TrainingError: The loss is not finite, or the folder holds a run of another configuration.
+        TrainingError: The loss is not finite, the folder holds a run of another configuration, or
+            the disk is full; call again once it is not, and the run goes on from its last
+            checkpoint.
+        CheckpointError: ``config.json`` or the last checkpoint is damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     _check_same_run(config, folder)
     torch.manual_seed(config.seed)
     task = ClipTask(SmallClip(config), config)
@@ -295,17 +300,48 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
         run_folder=folder,
         resume=True,
     )
-    _save(task.model.cpu(), folder / WEIGHTS, _provenance(config, result.step))
+    try:
+        _save(task.model.cpu(), folder / WEIGHTS, _provenance(config, result.step))
+    except TrainingError as error:
+        raise TrainingError(
+            f"{error} The training is safe in {result.last_checkpoint}; call again to write the "
+            "weights."
+        ) from error
     return folder / WEIGHTS
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, as plain data.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: expected a run's configuration, found none. Check the folder."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a run's configuration, got {error}. Write it again as it was, or "
+            "choose another folder."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got {type(content).__name__}. Write it again as it "
+            "was, or choose another folder."
+        )
+    return content
+
+
 def _save(model: SmallClip, path: Path, provenance: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: value.contiguous() for name, value in model.open_clip_state_dict().items()}
-    new = path.with_suffix(".new")
-    save_file(weights, new, {"provenance": json.dumps(provenance)})
-    new.replace(path)
+    with writing(path):
+        write_atomically(path, save(weights, {"provenance": json.dumps(provenance)}))
 
 
 def _provenance(config: PretrainingConfig, step: int) -> dict[str, Any]:
@@ -319,12 +355,14 @@ def _provenance(config: PretrainingConfig, step: int) -> dict[str, Any]:
 
 
 def _check_same_run(config: PretrainingConfig, folder: Path) -> None:
-    path = folder / "config.json"
+    path = folder / CONFIG
     wanted = dataclasses.asdict(config)
     if not path.is_file():
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_config(folder)
     changed = sorted(key for key in wanted if found.get(key) != wanted[key])
     if changed:
         raise TrainingError(
