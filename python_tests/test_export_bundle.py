@@ -113,7 +113,7 @@ def test_disagreement_is_refused(model, tmp_path, monkeypatch):
     def shifted(folder, arrays):
         return write_golden(folder, {**arrays, "patch_keys": arrays["patch_keys"] * 1.01})
 
-    monkeypatch.setattr("zsseg_rt.export.descriptor.write_golden", shifted)
+    monkeypatch.setattr("zsseg_rt.export.model_bundle.write_golden", shifted)
     with pytest.raises(BundleError, match="decoder float32: patch_keys: expected within 0.0001"):
         export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
     assert leftovers(tmp_path) == []

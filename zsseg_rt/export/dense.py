@@ -25,7 +25,7 @@ from zsseg_rt.export.bundle_writer import (
     write_manifest,
     write_text_bank,
 )
-from zsseg_rt.export.golden import dense_golden, preprocess_frame, unit_rows
+from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
 from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     check_precisions,
@@ -36,8 +36,6 @@ from zsseg_rt.export.graph_files import (
 from zsseg_rt.text.prompts import check_templates
 
 __all__ = ["export_dense_bundle"]
-
-_NUM_GOLDEN_CLASSES = 5
 
 
 def export_dense_bundle(
@@ -324,8 +322,7 @@ def _golden_classes(
     bank: TextBank | None, embed_dim: int
 ) -> tuple[Sequence[str], npt.NDArray[np.float32]]:
     if bank is None:
-        count = _NUM_GOLDEN_CLASSES
-        return [f"class {i}" for i in range(count)], unit_rows(count, embed_dim)
+        return list(NUMBERED_NAMES), unit_rows(len(NUMBERED_NAMES), embed_dim)
     embeds = np.ascontiguousarray(bank[1][:MAX_CLASSES], np.float32)
     return list(bank[0])[:MAX_CLASSES], embeds
 

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from zsseg_rt.bundle import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.export.bundle_writer import (
-    TextBank,
-    bundle_name,
-    new_bundle_folder,
-    write_golden,
-    write_manifest,
-    write_text_bank,
+from zsseg_rt.export.bundle_writer import TextBank
+from zsseg_rt.export.golden import (
+    GOLDEN_NAMES,
+    GOLDEN_TEMPLATES,
+    dense_golden,
+    preprocess_frame,
 )
-from zsseg_rt.export.golden import dense_golden, preprocess_frame, unit_rows
-from zsseg_rt.export.graph_files import (
-    GRAPH_PRECISIONS,
-    MAX_CLASSES,
-    GraphFiles,
-    check_precisions,
-    save_variants,
-)
-from zsseg_rt.export.onnx import (
-    GraphExport,
-    check_float32_on_cpu,
-    provenance,
-    save_text_encoder,
-    to_onnx,
-)
+from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
+from zsseg_rt.export.model_bundle import write_model_bundle
+from zsseg_rt.export.onnx import GraphExport, check_float32_on_cpu
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.models.dense_clip import DenseCLIP, FoldedDenseEncoder
 
 __all__ = ["export_dense_clip", "imagenet_templates"]
-
-_GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
-_GOLDEN_TEMPLATES = 2  # a golden sample needs embeddings, not the best ones
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -111,7 +95,6 @@ def export_dense_clip(
         ShapeError: Patches do not fill ``size_hw``.
         VocabularyError: Templates or the text bank are unusable.
     """
-    target = Path(path)
     check_precisions(precisions)
     check_float32_on_cpu(model)
     encoder = model.eval().fold_image_encoder(size_hw)
@@ -119,32 +102,26 @@ def export_dense_clip(
     text = TextSide(model, text_encoder, imagenet_templates() if given is None else given)
     preprocess = _preprocess_spec(model, encoder)
     head = _head_spec(model, encoder, class_names)
-    embed_dim = model.config.image_encoder.embed_dim
-    with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
-        graphs = _export_graphs(encoder, text.encoder, folder, precisions)
-        tokenizer = text.write_tokenizer(folder)
-        golden = _golden(model, head, preprocess, text, class_names or _GOLDEN_NAMES)
-        write_manifest(
-            folder,
-            name=name or bundle_name(target),
-            family="dense",
-            architecture=model.description,
-            graphs=graphs,
-            preprocess=preprocess,
-            text=text.spec(
-                graphs,
-                tokenizer,
-                embed_dim=embed_dim,
-                template_set=template_set or ("imagenet-80" if given is None else "custom"),
-                space=space,
-            ),
-            head=head,
-            text_bank=write_text_bank(folder, text_bank, embed_dim),
-            golden=write_golden(folder, golden),
-            provenance=provenance(source),
-            licence=licence,
-        )
-    return target
+    return write_model_bundle(
+        Path(path),
+        {"image_encoder": _image_encoder(encoder)},
+        text,
+        partial(_golden, model, head, preprocess, text, class_names or GOLDEN_NAMES),
+        family="dense",
+        architecture=model.description,
+        preprocess=preprocess,
+        head=head,
+        embed_dim=model.config.image_encoder.embed_dim,
+        precisions=precisions,
+        template_set=template_set or ("imagenet-80" if given is None else "custom"),
+        text_bank=text_bank,
+        name=name,
+        space=space,
+        source=source,
+        licence=licence,
+        overwrite=overwrite,
+        verify=verify,
+    )
 
 
 @torch.no_grad()
@@ -168,23 +145,12 @@ def _preprocess_spec(model: DenseCLIP, encoder: FoldedDenseEncoder) -> Preproces
     return PreprocessSpec(size_hw=encoder.size_hw, mean=model.image_mean, std=model.image_std)
 
 
-def _export_graphs(
-    encoder: FoldedDenseEncoder,
-    text_encoder: nn.Module | None,
-    folder: Path,
-    precisions: Sequence[str],
-) -> GraphFiles:
-    """``image_encoder`` from ``image`` to ``patch_embeds``, and the text tower in float32."""
-    job = GraphExport(
+def _image_encoder(encoder: FoldedDenseEncoder) -> GraphExport:
+    return GraphExport(
         module=encoder,
         inputs={"image": torch.zeros(1, 3, *encoder.size_hw)},
         outputs=("patch_embeds",),
     )
-    graph = to_onnx("image_encoder", job)
-    files = {"image_encoder": save_variants(graph, "image_encoder", folder, precisions)}
-    if text_encoder is not None:
-        files["text_encoder"] = save_text_encoder(text_encoder, folder)
-    return files
 
 
 @torch.no_grad()
@@ -197,9 +163,8 @@ def _golden(
 ) -> dict[str, npt.NDArray[Any]]:
     """Every intermediate of the model as built, not as folded, so that folding is checked too."""
     names = list(class_names)[:MAX_CLASSES]
-    embedded = text.embed(names, text.templates[:_GOLDEN_TEMPLATES])
     embed_dim = model.config.image_encoder.embed_dim
-    embeds, extra = embedded or (unit_rows(len(names), embed_dim), {})
+    embeds, extra = text.embed_golden(names, embed_dim, text.templates[:GOLDEN_TEMPLATES])
     image = preprocess_frame(preprocess)
     patch_embeds = model.image_encoder(torch.from_numpy(image)).patch_embeds.numpy()
     return dense_golden(image, patch_embeds, head, (names, embeds)) | extra

@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from zsseg_rt.bundle import FileEntry, HeadSpec, PreprocessSpec
+from zsseg_rt.bundle import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.export.bundle_writer import (
-    TextBank,
-    bundle_name,
-    new_bundle_folder,
-    write_arrays,
-    write_golden,
-    write_manifest,
-    write_text_bank,
-)
-from zsseg_rt.export.golden import unit_rows
+from zsseg_rt.export.bundle_writer import TextBank
+from zsseg_rt.export.golden import NUMBERED_NAMES
 from zsseg_rt.export.golden_descriptor import descriptor_golden
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
-from zsseg_rt.export.onnx import check_float32_on_cpu, export_graphs, provenance
+from zsseg_rt.export.model_bundle import write_model_bundle
+from zsseg_rt.export.onnx import check_float32_on_cpu, descriptor_graphs
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.descriptor_model import DescriptorModel
@@ -30,7 +23,6 @@ from zsseg_rt.models.descriptor_model import DescriptorModel
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
 
 CLIP_TEMPLATES = ("a photo of a {}.",)
-_NUM_GOLDEN_CLASSES = 5
 
 
 def export_bundle(
@@ -87,38 +79,31 @@ def export_bundle(
         CheckpointError: The model cannot be exported, or does not fit float16.
         VocabularyError: Names, templates or the text bank are unusable.
     """
-    target = Path(path)
     check_precisions(precisions)
     _check_model(model)
     text = TextSide(model, text_encoder, templates, word_subset)
     job = _Job(model.eval(), size_hw, class_names, text)
-    with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
-        graphs = export_graphs(
-            model, folder, size_hw=size_hw, precisions=precisions, text_encoder=text.encoder
-        )
-        tokenizer = text.write_tokenizer(folder)
-        write_manifest(
-            folder,
-            name=name or bundle_name(target),
-            family="descriptor",
-            architecture=model.architecture,
-            graphs=graphs,
-            weights=job.write_weights(folder),
-            preprocess=job.preprocess,
-            text=text.spec(
-                graphs,
-                tokenizer,
-                embed_dim=job.embed_dim,
-                template_set=template_set,
-                space=space,
-            ),
-            head=job.head,
-            text_bank=write_text_bank(folder, text_bank, job.embed_dim),
-            golden=write_golden(folder, job.golden()),
-            provenance=provenance(source),
-            licence=licence,
-        )
-    return target
+    return write_model_bundle(
+        Path(path),
+        descriptor_graphs(job.parts),
+        text,
+        job.golden,
+        family="descriptor",
+        architecture=model.architecture,
+        weights=job.weights(),
+        preprocess=job.preprocess,
+        head=job.head,
+        embed_dim=job.embed_dim,
+        precisions=precisions,
+        template_set=template_set,
+        text_bank=text_bank,
+        name=name,
+        space=space,
+        source=source,
+        licence=licence,
+        overwrite=overwrite,
+        verify=verify,
+    )
 
 
 class _Job:
@@ -142,19 +127,16 @@ class _Job:
             std=tuple(float(v) for v in model.image_std),  # type: ignore[arg-type]
         )
 
-    def write_weights(self, folder: Path) -> FileEntry:
-        arrays = {
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        return {
             "descriptor.weight": self.parts.descriptor_weight.numpy(),
             "descriptor.bias": self.parts.descriptor_bias.numpy(),
         }
-        return write_arrays(folder, "weights.safetensors", arrays)
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """The golden sample; with a text tower also ``prompt_embeds`` of ``token_ids``."""
-        names = self.class_names or [f"class {i}" for i in range(_NUM_GOLDEN_CLASSES)]
-        names = names[:MAX_CLASSES]
-        embedded = self.text.embed(names)
-        embeds, extra = embedded or (unit_rows(len(names), self.embed_dim), {})
+        names = (self.class_names or list(NUMBERED_NAMES))[:MAX_CLASSES]
+        embeds, extra = self.text.embed_golden(names, self.embed_dim)
         arrays = descriptor_golden(
             self.model, self.parts, self.preprocess, self.head, (names, embeds)
         )

@@ -11,9 +11,13 @@ import numpy.typing as npt
 from zsseg_rt.bundle import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 
-__all__ = ["dense_golden", "golden_frame", "preprocess_frame", "unit_rows"]
+__all__ = ["GOLDEN_NAMES", "GOLDEN_TEMPLATES", "NUMBERED_NAMES", "dense_golden", "golden_frame"]
+__all__ += ["preprocess_frame", "unit_rows"]
 
 FRAME_HW = (120, 160)
+GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
+NUMBERED_NAMES = tuple(f"class {i}" for i in range(5))
+GOLDEN_TEMPLATES = 2  # where there are many: a golden sample needs embeddings, not the best ones
 
 
 def golden_frame() -> npt.NDArray[np.uint8]:

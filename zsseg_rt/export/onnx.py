@@ -34,8 +34,10 @@ __all__ = [
     "GraphExport",
     "InferenceGraphs",
     "check_float32_on_cpu",
+    "descriptor_graphs",
     "export_graphs",
     "provenance",
+    "save_graphs",
     "save_text_encoder",
     "text_encoder_export",
     "to_onnx",
@@ -115,10 +117,25 @@ def export_graphs(
         CheckpointError: A weight does not fit into float16.
     """
     check_precisions(precisions)
-    parts = model.fold_for_inference(size_hw)
-    jobs = {"image_encoder": _image_encoder(parts), "decoder": _decoder(parts)}
+    graphs = descriptor_graphs(model.fold_for_inference(size_hw))
+    return save_graphs(graphs, folder, precisions, text_encoder=text_encoder)
+
+
+def save_graphs(
+    graphs: Mapping[str, GraphExport],
+    folder: Path,
+    precisions: Sequence[str],
+    *,
+    text_encoder: nn.Module | None = None,
+) -> GraphFiles:
+    """Write ``NAME.PRECISION.onnx`` for every graph and precision, and the text tower if any.
+
+    Raises:
+        BackendError: The exporter failed, or emitted control flow.
+        CheckpointError: A weight does not fit into float16.
+    """
     files = {}
-    for name, job in jobs.items():
+    for name, job in graphs.items():
         graph = to_onnx(name, job)
         files[name] = save_variants(graph, name, folder, precisions)
     if text_encoder is not None:
@@ -130,6 +147,11 @@ def save_text_encoder(module: nn.Module, folder: Path) -> dict[str, GraphEntry]:
     """Write a text tower: float32 only, for it runs once a phrase."""
     graph = to_onnx("text_encoder", text_encoder_export(module))
     return save_variants(graph, "text_encoder", folder, ("float32",))
+
+
+def descriptor_graphs(parts: InferenceGraphs) -> dict[str, GraphExport]:
+    """What a descriptor bundle consists of; see :func:`export_graphs`."""
+    return {"image_encoder": _image_encoder(parts), "decoder": _decoder(parts)}
 
 
 def _image_encoder(parts: InferenceGraphs) -> GraphExport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,17 @@ import torch
 from torch import nn
 
 from zsseg_rt.bundle import HeadSpec, PreprocessSpec
-from zsseg_rt.export.bundle_writer import (
-    TextBank,
-    bundle_name,
-    new_bundle_folder,
-    write_golden,
-    write_manifest,
-    write_text_bank,
-)
-from zsseg_rt.export.golden import unit_rows
+from zsseg_rt.export.bundle_writer import TextBank
+from zsseg_rt.export.golden import GOLDEN_TEMPLATES, NUMBERED_NAMES, unit_rows
 from zsseg_rt.export.golden_proposals import GoldenClasses, proposals_golden
 from zsseg_rt.export.graph_files import (
     GRAPH_PRECISIONS,
     MAX_CLASSES,
     GraphFiles,
     check_precisions,
-    save_variants,
 )
-from zsseg_rt.export.onnx import (
-    GraphExport,
-    check_float32_on_cpu,
-    provenance,
-    save_text_encoder,
-    to_onnx,
-)
+from zsseg_rt.export.model_bundle import write_model_bundle
+from zsseg_rt.export.onnx import GraphExport, check_float32_on_cpu, save_graphs
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD, ZegFormer
 from zsseg_rt.models.zegformer_folded import ZegFormerParts, fold_zegformer
@@ -44,9 +32,6 @@ from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 from zsseg_rt.region_spec import RegionEncoderSpec, RegionSpec
 
 __all__ = ["export_zegformer", "export_zegformer_graphs"]
-
-_NUM_GOLDEN_CLASSES = 5
-_GOLDEN_TEMPLATES = 2  # a golden sample needs embeddings, not the best ones
 
 
 def export_zegformer(
@@ -105,36 +90,31 @@ def export_zegformer(
         ShapeError: The model cannot take pictures of ``size_hw``.
         VocabularyError: Names, templates or the text bank are unusable.
     """
-    target = Path(path)
     check_precisions(precisions)
     check_float32_on_cpu(model)
     job = _Job(model.eval(), size_hw, class_names, region_templates)
     text = TextSide(model, text_encoder, templates)
-    with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
-        graphs = export_zegformer_graphs(job.parts, folder, precisions, job.batch, text.encoder)
-        tokenizer = text.write_tokenizer(folder)
-        write_manifest(
-            folder,
-            name=name or bundle_name(target),
-            family="proposals",
-            architecture="zegformer",
-            graphs=graphs,
-            preprocess=job.preprocess,
-            text=text.spec(
-                graphs,
-                tokenizer,
-                embed_dim=job.parts.embed_dim,
-                template_set=template_set,
-                space=space,
-            ),
-            head=job.head,
-            regions=job.regions,
-            text_bank=write_text_bank(folder, text_bank, job.parts.embed_dim),
-            golden=write_golden(folder, job.golden(text)),
-            provenance=provenance(source),
-            licence=licence,
-        )
-    return target
+    return write_model_bundle(
+        Path(path),
+        _graphs(job.parts, job.batch),
+        text,
+        partial(job.golden, text),
+        family="proposals",
+        architecture="zegformer",
+        preprocess=job.preprocess,
+        head=job.head,
+        regions=job.regions,
+        embed_dim=job.parts.embed_dim,
+        precisions=precisions,
+        template_set=template_set,
+        text_bank=text_bank,
+        name=name,
+        space=space,
+        source=source,
+        licence=licence,
+        overwrite=overwrite,
+        verify=verify,
+    )
 
 
 def export_zegformer_graphs(
@@ -160,7 +140,11 @@ def export_zegformer_graphs(
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
     """
-    jobs = {
+    return save_graphs(_graphs(parts, batch), folder, precisions, text_encoder=text_encoder)
+
+
+def _graphs(parts: ZegFormerParts, batch: int) -> dict[str, GraphExport]:
+    graphs = {
         "image_encoder": GraphExport(
             module=parts.image_encoder,
             inputs={"image": torch.zeros(1, 3, *parts.size_hw)},
@@ -169,19 +153,13 @@ def export_zegformer_graphs(
     }
     if parts.region_encoder is not None:
         side = parts.region_side
-        jobs["region_encoder"] = GraphExport(
+        graphs["region_encoder"] = GraphExport(
             module=parts.region_encoder,
             inputs={"crops": torch.zeros(3, 3, side, side)},
             outputs=("region_embeds",),
             dynamic={"crops": {0: ("regions", max(batch, 4))}},
         )
-    files = {
-        name: save_variants(to_onnx(name, job), name, folder, precisions)
-        for name, job in jobs.items()
-    }
-    if text_encoder is not None:
-        files["text_encoder"] = save_text_encoder(text_encoder, folder)
-    return files
+    return graphs
 
 
 class _Job:
@@ -215,7 +193,7 @@ class _Job:
 
     def golden(self, text: TextSide) -> dict[str, npt.NDArray[Any]]:
         """The golden sample; with a text tower also ``prompt_embeds`` of ``token_ids``."""
-        names = self.class_names or [f"class {i}" for i in range(_NUM_GOLDEN_CLASSES)]
+        names = self.class_names or list(NUMBERED_NAMES)
         classes, extra = self._golden_classes(text, names[:MAX_CLASSES])
         model = self.model
         if not self.seen:  # the bundle then knows none either
@@ -227,14 +205,14 @@ class _Job:
     def _golden_classes(
         self, text: TextSide, names: list[str]
     ) -> tuple[GoldenClasses, dict[str, npt.NDArray[Any]]]:
-        segments = text.embed(names, text.templates[:_GOLDEN_TEMPLATES])
+        segments = text.embed(names, text.templates[:GOLDEN_TEMPLATES])
         encoder = self.regions.encoder
         if segments is None:
             rows = unit_rows(2 * len(names), self.parts.embed_dim)
             return (names, rows[: len(names)], rows[len(names) :].copy()), {}
         embeds, extra = segments
         used = text.templates if encoder is None else encoder.templates
-        regions = text.embed(names, used[:_GOLDEN_TEMPLATES])
+        regions = text.embed(names, used[:GOLDEN_TEMPLATES])
         assert regions is not None
         return (names, embeds, regions[0]), extra
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from zsseg_rt.bundle import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
+from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.text_encoder import average_templates
@@ -127,6 +128,12 @@ class TextSide:
         kept = min(len(tokens), _KEPT_PROMPTS)
         extra = {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
         return average_templates(grouped).numpy(), extra
+
+    def embed_golden(
+        self, names: Sequence[str], embed_dim: int, templates: Sequence[str] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
+        """As :meth:`embed`; without a text tower random unit vectors stand for embeddings."""
+        return self.embed(names, templates) or (unit_rows(len(names), embed_dim), {})
 
 
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from zsseg_rt.bundle import HeadSpec, PreprocessSpec, SegmentSpec
-from zsseg_rt.export.bundle_writer import (
-    TextBank,
-    bundle_name,
-    new_bundle_folder,
-    write_golden,
-    write_manifest,
-    write_text_bank,
-)
-from zsseg_rt.export.golden import golden_frame, preprocess_frame, unit_rows
-from zsseg_rt.export.graph_files import (
-    GRAPH_PRECISIONS,
-    MAX_CLASSES,
-    GraphFiles,
-    check_precisions,
-    save_variants,
-)
-from zsseg_rt.export.onnx import (
-    GraphExport,
-    check_float32_on_cpu,
-    provenance,
-    save_text_encoder,
-    to_onnx,
-)
+from zsseg_rt.export.bundle_writer import TextBank
+from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
+from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
+from zsseg_rt.export.model_bundle import write_model_bundle
+from zsseg_rt.export.onnx import GraphExport, check_float32_on_cpu
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide
 from zsseg_rt.models.zeroseg import FoldedZeroSeg, ZeroSeg
 
 __all__ = ["export_zeroseg"]
-
-_GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
 
 
 def export_zeroseg(
@@ -95,35 +75,32 @@ def export_zeroseg(
         ShapeError: Patches do not fill ``size_hw``.
         VocabularyError: Templates or the text bank are unusable.
     """
-    target = Path(path)
     check_precisions(precisions)
     check_float32_on_cpu(model)
     folded = model.eval().fold_for_inference(size_hw)
     text = TextSide(model, text_encoder, templates or model.config.templates)
     preprocess = PreprocessSpec(size_hw=folded.size_hw, mean=model.image_mean, std=model.image_std)
-    embed_dim = model.config.embed_dim
-    with new_bundle_folder(target, overwrite=overwrite, verify=verify) as folder:
-        graphs = _export_graphs(folded, text.encoder, folder, precisions)
-        tokenizer = text.write_tokenizer(folder)
-        golden = _golden(model, preprocess, text, class_names or _GOLDEN_NAMES)
-        write_manifest(
-            folder,
-            name=name or bundle_name(target),
-            family="segment_tokens",
-            architecture="zeroseg",
-            graphs=graphs,
-            preprocess=preprocess,
-            text=text.spec(
-                graphs, tokenizer, embed_dim=embed_dim, template_set=template_set, space=space
-            ),
-            head=_head_spec(model, folded),
-            segments=_segment_spec(model),
-            text_bank=write_text_bank(folder, text_bank, embed_dim),
-            golden=write_golden(folder, golden),
-            provenance=provenance(source),
-            licence=licence,
-        )
-    return target
+    return write_model_bundle(
+        Path(path),
+        {"image_encoder": _image_encoder(folded)},
+        text,
+        partial(_golden, model, preprocess, text, class_names or GOLDEN_NAMES),
+        family="segment_tokens",
+        architecture="zeroseg",
+        preprocess=preprocess,
+        head=_head_spec(model, folded),
+        segments=_segment_spec(model),
+        embed_dim=model.config.embed_dim,
+        precisions=precisions,
+        template_set=template_set,
+        text_bank=text_bank,
+        name=name,
+        space=space,
+        source=source,
+        licence=licence,
+        overwrite=overwrite,
+        verify=verify,
+    )
 
 
 def _head_spec(model: ZeroSeg, folded: FoldedZeroSeg) -> HeadSpec:
@@ -145,23 +122,12 @@ def _segment_spec(model: ZeroSeg) -> SegmentSpec:
     )
 
 
-def _export_graphs(
-    folded: FoldedZeroSeg,
-    text_encoder: nn.Module | None,
-    folder: Path,
-    precisions: Sequence[str],
-) -> GraphFiles:
-    """``image_encoder`` from ``image`` to the three outputs, and the text tower in float32."""
-    job = GraphExport(
+def _image_encoder(folded: FoldedZeroSeg) -> GraphExport:
+    return GraphExport(
         module=folded,
         inputs={"image": torch.zeros(1, 3, *folded.size_hw)},
         outputs=("segment_embeds", "image_embed", "group_map"),
     )
-    graph = to_onnx("image_encoder", job)
-    files = {"image_encoder": save_variants(graph, "image_encoder", folder, precisions)}
-    if text_encoder is not None:
-        files["text_encoder"] = save_text_encoder(text_encoder, folder)
-    return files
 
 
 @torch.no_grad()
@@ -170,8 +136,7 @@ def _golden(
 ) -> dict[str, npt.NDArray[Any]]:
     """Every intermediate of the model as built, not as folded, so that folding is checked too."""
     names = list(class_names)[:MAX_CLASSES]
-    embedded = text.embed(names)
-    embeds, extra = embedded or (unit_rows(len(names), model.config.embed_dim), {})
+    embeds, extra = text.embed_golden(names, model.config.embed_dim)
     frame, image = golden_frame(), preprocess_frame(preprocess)
     tokens = model(torch.from_numpy(image))
     labels, scores = model.segment(
