@@ -21,14 +21,9 @@ from zsseg_rt.training.clip_checks import (
     load_run,
     score_dense_heads,
 )
-from zsseg_rt.training.clip_pretraining import (
-    ClipTask,
-    PretrainingConfig,
-    SmallClip,
-    contrastive_loss,
-    pretrain,
-)
+from zsseg_rt.training.clip_pretraining import ClipTask, contrastive_loss, pretrain
 from zsseg_rt.training.datasets.scenes import CLASS_NAMES
+from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
 
 TINY = PretrainingConfig(
     steps=3,

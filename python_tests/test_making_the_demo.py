@@ -12,9 +12,10 @@ from safetensors.torch import save_file  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-from zsseg_rt.training.clip_pretraining import PretrainingConfig, pretrain  # noqa: E402
+from zsseg_rt.training.clip_pretraining import pretrain  # noqa: E402
 from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
 from zsseg_rt.training.demo import DemoConfig, train_demo, write_demo  # noqa: E402
+from zsseg_rt.training.small_clip import PretrainingConfig  # noqa: E402
 
 TOWERS = {"width": 64, "num_layers": 2, "text_width": 64, "text_layers": 1, "embed_dim": 64}
 

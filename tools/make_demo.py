@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from zsseg_rt.training.clip_pretraining import PretrainingConfig, pretrain
+from zsseg_rt.training.clip_pretraining import pretrain
 from zsseg_rt.training.demo import DemoConfig, evaluate_demo, train_demo, write_demo
 from zsseg_rt.training.provenance import describe_commit
+from zsseg_rt.training.small_clip import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -24,12 +24,7 @@ from zsseg_rt.models.dense_clip import HEADS, DenseCLIP, Head
 from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
-from zsseg_rt.training.clip_pretraining import (
-    WEIGHTS,
-    PretrainingConfig,
-    SmallClip,
-    read_config,
-)
+from zsseg_rt.training.clip_pretraining import WEIGHTS, read_config
 from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
 from zsseg_rt.training.datasets.scenes.crops import view_of
 from zsseg_rt.training.datasets.scenes.words import all_things
@@ -37,6 +32,7 @@ from zsseg_rt.training.datasets.scenes.world import visible
 from zsseg_rt.training.evaluation import evaluate
 from zsseg_rt.training.metrics import SegmentationScores
 from zsseg_rt.training.segment_torch import torch_segmenter
+from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
 
 __all__ = ["ZeroShotScores", "classify_views", "embed_names", "load_run", "score_dense_heads"]
 
