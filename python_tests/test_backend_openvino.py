@@ -110,7 +110,9 @@ def test_results_are_views_of_one_buffer(graph):
 
 def test_cache_is_used(graph, tmp_path):
     cache_dir = tmp_path / "cache"
-    check(load(graph, cache_dir=cache_dir))
+    session = load(graph, cache_dir=cache_dir)
+    check(session)
+    assert session._compiled.get_property("LOADED_FROM_CACHE"), "the first one too, see page_out"
     (blob,) = cache_files(cache_dir)
     written = blob.stat().st_mtime_ns
     session = load(graph, cache_dir=cache_dir)

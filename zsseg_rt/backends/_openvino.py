@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt.backends._mapped_files import page_out
 from zsseg_rt.backends._openvino_core import process_core
 from zsseg_rt.backends.base import Array, BackendOptions, Session, TensorSpec
 from zsseg_rt.backends.feeds import check_feed, check_names
@@ -183,12 +184,26 @@ def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: Bac
     with FileLock(folder.with_suffix(".lock")):
         _drop_damaged(folder)
         try:
-            compiled = _compile_once(core, graph_path, {**settings, "CACHE_DIR": str(folder)})
+            return _compile_cached(core, graph_path, settings, folder)
         except BackendError as exc:
             _log.warning("%s: compiling again without the cache: %s", folder, exc)
             shutil.rmtree(folder, ignore_errors=True)
             return _compile_once(core, graph_path, settings)
-        _write_checksums(folder)
+
+
+def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folder: Path) -> Any:
+    """A model out of the cache, put there first if need be.
+
+    A model fresh from compiling keeps the graph's weights beside its own; one out of the cache
+    keeps the mapped file instead, whose pages are given back once they have been read.
+    """
+    settings = {**settings, "CACHE_DIR": str(folder)}
+    compiled = _compile_once(core, graph_path, settings)
+    _write_checksums(folder)
+    if not compiled.get_property("LOADED_FROM_CACHE"):
+        del compiled
+        compiled = _compile_once(core, graph_path, settings)
+    page_out(folder)
     return compiled
 
 
