@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.extras import needs_extra
-from zsseg_rt.cli.options import JsonOption, UsageError, flat_names, read_classes
+from zsseg_rt.cli.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    TemplateOption,
+    ThreadsOption,
+    UsageError,
+    flat_names,
+    read_classes,
+)
 from zsseg_rt.cli.output import terminal, write_json
-from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.config import EngineConfig
 
 if TYPE_CHECKING:
     from zsseg_rt.training.datasets.base import SegmentationDataset
@@ -47,21 +57,19 @@ def evaluate(
     rename: Annotated[
         list[str] | None, typer.Option(help="'car=automobile, vehicle'; may repeat.")
     ] = None,
-    template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
-    ] = None,
+    template: TemplateOption = None,
     against: Annotated[
         Path | None, typer.Option(help="Another bundle or model to compare with, same pictures.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take so many pictures, spread over the split.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
-    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "auto",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
     against_backend: Annotated[str, typer.Option(help="Of --against.")] = "auto",
     against_precision: Annotated[str, typer.Option(help="Of --against.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    threads: ThreadsOption = 0,
     confusion: Annotated[
         Path | None, typer.Option(help="Write the confusion matrix as a PNG picture.")
     ] = None,

@@ -9,9 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt.cli.options import (
+    LicenceOption,
     OutOption,
     OverwriteOption,
+    PrecisionsOption,
+    SizeOption,
+    TextHeadsOption,
+    TrustOption,
     UsageError,
+    check_activation,
+    read_precisions,
     read_size,
 )
 from zsseg_rt.cli.output import terminal
@@ -42,7 +49,7 @@ def export_dense(
     ] = "clip",
     logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine similarity.")] = 100.0,
     activation: Annotated[str, typer.Option(help="none, sigmoid or softmax.")] = "softmax",
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    licence: LicenceOption = "",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
@@ -77,7 +84,7 @@ def export_dense_clip(
     head: Annotated[
         str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
     ] = "naclip",
-    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "448",
+    size: SizeOption = "448",
     logit_scale: Annotated[
         float | None, typer.Option(help="Multiplies the cosine; default the head's.")
     ] = None,
@@ -93,24 +100,17 @@ def export_dense_clip(
     num_heads: Annotated[
         int | None, typer.Option(help="Heads of the image tower, for a file.")
     ] = None,
-    text_heads: Annotated[
-        int | None, typer.Option(help="Heads of the text tower, for a file.")
-    ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
-    ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
-    trust: Annotated[
-        bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
-    ] = False,
+    text_heads: TextHeadsOption = None,
+    precision: PrecisionsOption = None,
+    licence: LicenceOption = "",
+    trust: TrustOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
 
-    if activation not in (None, "quick_gelu", "gelu"):
-        raise UsageError(f"--activation: expected quick_gelu or gelu, got {activation}")
+    check_activation("--activation", activation)
     model = create_model(
         "dense_clip",
         pretrained=pretrained,
@@ -128,7 +128,7 @@ def export_dense_clip(
     written = export_bundle(
         model,
         out,
-        precisions=tuple(precision or ("float32", "float16")),
+        precisions=read_precisions(precision),
         source=Path(pretrained).name,
         licence=licence,
         overwrite=overwrite,

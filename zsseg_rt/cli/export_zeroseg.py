@@ -13,8 +13,12 @@ from zsseg_rt.cli.options import (
     OutOption,
     OverwriteOption,
     PrecisionsOption,
+    SizeOption,
+    TemplateOption,
+    TextHeadsOption,
     TrustOption,
-    UsageError,
+    check_activation,
+    read_precisions,
     read_size,
 )
 from zsseg_rt.cli.output import terminal
@@ -36,7 +40,7 @@ def export_zeroseg(
         tuple[Path, Path] | None,
         typer.Option(help="Class names (one a line, or JSON list) and the teacher's rows (.npy)."),
     ] = None,
-    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "448",
+    size: SizeOption = "448",
     logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine.")] = 100.0,
     top_k: Annotated[
         int, typer.Option(min=0, help="Classes nearest to the frame that survive; 0 = all.")
@@ -48,9 +52,7 @@ def export_zeroseg(
         float | None,
         typer.Option(help="Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35."),
     ] = None,
-    template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
-    ] = None,
+    template: TemplateOption = None,
     num_heads: Annotated[
         int | None, typer.Option(help="Heads of the encoder; default one per 64 channels.")
     ] = None,
@@ -60,9 +62,7 @@ def export_zeroseg(
     text_activation: Annotated[
         str | None, typer.Option(help="quick_gelu or gelu, for a text file that does not say.")
     ] = None,
-    text_heads: Annotated[
-        int | None, typer.Option(help="Heads of the text tower, for a file.")
-    ] = None,
+    text_heads: TextHeadsOption = None,
     precision: PrecisionsOption = None,
     licence: LicenceOption = "",
     trust: TrustOption = False,
@@ -72,8 +72,7 @@ def export_zeroseg(
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
 
-    if text_activation not in (None, "quick_gelu", "gelu"):
-        raise UsageError(f"--text-activation: expected quick_gelu or gelu, got {text_activation}")
+    check_activation("--text-activation", text_activation)
     heads = {"num_heads": num_heads, "head_heads": head_heads}
     model = create_model(
         "zeroseg",
@@ -94,7 +93,7 @@ def export_zeroseg(
     written = export_bundle(
         model,
         out,
-        precisions=tuple(precision or ("float32", "float16")),
+        precisions=read_precisions(precision),
         templates=template,
         text_bank=None if bank is None else read_bank(*bank),
         source=checkpoint.name,

@@ -16,11 +16,13 @@ from zsseg_rt.cli.options import (
     PrecisionsOption,
     SeenOption,
     SelfTrainedOption,
+    SizeOption,
     TrainingClassesOption,
     TrustOption,
     UsageError,
     flat_names,
     indices_of,
+    read_precisions,
     read_size,
 )
 from zsseg_rt.cli.output import terminal
@@ -108,7 +110,7 @@ def import_zegformer(
     region_style: Annotated[
         str, typer.Option(help="What CLIP is shown: cropmask, mask or crop.")
     ] = "cropmask",
-    size: Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")] = "512",
+    size: SizeOption = "512",
     precision: PrecisionsOption = None,
     licence: LicenceOption = "",
     trust: TrustOption = False,
@@ -181,6 +183,5 @@ def _load_official(architecture: str, checkpoint: Path, *, trust: bool, **config
 def _write_bundle(model: Any, out: Path, precision: Sequence[str] | None, **options: Any) -> None:
     from zsseg_rt.export import export_bundle
 
-    precisions = tuple(precision or ("float32", "float16"))
-    written = export_bundle(model, out, precisions=precisions, **options)
+    written = export_bundle(model, out, precisions=read_precisions(precision), **options)
     terminal().print(f"wrote {written}", highlight=False)

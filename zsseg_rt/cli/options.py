@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import SourceError
 
 # Typer re-exports this class's child only, and which package defines both depends on its version.
@@ -24,6 +25,9 @@ TrainingClassesOption = Annotated[
 ]
 SeenOption = Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')]
 SelfTrainedOption = Annotated[bool, typer.Option(help="A transductive checkpoint: no shift.")]
+SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")]
+TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
+TextHeadsOption = Annotated[int | None, typer.Option(help="Heads of the text tower, for a file.")]
 PrecisionsOption = Annotated[
     list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
 ]
@@ -31,6 +35,10 @@ LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
 TrustOption = Annotated[
     bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+BackendOption = Annotated[str, typer.Option(help=", ".join(BACKENDS))]
+PrecisionOption = Annotated[str, typer.Option(help=", ".join(PRECISIONS))]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = all.")]
 
 
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
@@ -81,6 +89,21 @@ def read_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise UsageError(f"--size: expected SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def read_precisions(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Read ``--precision``, of which none given means all that graphs are written in."""
+    return tuple(names or ("float32", "float16"))
+
+
+def check_activation(option: str, name: str | None) -> None:
+    """Refuse what is no activation of CLIP's.
+
+    Raises:
+        UsageError: The name is unknown; the message begins with ``option``.
+    """
+    if name not in (None, "quick_gelu", "gelu"):
+        raise UsageError(f"{option}: expected quick_gelu or gelu, got {name}")
 
 
 def split(text: str) -> list[str]:

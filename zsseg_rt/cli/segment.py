@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.options import JsonOption, UsageError, read_classes, split
+from zsseg_rt.cli.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    TemplateOption,
+    ThreadsOption,
+    UsageError,
+    read_classes,
+    split,
+)
 from zsseg_rt.cli.output import terminal, write_json
-from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
@@ -39,16 +49,14 @@ def segment(
     background: Annotated[
         str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
     ] = "",
-    template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")
-    ] = None,
+    template: TemplateOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures.")] = Path(
         "zsseg_out"
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
-    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
     unknown_below: Annotated[
         float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
     ] = None,
