@@ -16,12 +16,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # n
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.building import build_model  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
-from zsseg_rt.training.config import (  # noqa: E402
-    ModelConfig,
-    TextConfig,
-    TrainConfig,
-    list_recipes,
-)
+from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
 
@@ -279,20 +274,6 @@ def test_resolved_settings_read_back(clip_file, tmp_path):
     resolved = tmp_path / "resolved.toml"
     resolved.write_text(config.to_toml())
     assert TrainConfig.load(resolved) == config
-
-
-@pytest.mark.parametrize("recipe", list_recipes())
-def test_recipes_are_complete(recipe):
-    config = TrainConfig.load(recipe)
-    assert config.output.folder == f"runs/{recipe}"
-    assert config.schedule.factor(config.loop.iterations // 2, config.loop.iterations) > 0
-
-
-def test_unknown_recipe_lists_the_known():
-    with pytest.raises(ArgumentError, match="recipes .*zegclip_voc_inductive"):
-        TrainConfig.load("zegclip_vok")
-    with pytest.raises(ArgumentError, match="expected a TOML file"):
-        TrainConfig.load("missing.toml")
 
 
 def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):

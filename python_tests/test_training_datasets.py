@@ -272,7 +272,7 @@ def test_wrong_arguments_are_named(tmp_path):
         create_dataset("camvid")
     with pytest.raises(ArgumentError, match="root: expected none for scenes"):
         create_dataset("scenes", tmp_path)
-    assert set(DATASETS) == {*BUILDERS, "folder", "scenes"}
+    assert set(DATASETS) == {*BUILDERS, "folder", "photos", "scenes"}
 
 
 def test_missing_index_ends_iteration(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.training.datasets import create_dataset
+from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.training.datasets.file_dataset import ValueTable
 from zsseg_rt.training.datasets.reading import read_mask, read_picture
 
@@ -29,6 +29,22 @@ def test_reads_a_folder(street):
     assert dataset.seen == (0, 2)
     assert [dataset[i].name for i in range(len(dataset))] == ["a", "b"]
     assert rows_of(dataset)[:4] == [0, 1, 2, 255]
+
+
+def test_photos_need_neither_masks_nor_classes(street):
+    photos = create_dataset("photos", street, "images")
+    assert isinstance(photos, SegmentationDataset)
+    assert [photos[i].name for i in range(len(photos))] == ["a.jpg", "b.jpg"]
+    assert (photos.class_names, photos.seen) == ((), ())
+    np.testing.assert_array_equal(photos[0].image, read_picture(street / "images/a.jpg"))
+    assert set(rows_of(photos)) == {photos.ignore_label}
+    every = create_dataset("photos", street, "all")
+    assert [every[i].name for i in (0, 2)] == ["images/a.jpg", "masks/a.png"]
+    (street / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty: expected photos .*jpg.* got none"):
+        create_dataset("photos", street, "empty")
+    with pytest.raises(DatasetError, match="train: expected a folder of photos, got none"):
+        create_dataset("photos", street, "train")
 
 
 def test_arguments_come_before_the_file(street):

@@ -184,14 +184,20 @@ def _build_objective(
     config: TrainConfig, model: nn.Module, dataset: SegmentationDataset
 ) -> tuple[ClassEmbeddings | None, TrainingTask]:
     if not isinstance(model, ZeroSeg):
+        if not dataset.class_names:
+            raise ArgumentError(
+                f"data.name: expected a data set with classes, which {config.model.architecture} "
+                f"is trained on, got {config.data.name!r}. Name another, or train ZeroSeg."
+            )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
         return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
     has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
+    has_text = has_text and bool(dataset.class_names)
     if config.evaluation.split and not has_text:
         raise ArgumentError(
             f"evaluation.split: expected none, because ZeroSeg trains without classes and nothing "
-            f"embeds them, got {config.evaluation.split!r}. Set it to '', or give the teacher's "
-            "text tower as model.options.pretrained."
+            f"embeds them, got {config.evaluation.split!r}. Set it to '', or give data with "
+            "classes and the teacher's text tower as model.options.pretrained."
         )
     task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
     names = dataset.class_names

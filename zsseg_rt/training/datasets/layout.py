@@ -10,7 +10,8 @@ from pathlib import Path
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.training.datasets.file_dataset import FilePair
 
-__all__ = ["Layout", "pairs_of_folders", "pairs_of_list", "require_choice"]
+__all__ = ["PICTURE_SUFFIXES", "Layout", "pairs_of_folders", "pairs_of_list"]
+__all__ += ["pictures_below", "require_choice"]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -167,6 +168,12 @@ def pairs_of_folders(
                 f"{layout.instructions}"
             )
     return [FilePair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Paths of all pictures in a folder and its folders, relative to it, sorted."""
+    names = _files_below(str(folder), recursive=True)
+    return sorted(name for name in names if name.lower().endswith(PICTURE_SUFFIXES))
 
 
 def _file_names(folder: Path) -> set[str]:

@@ -22,6 +22,7 @@ _MODULES = {
     "cocostuff164k": "cocostuff:cocostuff164k",
     "context": "context:pascal_context",
     "folder": "folder:folder",
+    "photos": "photos:PhotoDataset",
     "voc2012": "voc:voc2012",
     "scenes": "scenes:SceneDataset",
 }
