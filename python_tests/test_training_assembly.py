@@ -160,7 +160,7 @@ def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
     config = ModelConfig(start_from=start, options=options)
     weights = build_model(config, seen=(0,), protocol="inductive").state_dict()
     assert all(torch.equal(value, state_dict[k].half().float()) for k, value in weights.items())
-    clip = ModelConfig(architecture="zegformer", start_from=start, options={"clip": "openai"})
+    clip = ModelConfig(start_from=start, options={"clip": "ViT-B-16"})
     with pytest.raises(ArgumentError, match="model.options: unknown key 'clip'"):
         build_model(clip, seen=(0,), protocol="inductive")
 

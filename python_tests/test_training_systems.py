@@ -11,14 +11,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 import tiny  # noqa: E402
+import tiny_zegformer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.building import build_model  # noqa: E402
 from zsseg_rt.training.comparison import Comparison, merge  # noqa: E402
-from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.config import ModelConfig, TrainConfig  # noqa: E402
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
@@ -142,6 +144,47 @@ def test_zegformer_is_what_was_configured(clip_file, tmp_path):
     found = {id(p) for group in groups for p in group["params"] if group["weight_decay"] == 0}
     assert norms
     assert norms <= found
+
+
+@pytest.fixture
+def official_zegformer(tmp_path):
+    """An official checkpoint of training, which holds no CLIP, and CLIP's own file."""
+    weights = tiny_zegformer.state_dict()
+    bare = {k: v for k, v in weights.items() if not k.startswith(tiny_zegformer.CLIP)}
+    torch.save({"model": bare, "iteration": 1}, tmp_path / "official.pth")
+    prefix = tiny_zegformer.CLIP
+    clip = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    save_file(clip, tmp_path / "clip.safetensors")
+
+    def configured(**options):
+        start = str(tmp_path / "official.pth")
+        settings = {"num_heads": 4} | options
+        return ModelConfig(architecture="zegformer", start_from=start, options=settings)
+
+    return configured, {"pretrained": str(tmp_path / "clip.safetensors")}
+
+
+def test_official_zegformer_starts_with_the_clip_that_is_named(official_zegformer):
+    configured, clip = official_zegformer
+    config = configured(**clip, activation="quick_gelu")
+    model = build_model(config, seen=(0, 1), protocol="inductive")
+    assert model.config.ensemble
+    assert model.text_encoder is not None
+    weights = tiny_zegformer.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
+    configured, _ = official_zegformer
+    message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*ensemble"
+    with pytest.raises(CheckpointError, match=message):
+        build_model(configured(), seen=(), protocol="inductive")
+    with pytest.raises(ArgumentError, match="model.options.pretrained: expected CLIP's weights"):
+        build_model(configured(activation="gelu"), seen=(), protocol="inductive")
+    with pytest.raises(ArgumentError, match="model.options: unknown key 'pretraned'"):
+        build_model(configured(pretraned="openai"), seen=(), protocol="inductive")
+    alone = build_model(configured(ensemble=False), seen=(), protocol="inductive")
+    assert not alone.config.clip_classification
 
 
 def test_zeroseg_learns_from_the_clip_that_names_classes(clip_file, tmp_path):

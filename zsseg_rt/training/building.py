@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt import schema
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.clip import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.clip_rc import ClipRC
@@ -48,6 +48,7 @@ _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "short_edge": ShortEdgeAugmentation,
     "center_crop": CenterCropAugmentation,
 }
+_CLIP_OPTIONS = ("pretrained", "clip", "activation")
 _FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
 _TASKS: Mapping[type[nn.Module], type[TrainingTask]] = {
     ClipRC: DescriptorTask,
@@ -96,7 +97,7 @@ def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> n
 
     Raises:
         ArgumentError: An option is not the architecture's.
-        CheckpointError: Weights cannot be read.
+        CheckpointError: Weights cannot be read, or CLIP's are needed and not there.
     """
     start, options = config.start_from, dict(config.options)
     if start and Path(start).is_dir():
@@ -107,14 +108,44 @@ def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> n
             )
         model = load_trained(start)
     elif start:
-        options = _checked_options(config.architecture, options, official=True)
-        state_dict = normalize_state_dict(load_checkpoint(start))
-        model = from_official(config.architecture, state_dict, **options)
+        model = _start_from_official(config.architecture, start, options)
     else:
         options = _checked_options(config.architecture, options, official=False)
         model = create_model(config.architecture, **options)
     rows = () if protocol == "supervised" else tuple(seen)
     return with_seen_classes(model, rows, self_trained=protocol == "transductive")
+
+
+def _start_from_official(architecture: str, start: str, options: dict[str, Any]) -> nn.Module:
+    """A model of an official file; CLIP, where that is a file of its own, as ``pretrained``."""
+    takes_clip = "clip" in inspect.signature(find_builder(architecture, official=True)).parameters
+    named = {name: options.pop(name) for name in _CLIP_OPTIONS if takes_clip and name in options}
+    options = _checked_options(architecture, options, official=True)
+    if named:
+        options["clip"] = _load_named_clip(named)
+    state_dict = normalize_state_dict(load_checkpoint(start))
+    try:
+        return from_official(architecture, state_dict, **options)
+    except CheckpointError as error:
+        if not takes_clip or named:
+            raise
+        raise CheckpointError(
+            f"{start}: {error} In a configuration, model.options.pretrained is CLIP's file or "
+            "open_clip tag ('openai'), and ensemble = false does without."
+        ) from error
+
+
+def _load_named_clip(named: Mapping[str, Any]) -> ClipWeights:
+    if "pretrained" not in named:
+        raise ArgumentError(
+            f"model.options.pretrained: expected CLIP's weights besides {', '.join(named)}, got "
+            "none. Name a file or an open_clip tag, such as 'openai'."
+        )
+    return load_clip(
+        named["pretrained"],
+        architecture=named.get("clip", "ViT-B-16"),
+        activation=named.get("activation"),
+    )
 
 
 def build_task(

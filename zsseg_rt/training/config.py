@@ -60,8 +60,10 @@ class ModelConfig:
             weights are taken (optimizer, schedule and step start anew); empty starts from
             ``options.pretrained``.
         options: Keyword arguments of :func:`zsseg_rt.models.create_model`, or, with an official
-            file, of :func:`zsseg_rt.models.from_official`. Seen classes and self-training follow
-            from data and task and are not given here.
+            file, of :func:`zsseg_rt.models.from_official`; ZegFormer's CLIP, which its official
+            files do not hold, is named by ``pretrained``, ``clip`` and ``activation`` as for
+            :func:`zsseg_rt.models.create_model`. Seen classes and self-training follow from data
+            and task and are not given here.
     """
 
     architecture: str = "zegclip"
