@@ -15,9 +15,10 @@ from zsseg_rt.models.clip import load_clip
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training import clip_pretraining
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED, CaptionBatches
+from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.clip_checks import (
+    TEMPLATES,
     classify_views,
-    embed_names,
     load_run,
     score_dense_heads,
 )
@@ -223,11 +224,11 @@ def test_another_configuration_is_not_resumed(run):
 
 
 def test_checks_are_chances_for_untrained_weights(run):
-    model, tokenizer = load_run(run.parent), Tokenizer(tokenizer_json(), context_length=24)
-    scores = classify_views(model, tokenizer, num_scenes=20)
+    model = load_run(run.parent)
+    scores = classify_views(model, num_scenes=20)
     assert 0 <= scores.things < 0.1
     assert 0 <= scores.classes < 0.5
-    text_embeds = embed_names(model, tokenizer, CLASS_NAMES)
+    text_embeds = embed_phrases(model.text, CLASS_NAMES, TEMPLATES)
     heads = dict(score_dense_heads(run, text_embeds, num_scenes=2))
     assert set(heads) >= {"naclip", "maskclip"}
     assert all(0 <= scores.pixel_accuracy < 0.5 for scores in heads.values())

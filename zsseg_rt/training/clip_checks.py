@@ -18,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model, load_checkpoint
 from zsseg_rt.models.dense_clip import HEADS, DenseCLIP, Head
-from zsseg_rt.models.text_encoder import average_templates
-from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.training.caption_batches import NEVER_CAPTIONED
+from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.clip_pretraining import WEIGHTS, read_config
 from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
 from zsseg_rt.training.datasets.scenes.crops import view_of
@@ -34,7 +32,7 @@ from zsseg_rt.training.metrics import SegmentationScores
 from zsseg_rt.training.segment_torch import torch_segmenter
 from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
 
-__all__ = ["ZeroShotScores", "classify_views", "embed_names", "load_run", "score_dense_heads"]
+__all__ = ["ZeroShotScores", "classify_views", "load_run", "score_dense_heads"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,22 +59,21 @@ class ZeroShotScores:
 
 @torch.no_grad()
 def classify_views(
-    model: SmallClip, tokenizer: Tokenizer, *, num_scenes: int = 300, seed: int = 0, side: int = 64
+    model: SmallClip, *, num_scenes: int = 300, seed: int = 0, side: int = 64
 ) -> ZeroShotScores:
     """Name closer views of single things by the nearest text embedding.
 
     Args:
         model: The CLIP.
-        tokenizer: With the model's context length.
         num_scenes: How many scenes views are taken from, of any things and of classes each.
         seed: Of the world.
         side: Side of views in pixels.
     """
     every = [kind.name for kind in all_things()]
     classes = [name for name in CLASS_NAMES if name in every]
-    right = _right_names(model, tokenizer, every, _views(seed, 0.0, num_scenes, side))
+    right = _right_names(model, every, _views(seed, 0.0, num_scenes, side))
     never = [hit for name, hit in right if name in NEVER_CAPTIONED]
-    among_classes = _right_names(model, tokenizer, classes, _views(seed, 1.0, num_scenes, side))
+    among_classes = _right_names(model, classes, _views(seed, 1.0, num_scenes, side))
     unseen = {name for index, name in enumerate(CLASS_NAMES) if index not in SEEN}
     return ZeroShotScores(
         things=_mean([hit for _, hit in right]),
@@ -84,19 +81,6 @@ def classify_views(
         classes=_mean([hit for _, hit in among_classes]),
         unseen_classes=_mean([hit for name, hit in among_classes if name in unseen]),
     )
-
-
-@torch.no_grad()
-def embed_names(
-    model: SmallClip,
-    tokenizer: Tokenizer,
-    names: Sequence[str],
-    templates: Sequence[str] = TEMPLATES,
-) -> Tensor:
-    """Class embeddings of names, float32 ``[C, D]``, unit norm."""
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    embeds = model.encode_texts(torch.from_numpy(tokenizer.encode(prompts)))
-    return average_templates(embeds.reshape(len(names), len(templates), -1))
 
 
 def load_run(folder: Path) -> SmallClip:
@@ -141,11 +125,10 @@ def _views(
 
 def _right_names(
     model: SmallClip,
-    tokenizer: Tokenizer,
     names: Sequence[str],
     views: Iterator[tuple[NDArray[np.uint8], str]],
 ) -> list[tuple[str, bool]]:
-    text_embeds = embed_names(model, tokenizer, names)
+    text_embeds = embed_phrases(model.text, names, TEMPLATES)
     images, truths = zip(*views, strict=True)
     stacked = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
     embeds = [model.encode_images(chunk)[0] for chunk in torch.split(stacked, _CHUNK)]
@@ -165,12 +148,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = load_run(arguments.run)
-    context_length = model.text.config.context_length
-    tokenizer = Tokenizer(tokenizer_json(), context_length=context_length)
-    scores = classify_views(model, tokenizer, num_scenes=arguments.num_scenes)
+    scores = classify_views(model, num_scenes=arguments.num_scenes)
     for name, share in dataclasses.asdict(scores).items():
         _log.info("views named right, %s: %.1f %%", name.replace("_", " "), 100 * share)
-    text_embeds = embed_names(model, tokenizer, CLASS_NAMES)
+    text_embeds = embed_phrases(model.text, CLASS_NAMES, TEMPLATES)
     for head, dense in score_dense_heads(
         arguments.run / WEIGHTS, text_embeds, num_scenes=arguments.num_scenes
     ):
