@@ -15,7 +15,7 @@ from test_training_datasets import photo  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.building import build_augmentation, open_split  # noqa: E402
+from zsseg_rt.training.building import build_augmentation, open_split, setting_names  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
 from zsseg_rt.training.datasets.splits import class_table  # noqa: E402
 from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
@@ -47,7 +47,7 @@ def test_recipes_name_what_exists(recipe):
     task = {"clip_rc": DescriptorTask, "zegclip": DescriptorTask, "zegformer": ZegFormerTask}
     kind = task.get(config.model.architecture, ZeroSegTask)
     features = {"teacher", "teacher_architecture", "views"} if kind is ZeroSegTask else set()
-    assert config.task.options.keys() <= inspect.signature(kind).parameters.keys() | features
+    assert config.task.options.keys() <= {*setting_names(kind), *features}
 
 
 @pytest.mark.parametrize(

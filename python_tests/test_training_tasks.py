@@ -1,5 +1,6 @@
 """Training tasks on tiny models: what they train, what they look at, and that losses fall."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
+from zsseg_rt.training.building import setting_names
 from zsseg_rt.training.task import Batch
 from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.labelled import PixelLossOptions, PixelLossTask
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1)
 UNSEEN = (2, 5)
@@ -200,3 +203,24 @@ def test_unseen_classes_are_nothing_to_the_baseline(baseline):
     for index in UNSEEN:
         labels[labels == index] = 255
     assert one(given) == one(replace(given, labels=labels))
+
+
+def test_settings_are_a_tasks_own_and_those_it_shares():
+    own = {DescriptorTask: {"recovery_weight", "trained"}, DenseTask: {"train_backbone"}}
+    shared = {"seen", "protocol", "ignore_label", *PixelLossOptions.__annotations__}
+    for kind, names in own.items():
+        found = setting_names(kind)
+        assert sorted(found) == sorted(names | shared)
+        assert set(inspect.signature(PixelLossTask).parameters) >= shared
+    assert setting_names(create_model) is None
+    with pytest.raises(TypeError, match="focal_wait"):
+        task(focal_wait=1.0)
+
+
+def test_settings_that_are_not_given(baseline):
+    dense = baseline()
+    assert (dense.loss, dense.backbone_learning_rate) == ("cross_entropy", 2e-5)
+    assert (task().loss, task().backbone_learning_rate) == ("masks", 1e-5)
+    for made in (dense, task()):
+        assert (made.learning_rate, made.weight_decay, made.label_stride) == (2e-4, 0.01, 1)
+        assert (made.focal_weight, made.dice_weight) == (100.0, 1.0)

@@ -41,7 +41,7 @@ from zsseg_rt.training.transforms import (
 from zsseg_rt.training.zeroseg_features import TeacherFeatures
 
 __all__ = ["batch_source", "build_augmentation", "build_model", "build_task"]
-__all__ += ["build_zeroseg_task", "open_split"]
+__all__ += ["build_zeroseg_task", "open_split", "setting_names"]
 
 _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "fit_inside": FitInsideAugmentation,
@@ -164,7 +164,8 @@ def build_task(
             "Choose another."
         )
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
-    _refuse_unknown(kind.__init__, config.options, "task.options", hidden=("protocol", *own))
+    hidden = ("protocol", *own)
+    _refuse_unknown(setting_names(kind), config.options, "task.options", hidden=hidden)
     task: TrainingTask = kind(
         model,
         class_embeds,
@@ -202,8 +203,7 @@ def build_zeroseg_task(
     options = dict(config.options)
     weights = _load_teacher(options, student.options)
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
-    function: Any = ZeroSegTask.__init__
-    _refuse_unknown(function, options, "task.options", hidden=("batch_size",))
+    _refuse_unknown(setting_names(ZeroSegTask), options, "task.options", hidden=("batch_size",))
     made = _with_records(TeacherFeatures.__init__, features, "task.options")
     teacher = TeacherFeatures(build_image_encoder(weights), **made)
     return ZeroSegTask(model, teacher, batch_size=batch_size, **options)
@@ -256,23 +256,33 @@ def _checked_options(
 ) -> dict[str, Any]:
     function = find_builder(architecture, official=official)
     hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
-    _refuse_unknown(function, options, "model.options", hidden=hidden)
+    _refuse_unknown(setting_names(function), options, "model.options", hidden=hidden)
     return _with_records(function, options, "model.options")
 
 
+def setting_names(target: Callable[..., Any]) -> list[str] | None:
+    """Names of the keyword arguments of a function or class; None if it takes any.
+
+    A class's ``**options`` are those of the class it derives from.
+    """
+    functions: list[Any] = [target]
+    if isinstance(target, type):
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    names: list[str] = []
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
 def _refuse_unknown(
-    function: Callable[..., Any], given: Mapping[str, Any], where: str, hidden: Sequence[str]
+    names: Sequence[str] | None, given: Mapping[str, Any], where: str, hidden: Sequence[str]
 ) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in hidden
-    ]
+    known = None if names is None else [name for name in names if name not in hidden]
     for name in given:
-        if name not in known:
+        if known is not None and name not in known:
             raise ArgumentError(f"{where}: unknown key {name!r}. {schema.nearest(name, known)}")
 
 

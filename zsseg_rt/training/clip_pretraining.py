@@ -30,7 +30,7 @@ from zsseg_rt.training.loop import BatchSource, run_loop
 from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.schedules import cosine
 from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
-from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.task import TrainingTask, parameter_group
 
 __all__ = ["ClipTask", "contrastive_loss", "pretrain", "read_config"]
 
@@ -100,8 +100,8 @@ class ClipTask(TrainingTask):
         matrices = [p for p in parameters if p.ndim >= 2]
         vectors = [p for p in parameters if p.ndim < 2]
         return [
-            {"params": matrices, "lr": rate, "weight_decay": self.config.weight_decay},
-            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+            *parameter_group(matrices, rate, self.config.weight_decay),
+            *parameter_group(vectors, rate, 0.0),
         ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "TrainingTask", "normalize_images", "valid_pixels"]
+__all__ = ["Batch", "TrainingTask", "normalize_images", "parameter_group", "valid_pixels"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ class TrainingTask(nn.Module, ABC):
         weights only: a checkpoint notes their hash.
         """
         return {}
+
+
+def parameter_group(
+    tensors: Sequence[Tensor], learning_rate: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """The group of some parameters, for AdamW; none for no parameters."""
+    if not tensors:
+        return []
+    return [{"params": list(tensors), "lr": learning_rate, "weight_decay": weight_decay}]
 
 
 def normalize_images(

@@ -7,19 +7,22 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip_rc import RegionOutput
 from zsseg_rt.models.descriptor_model import DescriptorModel
 from zsseg_rt.models.zegclip import ZegCLIP
 from zsseg_rt.training.losses import recovery_losses
-from zsseg_rt.training.protocols import Protocol
-from zsseg_rt.training.task import Batch, normalize_images
-from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossTask, check_non_negative
+from zsseg_rt.training.task import parameter_group
+from zsseg_rt.training.tasks.labelled import (
+    PixelLossOptions,
+    PixelLossTask,
+    check_non_negative,
+)
 
 __all__ = ["DescriptorTask", "Trained"]
 
@@ -36,23 +39,16 @@ class DescriptorTask(PixelLossTask):
     Args:
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        seen: Indices of the seen classes.
-        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
-        ignore_label: The data set's label of unannotated pixels. Such pixels are negatives of every
-            class, except for ``loss="cross_entropy"``.
-        loss: ``"masks"`` is official. ``"cross_entropy"`` is a softmax over classes, to measure
-            what the official loss contributes; the model's ``score_activation`` should then be
-            ``"softmax"``.
-        focal_weight: Officially 100; CLIP-RC on COCO-Stuff 200 (fully supervised 100).
-        dice_weight: Officially 1; CLIP-RC on COCO-Stuff 3 (fully supervised 1.5).
-        label_stride: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`.
         recovery_weight: Of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully
             supervised 0 and 1.
         trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
             measure what prompts contribute; the model should then have none.
-        learning_rate: Peak rate of everything that is trained but a fine-tuned backbone.
-        backbone_learning_rate: Peak rate of a fine-tuned backbone (not official).
-        weight_decay: For every tensor, norms and biases too.
+        **options: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`. Official are
+            ``loss="masks"`` (with ``"cross_entropy"``, to measure what that contributes, the
+            model's ``score_activation`` should be ``"softmax"``), ``focal_weight`` 100 (CLIP-RC on
+            COCO-Stuff 200, fully supervised 100), ``dice_weight`` 1 (CLIP-RC on COCO-Stuff 3, fully
+            supervised 1.5) and ``weight_decay`` for every tensor, norms and biases too. A
+            fine-tuned backbone is not official.
 
     Raises:
         ArgumentError: A setting is unknown or negative.
@@ -65,51 +61,20 @@ class DescriptorTask(PixelLossTask):
         model: DescriptorModel,
         text_embeds: Tensor,
         *,
-        seen: Sequence[int],
-        protocol: Protocol = "inductive",
-        ignore_label: int = 255,
-        loss: PixelLoss = "masks",
-        focal_weight: float = 100.0,
-        dice_weight: float = 1.0,
-        label_stride: int = 1,
         recovery_weight: float = 2.0,
         trained: Trained = "prompts",
-        learning_rate: float = 2e-4,
-        backbone_learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
+        **options: Unpack[PixelLossOptions],
     ) -> None:
-        super().__init__(
-            model,
-            text_embeds,
-            seen=seen,
-            protocol=protocol,
-            ignore_label=ignore_label,
-            loss=loss,
-            focal_weight=focal_weight,
-            dice_weight=dice_weight,
-            label_stride=label_stride,
-        )
+        super().__init__(model, text_embeds, **options)
         if trained not in get_args(Trained):
             raise ArgumentError(
                 f"trained: expected 'prompts' or 'backbone', got {trained!r}. Check the spelling."
             )
-        check_non_negative(
-            recovery_weight=recovery_weight,
-            learning_rate=learning_rate,
-            backbone_learning_rate=backbone_learning_rate,
-            weight_decay=weight_decay,
-        )
+        check_non_negative(recovery_weight=recovery_weight)
         self.recovery_weight, self.trained = recovery_weight, trained
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.backbone_learning_rate = backbone_learning_rate
         if trained == "backbone":
             model.backbone.requires_grad_(True)
         _freeze_unread(model)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
-        images = normalize_images(batch, self.model.image_mean, self.model.image_std)
-        return self.losses(images, batch.labels)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms; see :meth:`PixelLossTask.losses`.
@@ -133,14 +98,11 @@ class DescriptorTask(PixelLossTask):
         """One group, as officially; a fine-tuned backbone is a second one with its own rate."""
         named = list(self.model.trainable_parameters())
         slow = "backbone." if self.trained == "backbone" else ()
-        groups = (
-            ([t for name, t in named if not name.startswith(slow)], self.learning_rate),
-            ([t for name, t in named if name.startswith(slow)], self.backbone_learning_rate),
-        )
+        backbone = [tensor for name, tensor in named if name.startswith(slow)]
+        others = [tensor for name, tensor in named if not name.startswith(slow)]
         return [
-            {"params": tensors, "lr": rate, "weight_decay": self.weight_decay}
-            for tensors, rate in groups
-            if tensors
+            *parameter_group(others, self.learning_rate, self.weight_decay),
+            *parameter_group(backbone, self.backbone_learning_rate, self.weight_decay),
         ]
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Required
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.losses import cross_entropy, mask_losses
 from zsseg_rt.training.protocols import LabelProtocol, Protocol
-from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.task import Batch, TrainingTask, normalize_images
 
-__all__ = ["LabelledTask", "PixelLoss", "PixelLossTask", "check_non_negative"]
+__all__ = ["LabelledTask", "PixelLoss", "PixelLossOptions", "PixelLossTask"]
+__all__ += ["check_non_negative"]
 
 PixelLoss = Literal["masks", "cross_entropy"]
 
@@ -64,6 +66,21 @@ class LabelledTask(TrainingTask):
         self.register_buffer("query_embeds", queries.float(), persistent=False)
 
 
+class PixelLossOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`PixelLossTask`, which describes them."""
+
+    seen: Required[Sequence[int]]
+    protocol: Protocol
+    ignore_label: int
+    loss: PixelLoss
+    focal_weight: float
+    dice_weight: float
+    label_stride: int
+    learning_rate: float
+    backbone_learning_rate: float
+    weight_decay: float
+
+
 class PixelLossTask(LabelledTask):
     """A task whose loss compares upsampled class logits with labels.
 
@@ -71,14 +88,18 @@ class PixelLossTask(LabelledTask):
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
         seen: Indices of the seen classes.
-        protocol: What training may know.
-        ignore_label: The data set's label of unannotated pixels.
+        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
+        ignore_label: The data set's label of unannotated pixels. They are negatives of every class
+            for ``loss="masks"``, and do not count for ``"cross_entropy"``.
         loss: ``"masks"`` is focal and dice loss of one mask a class, ``"cross_entropy"`` a softmax
             over classes.
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
         label_stride: The loss looks at every so many-th row and column of the labels. Officially
             1; more costs less, and masks are learned on a grid that is coarser still.
+        learning_rate: Peak rate of everything that is trained but a fine-tuned image tower.
+        backbone_learning_rate: Peak rate of a fine-tuned image tower.
+        weight_decay: For the tensors that have one.
 
     Raises:
         ArgumentError: A setting is unknown or negative.
@@ -90,12 +111,15 @@ class PixelLossTask(LabelledTask):
         text_embeds: Tensor,
         *,
         seen: Sequence[int],
-        protocol: Protocol,
-        ignore_label: int,
-        loss: PixelLoss,
-        focal_weight: float,
-        dice_weight: float,
+        protocol: Protocol = "inductive",
+        ignore_label: int = 255,
+        loss: PixelLoss = "masks",
+        focal_weight: float = 100.0,
+        dice_weight: float = 1.0,
         label_stride: int = 1,
+        learning_rate: float = 2e-4,
+        backbone_learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(
             model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
@@ -104,14 +128,27 @@ class PixelLossTask(LabelledTask):
             raise ArgumentError(
                 f"loss: expected 'masks' or 'cross_entropy', got {loss!r}. Check the spelling."
             )
-        check_non_negative(focal_weight=focal_weight, dice_weight=dice_weight)
-        self.loss = loss
-        self.focal_weight, self.dice_weight = focal_weight, dice_weight
+        check_non_negative(
+            focal_weight=focal_weight,
+            dice_weight=dice_weight,
+            learning_rate=learning_rate,
+            backbone_learning_rate=backbone_learning_rate,
+            weight_decay=weight_decay,
+        )
         if label_stride < 1:
             raise ArgumentError(
                 f"label_stride: expected at least 1, got {label_stride}. Choose more."
             )
-        self.label_stride = label_stride
+        self.loss, self.label_stride = loss, label_stride
+        self.focal_weight, self.dice_weight = focal_weight, dice_weight
+        self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
+        self.weight_decay = weight_decay
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
+        model: Any = self.model
+        images = normalize_images(batch, model.image_mean, model.image_std)
+        return self.losses(images, batch.labels)
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from zsseg_rt.training.matching import (
     segment_losses,
 )
 from zsseg_rt.training.protocols import Protocol
-from zsseg_rt.training.task import Batch, valid_pixels
+from zsseg_rt.training.task import Batch, parameter_group, valid_pixels
 from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
 
 __all__ = ["ZegFormerTask"]
@@ -145,6 +145,5 @@ class ZegFormerTask(LabelledTask):
                 decay = 0.0 if id(parameter) in kept else self.weight_decay
                 groups.setdefault((rate, decay), []).append(parameter)
         return [
-            {"params": tensors, "lr": rate, "weight_decay": decay}
-            for (rate, decay), tensors in groups.items()
+            group for key, tensors in groups.items() for group in parameter_group(tensors, *key)
         ]

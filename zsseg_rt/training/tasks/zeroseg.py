@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.zeroseg import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
 from zsseg_rt.models.zeroseg_encoder import PatchMask, random_patch_mask, reconstruction_loss
-from zsseg_rt.training.task import Batch, TrainingTask, normalize_images
+from zsseg_rt.training.task import Batch, TrainingTask, normalize_images, parameter_group
 from zsseg_rt.training.tasks.labelled import check_non_negative
 from zsseg_rt.training.zeroseg_features import TeacherFeatures
 
@@ -204,13 +204,11 @@ class ZeroSegTask(TrainingTask):
     def parameter_groups(self) -> list[dict[str, object]]:
         """Two groups with one rate: matrices and tokens, and without decay biases and norms."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = (
-            ([p for p in trained if p.ndim > 1], self.weight_decay),
-            ([p for p in trained if p.ndim <= 1], 0.0),
-        )
+        matrices = [parameter for parameter in trained if parameter.ndim > 1]
+        vectors = [parameter for parameter in trained if parameter.ndim <= 1]
         return [
-            {"params": tensors, "lr": self.learning_rate, "weight_decay": decay}
-            for tensors, decay in groups
+            *parameter_group(matrices, self.learning_rate, self.weight_decay),
+            *parameter_group(vectors, self.learning_rate, 0.0),
         ]
 
     def left_out(self) -> Mapping[str, nn.Module]:
