@@ -77,6 +77,22 @@ class ClipWeights:
     text_heads: int | None = None
     logit_scale: float | None = None
 
+    def image_config(self) -> ImageEncoderConfig:
+        """Sizes of the image tower; it has no prompts.
+
+        Raises:
+            CheckpointError: A key that tells a size is missing.
+        """
+        return image_encoder_config(Sizes(self.visual, "CLIP"), "", self.num_heads, self.activation)
+
+    def text_config(self) -> TextEncoderConfig:
+        """Sizes of the text tower.
+
+        Raises:
+            CheckpointError: A key that tells a size is missing.
+        """
+        return text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
+
 
 def load_clip(
     source: str | Path,
@@ -322,10 +338,8 @@ def build_image_encoder(weights: ClipWeights, *, grid_side: int | None = None) -
         visual["positional_embedding"] = resize_positional_embedding(
             visual["positional_embedding"], (grid_side, grid_side)
         )
-    sizes = Sizes(visual, "CLIP")
-    config = image_encoder_config(sizes, num_heads=weights.num_heads, activation=weights.activation)
     with torch.device("meta"):
-        encoder = ImageEncoder(config)
+        encoder = ImageEncoder(replace(weights, visual=visual).image_config())
     load_weights(encoder, visual, architecture="CLIP's image tower")
     return _frozen(encoder)
 
@@ -342,10 +356,8 @@ def build_text_encoder(weights: ClipWeights) -> TextEncoder:
     Raises:
         CheckpointError: The weights are not a CLIP text transformer's.
     """
-    sizes = Sizes(weights.text, "CLIP")
-    config = text_encoder_config(sizes, num_heads=weights.text_heads, activation=weights.activation)
     with torch.device("meta"):
-        encoder = TextEncoder(config)
+        encoder = TextEncoder(weights.text_config())
     load_weights(encoder, weights.text, architecture="CLIP's text tower")
     return _frozen(encoder)
 

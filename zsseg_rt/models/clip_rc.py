@@ -25,10 +25,12 @@ from zsseg_rt.models.descriptor_model import (
     DescriptorModel,
     InferenceParts,
     SegmentationOutput,
+    official_decoder_config,
     prompted_image_encoder_config,
 )
 from zsseg_rt.models.functional import describe, patch_text_similarity
 from zsseg_rt.models.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.mask_decoder import (
     DecoderConfig,
     DecoderLayer,
@@ -227,7 +229,7 @@ class ClipRC(DescriptorModel):
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> RegionOutput:
         """See :meth:`DescriptorModel.forward`."""
-        self._check_text(text_embeds)
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
         embeds = self.backbone(image)
         grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
         text_embeds = text_embeds.to(embeds.patch_embeds)
@@ -328,7 +330,7 @@ def clip_rc_from_official(
     )
     config = ClipRCConfig(
         image_encoder=image_encoder,
-        decoder=replace(_decoder_config(sizes, decoder_heads), dropout=decoder_dropout),
+        decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
         text_encoder=text_encoder_config(sizes, _TEXT, text_heads) if has_text else None,
         image_size=image_size or image_encoder.grid_side * image_encoder.patch_size,
         seen_classes=tuple(int(index) for index in seen_classes),
@@ -345,6 +347,7 @@ def clip_rc_from_official(
     return model.eval()
 
 
+_LAYERS = "decode_head.decoder_q.layers."
 _TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
 _UNUSED_KEYS = (
     r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
@@ -360,13 +363,3 @@ def _num_regions(sizes: Sizes) -> int:
             f"{num_regions} rows. Check that the checkpoint is complete and of this architecture."
         )
     return num_regions
-
-
-def _decoder_config(sizes: Sizes, num_heads: int) -> DecoderConfig:
-    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
-    return DecoderConfig(
-        query_dim=query_dim,
-        num_layers=sizes.count("decode_head.decoder_q.layers."),
-        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
-        ffn_dim=sizes.of("decode_head.decoder_q.layers.0.linear1.weight", 2)[0],
-    )

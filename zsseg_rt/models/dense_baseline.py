@@ -20,12 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.checkpoints import Sizes, load_weights
+from zsseg_rt.models.checkpoints import load_weights
 from zsseg_rt.models.clip import (
-    image_encoder_config,
     load_clip,
     normalisation_of,
-    text_encoder_config,
 )
 from zsseg_rt.models.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense_encoder import DenseImageEncoder, Head, check_size
@@ -230,15 +228,14 @@ def dense_baseline_from_clip(
         text_heads=text_heads,
         trust=trust,
     )
-    visual, text = (Sizes(tower, "CLIP") for tower in (weights.visual, weights.text))
-    encoder = image_encoder_config(visual, "", weights.num_heads, weights.activation)
+    encoder = weights.image_config()
     size_hw = (image_size, image_size)
     check_size(size_hw, encoder.patch_size)
     side = image_size // encoder.patch_size
     mean, std = normalisation_of(pretrained, clip)
     config = DenseBaselineConfig(
         image_encoder=replace(encoder, grid_side=side),
-        text_encoder=text_encoder_config(text, "", weights.text_heads, weights.activation),
+        text_encoder=weights.text_config(),
         size_hw=size_hw,
         logit_scale=logit_scale,
         score_activation=score_activation,

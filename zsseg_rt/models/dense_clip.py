@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.models.checkpoints import Sizes, load_weights
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.checkpoints import load_weights
 from zsseg_rt.models.clip import (
     CLIP_MEAN,
     CLIP_STD,
     ClipWeights,
-    image_encoder_config,
     load_clip,
     normalisation_of,
     random_clip,
-    text_encoder_config,
 )
 from zsseg_rt.models.dense_encoder import (
     HEADS,
@@ -39,6 +37,7 @@ from zsseg_rt.models.dense_encoder import (
 from zsseg_rt.models.descriptor_model import ScoreActivation
 from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.transformer import Activation
 from zsseg_rt.models.zegclip import SegmentationOutput
@@ -165,7 +164,7 @@ class DenseCLIP(nn.Module):
             ShapeError: An argument has another shape.
             DTypeError: The image is not of the weights' dtype.
         """
-        self._check_text(text_embeds)
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
         patch_embeds, cls_embed = self.image_encoder(image)
         similarity = patch_text_similarity(patch_embeds, text_embeds.to(patch_embeds))
         mask_logits = self.logit_scale * similarity
@@ -208,14 +207,6 @@ class DenseCLIP(nn.Module):
             ShapeError: Patches do not fill the picture.
         """
         return FoldedDenseEncoder(self.image_encoder, size_hw or self.config.size_hw)
-
-    def _check_text(self, text_embeds: Tensor) -> None:
-        embed_dim = self.config.image_encoder.embed_dim
-        if text_embeds.ndim != 2 or text_embeds.shape[1] != embed_dim or not len(text_embeds):
-            raise ShapeError(
-                f"text_embeds: expected [C, {embed_dim}] with at least one class, "
-                f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
-            )
 
 
 def dense_clip_from_clip(
@@ -297,13 +288,10 @@ def _build(
     image_size: int | tuple[int, int] | None,
     with_text_encoder: bool,
 ) -> DenseCLIP:
-    activation = weights.activation
-    visual = Sizes(weights.visual, "CLIP")
-    encoder = image_encoder_config(visual, "", weights.num_heads, activation)
+    encoder = weights.image_config()
     text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
     if with_text_encoder:
-        sizes = Sizes(weights.text, "CLIP")
-        text = text_encoder_config(sizes, "", weights.text_heads, activation)
+        text = weights.text_config()
         state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
     native = encoder.grid_side * encoder.patch_size
     side = native if image_size is None else image_size

@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ShapeError
 from zsseg_rt.models.image_encoder import (
     ImageEmbeds,
     ImageEncoder,
@@ -41,6 +40,7 @@ from zsseg_rt.models.image_encoder import (
     Interpolation,
     unit,
 )
+from zsseg_rt.models.input_checks import check_size
 from zsseg_rt.models.transformer import ResidualBlock, merge_heads, split_heads
 
 __all__ = [
@@ -116,19 +116,6 @@ def _attend(rule: HeadRule, parts: Mapping[str, Tensor], prior: Tensor | None) -
         for query, key in rule.products
     ]
     return sum(attended[1:], attended[0]) if attended else value
-
-
-def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
-    """Refuse sizes that patches do not fill.
-
-    Raises:
-        ShapeError: A side is not a positive multiple of the patch size.
-    """
-    if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
-        raise ShapeError(
-            f"image_size: expected multiples of the patch size {patch_size}, got "
-            f"{size_hw[0]}x{size_hw[1]}. Choose the next multiple."
-        )
 
 
 class DenseImageEncoder(ImageEncoder):

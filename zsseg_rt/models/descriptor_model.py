@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.checkpoints import Sizes, load_weights
-from zsseg_rt.models.clip import ClipWeights, image_encoder_config, text_encoder_config
+from zsseg_rt.models.clip import ClipWeights, image_encoder_config
 from zsseg_rt.models.image_encoder import (
     ImageEncoderConfig,
     PromptedImageEncoder,
@@ -29,6 +29,7 @@ __all__ = [
     "SegmentationOutput",
     "load_clip_towers",
     "lower_seen",
+    "official_decoder_config",
     "prompted_image_encoder_config",
     "settings_from_clip",
 ]
@@ -250,14 +251,6 @@ class DescriptorModel(nn.Module, ABC):
         """Bring mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
         return _resize(mask_logits, (self.config.image_size, self.config.image_size))
 
-    def _check_text(self, text_embeds: Tensor) -> None:
-        embed_dim = self.config.image_encoder.embed_dim
-        if text_embeds.ndim != 2 or text_embeds.shape[1] != embed_dim or not len(text_embeds):
-            raise ShapeError(
-                f"text_embeds: expected [C, {embed_dim}] with at least one class, "
-                f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
-            )
-
 
 def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tensor:
     """Lower the scores of seen classes.
@@ -308,6 +301,30 @@ def prompted_image_encoder_config(
     )
 
 
+def official_decoder_config(
+    sizes: Sizes, layers: str, num_heads: int, dropout: float
+) -> DecoderConfig:
+    """Read a decoder's sizes from shapes.
+
+    Args:
+        sizes: Of an official checkpoint.
+        layers: What the keys of its layers begin with.
+        num_heads: Attention heads.
+        dropout: In training.
+
+    Raises:
+        CheckpointError: A key that tells a size is missing.
+    """
+    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
+    return DecoderConfig(
+        query_dim=query_dim,
+        num_layers=sizes.count(layers),
+        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
+        ffn_dim=sizes.of(f"{layers}0.linear1.weight", 2)[0],
+        dropout=dropout,
+    )
+
+
 def settings_from_clip(
     weights: ClipWeights,
     *,
@@ -332,8 +349,7 @@ def settings_from_clip(
         CheckpointError: The weights are not a CLIP ViT's.
         ShapeError: Patches do not fill ``image_size``.
     """
-    visual, text = (Sizes(tower, "CLIP") for tower in (weights.visual, weights.text))
-    encoder = image_encoder_config(visual, "", weights.num_heads, weights.activation)
+    encoder = weights.image_config()
     if image_size < 1 or image_size % encoder.patch_size:
         raise ShapeError(
             f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
@@ -347,7 +363,7 @@ def settings_from_clip(
             num_deep_prompts=encoder.num_layers - 1,
             num_regions=num_regions,
         ),
-        "text_encoder": text_encoder_config(text, "", weights.text_heads, weights.activation),
+        "text_encoder": weights.text_config(),
         "decoder": decoder
         or DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim),
         "image_size": image_size,

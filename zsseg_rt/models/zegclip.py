@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,11 +31,13 @@ from zsseg_rt.models.descriptor_model import (
     ScoreActivation,
     SegmentationOutput,
     load_clip_towers,
+    official_decoder_config,
     prompted_image_encoder_config,
     settings_from_clip,
 )
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.image_encoder import FoldedImageEncoder, PromptedImageEncoder
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
 from zsseg_rt.models.transformer import Activation
 
@@ -158,7 +160,7 @@ class ZegCLIP(DescriptorModel):
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
         """See :meth:`DescriptorModel.forward`."""
-        self._check_text(text_embeds)
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
         patch_embeds, cls_embed = self.backbone(image)
         text_embeds = text_embeds.to(patch_embeds)
         grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
@@ -238,7 +240,7 @@ def zegclip_from_official(
     has_text = with_text_encoder and any(key.startswith("text_encoder.") for key in state_dict)
     config = ZegCLIPConfig(
         image_encoder=image_encoder,
-        decoder=replace(_decoder_config(sizes, decoder_heads), dropout=decoder_dropout),
+        decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
         text_encoder=text_encoder_config(sizes, "text_encoder.", text_heads) if has_text else None,
         image_size=image_size or image_encoder.grid_side * image_encoder.patch_size,
         seen_classes=tuple(int(index) for index in seen_classes),
@@ -324,6 +326,7 @@ def zegclip_from_clip(
     return model.eval()
 
 
+_LAYERS = "decode_head.decoder_1.layers."
 _UNUSED_KEYS = (
     r"decode_head\.decoder_1\.layers\.\d+\.(self_attn|norm1)\..*",
     r"decode_head\.loss_decode\..*",
@@ -332,13 +335,3 @@ _UNUSED_KEYS = (
 
 def _descriptor(sizes: Sizes, embed_dim: int) -> Descriptor:
     return "text" if sizes.of("decode_head.q_proj.weight", 2)[1] == embed_dim else "relationship"
-
-
-def _decoder_config(sizes: Sizes, num_heads: int) -> DecoderConfig:
-    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
-    return DecoderConfig(
-        query_dim=query_dim,
-        num_layers=sizes.count("decode_head.decoder_1.layers."),
-        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
-        ffn_dim=sizes.of("decode_head.decoder_1.layers.0.linear1.weight", 2)[0],
-    )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.models.image_encoder import unit
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.text_encoder import TextEncoder
 from zsseg_rt.models.zegformer_backbone import ResNet
 from zsseg_rt.models.zegformer_config import ZegFormerConfig
@@ -328,12 +329,7 @@ class ZegFormer(nn.Module):
             )
 
     def _check_text(self, name: str, text_features: Tensor) -> None:
-        embed_dim = self.config.decoder.embed_dim
-        if text_features.ndim != 2 or text_features.shape[1] != embed_dim or not len(text_features):
-            raise ShapeError(
-                f"{name}: expected [C, {embed_dim}] with at least one class, "
-                f"got {list(text_features.shape)}. Use embeddings of this model's text encoder."
-            )
+        check_text_embeds(text_features, self.config.decoder.embed_dim, name)
         seen = self.config.seen_classes
         if seen and not 0 <= min(seen) <= max(seen) < len(text_features):
             raise ShapeError(

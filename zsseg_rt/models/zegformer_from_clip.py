@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
+from zsseg_rt.models.checkpoints import check_float32, load_checkpoint, load_weights
 from zsseg_rt.models.clip import (
     ClipWeights,
-    image_encoder_config,
     load_clip,
-    text_encoder_config,
 )
 from zsseg_rt.models.transformer import Activation
 from zsseg_rt.models.zegformer import ZegFormer
@@ -114,14 +112,13 @@ def zegformer_from_clip(
         text_heads=text_heads,
         trust=trust,
     )
-    visual, text = (Sizes(tower, "CLIP") for tower in (weights.visual, weights.text))
-    image = image_encoder_config(visual, "", weights.num_heads, weights.activation)
+    image = weights.image_config()
     norm = backbone_norm or ("learned" if backbone_weights is None else "frozen")
     config = ZegFormerConfig(
         backbone=replace(_backbone(backbone), norm=norm),
         decoder=_decoder(decoder, queries, image.embed_dim),
         clip_image=image,
-        clip_text=text_encoder_config(text, "", weights.text_heads, weights.activation),
+        clip_text=weights.text_config(),
         seen_classes=tuple(int(index) for index in seen_classes),
         calibration=calibration,
         clip_classification=clip_classification,

@@ -17,8 +17,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.functional import upsample_argmax
+from zsseg_rt.models.input_checks import check_size
 from zsseg_rt.models.text_encoder import TextEncoder
 from zsseg_rt.models.zeroseg_encoder import MaskedTokens, ReconstructionHead, StudentEncoder
 from zsseg_rt.models.zeroseg_grouping import (
@@ -158,19 +159,6 @@ class ZeroSegConfig:
                 f"head_layers: expected three counts, and two positive counts in group_tokens, got "
                 f"{self.head_layers} and {self.group_tokens}. The defaults are (2, 2, 1), (32, 8)."
             )
-
-
-def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
-    """Refuse sizes that patches do not fill.
-
-    Raises:
-        ShapeError: A side is not a positive multiple of the patch size.
-    """
-    if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
-        raise ShapeError(
-            f"image_size: expected multiples of the patch size {patch_size}, got "
-            f"{size_hw[0]}x{size_hw[1]}. Choose the next multiple."
-        )
 
 
 class SegmentTokens(NamedTuple):
