@@ -130,3 +130,12 @@ def zegclip_bundle(zegclip_model, tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("bundles") / "tiny.zsseg",
         class_names=[f"name {index}" for index in range(7)],
     )
+
+
+@pytest.fixture(scope="module")
+def without_gradients() -> Iterator[None]:
+    """Runs a module's fixtures and tests in torch's no_grad."""
+    import torch
+
+    with torch.no_grad():
+        yield

@@ -5,14 +5,18 @@ import onnx
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
+from descriptor_models import (
+    assert_labels_are_the_models,
+    assert_self_check_passes,
+    make_inputs,
+    torch_scores,
+)
 
 from zsseg_rt import Bundle, Engine, EngineConfig, cli
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.models.functional import patch_text_similarity
-from zsseg_rt.ops import reference
 
 NAMES = [f"name {index}" for index in range(7)]
 REGIONS = 4
@@ -34,35 +38,10 @@ def golden_of(path):
         return {name: archive[name] for name in archive.files}
 
 
-def make_inputs(count, embed_dim=32):
-    rng = np.random.default_rng(count)
-    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
-    return np.ascontiguousarray(frame), tiny.text_embeds(count, embed_dim, f"s{count}").numpy()
-
-
-def torch_scores(model, frame, embeds, size_hw=(64, 64)):
-    """The model's scores at frame size, in the engine's order: upsample, sigmoid, seen bias."""
-    image = reference.preprocess(frame, size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
-        up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
-    scores = up[0].sigmoid().numpy()
-    for index in (i for i in model.config.seen_classes if i < len(embeds)):
-        scores[index] -= model.config.seen_bias
-    return scores
-
-
-def assert_labels_are_the_models(labels, scores):
-    top = np.sort(scores, axis=0)
-    clear = np.ones(labels.shape, bool) if len(scores) == 1 else top[-1] - top[-2] > 1e-4
-    assert clear.mean() > 0.9
-    assert (labels == scores.argmax(0))[clear].mean() >= 0.999
-
-
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 @pytest.mark.parametrize("count", [1, 2, 7, 19])
 def test_engine_equals_torch(model, bundle_path, backend, count):
-    frame, embeds = make_inputs(count)
+    frame, embeds = make_inputs(count, seed=count)
     config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
     names = [f"name {index}" for index in range(count)]
     with Engine(bundle_path, config) as engine:
@@ -73,12 +52,7 @@ def test_engine_equals_torch(model, bundle_path, backend, count):
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_self_check_passes(bundle_path, backend):
-    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
-    with Engine(bundle_path, config) as engine:
-        report = engine.self_check()
-    assert report.passed, report.first_failure
-    stages = {stage.stage for stage in report.stages}
-    assert {"patch_embeds", "cls_embed", "queries", "class_embeds", "mask_logits"} <= stages
+    assert_self_check_passes(bundle_path, backend)
 
 
 def test_bundle_is_complete_and_agrees_with_torch(model, bundle_path):
@@ -180,7 +154,7 @@ def test_a_wide_picture_keeps_its_shape(model, tmp_path):
         model, tmp_path / "wide.zsseg", size_hw=(48, 96), text_encoder=None, precisions=["float32"]
     )
     assert Bundle.load(path).head.grid_hw == (3, 6)
-    frame, embeds = make_inputs(5)
+    frame, embeds = make_inputs(5, seed=5)
     config = EngineConfig(device="cpu", precision="float32", use_cache=False)
     with Engine(path, config) as engine:
         engine.set_classes(NAMES[:5], embeddings=embeds)
@@ -217,7 +191,7 @@ def test_imported_checkpoint_labels_as_the_model(tmp_path, layout):
     bundle = Bundle.load(out)
     assert bundle.architecture == "clip_rc"
     assert bundle.head.seen == ("name 0", "name 2")
-    frame, embeds = make_inputs(7, 64)
+    frame, embeds = make_inputs(7, 64, seed=7)
     config = EngineConfig(device="cpu", precision="float32", use_cache=False)
     with Engine(bundle, config) as engine:
         engine.set_classes(NAMES, embeddings=embeds)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from rtx_plans import build_image_encoder_plan
 
 from zsseg_rt import Engine, EngineConfig, cli
 from zsseg_rt.bundle import Bundle
@@ -263,15 +264,5 @@ def test_command_line_refusals(tmp_path, capsys, arguments, code, message):
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
     """Every head's graph becomes a plan in the precision asked for, without a GPU."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
-    from zsseg_rt.backends._tensorrt import BACKEND
-    from zsseg_rt.backends.base import BackendOptions
-
-    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
     _, path = exported
-    file = path / Bundle.load(path).graphs["image_encoder"][precision].file
-    options = BackendOptions(compute_capability="8.9")
-    report = BACKEND.build_plan(file, precision=precision, options=options).report
-    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
-    assert multiplied == {precision}
-    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    build_image_encoder_plan(path, precision, monkeypatch)

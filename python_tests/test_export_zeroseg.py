@@ -8,6 +8,7 @@ import onnx
 import pytest
 import tiny
 import torch
+from rtx_plans import build_image_encoder_plan
 from safetensors.torch import save_file
 from tiny_zeroseg import zeroseg_model
 
@@ -350,17 +351,7 @@ def test_command_line_refusals(checkpoint, tmp_path, capsys, arguments, code, me
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
     """The graph becomes a plan in the precision asked for, with every attention fused."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
-    from zsseg_rt.backends._tensorrt import BACKEND
-    from zsseg_rt.backends.base import BackendOptions
-
-    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
     _, path = exported
-    file = path / Bundle.load(path).graphs["image_encoder"][precision].file
-    options = BackendOptions(compute_capability="8.9")
-    report = BACKEND.build_plan(file, precision=precision, options=options).report
-    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
-    assert multiplied == {precision}
-    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    report = build_image_encoder_plan(path, precision, monkeypatch)
     if precision == "float16" and report["runtime"].startswith("tensorrt_rtx-1.7."):
         assert report["fused_attention"]["fmha_v2"] == 2 + 5 + 2  # encoder, head, groupings

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from descriptor_models import run_parts
 
 from zsseg_rt.errors import CheckpointError, ShapeError
-from zsseg_rt.models import from_official, functional, normalize_state_dict
+from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.region_encoder import (
     attention_allowed,
     region_of_patches,
@@ -19,17 +20,6 @@ SIZES = [
     tiny.TinySizes(num_regions=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
     tiny.TinySizes(num_regions=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
 ]
-
-
-def run_parts(parts, image, text):
-    patch_embeds, cls_embed = parts.image_encoder(image)
-    queries = functional.relationship_descriptor(
-        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
-    )
-    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
-    return functional.patch_text_similarity(
-        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
-    ).unflatten(2, parts.grid_hw)
 
 
 # ---------------------------------------------------------------- regions

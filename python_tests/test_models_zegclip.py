@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from descriptor_models import run_parts
 
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.models import functional, slide_predict
+from zsseg_rt.models import slide_predict
 from zsseg_rt.models.sliding import slide_scores
 
 SIZES = [
@@ -16,17 +17,6 @@ SIZES = [
     tiny.TinySizes(embed_dim=48, decoder_heads=2, decoder_layers=2, num_classes=5, seen=(4,)),
     tiny.TinySizes(decoder_layers=1, num_prompts=13),
 ]
-
-
-def run_parts(parts, image, text):
-    patch_embeds, cls_embed = parts.image_encoder(image)
-    queries = functional.relationship_descriptor(
-        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
-    )
-    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
-    return functional.patch_text_similarity(
-        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
-    ).unflatten(2, parts.grid_hw)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -1,0 +1,28 @@
+"""Plans that TensorRT-RTX builds without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zsseg_rt import Bundle
+
+
+def build_image_encoder_plan(
+    bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The report on a bundle's image encoder as a plan; all its products are in the precision."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    from zsseg_rt.backends._tensorrt import BACKEND
+    from zsseg_rt.backends.base import BackendOptions
+
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    file = bundle / Bundle.load(bundle).graphs["image_encoder"][precision].file
+    options = BackendOptions(compute_capability="8.9")
+    report: dict[str, Any] = BACKEND.build_plan(file, precision=precision, options=options).report
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    return report

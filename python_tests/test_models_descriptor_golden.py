@@ -1,0 +1,164 @@
+"""ZegCLIP and CLIP-RC against their official codes' outputs: what the two have in common."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from descriptor_models import run_parts
+from golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close
+from golden_descriptor import RealCase, SmallCase, official_layouts, unread
+
+from zsseg_rt.models import from_official, slide_predict
+from zsseg_rt.models.sliding import prepare_image, slide_scores
+
+pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
+
+ARCHITECTURES = ("zegclip", "clip_rc")
+STATE_DICTS = {"zegclip": tiny.zegclip_state_dict, "clip_rc": tiny.clip_rc_state_dict}
+
+
+# ---------------------------------------------------------------- small, every intermediate
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def small(request, shared_dir):
+    return SmallCase(shared_dir, request.param)
+
+
+def test_the_tiny_builder_follows_the_reference_rule(small):
+    built = STATE_DICTS[small.architecture]()
+    assert built.keys() == small.state_dict.keys()
+    assert all(torch.equal(built[key], value) for key, value in small.state_dict.items())
+
+
+def test_small_output(small):
+    output, _ = small.output
+    assert_close(output.mask_logits, small.golden["low_logits"])
+    assert_close(output.patch_embeds, small.golden["patch_feat"])
+    assert_close(output.cls_embed, small.golden["cls_feat"])
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+@pytest.mark.parametrize("stage", ["ln_pre", "block0", "block1", "block2", "block3", "ln_post"])
+def test_small_image_encoder(small, stage, side):
+    _, seen = small.output
+    module = "backbone." + stage.replace("block", "transformer.resblocks.")
+    assert_close(seen[module][side == "out"], small.golden[f"{stage}_{side}"])
+
+
+def test_small_prompt_norm(small):
+    _, seen = small.output
+    assert_close(seen["backbone.prompt_norm"][1], small.golden["prompt_norm_out"])
+
+
+def test_small_scores(small):
+    low_logits = small.model(small.image, small.text).mask_logits
+    scores = small.model.predict(small.image, small.text)
+    assert_close(small.model.upsample(low_logits), small.golden["mask_logits_up"])
+    assert_close(scores, small.golden["pred"])
+    assert np.mean(scores.argmax(1).numpy() == small.golden["pred_argmax"]) >= MIN_AGREEMENT
+
+
+def test_small_scores_after_self_training(small):
+    scores = small.build(self_trained=True).predict(small.image, small.text)
+    assert_close(scores, small.golden["pred_self_training"])
+
+
+def test_small_whole_picture(small):
+    golden, model, text = small.golden, small.model, small.text
+    rgb, crop, stride = golden["raw_rgb"], small.config["crop"], small.config["stride"]
+    image = prepare_image(rgb, short_side=crop, mean=model.image_mean, std=model.image_std)
+    assert_close(image, golden["pipe_image"])
+    averaged = slide_scores(
+        lambda window: model.predict(window, text), image, crop_size=crop, stride=stride
+    )
+    assert_close(averaged, golden["slide_raw"])
+    sizes = {"short_side": crop, "crop_size": crop, "stride": stride}
+    rescaled = slide_predict(model, rgb, text, **sizes, softmax=False)
+    assert_close(rescaled[None], golden["slide_rescaled"])
+    probabilities = slide_predict(model, rgb, text, **sizes)
+    assert_close(probabilities[None], golden["slide_softmax"])
+    labels = probabilities.argmax(0).numpy()
+    assert np.mean(labels == golden["slide_argmax"]) >= MIN_AGREEMENT
+
+
+def test_small_text_encoder(small):
+    embeds = small.model.text_encoder(torch.from_numpy(small.golden["text_tokens"]))
+    assert_close(embeds, small.golden["text_encoder_out"])
+
+
+def test_small_trainable_parameters(small):
+    ours = {name for name, _ in small.model.trainable_parameters()}
+    assert ours == {key for key in small.golden["trainable_keys"] if not unread(key)}
+
+
+def test_small_folded_parts(small):
+    """The parts take pictures one by one."""
+    parts = small.model.fold_for_inference()
+    logits = torch.cat([run_parts(parts, one, small.text.float()) for one in small.image.split(1)])
+    assert_close(logits, small.golden["low_logits"])
+
+
+# ---------------------------------------------------------------- real sizes
+
+
+@pytest.fixture(
+    scope="module", params=[(a, d) for a in ARCHITECTURES for d in ("voc", "coco")], ids="-".join
+)
+def real(request, shared_dir):
+    return RealCase(shared_dir, *request.param)
+
+
+def test_real_scores(real):
+    outputs = []
+    handle = real.model.register_forward_hook(lambda *call: outputs.append(call[2]))
+    scores = real.model.predict(real.image, real.text)
+    handle.remove()
+    golden, (output,) = real.golden, outputs
+    assert np.abs(output.mask_logits.numpy() - golden["low_logits"]).max() <= REAL_TOLERANCE
+    assert_close(output.cls_embed, golden["cls_feat"])
+    if "rlb_feat" in golden.files:  # CLIP-RC's
+        assert_close(output.region_embeds, golden["rlb_feat"])
+    if "patch_feat" in golden.files:
+        assert_close(output.patch_embeds, golden["patch_feat"])
+    assert_close(scores[:, :, ::8, ::8], golden["pred_sub8"], REAL_TOLERANCE)
+    assert np.mean(scores.argmax(1).numpy() == golden["pred_argmax"]) >= MIN_AGREEMENT
+
+
+def test_real_folded_parts(real):
+    logits = run_parts(real.model.fold_for_inference(), real.image, real.text)
+    assert np.abs(logits.numpy() - real.golden["low_logits"]).max() <= REAL_TOLERANCE
+
+
+@pytest.mark.parametrize("real", [(a, "voc") for a in ARCHITECTURES], indirect=True, ids="-".join)
+def test_real_whole_picture(real):
+    golden = real.golden
+    rgb = golden["raw_rgb"]
+    image = prepare_image(rgb, short_side=512, mean=real.model.image_mean, std=real.model.image_std)
+    assert tuple(image.shape) == tuple(golden["pipe_shape"])
+    assert_close(image[:, :, ::8, ::8], golden["pipe_sub8"])
+    probabilities = slide_predict(real.model, rgb, real.text)
+    assert_close(probabilities[None, :, ::5, ::5], golden["slide_softmax_sub5"], REAL_TOLERANCE)
+    labels = probabilities.argmax(0).numpy()
+    assert np.mean(labels == golden["slide_argmax"]) >= MIN_AGREEMENT
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_official_layout_loads(shared_dir, architecture):
+    layouts = official_layouts(shared_dir, architecture)
+    assert len(layouts) == {"zegclip": 7, "clip_rc": 6}[architecture]
+    for entry in layouts.values():
+        with torch.device("meta"):
+            state_dict = {key: torch.empty(size) for key, size in entry["shapes"].items()}
+        model = from_official(architecture, state_dict)
+        assert model.architecture == architecture
+        assert model.config.image_size == 512
+        if architecture == "clip_rc":
+            assert model.config.image_encoder.num_regions == 16
+        never_read = sum(
+            int(np.prod(size))
+            for key, size in entry["shapes"].items()
+            if key.startswith("decode_head.") and unread(key)
+        )
+        trainable = sum(tensor.numel() for _, tensor in model.trainable_parameters())
+        assert trainable == entry["params"]["trainable"] - never_read
