@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import zsseg_rt
 from zsseg_rt import cli
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 
@@ -148,6 +149,22 @@ def test_errors_are_one_line(arguments, code, message, photo, colour_bundle, cap
     assert message in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_debug_shows_the_traceback_wherever_it_stands(place, capsys):
+    arguments = ["info", "missing.zsseg"]
+    arguments.insert(place, "--debug")
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("zsseg-rt: missing.zsseg: expected a bundle")
+
+
+def test_version_as_a_module():
+    command = [sys.executable, "-m", "zsseg_rt", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"zsseg-rt {zsseg_rt.__version__}\n"
 
 
 def test_info_shows_and_checks(colour_bundle, capsys, tmp_path):

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from zsseg_rt import __version__
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
@@ -48,10 +49,19 @@ for command in (segment, train, evaluate, info, doctor):
     app.command()(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zsseg-rt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show it.")
+    ] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
@@ -59,13 +69,12 @@ def _global_options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what the console script calls."""
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if debug:  # also behind a command's name, where people add it to a call that failed
+        given = ["--debug", *(word for word in given if word != "--debug")]
     try:
-        code = app(
-            args=None if arguments is None else list(arguments),
-            prog_name="zsseg-rt",
-            standalone_mode=False,
-        )
+        code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
     except UsageError as exc:
         return _fail(EXIT_USAGE, _usage_message(exc))
     except typer.Abort:

@@ -115,7 +115,10 @@ def _read_class_file(path: Path) -> list[str | list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise SourceError(f"{path}: class file cannot be read: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or "not in UTF-8"
+        raise SourceError(
+            f"{path}: expected a file of class names, cannot read it: {reason}. Check the path."
+        ) from exc
     names: list[str | list[str]] = []
     for line in lines:
         if not line.strip() or line.startswith("#"):

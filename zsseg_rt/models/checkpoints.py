@@ -112,7 +112,8 @@ def _load_pickle(path: Path, trust: bool) -> Any:
 
 
 def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    # the first sentence: torch.load goes on about how to load unsafely
+    reason = str(error).strip().split("\n")[0].split(". ")[0]
     return CheckpointError(
         f"{path.name}: expected a checkpoint file, got one that cannot be read "
         f"({type(error).__name__}: {reason}). Get the file again."
