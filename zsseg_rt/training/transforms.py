@@ -65,7 +65,41 @@ class Augmentation(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitInsideAugmentation:
+class _RandomCrop:
+    """What both augmentations with random crops have; see there."""
+
+    crop_hw: tuple[int, int] = (512, 512)
+    max_class_share: float = 1.0
+    crop_attempts: int = 10
+    flip_probability: float = 0.5
+    distortion: PhotometricDistortion | None = field(default_factory=PhotometricDistortion)
+    pad_value: int = 0
+
+    def __post_init__(self) -> None:
+        _check_crop(self.crop_hw)
+        if not 0 < self.max_class_share <= 1:
+            raise ArgumentError(
+                f"max_class_share: expected 0..1, above 0, got {self.max_class_share}."
+            )
+        if self.crop_attempts < 1:
+            raise ArgumentError(f"crop_attempts: expected at least 1, got {self.crop_attempts}.")
+        if not 0 <= self.flip_probability <= 1:
+            raise ArgumentError(f"flip_probability: expected 0..1, got {self.flip_probability}.")
+        if not 0 <= self.pad_value <= 255:
+            raise ArgumentError(f"pad_value: expected 0..255, got {self.pad_value}.")
+
+    def _crop(self, pair: Pair, rng: np.random.Generator) -> Pair:
+        return random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, rng)
+
+    def _flip(self, pair: Pair, rng: np.random.Generator) -> Pair:
+        return random_flip(pair, self.flip_probability, rng)
+
+    def _distort(self, pair: Pair, rng: np.random.Generator) -> Pair:
+        return pair if self.distortion is None else (self.distortion(pair[0], rng), pair[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitInsideAugmentation(_RandomCrop):
     """What ZegCLIP and CLIP-RC train with.
 
     Resize (fit inside a box of random scale, bilinear), crop (several attempts to find one in
@@ -89,18 +123,12 @@ class FitInsideAugmentation:
         Zhou et al., "ZegCLIP", CVPR 2023; the training pipeline of the official configurations.
     """
 
-    crop_hw: tuple[int, int] = (512, 512)
     scale: tuple[int, int] = (2048, 512)
     ratio_range: tuple[float, float] = (0.5, 2.0)
     max_class_share: float = 0.75
-    crop_attempts: int = 10
-    flip_probability: float = 0.5
-    distortion: PhotometricDistortion | None = field(default_factory=PhotometricDistortion)
-    pad_value: int = 0
 
     def __post_init__(self) -> None:
-        _check_common(self.crop_hw, self.max_class_share, self.crop_attempts)
-        _check_common_values(self.flip_probability, self.pad_value)
+        super().__post_init__()
         low, high = self.ratio_range
         if not 0 < low <= high:
             raise ArgumentError(
@@ -117,15 +145,12 @@ class FitInsideAugmentation:
         box = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
         size_hw = fit_inside_hw(_size_hw(sample), box)
         pair = resize_plain(sample.image, size_hw), resize_labels(sample.labels, size_hw)
-        pair = random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, rng)
-        pair = random_flip(pair, self.flip_probability, rng)
-        if self.distortion is not None:
-            pair = self.distortion(pair[0], rng), pair[1]
+        pair = self._distort(self._flip(self._crop(pair, rng), rng), rng)
         return finish(pair, self.crop_hw, self.pad_value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortEdgeAugmentation:
+class ShortEdgeAugmentation(_RandomCrop):
     """What ZegFormer trains with.
 
     Resize (shortest edge to a random choice, antialiased bilinear), crop, change colours, flip,
@@ -150,18 +175,12 @@ class ShortEdgeAugmentation:
         official configurations.
     """
 
-    crop_hw: tuple[int, int] = (512, 512)
     short_edges: tuple[int, ...] = tuple(int(0.1 * k * 512) for k in range(5, 21))
     max_long_edge: int = 2048
-    max_class_share: float = 1.0
-    crop_attempts: int = 10
-    flip_probability: float = 0.5
-    distortion: PhotometricDistortion | None = field(default_factory=PhotometricDistortion)
     pad_value: int = 128
 
     def __post_init__(self) -> None:
-        _check_common(self.crop_hw, self.max_class_share, self.crop_attempts)
-        _check_common_values(self.flip_probability, self.pad_value)
+        super().__post_init__()
         if not self.short_edges or min(self.short_edges) < 1:
             raise ArgumentError(
                 f"short_edges: expected lengths of at least one pixel, got {self.short_edges}."
@@ -177,10 +196,7 @@ class ShortEdgeAugmentation:
         edge = self.short_edges[rng.integers(len(self.short_edges))]
         size_hw = short_edge_hw(_size_hw(sample), edge, self.max_long_edge)
         pair = resize_antialiased(sample.image, size_hw), resize_labels(sample.labels, size_hw)
-        pair = random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, rng)
-        if self.distortion is not None:
-            pair = self.distortion(pair[0], rng), pair[1]
-        pair = random_flip(pair, self.flip_probability, rng)
+        pair = self._flip(self._distort(self._crop(pair, rng), rng), rng)
         return finish(pair, self.crop_hw, self.pad_value)
 
 
@@ -204,7 +220,7 @@ class CenterCropAugmentation:
     short_edge: int = 256
 
     def __post_init__(self) -> None:
-        _check_common(self.crop_hw, 1.0, 1)
+        _check_crop(self.crop_hw)
         if self.short_edge < max(self.crop_hw):
             raise ArgumentError(
                 f"short_edge: expected at least the crop's sides {self.crop_hw}, "
@@ -344,17 +360,6 @@ def _size_hw(sample: Sample) -> tuple[int, int]:
     return sample.image.shape[0], sample.image.shape[1]
 
 
-def _check_common(crop_hw: tuple[int, int], max_class_share: float, crop_attempts: int) -> None:
+def _check_crop(crop_hw: tuple[int, int]) -> None:
     if min(crop_hw) < 1:
         raise ArgumentError(f"crop_hw: expected sides of at least one pixel, got {crop_hw}.")
-    if not 0 < max_class_share <= 1:
-        raise ArgumentError(f"max_class_share: expected 0..1, above 0, got {max_class_share}.")
-    if crop_attempts < 1:
-        raise ArgumentError(f"crop_attempts: expected at least 1, got {crop_attempts}.")
-
-
-def _check_common_values(flip_probability: float, pad_value: int) -> None:
-    if not 0 <= flip_probability <= 1:
-        raise ArgumentError(f"flip_probability: expected 0..1, got {flip_probability}.")
-    if not 0 <= pad_value <= 255:
-        raise ArgumentError(f"pad_value: expected 0..255, got {pad_value}.")

@@ -61,8 +61,7 @@ def ade20k(
     pairs = pairs_of_folders(
         LAYOUT, folder / "images" / part, folder / "annotations" / part, image_suffix=".jpg"
     )
-    table = class_table("ade20k")
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = class_table("ade20k").with_unseen(unseen)
     pairs_checked = LAYOUT.check_pairs(pairs, split, folder, partial)
     return FileDataset(f"ade20k/{split}", table, pairs_checked, ValueTable(table.values, (0, 255)))
 
@@ -98,8 +97,7 @@ def ade20k_full(
         image_suffix=".jpg",
         mask_suffix=".tif",
     )
-    table = class_table("ade20k_full")
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = class_table("ade20k_full").with_unseen(unseen)
     pairs_checked = FULL_LAYOUT.check_pairs(pairs, split, folder, partial)
     return FileDataset(
         f"ade20k_full/{split}", table, pairs_checked, ValueTable(table.values, (65535,))

@@ -44,8 +44,7 @@ def camvid(
     require_choice("split", split, ("train", "val", "test"))
     folder = LAYOUT.find(root, first=split)
     pairs = pairs_of_folders(LAYOUT, folder / split, folder / f"{split}annot")
-    table = class_table("camvid")
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = class_table("camvid").with_unseen(unseen)
     pairs_checked = LAYOUT.check_pairs(pairs, split, folder, partial)
     return FileDataset(
         f"camvid/{split}", table, pairs_checked, ValueTable(table.values, (VOID, 255))

@@ -57,8 +57,7 @@ def cityscapes(
         mask_suffix="_gtFine_labelIds.png",
         recursive=True,
     )
-    table = class_table("cityscapes")
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = class_table("cityscapes").with_unseen(unseen)
     ignored = [value for value in (*range(NUM_IDS), 255) if value not in table.values]
     pairs_checked = LAYOUT.check_pairs(pairs, split, folder, partial)
     return FileDataset(

@@ -57,8 +57,7 @@ def cocostuff164k(
     pairs = pairs_of_folders(
         LAYOUT, folder / "images" / part, masks, image_suffix=".jpg", mask_suffix=suffix
     )
-    table = _table(convention)
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = _table(convention).with_unseen(unseen)
     values = table.values if converted or table.map_values is None else table.map_values
     return FileDataset(
         f"cocostuff164k/{split}",

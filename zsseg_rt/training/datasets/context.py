@@ -60,7 +60,7 @@ def pascal_context(
     table = class_table("pascal_context")
     if not background:
         table = table.pick(range(1, len(table.names)))
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = table.with_unseen(unseen)
     return FileDataset(
         f"context{len(table.names)}/{split}",
         table,

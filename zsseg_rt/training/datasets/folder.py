@@ -56,8 +56,7 @@ def folder(
             not there.
     """
     place = LAYOUT.find(root)
-    table = _table(place, class_names, int(zero_is_unlabelled))
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = _table(place, class_names, int(zero_is_unlabelled)).with_unseen(unseen)
     pairs = LAYOUT.check_pairs(_pairs(place, split), split, place, partial=True)
     name = f"{place.resolve().name}/{split}"
     colours_file = place / "colours.txt"

@@ -62,15 +62,18 @@ class ClassTable:
             colours=self.colours and tuple(self.colours[index] for index in indices),
         )
 
-    def with_unseen(self, unseen: Sequence[str]) -> ClassTable:
+    def with_unseen(self, unseen: Sequence[str] | None) -> ClassTable:
         """The same classes split otherwise.
 
         Args:
-            unseen: Names of the unseen classes, as in ``names`` or one of a name's synonyms.
+            unseen: Names of the unseen classes, as in ``names`` or one of a name's synonyms; None
+                leaves the split as it is.
 
         Raises:
             DatasetError: There is no such class.
         """
+        if unseen is None:
+            return self
         places = {name: index for index, name in enumerate(self.names)}
         for index, name in enumerate(self.names):
             for synonym in name.split(","):

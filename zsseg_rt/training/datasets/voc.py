@@ -76,8 +76,7 @@ def voc2012(
             folder / masks,
         )
     ]
-    table = _table(convention)
-    table = table if unseen is None else table.with_unseen(unseen)
+    table = _table(convention).with_unseen(unseen)
     pairs_checked = LAYOUT.check_pairs(pairs, split, folder, partial)
     return FileDataset(f"voc2012/{split}", table, pairs_checked, ValueTable(table.values, (0, 255)))
 
