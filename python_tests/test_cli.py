@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from command_line import run
 
 import zsseg_rt
 from zsseg_rt import cli
@@ -30,10 +31,6 @@ def write_photo(path, *names):
     columns = [np.full((30, 20, 3), COLOUR_WORDS[name][::-1], np.uint8) for name in names]
     cv2.imwrite(str(path), np.concatenate(columns, axis=1))
     return path
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, capsys):

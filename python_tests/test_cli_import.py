@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import run
 
-from zsseg_rt import Bundle, Engine, EngineConfig, cli
+from zsseg_rt import Bundle, Engine, EngineConfig
 
 # Heads follow from widths as in the official models: one per 64 channels, eight in the decoder.
 SIZES = tiny.TinySizes(
     width=64, num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1, num_layers=2, text_layers=1
 )
 NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,14 @@ import numpy as np
 import pytest
 import tiny_zegformer
 import torch
+from command_line import run
 
-from zsseg_rt import Bundle, Engine, EngineConfig, cli
+from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.models import from_official, load_clip
 from zsseg_rt.models.zegformer_prompts import SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import onnx
 import pytest
 import tiny
 import torch
+from command_line import run
 from descriptor_models import (
     assert_labels_are_the_models,
     assert_self_check_passes,
@@ -12,7 +13,7 @@ from descriptor_models import (
     torch_scores,
 )
 
-from zsseg_rt import Bundle, Engine, EngineConfig, cli
+from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.export import export_bundle, verify_bundle
@@ -171,10 +172,6 @@ SIZES = (
         num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1, num_layers=2, text_layers=1
     )
 )
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("layout", ["official", "jittor"])

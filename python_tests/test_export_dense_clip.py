@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from command_line import run
 from rtx_plans import build_image_encoder_plan
 
-from zsseg_rt import Engine, EngineConfig, cli
+from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle, verify_bundle
@@ -220,10 +221,6 @@ def test_bad_arguments_write_nothing(weights, tmp_path, arguments, error, messag
 def test_half_precision_models_are_refused(weights, tmp_path):
     with pytest.raises(CheckpointError, match="model: expected float32 weights on the CPU, got"):
         export_bundle(build(weights).half(), tmp_path / "a.zsseg")
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_command_line(weights, tmp_path, capsys):

@@ -8,11 +8,12 @@ import onnx
 import pytest
 import tiny
 import torch
+from command_line import run
 from rtx_plans import build_image_encoder_plan
 from safetensors.torch import save_file
 from tiny_zeroseg import zeroseg_model
 
-from zsseg_rt import Engine, EngineConfig, cli, schema
+from zsseg_rt import Engine, EngineConfig, schema
 from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
@@ -302,10 +303,6 @@ def test_text_tower_of_another_teacher_is_refused(checkpoint, tmp_path):
     torch.save(tiny.clip_state_dict(tiny.TinySizes(embed_dim=48)), path)
     with pytest.raises(CheckpointError, match="with embeddings of 32, got 48"):
         build(checkpoint, path)
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_command_line(checkpoint, clip_file, tmp_path, capsys):

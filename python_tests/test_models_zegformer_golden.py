@@ -2,12 +2,12 @@
 
 import ast
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tiny_zegformer
 import torch
+from golden import load
 from torch import Tensor
 
 from zsseg_rt.models import from_official
@@ -17,7 +17,7 @@ from zsseg_rt.models.zegformer_decoder import Segments, sine_positions
 from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
 from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes, upsample_masks
 
-pytestmark = pytest.mark.needs_shared
+pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 
 TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
 CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip
@@ -30,16 +30,6 @@ VARIANTS = {
     "seg_only": {"ensemble": False, "clip_classification": False},
     "ens_cropmask_nocal": {"calibration": -1.0},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-def load(shared_dir, name):
-    return np.load(shared_dir / "golden" / name, allow_pickle=False)
 
 
 def scaled_error(actual: Tensor, expected: np.ndarray) -> float:
