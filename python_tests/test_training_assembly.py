@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 import tiny  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from small_runs import SIZES, save_clip  # noqa: E402
 
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
@@ -20,7 +21,6 @@ from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noq
 from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
 
-SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
 ZEROSEG_SIZES = """
     width = 32
     num_layers = 1
@@ -39,9 +39,7 @@ ZEROSEG_SIZES = """
 
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(SIZES).items()}, path)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
 
 
 def unit_rows(rows):

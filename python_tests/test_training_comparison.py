@@ -9,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
 pytest.importorskip("accelerate", reason="needs pip install zsseg_rt[train]")
 
-import tiny  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from small_runs import TABLES, save_clip  # noqa: E402
 
 from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
 from zsseg_rt.training import comparison  # noqa: E402
@@ -23,28 +22,13 @@ OPTIONS = {"activation": "quick_gelu", "image_size": 64}
 
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    sizes = tiny.TinySizes(text_vocab=49408, text_length=77)
-    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(sizes).items()}, path)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
 
 
 def three_variants(clip_file):
     shared = {
-        "data": {
-            "name": "scenes",
-            "options": {"size": 64, "length": 8},
-            "augmentation": {"kind": "center_crop", "crop_hw": [64, 64], "short_edge": 64},
-        },
+        **TABLES,
         "model": {"options": {**OPTIONS, "pretrained": str(clip_file)}},
-        "loop": {
-            "iterations": 2,
-            "batch_size": 2,
-            "checkpoint_interval": 2,
-            "num_workers": 0,
-            "num_pictures": 0,
-            "device": "cpu",
-        },
         "evaluation": {"options": {"size": 64, "length": 2}},
     }
     untrained = {"model": {"architecture": "dense_clip", "options": {"head": "naclip"}}}

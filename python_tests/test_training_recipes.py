@@ -8,8 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-import tiny  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from small_runs import save_clip  # noqa: E402
 from test_training_datasets import photo  # noqa: E402
 
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
@@ -93,9 +92,7 @@ def test_zeroseg_recipe_trains_on_photos_without_masks(tmp_path):
     """The recipe's own settings with a small student, teacher and batch."""
     for name in ("train/n01/a.jpg", "train/n02/b.JPEG", "val/c.jpg"):
         photo(tmp_path / "imagenet" / name, (80, 100))
-    sizes = tiny.TinySizes(text_vocab=49408, text_length=77)
-    weights = {k: v.contiguous() for k, v in tiny.clip_state_dict(sizes).items()}
-    save_file(weights, tmp_path / "clip.safetensors")
+    save_clip(tmp_path / "clip.safetensors")
     changes = {
         "data.root": tmp_path / "imagenet",
         "data.augmentation": "{ kind = 'center_crop', crop_hw = [64, 64], short_edge = 64 }",

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-import tiny  # noqa: E402
 import tiny_zegformer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from small_runs import TABLES, save_clip  # noqa: E402
 
 from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
@@ -26,23 +26,7 @@ from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
 from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
 from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
 
-SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
-COMMON = {
-    "data": {
-        "name": "scenes",
-        "options": {"size": 64, "length": 8},
-        "augmentation": {"kind": "center_crop", "crop_hw": [64, 64], "short_edge": 64},
-    },
-    "loop": {
-        "iterations": 2,
-        "batch_size": 2,
-        "checkpoint_interval": 2,
-        "num_workers": 0,
-        "num_pictures": 0,
-        "device": "cpu",
-    },
-    "evaluation": {"limit": 2},
-}
+COMMON = {**TABLES, "evaluation": {"limit": 2}}
 ZEGFORMER = {
     "backbone": {"stem_width": 8, "widths": [4, 4, 4, 8], "depths": [1, 1, 1, 1]},
     "decoder": {"conv_dim": 32, "mask_dim": 16, "hidden_dim": 32, "num_layers": 2},
@@ -65,9 +49,7 @@ ZEROSEG = {
 
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    save_file({k: v.contiguous() for k, v in tiny.clip_state_dict(SIZES).items()}, path)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
 
 
 def configure(architecture, options, clip_file, folder, **tables):
