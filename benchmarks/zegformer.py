@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine import machine_and_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILD_FLAG = "--child"
@@ -114,11 +115,11 @@ def build_zegclip(args: argparse.Namespace) -> Any:
 
 def bundle_of(kind: str, args: argparse.Namespace) -> Path:
     """The bundle of ``"zegformer"`` or ``"zegclip"``, exported where it is not there yet."""
-    from zsseg_rt.export import export_bundle
-
     path: Path = args.folder / f"{kind}.zsseg"
     if path.exists():
         return path
+    from zsseg_rt.export import export_bundle  # brings torch, which is no part of what is measured
+
     options: dict[str, Any] = {"class_names": NAMES, "precisions": ("float32",)}
     if kind == "zegclip":
         return export_bundle(build_zegclip(args), path, **options)
@@ -245,6 +246,7 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             times[name].append((time.perf_counter() - begin) * 1e3)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     report: dict[str, Any] = {
+        "machine": machine_and_commit(),
         "size": args.size,
         "threads": args.threads,
         "rounds": args.rounds,
