@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "zsseg/half.h"
+#include "zsseg/ops/vec4.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -76,15 +77,27 @@ inline float load_scalar(const Half* from) {
   return half_to_float(*from);
 }
 
-inline float sum_of_lanes(const Vector& vector) {
+ZSSEG_SIMD_FN Vec4F fold_to_four(const Vector& vector) {
   float lanes[kLanes];
   *reinterpret_cast<UnalignedVector*>(lanes) = vector;
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) {
-      lanes[lane] += lanes[lane + width];
-    }
+  Vec4F sum = load4(lanes);
+  for (int lane = 4; lane < kLanes; lane += 4) {
+    sum += load4(lanes + lane);
   }
-  return lanes[0];
+  return sum;
+}
+
+// The sum over the lanes of each of four vectors.
+ZSSEG_SIMD_FN Vec4F sums_of_lanes(const Vector (&vectors)[4]) {
+  Vec4F a = fold_to_four(vectors[0]), b = fold_to_four(vectors[1]);
+  Vec4F c = fold_to_four(vectors[2]), d = fold_to_four(vectors[3]);
+  transpose4(a, b, c, d);
+  return (a + b) + (c + d);
+}
+
+ZSSEG_SIMD_FN float sum_of_lanes(const Vector& vector) {
+  const Vec4F sum = fold_to_four(vector);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 // A row as it lies in memory.
@@ -124,12 +137,11 @@ inline void add_dot_tile(const Row (&rows)[kTileRows], const Column (&columns)[k
     }
   }
   for (int row = 0; row < kTileRows; ++row) {
-    for (int column = 0; column < kTileColumns; ++column) {
-      float sum = sum_of_lanes(partial[row][column]);
-      for (std::int64_t rest = k; rest < depth; ++rest) {
-        sum += rows[row].scalar(rest) * columns[column].scalar(rest);
+    store4(sums[row], load4(sums[row]) + sums_of_lanes(partial[row]));
+    for (std::int64_t rest = k; rest < depth; ++rest) {
+      for (int column = 0; column < kTileColumns; ++column) {
+        sums[row][column] += rows[row].scalar(rest) * columns[column].scalar(rest);
       }
-      sums[row][column] += sum;
     }
   }
 }

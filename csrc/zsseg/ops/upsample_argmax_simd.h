@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "zsseg/ops/vec4.h"
+
 #if defined(__AVX512F__)
 #define ZSSEG_LANES 16
 #elif defined(__AVX2__)
@@ -17,8 +19,6 @@
 #include <immintrin.h>
 #endif
 
-#define ZSSEG_SIMD_FN static inline __attribute__((always_inline))
-
 namespace zsseg::upsample {
 // Internal linkage: each instruction set compiles its own copy of everything below.
 namespace {
@@ -26,14 +26,11 @@ namespace {
 constexpr int kLanes = ZSSEG_LANES;
 typedef float VecF __attribute__((vector_size(4 * ZSSEG_LANES)));
 typedef int32_t VecI __attribute__((vector_size(4 * ZSSEG_LANES)));
-typedef float Vec4F __attribute__((vector_size(16)));
-typedef int32_t Vec4I __attribute__((vector_size(16)));
 
 // Unaligned loads and stores go through these types: memcpy of 32 bytes becomes two 16-byte copies
 // through the stack under GCC 12's generic tuning.
 typedef float VecFMemory __attribute__((vector_size(4 * ZSSEG_LANES), aligned(4), may_alias));
 typedef int32_t VecIMemory __attribute__((vector_size(4 * ZSSEG_LANES), aligned(4), may_alias));
-typedef float Vec4FMemory __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint16_t HalfBitsMemory
     __attribute__((vector_size(2 * ZSSEG_LANES), aligned(2), may_alias));
 
@@ -45,12 +42,6 @@ ZSSEG_SIMD_FN void store(float* to, VecF v) {
 }
 ZSSEG_SIMD_FN void store(int32_t* to, VecI v) {
   *reinterpret_cast<VecIMemory*>(to) = v;
-}
-ZSSEG_SIMD_FN Vec4F load4(const float* from) {
-  return *reinterpret_cast<const Vec4FMemory*>(from);
-}
-ZSSEG_SIMD_FN void store4(float* to, Vec4F v) {
-  *reinterpret_cast<Vec4FMemory*>(to) = v;
 }
 
 #if ZSSEG_LANES == 16
@@ -93,24 +84,6 @@ ZSSEG_SIMD_FN uint32_t bits(VecI mask) {
   const VecI bit = mask & VecI{1, 2, 4, 8};
   return static_cast<uint32_t>(bit[0] | bit[1] | bit[2] | bit[3]);
 #endif
-}
-
-#if defined(__clang__)
-#define ZSSEG_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define ZSSEG_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Vec4I{i, j, k, l})
-#endif
-
-// rows[k][column] for k in 0..3 -> column[k]
-ZSSEG_SIMD_FN void transpose4(Vec4F& a, Vec4F& b, Vec4F& c, Vec4F& d) {
-  const Vec4F ab_low = ZSSEG_SHUFFLE(a, b, 0, 4, 1, 5);
-  const Vec4F ab_high = ZSSEG_SHUFFLE(a, b, 2, 6, 3, 7);
-  const Vec4F cd_low = ZSSEG_SHUFFLE(c, d, 0, 4, 1, 5);
-  const Vec4F cd_high = ZSSEG_SHUFFLE(c, d, 2, 6, 3, 7);
-  a = ZSSEG_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
-  b = ZSSEG_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
-  c = ZSSEG_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
-  d = ZSSEG_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
 }
 
 ZSSEG_SIMD_FN VecF widen_half(const uint16_t* from) {
