@@ -5,7 +5,9 @@
 Each result is first compared with ops.reference; a wrong kernel is not timed (exit status 1). Then
 all candidates of a case take turns, round by round, so that a busy moment hits every one of them,
 and the medians are printed: milliseconds, gigabytes of inputs and outputs a second, and how many
-times faster the kernel is than each rival. Rivals that are not installed are left out.
+times faster the kernel is than each rival. A turn is a pause, in which the threads of the candidate
+before stop spinning, calls that warm up, and one that counts. Rivals that are not installed are
+left out.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from zsseg_rt.training.provenance import describe_commit, describe_machine
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SLOW_SECONDS = 4.0  # a candidate that has used up this much takes no further turns
+PARKING_SECONDS = 0.005  # after a call, OpenMP's threads keep a core busy for some milliseconds
+WARMING_SECONDS = 0.01
 
 
 class MismatchError(Exception):
@@ -422,8 +426,17 @@ def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name, call in case.candidates.items():
             if sum(times[name]) < SLOW_SECONDS * 1e3:
+                warm_up(bench, call)
                 times[name].append(bench.milliseconds(call))
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def warm_up(bench: CpuBench, call: Callable[[], Any]) -> None:
+    """Let the threads of the candidate before park; then fill caches and wake this one's."""
+    time.sleep(PARKING_SECONDS)
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARMING_SECONDS:
+        bench.milliseconds(call)
 
 
 def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
