@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT")
     parser.add_argument("--iterations", type=int, help="instead of the comparison's own")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
     try:
         chosen = comparison.Comparison.load(args.comparison)
         runs = comparison.run(

@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
     torch.set_num_threads(arguments.threads)
     clip = pretrain(
         PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
