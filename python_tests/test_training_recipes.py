@@ -14,9 +14,10 @@ from test_training_datasets import photo  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.building import build_augmentation, open_split, setting_names  # noqa: E402
+from zsseg_rt.training.building import build_augmentation, open_split  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
 from zsseg_rt.training.datasets.splits import class_table  # noqa: E402
+from zsseg_rt.training.settings import setting_names  # noqa: E402
 from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402

@@ -9,7 +9,7 @@ import torch
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
-from zsseg_rt.training.building import setting_names
+from zsseg_rt.training.settings import setting_names
 from zsseg_rt.training.task import Batch
 from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 __all__ = ["decode", "encode", "nearest"]
@@ -18,8 +19,8 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
     """Build ``cls`` from JSON data, checking every key and type.
 
     Args:
-        cls: A dataclass whose fields are annotated with str, int, float, bool, None, Literal,
-            tuple, dict, optional and nested dataclass types.
+        cls: A dataclass whose fields are annotated with str, Path, int, float, bool, None, Literal,
+            tuple, Sequence, dict, unions of these and nested dataclass types; or such a type.
         raw: What ``json.load`` gave.
         where: What to call the data in messages, such as ``"bundle.json"``.
         error: The exception type to raise.
@@ -47,7 +48,7 @@ def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
         return _decode_union(kind, raw, where, error)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _decode_dataclass(kind, raw, where, error)
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return _decode_tuple(kind, raw, where, error)
     if origin in (dict, Mapping):
         if not isinstance(raw, dict):
@@ -88,7 +89,7 @@ def _decode_tuple(kind: Any, raw: Any, where: str, error: type[Exception]) -> tu
     if not isinstance(raw, (list, tuple)):
         raise error(f"{where}: expected a list, got {_describe(raw)}")
     args = typing.get_args(kind)
-    if len(args) == 2 and args[1] is Ellipsis:
+    if typing.get_origin(kind) is Sequence or args[1:] == (Ellipsis,):
         return tuple(_decode(args[0], v, f"{where}[{i}]", error) for i, v in enumerate(raw))
     if len(args) != len(raw):
         raise error(f"{where}: expected {len(args)} items, got {len(raw)}")
@@ -108,7 +109,13 @@ def _decode_union(kind: Any, raw: Any, where: str, error: type[Exception]) -> An
             return _decode(option, raw, where, error)
         except error:
             continue
-    return _decode(rest[-1], raw, where, error)
+    try:
+        return _decode(rest[-1], raw, where, error)
+    except error as failure:
+        if len(rest) == 1 or isinstance(raw, (list, tuple, dict)):
+            raise
+        expected = " or ".join(dict.fromkeys(_expected(option) for option in rest))
+        raise error(f"{where}: expected {expected}, got {_describe(raw)}") from failure
 
 
 def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
@@ -116,15 +123,28 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
         return raw
     if typing.get_origin(kind) is Literal:
         if raw not in typing.get_args(kind):
-            choices = ", ".join(str(choice) for choice in typing.get_args(kind))
-            raise error(f"{where}: expected one of {choices}, got {_describe(raw)}")
+            raise error(f"{where}: expected {_expected(kind)}, got {_describe(raw)}")
         return raw
     if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
         return float(raw)
     if kind in (str, int, bool) and type(raw) is kind:
         return raw
-    expected = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-    raise error(f"{where}: expected {expected.get(kind, kind)}, got {_describe(raw)}")
+    if kind is Path and isinstance(raw, str):
+        return Path(raw)
+    raise error(f"{where}: expected {_expected(kind)}, got {_describe(raw)}")
+
+
+def _expected(kind: Any) -> str:
+    """What values of a type are called in messages."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if origin in (tuple, Sequence):
+        return "a list"
+    if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
+        return "an object"
+    names = {str: "a string", Path: "a string", int: "an integer", float: "a number"}
+    return names.get(kind, "true or false" if kind is bool else str(kind))
 
 
 def _describe(raw: Any) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from zsseg_rt.models import create_model, from_official, load_checkpoint, normal
 from zsseg_rt.models.clip import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.clip_rc import ClipRC
 from zsseg_rt.models.dense_baseline import DenseBaseline
+from zsseg_rt.models.descriptor_model import DescriptorModel
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.models.zegclip import ZegCLIP
 from zsseg_rt.models.zegformer import ZegFormer
@@ -26,6 +26,7 @@ from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
 from zsseg_rt.training.loop import BatchSource
 from zsseg_rt.training.loop_config import LoopConfig
+from zsseg_rt.training.settings import checked_settings, typed_settings
 from zsseg_rt.training.task import Batch, TrainingTask
 from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
@@ -41,7 +42,7 @@ from zsseg_rt.training.transforms import (
 from zsseg_rt.training.zeroseg_features import TeacherFeatures
 
 __all__ = ["batch_source", "build_augmentation", "build_model", "build_task"]
-__all__ += ["build_zeroseg_task", "open_split", "setting_names"]
+__all__ += ["build_zeroseg_task", "open_split", "with_crop_of"]
 
 _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "fit_inside": FitInsideAugmentation,
@@ -85,6 +86,31 @@ def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
         _AUGMENTATIONS[kind], fields, "data.augmentation", ArgumentError
     )
     return augmentation
+
+
+def with_crop_of(model: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An augmentation's settings; crops that they leave open get the model's input size.
+
+    Only for ``"fit_inside"``, whose own default is the 512 pixels of the published models. The box
+    that pictures are fitted in follows in proportion.
+
+    Args:
+        model: With an input size of its own (ZegCLIP, CLIP-RC, the dense baseline), or any other.
+        settings: ``kind`` and fields.
+    """
+    fields, size_hw = dict(settings), _own_size_hw(model)
+    known = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
+    if not known or size_hw in (None, FitInsideAugmentation().crop_hw):
+        return fields
+    assert size_hw is not None
+    side = min(size_hw)
+    return {"scale": [4 * side, side]} | fields | {"crop_hw": list(size_hw)}
+
+
+def _own_size_hw(model: nn.Module) -> tuple[int, int] | None:
+    if isinstance(model, DescriptorModel):
+        return model.config.image_size, model.config.image_size
+    return model.config.size_hw if isinstance(model, DenseBaseline) else None
 
 
 def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> nn.Module:
@@ -164,14 +190,13 @@ def build_task(
             "Choose another."
         )
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
-    hidden = ("protocol", *own)
-    _refuse_unknown(setting_names(kind), config.options, "task.options", hidden=hidden)
+    options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
     task: TrainingTask = kind(
         model,
         class_embeds,
         protocol=config.protocol,
         **own,
-        **_with_records(kind.__init__, config.options, "task.options"),
+        **options,
     )
     return task
 
@@ -203,8 +228,8 @@ def build_zeroseg_task(
     options = dict(config.options)
     weights = _load_teacher(options, student.options)
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
-    _refuse_unknown(setting_names(ZeroSegTask), options, "task.options", hidden=("batch_size",))
-    made = _with_records(TeacherFeatures.__init__, features, "task.options")
+    options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
+    made = typed_settings(TeacherFeatures, features, "task.options")
     teacher = TeacherFeatures(build_image_encoder(weights), **made)
     return ZeroSegTask(model, teacher, batch_size=batch_size, **options)
 
@@ -256,44 +281,4 @@ def _checked_options(
 ) -> dict[str, Any]:
     function = find_builder(architecture, official=official)
     hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
-    _refuse_unknown(setting_names(function), options, "model.options", hidden=hidden)
-    return _with_records(function, options, "model.options")
-
-
-def setting_names(target: Callable[..., Any]) -> list[str] | None:
-    """Names of the keyword arguments of a function or class; None if it takes any.
-
-    A class's ``**options`` are those of the class it derives from.
-    """
-    functions: list[Any] = [target]
-    if isinstance(target, type):
-        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
-    names: list[str] = []
-    for function in functions:
-        parameters = inspect.signature(function).parameters.values()
-        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None
-
-
-def _refuse_unknown(
-    names: Sequence[str] | None, given: Mapping[str, Any], where: str, hidden: Sequence[str]
-) -> None:
-    known = None if names is None else [name for name in names if name not in hidden]
-    for name in given:
-        if known is not None and name not in known:
-            raise ArgumentError(f"{where}: unknown key {name!r}. {schema.nearest(name, known)}")
-
-
-def _with_records(
-    function: Callable[..., Any], options: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """Options with tables and lists turned into the records and tuples that a function takes."""
-    hints = typing.get_type_hints(function)
-    return {
-        name: schema.decode(hints[name], value, f"{where}.{name}", ArgumentError)
-        if isinstance(value, (Mapping, list)) and name in hints
-        else value
-        for name, value in options.items()
-    }
+    return checked_settings(function, options, "model.options", hidden)

@@ -10,6 +10,7 @@ from typing import Any
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.datasets.base import SegmentationDataset
 from zsseg_rt.training.datasets.layout import require_choice
+from zsseg_rt.training.settings import checked_settings
 
 __all__ = ["DATASETS", "create_dataset"]
 
@@ -45,7 +46,8 @@ def create_dataset(
             ``background`` for Context; ``class_names``, ``zero_is_unlabelled`` for folders.
 
     Raises:
-        ArgumentError: There is no such data set, split or option.
+        ArgumentError: There is no such data set, split or option, or an option's value is of
+            another type.
         DatasetError: Its files are missing or inconsistent; the message says what to download.
     """
     require_choice("name", name, DATASETS)
@@ -54,6 +56,7 @@ def create_dataset(
     known = [key for key in inspect.signature(factory).parameters if key not in ("root", "split")]
     for option in options:
         require_choice(f"options of {name}", option, known)
+    options = checked_settings(factory, options, f"options of {name}")
     if name == "scenes":
         if root is not None:
             raise ArgumentError(f"root: expected none for scenes, got {str(root)!r}. Leave it out.")
