@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
-from zsseg_rt.training.metrics import ConfusionMatrix, harmonic_mean, score
+from zsseg_rt.training.metrics import FIGURES, ConfusionMatrix, harmonic_mean, score
 
 
 def confusion_of(truth, predicted, num_classes, ignore_label=255):
@@ -41,6 +41,7 @@ def test_reproduces_the_official_evaluation(official):
     np.testing.assert_allclose(scores.accuracy, official["Acc"], rtol=1e-12)
     assert scores.pixel_accuracy == pytest.approx(float(official["aAcc"]), rel=1e-12)
     reported = scores.as_reported()
+    assert tuple(reported) == FIGURES
     assert reported["mIoU(S)"] == float(official["mIoU_S"])
     assert reported["mIoU(U)"] == float(official["mIoU_U"])
     assert reported["mIoU"] == float(official["mIoU_all"])

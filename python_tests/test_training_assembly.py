@@ -256,6 +256,7 @@ def test_wrong_settings_are_named(change, message, clip_file, tmp_path):
         ("data.augmentation.kind=blur", "data.augmentation.kind: expected one of fit_inside"),
         ("data.augmentation.crop=3", r"data.augmentation: unknown key 'crop'"),
         ("evaluation.options={size = 64, lenth = 3}", "lenth"),
+        ("loop.best_metric=hIuO", r"loop.best_metric: expected one of pAcc, .*got 'hIuO'"),
     ],
 )
 def test_wrong_options_are_named(change, message, clip_file, tmp_path):
@@ -263,6 +264,28 @@ def test_wrong_options_are_named(change, message, clip_file, tmp_path):
     path.write_text(toml(clip_file, tmp_path))
     with pytest.raises(ArgumentError, match=message):
         assemble(TrainConfig.load(path, [change]))
+
+
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "dense_baseline"])
+def test_crops_follow_the_size_of_the_model(architecture, clip_file, tmp_path):
+    text = toml(clip_file, tmp_path).replace("crop_hw = [64, 64]", "flip_probability = 0")
+    path = tmp_path / "run.toml"
+    path.write_text(text.replace("scale = [80, 64]", ""))
+    changes = [f"model.architecture={architecture}"]
+    if architecture == "dense_baseline":
+        path.write_text(path.read_text().replace("num_prompts = 2", ""))
+    parts = assemble(TrainConfig.load(path, changes))
+    wanted = {"crop_hw": [64, 64], "scale": [256, 64], "flip_probability": 0}
+    assert parts.config.data.augmentation == wanted  # what is saved with the run
+    batch = next(parts.batches(start_position=0, process_index=0, num_processes=1, batch_size=2))
+    assert batch.images.shape == (2, 3, 64, 64)
+
+
+def test_crops_that_are_given_stay(clip_file, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(toml(clip_file, tmp_path))
+    parts = assemble(TrainConfig.load(path, ["data.augmentation.crop_hw=[96, 80]"]))
+    assert parts.config.data.augmentation == {"crop_hw": [96, 80], "scale": [80, 64]}
 
 
 def test_resolved_settings_read_back(clip_file, tmp_path):

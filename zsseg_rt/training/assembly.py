@@ -23,6 +23,7 @@ from zsseg_rt.training.building import (
     build_task,
     build_zeroseg_task,
     open_split,
+    with_crop_of,
 )
 from zsseg_rt.training.checkpointing import CheckpointFolder
 from zsseg_rt.training.class_embeddings import (
@@ -35,6 +36,7 @@ from zsseg_rt.training.datasets import SegmentationDataset
 from zsseg_rt.training.evaluation import evaluate
 from zsseg_rt.training.loading import TrainingSamples
 from zsseg_rt.training.loop import BatchSource, TrainingResult, run_loop
+from zsseg_rt.training.metrics import FIGURES
 from zsseg_rt.training.random_state import seed_everything
 from zsseg_rt.training.reporting import Picture
 from zsseg_rt.training.segment_torch import torch_segmenter
@@ -165,10 +167,14 @@ def assemble(config: TrainConfig) -> Assembly:
     if len(dataset.seen) == len(dataset.class_names) and config.loop.best_metric == "hIoU":
         _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)
         config = replace(config, loop=replace(config.loop, best_metric="mIoU"))
-    augmentation = build_augmentation(config.data.augmentation)
+    if judged is not None:
+        _check_figure(config.loop.best_metric)
+    build_augmentation(config.data.augmentation)  # refuse bad settings before weights are read
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol)
+    settings = with_crop_of(model, config.data.augmentation)
+    config = replace(config, data=replace(config.data, augmentation=settings))
     embeddings, task = _build_objective(config, model, dataset)
-    samples = TrainingSamples(dataset, augmentation, config.loop.seed)
+    samples = TrainingSamples(dataset, build_augmentation(settings), config.loop.seed)
     return Assembly(
         config=config,
         dataset=dataset,
@@ -178,6 +184,14 @@ def assemble(config: TrainConfig) -> Assembly:
         classes=_describe_classes(config, dataset, embeddings),
         batches=batch_source(samples, config.loop),
     )
+
+
+def _check_figure(name: str) -> None:
+    if name not in FIGURES:
+        raise ArgumentError(
+            f"loop.best_metric: expected one of {', '.join(FIGURES)}, got {name!r}. "
+            "Check the spelling."
+        )
 
 
 def _build_objective(

@@ -16,7 +16,10 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
 
-__all__ = ["ConfusionMatrix", "SegmentationScores", "harmonic_mean", "score"]
+__all__ = ["FIGURES", "ConfusionMatrix", "SegmentationScores", "harmonic_mean", "score"]
+
+FIGURES = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU")
+"""Names of what :meth:`SegmentationScores.as_reported` gives."""
 
 Labels = npt.NDArray[Any]
 
