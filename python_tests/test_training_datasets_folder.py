@@ -148,6 +148,13 @@ def test_different_sizes_are_named(street):
         dataset[1]
 
 
+def test_what_belongs_in_the_folder_is_said(street):
+    (street / "masks" / "a.png").rename(street / "masks" / "a.jpg")
+    wanted = r"a mask \(\*\.png\) for every picture, got none for a\. Put your own photos"
+    with pytest.raises(DatasetError, match=wanted):
+        create_dataset("folder", street, "all")
+
+
 def test_verify_counts_and_collects(street):
     mask(street / "masks" / "b.png", [7])
     seen = []

@@ -20,7 +20,8 @@ __all__ = ["folder"]
 
 LAYOUT = Layout(
     title="a folder of pictures and masks",
-    download="or put your own photos and masks there (docs/datasets.md)",
+    verb="Put",
+    download="your own photos and masks there (docs/datasets.md)",
     tree=("images/", "masks/", "classes.txt"),
 )
 

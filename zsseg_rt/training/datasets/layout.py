@@ -26,6 +26,7 @@ class Layout:
         tree: Paths that belong in the root.
         folders: Where below a given folder the root may be, besides the folder itself.
         counts: Number of pictures of each split, as published.
+        verb: What to do with ``download``.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Layout:
     tree: tuple[str, ...]
     folders: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    verb: str = "Download"
 
     def find(self, root: str | Path, first: str | None = None) -> Path:
         """The data set's root: the given folder, or one of ``folders`` below it.
@@ -93,7 +95,7 @@ class Layout:
     @property
     def instructions(self) -> str:
         """What to do where files are missing."""
-        return f"Download {self.download}; the root holds {', '.join(self.tree)}."
+        return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
 
 
 def require_choice(argument: str, value: str, known: Iterable[str]) -> str:
@@ -158,7 +160,7 @@ def pairs_of_folders(
     found_images = _by_stem(layout.require(images), suffixes, recursive)
     found_masks = _by_stem(layout.require(masks), (mask_suffix.lower(),), recursive)
     for kind, folder, other, there, here in (
-        ("picture", images, "mask", found_masks, found_images),
+        ("picture", images, f"mask (*{mask_suffix})", found_masks, found_images),
         ("mask", masks, "picture", found_images, found_masks),
     ):
         alone = sorted(here.keys() - there.keys())
