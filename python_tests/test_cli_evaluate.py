@@ -114,6 +114,14 @@ def test_errors_say_what_to_do(colour_bundle, flags, capsys, arguments, code, me
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--json", "--confusion"])
+def test_a_place_for_results_is_needed_first(colour_bundle, flags, tmp_path, capsys, option):
+    assert evaluate(colour_bundle, flags, option, tmp_path / "nowhere" / "file") == 2
+    out, err = capsys.readouterr()
+    assert "expected a folder that can be written to" in err
+    assert "mIoU" not in out  # nothing was evaluated in vain
+
+
 def test_a_missing_model_is_named(flags, tmp_path, capsys):
     assert evaluate(tmp_path / "nothing", flags) == 1
     assert "nothing" in capsys.readouterr().err

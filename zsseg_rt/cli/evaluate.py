@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def evaluate(
     """Measure pAcc, mIoU of seen and unseen classes and hIoU; with --against, what differs."""
     if protocol not in PROTOCOLS:
         raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    for file in (json_file, confusion):
+        _check_folder(file)
     options = _read_options(option or [])
     if unseen is not None:
         options["unseen"] = flat_names(unseen)
@@ -103,6 +106,12 @@ def evaluate(
         write_json(json_file, result.to_json())
     if confusion is not None:
         _write_confusion(confusion, result)
+
+
+def _check_folder(file: Path | None) -> None:
+    """Refuse a place that nothing can be written to before any picture is evaluated."""
+    if file is not None and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        raise UsageError(f"{file}: expected a folder that can be written to, got {file.parent}")
 
 
 def _open_dataset(
