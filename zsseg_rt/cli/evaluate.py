@@ -24,7 +24,7 @@ from zsseg_rt.cli.options import (
     flat_names,
     read_classes,
 )
-from zsseg_rt.cli.output import terminal, write_json
+from zsseg_rt.cli.output import ProgressBar, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
 def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None) -> Evaluation:
     from zsseg_rt.training.evaluation import evaluate as run
 
-    with _ProgressBar() as bar:
+    with ProgressBar() as bar:
         result = run(segmenter, data, limit=limit, on_picture=bar.show)
     _print_evaluation(result, None)
     return result
@@ -210,7 +210,7 @@ def _run_both(
 ) -> Comparison:
     from zsseg_rt.training.evaluation import compare
 
-    with _ProgressBar() as bar:
+    with ProgressBar() as bar:
         result = compare(first, second, data, limit=limit, on_picture=bar.show)
     _print_evaluation(result.first, result.second)
     share, picture = result.lowest_agreement
@@ -220,27 +220,6 @@ def _run_both(
         soft_wrap=True,
     )
     return result
-
-
-class _ProgressBar:
-    """A bar on the terminal; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=terminal(), transient=True)
-        self._task = self._bar.add_task("pictures", total=None)
-
-    def __enter__(self) -> _ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def show(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
 
 
 def _print_evaluation(result: Evaluation, other: Evaluation | None) -> None:

@@ -26,3 +26,25 @@ def write_json(path: Path, content: Any) -> None:
 
     text = json.dumps(encode(content), indent=2, ensure_ascii=False)
     save_file(path, (text + "\n").encode())
+
+
+class ProgressBar:
+    """A bar on the terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=terminal(), transient=True)
+        self._task = self._bar.add_task("pictures", total=None)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """So many of all pictures are done."""
+        self._bar.update(self._task, completed=done, total=total)

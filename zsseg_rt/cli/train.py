@@ -10,11 +10,15 @@ import typer
 
 from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import JsonOption, UsageError
-from zsseg_rt.cli.output import EXIT_FAILURE, terminal, write_json
+from zsseg_rt.cli.output import EXIT_FAILURE, ProgressBar, terminal, write_json
+from zsseg_rt.errors import DatasetError
 
 if TYPE_CHECKING:
     from zsseg_rt.training.config import TrainConfig
+    from zsseg_rt.training.data_checks import SplitCheck
     from zsseg_rt.training.loop import TrainingResult
+
+_SHOWN_PROBLEMS = 50
 
 
 def train(
@@ -31,6 +35,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build and check everything, train nothing.")
     ] = False,
+    check_data: Annotated[
+        bool, typer.Option("--check-data", help="Read all pictures and masks, train nothing.")
+    ] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -45,8 +52,11 @@ def train(
         if not config:
             raise UsageError("--config: expected a TOML file or a recipe's name; see --recipes")
         settings = TrainConfig.load(config, changes or [])
+        if check_data:
+            _check_data(settings, json_file)
         if dry_run:
             _describe(settings)
+        if check_data or dry_run:
             return
         from zsseg_rt.training.assembly import train as run
 
@@ -57,6 +67,49 @@ def train(
             write_json(json_file, _as_json(result))
     if not result.finished:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
+    """Print what is in the data; an error if training on it, or judging by it, makes no sense."""
+    from zsseg_rt.training.data_checks import check_data
+
+    with ProgressBar() as bar:
+        checks = check_data(settings, bar.show)
+    for check in checks:
+        _print_check(check)
+    if json_file is not None:
+        write_json(json_file, [check.to_json() for check in checks])
+    faults = [fault for check in checks for fault in check.faults]
+    if faults:
+        raise DatasetError(
+            f"data: expected pictures that can all be used and pixels of every class that is "
+            f"trained, got {'; '.join(faults)}. Correct the files that are listed above, or leave "
+            "them and those classes out."
+        )
+
+
+def _print_check(check: SplitCheck) -> None:
+    from rich.table import Table
+
+    console, found = terminal(), check.found
+    table = Table("class", "", "pixels %", box=None, pad_edge=False)
+    total = max(int(found.pixels.sum()) + found.ignored_pixels, 1)
+    for row, (name, pixels) in enumerate(zip(check.class_names, found.pixels, strict=True)):
+        table.add_row(name, "seen" if row in check.seen else "unseen", _share(int(pixels), total))
+    table.add_row("(not annotated)", "", _share(found.ignored_pixels, total))
+    head = f"{check.use}: {check.dataset}, {found.num_pictures} pictures can be used"
+    lines: list[str | Table] = [head, table]
+    if found.absent:
+        lines.append(f"in no mask: {', '.join(found.absent)}")
+    lines += found.problems[:_SHOWN_PROBLEMS]
+    if len(found.problems) > _SHOWN_PROBLEMS:
+        lines.append(f"and {len(found.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _share(pixels: int, total: int) -> str:
+    return f"{100 * pixels / total:.2f}" if pixels else "none"
 
 
 def _describe(settings: TrainConfig) -> None:

@@ -32,6 +32,7 @@ from zsseg_rt.training.class_embeddings import (
     region_embeddings,
 )
 from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
+from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.datasets import SegmentationDataset
 from zsseg_rt.training.evaluation import evaluate
 from zsseg_rt.training.loading import TrainingSamples
@@ -41,6 +42,7 @@ from zsseg_rt.training.random_state import seed_everything
 from zsseg_rt.training.reporting import Picture
 from zsseg_rt.training.segment_torch import torch_segmenter
 from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.tasks.labelled import LabelledTask
 from zsseg_rt.training.trained import TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
@@ -175,6 +177,9 @@ def assemble(config: TrainConfig) -> Assembly:
     config = replace(config, data=replace(config.data, augmentation=settings))
     embeddings, task = _build_objective(config, model, dataset)
     samples = TrainingSamples(dataset, build_augmentation(settings), config.loop.seed)
+    batches = batch_source(samples, config.loop)
+    if isinstance(task, LabelledTask):
+        batches = require_labels(batches, task.label_protocol, dataset)
     return Assembly(
         config=config,
         dataset=dataset,
@@ -182,7 +187,7 @@ def assemble(config: TrainConfig) -> Assembly:
         task=task,
         embeddings=embeddings,
         classes=_describe_classes(config, dataset, embeddings),
-        batches=batch_source(samples, config.loop),
+        batches=batches,
     )
 
 

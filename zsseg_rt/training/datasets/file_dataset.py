@@ -14,8 +14,9 @@ from zsseg_rt.errors import DatasetError
 from zsseg_rt.training.datasets.base import LabelMap, Sample, ignore_label
 from zsseg_rt.training.datasets.reading import Mask, read_mask, read_picture
 from zsseg_rt.training.datasets.splits import ClassTable
+from zsseg_rt.training.datasets.verification import Verification, verify_dataset
 
-__all__ = ["FileDataset", "FilePair", "ValueTable", "Verification"]
+__all__ = ["FileDataset", "FilePair", "ValueTable"]
 
 _UNKNOWN = 65534
 
@@ -66,25 +67,6 @@ class ValueTable:
                 )
         indices: NDArray[Any] = labels.astype(self._dtype, copy=False)
         return indices
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a full scan of a data set found.
-
-    Attributes:
-        num_pictures: How many were read.
-        pixels: Annotated pixels of each class, int64 ``[C]``.
-        ignored_pixels: Pixels without annotation.
-        absent: Names of the classes that no picture holds.
-        problems: One message a picture that cannot be used.
-    """
-
-    num_pictures: int
-    pixels: NDArray[np.int64]
-    ignored_pixels: int
-    absent: tuple[str, ...]
-    problems: tuple[str, ...]
 
 
 class FileDataset:
@@ -148,25 +130,7 @@ class FileDataset:
         Args:
             progress: Called with the number of pictures read so far and of all.
         """
-        counts = np.zeros(self.ignore_label + 1, np.int64)
-        problems: list[str] = []
-        for index in range(len(self)):
-            try:
-                labels = self[index].labels
-            except DatasetError as error:
-                problems.append(str(error))
-            else:
-                counts += np.bincount(labels.ravel(), minlength=len(counts))
-            if progress is not None:
-                progress(index + 1, len(self))
-        pixels = counts[: len(self.class_names)]
-        return Verification(
-            num_pictures=len(self) - len(problems),
-            pixels=pixels,
-            ignored_pixels=int(counts[self.ignore_label]),
-            absent=tuple(n for n, count in zip(self.class_names, pixels, strict=True) if not count),
-            problems=tuple(problems),
-        )
+        return verify_dataset(self, progress)
 
 
 def _ranges(values: Sequence[int]) -> str:

@@ -1,0 +1,182 @@
+"""Data that training could not learn from is found before, or ends the run by its name."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from command_line import run  # noqa: E402
+from small_runs import save_clip  # noqa: E402
+from test_training_datasets import listing, mask, photo  # noqa: E402
+
+from zsseg_rt.errors import DatasetError  # noqa: E402
+from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data  # noqa: E402
+from zsseg_rt.training.datasets import create_dataset  # noqa: E402
+from zsseg_rt.training.datasets.verification import verify_dataset  # noqa: E402
+
+SIZE = (64, 64)
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A folder of two pictures for training and one for evaluation; "tree" is unseen."""
+    root = tmp_path / "street"
+    listing(root / "classes.txt", ["road", "tree [unseen]", "car"])
+    for name, values in (("a", [0, 1, 2, 255]), ("b", [2, 2]), ("c", [0, 0, 1])):
+        photo(root / "images" / f"{name}.png", SIZE)
+        mask(root / "masks" / f"{name}.png", values, SIZE)
+    listing(root / "train.txt", ["a", "b"])
+    listing(root / "val.txt", ["c"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
+
+
+def settings(root, clip_file="none.safetensors", **tables):
+    """Of a run on a folder; ``tables`` add to them."""
+    options = {"pretrained": str(clip_file), "activation": "quick_gelu", "image_size": 64}
+    plain = {
+        "data": {"name": "folder", "root": str(root)},
+        "model": {"options": options | {"num_prompts": 2}},
+        "loop": {"iterations": 60, "batch_size": 1, "num_workers": 0, "device": "cpu"},
+        "evaluation": {"split": "val"},
+        "output": {"folder": str(root.parent / "run")},
+    }
+    for table, fields in tables.items():
+        plain.setdefault(table, {}).update(fields)
+    return TrainConfig.from_dict(plain)
+
+
+@pytest.fixture
+def check(street, tmp_path, capsys):
+    """Run the command; its exit code, output and errors."""
+
+    def call(*arguments, config=None):
+        path = tmp_path / "street.toml"
+        path.write_text((config or settings(street)).to_toml(), encoding="utf-8")
+        code = run("train", "--config", path, "--check-data", *arguments)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_sound_data_is_described(check, tmp_path):
+    code, out, err = check("--json", tmp_path / "found.json")
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "training: street/train, 2 pictures can be used" in lines
+    assert "car seen 62.50" in lines
+    assert "(not annotated) 12.50" in lines
+    assert lines[-7] == "evaluation: street/val, 1 pictures can be used"
+    assert lines[-1] == "in no mask: car"
+    training, evaluation = json.loads((tmp_path / "found.json").read_text())
+    assert training["pixels"] == {"road": 1024, "tree": 1024, "car": 5120}
+    assert (training["lacking"], evaluation["absent"]) == ([], ["car"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_files_are_listed(check, street):
+    mask(street / "masks" / "a.png", [0, 7], SIZE)
+    mask(street / "masks" / "b.png", [2], (64, 63))
+    whole = (street / "images" / "c.png").read_bytes()
+    (street / "images" / "c.png").write_bytes(whole[: len(whole) // 2])
+    code, out, err = check()
+    assert code == 1
+    assert "a.png: expected values 0..2 for the 3 classes" in out
+    assert "b.png: expected the 64x64 pixels of b.png, got 63x64" in out
+    assert "c.png: expected a whole file" in out
+    assert "2 pictures of street/train without use" in err
+    assert "1 pictures of street/val without use" in err
+
+
+def test_long_lists_are_cut(check, street):
+    names = [f"x{index}" for index in range(51)]
+    for name in names:
+        photo(street / "images" / f"{name}.png", (4, 4))
+        mask(street / "masks" / f"{name}.png", [9], (4, 4))
+    listing(street / "train.txt", ["a", *names])
+    code, out, err = check()
+    assert code == 1
+    assert out.count("expected values") == 50
+    assert "and 1 more; --json writes them all" in out
+    assert "51 pictures of street/train" in err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "lacking"), [("inductive", "boat"), ("supervised", "tree, boat")]
+)
+def test_a_trained_class_that_no_mask_holds_is_an_error(check, street, protocol, lacking):
+    listing(street / "classes.txt", ["road", "tree [unseen]", "car", "boat"])
+    mask(street / "masks" / "a.png", [0, 2], SIZE)
+    code, out, err = check(config=settings(street, task={"protocol": protocol}))
+    assert code == 1
+    assert "in no mask: tree, boat" in out
+    assert f"got no pixel in street/train of {lacking}. Correct" in err
+
+
+def test_what_learns_from_no_masks_needs_none(street):
+    options = {"data": {"name": "photos", "split": "images"}, "evaluation": {"split": ""}}
+    (found,) = check_data(settings(street, model={"architecture": "zeroseg"}, **options))
+    assert (found.found.num_pictures, found.faults) == (3, ())
+    (found,) = check_data(
+        settings(street, model={"architecture": "zeroseg"}, evaluation={"split": ""})
+    )
+    assert (found.found.absent, found.faults) == ((), ())
+
+
+def test_scenes_can_be_verified_too():
+    found = verify_dataset(create_dataset("scenes", size=64, length=3))
+    assert found.pixels.sum() + found.ignored_pixels == 3 * 64 * 64
+
+
+# --- while training ---
+
+
+def test_training_ends_where_nothing_can_be_learned(street, clip_file):
+    for name in ("a", "b"):
+        mask(street / "masks" / f"{name}.png", [1, 255], SIZE)  # unseen or not annotated
+    config = settings(street, clip_file, loop={"checkpoint_interval": 20})
+    wanted = (
+        rf"street/train: expected annotated pixels of seen classes, got none in the first "
+        rf"{LEAST_BATCHES} batches\. .*--check-data"
+    )
+    with pytest.raises(DatasetError, match=wanted):
+        train(config)
+    assert (street.parent / "run/checkpoints/step-00000040").is_dir()
+
+
+def first_batches(config, count):
+    parts = assemble(config)
+    stream = parts.batches(start_position=0, process_index=0, num_processes=1, batch_size=1)
+    return [next(stream) for _ in range(count)]
+
+
+def test_one_useful_batch_is_enough(street, clip_file):
+    mask(street / "masks" / "a.png", [1, 255], SIZE)
+    batches = first_batches(settings(street, clip_file), LEAST_BATCHES + 10)
+    assert {batch.names[0] for batch in batches} == {"a", "b"}
+
+
+def test_protocols_that_use_unseen_pixels_go_on(street, clip_file):
+    for name in ("a", "b"):
+        mask(street / "masks" / f"{name}.png", [1, 255], SIZE)
+    for protocol in ("supervised", "transductive"):
+        config = settings(street, clip_file, task={"protocol": protocol})
+        assert len(first_batches(config, LEAST_BATCHES + 1)) == LEAST_BATCHES + 1
+
+
+def test_large_sets_get_more_patience(street, clip_file):
+    names = [f"x{index:02d}" for index in range(LEAST_BATCHES)]
+    for name in names:
+        photo(street / "images" / f"{name}.png", SIZE)
+        mask(street / "masks" / f"{name}.png", [1], SIZE)
+    listing(street / "train.txt", names)
+    with pytest.raises(DatasetError, match=f"in the first {3 * LEAST_BATCHES} batches"):
+        first_batches(settings(street, clip_file), 4 * LEAST_BATCHES)

@@ -1,0 +1,175 @@
+"""What is wrong with a run's data: a look at all of it before, and a watch on the first batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zsseg_rt.errors import DatasetError
+from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.training.datasets.verification import Verification, verify_dataset
+
+if TYPE_CHECKING:
+    from zsseg_rt.training.loop import BatchSource
+    from zsseg_rt.training.protocols import LabelProtocol
+    from zsseg_rt.training.task import Batch
+
+__all__ = ["LEAST_BATCHES", "SplitCheck", "check_data", "require_labels"]
+
+LEAST_BATCHES = 50
+"""So many batches without anything to learn from are no accident of random crops."""
+_LEAST_EPOCHS = 3
+_ENOUGH_PICTURES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCheck:
+    """What was found in one split of a run's data.
+
+    Attributes:
+        use: ``"training"`` or ``"evaluation"``.
+        dataset: Its name.
+        class_names: One phrase a class.
+        seen: Indices of the seen classes.
+        found: The scan of all pictures.
+        lacking: Names of the classes that training learns from masks, of which none holds any.
+    """
+
+    use: str
+    dataset: str
+    class_names: tuple[str, ...]
+    seen: tuple[int, ...]
+    found: Verification
+    lacking: tuple[str, ...]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What must be put right before training, counted."""
+        faults = []
+        if self.found.problems:
+            faults.append(f"{len(self.found.problems)} pictures of {self.dataset} without use")
+        if self.lacking:
+            names = ", ".join(self.lacking[:5]) + (" and more" if len(self.lacking) > 5 else "")
+            faults.append(f"no pixel in {self.dataset} of {names}")
+        return tuple(faults)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        found = self.found
+        return {
+            "use": self.use,
+            "dataset": self.dataset,
+            "pictures": found.num_pictures,
+            "pixels": dict(zip(self.class_names, found.pixels.tolist(), strict=True)),
+            "ignored_pixels": found.ignored_pixels,
+            "absent": list(found.absent),
+            "lacking": list(self.lacking),
+            "problems": list(found.problems),
+        }
+
+
+def check_data(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None
+) -> tuple[SplitCheck, ...]:
+    """Read every picture and mask that a run trains on or is judged on.
+
+    Args:
+        config: Of the run; weights are not looked at.
+        progress: Called with the number of pictures read so far of a split and of all of it.
+
+    Returns:
+        What was found, first in the training split.
+
+    Raises:
+        ArgumentError: The data set, a split or an option is unknown.
+        DatasetError: A split is absent or incomplete.
+    """
+    data, judged = config.data, config.evaluation
+    asked = [("training", data.split, data.options)]
+    if judged.split:
+        options = data.options if judged.options is None else judged.options
+        asked.append(("evaluation", judged.split, options))
+    opened = [
+        (use, create_dataset(data.name, data.root or None, split, **options))
+        for use, split, options in asked
+    ]
+    return tuple(_check(use, dataset, config, progress) for use, dataset in opened)
+
+
+def _check(
+    use: str,
+    dataset: SegmentationDataset,
+    config: TrainConfig,
+    progress: Callable[[int, int], None] | None,
+) -> SplitCheck:
+    found = verify_dataset(dataset, progress)
+    learns = use == "training" and config.model.architecture != "zeroseg"
+    names = dataset.class_names
+    learned = range(len(names)) if config.task.protocol == "supervised" else dataset.seen
+    return SplitCheck(
+        use=use,
+        dataset=dataset.name,
+        class_names=tuple(names),
+        seen=tuple(dataset.seen),
+        found=found,
+        lacking=tuple(names[row] for row in learned if learns and not found.pixels[row]),
+    )
+
+
+def require_labels(
+    batches: BatchSource, protocol: LabelProtocol, dataset: SegmentationDataset
+) -> BatchSource:
+    """Batches as they come, unless the first ones hold no label that training may use.
+
+    Nothing is looked at any more once a batch has some. Without any, the run ends after
+    :data:`LEAST_BATCHES` batches, or more while those are less than three epochs and less than
+    1000 pictures.
+
+    Args:
+        batches: Where they come from.
+        protocol: What training may know of labels.
+        dataset: What is trained on.
+
+    Returns:
+        A source of the same batches, which raises DatasetError.
+    """
+    table = protocol.table.cpu()
+
+    def has_labels(batch: Batch) -> bool:
+        return bool((table[batch.labels] != protocol.ignore_label).any())
+
+    def source(**position: Any) -> Iterator[Batch]:
+        step_size = position["batch_size"] * position["num_processes"]
+        enough = min(_LEAST_EPOCHS * len(dataset), _ENOUGH_PICTURES)
+        limit = max(LEAST_BATCHES, -(-enough // step_size))
+        error = _nothing_to_learn(dataset, protocol, limit)
+        return _watched(iter(batches(**position)), has_labels, limit, error)
+
+    return source
+
+
+def _watched(
+    stream: Iterator[Batch], has_labels: Callable[[Batch], bool], limit: int, error: DatasetError
+) -> Iterator[Batch]:
+    for count, batch in enumerate(stream, start=1):
+        useful = has_labels(batch)
+        if count == limit and not useful:
+            raise error
+        yield batch
+        if useful:
+            break
+    yield from stream
+
+
+def _nothing_to_learn(
+    dataset: SegmentationDataset, protocol: LabelProtocol, batches: int
+) -> DatasetError:
+    kind = "seen " if protocol.protocol == "inductive" else ""
+    return DatasetError(
+        f"{dataset.name}: expected annotated pixels of {kind}classes, got none in the first "
+        f"{batches} batches. Look at the masks with zsseg-rt train --config FILE --check-data: "
+        "their values must be those of the classes, and classes that are held out as unseen "
+        "are not trained on."
+    )
