@@ -109,6 +109,7 @@ def export_dense_clip(
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
+    from zsseg_rt.models.clip_space import describe_space
 
     check_activation("--activation", activation)
     model = create_model(
@@ -129,6 +130,7 @@ def export_dense_clip(
         model,
         out,
         precisions=read_precisions(precision),
+        space=describe_space(pretrained, clip),
         source=Path(pretrained).name,
         licence=licence,
         overwrite=overwrite,

@@ -71,6 +71,7 @@ def export_zeroseg(
     """Export a trained ZeroSeg student, with its teacher's text tower or a text bank."""
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
+    from zsseg_rt.models.clip_space import describe_rows, describe_space
 
     check_activation("--text-activation", text_activation)
     heads = {"num_heads": num_heads, "head_heads": head_heads}
@@ -96,6 +97,7 @@ def export_zeroseg(
         precisions=read_precisions(precision),
         templates=template,
         text_bank=None if bank is None else read_bank(*bank),
+        space=describe_space(text, clip) if text else describe_rows(bank[1]) if bank else "",
         source=checkpoint.name,
         licence=licence,
         overwrite=overwrite,

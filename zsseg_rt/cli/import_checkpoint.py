@@ -121,6 +121,7 @@ def import_zegformer(
         raise UsageError(f"--fusion: expected one of {', '.join(_FUSIONS)}, got {fusion}")
     names = flat_names(classes)
     templates = _zegformer_prompts(prompts)
+    space = {} if clip is None else {"space": _describe_space(clip)}
     model = _load_official(
         "zegformer",
         checkpoint,
@@ -142,6 +143,7 @@ def import_zegformer(
         source=checkpoint.name,
         licence=licence,
         overwrite=overwrite,
+        **space,
     )
 
 
@@ -170,6 +172,12 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
 
     activation: Any = "quick_gelu" if Path(source).is_file() else None
     return load_clip(source, activation=activation, trust=trust)
+
+
+def _describe_space(source: str) -> str:
+    from zsseg_rt.models.clip_space import describe_space
+
+    return describe_space(source)
 
 
 def _load_official(architecture: str, checkpoint: Path, *, trust: bool, **config: Any) -> Any:

@@ -43,6 +43,7 @@ from zsseg_rt.training.reporting import Picture
 from zsseg_rt.training.segment_torch import torch_segmenter
 from zsseg_rt.training.task import TrainingTask
 from zsseg_rt.training.tasks.labelled import LabelledTask
+from zsseg_rt.training.text_space import text_space
 from zsseg_rt.training.trained import TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
@@ -265,7 +266,7 @@ def _describe_classes(
         seen=tuple(dataset.seen),
         templates=config.text.templates,
         region_templates=config.text.region_templates,
-        space=config.text.space,
+        space=text_space(config.text, config.model),
         phrases=embeddings.phrases,
         dataset=dataset.name,
         protocol=config.task.protocol,

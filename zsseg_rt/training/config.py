@@ -46,6 +46,7 @@ _FREE = {
     ("loop", "num_pictures"),
     ("loop", "num_workers"),
     ("output", "folder"),
+    ("text", "space"),
 }
 
 
@@ -85,7 +86,8 @@ class TextConfig:
         templates: Prompts with one ``{}`` each; embeddings are averaged over them.
         region_templates: Prompts of ZegFormer's second look, by CLIP at regions; empty is its
             official 32.
-        space: Name of the joint space, for people.
+        space: Name of the joint space, for people; empty names it after where embeddings come from:
+            the CLIP's tag, or a file and the beginning of its SHA-256.
     """
 
     bank: str = ""
@@ -95,7 +97,7 @@ class TextConfig:
     clip_activation: Literal["", "quick_gelu", "gelu"] = ""
     templates: tuple[str, ...] = ("a photo of a {}.",)
     region_templates: tuple[str, ...] = ()
-    space: str = "OpenAI CLIP ViT-B/16"
+    space: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

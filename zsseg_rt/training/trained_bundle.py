@@ -43,7 +43,7 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
     """
     model, known = load_trained(run), load_classes(run)
     checkpoint = find_checkpoint(run)
-    settings: dict[str, Any] = {"source": f"trained by zsseg_rt, {checkpoint.name}"}
+    settings: dict[str, Any] = {"source": f"trained by zsseg_rt, {checkpoint.name}", "space": ""}
     if known is not None:
         classes, embeds = known
         seen = set(classes.seen_phrases) if classes.counts_as_unseen else set()

@@ -1,0 +1,47 @@
+"""What a run calls the space that its class embeddings live in."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.models.clip_space import describe_rows, describe_space
+from zsseg_rt.models.registry import find_builder
+from zsseg_rt.training.config import ModelConfig, TextConfig
+from zsseg_rt.training.trained import load_classes
+
+__all__ = ["text_space"]
+
+
+def text_space(text: TextConfig, model: ModelConfig) -> str:
+    """Name the joint space: as told, else after where the class embeddings come from.
+
+    Args:
+        text: ``space`` is taken if it is not empty; else the bank, else the CLIP that it names.
+        model: Else the CLIP, the run or the official checkpoint that the model starts from.
+
+    Returns:
+        A name for people; empty where nothing tells.
+
+    Raises:
+        CheckpointError: The run to start from is damaged.
+    """
+    if text.space:
+        return text.space
+    if text.bank:
+        return describe_rows(text.bank)
+    if text.clip:
+        return describe_space(text.clip, text.clip_architecture)
+    if model.start_from and Path(model.start_from).is_dir():
+        known = load_classes(model.start_from)
+        return "" if known is None else known[0].space
+    source = model.options.get("pretrained") or model.start_from
+    return describe_space(source, _clip_name(model)) if source else ""
+
+
+def _clip_name(model: ModelConfig) -> str:
+    """open_clip's name of the model's CLIP: as given, else the builder's own."""
+    builder: Any = find_builder(model.architecture, official=False)
+    default = inspect.signature(builder).parameters["clip"].default
+    return str(model.options.get("clip", default))
