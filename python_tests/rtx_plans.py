@@ -14,7 +14,7 @@ def build_image_encoder_plan(
     bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """The report on a bundle's image encoder as a plan; all its products are in the precision."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     from zsseg_rt.backends._tensorrt import BACKEND
     from zsseg_rt.backends.base import BackendOptions
 

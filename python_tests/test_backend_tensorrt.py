@@ -124,7 +124,7 @@ def test_full_tensorrt_goes_first_and_the_environment_chooses(trt, monkeypatch):
 
 def test_no_tensorrt_names_the_extra(monkeypatch):
     monkeypatch.setattr(_tensorrt_api.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install zsseg_rt\[tensorrt\]"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[tensorrt\]'"):
         _tensorrt_api.load_tensorrt()
 
 

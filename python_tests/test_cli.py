@@ -211,4 +211,4 @@ def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_p
     )
     assert done.returncode == 4
     expected = f"torch: expected to be installed {purpose}, got nothing. Run: pip install"
-    assert done.stderr.strip() == f"zsseg-rt: {expected} 'zsseg_rt[train]'"
+    assert done.stderr.strip() == f"zsseg-rt: {expected} '.[train]' in a checkout of zsseg_rt"

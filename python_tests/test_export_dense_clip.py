@@ -20,7 +20,7 @@ from zsseg_rt.models import create_model
 from zsseg_rt.models.dense_clip import HEADS
 from zsseg_rt.ops import reference
 
-pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 NAMES = [f"name {index}" for index in range(7)]
@@ -169,7 +169,7 @@ def test_text_tower_gives_the_template_mean(exported, tmp_path):
 
 
 def test_threshold_and_default_templates_reach_the_bundle(weights, tmp_path):
-    pytest.importorskip("open_clip", reason="needs pip install zsseg_rt[train]")
+    pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
     model = build(weights, unknown_below=0.3, logit_scale=12.5)
     path = export_bundle(
         model, tmp_path / "a.zsseg", text_encoder=None, precisions=("float32",), verify=False

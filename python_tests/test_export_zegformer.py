@@ -110,7 +110,7 @@ def graphs(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("name", ["image_encoder", "region_encoder"])
 def test_tensorrt_rtx_builds_every_graph_in_its_precision(graphs, name, precision, monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
     from zsseg_rt.backends._tensorrt import BACKEND
 

@@ -23,7 +23,7 @@ from zsseg_rt.models.zeroseg_labels import ClassRule, class_scores, segment_pred
 from zsseg_rt.ops import reference
 from zsseg_rt.pipelines.segment_tokens import segment_scores
 
-pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 
 SIZE_HW = (64, 96)
 NAMES = [f"name {index}" for index in range(7)]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
-pytest.importorskip("accelerate", reason="needs pip install zsseg_rt[train]")
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from safetensors.torch import save_file  # noqa: E402
 

@@ -13,7 +13,7 @@ from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip import CLIP_MEAN, normalisation_of
 from zsseg_rt.models.dense_clip import HEADS, neighbour_prior
 
-open_clip = pytest.importorskip("open_clip", reason="needs pip install zsseg_rt[train]")
+open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
 
 WIDTH, HEADS_PER_BLOCK, LAYERS, PATCH, GRID, DIM = 48, 4, 3, 16, 4, 24
 PATCHES_ONLY = {"clearclip", "naclip"}

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 import torch.nn.functional as F  # noqa: E402
 from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 

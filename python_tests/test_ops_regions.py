@@ -260,7 +260,7 @@ def test_too_many_masks_to_vote():
 
 
 def test_crops_are_those_of_the_trained_model():
-    torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
     from zsseg_rt.models import zegformer_regions as trained
 
     masks, image = smooth_masks(6, 24, 40), picture(96, 160)

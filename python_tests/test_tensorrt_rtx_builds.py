@@ -16,9 +16,9 @@ FUSED_PRECISIONS = ("float16",)
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
-    torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
-    pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
     from zsseg_rt.export.onnx import export_graphs
     from zsseg_rt.models.zegclip import ZegCLIP, ZegCLIPConfig
 
@@ -33,9 +33,9 @@ def graphs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def region_graphs(tmp_path_factory):
     """The graphs of a small CLIP-RC with the official model's 64 channels a head."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
-    pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
-    pytest.importorskip("onnxscript", reason="needs pip install zsseg_rt[train]")
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+    pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
     import tiny
 
     from zsseg_rt.export.onnx import export_graphs
@@ -50,7 +50,7 @@ def region_graphs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def rtx(monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install zsseg_rt[rtx]")
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 

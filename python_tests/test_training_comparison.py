@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
-pytest.importorskip("accelerate", reason="needs pip install zsseg_rt[train]")
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from small_runs import TABLES, save_clip  # noqa: E402
 

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install zsseg_rt[train]")
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 import tiny  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.extras import install_command
 from zsseg_rt.result import Segmentation
 from zsseg_rt.visualize import palette, save_file
 
@@ -90,8 +91,8 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
         import cv2
     except ImportError as exc:
         raise BackendUnavailableError(
-            "cv2: expected OpenCV to read photos, found none. Run: pip install zsseg_rt[opencv] "
-            "(on a Jetson: apt install python3-opencv)"
+            "cv2: expected OpenCV to read photos, found none. "
+            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
         ) from exc
     try:
         raw = np.fromfile(path, np.uint8)

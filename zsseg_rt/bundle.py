@@ -367,6 +367,6 @@ def _read_manifest(root: Path) -> _Manifest:
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"{where}: format_version: expected <= {FORMAT_VERSION}, got {version}. "
-            "Update zsseg_rt (pip install --upgrade zsseg_rt)."
+            "Update zsseg_rt."
         )
     return schema.decode(_Manifest, raw, str(where), BundleError)

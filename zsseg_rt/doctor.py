@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zsseg_rt.config import default_cache_dir
+from zsseg_rt.extras import install_command
 
 __all__ = ["Finding", "examine"]
 
@@ -110,7 +111,7 @@ def _tensorrt() -> Finding:
         topic="TensorRT",
         status="absent",
         detail="no TensorRT package found",
-        remedy="pip install zsseg_rt[tensorrt] or [rtx]; on a Jetson use JetPack's "
+        remedy=f"{install_command('tensorrt', 'rtx')}; on a Jetson use JetPack's "
         "python3-libnvinfer through a venv made with --system-site-packages.",
     )
 
@@ -143,7 +144,7 @@ def _torch() -> Finding:
             topic="torch",
             status="absent",
             detail="not installed; only export, training and backend 'torch' need it",
-            remedy="pip install zsseg_rt[train]",
+            remedy=install_command("train"),
         )
     return Finding(topic="torch", status="ok", detail=version)
 
@@ -156,7 +157,7 @@ def _opencv() -> Finding:
             topic="OpenCV",
             status="bad",
             detail="not installed; photos cannot be read",
-            remedy="pip install zsseg_rt[opencv] (on a Jetson: apt install python3-opencv)",
+            remedy=f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)",
         )
     build = cv2.getBuildInformation()
     has = {name: _build_flag(build, name) for name in ("GStreamer", "FFMPEG")}

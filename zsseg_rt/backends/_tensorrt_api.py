@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zsseg_rt.errors import BackendError, BackendUnavailableError
+from zsseg_rt.extras import install_command
 
 __all__ = ["DTYPES", "TensorRT", "load_tensorrt", "make_logger", "require"]
 
@@ -37,7 +38,7 @@ DTYPES = {
 }
 
 _REMEDY = (
-    "Run: pip install zsseg_rt[tensorrt], or pip install zsseg_rt[rtx] for an RTX GPU; on a Jetson "
+    f"Run: {install_command('tensorrt', 'rtx')} (rtx is for RTX GPUs); on a Jetson "
     "use JetPack's own through a virtual environment with --system-site-packages."
 )
 _log = logging.getLogger("zsseg_rt.tensorrt")

@@ -25,6 +25,7 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
+from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -272,7 +273,7 @@ def _import_torch() -> Any:
     except ImportError as exc:
         raise BackendUnavailableError(
             f"backend: expected the packages torch and onnx, got {exc}. "
-            "Run: pip install 'zsseg_rt[torch]'"
+            f"Run: {install_command('torch')}"
         ) from exc
     return torch
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zsseg_rt.backends.base import Backend
 from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
 from zsseg_rt.errors import BackendUnavailableError, DeviceError
+from zsseg_rt.extras import install_command
 
 __all__ = ["Placement", "choose", "get_backend", "is_installed"]
 
@@ -21,8 +22,8 @@ _PACKAGES = {
 }
 _REMEDIES = {
     "openvino": "pip install openvino",
-    "tensorrt": "pip install zsseg_rt[tensorrt] (or [rtx]; on a Jetson use JetPack's own)",
-    "torch": "pip install zsseg_rt[torch]",
+    "tensorrt": f"{install_command('tensorrt', 'rtx')} (on a Jetson use JetPack's own)",
+    "torch": install_command("torch"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import (
     BackendOption,
@@ -165,7 +166,8 @@ def _read_names(
     for old, equals, new in pairs:
         if not equals or not old.strip() or not new.strip():
             raise UsageError(f"--rename: expected 'OLD=NEW', got {old + equals + new!r}")
-    return rename_classes(names, {old.strip(): new.strip() for old, _, new in pairs})
+    with arguments_called({"new_names": "--rename"}):
+        return rename_classes(names, {old.strip(): new.strip() for old, _, new in pairs})
 
 
 def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: ExitStack) -> Segmenter:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.options import (
     LicenceOption,
     OutOption,
@@ -112,20 +113,21 @@ def export_dense_clip(
     from zsseg_rt.models.clip_space import describe_space
 
     check_activation("--activation", activation)
-    model = create_model(
-        "dense_clip",
-        pretrained=pretrained,
-        clip=clip,
-        head=head,
-        image_size=read_size(size),
-        logit_scale=logit_scale,
-        unknown_below=unknown_below,
-        templates=template,
-        activation=activation,
-        num_heads=num_heads,
-        text_heads=text_heads,
-        trust=trust,
-    )
+    with arguments_called({"source": "--pretrained", "activation": "--activation"}):
+        model = create_model(
+            "dense_clip",
+            pretrained=pretrained,
+            clip=clip,
+            head=head,
+            image_size=read_size(size),
+            logit_scale=logit_scale,
+            unknown_below=unknown_below,
+            templates=template,
+            activation=activation,
+            num_heads=num_heads,
+            text_heads=text_heads,
+            trust=trust,
+        )
     written = export_bundle(
         model,
         out,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.export import read_bank
 from zsseg_rt.cli.options import (
     LicenceOption,
@@ -75,22 +76,23 @@ def export_zeroseg(
 
     check_activation("--text-activation", text_activation)
     heads = {"num_heads": num_heads, "head_heads": head_heads}
-    model = create_model(
-        "zeroseg",
-        weights=checkpoint,
-        pretrained=text,
-        clip=clip,
-        image_size=read_size(size),
-        logit_scale=logit_scale,
-        top_k=top_k or None,
-        plain_cosine=plain_cosine,
-        background_threshold=unknown_below,
-        with_decoder=False,
-        activation=text_activation,
-        text_heads=text_heads,
-        trust=trust,
-        **{name: count for name, count in heads.items() if count is not None},
-    )
+    with arguments_called({"source": "--text", "activation": "--text-activation"}):
+        model = create_model(
+            "zeroseg",
+            weights=checkpoint,
+            pretrained=text,
+            clip=clip,
+            image_size=read_size(size),
+            logit_scale=logit_scale,
+            top_k=top_k or None,
+            plain_cosine=plain_cosine,
+            background_threshold=unknown_below,
+            with_decoder=False,
+            activation=text_activation,
+            text_heads=text_heads,
+            trust=trust,
+            **{name: count for name, count in heads.items() if count is not None},
+        )
     written = export_bundle(
         model,
         out,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.extras import install_command
 
 __all__ = ["needs_extra"]
 
@@ -15,7 +16,7 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
     """Name the extra that brings a missing package; of our own modules none can be missing.
 
     Args:
-        extra: ``NAME`` of ``pip install 'zsseg_rt[NAME]'``.
+        extra: Its name, as in :func:`zsseg_rt.extras.install_command`.
         purpose: What the package is for: "to train".
 
     Raises:
@@ -28,5 +29,5 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
             raise
         raise BackendUnavailableError(
             f"{exc.name}: expected to be installed {purpose}, got nothing. "
-            f"Run: pip install 'zsseg_rt[{extra}]'"
+            f"Run: {install_command(extra)}"
         ) from exc

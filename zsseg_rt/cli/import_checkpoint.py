@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.options import (
     CheckpointArgument,
     LicenceOption,
@@ -171,7 +172,8 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
     from zsseg_rt.models import load_clip
 
     activation: Any = "quick_gelu" if Path(source).is_file() else None
-    return load_clip(source, activation=activation, trust=trust)
+    with arguments_called({"source": "--clip"}):
+        return load_clip(source, activation=activation, trust=trust)
 
 
 def _describe_space(source: str) -> str:

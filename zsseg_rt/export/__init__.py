@@ -1,8 +1,10 @@
-"""Turn models into bundles; needs the packages of ``zsseg_rt[train]``."""
+"""Turn models into bundles; needs the packages of the extra ``train``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
     from zsseg_rt.export.dense import export_dense_bundle
@@ -35,6 +37,6 @@ def __getattr__(name: str) -> Any:
             raise
         raise BackendUnavailableError(
             f"{exc.name}: expected to be installed for export, got nothing. "
-            "Run: pip install 'zsseg_rt[train]'"
+            f"Run: {install_command('train')}"
         ) from exc
     return getattr(module, name)

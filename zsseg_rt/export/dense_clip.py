@@ -23,6 +23,7 @@ from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_pre
 from zsseg_rt.export.model_bundle import write_model_bundle
 from zsseg_rt.export.onnx import GraphExport, check_float32_on_cpu
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
+from zsseg_rt.extras import install_command
 from zsseg_rt.models.dense_clip import DenseCLIP, FoldedDenseEncoder
 
 __all__ = ["export_dense_clip", "imagenet_templates"]
@@ -39,7 +40,7 @@ def imagenet_templates() -> tuple[str, ...]:
     except ModuleNotFoundError as exc:
         raise BackendUnavailableError(
             "templates: expected open_clip for CLIP's ImageNet prompts, got nothing. "
-            "Run pip install 'zsseg_rt[train]', or give templates."
+            f"Run {install_command('train')}, or give templates."
         ) from exc
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 

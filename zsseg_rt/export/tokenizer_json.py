@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.extras import install_command
 from zsseg_rt.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 __all__ = ["tokenizer_json"]
@@ -58,7 +59,8 @@ def _open_clip_merges() -> Path:
     except ImportError as exc:
         raise BackendUnavailableError(
             "merges_path: expected a file, got None while open_clip is not installed. "
-            "Run pip install 'zsseg_rt[train]' or give the path of bpe_simple_vocab_16e6.txt.gz."
+            f"Run {install_command('train')}, or give "
+            "the path of bpe_simple_vocab_16e6.txt.gz."
         ) from exc
     return Path(default_bpe())
 

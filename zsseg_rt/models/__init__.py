@@ -1,13 +1,14 @@
 """The published systems in torch. Nothing of the runtime imports this package."""
 
 from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.extras import install_command
 
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
     raise BackendUnavailableError(
         "torch: expected to be installed for zsseg_rt.models, got nothing. "
-        "Run pip install zsseg_rt[torch]."
+        f"Run {install_command('torch')}."
     ) from error
 
 from zsseg_rt.models.checkpoints import load_checkpoint, normalize_state_dict

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.extras import install_command
 from zsseg_rt.models.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
 from zsseg_rt.models.image_encoder import (
     ImageEncoder,
@@ -230,7 +231,7 @@ def _import_open_clip() -> Any:
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             "open_clip: expected to be installed for a pretrained tag, got nothing. "
-            "Run pip install zsseg_rt[train], or pass a local file."
+            f"Run {install_command('train')}, or pass a local file."
         ) from error
     return open_clip
 

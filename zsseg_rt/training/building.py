@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt import schema
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.clip import ClipWeights, build_image_encoder, load_clip
@@ -50,6 +51,11 @@ _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "center_crop": CenterCropAugmentation,
 }
 _CLIP_OPTIONS = ("pretrained", "clip", "activation")
+_CLIP_ARGUMENTS = {
+    "source": "model.options.pretrained",
+    "activation": "model.options.activation",
+}
+_TEACHER_SUFFIXES = {"source": "", "activation": "_activation"}
 _FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
 _TASKS: Mapping[type[nn.Module], type[TrainingTask]] = {
     ClipRC: DescriptorTask,
@@ -137,7 +143,8 @@ def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> n
         model = _start_from_official(config.architecture, start, options)
     else:
         options = _checked_options(config.architecture, options, official=False)
-        model = create_model(config.architecture, **options)
+        with arguments_called(_CLIP_ARGUMENTS, "model.options", options):
+            model = create_model(config.architecture, **options)
     rows = () if protocol == "supervised" else tuple(seen)
     return with_seen_classes(model, rows, self_trained=protocol == "transductive")
 
@@ -167,11 +174,12 @@ def _load_named_clip(named: Mapping[str, Any]) -> ClipWeights:
             f"model.options.pretrained: expected CLIP's weights besides {', '.join(named)}, got "
             "none. Name a file or an open_clip tag, such as 'openai'."
         )
-    return load_clip(
-        named["pretrained"],
-        architecture=named.get("clip", "ViT-B-16"),
-        activation=named.get("activation"),
-    )
+    with arguments_called(_CLIP_ARGUMENTS):
+        return load_clip(
+            named["pretrained"],
+            architecture=named.get("clip", "ViT-B-16"),
+            activation=named.get("activation"),
+        )
 
 
 def build_task(
@@ -191,13 +199,8 @@ def build_task(
         )
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
-    task: TrainingTask = kind(
-        model,
-        class_embeds,
-        protocol=config.protocol,
-        **own,
-        **options,
-    )
+    with arguments_called({"protocol": "task.protocol"}, "task.options", options):
+        task: TrainingTask = kind(model, class_embeds, protocol=config.protocol, **own, **options)
     return task
 
 
@@ -241,7 +244,9 @@ def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWe
         "architecture": options.pop("teacher_architecture", "ViT-L-14"),
         "activation": options.pop("teacher_activation", None),
     }
+    called = {name: f"task.options.teacher{suffix}" for name, suffix in _TEACHER_SUFFIXES.items()}
     if not named["source"] and student.get("pretrained"):
+        called = _CLIP_ARGUMENTS
         names = {"pretrained": "source", "clip": "architecture", "activation": "activation"}
         named |= {new: student[old] for old, new in names.items() if old in student}
     if not named["source"]:
@@ -249,7 +254,8 @@ def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWe
             "task.options.teacher: expected CLIP weights, a file or an open_clip tag, got none. "
             "ZeroSeg learns from a CLIP image encoder."
         )
-    return load_clip(named.pop("source"), **named)
+    with arguments_called(called):
+        return load_clip(named.pop("source"), **named)
 
 
 def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip import build_text_encoder, load_clip
@@ -72,11 +73,12 @@ def class_embeddings(
         return ClassEmbeddings(class_names, _from_bank(class_names, config))
     encoder: Any = getattr(model, "text_encoder", None)
     if config.clip:
-        weights = load_clip(
-            config.clip,
-            architecture=config.clip_architecture,
-            activation=config.clip_activation or None,
-        )
+        with arguments_called({"source": "text.clip", "activation": "text.clip_activation"}):
+            weights = load_clip(
+                config.clip,
+                architecture=config.clip_architecture,
+                activation=config.clip_activation or None,
+            )
         encoder = build_text_encoder(weights)
     if encoder is None:
         raise ArgumentError(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import BackendUnavailableError, ShapeError, SourceError
+from zsseg_rt.extras import install_command
 from zsseg_rt.visualize import save_file
 
 __all__ = ["draw_confusion", "write_confusion_png"]
@@ -186,7 +187,7 @@ def _opencv() -> Any:
         import cv2
     except ImportError as exc:
         raise BackendUnavailableError(
-            "cv2: expected OpenCV to draw, found none. Run: pip install zsseg_rt[opencv] "
-            "(on a Jetson: apt install python3-opencv)"
+            "cv2: expected OpenCV to draw, found none. "
+            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
         ) from exc
     return cv2

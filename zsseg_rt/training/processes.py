@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import BackendUnavailableError, DeviceError, PrecisionNotApplied, TrainingError
+from zsseg_rt.extras import install_command
 from zsseg_rt.training.loop_config import LoopConfig
 
 __all__ = ["Agreement", "gather_states", "raise_together", "start_accelerator"]
@@ -40,7 +41,7 @@ def start_accelerator(config: LoopConfig) -> Any:
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             "accelerate: expected to be installed for training, got nothing. "
-            "Run: pip install 'zsseg_rt[train]'"
+            f"Run: {install_command('train')}"
         ) from error
     on_cpu = _is_on_cpu(config)
     # Its state outlives an Accelerator: a second run of this process may want another device.

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.extras import install_command
 from zsseg_rt.files import write_atomically
 
 __all__ = ["HISTORY_FILE", "Picture", "RunReport", "StepClock", "Timing"]
@@ -245,6 +246,6 @@ def _summary_writer(folder: Path, purge_step: int) -> Any:
     except ImportError as error:
         raise BackendUnavailableError(
             "tensorboard: expected to be installed for training, got nothing. "
-            "Run: pip install 'zsseg_rt[train]'"
+            f"Run: {install_command('train')}"
         ) from error
     return SummaryWriter(str(folder), purge_step=purge_step)
