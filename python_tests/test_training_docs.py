@@ -1,5 +1,6 @@
 """The page on training names every option that a configuration takes."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -8,14 +9,25 @@ import pytest
 pytest.importorskip("torch")
 
 from zsseg_rt.models.registry import find_builder
+from zsseg_rt.training.matching import SegmentWeights
 from zsseg_rt.training.settings import setting_names
+from zsseg_rt.training.tasks.dense import DenseTask
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
+from zsseg_rt.training.zeroseg_features import TeacherFeatures
+from zsseg_rt.training.zeroseg_views import TeacherViews
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 
 
+def rows_of(page):
+    return re.findall(r"^\| (.*?) \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "dense_baseline", "zegformer"])
 def test_every_model_option_is_named(architecture):
-    rows = re.findall(r"^\| (.*?) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = rows_of(PAGE)
     texts = [
         text for name, text in rows if name.startswith(("all that start", f"`{architecture}`"))
     ]
@@ -25,3 +37,25 @@ def test_every_model_option_is_named(architecture):
     named = set(re.findall(r"`(\w+)`", " ".join(texts)))
     options = set(setting_names(find_builder(architecture, official=False)))
     assert options - named == {"seen_classes", "self_trained"} & options
+
+
+@pytest.mark.parametrize(
+    ("row", "takers", "others"),
+    [
+        ("ZegCLIP, CLIP-RC", [DescriptorTask], ()),
+        ("dense baseline", [DenseTask], ()),
+        ("ZegFormer", [ZegFormerTask, SegmentWeights], ()),
+        (
+            "ZeroSeg",
+            [ZeroSegTask, TeacherFeatures, TeacherViews],
+            ("teacher", "teacher_architecture", "teacher_activation", "views"),
+        ),
+    ],
+)
+def test_every_task_option_is_named_and_there(row, takers, others):
+    (text,) = (text for name, text in rows_of(PAGE) if name == row)
+    named = set(re.findall(r"`(\w+)`", text))
+    taken = {name for taker in takers for name in inspect.signature(taker).parameters}
+    taken |= {name for taker in takers for name in setting_names(taker) or ()}
+    given = {"model", "text_embeds", "features", "encoder", "seen", "ignore_label", "protocol"}
+    assert named == (taken | set(others)) - given - {"options", "batch_size"}
