@@ -247,7 +247,7 @@ def test_command_line(weights, tmp_path, capsys):
         (("--size", "-16"), 2, "--size: expected SIDE or HEIGHTxWIDTH in pixels, got '-16'"),
         (("--activation", "relu"), 2, "--activation: expected quick_gelu or gelu, got relu"),
         (("--head", "x"), 1, "head: expected one of vanilla, maskclip, sclip, clearclip, naclip"),
-        ((), 1, "source: expected a CLIP file, got absent.pt"),
+        ((), 1, "--pretrained: expected a CLIP file, got absent.pt"),
     ],
 )
 def test_command_line_refusals(tmp_path, capsys, arguments, code, message):
