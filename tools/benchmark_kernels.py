@@ -5,9 +5,8 @@
 Each result is first compared with ops.reference; a wrong kernel is not timed (exit status 1). Then
 all candidates of a case take turns, round by round, so that a busy moment hits every one of them,
 and the medians are printed: milliseconds, gigabytes of inputs and outputs a second, and how many
-times faster the kernel is than each rival. A turn is a pause, in which the threads of the candidate
-before stop spinning, calls that warm up, and one that counts. Rivals that are not installed are
-left out.
+times faster the kernel is than each rival. A turn is a pause, calls that warm up, and one that
+counts: these are times of warm calls. Rivals that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from zsseg_rt.training.provenance import describe_commit, describe_machine
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SLOW_SECONDS = 4.0  # a candidate that has used up this much takes no further turns
-PARKING_SECONDS = 0.005  # after a call, OpenMP's threads keep a core busy for some milliseconds
+PAUSE_SECONDS = 0.005  # between candidates
 WARMING_SECONDS = 0.01
 
 
@@ -432,8 +431,8 @@ def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, float]:
 
 
 def warm_up(bench: CpuBench, call: Callable[[], Any]) -> None:
-    """Let the threads of the candidate before park; then fill caches and wake this one's."""
-    time.sleep(PARKING_SECONDS)
+    """Pause, then call until caches are filled and threads awake."""
+    time.sleep(PAUSE_SECONDS)
     begin = time.perf_counter()
     while time.perf_counter() - begin < WARMING_SECONDS:
         bench.milliseconds(call)
