@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${ZSSEG_VENV:-$PWD/.venv}
+needed_gb=10 # torch with its CUDA libraries is 6 of them
 say() { printf '\n== %s\n' "$*"; }
 
 say "system packages"
@@ -26,6 +27,12 @@ fi
 
 say "Python environment in $venv"
 if [ ! -x "$venv/bin/python" ]; then
+  free_gb=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1024 / 1024))
+  if [ "$free_gb" -lt "$needed_gb" ]; then
+    echo "A new environment and the tests need $needed_gb GB, and $PWD has $free_gb GB free." \
+      "Free some, or name an environment that exists: ZSSEG_VENV=DIR bash tools/test.sh" >&2
+    exit 4
+  fi
   "${ZSSEG_PYTHON:-python3}" -m venv "$venv"
 fi
 export PATH="$venv/bin:$PATH"
