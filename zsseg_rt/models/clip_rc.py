@@ -160,6 +160,20 @@ class RegionDecodeHead(nn.Module):
         for linear in (self.q_proj, self.lateral_proj):
             linear.weight.mul_(math.sqrt(width))
 
+    @torch.no_grad()
+    def lower_initial_logits(self) -> None:
+        """Scale the last norms so that mask logits start with ZegCLIP's factor.
+
+        Mask logits are plain products of two normalised vectors of width E, and start with a
+        standard deviation near ``sqrt(E)``; those of ZegCLIP have a factor ``1 / sqrt(E * heads)``.
+        With saturated masks and a high rate a short training never recovers from its first steps
+        (docs/comparison.md has figures). The product itself stays the official one, and training
+        may grow the norms back. Not official.
+        """
+        for stack in (self.decoder_q, self.decoder_v):
+            last = stack.decoder_layers()[-1]
+            last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
+
     def describe_regions(self, embeds: RegionEmbeds, text_embeds: Tensor) -> Tensor:
         """Relate every region to every class, ``[B, R * C, 2D]``, region-major."""
         regions = embeds.region_embeds + embeds.cls_embed[:, None]

@@ -41,6 +41,7 @@ def clip_rc_from_clip(
     exact: bool = False,
     with_recovery_decoder: bool = True,
     unit_inputs: bool = False,
+    low_initial_logits: bool = False,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -65,6 +66,8 @@ def clip_rc_from_clip(
         with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
         unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
             short trainings. Officially not.
+        low_initial_logits: Whether mask logits start as small as ZegCLIP's, for trainings at a
+            high rate; see :meth:`RegionDecodeHead.lower_initial_logits`. Officially not.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.models.checkpoints.load_checkpoint`.
@@ -109,6 +112,8 @@ def clip_rc_from_clip(
     load_clip_towers(model, weights)
     if unit_inputs:
         model.decode_head.scale_for_unit_inputs()
+    if low_initial_logits:
+        model.decode_head.lower_initial_logits()
     with torch.no_grad():
         start = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
         model.backbone.region_level_bridge.copy_(start.expand(num_regions, -1))
