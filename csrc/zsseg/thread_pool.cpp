@@ -45,16 +45,17 @@ thread_local bool inside_loop = false;
 class ThreadPool {
  public:
   void run(Loop& loop) {
+    int helpers = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       start_workers(loop.wanted_helpers);
-      loop.wanted_helpers = std::min(loop.wanted_helpers, num_workers_);
-      if (loop.wanted_helpers > 0) {
+      helpers = loop.wanted_helpers = std::min(loop.wanted_helpers, num_workers_);
+      if (helpers > 0) {
         loop.next_in_queue = queue_;
         queue_ = &loop;
       }
     }
-    for (int helper = 0; helper < loop.wanted_helpers; ++helper) {
+    for (int helper = 0; helper < helpers; ++helper) {
       work_arrived_.notify_one();
     }
     inside_loop = true;
