@@ -78,6 +78,26 @@ TEST(ParallelFor, UsesASecondThread) {
   EXPECT_EQ(arrived, 2);
 }
 
+TEST(ParallelFor, GivesEveryThreadASlotOfItsOwn) {
+  const ThreadCount count(8);
+  for (const int num_slots : {1, 3, 8}) {
+    std::vector<std::atomic<bool>> taken(static_cast<std::size_t>(num_slots));
+    std::atomic<int> failures{0}, visits{0};
+    parallel_for_slots(0, 500, 1, num_slots, [&](int slot, std::int64_t begin, std::int64_t end) {
+      visits += static_cast<int>(end - begin);
+      if (slot < 0 || slot >= num_slots) {
+        ++failures;
+        return;
+      }
+      failures += taken[static_cast<std::size_t>(slot)].exchange(true) ? 1 : 0;
+      std::this_thread::yield();
+      taken[static_cast<std::size_t>(slot)] = false;
+    });
+    EXPECT_EQ(failures, 0) << num_slots;
+    EXPECT_EQ(visits, 500) << num_slots;
+  }
+}
+
 TEST(ParallelFor, InsideAnotherRunsInPlace) {
   const ThreadCount count(3);
   std::atomic<int> visits{0};

@@ -26,16 +26,18 @@ struct Loop {
   std::atomic<std::int64_t> next;
   int wanted_helpers;
   int active_helpers = 0;
+  std::atomic<int> next_slot{0};
   std::condition_variable helpers_left{};
   Loop* next_in_queue = nullptr;
 
   void run() {
+    const int slot = next_slot.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
       const std::int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
       if (first >= end) {
         return;
       }
-      function(context, first, std::min(first + grain, end));
+      function(context, slot, first, std::min(first + grain, end));
     }
   }
 };
@@ -165,16 +167,17 @@ void set_num_threads(int count) {
   thread_count.store(count);
 }
 
-void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, RangeFunction function,
-                  void* context) {
+void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, int max_threads,
+                  RangeFunction function, void* context) {
   if (begin >= end) {
     return;
   }
   grain = std::max<std::int64_t>(grain, 1);
   const std::int64_t num_grains = (end - begin + grain - 1) / grain;
-  const auto threads = static_cast<int>(std::min<std::int64_t>(num_threads(), num_grains));
+  const auto threads =
+      static_cast<int>(std::min<std::int64_t>(std::min(num_threads(), max_threads), num_grains));
   if (threads == 1 || inside_loop) {
-    function(context, begin, end);
+    function(context, 0, begin, end);
     return;
   }
   Loop loop{function, context, end, grain, {begin}, threads - 1};

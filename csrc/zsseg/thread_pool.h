@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 namespace zsseg {
 
@@ -11,24 +10,39 @@ namespace zsseg {
 int num_threads();
 void set_num_threads(int count);  // throws ArgumentError below 1
 
-using RangeFunction = void (*)(void* context, std::int64_t begin, std::int64_t end);
+using RangeFunction = void (*)(void* context, int slot, std::int64_t begin, std::int64_t end);
 
 // Calls function on disjoint ranges that cover [begin, end) and returns when all are done. Ranges
 // start at begin + k * grain and are at most grain long unless one thread takes them all; a loop of
 // one grain runs on the caller alone, so grain is how work too small for a second thread stays on
-// one (waking one takes tens of microseconds). function must not throw. Callable from many threads
-// at once; a loop inside a loop runs on the thread that reaches it.
-void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, RangeFunction function,
-                  void* context);
+// one (waking one takes tens of microseconds). At most max_threads threads take part; each has a
+// slot below that number of its own while the loop runs, to find its scratch memory by. function
+// must not throw. Callable from many threads at once; a loop inside a loop runs on the thread that
+// reaches it.
+void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, int max_threads,
+                  RangeFunction function, void* context);
 
 // As above for a callable (begin, end).
 template <typename Body>
 inline __attribute__((always_inline)) void parallel_for(std::int64_t begin, std::int64_t end,
                                                         std::int64_t grain, const Body& body) {
   parallel_for(
-      begin, end, grain,
-      [](void* context, std::int64_t first, std::int64_t last) {
+      begin, end, grain, num_threads(),
+      [](void* context, int, std::int64_t first, std::int64_t last) {
         (*static_cast<const Body*>(context))(first, last);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// As above for a callable (slot, begin, end).
+template <typename Body>
+inline __attribute__((always_inline)) void parallel_for_slots(std::int64_t begin, std::int64_t end,
+                                                              std::int64_t grain, int num_slots,
+                                                              const Body& body) {
+  parallel_for(
+      begin, end, grain, num_slots,
+      [](void* context, int slot, std::int64_t first, std::int64_t last) {
+        (*static_cast<const Body*>(context))(slot, first, last);
       },
       const_cast<void*>(static_cast<const void*>(&body)));
 }

@@ -99,32 +99,37 @@ DType upsample_argmax_label_dtype(const TensorView& logits) {
 }
 
 CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView* seen,
-                                     const UpsampleArgmaxParams& params, int num_tasks) {
+                                     const UpsampleArgmaxParams& params, int num_slots) {
   const std::int64_t num_seen = count_seen(logits, seen, params.seen_bias);
-  const std::int64_t points = logits.shape[2] * logits.shape[3];
+  const std::int64_t held_points = 2 * logits.shape[3];
   CpuLayout layout = {};
   layout.num_groups = num_seen > 0 ? 2 : 1;
   layout.group_begin[1] = round_up(logits.shape[1] - num_seen);
   layout.group_begin[2] = layout.group_begin[1] + round_up(num_seen);
   const std::int64_t positions = layout.group_begin[layout.num_groups];
-  layout.num_tasks = num_tasks;
-  layout.scratch_floats = kScratchFloats * positions;
-  const auto take = [&layout](std::int64_t count) {  // of 4-byte elements
-    const std::size_t offset = layout.bytes;
-    layout.bytes += static_cast<std::size_t>((count + 15) / 16 * 64);
+  layout.num_slots = num_slots;
+  std::size_t end = 0;
+  const auto take = [&end](std::int64_t count) {  // of 4-byte elements
+    const std::size_t offset = end;
+    end += static_cast<std::size_t>((count + 15) / 16 * 64);
     return offset;
   };
   layout.class_of = take(positions);
-  layout.vectors = take(points * positions);
-  layout.top_logit = take(layout.num_groups * points);
-  layout.top = take(layout.num_groups * points);
   layout.row_s = take(params.height + kTablePadding);
   layout.row_t = take(params.height + kTablePadding);
   layout.column_s = take(params.width + kTablePadding);
   layout.column_t = take(params.width + kTablePadding);
   layout.row_begin = take(logits.shape[2] + 1);
   layout.column_begin = take(logits.shape[3] + 1);
-  layout.scratch = take(layout.scratch_floats * num_tasks);
+  layout.slots = end;
+  end = 0;
+  layout.vectors = take(held_points * positions);
+  layout.top_logit = take(layout.num_groups * held_points);
+  layout.top = take(layout.num_groups * held_points);
+  layout.held = take(2);
+  layout.scratch = take(kScratchFloats * positions);
+  layout.slot_bytes = end;
+  layout.bytes = layout.slots + static_cast<std::size_t>(num_slots) * layout.slot_bytes;
   return layout;
 }
 
@@ -134,7 +139,7 @@ std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const Tens
     return static_cast<std::size_t>(logits.count()) * sizeof(float) +
            static_cast<std::size_t>(logits.shape[1]);
   }
-  return upsample_argmax_cpu_layout(logits, seen, params, 4 * num_threads()).bytes;
+  return upsample_argmax_cpu_layout(logits, seen, params, num_threads()).bytes;
 }
 
 void upsample_argmax(const TensorView& logits, const TensorView* seen, const TensorView& labels,

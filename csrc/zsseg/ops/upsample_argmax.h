@@ -44,14 +44,14 @@ void upsample_argmax(const TensorView& logits, const TensorView* seen, const Ten
 struct CpuLayout {
   int num_groups;      // 2 where some classes are seen, some not, and the bias is not 0
   int group_begin[3];  // positions of each group's classes; see upsample_argmax_cells.h
-  int num_tasks;
-  std::int64_t scratch_floats;  // a task
-  std::size_t class_of, vectors, top_logit, top;
-  std::size_t row_s, row_t, column_s, column_t, row_begin, column_begin;
-  std::size_t scratch, bytes;
+  std::size_t class_of, row_s, row_t, column_s, column_t, row_begin, column_begin;
+  std::size_t slots;  // the first thread's; the next one's is slot_bytes later
+  std::size_t vectors, top_logit, top, held, scratch;  // from the beginning of a slot
+  int num_slots;
+  std::size_t slot_bytes, bytes;
 };
 CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView* seen,
-                                     const UpsampleArgmaxParams& params, int num_tasks);
+                                     const UpsampleArgmaxParams& params, int num_slots);
 
 // Arguments are checked and not empty.
 ZSSEG_DECLARE_CPU_KERNEL(void upsample_argmax_cpu(

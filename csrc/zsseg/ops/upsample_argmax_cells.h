@@ -16,19 +16,21 @@ constexpr int kRows = 4;  // output rows evaluated together: as many chains as h
 // Floats of scratch a position: class, four corners, left and right edge for kRows rows.
 constexpr int kScratchFloats = 5 + 2 * kRows;
 
-// One image, its low-resolution grid re-laid for the cells, and where the results go.
+// One image, where its results go, and the two rows of its low-resolution grid that a thread holds
+// re-laid for the cells between them: row r at place r % 2.
 struct Image {
   const void* logits;  // [classes, in_height * in_width]
   int in_height, in_width, out_height, out_width;
   int num_groups;
-  int group_begin[3];            // positions of group g: [group_begin[g], group_begin[g + 1])
-  const std::int32_t* class_of;  // [positions]; kNoClass is padding
-  float* vectors;                // [in_height * in_width, positions]
-  float* top_logit;              // [num_groups, in_height * in_width]
-  std::int32_t* top;             // [num_groups, in_height * in_width]: the best position, ~position
-                                 // if another class comes near it or it is absent
-  const float *row_s, *row_t;    // [out_height + kRows]: 1 - t and t of every output row
-  const float *column_s, *column_t;              // [out_width + kLanes]
+  int group_begin[3];                // positions of group g: [group_begin[g], group_begin[g + 1])
+  const std::int32_t* class_of;      // [positions]; kNoClass is padding
+  float* vectors;                    // [2, in_width, positions]
+  float* top_logit;                  // [num_groups, 2, in_width]
+  std::int32_t* top;                 // [num_groups, 2, in_width]: the best position, ~position if
+                                     // another class comes near it or it is absent
+  std::int32_t* held;                // [2]: which rows these are; -1 is none
+  const float *row_s, *row_t;        // [out_height + kRows]: 1 - t and t of every output row
+  const float *column_s, *column_t;  // [out_width + kLanes]
   const std::int32_t *row_begin, *column_begin;  // first output row or column of every cell, + end
   void* labels;                                  // [out_height, out_width]
   float* scores;                                 // [out_height, out_width] or null
@@ -39,6 +41,7 @@ struct Image {
   bool needs_denominator;
 
   int positions() const { return group_begin[num_groups]; }
+  int held_points() const { return 2 * in_width; }
 };
 
 // The classes of one group that stay in a cell.
@@ -51,7 +54,7 @@ struct Survivors {
 
 struct Cell {
   const float* corner[4];  // class vectors [positions]
-  int point[4];            // grid points, for Image::top
+  int point[4];            // held grid points, for Image::top
 };
 
 ZSSEG_SIMD_FN int decode(std::int32_t top) {
@@ -61,7 +64,7 @@ ZSSEG_SIMD_FN int decode(std::int32_t top) {
 // The class that is clearly best at all four corners, so at every pixel: differences of two
 // bilinear patches are bilinear and have their extremes at the corners. -1 if there is none.
 ZSSEG_SIMD_FN int constant_position(const Image& image, const Cell& cell, int group) {
-  const std::int32_t* top = image.top + group * image.in_height * image.in_width;
+  const std::int32_t* top = image.top + group * image.held_points();
   const std::int32_t first = top[cell.point[0]];
   const bool same =
       first == top[cell.point[1]] && first == top[cell.point[2]] && first == top[cell.point[3]];
@@ -89,7 +92,7 @@ constexpr int kMaxDominators = 5;
 
 static int find_dominators(const Image& image, const Cell& cell, int group, float slack,
                            Dominator* dominators) {
-  const std::int32_t* top = image.top + group * image.in_height * image.in_width;
+  const std::int32_t* top = image.top + group * image.held_points();
   int candidates[kMaxDominators];
   candidates[0] = strongest_minimum(cell, image.group_begin[group], image.group_begin[group + 1]);
   int count = 1;

@@ -1,10 +1,13 @@
 // upsample_argmax on the CPU, without ever holding [classes, out_height, out_width].
 //
-// 1. gather: re-lay [classes, points] as [points, positions], so that the four corners of a cell
-//    are four contiguous class vectors, and note the best class of every grid point.
-// 2. label: for every cell of the grid, fill it if one class is clearly best at all four corners;
-//    else drop the classes that cannot win and compare the few left at every pixel.
-// Bound by arithmetic where many classes survive, by writing the labels where few do.
+// Row by row of the grid's cells:
+// 1. gather: re-lay [classes, points] of the next grid row as [points, positions], so that the four
+//    corners of a cell are four contiguous class vectors, and note the best class of every point.
+// 2. label: fill a cell if one class is clearly best at all four corners; else drop the classes
+// that
+//    cannot win and compare the few left at every pixel.
+// A thread holds two grid rows only, which stay in its caches. Bound by arithmetic where many
+// classes survive, by reading the logits and writing the labels where few do.
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/upsample_argmax.h"
 #include "zsseg/ops/upsample_argmax_labels.h"
@@ -47,9 +50,10 @@ ZSSEG_SIMD_FN void rank(Ranking& ranking, const float* logits, int position) {
   }
 }
 
-// The logits of one class at `count` points, made finite; absent where the class is padding.
+// The logits of one class at kPoints points from `point` on, made finite; absent where the class is
+// padding. Points past the image's end hold anything finite.
 template <typename T>
-ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, int count, float* to) {
+ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, float* to) {
   const std::int32_t class_index = image.class_of[position];
   if (class_index == kNoClass) {
     for (int i = 0; i < kPoints; i += kLanes) {
@@ -59,9 +63,10 @@ ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, int count,
   }
   const std::int64_t plane = static_cast<std::int64_t>(image.in_height) * image.in_width;
   const T* from = static_cast<const T*>(image.logits) + class_index * plane + point;
+  __builtin_prefetch(from + kPoints);  // the next points of this class: too far apart to be guessed
   T tail[kPoints] = {};
-  if (count < kPoints) {
-    for (int i = 0; i < count; ++i) {
+  if (plane - point < kPoints) {
+    for (int i = 0; i < plane - point; ++i) {
       tail[i] = from[i];
     }
     from = tail;
@@ -74,21 +79,22 @@ ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, int count,
   }
 }
 
-ZSSEG_SIMD_FN void store_ranking(const Image& image, const Ranking& ranking, int group, int point,
+ZSSEG_SIMD_FN void store_ranking(const Image& image, const Ranking& ranking, int group, int to,
                                  int count) {
-  const int plane = image.in_height * image.in_width;
+  to += group * image.held_points();
   for (int i = 0; i < count; ++i) {
     const float first = ranking.first[i / kLanes][i % kLanes];
     const float second = ranking.second[i / kLanes][i % kLanes];
     const std::int32_t position = ranking.position[i / kLanes][i % kLanes];
     const bool clear = second < strictly_below(first) && first > 0.5f * kAbsentLogit;
-    image.top_logit[group * plane + point + i] = first;
-    image.top[group * plane + point + i] = clear ? position : ~position;
+    image.top_logit[to + i] = first;
+    image.top[to + i] = clear ? position : ~position;
   }
 }
 
+// `count` grid points from `point` on, to be held from place `held` on.
 template <typename T>
-void gather_points(const Image& image, int point, int count) {
+void gather_points(const Image& image, int point, int held, int count) {
   const int positions = image.positions();
   for (int group = 0; group < image.num_groups; ++group) {
     Ranking ranking;
@@ -99,10 +105,10 @@ void gather_points(const Image& image, int point, int count) {
     for (int p = image.group_begin[group]; p < image.group_begin[group + 1]; p += 4) {
       float tile[4][kPoints];
       for (int k = 0; k < 4; ++k) {
-        fetch<T>(image, p + k, point, count, tile[k]);
+        fetch<T>(image, p + k, point, tile[k]);
         rank(ranking, tile[k], p + k);
       }
-      float* to = image.vectors + static_cast<std::int64_t>(point) * positions + p;
+      float* to = image.vectors + static_cast<std::int64_t>(held) * positions + p;
       for (int i = 0; i < count; i += 4) {
         Vec4F row[4] = {load4(tile[0] + i), load4(tile[1] + i), load4(tile[2] + i),
                         load4(tile[3] + i)};
@@ -112,7 +118,21 @@ void gather_points(const Image& image, int point, int count) {
         }
       }
     }
-    store_ranking(image, ranking, group, point, count);
+    store_ranking(image, ranking, group, held, count);
+  }
+}
+
+// Makes a thread hold a row of the grid.
+template <typename T>
+void gather_row(const Image& image, int row) {
+  const int place = row % 2, width = image.in_width;
+  if (image.held[place] == row) {
+    return;
+  }
+  image.held[place] = row;
+  for (int column = 0; column < width; column += kPoints) {
+    gather_points<T>(image, row * width + column, place * width + column,
+                     width - column < kPoints ? width - column : kPoints);
   }
 }
 
@@ -165,9 +185,6 @@ Image lay_out(const TensorView& logits, const CpuLayout& layout, char* base,
     image.group_begin[i] = layout.group_begin[i];
   }
   image.class_of = ints(layout.class_of);
-  image.vectors = floats(layout.vectors);
-  image.top_logit = floats(layout.top_logit);
-  image.top = ints(layout.top);
   lay_axis(image.in_height, image.out_height, floats(layout.row_s), floats(layout.row_t),
            ints(layout.row_begin), kRows);
   lay_axis(image.in_width, image.out_width, floats(layout.column_s), floats(layout.column_t),
@@ -199,44 +216,52 @@ void place_classes(const CpuLayout& layout, int num_classes, const bool* seen,
 // Work in nanoseconds below which a second thread costs more than it brings.
 constexpr std::int64_t kSmallWork = 50000;
 
-template <typename T>
-void gather(const Image& image, int num_tasks) {
-  const int points = image.in_height * image.in_width;
-  const std::int64_t blocks = (points + kPoints - 1) / kPoints;
-  const bool small = std::int64_t{points} * image.positions() / 2 < kSmallWork;
-  const std::int64_t grain = small ? blocks : (blocks + num_tasks - 1) / num_tasks;
-  parallel_for(0, blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t block = begin; block < end; ++block) {
-      const int point = static_cast<int>(block) * kPoints;
-      gather_points<T>(image, point, points - point < kPoints ? points - point : kPoints);
-    }
-  });
+// What a thread needs of its own: the rows it holds. Its scratch lies behind them.
+Image with_slot(Image image, const CpuLayout& layout, char* slot) {
+  image.vectors = reinterpret_cast<float*>(slot + layout.vectors);
+  image.top_logit = reinterpret_cast<float*>(slot + layout.top_logit);
+  image.top = reinterpret_cast<std::int32_t*>(slot + layout.top);
+  image.held = reinterpret_cast<std::int32_t*>(slot + layout.held);
+  return image;
 }
 
-// A task is a contiguous share of (cell row, slice of its rows) with a scratch of its own. Cell
-// rows are sliced where they are too few to go round.
-template <typename Label>
+// An item is a cell row, or a slice of its output rows where cell rows are too few to go round.
+template <typename T, typename Label>
 void label_image(const Image& image, const CpuLayout& layout, char* base) {
   const int cell_rows = image.in_height > 1 ? image.in_height - 1 : 1;
-  const int slices = cell_rows >= layout.num_tasks ? 1 : (layout.num_tasks - 1) / cell_rows + 1;
+  const int chunks = 4 * layout.num_slots;  // that threads take by turns
+  const int slices = cell_rows >= chunks ? 1 : (chunks - 1) / cell_rows + 1;
   const std::int64_t items = std::int64_t{cell_rows} * slices;
-  const bool small = std::int64_t{image.out_height} * image.out_width / 2 < kSmallWork;
-  const std::int64_t tasks = layout.num_tasks;
-  parallel_for(0, tasks, small ? tasks : 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      float* scratch =
-          reinterpret_cast<float*>(base + layout.scratch) + task * layout.scratch_floats;
-      for (std::int64_t i = items * task / tasks; i < items * (task + 1) / tasks; ++i) {
-        const int cell_row = static_cast<int>(i) / slices, slice = static_cast<int>(i) % slices;
-        const int first = image.row_begin[cell_row];
-        const int quads = (image.row_begin[cell_row + 1] - first + kRows - 1) / kRows;
-        const int from = first + kRows * (quads * slice / slices);
-        const int to = first + kRows * (quads * (slice + 1) / slices);
-        const int last = image.row_begin[cell_row + 1];
-        label_cell_row<Label>(image, cell_row, from, to < last ? to : last, scratch);
-      }
-    }
-  });
+  const std::int64_t work = std::int64_t{image.in_height} * image.in_width * image.positions() / 2 +
+                            std::int64_t{image.out_height} * image.out_width / 2;
+  const std::int64_t grain = work < kSmallWork ? items : (items + chunks - 1) / chunks;
+  const auto slot_of = [&](int slot) {
+    return base + layout.slots + static_cast<std::size_t>(slot) * layout.slot_bytes;
+  };
+  for (int slot = 0; slot < layout.num_slots; ++slot) {
+    std::int32_t* held = reinterpret_cast<std::int32_t*>(slot_of(slot) + layout.held);
+    held[0] = held[1] = -1;
+  }
+  parallel_for_slots(
+      0, items, grain, layout.num_slots, [&](int slot, std::int64_t begin, std::int64_t end) {
+        const Image mine = with_slot(image, layout, slot_of(slot));
+        float* scratch = reinterpret_cast<float*>(slot_of(slot) + layout.scratch);
+        for (std::int64_t i = begin; i < end; ++i) {
+          const int cell_row = static_cast<int>(i) / slices, slice = static_cast<int>(i) % slices;
+          const int first = image.row_begin[cell_row], last = image.row_begin[cell_row + 1];
+          const int quads = (last - first + kRows - 1) / kRows;
+          const int from = first + kRows * (quads * slice / slices);
+          const int to = first + kRows * (quads * (slice + 1) / slices);
+          if (from == to) {
+            continue;
+          }
+          gather_row<T>(mine, cell_row);
+          if (image.in_height > 1) {
+            gather_row<T>(mine, cell_row + 1);
+          }
+          label_cell_row<Label>(mine, cell_row, from, to < last ? to : last, scratch);
+        }
+      });
 }
 
 }  // namespace
@@ -244,9 +269,9 @@ void label_image(const Image& image, const CpuLayout& layout, char* base) {
 void upsample_argmax_cpu(const TensorView& logits, const TensorView* seen, const TensorView& labels,
                          const TensorView* scores, const TensorView& workspace,
                          const UpsampleArgmaxParams& params) {
-  CpuLayout layout = upsample_argmax_cpu_layout(logits, seen, params, 4 * num_threads());
-  while (layout.bytes > workspace.bytes() && layout.num_tasks > 1) {
-    layout = upsample_argmax_cpu_layout(logits, seen, params, layout.num_tasks - 1);
+  CpuLayout layout = upsample_argmax_cpu_layout(logits, seen, params, num_threads());
+  while (layout.bytes > workspace.bytes() && layout.num_slots > 1) {
+    layout = upsample_argmax_cpu_layout(logits, seen, params, layout.num_slots - 1);
   }
   char* base = workspace.as<char>();
   Image image = lay_out(logits, layout, base, params);
@@ -262,12 +287,13 @@ void upsample_argmax_cpu(const TensorView& logits, const TensorView* seen, const
     image.logits = logits.as<const char>() + b * in_step * size_of(logits.dtype);
     image.labels = labels.as<char>() + b * out_step * size_of(labels.dtype);
     image.scores = scores == nullptr ? nullptr : scores->as<float>() + b * out_step;
-    if (logits.dtype == DType::float16) {
-      gather<std::uint16_t>(image, layout.num_tasks);
-    } else {
-      gather<float>(image, layout.num_tasks);
-    }
-    ZSSEG_DISPATCH_LABEL(labels.dtype, Label, label_image<Label>(image, layout, base));
+    ZSSEG_DISPATCH_LABEL(labels.dtype, Label, {
+      if (logits.dtype == DType::float16) {
+        label_image<std::uint16_t, Label>(image, layout, base);
+      } else {
+        label_image<float, Label>(image, layout, base);
+      }
+    });
   }
 }
 

@@ -138,7 +138,7 @@ struct Bounds {
 };
 
 ZSSEG_SIMD_FN Bounds bounds_of(const Image& image, const Cell& cell, int group) {
-  const int plane = image.in_height * image.in_width;
+  const int plane = image.held_points();
   Bounds bounds = {-2.0f * kLogitLimit, -2.0f * kLogitLimit};
   for (int k = 0; k < 4; ++k) {
     const int position = decode(image.top[group * plane + cell.point[k]]);
@@ -206,7 +206,8 @@ struct Run {
 template <typename Label>
 void label_cell_row(const Image& image, int cell_row, int row_begin, int row_end, float* scratch) {
   const int cells = image.in_width > 1 ? image.in_width - 1 : 1;
-  const int below = image.in_height > 1 ? image.in_width : 0;
+  const int above = cell_row % 2 * image.in_width;
+  const int below = image.in_height > 1 ? (cell_row + 1) % 2 * image.in_width : above;
   const int beside = image.in_width > 1 ? 1 : 0;
   const std::int64_t positions = image.positions();
   Run run;
@@ -215,8 +216,7 @@ void label_cell_row(const Image& image, int cell_row, int row_begin, int row_end
     if (column_begin == column_end) {
       continue;
     }
-    const int point = cell_row * image.in_width + c;
-    Cell cell = {{}, {point, point + beside, point + below, point + below + beside}};
+    Cell cell = {{}, {above + c, above + c + beside, below + c, below + c + beside}};
     for (int k = 0; k < 4; ++k) {
       cell.corner[k] = image.vectors + cell.point[k] * positions;
     }
