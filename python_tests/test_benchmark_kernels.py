@@ -44,6 +44,7 @@ def test_quick_run_writes_every_operation_with_machine_sizes_and_commit(tmp_path
     for result in report["results"]:
         assert result["sizes"]
         assert result["median_ms"]["zsseg_rt"] > 0
+        assert result["cold_median_ms"]["zsseg_rt"] > 0
         assert f"{result['op']}  {result['sizes']}" in run.stdout
     assert report["machine"]["cpu"]
     assert report["commit"]

@@ -5,8 +5,9 @@
 Each result is first compared with ops.reference; a wrong kernel is not timed (exit status 1). Then
 all candidates of a case take turns, round by round, so that a busy moment hits every one of them,
 and the medians are printed: milliseconds, gigabytes of inputs and outputs a second, and how many
-times faster the kernel is than each rival. A turn is a pause, calls that warm up, and one that
-counts: these are times of warm calls. Rivals that are not installed are left out.
+times faster the kernel is than each rival. A turn is a pause, a cold call, calls that warm up, and
+a warm one: a call in a loop over one kernel is warm, one that follows a network in a frame is cold.
+Rivals that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -417,40 +418,47 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
 # ---- measuring and reporting ---------------------------------------------------------------------
 
 
-def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, float]:
-    """Median milliseconds of every candidate, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in case.candidates}
+def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of every candidate's ``warm`` and ``cold`` calls, taking turns."""
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in case.candidates}
     for call in case.candidates.values():
-        bench.milliseconds(call)  # warms caches and allocators
+        bench.milliseconds(call)  # allocators, code
     for _ in range(rounds):
         for name, call in case.candidates.items():
-            if sum(times[name]) < SLOW_SECONDS * 1e3:
-                warm_up(bench, call)
-                times[name].append(bench.milliseconds(call))
-    return {name: statistics.median(taken) for name, taken in times.items()}
+            if sum(warm for _, warm in turns[name]) < SLOW_SECONDS * 1e3:
+                turns[name].append(take_turn(bench, call))
+    return {
+        state: {name: statistics.median(t[index] for t in taken) for name, taken in turns.items()}
+        for index, state in enumerate(("cold", "warm"))
+    }
 
 
-def warm_up(bench: CpuBench, call: Callable[[], Any]) -> None:
-    """Pause, then call until caches are filled and threads awake."""
+def take_turn(bench: CpuBench, call: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds of a first call after a pause, and of one once caches and threads are warm."""
     time.sleep(PAUSE_SECONDS)
     begin = time.perf_counter()
+    cold = bench.milliseconds(call)
     while time.perf_counter() - begin < WARMING_SECONDS:
         bench.milliseconds(call)
+    return cold, bench.milliseconds(call)
 
 
 def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
     """Check, measure and describe one case."""
     case.check()
     medians = measure(bench, case, rounds)
-    ours = medians["zsseg_rt"]
+    faster = {
+        state: {name: ms / taken["zsseg_rt"] for name, ms in taken.items() if name != "zsseg_rt"}
+        for state, taken in medians.items()
+    }
     return {
         "op": case.op,
         "sizes": case.sizes,
-        "median_ms": medians,
-        "gigabytes_per_second": case.num_bytes / ours / 1e6,
-        "times_faster_than": {
-            name: ms / ours for name, ms in medians.items() if name != "zsseg_rt"
-        },
+        "median_ms": medians["warm"],
+        "cold_median_ms": medians["cold"],
+        "gigabytes_per_second": case.num_bytes / medians["warm"]["zsseg_rt"] / 1e6,
+        "times_faster_than": faster["warm"],
+        "cold_times_faster_than": faster["cold"],
     }
 
 
@@ -464,14 +472,17 @@ def machine_of(bench: CpuBench) -> dict[str, str]:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print one case as a line."""
-    ours = result["median_ms"]["zsseg_rt"]
-    rivals = ", ".join(
-        f"{name} {result['median_ms'][name]:.3g} ms ({ratio:.1f}x)"
-        for name, ratio in result["times_faster_than"].items()
-    )
-    speed = f"{ours:.3f} ms, {result['gigabytes_per_second']:.1f} GB/s"
-    print(f"{result['op']}  {result['sizes']}\n    {speed}; {rivals or 'no rival installed'}")
+    """Print one case: its sizes, then warm and cold calls."""
+    print(f"{result['op']}  {result['sizes']}")
+    for state, prefix in (("warm", ""), ("cold", "cold_")):
+        medians, faster = result[f"{prefix}median_ms"], result[f"{prefix}times_faster_than"]
+        rivals = ", ".join(
+            f"{name} {medians[name]:.3g} ms ({ratio:.1f}x)" for name, ratio in faster.items()
+        )
+        speed = f"    {state} {medians['zsseg_rt']:.3f} ms"
+        if state == "warm":
+            speed += f", {result['gigabytes_per_second']:.1f} GB/s"
+        print(f"{speed}; {rivals or 'no rival installed'}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
