@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,6 +100,27 @@ def test_captions_fit_and_leave_out_what_is_held_back():
             assert len(ends) == 1
             text = reader.decode(row[1 : ends[0]].tolist()).replace("</w>", " ")
             assert not any(name in text for name in NEVER_CAPTIONED), text
+
+
+def test_workers_start_where_opencv_has_threads():
+    code = """
+import cv2, numpy as np
+from zsseg_rt.training.clip_pretraining import _batch_source
+from zsseg_rt.training.small_clip import PretrainingConfig
+
+cv2.setNumThreads(2)
+cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (31, 31), 5)  # its threads run now
+config = PretrainingConfig(steps=1, batch_size=4)
+places = {"start_position": 0, "process_index": 0, "num_processes": 1, "batch_size": 4}
+batch = next(_batch_source(config, 1)(**places))
+assert cv2.getNumThreads() == 2
+print(len(batch.tokens))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 def test_loss_falls():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -92,7 +91,6 @@ class CaptionBatches(Dataset[CaptionBatch]):
 
     def __getitem__(self, step: int) -> CaptionBatch:
         """Make the batch of a step."""
-        cv2.setNumThreads(1)
         rng = np.random.default_rng([self._seed, 4, step])
         whole = step % self.whole_every == self.whole_every - 1
         count = self.batch_size // 2 if whole else self.batch_size

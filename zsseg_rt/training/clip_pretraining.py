@@ -31,6 +31,7 @@ from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.schedules import cosine
 from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.training.task import TrainingTask, parameter_group
+from zsseg_rt.training.worker_processes import one_opencv_thread, prepare_worker
 
 __all__ = ["ClipTask", "contrastive_loss", "pretrain", "read_config"]
 
@@ -242,9 +243,11 @@ def _batch_source(config: PretrainingConfig, num_workers: int) -> BatchSource:
             sampler=range(start_position // batch_size, config.steps),
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
+            worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # else it draws from the one that a checkpoint keeps
         )
-        return iter(loader)
+        with one_opencv_thread():  # workers start here
+            return iter(loader)
 
     return batches
 

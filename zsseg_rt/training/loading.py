@@ -7,13 +7,10 @@ sees the very same pictures.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +20,7 @@ from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.training.datasets.base import SegmentationDataset
 from zsseg_rt.training.task import Batch
 from zsseg_rt.training.transforms import Augmentation
+from zsseg_rt.training.worker_processes import one_opencv_thread, prepare_worker
 
 __all__ = [
     "BatchLoader",
@@ -189,7 +187,7 @@ class BatchLoader:
         Raises:
             DatasetError: A picture or its labels cannot be used.
         """
-        with _one_opencv_thread():
+        with one_opencv_thread():
             items = iter(self._loader)
         for item in items:
             if isinstance(item, ZssegError):
@@ -236,7 +234,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers > 0 else None,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # else it draws from the one that a checkpoint keeps
     )
     return BatchLoader(loader, sampler)
@@ -267,26 +265,6 @@ def _collate_or_error(items: Sequence[TrainingSample | ZssegError]) -> Batch | Z
             return item
         samples.append(item)
     return collate(samples)
-
-
-@contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    """Let workers be forked without OpenCV's threads: a child that stops them waits for ever."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-def _prepare_worker(worker: int) -> None:
-    """One thread; Ctrl-C is the main process's to handle, and it can always end its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if cv2.getNumThreads() != 1:  # a fresh process; a forked one has inherited this
-        cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def _check_seed(seed: int) -> None:
