@@ -12,8 +12,14 @@ pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 from small_runs import TABLES, save_clip  # noqa: E402
 
 from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
+from zsseg_rt.models.clip import load_clip  # noqa: E402
 from zsseg_rt.training import comparison  # noqa: E402
-from zsseg_rt.training.comparison import Comparison, RunFigures, Variant  # noqa: E402
+from zsseg_rt.training.comparison import (  # noqa: E402
+    Comparison,
+    RunFigures,
+    SmallForm,
+    Variant,
+)
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.trained import load_trained  # noqa: E402
 
@@ -89,6 +95,48 @@ def test_an_interrupted_run_leaves_no_figures(clip_file, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"zegclip-0: expected 2 steps, got 1: .*Run"):
         comparison.run(three_variants(clip_file), tmp_path, only=("zegclip",))
     assert not list(tmp_path.rglob("figures.json"))
+
+
+TINY_CLIP = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "width": 64, "num_layers": 1}
+TINY_CLIP |= {"text_width": 64, "text_layers": 1, "embed_dim": 32, "whole_every": 2}
+
+
+def test_a_comparison_makes_the_clip_that_it_starts_from(tmp_path):
+    chosen = Comparison(
+        shared={"loop": {"iterations": 9, "batch_size": 3}},
+        variants=(Variant(name="a", title="A"),),
+        clip=TINY_CLIP,
+        small=SmallForm(seeds=(4,), clip={"steps": 1}, changes={"loop": {"iterations": 2}}),
+    )
+    small = chosen.in_small()
+    assert small.seeds == (4,)
+    assert small.shared == {"loop": {"iterations": 2, "batch_size": 3}}
+    assert small.variants == chosen.variants
+    weights = comparison.make_clip(small, tmp_path)
+    assert load_clip(weights, activation="quick_gelu").text["text_projection"].shape == (64, 32)
+    before = weights.read_bytes()
+    assert comparison.make_clip(small, tmp_path) == weights
+    assert weights.read_bytes() == before
+    with pytest.raises(TrainingError, match="got another steps"):
+        comparison.make_clip(chosen, tmp_path)
+
+
+def test_a_clip_that_cannot_be_made_is_refused(tmp_path):
+    chosen = Comparison(shared={}, variants=(), clip={"stps": 1})
+    with pytest.raises(ArgumentError, match="stps"):
+        comparison.make_clip(chosen, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert comparison.make_clip(Comparison(shared={}, variants=()), tmp_path) is None
+    with pytest.raises(ArgumentError, match="small: expected a comparison with a table"):
+        chosen.in_small()
+
+
+def test_the_shipped_comparison_has_a_small_form():
+    chosen = Comparison.load("scenes")
+    small = chosen.in_small()
+    assert small.clip["steps"] < chosen.clip["steps"]
+    assert small.shared["loop"]["iterations"] < chosen.shared["loop"]["iterations"]
+    assert small.variants == chosen.variants
 
 
 def test_table_gives_mean_and_deviation():

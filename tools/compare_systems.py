@@ -1,7 +1,10 @@
 """Train and evaluate several systems on the same data, and print their figures as a table.
 
-python tools/compare_systems.py scenes --clip CLIP.safetensors --out runs/scenes
+python tools/compare_systems.py scenes --out runs/scenes
+python tools/compare_systems.py scenes --small --out runs/small
 python tools/compare_systems.py FILE.toml --out DIR --only zegclip dense_baseline --seeds 0 1
+
+An interrupted call goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comparison", help=f"TOML file, or {comparison.list_comparisons()}")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--clip", help="CLIP weights that every system starts from")
+    parser.add_argument(
+        "--clip", help="weights that every system starts from; else a comparison may train its own"
+    )
+    parser.add_argument("--small", action="store_true", help="the comparison's form that ends soon")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the comparison's own")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT")
     parser.add_argument("--iterations", type=int, help="instead of the comparison's own")
@@ -30,10 +36,13 @@ def main() -> int:
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
     try:
         chosen = comparison.Comparison.load(args.comparison)
+        if args.small:
+            chosen = chosen.in_small()
+        clip = args.clip or comparison.make_clip(chosen, args.out / "clip")
         runs = comparison.run(
             chosen,
             args.out,
-            changes=changes_of(args),
+            changes=changes_of(clip, args.iterations),
             seeds=args.seeds,
             only=args.only,
             on_run=tell,
@@ -47,13 +56,13 @@ def main() -> int:
     return 0
 
 
-def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+def changes_of(clip: str | Path | None, iterations: int | None) -> dict[str, Any]:
     """What the arguments lay over the shared settings."""
     changes: dict[str, Any] = {}
-    if args.clip:
-        changes["model"] = {"options": {"pretrained": args.clip}}
-    if args.iterations:
-        changes["loop"] = {"iterations": args.iterations}
+    if clip:
+        changes["model"] = {"options": {"pretrained": str(clip)}}
+    if iterations:
+        changes["loop"] = {"iterations": iterations}
     return changes
 
 

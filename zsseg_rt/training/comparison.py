@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from zsseg_rt.errors import ArgumentError, TrainingError
 from zsseg_rt.files import write_atomically
 from zsseg_rt.training.config import TrainConfig, list_kept, read_toml
 
-__all__ = ["Comparison", "RunFigures", "Variant", "list_comparisons", "markdown_table", "run"]
+__all__ = ["Comparison", "RunFigures", "SmallForm", "Variant"]
+__all__ += ["list_comparisons", "make_clip", "markdown_table", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,21 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallForm:
+    """A comparison that ends soon: fewer steps and seeds, the same rows.
+
+    Attributes:
+        seeds: Instead of the comparison's.
+        clip: Laid over the comparison's table of this name.
+        changes: Tables laid over the shared ones.
+    """
+
+    seeds: tuple[int, ...]
+    clip: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is compared.
 
@@ -63,11 +79,16 @@ class Comparison:
         shared: Tables of a training configuration that all runs share.
         variants: The rows, in order.
         seeds: Of the runs; each seed is one run of each trained variant.
+        clip: Settings of the small CLIP that all start from unless weights are given, a
+            :class:`zsseg_rt.training.small_clip.PretrainingConfig`; None makes no CLIP.
+        small: A form that ends soon; None has none.
     """
 
     shared: dict[str, Any]
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    clip: dict[str, Any] | None = None
+    small: SmallForm | None = None
 
     def __post_init__(self) -> None:
         known: set[str] = set()
@@ -91,6 +112,25 @@ class Comparison:
         raw, where = read_toml(source, "comparisons")
         return schema.decode(cls, raw, where, ArgumentError)
 
+    def in_small(self) -> Comparison:
+        """The form that ends soon.
+
+        Raises:
+            ArgumentError: There is none.
+        """
+        if self.small is None:
+            raise ArgumentError(
+                "small: expected a comparison with a table of this name, got one without. Leave "
+                "--small out, or say there what is small."
+            )
+        return replace(
+            self,
+            shared=merge(self.shared, self.small.changes),
+            seeds=self.small.seeds,
+            clip=None if self.clip is None else merge(self.clip, self.small.clip),
+            small=None,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFigures:
@@ -110,6 +150,29 @@ class RunFigures:
 def list_comparisons() -> list[str]:
     """Names of the comparisons that the package brings."""
     return list_kept("comparisons")
+
+
+def make_clip(comparison: Comparison, folder: Path) -> Path | None:
+    """Train the small CLIP that a comparison asks for, or go on training it.
+
+    Args:
+        comparison: What asks.
+        folder: Of the CLIP's run.
+
+    Returns:
+        Its weights; None if the comparison asks for none.
+
+    Raises:
+        ArgumentError: A setting is unknown or wrong.
+        TrainingError: See :func:`zsseg_rt.training.clip_pretraining.pretrain`.
+    """
+    if comparison.clip is None:
+        return None
+    from zsseg_rt.training.clip_pretraining import pretrain
+    from zsseg_rt.training.small_clip import PretrainingConfig
+
+    settings = schema.decode(PretrainingConfig, comparison.clip, "clip", ArgumentError)
+    return pretrain(settings, folder)
 
 
 def run(
