@@ -4,8 +4,7 @@
 // 1. gather: re-lay [classes, points] of the next grid row as [points, positions], so that the four
 //    corners of a cell are four contiguous class vectors, and note the best class of every point.
 // 2. label: fill a cell if one class is clearly best at all four corners; else drop the classes
-// that
-//    cannot win and compare the few left at every pixel.
+//    that cannot win and compare the few left at every pixel.
 // A thread holds two grid rows only, which stay in its caches. Bound by arithmetic where many
 // classes survive, by reading the logits and writing the labels where few do.
 #include "zsseg/dtype_dispatch.h"
