@@ -38,6 +38,9 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 8e-2, "float16": 3e-2}
 # Stages that follow from a threshold: a mask's pixel that flips changes what CLIP is shown.
 _SLACK = {"class_scores": 10.0}
 
+# Families whose golden logits are from before the activation and the seen bias.
+_RAW_LOGITS = ("descriptor", "dense")
+
 # Smallest share of equal labels among pixels whose top-two margin exceeds the tolerance.
 AGREEMENTS = {"float32": 0.999, "bfloat16": 0.995, "float16": 0.995}
 
@@ -149,12 +152,58 @@ def _label_error(
     labels: npt.NDArray[Any],
     tolerance: float,
 ) -> float:
-    """Share of pixels that differ among those whose top-two logits are clearly apart."""
-    logits = golden["mask_logits"].astype(np.float32)
-    if logits.shape[1] == 1:
+    """Share of pixels that differ among those whose winner is clear."""
+    if golden["mask_logits"].shape[1] == 1:
         return float((labels != golden["labels"]).mean())
-    margin = np.sort(upsample_bilinear(logits, labels.shape)[0], axis=0)
-    clear = (margin[-1] - margin[-2]) > 2.0 * tolerance * float(np.abs(logits).max())
+    clear = _clear_winner(bundle, golden, labels.shape, tolerance)
     if not clear.any():
         return 0.0
     return float((labels[clear] != golden["labels"][clear]).mean())
+
+
+def _clear_winner(
+    bundle: Bundle,
+    golden: dict[str, npt.NDArray[Any]],
+    out_hw: tuple[int, ...],
+    tolerance: float,
+) -> npt.NDArray[np.bool_]:
+    """Where the winner stays the winner whichever way every logit moves by the tolerance."""
+    logits = golden["mask_logits"].astype(np.float32)
+    slack = tolerance * float(np.abs(logits).max())
+    maps = upsample_bilinear(logits, (out_hw[0], out_hw[1]))[0]
+    bias = _seen_bias(bundle, golden)
+    if not bias.any():
+        ranked = np.sort(maps, axis=0)
+        return np.asarray(ranked[-1] - ranked[-2] > 2.0 * slack)
+    activation = bundle.head.activation
+    if activation == "softmax":  # is the sigmoid of its log-odds, which move twice as far
+        maps, slack, activation = _log_odds(maps), 2.0 * slack, "sigmoid"
+    winner = (_activate(maps, activation) - bias).argmax(axis=0)[None]
+    worst = np.take_along_axis(maps, winner, axis=0) - np.float32(slack)
+    worst = (_activate(worst, activation) - bias.ravel()[winner])[0]
+    rivals = _activate(maps + np.float32(slack), activation) - bias
+    np.put_along_axis(rivals, winner, -np.inf, axis=0)
+    return np.asarray(worst > rivals.max(axis=0))
+
+
+def _seen_bias(bundle: Bundle, golden: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """What seen classes lose after the activation [C, 1, 1]; 0 where the maps hold it already."""
+    count = golden["mask_logits"].shape[1]
+    if bundle.family not in _RAW_LOGITS or not bundle.head.seen:
+        return np.zeros((count, 1, 1), np.float32)
+    seen = np.isin([str(name) for name in golden["class_names"]], bundle.head.seen)
+    return (bundle.head.seen_bias * seen).astype(np.float32).reshape(count, 1, 1)
+
+
+def _activate(maps: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
+    if activation == "none":
+        return maps
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * maps)), np.float32)
+
+
+def _log_odds(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logarithm of p / (1 - p) of the softmax p over axis 0."""
+    shares = np.exp(maps.astype(np.float64) - maps.max(axis=0))
+    shares /= shares.sum(axis=0)
+    shares = shares.clip(1e-30, 1.0 - 1e-15)
+    return np.asarray(np.log(shares) - np.log1p(-shares), np.float32)
