@@ -5,11 +5,13 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from graphs import write_scale
 
+from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends._openvino_core import process_core
@@ -92,6 +94,39 @@ def test_auto_says_what_it_took(graph, caplog):
     if "BF16" not in capabilities():
         assert session.precision == "float32"
     assert f"precision auto is {session.precision}" in caplog.text
+
+
+class FakeCore:
+    """A CPU that says what it can do and what its plugin would choose."""
+
+    def __init__(self, capabilities, hint):
+        self._properties = {
+            "OPTIMIZATION_CAPABILITIES": capabilities,
+            "INFERENCE_PRECISION_HINT": SimpleNamespace(get_type_name=lambda: hint),
+        }
+
+    def get_property(self, device, name):
+        assert device == "CPU"
+        return self._properties[name]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "hint", "auto"),
+    [
+        (["FP32", "INT8"], "f32", "float32"),
+        (["BF16", "FP32", "FP16"], "bf16", "bfloat16"),
+        (["FP32", "FP16"], "f16", "float32"),  # an ARM CPU: float16 only on request
+        (["BF16", "FP32"], "f32", "float32"),  # a CPU that only emulates it
+    ],
+)
+def test_auto_is_known_beforehand(capabilities, hint, auto):
+    assert _openvino.auto_precision(FakeCore(capabilities, hint)) == auto
+
+
+def test_auto_is_what_doctor_says(graph):
+    session = load(graph, precision="auto")
+    assert _openvino.auto_precision(process_core()) == session.precision
+    assert doctor._openvino().detail.endswith(f"precision auto is {session.precision}")
 
 
 def test_precision_is_read_back(graph, monkeypatch):

@@ -125,6 +125,7 @@ def _openvino() -> Finding:
             detail="not installed; it is the CPU's backend",
             remedy="pip install openvino",
         )
+    from zsseg_rt.backends._openvino import auto_precision
     from zsseg_rt.backends._openvino_core import process_core
 
     core = process_core()
@@ -133,7 +134,10 @@ def _openvino() -> Finding:
     )
     capabilities = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return Finding(
-        topic="OpenVINO", status="ok", detail=f"{version}; {devices}; CPU can: {capabilities}"
+        topic="OpenVINO",
+        status="ok",
+        detail=f"{version}; {devices}; CPU can: {capabilities}; precision auto is "
+        f"{auto_precision(core)}",
     )
 
 

@@ -31,7 +31,7 @@ from zsseg_rt.errors import (
 )
 from zsseg_rt.files import sha256_of
 
-__all__ = ["BACKEND", "OpenVinoBackend"]
+__all__ = ["BACKEND", "OpenVinoBackend", "auto_precision"]
 
 _log = logging.getLogger(__name__)
 # Public name -> (what the CPU must be capable of, OpenVINO's name).
@@ -166,13 +166,22 @@ def _settings(precision: str, capabilities: list[str], options: BackendOptions) 
     return settings
 
 
+def auto_precision(core: Any) -> str:
+    """What ``precision="auto"`` takes on this CPU, by its public name."""
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "float32"
+    return _public_name(core.get_property("CPU", "INFERENCE_PRECISION_HINT"))
+
+
 def _applied_precision(compiled: Any) -> str:
     """The precision the compiled model reports, by its public name."""
-    applied = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    for name, (_, hint) in _PRECISIONS.items():
-        if applied == hint:
-            return name
-    return str(applied)
+    return _public_name(compiled.get_property("INFERENCE_PRECISION_HINT"))
+
+
+def _public_name(kind: Any) -> str:
+    hints = {hint: name for name, (_, hint) in _PRECISIONS.items()}
+    applied = str(kind.get_type_name())
+    return hints.get(applied, applied)
 
 
 def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: BackendOptions) -> Any:
