@@ -1,5 +1,5 @@
-// Every CUDA call and every launch is checked where it is made. For sources that are built with
-// CUDA.
+// Every CUDA call is checked where it is made; cuda_launch.h checks launches. For sources that are
+// built with CUDA.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -29,5 +29,3 @@ inline void cuda_check(cudaError_t status, const char* call, const char* file, i
 #endif
 
 #define ZSSEG_CUDA_CHECK(call) ::zsseg::cuda_check((call), #call, ZSSEG_FILE_NAME, __LINE__)
-#define ZSSEG_CUDA_CHECK_LAUNCH() \
-  ::zsseg::cuda_check(cudaGetLastError(), "kernel launch", ZSSEG_FILE_NAME, __LINE__)

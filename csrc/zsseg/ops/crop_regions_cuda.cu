@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/ops/crop_regions.h"
 
@@ -152,10 +153,9 @@ void mask_boxes_cuda(const TensorView& mask_logits, const TensorView& boxes, std
                      std::int64_t width, StreamHandle stream) {
   const DeviceGuard guard(boxes.device.index);
   const auto num_masks = static_cast<unsigned>(mask_logits.shape[0]);
-  mask_boxes_kernel<<<num_masks, kBoundThreads, 0, to_stream(stream)>>>(
-      mask_logits.as<const float>(), boxes.as<std::int32_t>(),
-      mask_grid(mask_logits, height, width));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("mask_boxes_kernel", mask_boxes_kernel, {num_masks, kBoundThreads}, to_stream(stream),
+         mask_logits.as<const float>(), boxes.as<std::int32_t>(),
+         mask_grid(mask_logits, height, width));
 }
 
 void crop_regions_cuda(const TensorView& image, const TensorView& mask_logits,
@@ -174,10 +174,9 @@ void crop_regions_cuda(const TensorView& image, const TensorView& mask_logits,
   const dim3 block(kBlockX, kBlockY);
   const dim3 grid((side + kBlockX - 1) / kBlockX, (side + kBlockY - 1) / kBlockY,
                   static_cast<unsigned>(regions.shape[0]));
-  crop_regions_kernel<<<grid, block, 0, to_stream(stream)>>>(
-      image.as<const float>(), mask_logits.as<const float>(), out.as<float>(),
-      mask_grid(mask_logits, image.shape[1], image.shape[2]), of, planes, side, params.style);
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("crop_regions_kernel", crop_regions_kernel, {grid, block}, to_stream(stream),
+         image.as<const float>(), mask_logits.as<const float>(), out.as<float>(),
+         mask_grid(mask_logits, image.shape[1], image.shape[2]), of, planes, side, params.style);
 }
 
 }  // namespace zsseg

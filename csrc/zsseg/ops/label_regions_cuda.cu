@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/crop_regions_math.h"
@@ -50,7 +51,7 @@ __device__ float soft_mask(const Problem& problem, int q, int row, int column) {
 // arithmetic: Q * C products a pixel. Caller guarantees: Q * 128 bytes of shared memory.
 template <typename Label>
 __global__ void label_regions_kernel(Problem problem, Label* __restrict__ labels) {
-  extern __shared__ float soft[];  // [Q, kPixels]
+  float* soft = dynamic_shared<float>();  // [Q, kPixels]
   __shared__ float best_of[kGroups][kPixels];
   __shared__ float score_of[kGroups][kPixels];
   __shared__ int index_of[kGroups][kPixels];
@@ -123,10 +124,9 @@ void label_regions_cuda(const LabelRegionsInputs& inputs, const TensorView& labe
   const dim3 grid((problem.out_width + kPixels - 1) / kPixels, problem.out_height);
   const std::size_t soft_bytes = sizeof(float) * kPixels * problem.num_regions;
   ZSSEG_DISPATCH_LABEL(labels.dtype, Label,
-                       label_regions_kernel<Label>
-                       <<<grid, dim3(kPixels, kGroups), soft_bytes, to_stream(stream)>>>(
-                           problem, labels.as<Label>()));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+                       launch("label_regions_kernel", label_regions_kernel<Label>,
+                              {grid, dim3(kPixels, kGroups), soft_bytes}, to_stream(stream),
+                              problem, labels.as<Label>()));
 }
 
 }  // namespace zsseg

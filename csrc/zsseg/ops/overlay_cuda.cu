@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/overlay.h"
@@ -38,12 +39,12 @@ void overlay_cuda(const TensorView& frame, const TensorView& labels, const Tenso
   const DeviceGuard guard(out.device.index);
   const std::int64_t count = labels.count();
   const auto blocks = static_cast<unsigned>((count + kBlockPixels - 1) / kBlockPixels);
-  ZSSEG_DISPATCH_LABEL(labels.dtype, Label,
-                       overlay_kernel<Label><<<blocks, kBlockPixels, 0, to_stream(stream)>>>(
-                           frame.as<const std::uint8_t>(), labels.as<const Label>(),
-                           palette.as<const std::uint8_t>(), out.as<std::uint8_t>(), count,
-                           palette.shape[0], overlay_weight(params.alpha)));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  ZSSEG_DISPATCH_LABEL(
+      labels.dtype, Label,
+      launch("overlay_kernel", overlay_kernel<Label>, {blocks, kBlockPixels}, to_stream(stream),
+             frame.as<const std::uint8_t>(), labels.as<const Label>(),
+             palette.as<const std::uint8_t>(), out.as<std::uint8_t>(), count, palette.shape[0],
+             overlay_weight(params.alpha)));
 }
 
 }  // namespace zsseg

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/dot_tile_cuda.h"
@@ -90,13 +91,12 @@ void patch_text_similarity_cuda(const TensorView& patch_embeds, const TensorView
                   static_cast<unsigned>(std::min(batch, kMaxGridZ)));
   ZSSEG_DISPATCH_FLOAT(
       patch_embeds.dtype, Patch,
-      ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
-                           patch_text_similarity_kernel<Patch, Text>
-                           <<<grid, kThreads, 0, to_stream(stream)>>>(
-                               patch_embeds.as<const Patch>(), text_embeds.as<const Text>(),
-                               out.as<float>(), batch, num_classes, num_patches, depth, text_stride,
-                               static_cast<float>(params.logit_scale), params.normalize)));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+      ZSSEG_DISPATCH_FLOAT(
+          text_embeds.dtype, Text,
+          launch("patch_text_similarity_kernel", patch_text_similarity_kernel<Patch, Text>,
+                 {grid, kThreads}, to_stream(stream), patch_embeds.as<const Patch>(),
+                 text_embeds.as<const Text>(), out.as<float>(), batch, num_classes, num_patches,
+                 depth, text_stride, static_cast<float>(params.logit_scale), params.normalize)));
 }
 
 }  // namespace zsseg

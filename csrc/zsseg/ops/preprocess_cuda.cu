@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/ops/preprocess.h"
 #include "zsseg/ops/preprocess_pixel.h"
@@ -49,10 +50,10 @@ void preprocess_cuda(const TensorView& frame, const TensorView& out, const Prepr
   const auto out_width = static_cast<std::uint32_t>(params.width);
   const dim3 block(kBlockX, kBlockY);
   const dim3 grid((out_width + kBlockX - 1) / kBlockX, (out_height + kBlockY - 1) / kBlockY);
-  preprocess_kernel<<<grid, block, 0, to_stream(stream)>>>(
-      frame.as<const std::uint8_t>(), out.as<float>(), static_cast<std::uint32_t>(frame.shape[0]),
-      static_cast<std::uint32_t>(frame.shape[1]), out_height, out_width, plane_transform(params));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("preprocess_kernel", preprocess_kernel, {grid, block}, to_stream(stream),
+         frame.as<const std::uint8_t>(), out.as<float>(),
+         static_cast<std::uint32_t>(frame.shape[0]), static_cast<std::uint32_t>(frame.shape[1]),
+         out_height, out_width, plane_transform(params));
 }
 
 }  // namespace zsseg

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/ops/dot_tile_cuda.h"
 #include "zsseg/ops/relationship_descriptor.h"
@@ -77,12 +78,11 @@ void relationship_descriptor_cuda(const RelationshipDescriptorInputs& inputs, co
   const std::int64_t num_outputs = inputs.weight.shape[0];
   const dim3 grid(tiles(num_outputs), tiles(num_classes),
                   static_cast<unsigned>(std::min(batch, kMaxGridZ)));
-  relationship_descriptor_kernel<<<grid, kThreads, 0, to_stream(stream)>>>(
-      inputs.cls_embed.as<const float>(), inputs.text_embeds.as<const float>(),
-      inputs.weight.as<const float>(), inputs.bias.as<const float>(),
-      inputs.text_queries.as<const float>(), out.as<float>(), batch, num_classes, num_outputs,
-      inputs.text_embeds.shape[1]);
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("relationship_descriptor_kernel", relationship_descriptor_kernel, {grid, kThreads},
+         to_stream(stream), inputs.cls_embed.as<const float>(),
+         inputs.text_embeds.as<const float>(), inputs.weight.as<const float>(),
+         inputs.bias.as<const float>(), inputs.text_queries.as<const float>(), out.as<float>(),
+         batch, num_classes, num_outputs, inputs.text_embeds.shape[1]);
 }
 
 }  // namespace zsseg

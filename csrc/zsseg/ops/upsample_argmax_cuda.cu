@@ -9,6 +9,7 @@
 // pixels where they are large.
 #include <cstdint>
 
+#include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/upsample_argmax.h"
@@ -310,9 +311,8 @@ void launch_gather(const TensorView& logits, float* vectors, cudaStream_t stream
   const int points = static_cast<int>(logits.shape[2] * logits.shape[3]);
   const dim3 grid((points + kTile - 1) / kTile, (num_classes + kTile - 1) / kTile,
                   static_cast<unsigned>(logits.shape[0]));
-  gather_kernel<T>
-      <<<grid, dim3(kTile, 8), 0, stream>>>(logits.as<const T>(), vectors, num_classes, points);
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("gather_kernel", gather_kernel<T>, {grid, dim3(kTile, 8)}, stream, logits.as<const T>(),
+         vectors, num_classes, points);
 }
 
 // The flags on the device: the caller's, or unpacked into `storage` from host memory.
@@ -326,9 +326,8 @@ const std::uint8_t* seen_on_device(const TensorView* seen, std::uint8_t* storage
   for (int c = 0; c < num_classes; ++c) {
     bits.words[c / 32] |= static_cast<std::uint32_t>(seen->as<const bool>()[c]) << (c % 32);
   }
-  unpack_seen_kernel<<<(num_classes + kThreads - 1) / kThreads, kThreads, 0, stream>>>(
-      bits, storage, num_classes);
-  ZSSEG_CUDA_CHECK_LAUNCH();
+  launch("unpack_seen_kernel", unpack_seen_kernel,
+         {(num_classes + kThreads - 1) / kThreads, kThreads}, stream, bits, storage, num_classes);
   return storage;
 }
 
@@ -375,9 +374,8 @@ void upsample_argmax_cuda(const TensorView& logits, const TensorView* seen,
   const dim3 grid(problem.cell_columns, problem.cell_rows * problem.slices,
                   static_cast<unsigned>(logits.shape[0]));
   ZSSEG_DISPATCH_LABEL(labels.dtype, Label,
-                       label_kernel<Label>
-                       <<<grid, kThreads, 0, stream>>>(problem, labels.as<Label>()));
-  ZSSEG_CUDA_CHECK_LAUNCH();
+                       launch("label_kernel", label_kernel<Label>, {grid, kThreads}, stream,
+                              problem, labels.as<Label>()));
 }
 
 }  // namespace zsseg
