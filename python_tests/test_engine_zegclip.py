@@ -81,6 +81,14 @@ def test_self_check_passes(zegclip_bundle, backend):
     assert_self_check_passes(zegclip_bundle, backend)
 
 
+@pytest.mark.parametrize("settings", [{"channel_order": "bgr"}, {"unknown_below": 0.9}])
+def test_self_check_does_not_depend_on_the_engines_settings(zegclip_bundle, settings):
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False, **settings)
+    with Engine(zegclip_bundle, config) as engine:
+        report = engine.self_check()
+    assert report.passed, report.first_failure
+
+
 def test_runtime_needs_no_torch(zegclip_bundle, tmp_path):
     """Load, name classes, segment and self-check in a process where heavy imports fail."""
     import subprocess

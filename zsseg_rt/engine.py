@@ -195,10 +195,13 @@ class Engine:
             if classes is None:
                 raise VocabularyError("class_names: expected classes, none named yet. "
                                       "Call set_classes([...]) first.")  # fmt: skip
-            return self._segment(frame, classes, None)
+            return self._segment(frame, classes, self._rule)
 
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
+
+        The labels are compared by the bundle's own threshold, not by this engine's. With
+        ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
         Returns:
             One line a stage with its error and tolerance; ``passed`` tells the verdict.
@@ -238,13 +241,17 @@ class Engine:
         )
 
     def _segment(
-        self, frame: npt.NDArray[np.uint8], classes: BoundClasses, trace: Trace | None
+        self,
+        frame: npt.NDArray[np.uint8],
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
     ) -> Segmentation:
         _check_frame(frame)
         clock = self._workspace.clock()
         masks = self._mask_logits(frame, classes, clock, trace)
         host_labels, host_scores = label_pixels(
-            masks, frame.shape[:2], classes, self._rule, self._workspace, clock
+            masks, frame.shape[:2], classes, rule, self._workspace, clock
         )
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
@@ -310,7 +317,11 @@ class Engine:
             region_embeds=region_embeds,
         )
         trace: Trace = {}
-        result = self._segment(frame, self._pipeline.bind(vocabulary), trace)
+        # The sample is RGB and was labelled by the bundle's own rule, whatever this engine's is.
+        if self.config.channel_order == "bgr":
+            frame = np.ascontiguousarray(frame[..., ::-1])
+        rule = LabelRule(head=self.bundle.head, unknown_below=None, with_scores=False)
+        result = self._segment(frame, self._pipeline.bind(vocabulary), rule, trace)
         stages = {name: np.array(self._workspace.fetch(array)) for name, array in trace.items()}
         return stages | {"labels": result.labels}
 
