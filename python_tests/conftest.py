@@ -1,13 +1,32 @@
-"""Fixtures every test file shares."""
+"""Fixtures every test file shares.
 
+``ZSSEG_EXTENSION=PATH`` names another build of ``zsseg_rt._C`` to test: the one whose CUDA is
+emulated (cpp_tests/cuda_emulation).
+"""
+
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zsseg_rt import ops
+
+def use_extension(path: str) -> None:
+    """Puts the extension module at ``path`` in the place of the installed one."""
+    spec = importlib.util.spec_from_file_location("zsseg_rt._C", path)
+    if spec is None or spec.loader is None:
+        raise pytest.UsageError(f"ZSSEG_EXTENSION: expected an extension module, got {path}")
+    sys.modules["zsseg_rt._C"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["zsseg_rt._C"])
+
+
+if os.environ.get("ZSSEG_EXTENSION"):
+    use_extension(os.environ["ZSSEG_EXTENSION"])
+
+from zsseg_rt import ops  # noqa: E402  (after the extension has been chosen)
 
 
 class CpuDevice:

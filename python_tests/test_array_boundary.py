@@ -41,7 +41,7 @@ class Producer:
         self.calls.append({"stream": stream, **more})
         if more and not self.versioned:
             raise TypeError("unexpected keyword argument 'max_version'")
-        return self.array.__dlpack__(**more)
+        return self.array.__dlpack__(stream=stream, **more)
 
 
 @pytest.mark.parametrize("view", [lambda a: a[:, ::2], lambda a: a.T, lambda a: a[..., ::-1]])
@@ -287,15 +287,33 @@ def test_mixed_devices_are_refused(cuda_stream):
         similarity(array)
 
 
+class OnlyCudaArrayInterface:
+    def __init__(self, array):
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("interface", ["dlpack", "dlpack before 1.0", "cuda_array_interface"])
+def test_arrays_written_on_another_stream_are_waited_for(cuda_stream, interface):
+    theirs = ops.Stream(0)
+    host = (embeds(), 2 * np.eye(4, dtype=np.float32))
+    arrays = [ops.DeviceArray.from_numpy(array, 0, theirs.handle) for array in host]
+    wrapped = [
+        OnlyCudaArrayInterface(array)
+        if interface == "cuda_array_interface"
+        else Producer(array, versioned=interface == "dlpack", device=(2, 0))
+        for array in arrays
+    ]
+    result = ops.patch_text_similarity(*wrapped, normalize=False, stream=cuda_stream.handle)
+    np.testing.assert_array_equal(result.numpy(cuda_stream.handle)[0], 2 * embeds()[0].T)
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("interface", ["dlpack", "cuda_array_interface"])
 def test_torch_cuda_tensors_in_and_out(cuda_stream, interface):
     torch = pytest.importorskip("torch")
-
-    class OnlyCudaArrayInterface:
-        def __init__(self, tensor):
-            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
-
+    if not torch.cuda.is_available():
+        pytest.skip("this torch cannot use the device")
     wrap = OnlyCudaArrayInterface if interface == "cuda_array_interface" else lambda t: t
     patches, text = torch.randn(2, 67, 33).cuda(), torch.randn(5, 33).cuda()
     torch.cuda.synchronize()

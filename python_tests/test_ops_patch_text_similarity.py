@@ -7,9 +7,10 @@ from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
 
-# 512-term float32 dots of unit rows; for raw rows scaled by their norms' product, about 512.
+# 512-term float32 dots of unit rows; for raw rows scaled by their norms' product, about 512. Worst
+# seen: 6.1e-5 for raw rows, by the CUDA kernel's arithmetic (emulated), which adds term after term.
 COSINE_TOLERANCE = 1e-6
-RAW_TOLERANCE = 5e-5
+RAW_TOLERANCE = 1e-4
 
 
 def random_embeds(*shape, dtype=np.float32):

@@ -1,0 +1,23 @@
+// Runs one block of an emulated launch, all its threads on the calling one.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <stdexcept>
+
+namespace cuda_emulation {
+
+constexpr std::size_t kMaxThreads = 1024;             // of a block
+constexpr std::size_t kMaxDynamicShared = 48 * 1024;  // bytes
+
+// What a GPU would not have survived, or would have left undefined.
+class KernelFault : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Throws KernelFault where threads wait for each other in ways CUDA leaves undefined.
+void run_block(const std::function<void()>& thread, const dim3& grid, const dim3& block,
+               const uint3& block_index, std::size_t shared_bytes);
+
+}  // namespace cuda_emulation

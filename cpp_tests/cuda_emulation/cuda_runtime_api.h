@@ -1,0 +1,196 @@
+// The part of CUDA that this project uses, executed on the CPU: kernels are compiled as C++ against
+// this header and run thread by thread. It stands in for <cuda_runtime.h> in builds with
+// ZSSEG_CUDA=EMULATED, which exist so that every kernel is run where there is no GPU. It is not for
+// speed, and stricter than a GPU: see README.md beside this file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <type_traits>
+
+#define CUDART_VERSION 13000
+
+// ---- host API ----------------------------------------------------------------------------------
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719,
+};
+
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice
+};
+enum cudaMemoryType {
+  cudaMemoryTypeUnregistered,
+  cudaMemoryTypeHost,
+  cudaMemoryTypeDevice,
+  cudaMemoryTypeManaged
+};
+enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported = 115 };
+constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaEventDefault = 0;
+constexpr unsigned cudaEventDisableTiming = 2;
+
+using cudaStream_t = struct EmulatedStreamHandle*;
+using cudaEvent_t = struct EmulatedEventHandle*;
+
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor;
+  std::size_t totalGlobalMem;
+};
+
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+};
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned in_x = 1, unsigned in_y = 1, unsigned in_z = 1)
+      : x(in_x), y(in_y), z(in_z) {}
+};
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDeviceReset();
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes);
+cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaFree(void* pointer);
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop);
+
+namespace cuda_emulation {
+
+// Enqueues one launch; `thread` is what each of its threads does.
+cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+
+// Whether a kernel may follow this pointer. Other kinds of parameters pass.
+bool is_device_address(const void* pointer);
+template <typename T>
+bool is_fit_parameter(const T& value) {
+  if constexpr (std::is_pointer_v<T>) {
+    return value == nullptr || is_device_address(value);
+  } else {
+    return true;
+  }
+}
+
+}  // namespace cuda_emulation
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...),
+                "copied to the GPU byte by byte");
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "CUDA passes 4 KiB of parameters");
+  return [&](Parameters... copies) {
+    if (!(cuda_emulation::is_fit_parameter(copies) && ...)) {
+      return cudaErrorIllegalAddress;
+    }
+    return cuda_emulation::enqueue_launch(*config, [=] { kernel(copies...); });
+  }(static_cast<Arguments&&>(arguments)...);
+}
+
+// ---- the language inside kernels ---------------------------------------------------------------
+#define __host__
+#define __device__
+#define __global__
+#define __launch_bounds__(threads)
+#define __forceinline__ inline __attribute__((always_inline))
+// One block runs at a time, so its shared memory is the program's; the section lets it be poisoned.
+#define __shared__ static __attribute__((section("cuda_emulation_shared")))
+
+// Of the thread that runs.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace cuda_emulation {
+
+void barrier(const char* file, int line);
+// Hands `value` to the other lanes named in `mask` and returns what lane `from` gave.
+std::uint64_t exchange(unsigned mask, std::uint64_t value, int from, const char* file, int line);
+unsigned ballot(unsigned mask, bool vote, const char* file, int line);
+int lane();
+void* dynamic_shared_memory();
+
+}  // namespace cuda_emulation
+
+#define __syncthreads() ::cuda_emulation::barrier(__FILE__, __LINE__)
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t bits = 0;
+  __builtin_memcpy(&bits, &value, sizeof value);
+  bits = cuda_emulation::exchange(mask, bits, cuda_emulation::lane() ^ lanes, file, line);
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool vote, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) {
+  return cuda_emulation::ballot(mask, vote, file, line);
+}
+
+inline int __popc(unsigned bits) {
+  return __builtin_popcount(bits);
+}
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int max(int a, int b) {
+  return a > b ? a : b;
+}
+// One thread runs at a time.
+inline int atomicAdd(int* at, int value) {
+  const int before = *at;
+  *at += value;
+  return before;
+}
+inline int atomicMin(int* at, int value) {
+  const int before = *at;
+  *at = min(before, value);
+  return before;
+}
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  *at = max(before, value);
+  return before;
+}

@@ -1,0 +1,219 @@
+// The emulated GPU runs right kernels rightly and shows what is wrong with wrong ones.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "zsseg/cuda_launch.h"
+#include "zsseg/cuda_raii.h"
+
+namespace {
+
+using zsseg::launch;
+
+constexpr int kThreads = 64;
+
+class CudaEmulation : public testing::Test {
+ protected:
+  void SetUp() override { cudaDeviceReset(); }
+  void TearDown() override { cudaDeviceReset(); }
+};
+using CudaEmulationDeathTest = CudaEmulation;
+
+template <typename T>
+T* device_array(std::size_t count) {
+  void* pointer = nullptr;
+  ZSSEG_CUDA_CHECK(cudaMalloc(&pointer, count * sizeof(T)));
+  return static_cast<T*>(pointer);
+}
+
+template <typename T>
+std::vector<T> fetch(const T* from, std::size_t count, cudaStream_t stream = nullptr) {
+  std::vector<T> host(count);
+  ZSSEG_CUDA_CHECK(
+      cudaMemcpyAsync(host.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
+  return host;
+}
+
+cudaStream_t new_stream() {
+  cudaStream_t stream = nullptr;
+  ZSSEG_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+
+std::string fault_of(void (*kernel)()) {
+  launch("kernel", kernel, {1, kThreads}, nullptr);
+  const cudaError_t status = cudaStreamSynchronize(nullptr);
+  return status == cudaErrorLaunchFailure ? cudaGetErrorString(status) : "none";
+}
+
+__global__ void reverse_kernel(float* values, bool with_barrier) {
+  __shared__ float block[kThreads];
+  block[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (with_barrier) {
+    __syncthreads();
+  }
+  values[threadIdx.x] = block[kThreads - 1 - threadIdx.x];
+}
+
+TEST_F(CudaEmulation, ABarrierMakesSharedMemoryAgree) {
+  float* values = device_array<float>(kThreads);
+  for (int round = 0; round < 2; ++round) {  // each starts with the other end of the block
+    launch("reverse_kernel", reverse_kernel, {1, kThreads}, nullptr, values, true);
+    const std::vector<float> found = fetch(values, kThreads);
+    for (int i = 0; i < kThreads; ++i) {
+      EXPECT_EQ(found[i], kThreads - 1 - i);
+    }
+  }
+}
+
+TEST_F(CudaEmulation, AMissingBarrierShows) {
+  float* values = device_array<float>(kThreads);
+  launch("reverse_kernel", reverse_kernel, {1, kThreads}, nullptr, values, false);
+  EXPECT_TRUE(std::isnan(fetch(values, kThreads)[0]));
+}
+
+__global__ void diverging_kernel() {
+  if (threadIdx.x < 3) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+TEST_F(CudaEmulation, DifferentBarriersAreAFault) {
+  EXPECT_NE(fault_of(diverging_kernel).find("wait at different barriers: emulation_test.cpp:"),
+            std::string::npos);
+}
+
+__global__ void sums_kernel(int* sums, unsigned* votes) {
+  int sum = static_cast<int>(threadIdx.x);
+  for (int step = 16; step > 0; step /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  }
+  sums[threadIdx.x] = sum;
+  votes[threadIdx.x] = __ballot_sync(0xffffffffu, threadIdx.x % 3 == 0);
+}
+
+TEST_F(CudaEmulation, LanesExchangeWithinTheirWarp) {
+  int* sums = device_array<int>(kThreads);
+  auto* votes = device_array<unsigned>(kThreads);
+  launch("sums_kernel", sums_kernel, {1, kThreads}, nullptr, sums, votes);
+  EXPECT_EQ(fetch(sums, kThreads)[5], 31 * 32 / 2);
+  EXPECT_EQ(fetch(sums, kThreads)[37], 31 * 32 / 2 + 32 * 32);
+  EXPECT_EQ(fetch(votes, kThreads)[0], 0x49249249u);
+  EXPECT_EQ(fetch(votes, kThreads)[63], 0x92492492u);  // 33 is the first multiple there
+}
+
+__global__ void ended_lane_kernel() {
+  if (threadIdx.x != 7) {
+    __ballot_sync(0xffffffffu, true);
+  }
+}
+
+TEST_F(CudaEmulation, WaitingForALaneThatEndedIsAFault) {
+  EXPECT_NE(fault_of(ended_lane_kernel).find("waits for lane 7 of its warp"), std::string::npos);
+}
+
+__global__ void split_kernel() {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else if (threadIdx.x % 2 == 0) {
+    __ballot_sync(0xffffffffu, true);
+  } else {
+    __syncthreads();
+  }
+}
+
+TEST_F(CudaEmulation, LanesThatNeverMeetAreAFault) {
+  EXPECT_NE(fault_of(split_kernel).find("wait for ever at emulation_test.cpp:"), std::string::npos);
+}
+
+__global__ void nothing_kernel() {}
+
+TEST_F(CudaEmulation, AfterAFaultEveryCallFails) {
+  fault_of(diverging_kernel);
+  void* pointer = nullptr;
+  EXPECT_EQ(cudaMalloc(&pointer, 1), cudaErrorLaunchFailure);
+  EXPECT_THROW(launch("nothing_kernel", nothing_kernel, {1, 1}, nullptr), zsseg::CudaError);
+  cudaDeviceReset();
+  EXPECT_EQ(cudaMalloc(&pointer, 1), cudaSuccess);
+}
+
+TEST_F(CudaEmulation, ImpossibleLaunchesAreRefused) {
+  EXPECT_THROW(launch("nothing", nothing_kernel, {0, 1}, nullptr), zsseg::CudaError);
+  EXPECT_THROW(launch("nothing", nothing_kernel, {1, 1025}, nullptr), zsseg::CudaError);
+  EXPECT_THROW(launch("nothing", nothing_kernel, {dim3(1, 65536), 1}, nullptr), zsseg::CudaError);
+  EXPECT_THROW(launch("nothing", nothing_kernel, {1, 1, 48 * 1024 + 1}, nullptr), zsseg::CudaError);
+}
+
+__global__ void dynamic_kernel(float* values, int index) {
+  auto* shared = zsseg::dynamic_shared<float>();
+  values[0] = shared[0];
+  shared[index] = 1.0f;
+}
+
+TEST_F(CudaEmulation, DynamicSharedMemoryIsPoisonedAndWatched) {
+  float* values = device_array<float>(1);
+  launch("dynamic_kernel", dynamic_kernel, {1, 1, 4 * sizeof(float)}, nullptr, values, 3);
+  EXPECT_TRUE(std::isnan(fetch(values, 1)[0]));
+  launch("dynamic_kernel", dynamic_kernel, {1, 1, 4 * sizeof(float)}, nullptr, values, 4);
+  ASSERT_EQ(cudaStreamSynchronize(nullptr), cudaErrorLaunchFailure);
+  EXPECT_STREQ(cudaGetErrorString(cudaErrorLaunchFailure),
+               "a block wrote past its 16 bytes of dynamic shared memory");
+}
+
+__global__ void write_kernel(float* values, std::int64_t index) {
+  values[index] = 2.0f;
+}
+
+TEST_F(CudaEmulation, WhatNobodyWaitedForHasNotHappened) {
+  const cudaStream_t first = new_stream(), second = new_stream();
+  float* values = device_array<float>(1);
+  launch("write_kernel", write_kernel, {1, 1}, first, values, std::int64_t{0});
+  EXPECT_TRUE(std::isnan(fetch(values, 1, second)[0]));
+  cudaEvent_t event = nullptr;
+  ZSSEG_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  ZSSEG_CUDA_CHECK(cudaEventRecord(event, first));
+  ZSSEG_CUDA_CHECK(cudaStreamWaitEvent(second, event, 0));
+  EXPECT_EQ(fetch(values, 1, second)[0], 2.0f);
+}
+
+TEST_F(CudaEmulation, KernelsMayNotTakeHostPointers) {
+  float value = 0.0f;
+  EXPECT_THROW(launch("write_kernel", write_kernel, {1, 1}, nullptr, &value, std::int64_t{0}),
+               zsseg::CudaError);
+}
+
+TEST_F(CudaEmulation, WritingJustPastTheEndIsFoundWhenFreed) {
+  float* values = device_array<float>(5);
+  launch("write_kernel", write_kernel, {1, 1}, nullptr, values, std::int64_t{5});
+  EXPECT_EQ(cudaFree(values), cudaErrorIllegalAddress);
+}
+
+TEST_F(CudaEmulationDeathTest, WritingFurtherPastTheEndCrashes) {
+  float* values = device_array<float>(5);
+  launch("write_kernel", write_kernel, {1, 1}, nullptr, values, std::int64_t{64});
+  EXPECT_DEATH(cudaStreamSynchronize(nullptr), "");
+}
+
+TEST_F(CudaEmulationDeathTest, TheHostCannotReadDeviceMemory) {
+  const volatile float* values = device_array<float>(4);
+  EXPECT_DEATH(static_cast<void>(values[0]), "");
+}
+
+TEST_F(CudaEmulationDeathTest, FreedMemoryIsGone) {
+  const cudaStream_t stream = new_stream();
+  float* values = device_array<float>(1);
+  ZSSEG_CUDA_CHECK(cudaFreeAsync(values, stream));
+  launch("write_kernel", write_kernel, {1, 1}, stream, values, std::int64_t{0});
+  EXPECT_DEATH(cudaStreamSynchronize(stream), "");
+}
+
+TEST_F(CudaEmulation, FreeingTwiceIsAFault) {
+  float* values = device_array<float>(1);
+  EXPECT_EQ(cudaFree(values), cudaSuccess);
+  EXPECT_EQ(cudaFree(values), cudaErrorIllegalAddress);
+}
+
+}  // namespace

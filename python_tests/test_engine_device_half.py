@@ -1,0 +1,171 @@
+"""The engine's half of a GPU run: its copies, streams and kernels, with graphs computed on the CPU.
+
+What TensorRT or torch would compute on the device, an OpenVINO session computes on the host; all
+else is as on a GPU. Runs on any CUDA device, the emulated one included.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_zegformer
+from conftest import require_cuda
+from tiny_zeroseg import zeroseg_model
+
+from zsseg_rt import Engine, EngineConfig, ops
+from zsseg_rt.backends import registry
+from zsseg_rt.export import export_bundle
+
+pytestmark = pytest.mark.needs_cuda
+
+NAMES = [f"name {index}" for index in range(7)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    """Skip, or fail where a GPU is required, before any bundle is made."""
+    require_cuda()
+
+
+class ForeignArray:
+    """A device array as another library would own it: only its DLPack interface is known."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self.shape = array, array.shape
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def view(self, shape: tuple[int, ...]) -> "ForeignArray":
+        return ForeignArray(self._array.view(shape))
+
+
+def fetch(feed: Any, stream: int) -> np.ndarray:
+    assert not isinstance(feed, np.ndarray)
+    if isinstance(feed, ForeignArray):
+        feed = ops.DeviceArray.from_numpy(feed, 0, stream)
+    assert feed.device == "cuda:0"
+    return feed.numpy(stream=stream)
+
+
+@dataclass
+class HostSession:
+    """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
+
+    inner: Any
+    foreign: bool
+    device: str = "cuda:0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
+        results = self.inner.run({name: fetch(feed, stream) for name, feed in feeds.items()})
+        placed = {
+            name: ops.DeviceArray.from_numpy(np.array(result), 0, stream)
+            for name, result in results.items()
+        }
+        return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
+
+
+@pytest.fixture
+def results_are_foreign() -> bool:
+    return False
+
+
+@pytest.fixture
+def gpu_config(results_are_foreign, monkeypatch) -> dict[str, Any]:
+    """Settings of an engine on ``cuda:0`` whose graphs the host computes."""
+    host = registry.get_backend("openvino")
+
+    class HostBackend:
+        name = "torch"
+
+        def load(self, graph_path, *, device, precision, options):
+            inner = host.load(graph_path, device="cpu", precision=precision, options=options)
+            return HostSession(inner, results_are_foreign)
+
+    real = registry.get_backend
+    monkeypatch.setattr(
+        registry, "get_backend", lambda name: HostBackend() if name == "torch" else real(name)
+    )
+    return {"device": "cuda:0", "backend": "torch"}
+
+
+def frame(height: int = 81, width: int = 77) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    blocks = rng.integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    big = blocks.repeat(-(-height // 9), 0).repeat(-(-width // 7), 1)
+    return np.ascontiguousarray(big[:height, :width])
+
+
+def assert_equal_to_the_cpu(bundle, gpu_config, names, embeds, **settings):
+    """Frames of two sizes and two sets of classes, interleaved, on both devices."""
+    results = {}
+    for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu_config)):
+        config = EngineConfig(
+            precision="float32", with_scores=True, use_cache=False, **placed, **settings
+        )
+        with Engine(bundle, config) as engine:
+            assert engine.device == device
+            results[device] = []
+            for count in (len(names), 2):
+                rows = None if embeds is None else embeds[..., :count, :]
+                engine.set_classes(names[:count], embeddings=rows)
+                results[device] += [engine.segment(frame()), engine.segment(frame(60, 13))]
+            assert engine.self_check().passed
+    for cpu, gpu in zip(results["cpu"], results["cuda:0"], strict=True):
+        assert gpu.labels.shape == cpu.labels.shape
+        assert gpu.labels.dtype == cpu.labels.dtype
+        assert (gpu.labels == cpu.labels).mean() > 0.999
+        same = gpu.labels == cpu.labels
+        np.testing.assert_allclose(gpu.scores[same], cpu.scores[same], rtol=0, atol=2e-4)
+        assert set(gpu.times) == set(cpu.times)
+
+
+@pytest.mark.parametrize("results_are_foreign", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"unknown_below": 0.5, "channel_order": "bgr"}])
+def test_descriptor(zegclip_model, zegclip_bundle, gpu_config, settings):
+    embeds = tiny.text_embeds(7, zegclip_model.config.image_encoder.embed_dim).numpy()
+    assert_equal_to_the_cpu(zegclip_bundle, gpu_config, NAMES, embeds, **settings)
+
+
+def test_clip_rc(gpu_config, tmp_path):
+    model = tiny.clip_rc_model()
+    path = export_bundle(model, tmp_path / "rc.zsseg", class_names=NAMES, text_encoder=None)
+    assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
+
+
+def test_dense(colour_bundle, gpu_config):
+    names = ["red", "blue", "green", "grey", "white", "black"]
+    assert_equal_to_the_cpu(colour_bundle, gpu_config, names, None)
+
+
+@pytest.fixture(scope="module")
+def zegformer_embeds():
+    return np.stack([tiny_zegformer.text_features(salt).numpy() for salt in ("a", "b")])
+
+
+@pytest.fixture(scope="module")
+def zegformer_bundle(zegformer_embeds, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
+    model = tiny_zegformer.model(region_batch=3)
+    bank = (NAMES, zegformer_embeds)
+    return export_bundle(model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank)
+
+
+@pytest.mark.parametrize("results_are_foreign", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"min_region_score": 0.3}])
+def test_proposals(zegformer_bundle, zegformer_embeds, gpu_config, settings):
+    assert_equal_to_the_cpu(zegformer_bundle, gpu_config, NAMES, zegformer_embeds, **settings)
+
+
+def test_segment_tokens(gpu_config, tmp_path):
+    path = export_bundle(zeroseg_model(), tmp_path / "zeroseg.zsseg")
+    assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
