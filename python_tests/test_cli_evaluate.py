@@ -4,6 +4,7 @@ import builtins
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -145,6 +146,7 @@ def test_a_package_for_reading_data_is_named(colour_bundle, flags, capsys, monke
 def test_bundles_are_evaluated_without_torch(colour_bundle, flags):
     code = f"""
 import sys
+from pathlib import Path
 for name in ("torch", "torchvision", "onnx", "open_clip", "accelerate"):
     sys.modules[name] = None
 from zsseg_rt import cli
@@ -156,3 +158,24 @@ sys.exit(cli.main(["evaluate", {str(colour_bundle)!r}, "--dataset", "folder", "-
     )
     assert done.returncode == 0, done.stderr
     assert "pAcc 9" in done.stdout or "pAcc 100" in done.stdout
+
+
+PROPOSALS = Path(__file__).parent / "bundles" / "v1" / "proposals.zsseg"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((PROPOSALS, "--min-region-score", 2), (), "min_region_score: expected"),
+        ((PROPOSALS,), (PROPOSALS, "--against-min-region-score", 3), "got 3"),
+        ((PROPOSALS,), ("colours", "--against-min-region-score", 0.1), "has no region encoder"),
+        ((PROPOSALS, "--min-region-score", 0.5), (PROPOSALS,), None),
+    ],
+)
+def test_regions_to_skip(colour_bundle, flags, capsys, first, second, message):
+    names = ("--classes", "name 0,name 1,name 2", "--device", "cpu")
+    other = [colour_bundle if part == "colours" else part for part in second]
+    against = ("--against", *other) if second else ()
+    code = run(*first, *against, "--dataset", "folder", "--root", flags, "--split", "all", *names)
+    assert code == (0 if message is None else 1 if "has no" in message else 2)
+    assert message is None or message in capsys.readouterr().err

@@ -18,6 +18,7 @@ from zsseg_rt.cli.options import (
     BackendOption,
     DeviceOption,
     JsonOption,
+    MinRegionScoreOption,
     PrecisionOption,
     TemplateOption,
     ThreadsOption,
@@ -71,6 +72,8 @@ def evaluate(
     precision: PrecisionOption = "auto",
     against_backend: Annotated[str, typer.Option(help="Of --against.")] = "auto",
     against_precision: Annotated[str, typer.Option(help="Of --against.")] = "auto",
+    min_region_score: MinRegionScoreOption = None,
+    against_min_region_score: Annotated[float | None, typer.Option(help="Of --against.")] = None,
     threads: ThreadsOption = 0,
     confusion: Annotated[
         Path | None, typer.Option(help="Write the confusion matrix as a PNG picture.")
@@ -89,7 +92,11 @@ def evaluate(
     asked = _Asked(_read_names(data.class_names, classes, rename or []), template, protocol)
     with ExitStack() as stack:
         config = EngineConfig(
-            device=device, backend=backend, precision=precision, num_threads=threads
+            device=device,
+            backend=backend,
+            precision=precision,
+            num_threads=threads,
+            min_region_score=min_region_score,
         )
         first = _open_segmenter(model, asked, config, stack)
         if against is None:
@@ -100,6 +107,7 @@ def evaluate(
                 backend=against_backend,
                 precision=against_precision,
                 num_threads=threads,
+                min_region_score=against_min_region_score,
             )
             second = _open_segmenter(against, asked, config, stack)
             result = _run_both(first, second, data, limit)
@@ -186,6 +194,11 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
         raise UsageError(
             f"{path}: expected --precision float32 and --backend torch for the model of a training "
             f"run, got {config.precision} and {config.backend}; other ones need a bundle"
+        )
+    if config.min_region_score is not None:
+        raise UsageError(
+            f"{path}: expected no --min-region-score for the model of a training run, got "
+            f"{config.min_region_score:g}; it needs a bundle"
         )
     with needs_extra("train", f"to evaluate {path}"):
         from zsseg_rt.training.segment_trained import trained_segmenter

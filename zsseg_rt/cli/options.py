@@ -39,6 +39,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 BackendOption = Annotated[str, typer.Option(help=", ".join(BACKENDS))]
 PrecisionOption = Annotated[str, typer.Option(help=", ".join(PRECISIONS))]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = all.")]
+MinRegionScoreOption = Annotated[
+    float | None,
+    typer.Option(
+        help="ZegFormer: CLIP looks only at regions that are this likely to be any class; 0 is "
+        "exact, more is faster."
+    ),
+]
 
 
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:

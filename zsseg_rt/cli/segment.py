@@ -12,6 +12,7 @@ from zsseg_rt.cli.options import (
     BackendOption,
     DeviceOption,
     JsonOption,
+    MinRegionScoreOption,
     PrecisionOption,
     TemplateOption,
     ThreadsOption,
@@ -60,13 +61,7 @@ def segment(
     unknown_below: Annotated[
         float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
     ] = None,
-    min_region_score: Annotated[
-        float | None,
-        typer.Option(
-            help="ZegFormer: CLIP looks only at regions that are this likely to be any class; 0 is "
-            "exact, more is faster."
-        ),
-    ] = None,
+    min_region_score: MinRegionScoreOption = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")] = 0.5,
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
     json_file: JsonOption = None,
