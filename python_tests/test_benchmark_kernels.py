@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import require_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATIONS = {
@@ -70,3 +71,13 @@ def test_a_missing_gpu_is_said(tool, monkeypatch, capsys):
     monkeypatch.setattr(tool.ops, "cuda_device_count", lambda: 0)
     assert tool.main(["--quick", "--device", "cuda"]) == 4
     assert "expected a CUDA device, got none" in capsys.readouterr().err
+
+
+@pytest.mark.needs_cuda
+def test_a_quick_run_on_the_gpu(tool, tmp_path):
+    require_cuda()
+    file = tmp_path / "report.json"
+    assert tool.main(["--quick", "--device", "cuda", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert {result["op"] for result in report["results"]} == OPERATIONS
+    assert report["machine"]["gpu"]

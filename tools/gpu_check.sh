@@ -45,7 +45,7 @@ step() { # name, command...: runs it, remembers a failure and goes on
 say "build"
 "$python" setup.py build_ext --inplace || exit 1
 cmake -S . -B build/gpu_check -DCMAKE_BUILD_TYPE=Release -DZSSEG_CUDA=ON -DZSSEG_BUILD_TESTS=ON \
-  -DZSSEG_BUILD_PYTHON=OFF \
+  -DZSSEG_BUILD_PYTHON=OFF -DZSSEG_BUILD_EMULATED_GPU=OFF \
   ${ZSSEG_CUDA_ARCHITECTURES:+-DZSSEG_CUDA_ARCHITECTURES="$ZSSEG_CUDA_ARCHITECTURES"} &&
   cmake --build build/gpu_check --parallel || exit 1
 "$python" -c 'import sys; from zsseg_rt import ops; sys.exit(ops.cuda_device_count() == 0)' ||

@@ -12,7 +12,8 @@ for sanitizer in address,undefined thread; do
   build=$folder/${sanitizer%%,*}
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
     -DCMAKE_CXX_FLAGS="-fsanitize=$sanitizer -fno-sanitize-recover=all -O1" \
-    -DZSSEG_BUILD_TESTS=ON -DZSSEG_BUILD_PYTHON=OFF -DZSSEG_CUDA=OFF >/dev/null
+    -DZSSEG_BUILD_TESTS=ON -DZSSEG_BUILD_PYTHON=OFF -DZSSEG_BUILD_EMULATED_GPU=OFF \
+    -DZSSEG_CUDA=OFF >/dev/null
   cmake --build "$build"
   # The race detector does not follow threads that are made after a fork.
   TSAN_OPTIONS=halt_on_error=1 "$build/zsseg_cpp_tests" \
