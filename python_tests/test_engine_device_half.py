@@ -1,7 +1,8 @@
 """The engine's half of a GPU run: its copies, streams and kernels, with graphs computed on the CPU.
 
 What TensorRT or torch would compute on the device, an OpenVINO session computes on the host; all
-else is as on a GPU. Runs on any CUDA device, the emulated one included.
+else is as on a GPU, also the product's TensorRT session where it is asked for. Runs on any CUDA
+device, the emulated one included.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_zegformer
+from computing_tensorrt import tensorrt_session
 from conftest import require_cuda
 from tiny_zeroseg import zeroseg_model
 
@@ -22,6 +24,7 @@ from zsseg_rt.export import export_bundle
 pytestmark = pytest.mark.needs_cuda
 
 NAMES = [f"name {index}" for index in range(7)]
+SESSIONS = ("own arrays", "foreign arrays", "TensorRT's")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,12 +78,12 @@ class HostSession:
 
 
 @pytest.fixture
-def results_are_foreign() -> bool:
-    return False
+def session_kind() -> str:
+    return "own arrays"
 
 
 @pytest.fixture
-def gpu_config(results_are_foreign, monkeypatch) -> dict[str, Any]:
+def gpu_config(session_kind, monkeypatch) -> dict[str, Any]:
     """Settings of an engine on ``cuda:0`` whose graphs the host computes."""
     host = registry.get_backend("openvino")
 
@@ -89,7 +92,9 @@ def gpu_config(results_are_foreign, monkeypatch) -> dict[str, Any]:
 
         def load(self, graph_path, *, device, precision, options):
             inner = host.load(graph_path, device="cpu", precision=precision, options=options)
-            return HostSession(inner, results_are_foreign)
+            if session_kind == "TensorRT's":
+                return tensorrt_session(inner)
+            return HostSession(inner, session_kind == "foreign arrays")
 
     real = registry.get_backend
     monkeypatch.setattr(
@@ -129,7 +134,7 @@ def assert_equal_to_the_cpu(bundle, gpu_config, names, embeds, **settings):
         assert set(gpu.times) == set(cpu.times)
 
 
-@pytest.mark.parametrize("results_are_foreign", [False, True])
+@pytest.mark.parametrize("session_kind", SESSIONS)
 @pytest.mark.parametrize("settings", [{}, {"unknown_below": 0.5, "channel_order": "bgr"}])
 def test_descriptor(zegclip_model, zegclip_bundle, gpu_config, settings):
     embeds = tiny.text_embeds(7, zegclip_model.config.image_encoder.embed_dim).numpy()
@@ -160,7 +165,7 @@ def zegformer_bundle(zegformer_embeds, tmp_path_factory):
     return export_bundle(model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank)
 
 
-@pytest.mark.parametrize("results_are_foreign", [False, True])
+@pytest.mark.parametrize("session_kind", SESSIONS)
 @pytest.mark.parametrize("settings", [{}, {"min_region_score": 0.3}])
 def test_proposals(zegformer_bundle, zegformer_embeds, gpu_config, settings):
     assert_equal_to_the_cpu(zegformer_bundle, gpu_config, NAMES, zegformer_embeds, **settings)

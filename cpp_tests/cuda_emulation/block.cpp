@@ -63,7 +63,7 @@ struct Scheduler {
   Fiber* running = nullptr;
   const std::function<void()>* thread = nullptr;
   std::exception_ptr failure;
-  bool backwards = false;
+  std::uint32_t random = 1;  // decides in which order threads run
 
   char* stack_of(std::size_t index) { return stacks + index * kStackBytes; }
   std::size_t index_of(const Fiber& fiber) const {
@@ -123,11 +123,13 @@ void resume(Scheduler& own, std::size_t index) {
   }
 }
 
-// Runs every thread up to where it waits, from first to last and the next time from last to first:
-// where a barrier is missing, one of the two orders shows it.
+// Runs every thread up to where it waits, from first to last or from last to first, by chance:
+// where a barrier is missing, one of the two shows it.
 void run_ready(Scheduler& own) {
+  own.random = own.random * 1664525u + 1013904223u;
+  const bool backwards = own.random >> 31 != 0;
   for (std::size_t step = 0; step < own.num_threads; ++step) {
-    const std::size_t index = own.backwards ? own.num_threads - 1 - step : step;
+    const std::size_t index = backwards ? own.num_threads - 1 - step : step;
     if (own.states[index] == State::ready) {
       resume(own, index);
       if (own.failure) {
@@ -135,7 +137,6 @@ void run_ready(Scheduler& own) {
       }
     }
   }
-  own.backwards = !own.backwards;
 }
 
 // Lets the lanes that `wait` names go on, if all have come; `first` is the warp's first thread.
