@@ -17,7 +17,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import Array, BackendOptions, Session
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import (
     BackendError,
@@ -200,7 +200,7 @@ class Engine:
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
 
-        The labels are compared by the bundle's own threshold, not by this engine's. With
+        The sample's own channel order and threshold apply, not this engine's. With
         ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
         Returns:
@@ -305,6 +305,7 @@ class Engine:
         frame: npt.NDArray[np.uint8],
         names: Sequence[str],
         embeds: npt.NDArray[np.float32],
+        head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
         specs = read_class_specs(names)
         given, region_embeds = read_embeddings(embeds, len(specs.phrases), self.bundle)
@@ -317,10 +318,9 @@ class Engine:
             region_embeds=region_embeds,
         )
         trace: Trace = {}
-        # The sample is RGB and was labelled by the bundle's own rule, whatever this engine's is.
         if self.config.channel_order == "bgr":
-            frame = np.ascontiguousarray(frame[..., ::-1])
-        rule = LabelRule(head=self.bundle.head, unknown_below=None, with_scores=False)
+            frame = np.ascontiguousarray(frame[..., ::-1])  # the sample is RGB
+        rule = LabelRule(head=head, unknown_below=None, with_scores=False)
         result = self._segment(frame, self._pipeline.bind(vocabulary), rule, trace)
         stages = {name: np.array(self._workspace.fetch(array)) for name, array in trace.items()}
         return stages | {"labels": result.labels}

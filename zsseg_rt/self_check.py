@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.errors import BundleError
 from zsseg_rt.ops.reference import upsample_bilinear
 
@@ -44,8 +44,10 @@ _RAW_LOGITS = ("descriptor", "dense")
 # Smallest share of equal labels among pixels whose top-two margin exceeds the tolerance.
 AGREEMENTS = {"float32": 0.999, "bfloat16": 0.995, "float16": 0.995}
 
+# (frame, class names, embeddings, the rule that the golden labels follow) -> stages and labels
 RunGolden = Callable[
-    [npt.NDArray[np.uint8], Sequence[str], npt.NDArray[np.float32]], dict[str, npt.NDArray[Any]]
+    [npt.NDArray[np.uint8], Sequence[str], npt.NDArray[np.float32], HeadSpec],
+    dict[str, npt.NDArray[Any]],
 ]
 
 
@@ -99,7 +101,10 @@ def check_against_golden(bundle: Bundle, precision: str, run: RunGolden) -> Self
     embeds = golden["text_embeds"]
     if "region_text_embeds" in golden:
         embeds = np.stack([embeds, golden["region_text_embeds"]])
-    found = run(golden["frame"], names, embeds)
+    # Most samples were labelled without a threshold; those that were not show it.
+    unknown = np.iinfo(golden["labels"].dtype).max
+    threshold = bundle.head.unknown_below if (golden["labels"] == unknown).any() else None
+    found = run(golden["frame"], names, embeds, replace(bundle.head, unknown_below=threshold))
     tolerance = TOLERANCES.get(precision, TOLERANCES["float16"])
     stages = [
         StageCheck(
