@@ -240,7 +240,7 @@ def _check_pair(truth: Labels, predicted: Labels) -> None:
 def _out_of_range_to(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
     """Labels as indices; all that name no class become ``num_classes``."""
     inside = (labels >= 0) & (labels < num_classes)
-    return np.where(inside, labels, num_classes).astype(np.intp)
+    return np.where(inside, labels.astype(np.intp), num_classes)
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
