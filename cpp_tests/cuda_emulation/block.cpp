@@ -63,8 +63,12 @@ struct Scheduler {
   Fiber* running = nullptr;
   const std::function<void()>* thread = nullptr;
   std::exception_ptr failure;
-  std::uint32_t random = 1;  // decides in which order threads run
+  std::uint32_t random = 1;
 
+  bool toss() {
+    random = random * 1664525u + 1013904223u;
+    return random >> 31 != 0;
+  }
   char* stack_of(std::size_t index) { return stacks + index * kStackBytes; }
   std::size_t index_of(const Fiber& fiber) const {
     return static_cast<std::size_t>(&fiber - fibers.data());
@@ -123,22 +127,6 @@ void resume(Scheduler& own, std::size_t index) {
   }
 }
 
-// Runs every thread up to where it waits, from first to last or from last to first, by chance:
-// where a barrier is missing, one of the two shows it.
-void run_ready(Scheduler& own) {
-  own.random = own.random * 1664525u + 1013904223u;
-  const bool backwards = own.random >> 31 != 0;
-  for (std::size_t step = 0; step < own.num_threads; ++step) {
-    const std::size_t index = backwards ? own.num_threads - 1 - step : step;
-    if (own.states[index] == State::ready) {
-      resume(own, index);
-      if (own.failure) {
-        std::rethrow_exception(std::exchange(own.failure, nullptr));
-      }
-    }
-  }
-}
-
 // Lets the lanes that `wait` names go on, if all have come; `first` is the warp's first thread.
 void meet(Scheduler& own, std::size_t first, const Wait& wait) {
   for (std::size_t lane = 0; lane < kLanes; ++lane) {
@@ -162,16 +150,33 @@ void meet(Scheduler& own, std::size_t first, const Wait& wait) {
   }
 }
 
-// Whether any lanes met.
-bool release_warps(Scheduler& own) {
+// Whether any lanes of the warp met.
+bool release_warp(Scheduler& own, std::size_t first, std::size_t end) {
   bool any = false;
-  for (std::size_t index = 0; index < own.num_threads; ++index) {
+  for (std::size_t index = first; index < end; ++index) {
     if (own.states[index] == State::at_warp) {
-      meet(own, index / kLanes * kLanes, own.fibers[index].wait);
+      meet(own, first, own.fibers[index].wait);
       any = any || own.states[index] == State::ready;
     }
   }
   return any;
+}
+
+// Runs one warp up to where all its lanes wait for other warps.
+void run_warp(Scheduler& own, std::size_t first) {
+  const std::size_t end = std::min(first + kLanes, own.num_threads);
+  do {
+    const bool backwards = own.toss();
+    for (std::size_t step = first; step < end; ++step) {
+      const std::size_t index = backwards ? first + end - 1 - step : step;
+      if (own.states[index] == State::ready) {
+        resume(own, index);
+        if (own.failure) {
+          std::rethrow_exception(std::exchange(own.failure, nullptr));
+        }
+      }
+    }
+  } while (release_warp(own, first, end));
 }
 
 // Whether any thread waited.
@@ -245,10 +250,16 @@ void prepare(Scheduler& own, const dim3& block) {
   }
 }
 
+// One warp after the other runs as far as it can, from first to last or from last to first, by
+// chance, and so do the lanes of a warp: where a barrier is missing, one of the orders shows it.
 void run_to_end(Scheduler& own) {
+  const std::size_t num_warps = (own.num_threads + kLanes - 1) / kLanes;
   do {
-    run_ready(own);
-  } while (release_warps(own) || release_barrier(own));
+    const bool backwards = own.toss();
+    for (std::size_t step = 0; step < num_warps; ++step) {
+      run_warp(own, (backwards ? num_warps - 1 - step : step) * kLanes);
+    }
+  } while (release_barrier(own));
 }
 
 }  // namespace
