@@ -178,6 +178,34 @@ def test_a_few_crops_at_a_time_and_fewer_with_a_threshold(bundle, monkeypatch):
     assert shown[1.0][1] == 0
 
 
+def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatch):
+    empty = [2, 5]
+
+    def emptied(engine):
+        session = engine._pipeline.sessions["image_encoder"]
+        run = session.run
+
+        def without_pixels(feeds, *, stream=0):
+            results = {name: np.array(array) for name, array in run(feeds, stream=stream).items()}
+            results["region_masks"][:, empty] = -0.5
+            return results
+
+        monkeypatch.setattr(session, "run", without_pixels)
+        engine.set_classes(NAMES[3:4], embeddings=embeddings()[:, 3:4])
+        return engine
+
+    shown = []
+    with Engine(bundle, EngineConfig(**EXACT)) as engine:
+        for _ in range(2):
+            emptied(engine)
+            shown.append(count_crops(engine, monkeypatch))
+    assert [crops for _, crops, _ in shown] == [7, 6]  # the two share one look, later none
+    np.testing.assert_array_equal(shown[0][0], shown[1][0])
+    with Engine(bundle, EngineConfig(**EXACT, min_region_score=1.0)) as engine:
+        counts = [count_crops(emptied(engine), monkeypatch)[1] for _ in range(2)]
+    assert counts == [1, 0]
+
+
 def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
     with pytest.raises(ArgumentError, match="min_region_score: expected None for tiny"):
         Engine(zegclip_bundle, EngineConfig(device="cpu", min_region_score=0.1))

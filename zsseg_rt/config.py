@@ -42,9 +42,9 @@ class EngineConfig:
         with_scores: Whether results carry per-pixel scores.
         unknown_below: Score in [0, 1] under which a pixel is unknown; None takes the bundle's.
         min_region_score: For bundles of family ``proposals``: segments whose probability of being
-            any class is lower, and those without a pixel, are judged by their own scores alone,
-            which saves CLIP's look at them; 0 looks at all of them, as published. None takes the
-            bundle's.
+            any class is lower are judged by their own scores alone, which saves CLIP's look at
+            them; 0 looks at all of them, as published. Empty segments never cost a look of their
+            own. None takes the bundle's.
         num_threads: CPU threads; 0 takes all that the process may use.
         cache_dir: Folder for compiled models, plans and text embeddings; None takes
             :func:`default_cache_dir`.

@@ -23,8 +23,8 @@ class RegionEncoderSpec:
         std: Per-channel standard deviation of RGB in 0..1.
         logit_scale: Multiplies the cosine of regions and classes.
         templates: Prompts with one ``{}`` each, for this network.
-        min_score: Segments whose probability of being any class is lower, and those without a
-            pixel, are not shown; 0 shows all.
+        min_score: Segments whose probability of being any class is lower are not shown, unless
+            they are empty, which costs nothing; 0 shows all.
     """
 
     side: int

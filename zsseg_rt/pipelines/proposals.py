@@ -1,7 +1,7 @@
 """ZegFormer: segments from one network, judged by their own embeddings and by CLIP's look at them.
 
-CLIP is shown every segment's region, a few at a time. Regions whose crops are equal (empty masks
-all show nothing) share one look; that changes no result.
+CLIP is shown every segment's region, a few at a time. Regions whose crops are equal share one look,
+and what CLIP sees in an empty mask is kept from frame to frame; that changes no result.
 
 Source: Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
 """
@@ -83,6 +83,7 @@ class _RegionJudge:
     ) -> None:
         self._spec, self._session, self._workspace = spec, session, workspace
         self._canvas_hw = image.size_hw
+        self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [D]
         # From the segments' normalisation to the region encoder's, in one step.
         self._scale = [float(a / b) for a, b in zip(image.std, spec.std, strict=True)]
         self._offset = [
@@ -102,13 +103,36 @@ class _RegionJudge:
         height, width = self._canvas_hw
         own, places = distinct_crops(boxes[chosen], self._spec.style, height * width)
         regions = chosen[own].astype(np.int32)
-        num_batches = -(-len(regions) // self._spec.batch)
-        parts = [
-            self._encode(image, masks, boxes, batch)
-            for batch in np.array_split(regions, num_batches)
-        ]
-        seen: FloatArray = np.concatenate(parts)[places]
+        # The crop of an empty mask is blank in every frame (except where masks do not cut it).
+        blank = np.flatnonzero((boxes[regions, 4] == 0) & (self._spec.style != "crop"))
+        if self._blank is None or not len(blank):
+            rows = self._encode_all(image, masks, boxes, regions)
+            if len(blank):
+                self._blank = rows[blank[0]].copy()
+        else:
+            rows = self._encode_all(image, masks, boxes, np.delete(regions, blank))
+            rows = np.insert(rows, blank, self._blank, axis=0)
+        seen: FloatArray = rows[places]
         return seen
+
+    def _encode_all(
+        self,
+        image: Array,
+        masks: Array,
+        boxes: npt.NDArray[np.int32],
+        regions: npt.NDArray[np.int32],
+    ) -> FloatArray:
+        """Embeddings of these regions, a batch at a time."""
+        if not len(regions):
+            assert self._blank is not None
+            return np.empty((0, len(self._blank)), np.float32)
+        num_batches = -(-len(regions) // self._spec.batch)
+        return np.concatenate(
+            [
+                self._encode(image, masks, boxes, batch)
+                for batch in np.array_split(regions, num_batches)
+            ]
+        )
 
     def _encode(
         self,
@@ -231,7 +255,9 @@ class ProposalsPipeline:
         boxes = self._judge.boxes(masks)
         asked = np.ones(len(boxes), np.bool_)
         if spec.min_score > 0:
-            asked = (objectness >= spec.min_score) & (boxes[:, 4] > 0)
+            # Empty masks share one look, and their soft masks vote: CLIP's opinion of them costs
+            # next to nothing and matters.
+            asked = (objectness >= spec.min_score) | (boxes[:, 4] == 0)
         chosen = np.flatnonzero(asked)
         by_region = by_text.copy()
         if len(chosen):

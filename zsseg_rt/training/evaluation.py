@@ -356,7 +356,8 @@ def _timed(samples: Iterator[Sample], totals: Sequence[_Totals]) -> Iterator[Sam
 
 def _mark_unknown(labels: npt.NDArray[Any], num_classes: int) -> npt.NDArray[Any]:
     """Labels whose unknown pixels compare equal, whatever value stood for them."""
-    return np.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    wide = labels.astype(np.int64)
+    return np.where((wide >= 0) & (wide < num_classes), wide, num_classes)
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:
