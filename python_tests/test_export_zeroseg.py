@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny_zeroseg import zeroseg_model
 
 from zsseg_rt import Engine, EngineConfig, schema
+from zsseg_rt.backends import registry
 from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
@@ -170,6 +171,21 @@ def rule_of(model):
     folded = model.fold_for_inference()
     head, segments = _head_spec(model, folded), _segment_spec(model)
     return {"head": schema.encode(head), "segments": schema.encode(segments)}
+
+
+def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle, monkeypatch):
+    asked = []
+    backend = type(registry.get_backend("openvino"))
+    load = backend.load
+
+    def recording(self, path, *, device, precision, options):
+        asked.append(precision)
+        return load(self, path, device=device, precision=precision, options=options)
+
+    monkeypatch.setattr(backend, "load", recording)
+    for path in (exported[1], zegclip_bundle):
+        Engine(path, EngineConfig(**(CPU | {"precision": "auto"}))).close()
+    assert asked == ["float32", "auto", "auto"]
 
 
 def test_the_best_segment_is_never_unknown(exported):

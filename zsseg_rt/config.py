@@ -37,7 +37,8 @@ class EngineConfig:
             the first GPU a backend can use, else the CPU.
         backend: ``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads
             ``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.
-        precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one.
+        precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one, which
+            for family ``segment_tokens`` is float32.
         channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
         with_scores: Whether results carry per-pixel scores.
         unknown_below: Score in [0, 1] under which a pixel is unknown; None takes the bundle's.

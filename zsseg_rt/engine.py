@@ -327,6 +327,9 @@ class Engine:
 
     def _load_graph(self, name: str) -> Session:
         wanted = self.config.precision
+        # Graphs that decide within themselves (ZeroSeg's groups) turn rounding into other labels.
+        if wanted == "auto" and self.bundle.segments and "float32" in self.bundle.graphs[name]:
+            wanted = "float32"
         entry = self.bundle.graph(name, wanted)
         session = registry.get_backend(self.backend).load(
             self.bundle.open_path(entry),
