@@ -135,12 +135,12 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
     bad = ~np.isfinite(embeds).all(axis=1)
     if bad.any():
         raise VocabularyError(
-            f"embeddings: expected finite numbers, got NaN or infinity in row {int(bad.argmax())}"
+            f"embeddings: expected finite numbers, got NaN or infinity in row {int(np.argmax(bad))}"
         )
     empty = ~embeds.any(axis=1)
     if empty.any():
         raise VocabularyError(
-            f"embeddings: expected non-zero rows, got only zeros in row {int(empty.argmax())}"
+            f"embeddings: expected non-zero rows, got only zeros in row {int(np.argmax(empty))}"
         )
 
 

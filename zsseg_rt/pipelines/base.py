@@ -103,7 +103,7 @@ class SegmentMasks:
         labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
         labels[:count], scores[:count] = self.phrases, self.scores
         if unknown_below is not None:
-            limit = min(np.float32(unknown_below), self.scores.max())
+            limit = min(np.float32(unknown_below), np.max(self.scores))
             labels[:count][self.scores < limit] = unknown
         return labels, scores
 

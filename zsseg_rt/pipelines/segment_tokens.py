@@ -115,11 +115,9 @@ def segment_scores(
 def _unit_rows(rows: _Rows) -> _Rows:
     """Rows divided by their L2 norm; a row of zeros stays zeros."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: _Rows = rows / np.maximum(norms, np.float32(1e-12))
-    return unit
+    return np.asarray(rows / np.maximum(norms, np.float32(1e-12)), np.float32)
 
 
 def _softmax(logits: _Rows) -> _Rows:
-    terms = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: _Rows = terms / terms.sum(axis=1, keepdims=True)
-    return shares
+    terms = np.exp(logits - np.max(logits, axis=1, keepdims=True))
+    return np.asarray(terms / np.sum(terms, axis=1, keepdims=True), np.float32)

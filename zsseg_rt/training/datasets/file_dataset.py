@@ -56,7 +56,7 @@ class ValueTable:
         labels: NDArray[np.uint16] = (
             self._table[:256][mask] if mask.itemsize == 1 else self._table[mask]
         )
-        if labels.size and labels.max() >= _UNKNOWN:
+        if labels.size and np.max(labels) >= _UNKNOWN:
             unknown = np.unique(mask[labels == _UNKNOWN])
             if len(unknown):
                 raise DatasetError(

@@ -71,7 +71,7 @@ def _polygon(points: _Points, side: int) -> Floats:
 
 
 def _polygons(*polygons: _Points) -> Floats:
-    fine = np.maximum.reduce([_polygon(points, SIDE * _FINE) for points in polygons])
+    fine = np.max([_polygon(points, SIDE * _FINE) for points in polygons], axis=0)
     opacity: Floats = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return opacity
 
