@@ -20,6 +20,7 @@ from tiny_zeroseg import zeroseg_model
 
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
+from zsseg_rt.errors import BackendError
 from zsseg_rt.export import export_bundle
 
 pytestmark = pytest.mark.needs_cuda
@@ -181,3 +182,22 @@ def test_proposals(zegformer_bundle, zegformer_embeds, gpu_config, settings):
 def test_segment_tokens(gpu_config, tmp_path):
     path = export_bundle(zeroseg_model(), tmp_path / "zeroseg.zsseg", **QUICKLY)
     assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
+    run = HostSession.run
+
+    def broken(self, feeds, *, stream=0):
+        results = run(self, feeds, stream=stream)
+        for name, array in results.items():
+            host = array.numpy(stream=stream)
+            host.flat[5] = value
+            results[name] = ops.DeviceArray.from_numpy(host, 0, stream)
+        return results
+
+    monkeypatch.setattr(HostSession, "run", broken)
+    with Engine(STORED / "dense.zsseg", EngineConfig(use_cache=False, **gpu_config)) as engine:
+        engine.set_classes(["red", "blue"])
+        with pytest.raises(BackendError, match="mask_logits: expected finite numbers, got NaN"):
+            engine.segment(frame())

@@ -253,6 +253,8 @@ class Engine:
         host_labels, host_scores = label_pixels(
             masks, frame.shape[:2], classes, rule, self._workspace, clock
         )
+        if not isinstance(masks, RegionVotes):  # whose pipeline looked at them
+            self._require_finite(_logits_of(masks))
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
@@ -289,16 +291,17 @@ class Engine:
         if trace is not None:
             trace["image"] = image
         if isinstance(masks, RegionVotes):
-            return masks  # whose pipeline looked at it
-        logits = masks.masks if isinstance(masks, SegmentMasks) else masks
-        if isinstance(logits, np.ndarray) and not np.isfinite(logits).all():
+            return masks
+        if trace is not None:
+            trace["mask_logits"] = _logits_of(masks)
+        return masks
+
+    def _require_finite(self, logits: Array) -> None:
+        if not np.isfinite(self._workspace.fetch(logits)).all():
             raise BackendError(
                 f"mask_logits: expected finite numbers, got NaN or infinity at precision "
                 f"{self.precision}. Use precision='float32' and run self_check()."
             )
-        if trace is not None:
-            trace["mask_logits"] = logits
-        return masks
 
     def _run_golden(
         self,
@@ -372,6 +375,10 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise EngineStateError("engine: is closed. Make a new Engine.")
+
+
+def _logits_of(masks: Array | SegmentMasks) -> Array:
+    return masks.masks if isinstance(masks, SegmentMasks) else masks
 
 
 def _dynamic_axes(bundle: Bundle) -> dict[str, tuple[int, int, int]]:
