@@ -37,7 +37,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 export PATH="$venv/bin:$PATH"
 python -m pip install -q --disable-pip-version-check --upgrade pip
-python -m pip install -q --disable-pip-version-check cmake ninja pybind11 setuptools
+# What pyproject.toml requires to build: the package is built without an environment of its own.
+python -m pip install -q --disable-pip-version-check \
+  "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22"
 # The package with every extra that tests use; CUDA code for few GPUs keeps the build short. Built
 # with the environment's own tools, so that the C++ tests can go on from what is compiled here.
 rtx=()
