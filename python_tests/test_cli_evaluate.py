@@ -146,7 +146,6 @@ def test_a_package_for_reading_data_is_named(colour_bundle, flags, capsys, monke
 def test_bundles_are_evaluated_without_torch(colour_bundle, flags):
     code = f"""
 import sys
-from pathlib import Path
 for name in ("torch", "torchvision", "onnx", "open_clip", "accelerate"):
     sys.modules[name] = None
 from zsseg_rt import cli

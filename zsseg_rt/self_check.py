@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.errors import BundleError
-from zsseg_rt.ops.reference import upsample_bilinear
+from zsseg_rt.ops.reference import activate, upsample_bilinear
 
 __all__ = ["SelfCheck", "StageCheck", "check_against_golden"]
 
@@ -183,10 +183,10 @@ def _clear_winner(
     activation = bundle.head.activation
     if activation == "softmax":  # is the sigmoid of its log-odds, which move twice as far
         maps, slack, activation = _log_odds(maps), 2.0 * slack, "sigmoid"
-    winner = (_activate(maps, activation) - bias).argmax(axis=0)[None]
+    winner = (activate(maps, activation) - bias).argmax(axis=0)[None]
     worst = np.take_along_axis(maps, winner, axis=0) - np.float32(slack)
-    worst = (_activate(worst, activation) - bias.ravel()[winner])[0]
-    rivals = _activate(maps + np.float32(slack), activation) - bias
+    worst = (activate(worst, activation) - bias.ravel()[winner])[0]
+    rivals = activate(maps + np.float32(slack), activation) - bias
     np.put_along_axis(rivals, winner, -np.inf, axis=0)
     return np.asarray(worst > rivals.max(axis=0))
 
@@ -198,12 +198,6 @@ def _seen_bias(bundle: Bundle, golden: dict[str, npt.NDArray[Any]]) -> npt.NDArr
         return np.zeros((count, 1, 1), np.float32)
     seen = np.isin([str(name) for name in golden["class_names"]], bundle.head.seen)
     return (bundle.head.seen_bias * seen).astype(np.float32).reshape(count, 1, 1)
-
-
-def _activate(maps: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
-    if activation == "none":
-        return maps
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * maps)), np.float32)
 
 
 def _log_odds(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

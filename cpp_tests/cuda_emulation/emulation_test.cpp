@@ -188,10 +188,13 @@ TEST_F(CudaEmulation, KernelsMayNotTakeHostPointers) {
                zsseg::CudaError);
 }
 
-TEST_F(CudaEmulation, WritingJustPastTheEndIsFoundWhenFreed) {
-  float* values = device_array<float>(5);
-  launch("write_kernel", write_kernel, {1, 1}, nullptr, values, std::int64_t{5});
-  EXPECT_EQ(cudaFree(values), cudaErrorIllegalAddress);
+TEST_F(CudaEmulation, WritingJustOutsideIsFoundWhenFreed) {
+  for (const std::int64_t index : {-1, 5}) {
+    cudaDeviceReset();
+    float* values = device_array<float>(5);
+    launch("write_kernel", write_kernel, {1, 1}, nullptr, values, index);
+    EXPECT_EQ(cudaFree(values), cudaErrorIllegalAddress);
+  }
 }
 
 TEST_F(CudaEmulationDeathTest, WritingFurtherPastTheEndCrashes) {

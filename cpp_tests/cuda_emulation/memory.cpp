@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 
 namespace cuda_emulation {
@@ -50,9 +51,10 @@ bool reserve(Arena& own) {
 }
 
 bool is_intact(const Allocation& allocation) {
-  char* end = allocation.pages + allocation.page_bytes;
-  return std::all_of(allocation.data + allocation.bytes, end,
-                     [](char byte) { return byte == static_cast<char>(kPoison); });
+  const auto is_poison = [](char byte) { return byte == static_cast<char>(kPoison); };
+  return std::all_of(allocation.pages, allocation.data, is_poison) &&
+         std::all_of(allocation.data + allocation.bytes, allocation.pages + allocation.page_bytes,
+                     is_poison);
 }
 
 void discard(const Allocation& allocation) {
@@ -75,8 +77,7 @@ void* allocate(std::size_t bytes) {
   Allocation made = {own.next, page_bytes, own.next + page_bytes - aligned, bytes};
   own.next += page_bytes + kPage;
   protect(made, PROT_READ | PROT_WRITE);
-  std::memset(made.data, kPoison, bytes);
-  std::memset(made.data + bytes, kPoison, aligned - bytes);
+  std::memset(made.pages, kPoison, page_bytes);
   if (own.users == 0) {
     protect(made, PROT_NONE);
   }

@@ -9,7 +9,7 @@ namespace cuda_emulation {
 // never handed out again, and cannot be read or written by the host: a wrong access crashes.
 // Returns null where memory is lacking.
 void* allocate(std::size_t bytes);
-// False where this is no allocation, or where something wrote past its end.
+// False where this is no allocation, or where something wrote just before or past it.
 bool release(void* pointer);
 void release_all();
 bool is_allocated(const void* pointer);  // the address lies within an allocation

@@ -241,7 +241,7 @@ cudaError_t cudaFree(void* pointer) {
   }
   return pointer == nullptr || release(pointer)
              ? report(cudaSuccess)
-             : fault(cudaErrorIllegalAddress, "freed twice, or written past its end");
+             : fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
 }
 
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t handle) {
@@ -252,7 +252,7 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t handle) {
   }
   enqueue(*stream, [pointer] {
     if (!release(pointer)) {
-      fault(cudaErrorIllegalAddress, "freed twice, or written past its end");
+      fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
     }
   });
   return report(cudaSuccess);

@@ -30,6 +30,7 @@ from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_box
 
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
+    "activate",
     "crop_regions",
     "label_regions",
     "mask_boxes",
@@ -265,7 +266,7 @@ def _winners(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Label and score of every pixel from upsampled logits ``[C, H, W]``."""
     absent = values <= _ABSENT_LOGIT
-    activated = _activate(np.where(absent, -np.inf, values), activation)
+    activated = activate(np.where(absent, -np.inf, values), activation)
     calibrated = np.where(absent, -np.inf, activated - lowered)
     winners = calibrated.argmax(axis=0)
     best = np.take_along_axis(activated, winners[None], axis=0)[0]
@@ -275,7 +276,7 @@ def _winners(
     return np.where(is_unknown, unknown, winners), best
 
 
-def _activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
+def activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
     """Apply an activation in float64, rounding once; an absent class (-infinity) gets 0."""
     if activation == "none":
         return values

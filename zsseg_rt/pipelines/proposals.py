@@ -83,7 +83,7 @@ class _RegionJudge:
     ) -> None:
         self._spec, self._session, self._workspace = spec, session, workspace
         self._canvas_hw = image.size_hw
-        self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [D]
+        self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [1, D]
         # From the segments' normalisation to the region encoder's, in one step.
         self._scale = [float(a / b) for a, b in zip(image.std, spec.std, strict=True)]
         self._offset = [
@@ -105,34 +105,16 @@ class _RegionJudge:
         regions = chosen[own].astype(np.int32)
         # The crop of an empty mask is blank in every frame (except where masks do not cut it).
         blank = np.flatnonzero((boxes[regions, 4] == 0) & (self._spec.style != "crop"))
-        if self._blank is None or not len(blank):
-            rows = self._encode_all(image, masks, boxes, regions)
-            if len(blank):
-                self._blank = rows[blank[0]].copy()
-        else:
-            rows = self._encode_all(image, masks, boxes, np.delete(regions, blank))
-            rows = np.insert(rows, blank, self._blank, axis=0)
-        seen: FloatArray = rows[places]
-        return seen
-
-    def _encode_all(
-        self,
-        image: Array,
-        masks: Array,
-        boxes: npt.NDArray[np.int32],
-        regions: npt.NDArray[np.int32],
-    ) -> FloatArray:
-        """Embeddings of these regions, a batch at a time."""
-        if not len(regions):
+        if len(blank) and self._blank is None:
+            self._blank = self._encode(image, masks, boxes, regions[blank])
+        shown = np.delete(regions, blank)
+        batches = np.array_split(shown, max(1, -(-len(shown) // self._spec.batch)))
+        rows = [self._encode(image, masks, boxes, batch) for batch in batches if len(batch)]
+        if len(blank):
             assert self._blank is not None
-            return np.empty((0, len(self._blank)), np.float32)
-        num_batches = -(-len(regions) // self._spec.batch)
-        return np.concatenate(
-            [
-                self._encode(image, masks, boxes, batch)
-                for batch in np.array_split(regions, num_batches)
-            ]
-        )
+            rows = [np.insert(np.concatenate([self._blank[:0], *rows]), blank, self._blank, axis=0)]
+        seen: FloatArray = np.concatenate(rows)[places]
+        return seen
 
     def _encode(
         self,

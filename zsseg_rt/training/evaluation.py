@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.training.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.training.metrics import ConfusionMatrix, SegmentationScores, score
+from zsseg_rt.training.metrics import ConfusionMatrix, SegmentationScores, class_indices, score
 from zsseg_rt.training.provenance import describe_machine
 
 __all__ = [
@@ -251,7 +251,7 @@ def compare(
     lowest = (math.inf, "")
     start = time.perf_counter()
     for done, sample in enumerate(_timed(read_ahead(dataset, indices), both), start=1):
-        labels, others = (_mark_unknown(t.label(sample), len(t.confusion.counts)) for t in both)
+        labels, others = (class_indices(t.label(sample), len(t.confusion.counts)) for t in both)
         equal = int(np.count_nonzero(labels == others))
         same, pixels = same + equal, pixels + labels.size
         lowest = min(lowest, (equal / labels.size, sample.name))
@@ -352,12 +352,6 @@ def _timed(samples: Iterator[Sample], totals: Sequence[_Totals]) -> Iterator[Sam
         for total in totals:
             total.waiting += waited
         yield sample
-
-
-def _mark_unknown(labels: npt.NDArray[Any], num_classes: int) -> npt.NDArray[Any]:
-    """Labels whose unknown pixels compare equal, whatever value stood for them."""
-    wide = labels.astype(np.int64)
-    return np.where((wide >= 0) & (wide < num_classes), wide, num_classes)
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
 
-__all__ = ["FIGURES", "ConfusionMatrix", "SegmentationScores", "harmonic_mean", "score"]
+__all__ = [
+    "FIGURES",
+    "ConfusionMatrix",
+    "SegmentationScores",
+    "class_indices",
+    "harmonic_mean",
+    "score",
+]
 
 FIGURES = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU")
 """Names of what :meth:`SegmentationScores.as_reported` gives."""
@@ -99,8 +106,8 @@ class ConfusionMatrix:
             return self._count_bytes(truth, predicted)
         size = self.num_classes + 1
         annotated = truth != self.ignore_label
-        rows = _out_of_range_to(truth[annotated], self.num_classes)
-        columns = _out_of_range_to(predicted[annotated], self.num_classes)
+        rows = class_indices(truth[annotated], self.num_classes)
+        columns = class_indices(predicted[annotated], self.num_classes)
         flat = np.bincount(rows * size + columns, minlength=size * size)
         return flat.reshape(size, size)
 
@@ -237,7 +244,7 @@ def _check_pair(truth: Labels, predicted: Labels) -> None:
             raise DTypeError(f"{name}: expected integers, got {array.dtype}. Give class indices.")
 
 
-def _out_of_range_to(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
+def class_indices(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
     """Labels as indices; all that name no class become ``num_classes``."""
     inside = (labels >= 0) & (labels < num_classes)
     return np.where(inside, labels.astype(np.intp), num_classes)
