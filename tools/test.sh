@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up everything that testing needs, then lints, type-checks and runs the C++ and Python tests.
 #
-#   bash tools/test.sh [pytest arguments]
+#   bash tools/test.sh [pytest arguments; -n 0 runs one test at a time, as --pdb needs]
 #
 # ZSSEG_VENV=DIR    virtual environment to make or reuse (default: .venv in the project)
 # ZSSEG_PYTHON=EXE  interpreter for a new environment (default: python3)
@@ -62,11 +62,13 @@ cmake -S . -B "$build" -DZSSEG_BUILD_TESTS=ON >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure
 
+# Two files of tests at a time, on machines of any size: each may hold a few GB.
+at_once=(-n 2 --dist loadfile)
 say "Python tests"
-python -m pytest "$@"
+python -m pytest "${at_once[@]}" "$@"
 
 if [ $# = 0 ]; then
   say "CUDA tests on an emulated GPU"
   ZSSEG_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*) ZSSEG_REQUIRE_CUDA=1 \
-    python -m pytest -q -m needs_cuda python_tests --ignore-glob='*test_gpu_*'
+    python -m pytest -q "${at_once[@]}" -m needs_cuda python_tests --ignore-glob='*test_gpu_*'
 fi
