@@ -16,6 +16,7 @@ from zsseg_rt import (
     PrecisionNotApplied,
     ShapeError,
     VocabularyError,
+    ops,
 )
 from zsseg_rt.export.colour_words import COLOUR_WORDS, colour_embeds
 from zsseg_rt.ops import reference
@@ -168,8 +169,8 @@ def test_self_check_passes_and_finds_a_wrong_stage(colours, monkeypatch):
     assert report.passed
     assert report.first_failure is None
     assert {"image", "patch_embeds", "mask_logits", "labels"} <= {s.stage for s in report.stages}
-    original = colours._pipeline.mask_logits
-    monkeypatch.setattr(colours._pipeline, "mask_logits", lambda *a: -original(*a))
+    original = ops.patch_text_similarity
+    monkeypatch.setattr(ops, "patch_text_similarity", lambda *a, **b: -original(*a, **b))
     report = colours.self_check()
     assert not report.passed
     assert report.first_failure.stage == "mask_logits"
@@ -238,14 +239,14 @@ class TestBadInput:
 def test_second_thread_is_refused_while_busy(colours, monkeypatch):
     colours.set_classes(["red", "blue"])
     entered, leave = threading.Event(), threading.Event()
-    original = colours._pipeline.mask_logits
+    original = colours._pipeline.masks
 
     def wait(*args):
         entered.set()
         assert leave.wait(20)
         return original(*args)
 
-    monkeypatch.setattr(colours._pipeline, "mask_logits", wait)
+    monkeypatch.setattr(colours._pipeline, "masks", wait)
     worker = threading.Thread(target=colours.segment, args=(stripes("red"),))
     worker.start()
     assert entered.wait(20)

@@ -9,7 +9,8 @@ import tiny_zegformer
 import torch
 
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
-from zsseg_rt.errors import ArgumentError, ShapeError, VocabularyError
+from zsseg_rt.backends._openvino import _OpenVinoSession
+from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.proposals import _Job
 from zsseg_rt.export.verify import verify_bundle
@@ -204,6 +205,24 @@ def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatc
     with Engine(bundle, EngineConfig(**EXACT, min_region_score=1.0)) as engine:
         counts = [count_crops(emptied(engine), monkeypatch)[1] for _ in range(2)]
     assert counts == [1, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["region_masks", "segment_embeds", "region_embeds"])
+def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, value):
+    run = _OpenVinoSession.run
+
+    def broken(self, feeds, *, stream=0):
+        results = {key: np.array(array) for key, array in run(self, feeds, stream=stream).items()}
+        if name in results:
+            results[name].flat[5] = value
+        return results
+
+    monkeypatch.setattr(_OpenVinoSession, "run", broken)
+    with Engine(bundle, EngineConfig(**EXACT)) as engine:
+        engine.set_classes(NAMES, embeddings=embeddings())
+        with pytest.raises(BackendError, match="expected finite numbers, got NaN or infinity"):
+            engine.segment(frame())
 
 
 def test_a_threshold_needs_a_region_encoder(zegclip_bundle):

@@ -28,15 +28,14 @@ from zsseg_rt.errors import (
 )
 from zsseg_rt.pipelines.base import (
     BoundClasses,
+    LabelRule,
+    Masks,
     Pipeline,
     PipelineFactory,
-    RegionVotes,
-    SegmentMasks,
     Trace,
 )
 from zsseg_rt.pipelines.dense import DensePipeline
 from zsseg_rt.pipelines.descriptor import DescriptorPipeline
-from zsseg_rt.pipelines.labelling import LabelRule, label_pixels
 from zsseg_rt.pipelines.proposals import ProposalsPipeline, with_min_score
 from zsseg_rt.pipelines.segment_tokens import SegmentTokensPipeline
 from zsseg_rt.result import Segmentation
@@ -249,12 +248,11 @@ class Engine:
     ) -> Segmentation:
         _check_frame(frame)
         clock = self._workspace.clock()
-        masks = self._mask_logits(frame, classes, clock, trace)
-        host_labels, host_scores = label_pixels(
-            masks, frame.shape[:2], classes, rule, self._workspace, clock
+        masks = self._masks(frame, classes, clock, trace)
+        host_labels, host_scores = masks.label(
+            frame.shape[:2], classes, rule, self._workspace, clock
         )
-        if not isinstance(masks, RegionVotes):  # whose pipeline looked at them
-            self._require_finite(_logits_of(masks))
+        self._require_finite(masks.mask_logits)
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
@@ -267,13 +265,13 @@ class Engine:
             times=MappingProxyType(clock.times()),
         )
 
-    def _mask_logits(
+    def _masks(
         self,
         frame: npt.NDArray[np.uint8],
         classes: BoundClasses,
         clock: StageClock,
         trace: Trace | None,
-    ) -> Array | SegmentMasks | RegionVotes:
+    ) -> Masks:
         spec, space = self.bundle.preprocess, self._workspace
         source = space.upload("frame", frame)
         pixels = ops.preprocess(
@@ -287,14 +285,9 @@ class Engine:
         )
         image = reshaped(pixels, (1, 3, *spec.size_hw))
         clock.mark("preprocess")
-        masks = self._pipeline.mask_logits(image, classes, clock, trace)
         if trace is not None:
             trace["image"] = image
-        if isinstance(masks, RegionVotes):
-            return masks
-        if trace is not None:
-            trace["mask_logits"] = _logits_of(masks)
-        return masks
+        return self._pipeline.masks(image, classes, clock, trace)
 
     def _require_finite(self, logits: Array) -> None:
         if not np.isfinite(self._workspace.fetch(logits)).all():
@@ -375,10 +368,6 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise EngineStateError("engine: is closed. Make a new Engine.")
-
-
-def _logits_of(masks: Array | SegmentMasks) -> Array:
-    return masks.masks if isinstance(masks, SegmentMasks) else masks
 
 
 def _dynamic_axes(bundle: Bundle) -> dict[str, tuple[int, int, int]]:

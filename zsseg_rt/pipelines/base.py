@@ -17,9 +17,11 @@ from zsseg_rt.workspace import StageClock, Workspace
 __all__ = [
     "BoundClasses",
     "GraphLoader",
+    "LabelRule",
+    "Labels",
+    "Masks",
     "Pipeline",
-    "RegionVotes",
-    "SegmentMasks",
+    "PipelineFactory",
     "Trace",
     "seen_phrases",
 ]
@@ -29,6 +31,9 @@ GraphLoader = Callable[[str], Session]
 
 Trace = dict[str, Array]
 """Receives every intermediate array by its name in the golden sample."""
+
+Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
+"""A label for every pixel and, if wanted, its score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,59 +58,52 @@ class BoundClasses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionVotes:
-    """Soft masks that vote for classes, for :func:`zsseg_rt.ops.label_regions`.
+class LabelRule:
+    """How scores become labels.
 
     Attributes:
-        mask_logits: float32 [Q, h, w] on the device.
-        class_scores: float32 [P, Q] on the device.
-        canvas_hw: Height and width at which masks become soft.
+        head: The bundle's rule.
+        unknown_below: Score under which a pixel is unknown; None takes the bundle's.
+        with_scores: Whether scores are wanted.
     """
 
-    mask_logits: Array
-    class_scores: Array
-    canvas_hw: tuple[int, int]
+    head: HeadSpec
+    unknown_below: float | None
+    with_scores: bool
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in force, or None for none."""
+        return self.head.unknown_below if self.unknown_below is None else self.unknown_below
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentMasks:
-    """A picture cut into segments of which each has one phrase.
+class Masks(Protocol):
+    """What a pipeline makes of a picture: small masks that know how to label pixels."""
 
-    Attributes:
-        masks: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
-            upsampled value is largest. Valid until the next call.
-        phrases: int64 [G]: the best phrase of each segment.
-        scores: float32 [G]: its score, in [0, 1].
-    """
+    @property
+    def mask_logits(self) -> Array:
+        """float32 [..., gh, gw] on the device, valid until the next frame."""
 
-    masks: Array
-    phrases: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-
-    def tables(
-        self, num_phrases: int, unknown_below: float | None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-        """What segment indices stand for.
-
-        A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
-        one never is.
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        space: Workspace,
+        clock: StageClock,
+    ) -> Labels:
+        """Label every pixel with a phrase, in one kernel call.
 
         Args:
-            num_phrases: Phrases of the vocabulary.
-            unknown_below: None keeps every segment.
+            out_hw: Height and width of the result.
+            classes: The classes in force.
+            rule: How scores become labels.
+            space: Where buffers and the stream are.
+            clock: Marked at the end of the stage ``upsample_argmax``.
 
         Returns:
-            Phrase labels [256], uint8 or above 254 phrases uint16, and scores float32 [256]; the
-            entries beyond the segments are unknown with score 0.
+            Phrase labels [H, W] and their scores float32 [H, W] or None, in host memory.
         """
-        dtype = np.uint8 if num_phrases <= 254 else np.uint16
-        unknown, count = np.iinfo(dtype).max, len(self.phrases)
-        labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
-        labels[:count], scores[:count] = self.phrases, self.scores
-        if unknown_below is not None:
-            limit = min(np.float32(unknown_below), np.max(self.scores))
-            labels[:count][self.scores < limit] = unknown
-        return labels, scores
 
 
 def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_] | None:
@@ -114,7 +112,7 @@ def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_
 
 
 class Pipeline(Protocol):
-    """From image to low-resolution class logits, or to masks that vote for classes."""
+    """From an image to masks, one file a family."""
 
     @property
     def sessions(self) -> dict[str, Session]:
@@ -123,10 +121,10 @@ class Pipeline(Protocol):
     def bind(self, vocabulary: Vocabulary) -> BoundClasses:
         """Precompute what depends on the classes alone."""
 
-    def mask_logits(
+    def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
-    ) -> Array | SegmentMasks | RegionVotes:
-        """Compute class logits, segments that already have their class, or masks that vote.
+    ) -> Masks:
+        """Run the graphs and compare what they give with the classes.
 
         Args:
             image: float32 [1, 3, h, w], preprocessed, on the device.
@@ -135,8 +133,10 @@ class Pipeline(Protocol):
             trace: Receives every intermediate, for self-checks.
 
         Returns:
-            float32 [1, P, gh, gw] on the device, valid until the next call; or the segments,
-            or the masks with their votes.
+            Masks that are valid until the next call.
+
+        Raises:
+            BackendError: A graph gave NaN or infinity where a class is decided on the host.
         """
 
 

@@ -12,6 +12,7 @@ from zsseg_rt import ops
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
+from zsseg_rt.pipelines.masks import ClassLogits
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
@@ -39,10 +40,10 @@ class DensePipeline:
             text_embeds=self._workspace.place(vocabulary.embeds),
         )
 
-    def mask_logits(
+    def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
-    ) -> Array:
-        """Compute class logits, float32 [1, P, gh, gw]; see :class:`Pipeline`."""
+    ) -> ClassLogits:
+        """Compare every patch with every phrase; see :class:`Pipeline`."""
         stream = self._workspace.stream
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds = encoded["patch_embeds"]
@@ -58,6 +59,7 @@ class DensePipeline:
             stream=stream,
         )
         clock.mark("similarity")
+        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
         if trace is not None:
-            trace.update(encoded)
-        return reshaped(logits, (1, phrases, *self._head.grid_hw))
+            trace.update(encoded, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)

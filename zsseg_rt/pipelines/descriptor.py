@@ -18,6 +18,7 @@ from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError
 from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
+from zsseg_rt.pipelines.masks import ClassLogits
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
 
@@ -53,10 +54,10 @@ class DescriptorPipeline:
             text_queries=self._workspace.place(text_queries),
         )
 
-    def mask_logits(
+    def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
-    ) -> Array:
-        """Compute class logits, float32 [1, P, gh, gw]; see :class:`Pipeline`."""
+    ) -> ClassLogits:
+        """Decode every phrase's query and compare it with the patches; see :class:`Pipeline`."""
         stream, space = self._workspace.stream, self._workspace
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
@@ -86,9 +87,10 @@ class DescriptorPipeline:
             stream=stream,
         )
         clock.mark("similarity")
+        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
         if trace is not None:
-            trace.update(encoded, **decoded, queries=queries)
-        return reshaped(logits, (1, phrases, *self._head.grid_hw))
+            trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)
 
 
 def _read_projection(bundle: Bundle) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

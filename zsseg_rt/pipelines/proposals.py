@@ -17,8 +17,9 @@ from zsseg_rt import ops
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
-from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, RegionVotes, Trace, seen_phrases
+from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
 from zsseg_rt.pipelines.fusion import class_probabilities, fuse
+from zsseg_rt.pipelines.masks import RegionVotes
 from zsseg_rt.region_spec import RegionEncoderSpec
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace, reshaped
@@ -173,7 +174,7 @@ class ProposalsPipeline:
             bias=bias,
         )
 
-    def mask_logits(
+    def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
     ) -> RegionVotes:
         """Propose segments and let them vote; see :class:`Pipeline`."""

@@ -12,13 +12,8 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
 from zsseg_rt.errors import BackendError, BundleError
-from zsseg_rt.pipelines.base import (
-    BoundClasses,
-    GraphLoader,
-    SegmentMasks,
-    Trace,
-    seen_phrases,
-)
+from zsseg_rt.pipelines.base import BoundClasses, GraphLoader, Trace, seen_phrases
+from zsseg_rt.pipelines.masks import SegmentMasks
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace
 
@@ -50,10 +45,10 @@ class SegmentTokensPipeline:
             text_embeds=_unit_rows(vocabulary.embeds),
         )
 
-    def mask_logits(
+    def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
     ) -> SegmentMasks:
-        """Compute the segments' masks and classes; see :class:`Pipeline`."""
+        """Find the segments and their classes; see :class:`Pipeline`."""
         encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
         clock.mark("image_encoder")
         segment_embeds = self._workspace.fetch(encoded["segment_embeds"])
@@ -68,10 +63,11 @@ class SegmentTokensPipeline:
             segment_embeds[0], image_embed[0], text_embeds, self._head, self._segments
         )
         clock.mark("similarity")
+        group_map = encoded["group_map"]
         if trace is not None:
-            trace.update(encoded)
+            trace.update(encoded, mask_logits=group_map)
         return SegmentMasks(
-            masks=encoded["group_map"], phrases=scores.argmax(axis=1), scores=scores.max(axis=1)
+            mask_logits=group_map, phrases=scores.argmax(axis=1), scores=scores.max(axis=1)
         )
 
 
