@@ -24,10 +24,12 @@ def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[Floa
         no_object: float32 [Q], the logit of "no object".
 
     Returns:
-        Probabilities of the classes [P, Q], and of being any class [Q].
+        Probabilities of the classes [P, Q], and of being any class [Q]; NaN where a logit is NaN
+        or infinity.
     """
     peak = np.maximum(logits.max(axis=0), no_object)
-    terms, rest = np.exp(logits - peak), np.exp(no_object - peak)
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks for NaN
+        terms, rest = np.exp(logits - peak), np.exp(no_object - peak)
     total = terms.sum(axis=0)
     return terms / (total + rest), total / (total + rest)
 
