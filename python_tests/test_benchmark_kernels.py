@@ -16,6 +16,7 @@ OPERATIONS = {
     "upsample_argmax",
     "overlay",
     "crop_regions",
+    "all_finite",
 }
 
 

@@ -405,6 +405,32 @@ def crop_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     yield case
 
 
+def finite_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """ZegCLIP's class logits of 171 names and ZegFormer's hundred masks."""
+    for shape in [(3, 8, 8)] if quick else [(171, 32, 32), (100, 128, 128)]:
+        yield finite_case(bench, np.ones(shape, np.float32))
+
+
+def finite_case(bench: CpuBench, values: np.ndarray) -> Case:
+    """Measure against torch's and NumPy's test of every value and reduction."""
+    placed, out = bench.place(values), bench.place(np.empty(1, np.uint8))
+
+    def ours() -> Any:
+        return ops.all_finite(placed, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.all_finite(values), 0.0)
+
+    sizes = "x".join(str(side) for side in values.shape)
+    case = Case("all_finite", sizes, values.nbytes, check, {"zsseg_rt": ours})
+    if bench.torch:
+        tensor = bench.tensor(values)
+        case.candidates["torch"] = lambda: tensor.isfinite().all()
+    if bench.name == "cpu":
+        case.candidates["NumPy"] = lambda: np.isfinite(values).all()
+    return case
+
+
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "preprocess": preprocess_cases,
     "relationship_descriptor": descriptor_cases,
@@ -412,6 +438,7 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "upsample_argmax": upsample_cases,
     "overlay": overlay_cases,
     "crop_regions": crop_cases,
+    "all_finite": finite_cases,
 }
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import Array, BackendOptions, Session
+from zsseg_rt.backends.base import BackendOptions, Session
 from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import (
@@ -248,15 +248,21 @@ class Engine:
     ) -> Segmentation:
         _check_frame(frame)
         clock = self._workspace.clock()
-        masks = self._masks(frame, classes, clock, trace)
-        host_labels, host_scores = masks.label(
-            frame.shape[:2], classes, rule, self._workspace, clock
+        masks, space = self._masks(frame, classes, clock, trace), self._workspace
+        finite = ops.all_finite(
+            masks.mask_logits, out=space.array("finite", (1,), np.uint8), stream=space.stream
         )
-        self._require_finite(masks.mask_logits)
+        clock.mark("check")
+        host_labels, host_scores = masks.label(frame.shape[:2], classes, rule, space, clock)
+        if not space.fetch(finite)[0]:
+            raise BackendError(
+                f"mask_logits: expected finite numbers, got NaN or infinity at precision "
+                f"{self.precision}. Use precision='float32' and run self_check()."
+            )
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
         clock.mark("results")
-        self._workspace.synchronize()
+        space.synchronize()
         return Segmentation(
             labels=host_labels,
             names=classes.vocabulary.names,
@@ -288,13 +294,6 @@ class Engine:
         if trace is not None:
             trace["image"] = image
         return self._pipeline.masks(image, classes, clock, trace)
-
-    def _require_finite(self, logits: Array) -> None:
-        if not np.isfinite(self._workspace.fetch(logits)).all():
-            raise BackendError(
-                f"mask_logits: expected finite numbers, got NaN or infinity at precision "
-                f"{self.precision}. Use precision='float32' and run self_check()."
-            )
 
     def _run_golden(
         self,

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_C, module) {
   register_overlay(module);
   register_crop_regions(module);
   register_label_regions(module);
+  register_all_finite(module);
 }

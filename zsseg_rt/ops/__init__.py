@@ -35,6 +35,7 @@ __all__ = [
     "DeviceArray",
     "Event",
     "Stream",
+    "all_finite",
     "available_cpu_isas",
     "cpu_isa",
     "crop_regions",
@@ -273,3 +274,22 @@ def overlay(
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
     return _C.overlay(frame, labels, palette, alpha, out, stream)
+
+
+def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> Array:
+    """Tell whether an array holds neither NaN nor infinity, where the array is.
+
+    Args:
+        values: float32 or float16, any shape.
+        out: Array to write, uint8 ``[1]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the array's device: 1 if every value is finite, else 0.
+
+    Raises:
+        ShapeError: An array is not C-contiguous, or ``out`` has another shape.
+        DTypeError: An array has the wrong dtype.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+    """
+    return _C.all_finite(values, out, stream)

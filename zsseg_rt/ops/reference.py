@@ -31,6 +31,7 @@ from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_box
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
+    "all_finite",
     "crop_regions",
     "label_regions",
     "mask_boxes",
@@ -356,4 +357,14 @@ def overlay(
     weight = np.uint32(alpha * 65536 + 0.5)  # in integers, so that all implementations agree
     blended = frame * (np.uint32(65536) - weight) + colours * weight + np.uint32(32768)
     result[...] = blended >> np.uint32(16)
+    return result
+
+
+def all_finite(
+    values: Array, *, out: Array | None = None, stream: int = 0
+) -> npt.NDArray[np.uint8]:
+    """As :func:`zsseg_rt.ops.all_finite`."""
+    values = expect_array("values", values, "float32", "float16")
+    result = expect_out("out", out, (1,), np.uint8)
+    result[0] = np.isfinite(values).all()
     return result

@@ -25,7 +25,7 @@ def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[Floa
 
     Returns:
         Probabilities of the classes [P, Q], and of being any class [Q]; NaN where a logit is NaN
-        or infinity.
+        or positive infinity.
     """
     peak = np.maximum(logits.max(axis=0), no_object)
     with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks for NaN

@@ -1,0 +1,55 @@
+"""all_finite: the law is ops.reference.all_finite."""
+
+import numpy as np
+import pytest
+
+from zsseg_rt import ops
+from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.ops import reference
+
+
+@pytest.mark.parametrize("shape", [(1,), (0, 3), (7, 11, 13), (1, 2, 3, 257), (300001,)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("value", [0.0, 6e4, 6e-8, np.nan, np.inf, -np.inf])
+def test_equals_reference(device, shape, dtype, value):
+    values = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    places = [0, values.size // 2, values.size - 1] if values.size else [None]
+    for place in places:
+        given = values.copy()
+        if place is not None:
+            given.flat[place] = value
+        out = device.poisoned((1,), np.uint8)
+        placed = device.place(given)
+        assert ops.all_finite(placed, out=out, stream=device.stream) is out
+        assert device.holds(out)
+        expected = reference.all_finite(given)
+        assert expected[0] == (place is None or np.isfinite(value))
+        np.testing.assert_array_equal(device.fetch(out), expected)
+
+
+@pytest.mark.usefixtures("cpu_isa", "num_threads")
+def test_every_instruction_set_and_thread_count():
+    values = np.ones((3, 1 << 19), np.float32)
+    assert ops.all_finite(values).tolist() == [1]
+    for row in range(3):
+        values[row, -1 - row] = np.nan
+        assert ops.all_finite(values).tolist() == [0]
+        values[row] = 1
+
+
+BAD = [
+    ({"values": np.zeros(3)}, DTypeError, "values: expected float32 or float16, got float64"),
+    ({"values": np.zeros((4, 4), np.float32).T[::2]}, ShapeError, "values: expected a C-contig"),
+    ({"out": np.zeros(2, np.uint8)}, ShapeError, r"out: expected shape \(1,\), got \(2,\)"),
+    ({"out": np.zeros(1, bool)}, DTypeError, "out: expected uint8, got bool"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_errors_are_the_reference_s(change, error, message):
+    given = {"values": np.zeros(3, np.float32), **change}
+    with pytest.raises(error, match=message) as native:
+        ops.all_finite(**given)
+    with pytest.raises(error) as defined:
+        reference.all_finite(**given)
+    assert str(native.value) == str(defined.value)
