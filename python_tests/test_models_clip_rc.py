@@ -49,6 +49,36 @@ def test_official_regions_are_squares_of_eight_patches():
 
 
 @pytest.mark.parametrize(
+    ("grid_hw", "num_regions", "stride"), [((6, 6), 16, 1), ((5, 5), 4, 2), ((4, 4), 4, 2)]
+)
+def test_official_regions_are_of_one_size(grid_hw, num_regions, stride):
+    """``stride = grid // r``; patches behind the last region lie in none."""
+    regions = region_of_patches(grid_hw, num_regions, official=True).reshape(grid_hw)
+    side = int(num_regions**0.5)
+    expected = torch.full(grid_hw, num_regions)
+    for index in range(num_regions):
+        top, left = (stride * part for part in divmod(index, side))
+        expected[top : top + stride, left : left + stride] = index
+    assert torch.equal(regions, expected)
+
+
+def test_a_grid_too_small_for_official_regions_has_none():
+    assert (region_of_patches((3, 3), 16, official=True) == 16).all()
+
+
+@torch.no_grad()
+def test_rest_of_the_official_grid_is_in_no_region():
+    """A 5x5 grid and 2x2 regions: what no region sees is the last row and column."""
+    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_regions=4, grid_side=5))
+    picture = torch.randn(1, 3, 80, 80)
+    changed = picture.clone()
+    changed[..., 64:, :] += 1.0
+    changed[..., :, 64:] += 1.0
+    before, after = (model.backbone(x).region_embeds for x in (picture, changed))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("grid_hw", "num_regions", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
 )
 def test_who_sees_whom(grid_hw, num_regions, num_prompts):

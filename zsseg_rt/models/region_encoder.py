@@ -1,8 +1,8 @@
 """CLIP-RC's image tower: ZegCLIP's with region tokens that see their own part of the picture.
 
 Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation",
-CVPR 2024. The official mask has one fixed size; here it is made for any grid and equal to the
-official one wherever the regions divide the grid evenly.
+CVPR 2024. The official mask has one fixed size; here it is made for any grid, and equal to the
+official one for the grid that the positional embedding is stored for.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class RegionEmbeds(NamedTuple):
     region_embeds: Tensor
 
 
-def region_of_patches(grid_hw: tuple[int, int], num_regions: int) -> Tensor:
+def region_of_patches(
+    grid_hw: tuple[int, int], num_regions: int, *, official: bool = False
+) -> Tensor:
     """Which region each patch lies in: the grid cut evenly into a square number of regions.
 
     Where the side of the regions does not divide the grid, some regions get a row or column of
@@ -61,16 +63,28 @@ def region_of_patches(grid_hw: tuple[int, int], num_regions: int) -> Tensor:
     Args:
         grid_hw: Patch grid, rows and columns.
         num_regions: R, a square number.
+        official: Whether all regions are of one size, as in the official code: the last rows and
+            columns that do not fill another region lie in none.
 
     Returns:
-        int64 ``[N]``, row-major over the grid, values in ``[0, R)``.
+        int64 ``[N]``, row-major over the grid, values in ``[0, R)``; R for a patch in no region.
     """
     side = math.isqrt(num_regions)
-    rows, columns = (torch.arange(size) * side // size for size in grid_hw)
-    return (rows[:, None] * side + columns).flatten()
+
+    def cut(size: int) -> Tensor:
+        positions = torch.arange(size)
+        if not official:
+            return positions * side // size
+        stride = size // side
+        return (positions // max(stride, 1)).masked_fill(positions >= side * stride, num_regions)
+
+    rows, columns = (cut(size) for size in grid_hw)
+    return (rows[:, None] * side + columns).clamp(max=num_regions).flatten()
 
 
-def attention_allowed(grid_hw: tuple[int, int], num_regions: int, num_prompts: int) -> Tensor:
+def attention_allowed(
+    grid_hw: tuple[int, int], num_regions: int, num_prompts: int, *, official: bool = False
+) -> Tensor:
     """Which token may see which: rows see columns, in the order class, prompts, patches, regions.
 
     Class, prompts and patches see each other. A region and its own patches see each other, and a
@@ -80,11 +94,13 @@ def attention_allowed(grid_hw: tuple[int, int], num_regions: int, num_prompts: i
         grid_hw: Patch grid, rows and columns.
         num_regions: R, a square number.
         num_prompts: P.
+        official: See :func:`region_of_patches`.
 
     Returns:
         bool ``[1 + P + N + R, 1 + P + N + R]``.
     """
-    inside = F.one_hot(region_of_patches(grid_hw, num_regions), num_regions).bool()
+    regions = region_of_patches(grid_hw, num_regions, official=official)
+    inside = F.one_hot(regions, num_regions + 1)[:, :num_regions].bool()
     first_patch = 1 + num_prompts
     first_region = first_patch + len(inside)
     size = first_region + num_regions
@@ -146,6 +162,11 @@ class RegionImageEncoder(PromptedImageEncoder):
             )
         return grid_hw
 
+    def attention_allowed(self, grid_hw: tuple[int, int], num_prompts: int) -> Tensor:
+        """The mask for a grid: officially cut where it is the official grid, else evenly."""
+        official = grid_hw == (self.config.grid_side,) * 2
+        return attention_allowed(grid_hw, self.config.num_regions, num_prompts, official=official)
+
     def embed_patches(self, image: Tensor) -> Tensor:
         """Class, patch and region tokens after ``ln_pre``, ``[B, 1 + N + R, W]``."""
         regions = self.region_level_bridge.expand(image.shape[0], -1, -1)
@@ -168,7 +189,7 @@ class RegionImageEncoder(PromptedImageEncoder):
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
 
         def mask_of(num_prompts: int) -> Tensor:
-            return attention_allowed(grid_hw, num_regions, num_prompts).to(image.device)
+            return self.attention_allowed(grid_hw, num_prompts).to(image.device)
 
         cls_token, prompts, others = self.run_blocks(tokens, mask_of)
         seeing_all = torch.cat([cls_token, prompts, others[:, :-num_regions]], dim=1)
@@ -208,7 +229,7 @@ class FoldedRegionEncoder(FoldedImageEncoder):
         device = self.positions.device
         tokens = encoder.ln_pre(encoder.region_level_bridge)[None]
         self.register_buffer("region_tokens", tokens)
-        allowed = attention_allowed(self.grid_hw, self.num_regions, 0)
+        allowed = encoder.attention_allowed(self.grid_hw, 0)
         # The folded prompts are the last keys; regions do not see them.
         sees_prompts = torch.ones(len(allowed), encoder.config.num_prompts, dtype=torch.bool)
         sees_prompts[-self.num_regions :] = False
