@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zsseg_rt.errors import CheckpointError
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models import (
     build_image_encoder,
     build_text_encoder,
@@ -131,6 +131,25 @@ def test_heads_must_divide_the_width(name, heads):
     arguments = tiny.zegclip_config() | {name: heads}
     with pytest.raises(CheckpointError, match=f"{name}: expected a divisor"):
         from_official("zegclip", tiny.zegclip_state_dict(), **arguments)
+
+
+@pytest.mark.parametrize("size", [0, -3, (64, 64)])
+def test_the_size_for_masks_is_one_side(size):
+    with pytest.raises(ArgumentError, match="image_size: expected the side of a square in pixels"):
+        from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, image_size=size)
+
+
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "zegformer"])
+def test_whole_checkpoints_and_arrays_are_named(architecture):
+    state_dict = tiny.zegclip_state_dict()
+    checkpoint = {"meta": {}, "state_dict": state_dict}
+    with pytest.raises(
+        CheckpointError, match=r"meta \(dict\), state_dict \(dict\).*load_checkpoint"
+    ):
+        from_official(architecture, checkpoint)
+    arrays = {key: value.numpy() for key, value in state_dict.items()}
+    with pytest.raises(CheckpointError, match=r"class_embedding \(ndarray\)"):
+        from_official(architecture, arrays)
 
 
 def test_wrapped_and_half_precision_weights_need_normalizing():

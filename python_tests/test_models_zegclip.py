@@ -179,6 +179,16 @@ def test_images_of_another_dtype_are_refused(dtype):
         tiny.zegclip_model()(torch.zeros(1, 3, 64, 64, dtype=dtype), tiny.text_embeds(7, 32))
 
 
+def test_arrays_are_told_from_tensors():
+    model, image, text = tiny.zegclip_model(), tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    with pytest.raises(DTypeError, match=r"image: expected a torch\.Tensor, got numpy\.ndarray"):
+        model(image.numpy(), text)
+    with pytest.raises(DTypeError, match=r"text_embeds: expected a torch\.Tensor, got numpy\.nda"):
+        model(image, text.numpy())
+    with pytest.raises(DTypeError, match=r"text_embeds: expected floats, got torch\.int64"):
+        model(image, torch.ones(7, 32, dtype=torch.int64))
+
+
 def test_images_below_one_patch_are_refused():
     with pytest.raises(ShapeError, match="image: expected at least 16x16 pixels, got 64x15"):
         tiny.zegclip_model()(torch.zeros(1, 3, 64, 15), tiny.text_embeds(7, 32))
@@ -254,6 +264,7 @@ def test_scores_have_the_pictures_size(size_hw):
         (np.zeros((4, 4), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
         (np.zeros((4, 4, 3), np.float32), DTypeError, "rgb: expected uint8, got float32"),
+        (torch.zeros(4, 4, 3), DTypeError, r"rgb: expected a NumPy array, got torch\.Tensor"),
     ],
 )
 def test_wrong_pictures_are_refused(rgb, error, message):

@@ -161,11 +161,22 @@ def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
-    """Refuse wrapped keys and tensors that are not float32.
+    """Refuse what is no tensor, wrapped keys and tensors that are not float32.
 
     Raises:
-        CheckpointError: A key begins with ``module.``, or a tensor is not float32.
+        CheckpointError: A value is no tensor, a key begins with ``module.``, or a tensor is not
+            float32.
     """
+    foreign = [
+        f"{key} ({type(value).__name__})"
+        for key, value in state_dict.items()
+        if not isinstance(value, Tensor)
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"state_dict: expected tensors of {architecture} by key, got {_some(foreign)}. Pass "
+            "what zsseg_rt.models.load_checkpoint gives, or the checkpoint's own 'state_dict'."
+        )
     remedy = "Pass the state_dict through zsseg_rt.models.normalize_state_dict first."
     wrapped = [key for key in state_dict if key.startswith("module.")]
     if wrapped:

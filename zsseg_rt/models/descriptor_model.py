@@ -71,8 +71,13 @@ class DescriptorConfig:
         """Check the settings.
 
         Raises:
-            ArgumentError: The activation is unknown.
+            ArgumentError: The activation is unknown, or the size is no positive integer.
         """
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ArgumentError(
+                f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
+                "Leave it out for the size of the positional embedding."
+            )
         if self.score_activation not in get_args(ScoreActivation):
             raise ArgumentError(
                 "score_activation: expected 'sigmoid' or 'softmax', got "

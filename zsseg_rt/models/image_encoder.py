@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.models.input_checks import check_tensor
 from zsseg_rt.models.transformer import (
     Activation,
     Mlp,
@@ -166,6 +167,7 @@ class ImageEncoder(nn.Module):
 
     def input_tokens(self, image: Tensor) -> Tensor:
         """Class and patch tokens with their positions, before ``ln_pre``, ``[B, 1 + N, W]``."""
+        check_tensor("image", image)
         if image.ndim != 4 or image.shape[1] != 3:
             raise ShapeError(
                 f"image: expected [B, 3, H, W], got {list(image.shape)}. "

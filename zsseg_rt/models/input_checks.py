@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from zsseg_rt.errors import ShapeError
+from zsseg_rt.errors import DTypeError, ShapeError
 
-__all__ = ["check_size", "check_text_embeds"]
+__all__ = ["check_size", "check_tensor", "check_text_embeds"]
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        DTypeError: It is not.
+    """
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise DTypeError(
+            f"{name}: expected a torch.Tensor, got {kind}. Convert it with torch.as_tensor."
+        )
 
 
 def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
@@ -26,8 +41,14 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
     """Refuse class embeddings that are not of a model's joint space.
 
     Raises:
+        DTypeError: They are no tensor of floating-point numbers.
         ShapeError: They are not ``[C, embed_dim]`` with at least one class.
     """
+    check_tensor(name, text_embeds)
+    if not text_embeds.is_floating_point():
+        raise DTypeError(
+            f"{name}: expected floats, got {text_embeds.dtype}. Pass embeddings, not tokens."
+        )
     if text_embeds.ndim != 2 or text_embeds.shape[1] != embed_dim or not len(text_embeds):
         raise ShapeError(
             f"{name}: expected [C, {embed_dim}] with at least one class, "

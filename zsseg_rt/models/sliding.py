@@ -62,6 +62,11 @@ def prepare_image(
 
 
 def _check_picture(rgb: NDArray[np.uint8]) -> None:
+    if not isinstance(rgb, np.ndarray):
+        raise DTypeError(
+            f"rgb: expected a NumPy array, got {type(rgb).__module__}.{type(rgb).__qualname__}. "
+            "Give uint8 [H, W, 3]."
+        )
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ShapeError(f"rgb: expected [H, W, 3], got {list(rgb.shape)}. Convert it to RGB.")
     if rgb.dtype != np.uint8:

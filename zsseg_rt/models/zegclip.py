@@ -242,7 +242,9 @@ def zegclip_from_official(
         image_encoder=image_encoder,
         decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
         text_encoder=text_encoder_config(sizes, "text_encoder.", text_heads) if has_text else None,
-        image_size=image_size or image_encoder.grid_side * image_encoder.patch_size,
+        image_size=(
+            image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
+        ),
         seen_classes=tuple(int(index) for index in seen_classes),
         self_trained=self_trained,
         score_activation=score_activation,
