@@ -115,6 +115,26 @@ def test_every_rule_of_the_official_configurations(bundle, settings, fusion, sty
     assert_same_scores(result, maps, job.head)
 
 
+@pytest.mark.parametrize("both_branches", [False, True])
+def test_a_model_without_clip_is_exported(both_branches, tmp_path):
+    """The text branch alone, from a training checkpoint too; a bank of both branches serves it."""
+    model = tiny_zegformer.model(ensemble=False, clip_classification=False)
+    bank = (NAMES, embeddings() if both_branches else embeddings()[0])
+    path = export_bundle(
+        model,
+        tmp_path / "segments.zsseg",
+        class_names=NAMES,
+        size_hw=SIZE,
+        precisions=("float32",),
+        text_bank=bank,
+    )
+    with Engine(path, EngineConfig(**EXACT)) as engine:
+        assert engine.self_check().passed
+        engine.set_classes(NAMES)
+        labels = engine.segment(frame()).labels
+    assert_same_labels(labels, score_maps(model))
+
+
 def test_every_graph_and_the_runtime_are_verified(bundle):
     report = verify_bundle(bundle)
     assert report.passed

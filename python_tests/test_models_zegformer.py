@@ -66,6 +66,17 @@ def test_shapes(size_hw, salt):
     assert output.pred_masks.std() > 0.1
 
 
+@pytest.mark.parametrize("as_rows", [np.array, torch.tensor])
+def test_pictures_and_sizes_may_be_arrays(as_rows):
+    model, pictures = tiny_zegformer.model(), [tiny_zegformer.picture(32, 40, s) for s in "ab"]
+    sizes = [(20, 30), (10, 50)]
+    expected = run(model, pictures, sizes)
+    texts = tiny_zegformer.text_features("a"), tiny_zegformer.text_features("b")
+    with torch.no_grad():
+        found = model(torch.stack(pictures), *texts, as_rows(sizes))
+    assert all(torch.equal(*pair) for pair in zip(found.sem_seg, expected.sem_seg, strict=True))
+
+
 def test_pictures_of_one_padded_size_do_not_see_each_other():
     model = tiny_zegformer.model()
     pictures = [tiny_zegformer.picture(50, 90, "a"), tiny_zegformer.picture(64, 70, "b")]
@@ -375,6 +386,8 @@ TEXT = tiny_zegformer.text_features()
     [
         ({"images": []}, ShapeError, "images: expected at least one picture"),
         ({"out_hw": []}, ShapeError, "got 1 pictures and 0 sizes"),
+        ({"out_hw": [(0, 32)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
+        ({"out_hw": [(32, 32, 3)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
         ({"images": [torch.zeros(32, 32, 3)]}, ShapeError, r"images\[0\]: expected \[3, h, w\]"),
         ({"images": [torch.zeros(3, 32, 32)]}, DTypeError, r"images\[0\]: expected uint8"),
         ({"text_features": TEXT[:, :40]}, ShapeError, r"text_features: expected \[C, 48\]"),

@@ -68,12 +68,13 @@ def proposals_golden(
         **extra,
     }
     golden = {name: np.ascontiguousarray(array.numpy()) for name, array in arrays.items()}
+    if regions.encoder is not None:
+        golden["region_text_embeds"] = region_embeds
     return golden | {
         "labels": maps.argmax(dim=0).numpy().astype(np.uint8 if len(names) < 255 else np.uint16),
         "frame": frame,
         "class_names": np.array(list(names)),
         "text_embeds": embeds,
-        "region_text_embeds": region_embeds,
     }
 
 

@@ -143,6 +143,7 @@ class ZegFormer(nn.Module):
             DTypeError: A picture is not uint8.
         """
         self._check_inputs(images, text_features, text_features_clip, out_hw)
+        out_hw = [(int(height), int(width)) for height, width in out_hw]
         planes = self.prepare(images, IMAGE_MEAN, IMAGE_STD)
         segments = self.propose(planes, text_features)
         clip_logits = None
@@ -340,7 +341,7 @@ class ZegFormer(nn.Module):
 
 
 def _check_images(images: Sequence[Tensor], out_hw: Sequence[tuple[int, int]]) -> None:
-    if not images or len(images) != len(out_hw):
+    if not len(images) or len(images) != len(out_hw):
         raise ShapeError(
             f"images: expected at least one picture and an out_hw for each, got {len(images)} "
             f"pictures and {len(out_hw)} sizes. Give one (height, width) a picture."
@@ -354,4 +355,10 @@ def _check_images(images: Sequence[Tensor], out_hw: Sequence[tuple[int, int]]) -
             raise DTypeError(
                 f"images[{index}]: expected uint8, got {image.dtype}. "
                 "Give the picture in 0..255; the model normalises it."
+            )
+    for index, size in enumerate(out_hw):
+        if len(size) != 2 or min(size) < 1:
+            raise ShapeError(
+                f"out_hw[{index}]: expected a height and width of at least 1 pixel, got "
+                f"{list(size)}. Give the size of the score maps."
             )
