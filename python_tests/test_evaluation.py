@@ -233,6 +233,21 @@ def test_zegformer_is_resized_and_labelled_as_officially():
         torch_segmenter(model, names, embeds, region_embeds=region, protocol="slide")
 
 
+def test_zegformer_s_synonyms_make_one_class_as_officially():
+    model = tiny_zegformer.model()
+    embeds, region = (tiny_zegformer.text_features(salt) for salt in "ab")
+    names, image = ["a, b, c", "d", "e, f", "g"], NoisePictures(7)[0].image
+    merged = [
+        torch.nn.functional.normalize(
+            torch.stack([rows[:3].mean(0), rows[3], rows[4:6].mean(0), rows[6]]), dim=-1
+        )
+        for rows in (embeds, region)
+    ]
+    one_a_class = ZegFormerSegmenter(model, ["a", "d", "e", "g"], *merged, seen_names="ae")
+    synonyms = ZegFormerSegmenter(model, names, embeds, region, seen_names="bef")
+    np.testing.assert_array_equal(synonyms.segment(image), one_a_class.segment(image))
+
+
 def test_zegformer_limits_the_long_side():
     model = tiny_zegformer.model()
     segmenter = ZegFormerSegmenter(

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -137,6 +138,20 @@ def test_heads_must_divide_the_width(name, heads):
 def test_the_size_for_masks_is_one_side(size):
     with pytest.raises(ArgumentError, match="image_size: expected the side of a square in pixels"):
         from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, image_size=size)
+
+
+@pytest.mark.parametrize("seen", [np.array([0, 2]), torch.tensor([0, 2]), (0, np.int64(2))])
+def test_seen_classes_are_indices_of_any_kind(seen):
+    model = from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
+    assert model.config.seen_classes == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "seen", [None, 3, [0.7], ["a"], [True, False], np.ones(3, bool), torch.ones(3)]
+)
+def test_seen_classes_are_no_mask(seen):
+    with pytest.raises(ArgumentError, match="seen_classes: expected indices of classes"):
+        from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
 
 
 @pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "zegformer"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import Tensor
 
-from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["check_size", "check_tensor", "check_text_embeds"]
+__all__ = ["check_size", "check_tensor", "check_text_embeds", "class_indices"]
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -54,3 +55,21 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
             f"{name}: expected [C, {embed_dim}] with at least one class, "
             f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
         )
+
+
+def class_indices(name: str, classes: Any) -> tuple[int, ...]:
+    """Read indices of classes from a list, an array or a tensor.
+
+    Raises:
+        ArgumentError: They are something else, a mask of truth values for one.
+    """
+    try:
+        values = list(classes.tolist() if hasattr(classes, "tolist") else classes)
+        if not any(isinstance(value, bool) for value in values):
+            return tuple(operator.index(value) for value in values)
+    except TypeError:
+        pass
+    raise ArgumentError(
+        f"{name}: expected indices of classes such as [0, 1, 4], got {classes!r}. "
+        "Give the rows of the class embeddings."
+    )

@@ -24,9 +24,13 @@ __all__ = ["ZegFormerSegmenter"]
 class ZegFormerSegmenter:
     """Labels pictures with ZegFormer as its official evaluation does: whole, in their own shape.
 
+    A class's synonyms make one embedding, their mean. (Officially the mean over all prompts of all
+    synonyms at once, which differs where there are several prompts: 3e-4 with eight. At run time
+    the best synonym counts instead.)
+
     Args:
         model: The model, in evaluation mode; pictures go to its device. It is not changed.
-        class_names: One phrase a class; commas separate synonyms, of which the best one counts.
+        class_names: One phrase a class; commas separate synonyms.
         text_embeds: Embeddings of all phrases for the segment branch, ``[P, D]``, unit norm.
         region_embeds: The same for the CLIP branch; None if CLIP classifies no regions.
         seen_names: Names of the classes that training saw.
@@ -58,11 +62,12 @@ class ZegFormerSegmenter:
         if region_embeds is not None:
             phrases.check_embeds("region_embeds", region_embeds)
         self.class_names = phrases.class_names
-        self._phrases = phrases
         self._device = next(model.parameters()).device
-        self._text_embeds = text_embeds.to(self._device, torch.float32)
-        self._region_embeds = None if region_embeds is None else region_embeds.to(self._text_embeds)
-        self._model = with_seen_rows(model, phrases.seen_rows)
+        self._text_embeds = phrases.class_embeds(text_embeds.to(self._device, torch.float32))
+        self._region_embeds = None
+        if region_embeds is not None:
+            self._region_embeds = phrases.class_embeds(region_embeds.to(self._text_embeds))
+        self._model = with_seen_rows(model, phrases.seen_classes)
         self._sides = short_side or model.config.image_size, long_side
 
     @torch.inference_mode()
@@ -71,7 +76,8 @@ class ZegFormerSegmenter:
         planes = torch.from_numpy(self._resize(image)).permute(2, 0, 1).to(self._device)
         out_hw = (image.shape[0], image.shape[1])
         output = self._model([planes], self._text_embeds, self._region_embeds, [out_hw])
-        return self._phrases.to_classes(output.sem_seg[0].argmax(dim=0).cpu().numpy())
+        labels: npt.NDArray[Any] = output.sem_seg[0].argmax(dim=0).cpu().numpy()
+        return labels.astype(np.uint8 if len(self.class_names) <= 254 else np.uint16)
 
     def describe(self) -> dict[str, Any]:
         """Architecture, hash of the weights, protocol and device."""

@@ -37,6 +37,7 @@ class Phrases:
         class_names: As given, spaces tidied.
         phrases: All phrases, class by class.
         seen_rows: Indices of the phrases that training saw.
+        seen_classes: Indices of the classes of which training saw a phrase.
     """
 
     def __init__(self, class_names: Sequence[str], seen_names: Collection[str]) -> None:
@@ -44,7 +45,9 @@ class Phrases:
         self.class_names = join_synonyms(classes)
         self.phrases = [phrase for synonyms in classes for phrase in synonyms]
         self.seen_rows = tuple(i for i, name in enumerate(self.phrases) if name in seen_names)
+        self._counts = [len(synonyms) for synonyms in classes]
         owners = [index for index, synonyms in enumerate(classes) for _ in synonyms]
+        self.seen_classes = tuple(sorted({owners[row] for row in self.seen_rows}))
         unknown = 255 if len(classes) <= 254 else 65535
         # One entry more: whatever lies beyond the phrases is unknown.
         self._table = np.array([*owners, unknown], np.uint8 if unknown == 255 else np.uint16)
@@ -62,6 +65,11 @@ class Phrases:
         mask = torch.zeros(len(self.phrases), dtype=torch.bool, device=device)
         mask[list(self.seen_rows)] = True
         return mask
+
+    def class_embeds(self, embeds: Tensor) -> Tensor:
+        """One row a class, unit norm, ``[C, D]``: the mean of its phrases' rows ``[P, D]``."""
+        means = torch.stack([rows.mean(dim=0) for rows in torch.split(embeds, self._counts)])
+        return torch.nn.functional.normalize(means, dim=-1)
 
     def to_classes(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Class indices of phrase indices; indices of no phrase become unknown."""
