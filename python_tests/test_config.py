@@ -5,6 +5,7 @@ import pytest
 from zsseg_rt import DeviceError, EngineConfig
 from zsseg_rt.backends import registry
 from zsseg_rt.config import default_cache_dir
+from zsseg_rt.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -15,18 +16,20 @@ from zsseg_rt.config import default_cache_dir
         ({"backend": "onnx"}, "backend: expected one of auto, openvino, tensorrt, torch"),
         ({"precision": "fp16"}, "precision: expected one of auto, float32, .*got 'fp16'"),
         ({"channel_order": "RGB"}, "channel_order: expected one of rgb, bgr"),
-        ({"num_threads": -1}, "num_threads: expected >= 0"),
+        ({"num_threads": -1}, "num_threads: expected from 0"),
+        ({"num_threads": 1.5}, "num_threads: expected from 0"),
+        ({"num_threads": 10**6}, "num_threads: expected from 0"),
         ({"unknown_below": 1.5}, r"unknown_below: expected a score in \[0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         EngineConfig(**settings)
 
 
 def test_from_dict_refuses_unknown_keys():
     assert EngineConfig.from_dict({"device": "cpu"}) == EngineConfig(device="cpu")
-    with pytest.raises(ValueError, match="unknown key 'devise'"):
+    with pytest.raises(ConfigError, match="unknown key 'devise'"):
         EngineConfig.from_dict({"devise": "cpu"})
 
 

@@ -208,9 +208,24 @@ class TestBadInput:
             colours.set_classes(["x"], templates=["no braces"])
         assert colours.vocabulary is before
 
-    def test_nan_from_the_graphs(self, colours):
-        huge = np.full_like(colour_embeds()[1][:1], 3e38)
-        colours.set_classes(["x"], embeddings=huge)
+    @pytest.mark.parametrize("norm", [1e-13, 1e13, 3e38])
+    def test_embeddings_that_products_cannot_hold(self, colours, norm):
+        with pytest.raises(VocabularyError, match="embeddings: expected rows whose norm is"):
+            colours.set_classes(["x"], embeddings=np.float32([[norm, 0, 0, 0]]))
+
+    @pytest.mark.parametrize("names", [None, 3, {"red", "blue"}, "red"])
+    def test_classes_and_background_are_lists(self, colours, names):
+        with pytest.raises(VocabularyError, match="class_names: expected a list of names"):
+            colours.set_classes(names)
+        with pytest.raises(VocabularyError, match="background: expected a list of names"):
+            colours.set_classes(["red"], background=names)
+
+    def test_nan_from_the_graphs(self, colours, monkeypatch):
+        colours.set_classes(["red"])
+        similarity = ops.patch_text_similarity
+        monkeypatch.setattr(
+            ops, "patch_text_similarity", lambda *a, **b: similarity(*a, **b) * np.float32(np.nan)
+        )
         with pytest.raises(BackendError, match="mask_logits: expected finite numbers"):
             colours.segment(np.full((4, 4, 3), 255, np.uint8))
 

@@ -134,7 +134,8 @@ def test_unusable_models():
         ({"precisions": "float32"}, BundleError, "precisions: expected some of"),
         ({"templates": ("no slot",)}, VocabularyError, "templates: expected one"),
         ({"class_names": ["only one"]}, VocabularyError, "class_names: expected at least 7"),
-        ({"size_hw": (8, 8)}, ShapeError, "expected at least 16x16"),
+        ({"size_hw": (8, 8)}, ShapeError, "expected multiples of the patch size 16, got 8x8"),
+        ({"size_hw": (100, 64)}, ShapeError, "expected multiples of the patch size 16"),
     ],
     ids=lambda value: str(value)[:30],
 )

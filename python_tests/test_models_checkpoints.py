@@ -134,6 +134,13 @@ def test_heads_must_divide_the_width(name, heads):
         from_official("zegclip", tiny.zegclip_state_dict(), **arguments)
 
 
+def test_integer_weights_are_named():
+    state_dict = tiny.zegclip_state_dict()
+    state_dict["backbone.proj"] = state_dict["backbone.proj"].to(torch.int64)
+    with pytest.raises(CheckpointError, match=r"floating-point weights, got .* backbone\.proj"):
+        build(state_dict)
+
+
 @pytest.mark.parametrize("size", [0, -3, (64, 64)])
 def test_the_size_for_masks_is_one_side(size):
     with pytest.raises(ArgumentError, match="image_size: expected the side of a square in pixels"):

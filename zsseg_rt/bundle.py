@@ -8,6 +8,7 @@ that leaves the folder is a :class:`BundleError` that names key and file. There 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -123,6 +124,8 @@ class TextSpec:
         for word in self.words:
             if not word or word != word.lower() or word.split() != [word]:
                 raise ValueError(f"words: expected single lower-case words, got {word!r}")
+        if not self.templates:
+            raise ValueError("templates: expected at least one, got none")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"templates: expected one '{{}}' in each, got {template!r}")
@@ -157,6 +160,12 @@ class HeadSpec:
             raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {self.activation!r}")
         if min(self.grid_hw) < 1:
             raise ValueError(f"grid_hw: expected sizes >= 1, got {self.grid_hw}")
+        if not math.isfinite(self.seen_bias):
+            raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
+        if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
+            raise ValueError(
+                f"unknown_below: expected a score in [0, 1] or null, got {self.unknown_below}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt import schema
+from zsseg_rt.errors import ConfigError
 
 __all__ = ["BACKENDS", "PRECISIONS", "EngineConfig", "default_cache_dir"]
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
+MAX_THREADS = 1024
 
 
 def default_cache_dir() -> Path:
@@ -54,7 +56,7 @@ class EngineConfig:
             next unknown phrase loads it again. CLIP ViT-B/16's takes about 0.6 GB.
 
     Raises:
-        ValueError: A value is not one of the above; the message lists them.
+        ConfigError: A value is not one of the above; the message lists them.
     """
 
     device: str = "auto"
@@ -74,15 +76,16 @@ class EngineConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
-        if self.num_threads < 0:
-            raise ValueError(f"num_threads: expected >= 0, got {self.num_threads}")
+        if not isinstance(self.num_threads, int) or not 0 <= self.num_threads <= MAX_THREADS:
+            raise ConfigError(
+                f"num_threads: expected from 0 (all) to {MAX_THREADS}, got {self.num_threads}"
+            )
         if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
-            raise ValueError(
+            raise ConfigError(
                 f"unknown_below: expected a score in [0, 1] or None, got {self.unknown_below}"
             )
-
         if self.min_region_score is not None and not 0.0 <= self.min_region_score <= 1.0:
-            raise ValueError(
+            raise ConfigError(
                 "min_region_score: expected a probability in [0, 1] or None, got "
                 f"{self.min_region_score}"
             )
@@ -91,7 +94,7 @@ class EngineConfig:
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
         """Build a config from plain data; an unknown key is an error that lists the known ones."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
-        return schema.decode(cls, plain, "EngineConfig", ValueError)
+        return schema.decode(cls, plain, "EngineConfig", ConfigError)
 
     @property
     def cache_folder(self) -> Path | None:
@@ -105,12 +108,12 @@ def check_device_name(device: str) -> None:
     """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``.
 
     Raises:
-        ValueError: The name is none of them.
+        ConfigError: The name is none of them.
     """
     if device not in ("auto", "cpu") and not re.fullmatch(r"cuda:\d{1,3}", device):
-        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
+        raise ConfigError(f"device: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zsseg_rt.config import default_cache_dir
+from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.extras import install_command
 
 __all__ = ["Finding", "examine"]
@@ -128,7 +129,15 @@ def _openvino() -> Finding:
     from zsseg_rt.backends._openvino import auto_precision
     from zsseg_rt.backends._openvino_core import process_core
 
-    core = process_core()
+    try:
+        core = process_core()
+    except BackendUnavailableError as exc:
+        return Finding(
+            topic="OpenVINO",
+            status="bad",
+            detail=f"{version} is installed and cannot be imported: {exc.__cause__}",
+            remedy="pip install --force-reinstall openvino",
+        )
     devices = ", ".join(
         f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices
     )

@@ -21,6 +21,7 @@ from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import (
     BackendError,
+    BundleError,
     EngineStateError,
     PrecisionNotApplied,
     ShapeError,
@@ -96,6 +97,7 @@ class Engine:
         self._pipeline: Pipeline = _PIPELINES[self.bundle.family](
             self.bundle, self._load_graph, self._workspace
         )
+        _check_sizes(self.bundle, self._pipeline.sessions["image_encoder"])
         self._embedder = PhraseEmbedder(
             self.bundle, self._load_text_encoder, self._options.cache_dir
         )
@@ -153,6 +155,7 @@ class Engine:
         self._require_open()
         specs = read_class_specs(class_names, background, max_phrases=self.bundle.head.max_classes)
         with self._vocabulary_lock:
+            self._require_open()
             if embeddings is None:
                 chosen = None if templates is None else check_templates(templates)
                 embeds = self._embedder.embed(specs.phrases, chosen)
@@ -212,15 +215,16 @@ class Engine:
             return check_against_golden(self.bundle, self.precision, self._run_golden)
 
     def close(self) -> None:
-        """Free graphs and buffers. Calling it twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-        for session in self._pipeline.sessions.values():
-            session.close()
-        self._embedder.release_encoder()
-        self._classes = None
-        self._workspace.close()
+        """Free graphs and buffers, after the frame under way. Calling it twice is harmless."""
+        with self._frame_lock, self._vocabulary_lock:
+            if self._closed:
+                return
+            self._closed = True
+            for session in self._pipeline.sessions.values():
+                session.close()
+            self._embedder.release_encoder()
+            self._classes = None
+            self._workspace.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -257,7 +261,8 @@ class Engine:
         if not space.fetch(finite)[0]:
             raise BackendError(
                 f"mask_logits: expected finite numbers, got NaN or infinity at precision "
-                f"{self.precision}. Use precision='float32' and run self_check()."
+                f"{self.precision}. Use precision='float32' and run self_check(), which tells "
+                "whether the weights are sound."
             )
         if not classes.vocabulary.is_plain:
             host_labels = classes.vocabulary.label_table[host_labels]
@@ -367,6 +372,23 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise EngineStateError("engine: is closed. Make a new Engine.")
+
+
+def _check_sizes(bundle: Bundle, encoder: Session) -> None:
+    """Refuse a manifest whose sizes are not its graph's."""
+    gives = {spec.name: spec.shape for spec in (*encoder.inputs, *encoder.outputs)}
+    grid_h, grid_w = bundle.head.grid_hw
+    stated = {
+        "preprocess.size_hw": ("image", 2, bundle.preprocess.size_hw),
+        "head.grid_hw": ("patch_embeds", 1, (grid_h * grid_w,)),
+    }
+    for key, (name, axis, sizes) in stated.items():
+        found = gives.get(name, ())[axis : axis + len(sizes)]
+        if any(isinstance(a, int) and a != b for a, b in zip(found, sizes, strict=False)):
+            raise BundleError(
+                f"{bundle.path / 'bundle.json'}: {key}: expected what the graph's {name} "
+                f"{list(gives[name])} has, got {sizes}. Export the bundle again."
+            )
 
 
 def _dynamic_axes(bundle: Bundle) -> dict[str, tuple[int, int, int]]:

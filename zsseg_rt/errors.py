@@ -10,6 +10,7 @@ __all__ = [
     "BundleError",
     "BundleVersionError",
     "CheckpointError",
+    "ConfigError",
     "CudaError",
     "DTypeError",
     "DatasetError",
@@ -39,6 +40,10 @@ class DTypeError(ZssegError, TypeError):
 
 class ArgumentError(ZssegError, ValueError):
     """A setting is outside its range."""
+
+
+class ConfigError(ArgumentError):
+    """A setting of an engine is not one that exists; on the command line a usage error."""
 
 
 class DeviceError(ZssegError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError, ShapeError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError
 from zsseg_rt.visualize import palette, write_label_png
 
 if TYPE_CHECKING:
@@ -114,9 +114,18 @@ class Segmentation:
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
 
+        Args:
+            path: Ends in ``.png``: other formats would change labels.
+
         Raises:
+            ArgumentError: The name ends otherwise.
             SourceError: The file cannot be written; nothing is left behind.
         """
+        if Path(path).suffix.lower() != ".png":
+            raise ArgumentError(
+                f"path: expected a name that ends in .png, got {str(path)!r}. "
+                "Labels are written as PNG, which changes none."
+            )
         write_label_png(path, self.labels)
 
     def to_coco_rle(self) -> list[dict[str, Any]]:

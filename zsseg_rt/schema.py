@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,8 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
             raise error(f"{where}: expected {_expected(kind)}, got {_describe(raw)}")
         return raw
     if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        if not math.isfinite(raw):
+            raise error(f"{where}: expected a finite number, got {raw}")
         return float(raw)
     if kind in (str, int, bool) and type(raw) is kind:
         return raw

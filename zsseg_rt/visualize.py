@@ -71,9 +71,10 @@ def save_file(path: str | Path, content: bytes) -> None:
     """
     try:
         write_atomically(Path(path), content)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
         raise SourceError(
-            f"{path}: cannot be written: {exc.strerror or exc}. Check the folder and the disk."
+            f"{path}: cannot be written: {reason}. Check the folder and the disk."
         ) from exc
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,11 +90,8 @@ def read_class_specs(
     Raises:
         VocabularyError: No class, an empty or repeated name, or too many phrases.
     """
-    if isinstance(classes, str):
-        raise VocabularyError(
-            f"class_names: expected a list of names, got the string {classes!r}. "
-            f"Write [{classes!r}]."
-        )
+    _check_list("class_names", classes)
+    _check_list("background", background)
     groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
     if not groups:
         raise VocabularyError("class_names: expected at least one class, got none")
@@ -115,12 +113,13 @@ def read_class_specs(
 
 
 def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> None:
-    """Check given embeddings: float32 [count, embed_dim], finite, no zero row.
+    """Check given embeddings: float32 [count, embed_dim], finite, of usable norms.
 
     Raises:
         DTypeError: Not float32.
         ShapeError: Another shape.
-        VocabularyError: NaN, infinity or a row of zeros; the message names the first row.
+        VocabularyError: NaN, infinity, a row of zeros or of a norm that float32 products cannot
+            hold; the message names the first row.
     """
     if not isinstance(embeds, np.ndarray) or embeds.dtype != np.float32:
         found = getattr(embeds, "dtype", type(embeds).__name__)
@@ -137,10 +136,26 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
         raise VocabularyError(
             f"embeddings: expected finite numbers, got NaN or infinity in row {int(np.argmax(bad))}"
         )
-    empty = ~embeds.any(axis=1)
-    if empty.any():
+    norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
+    odd = (norms < 1e-12) | (norms > 1e12)
+    if odd.any():
+        row = int(np.argmax(odd))
         raise VocabularyError(
-            f"embeddings: expected non-zero rows, got only zeros in row {int(np.argmax(empty))}"
+            f"embeddings: expected rows whose norm is from 1e-12 to 1e12, got {norms[row]:g} in "
+            f"row {row}. Text embeddings have norms around 1."
+        )
+
+
+def _check_list(argument: str, names: Any) -> None:
+    """Labels are indices into the names, so these need an order; a string is a list of letters."""
+    if isinstance(names, str):
+        raise VocabularyError(
+            f"{argument}: expected a list of names, got the string {names!r}. Write [{names!r}]."
+        )
+    if isinstance(names, AbstractSet) or not isinstance(names, Iterable):
+        raise VocabularyError(
+            f"{argument}: expected a list of names, got {type(names).__name__}. "
+            "Put the names in an order."
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zsseg_rt.backends.base import Backend
 from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
-from zsseg_rt.errors import BackendUnavailableError, DeviceError
+from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 from zsseg_rt.extras import install_command
 
 __all__ = ["Placement", "choose", "get_backend", "is_installed"]
@@ -45,11 +45,11 @@ def get_backend(name: str) -> Backend:
     """Return a backend by its public name.
 
     Raises:
-        ValueError: No such backend.
+        ConfigError: No such backend.
         BackendUnavailableError: Its package is not installed.
     """
     if name not in _PACKAGES:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+        raise ConfigError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if not is_installed(name):
         raise BackendUnavailableError(
             f"backend: expected the package(s) {' or '.join(_PACKAGES[name])} for {name!r}, "
@@ -64,7 +64,7 @@ def choose(config: EngineConfig) -> Placement:
 
     Raises:
         DeviceError: A GPU was asked for and none is there, or backend and device do not fit.
-        ValueError: An environment variable holds something else than a device or backend name.
+        ConfigError: An environment variable holds something else than a device or backend name.
     """
     backend = (
         os.environ.get("ZSSEG_BACKEND", "auto") if config.backend == "auto" else config.backend
@@ -72,7 +72,7 @@ def choose(config: EngineConfig) -> Placement:
     device = os.environ.get("ZSSEG_DEVICE", "auto") if config.device == "auto" else config.device
     check_device_name(device)
     if backend not in BACKENDS:
-        raise ValueError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ConfigError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if device == "auto":
         device = _choose_device(backend)
     if device != "cpu":

@@ -27,6 +27,7 @@ from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.train import train
 from zsseg_rt.errors import (
     BackendUnavailableError,
+    ConfigError,
     DeviceError,
     PrecisionNotApplied,
     ZssegError,
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
     except UsageError as exc:
         return _fail(EXIT_USAGE, _usage_message(exc))
+    except ConfigError as exc:
+        return _fail(EXIT_USAGE, str(exc), debug)
     except typer.Abort:
         return _fail(EXIT_FAILURE, "interrupted")
     except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:

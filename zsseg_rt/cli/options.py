@@ -120,7 +120,7 @@ def split(text: str) -> list[str]:
 
 def _read_class_file(path: Path) -> list[str | list[str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", None) or "not in UTF-8"
         raise SourceError(

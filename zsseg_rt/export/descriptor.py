@@ -19,6 +19,7 @@ from zsseg_rt.export.onnx import check_float32_on_cpu, descriptor_graphs
 from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
 from zsseg_rt.export.word_subset import WordSubset
 from zsseg_rt.models.descriptor_model import DescriptorModel
+from zsseg_rt.models.input_checks import check_size
 
 __all__ = ["CLIP_TEMPLATES", "export_bundle"]
 
@@ -117,6 +118,8 @@ class _Job:
         text: TextSide,
     ) -> None:
         self.model, self.text = model, text
+        if size_hw is not None:
+            check_size(size_hw, model.config.image_encoder.patch_size)
         self.parts = model.fold_for_inference(size_hw)
         self.embed_dim = int(model.config.image_encoder.embed_dim)
         self.class_names = None if class_names is None else list(class_names)

@@ -6,6 +6,7 @@ attention is unknown to TensorRT 10.3, and older opsets decompose GELU.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import zsseg_rt
 from zsseg_rt.bundle import GraphEntry
-from zsseg_rt.errors import BackendError, CheckpointError
+from zsseg_rt.errors import BackendError, BackendUnavailableError, CheckpointError
 from zsseg_rt.export.graph_files import (
     GRAPH_PRECISIONS,
     MAX_CLASSES,
@@ -27,6 +28,7 @@ from zsseg_rt.export.graph_files import (
     save_variants,
     strip_notes,
 )
+from zsseg_rt.extras import install_command
 
 __all__ = [
     "OPSET",
@@ -225,8 +227,14 @@ def to_onnx(name: str, job: GraphExport) -> onnx.ModelProto:
         The graph, without notes about the computer it was made on.
 
     Raises:
+        BackendUnavailableError: onnxscript is not installed.
         BackendError: The exporter failed, or emitted control flow.
     """
+    if importlib.util.find_spec("onnxscript") is None:  # which torch's exporter imports
+        raise BackendUnavailableError(
+            "onnxscript: expected to be installed for export, got nothing. "
+            f"Run: {install_command('train')}"
+        )
     module = job.module.eval()
     dims = {
         tensor: {

@@ -191,6 +191,12 @@ def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
     ]
     if others:
         raise CheckpointError(f"state_dict: expected float32, got {_some(others)}. {remedy}")
+    whole = [k for k, v in state_dict.items() if v.ndim > 0 and not v.is_floating_point()]
+    if whole:
+        raise CheckpointError(
+            f"state_dict: expected floating-point weights, got integers or others under "
+            f"{_some(whole)}. Get the checkpoint again."
+        )
 
 
 class Sizes:

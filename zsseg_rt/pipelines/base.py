@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import Array, Session
 from zsseg_rt.bundle import Bundle, HeadSpec
+from zsseg_rt.text.tokenizer import clean_text
 from zsseg_rt.vocabulary import Vocabulary
 from zsseg_rt.workspace import StageClock, Workspace
 
@@ -107,8 +108,14 @@ class Masks(Protocol):
 
 
 def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_] | None:
-    """Which phrases name a class that training saw; None if the bundle names none."""
-    return np.isin(vocabulary.phrases, head.seen) if head.seen else None
+    """Which phrases name a class that training saw; None if the bundle names none.
+
+    Names that the tokenizer reads alike are alike: "Blue  sky" is "blue sky".
+    """
+    if not head.seen:
+        return None
+    seen = {clean_text(name) for name in head.seen}
+    return np.array([clean_text(phrase) in seen for phrase in vocabulary.phrases])
 
 
 class Pipeline(Protocol):

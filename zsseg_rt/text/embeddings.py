@@ -111,7 +111,11 @@ class PhraseEmbedder:
         except (OSError, ValueError, EOFError) as exc:
             _log.warning("%s: cached embedding is unreadable (%s); embedding again", path, exc)
             return False
-        if row.shape != (self._bundle.text.embed_dim,) or not np.isfinite(row).all():
+        if (
+            row.dtype != np.float32
+            or row.shape != (self._bundle.text.embed_dim,)
+            or not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4
+        ):
             _log.warning("%s: cached embedding has the wrong content; embedding again", path)
             return False
         self._known[key, phrase] = row.astype(np.float32)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.text.tokenizer import clean_text
 from zsseg_rt.training.class_phrases import join_synonyms, split_synonyms
 
 __all__ = [
@@ -44,7 +45,8 @@ class Phrases:
         classes = split_synonyms(class_names)
         self.class_names = join_synonyms(classes)
         self.phrases = [phrase for synonyms in classes for phrase in synonyms]
-        self.seen_rows = tuple(i for i, name in enumerate(self.phrases) if name in seen_names)
+        seen = {clean_text(name) for name in seen_names}
+        self.seen_rows = tuple(i for i, x in enumerate(self.phrases) if clean_text(x) in seen)
         self._counts = [len(synonyms) for synonyms in classes]
         owners = [index for index, synonyms in enumerate(classes) for _ in synonyms]
         self.seen_classes = tuple(sorted({owners[row] for row in self.seen_rows}))

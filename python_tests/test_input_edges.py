@@ -1,0 +1,138 @@
+"""Inputs that were once accepted in silence, or refused without a name."""
+
+import json
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zsseg_rt
+from zsseg_rt import BundleError, Engine, EngineConfig, Segmentation
+from zsseg_rt.cli.options import _read_class_file
+from zsseg_rt.doctor import examine
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    EngineStateError,
+    SourceError,
+)
+from zsseg_rt.visualize import save_file
+
+DEMO = Path(zsseg_rt.__file__).parent / "demo" / "scenes.zsseg"
+FRAME = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def demo_engine(cache: Path) -> Engine:
+    return Engine(DEMO, EngineConfig(num_threads=1, cache_dir=cache))
+
+
+@pytest.mark.parametrize("name", ["Blue sky", "blue  sky", "\ufeffblue sky"])
+def test_seen_names_are_matched_as_the_tokenizer_reads_them(name, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    photo = np.ascontiguousarray(cv2.imread(str(DEMO.parent / "beach.png"))[..., ::-1])
+    with demo_engine(tmp_path) as engine:
+        engine.set_classes(["blue sky", "yellow sand"])
+        expected = engine.segment(photo).labels
+        engine.set_classes([name, "yellow sand"])
+        assert (engine.segment(photo).labels == expected).all()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert _read_class_file(names) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("head", "seen_bias", float("nan")),
+        ("head", "logit_scale", float("inf")),
+        ("head", "unknown_below", 2.0),
+        ("head", "unknown_below", -1.0),
+        ("preprocess", "mean", [float("nan")] * 3),
+        ("text", "templates", []),
+        ("head", "grid_hw", [4, 4]),
+        ("preprocess", "size_hw", [1000000000, 128]),
+    ],
+)
+def test_a_manifest_with_a_useless_setting_is_refused(section, key, value, tmp_path):
+    bundle = tmp_path / "x.zsseg"
+    shutil.copytree(DEMO, bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest[section][key] = value
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=key):
+        Engine(bundle, EngineConfig(use_cache=False))
+
+
+@pytest.mark.parametrize("damage", ["zeros", "flipped"])
+def test_a_damaged_cached_embedding_is_made_anew(damage, tmp_path):
+    names = ["blue sky", "yellow sand", "grey sky"]
+    with demo_engine(tmp_path) as engine:
+        expected = engine.set_classes(names).embeds.copy()
+    for file in (tmp_path / "text").rglob("*.npy"):
+        row = np.load(file)
+        if damage == "zeros":
+            row[:] = 0
+        else:
+            row.view(np.uint32)[::4] ^= 1 << 30
+        np.save(file, row)
+    with demo_engine(tmp_path) as engine:
+        np.testing.assert_array_equal(engine.set_classes(names).embeds, expected)
+
+
+def test_closing_waits_for_the_frame_of_another_thread(tmp_path):
+    engine = demo_engine(tmp_path)
+    engine.set_classes(["blue sky", "yellow sand"])
+    started, failures = threading.Event(), []
+
+    def segment():
+        try:
+            while True:
+                engine.segment(FRAME)
+                started.set()
+        except Exception as exc:  # noqa: BLE001 - the kind is what is tested
+            failures.append(exc)
+
+    thread = threading.Thread(target=segment)
+    thread.start()
+    assert started.wait(60)
+    engine.close()
+    thread.join(60)
+    assert [type(exc) for exc in failures] == [EngineStateError]
+
+
+def test_a_file_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="cannot be written"):
+        save_file("", b"x")
+
+
+@pytest.mark.parametrize("name", ["mask.jpg", "mask", ""])
+def test_labels_are_written_as_png_only(name, tmp_path):
+    seg = Segmentation(labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1)
+    with pytest.raises(ArgumentError, match=r"path: expected a name that ends in \.png"):
+        seg.save(tmp_path / name if name else name)
+    seg.save(tmp_path / "mask.PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.PNG"]
+
+
+def test_doctor_tells_of_an_openvino_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    finding = next(found for found in examine() if found.topic == "OpenVINO")
+    assert finding.status == "bad"
+    assert "cannot be imported" in finding.detail
+
+
+def test_a_missing_exporter_is_named(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from zsseg_rt.export import onnx
+
+    job = onnx.GraphExport(module=torch.nn.Identity(), inputs={"x": torch.zeros(1)}, outputs=("y",))
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match="onnxscript: expected to be installed"):
+        onnx.to_onnx("x", job)
