@@ -134,6 +134,13 @@ def test_heads_must_divide_the_width(name, heads):
         from_official("zegclip", tiny.zegclip_state_dict(), **arguments)
 
 
+def test_the_size_for_masks_may_be_numpy_s():
+    model = from_official(
+        "zegclip", tiny.zegclip_state_dict(), num_heads=4, image_size=np.int64(96)
+    )
+    assert model.config.image_size == 96
+
+
 def test_integer_weights_are_named():
     state_dict = tiny.zegclip_state_dict()
     state_dict["backbone.proj"] = state_dict["backbone.proj"].to(torch.int64)

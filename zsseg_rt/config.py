@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zsseg_rt import schema
 from zsseg_rt.errors import ConfigError
 
@@ -76,7 +78,10 @@ class EngineConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
-        if not isinstance(self.num_threads, int) or not 0 <= self.num_threads <= MAX_THREADS:
+        if (
+            not isinstance(self.num_threads, (int, np.integer))
+            or not 0 <= self.num_threads <= MAX_THREADS
+        ):
             raise ConfigError(
                 f"num_threads: expected from 0 (all) to {MAX_THREADS}, got {self.num_threads}"
             )

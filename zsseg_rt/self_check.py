@@ -12,6 +12,7 @@ import numpy.typing as npt
 from zsseg_rt.bundle import Bundle, HeadSpec
 from zsseg_rt.errors import BundleError
 from zsseg_rt.ops.reference import activate, upsample_bilinear
+from zsseg_rt.pipelines.base import seen_phrases
 
 __all__ = ["SelfCheck", "StageCheck", "check_against_golden"]
 
@@ -194,9 +195,9 @@ def _clear_winner(
 def _seen_bias(bundle: Bundle, golden: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
     """What seen classes lose after the activation [C, 1, 1]; 0 where the maps hold it already."""
     count = golden["mask_logits"].shape[1]
-    if bundle.family not in _RAW_LOGITS or not bundle.head.seen:
+    seen = seen_phrases([str(name) for name in golden["class_names"]], bundle.head)
+    if bundle.family not in _RAW_LOGITS or seen is None:
         return np.zeros((count, 1, 1), np.float32)
-    seen = np.isin([str(name) for name in golden["class_names"]], bundle.head.seen)
     return (bundle.head.seen_bias * seen).astype(np.float32).reshape(count, 1, 1)
 
 

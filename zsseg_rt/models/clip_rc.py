@@ -30,7 +30,7 @@ from zsseg_rt.models.descriptor_model import (
 )
 from zsseg_rt.models.functional import describe, patch_text_similarity
 from zsseg_rt.models.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.input_checks import check_text_embeds, class_indices
+from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
 from zsseg_rt.models.mask_decoder import (
     DecoderConfig,
     DecoderLayer,
@@ -349,7 +349,7 @@ def clip_rc_from_official(
         image_size=(
             image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
         ),
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         exact=exact,
         with_recovery=has_recovery,

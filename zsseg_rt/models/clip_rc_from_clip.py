@@ -20,7 +20,7 @@ from zsseg_rt.models.descriptor_model import (
     load_clip_towers,
     settings_from_clip,
 )
-from zsseg_rt.models.input_checks import class_indices
+from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.mask_decoder import DecoderConfig
 from zsseg_rt.models.transformer import Activation
 
@@ -103,7 +103,7 @@ def clip_rc_from_clip(
     )
     config = ClipRCConfig(
         **settings,
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         score_activation=score_activation,
         exact=exact,

@@ -34,7 +34,7 @@ from zsseg_rt.models.image_encoder import (
     resize_positional_embedding,
     unit,
 )
-from zsseg_rt.models.input_checks import class_indices
+from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.transformer import Activation
 
 __all__ = [
@@ -240,7 +240,7 @@ def dense_baseline_from_clip(
         size_hw=size_hw,
         logit_scale=logit_scale,
         score_activation=score_activation,
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         seen_bias=seen_bias,
         templates=None if templates is None else tuple(templates),
         image_mean=mean,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class DescriptorConfig:
         Raises:
             ArgumentError: The activation is unknown, or the size is no positive integer.
         """
-        if not isinstance(self.image_size, int) or self.image_size < 1:
+        if not isinstance(self.image_size, (int, np.integer)) or self.image_size < 1:
             raise ArgumentError(
                 f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
                 "Leave it out for the size of the positional embedding."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["check_size", "check_tensor", "check_text_embeds", "class_indices"]
+__all__ = ["check_size", "check_tensor", "check_text_embeds", "read_class_indices"]
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -57,7 +57,7 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
         )
 
 
-def class_indices(name: str, classes: Any) -> tuple[int, ...]:
+def read_class_indices(name: str, classes: Any) -> tuple[int, ...]:
     """Read indices of classes from a list, an array or a tensor.
 
     Raises:

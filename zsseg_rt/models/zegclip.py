@@ -37,7 +37,7 @@ from zsseg_rt.models.descriptor_model import (
 )
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.image_encoder import FoldedImageEncoder, PromptedImageEncoder
-from zsseg_rt.models.input_checks import check_text_embeds, class_indices
+from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
 from zsseg_rt.models.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
 from zsseg_rt.models.transformer import Activation
 
@@ -245,7 +245,7 @@ def zegclip_from_official(
         image_size=(
             image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
         ),
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         score_activation=score_activation,
         descriptor=_descriptor(sizes, image_encoder.embed_dim),
@@ -316,7 +316,7 @@ def zegclip_from_clip(
         **settings_from_clip(
             weights, image_size=image_size, num_prompts=num_prompts, decoder=decoder
         ),
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         score_activation=score_activation,
         descriptor=descriptor,

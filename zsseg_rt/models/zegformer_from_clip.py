@@ -21,7 +21,7 @@ from zsseg_rt.models.clip import (
     ClipWeights,
     load_clip,
 )
-from zsseg_rt.models.input_checks import class_indices
+from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.transformer import Activation
 from zsseg_rt.models.zegformer import ZegFormer
 from zsseg_rt.models.zegformer_backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
@@ -120,7 +120,7 @@ def zegformer_from_clip(
         decoder=_decoder(decoder, queries, image.embed_dim),
         clip_image=image,
         clip_text=weights.text_config(),
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         calibration=calibration,
         clip_classification=clip_classification,
         ensemble=ensemble,

@@ -12,7 +12,7 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.checkpoints import Sizes, check_float32, load_weights
 from zsseg_rt.models.clip import ClipWeights, image_encoder_config, text_encoder_config
 from zsseg_rt.models.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.input_checks import class_indices
+from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.text_encoder import TextEncoderConfig
 from zsseg_rt.models.transformer import Activation
 from zsseg_rt.models.zegformer import ZegFormer
@@ -98,7 +98,7 @@ def zegformer_from_official(
         decoder=decoder,
         clip_image=towers[0] if towers else None,
         clip_text=towers[1] if towers else None,
-        seen_classes=class_indices("seen_classes", seen_classes),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
         calibration=calibration,
         clip_classification=clip_classification,
         ensemble=ensemble,

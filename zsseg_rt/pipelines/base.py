@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class Masks(Protocol):
         """
 
 
-def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_] | None:
+def seen_phrases(phrases: Sequence[str], head: HeadSpec) -> npt.NDArray[np.bool_] | None:
     """Which phrases name a class that training saw; None if the bundle names none.
 
     Names that the tokenizer reads alike are alike: "Blue  sky" is "blue sky".
@@ -115,7 +115,7 @@ def seen_phrases(vocabulary: Vocabulary, head: HeadSpec) -> npt.NDArray[np.bool_
     if not head.seen:
         return None
     seen = {clean_text(name) for name in head.seen}
-    return np.array([clean_text(phrase) in seen for phrase in vocabulary.phrases])
+    return np.array([clean_text(phrase) in seen for phrase in phrases])
 
 
 class Pipeline(Protocol):

@@ -36,7 +36,7 @@ class DensePipeline:
         """Place the text embeddings on the device."""
         return BoundClasses(
             vocabulary=vocabulary,
-            seen=seen_phrases(vocabulary, self._head),
+            seen=seen_phrases(vocabulary.phrases, self._head),
             text_embeds=self._workspace.place(vocabulary.embeds),
         )
 

@@ -49,7 +49,7 @@ class DescriptorPipeline:
         )
         return BoundClasses(
             vocabulary=vocabulary,
-            seen=seen_phrases(vocabulary, self._head),
+            seen=seen_phrases(vocabulary.phrases, self._head),
             text_embeds=self._workspace.place(vocabulary.embeds),
             text_queries=self._workspace.place(text_queries),
         )

@@ -163,7 +163,7 @@ class ProposalsPipeline:
 
     def bind(self, vocabulary: Vocabulary) -> BoundClasses:
         """Place the text embeddings and the calibration of seen classes on the device."""
-        seen = seen_phrases(vocabulary, self._head)
+        seen = seen_phrases(vocabulary.phrases, self._head)
         bias = None
         if seen is not None and self._head.seen_bias:
             bias = self._workspace.place(np.float32(self._head.seen_bias) * seen.astype(np.float32))

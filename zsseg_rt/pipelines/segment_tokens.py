@@ -41,7 +41,7 @@ class SegmentTokensPipeline:
         """Keep the text embeddings on the host: a handful of rows is compared with them there."""
         return BoundClasses(
             vocabulary=vocabulary,
-            seen=seen_phrases(vocabulary, self._head),
+            seen=seen_phrases(vocabulary.phrases, self._head),
             text_embeds=_unit_rows(vocabulary.embeds),
         )
 

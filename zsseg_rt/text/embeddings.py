@@ -118,7 +118,7 @@ class PhraseEmbedder:
         ):
             _log.warning("%s: cached embedding has the wrong content; embedding again", path)
             return False
-        self._known[key, phrase] = row.astype(np.float32)
+        self._known[key, phrase] = row
         return True
 
     def _embed_missing(self, phrases: list[str], templates: tuple[str, ...], key: str) -> None:
