@@ -8,7 +8,7 @@ ENCODER.onnx is DeepLabV3-MobileNetV2, trained on PASCAL VOC's 20 things and fro
 embeddings are ``--encoder-rows``. ``--text-rows`` are CLIP ViT-B/16's embeddings of
 ``--text-names``. A small head learns, from the masks of the seen classes alone, which seen word
 fits what the encoder calls background. A cell's embedding is the mean of all words, weighted by
-both answers; a class name is compared with it like with any dense encoder's, so that words nobody
+both answers; class names are compared with it as with any dense encoder's, so words that nothing
 was trained on can be asked for. The result is a dense bundle, evaluated through the engine.
 
 Sources: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings",
@@ -37,16 +37,16 @@ from torch import Tensor, nn
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
+from zsseg_rt.evaluation.confusion_picture import write_confusion_png
+from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.evaluation.datasets.registry import create_dataset
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
 from zsseg_rt.export import export_dense_bundle
-from zsseg_rt.export.onnx import OPSET, GraphExport, to_onnx
+from zsseg_rt.export.onnx import OPSET, GraphExport
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
-from zsseg_rt.training.class_phrases import rename_classes, split_synonyms
-from zsseg_rt.training.confusion_picture import write_confusion_png
-from zsseg_rt.training.datasets.base import SegmentationDataset
-from zsseg_rt.training.datasets.registry import create_dataset
-from zsseg_rt.training.evaluation import Comparison, Evaluation, compare, evaluate, read_ahead
-from zsseg_rt.training.segment_bundle import EngineSegmenter
-from zsseg_rt.training.torch_phrases import hash_weights
+from zsseg_rt.text.class_names import rename_classes, split_synonyms
+from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -68,9 +68,9 @@ WORDS = {
     "bicyclist": "bicycle",
 }
 # One unseen class of each kind. The encoder knows cars from VOC, as CLIP knows things from the web;
-# of bicyclists it knows the parts; of pavements nobody has seen any, only the word is near "road".
+# of bicyclists it knows the parts; nothing was taught pavement, only the word is near "road".
 UNSEEN = ("car", "bicyclist", "pavement, sidewalk")
-# Words that neither head nor encoder was trained on, where the table has one of like meaning.
+# Words that neither head nor encoder was trained on, if the table has one of similar meaning.
 OTHER_WORDS = {
     "sky-other": "clouds",
     "building-other": "house, skyscraper",
@@ -114,7 +114,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=40.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0 = all")
-    parser.add_argument("--limit", type=int, help="take so many pictures of each split")
+    parser.add_argument("--limit", type=int, help="at most this many images of each split")
     parser.add_argument("--out", type=Path, help="keep the first seed's bundle here")
     parser.add_argument("--confusion", type=Path, help="the first seed's confusion matrix")
     parser.add_argument("--json", type=Path)
@@ -146,7 +146,7 @@ class Words:
         names = names_file.read_text().split("\n")[: len(np.load(rows_file))]
         rows = torch.from_numpy(np.load(rows_file).astype(np.float32))
         known = torch.from_numpy(np.load(encoder_rows).astype(np.float32))[1:]
-        # What all words share says nothing about any; without it, mixtures of words stay apart.
+        # What all words share tells none apart; without it, mixtures of words stay distinct.
         shared = F.normalize(rows.mean(dim=0), dim=0)
         seen = [names.index(word) for name, word in WORDS.items() if name not in UNSEEN]
 
@@ -156,7 +156,7 @@ class Words:
         return cls(names, rows, centred(known), centred(rows[seen]))
 
     def rows_of(self, class_names: Sequence[str]) -> Tensor:
-        """One row a phrase."""
+        """One row per phrase."""
         phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
         return self.rows[[self.names.index(phrase) for phrase in phrases]]
 
@@ -172,11 +172,11 @@ def tap_encoder(path: Path, out: Path) -> Path:
 def load_encoder(path: Path, threads: int) -> Session:
     options = BackendOptions(num_threads=threads)
     backend = registry.get_backend("openvino")
-    return backend.load(path, device="cpu", precision="float32", options=options)
+    return backend.load(path, device="cpu", precision="float32", options=options).session()
 
 
 def encode(session: Session, image: np.ndarray) -> dict[str, Tensor]:
-    """The encoder's tensors for a picture, prepared as the engine does."""
+    """The encoder's tensors for an image, prepared as the engine does."""
     planes = ops.preprocess(image, size_hw=(SIDE, SIDE), mean=CLIP_MEAN, std=CLIP_STD)
     found = session.run({session.inputs[0].name: np.asarray(planes)[None]})
     return {name: torch.from_numpy(np.array(found[tap])) for name, tap in TAPS.items()}
@@ -184,9 +184,9 @@ def encode(session: Session, image: np.ndarray) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Features:
-    """The frozen encoder's tensors of all training pictures, float16, and their labels.
+    """The frozen encoder's tensors for all training images, float16, and their labels.
 
-    Labels are ``[N, LABEL_GRID, LABEL_GRID]``: the class where it is seen, else the ignore label.
+    Labels are ``[N, LABEL_GRID, LABEL_GRID]``: the class if it is seen, or the ignore label.
     """
 
     tensors: dict[str, Tensor]
@@ -194,7 +194,7 @@ class Features:
 
     @classmethod
     def compute(cls, session: Session, data: SegmentationDataset, limit: int | None) -> Features:
-        """Run the encoder once over the pictures."""
+        """Run the encoder once over the images."""
         found: dict[str, list[Tensor]] = {name: [] for name in TAPS}
         labels = []
         table = torch.full((256,), 255)
@@ -209,7 +209,7 @@ class Features:
         return cls({name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels))
 
     def batches(self, seed: int, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Random batches without end; each is mirrored or not."""
+        """Endless random batches, each mirrored or not."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             for chosen in torch.randperm(len(self.labels), generator=generator).split(size):
@@ -237,7 +237,7 @@ class WordHead(nn.Module):
         self.register_buffer("words", torch.cat([words.encoder, words.seen]))
 
     def word_logits(self, deep: Tensor, fine: Tensor, logits: Tensor) -> Tensor:
-        """Of the seen words, ``[B, S, GRID, GRID]``."""
+        """Logits of the seen words, ``[B, S, GRID, GRID]``."""
         coarse = _to_grid(self.deep(torch.cat([deep, logits], dim=1)).relu())
         mixed = self.mix(torch.cat([coarse, self.fine(fine).relu()], dim=1)).relu()
         return self.out(mixed)  # type: ignore[no-any-return]
@@ -251,7 +251,7 @@ class WordHead(nn.Module):
 
 
 def _to_grid(x: Tensor) -> Tensor:
-    """Stride 16 to stride 8 at an odd size: corners lie on corners."""
+    """Stride 16 to stride 8 at an odd size: corners coincide."""
     return F.interpolate(x, size=(GRID, GRID), mode="bilinear", align_corners=True)
 
 
@@ -260,7 +260,7 @@ def train(
 ) -> WordHead:
     """Train with cross-entropy over seen words; pixels of unseen classes are ignored.
 
-    Rare classes weigh more: by the inverse square root of their share of pixels.
+    Rare classes weigh more, by the inverse square root of their share of pixels.
     """
     torch.manual_seed(seed)
     head, batch_size = WordHead(words), 8
@@ -286,11 +286,11 @@ def train(
 
 
 def export(head: WordHead, words: Words, encoder: Path, out: Path) -> Path:
-    """Join encoder and head to one graph and wrap it as a dense bundle with all words."""
+    """Join encoder and head into one graph and wrap it as a dense bundle with all words."""
     front = onnx.version_converter.convert_version(onnx.load(encoder), OPSET)
     shapes = {"deep": (1, 320, 33, 33), "fine": (1, 32, GRID, GRID), "logits": (1, 21, 33, 33)}
     inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    back = to_onnx("head", GraphExport(module=head, inputs=inputs, outputs=["dense_words"]))
+    back = GraphExport(module=head, inputs=inputs, outputs=["dense_words"]).to_onnx("head")
     back = onnx.compose.add_prefix(back, "head_")
     front.ir_version = back.ir_version
     links = [(tap, f"head_{name}") for name, tap in TAPS.items()]
@@ -315,7 +315,7 @@ def export(head: WordHead, words: Words, encoder: Path, out: Path) -> Path:
 
 
 class HeadSegmenter:
-    """The head in torch, labelled by the torch definitions of the kernels."""
+    """The head in torch, which labels by the torch definitions of the kernels."""
 
     def __init__(
         self, head: WordHead, words: Words, session: Session, class_names: Sequence[str]
@@ -335,7 +335,7 @@ class HeadSegmenter:
         return self._owners[labels[0].numpy()]
 
     def describe(self) -> dict[str, Any]:
-        """What labelled."""
+        """Describe what labelled."""
         return {"kind": "torch", "name": "camvid head", "sha256": hash_weights(self._head)}
 
 
@@ -347,7 +347,7 @@ def measure(
     data: SegmentationDataset,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Evaluate the bundle with the words of training, beside torch, and with other words."""
+    """Evaluate the bundle with the training words, against torch, and with other words."""
     names = tuple(WORDS[name] for name in data.class_names)
     others = rename_classes(names, OTHER_WORDS)
     config = EngineConfig(

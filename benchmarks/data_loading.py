@@ -1,11 +1,11 @@
-"""Measure how many training pictures a second one core, and a loader with workers, prepares.
+"""Measure how many training images per second one core, and a loader with workers, prepares.
 
     python benchmarks/data_loading.py [--photos FOLDER] [--seconds 10] [--workers 2] [--json FILE]
 
 Pictures are JPEG files of the usual sizes of VOC (500x375) and COCO (640x480), made at run time
-from photos (or noise, without any), with masks of 21 classes as palette PNG. What is timed is all
+from photos (or noise, without any), with masks of 21 classes as palette PNG. The timing covers all
 that training does: reading, decoding, augmentation to 512x512, a batch of tensors. Files come from
-the operating system's cache, so discs are not measured.
+the operating system's cache, so disks are not measured.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def main() -> int:
 
 
 def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure every augmentation on every size of picture."""
+    """Measure every augmentation on every image size."""
     import cv2
     import torch
     import torchvision
 
-    from zsseg_rt.training.provenance import describe_commit, describe_machine
-    from zsseg_rt.training.transforms import FitInsideAugmentation, ShortEdgeAugmentation
+    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+    from zsseg_rt.training.data.transforms import FitInsideAugmentation, ShortEdgeAugmentation
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -69,12 +69,12 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_dataset(folder: Path, photos: Path, size_hw: tuple[int, int]) -> Any:
-    """Write JPEG pictures and palette masks; return them as a data set."""
+    """Write JPEG images and palette masks; return them as a data set."""
     import cv2
     import numpy as np
     from PIL import Image
 
-    from zsseg_rt.training.datasets import create_dataset
+    from zsseg_rt.evaluation.datasets import create_dataset
 
     rng = np.random.default_rng(0)
     sources = [
@@ -105,10 +105,10 @@ def make_dataset(folder: Path, photos: Path, size_hw: tuple[int, int]) -> Any:
 
 
 def measure(dataset: Any, augmentation: Any, seconds: float, workers: int) -> dict[str, float]:
-    """Return images a second: reading alone, augmentation alone, both, and with workers."""
+    """Return images per second: reading alone, augmentation alone, both, and with workers."""
     import numpy as np
 
-    from zsseg_rt.training.loading import EpochSampler, TrainingSamples, make_loader
+    from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
 
     held = [dataset[index] for index in range(len(dataset))]
     samples = TrainingSamples(dataset, augmentation, seed=0)
@@ -127,7 +127,7 @@ def measure(dataset: Any, augmentation: Any, seconds: float, workers: int) -> di
 
 
 def rate(act: Any, seconds: float) -> float:
-    """Calls a second of processor time, so that other processes on the machine count less."""
+    """Calls per second of processor time, so that other processes on the machine count less."""
     act(0)
     start, count = time.process_time(), 0
     while (elapsed := time.process_time() - start) < seconds:
@@ -137,7 +137,7 @@ def rate(act: Any, seconds: float) -> float:
 
 
 def loader_rate(loader: Any, seconds: float) -> float:
-    """Images a second of wall time, after the first batches."""
+    """Images per second of wall time, after the first batches."""
     batches = iter(loader)
     for _ in range(8):
         next(batches)
@@ -148,14 +148,12 @@ def loader_rate(loader: Any, seconds: float) -> float:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print a Markdown table; the goal is 250 images a second on 8 cores, 31 a core."""
+    """Print a Markdown table; the goal is 250 images per second on 8 cores, 31 per core."""
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     print()
-    print("Images a second at 512x512: the first three of one core's processor time.")
+    print("Images per second at 512x512; the first three use one core's processor time.")
     print()
-    print(
-        f"| pictures | augmentation | reading | augmenting | both | {report['workers']} workers |"
-    )
+    print(f"| images | augmentation | reading | augmenting | both | {report['workers']} workers |")
     print("|---|---|---|---|---|---|")
     for row in report["rows"]:
         height, width = row["size_hw"]

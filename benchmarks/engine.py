@@ -4,7 +4,7 @@
 
 A frame of 640x480 goes in, labels of 640x480 come out. The torch side does the same work: resize,
 normalise, model, upsample, sigmoid, argmax. Weights are random: speed and agreement are measured,
-not accuracy. Rounds are interleaved, so that a busy moment hits every candidate.
+not accuracy. Rounds are interleaved, so that a busy moment affects every candidate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_HW = (480, 640)
-CHILD_FLAG = "--child"
+CHILD_FLAG, SECOND_FLAG = "--child", "--second"
 
 
 def main() -> int:
@@ -58,6 +58,7 @@ def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"machine": machine_and_commit(), "rounds": args.rounds}
     report |= {"threads": args.threads, "size": args.size, "frame_hw": FRAME_HW}
     report["fresh_process"] = measure_processes(bundle, args.threads)
+    report["second"] = measure_second(bundle, args.threads)
     report["latency_ms"], report["stages_ms"] = measure_latency(model, bundle, args)
     report["agreement"] = measure_agreement(model, bundle, args.threads)
     report["ratios"] = compute_ratios(report)
@@ -67,7 +68,7 @@ def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
 def build_model(size: str) -> Any:
     """Make a ZegCLIP model with random weights: ViT-B/16 at 512x512, or a tiny one."""
     sys.path.insert(0, str(ROOT / "python_tests"))
-    import tiny
+    from support import tiny
 
     if size == "tiny":
         return tiny.zegclip_model(seen_classes=(0, 1, 3))
@@ -140,7 +141,7 @@ def preprocess(frame: np.ndarray, size_hw: Any, mean: Any, std: Any) -> np.ndarr
 
 def model_input(model: Any) -> tuple[Any, Any, tuple[int, int]]:
     """Mean, std and input size of a ZegCLIP model."""
-    from zsseg_rt.models.zegclip import IMAGE_MEAN, IMAGE_STD
+    from zsseg_rt.models.descriptor.zegclip import IMAGE_MEAN, IMAGE_STD
 
     side = model.config.image_size
     return IMAGE_MEAN, IMAGE_STD, (side, side)
@@ -170,7 +171,7 @@ def engine_candidate(
 def measure_latency(
     model: Any, bundle: Path, args: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Median milliseconds a frame of every candidate, rounds interleaved."""
+    """Median milliseconds per frame of every candidate, rounds interleaved."""
     import torch
 
     dim = embed_dim_of(bundle)
@@ -292,15 +293,61 @@ def child(bundle: str, threads: int) -> None:
     print(json.dumps(result))
 
 
+def measure_second(bundle: Path, threads: int) -> dict[str, float]:
+    """Megabytes that a second lane, and a second engine, add to an engine that labels frames."""
+    measured = {}
+    for kind in ("lane", "engine"):
+        command = [sys.executable, __file__, SECOND_FLAG, kind, str(bundle), str(threads)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        measured[f"second_{kind}_mb"] = float(output.splitlines()[-1])
+    return measured
+
+
+def second(kind: str, bundle: str, threads: int) -> None:
+    """In a fresh process: what a second lane or engine adds, the buffers of its frames included."""
+    import zsseg_rt
+
+    lanes = 2 if kind == "lane" else 1
+    config = zsseg_rt.EngineConfig(
+        device="cpu", precision="float32", num_threads=threads, num_lanes=lanes
+    )
+
+    def open_engine() -> Any:
+        engine = zsseg_rt.Engine(bundle, config)
+        engine.set_classes(class_names(20), embeddings=text)
+        return engine
+
+    dim = embed_dim_of(Path(bundle))
+    frame, text = random_inputs(dim, 20)
+    first = open_engine()
+    for _ in range(3):
+        first.segment(frame)
+    before = rss_mb()
+    other = first.lane() if kind == "lane" else open_engine()
+    for _ in range(3):
+        other.segment(frame)
+    print(rss_mb() - before)
+
+
+def rss_mb() -> float:
+    """Resident memory now."""
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    )
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 def peak_rss_gb() -> float:
-    """Largest resident memory since this program began; unlike getrusage's, not its parent's."""
+    """Largest resident memory since this program started; getrusage's may be its parent's."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / 1e9
 
 
 def compute_ratios(report: dict[str, Any]) -> dict[str, float]:
-    """The figures that goals are stated in."""
+    """The figures for which goals are set."""
     latency = report["latency_ms"]
     auto = next(value for name, value in latency.items() if name.startswith("engine auto"))
     ratios = {
@@ -320,13 +367,13 @@ def machine_and_commit() -> dict[str, str]:
     import openvino
     import torch
 
-    from zsseg_rt.training.provenance import describe_commit, describe_machine
+    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 
     return describe_machine(torch, openvino) | {"commit": describe_commit(ROOT)}
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the report for people."""
+    """Print the report in human-readable form."""
     for section, content in report.items():
         if not isinstance(content, dict):
             print(f"{section}: {content}")
@@ -340,5 +387,8 @@ def print_report(report: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if CHILD_FLAG in sys.argv:
         child(sys.argv[2], int(sys.argv[3]))
+        sys.exit(0)
+    if SECOND_FLAG in sys.argv:
+        second(sys.argv[2], sys.argv[3], int(sys.argv[4]))
         sys.exit(0)
     sys.exit(main())

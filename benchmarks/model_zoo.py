@@ -3,7 +3,7 @@
     python benchmarks/model_zoo.py [--only NAME ...] [--rounds 5] [--threads 2] [--json FILE]
 
 A frame of 640x480 goes in, labels of 640x480 come out of ``Engine.segment``; all engines are
-loaded and take turns, so that a busy moment hits every one. Multiply-accumulates are those of
+loaded and take turns, so that a busy moment affects all. Multiply-accumulates are those of
 matrix products, convolutions and attention in one eager pass of torch. Random weights: this says
 nothing about accuracy.
 """
@@ -31,7 +31,7 @@ class System:
 
     Attributes:
         build: Makes the model with random weights.
-        run: One eager pass over a picture of the official size with so many classes.
+        run: One eager pass over an image of the official size with that many classes.
         classes: Number of classes.
     """
 
@@ -42,25 +42,25 @@ class System:
 
 def zegclip(prompts: int) -> Any:
     """ZegCLIP, ViT-B/16 at 512x512."""
-    from zsseg_rt.models.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.zegclip import ZegCLIP, ZegCLIPConfig
+    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
 
     return ZegCLIP(ZegCLIPConfig(image_encoder=ImageEncoderConfig(num_prompts=prompts)))
 
 
 def clip_rc(prompts: int) -> Any:
     """CLIP-RC, ViT-B/16 at 512x512, without the recovery decoder of training."""
-    from zsseg_rt.models.clip_rc import ClipRC, ClipRCConfig
-    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 
-    encoder = ImageEncoderConfig(num_prompts=prompts, num_regions=16)
+    encoder = ImageEncoderConfig(num_prompts=prompts, num_cells=16)
     return ClipRC(ClipRCConfig(image_encoder=encoder, with_recovery=False))
 
 
 def dense_clip() -> Any:
     """Plain CLIP ViT-B/16 with NACLIP's last block at 512x512."""
-    from zsseg_rt.models.dense_clip import DenseCLIP, DenseCLIPConfig
-    from zsseg_rt.models.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 
     encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
     return DenseCLIP(DenseCLIPConfig(image_encoder=encoder, size_hw=(512, 512)))
@@ -68,11 +68,11 @@ def dense_clip() -> Any:
 
 def zegformer(depths: tuple[int, ...]) -> Any:
     """ZegFormer with CLIP ViT-B/16 on 100 regions."""
-    from zsseg_rt.models.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.text_encoder import TextEncoderConfig
-    from zsseg_rt.models.zegformer import ZegFormer
-    from zsseg_rt.models.zegformer_backbone import ResNetConfig
-    from zsseg_rt.models.zegformer_config import ZegFormerConfig
+    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+    from zsseg_rt.models.zegformer.backbone import ResNetConfig
+    from zsseg_rt.models.zegformer.config import ZegFormerConfig
+    from zsseg_rt.models.zegformer.model import ZegFormer
 
     return ZegFormer(
         ZegFormerConfig(
@@ -104,14 +104,14 @@ def run_plain(side: int) -> Callable[[Any, int], object]:
 
 
 def run_zeroseg(model: Any, classes: int) -> object:
-    """One pass over a picture of 448x448; classes enter only after the networks."""
+    """One pass over a 448x448 image; classes enter only after the networks."""
     import torch
 
     return model(torch.zeros(1, 3, 448, 448))
 
 
 def run_zegformer(model: Any, classes: int) -> object:
-    """One pass of ZegFormer over a picture of 512x512."""
+    """One pass of ZegFormer over a 512x512 image."""
     import torch
 
     _, text = random_inputs(512, classes)
@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     engines = {}
     for name in args.only:
-        # torch's counter trips over ZegFormer's modules when their weights ask for gradients
+        # torch's counter fails on ZegFormer's modules when their weights require gradients
         model = SYSTEMS[name].build().eval().requires_grad_(False)
         rows[name] = count(model, SYSTEMS[name])
         if not args.no_time:
@@ -217,7 +217,7 @@ def take_turns(engines: dict[str, tuple[Any, np.ndarray]], rounds: int) -> dict[
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print one line a system."""
+    """Print one line per system."""
     machine = report["machine"]
     print(f"{machine['cpu']}, {report['threads']} threads, commit {machine['commit']}")
     print(f"{'system':20} {'classes':>7} {'parameters':>11} {'GMAC':>8} {'engine':>11}")

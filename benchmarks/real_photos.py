@@ -4,8 +4,8 @@
         --text-names NAMES.json --photos FOLDER [--pictures FOLDER] [--json FILE]
 
 FOLDER holds ``images/``, ``masks/`` and ``index.json`` with ``names`` (mask values in order) and
-``images``. Every photo gets the class list in another order; labels are mapped back by name, so a
-runtime that mixed up labels and names would show here. Mask classes without a text row count as
+``images``. Every photo gets the class list in another order; labels are mapped back by name, so
+mixed-up labels and names would show here. Mask classes without a text row count as
 background.
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.batch import read_photo
-from zsseg_rt.training.metrics import ConfusionMatrix, score
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
+from zsseg_rt.photos import read_photo
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,7 +70,7 @@ def export(encoder: Path, text_rows: Path, text_names: Path, out: Path) -> Path:
 def evaluate(
     bundle: Path, photos: Path, *, precision: str = "float32", pictures: Path | None = None
 ) -> dict[str, Any]:
-    """Segment every photo and add up a confusion matrix, rows truth, columns prediction."""
+    """Segment every photo and sum a confusion matrix, rows truth, columns prediction."""
     index = json.loads((photos / "index.json").read_text())
     config = EngineConfig(device="cpu", precision=precision, use_cache=False)
     with Engine(bundle, config) as engine:
@@ -104,7 +104,7 @@ def read_mask(folder: Path, file: str, mask_names: list[str], names: list[str]) 
 def write_picture(
     folder: Path, file: str, engine: Engine, names: list[str], frame: np.ndarray
 ) -> None:
-    """Write the overlay with the classes in one fixed order, so that colours mean one thing."""
+    """Write the overlay with the classes in a fixed order, so that colours keep their meaning."""
     import cv2
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def write_picture(
 
 
 def summarise(confusion: ConfusionMatrix, names: list[str], photos: int) -> dict[str, Any]:
-    """Pixel accuracy, mIoU over the classes that truth or prediction holds, and IoU a class."""
+    """Pixel accuracy, mIoU over classes in truth or prediction, and IoU per class."""
     scores = score(confusion.counts, seen=range(len(names)))
     return {
         "photos": photos,

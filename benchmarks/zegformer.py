@@ -6,7 +6,7 @@ A frame of 512x512 and 20 classes. "engine" is exact: CLIP sees every region. "e
 model with the same weights, all 100 crops in one batch, as the official code runs them. "zegclip"
 is our ZegCLIP's engine at the same size. The thresholds show what ``min_region_score`` saves and
 how many pixels keep their label. Weights are random unless ``--checkpoint`` names real ones: speed
-and agreement are measured, not accuracy. Candidates take turns, so that a busy moment hits all;
+and agreement are measured, not accuracy. Candidates take turns, so a busy moment affects all;
 each one's peak memory (VmHWM) is that of a process of its own that labels one frame.
 """
 
@@ -33,7 +33,7 @@ CHILD_FLAG = "--child"
 SEEN = tuple(range(15))
 NAMES = [f"class {index}" for index in range(20)]
 THRESHOLDS = (0.01, 0.1, 0.5)
-# Beyond these the seed's claims hold.
+# The design's speed claims hold beyond these ratios.
 GOALS = {"eager / engine": 5.0, "engine / zegclip": 5.0}
 
 Labeller = Callable[[np.ndarray], np.ndarray]
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--precision", default="auto", help="of the engines; auto, float32, ...")
+    parser.add_argument("--precision", default="auto", help="the engines' precision")
     parser.add_argument("--checkpoint", type=Path, help="official weights instead of random ones")
     parser.add_argument("--clip", help="CLIP's weights for the checkpoint; see import-checkpoint")
     parser.add_argument("--json", type=Path)
@@ -69,7 +69,7 @@ def main() -> int:
 def build_zegformer(args: argparse.Namespace) -> Any:
     """ZegFormer R50 with CLIP ViT-B/16, all crops in one batch, or a tiny one."""
     sys.path.insert(0, str(ROOT / "python_tests"))
-    import tiny_zegformer
+    from support import tiny_zegformer
 
     if args.checkpoint:
         from zsseg_rt.models import from_official, load_checkpoint, load_clip, normalize_state_dict
@@ -81,10 +81,10 @@ def build_zegformer(args: argparse.Namespace) -> Any:
         return tiny_zegformer.model(region_batch=100)
     import torch
 
-    from zsseg_rt.models.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.text_encoder import TextEncoderConfig
-    from zsseg_rt.models.zegformer import ZegFormer
-    from zsseg_rt.models.zegformer_config import ZegFormerConfig
+    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+    from zsseg_rt.models.zegformer.config import ZegFormerConfig
+    from zsseg_rt.models.zegformer.model import ZegFormer
 
     config = ZegFormerConfig(
         clip_image=ImageEncoderConfig(grid_side=14),
@@ -102,7 +102,7 @@ def build_zegformer(args: argparse.Namespace) -> Any:
 def build_zegclip(args: argparse.Namespace) -> Any:
     """ZegCLIP ViT-B/16 at 512x512, or a tiny one."""
     sys.path.insert(0, str(ROOT / "python_tests"))
-    import tiny
+    from support import tiny
 
     if args.size == "tiny":
         return tiny.zegclip_model(seen_classes=(0, 1, 3))
@@ -114,11 +114,11 @@ def build_zegclip(args: argparse.Namespace) -> Any:
 
 
 def bundle_of(kind: str, args: argparse.Namespace) -> Path:
-    """The bundle of ``"zegformer"`` or ``"zegclip"``, exported where it is not there yet."""
+    """The bundle of ``"zegformer"`` or ``"zegclip"``, exported if it does not exist yet."""
     path: Path = args.folder / f"{kind}.zsseg"
     if path.exists():
         return path
-    from zsseg_rt.export import export_bundle  # brings torch, which is no part of what is measured
+    from zsseg_rt.export import export_bundle  # imports torch, which is not part of the measurement
 
     options: dict[str, Any] = {"class_names": NAMES, "precisions": ("float32",)}
     if kind == "zegclip":

@@ -143,5 +143,33 @@ TEST(NumThreads, BelowOneIsRefused) {
   EXPECT_GE(num_threads(), 1);
 }
 
+TEST(ThreadLimit, BelongsToTheThreadThatSetsIt) {
+  const ThreadCount count(3);
+  EXPECT_EQ(set_thread_limit(1), 0);
+  EXPECT_EQ(num_threads(), 1);
+  int elsewhere = 0;
+  std::thread([&] { elsewhere = num_threads(); }).join();
+  EXPECT_EQ(elsewhere, 3);
+  EXPECT_EQ(set_thread_limit(8), 1);
+  EXPECT_TRUE(covers_once(0, 100, 1));
+  EXPECT_EQ(set_thread_limit(0), 8);
+  EXPECT_EQ(num_threads(), 3);
+}
+
+TEST(ThreadLimit, KeepsTheLoopOnAsManyThreads) {
+  const ThreadCount count(4);
+  set_thread_limit(1);
+  std::set<std::thread::id> ids;  // no lock: there is one thread
+  parallel_for(0, 64, 1,
+               [&](std::int64_t, std::int64_t) { ids.insert(std::this_thread::get_id()); });
+  set_thread_limit(0);
+  EXPECT_EQ(ids, std::set<std::thread::id>{std::this_thread::get_id()});
+}
+
+TEST(ThreadLimit, BelowZeroIsRefused) {
+  EXPECT_THROW(set_thread_limit(-1), ArgumentError);
+  EXPECT_EQ(set_thread_limit(0), 0);
+}
+
 }  // namespace
 }  // namespace zsseg

@@ -134,7 +134,7 @@ def colour_bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def zegclip_model():
     """A tiny random ZegCLIP whose text tower knows the whole CLIP vocabulary."""
-    import tiny
+    from support import tiny
 
     return tiny.zegclip_model(tiny.TinySizes(text_vocab=49408, text_length=77))
 

@@ -9,8 +9,8 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import require_cuda
 
+from conftest import require_cuda
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -55,6 +55,142 @@ def test_strides_of_single_and_empty_axes_do_not_matter():
     rows = np.zeros((8, 6, 4), np.float32)[::8, ::2][:, :1]
     assert similarity(rows).shape == (1, 4, 1)
     assert similarity(np.zeros((1, 9, 4), np.float32)[:, ::3][:, :0]).shape == (1, 4, 0)
+
+
+@pytest.mark.parametrize("kind", ["M8[s]", "m8[s]", "O", "U1", "u1,u1", ">f4", "c8"])
+def test_arrays_of_other_kinds_are_refused(kind):
+    with pytest.raises(DTypeError, match="patch_embeds: expected"):
+        similarity(np.zeros((1, 3, 4), kind))
+
+
+def misaligned(array):
+    """The same elements one byte past an address that is a multiple of their size."""
+    memory = bytearray(array.nbytes + 2)
+    view = np.frombuffer(memory, array.dtype, array.size, offset=1).reshape(array.shape)
+    view[...] = array
+    assert view.ctypes.data % array.itemsize
+    return view
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+BOXES = np.array([[0, 0, 7, 7], [1, 1, 3, 3]], np.int32)
+OPERATIONS = {
+    "preprocess": (
+        {"frame": zeros(4, 4, 3, dtype=np.uint8), "out": zeros(3, 2, 2)},
+        {"size_hw": (2, 2), "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    ),
+    "relationship_descriptor": (
+        {
+            "cls_embed": zeros(1, 4),
+            "text_embeds": zeros(2, 4),
+            "weight": zeros(5, 8),
+            "bias": zeros(5),
+            "text_queries": zeros(2, 5),
+            "out": zeros(1, 2, 5),
+        },
+        {},
+    ),
+    "relationship_descriptor_text": (
+        {"text_embeds": zeros(2, 4), "weight": zeros(5, 8), "bias": zeros(5), "out": zeros(2, 5)},
+        {},
+    ),
+    "patch_text_similarity": (
+        {"patch_embeds": zeros(1, 3, 4), "text_embeds": zeros(2, 4), "out": zeros(1, 2, 3)},
+        {},
+    ),
+    "upsample_argmax": (
+        {"logits": zeros(1, 300, 2, 2), "seen": zeros(300, dtype=bool)},
+        {"out_hw": (4, 4)},
+    ),
+    "overlay": (
+        {
+            "frame": zeros(4, 4, 3, dtype=np.uint8),
+            "labels": zeros(4, 4, dtype=np.uint16),
+            "palette": zeros(2, 3, dtype=np.uint8),
+        },
+        {},
+    ),
+    "all_finite": ({"values": zeros(7, dtype=np.float16)}, {}),
+    "count_labels": (
+        {"labels": zeros(7, dtype=np.uint16), "out": zeros(4, dtype=np.int64)},
+        {"num_classes": 3},
+    ),
+    "mask_boxes": (
+        {"mask_logits": zeros(2, 4, 4), "out": zeros(2, 5, dtype=np.int32)},
+        {"canvas_hw": (8, 8)},
+    ),
+    "crop_regions": (
+        {
+            "image": zeros(3, 8, 8),
+            "mask_logits": zeros(2, 4, 4),
+            "regions": np.array([0, 1], np.int32),
+            "boxes": BOXES,
+            "out": zeros(2, 3, 2, 2),
+        },
+        {"side": 2},
+    ),
+    "label_regions": (
+        {"mask_logits": zeros(2, 4, 4), "class_scores": zeros(3, 2), "bias": zeros(3)},
+        {"canvas_hw": (8, 8), "out_hw": (8, 8)},
+    ),
+}
+ARGUMENTS = [(operation, name) for operation in OPERATIONS for name in OPERATIONS[operation][0]]
+
+
+def test_every_operation_is_listed():
+    public = {name for name in dir(reference) if name in ops.__all__}
+    assert public == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("interface", ["buffer", "dlpack", "dlpack before 1.0"])
+@pytest.mark.parametrize(("operation", "name"), ARGUMENTS)
+def test_misaligned_arrays_are_refused(operation, name, interface):
+    arrays, settings = OPERATIONS[operation]
+    run = getattr(ops, operation)
+    run(**arrays, **settings)
+    array = misaligned(arrays[name]) if arrays[name].itemsize > 1 else arrays[name]
+    if interface != "buffer":
+        array = Producer(array, versioned=interface == "dlpack")
+    changed = {**arrays, name: array}
+    if arrays[name].itemsize == 1:  # lies at a multiple of its size everywhere
+        run(**changed, **settings)
+        return
+    size = arrays[name].itemsize
+    expected = rf"{name}: expected an address that is a multiple of {size}, .* got one 1 past a"
+    with pytest.raises(ShapeError, match=expected):
+        run(**changed, **settings)
+
+
+@pytest.mark.parametrize("given", ["labels", "scores"])
+def test_misaligned_results_of_two_are_refused(given):
+    logits = zeros(1, 300, 2, 2)
+    out = {"labels": zeros(1, 4, 4, dtype=np.uint16), "scores": zeros(1, 4, 4)}
+    ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
+    out[given] = misaligned(out[given])
+    with pytest.raises(ShapeError, match=rf"{given}: expected an address that is a multiple of"):
+        ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
+
+
+def test_misaligned_cuda_array_interface_is_refused():
+    class Memory:
+        __cuda_array_interface__ = {  # noqa: RUF012 - the interface is an attribute
+            "data": (4097, False),
+            "shape": (1, 3, 4),
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+    with pytest.raises(ShapeError, match=r"patch_embeds: expected an address that is a multiple"):
+        similarity(Memory())
+
+
+def test_misaligned_arrays_without_elements_and_of_other_types():
+    assert similarity(misaligned(zeros(1, 0, 4))).shape == (1, 4, 0)
+    with pytest.raises(DTypeError, match=r"patch_embeds: expected float32 or float16, got another"):
+        similarity(misaligned(embeds().astype(">f4")))
 
 
 def test_read_only_input_is_welcome_and_read_only_out_is_refused():

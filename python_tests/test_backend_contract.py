@@ -1,12 +1,16 @@
 """One contract for every backend that can run here."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from graphs import write_graph, write_two_inputs
 from onnx import TensorProto, helper
 
+from support.graphs import write_graph, write_two_inputs
 from zsseg_rt import ops
-from zsseg_rt.backends.base import BackendOptions, TensorSpec
+from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 
@@ -35,9 +39,18 @@ def load(place):
     backend, device = place
 
     def load_graph(path, precision="float32", device=device, options=OPTIONS):
-        return backend.load(path, device=device, precision=precision, options=options)
+        return backend.load(path, device=device, precision=precision, options=options).session()
 
     return load_graph
+
+
+@pytest.fixture
+def compiled(place, graph):
+    backend, device = place
+    options = replace(OPTIONS, num_sessions=2)
+    compiled = backend.load(graph, device=device, precision="float32", options=options)
+    yield compiled
+    compiled.close()
 
 
 @pytest.fixture
@@ -156,6 +169,40 @@ def test_closed(load, graph, put):
     session.close()
     with pytest.raises(BackendError, match="closed"):
         session.run({k: put(v) for k, v in feeds().items()})
+
+
+def test_two_sessions_of_one_graph_in_two_threads(compiled, put):
+    """They share the weights and nothing else: every result is that of its own feeds."""
+    assert (compiled.device, compiled.precision) == (compiled.session().device, "float32")
+
+    def run(session, num_classes):
+        given = feeds(num_classes)
+        placed = {name: put(array) for name, array in given.items()}
+        expected = given["a"] @ given["b"].transpose(0, 2, 1)
+        for _ in range(50):
+            found = fetch(session.run(placed)["scores"])
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        return num_classes
+
+    sessions = [compiled.session(), compiled.session()]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, sessions, [3, 16])) == [3, 16]
+    sessions[0].close()
+    assert run(sessions[1], 5) == 5
+
+
+def test_layers_are_told(compiled):
+    layers = compiled.layers()
+    assert layers
+    assert all(layer.name and isinstance(layer.type, str) for layer in layers)
+
+
+def test_a_closed_graph_says_so(compiled):
+    compiled.close()
+    compiled.close()
+    for ask in (compiled.session, compiled.layers):
+        with pytest.raises(BackendError, match="closed"):
+            ask()
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda", "cuda:99", "cpu:0"])

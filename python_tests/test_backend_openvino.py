@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from graphs import write_scale
+from onnx import TensorProto, helper
 
+from support.graphs import write_graph, write_scale
 from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends._openvino_core import process_core
-from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.base import BackendOptions, Choice
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
 pytest.importorskip("openvino")
@@ -28,7 +29,11 @@ def graph(tmp_path):
 
 def load(path, *, precision="float32", cache_dir=None, num_threads=1):
     options = BackendOptions(num_threads=num_threads, cache_dir=cache_dir)
-    return BACKEND.load(path, device="cpu", precision=precision, options=options)
+    return BACKEND.load(path, device="cpu", precision=precision, options=options).session()
+
+
+def choose(asked, held=("float32",)):
+    return BACKEND.choose(held, asked, device="cpu", allowed=("float16", "bfloat16", "float32"))
 
 
 def check(session, factor=3.0):
@@ -53,7 +58,7 @@ from zsseg_rt.backends.base import BackendOptions
 def load():
     return BACKEND.load(
         Path(sys.argv[1]), device="cpu", precision="float32", options=BackendOptions(num_threads=1)
-    )
+    ).session()
 
 first, second = load(), load()
 for session in (first, second):  # not in reverse order
@@ -65,6 +70,19 @@ signal.raise_signal(signal.SIGUSR1)
 """
 
 
+def test_message_that_quotes_bytes_is_a_backend_error(tmp_path):
+    """OpenVINO quotes the attribute in its message, which its binding cannot decode."""
+    path = write_graph(
+        tmp_path / "g.onnx",
+        [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], auto_pad="SAME_UPPER")],
+        {"x": (TensorProto.FLOAT, [1, 3, 4, 4])},
+        {"y": (TensorProto.FLOAT, [1, 3, 4, 4])},
+    )
+    path.write_bytes(path.read_bytes().replace(b"SAME_UPPER", b"\xff" * 10))
+    with pytest.raises(BackendError, match=r"g.onnx: OpenVINO cannot compile the graph: .*MaxPool"):
+        load(path)
+
+
 def test_signals_are_handled_after_overlapping_sessions(graph):
     """OpenVINO's cores leave an unmapped signal stack when several end in order of making."""
     command = [sys.executable, "-c", OVERLAPPING, str(graph)]
@@ -74,7 +92,7 @@ def test_signals_are_handled_after_overlapping_sessions(graph):
 
 def test_threads_are_what_was_asked(graph):
     session = load(graph, num_threads=2)
-    assert session._compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert session._graph._compiled.get_property("INFERENCE_NUM_THREADS") == 2
 
 
 @pytest.mark.parametrize(("precision", "flag"), [("bfloat16", "BF16"), ("float16", "FP16")])
@@ -119,13 +137,14 @@ class FakeCore:
         (["BF16", "FP32"], "f32", "float32"),  # a CPU that only emulates it
     ],
 )
-def test_auto_is_known_beforehand(capabilities, hint, auto):
-    assert _openvino.auto_precision(FakeCore(capabilities, hint)) == auto
+def test_auto_is_known_beforehand(monkeypatch, capabilities, hint, auto):
+    monkeypatch.setattr(_openvino, "process_core", lambda: FakeCore(capabilities, hint))
+    assert choose("auto") == Choice(variant="float32", precision=auto)
 
 
 def test_auto_is_what_doctor_says(graph):
     session = load(graph, precision="auto")
-    assert _openvino.auto_precision(process_core()) == session.precision
+    assert choose("auto").precision == session.precision
     assert doctor._openvino().detail.endswith(f"precision auto is {session.precision}")
 
 
@@ -147,12 +166,14 @@ def test_cache_is_used(graph, tmp_path):
     cache_dir = tmp_path / "cache"
     session = load(graph, cache_dir=cache_dir)
     check(session)
-    assert session._compiled.get_property("LOADED_FROM_CACHE"), "the first one too, see page_out"
+    assert session._graph._compiled.get_property("LOADED_FROM_CACHE"), (
+        "the first one too, see page_out"
+    )
     (blob,) = cache_files(cache_dir)
     written = blob.stat().st_mtime_ns
     session = load(graph, cache_dir=cache_dir)
     check(session)
-    assert session._compiled.get_property("LOADED_FROM_CACHE")
+    assert session._graph._compiled.get_property("LOADED_FROM_CACHE")
     assert cache_files(cache_dir)[0].stat().st_mtime_ns == written
 
 
@@ -233,7 +254,7 @@ def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(_openvino.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
         check(load(graph, cache_dir=tmp_path / "cache"))
-    assert "too few for a compiled model" in caplog.text
+    assert "too little for a compiled model" in caplog.text
     assert not cache_files(tmp_path / "cache")
 
 

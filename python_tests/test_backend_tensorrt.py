@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
 
-from zsseg_rt.backends import _tensorrt_api, _tensorrt_device
+from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
+from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
-from zsseg_rt.backends.base import BackendOptions, TensorSpec
+from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
@@ -32,7 +33,9 @@ GRAPH = {
 
 @pytest.fixture
 def trt(monkeypatch):
+    """TensorRT's stand-in, which reads graphs written as JSON: the check of ONNX is left out."""
     fake = FakeTensorRT()
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: None)
     find_spec = importlib.util.find_spec
     monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
@@ -62,7 +65,11 @@ def write_graph(folder, **changes):
     return path
 
 
-def load(path, *, device="cuda:0", precision="auto", **options):
+def load(path, **settings):
+    return load_graph(path, **settings).session()
+
+
+def load_graph(path, *, device="cuda:0", precision="auto", **options):
     return BACKEND.load(path, device=device, precision=precision, options=BackendOptions(**options))
 
 
@@ -151,8 +158,9 @@ def test_specs_keep_the_axis_names(trt, native, graph_path):
         TensorSpec(name="class_embeds", dtype="float32", shape=(1, "classes", 4)),
     )
     assert session.precision == "float16"
-    assert {"type": "MATRIX_MULTIPLY", "dtype": "float16", "count": 2} in session.report["layers"]
-    assert session.inspect_layers()[0]["Name"] == "mlp"
+    graph = load_graph(graph_path)
+    assert {"type": "MATRIX_MULTIPLY", "dtype": "float16", "count": 2} in graph.report["layers"]
+    assert graph.layers()[0].name == "mlp"
 
 
 def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
@@ -197,6 +205,16 @@ def test_unknown_precision_is_refused(trt, native, graph_path):
 def test_full_tensorrt_cannot_build_for_another_gpu(trt, native, graph_path):
     with pytest.raises(BackendError, match="builds only for the GPU it runs on, got '8.6'"):
         BACKEND.build_plan(graph_path, options=BackendOptions(compute_capability="8.6"))
+
+
+def test_a_graph_that_the_check_refuses_is_not_parsed(trt, native, graph_path, monkeypatch):
+    def refuse(path):
+        raise BackendError(f"{path}: external data")
+
+    monkeypatch.setattr(_tensorrt, "check_graph", refuse)
+    with pytest.raises(BackendError, match="decoder.onnx: external data"):
+        load(graph_path)
+    assert trt.journal == []
 
 
 def test_parser_errors_name_the_node(trt, native, graph_path):
@@ -294,7 +312,22 @@ def test_the_timing_cache_grows_and_a_bad_one_starts_anew(
     trt.faults = ["timing_cache"]
     load(graph_path, cache_dir=tmp_path, dynamic_axes={"classes": (1, 2, 3)})
     assert timing.read_bytes() == b"+1"
-    assert "starts anew" in caplog.text
+    assert "starts empty" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop"])
+def test_what_lies_in_the_timing_caches_place_makes_way(
+    trt, native, graph_path, tmp_path, caplog, kind
+):
+    timing = tmp_path / "timing" / "tensorrt-10.3.0.cache"
+    timing.parent.mkdir()
+    if kind == "folder":
+        (timing / "deeper").mkdir(parents=True)
+    else:
+        timing.symlink_to(timing)
+    load(graph_path, cache_dir=tmp_path)
+    assert timing.read_bytes() == b"+1"
+    assert caplog.text.count("starts empty") == 1
 
 
 # --- running

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from zsseg_rt.training.datasets.base import Sample  # noqa: E402
+from zsseg_rt.evaluation.datasets.base import Sample  # noqa: E402
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "camvid.py"
 

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from zsseg_rt.training.transforms import FitInsideAugmentation
+from zsseg_rt.training.data.transforms import FitInsideAugmentation
 
 
 def load_benchmark(monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import require_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,7 @@ OPERATIONS = {
     "overlay",
     "crop_regions",
     "all_finite",
+    "count_labels",
 }
 
 

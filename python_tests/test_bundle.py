@@ -2,12 +2,14 @@
 
 import json
 import os
+from contextlib import suppress
+from random import Random
 
 import pytest
-from fakes import edit_manifest, write_fake_bundle
 
+from support.fakes import edit_manifest, write_fake_bundle
 from zsseg_rt import Bundle, BundleError, BundleVersionError, PrecisionNotApplied
-from zsseg_rt.backends.base import TensorSpec
+from zsseg_rt.arrays import TensorSpec
 
 GRAPH = ("graphs", "image_encoder", "float32")
 
@@ -48,6 +50,69 @@ def test_damaged_manifest(root, text):
         Bundle.load(root)
 
 
+WILD = {
+    "nested lists": b"[" * 100_000,
+    "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "nested below the limit of Python": b'{"provenance":' + b"[" * 200 + b"]" * 200 + b"}",
+    "a long number": b'{"format_version": ' + b"9" * 10_000 + b"}",
+    "a large number": b'{"format_version": 1, "licence": 1e999}',
+    "NaN": b'{"format_version": NaN}',
+    "a key twice": b'{"format_version": 1, "format_version": 1}',
+    "UTF-16": '{"format_version": 1}'.encode("utf-16"),
+    "UTF-8 with a mark": b'\xef\xbb\xbf{"format_version": 1}',
+    "not UTF-8": b'{"format_version": "\xff"}',
+    "half a surrogate pair as key": b'{"format_version": 1, "\\ud800": 1}',
+    "NUL": b"\0",
+}
+
+
+@pytest.mark.parametrize("content", WILD.values(), ids=WILD)
+def test_wild_json_is_refused_by_name(root, content):
+    (root / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"bundle\.json: (expected JSON, got|format_version)"):
+        Bundle.load(root)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\x1b]0;x\x07"])
+def test_names_with_control_characters_are_refused(root, name):
+    edit_manifest(root, ("head", "seen"), ["road", name])
+    with pytest.raises(BundleError, match=r"head: seen\[1\]: expected plain text"):
+        Bundle.load(root)
+    bank = {"file": "weights.bin", "sha256": "", "bytes": 0, "names": ["road", name]}
+    edit_manifest(root, ("head", "seen"), [])
+    edit_manifest(root, ("text_bank",), bank)
+    with pytest.raises(BundleError, match=r"text_bank: names\[1\]: expected plain text"):
+        Bundle.load(root)
+
+
+def test_a_manifest_is_not_read_without_limit(root):
+    with (root / "bundle.json").open("r+b") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(BundleError, match="expected at most 16777216 bytes, got 1099511627776"):
+        Bundle.load(root)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_impossible_paths_are_no_bundles(tmp_path, name):
+    with pytest.raises(BundleError):
+        Bundle.load(tmp_path / name)
+
+
+def test_any_altered_manifest_is_a_bundle_or_refused(root):
+    content, random = (root / "bundle.json").read_bytes(), Random(0)
+    for _ in range(400):
+        altered = bytearray(content)
+        for _ in range(random.choice([1, 1, 3])):
+            start = random.randrange(len(altered))
+            end = start + random.choice([0, 1, 1, 8])
+            altered[start:end] = random.choice(
+                [b"", b"\xff", b"[", b'"', b"9" * 30, b"-", b"\\ud800"]
+            )
+        (root / "bundle.json").write_bytes(altered)
+        with suppress(BundleError):
+            Bundle.load(root).verify()
+
+
 def test_newer_format(root):
     edit_manifest(root, ("format_version",), 2)
     with pytest.raises(BundleVersionError, match="expected <= 1, got 2. Update zsseg_rt"):
@@ -70,6 +135,21 @@ def test_newer_format(root):
         (("family",), "descriptor", "graphs: missing key 'decoder'"),
         (("graphs",), {}, "graphs: missing key 'image_encoder'"),
         ((*GRAPH, "bytes"), True, "expected an integer, got True"),
+        ((*GRAPH, "bytes"), 2**63, "expected a 64-bit integer, got 9223372036854775808"),
+        (
+            ("head", "logit_scale"),
+            10**400,
+            r"head\.logit_scale: expected a finite number, got 1000",
+        ),
+        (("head", "max_classes"), 10**9, "max_classes: expected from 1 to 65534"),
+        (("head", "grid_hw"), [1, 2**40], "grid_hw: expected sizes >= 1 and <= 65536"),
+        (("preprocess", "size_hw"), [2**40, 1], "size_hw: expected sizes >= 1 and <= 65536"),
+        (("text", "context_length"), 2**62, "context_length: expected from 2 to 65536"),
+        (("text", "embed_dim"), 0, "embed_dim: expected from 1 to 65536, got 0"),
+        ((*GRAPH, "file"), "x" * 5000, "cannot be read: .*File name too long"),
+        ((*GRAPH, "file"), "a\0b", "is missing|embedded null byte"),
+        (("provenance",), {"x": "\ud800"}, "surrogates not allowed"),
+        (("name",), float("nan"), "expected JSON, got the number nan for 'name'"),
     ],
 )
 def test_edited_manifest(root, keys, value, message):
@@ -114,14 +194,14 @@ def test_altered_file_is_found_when_opened(root):
     (root / "image_encoder.float32.onnx").write_bytes(b"not a grapH")
     bundle = Bundle.load(root)
     with pytest.raises(BundleError, match="expected sha256 .* The file was altered"):
-        bundle.open_path(bundle.graph("image_encoder", "auto"))
+        bundle.open_path(bundle.graph("image_encoder", "float32"))
     with pytest.raises(BundleError, match="sha256"):
         bundle.verify()
 
 
 def test_absent_precision_names_what_is_there(root):
     bundle = Bundle.load(root)
-    assert bundle.graph("image_encoder", "bfloat16") == bundle.graph("image_encoder", "float32")
+    assert bundle.variants("image_encoder") == ("float32",)
     with pytest.raises(PrecisionNotApplied, match=r"\(float32\), got 'int8'"):
         bundle.graph("image_encoder", "int8")
     with pytest.raises(BundleError, match="missing key 'text_encoder'"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from command_line import run
 
 import zsseg_rt
+from support.command_line import run
 from zsseg_rt import cli
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 
@@ -62,7 +62,7 @@ def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):
     code = run("segment", photo.parent, "-b", colour_bundle, "--classes", "red,green", "-o", out)
     assert code == 1
     captured = capsys.readouterr()
-    assert "broken.jpg: expected a picture" in captured.out.replace("\n", "")
+    assert "broken.jpg: expected an image file" in captured.out.replace("\n", "")
     assert captured.err.strip() == "zsseg-rt: 1 of 3 photos failed; see above"
     assert (out / "flag.mask.png").is_file()
     assert (out / "other.mask.png").is_file()
@@ -94,6 +94,25 @@ def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
     written = json.loads(report.read_text())
     assert written["engine"]["names"] == ["blue", "red"]
     assert written["photos"][0]["unknown_share"] == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        (["--classes", "@names"], "class_names[1]"),
+        (["--classes", "red,gr\udcffn"], "class_names[1]"),
+        (["--class", "a\x1b[1m"], "class_names[0]"),
+        (["--classes", "red", "--background", "sk\udcff"], "background[0]"),
+        (["--classes", "red", "--template", "{} \x07"], "templates[0]"),
+    ],
+)
+def test_names_that_are_no_plain_text_are_named(
+    photo, colour_bundle, tmp_path, capsys, monkeypatch, options, argument
+):
+    (tmp_path / "names").write_bytes(b"red\nblue\0\n")
+    monkeypatch.chdir(tmp_path)
+    assert run("segment", photo, "-b", colour_bundle, *options, "-o", tmp_path / "out") == 1
+    assert f"zsseg-rt: {argument}: expected plain text, got" in capsys.readouterr().err
 
 
 def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, capsys):

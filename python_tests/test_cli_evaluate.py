@@ -52,7 +52,7 @@ def test_table_json_and_picture(colour_bundle, flags, tmp_path, capsys):
     report, picture = tmp_path / "report.json", tmp_path / "confusion.png"
     assert evaluate(colour_bundle, flags, "--json", report, "--confusion", picture) == 0
     printed = capsys.readouterr().out
-    for text in ("red", "unseen", "mIoU(S)", "hIoU", "4 of 4 pictures of flags/all"):
+    for text in ("red", "unseen", "mIoU(S)", "hIoU", "4 of 4 images of flags/all"):
         assert text in printed
     written = json.loads(report.read_text())
     assert written["metrics_percent"]["pAcc"] > 95
@@ -103,7 +103,7 @@ def test_unseen_and_options_reach_the_data_set(colour_bundle, flags, tmp_path):
         (["--protocol", "slide"], 1, "protocol: expected 'whole' for a bundle"),
         (["--classes", "red,blue"], 2, "--classes: expected 3 names"),
         (["--rename", "red"], 2, "--rename: expected 'OLD=NEW', got 'red'"),
-        (["--rename", "pink=red"], 1, "expected old names out of red, green, blue"),
+        (["--rename", "pink=red"], 1, "expected old names from red, green, blue"),
         (["--option", "x"], 2, "--option: expected NAME=VALUE, got 'x'"),
         (["--limit", "0"], 2, "limit"),
         (["--split", "val"], 1, "split: expected 'all'"),
@@ -129,7 +129,7 @@ def test_a_missing_model_is_named(flags, tmp_path, capsys):
 
 
 def test_a_package_for_reading_data_is_named(colour_bundle, flags, capsys, monkeypatch):
-    for name in [n for n in sys.modules if n.startswith(("zsseg_rt.training.datasets.", "PIL"))]:
+    for name in [n for n in sys.modules if n.startswith(("zsseg_rt.evaluation.datasets.", "PIL"))]:
         monkeypatch.delitem(sys.modules, name)
     original = builtins.__import__
 
@@ -167,7 +167,7 @@ PROPOSALS = Path(__file__).parent / "bundles" / "v1" / "proposals.zsseg"
     [
         ((PROPOSALS, "--min-region-score", 2), (), "min_region_score: expected"),
         ((PROPOSALS,), (PROPOSALS, "--against-min-region-score", 3), "got 3"),
-        ((PROPOSALS,), ("colours", "--against-min-region-score", 0.1), "has no region encoder"),
+        ((PROPOSALS,), ("colours", "--against-min-region-score", 0.1), "has no such setting"),
         ((PROPOSALS, "--min-region-score", 0.5), (PROPOSALS,), None),
     ],
 )

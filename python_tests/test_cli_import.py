@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
-import tiny
 import torch
-from command_line import run
 
+from support import tiny
+from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 
 # Heads follow from widths as in the official models: one per 64 channels, eight in the decoder.
@@ -108,7 +109,7 @@ def test_seen_must_be_among_the_classes(checkpoint, tmp_path, capsys):
     code = run("import-checkpoint", "zegclip", checkpoint, "--out", tmp_path / "x.zsseg",
                "--classes", "road,car", "--seen", "moon")  # fmt: skip
     assert code == 2
-    assert "--seen: expected names out of --classes, got 'moon'" in capsys.readouterr().err
+    assert "--seen: expected names from --classes, got 'moon'" in capsys.readouterr().err
 
 
 def test_dense_export_from_the_command_line(tmp_path, capsys):
@@ -130,3 +131,62 @@ def test_dense_export_from_the_command_line(tmp_path, capsys):
     assert Bundle.load(out).text_bank.names == names
     for line in capsys.readouterr().err.splitlines():
         assert line.startswith("zsseg-rt: ")
+
+
+@pytest.mark.parametrize("damage", ["cut", "conv", "text", "external"])
+def test_dense_export_of_a_broken_encoder_is_one_line(tmp_path, capsys, damage):
+    from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+
+    encoder, names_file, rows = tmp_path / "e.onnx", tmp_path / "n.json", tmp_path / "r.npy"
+    write_encoder(encoder)
+    damage_encoder(encoder, damage)
+    names, embeds = colour_embeds()
+    names_file.write_text(json.dumps(names))
+    np.save(rows, embeds)
+    code = run("export", "dense", encoder, "--out", tmp_path / "x.zsseg", "--size", 256,
+               "--bank", names_file, rows)  # fmt: skip
+    assert code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"zsseg-rt: {encoder}: ")
+
+
+def damage_encoder(path, damage):
+    content = path.read_bytes()
+    model = onnx.load_from_string(content)
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+        return
+    if damage == "conv":
+        del model.graph.node[0].input[:]
+    elif damage == "text":
+        model.graph.node[0].op_type = "AveragePoop"
+    else:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../etc/hostname")
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        ('["red"]', b"\x93NUMPY\x01\x00\x14\x00{'descr': '<f4', 'fo\n"),
+        ('["red"]', b"\x93NUMPY\x01\x00\x06\x00{((((\n"),
+        ('["red"]', b""),
+        ('["red"]', b"PK\x03\x04 an archive that is cut short"),
+        ("[" * 100_000, None),
+        ("\ud800", None),
+    ],
+)
+def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
+    names_file, rows_file = tmp_path / "n.json", tmp_path / "r.npy"
+    names_file.write_text(names, encoding="utf-8", errors="surrogatepass")
+    np.save(rows_file, np.ones((1, 4), np.float32))
+    if rows is not None:
+        rows_file.write_bytes(rows)
+    code = run("export", "dense", tmp_path / "e.onnx", "--out", tmp_path / "x.zsseg",
+               "--size", 256, "--bank", names_file, rows_file)  # fmt: skip
+    assert code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("zsseg-rt: --bank: cannot be read: ")

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import tiny_zegformer
 import torch
-from command_line import run
 
+from support import tiny_zegformer
+from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.models import from_official, load_clip
-from zsseg_rt.models.zegformer_prompts import SEGMENT_TEMPLATES
+from zsseg_rt.models.zegformer.prompts import SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]
@@ -87,7 +87,7 @@ def test_a_missing_clip_file_is_named(files, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
-    import tiny
+    from support import tiny
 
     path = tmp_path / "zegclip.pth"
     torch.save({"state_dict": tiny.zegclip_state_dict()}, path)
@@ -99,7 +99,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--fusion", "max", "--fusion: expected one of both, both_equally, clip, text, got max"),
+        (
+            "--fusion",
+            "max",
+            "--fusion: expected one of seen_and_unseen, all_classes, regions, segments, got max",
+        ),
         ("--prompts", "long", "--prompts: expected one of single, imagenet_select, got long"),
         ("--size", "100", "size_hw: expected multiples of 32"),
         ("--region-style", "box", "region_style: expected one of cropmask, mask, crop"),

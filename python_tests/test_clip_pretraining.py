@@ -11,22 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
-from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models import create_model
-from zsseg_rt.models.clip import load_clip
-from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.training import clip_pretraining
-from zsseg_rt.training.caption_batches import NEVER_CAPTIONED, CaptionBatches
-from zsseg_rt.training.class_embeddings import embed_phrases
-from zsseg_rt.training.clip_checks import (
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+from zsseg_rt.experiments import clip_pretraining
+from zsseg_rt.experiments.caption_batches import NEVER_CAPTIONED, CaptionBatches
+from zsseg_rt.experiments.clip_checks import (
     TEMPLATES,
     classify_views,
     load_run,
     score_dense_heads,
 )
-from zsseg_rt.training.clip_pretraining import ClipTask, contrastive_loss, pretrain
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES
-from zsseg_rt.training.small_clip import PretrainingConfig, SmallClip
+from zsseg_rt.experiments.clip_pretraining import ClipTask, contrastive_loss, pretrain
+from zsseg_rt.experiments.small_clip import PretrainingConfig, SmallClip
+from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.models import create_model
+from zsseg_rt.models.clip.weights import load_clip
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.class_embeddings import embed_phrases
 
 TINY = PretrainingConfig(
     steps=3,
@@ -105,8 +105,8 @@ def test_captions_fit_and_leave_out_what_is_held_back():
 def test_workers_start_where_opencv_has_threads():
     code = """
 import cv2, numpy as np
-from zsseg_rt.training.clip_pretraining import _batch_source
-from zsseg_rt.training.small_clip import PretrainingConfig
+from zsseg_rt.experiments.clip_pretraining import _batch_source
+from zsseg_rt.experiments.small_clip import PretrainingConfig
 
 cv2.setNumThreads(2)
 cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (31, 31), 5)  # its threads run now
@@ -207,7 +207,7 @@ def full_disk(monkeypatch):
 
 def test_full_disk_at_the_end_loses_nothing(run, tmp_path, full_disk, monkeypatch):
     full_disk("clip.safetensors")
-    message = "clip.safetensors: cannot be written: No space left.*safe in .*step-00000003; call"
+    message = "clip.safetensors: cannot be written: No space left.*saved in .*step-00000003; call"
     with pytest.raises(TrainingError, match=message):
         pretrain(TINY, tmp_path, num_workers=0)
     assert not [path for path in tmp_path.iterdir() if "clip" in path.name]

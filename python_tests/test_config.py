@@ -33,6 +33,40 @@ def test_from_dict_refuses_unknown_keys():
         EngineConfig.from_dict({"devise": "cpu"})
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"num_threads": 10**5000},
+            "num_threads: expected a 64-bit integer, got an overlong int",
+        ),
+        ({"num_threads": nested(5000)}, "num_threads: expected an integer, got an overlong list"),
+        ({"num_threads": True}, "num_threads: expected an integer, got True"),
+        (
+            {"unknown_below": 10**400},
+            "unknown_below: expected a number or|unknown_below: expected a f",
+        ),
+        ({"unknown_below": float("nan")}, "expected a finite number, got nan"),
+        ({7: 1}, "unknown key 7"),
+        ({"x" * 10_000: 1}, r"unknown key 'x+\.\.\."),
+        ({"cache_dir": "a\0b"}, r"cache_dir: expected a path, got 'a\\x00b'"),
+        ({"device": None}, "device: expected a string, got None"),
+        ([("device", "cpu")], "EngineConfig: expected a dict, got list"),
+        (None, "EngineConfig: expected a dict, got NoneType"),
+    ],
+)
+def test_from_dict_refuses_wild_values(raw, message):
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig.from_dict(raw)
+
+
 def test_cache_folder_follows_home_and_switch(monkeypatch, tmp_path):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.batch import read_photo
 from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import BundleError
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
-from zsseg_rt.training.metrics import ConfusionMatrix, score
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
+from zsseg_rt.photos import read_photo
 
 BLOCKED = """
 import sys
@@ -49,8 +49,16 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
         assert overlay.shape == read_photo(photo).shape
         assert stem in done.stdout
     assert sum(name in done.stdout for name in CLASS_NAMES) >= 4
-    assert "made of these words" in done.stdout
+    assert "using these words" in done.stdout
     assert "checkered" in done.stdout
+
+
+def test_the_bundle_that_ships_has_a_name_in_python():
+    bundle = Bundle.demo()
+    assert bundle.path == demo_bundle()
+    with Engine(bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
+        engine.set_classes(["red thing"])
+        assert engine.segment(read_photo(demo_photos()[0])).names == ("red thing",)
 
 
 def test_classes_can_be_others(tmp_path, capsys):

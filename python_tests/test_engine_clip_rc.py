@@ -3,16 +3,16 @@
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
-from command_line import run
-from descriptor_models import (
+
+from support import tiny
+from support.command_line import run
+from support.descriptor_models import (
     assert_labels_are_the_models,
     assert_self_check_passes,
     make_inputs,
     torch_scores,
 )
-
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
@@ -20,7 +20,7 @@ from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.models.functional import patch_text_similarity
 
 NAMES = [f"name {index}" for index in range(7)]
-REGIONS = 4
+CELLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_bundle_is_complete_and_agrees_with_torch(model, bundle_path):
     assert bundle.head.logit_scale == 1.0
     assert bundle.head.seen == tuple(NAMES[index] for index in model.config.seen_classes)
     decoder = bundle.graphs["decoder"]["float16"]
-    assert decoder.inputs[0].shape == (REGIONS, "classes", 32)
+    assert decoder.inputs[0].shape == (CELLS, "classes", 32)
     assert decoder.outputs[0].shape == (1, "classes", 32)
     report = verify_bundle(bundle_path)
     assert report.passed
@@ -76,8 +76,8 @@ def test_golden_is_the_unfolded_model(model, bundle_path):
     with torch.no_grad():
         output = model(image, text)
     np.testing.assert_array_equal(golden["mask_logits"], output.mask_logits.numpy())
-    regions = output.region_embeds.flatten(2)[0].T + output.cls_embed
-    np.testing.assert_array_equal(golden["cls_embed"], regions.numpy())
+    cells = output.cell_embeds.flatten(2)[0].T + output.cls_embed
+    np.testing.assert_array_equal(golden["cls_embed"], cells.numpy())
     assert len(np.unique(golden["labels"])) > 1
 
 
@@ -100,20 +100,24 @@ def test_graphs_hold_one_attention_a_block_and_no_unused_layer(model, bundle_pat
         for key, value in model.state_dict().items()
         if not key.startswith(("text_encoder.", "decode_head.recovery", "decode_head.q_proj"))
     )
-    assert exported < 1.05 * read  # the mask and the regions' positions come on top
+    assert exported < 1.05 * read  # the mask and the cells' positions come on top
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("num_classes", [1, 3, 171, 1024])
 def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_classes):
-    session = get_backend("openvino").load(
-        bundle_path / f"decoder.{precision}.onnx",
-        device="cpu",
-        precision="float32",
-        options=BackendOptions(num_threads=1),
+    session = (
+        get_backend("openvino")
+        .load(
+            bundle_path / f"decoder.{precision}.onnx",
+            device="cpu",
+            precision="float32",
+            options=BackendOptions(num_threads=1),
+        )
+        .session()
     )
     rng = np.random.default_rng(num_classes)
-    queries = rng.standard_normal((REGIONS, num_classes, 32)).astype(np.float32)
+    queries = rng.standard_normal((CELLS, num_classes, 32)).astype(np.float32)
     patches = golden_of(bundle_path)["patch_embeds"]
     found = session.run({"queries": queries, "patch_embeds": patches})
     with torch.no_grad():
@@ -123,8 +127,8 @@ def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_
             head.decoder_q.layers, head.decoder_v.layers, strict=True
         ):
             flat, keys = query_layer(flat, keys), patch_layer(keys, flat)
-        every_region = patch_text_similarity(keys, flat, normalize=False)
-        expected = every_region.reshape(1, REGIONS, num_classes, -1).mean(1).numpy()
+        every_cell = patch_text_similarity(keys, flat, normalize=False)
+        expected = every_cell.reshape(1, CELLS, num_classes, -1).mean(1).numpy()
     logits = patch_text_similarity(
         torch.tensor(found["patch_keys"]), torch.tensor(found["class_embeds"]), normalize=False
     ).numpy()
@@ -140,8 +144,10 @@ def test_backends_agree(bundle_path, graph, precision):
     feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
     results = {}
     for backend, asked in (("openvino", "float32"), ("torch", precision)):
-        session = get_backend(backend).load(
-            bundle_path / entry.file, device="cpu", precision=asked, options=BackendOptions()
+        session = (
+            get_backend(backend)
+            .load(bundle_path / entry.file, device="cpu", precision=asked, options=BackendOptions())
+            .session()
         )
         results[backend] = {key: np.array(value) for key, value in session.run(feeds).items()}
     tolerance = 1e-5 if precision == "float32" else 1e-2

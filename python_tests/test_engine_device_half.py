@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-import tiny_zegformer
-from computing_tensorrt import tensorrt_session
-from conftest import require_cuda
-from tiny_zeroseg import zeroseg_model
 
+from conftest import require_cuda
+from support import tiny, tiny_zegformer
+from support.computing_tensorrt import tensorrt_session
+from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.errors import BackendError
@@ -79,6 +78,23 @@ class HostSession:
         return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
 
 
+@dataclass
+class HostGraph:
+    """A graph of the host's whose sessions stand before it as the device's."""
+
+    inner: Any
+    kind: str
+    device: str = "cuda:0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def session(self) -> Any:
+        if self.kind == "TensorRT's":
+            return tensorrt_session(self.inner.session())
+        return HostSession(self.inner.session(), self.kind == "foreign arrays")
+
+
 @pytest.fixture
 def session_kind() -> str:
     return "own arrays"
@@ -92,13 +108,12 @@ def gpu_config(session_kind, monkeypatch) -> dict[str, Any]:
     class HostBackend:
         name = "torch"
 
+        def choose(self, held, asked, *, device, allowed):
+            return host.choose(held, asked, device="cpu", allowed=allowed)
+
         def load(self, graph_path, *, device, precision, options):
-            inner = host.load(graph_path, device="cpu", precision=precision, options=options)
-            if device == "cpu":
-                return inner
-            if session_kind == "TensorRT's":
-                return tensorrt_session(inner)
-            return HostSession(inner, session_kind == "foreign arrays")
+            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
+            return graph if device == "cpu" else HostGraph(graph, session_kind)
 
     real = registry.get_backend
     monkeypatch.setattr(
@@ -203,3 +218,31 @@ def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
         engine.set_classes(["red", "blue"])
         with pytest.raises(BackendError, match="mask_logits: expected finite numbers, got NaN"):
             engine.segment(frame())
+
+
+def addresses(classes):
+    arrays = (classes.text_embeds, classes.text_queries)
+    return [array.__cuda_array_interface__["data"][0] for array in arrays]
+
+
+def test_class_buffers_keep_their_addresses(gpu_config):
+    """A vocabulary of equal or smaller size is copied to where the last one lay."""
+    config = EngineConfig(precision="float32", use_cache=False, **gpu_config)
+    with Engine(STORED / "descriptor.zsseg", config) as engine:
+        found, labels = [], []
+        for names in (NAMES, NAMES[::-1], NAMES[:2], NAMES):
+            engine.set_classes(names)
+            labels.append(engine.segment(frame()).labels)
+            found.append(addresses(engine._lane._adopted))
+        assert found == [found[0]] * 4
+        np.testing.assert_array_equal(labels[0], labels[3])
+        assert (labels[0] != labels[1]).any()
+
+
+def test_lanes_have_streams_of_their_own(gpu_config):
+    config = EngineConfig(precision="float32", use_cache=False, num_lanes=2, **gpu_config)
+    with Engine(STORED / "descriptor.zsseg", config) as engine, engine.lane() as lane:
+        engine.set_classes(NAMES)
+        assert lane.workspace.stream != engine._lane.workspace.stream
+        expected = engine.segment(frame()).labels
+        np.testing.assert_array_equal(lane.segment(frame()).labels, expected)

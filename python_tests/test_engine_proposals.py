@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
-import tiny_zegformer
 import torch
 
+from support import tiny, tiny_zegformer
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.backends._openvino import _OpenVinoSession
 from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.proposals import _Job
+from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.verify import verify_bundle
-from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
-from zsseg_rt.pipelines.fusion import class_probabilities, fuse
-from zsseg_rt.pipelines.proposals import distinct_crops
+from zsseg_rt.export.zegformer import export_zegformer
+from zsseg_rt.families.fusion import class_probabilities, fuse
+from zsseg_rt.families.proposals import distinct_crops
+from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES
 
 NAMES = [f"name {index}" for index in range(7)]
 SIZE = (96, 128)
@@ -85,7 +85,7 @@ def test_the_text_bank_serves_both_branches(bundle):
         engine.set_classes(NAMES)
         np.testing.assert_array_equal(engine.segment(frame()).labels, given)
         engine.set_classes(NAMES, embeddings=embeddings()[0])
-        np.testing.assert_array_equal(engine.vocabulary.region_embeds, embeddings()[0])
+        np.testing.assert_array_equal(engine.vocabulary.prompt_embeds["regions"], embeddings()[0])
         with pytest.raises(VocabularyError, match="text bank"):
             engine.set_classes(["moon"])
 
@@ -96,29 +96,29 @@ def test_the_text_bank_serves_both_branches(bundle):
         ({"region_style": "mask"}, "seen_and_unseen", "mask"),
         ({"region_style": "crop", "ensemble_all_classes": True}, "all_classes", "crop"),
         ({"ensemble": False, "calibration": -1.0}, "regions", "cropmask"),
-        ({"ensemble": False, "clip_classification": False}, "segments", None),
+        ({"fusion": "segments"}, "segments", None),
     ],
 )
 def test_every_rule_of_the_official_configurations(bundle, settings, fusion, style):
     """The graphs are the same for all; the rule is in the manifest."""
     model = tiny_zegformer.model(**settings)
-    job = _Job(model, SIZE, NAMES, REGION_TEMPLATES)
-    assert job.regions.fusion == fusion
-    assert (job.regions.encoder is None) == (style is None)
-    assert style is None or job.regions.encoder.style == style
-    ruled = replace(Bundle.load(bundle), regions=job.regions, head=job.head)
+    exported = export_zegformer(model, ExportOptions(size_hw=SIZE, class_names=NAMES))
+    assert exported.regions.fusion == fusion
+    assert (exported.regions.encoder is None) == (style is None)
+    assert style is None or exported.regions.encoder.style == style
+    ruled = replace(Bundle.load(bundle), regions=exported.regions, head=exported.head)
     with Engine(ruled, EngineConfig(**EXACT, with_scores=True)) as engine:
         engine.set_classes(NAMES, embeddings=embeddings() if style else embeddings()[0])
         result = engine.segment(frame())
     maps = score_maps(model)
     assert_same_labels(result.labels, maps)
-    assert_same_scores(result, maps, job.head)
+    assert_same_scores(result, maps, exported.head)
 
 
 @pytest.mark.parametrize("both_branches", [False, True])
 def test_a_model_without_clip_is_exported(both_branches, tmp_path):
     """The text branch alone, from a training checkpoint too; a bank of both branches serves it."""
-    model = tiny_zegformer.model(ensemble=False, clip_classification=False)
+    model = tiny_zegformer.model(fusion="segments")
     bank = (NAMES, embeddings() if both_branches else embeddings()[0])
     path = export_bundle(
         model,
@@ -169,7 +169,7 @@ def test_regions_with_the_same_crop_share_a_look():
 
 def count_crops(engine, monkeypatch):
     """How many crops the region encoder is shown for a frame, and the largest batch."""
-    session, counts = engine._pipeline.sessions["region_encoder"], []
+    session, counts = engine._lane.sessions["region_encoder"], []
     run = type(session).run
 
     def counting(self, feeds, *, stream=0):
@@ -203,7 +203,7 @@ def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatc
     empty = [2, 5]
 
     def emptied(engine):
-        session = engine._pipeline.sessions["image_encoder"]
+        session = engine._lane.sessions["image_encoder"]
         run = session.run
 
         def without_pixels(feeds, *, stream=0):
@@ -255,9 +255,7 @@ def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
 @pytest.mark.parametrize("fusion", ["seen_and_unseen", "all_classes", "regions", "segments"])
 def test_fusion_is_the_torch_model_s(fusion):
     logits = [tiny.random_normal(name, (9, 8)).astype(np.float32) * 3 for name in ("p", "q")]
-    settings = {"all_classes": {"ensemble_all_classes": True}, "regions": {"ensemble": False}}
-    settings["segments"] = {"ensemble": False, "clip_classification": False}
-    model = tiny_zegformer.model(**settings.get(fusion, {}))
+    model = tiny_zegformer.model(fusion=fusion)
     given = [torch.from_numpy(part) for part in logits]
     expected = model.fuse(given[0], None if fusion == "segments" else given[1])
     by_text, by_region = (class_probabilities(part[:, :-1].T, part[:, -1])[0] for part in logits)
@@ -287,10 +285,10 @@ def test_sizes_are_multiples_of_the_stride(model, size_hw, tmp_path):
 
 
 def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
-    job = _Job(model, (64, 64), None, REGION_TEMPLATES)
+    exported = export_zegformer(model, ExportOptions(size_hw=(64, 64)))
     assert "Pass class_names to keep the calibration" in caplog.text
-    assert job.head.seen == ()
-    assert job.head.seen_bias == 0.0
+    assert exported.head.seen == ()
+    assert exported.head.seen_bias == 0.0
     with pytest.raises(VocabularyError, match="class_names: expected at least 5 names"):
         export_bundle(model, tmp_path / "few.zsseg", class_names=NAMES[:3], size_hw=(64, 64))
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from descriptor_models import (
+
+from support.descriptor_models import (
     assert_labels_are_the_models,
     assert_self_check_passes,
     make_inputs,
     torch_scores,
 )
-
 from zsseg_rt import Engine, EngineConfig
 
 NAMES = [f"name {index}" for index in range(7)]

@@ -5,29 +5,28 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-import tiny
-import tiny_zegformer
-import tiny_zeroseg
 import torch
 from PIL import Image
 
+from support import tiny, tiny_zegformer, tiny_zeroseg
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
+from zsseg_rt.evaluation.confusion_picture import draw_confusion, write_confusion_png
+from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.models.functional import preprocess
-from zsseg_rt.models.sliding import slide_predict
-from zsseg_rt.models.zeroseg_labels import segment_predict
-from zsseg_rt.training.class_phrases import rename_classes, split_synonyms
-from zsseg_rt.training.confusion_picture import draw_confusion, write_confusion_png
-from zsseg_rt.training.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.training.evaluation import compare, evaluate, read_ahead
-from zsseg_rt.training.segment_bundle import EngineSegmenter
-from zsseg_rt.training.segment_torch import SlideSettings, torch_segmenter
-from zsseg_rt.training.segment_zegformer import ZegFormerSegmenter
+from zsseg_rt.models.sliding import SlideSettings, slide_predict
+from zsseg_rt.models.zegformer.pictures import resize_picture
+from zsseg_rt.models.zeroseg.windows import segment_predict
+from zsseg_rt.text.class_names import rename_classes, split_synonyms
+from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 
 COLOURS = ("red", "green", "blue")
 
@@ -138,7 +137,7 @@ def test_bundle_and_torch_model_go_through_the_same_code(zegclip_model, zegclip_
                                              use_cache=False)) as engine:  # fmt: skip
         embeds = engine.set_classes(names).embeds
         bundle = EngineSegmenter(engine, names)
-        model = torch_segmenter(
+        model = TorchSegmenter(
             zegclip_model,
             names,
             torch.from_numpy(embeds.copy()),
@@ -178,7 +177,7 @@ def test_slide_is_the_official_protocol(small_zegclip):
     names = data.class_names
     seen = [names[index] for index in model.config.seen_classes]
     windows = SlideSettings(short_side=96, crop_size=64, stride=53)
-    segmenter = torch_segmenter(
+    segmenter = TorchSegmenter(
         model, names, embeds, seen_names=seen, protocol="slide", windows=windows
     )
     image = data[0].image
@@ -189,7 +188,7 @@ def test_slide_is_the_official_protocol(small_zegclip):
 
 def test_default_windows_scale_the_official_ones(small_zegclip):
     model, embeds = small_zegclip
-    segmenter = torch_segmenter(model, NoisePictures(7).class_names, embeds, protocol="slide")
+    segmenter = TorchSegmenter(model, NoisePictures(7).class_names, embeds, protocol="slide")
     assert segmenter.describe()["windows"] == {"short_side": 64, "crop_size": 64, "stride": 53}
 
 
@@ -200,7 +199,7 @@ def test_seen_classes_are_lowered_by_name(small_zegclip, protocol):
     image = NoisePictures(7)[1].image
     shares = []
     for seen in ((), names, names[:1]):
-        segmenter = torch_segmenter(model, names, embeds, seen_names=seen, protocol=protocol)
+        segmenter = TorchSegmenter(model, names, embeds, seen_names=seen, protocol=protocol)
         shares.append((segmenter.segment(image) == 0).mean())
     assert shares[0] == shares[1]  # the same amount off every class changes nothing
     assert shares[2] <= shares[0]
@@ -210,8 +209,8 @@ def test_seen_classes_are_lowered_by_name(small_zegclip, protocol):
 def test_the_best_synonym_counts(small_zegclip):
     model, embeds = small_zegclip
     image = NoisePictures(7)[0].image
-    plain = torch_segmenter(model, [f"name {i}" for i in range(7)], embeds).segment(image)
-    merged = torch_segmenter(
+    plain = TorchSegmenter(model, [f"name {i}" for i in range(7)], embeds).segment(image)
+    merged = TorchSegmenter(
         model, ["a, b, c", "d", "e, f", "g"], embeds
     ).segment(image)  # fmt: skip
     np.testing.assert_array_equal(merged, np.array([0, 0, 0, 1, 2, 2, 3])[plain])
@@ -221,16 +220,15 @@ def test_zegformer_is_resized_and_labelled_as_officially():
     model = tiny_zegformer.model()
     embeds, region = (tiny_zegformer.text_features(salt) for salt in "ab")
     names, image = NoisePictures(7).class_names, NoisePictures(7)[0].image
-    segmenter = ZegFormerSegmenter(
-        model, names, embeds, region, seen_names=names[:5], short_side=64
-    )
+    model.config = replace(model.config, image_size=64)
+    segmenter = TorchSegmenter(model, names, embeds, region_embeds=region, seen_names=names[:5])
     resized = np.array(Image.fromarray(image).resize((78, 64), Image.Resampling.BILINEAR))
     planes = torch.from_numpy(resized).permute(2, 0, 1)
     with torch.inference_mode():
         expected = model([planes], embeds, region, [image.shape[:2]]).sem_seg[0].argmax(0)
     np.testing.assert_array_equal(segmenter.segment(image), expected.numpy())
     with pytest.raises(ArgumentError, match="protocol: expected one of whole, got 'slide'"):
-        torch_segmenter(model, names, embeds, region_embeds=region, protocol="slide")
+        TorchSegmenter(model, names, embeds, region_embeds=region, protocol="slide")
 
 
 def test_zegformer_s_synonyms_make_one_class_as_officially():
@@ -243,17 +241,16 @@ def test_zegformer_s_synonyms_make_one_class_as_officially():
         )
         for rows in (embeds, region)
     ]
-    one_a_class = ZegFormerSegmenter(model, ["a", "d", "e", "g"], *merged, seen_names="ae")
-    synonyms = ZegFormerSegmenter(model, names, embeds, region, seen_names="bef")
-    np.testing.assert_array_equal(synonyms.segment(image), one_a_class.segment(image))
+    one_per_class = TorchSegmenter(
+        model, ["a", "d", "e", "g"], merged[0], region_embeds=merged[1], seen_names="ae"
+    )
+    synonyms = TorchSegmenter(model, names, embeds, region_embeds=region, seen_names="bef")
+    np.testing.assert_array_equal(synonyms.segment(image), one_per_class.segment(image))
 
 
 def test_zegformer_limits_the_long_side():
-    model = tiny_zegformer.model()
-    segmenter = ZegFormerSegmenter(
-        model, ["a"], tiny_zegformer.text_features(num_classes=1), short_side=64, long_side=100
-    )
-    assert segmenter._resize(np.zeros((40, 90, 3), np.uint8)).shape == (44, 100, 3)
+    resized = resize_picture(np.zeros((40, 90, 3), np.uint8), 64, long_side=100)
+    assert resized.shape == (44, 100, 3)
 
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
@@ -266,7 +263,7 @@ def test_zeroseg_gives_its_own_labels(protocol, threshold):
     )[None]
     with torch.inference_mode():  # classes that look like the picture's segments, some less so
         embeds = model(planes).segment_embeds[0] + torch.tensor([[0.0], [0.1], [0.3], [0.3]])
-    segmenter = torch_segmenter(model, ["a", "b", "c", "d"], embeds, protocol=protocol)
+    segmenter = TorchSegmenter(model, ["a", "b", "c", "d"], embeds, protocol=protocol)
     labels = segmenter.segment(image)
     if protocol == "whole":
         expected = model.segment(planes, embeds, image.shape[:2])[0][0]
@@ -313,10 +310,10 @@ for name in ("torch", "torchvision", "onnx", "open_clip"):
     sys.modules[name] = None
 import numpy as np
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.training import confusion_picture
-from zsseg_rt.training.datasets.base import Sample
-from zsseg_rt.training.evaluation import evaluate
-from zsseg_rt.training.segment_bundle import EngineSegmenter
+from zsseg_rt.evaluation import confusion_picture
+from zsseg_rt.evaluation.datasets.base import Sample
+from zsseg_rt.evaluation.evaluate import evaluate
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 class Data:
     name, class_names, seen, ignore_label = "red", ("red", "blue"), (0,), 255
     def __len__(self): return 2
@@ -404,22 +401,22 @@ def test_bad_requests_are_refused(flags, small_zegclip):
     oracle = Oracle(flags)
     with pytest.raises(ArgumentError, match="limit: expected at least 1, got 0"):
         evaluate(oracle, flags, limit=0)
-    with pytest.raises(DatasetError, match="flags: expected at least one picture"):
+    with pytest.raises(DatasetError, match="flags: expected at least one image"):
         evaluate(oracle, Flags(0))
     oracle.class_names = COLOURS[:2]
     with pytest.raises(ArgumentError, match="class_names: expected 3, one for each class of flags"):
         evaluate(oracle, flags)
     model, embeds = small_zegclip
     with pytest.raises(ShapeError, match="text_embeds: expected one row for each of 2 phrases"):
-        torch_segmenter(model, ["a", "b"], embeds)
+        TorchSegmenter(model, ["a", "b"], embeds)
     with pytest.raises(ArgumentError, match="protocol: expected one of whole, slide"):
-        torch_segmenter(model, ["a"] * 7, embeds, protocol="crop")
-    with pytest.raises(ArgumentError, match="model: expected ZegCLIP.* got Linear"):
-        torch_segmenter(torch.nn.Linear(1, 1).eval(), ["a"], torch.ones(1, 1))
+        TorchSegmenter(model, ["a"] * 7, embeds, protocol="crop")
+    with pytest.raises(ArgumentError, match="model: expected one of .*, got Linear"):
+        TorchSegmenter(torch.nn.Linear(1, 1).eval(), ["a"], torch.ones(1, 1))
     model.train()
     try:
         with pytest.raises(ArgumentError, match="model: expected evaluation mode"):
-            torch_segmenter(model, ["a"] * 7, embeds)
+            TorchSegmenter(model, ["a"] * 7, embeds)
     finally:
         model.eval()
 
@@ -440,7 +437,7 @@ def test_names_with_synonyms():
     assert split_synonyms(["sky", " sofa ,couch"]) == [["sky"], ["sofa", "couch"]]
     with pytest.raises(VocabularyError, match="class_names: expected a name, got ' , '"):
         split_synonyms(["sky", " , "])
-    with pytest.raises(VocabularyError, match="new_names: expected old names out of sky, got 'x'"):
+    with pytest.raises(VocabularyError, match="new_names: expected old names from sky, got 'x'"):
         rename_classes(["sky"], {"x": "y"})
 
 

@@ -9,29 +9,34 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import tiny  # noqa: E402
-import tiny_zegformer  # noqa: E402
-
-from zsseg_rt import Bundle, cli  # noqa: E402
+from support import tiny, tiny_zegformer  # noqa: E402
+from zsseg_rt import Bundle, cli, schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
-from zsseg_rt.training.checkpointing import (  # noqa: E402
+from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import (  # noqa: E402
     Checkpoint,
     CheckpointFolder,
     CheckpointState,
 )
-from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
-from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
-from zsseg_rt.training.trained import TrainedClasses, describe_model  # noqa: E402
+from zsseg_rt.training.trained.card import (  # noqa: E402
+    TrainedClasses,
+    describe_model,
+    load_trained,
+)
+from zsseg_rt.training.trained.segmenter import trained_segmenter  # noqa: E402
 
 NAMES = ("sky", "grass, lawn", "road", "water")
 PHRASES = ("sky", "grass", "lawn", "road", "water")
 
 
-def save_run(folder, model, embeds, protocol="inductive", **changes):
+def save_run(folder, model, embeds, protocol="inductive", outdate=None, **changes):
     classes = {"names": NAMES, "seen": (0, 1), "phrases": PHRASES} | changes
     classes = TrainedClasses(
         **classes, templates=("a photo of a {}.",), space="tiny", protocol=protocol
     )
+    card = describe_model(model, classes)
+    if outdate is not None:
+        outdate(card["config"])
     checkpoint = Checkpoint(
         state=CheckpointState(step=1, num_processes=1, batch_size=1),
         model=model.state_dict(),
@@ -39,7 +44,7 @@ def save_run(folder, model, embeds, protocol="inductive", **changes):
         optimizer={},
         random={},
         constants={"text_embeds": embeds},
-        model_card=describe_model(model, classes),
+        model_card=card,
     )
     CheckpointFolder(folder / "checkpoints").save(checkpoint)
     return folder
@@ -120,12 +125,41 @@ def test_without_a_text_tower_new_names_are_refused(tmp_path):
 
 
 def test_zegformer_without_clip_needs_no_second_embeddings(tmp_path):
-    model = tiny_zegformer.model(clip_classification=False)
+    model = tiny_zegformer.model(fusion="segments")
     run = save_run(tmp_path, model, tiny_zegformer.text_features(num_classes=5))
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
     labels = trained_segmenter(run, NAMES, device="cpu").segment(image)
     assert labels.shape == (64, 96)
     assert labels.max() < len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "flags"),
+    [
+        ("seen_and_unseen", {"clip_classification": True, "ensemble": True}),
+        ("regions", {"clip_classification": True, "ensemble": False}),
+        ("segments", {"clip_classification": False, "ensemble": True}),
+    ],
+)
+def test_runs_that_hold_the_official_flags_still_load(fusion, flags, tmp_path):
+    def outdate(config):
+        assert config.pop("fusion") == fusion
+        config.update(flags, ensemble_all_classes=False)
+
+    model = tiny_zegformer.model(fusion=fusion)
+    run = save_run(tmp_path, model, tiny_zegformer.text_features(num_classes=5), outdate=outdate)
+    assert load_trained(run).config == model.config
+
+
+def test_runs_that_call_cells_regions_still_load(tmp_path):
+    def outdate(config):
+        config["image_encoder"]["num_regions"] = config["image_encoder"].pop("num_cells")
+
+    model = tiny.clip_rc_model()
+    run = save_run(tmp_path, model, tiny.text_embeds(5, 32), outdate=outdate)
+    assert load_trained(run).config == model.config
+    options = schema.up_to_date(type(model.config), {"num_regions": 9, "exact": True})
+    assert options == {"num_cells": 9, "exact": True}
 
 
 def test_errors_say_what_is_wrong(run, tmp_path):

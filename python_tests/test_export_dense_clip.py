@@ -5,19 +5,19 @@ import json
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from command_line import run
-from rtx_plans import build_image_encoder_plan
 
+from support import tiny
+from support.command_line import run
+from support.rtx_plans import build_image_encoder_plan
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.dense_clip import imagenet_templates
 from zsseg_rt.models import create_model
-from zsseg_rt.models.dense_clip import HEADS
+from zsseg_rt.models.dense.dense_clip import HEADS
 from zsseg_rt.ops import reference
 
 pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")

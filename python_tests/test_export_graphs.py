@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphs import write_graph
 from onnx import TensorProto, helper
 
+from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundle import Bundle
@@ -82,8 +82,10 @@ def test_float16_halves_the_file(bundle):
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_decoder_takes_any_number_of_classes(bundle, zegclip_model, golden, backend, num_classes):
     entry = bundle.graphs["decoder"]["float32"]
-    session = get_backend(backend).load(
-        bundle.path / entry.file, device="cpu", precision="float32", options=OPTIONS
+    session = (
+        get_backend(backend)
+        .load(bundle.path / entry.file, device="cpu", precision="float32", options=OPTIONS)
+        .session()
     )
     rng = np.random.default_rng(num_classes)
     queries = rng.standard_normal((1, num_classes, bundle.text.embed_dim)).astype(np.float32)
@@ -111,8 +113,10 @@ def test_backends_agree(bundle, golden, graph, precision):
     feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
     results = {}
     for backend, asked in (("openvino", "float32"), ("torch", precision)):
-        session = get_backend(backend).load(
-            bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS
+        session = (
+            get_backend(backend)
+            .load(bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS)
+            .session()
         )
         results[backend] = {k: np.array(v) for k, v in session.run(feeds).items()}
     # float16: OpenVINO computes in float32 with float16 weights, torch in float16
@@ -126,8 +130,10 @@ def test_backends_agree(bundle, golden, graph, precision):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_torch_lowers_a_float32_graph(bundle, golden, precision):
     entry = bundle.graphs["image_encoder"]["float32"]
-    session = get_backend("torch").load(
-        bundle.path / entry.file, device="cpu", precision=precision, options=OPTIONS
+    session = (
+        get_backend("torch")
+        .load(bundle.path / entry.file, device="cpu", precision=precision, options=OPTIONS)
+        .session()
     )
     assert session.precision == precision
     found = session.run({"image": golden["image"]})["patch_embeds"]
@@ -179,7 +185,9 @@ def test_float16_survives_what_overflows(tmp_path):
     half = tmp_path / "half.onnx"
     onnx.save(to_float16(onnx.load(path)), half)
     x = (3e4 * np.random.default_rng(0).standard_normal((4, 64))).clip(-6e4, 6e4).astype(np.float32)
-    session = get_backend("torch").load(half, device="cpu", precision="auto", options=OPTIONS)
+    session = (
+        get_backend("torch").load(half, device="cpu", precision="auto", options=OPTIONS).session()
+    )
     centred = x - x.mean(axis=1, keepdims=True)
     expected = centred / centred.std(axis=1, keepdims=True)
     expected += x / np.linalg.norm(x, axis=1, keepdims=True)

@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import tiny_zegformer
 import torch
 
+from support import tiny_zegformer
 from zsseg_rt import ops
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
-from zsseg_rt.export.proposals import export_zegformer_graphs
+from zsseg_rt.export import export_graphs
+from zsseg_rt.export.zegformer_folded import fold_zegformer
+from zsseg_rt.families.fusion import class_probabilities, fuse
 from zsseg_rt.models import from_official
-from zsseg_rt.models.zegformer import REGION_MEAN, REGION_STD
-from zsseg_rt.models.zegformer_folded import fold_zegformer
+from zsseg_rt.models.zegformer.model import REGION_MEAN, REGION_STD
 from zsseg_rt.ops.reference_regions import score_maps
-from zsseg_rt.pipelines.fusion import class_probabilities, fuse
 
 TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
 CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip
@@ -30,7 +30,11 @@ def run(folder, name, **feeds):
     """Run an exported float32 graph on OpenVINO."""
     options = BackendOptions(num_threads=1)
     path = folder / f"{name}.float32.onnx"
-    session = get_backend("openvino").load(path, device="cpu", precision="float32", options=options)
+    session = (
+        get_backend("openvino")
+        .load(path, device="cpu", precision="float32", options=options)
+        .session()
+    )
     found = session.run({key: np.ascontiguousarray(value) for key, value in feeds.items()})
     copies = {key: np.array(value) for key, value in found.items()}
     session.close()
@@ -55,7 +59,7 @@ def test_the_official_picture_through_graphs_and_kernels(shared_dir, tmp_path):
     )
     padded = golden["mid/padded_input"]
     parts = fold_zegformer(model, padded.shape[2:])
-    export_zegformer_graphs(parts, tmp_path, ("float32",), batch=8)
+    export_graphs(model, tmp_path, size_hw=parts.size_hw, precisions=("float32",))
 
     found = run(tmp_path, "image_encoder", image=padded)
     masks = found["region_masks"][0]
@@ -103,7 +107,7 @@ def test_the_official_picture_through_graphs_and_kernels(shared_dir, tmp_path):
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
-    export_zegformer_graphs(fold_zegformer(tiny_zegformer.model(), (64, 96)), folder, batch=10)
+    export_graphs(tiny_zegformer.model(), folder, size_hw=(64, 96))
     return folder
 
 

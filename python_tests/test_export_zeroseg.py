@@ -6,23 +6,27 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
-from command_line import run
-from rtx_plans import build_image_encoder_plan
 from safetensors.torch import save_file
-from tiny_zeroseg import zeroseg_model
 
+from support import tiny
+from support.command_line import run
+from support.rtx_plans import build_image_encoder_plan
+from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig, schema
 from zsseg_rt.backends import registry
-from zsseg_rt.bundle import Bundle, HeadSpec, SegmentSpec
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle_specs import HeadSpec, SegmentSpec
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
-from zsseg_rt.export.zeroseg import _head_spec, _segment_spec
+from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.export.zeroseg import export_zeroseg
+from zsseg_rt.families.segment_tokens import segment_scores
 from zsseg_rt.models import create_model
-from zsseg_rt.models.zeroseg_labels import ClassRule, class_scores, segment_predict
+from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.models.zeroseg.labels import ClassRule, class_scores
+from zsseg_rt.models.zeroseg.windows import segment_predict
 from zsseg_rt.ops import reference
-from zsseg_rt.pipelines.segment_tokens import segment_scores
 
 pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 
@@ -168,9 +172,8 @@ def test_class_rule_reaches_the_engine(exported, checkpoint, tmp_path, options):
 
 def rule_of(model):
     """What export writes about the class rule."""
-    folded = model.fold_for_inference()
-    head, segments = _head_spec(model, folded), _segment_spec(model)
-    return {"head": schema.encode(head), "segments": schema.encode(segments)}
+    exported = export_zeroseg(model, ExportOptions())
+    return {"head": schema.encode(exported.head), "segments": schema.encode(exported.segments)}
 
 
 def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle, monkeypatch):
@@ -185,7 +188,10 @@ def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle, monkeypatch):
     monkeypatch.setattr(backend, "load", recording)
     for path in (exported[1], zegclip_bundle):
         Engine(path, EngineConfig(**(CPU | {"precision": "auto"}))).close()
-    assert asked == ["float32", "auto", "auto"]
+    free = backend().choose(
+        ("float32",), "auto", device="cpu", allowed=("float16", "bfloat16", "float32")
+    )
+    assert asked == ["float32", free.precision, free.precision]
 
 
 def test_the_best_segment_is_never_unknown(exported):
@@ -241,11 +247,11 @@ def test_words_go_through_the_teachers_text_tower(exported):
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, threshold):
-    from zsseg_rt.training.segment_torch import SlideSettings, torch_segmenter
+    from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 
     model = build(checkpoint, background_threshold=threshold)
     frame, embeds = frame_of(64, 96), tiny.text_embeds(7, 32)
-    whole = torch_segmenter(model, NAMES, embeds)
+    whole = TorchSegmenter(model, NAMES, embeds)
     with Engine(exported[1], EngineConfig(**CPU, unknown_below=threshold)) as engine:
         engine.set_classes(NAMES, embeddings=embeds.numpy())
         expected = engine.segment(frame).labels
@@ -253,7 +259,7 @@ def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, 
     np.testing.assert_array_equal(whole.segment(frame)[clear], expected[clear])
     assert whole.describe()["architecture"] == "zeroseg"
     windows = SlideSettings(short_side=64, crop_size=64, stride=32)
-    slide = torch_segmenter(model, NAMES, embeds, protocol="slide", windows=windows)
+    slide = TorchSegmenter(model, NAMES, embeds, protocol="slide", windows=windows)
     scores = segment_predict(model, frame, embeds, **vars(windows), background_threshold=threshold)
     labels = scores.argmax(0).numpy() - (threshold is not None)
     np.testing.assert_array_equal(slide.segment(frame), np.where(labels < 0, 255, labels))

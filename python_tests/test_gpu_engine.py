@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny
-from conftest import require_cuda
 
+from conftest import require_cuda
+from support import tiny
 from zsseg_rt import Engine, EngineConfig
 
 pytestmark = pytest.mark.needs_cuda

@@ -1,4 +1,7 @@
-"""Who may import whom: the runtime never needs torch, onnx or TensorRT, and starts light."""
+"""What import-linter's contracts (pyproject.toml) cannot see: what is loaded, how much is where.
+
+Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
+"""
 
 import ast
 import subprocess
@@ -8,79 +11,46 @@ from pathlib import Path
 import pytest
 
 import zsseg_rt
+from zsseg_rt import errors
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnxruntime"}
-TORCH_SIDE = ("models", "training", "export")
-TORCH_FILES = {"backends/_torch.py"}
+TORCH_SIDE = ("models", "torch_files", "training", "export", "experiments")
+MOST_MODULES, MOST_LINES = 20, 8000
 
-
-def _find_runtime_files():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        relative = path.relative_to(PACKAGE).as_posix()
-        torch_side = relative.startswith(tuple(f"{name}/" for name in TORCH_SIDE))
-        if not torch_side and not relative.startswith("backends/_"):
-            yield relative
-
-
-def imported_modules(source, *, top_level_only):
-    tree = ast.parse(source)
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@pytest.mark.parametrize("relative", list(_find_runtime_files()))
-def test_runtime_imports_nothing_heavy(relative):
-    source = (PACKAGE / relative).read_text()
-    found = {name.split(".")[0] for name in imported_modules(source, top_level_only=False)}
-    assert not found & HEAVY
-    at_start = relative.startswith("cli/")  # commands load the torch side when they are called
-    names = set(imported_modules(source, top_level_only=at_start))
-    assert not {n for n in names if n.startswith(tuple(f"zsseg_rt.{t}" for t in TORCH_SIDE))}
-
-
-def test_models_never_import_the_runtime():
-    forbidden = {"engine", "pipelines", "backends", "bundle", "stream", "export", "training"}
-    for path in sorted((PACKAGE / "models").rglob("*.py")):
-        for name in imported_modules(path.read_text(), top_level_only=False):
-            parts = name.split(".")
-            assert parts[0] != "zsseg_rt" or len(parts) < 2 or parts[1] not in forbidden, path.name
-
-
-def test_export_never_imports_training():
-    for path in sorted((PACKAGE / "export").rglob("*.py")):
-        for name in imported_modules(path.read_text(), top_level_only=False):
-            assert not name.startswith("zsseg_rt.training"), path.name
-
-
-def test_bundles_are_judged_without_torch():
-    code = """
+LOADED = """
 import sys
-from zsseg_rt.training import datasets, evaluation, metrics, segment_bundle
-from zsseg_rt.training.datasets import scenes
-print(sorted({name.split('.')[0] for name in sys.modules}))
+for name in sys.argv[1:]:
+    __import__(name)
+print(sorted(sys.modules))
 """
-    assert not set(ast.literal_eval(run_python(code))) & HEAVY
 
 
-def run_python(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+def loaded_by(*names):
+    """Names of all modules that importing some loads, in a process of its own."""
+    call = [sys.executable, "-c", LOADED, *names]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=120)
+    return ast.literal_eval(done.stdout)
+
+
+def runtime_modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+        torch_side = name.split("/")[0] in TORCH_SIDE or "_torch" in name
+        if not torch_side and "__" not in name:
+            yield f"zsseg_rt.{name.replace('/', '.')}"
+
+
+def test_the_runtime_loads_nothing_of_the_torch_side():
+    loaded = loaded_by(*runtime_modules())
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+    inside = {name.split(".")[1] for name in loaded if name.startswith("zsseg_rt.")}
+    assert {"cli", "engine", "evaluation"} <= inside
+    assert not inside & set(TORCH_SIDE)
 
 
 def test_import_stays_light():
-    code = """
-import sys
-import zsseg_rt
-print(sorted({name.split('.')[0] for name in sys.modules}))
-"""
-    loaded = set(ast.literal_eval(run_python(code)))
+    loaded = {name.split(".")[0] for name in loaded_by("zsseg_rt")}
     assert not loaded & (HEAVY | {"numpy", "openvino", "cv2", "tensorrt", "tensorrt_rtx"})
 
 
@@ -89,3 +59,28 @@ def test_public_names_resolve():
         assert getattr(zsseg_rt, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Engin'"):
         zsseg_rt.Engin  # noqa: B018
+
+
+def test_every_error_is_public():
+    assert set(errors.__all__) <= set(zsseg_rt.__all__)
+
+
+def test_the_stub_types_every_public_name():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imported = {
+        a.asname: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    assert imported.keys() | {"__version__"} == set(zsseg_rt.__all__)
+    for name, module in imported.items():
+        assert getattr(zsseg_rt, name).__module__ == module
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in PACKAGE.rglob("*.py")}), ids=lambda p: p.name
+)
+def test_folders_can_be_taken_in_at_a_glance(folder):
+    modules = [path.name for path in folder.glob("*.py") if not path.name.startswith("__")]
+    assert len(modules) <= MOST_MODULES
+    if folder != PACKAGE:
+        files = [path for path in folder.rglob("*.py") if not path.name.startswith("__")]
+        assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES

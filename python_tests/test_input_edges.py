@@ -1,6 +1,7 @@
 """Inputs that were once accepted in silence, or refused without a name."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from zsseg_rt.cli.options import _read_class_file
 from zsseg_rt.doctor import examine
 from zsseg_rt.errors import (
     ArgumentError,
+    DTypeError,
     EngineStateError,
+    ShapeError,
     SourceError,
 )
 from zsseg_rt.visualize import save_file
@@ -69,18 +72,32 @@ def test_a_manifest_with_a_useless_setting_is_refused(section, key, value, tmp_p
         Engine(bundle, EngineConfig(use_cache=False))
 
 
+def test_frames_of_odd_kinds_are_refused(tmp_path):
+    odd = [np.zeros((8, 8, 3), kind) for kind in ("M8[s]", "m8[s]", "O", ">u2", "U1", "u1,u1")]
+    with demo_engine(tmp_path) as engine:
+        engine.set_classes(["blue sky", "yellow sand"])
+        for frame in odd:
+            message = rf"frame: expected uint8, got {re.escape(str(frame.dtype))}"
+            with pytest.raises(DTypeError, match=message):
+                engine.segment(frame)
+        with pytest.raises(DTypeError, match="frame: expected a plain array, got a masked one"):
+            engine.segment(np.ma.masked_array(FRAME, mask=True))
+        with pytest.raises(ShapeError, match="frame: expected shape"):
+            engine.segment(np.zeros((), np.uint8))
+
+
 @pytest.mark.parametrize("damage", ["zeros", "flipped"])
 def test_a_damaged_cached_embedding_is_made_anew(damage, tmp_path):
     names = ["blue sky", "yellow sand", "grey sky"]
     with demo_engine(tmp_path) as engine:
         expected = engine.set_classes(names).embeds.copy()
-    for file in (tmp_path / "text").rglob("*.npy"):
-        row = np.load(file)
-        if damage == "zeros":
-            row[:] = 0
-        else:
-            row.view(np.uint32)[::4] ^= 1 << 30
-        np.save(file, row)
+    files = list((tmp_path / "text").rglob("*.row"))
+    assert len(files) == len(names)
+    for file in files:
+        content = np.frombuffer(file.read_bytes(), np.uint32).copy()
+        row = content[-expected.shape[1] :]
+        row[:] = 0 if damage == "zeros" else row ^ (1 << 31)
+        file.write_bytes(content.tobytes())
     with demo_engine(tmp_path) as engine:
         np.testing.assert_array_equal(engine.set_classes(names).embeds, expected)
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-from zsseg_rt.training.clip_pretraining import pretrain  # noqa: E402
-from zsseg_rt.training.datasets.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
-from zsseg_rt.training.demo import DemoConfig, train_demo, write_demo  # noqa: E402
-from zsseg_rt.training.small_clip import PretrainingConfig  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
+from zsseg_rt.experiments.clip_pretraining import pretrain  # noqa: E402
+from zsseg_rt.experiments.make_demo import DemoConfig, train_demo, write_demo  # noqa: E402
+from zsseg_rt.experiments.small_clip import PretrainingConfig  # noqa: E402
 
 TOWERS = {"width": 64, "num_layers": 2, "text_width": 64, "text_layers": 1, "embed_dim": 64}
 
@@ -46,7 +46,7 @@ def test_a_bundle_comes_out_with_its_words_and_history(clip, tmp_path):
 
 def test_wrong_beginnings_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="got a file without its notes"):
+    with pytest.raises(CheckpointError, match="got a file without its metadata"):
         train_demo(tmp_path / "foreign.safetensors", DemoConfig(), tmp_path / "run")
     with pytest.raises(ArgumentError, match="size: expected a multiple of the patch size 16"):
         DemoConfig(size=100)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
-from zsseg_rt.training.metrics import FIGURES, ConfusionMatrix, harmonic_mean, score
+from zsseg_rt.evaluation.metrics import FIGURES, ConfusionMatrix, harmonic_mean, score
 
 
 def confusion_of(truth, predicted, num_classes, ignore_label=255):
@@ -162,7 +162,7 @@ def test_errors_name_the_argument():
         confusion.update(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
     with pytest.raises(DTypeError, match="predicted: expected integers, got float32"):
         confusion.update(np.zeros(2, np.uint8), np.zeros(2, np.float32))
-    with pytest.raises(ArgumentError, match="ignore_label: expected a value that is no class"):
+    with pytest.raises(ArgumentError, match="ignore_label: expected a value that is not a class"):
         ConfusionMatrix(3, ignore_label=2)
     with pytest.raises(ArgumentError, match="num_classes: expected at least 1"):
         ConfusionMatrix(0, ignore_label=255)

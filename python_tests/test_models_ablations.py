@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+from support import tiny
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.models import from_official, functional
-from zsseg_rt.models.zegclip import ZegCLIP
+from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 
 SIZES = tiny.TinySizes()
 

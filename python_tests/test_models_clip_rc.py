@@ -2,36 +2,36 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from descriptor_models import run_parts
 
+from support import tiny
+from support.descriptor_models import run_parts
 from zsseg_rt.errors import CheckpointError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
-from zsseg_rt.models.region_encoder import (
+from zsseg_rt.models.descriptor.clip_rc_encoder import (
     attention_allowed,
-    region_of_patches,
-    upsample_regions,
+    cell_of_patches,
+    upsample_cells,
 )
 
 SIZES = [
     tiny.TinySizes(),
-    tiny.TinySizes(num_regions=1, num_prompts=1, num_layers=2, grid_side=3),
-    tiny.TinySizes(num_regions=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
-    tiny.TinySizes(num_regions=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
+    tiny.TinySizes(num_cells=1, num_prompts=1, num_layers=2, grid_side=3),
+    tiny.TinySizes(num_cells=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
+    tiny.TinySizes(num_cells=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
 ]
 
 
-# ---------------------------------------------------------------- regions
+# ---------------------------------------------------------------- cells
 
 
 @pytest.mark.parametrize("grid_hw", [(32, 32), (4, 4), (8, 24), (5, 7), (1, 4), (2, 2)])
-@pytest.mark.parametrize("num_regions", [1, 4, 16])
-def test_regions_cut_the_grid_evenly(grid_hw, num_regions):
-    regions = region_of_patches(grid_hw, num_regions).reshape(grid_hw)
-    side = int(num_regions**0.5)
-    assert regions.min() == 0
-    rows, columns = regions // side, regions % side
+@pytest.mark.parametrize("num_cells", [1, 4, 16])
+def test_cells_cut_the_grid_evenly(grid_hw, num_cells):
+    cells = cell_of_patches(grid_hw, num_cells).reshape(grid_hw)
+    side = int(num_cells**0.5)
+    assert cells.min() == 0
+    rows, columns = cells // side, cells % side
     assert (rows == rows[:, :1]).all()
     assert (columns == columns[:1]).all()
     for line, size in ((rows[:, 0], grid_hw[0]), (columns[0], grid_hw[1])):
@@ -41,72 +41,72 @@ def test_regions_cut_the_grid_evenly(grid_hw, num_regions):
         assert sizes.sum() == size
 
 
-def test_official_regions_are_squares_of_eight_patches():
-    regions = region_of_patches((32, 32), 16).reshape(32, 32)
+def test_official_cells_are_squares_of_eight_patches():
+    cells = cell_of_patches((32, 32), 16).reshape(32, 32)
     for index in range(16):
         row, column = divmod(index, 4)
-        assert (regions[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] == index).all()
+        assert (cells[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] == index).all()
 
 
 @pytest.mark.parametrize(
-    ("grid_hw", "num_regions", "stride"), [((6, 6), 16, 1), ((5, 5), 4, 2), ((4, 4), 4, 2)]
+    ("grid_hw", "num_cells", "stride"), [((6, 6), 16, 1), ((5, 5), 4, 2), ((4, 4), 4, 2)]
 )
-def test_official_regions_are_of_one_size(grid_hw, num_regions, stride):
-    """``stride = grid // r``; patches behind the last region lie in none."""
-    regions = region_of_patches(grid_hw, num_regions, official=True).reshape(grid_hw)
-    side = int(num_regions**0.5)
-    expected = torch.full(grid_hw, num_regions)
-    for index in range(num_regions):
+def test_official_cells_are_of_one_size(grid_hw, num_cells, stride):
+    """``stride = grid // r``; patches behind the last cell lie in none."""
+    cells = cell_of_patches(grid_hw, num_cells, official=True).reshape(grid_hw)
+    side = int(num_cells**0.5)
+    expected = torch.full(grid_hw, num_cells)
+    for index in range(num_cells):
         top, left = (stride * part for part in divmod(index, side))
         expected[top : top + stride, left : left + stride] = index
-    assert torch.equal(regions, expected)
+    assert torch.equal(cells, expected)
 
 
-def test_a_grid_too_small_for_official_regions_has_none():
-    assert (region_of_patches((3, 3), 16, official=True) == 16).all()
+def test_a_grid_too_small_for_official_cells_has_none():
+    assert (cell_of_patches((3, 3), 16, official=True) == 16).all()
 
 
 @torch.no_grad()
-def test_rest_of_the_official_grid_is_in_no_region():
-    """A 5x5 grid and 2x2 regions: what no region sees is the last row and column."""
-    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_regions=4, grid_side=5))
+def test_rest_of_the_official_grid_is_in_no_cell():
+    """A 5x5 grid and 2x2 cells: what no cell sees is the last row and column."""
+    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_cells=4, grid_side=5))
     picture = torch.randn(1, 3, 80, 80)
     changed = picture.clone()
     changed[..., 64:, :] += 1.0
     changed[..., :, 64:] += 1.0
-    before, after = (model.backbone(x).region_embeds for x in (picture, changed))
+    before, after = (model.backbone(x).cell_embeds for x in (picture, changed))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("grid_hw", "num_regions", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
+    ("grid_hw", "num_cells", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
 )
-def test_who_sees_whom(grid_hw, num_regions, num_prompts):
-    allowed = attention_allowed(grid_hw, num_regions, num_prompts)
+def test_who_sees_whom(grid_hw, num_cells, num_prompts):
+    allowed = attention_allowed(grid_hw, num_cells, num_prompts)
     patches = grid_hw[0] * grid_hw[1]
-    first, regions = 1 + num_prompts, slice(1 + num_prompts + patches, None)
+    first, cells = 1 + num_prompts, slice(1 + num_prompts + patches, None)
     assert torch.equal(allowed, allowed.T)
     assert allowed[: first + patches, : first + patches].all()
-    assert not allowed[:first, regions].any()
-    assert (allowed[first : first + patches, regions].sum(dim=1) == 1).all()
-    assert torch.equal(allowed[regions, regions], torch.eye(num_regions, dtype=torch.bool))
+    assert not allowed[:first, cells].any()
+    assert (allowed[first : first + patches, cells].sum(dim=1) == 1).all()
+    assert torch.equal(allowed[cells, cells], torch.eye(num_cells, dtype=torch.bool))
 
 
 @torch.no_grad()
-def test_region_sees_its_own_patches_only():
-    """Other patches reach a region through its own patches alone: not within one block."""
-    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_regions=4))
+def test_cell_sees_its_own_patches_only():
+    """Other patches reach a cell through its own patches alone: not within one block."""
+    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_cells=4))
     picture = tiny.image(1, 3, 64, 64)
     changed = picture.clone()
-    changed[..., 32:, 32:] += 1.0  # the last region's patches
-    before, after = (model.backbone(x).region_embeds[0] for x in (picture, changed))
+    changed[..., 32:, 32:] += 1.0  # the last cell's patches
+    before, after = (model.backbone(x).cell_embeds[0] for x in (picture, changed))
     assert torch.equal(before[:3], after[:3])
     assert (before[3] - after[3]).abs().max() > 1e-3
 
 
-def test_regions_are_spread_bilinearly():
+def test_cells_are_spread_bilinearly():
     corners = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(1, 4, 1)
-    spread = upsample_regions(corners, (2, 4)).reshape(2, 4)
+    spread = upsample_cells(corners, (2, 4)).reshape(2, 4)
     line = torch.tensor([0.0, 0.25, 0.75, 1.0])
     torch.testing.assert_close(spread, torch.stack([line, line + 2]))
 
@@ -128,7 +128,7 @@ def test_folded_parts_equal_the_model(sizes):
         parts.image_encoder(image), model.encoder_outputs(output), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert parts.image_encoder(image)[1].shape == (parts.num_regions, sizes.embed_dim)
+    assert parts.image_encoder(image)[1].shape == (parts.num_cells, sizes.embed_dim)
 
 
 @pytest.mark.parametrize("size_hw", [(16, 16), (32, 96), (80, 48), (130, 70)])
@@ -163,7 +163,7 @@ def test_pictures_of_a_batch_do_not_see_each_other():
     both = model(image, text)
     alone = model(image[1:], text)
     torch.testing.assert_close(both.mask_logits[1:], alone.mask_logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(both.region_embeds[1:], alone.region_embeds, rtol=0, atol=1e-6)
+    torch.testing.assert_close(both.cell_embeds[1:], alone.cell_embeds, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ def test_recovery_is_for_training_only_and_changes_no_mask():
     assert torch.equal(without.mask_logits, trained.mask_logits)
 
 
-def test_region_tokens_are_frozen():
+def test_cell_tokens_are_frozen():
     names = {name for name, _ in tiny.clip_rc_model().trainable_parameters()}
     assert "backbone.region_level_bridge" not in names
     assert {"backbone.prompt_embeddings", "decode_head.lateral_proj.weight"} <= names

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from golden import assert_close
-from golden_descriptor import SmallCase, unread
 
+from support.golden import assert_close
+from support.golden_descriptor import SmallCase, unread
 from zsseg_rt.models import functional
-from zsseg_rt.models.region_encoder import attention_allowed
+from zsseg_rt.models.descriptor.clip_rc_encoder import attention_allowed
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 
@@ -17,9 +17,9 @@ def small(shared_dir):
     return SmallCase(shared_dir, "clip_rc")
 
 
-def test_small_regions(small):
+def test_small_cells(small):
     output, _ = small.output
-    assert_close(output.region_embeds, small.golden["rlb_feat"])
+    assert_close(output.cell_embeds, small.golden["rlb_feat"])
     assert output.recovery is None
 
 
@@ -45,7 +45,7 @@ def test_small_decoder_layers(small, index):
     )
 
 
-def test_small_masks_of_each_region(small):
+def test_small_masks_of_each_cell(small):
     _, seen = small.output
     queries = seen["decode_head.decoder_q.layers.2"][1]
     patches = seen["decode_head.decoder_v.layers.2"][1]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from descriptor_models import run_parts
-from golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close
-from golden_descriptor import RealCase, SmallCase, official_layouts, unread
 
+from support import tiny
+from support.descriptor_models import run_parts
+from support.golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close
+from support.golden_descriptor import RealCase, SmallCase, official_layouts, unread
 from zsseg_rt.models import from_official, slide_predict
 from zsseg_rt.models.sliding import prepare_image, slide_scores
 
@@ -118,7 +118,7 @@ def test_real_scores(real):
     assert np.abs(output.mask_logits.numpy() - golden["low_logits"]).max() <= REAL_TOLERANCE
     assert_close(output.cls_embed, golden["cls_feat"])
     if "rlb_feat" in golden.files:  # CLIP-RC's
-        assert_close(output.region_embeds, golden["rlb_feat"])
+        assert_close(output.cell_embeds, golden["rlb_feat"])
     if "patch_feat" in golden.files:
         assert_close(output.patch_embeds, golden["patch_feat"])
     assert_close(scores[:, :, ::8, ::8], golden["pred_sub8"], REAL_TOLERANCE)
@@ -154,7 +154,7 @@ def test_every_official_layout_loads(shared_dir, architecture):
         assert model.architecture == architecture
         assert model.config.image_size == 512
         if architecture == "clip_rc":
-            assert model.config.image_encoder.num_regions == 16
+            assert model.config.image_encoder.num_cells == 16
         never_read = sum(
             int(np.prod(size))
             for key, size in entry["shapes"].items()

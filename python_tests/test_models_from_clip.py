@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+from support import tiny
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.models import create_model, slide_predict
-from zsseg_rt.models.image_encoder import resize_positional_embedding
+from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 NAMES = [f"name {index}" for index in range(7)]
@@ -53,8 +53,8 @@ def test_towers_are_clips(build, architecture):
     assert any(p.requires_grad for p in model.parameters())
 
 
-def test_region_tokens_start_as_the_class_token_of_clip_itself(build):
-    bridge, given = build("clip_rc", num_regions=4).backbone.region_level_bridge, SIZES
+def test_cell_tokens_start_as_the_class_token_of_clip_itself(build):
+    bridge, given = build("clip_rc", num_cells=4).backbone.region_level_bridge, SIZES
     clip = tiny.clip_state_dict(given)
     start = clip["visual.class_embedding"] + clip["visual.positional_embedding"][0]
     assert torch.equal(bridge, start.expand(4, -1))
@@ -80,9 +80,13 @@ def test_a_size_that_patches_do_not_fill_is_refused(build, architecture):
         build(architecture, image_size=70)
 
 
-def test_regions_that_make_no_square_are_refused(build):
-    with pytest.raises(ArgumentError, match="num_regions: expected a square number"):
-        build("clip_rc", num_regions=5)
+def test_cells_that_make_no_square_are_refused(build):
+    with pytest.raises(ArgumentError, match="num_cells: expected a square number"):
+        build("clip_rc", num_cells=5)
+
+
+def test_keywords_of_earlier_versions_are_understood(build):
+    assert len(build("clip_rc", num_regions=4).backbone.region_level_bridge) == 4
 
 
 # ---------------------------------------------------------------- the dense baseline

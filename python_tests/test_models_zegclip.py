@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from descriptor_models import run_parts
 
+from support import tiny
+from support.descriptor_models import run_parts
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models import slide_predict
 from zsseg_rt.models.sliding import slide_scores

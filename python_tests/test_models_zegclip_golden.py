@@ -4,17 +4,17 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from descriptor_models import run_parts
-from golden import assert_close, load
-from golden_descriptor import SmallCase, official_layouts, unread
 from torch import Tensor
 
+from support import tiny
+from support.descriptor_models import run_parts
+from support.golden import assert_close, load
+from support.golden_descriptor import SmallCase, official_layouts, unread
 from zsseg_rt.models import functional
-from zsseg_rt.models.clip import ClipWeights, build_text_encoder
-from zsseg_rt.models.mask_decoder import DecoderLayer
-from zsseg_rt.models.text_encoder import average_templates
+from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.weights import ClipWeights, build_text_encoder
+from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 

@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
-import tiny
-import tiny_zegformer
 import torch
 
+from support import tiny, tiny_zegformer
+from zsseg_rt import bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
-from zsseg_rt.models.clip import ClipWeights
-from zsseg_rt.models.image_encoder import unit
-from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD
-from zsseg_rt.models.zegformer_backbone import FrozenBatchNorm
-from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES, class_prompts
-from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes
+from zsseg_rt.models.clip.image_encoder import unit
+from zsseg_rt.models.clip.weights import ClipWeights
+from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
+from zsseg_rt.models.zegformer.fusion import FUSIONS
+from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES, class_prompts
+from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."
@@ -115,7 +116,7 @@ def test_without_clip_the_text_branch_decides():
     assert output.clip_logits is None
     expected = output.pred_logits.softmax(dim=-1)[..., :-1]
     assert torch.equal(output.class_scores, expected)
-    both = tiny_zegformer.model(ensemble=False, clip_classification=False)
+    both = tiny_zegformer.model(fusion="segments")
     assert torch.equal(run(both, [picture]).sem_seg[0], output.sem_seg[0])
 
 
@@ -165,6 +166,28 @@ def test_fusion(seen):
     np.testing.assert_allclose(equal, fuse_by_hand(by_text, by_clip, ()), rtol=1e-12)
     alone = tiny_zegformer.model(seen_classes=seen, ensemble=False).fuse(*logits)
     np.testing.assert_array_equal(alone, by_clip)
+
+
+def test_fusion_has_the_words_of_bundles():
+    assert FUSIONS == bundle_specs.FUSIONS
+    with pytest.raises(ArgumentError, match="fusion: expected one of seen_and_unseen, .* got 'x'"):
+        tiny_zegformer.config(fusion="x")
+
+
+@pytest.mark.parametrize(
+    ("flags", "fusion"),
+    [
+        ({}, "seen_and_unseen"),
+        ({"ensemble_all_classes": True, "ensemble": False}, "all_classes"),
+        ({"ensemble": False}, "regions"),
+        ({"ensemble": True, "clip_classification": False}, "segments"),
+    ],
+)
+def test_official_flags_are_translated_at_the_door(flags, fusion):
+    assert tiny_zegformer.model(**flags).config.fusion == fusion
+    if flags:
+        with pytest.raises(ArgumentError, match="fusion: expected none besides the official flags"):
+            tiny_zegformer.model(fusion=fusion, **flags)
 
 
 def test_frozen_parts_stay_frozen_in_training():
@@ -384,8 +407,8 @@ TEXT = tiny_zegformer.text_features()
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": []}, ShapeError, "images: expected at least one picture"),
-        ({"out_hw": []}, ShapeError, "got 1 pictures and 0 sizes"),
+        ({"images": []}, ShapeError, "images: expected at least one image"),
+        ({"out_hw": []}, ShapeError, "got 1 images and 0 sizes"),
         ({"out_hw": [(0, 32)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
         ({"out_hw": [(32, 32, 3)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
         ({"images": [torch.zeros(32, 32, 3)]}, ShapeError, r"images\[0\]: expected \[3, h, w\]"),

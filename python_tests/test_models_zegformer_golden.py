@@ -5,17 +5,23 @@ import json
 
 import numpy as np
 import pytest
-import tiny_zegformer
 import torch
-from golden import load
 from torch import Tensor
 
+from support import tiny_zegformer
+from support.golden import load
 from zsseg_rt.models import from_official
-from zsseg_rt.models.text_encoder import average_templates
-from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD, ZegFormer
-from zsseg_rt.models.zegformer_decoder import Segments, sine_positions
-from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
-from zsseg_rt.models.zegformer_regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.zegformer.decoder import Segments, sine_positions
+from zsseg_rt.models.zegformer.model import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    REGION_MEAN,
+    REGION_STD,
+    ZegFormer,
+)
+from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
+from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 

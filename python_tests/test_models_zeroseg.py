@@ -8,25 +8,25 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 import torch.nn.functional as F  # noqa: E402
-from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 
+from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
-from zsseg_rt.models.zeroseg_encoder import (  # noqa: E402
+from zsseg_rt.models.zeroseg.encoder import (  # noqa: E402
     patchify,
     random_patch_mask,
     reconstruction_loss,
     sincos_positions,
 )
-from zsseg_rt.models.zeroseg_grouping import GroupingBlock, hard_assignment  # noqa: E402
-from zsseg_rt.models.zeroseg_labels import (  # noqa: E402
+from zsseg_rt.models.zeroseg.grouping import GroupingBlock, hard_assignment  # noqa: E402
+from zsseg_rt.models.zeroseg.labels import (  # noqa: E402
     ClassRule,
     class_scores,
     pixel_segments,
-    segment_predict,
     spread_scores,
 )
-from zsseg_rt.models.zeroseg_weights import load_mae_encoder  # noqa: E402
+from zsseg_rt.models.zeroseg.weights import load_mae_encoder  # noqa: E402
+from zsseg_rt.models.zeroseg.windows import segment_predict  # noqa: E402
 
 SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"} | {
     "image_size": 64
@@ -566,6 +566,6 @@ def test_contradicting_sizes_are_refused_and_the_decoder_can_go(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(zeroseg_model().state_dict(), path)
     heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
-    with pytest.raises(ArgumentError, match="embed_dim: expected 32, as the checkpoint has it"):
+    with pytest.raises(ArgumentError, match="embed_dim: expected 32, as in the checkpoint"):
         create_model("zeroseg", weights=path, embed_dim=16, **heads)
     assert create_model("zeroseg", weights=path, with_decoder=False, **heads).decoder is None

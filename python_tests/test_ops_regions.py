@@ -261,7 +261,7 @@ def test_too_many_masks_to_vote():
 
 def test_crops_are_those_of_the_trained_model():
     torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    from zsseg_rt.models import zegformer_regions as trained
+    from zsseg_rt.models.zegformer import regions as trained
 
     masks, image = smooth_masks(6, 24, 40), picture(96, 160)
     upsampled = trained.upsample_masks(torch.from_numpy(masks), (96, 160))

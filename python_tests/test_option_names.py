@@ -8,10 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from command_line import run  # noqa: E402
-from small_runs import TABLES, save_clip  # noqa: E402
-
 import zsseg_rt  # noqa: E402
+from support.command_line import run  # noqa: E402
+from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt.argument_names import arguments_called  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.extras import install_command  # noqa: E402

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zsseg_rt.backends import plan_cache
+from zsseg_rt.backends import cache_lock, plan_cache
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.files import sha256_of, write_atomically
 
@@ -196,7 +196,8 @@ def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
 def test_temporary_files_of_dead_writers_are_removed(tmp_path):
     path = PlanCache(tmp_path).path(KEY)
     path.parent.mkdir()
-    (path.parent / f"{path.name}.99999.tmp").write_bytes(b"half a pl")
+    (path.parent / f".{path.name}.0123456789abcdef.tmp").write_bytes(b"half a pl")
+    (path.parent / f".{path.name}.json.0123456789abcdef.tmp").write_bytes(b"{")
     PlanCache(tmp_path).get_or_build(KEY, Builder())
     assert files(tmp_path) == [path.name, f"{path.name}.json"]
 
@@ -253,7 +254,7 @@ def build_while_the_other_waits(folder, log, waiting):
         assert waiting.wait(60)
         return Plan(data=b"plan bytes", report=REPORT)
 
-    logger = logging.getLogger(plan_cache.__name__)
+    logger = logging.getLogger(cache_lock.__name__)
     logger.setLevel(logging.INFO)
     logger.addHandler(SetWhenWaiting(waiting))
     assert PlanCache(folder).get_or_build(KEY, build).data == b"plan bytes"

@@ -42,7 +42,7 @@ def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
 
 @pytest.mark.needs_shared
 def test_float16_graph_labels_like_float32(voc_bundle, shared_dir):
-    from zsseg_rt.batch import read_photo
+    from zsseg_rt.photos import read_photo
 
     frame = read_photo(shared_dir / "data" / "photos" / "dog_1.jpg")
     labels = []

@@ -1,11 +1,19 @@
 """Segmentation results: shares, pictures, run lengths."""
 
+import copy
+import dataclasses
+import pickle
+import sys
+import tracemalloc
+from types import MappingProxyType
+
 import cv2
 import numpy as np
 import pytest
 
-from zsseg_rt import Segmentation, ShapeError, SourceError
+from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
+from zsseg_rt.result import Frame
 from zsseg_rt.visualize import palette, save_file, write_label_png
 
 
@@ -18,6 +26,25 @@ def test_present_lists_classes_by_share_and_leaves_unknown_out():
     shares = seg.present()
     assert [(s.name, s.index, s.pixels) for s in shares] == [("road", 1, 3), ("sky", 0, 1)]
     assert shares[0].share == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_present_counts_strided_labels(dtype):
+    labels = np.random.default_rng(0).integers(0, 4, (40, 60)).astype(dtype)[::2, ::3]
+    shares = make(labels, ("sky", "road", "tree", "car", "dog")).present()
+    values, counts = np.unique(labels, return_counts=True)
+    assert {s.index: s.pixels for s in shares} == dict(zip(values, counts, strict=True))
+    assert [s.pixels for s in shares] == sorted(counts, reverse=True)
+
+
+def test_present_makes_no_wider_copy_of_the_labels():
+    seg = make(np.zeros((720, 1280), np.uint8))
+    seg.present()  # imports
+    tracemalloc.start()
+    seg.present()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < seg.labels.nbytes
 
 
 def test_saved_labels_read_back_exactly(tmp_path):
@@ -88,3 +115,58 @@ def test_overlay_paints_classes_and_keeps_unknown():
 def test_overlay_refuses_a_frame_of_another_size():
     with pytest.raises(ShapeError):
         make(np.zeros((2, 2), np.uint8)).overlay(np.zeros((3, 3, 3), np.uint8))
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy"])
+def test_results_pickle_and_copy_and_their_times_stay_read_only(way):
+    seg = Segmentation(
+        labels=np.array([[0, 1], [2, 255]], np.uint8),
+        names=("sky", "road", "tree"),
+        vocabulary_version=7,
+        scores=np.full((2, 2), 0.5, np.float32),
+        times=MappingProxyType({"total": 1.5}),
+    )
+    ways = {"copy": copy.copy, "deepcopy": copy.deepcopy}
+    again = pickle.loads(pickle.dumps(seg)) if way == "pickle" else ways[way](seg)
+    np.testing.assert_array_equal(again.labels, seg.labels)
+    np.testing.assert_array_equal(again.scores, seg.scores)
+    assert (again.names, again.vocabulary_version) == (seg.names, 7)
+    assert again.times == {"total": 1.5}
+    with pytest.raises(TypeError):
+        again.times["total"] = 2.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        again.names = ()
+
+
+def test_supervision_gets_a_mask_a_box_and_a_name_per_present_class():
+    supervision = pytest.importorskip("supervision", reason="needs pip install supervision")
+    labels = np.array([[2, 2, 2, 255], [2, 2, 2, 0], [255, 255, 255, 0]], np.uint8)
+    found = make(labels).to_supervision()
+    assert isinstance(found, supervision.Detections)
+    assert found.class_id.tolist() == [2, 0]
+    assert found.data["class_name"].tolist() == ["tree", "sky"]
+    np.testing.assert_array_equal(found.mask, [labels == 2, labels == 0])
+    assert found.xyxy.tolist() == [[0, 0, 2, 1], [3, 1, 3, 2]]
+    picture = np.zeros((3, 4, 3), np.uint8)
+    assert supervision.MaskAnnotator().annotate(picture.copy(), found).any()
+
+
+def test_supervision_gets_nothing_where_all_is_unknown():
+    pytest.importorskip("supervision", reason="needs pip install supervision")
+    assert len(make(np.full((3, 4), 255, np.uint8)).to_supervision()) == 0
+
+
+def test_without_supervision_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(BackendUnavailableError, match="pip install supervision"):
+        make(np.zeros((2, 2), np.uint8)).to_supervision()
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_results_keep_their_frame(way):
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    frame = Frame(source="0", index=7, captured_at=1.5, clock="driver", image=image)
+    assert make([[0]]).frame is None
+    again = way(dataclasses.replace(make([[0]]), frame=frame)).frame
+    assert (again.source, again.index, again.captured_at) == ("0", 7, 1.5)
+    np.testing.assert_array_equal(again.image, image)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.training.datasets import Sample, SegmentationDataset
-from zsseg_rt.training.datasets.scenes import (
+from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
+from zsseg_rt.evaluation.datasets.scenes import (
     CLASS_NAMES,
     IGNORE,
     SEEN,
@@ -16,16 +16,16 @@ from zsseg_rt.training.datasets.scenes import (
     World,
     words_of_world,
 )
-from zsseg_rt.training.datasets.scenes.captions import (
+from zsseg_rt.evaluation.datasets.scenes.captions import (
     FUNCTION_WORDS,
     describe_one,
     describe_scene,
     with_article,
 )
-from zsseg_rt.training.datasets.scenes.shapes import sprite
-from zsseg_rt.training.datasets.scenes.textures import TILE, tile
-from zsseg_rt.training.datasets.scenes.words import SHAPES, kind_of
-from zsseg_rt.training.datasets.scenes.world import visible
+from zsseg_rt.evaluation.datasets.scenes.shapes import sprite
+from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
+from zsseg_rt.evaluation.datasets.scenes.words import SHAPES, kind_of
+from zsseg_rt.evaluation.datasets.scenes.world import visible
 
 UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
 

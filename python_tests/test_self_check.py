@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Bundle, self_check
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.families.registry import create_family
 from zsseg_rt.ops import reference
-from zsseg_rt.self_check import TOLERANCES, check_against_golden
+from zsseg_rt.self_check import TOLERANCES, check_against_golden, scaled_error
 
-SLACK = 0.9 * TOLERANCES["bfloat16"]
+SLACK = 0.9 * TOLERANCES["bfloat16"].stage
 
 
 @pytest.fixture(params=["none", "sigmoid", "softmax"])
@@ -24,11 +26,11 @@ def bundle(request, zegclip_bundle):
 @pytest.fixture
 def golden(bundle, monkeypatch):
     """Its golden sample with random logits, whose labels are theirs."""
-    arrays = self_check._read_golden(bundle)
+    arrays = self_check.read_golden(bundle, create_family(bundle, EngineConfig()))
     logits = np.random.default_rng(0).standard_normal(arrays["mask_logits"].shape)
     arrays["mask_logits"] = (3.0 * logits).astype(np.float32)
     arrays["labels"] = label(bundle, arrays, arrays["mask_logits"])
-    monkeypatch.setattr(self_check, "_read_golden", lambda _: arrays)
+    monkeypatch.setattr(self_check, "read_golden", lambda *_: arrays)
     return arrays
 
 
@@ -55,7 +57,8 @@ def shifted(bundle, golden):
 
 
 def labels_stage(bundle, golden, **found):
-    report = check_against_golden(bundle, "bfloat16", lambda *_: {**golden, **found})
+    family = create_family(bundle, EngineConfig())
+    report = check_against_golden(bundle, family, "bfloat16", lambda *_: {**golden, **found})
     return report.stages[-1]
 
 
@@ -74,3 +77,18 @@ def test_a_clear_winners_wrong_label_fails(bundle, golden):
     stage = labels_stage(bundle, golden, labels=label(bundle, golden, logits))
     assert stage.error > 0.1
     assert not stage.passed
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([2.0, -4.0], 0.0),
+        ([2.0, -3.0], 0.25),
+        ([np.nan, -4.0], np.inf),
+        ([np.inf, -4.0], np.inf),
+        ([2.0], np.inf),
+    ],
+)
+def test_errors_count_in_the_largest_golden_value(found, expected):
+    golden = np.array([2.0, -4.0], np.float32)
+    assert scaled_error(np.array(found, np.float16), golden) == expected

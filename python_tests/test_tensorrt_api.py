@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorrt_api_check import missing, used_attributes
+
+from support.tensorrt_api_check import missing, used_attributes
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "zsseg_rt" / "backends").glob("_tensorrt*.py"))
@@ -67,7 +68,7 @@ def test_bindings_have_all_that_the_backend_uses(requirement, stubs):
         pytest.skip(
             f"no {requirement} for this Python: run python tools/{Path(FETCHER.__file__).name}"
         )
-    checker = ROOT / "python_tests" / "tensorrt_api_check.py"
+    checker = ROOT / "python_tests" / "support" / "tensorrt_api_check.py"
     done = subprocess.run(
         [sys.executable, str(checker), FETCHER.BINDINGS[requirement], *map(str, SOURCES)],
         env={**os.environ, "PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)},

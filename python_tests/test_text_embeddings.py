@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fakes import write_fake_bundle
 
+from support.fakes import write_fake_bundle
 from zsseg_rt import Bundle, VocabularyError
-from zsseg_rt.backends.base import TensorSpec
-from zsseg_rt.bundle import FileEntry, TextBankEntry, TextSpec
+from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.bundle_specs import FileEntry, TextBankEntry, TextSpec
 from zsseg_rt.text import embeddings
 from zsseg_rt.text.embeddings import PhraseEmbedder
 
@@ -97,21 +97,82 @@ def test_templates_have_their_own_cache_entries(bundle, tmp_path):
     assert encoder.prompts == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"garbage", "nan", "short"])
-def test_damaged_cache_is_embedded_again(bundle, tmp_path, damage, caplog):
+def flip_signs(content):
+    rows = np.frombuffer(content[-12:], "<f4")
+    return content[:-12] + (-rows).tobytes()
+
+
+def flip_bit(position):
+    def flip(content):
+        return bytes(b ^ (i == position % len(content)) for i, b in enumerate(content))
+
+    return flip
+
+
+ALTERATIONS = {
+    "signs": flip_signs,
+    "truncated": lambda content: content[:-1],
+    "longer": lambda content: content + b"\0",
+    "empty": lambda content: b"",
+    "garbage": lambda content: b"garbage",
+    "array file": lambda content: b"\x93NUMPY" + content,
+    **{f"byte {position}": flip_bit(position) for position in (0, 31, 32, 35, -1)},
+}
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS.values(), ids=ALTERATIONS)
+def test_an_altered_cache_entry_is_embedded_again(bundle, tmp_path, alter, caplog):
     cache = tmp_path / "cache"
     first = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])
-    (entry,) = cache.rglob("*.npy")
-    if damage == "nan":
-        np.save(entry, np.full(3, np.nan, np.float32))
-    elif damage == "short":
-        np.save(entry, np.ones(2, np.float32))
-    else:
-        entry.write_bytes(damage)
+    (entry,) = cache.rglob("*.row")
+    content = entry.read_bytes()
+    entry.write_bytes(alter(content))
     again = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])
     np.testing.assert_array_equal(again, first)
-    assert "embedding again" in caplog.text
-    np.testing.assert_array_equal(np.load(entry), first[0])
+    assert "embedding the phrase again" in caplog.text
+    assert entry.read_bytes() == content
+
+
+def test_an_entry_of_another_phrase_is_not_taken(bundle, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])
+    (cat,) = cache.rglob("*.row")
+    first = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["dog"])
+    (dog,) = set(cache.rglob("*.row")) - {cat}
+    dog.write_bytes(cat.read_bytes())
+    again = PhraseEmbedder(bundle, CountingEncoder, cache).embed(["dog"])
+    np.testing.assert_array_equal(again, first)
+    assert "embedding the phrase again" in caplog.text
+
+
+def test_rows_without_direction_are_not_taken_from_the_cache(bundle, tmp_path, caplog):
+    class Broken(CountingEncoder):
+        def run(self, feeds, *, stream=0):
+            return {"text_embeds": np.full((len(feeds["token_ids"]), 3), np.nan, np.float32)}
+
+    cache = tmp_path / "cache"
+    PhraseEmbedder(bundle, Broken, cache).embed(["cat"])
+    assert np.isfinite(PhraseEmbedder(bundle, CountingEncoder, cache).embed(["cat"])).all()
+    assert "is not of unit length; embedding the phrase again" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["encoder", "tokenizer", "context_length"])
+def test_another_text_side_has_its_own_entries(bundle, tmp_path, change):
+    PhraseEmbedder(bundle, CountingEncoder, tmp_path / "cache").embed(["cat"])
+    if change == "encoder":
+        entry = dataclasses.replace(bundle.graphs["text_encoder"]["float32"], sha256="f" * 64)
+        other = dataclasses.replace(bundle, graphs={"text_encoder": {"float32": entry}})
+    elif change == "tokenizer":
+        (bundle.path / "tokenizer.json").write_text("{} ")
+        changed = FileEntry.describe(bundle.path / "tokenizer.json", bundle.path)
+        other = dataclasses.replace(
+            bundle, text=dataclasses.replace(bundle.text, tokenizer=changed)
+        )
+    else:
+        other = dataclasses.replace(bundle, text=dataclasses.replace(bundle.text, context_length=9))
+    encoder = CountingEncoder()
+    PhraseEmbedder(other, lambda: encoder, tmp_path / "cache").embed(["cat"])
+    assert encoder.prompts == 2
 
 
 def test_full_disk_keeps_working_and_says_so(bundle, tmp_path, monkeypatch, caplog):

@@ -8,18 +8,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-import tiny  # noqa: E402
-from command_line import run  # noqa: E402
-from small_runs import SIZES, TABLES, save_clip  # noqa: E402
-
+from support import tiny  # noqa: E402
+from support.command_line import run  # noqa: E402
+from support.small_runs import SIZES, TABLES, save_clip  # noqa: E402
 from zsseg_rt.bundle import Bundle  # noqa: E402
-from zsseg_rt.models import clip_space  # noqa: E402
-from zsseg_rt.models.clip_space import describe_space  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES  # noqa: E402
+from zsseg_rt.models.clip import space as clip_space  # noqa: E402
+from zsseg_rt.models.clip.space import describe_space  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES  # noqa: E402
 from zsseg_rt.training.text_space import text_space  # noqa: E402
-from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
+from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """The bundle's tokenizer gives the ids of open_clip's, without open_clip."""
 
+import json
+from contextlib import suppress
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
+from zsseg_rt.text import tokenizer as tokenizer_module
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+from zsseg_rt.text.tokenizer_file import tokenizer_document
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 ftfy = pytest.importorskip("ftfy")
@@ -157,6 +162,115 @@ def test_mojibake_is_left_alone():
 def test_foreign_json_is_refused(content):
     with pytest.raises(BundleError, match=r"tokenizer\.json: expected a"):
         Tokenizer(content)
+
+
+def edited(keys, value):
+    """CLIP's tokenizer.json with one value changed; ``...`` deletes it."""
+    document = json.loads(tokenizer_json())
+    inner = document
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    return json.dumps(document)
+
+
+PATTERN = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
+MODEL = ("model",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (PATTERN, "(a+)+$", "one whose pre_tokenizer CLIP's does not have"),
+        (PATTERN, "(", "one whose pre_tokenizer"),
+        (("normalizer", "normalizers", 1, "pattern", "Regex"), "(x+x+)+y", "one whose normalizer"),
+        (("normalizer",), None, "one whose normalizer"),
+        (("post_processor",), None, "one whose post_processor"),
+        (("added_tokens",), [{"id": 0}], "one whose added_tokens"),
+        (("further",), 1, "one whose further"),
+        (("version",), ..., "one whose version"),
+        ((*MODEL, "continuing_subword_prefix"), "\u00e9", "one whose model"),
+        ((*MODEL, "dropout"), 2.0, "one whose model"),
+        ((*MODEL, "type"), "WordPiece", "one whose model"),
+        ((*MODEL, "vocab"), [], "no model with a vocabulary"),
+        ((*MODEL, "vocab"), {}, "a merge that is|one without '<start_of_text>'"),
+        ((*MODEL, "vocab", "a"), 4_000_000_000, "tokens that are not numbered from 0 up"),
+        ((*MODEL, "vocab", "a"), 1, "tokens that are not numbered"),
+        ((*MODEL, "vocab", "a"), -1, "tokens that are not numbered"),
+        ((*MODEL, "vocab", "a"), True, "numbers are not integers"),
+        ((*MODEL, "vocab", "a"), 64.0, "numbers are not integers"),
+        ((*MODEL, "vocab", "<end_of_text>"), ..., "one without '<end_of_text>'"),
+        ((*MODEL, "merges", 0), "a", "a merge that is not a pair of known tokens: 'a'"),
+        ((*MODEL, "merges", 0), "qqq www", "a merge that is not a pair"),
+        ((*MODEL, "merges", 0), ["i", "n"], "a merge that is not a pair"),
+        ((*MODEL, "merges"), None, "no model with a vocabulary and merges"),
+    ],
+)
+def test_any_other_tokenizer_is_refused(keys, value, message):
+    with pytest.raises(BundleError, match=f"json: expected a CLIP tokenizer, got .*{message}"):
+        Tokenizer(edited(keys, value))
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 9999, b"", b"\0"])
+def test_wild_files_are_refused(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="tokenizer.json: expected a CLIP tokenizer, got"):
+        Tokenizer(path)
+
+
+def test_markers_in_the_wrong_order_are_refused():
+    document = json.loads(tokenizer_json())
+    vocab = document["model"]["vocab"]
+    vocab["<start_of_text>"], vocab["<end_of_text>"] = 49407, 49406
+    with pytest.raises(BundleError, match="numbers '<start_of_text>' after '<end_of_text>'"):
+        Tokenizer(json.dumps(document))
+
+
+def test_any_altered_tokenizer_is_one_or_is_refused():
+    content, random = keep_few_words().encode(), Random(0)
+    for _ in range(300):
+        altered = bytearray(content)
+        start = random.randrange(len(altered))
+        end = start + random.choice([0, 1, 1, 20])
+        altered[start:end] = random.choice([b"", b"\xff", b"[", b'"', b"(", b"9", b"\\ud800"])
+        with suppress(BundleError):
+            Tokenizer("{" + altered.decode(errors="surrogateescape")[1:]).encode(["a red dog"])
+
+
+def keep_few_words():
+    """A small tokenizer: the letters and a few merges."""
+    full = json.loads(tokenizer_json())
+    model = full["model"]
+    model["merges"] = model["merges"][:20]
+    kept = [token for token, number in model["vocab"].items() if number < 512 + 20]
+    tokens = [*kept, "<start_of_text>", "<end_of_text>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return json.dumps(tokenizer_document(vocab, model["merges"]))
+
+
+@pytest.mark.parametrize("when", ["loading", "encoding"])
+def test_a_panic_of_the_package_is_a_bundle_error(monkeypatch, when):
+    document = json.loads(tokenizer_json())
+    if when == "loading":
+        document["model"]["continuing_subword_prefix"] = "\u00e9"
+    else:
+        document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+$"
+    monkeypatch.setattr(tokenizer_module, "read_tokenizer", lambda content: document)
+    with pytest.raises(BundleError, match="the package tokenizers failed"):
+        Tokenizer("{}").encode(["a" * 40 + "!"])
+
+
+def test_an_interrupt_stays_an_interrupt(monkeypatch):
+    def interrupt(content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_str=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer(tokenizer_json())
 
 
 def test_missing_file_is_named(tmp_path):

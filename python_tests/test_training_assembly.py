@@ -8,18 +8,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-import tiny  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from small_runs import SIZES, save_clip  # noqa: E402
 
+from support import tiny  # noqa: E402
+from support.small_runs import SIZES, save_clip  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.building import build_model  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
-from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.parts import build_model  # noqa: E402
+from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
 
 ZEROSEG_SIZES = """
     width = 32
@@ -166,7 +166,7 @@ def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [
-        ("clip_rc", "num_prompts = 2\nnum_regions = 4\nimage_size = 64"),
+        ("clip_rc", "num_prompts = 2\nnum_cells = 4\nimage_size = 64"),
         ("dense_baseline", "image_size = 64"),
     ],
 )
@@ -216,7 +216,7 @@ def test_command_line_trains(clip_file, tmp_path, capsys):
     path.write_text(toml(clip_file, tmp_path / "run"))
     assert main(["train", "--config", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "8 pictures" in shown
+    assert "8 images" in shown
     assert "iterations = 4" in shown
     assert not (tmp_path / "run").exists()
     arguments = ["train", "-c", str(path), "--set", "loop.iterations=2", "--json"]
@@ -317,11 +317,13 @@ def test_no_source_of_embeddings_is_an_error():
 
 
 def test_text_tower_embeds_as_the_bundle_does(zegclip_model, tmp_path):
+    from zsseg_rt.export.options import ExportOptions
     from zsseg_rt.export.text_side import TextSide
 
     templates = ("a photo of a {}.", "the {}")
     found = class_embeddings(["car", "tree"], TextConfig(templates=templates), zegclip_model)
-    side = TextSide(zegclip_model, "auto", templates)
+    options, tower = ExportOptions(templates=templates), zegclip_model.text_encoder
+    side = TextSide(options, embed_dim=32, tower=tower)
     side.write_tokenizer(tmp_path)
     expected, _ = side.embed(["car", "tree"])
     np.testing.assert_allclose(found.phrase_embeds, expected, atol=1e-6)

@@ -9,19 +9,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
-from small_runs import TABLES, save_clip  # noqa: E402
-
+from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
-from zsseg_rt.models.clip import load_clip  # noqa: E402
-from zsseg_rt.training import comparison  # noqa: E402
-from zsseg_rt.training.comparison import (  # noqa: E402
+from zsseg_rt.experiments import comparison  # noqa: E402
+from zsseg_rt.experiments.comparison import (  # noqa: E402
     Comparison,
     RunFigures,
     SmallForm,
     Variant,
 )
+from zsseg_rt.models.clip.weights import load_clip  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
-from zsseg_rt.training.trained import load_trained  # noqa: E402
+from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
 OPTIONS = {"activation": "quick_gelu", "image_size": 64}
 
@@ -157,8 +156,8 @@ def test_table_gives_mean_and_deviation():
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ([Variant(name="a", title=""), Variant(name="a", title="")], "'a' is there twice"),
-        ([Variant(name="a", title="", start_from="b")], "starts from 'b', which is no earlier"),
+        ([Variant(name="a", title=""), Variant(name="a", title="")], "'a' appears twice"),
+        ([Variant(name="a", title="", start_from="b")], "starts from 'b', not an earlier"),
     ],
 )
 def test_a_comparison_that_cannot_run_is_refused(variants, message):

@@ -7,16 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from command_line import run  # noqa: E402
-from small_runs import save_clip  # noqa: E402
-from test_training_datasets import listing, mask, photo  # noqa: E402
-
+from support.command_line import run  # noqa: E402
+from support.dataset_trees import listing, mask, photo  # noqa: E402
+from support.small_runs import save_clip, settings  # noqa: E402
 from zsseg_rt.errors import DatasetError  # noqa: E402
+from zsseg_rt.evaluation.datasets import create_dataset  # noqa: E402
+from zsseg_rt.evaluation.datasets.verification import verify_dataset  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data  # noqa: E402
-from zsseg_rt.training.datasets import create_dataset  # noqa: E402
-from zsseg_rt.training.datasets.verification import verify_dataset  # noqa: E402
 
 SIZE = (64, 64)
 
@@ -39,21 +37,6 @@ def clip_file(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
 
 
-def settings(root, clip_file="none.safetensors", **tables):
-    """Of a run on a folder; ``tables`` add to them."""
-    options = {"pretrained": str(clip_file), "activation": "quick_gelu", "image_size": 64}
-    plain = {
-        "data": {"name": "folder", "root": str(root)},
-        "model": {"options": options | {"num_prompts": 2}},
-        "loop": {"iterations": 60, "batch_size": 1, "num_workers": 0, "device": "cpu"},
-        "evaluation": {"split": "val"},
-        "output": {"folder": str(root.parent / "run")},
-    }
-    for table, fields in tables.items():
-        plain.setdefault(table, {}).update(fields)
-    return TrainConfig.from_dict(plain)
-
-
 @pytest.fixture
 def check(street, tmp_path, capsys):
     """Run the command; its exit code, output and errors."""
@@ -71,11 +54,11 @@ def test_sound_data_is_described(check, tmp_path):
     code, out, err = check("--json", tmp_path / "found.json")
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert "training: street/train, 2 pictures can be used" in lines
+    assert "training: street/train, usable images: 2" in lines
     assert "car seen 62.50" in lines
     assert "(not annotated) 12.50" in lines
-    assert lines[-7] == "evaluation: street/val, 1 pictures can be used"
-    assert lines[-1] == "in no mask: car"
+    assert lines[-7] == "evaluation: street/val, usable images: 1"
+    assert lines[-1] == "classes in no mask: car"
     training, evaluation = json.loads((tmp_path / "found.json").read_text())
     assert training["pixels"] == {"road": 1024, "tree": 1024, "car": 5120}
     assert (training["lacking"], evaluation["absent"]) == ([], ["car"])
@@ -92,8 +75,8 @@ def test_damaged_files_are_listed(check, street):
     assert "a.png: expected values 0..2 for the 3 classes" in out
     assert "b.png: expected the 64x64 pixels of b.png, got 63x64" in out
     assert "c.png: expected a whole file" in out
-    assert "2 pictures of street/train without use" in err
-    assert "1 pictures of street/val without use" in err
+    assert "unusable images in street/train: 2" in err
+    assert "unusable images in street/val: 1" in err
 
 
 def test_long_lists_are_cut(check, street):
@@ -106,7 +89,7 @@ def test_long_lists_are_cut(check, street):
     assert code == 1
     assert out.count("expected values") == 50
     assert "and 1 more; --json writes them all" in out
-    assert "51 pictures of street/train" in err
+    assert "unusable images in street/train: 51" in err
 
 
 @pytest.mark.parametrize(
@@ -118,7 +101,7 @@ def test_a_trained_class_that_no_mask_holds_is_an_error(check, street, protocol,
     code, out, err = check(config=settings(street, task={"protocol": protocol}))
     assert code == 1
     assert "in no mask: tree, boat" in out
-    assert f"got no pixel in street/train of {lacking}. Correct" in err
+    assert f"got no pixel in street/train of {lacking}. Fix" in err
 
 
 def test_what_learns_from_no_masks_needs_none(street):

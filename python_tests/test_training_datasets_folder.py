@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.dataset_trees import listing, mask, photo, rows_of
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.training.datasets.file_dataset import ValueTable
-from zsseg_rt.training.datasets.reading import read_mask, read_picture
-
-from test_training_datasets import listing, mask, photo, rows_of  # isort: skip
+from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.evaluation.datasets.file_dataset import ValueTable
+from zsseg_rt.evaluation.datasets.reading import read_mask, read_picture
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_splits_are_folders_or_lists(street):
     with pytest.raises(DatasetError, match="split: expected 'all', a folder .* or a list"):
         create_dataset("folder", street, "test")
     listing(street / "few.txt", ["val/c"])
-    with pytest.raises(DatasetError, match=r"few\.txt: expected names of pictures .* got 'val/c'"):
+    with pytest.raises(DatasetError, match=r"few\.txt: expected names of images .* got 'val/c'"):
         create_dataset("folder", street, "few")
 
 
@@ -119,7 +118,9 @@ def test_bad_class_lists_are_named(street, lines, message):
 
 def test_a_list_that_is_no_text_is_named(street):
     (street / "classes.txt").write_bytes(b"road\n\xff\xfe\n")
-    with pytest.raises(DatasetError, match=r"classes\.txt: expected text in UTF-8, got byte 5"):
+    with pytest.raises(
+        DatasetError, match=r"classes\.txt: expected UTF-8, got a bad byte at position 5"
+    ):
         create_dataset("folder", street, "all")
 
 
@@ -129,13 +130,13 @@ def test_missing_parts_are_named(street):
         create_dataset("folder", street, "all")
     for path in (*(street / "images").iterdir(), *(street / "masks").iterdir()):
         path.unlink()
-    with pytest.raises(DatasetError, match="expected some pictures .* got 0"):
+    with pytest.raises(DatasetError, match="expected some images .* got 0"):
         create_dataset("folder", street, "all", class_names=["road"])
 
 
 def test_two_pictures_of_one_name_are_refused(street):
     photo(street / "images" / "a.png")
-    with pytest.raises(DatasetError, match="expected one picture called a, got a"):
+    with pytest.raises(DatasetError, match="expected one image called a, got a"):
         create_dataset("folder", street, "all")
 
 
@@ -150,7 +151,7 @@ def test_different_sizes_are_named(street):
 
 def test_what_belongs_in_the_folder_is_said(street):
     (street / "masks" / "a.png").rename(street / "masks" / "a.jpg")
-    wanted = r"a mask \(\*\.png\) for every picture, got none for a\. Put your own photos"
+    wanted = r"one mask \(\*\.png\) for every image, got none for a\. Put your own photos"
     with pytest.raises(DatasetError, match=wanted):
         create_dataset("folder", street, "all")
 
@@ -205,10 +206,10 @@ def test_a_cut_off_mask_is_refused(tmp_path):
 def test_a_file_that_is_no_picture_is_refused(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(b"<html>404</html>")
-    with pytest.raises(DatasetError, match=r"a\.png: expected a picture, got 16 bytes"):
+    with pytest.raises(DatasetError, match=r"a\.png: expected an image file, got 16 bytes"):
         read(path)
     path.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"a\.png: expected a picture, got 0 bytes"):
+    with pytest.raises(DatasetError, match=r"a\.png: expected an image file, got 0 bytes"):
         read(path)
     path.unlink()
     with pytest.raises(DatasetError, match=r"a\.png: expected a readable file, got: No such file"):

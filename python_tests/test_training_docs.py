@@ -9,14 +9,14 @@ import pytest
 pytest.importorskip("torch")
 
 from zsseg_rt.models.registry import find_builder
-from zsseg_rt.training.matching import SegmentWeights
-from zsseg_rt.training.settings import setting_names
+from zsseg_rt.schema import setting_names
 from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.matching import SegmentWeights
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
-from zsseg_rt.training.zeroseg_features import TeacherFeatures
-from zsseg_rt.training.zeroseg_views import TeacherViews
+from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
+from zsseg_rt.training.tasks.zeroseg_views import TeacherViews
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 

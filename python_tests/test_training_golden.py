@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-import tiny_zegformer
 import torch
-from golden import arguments_of, assert_close, config_of, load, state_dict_of
 
+from support import tiny_zegformer
+from support.golden import arguments_of, assert_close, config_of, load, state_dict_of
 from zsseg_rt.models import from_official
-from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD
-from zsseg_rt.training.matching import SegmentWeights, class_masks, match_segments
+from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.matching import SegmentWeights, class_masks, match_segments
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 pytestmark = pytest.mark.needs_shared

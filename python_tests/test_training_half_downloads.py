@@ -7,10 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from command_line import run  # noqa: E402
-from small_runs import save_clip  # noqa: E402
-from test_training_data_checks import settings  # noqa: E402
-from test_training_datasets import build_voc, listing, mask, photo  # noqa: E402
+from support.command_line import run  # noqa: E402
+from support.dataset_trees import build_voc, listing, mask, photo  # noqa: E402
+from support.small_runs import save_clip, settings  # noqa: E402
 
 SIZE = (64, 64)
 PARTIAL = {"partial": True}
@@ -75,7 +74,7 @@ def test_a_set_of_fewer_pictures_than_published_is_refused(command, voc, clip_fi
     for arguments in (["--check-data"], ["--dry-run"], []):
         code, _, err = command(of_voc(voc, clip_file, options={}), *arguments)
         assert code == 1
-        assert "expected 10582 pictures" in err
+        assert "expected 10582 images" in err
         assert "got 2" in err
     assert not (voc / "run").exists()
 
@@ -113,7 +112,7 @@ def test_a_cut_off_photo_is_named(command, voc, clip_file):
     code, out, err = command(of_voc(voc, clip_file), "--check-data")
     assert code == 1
     assert "2008_3.jpg: expected a whole file" in out
-    assert "1 pictures of voc2012/train without use" in err
+    assert "unusable images in voc2012/train: 1" in err
     code, _, err = command(of_voc(voc, clip_file))
     assert code == 1
     assert "2008_3.jpg: expected a whole file, got one that is cut off" in err

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from zsseg_rt.errors import ArgumentError, DatasetError
-from zsseg_rt.training.datasets import Sample
-from zsseg_rt.training.loading import (
+from zsseg_rt.evaluation.datasets import Sample
+from zsseg_rt.training.data.batch import Batch
+from zsseg_rt.training.data.loading import (
     EpochSampler,
     TrainingSamples,
     collate,
     make_loader,
 )
-from zsseg_rt.training.task import Batch
-from zsseg_rt.training.transforms import FitInsideAugmentation
+from zsseg_rt.training.data.transforms import FitInsideAugmentation
 
 AUGMENTATION = FitInsideAugmentation(crop_hw=(16, 24), scale=(128, 32))
 
@@ -172,7 +172,7 @@ def test_collate_keeps_order():
     [
         ({"batch_size": 3, "num_processes": 2}, "batch_size: expected a multiple"),
         ({"batch_size": 0}, "batch_size: expected a multiple"),
-        ({"batch_size": 12}, "batch_size: expected at most the 11 pictures"),
+        ({"batch_size": 12}, "batch_size: expected at most the 11 images"),
         ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index: expected"),
         ({"batch_size": 2, "start_position": -1}, "start_position: expected"),
     ],

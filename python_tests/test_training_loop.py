@@ -13,17 +13,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from safetensors.torch import load_file  # noqa: E402
-from toy_training import ToyTask, config, toy_batches, train  # noqa: E402
 
+from support.toy_training import ToyTask, config, toy_batches, train  # noqa: E402
 from zsseg_rt.errors import (  # noqa: E402
     ArgumentError,
     CheckpointError,
     PrecisionNotApplied,
     TrainingError,
 )
-from zsseg_rt.training import checkpointing  # noqa: E402
-from zsseg_rt.training.loop_config import OptimizerConfig  # noqa: E402
-from zsseg_rt.training.reporting import Timing  # noqa: E402
+from zsseg_rt.training.loop import checkpointing  # noqa: E402
+from zsseg_rt.training.loop.config import OptimizerConfig  # noqa: E402
+from zsseg_rt.training.loop.reporting import Timing  # noqa: E402
 
 HERE = Path(__file__).parent
 MODEL = "model.safetensors"
@@ -119,7 +119,12 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 
 
 def run_script(folder, *arguments, launcher=()):
-    command = [sys.executable, *launcher, str(HERE / "toy_training_script.py"), str(folder)]
+    command = [
+        sys.executable,
+        *launcher,
+        str(HERE / "support" / "toy_training_script.py"),
+        str(folder),
+    ]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
         "OMP_NUM_THREADS": "1",
@@ -210,13 +215,13 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
         train(tmp_path, ToyTask(bad_picture="picture-17"))
     message = str(caught.value)
     assert "error = nan, size = " in message
-    assert "in step 5 for the pictures picture-16, picture-17, picture-18, picture-19" in message
+    assert "in step 5 for the images picture-16, picture-17, picture-18, picture-19" in message
     assert f"last good checkpoint is {tmp_path / 'checkpoints/step-00000003'}" in message
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
 
 
 def test_nan_in_the_step_of_a_checkpoint_is_not_saved(tmp_path):
-    with pytest.raises(TrainingError, match="in step 3 for the pictures .*No checkpoint was saved"):
+    with pytest.raises(TrainingError, match="in step 3 for the images .*No checkpoint was saved"):
         train(tmp_path, ToyTask(bad_picture="picture-9"))
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == []
 
@@ -252,7 +257,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_says_so(tmp_path, monkeypatch, 
 
 
 def test_full_disk_while_logging_names_the_checkpoint(tmp_path, monkeypatch):
-    from zsseg_rt.training.reporting import RunReport
+    from zsseg_rt.training.loop.reporting import RunReport
 
     def fail(self, step, values):
         if step == 5:

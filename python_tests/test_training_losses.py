@@ -4,7 +4,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from zsseg_rt.errors import ShapeError  # noqa: E402
-from zsseg_rt.training.losses import (  # noqa: E402
+from zsseg_rt.training.tasks.losses import (  # noqa: E402
     cross_entropy,
     mask_losses,
     recovery_losses,

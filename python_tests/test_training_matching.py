@@ -5,19 +5,18 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import tiny
-import tiny_zegformer
 import torch
 
+from support import tiny, tiny_zegformer
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.zegformer_decoder import Segments
-from zsseg_rt.training.matching import (
+from zsseg_rt.models.zegformer.decoder import Segments
+from zsseg_rt.training.data.batch import Batch
+from zsseg_rt.training.tasks.matching import (
     SegmentWeights,
     class_masks,
     match_segments,
     segment_losses,
 )
-from zsseg_rt.training.task import Batch
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 WEIGHTS = SegmentWeights()

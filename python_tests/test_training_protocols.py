@@ -4,7 +4,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
-from zsseg_rt.training.protocols import UNSEEN, LabelProtocol  # noqa: E402
+from zsseg_rt.training.tasks.protocols import UNSEEN, LabelProtocol  # noqa: E402
 
 SEEN = (0, 2, 5)
 NUM_CLASSES = 6

@@ -8,20 +8,19 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from small_runs import save_clip  # noqa: E402
-from test_training_datasets import photo  # noqa: E402
-
+from support.dataset_trees import photo  # noqa: E402
+from support.small_runs import save_clip  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
+from zsseg_rt.evaluation.datasets.splits import class_table  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
+from zsseg_rt.schema import setting_names  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.building import build_augmentation, open_split  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
-from zsseg_rt.training.datasets.splits import class_table  # noqa: E402
-from zsseg_rt.training.settings import setting_names  # noqa: E402
+from zsseg_rt.training.parts import build_augmentation, open_split  # noqa: E402
 from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
-from zsseg_rt.training.trained import load_trained  # noqa: E402
+from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
 SMALL_STUDENT = """{ image_size = 64, width = 32, num_layers = 1, num_heads = 2, grid_side = 4,
  decoder_width = 16, decoder_layers = 1, decoder_heads = 2, head_width = 32, head_heads = 2,
@@ -115,7 +114,7 @@ def test_zeroseg_recipe_trains_on_photos_without_masks(tmp_path):
     assert result.losses.keys() == {"reconstruction", "views", "segments"}
     assert load_trained(tmp_path / "run").config.grid_side == 4
     labelled = TrainConfig.load(recipe, [f"data.root={tmp_path}/imagenet", "model.options={}"])
-    labelled = replace(labelled, model=replace(labelled.model, architecture="dense_clip"))
+    labelled = replace(labelled, model=replace(labelled.model, architecture="dense_baseline"))
     options = {"pretrained": str(tmp_path / "clip.safetensors"), "activation": "quick_gelu"}
     labelled = replace(labelled, model=replace(labelled.model, options=options))
     with pytest.raises(ArgumentError, match="data.name: expected a data set with classes"):

@@ -5,7 +5,7 @@ import pytest
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.config import ScheduleConfig
-from zsseg_rt.training.schedules import SCHEDULES, cosine, factor, poly
+from zsseg_rt.training.loop.schedules import SCHEDULES, cosine, factor, poly
 
 
 @pytest.mark.needs_shared

@@ -9,11 +9,11 @@ pytest.importorskip("torch")
 
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.zegclip import zegclip_from_clip
-from zsseg_rt.training.building import build_model
+from zsseg_rt.evaluation.datasets import create_dataset
+from zsseg_rt.models.descriptor.zegclip import zegclip_from_clip
+from zsseg_rt.schema import checked_settings
 from zsseg_rt.training.config import ModelConfig
-from zsseg_rt.training.datasets import create_dataset
-from zsseg_rt.training.settings import checked_settings
+from zsseg_rt.training.parts import build_model
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from zsseg_rt.training.datasets import create_dataset
-from zsseg_rt.training.datasets.cocostuff import _table as cocostuff_table
-from zsseg_rt.training.datasets.splits import class_table
+from zsseg_rt.evaluation.datasets import create_dataset
+from zsseg_rt.evaluation.datasets.cocostuff import _table as cocostuff_table
+from zsseg_rt.evaluation.datasets.splits import class_table
 
 TABLES = (
     "ade20k",

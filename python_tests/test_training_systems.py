@@ -10,21 +10,21 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-import tiny_zegformer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from small_runs import TABLES, save_clip  # noqa: E402
 
+from support import tiny_zegformer  # noqa: E402
+from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
+from zsseg_rt.experiments.comparison import Comparison, merge  # noqa: E402
+from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.building import build_model  # noqa: E402
-from zsseg_rt.training.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
-from zsseg_rt.training.segment_trained import trained_segmenter  # noqa: E402
-from zsseg_rt.training.trained import load_classes, load_trained  # noqa: E402
-from zsseg_rt.training.trained_bundle import export_trained  # noqa: E402
+from zsseg_rt.training.parts import build_model  # noqa: E402
+from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
+from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained.segmenter import trained_segmenter  # noqa: E402
 
 COMMON = {**TABLES, "evaluation": {"limit": 2}}
 ZEGFORMER = {
@@ -150,7 +150,7 @@ def test_official_zegformer_starts_with_the_clip_that_is_named(official_zegforme
     configured, clip = official_zegformer
     config = configured(**clip, activation="quick_gelu")
     model = build_model(config, seen=(0, 1), protocol="inductive")
-    assert model.config.ensemble
+    assert model.config.fusion == "seen_and_unseen"
     assert model.text_encoder is not None
     weights = tiny_zegformer.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
@@ -158,15 +158,16 @@ def test_official_zegformer_starts_with_the_clip_that_is_named(official_zegforme
 
 def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
     configured, _ = official_zegformer
-    message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*ensemble"
+    message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*fusion"
     with pytest.raises(CheckpointError, match=message):
         build_model(configured(), seen=(), protocol="inductive")
     with pytest.raises(ArgumentError, match="model.options.pretrained: expected CLIP's weights"):
         build_model(configured(activation="gelu"), seen=(), protocol="inductive")
     with pytest.raises(ArgumentError, match="model.options: unknown key 'pretraned'"):
         build_model(configured(pretraned="openai"), seen=(), protocol="inductive")
-    alone = build_model(configured(ensemble=False), seen=(), protocol="inductive")
-    assert not alone.config.clip_classification
+    for options in ({"ensemble": False}, {"fusion": "segments"}):  # the official flag, our word
+        alone = build_model(configured(**options), seen=(), protocol="inductive")
+        assert alone.config.fusion == "segments"
 
 
 def test_zeroseg_learns_from_the_clip_that_names_classes(clip_file, tmp_path):
@@ -221,7 +222,7 @@ def with_teacher(checkpoint, teacher):
     path = checkpoint / "task.safetensors"
     save_file(tensors, path)
     state = json.loads((checkpoint / "state.json").read_text())
-    del state["left_out"]
+    del state["left_out"], state["sha256"]
     state["format_version"] = 1
     state["files"][path.name] = path.stat().st_size
     (checkpoint / "state.json").write_text(json.dumps(state))
@@ -250,7 +251,9 @@ def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
     path = tmp_path / "teacher.safetensors"
     weights = load_file(path)
     save_file(weights | {"visual.proj": weights["visual.proj"] + 1}, path)
-    with pytest.raises(CheckpointError, match="features.teacher: .* got SHA-256.*its own file"):
+    with pytest.raises(
+        CheckpointError, match="features.teacher: .* got SHA-256.*the same file again"
+    ):
         train(config, resume=True)
     path.unlink()
     with pytest.raises(CheckpointError, match="teacher.safetensors"):
@@ -264,6 +267,12 @@ def test_zeroseg_has_one_protocol(protocol, clip_file, tmp_path):
     raw = TrainConfig.from_dict(COMMON | {"task": {"protocol": protocol}})
     with pytest.raises(ArgumentError, match="task.protocol: expected 'inductive'"):
         assemble(replace(config, task=raw.task))
+
+
+def test_flags_of_earlier_configurations_are_understood(clip_file, tmp_path):
+    options = ZEGFORMER | {"clip_classification": True, "ensemble": False}
+    parts = assemble(configure("zegformer", options, clip_file, tmp_path))
+    assert parts.task.model.config.fusion == "regions"
 
 
 def test_wrong_backbone_is_named(clip_file, tmp_path):

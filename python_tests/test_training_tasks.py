@@ -4,13 +4,13 @@ import inspect
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+from support import tiny
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
-from zsseg_rt.training.settings import setting_names
-from zsseg_rt.training.task import Batch
+from zsseg_rt.schema import setting_names
+from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.tasks.dense import DenseTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import PixelLossOptions, PixelLossTask

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.training import transforms
-from zsseg_rt.training.datasets import Sample
-from zsseg_rt.training.photometric import ColourChange, PhotometricDistortion
-from zsseg_rt.training.transforms import (
+from zsseg_rt.evaluation.datasets import Sample
+from zsseg_rt.training.data import transforms
+from zsseg_rt.training.data.photometric import ColourChange, PhotometricDistortion
+from zsseg_rt.training.data.transforms import (
     CenterCropAugmentation,
     FitInsideAugmentation,
     ShortEdgeAugmentation,

@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
-import tiny  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from torch import nn  # noqa: E402
 
+from support import tiny  # noqa: E402
+from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError  # noqa: E402
+from zsseg_rt.evaluation.datasets.base import Sample  # noqa: E402
 from zsseg_rt.models import build_image_encoder, create_model, load_clip  # noqa: E402
-from zsseg_rt.models.zeroseg_encoder import random_patch_mask  # noqa: E402
-from zsseg_rt.training.datasets.base import Sample  # noqa: E402
-from zsseg_rt.training.task import Batch  # noqa: E402
+from zsseg_rt.models.zeroseg.encoder import random_patch_mask  # noqa: E402
+from zsseg_rt.training.data.batch import Batch  # noqa: E402
+from zsseg_rt.training.data.transforms import CenterCropAugmentation  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402
     ZeroSegTask,
     scaled_learning_rate,
     segment_matching_loss,
     view_loss,
 )
-from zsseg_rt.training.transforms import CenterCropAugmentation  # noqa: E402
-from zsseg_rt.training.zeroseg_features import (  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg_features import (  # noqa: E402
     TeacherFeatures,
     cache_features,
     picture_key,
 )
-from zsseg_rt.training.zeroseg_views import ClipTeacher, TeacherViews  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews  # noqa: E402
 
 VIEWS = TeacherViews(size=16)
 
@@ -116,7 +116,7 @@ def test_bad_grids(grids):
 
 
 def test_bad_pictures():
-    with pytest.raises(ShapeError, match="images: expected at least 4 pixels a side, got 3x9"):
+    with pytest.raises(ShapeError, match="images: expected at least 4 pixels per side, got 3x9"):
         VIEWS.boxes((3, 9))
     with pytest.raises(DTypeError, match="images: expected uint8, got torch.float32"):
         VIEWS.cut(torch.zeros(1, 3, 8, 8))
@@ -297,7 +297,7 @@ def test_the_whole_picture_is_no_candidate():
     g = torch.randn(1, 2, 4)
     v = torch.cat([g[:, :1], torch.randn(1, 3, 4) + 5], dim=1)
     assert segment_matching_loss(g, v, normalize_targets=False) > 1
-    with pytest.raises(ShapeError, match="views: expected the whole picture and at least one"):
+    with pytest.raises(ShapeError, match="views: expected the whole image and at least one"):
         segment_matching_loss(g, v[:, :1])
 
 
@@ -397,7 +397,7 @@ def test_parts_that_do_not_fit_each_other():
         "reconstruction",
         "views",
     }
-    with pytest.raises(ShapeError, match="batch: expected pictures of 64x64, got 32x32"):
+    with pytest.raises(ShapeError, match="batch: expected images of 64x64, got 32x32"):
         make_task()(batch_of(pictures(side=32)))
 
 

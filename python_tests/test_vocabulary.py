@@ -1,14 +1,19 @@
 """Class names become phrases in the caller's order; bad names are refused by name."""
 
+from contextlib import suppress
+from random import Random
+
 import numpy as np
 import pytest
 
 from zsseg_rt.errors import DTypeError, ShapeError, VocabularyError
-from zsseg_rt.vocabulary import BACKGROUND, Vocabulary, check_embeddings, read_class_specs
+from zsseg_rt.text.class_names import BACKGROUND, ClassList
+from zsseg_rt.text.prompts import check_templates
+from zsseg_rt.text.vocabulary import Vocabulary, check_embeddings
 
 
 def make_vocabulary(classes, background=()):
-    specs = read_class_specs(classes, background)
+    specs = ClassList.read(classes, background)
     return Vocabulary(
         names=specs.names,
         phrases=specs.phrases,
@@ -19,13 +24,13 @@ def make_vocabulary(classes, background=()):
 
 
 def test_order_is_the_callers():
-    specs = read_class_specs(["zebra", "ant", "mole"])
+    specs = ClassList.read(["zebra", "ant", "mole"])
     assert specs.names == ("zebra", "ant", "mole")
     assert specs.phrase_classes.tolist() == [0, 1, 2]
 
 
 def test_synonyms_and_background_map_to_classes():
-    specs = read_class_specs([["car", "van"], "road"], ["sky"])
+    specs = ClassList.read([["car", "van"], "road"], ["sky"])
     assert specs.names == ("car", "road")
     assert specs.phrases == ("car", "van", "road", "sky")
     assert specs.phrase_classes.tolist() == [0, 0, 1, BACKGROUND]
@@ -63,9 +68,18 @@ def test_embeddings_are_read_only():
     [
         ([], "expected at least one class, got none"),
         (["road", " "], r"class_names\[1\]: expected a name, got an empty string"),
-        (["road", "car", "road"], "got 'road' at places 0 and 2"),
-        (["road", "road "], "got 'road' at places 0 and 1"),
+        (["road", "car", "road"], "got 'road' at positions 0 and 2"),
+        (["road", "road "], "got 'road' at positions 0 and 1"),
         (["road", 3], r"class_names\[1\]: expected a string, got int 3"),
+        (["road", None], r"class_names\[1\]: expected a string, got NoneType None"),
+        (
+            ["road", "ca\ud800r"],
+            r"class_names\[1\]: .*half of a surrogate pair at position 2 of 'ca\\ud8",
+        ),
+        (["a\0b"], r"\[0\]: .*character at position 1 of 'a\\x00b'. Remove it"),
+        (["\x1b[31mred"], r"class_names\[0\]: .*a control character at position 0"),
+        (["dining\ttable"], r"class_names\[0\]: .*a control character at position 6"),
+        ([["car", "v\udcffn"]], r"class_names\[0\]: .*half of a surrogate pair"),
         ("road", "expected a list of names, got the string 'road'"),
         ([["a"], []], r"class_names\[1\]: expected at least one synonym"),
         ([f"c{i}" for i in range(1025)], "at most 1024 phrases .* got 1025"),
@@ -73,12 +87,75 @@ def test_embeddings_are_read_only():
 )
 def test_bad_names_are_refused(classes, message):
     with pytest.raises(VocabularyError, match=message):
-        read_class_specs(classes)
+        ClassList.read(classes)
+
+
+@pytest.mark.parametrize(
+    "name", ["stra\u00dfe", "\u9053\u8def", "\U0001f468\u200d\U0001f469", " road\n"]
+)
+def test_names_of_any_language_are_taken(name):
+    assert ClassList.read([name]).names == (name.strip(),)
+
+
+@pytest.mark.parametrize("background", [["sky\ud800"], ["a\0b"], [None], "sky", None, 3])
+def test_background_is_checked_as_names_are(background):
+    with pytest.raises(VocabularyError, match=r"background(\[0\])?: expected"):
+        ClassList.read(["road"], background)
+
+
+@pytest.mark.parametrize(
+    ("templates", "message"),
+    [
+        ([None], r"templates\[0\]: expected a string, got NoneType None"),
+        (["a {}", 3], r"templates\[1\]: expected a string, got int 3"),
+        (["a {}\ud800"], r"templates\[0\]: .*half of a surrogate pair"),
+        (["a\0{}"], r"templates\[0\]: .*a control character"),
+        (["{} and {}"], r"templates: expected one '\{\}' in each"),
+        ([], "templates: expected at least one"),
+        (iter([]), "templates: expected at least one"),
+        (3, "templates: expected a list of strings, got 3"),
+        ("a {}", "templates: expected a list of strings, got 'a {}'"),
+    ],
+)
+def test_bad_templates_are_refused(templates, message):
+    with pytest.raises(VocabularyError, match=message):
+        check_templates(templates)
+
+
+def test_templates_may_come_from_a_generator():
+    assert check_templates(f"{word} {{}}" for word in ("a", "the")) == ("a {}", "the {}")
+
+
+def test_any_names_give_specs_or_a_vocabulary_error():
+    random = Random(0)
+    pieces = [
+        "a",
+        " ",
+        "\0",
+        "\ud800",
+        "\udfff",
+        "\u200d",
+        "\uffff",
+        "{}",
+        "\n",
+        "\U0001f600",
+        None,
+        1,
+        [],
+    ]
+    for _ in range(500):
+        names = [
+            "".join(map(str, random.choices(pieces, k=3))) if random.random() < 0.8 else item
+            for item in random.choices(pieces, k=random.randrange(4))
+        ]
+        with suppress(VocabularyError):
+            specs = ClassList.read(names)
+            assert all(phrase.encode() for phrase in specs.phrases)
 
 
 def test_background_may_not_repeat_a_class():
     with pytest.raises(VocabularyError, match="'road'"):
-        read_class_specs(["road"], ["road"])
+        ClassList.read(["road"], ["road"])
 
 
 def test_bad_embeddings_are_refused():

@@ -3,9 +3,9 @@
     python tools/benchmark_kernels.py [--op NAME] [--device auto|cpu|cuda] [--threads N] [--json F]
 
 Each result is first compared with ops.reference; a wrong kernel is not timed (exit status 1). Then
-all candidates of a case take turns, round by round, so that a busy moment hits every one of them,
-and the medians are printed: milliseconds, gigabytes of inputs and outputs a second, and how many
-times faster the kernel is than each rival. A turn is a pause, a cold call, calls that warm up, and
+all candidates of a case take turns, round by round, so that a busy moment affects all of them,
+and the medians are printed: milliseconds, gigabytes of inputs and outputs per second, and how many
+times faster the kernel is than each rival. A turn is a pause, a cold call, warm-up calls, and
 a warm one: a call in a loop over one kernel is warm, one that follows a network in a frame is cold.
 Rivals that are not installed are left out.
 """
@@ -26,18 +26,18 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt import ops
+from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
-from zsseg_rt.training.provenance import describe_commit, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
-SLOW_SECONDS = 4.0  # a candidate that has used up this much takes no further turns
+SLOW_SECONDS = 4.0  # a candidate that has used this much time takes no further turns
 PAUSE_SECONDS = 0.005  # between candidates
 WARMING_SECONDS = 0.01
 
 
 class MismatchError(Exception):
-    """A kernel's result is not the reference's."""
+    """A kernel's result differs from the reference's."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class CpuBench:
 
 
 class CudaBench(CpuBench):
-    """As above on the first GPU, timed by events on one stream that torch shares."""
+    """The same on the first GPU, timed by events on one stream that torch shares."""
 
     name = "cuda"
 
@@ -190,7 +190,7 @@ def descriptor_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
 
 
 def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
-    """Measure against torch, which makes the concatenation."""
+    """Measure against torch, which materialises the concatenation."""
     classes = arrays[1].shape[0]
     placed = [bench.place(array) for array in arrays]
     out = bench.place(np.empty((1, classes, 768), np.float32))
@@ -250,7 +250,7 @@ def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> C
 
 
 def smooth_logits(classes: int, grid: int) -> np.ndarray:
-    """What networks give: slow variation over the picture plus some noise in every cell."""
+    """Logits as networks produce them: slow variation over the image and noise in every cell."""
     generator = np.random.default_rng(0)
     slow = generator.standard_normal((1, classes, 8, 8), np.float32)
     noise = generator.standard_normal((1, classes, grid, grid), np.float32)
@@ -258,7 +258,7 @@ def smooth_logits(classes: int, grid: int) -> np.ndarray:
 
 
 def upsample_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """Smooth logits and white noise; the labels alone, then what ZegCLIP asks for."""
+    """Smooth logits and white noise; first labels alone, then with ZegCLIP's settings."""
     if quick:
         yield upsample_case(bench, "smooth", smooth_logits(12, 8), (60, 70), {})
         return
@@ -293,7 +293,7 @@ def upsample_case(
     def check() -> None:
         expected, _ = reference.upsample_argmax(logits, out_hw, **settings)
         share = np.mean(bench.fetch(ours()) != expected)
-        if share > (1e-4 if settings else 0.0):  # with an activation near ties may differ
+        if share > (1e-4 if settings else 0.0):  # with an activation, near ties may differ
             raise MismatchError(f"{share:.2%} of the labels differ from the reference")
 
     grid = "x".join(str(side) for side in logits.shape[2:])
@@ -308,7 +308,7 @@ def upsample_case(
 def upsample_rivals(
     bench: CpuBench, logits: np.ndarray, out_hw: tuple[int, int], settings: dict
 ) -> dict[str, Callable[[], Any]]:
-    """Give the other ways to the same labels."""
+    """Return other ways to compute the same labels."""
     rivals: dict[str, Callable[[], Any]] = {}
     if torch := bench.torch:
         tensor = bench.tensor(logits)
@@ -369,7 +369,7 @@ def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
 
 
 def crop_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """Ten of ZegFormer's masked regions to CLIP's inputs, from mask logits at a quarter's size."""
+    """Ten of ZegFormer's masked regions to CLIP's inputs, from mask logits at a quarter size."""
     count, grid, canvas, side = (3, 8, 32, 16) if quick else (10, 128, 512, 224)
     rng = np.random.default_rng(0)
     coarse = rng.standard_normal((1, count, 8, 8)).astype(np.float32)
@@ -412,7 +412,7 @@ def finite_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
 
 
 def finite_case(bench: CpuBench, values: np.ndarray) -> Case:
-    """Measure against torch's and NumPy's test of every value and reduction."""
+    """Measure against torch's and NumPy's per-value test and reduction."""
     placed, out = bench.place(values), bench.place(np.empty(1, np.uint8))
 
     def ours() -> Any:
@@ -431,6 +431,37 @@ def finite_case(bench: CpuBench, values: np.ndarray) -> Case:
     return case
 
 
+def count_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """720p labels of 20 and of 1203 names, as they come out of smooth logits."""
+    grid, size = (8, (60, 70)) if quick else (32, (720, 1280))
+    for classes in (12,) if quick else (20, 1203):
+        labels, _ = ops.upsample_argmax(smooth_logits(classes, grid), size)
+        yield count_case(bench, np.asarray(labels)[0], classes)
+
+
+def count_case(bench: CpuBench, labels: np.ndarray, classes: int) -> Case:
+    """Measure against bincount, which widens labels to int64, and OpenCV's histogram of bytes."""
+    placed, out = bench.place(labels), bench.place(np.empty(classes + 1, np.int64))
+
+    def ours() -> Any:
+        return ops.count_labels(placed, classes, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.count_labels(labels, classes), 0.0)
+
+    sizes = f"C={classes} {labels.shape[0]}x{labels.shape[1]} {labels.dtype}"
+    case = Case("count_labels", sizes, labels.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+    flat = labels.reshape(-1)
+    if bench.torch:
+        tensor = bench.tensor(flat.astype(np.int16) if labels.itemsize > 1 else flat)
+        case.candidates["torch"] = lambda: tensor.bincount(minlength=classes)
+    if bench.cv2 and labels.itemsize == 1:
+        case.candidates["OpenCV"] = lambda: bench.cv2.calcHist([labels], [0], None, [256], [0, 256])
+    if bench.name == "cpu":
+        case.candidates["NumPy"] = lambda: np.bincount(flat, minlength=classes)
+    return case
+
+
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "preprocess": preprocess_cases,
     "relationship_descriptor": descriptor_cases,
@@ -439,6 +470,7 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "overlay": overlay_cases,
     "crop_regions": crop_cases,
     "all_finite": finite_cases,
+    "count_labels": count_cases,
 }
 
 
@@ -446,7 +478,7 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
 
 
 def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of every candidate's ``warm`` and ``cold`` calls, taking turns."""
+    """Median milliseconds of every candidate's ``warm`` and ``cold`` calls, in turns."""
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in case.candidates}
     for call in case.candidates.values():
         bench.milliseconds(call)  # allocators, code
@@ -528,7 +560,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen cases; 0, 1 where a result is wrong, 4 without the device asked for."""
+    """Run the chosen cases; return 0, or 1 for a wrong result, or 4 without the device."""
     args = parse_arguments(arguments)
     has_cuda = ops.cuda_device_count() > 0
     if args.device == "cuda" and not has_cuda:

@@ -4,7 +4,7 @@ python tools/compare_systems.py scenes --out runs/scenes
 python tools/compare_systems.py scenes --small --out runs/small
 python tools/compare_systems.py FILE.toml --out DIR --only zegclip dense_baseline --seeds 0 1
 
-An interrupted call goes on where it stopped.
+An interrupted call continues where it stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.training import comparison
+from zsseg_rt.experiments import comparison
 
 
 def main() -> int:
@@ -25,12 +25,13 @@ def main() -> int:
     parser.add_argument("comparison", help=f"TOML file, or {comparison.list_comparisons()}")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument(
-        "--clip", help="weights that every system starts from; else a comparison may train its own"
+        "--clip",
+        help="weights that every system starts from; by default the comparison trains its own",
     )
-    parser.add_argument("--small", action="store_true", help="the comparison's form that ends soon")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the comparison's own")
+    parser.add_argument("--small", action="store_true", help="the comparison's quick form")
+    parser.add_argument("--seeds", type=int, nargs="+", help="replaces the comparison's own")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT")
-    parser.add_argument("--iterations", type=int, help="instead of the comparison's own")
+    parser.add_argument("--iterations", type=int, help="replaces the comparison's own")
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def changes_of(clip: str | Path | None, iterations: int | None) -> dict[str, Any]:
-    """What the arguments lay over the shared settings."""
+    """What the arguments change in the shared settings."""
     changes: dict[str, Any] = {}
     if clip:
         changes["model"] = {"options": {"pretrained": str(clip)}}

@@ -2,7 +2,7 @@
 """Fetch the Python bindings of several TensorRT versions for the API conformance test.
 
 Only the bindings (about 1 MB each) are fetched, with pip, for the running Python; the test imports
-them against stub libraries. What is already there is not fetched again.
+them against stub libraries. Bindings that are already there are not fetched again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BINDINGS = {
 
 
 def fetch(requirement: str, folder: Path) -> str:
-    """Unpack one wheel under ``folder``; return an empty string or why it cannot be had."""
+    """Unpack one wheel under ``folder``; return an empty string, or why that failed."""
     target = folder / requirement.replace("==", "-")
     if target.is_dir():
         return ""
@@ -49,7 +49,7 @@ def fetch(requirement: str, folder: Path) -> str:
 
 
 def main() -> int:
-    """Fetch all; succeed if at least one version is there, say which are not."""
+    """Fetch all; succeed if at least one version is there, and say which are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to unpack them")
     folder = parser.parse_args().folder

@@ -1,7 +1,7 @@
-"""Make what ``zsseg-rt segment --demo`` uses, from nothing: small CLIP, ZegCLIP, bundle, pictures.
+"""Make what ``zsseg-rt segment --demo`` uses from scratch: small CLIP, ZegCLIP, bundle, images.
 
-``python tools/make_demo.py --work RUNS`` takes about an hour on one core. An interrupted call goes
-on where its last checkpoint was.
+``python tools/make_demo.py --work RUNS`` takes about an hour on one core. An interrupted call
+continues from its last checkpoint.
 """
 
 import argparse
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from zsseg_rt.training.clip_pretraining import pretrain
-from zsseg_rt.training.demo import DemoConfig, evaluate_demo, train_demo, write_demo
-from zsseg_rt.training.provenance import describe_commit
-from zsseg_rt.training.small_clip import PretrainingConfig
+from zsseg_rt.evaluation.provenance import describe_commit
+from zsseg_rt.experiments.clip_pretraining import pretrain
+from zsseg_rt.experiments.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
+from zsseg_rt.experiments.small_clip import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=PretrainingConfig.steps)
     parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="threads for torch")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes

@@ -51,6 +51,7 @@ python tools/fetch_tensorrt_bindings.py
 say "lint and types"
 ruff check .
 ruff format --check .
+lint-imports --no-cache --no-logo
 mypy
 git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'cpp_tests/*.cpp' 'cpp_tests/*.h' |
   xargs clang-format --dry-run -Werror

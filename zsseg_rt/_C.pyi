@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array
 
 built_with_cuda: bool
 
@@ -90,6 +90,9 @@ def available_cpu_isas() -> list[str]: ...
 def set_cpu_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
+def set_thread_limit(count: int) -> int:
+    """Limit the calling thread's loops, 0 for no limit; return the limit before."""
+
 def preprocess(
     frame: Array,
     size_hw: tuple[int, int],
@@ -139,6 +142,7 @@ def overlay(
     stream: int,
 ) -> Array: ...
 def all_finite(values: Array, out: Array | None, stream: int) -> Array: ...
+def count_labels(labels: Array, num_classes: int, out: Array | None, stream: int) -> Array: ...
 def mask_boxes(
     mask_logits: Array, canvas_hw: tuple[int, int], out: Array | None, stream: int
 ) -> Array: ...

@@ -10,33 +10,7 @@ Example:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from zsseg_rt.bundle import Bundle
-    from zsseg_rt.config import EngineConfig
-    from zsseg_rt.engine import Engine
-    from zsseg_rt.errors import (
-        ArgumentError,
-        BackendError,
-        BackendUnavailableError,
-        BundleError,
-        BundleVersionError,
-        CheckpointError,
-        ConfigError,
-        CudaError,
-        DeviceError,
-        DTypeError,
-        EndOfSource,
-        EngineStateError,
-        PrecisionNotApplied,
-        ShapeError,
-        SourceError,
-        VocabularyError,
-        ZssegError,
-    )
-    from zsseg_rt.result import ClassShare, Segmentation
-    from zsseg_rt.vocabulary import Vocabulary
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -52,15 +26,20 @@ __all__ = [
     "ConfigError",
     "CudaError",
     "DTypeError",
+    "DatasetError",
     "DeviceError",
     "EndOfSource",
     "Engine",
     "EngineConfig",
     "EngineStateError",
+    "Frame",
+    "Lane",
     "PrecisionNotApplied",
     "Segmentation",
     "ShapeError",
     "SourceError",
+    "Stream",
+    "TrainingError",
     "Vocabulary",
     "VocabularyError",
     "ZssegError",
@@ -72,8 +51,11 @@ _HOMES = {
     "ClassShare": "result",
     "Engine": "engine",
     "EngineConfig": "config",
+    "Frame": "result",
+    "Lane": "lane",
     "Segmentation": "result",
-    "Vocabulary": "vocabulary",
+    "Stream": "stream.runner",
+    "Vocabulary": "text.vocabulary",
 }
 
 

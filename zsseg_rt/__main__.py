@@ -1,4 +1,4 @@
-"""``python -m zsseg_rt`` is ``zsseg-rt``, also where the script is not on the path."""
+"""``python -m zsseg_rt`` is ``zsseg-rt``, even where the script is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Say an error in the words of the person who made it: by the option, not by our argument."""
+"""Word errors in the user's terms: name the option, not our argument."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["arguments_called"]
 def arguments_called(
     names: Mapping[str, str], table: str = "", fields: Collection[str] = ()
 ) -> Iterator[None]:
-    """Begin messages with what arguments are called where they were given.
+    """Begin messages with the name under which the user gave the argument.
 
-    A message reads *argument: expected X, got Y*; of other messages nothing is changed.
+    Applies to messages of the form *argument: expected X, got Y*; others stay unchanged.
 
     Args:
-        names: By argument: an option such as ``"--rename"``, or a key such as ``"text.clip"``.
+        names: For each argument, an option (``"--rename"``) or a key (``"text.clip"``).
         table: A configuration's table, such as ``"model.options"``.
         fields: Arguments that are keys of that table.
 
     Raises:
-        ZssegError: What the block raises, of the same class.
+        ZssegError: Whatever the block raises, in the same class.
     """
     try:
         yield

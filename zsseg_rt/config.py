@@ -20,10 +20,13 @@ BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
 MAX_THREADS = 1024
+MAX_LANES = 64
+FAMILY_SETTINGS = ("min_region_score",)
+"""Settings that only some families have; None keeps the bundle's value."""
 
 
 def default_cache_dir() -> Path:
-    """Where derived data lives: ``$ZSSEG_HOME``, else the user's cache folder."""
+    """Where derived data lives: ``$ZSSEG_HOME`` if set, otherwise the user's cache folder."""
     home = os.environ.get("ZSSEG_HOME")
     if home:
         return Path(home)
@@ -34,28 +37,32 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Where and how an engine runs. What is asked for is what you get, or an error.
+    """Where and how an engine runs. You get what you ask for, or an error.
 
     Attributes:
         device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``auto`` reads ``$ZSSEG_DEVICE``, then takes
-            the first GPU a backend can use, else the CPU.
+            the first GPU that a backend can use, otherwise the CPU.
         backend: ``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads
             ``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.
         precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one, which
             for family ``segment_tokens`` is float32.
         channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
         with_scores: Whether results carry per-pixel scores.
-        unknown_below: Score in [0, 1] under which a pixel is unknown; None takes the bundle's.
+        unknown_below: Score in [0, 1] below which a pixel is unknown; None takes the bundle's.
         min_region_score: For bundles of family ``proposals``: segments whose probability of being
             any class is lower are judged by their own scores alone, which saves CLIP's look at
             them; 0 looks at all of them, as published. Empty segments never cost a look of their
             own. None takes the bundle's.
-        num_threads: CPU threads; 0 takes all that the process may use.
+        num_threads: CPU threads of this engine; 0 takes all that the process may use. For backend
+            ``"torch"`` it applies to the whole process: the engine made last decides.
+        num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
+            :meth:`Engine.lane`. On the CPU they share ``num_threads``.
+        with_times: Whether results carry the times of their stages.
         cache_dir: Folder for compiled models, plans and text embeddings; None takes
             :func:`default_cache_dir`.
-        use_cache: False writes and reads no cache at all.
+        use_cache: False neither reads nor writes any cache.
         keep_text_encoder: False frees the text encoder as soon as new phrases are embedded; the
-            next unknown phrase loads it again. CLIP ViT-B/16's takes about 0.6 GB.
+            next new phrase loads it again. CLIP ViT-B/16's takes about 0.6 GB.
 
     Raises:
         ConfigError: A value is not one of the above; the message lists them.
@@ -69,6 +76,8 @@ class EngineConfig:
     unknown_below: float | None = None
     min_region_score: float | None = None
     num_threads: int = 0
+    num_lanes: int = 1
+    with_times: bool = True
     cache_dir: str | Path | None = None
     use_cache: bool = True
     keep_text_encoder: bool = True
@@ -78,18 +87,15 @@ class EngineConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
-        if (
-            not isinstance(self.num_threads, (int, np.integer))
-            or not 0 <= self.num_threads <= MAX_THREADS
-        ):
-            raise ConfigError(
-                f"num_threads: expected from 0 (all) to {MAX_THREADS}, got {self.num_threads}"
-            )
-        if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
+        if self.cache_dir is not None and "\0" in str(self.cache_dir):
+            raise ConfigError(f"cache_dir: expected a path, got {str(self.cache_dir)!r}")
+        _check_count("num_threads", self.num_threads, 0, MAX_THREADS, "0 takes all CPUs")
+        _check_count("num_lanes", self.num_lanes, 1, MAX_LANES, "1 labels one frame at a time")
+        if not is_share(self.unknown_below):
             raise ConfigError(
                 f"unknown_below: expected a score in [0, 1] or None, got {self.unknown_below}"
             )
-        if self.min_region_score is not None and not 0.0 <= self.min_region_score <= 1.0:
+        if not is_share(self.min_region_score):
             raise ConfigError(
                 "min_region_score: expected a probability in [0, 1] or None, got "
                 f"{self.min_region_score}"
@@ -98,6 +104,8 @@ class EngineConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
         """Build a config from plain data; an unknown key is an error that lists the known ones."""
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"EngineConfig: expected a dict, got {type(raw).__name__}")
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return schema.decode(cls, plain, "EngineConfig", ConfigError)
 
@@ -109,14 +117,24 @@ class EngineConfig:
         return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
 
 
-def check_device_name(device: str) -> None:
+def check_device_name(device: str, argument: str = "device") -> None:
     """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``.
 
     Raises:
         ConfigError: The name is none of them.
     """
     if device not in ("auto", "cpu") and not re.fullmatch(r"cuda:\d{1,3}", device):
-        raise ConfigError(f"device: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
+        raise ConfigError(f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
+
+
+def is_share(value: float | None) -> bool:
+    """Whether a value is None or in [0, 1]."""
+    return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
+
+
+def _check_count(name: str, value: Any, low: int, high: int, meaning: str) -> None:
+    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise ConfigError(f"{name}: expected from {low} to {high} ({meaning}), got {value}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

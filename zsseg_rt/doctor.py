@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from zsseg_rt.config import default_cache_dir
-from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.backends import registry
+from zsseg_rt.backends._tensorrt_api import wanted_flavours
+from zsseg_rt.backends.base import ANY_PRECISION
+from zsseg_rt.backends.registry import requested
+from zsseg_rt.config import EngineConfig, default_cache_dir
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
 
 __all__ = ["Finding", "examine"]
@@ -23,7 +28,7 @@ class Finding:
 
     Attributes:
         topic: What was looked at.
-        status: ``"ok"``, ``"absent"`` (optional and not there) or ``"bad"`` (must be mended).
+        status: ``"ok"``, ``"absent"`` (optional and missing) or ``"bad"`` (must be fixed).
         detail: What was found.
         remedy: What to do; empty when nothing is needed.
     """
@@ -35,7 +40,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Examine CPU, native core, CUDA, backends, OpenCV and cache; nothing is changed."""
+    """Examine CPU, native core, CUDA, backends, OpenCV, settings and cache; changes nothing."""
     checks: list[Callable[[], Finding]] = [
         _python,
         _native_core,
@@ -44,7 +49,10 @@ def examine() -> list[Finding]:
         _openvino,
         _torch,
         _opencv,
+        _pyav,
+        _gstreamer,
         _jetson,
+        _environment,
         _cache,
     ]
     return [check() for check in checks]
@@ -69,14 +77,23 @@ def _native_core() -> Finding:
             detail=f"zsseg_rt._C cannot be imported: {exc}",
             remedy="Install the package again: pip install . (needs a C++17 compiler)",
         )
+    try:
+        instruction_set = _C.cpu_isa()
+    except ArgumentError as exc:
+        return Finding(
+            topic="native core",
+            status="bad",
+            detail=str(exc),
+            remedy="Unset ZSSEG_CPU_ISA, or name an instruction set that this CPU has.",
+        )
     return Finding(
         topic="native core",
         status="ok",
-        detail=f"kernels for {_C.cpu_isa()}; CUDA kernels "
+        detail=f"kernels for {instruction_set}; CUDA kernels "
         f"{'built in' if _C.built_with_cuda else 'not built in'}",
         remedy=""
         if _C.built_with_cuda
-        else "For GPU kernels install the CUDA toolkit (nvcc) and install the package again.",
+        else "For GPU kernels, install the CUDA toolkit (nvcc) and install the package again.",
     )
 
 
@@ -85,7 +102,16 @@ def _cuda() -> Finding:
         from zsseg_rt import _C
     except ImportError:
         return Finding(topic="CUDA", status="absent", detail="unknown without the native core")
-    count = _C.cuda_device_count()
+    try:
+        count = _C.cuda_device_count()
+        devices = [_C.cuda_device_properties(index) for index in range(count)]
+    except CudaError as exc:
+        return Finding(
+            topic="CUDA",
+            status="bad",
+            detail=str(exc),
+            remedy="Check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES.",
+        )
     if count == 0:
         return Finding(
             topic="CUDA",
@@ -93,11 +119,23 @@ def _cuda() -> Finding:
             detail="no NVIDIA GPU visible",
             remedy="With a GPU: check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES.",
         )
-    devices = [_C.cuda_device_properties(index) for index in range(count)]
     names = ", ".join(
         f"cuda:{i} {d['name']} sm {d['compute_capability']}" for i, d in enumerate(devices)
     )
-    return Finding(topic="CUDA", status="ok", detail=names)
+    return Finding(topic="CUDA", status="ok", detail=f"{names}; {_auto_precisions('cuda:0')}")
+
+
+def _auto_precisions(device: str) -> str:
+    """What precision auto takes on a GPU, with every backend that is installed."""
+    told = []
+    for name in filter(registry.is_installed, ("tensorrt", "torch")):
+        choose = registry.get_backend(name).choose
+        both, plain = (
+            choose(held, "auto", device=device, allowed=ANY_PRECISION).precision
+            for held in (("float32", "float16"), ("float32",))
+        )
+        told.append(f"{name} {both}, {plain} of bundles in float32 alone")
+    return ("precision auto is " + "; ".join(told)) if told else "no backend for it is installed"
 
 
 def _tensorrt() -> Finding:
@@ -123,10 +161,10 @@ def _openvino() -> Finding:
         return Finding(
             topic="OpenVINO",
             status="bad",
-            detail="not installed; it is the CPU's backend",
+            detail="not installed; it is the CPU backend",
             remedy="pip install openvino",
         )
-    from zsseg_rt.backends._openvino import auto_precision
+    from zsseg_rt.backends._openvino import BACKEND
     from zsseg_rt.backends._openvino_core import process_core
 
     try:
@@ -135,18 +173,19 @@ def _openvino() -> Finding:
         return Finding(
             topic="OpenVINO",
             status="bad",
-            detail=f"{version} is installed and cannot be imported: {exc.__cause__}",
+            detail=f"{version} is installed but cannot be imported: {exc.__cause__}",
             remedy="pip install --force-reinstall openvino",
         )
     devices = ", ".join(
         f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices
     )
+    choice = BACKEND.choose(("float32", "float16"), "auto", device="cpu", allowed=ANY_PRECISION)
     capabilities = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return Finding(
         topic="OpenVINO",
         status="ok",
-        detail=f"{version}; {devices}; CPU can: {capabilities}; precision auto is "
-        f"{auto_precision(core)}",
+        detail=f"{version}; {devices}; CPU supports: {capabilities}; precision auto is "
+        f"{choice.precision}",
     )
 
 
@@ -172,12 +211,38 @@ def _opencv() -> Finding:
             detail="not installed; photos cannot be read",
             remedy=f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)",
         )
-    build = cv2.getBuildInformation()
-    has = {name: _build_flag(build, name) for name in ("GStreamer", "FFMPEG")}
-    detail = ", ".join(f"{name} {'yes' if present else 'no'}" for name, present in has.items())
-    remedy = "" if has["GStreamer"] else "CSI cameras need a GStreamer build (JetPack's OpenCV)."
+    return Finding(topic="OpenCV", status="ok", detail=cv2.__version__)
+
+
+def _pyav() -> Finding:
+    version = _version("av")
+    if version is None:
+        return Finding(
+            topic="PyAV",
+            status="absent",
+            detail="not installed; only videos, cameras and overlay videos need it",
+            remedy=install_command("stream"),
+        )
+    try:
+        import av
+    except ImportError as exc:
+        return Finding(
+            topic="PyAV",
+            status="bad",
+            detail=f"{version} is installed and cannot be imported: {exc}",
+            remedy="pip install --force-reinstall av",
+        )
+    encoder = "yes" if "libx264" in av.codecs_available else "no"
+    return Finding(topic="PyAV", status="ok", detail=f"{version}; libx264 {encoder}")
+
+
+def _gstreamer() -> Finding:
+    version = _version("PyGObject")
     return Finding(
-        topic="OpenCV", status="ok", detail=f"{cv2.__version__}; {detail}", remedy=remedy
+        topic="GStreamer",
+        status="absent" if version is None else "ok",
+        detail="no PyGObject found" if version is None else f"PyGObject {version}",
+        remedy="Nothing: it is not used yet.",
     )
 
 
@@ -191,17 +256,57 @@ def _jetson() -> Finding:
     return Finding(topic="Jetson", status="ok", detail=f"{name}; {first}")
 
 
+def _environment() -> Finding:
+    """The variables that an engine with default settings reads."""
+    checks: list[Callable[[], object]] = [lambda: requested(EngineConfig()), wanted_flavours]
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as exc:
+            problems.append(str(exc))
+    names = ("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT")
+    given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    if problems:
+        return Finding(
+            topic="environment",
+            status="bad",
+            detail="; ".join(problems),
+            remedy="Unset the variable, or use one of these values.",
+        )
+    detail = ", ".join(given) or f"none of {', '.join(names)} is set"
+    return Finding(topic="environment", status="ok", detail=detail)
+
+
 def _cache() -> Finding:
     folder = default_cache_dir()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not os.access(existing, os.W_OK):
+    problem = _why_unusable(folder)
+    detail = os.fsencode(f"{folder}: {problem}" if problem else folder).decode(errors="replace")
+    if problem:
         return Finding(
             topic="cache",
             status="bad",
-            detail=f"{folder} is not writable",
-            remedy="Set ZSSEG_HOME to a folder you can write.",
+            detail=detail,
+            remedy="Set ZSSEG_HOME to a folder you can write to.",
         )
-    return Finding(topic="cache", status="ok", detail=str(folder))
+    return Finding(topic="cache", status="ok", detail=detail)
+
+
+def _why_unusable(folder: Path) -> str:
+    """What keeps a folder from being made or written; empty if nothing does."""
+    for existing in (folder, *folder.parents):
+        try:
+            mode = existing.stat().st_mode
+        except FileNotFoundError:
+            if existing.is_symlink():
+                return f"{existing} is a link to nothing"
+            continue
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        if not stat.S_ISDIR(mode):
+            return f"{existing} is not a folder"
+        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
+    return "no folder above it exists"
 
 
 def _version(distribution: str) -> str | None:
@@ -209,8 +314,3 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _build_flag(build: str, name: str) -> bool:
-    lines = [line for line in build.splitlines() if line.strip().startswith(f"{name}:")]
-    return bool(lines) and "YES" in lines[0]

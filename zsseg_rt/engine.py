@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,53 +16,36 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import BackendOptions, Session
-from zsseg_rt.bundle import Bundle, HeadSpec
+from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import (
-    BackendError,
-    BundleError,
-    EngineStateError,
-    PrecisionNotApplied,
-    ShapeError,
-    VocabularyError,
-)
-from zsseg_rt.pipelines.base import (
-    BoundClasses,
-    LabelRule,
-    Masks,
-    Pipeline,
-    PipelineFactory,
-    Trace,
-)
-from zsseg_rt.pipelines.dense import DensePipeline
-from zsseg_rt.pipelines.descriptor import DescriptorPipeline
-from zsseg_rt.pipelines.proposals import ProposalsPipeline, with_min_score
-from zsseg_rt.pipelines.segment_tokens import SegmentTokensPipeline
+from zsseg_rt.errors import EngineStateError
+from zsseg_rt.families.base import BoundClasses
+from zsseg_rt.families.registry import create_family
+from zsseg_rt.lane import Lane
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
+from zsseg_rt.stream.runner import Policy, Stream
+from zsseg_rt.stream.sinks import SinkTarget, open_writers
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import check_templates
-from zsseg_rt.vocabulary import ClassNames, Vocabulary, read_class_specs
-from zsseg_rt.workspace import StageClock, Workspace, reshaped
+from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary, refuse_beside_vocabulary
 
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
-_PIPELINES: dict[str, PipelineFactory] = {
-    "dense": DensePipeline,
-    "descriptor": DescriptorPipeline,
-    "proposals": ProposalsPipeline,
-    "segment_tokens": SegmentTokensPipeline,
-}
 
 
 class Engine:
     """Labels frames with classes that are named, and renamed, while it runs.
 
-    One engine serves one thread at a time: a second ``segment`` at the same moment raises
-    :class:`EngineStateError`. ``set_classes`` may be called from any thread; the swap happens
-    between frames.
+    ``segment`` serves one thread at a time: a second call at the same moment raises
+    :class:`EngineStateError`. For more at once, set ``EngineConfig(num_lanes=N)`` and open a
+    :meth:`lane` per thread; lanes share the weights. ``set_classes`` may be called from any
+    thread; the swap happens between frames.
 
     Args:
         bundle: A bundle folder, or one already loaded.
@@ -82,40 +65,34 @@ class Engine:
 
     def __init__(self, bundle: str | Path | Bundle, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        self.bundle = with_min_score(loaded, self.config.min_region_score)
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self._family = create_family(self.bundle, self.config)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
         self._options = BackendOptions(
             num_threads=self.config.num_threads,
+            num_sessions=self.config.num_lanes,
             cache_dir=self.config.cache_folder,
-            dynamic_axes=_dynamic_axes(self.bundle),
+            dynamic_axes=self._family.axes,
         )
-        if self.config.num_threads:
-            ops.set_num_threads(self.config.num_threads)
-        self._workspace = Workspace(self.device)
-        self._pipeline: Pipeline = _PIPELINES[self.bundle.family](
-            self.bundle, self._load_graph, self._workspace
-        )
-        _check_sizes(self.bundle, self._pipeline.sessions["image_encoder"])
         self._embedder = PhraseEmbedder(
             self.bundle, self._load_text_encoder, self._options.cache_dir
         )
-        self._rule = LabelRule(
-            head=self.bundle.head,
-            unknown_below=self.config.unknown_below,
-            with_scores=self.config.with_scores,
-        )
+        self._graphs = {name: self._load_graph(name) for name in self._family.graphs}
+        encoder = self._graphs["image_encoder"]
+        self.bundle.check_sizes((*encoder.inputs, *encoder.outputs))
         self._versions = itertools.count(1)
         self._vocabulary_lock = threading.Lock()
-        self._frame_lock = threading.Lock()
+        self._lanes_lock = threading.Lock()
         self._classes: BoundClasses | None = None
         self._closed = False
+        self._lanes: set[Lane] = set()
+        self._lane = self.lane()
 
     @property
     def precision(self) -> str:
         """The precision the image encoder really runs at."""
-        return self._pipeline.sessions["image_encoder"].precision
+        return self._graphs["image_encoder"].precision
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -125,79 +102,156 @@ class Engine:
 
     def set_classes(
         self,
-        class_names: ClassNames,
+        class_names: ClassNames | Vocabulary,
         *,
         embeddings: npt.NDArray[np.float32] | None = None,
         background: Sequence[str] = (),
         templates: Sequence[str] | None = None,
     ) -> Vocabulary:
-        """Name the classes; the next frame uses them.
+        """Name the classes; every lane's next frame uses them.
 
         Args:
-            class_names: One entry a class in the order of the labels: a name, or a list of
-                synonyms whose first is the name. A pixel takes the class of its best phrase.
+            class_names: One entry per class in label order: a name, or a list of synonyms whose
+                first is the name. A pixel takes the class of its best phrase. A vocabulary that
+                ``set_classes`` returned is also accepted, and its embeddings are used.
             embeddings: float32 [P, D] to use instead of the text encoder, used as they are; one
-                row a phrase: all classes' synonyms in order, then ``background``. A bundle that
-                embeds with two sets of prompts (family ``proposals``) also takes [2, P, D], the
-                segments' and then the regions'; one set serves for both.
-            background: Phrases that compete with the classes; pixels they win are unknown.
+                row per phrase: all classes' synonyms in order, then ``background``. A bundle that
+                embeds with S sets of prompts (family ``proposals`` has two: for the segments, for
+                the regions) also takes [S, P, D]; [P, D] serves for all sets.
+            background: Phrases that compete with the classes; pixels they win become unknown.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
         Returns:
-            The new vocabulary.
+            The new vocabulary, with a version of its own.
 
         Raises:
-            VocabularyError: No, empty, repeated or too many names; NaN; a name without embedding.
-            ShapeError: ``embeddings`` has another shape.
+            VocabularyError: No names, too many, empty or repeated ones; NaN; a name without an
+                embedding; a vocabulary that lacks one of the bundle's sets of prompts.
+            ShapeError: ``embeddings``, or those of a vocabulary, have another shape.
             DTypeError: ``embeddings`` is not float32.
+            ArgumentError: A vocabulary was given together with something it already holds.
             EngineStateError: The engine is closed.
         """
         self._require_open()
-        specs = read_class_specs(class_names, background, max_phrases=self.bundle.head.max_classes)
+        if isinstance(class_names, Vocabulary):
+            refuse_beside_vocabulary(embeddings, background, templates)
+            check_vocabulary(
+                class_names,
+                embed_dim=self.bundle.text.embed_dim,
+                max_phrases=self.bundle.head.max_classes,
+                prompt_sets=[prompt_set.name for prompt_set in self._family.prompt_sets[1:]],
+            )
+            with self._vocabulary_lock:
+                return self._put_in_force(class_names)
+        most = self.bundle.head.max_classes
+        classes = ClassList.read(class_names, background, max_phrases=most)
         with self._vocabulary_lock:
             self._require_open()
             if embeddings is None:
-                chosen = None if templates is None else check_templates(templates)
-                embeds = self._embedder.embed(specs.phrases, chosen)
-                region_embeds = self._embedder.embed_for_regions(specs.phrases, chosen)
-                if not self.config.keep_text_encoder:
-                    self._embedder.release_encoder()
+                vocabulary = self._embed(classes, templates)
             else:
-                embeds, region_embeds = read_embeddings(embeddings, len(specs.phrases), self.bundle)
-            vocabulary = Vocabulary(
-                names=specs.names,
-                phrases=specs.phrases,
-                phrase_classes=specs.phrase_classes,
-                embeds=embeds,
-                version=next(self._versions),
-                region_embeds=region_embeds,
-            )
-            self._classes = self._pipeline.bind(vocabulary)
-        return vocabulary
+                vocabulary = self._with_embeddings(classes, embeddings)
+            return self._put_in_force(vocabulary)
 
-    def segment(self, frame: npt.NDArray[np.uint8]) -> Segmentation:
-        """Label every pixel of a frame.
+    def segment(
+        self,
+        frame: npt.NDArray[np.uint8],
+        *,
+        unknown_below: float | None = None,
+        with_scores: bool | None = None,
+    ) -> Segmentation:
+        """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`.
 
         Args:
             frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
                 order. Borrowed until the call returns.
+            unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
+                takes the configuration's.
+            with_scores: Whether the result carries per-pixel scores; None takes the
+                configuration's.
 
         Returns:
             Labels of the frame's own size, freshly owned.
 
         Raises:
             ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
-            DTypeError: The frame is not uint8.
-            VocabularyError: No classes were named yet.
+            DTypeError: The frame is not uint8, or is a masked array.
+            ArgumentError: ``unknown_below`` is outside [0, 1].
+            VocabularyError: No classes have been named yet.
             EngineStateError: The engine is closed, or busy in another thread.
             BackendError: The graphs gave NaN or infinity, or the backend failed.
         """
-        with self._exclusive():
-            classes = self._classes
-            if classes is None:
-                raise VocabularyError("class_names: expected classes, none named yet. "
-                                      "Call set_classes([...]) first.")  # fmt: skip
-            return self._segment(frame, classes, self._rule)
+        self._require_open()
+        return self._lane.segment(frame, unknown_below=unknown_below, with_scores=with_scores)
+
+    def stream(
+        self,
+        source: str | Path | Sequence[str | Path],
+        *,
+        policy: Policy | None = None,
+        max_staleness: float | None = None,
+        sinks: Sequence[SinkTarget] = (),
+        alpha: float = 0.5,
+    ) -> Stream:
+        """Label the frames of cameras, videos or photos, in the engine's own lane.
+
+        Args:
+            source: A URI or path (docs/streams.md lists them), ``@FILE`` with one per line, or
+                several of them, which take turns.
+            policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels
+                every frame while the source waits. None: ``latest`` for cameras, else ``all``.
+            max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
+            sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures, or functions.
+            alpha: Weight of the colours in overlays, in [0, 1].
+
+        Returns:
+            An iterator of results that carry their ``frame``.
+
+        Raises:
+            ArgumentError: A source, sink or setting is not one that exists.
+            SourceError: A list of sources cannot be read, or the folder of a sink is absent.
+            BackendUnavailableError: A sink needs PyAV, which is not installed.
+            EngineStateError: The engine is closed.
+        """
+        self._require_open()
+        return Stream(
+            open_sources(source, self.config.channel_order),
+            self.segment,
+            policy=policy,
+            max_staleness=max_staleness,
+            writers=open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha),
+        )
+
+    def lane(self) -> Lane:
+        """Open a lane: one more frame that can be labelled at the same time, on the same weights.
+
+        Up to ``EngineConfig.num_lanes`` may be open, the engine's own included. Close a lane to
+        free its buffers; closing the engine closes all.
+
+        Raises:
+            EngineStateError: The engine is closed, or as many lanes are open as are configured.
+            BackendError: The backend has no room for another session.
+        """
+        with self._lanes_lock:
+            self._require_open()
+            if len(self._lanes) >= self.config.num_lanes:
+                raise EngineStateError(
+                    f"lanes: expected at most num_lanes={self.config.num_lanes}, the engine's own "
+                    "included, got one more. Create the engine with "
+                    f"EngineConfig(num_lanes={self.config.num_lanes + 1}), or close a lane."
+                )
+            lane = Lane(
+                family=self._family,
+                sessions={name: graph.session() for name, graph in self._graphs.items()},
+                device=self.device,
+                preprocess=self.bundle.preprocess,
+                head=self.bundle.head,
+                config=self.config,
+                classes=lambda: self._classes,
+                on_close=self._lanes.discard,
+            )
+            self._lanes.add(lane)
+        return lane
 
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
@@ -206,25 +260,27 @@ class Engine:
         ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
         Returns:
-            One line a stage with its error and tolerance; ``passed`` tells the verdict.
+            One line per stage with its error and tolerance; ``passed`` tells the verdict.
 
         Raises:
             BundleError: The bundle has no golden sample.
+            EngineStateError: The engine is closed, or busy in another thread.
         """
-        with self._exclusive():
-            return check_against_golden(self.bundle, self.precision, self._run_golden)
+        self._require_open()
+        return check_against_golden(self.bundle, self._family, self.precision, self._run_golden)
 
     def close(self) -> None:
-        """Free graphs and buffers, after the frame under way. Calling it twice is harmless."""
-        with self._frame_lock, self._vocabulary_lock:
+        """Free graphs and buffers, after the frames under way. Calling it twice is harmless."""
+        with self._vocabulary_lock, self._lanes_lock:
             if self._closed:
                 return
             self._closed = True
-            for session in self._pipeline.sessions.values():
-                session.close()
+            for lane in tuple(self._lanes):
+                lane.close()
+            for graph in self._graphs.values():
+                graph.close()
             self._embedder.release_encoder()
             self._classes = None
-            self._workspace.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -243,62 +299,43 @@ class Engine:
             f"precision={self.precision!r})"
         )
 
-    def _segment(
-        self,
-        frame: npt.NDArray[np.uint8],
-        classes: BoundClasses,
-        rule: LabelRule,
-        trace: Trace | None = None,
-    ) -> Segmentation:
-        _check_frame(frame)
-        clock = self._workspace.clock()
-        masks, space = self._masks(frame, classes, clock, trace), self._workspace
-        finite = ops.all_finite(
-            masks.mask_logits, out=space.array("finite", (1,), np.uint8), stream=space.stream
-        )
-        clock.mark("check")
-        host_labels, host_scores = masks.label(frame.shape[:2], classes, rule, space, clock)
-        if not space.fetch(finite)[0]:
-            raise BackendError(
-                f"mask_logits: expected finite numbers, got NaN or infinity at precision "
-                f"{self.precision}. Use precision='float32' and run self_check(), which tells "
-                "whether the weights are sound."
-            )
-        if not classes.vocabulary.is_plain:
-            host_labels = classes.vocabulary.label_table[host_labels]
-        clock.mark("results")
-        space.synchronize()
-        return Segmentation(
-            labels=host_labels,
-            names=classes.vocabulary.names,
-            vocabulary_version=classes.vocabulary.version,
-            scores=host_scores,
-            times=MappingProxyType(clock.times()),
+    def _embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
+        chosen = None if templates is None else check_templates(templates)
+        embeds = [
+            self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
+            for prompt_set in self._family.prompt_sets
+        ]
+        if not self.config.keep_text_encoder:
+            self._embedder.release_encoder()
+        return self._vocabulary_of(classes, embeds)
+
+    def _with_embeddings(
+        self, classes: ClassList, embeddings: npt.NDArray[np.float32]
+    ) -> Vocabulary:
+        sets, embed_dim = self._family.prompt_sets, self.bundle.text.embed_dim
+        embeds = read_embeddings(embeddings, len(classes.phrases), embed_dim, len(sets))
+        return self._vocabulary_of(classes, embeds)
+
+    def _vocabulary_of(
+        self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]
+    ) -> Vocabulary:
+        further = zip(self._family.prompt_sets[1:], embeds[1:], strict=True)
+        return Vocabulary(
+            names=classes.names,
+            phrases=classes.phrases,
+            phrase_classes=classes.phrase_classes,
+            embeds=embeds[0],
+            version=0,
+            prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
         )
 
-    def _masks(
-        self,
-        frame: npt.NDArray[np.uint8],
-        classes: BoundClasses,
-        clock: StageClock,
-        trace: Trace | None,
-    ) -> Masks:
-        spec, space = self.bundle.preprocess, self._workspace
-        source = space.upload("frame", frame)
-        pixels = ops.preprocess(
-            source,
-            size_hw=spec.size_hw,
-            mean=spec.mean,
-            std=spec.std,
-            channel_order=self.config.channel_order,
-            out=space.array("image", (3, *spec.size_hw), np.float32),
-            stream=space.stream,
-        )
-        image = reshaped(pixels, (1, 3, *spec.size_hw))
-        clock.mark("preprocess")
-        if trace is not None:
-            trace["image"] = image
-        return self._pipeline.masks(image, classes, clock, trace)
+    def _put_in_force(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Number a vocabulary and let every lane's next frame use it; the caller holds the lock."""
+        self._require_open()
+        numbered = replace(vocabulary, version=next(self._versions))
+        with ops.thread_limit(self.config.num_threads):
+            self._classes = self._family.bind(numbered)
+        return numbered
 
     def _run_golden(
         self,
@@ -307,48 +344,37 @@ class Engine:
         embeds: npt.NDArray[np.float32],
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
-        specs = read_class_specs(names)
-        given, region_embeds = read_embeddings(embeds, len(specs.phrases), self.bundle)
-        vocabulary = Vocabulary(
-            names=specs.names,
-            phrases=specs.phrases,
-            phrase_classes=specs.phrase_classes,
-            embeds=given,
-            version=0,
-            region_embeds=region_embeds,
-        )
-        trace: Trace = {}
-        if self.config.channel_order == "bgr":
-            frame = np.ascontiguousarray(frame[..., ::-1])  # the sample is RGB
-        rule = LabelRule(head=head, unknown_below=None, with_scores=False)
-        result = self._segment(frame, self._pipeline.bind(vocabulary), rule, trace)
-        stages = {name: np.array(self._workspace.fetch(array)) for name, array in trace.items()}
-        return stages | {"labels": result.labels}
+        vocabulary = self._with_embeddings(ClassList.read(names), embeds)
+        return self._lane.run_golden(frame, self._family.bind(vocabulary), head)
 
-    def _load_graph(self, name: str) -> Session:
-        wanted = self.config.precision
-        # Graphs that decide within themselves (ZeroSeg's groups) turn rounding into other labels.
-        if wanted == "auto" and self.bundle.segments and "float32" in self.bundle.graphs[name]:
-            wanted = "float32"
-        entry = self.bundle.graph(name, wanted)
-        session = registry.get_backend(self.backend).load(
-            self.bundle.open_path(entry),
+    def _load_graph(self, name: str) -> CompiledGraph:
+        backend = registry.get_backend(self.backend)
+        choice = backend.choose(
+            self.bundle.variants(name),
+            self.config.precision,
             device=self.device,
-            precision=wanted,
+            allowed=self._family.auto_precisions,
+        )
+        graph = backend.load(
+            self.bundle.open_path(self.bundle.graph(name, choice.variant)),
+            device=self.device,
+            precision=choice.precision,
             options=self._options,
         )
-        if wanted not in ("auto", session.precision):
-            raise PrecisionNotApplied(
-                f"precision: expected {wanted}, got {session.precision} from {self.backend} for "
-                f"{name}. Use precision='auto' or another backend."
-            )
-        _log.info("%s: %s on %s at %s", name, self.backend, self.device, session.precision)
-        return session
+        _log.info(
+            "%s: %s on %s at %s, from the %s graph",
+            name,
+            self.backend,
+            self.device,
+            graph.precision,
+            choice.variant,
+        )
+        return graph
 
     def _load_text_encoder(self) -> Session:
         backend = "openvino" if registry.is_installed("openvino") else "torch"
         entry = self.bundle.graph("text_encoder", "float32")
-        return registry.get_backend(backend).load(
+        graph = registry.get_backend(backend).load(
             self.bundle.open_path(entry),
             device="cpu",
             precision="float32",
@@ -356,53 +382,8 @@ class Engine:
                 num_threads=self.config.num_threads, cache_dir=self._options.cache_dir
             ),
         )
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        if not self._frame_lock.acquire(blocking=False):
-            raise EngineStateError(
-                "engine: is busy in another thread. Make one engine a thread, or take turns."
-            )
-        try:
-            self._require_open()
-            yield
-        finally:
-            self._frame_lock.release()
+        return graph.session()
 
     def _require_open(self) -> None:
         if self._closed:
-            raise EngineStateError("engine: is closed. Make a new Engine.")
-
-
-def _check_sizes(bundle: Bundle, encoder: Session) -> None:
-    """Refuse a manifest whose sizes are not its graph's."""
-    gives = {spec.name: spec.shape for spec in (*encoder.inputs, *encoder.outputs)}
-    grid_h, grid_w = bundle.head.grid_hw
-    stated = {
-        "preprocess.size_hw": ("image", 2, bundle.preprocess.size_hw),
-        "head.grid_hw": ("patch_embeds", 1, (grid_h * grid_w,)),
-    }
-    for key, (name, axis, sizes) in stated.items():
-        found = gives.get(name, ())[axis : axis + len(sizes)]
-        if any(isinstance(a, int) and a != b for a, b in zip(found, sizes, strict=False)):
-            raise BundleError(
-                f"{bundle.path / 'bundle.json'}: {key}: expected what the graph's {name} "
-                f"{list(gives[name])} has, got {sizes}. Export the bundle again."
-            )
-
-
-def _dynamic_axes(bundle: Bundle) -> dict[str, tuple[int, int, int]]:
-    """Smallest, usual and largest size of every axis that graphs leave open."""
-    most = bundle.head.max_classes
-    axes = {"classes": (1, min(32, most), most)}
-    if bundle.regions is not None and bundle.regions.encoder is not None:
-        batch = bundle.regions.encoder.batch
-        axes["regions"] = (1, batch, batch)
-    return axes
-
-
-def _check_frame(frame: Any) -> None:
-    if not isinstance(frame, np.ndarray):
-        raise ShapeError(
-            f"frame: expected a uint8 NumPy array [H, W, 3], got {type(frame).__name__}"
-        )
+            raise EngineStateError("engine: is closed. Create a new Engine.")

@@ -43,11 +43,11 @@ class ArgumentError(ZssegError, ValueError):
 
 
 class ConfigError(ArgumentError):
-    """A setting of an engine is not one that exists; on the command line a usage error."""
+    """An engine setting does not exist or has a bad value; on the command line a usage error."""
 
 
 class DeviceError(ZssegError):
-    """An array or a model is on the wrong device, or the device is absent."""
+    """An array or a model is on the wrong device, or there is no such device."""
 
 
 class BundleError(ZssegError):
@@ -83,7 +83,7 @@ class VocabularyError(ZssegError, ValueError):
 
 
 class SourceError(ZssegError):
-    """A picture, video or camera cannot be read."""
+    """An image, video or camera cannot be read."""
 
 
 class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
@@ -91,11 +91,11 @@ class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
 
 
 class DatasetError(SourceError):
-    """A data set is absent, incomplete or inconsistent; names the file and where to get it."""
+    """A data set is missing, incomplete or inconsistent; names the file and where to get it."""
 
 
 class TrainingError(ZssegError, RuntimeError):
-    """Training cannot go on; says what is safe and how to resume."""
+    """Training cannot continue; says what is saved and how to resume."""
 
 
 class EngineStateError(ZssegError, RuntimeError):

@@ -1,4 +1,4 @@
-"""How to get packages that are not installed; the one place that says it."""
+"""How to install optional packages; the only place that says it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ __all__ = ["install_command"]
 
 
 def install_command(*extras: str) -> str:
-    """What to run for optional packages; this package is installed from a checkout of its source.
+    """The command that installs optional packages, from a checkout of this package's source.
 
     Args:
-        extras: Names of extras; of several, any is enough.
+        extras: Names of extras; any one of several is enough.
 
     Example:
         >>> install_command("train")

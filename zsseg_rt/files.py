@@ -1,12 +1,32 @@
-"""Hash files, and write them so that a reader sees the old content or the new, never half."""
+"""Hash files, read them without trusting them, and write them whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
 import os
+import re
+import secrets
+import shutil
+import stat
+import struct
 from pathlib import Path
+from typing import Any
 
-__all__ = ["sha256_of", "write_atomically"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["read_limited", "read_npy", "remove_entry", "sha256_of", "write_atomically"]
+
+_NPY_MAGIC = b"\x93NUMPY"
+_LONGEST_NPY_HEADER = 1024  # bytes; NumPy writes 118, and fewer than 800 for 32 dimensions
+# Booleans, integers, real floats of 2 to 8 bytes, and text: no objects, records, dates or complex.
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=]?(?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,6}))', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,18},|[0-9]{1,18}(?:, ?[0-9]{1,18}){1,31},?)?)\),? ?\} *\n"
+)
 
 
 def sha256_of(path: Path) -> str:
@@ -21,16 +41,109 @@ def sha256_of(path: Path) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside it, then rename it; on failure nothing is left.
 
+    Every call has a temporary file of its own, ``.NAME.*.tmp``, so several threads and processes
+    may write one file at the same time: the last to finish wins.
+
     Raises:
         OSError: The folder is absent or may not be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
+    """Return the array in a ``.npy`` file's content, whose header is parsed and never evaluated.
+
+    Args:
+        data: The whole content, as ``numpy.save`` writes it (format 1.0 to 3.0).
+        what: Named in the error, such as the file's path.
+        max_bytes: The most bytes that the array itself may take.
+
+    Returns:
+        A new, writable array: booleans, integers, floats of 2 to 8 bytes, or text (``<U``).
+
+    Raises:
+        ValueError: The content is damaged or too large, or holds objects or another dtype.
+    """
+    header, start = _npy_header(data, what)
+    dtype = np.dtype(header["descr"].decode("ascii"))
+    shape = tuple(int(size) for size in header["shape"].replace(b" ", b"").split(b",") if size)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    # A zero among huge sizes makes the array empty, yet overflows NumPy's strides.
+    if math.prod(size or 1 for size in shape) * dtype.itemsize > max_bytes:
+        raise ValueError(
+            f"{what}: expected an array of at most {max_bytes} bytes, got {dtype} {list(shape)}"
+        )
+    if num_bytes != len(data) - start:
+        raise ValueError(
+            f"{what}: expected {num_bytes} bytes of {dtype} {list(shape)}, got {len(data) - start}"
+        )
+    values = np.frombuffer(data, dtype, offset=start)
+    _check_text(values, what)
+    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C").copy(order="K")
+
+
+def _npy_header(data: bytes, what: str) -> tuple[dict[str, bytes], int]:
+    """Return the parts of the header, and where the values start."""
+    if data[:6] != _NPY_MAGIC or len(data) < 12:
+        raise ValueError(f"{what}: expected a .npy file, got {len(data)} bytes of something else")
+    version, length = (data[6], data[7]), "<H" if data[6] == 1 else "<I"
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"{what}: expected .npy format 1.0 to 3.0, got {data[6]}.{data[7]}")
+    first = 8 + struct.calcsize(length)
+    (size,) = struct.unpack(length, data[8:first])
+    header = data[first : first + min(size, _LONGEST_NPY_HEADER)]
+    found = _NPY_HEADER.fullmatch(header) if len(header) == size else None
+    if found is None:
+        raise ValueError(f"{what}: expected a .npy header of a plain array, got {header[:80]!r}")
+    return found.groupdict(), first + size
+
+
+def _check_text(values: npt.NDArray[Any], what: str) -> None:
+    if values.dtype.kind != "U":
+        return
+    codes = values.view(np.dtype(np.uint32).newbyteorder(values.dtype.byteorder))
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
+        raise ValueError(f"{what}: expected text, got a character that Unicode does not have")
+
+
+def read_limited(path: Path, *, max_bytes: int) -> bytes:
+    """Read a small regular file; a pipe, for one, would keep its reader waiting.
+
+    Raises:
+        OSError: The file cannot be read, is not a regular file or is larger than ``max_bytes``.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            problem = f"expected at most {max_bytes} bytes, got {status.st_size}"
+            raise OSError(errno.EFBIG, problem, str(path))
+        return stream.read(status.st_size)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove what lies at a path of a cache: a file, a link, or a folder with its content.
+
+    Links are removed, not followed. A path where nothing lies is not an error.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)

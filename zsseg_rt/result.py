@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from zsseg_rt.visualize import palette, write_label_png
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClassShare", "Segmentation"]
+__all__ = ["ClassShare", "Frame", "Segmentation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,31 @@ class ClassShare:
     share: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One frame of a stream, and where it came from.
+
+    Attributes:
+        source: The source's URI, without its password.
+        index: Position among the frames that the source has given, from 0; reconnecting does not
+            begin anew, and gaps are frames that were dropped.
+        captured_at: Seconds of ``time.monotonic()``.
+        clock: Whose time that is: ``"driver"``, the camera's driver, at capture; ``"arrival"``,
+            ours, when the frame arrived; ``"file"``, ours, when it was read from a file.
+        pts_seconds: The stream's own time stamp in seconds, or None.
+        dropped_before: Frames of this source that were dropped since the one handed out before.
+        image: uint8 [H, W, 3], in the engine's channel order.
+    """
+
+    source: str
+    index: int
+    captured_at: float
+    clock: Literal["driver", "arrival", "file"]
+    pts_seconds: float | None = None
+    dropped_before: int = 0
+    image: npt.NDArray[np.uint8] = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Segmentation:
     """Labels of one frame, with the names they stand for.
@@ -46,7 +71,8 @@ class Segmentation:
         names: Class names in the caller's order.
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W], the winning class's activated value, or None.
-        times: Milliseconds a stage, ``"total"`` included.
+        times: Milliseconds per stage, ``"total"`` included.
+        frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
     """
 
     labels: npt.NDArray[Any]
@@ -54,6 +80,14 @@ class Segmentation:
     vocabulary_version: int
     scores: npt.NDArray[np.float32] | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    frame: Frame | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A read-only view cannot be pickled or copied; the dict under it can.
+        return {**self.__dict__, "times": dict(self.times)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, times=MappingProxyType(state["times"]))
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -68,10 +102,16 @@ class Segmentation:
         return int(np.iinfo(self.labels.dtype).max)
 
     def present(self) -> list[ClassShare]:
-        """Return the classes in the frame, largest first; unknown pixels are not listed."""
-        counts = np.bincount(self.labels.reshape(-1), minlength=len(self.names))
+        """Return the classes in the frame, largest first; unknown pixels are not listed.
+
+        Raises:
+            DTypeError: The labels are neither uint8 nor uint16.
+        """
+        from zsseg_rt import ops
+
+        counts = np.asarray(ops.count_labels(np.ascontiguousarray(self.labels), len(self.names)))
         total = max(self.labels.size, 1)
-        order = np.argsort(-counts[: len(self.names)], kind="stable")
+        order = np.argsort(-counts[:-1], kind="stable")
         return [
             ClassShare(
                 name=self.names[i], index=int(i), pixels=int(counts[i]), share=counts[i] / total
@@ -92,14 +132,14 @@ class Segmentation:
         Args:
             frame: uint8 [H, W, 3]; colours are in the frame's own channel order if given, RGB
                 otherwise.
-            alpha: Weight of the colours in [0, 1].
+            alpha: Weight of the colours, in [0, 1].
             colours: uint8 [C, 3]; :func:`zsseg_rt.visualize.palette` if None.
 
         Returns:
-            A new uint8 [H, W, 3]; unknown pixels stay the frame's.
+            A new uint8 [H, W, 3]; unknown pixels stay as in the frame.
 
         Raises:
-            ShapeError: The frame's size is not the labels', or colours are too few.
+            ShapeError: The frame's size differs from the labels', or there are too few colours.
         """
         from zsseg_rt import ops
 
@@ -115,21 +155,21 @@ class Segmentation:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
 
         Args:
-            path: Ends in ``.png``: other formats would change labels.
+            path: Must end in ``.png``: other formats would change labels.
 
         Raises:
-            ArgumentError: The name ends otherwise.
+            ArgumentError: The name ends differently.
             SourceError: The file cannot be written; nothing is left behind.
         """
         if Path(path).suffix.lower() != ".png":
             raise ArgumentError(
                 f"path: expected a name that ends in .png, got {str(path)!r}. "
-                "Labels are written as PNG, which changes none."
+                "Labels are written as PNG, which leaves them unchanged."
             )
         write_label_png(path, self.labels)
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
-        """Return one COCO annotation a present class, as uncompressed RLE (column-major counts)."""
+        """Return one COCO annotation per present class, in uncompressed (column-major) RLE."""
         flat = self.labels.T.reshape(-1)
         edges = np.flatnonzero(np.diff(flat)) + 1
         starts = np.concatenate([[0], edges]) if flat.size else np.zeros(0, np.int64)
@@ -149,7 +189,7 @@ class Segmentation:
         ]
 
     def to_supervision(self) -> Any:
-        """Return ``supervision.Detections`` with one mask and box a present class.
+        """Return ``supervision.Detections`` with one mask and box per present class.
 
         Raises:
             BackendUnavailableError: The package ``supervision`` is not installed.
@@ -158,7 +198,7 @@ class Segmentation:
             import supervision
         except ImportError as exc:
             raise BackendUnavailableError(
-                "supervision: expected the package, found none. Run: pip install supervision"
+                "supervision: expected the package, got nothing. Run: pip install supervision"
             ) from exc
         shares = self.present()
         masks = np.stack([self.labels == s.index for s in shares]) if shares else None

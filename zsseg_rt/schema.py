@@ -1,19 +1,57 @@
-"""Read plain JSON data into frozen dataclasses, strictly: an unknown or missing key is an error."""
+"""Read what users give strictly: JSON, plain data for dataclasses and functions, plain text."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-__all__ = ["decode", "encode", "nearest"]
+from zsseg_rt.errors import ArgumentError, VocabularyError
+
+__all__ = [
+    "check_plain_text",
+    "checked_settings",
+    "decode",
+    "encode",
+    "nearest",
+    "parse_json",
+    "setting_names",
+    "typed_settings",
+    "up_to_date",
+]
 
 T = TypeVar("T")
+MAX_DEPTH = 64
+_INT64 = range(-(2**63), 2**63)
+_PLAIN = (str, int, float, bool, list, tuple, Mapping)
+_REFUSED = {"Cc": "a control character", "Cs": "half of a surrogate pair"}
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON that every reader understands in the same way.
+
+    Raises:
+        ValueError: Not UTF-8 or not JSON, nesting deeper than 64 levels, a repeated key, a number
+            that is NaN or infinite, or text with half of a surrogate pair.
+    """
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_sound_object)
+    except RecursionError as exc:
+        raise ValueError(f"nesting deeper than {MAX_DEPTH} levels") from exc
+    level = [raw]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return raw
+    raise ValueError(f"nesting deeper than {MAX_DEPTH} levels")
 
 
 def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueError) -> T:
@@ -21,8 +59,9 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
 
     Args:
         cls: A dataclass whose fields are annotated with str, Path, int, float, bool, None, Literal,
-            tuple, Sequence, dict, unions of these and nested dataclass types; or such a type.
-        raw: What ``json.load`` gave.
+            tuple, Sequence, dict, unions of these and nested dataclass types; or such a type. See
+            :func:`up_to_date` for data of earlier versions.
+        raw: What ``json.load`` returned.
         where: What to call the data in messages, such as ``"bundle.json"``.
         error: The exception type to raise.
 
@@ -30,6 +69,17 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
         error: A key is unknown or missing, or a value has the wrong type; the message names it.
     """
     return typing.cast(T, _decode(cls, raw, where, error))
+
+
+def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What earlier versions wrote for ``cls``, in today's words.
+
+    Args:
+        cls: A dataclass; its static method ``from_earlier``, if it has one, translates.
+        raw: Fields by name, or keyword arguments of what builds ``cls``.
+    """
+    translate = getattr(cls, "from_earlier", None)
+    return raw if translate is None else typing.cast("Mapping[str, Any]", translate(raw))
 
 
 def encode(value: Any) -> Any:
@@ -41,6 +91,31 @@ def encode(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [encode(item) for item in value]
     return value
+
+
+def _sound_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {_describe(key)} twice")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"the number {item} for {_describe(key)}")
+        values[key] = value
+    return values
+
+
+def _children(item: Any) -> list[Any]:
+    """Check a JSON value and return its parts."""
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    if isinstance(item, list):
+        return item
+    if isinstance(item, str):
+        item.encode()  # fails with a ValueError for half of a surrogate pair
+    elif isinstance(item, float) and not math.isfinite(item):
+        raise ValueError(f"the number {item}")
+    return []
 
 
 def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
@@ -62,11 +137,13 @@ def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
 def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
     if not isinstance(raw, dict):
         raise error(f"{where}: expected an object, got {_describe(raw)}")
+    raw = up_to_date(kind, raw)
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in raw:
         if key not in fields:
-            raise error(f"{where}: unknown key {key!r}. {nearest(key, list(fields))}")
+            hint = nearest(str(key), list(fields))
+            raise error(f"{where}: unknown key {_describe(key)}. {hint}")
     values = {}
     for name, field in fields.items():
         if name in raw:
@@ -80,7 +157,7 @@ def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """What to tell a user of a name that is not known: the nearest one, and all."""
+    """A hint for an unknown name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}Known keys: {', '.join(known)}"
@@ -127,9 +204,11 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
             raise error(f"{where}: expected {_expected(kind)}, got {_describe(raw)}")
         return raw
     if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        if not math.isfinite(raw):
-            raise error(f"{where}: expected a finite number, got {raw}")
+        if (isinstance(raw, int) and raw not in _INT64) or not math.isfinite(raw):
+            raise error(f"{where}: expected a finite number, got {_describe(raw)}")
         return float(raw)
+    if kind is int and type(raw) is int and raw not in _INT64:
+        raise error(f"{where}: expected a 64-bit integer, got {_describe(raw)}")
     if kind in (str, int, bool) and type(raw) is kind:
         return raw
     if kind is Path and isinstance(raw, str):
@@ -138,7 +217,7 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
 
 
 def _expected(kind: Any) -> str:
-    """What values of a type are called in messages."""
+    """What messages call the values of a type."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"
@@ -151,5 +230,116 @@ def _expected(kind: Any) -> str:
 
 
 def _describe(raw: Any) -> str:
-    text = repr(raw)
+    try:
+        text = repr(raw)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"an overlong {type(raw).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def checked_settings(
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    where: str,
+    hidden: Collection[str] = (),
+) -> dict[str, Any]:
+    """Keyword arguments for a function or class, as a user gave them.
+
+    Args:
+        target: What receives them.
+        given: Plain values as in TOML; tables and lists become the dataclasses and tuples that the
+            target expects. Values of other kinds, which only Python code can give, pass unchecked.
+        where: What to call the settings in messages, such as ``"model.options"``.
+        hidden: Arguments that users may not give.
+
+    Raises:
+        ArgumentError: A key is unknown or missing, or its value is of the wrong type.
+    """
+    names = setting_names(target)
+    known = None if names is None else [name for name in names if name not in hidden]
+    for name in given:
+        if known is not None and name not in known:
+            raise ArgumentError(f"{where}: unknown key {name!r}. {nearest(name, known)}")
+    missing = [name for name in _required(target) if name not in given and name not in hidden]
+    if missing:
+        raise ArgumentError(f"{where}.{missing[0]}: expected a value, got none. Add it.")
+    return typed_settings(target, given, where)
+
+
+def typed_settings(
+    target: Callable[..., Any], given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The same, without checking which keys are known.
+
+    Raises:
+        ArgumentError: A value is of the wrong type.
+    """
+    hints = _hints(target)
+    return {
+        name: decode(hints[name], value, f"{where}.{name}", ArgumentError)
+        if isinstance(value, _PLAIN) and name in hints
+        else value
+        for name, value in given.items()
+    }
+
+
+def setting_names(target: Callable[..., Any]) -> list[str] | None:
+    """Names of the keyword arguments of a function or class; None if it takes any.
+
+    A class's ``**options`` are taken from its base class.
+    """
+    names: list[str] = []
+    for function in _functions(target):
+        parameters = inspect.signature(function).parameters.values()
+        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def _required(target: Callable[..., Any]) -> list[str]:
+    (function, *_) = _functions(target)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for function in _functions(target):
+        hints = typing.get_type_hints(function) | hints
+    return hints
+
+
+def _functions(target: Callable[..., Any]) -> Iterator[Any]:
+    """The function itself, or the constructors of a class and its bases."""
+    if not isinstance(target, type):
+        yield target
+        return
+    for base in target.__mro__:
+        if base is not object and "__init__" in vars(base):
+            yield vars(base)["__init__"]
+
+
+def check_plain_text(text: Any, where: str) -> str:
+    """Return a text that can be written to any file and shown on any terminal.
+
+    Args:
+        text: What was given.
+        where: What to call it in messages, such as ``"class_names[3]"``.
+
+    Raises:
+        VocabularyError: Not a string, or one with a control character or half of a surrogate pair;
+            the message says where.
+    """
+    if not isinstance(text, str):
+        raise VocabularyError(f"{where}: expected a string, got {type(text).__name__} {text!r}")
+    if text.isprintable():
+        return text
+    for place, character in enumerate(text):
+        refused = _REFUSED.get(unicodedata.category(character))
+        if refused:
+            raise VocabularyError(
+                f"{where}: expected plain text, got {refused} at position {place} of {text!r}. "
+                "Remove it; if it came from a file, read that file as UTF-8."
+            )
+    return text

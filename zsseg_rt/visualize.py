@@ -1,4 +1,4 @@
-"""Colours for labels, and label pictures on disk."""
+"""Colours for labels, and label images on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["palette", "save_file", "write_label_png"]
 
 
 def palette(num_classes: int) -> npt.NDArray[np.uint8]:
-    """Return distinct colours, uint8 RGB [num_classes, 3]; the same class index always the same.
+    """Return distinct colours, uint8 RGB [num_classes, 3]; an index always has the same colour.
 
     Hues advance by the golden ratio, so that neighbours in the list are far apart in colour;
     value and saturation cycle so that long lists stay distinguishable.
@@ -36,7 +36,7 @@ def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16])
     """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
 
     Args:
-        path: File to write; an existing one is replaced at once or not at all.
+        path: File to write; an existing one is replaced atomically.
         labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
 
     Raises:

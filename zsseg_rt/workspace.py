@@ -1,19 +1,18 @@
-"""Buffers on one device that are reused from frame to frame, and the stream they are used on."""
+"""One lane's buffers, reused from frame to frame, and the stream they are used on."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import _C
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.clock import StageClock
 
-__all__ = ["StageClock", "Workspace", "reshaped"]
+__all__ = ["Workspace"]
 
 
 class Workspace:
@@ -30,7 +29,7 @@ class Workspace:
 
     @property
     def stream(self) -> int:
-        """Handle of the CUDA stream that all work of this engine is enqueued on; 0 on the CPU."""
+        """Handle of the CUDA stream that all work of this lane is enqueued on; 0 on the CPU."""
         return 0 if self._stream is None else int(self._stream.handle)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -62,7 +61,7 @@ class Workspace:
     def fetch(self, array: Array) -> npt.NDArray[Any]:
         """Copy a device array to a fresh host array and wait for it; on the CPU return it.
 
-        A session may hand out another library's arrays; those are copied through one of ours.
+        A session may return another library's arrays; those are copied through one of ours.
         """
         if self._index is None:
             return np.asarray(array)
@@ -76,9 +75,9 @@ class Workspace:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def clock(self) -> StageClock:
-        """Return a new clock for the stages of one frame."""
-        return StageClock(self._stream)
+    def clock(self, *, enabled: bool = True) -> StageClock:
+        """Return a clock for the frames on this stream."""
+        return StageClock(self._stream, enabled=enabled)
 
     def close(self) -> None:
         """Free the buffers and the stream."""
@@ -90,41 +89,3 @@ class Workspace:
         if self._index is None:
             return np.empty(size, dtype)
         return _C.DeviceArray.empty((size,), dtype.name, device=self._index, stream=self.stream)
-
-
-def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
-    """The array's leading elements with another shape, no copy, on either kind of device."""
-    return array.reshape(shape) if isinstance(array, np.ndarray) else array.view(shape)
-
-
-class StageClock:
-    """Times the stages of one frame: call :meth:`mark` at the end of each.
-
-    On CUDA the marks are events on the stream, so that timing does not make the host wait.
-    """
-
-    def __init__(self, stream: Any | None) -> None:
-        self._stream = stream
-        self._marks: list[tuple[str, Any]] = []
-        self.mark("start")
-
-    def mark(self, stage: str) -> None:
-        """End a stage that began at the previous mark."""
-        if self._stream is None:
-            self._marks.append((stage, time.perf_counter()))
-            return
-        event = _C.Event(self._stream.device)
-        event.record(self._stream.handle)
-        self._marks.append((stage, event))
-
-    def times(self) -> dict[str, float]:
-        """Milliseconds a stage and ``"total"``; on CUDA the stream must have been waited for."""
-        marks = self._marks
-        pairs = itertools.pairwise(marks)
-        stages = {name: self._between(before, after) for (_, before), (name, after) in pairs}
-        return stages | {"total": self._between(marks[0][1], marks[-1][1])}
-
-    def _between(self, before: Any, after: Any) -> float:
-        if self._stream is None:
-            return float((after - before) * 1000.0)
-        return float(before.elapsed_ms(after))

@@ -184,6 +184,11 @@ inline int atomicAdd(int* at, int value) {
   *at += value;
   return before;
 }
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at += value;
+  return before;
+}
 inline int atomicMin(int* at, int value) {
   const int before = *at;
   *at = min(before, value);

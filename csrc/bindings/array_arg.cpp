@@ -52,6 +52,19 @@ void expect_contiguous(const char* name, const Shape& shape, const std::int64_t*
                    to_string(in_bytes) + " in bytes. Copy it with numpy.ascontiguousarray.");
 }
 
+// Kernels read elements where they lie, which the language allows at multiples of their size only.
+void expect_aligned(const char* name, const TensorView& view) {
+  const std::size_t item_bytes = size_of(view.dtype);
+  const std::size_t past =
+      item_bytes == 0 ? 0 : reinterpret_cast<std::uintptr_t>(view.data) % item_bytes;
+  if (past == 0 || view.count() == 0) {
+    return;
+  }
+  throw ShapeError(std::string(name) + ": expected an address that is a multiple of " +
+                   std::to_string(item_bytes) + ", the size of its elements, got one " +
+                   std::to_string(past) + " past a multiple. Copy it with numpy.array.");
+}
+
 void expect_writable(const char* name, bool read_only) {
   if (read_only) {
     throw ShapeError(std::string(name) +
@@ -167,6 +180,7 @@ TensorView view_of_dlpack(const char* name, const dlpack::Tensor& tensor) {
     const std::int64_t item_bytes = tensor.dtype.bits * tensor.dtype.lanes / 8;
     expect_contiguous(name, view.shape, tensor.strides, item_bytes, item_bytes);
   }
+  expect_aligned(name, view);
   return view;
 }
 
@@ -220,7 +234,13 @@ bool ArrayArg::take_buffer(py::handle object, const char* name, bool writable) {
   }
   auto filled = std::make_unique<Py_buffer>();
   if (PyObject_GetBuffer(object.ptr(), filled.get(), PyBUF_RECORDS_RO) != 0) {
-    throw py::error_already_set();
+    // NumPy refuses to describe dates and spans of time with a ValueError of its own.
+    py::error_already_set error;
+    if (!error.matches(PyExc_ValueError) && !error.matches(PyExc_BufferError)) {
+      throw error;
+    }
+    throw DTypeError(std::string(name) + ": expected an array of numbers, got one that cannot be " +
+                     "read (" + std::string(py::str(error.value())) + "). Convert it first.");
   }
   const std::shared_ptr<Py_buffer> buffer(filled.release(), BufferDeleter{});
   expect_writable(name, writable && buffer->readonly != 0);
@@ -230,6 +250,7 @@ bool ArrayArg::take_buffer(py::handle object, const char* name, bool writable) {
   view_.dtype = dtype_from_format(buffer->format, buffer->itemsize);
   view_.data = buffer->buf;
   expect_contiguous(name, view_.shape, strides.data(), 1, buffer->itemsize);
+  expect_aligned(name, view_);
   keeps_alive_ = buffer;
   return true;
 }
@@ -287,6 +308,7 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
     const auto strides = fields["strides"].cast<std::vector<std::int64_t>>();
     expect_contiguous(name, view_.shape, strides.data(), 1, item_bytes);
   }
+  expect_aligned(name, view_);
   // An empty array may have no address; any device then does.
   view_.device = view_.count() == 0 && view_.data == nullptr ? Device{DeviceKind::cuda, 0}
                                                              : cuda::device_of(view_.data);

@@ -11,8 +11,9 @@
 namespace zsseg::bindings {
 
 // Borrows the memory of one argument for as long as it lives. Make and destroy it under the GIL.
-// Throws DTypeError for what is no array, ShapeError for what is not C-contiguous, has more than
-// Shape::kMaxRank axes or, where `writable` is asked, is read-only.
+// Throws DTypeError for what is no array, ShapeError for what is not C-contiguous, does not lie at
+// a multiple of its elements' size, has more than Shape::kMaxRank axes or, where `writable` is
+// asked, is read-only.
 class ArrayArg {
  public:
   static ArrayArg input(pybind11::handle object, const char* name, StreamHandle stream) {

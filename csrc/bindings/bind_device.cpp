@@ -90,6 +90,7 @@ void register_device(py::module_& module) {
   module.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
   module.def("get_num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("count"));
+  module.def("set_thread_limit", &set_thread_limit, py::arg("count"));
 }
 
 }  // namespace zsseg::bindings

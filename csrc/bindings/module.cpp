@@ -17,4 +17,5 @@ PYBIND11_MODULE(_C, module) {
   register_crop_regions(module);
   register_label_regions(module);
   register_all_finite(module);
+  register_count_labels(module);
 }

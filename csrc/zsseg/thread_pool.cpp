@@ -10,6 +10,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "zsseg/error.h"
 
@@ -43,6 +44,7 @@ struct Loop {
 };
 
 thread_local bool inside_loop = false;
+thread_local int thread_limit = 0;  // 0: none of its own
 
 class ThreadPool {
  public:
@@ -151,6 +153,9 @@ int usable_cpus() {
 }  // namespace
 
 int num_threads() {
+  if (thread_limit > 0) {
+    return thread_limit;
+  }
   int count = thread_count.load(std::memory_order_relaxed);
   if (count == 0) {
     count = usable_cpus();
@@ -165,6 +170,14 @@ void set_num_threads(int count) {
                         ". Pass 1 to use the calling thread only.");
   }
   thread_count.store(count);
+}
+
+int set_thread_limit(int count) {
+  if (count < 0) {
+    throw ArgumentError("thread limit: expected at least 1, or 0 for none, got " +
+                        std::to_string(count) + ". Pass 0 to use the process's count.");
+  }
+  return std::exchange(thread_limit, count);
 }
 
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, int max_threads,

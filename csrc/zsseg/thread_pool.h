@@ -6,9 +6,14 @@
 
 namespace zsseg {
 
-// Threads that a loop may use, the caller included. Starts as the CPUs this process may run on.
+// Threads that a loop of the calling thread may use, the caller included: the thread's own limit if
+// it has one, else the process's count, which starts as the CPUs this process may run on.
 int num_threads();
-void set_num_threads(int count);  // throws ArgumentError below 1
+void set_num_threads(int count);  // of the process; throws ArgumentError below 1
+
+// Sets the calling thread's limit, 0 for none, and returns the one before; throws ArgumentError
+// below 0. Two threads with limits of their own do not change each other's loops.
+int set_thread_limit(int count);
 
 using RangeFunction = void (*)(void* context, int slot, std::int64_t begin, std::int64_t end);
 

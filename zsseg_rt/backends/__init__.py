@@ -1,1 +1,1 @@
-"""Ways to run ONNX graphs, one file each; imported only when chosen."""
+"""Ways to run ONNX graphs, one file per backend; imported only when chosen."""

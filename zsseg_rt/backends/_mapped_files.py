@@ -15,10 +15,10 @@ _MADV_PAGEOUT = 21  # Linux 5.4 and later, madvise(2)
 
 
 def page_out(folder: Path) -> None:
-    """Drop what this process holds in memory of mapped files under ``folder``.
+    """Drop from memory what this process holds of mapped files under ``folder``.
 
-    Nothing is lost: a page that is touched again is read again. Where the system cannot do it, the
-    pages stay until memory runs short, as they would have without this call.
+    Nothing is lost: a page that is touched again is read again. If the system cannot do it, the
+    pages stay until memory runs short, as they would without this call.
     """
     if sys.platform != "linux":
         return

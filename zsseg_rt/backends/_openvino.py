@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the default where there is no GPU.
+"""OpenVINO on the CPU: the default if there is no GPU.
 
 Compiled models are cached on disk with a hash of their own, because OpenVINO notices a truncated
 cache file but computes with one whose weights were damaged.
@@ -11,17 +11,27 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends._mapped_files import page_out
 from zsseg_rt.backends._openvino_core import process_core
-from zsseg_rt.backends.base import Array, BackendOptions, Session, TensorSpec
+from zsseg_rt.backends.base import (
+    BackendOptions,
+    Bounds,
+    Choice,
+    CompiledGraph,
+    LayerInfo,
+    Session,
+    pick_choice,
+)
+from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.backends.feeds import check_feed, check_names
-from zsseg_rt.backends.onnx_header import GraphHeader, read_header
+from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.errors import (
     BackendError,
     DeviceError,
@@ -29,46 +39,64 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
-from zsseg_rt.files import sha256_of
+from zsseg_rt.files import read_limited, remove_entry, sha256_of, write_atomically
 
-__all__ = ["BACKEND", "OpenVinoBackend", "auto_precision"]
+__all__ = ["BACKEND", "OpenVinoBackend"]
 
 _log = logging.getLogger(__name__)
-# Public name -> (what the CPU must be capable of, OpenVINO's name).
+# Public name -> (the capability that the CPU must have, OpenVINO's name).
 _PRECISIONS = {
     "float32": ("FP32", "f32"),
     "bfloat16": ("BF16", "bf16"),
     "float16": ("FP16", "f16"),
 }
+# OpenVINO's element types -> NumPy's names.
+_NUMPY_NAMES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "i64": "int64",
+    "i32": "int32",
+    "i8": "int8",
+    "u8": "uint8",
+    "boolean": "bool",
+}
 _CHECKSUMS = "checksums.json"
-# Lines of OpenVINO's messages that name its own source, not the problem.
+# What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
+# UnicodeDecodeError, a ValueError.
+_RAISED = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
+_MAX_CHECKSUMS_BYTES = 1 << 20
+# Lines of OpenVINO's messages that name its own source code, not the problem.
 _BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary:")
-# A compiled model is about as large as its graph; room for both it and a neighbour's.
+# A compiled model is about as large as its graph; leaves room for it and one more.
 _CACHE_HEADROOM = 1.2
 
 
 class OpenVinoBackend:
-    """Loads graphs with OpenVINO's CPU plugin."""
+    """Compiles graphs with OpenVINO's CPU plugin."""
 
     @property
     def name(self) -> str:
         """``"openvino"``."""
         return "openvino"
 
+    def choose(
+        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+    ) -> Choice:
+        """See :class:`zsseg_rt.backends.base.Backend`; ``"auto"`` is what the CPU does natively."""
+        _require_cpu(device)
+        return pick_choice(_offers(held, process_core()), asked, allowed, where="this CPU")
+
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
-    ) -> Session:
-        """Load one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
+    ) -> CompiledGraph:
+        """Compile one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
 
-        ``precision="auto"`` takes bfloat16 where the CPU computes in it natively, else float32.
+        ``precision="auto"`` takes bfloat16 if the CPU computes in it natively, otherwise float32.
         """
-        if device != "cpu":
-            raise DeviceError(
-                f"device: expected 'cpu' for backend 'openvino', got {device!r}. "
-                "Use backend='tensorrt' or 'torch' on a GPU."
-            )
+        _require_cpu(device)
         core = process_core()
-        header = read_header(graph_path)
+        header = check_graph(graph_path)
         capabilities = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = _settings(precision, capabilities, options)
         compiled = _compile(core, graph_path, settings, options)
@@ -80,28 +108,66 @@ class OpenVinoBackend:
             )
         if precision == "auto":
             _log.info("%s: precision auto is %s on this CPU", graph_path.name, applied)
-        return _OpenVinoSession(compiled, header, applied, options)
+        return _OpenVinoGraph(compiled, header, applied, options.dynamic_axes)
+
+
+class _OpenVinoGraph:
+    """A compiled model; OpenVINO serves as many of its requests at once as it has streams."""
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        compiled: Any,
+        header: GraphHeader,
+        precision: str,
+        ranges: Mapping[str, Bounds] | None,
+    ) -> None:
+        self._compiled: Any = compiled
+        self.inputs, self.outputs = header.inputs, header.outputs
+        self.precision, self.ranges = precision, ranges
+
+    def session(self) -> Session:
+        return _OpenVinoSession(self, self._open().create_infer_request())
+
+    def layers(self) -> list[LayerInfo]:
+        ordered = self._open().get_runtime_model().get_ordered_ops()
+        return [layer for layer in map(_layer, ordered) if layer.type != "Const"]
+
+    def close(self) -> None:
+        self._compiled = None
+
+    def _open(self) -> Any:
+        if self._compiled is None:
+            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
+        return self._compiled
+
+
+def _layer(operation: Any) -> LayerInfo:
+    told = operation.get_rt_info()
+    names = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
+    kind = str(told["layerType"].value) if "layerType" in told else operation.get_type_name()
+    computed = str(told["runtimePrecision"].value) if "runtimePrecision" in told else ""
+    name = names.split(",")[0] or operation.get_friendly_name()
+    return LayerInfo(name=name, type=kind, precision=_NUMPY_NAMES.get(computed, computed))
 
 
 class _OpenVinoSession:
-    def __init__(
-        self, compiled: Any, header: GraphHeader, precision: str, options: BackendOptions
-    ) -> None:
+    """One infer request."""
+
+    def __init__(self, graph: _OpenVinoGraph, request: Any) -> None:
         from openvino import Tensor
 
         self._tensor = Tensor
-        self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
-        self._header, self._precision = header, precision
-        self._ranges = options.dynamic_axes
+        self._graph, self._request = graph, request
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._header.inputs
+        return self._graph.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._header.outputs
+        return self._graph.outputs
 
     @property
     def device(self) -> str:
@@ -109,7 +175,7 @@ class _OpenVinoSession:
 
     @property
     def precision(self) -> str:
-        return self._precision
+        return self._graph.precision
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         if self._request is None:
@@ -121,12 +187,12 @@ class _OpenVinoSession:
             for spec in self.inputs:
                 self._request.set_tensor(spec.name, self._share(feeds[spec.name]))
             self._request.infer()
-        except RuntimeError as exc:
+        except _RAISED as exc:
             raise BackendError(f"OpenVINO failed while running: {_problem(exc)}") from exc
         return {spec.name: self._request.get_tensor(spec.name).data for spec in self.outputs}
 
     def close(self) -> None:
-        self._request = self._compiled = None
+        self._request = None
 
     def _check_array(self, spec: TensorSpec, array: Array) -> None:
         if not isinstance(array, np.ndarray):
@@ -134,7 +200,7 @@ class _OpenVinoSession:
                 f"{spec.name}: expected a NumPy array, got {type(array).__name__}. "
                 "Backend 'openvino' takes arrays on the CPU."
             )
-        check_feed(spec, array.dtype.name, array.shape, self._ranges)
+        check_feed(spec, array.dtype.name, array.shape, self._graph.ranges)
         if not array.flags.c_contiguous:
             raise ShapeError(
                 f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
@@ -147,7 +213,7 @@ class _OpenVinoSession:
 
 
 def _settings(precision: str, capabilities: list[str], options: BackendOptions) -> dict[str, Any]:
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.num_sessions}
     if options.num_threads:
         settings["INFERENCE_NUM_THREADS"] = options.num_threads
     if precision == "auto":
@@ -166,11 +232,38 @@ def _settings(precision: str, capabilities: list[str], options: BackendOptions) 
     return settings
 
 
-def auto_precision(core: Any) -> str:
-    """What ``precision="auto"`` takes on this CPU, by its public name."""
+def _offers(held: Collection[str], core: Any) -> list[Choice]:
+    """What this CPU can do with the graphs that the bundle holds, its own choice first."""
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    computed = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
+    own = _own_precision(core)
+    computed.sort(key=lambda name: name != own)
+    if "float32" in held:
+        return [
+            Choice(variant=name if name in held else "float32", precision=name) for name in computed
+        ]
+    return [
+        Choice(variant=variant, precision=name)
+        for variant in ("float16", "bfloat16")
+        if variant in held
+        for name in ("float32", variant)
+        if name in computed
+    ]
+
+
+def _own_precision(core: Any) -> str:
+    """What the plugin chooses by itself: it knows whether the CPU only emulates bfloat16."""
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "float32"
     return _public_name(core.get_property("CPU", "INFERENCE_PRECISION_HINT"))
+
+
+def _require_cpu(device: str) -> None:
+    if device != "cpu":
+        raise DeviceError(
+            f"device: expected 'cpu' for backend 'openvino', got {device!r}. "
+            "Use backend='tensorrt' or 'torch' on a GPU."
+        )
 
 
 def _applied_precision(compiled: Any) -> str:
@@ -188,23 +281,24 @@ def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: Bac
     folder = _cache_folder(core, graph_path, settings, options.cache_dir)
     if folder is None:
         return _compile_once(core, graph_path, settings)
-    from filelock import FileLock
-
-    with FileLock(folder.with_suffix(".lock")):
-        _drop_damaged(folder)
-        try:
-            return _compile_cached(core, graph_path, settings, folder)
-        except BackendError as exc:
-            _log.warning("%s: compiling again without the cache: %s", folder, exc)
-            shutil.rmtree(folder, ignore_errors=True)
-            return _compile_once(core, graph_path, settings)
+    try:
+        with locked(folder.with_suffix(".lock")):
+            _drop_damaged(folder)
+            try:
+                return _compile_cached(core, graph_path, settings, folder)
+            except BackendError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except (BackendError, OSError) as exc:
+        _log.warning("%s: compiling again without the cache: %s", folder, exc)
+    return _compile_once(core, graph_path, settings)
 
 
 def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folder: Path) -> Any:
-    """A model out of the cache, put there first if need be.
+    """Return a model from the cache, put there first if necessary.
 
-    A model fresh from compiling keeps the graph's weights beside its own; one out of the cache
-    keeps the mapped file instead, whose pages are given back once they have been read.
+    A freshly compiled model keeps the graph's weights beside its own; one from the cache keeps the
+    mapped file instead, whose pages are given back once they have been read.
     """
     settings = {**settings, "CACHE_DIR": str(folder)}
     compiled = _compile_once(core, graph_path, settings)
@@ -219,7 +313,7 @@ def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folde
 def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
     try:
         return core.compile_model(str(graph_path), "CPU", settings)
-    except RuntimeError as exc:
+    except _RAISED as exc:
         raise BackendError(
             f"{graph_path}: OpenVINO cannot compile the graph: {_problem(exc)}"
         ) from exc
@@ -228,7 +322,7 @@ def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
 def _cache_folder(
     core: Any, graph_path: Path, settings: dict[str, Any], cache_dir: Path | None
 ) -> Path | None:
-    """The folder for this graph and these settings; None where nothing can be cached."""
+    """The folder for this graph and these settings; None if nothing can be cached."""
     if cache_dir is None:
         return None
     status = graph_path.stat()
@@ -237,12 +331,15 @@ def _cache_folder(
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / "openvino" / key
     try:
+        if os.path.lexists(folder) and not folder.is_dir():
+            _log.warning("%s: expected a folder, got something else; it is replaced", folder)
+            remove_entry(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK) or not os.access(folder.parent, os.W_OK):
             raise PermissionError(f"no permission to write in {folder.parent}")
         free = shutil.disk_usage(folder).free
         if not any(folder.glob("*.blob")) and free < status.st_size * _CACHE_HEADROOM:
-            raise OSError(f"{free / 1e6:.0f} MB free, too few for a compiled model")
+            raise OSError(f"{free / 1e6:.0f} MB free, too little for a compiled model")
     except OSError as exc:
         _log.warning("%s: compiled models are not cached: %s", cache_dir, exc)
         return None
@@ -251,38 +348,48 @@ def _cache_folder(
 
 def _drop_damaged(folder: Path) -> None:
     """Empty the folder unless every cached model has the content that was written."""
-    blobs = {blob.name: blob for blob in folder.glob("*.blob")}
-    if not blobs:
+    entries = list(folder.iterdir())
+    reason = _damage(folder) if entries else ""
+    if not reason:
         return
-    try:
-        recorded = json.loads((folder / _CHECKSUMS).read_text())
-    except (OSError, ValueError) as exc:
-        reason = f"its checksums are unreadable ({exc})"
-    else:
-        found = {name: sha256_of(blob) for name, blob in blobs.items()}
-        if found == recorded:
-            return
-        reason = "its content changed since it was written"
     _log.warning("%s: the cached model is not used, %s; compiling again", folder, reason)
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
+    for entry in entries:
+        remove_entry(entry)
+
+
+def _damage(folder: Path) -> str:
+    """Why the cached models cannot be used; empty if they can."""
+    try:
+        recorded = json.loads(read_limited(folder / _CHECKSUMS, max_bytes=_MAX_CHECKSUMS_BYTES))
+    except (OSError, ValueError, RecursionError) as exc:
+        return f"its checksums are unreadable ({exc})"
+    try:
+        matches = _checksums(folder) == recorded
+    except OSError as exc:
+        return f"it is unreadable ({exc})"
+    return "" if matches else "its content changed since it was written"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    blobs = folder.glob("*.blob")
+    return {blob.name: sha256_of(blob) if blob.is_file() else "no file" for blob in blobs}
 
 
 def _write_checksums(folder: Path) -> None:
     checksums = folder / _CHECKSUMS
     if checksums.exists():
         return
-    temporary = folder / f"{_CHECKSUMS}.tmp"
     try:
-        found = {blob.name: sha256_of(blob) for blob in folder.glob("*.blob")}
-        temporary.write_text(json.dumps(found))
-        temporary.replace(checksums)
+        write_atomically(checksums, json.dumps(_checksums(folder)).encode())
     except OSError as exc:
         _log.warning("%s: the cached model will not be used: %s", folder, exc)
 
 
 def _problem(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    text = str(exc)
+    if isinstance(exc, UnicodeDecodeError):
+        text = exc.object.decode("utf-8", "backslashreplace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     informative = [line for line in lines if not line.startswith(_BOILERPLATE)]
     return (informative or lines or [type(exc).__name__])[0]
 

@@ -18,8 +18,8 @@ def process_core() -> Any:
 
     The CPU plugin gives the thread that makes a core an alternate signal stack (``sigaltstack(2)``)
     and unmaps it together with the core.  Two cores that do not end in reverse order leave the
-    thread with an unmapped one, and the next signal with a handler, Python's for SIGCHLD or SIGINT
-    say, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
+    thread with an unmapped one, and the next signal that has a handler, such as Python's for
+    SIGCHLD or SIGINT, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
 
     Raises:
         BackendUnavailableError: OpenVINO is not installed.
@@ -29,7 +29,7 @@ def process_core() -> Any:
         import openvino
     except ImportError as exc:
         raise BackendUnavailableError(
-            "backend: expected the package openvino, found none. Run: pip install openvino"
+            "backend: expected the package openvino, got nothing. Run: pip install openvino"
         ) from exc
     with _lock:
         if _core is None:

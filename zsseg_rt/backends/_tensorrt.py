@@ -7,14 +7,16 @@ RTX builds without a GPU, for any GPU it supports; full TensorRT builds on the G
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, load_tensorrt
 from zsseg_rt.backends._tensorrt_build import build, capability_member
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
-from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTSession
-from zsseg_rt.backends.base import BackendOptions, Session
+from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
+from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
+from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 from zsseg_rt.files import sha256_of
@@ -22,6 +24,7 @@ from zsseg_rt.files import sha256_of
 __all__ = ["BACKEND", "TensorRTBackend"]
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
+_PREFERRED = ("float16", "bfloat16", "float32", "int8", "fp8")
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +37,16 @@ class TensorRTBackend:
         """The public name."""
         return "tensorrt"
 
+    def choose(
+        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+    ) -> Choice:
+        """See :class:`zsseg_rt.backends.base.Backend`: the precision is the graph's own."""
+        offers = [Choice(variant=name, precision=name) for name in _PREFERRED if name in held]
+        return pick_choice(offers, asked, allowed, where="TensorRT")
+
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
-    ) -> Session:
+    ) -> CompiledGraph:
         """Load a graph on a GPU, from a cached plan or a fresh build.
 
         The GPU is checked first, then TensorRT is imported; a plan that TensorRT refuses is built
@@ -50,12 +60,12 @@ class TensorRTBackend:
         with on_device(gpu.index):
             plan = job.get()
             try:
-                return TensorRTSession(api, gpu, plan)
+                return TensorRTGraph(api, gpu, plan)
             except PlanRefused as exc:
                 if plan.path is None:
                     raise
                 job.discard(str(exc))
-                return TensorRTSession(api, gpu, job.get())
+                return TensorRTGraph(api, gpu, job.get())
 
     def build_plan(
         self, graph_path: Path, *, precision: str = "auto", options: BackendOptions | None = None
@@ -92,7 +102,7 @@ class TensorRTBackend:
 
 
 class _PlanJob:
-    """One plan to be had: from the cache, else built."""
+    """One plan to obtain: from the cache, or by building it."""
 
     def __init__(
         self,
@@ -133,6 +143,7 @@ class _PlanJob:
             self._api.label,
             self._key.target,
         )
+        check_graph(self._graph_path)
         return build(
             self._api,
             self._graph_path,
@@ -143,7 +154,7 @@ class _PlanJob:
 
 
 def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
-    """What a plan is tied to: RTX to a compute capability, full TensorRT to the very GPU."""
+    """What a plan is tied to: RTX to a compute capability, full TensorRT to the exact GPU."""
     if api.is_rtx or gpu is None:
         return f"sm{capability.replace('.', '')}" if capability else "default"
     return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}"

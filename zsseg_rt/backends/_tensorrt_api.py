@@ -1,7 +1,7 @@
-"""Find TensorRT, full or RTX, and speak to the part of its Python API that all versions share.
+"""Find TensorRT, full or RTX, and use the part of its Python API that all versions share.
 
-``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx`` 1.7 serve alike. ``$ZSSEG_TENSORRT`` set to
-``tensorrt`` or ``tensorrt_rtx`` chooses between them; without it the full ``tensorrt`` goes first.
+``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx`` 1.7 both work. ``$ZSSEG_TENSORRT`` set to
+``tensorrt`` or ``tensorrt_rtx`` chooses between them; without it the full ``tensorrt`` comes first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from zsseg_rt.errors import BackendError, BackendUnavailableError
+from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
 from zsseg_rt.extras import install_command
 
-__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "make_logger", "require"]
+__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "make_logger", "require", "wanted_flavours"]
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 MINIMUM_VERSION = (10, 3)
@@ -39,7 +39,7 @@ DTYPES = {
 
 _REMEDY = (
     f"Run: {install_command('tensorrt', 'rtx')} (rtx is for RTX GPUs); on a Jetson "
-    "use JetPack's own through a virtual environment with --system-site-packages."
+    "use JetPack's own package through a virtual environment with --system-site-packages."
 )
 _log = logging.getLogger("zsseg_rt.tensorrt")
 
@@ -60,7 +60,7 @@ class TensorRT:
 
     @property
     def is_rtx(self) -> bool:
-        """Whether plans hold kernels to be compiled on the GPU they run on."""
+        """Whether plans hold kernels that are compiled on the GPU they run on."""
         return self.flavour == "tensorrt_rtx"
 
     @property
@@ -70,18 +70,18 @@ class TensorRT:
 
 
 def load_tensorrt() -> TensorRT:
-    """Import the chosen or the first installed flavour. Constructs nothing of TensorRT's.
+    """Import the chosen or the first installed flavour; constructs no TensorRT object.
 
     Raises:
         BackendUnavailableError: None is installed, it cannot be imported, or it is too old.
-        ValueError: ``$ZSSEG_TENSORRT`` names no flavour.
+        ConfigError: ``$ZSSEG_TENSORRT`` names no flavour.
     """
     flavour = _choose_flavour()
     try:
         module = importlib.import_module(flavour)
     except ImportError as exc:
         raise BackendUnavailableError(
-            f"backend: expected {flavour!r} to import, got: {exc}. Repair its installation, or "
+            f"backend: expected {flavour!r} to import, got: {exc}. Reinstall it, or "
             f"choose the other flavour with ZSSEG_TENSORRT={'|'.join(FLAVOURS)}."
         ) from exc
     version = str(getattr(module, "__version__", "0"))
@@ -112,7 +112,7 @@ def make_logger(api: TensorRT) -> Any:
             text = " ".join(message.split())
             if level >= logging.ERROR:
                 self.kept.append(text)
-            # an error reaches the caller as an exception: the log is for those who look further
+            # an error reaches the caller as an exception: the log is for further diagnosis
             _log.log(min(level, logging.WARNING), "%s: %s", api.flavour, text)
 
         def last_messages(self) -> str:
@@ -132,16 +132,25 @@ def require(result: Any, what: str, logger: Any) -> Any:
     return result
 
 
-def _choose_flavour() -> str:
-    chosen = os.environ.get("ZSSEG_TENSORRT", "")
+def wanted_flavours() -> tuple[str, ...]:
+    """The packages to look for, in order: both, or the one that ``$ZSSEG_TENSORRT`` names.
+
+    Raises:
+        ConfigError: It names no flavour.
+    """
+    chosen = os.environ.get("ZSSEG_TENSORRT")
     if chosen and chosen not in FLAVOURS:
-        raise ValueError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {chosen!r}")
-    wanted = (chosen,) if chosen else FLAVOURS
+        raise ConfigError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {chosen!r}")
+    return (chosen,) if chosen else FLAVOURS
+
+
+def _choose_flavour() -> str:
+    wanted = wanted_flavours()
     for flavour in wanted:
         if importlib.util.find_spec(flavour) is not None:
             return flavour
     raise BackendUnavailableError(
-        f"backend: expected the package {' or '.join(wanted)}, found none. {_REMEDY}"
+        f"backend: expected the package {' or '.join(wanted)}, got nothing. {_REMEDY}"
     )
 
 

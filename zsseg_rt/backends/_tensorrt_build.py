@@ -1,7 +1,7 @@
 """Build a TensorRT plan from an ONNX graph: strongly typed, no plugins, dynamic axes by name.
 
-What a layer computes in is written in the graph: TensorRT 11 and RTX have no switches for it. So
-the parsed network is inspected before the build, and a precision the graph does not hold is an
+The graph states the precision of every layer: TensorRT 11 and RTX have no switches for it. So the
+parsed network is inspected before the build, and a precision that the graph does not hold is an
 error rather than a slow engine.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
-from zsseg_rt.files import write_atomically
+from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["build", "capability_member", "count_fused_attention", "profile_axes"]
 
@@ -27,8 +28,10 @@ DEFAULT_AXES = {"classes": (1, 32, 1024)}
 # Layers that carry the arithmetic, and so the precision, of a network.
 COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 
-# Strings that name fused attention kernels inside a plan, by the RTX versions they were seen in.
+# Strings that name fused attention kernels inside a plan, by the RTX version they were seen in.
 FUSION_MARKERS = {"1.7": (b"fmha_v2", b"flash_attention_nl_tiled")}
+
+_MAX_TIMING_BYTES = 1 << 30
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +154,7 @@ def _make_builder(api: TensorRT, logger: Any) -> Any:
 
 
 def _network_flags(trt: Any) -> int:
-    # the bit's place differs between versions: never a literal
+    # the bit's position differs between versions, so it is never written as a literal
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
@@ -198,7 +201,7 @@ def _describe(network: Any) -> dict[str, Any]:
 
 
 def _layer_dtype(layer: Any) -> str:
-    """What a compute layer multiplies, or what another layer gives out."""
+    """The dtype that a compute layer multiplies, or that another layer puts out."""
     of_inputs = layer.type.name in COMPUTE_LAYERS and layer.num_inputs > 0
     if not of_inputs and layer.num_outputs == 0:
         return "none"
@@ -317,13 +320,13 @@ class _TimingCache:
         if self._path is None:
             return
         cache = config.create_timing_cache(self._stored())
-        # another GPU's times are kept apart by TensorRT itself
+        # TensorRT itself keeps another GPU's times apart
         if cache is None or not config.set_timing_cache(cache, False):
-            _log.warning("tensorrt: timing cache %s is not usable and starts anew", self._path)
+            _log.warning("tensorrt: timing cache %s is not usable and starts empty", self._path)
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
-        """Write the times; a folder that cannot be written is a warning."""
+        """Write the times; a folder that cannot be written to causes a warning."""
         cache = None if self._path is None else self._config.get_timing_cache()
         if cache is None or self._path is None:
             return
@@ -332,7 +335,7 @@ class _TimingCache:
             write_atomically(self._path, bytes(cache.serialize()))
         except OSError as exc:
             _log.warning(
-                "tensorrt: cannot write timing cache %s: %s. Builds stay slow until it can be.",
+                "tensorrt: cannot write timing cache %s: %s. Builds stay slow until that is fixed.",
                 self._path,
                 exc,
             )
@@ -341,9 +344,11 @@ class _TimingCache:
         if self._path is None:
             return b""
         try:
-            return self._path.read_bytes()
-        except FileNotFoundError:
+            return read_limited(self._path, max_bytes=_MAX_TIMING_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as exc:
-            _log.warning("tensorrt: cannot read timing cache %s: %s", self._path, exc)
-            return b""
+            _log.warning("tensorrt: timing cache %s starts empty: %s", self._path, exc)
+        with suppress(OSError):  # save() says why it cannot be written
+            remove_entry(self._path)
+        return b""

@@ -1,7 +1,7 @@
 """The GPU behind a TensorRT session, asked through this package's own CUDA runtime.
 
 One of TensorRT's runtimes crashes on a computer without a driver, so the device is always checked
-here before anything of TensorRT's is constructed.
+here before any TensorRT object is constructed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFeed:
-    """Where an input lies: address, dtype name, shape, and the stream it is written on, if any."""
+    """Where an input is: address, dtype name, shape, and the stream that writes it, if any."""
 
     address: int
     dtype: str
@@ -52,10 +52,10 @@ def native() -> Any:
 
 
 def open_gpu(device: str) -> Gpu:
-    """Check that a device name means a visible GPU.
+    """Check that a device name refers to a visible GPU.
 
     Raises:
-        DeviceError: It is no ``"cuda:N"``, or there is no such GPU.
+        DeviceError: It is not ``"cuda:N"``, or there is no such GPU.
     """
     match = re.fullmatch(r"cuda:(\d+)", device)
     if match is None:
@@ -82,7 +82,7 @@ def open_gpu(device: str) -> Gpu:
 
 @contextmanager
 def on_device(index: int) -> Iterator[None]:
-    """Make a GPU the calling thread's current one; TensorRT takes its device from there."""
+    """Make a GPU the calling thread's current one, which TensorRT uses."""
     previous = native().cuda_set_device(index)
     try:
         yield
@@ -91,7 +91,7 @@ def on_device(index: int) -> Iterator[None]:
 
 
 def order_after(feed_stream: int | None, stream: int, index: int) -> None:
-    """Make ``stream`` wait for what a feed's own stream still writes.
+    """Make ``stream`` wait for what a feed's own stream is still writing.
 
     Args:
         feed_stream: From ``__cuda_array_interface__``, where 1 means the legacy default stream.
@@ -111,7 +111,7 @@ def read_feed(name: str, array: Any) -> DeviceFeed:
     Raises:
         DeviceError: The array is not on a GPU.
         ShapeError: It is not C-contiguous, or its address is not aligned.
-        DTypeError: Its dtype has no name here.
+        DTypeError: Its dtype has no public name.
     """
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:

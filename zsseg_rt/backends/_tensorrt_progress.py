@@ -20,11 +20,11 @@ class _Phase:
 
 
 class BuildProgress:
-    """Follows phases, from any thread, and tells the caller a fraction that never falls.
+    """Follows phases, from any thread, and reports a fraction that never falls.
 
     Args:
-        callback: Called with (phase name, fraction in [0, 1]); None follows silently. What it
-            raises cancels the build and is raised again by :meth:`finish`.
+        callback: Called with (phase name, fraction in [0, 1]); None reports nothing. An exception
+            it raises cancels the build and is raised again by :meth:`finish`.
     """
 
     def __init__(self, callback: Callable[[str, float], None] | None) -> None:
@@ -36,13 +36,13 @@ class BuildProgress:
         self._lock = threading.RLock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Note that a phase begins."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1))
             self._tell(name)
 
     def step(self, name: str, step: int) -> bool:
-        """A step of a phase ended; False asks for the build to stop."""
+        """Note that a step of a phase ended; False asks the build to stop."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
@@ -50,7 +50,7 @@ class BuildProgress:
             return self._raised is None
 
     def end(self, name: str) -> None:
-        """A phase ended."""
+        """Note that a phase ended."""
         with self._lock:
             phase = self._phases.pop(name, None)
             if phase is not None and phase.parent is None:

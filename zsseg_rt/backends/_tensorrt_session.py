@@ -8,55 +8,142 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends.base import Array, TensorSpec
+from zsseg_rt.backends.base import LayerInfo, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
 
-__all__ = ["PlanRefused", "TensorRTSession"]
+__all__ = ["PlanRefused", "TensorRTGraph", "TensorRTSession"]
 
+# The inspector's names of element types -> NumPy's; longer names first.
+_FORMAT_NAMES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "float32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "float16": "float16",
+    "fp8": "fp8",
+    "float": "float32",
+    "int8": "int8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
 _log = logging.getLogger(__name__)
 
 
 class PlanRefused(BackendError):  # noqa: N818 - says what happened to the plan
-    """TensorRT does not take this plan; another build may be taken."""
+    """TensorRT does not accept this plan; a new build may work."""
 
 
-class TensorRTSession:
-    """A deserialised plan. Not thread-safe; results are scratch of the next :meth:`run`.
+class TensorRTGraph:
+    """A deserialised plan: the weights on one GPU, shared by an execution context per session.
 
     Args:
         api: The imported TensorRT.
-        gpu: A GPU that was checked to be there.
+        gpu: A GPU that is known to be there.
         plan: The plan and its build report.
 
     Raises:
-        PlanRefused: TensorRT cannot deserialise the plan, or its tensors are not the report's.
-        BackendError: No execution context could be made.
+        PlanRefused: TensorRT cannot deserialise the plan, or its tensors differ from the report's.
     """
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
-        self._gpu = gpu
+        self.gpu, self.logger = gpu, make_logger(api)
         self._report = plan.report
-        self._inputs = tuple(_spec(row) for row in plan.report["inputs"])
-        self._outputs = tuple(_spec(row) for row in plan.report["outputs"])
-        self._buffers: dict[str, Any] = {}
-        self._logger = make_logger(api)
+        self.inputs = tuple(_spec(row) for row in plan.report["inputs"])
+        self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
+        self._json = api.module.LayerInformationFormat.JSON
         with on_device(gpu.index):
-            self._runtime = _make_runtime(api, self._logger)
+            self._runtime = _make_runtime(api, self.logger)
             self._engine = self._runtime.deserialize_cuda_engine(plan.data)
             if self._engine is None:
                 raise PlanRefused(
                     f"plan: expected {api.label} on {gpu.name} to read it, got: "
-                    f"{self._logger.last_messages()}"
+                    f"{self.logger.last_messages()}"
                 )
             self._check_tensors(api)
-            self._context: Any = require(
-                self._engine.create_execution_context(), "create_execution_context", self._logger
+
+    @property
+    def device(self) -> str:
+        """The GPU, as ``"cuda:N"``."""
+        return f"cuda:{self.gpu.index}"
+
+    @property
+    def precision(self) -> str:
+        """The precision of the layers that multiply, read from the graph when it was built."""
+        return str(self._report["precision"])
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What was built: layers by type and dtype, axes, runtime, fused attention."""
+        return self._report
+
+    def session(self) -> Session:
+        """Open an execution context.
+
+        Raises:
+            BackendError: The graph is closed, or no context could be made.
+        """
+        self._require_open()
+        with on_device(self.gpu.index):
+            context = require(
+                self._engine.create_execution_context(), "create_execution_context", self.logger
             )
+        return TensorRTSession(self, context)
+
+    def layers(self) -> list[LayerInfo]:
+        """Describe the built engine's layers as TensorRT reports them.
+
+        Raises:
+            BackendError: The graph is closed, or the engine reports no layers.
+        """
+        self._require_open()
+        inspector = require(self._engine.create_engine_inspector(), "inspection", self.logger)
+        text = inspector.get_engine_information(self._json)
+        try:
+            return [_layer(entry) for entry in json.loads(text)["Layers"]]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BackendError(f"tensorrt: expected a list of layers as JSON, got {exc}") from exc
+
+    def close(self) -> None:
+        """Free engine and runtime. Calling it twice is harmless."""
+        # in this order: the engine needs the runtime alive
+        self._engine = None
+        self._runtime = None
+
+    def _require_open(self) -> None:
+        if self._engine is None:
+            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
+
+    def _check_tensors(self, api: TensorRT) -> None:
+        """Compare the engine's named tensors with the report that came with the plan."""
+        trt, engine = api.module, self._engine
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            found[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
+        wanted = {spec.name: (True, spec.dtype) for spec in self.inputs}
+        wanted |= {spec.name: (False, spec.dtype) for spec in self.outputs}
+        if found != wanted:
+            raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
+
+
+class TensorRTSession:
+    """One execution context. Not thread-safe; the next :meth:`run` may overwrite results."""
+
+    def __init__(self, graph: TensorRTGraph, context: Any) -> None:
+        self._graph, self._context = graph, context
+        self._gpu, self._logger = graph.gpu, graph.logger
+        self._inputs, self._outputs = graph.inputs, graph.outputs
+        self._buffers: dict[str, Any] = {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -75,29 +162,8 @@ class TensorRTSession:
 
     @property
     def precision(self) -> str:
-        """The precision of the layers that multiply, read from the graph when it was built."""
-        return str(self._report["precision"])
-
-    @property
-    def report(self) -> Mapping[str, Any]:
-        """What was built: layers by type and dtype, axes, runtime, fused attention."""
-        return self._report
-
-    def inspect_layers(self) -> list[Any]:
-        """Return TensorRT's own account of the built engine's layers, one entry a layer.
-
-        Raises:
-            BackendError: The session is closed, or the engine gives no account.
-        """
-        self._require_open()
-        trt_format = self._layer_format
-        inspector = require(self._engine.create_engine_inspector(), "inspection", self._logger)
-        text = inspector.get_engine_information(trt_format)
-        try:
-            layers = json.loads(text)["Layers"]
-        except (ValueError, KeyError, TypeError) as exc:
-            raise BackendError(f"tensorrt: expected a list of layers as JSON, got {exc}") from exc
-        return list(layers)
+        """The graph's; see :attr:`TensorRTGraph.precision`."""
+        return self._graph.precision
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Enqueue the graph on a stream; see :meth:`zsseg_rt.backends.base.Session.run`."""
@@ -116,30 +182,13 @@ class TensorRTSession:
         return results
 
     def close(self) -> None:
-        """Free context, engine, runtime and buffers; twice is harmless."""
-        # in this order: each needs the next one alive
+        """Free context and buffers. Calling it twice is harmless."""
         self._context = None
-        self._engine = None
-        self._runtime = None
         self._buffers.clear()
 
     def _require_open(self) -> None:
         if self._context is None:
             raise BackendError("session: expected an open session, got a closed one. Load again.")
-
-    def _check_tensors(self, api: TensorRT) -> None:
-        """Compare the engine's named tensors with the report that came with the plan."""
-        trt, engine = api.module, self._engine
-        self._layer_format = trt.LayerInformationFormat.JSON
-        found = {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            found[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
-        wanted = {spec.name: (True, spec.dtype) for spec in self._inputs}
-        wanted |= {spec.name: (False, spec.dtype) for spec in self._outputs}
-        if found != wanted:
-            raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
 
     def _shape_inputs(self, feeds: Mapping[str, Array], stream: int) -> dict[str, int]:
         addresses = {}
@@ -158,7 +207,7 @@ class TensorRTSession:
         return addresses
 
     def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        axes = self._report["axes"]
+        axes = self._graph.report["axes"]
         fits = len(shape) == len(spec.shape) and all(
             axes[size][0] <= got <= axes[size][2] if isinstance(size, str) else got == size
             for size, got in zip(spec.shape, shape, strict=True)
@@ -194,6 +243,20 @@ def _make_runtime(api: TensorRT, logger: Any) -> Any:
             f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
             "driver with nvidia-smi."
         ) from exc
+
+
+def _layer(entry: Any) -> LayerInfo:
+    """A layer as the inspector reports it: only its name if the plan keeps no more."""
+    if isinstance(entry, str):
+        return LayerInfo(name=entry, type="", precision="")
+    outputs = entry.get("Outputs") or [{}]
+    format_name = str(outputs[0].get("Format/Datatype", "")).lower()
+    precision = next((name for name in _FORMAT_NAMES if name in format_name), "")
+    return LayerInfo(
+        name=str(entry.get("Name", "")),
+        type=str(entry.get("LayerType", "")),
+        precision=_FORMAT_NAMES.get(precision, ""),
+    )
 
 
 def _spec(row: Mapping[str, Any]) -> TensorSpec:

@@ -7,16 +7,26 @@ enqueues without waiting for the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zsseg_rt.backends.base import Array, BackendOptions, Session, TensorSpec
+from zsseg_rt import _C
+from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.backends._torch_program import Program
+from zsseg_rt.backends.base import (
+    BackendOptions,
+    Bounds,
+    Choice,
+    CompiledGraph,
+    LayerInfo,
+    Session,
+    pick_choice,
+)
 from zsseg_rt.backends.feeds import check_feed, check_names
-from zsseg_rt.backends.onnx_header import GraphHeader, read_header
+from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
@@ -28,7 +38,6 @@ from zsseg_rt.errors import (
 from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 __all__ = ["BACKEND", "TorchBackend"]
@@ -44,137 +53,94 @@ class TorchBackend:
         """``"torch"``."""
         return "torch"
 
+    def choose(
+        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+    ) -> Choice:
+        """See :class:`zsseg_rt.backends.base.Backend`.
+
+        On CUDA ``"auto"`` takes a float16 graph, or bfloat16 if the GPU computes in it.
+        """
+        return pick_choice(_offers(held, device), asked, allowed, where=f"torch on {device}")
+
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
-    ) -> Session:
+    ) -> CompiledGraph:
         """Load one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
 
         ``precision="auto"`` is the graph's own. A float32 graph can be lowered to bfloat16 or
         float16: weights and activations are cast, LayerNorm, softmax and norms compute in float32.
+        ``num_threads`` is a torch setting for the whole process: the last one given counts.
         """
         torch = _import_torch()
         target = _check_device(torch, device)
-        header = read_header(graph_path)
-        program = _Program.read(graph_path)
+        header = check_graph(graph_path)
+        program = Program.read(graph_path)
         applied = _choose_precision(precision, program.precision)
         lowered = applied if applied != program.precision else None
         with torch.inference_mode():
             program.place(target, getattr(torch, lowered) if lowered else None)
         if options.num_threads and device == "cpu":
             torch.set_num_threads(options.num_threads)
-        return _TorchSession(program, header, device, applied, options)
+        return _TorchGraph(program, header, device, applied, options.dynamic_axes)
 
 
-@dataclass(frozen=True)
-class _Node:
-    """One operator with its attributes, decoded."""
+class _TorchGraph:
+    """A program with its weights placed; running it changes nothing in it."""
 
-    name: str
-    op_type: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    last_uses: tuple[str, ...]
-
-
-class _Program:
-    """A graph's nodes in order, and its constants as tensors."""
-
-    def __init__(
-        self, nodes: list[_Node], constants: dict[str, Tensor], outputs: tuple[str, ...]
-    ) -> None:
-        self.nodes, self.constants, self.outputs = nodes, constants, outputs
-        self.lowered: torch.dtype | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> _Program:
-        """Decode an ONNX file.
-
-        Raises:
-            BackendError: The file is damaged or uses an operator that is not offered.
-        """
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-        try:
-            graph = onnx.load(path).graph
-            constants = {t.name: _to_tensor(t) for t in graph.initializer}
-        except (OSError, DecodeError, ValueError, TypeError) as exc:
-            raise BackendError(f"{path}: expected an ONNX graph, got {exc}") from exc
-        outputs = tuple(value.name for value in graph.output)
-        nodes = _decode_nodes(graph, constants, outputs, path)
-        used = {name for node in nodes for name in node.inputs} | set(outputs)
-        return cls(nodes, {n: t for n, t in constants.items() if n in used}, outputs)
-
-    @property
-    def precision(self) -> str:
-        """``"float16"`` if any weight is, else ``"float32"``."""
-        kinds = {str(tensor.dtype) for tensor in self.constants.values()}
-        return "float16" if "torch.float16" in kinds else "float32"
-
-    def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
-        """Move the weights to a device and cast them; integers stay on the host."""
-        self.lowered = lowered
-        for name, tensor in self.constants.items():
-            if tensor.is_floating_point():
-                self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
-
-    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the graph's outputs; floating-point results are float32."""
-        from zsseg_rt.backends._onnx_ops_torch import OPERATORS
-
-        values = {name: self._lower(tensor) for name, tensor in feeds.items()}
-        for node in self.nodes:
-            inputs = [self._value(values, name) for name in node.inputs]
-            try:
-                result = OPERATORS[node.op_type](node.attributes, *inputs)
-            except (RuntimeError, IndexError, ValueError, TypeError) as exc:
-                raise BackendError(f"{node.op_type} {node.name!r} failed: {exc}") from exc
-            results: Any = (result,) if hasattr(result, "dtype") else result
-            lowered = map(self._lower, results)
-            values.update(zip(node.outputs, lowered, strict=True))
-            for name in node.last_uses:
-                values.pop(name, None)
-        return {name: _widen(self._value(values, name)) for name in self.outputs}
-
-    def _value(self, values: dict[str, Tensor], name: str) -> Any:
-        if not name:
-            return None  # an optional input that was left out
-        return values[name] if name in values else self.constants[name]
-
-    def _lower(self, tensor: Tensor) -> Tensor:
-        lower = self.lowered is not None and tensor.is_floating_point()
-        return tensor.to(self.lowered) if lower else tensor
-
-
-class _TorchSession:
     def __init__(
         self,
-        program: _Program,
+        program: Program,
         header: GraphHeader,
         device: str,
         precision: str,
-        options: BackendOptions,
+        ranges: Mapping[str, Bounds] | None,
     ) -> None:
-        self._program: _Program | None = program
-        self._header, self._device, self._precision = header, device, precision
-        self._ranges = options.dynamic_axes
+        self._program: Program | None = program
+        self.inputs, self.outputs = header.inputs, header.outputs
+        self.device, self.precision, self.ranges = device, precision, ranges
+
+    def session(self) -> Session:
+        return _TorchSession(self, self._open())
+
+    def layers(self) -> list[LayerInfo]:
+        return [
+            LayerInfo(
+                name=node.name or node.outputs[0], type=node.op_type, precision=self.precision
+            )
+            for node in self._open().nodes
+        ]
+
+    def close(self) -> None:
+        self._program = None
+
+    def _open(self) -> Program:
+        if self._program is None:
+            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
+        return self._program
+
+
+class _TorchSession:
+    """One request; torch allocates and frees its activations itself."""
+
+    def __init__(self, graph: _TorchGraph, program: Program) -> None:
+        self._graph = graph
+        self._program: Program | None = program
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._header.inputs
+        return self._graph.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._header.outputs
+        return self._graph.outputs
 
     @property
     def device(self) -> str:
-        return self._device
+        return self._graph.device
 
     @property
     def precision(self) -> str:
-        return self._precision
+        return self._graph.precision
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         import torch
@@ -188,7 +154,7 @@ class _TorchSession:
             }
             results = self._program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
-        if self._device == "cpu":
+        if self.device == "cpu":
             return {name: tensor.numpy() for name, tensor in ready.items()}
         return dict(ready)
 
@@ -200,17 +166,17 @@ class _TorchSession:
         """Enqueue on the caller's stream, with float32 meaning float32 (no TF32)."""
         import torch
 
-        if self._device == "cpu":
+        if self.device == "cpu":
             yield
             return
-        own: Any = torch.cuda.default_stream(self._device)
+        own: Any = torch.cuda.default_stream(self.device)
         if stream:
-            own = torch.cuda.ExternalStream(stream, self._device)  # type: ignore[no-untyped-call]
+            own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
             with (
-                torch.cuda.device(self._device),
+                torch.cuda.device(self.device),
                 torch.cuda.stream(own),
                 torch.backends.cudnn.flags(allow_tf32=False),
             ):
@@ -219,9 +185,9 @@ class _TorchSession:
             torch.backends.cuda.matmul.allow_tf32 = before
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
-        if self._device == "cpu":
-            return _read_host(spec, array, self._ranges)
-        return _read_device(spec, array, self._device, self._ranges)
+        if self.device == "cpu":
+            return _read_host(spec, array, self._graph.ranges)
+        return _read_device(spec, array, self.device, self._graph.ranges)
 
 
 def _read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
@@ -290,6 +256,26 @@ def _check_device(torch: Any, device: str) -> Any:
     return torch.device(device)
 
 
+def _offers(held: Collection[str], device: str) -> list[Choice]:
+    """What can be done with the graphs that the bundle holds, the best first."""
+    own = [Choice(variant=name, precision=name) for name in _LOWERED if name in held]
+    if "float32" not in held:
+        return own
+    lowered = [Choice(variant="float32", precision=name) for name in _LOWERED if name not in held]
+    plain = [Choice(variant="float32", precision="float32")]
+    if device == "cpu":
+        return plain + own + lowered
+    fast = [choice for choice in lowered if choice.precision == "bfloat16"]
+    fast = fast if _computes_bfloat16(device) else []
+    return own + fast + plain + lowered
+
+
+def _computes_bfloat16(device: str) -> bool:
+    """Whether a GPU has bfloat16 in hardware: Ampere and newer."""
+    properties = _C.cuda_device_properties(int(device.partition(":")[2]))
+    return float(properties["compute_capability"]) >= 8.0
+
+
 def _choose_precision(asked: str, graph: str) -> str:
     if asked in ("auto", graph):
         return graph
@@ -300,65 +286,6 @@ def _choose_precision(asked: str, graph: str) -> str:
         f"precision: expected one of {', '.join(offered)} for this graph on backend 'torch', "
         f"got {asked!r}. Use precision='auto'."
     )
-
-
-def _to_tensor(proto: Any) -> Tensor:
-    import torch
-    from onnx import numpy_helper
-
-    values = np.array(numpy_helper.to_array(proto))  # a copy: torch wants writable memory
-    return torch.from_numpy(values)
-
-
-def _decode_nodes(
-    graph: Any, constants: dict[str, Tensor], outputs: tuple[str, ...], path: Path
-) -> list[_Node]:
-    from onnx import helper
-
-    from zsseg_rt.backends._onnx_ops_torch import OPERATORS
-
-    nodes: list[_Node] = []
-    last_use = _last_uses(graph, set(outputs) | set(constants))
-    for index, node in enumerate(graph.node):
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Constant" and "value" in attributes:
-            constants[node.output[0]] = _to_tensor(attributes["value"])
-            continue
-        if node.op_type == "Cast" and node.input[0] in constants:  # a weight stored in fewer bytes
-            narrow: Any = constants[node.input[0]]
-            constants[node.output[0]] = cast("Tensor", OPERATORS["Cast"](attributes, narrow))
-            continue
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            raise BackendError(
-                f"{path}: node {node.name!r}: expected an operator that backend 'torch' offers, "
-                f"got {node.op_type!r}. Use backend 'openvino' or 'tensorrt'."
-            )
-        nodes.append(
-            _Node(
-                name=node.name,
-                op_type=node.op_type,
-                inputs=tuple(node.input),
-                outputs=tuple(node.output),
-                attributes=attributes,
-                last_uses=tuple(last_use.get(index, ())),
-            )
-        )
-    return nodes
-
-
-def _last_uses(graph: Any, kept: set[str]) -> dict[int, list[str]]:
-    """Which values no later node reads, by node index; they are freed there."""
-    final = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    uses: dict[int, list[str]] = {}
-    for name, index in final.items():
-        if name not in kept:
-            uses.setdefault(index, []).append(name)
-    return uses
-
-
-def _widen(tensor: Any) -> Tensor:
-    widened: Tensor = tensor.float() if tensor.is_floating_point() else tensor
-    return widened
 
 
 BACKEND = TorchBackend()

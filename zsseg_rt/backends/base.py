@@ -1,57 +1,94 @@
-"""What a backend is: something that loads an ONNX graph and runs it on one device.
+"""What a backend is: something that compiles an ONNX graph for a device and runs it there.
 
-Feeds and results are arrays on the session's device: NumPy on the CPU, :class:`DeviceArray`
-(or anything with ``__dlpack__`` / ``__cuda_array_interface__``) on CUDA.
+There are three parts: a :class:`Backend` chooses and compiles, a :class:`CompiledGraph` holds the
+weights once for all its sessions, a :class:`Session` is one request with
+its activations. Feeds and results are arrays on the session's device: NumPy on the CPU,
+:class:`DeviceArray` (or anything with ``__dlpack__`` / ``__cuda_array_interface__``) on CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["Array", "Backend", "BackendOptions", "Session", "TensorSpec"]
+from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.errors import PrecisionNotApplied
 
-Array = Any  # numpy.ndarray or an object with __dlpack__ / __cuda_array_interface__
+__all__ = [
+    "ANY_PRECISION",
+    "Backend",
+    "BackendOptions",
+    "Bounds",
+    "Choice",
+    "CompiledGraph",
+    "LayerInfo",
+    "Session",
+    "pick_choice",
+]
 
+ANY_PRECISION = ("float16", "bfloat16", "float32")
+"""What ``precision="auto"`` may take where rounding changes labels only at their borders."""
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One named input or output of a graph.
-
-    Attributes:
-        name: The graph's own name for it.
-        dtype: NumPy name, such as ``"float32"``.
-        shape: Sizes; a string names a dynamic axis.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+Bounds = tuple[int, int, int]
+"""Smallest, usual and largest size of a dynamic axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """Settings that a caller may give to any backend; each uses what applies to it.
+    """Settings that a caller may give to any backend, which uses those that apply to it.
 
     Attributes:
         num_threads: CPU threads; 0 lets the backend choose.
+        num_sessions: Sessions that will run at the same time.
         cache_dir: Folder for compiled models and plans; None disables caching.
         dynamic_axes: ``{axis name: (min, opt, max)}`` for every named dynamic axis.
-        compute_capability: Target GPU such as ``"8.9"`` where a backend builds for another machine.
+        compute_capability: Target GPU such as ``"8.9"`` if a backend builds for another machine.
         progress: Called with (step name, fraction in [0, 1]) during long builds.
     """
 
     num_threads: int = 0
+    num_sessions: int = 1
     cache_dir: Path | None = None
-    dynamic_axes: Mapping[str, tuple[int, int, int]] | None = None
+    dynamic_axes: Mapping[str, Bounds] | None = None
     compute_capability: str | None = None
     progress: Callable[[str, float], None] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which file is used, and how it is computed.
+
+    Attributes:
+        variant: The precision that the bundle's graph is written in.
+        precision: The precision that the backend computes it in.
+    """
+
+    variant: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer of a compiled graph.
+
+    Attributes:
+        name: The layer's name, as near to the graph's own as the backend keeps it.
+        type: The backend's name for what it computes.
+        precision: NumPy name of what it computes in, ``""`` if the backend does not tell.
+    """
+
+    name: str
+    type: str
+    precision: str
+
+
 class Session(Protocol):
-    """A loaded graph. Not thread-safe; results are scratch that the next ``run`` may overwrite."""
+    """One request: a graph's activations. One thread at a time may use it.
+
+    The next :meth:`run` may overwrite the results of the last one.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -67,17 +104,17 @@ class Session(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision the graph really runs at, as one of the public precision names."""
+        """The precision the graph actually runs at, as one of the public precision names."""
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once.
 
         Args:
-            feeds: One C-contiguous array a graph input, of the spec's dtype and shape.
+            feeds: One C-contiguous array per graph input, of the spec's dtype and shape.
             stream: CUDA stream handle to enqueue on; ignored on the CPU.
 
         Returns:
-            One array a graph output, valid until the next ``run`` or ``close``.
+            One array per graph output, valid until the next ``run`` or ``close``.
 
         Raises:
             ShapeError: A feed is missing, unknown, or has the wrong shape.
@@ -86,7 +123,44 @@ class Session(Protocol):
         """
 
     def close(self) -> None:
-        """Free the graph. Calling it twice is harmless; ``run`` afterwards raises BackendError."""
+        """Free the activations. Calling it twice is harmless; ``run`` then raises BackendError."""
+
+
+class CompiledGraph(Protocol):
+    """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in graph order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in graph order."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: ``"cpu"`` or ``"cuda:N"``."""
+
+    @property
+    def precision(self) -> str:
+        """The precision the graph actually runs at, as one of the public precision names."""
+
+    def session(self) -> Session:
+        """Open one more request; it shares the weights.
+
+        Raises:
+            BackendError: The graph is closed, or the backend has no room for another.
+        """
+
+    def layers(self) -> list[LayerInfo]:
+        """Describe the layers in the order they run.
+
+        Raises:
+            BackendError: The graph is closed, or the backend does not report its layers.
+        """
+
+    def close(self) -> None:
+        """Free the weights, once every session is closed. Calling it twice is harmless."""
 
 
 class Backend(Protocol):
@@ -96,16 +170,31 @@ class Backend(Protocol):
     def name(self) -> str:
         """The public name: ``"openvino"``, ``"tensorrt"`` or ``"torch"``."""
 
+    def choose(
+        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+    ) -> Choice:
+        """Choose the variant of a graph and the precision to compute it in; opens no file.
+
+        Args:
+            held: Precisions in which the bundle holds the graph.
+            asked: A public precision name or ``"auto"``.
+            device: ``"cpu"`` or ``"cuda:N"``.
+            allowed: Precisions that ``"auto"`` may take.
+
+        Raises:
+            PrecisionNotApplied: ``asked`` cannot be given; the message names only what can.
+        """
+
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
-    ) -> Session:
-        """Load one ONNX file.
+    ) -> CompiledGraph:
+        """Compile one ONNX file.
 
         Args:
             graph_path: The ``.onnx`` file.
             device: ``"cpu"`` or ``"cuda:N"``.
-            precision: A public precision name or ``"auto"``.
-            options: Threads, caches, shapes.
+            precision: What :meth:`choose` returned, or ``"auto"``: the backend's own choice.
+            options: Threads, sessions, caches, shapes.
 
         Raises:
             BackendUnavailableError: The backend's package is missing.
@@ -113,3 +202,37 @@ class Backend(Protocol):
             PrecisionNotApplied: This backend cannot give the precision on this device.
             BackendError: The graph cannot be read or compiled.
         """
+
+
+def pick_choice(
+    offers: Sequence[Choice], asked: str, allowed: Sequence[str], *, where: str
+) -> Choice:
+    """Take the first offer in the requested precision; for ``"auto"``, an allowed one.
+
+    Args:
+        offers: What the backend can give here, best first.
+        asked: A public precision name or ``"auto"``.
+        allowed: Precisions that ``"auto"`` may take.
+        where: Names backend and device in the message.
+
+    Raises:
+        PrecisionNotApplied: No offer fits; the message names the available ones.
+    """
+    wanted = allowed if asked == "auto" else (asked,)
+    for offer in offers:
+        if offer.precision in wanted:
+            return offer
+    names = list(dict.fromkeys(offer.precision for offer in offers))
+    if not names:
+        raise PrecisionNotApplied(
+            f"precision: expected a graph that {where} can compute, got a bundle without one. "
+            "Use another backend, or export the bundle with --precision float32."
+        )
+    if asked == "auto" or not any(name in allowed for name in names):
+        remedy = f"Use precision='{names[0]}'."
+    else:
+        remedy = "Use precision='auto'."
+    raise PrecisionNotApplied(
+        f"precision: expected one that {where} can give for this bundle ({', '.join(names)}), got "
+        f"{asked!r}. {remedy}"
+    )

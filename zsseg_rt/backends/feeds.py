@@ -1,10 +1,10 @@
-"""Check what a caller feeds to a graph, the same way for every backend."""
+"""Check what a caller feeds to a graph, in the same way for every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zsseg_rt.backends.base import Array, TensorSpec
+from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.errors import DTypeError, ShapeError
 
 __all__ = ["check_feed", "check_names"]

@@ -1,7 +1,7 @@
 """Keep compiled plans on disk: content-addressed, checked on reading, written whole or not at all.
 
-A plan is derived data. Beside each plan lies a JSON file that says in clear what it was built from
-and carries the plan's hash; whatever does not match is built again and the reason is logged.
+A plan is derived data. Beside each plan is a JSON file that says in plain text what it was built
+from and holds the plan's hash; a plan that does not match is rebuilt and the reason is logged.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.files import write_atomically
+from zsseg_rt.backends.cache_lock import locked
+from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["Plan", "PlanCache", "PlanKey"]
 
 FORMAT_VERSION = 1
+MAX_RECORD_BYTES = 64 << 20
+MAX_PLAN_BYTES = 16 << 30
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ class PlanKey:
     Attributes:
         graph_name: Stem of the graph's file; only for a readable file name.
         graph_sha256: Hash of the graph's bytes.
-        runtime: Flavour and full version of what builds the plan, as ``"tensorrt-10.3.0"``.
+        runtime: Flavour and full version of what builds the plan, such as ``"tensorrt-10.3.0"``.
         target: GPU the plan is for: compute capability, and its name where that matters.
         precision: The precision that was asked for.
         shapes: ``{axis name: (min, opt, max)}`` of the dynamic axes.
@@ -65,7 +69,7 @@ class Plan:
     Attributes:
         data: The runtime's own bytes.
         report: What was built, in JSON's types.
-        path: Where it lies on disk; None if it is not cached.
+        path: Where it is on disk; None if it is not cached.
     """
 
     data: bytes
@@ -84,7 +88,7 @@ class PlanCache:
         self._folder = None if folder is None else Path(folder) / "engines"
 
     def path(self, key: PlanKey) -> Path | None:
-        """Where the plan of a key lies or would lie."""
+        """Where the plan of a key is or would be stored."""
         return None if self._folder is None else self._folder / f"{key.file_stem}.plan"
 
     def get_or_build(self, key: PlanKey, build: Callable[[], Plan]) -> Plan:
@@ -96,12 +100,12 @@ class PlanCache:
         path = self.path(key)
         if path is None:
             return build()
-        with _locked(path):
-            stored = self._read(path, key)
-            if stored is not None:
-                return stored
-            plan = build()
-            return self._store(path, key, plan)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path.with_suffix(path.suffix + ".lock")))
+            except OSError as exc:
+                _warn_unusable(path, exc)  # what is stored there may still be read
+            return self._read(path, key) or self._store(path, key, build())
 
     def discard(self, key: PlanKey, reason: str) -> None:
         """Remove a plan that its runtime refused, so that it is built again."""
@@ -109,19 +113,15 @@ class PlanCache:
         if path is None:
             return
         _log.warning("plan cache: %s is built again: %s", path, reason)
-        for file in (_sidecar(path), path):
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as exc:
-                _log.warning("plan cache: cannot remove %s: %s. Remove it by hand.", file, exc)
+        _remove_remains(path)
 
     def _read(self, path: Path, key: PlanKey) -> Plan | None:
         try:
-            if not path.exists() and not _sidecar(path).exists():
+            if not os.path.lexists(path) and not os.path.lexists(_sidecar(path)):
                 return None
-            record = json.loads(_sidecar(path).read_text(encoding="utf-8"))
-            data = path.read_bytes()
-        except (OSError, ValueError) as exc:
+            record = json.loads(read_limited(_sidecar(path), max_bytes=MAX_RECORD_BYTES))
+            data = read_limited(path, max_bytes=MAX_PLAN_BYTES)
+        except (OSError, ValueError, RecursionError) as exc:
             _log.warning("plan cache: %s is built again: cannot be read: %s", path, exc)
             return None
         reason = _mismatch(record, data, key)
@@ -137,7 +137,8 @@ class PlanCache:
         record = {"key": key.fields(), "plan": plan_facts, "report": plan.report}
         try:
             _remove_stale(path)
-            _sidecar(path).unlink(missing_ok=True)
+            for file in (_sidecar(path), path):
+                remove_entry(file)
             write_atomically(path, plan.data)
             text = json.dumps(record, indent=2, sort_keys=True) + "\n"
             write_atomically(_sidecar(path), text.encode())
@@ -173,45 +174,23 @@ def _mismatch(record: Any, data: bytes, key: PlanKey) -> str:
     return "" if isinstance(record["report"], dict) else "its record holds no report"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one plan; where locks cannot be had, warn and go on without."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(path.with_suffix(path.suffix + ".lock")))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _log.info("plan cache: waiting for another process that builds %s", path.name)
-            lock.acquire()
-    except (OSError, NotImplementedError) as exc:
-        _warn_unusable(path, exc)
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            lock.release()
-
-
 def _remove_stale(path: Path) -> None:
     """Remove temporary files of writers that died; the lock is held, so none is alive."""
-    for stale in path.parent.glob(f"{path.name}*.tmp"):
+    for stale in path.parent.glob(f".{path.name}*.tmp"):
         _remove_quietly(stale)
 
 
 def _remove_remains(path: Path) -> None:
-    """After a failed write: a plan without its record is of no use to anyone."""
-    for file in (path, _sidecar(path)):
+    """Remove plans without a record, which are of no use."""
+    for file in (_sidecar(path), path):
         _remove_quietly(file)
 
 
 def _remove_quietly(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        remove_entry(path)
     except OSError as exc:
-        _log.warning("plan cache: cannot remove %s: %s. Remove it by hand.", path, exc)
+        _log.warning("plan cache: cannot remove %s: %s. Remove it yourself.", path, exc)
 
 
 def _warn_unusable(path: Path, exc: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Find a backend by name, or the one to use when nobody asked for one."""
+"""Find a backend by name, or the one to use when none was asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 from zsseg_rt.extras import install_command
 
-__all__ = ["Placement", "choose", "get_backend", "is_installed"]
+__all__ = ["Placement", "choose", "get_backend", "is_installed", "requested"]
 
 _PACKAGES = {
     "openvino": ("openvino",),
@@ -53,26 +53,38 @@ def get_backend(name: str) -> Backend:
     if not is_installed(name):
         raise BackendUnavailableError(
             f"backend: expected the package(s) {' or '.join(_PACKAGES[name])} for {name!r}, "
-            f"found none. Run: {_REMEDIES[name]}"
+            f"got nothing. Run: {_REMEDIES[name]}"
         )
     backend: Backend = importlib.import_module(f"zsseg_rt.backends._{name}").BACKEND
     return backend
 
 
-def choose(config: EngineConfig) -> Placement:
-    """Resolve ``auto``: a GPU if a backend can use one, else the CPU with OpenVINO.
+def requested(config: EngineConfig) -> Placement:
+    """What the configuration asks for, or the environment; both results may be ``auto``.
 
     Raises:
-        DeviceError: A GPU was asked for and none is there, or backend and device do not fit.
-        ConfigError: An environment variable holds something else than a device or backend name.
+        ConfigError: An environment variable holds something other than a device or backend name.
     """
-    backend = (
-        os.environ.get("ZSSEG_BACKEND", "auto") if config.backend == "auto" else config.backend
-    )
-    device = os.environ.get("ZSSEG_DEVICE", "auto") if config.device == "auto" else config.device
-    check_device_name(device)
+    backend, device = config.backend, config.device
+    if backend == "auto":
+        backend = os.environ.get("ZSSEG_BACKEND") or "auto"
+    if device == "auto":
+        device = os.environ.get("ZSSEG_DEVICE") or "auto"
     if backend not in BACKENDS:
         raise ConfigError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_device_name(device, "ZSSEG_DEVICE")
+    return Placement(backend=backend, device=device)
+
+
+def choose(config: EngineConfig) -> Placement:
+    """Resolve ``auto``: a GPU if a backend can use one, otherwise the CPU with OpenVINO.
+
+    Raises:
+        DeviceError: A GPU was asked for but there is none, or backend and device do not match.
+        ConfigError: An environment variable holds something other than a device or backend name.
+    """
+    asked = requested(config)
+    backend, device = asked.backend, asked.device
     if device == "auto":
         device = _choose_device(backend)
     if device != "cpu":
@@ -104,7 +116,7 @@ def _choose_backend(device: str) -> str:
 
 
 def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built for CUDA, told by its version without importing it."""
+    """Whether the installed torch was built for CUDA, by its version and without importing it."""
     return is_installed("torch") and "+cpu" not in importlib.metadata.version("torch")
 
 

@@ -1,7 +1,7 @@
 """The command line, ``zsseg-rt``: argument parsing and printing; the work is in the package.
 
-One module a command or group of commands; they are put together here. Exit codes: 0 ok, 1 failure,
-2 usage, 3 a gate was not met, 4 environment.
+One module per command or group of commands; they are put together here. Exit codes: 0 ok,
+1 failure, 2 usage, 3 a check failed, 4 environment.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
 from zsseg_rt.cli.options import UsageError
-from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from zsseg_rt.cli.output import (
+    EXIT_ENVIRONMENT,
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_USAGE,
+    escape_unprintable,
+)
 from zsseg_rt.cli.segment import segment
+from zsseg_rt.cli.stream import stream
 from zsseg_rt.cli.train import train
 from zsseg_rt.errors import (
     BackendUnavailableError,
@@ -46,7 +53,7 @@ app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
-for command in (segment, train, evaluate, info, doctor):
+for command in (segment, stream, train, evaluate, info, doctor):
     app.command()(command)
 
 
@@ -59,9 +66,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show it.")
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
     ] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
@@ -70,9 +78,10 @@ def _global_options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what the console script calls."""
+    escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    if debug:  # also behind a command's name, where people add it to a call that failed
+    if debug:  # also after a command's name, where people add it to a call that failed
         given = ["--debug", *(word for word in given if word != "--debug")]
     try:
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
@@ -94,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage_message(error: Exception) -> str:
-    """What a usage error says; help that was shown for want of arguments says nothing more."""
+    """What a usage error says; one that only showed the help has no text of its own."""
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     return text or "expected a command or arguments; see --help"
 

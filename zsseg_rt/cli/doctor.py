@@ -9,7 +9,7 @@ from zsseg_rt.cli.output import EXIT_ENVIRONMENT, terminal, write_json
 
 
 def doctor(json_file: JsonOption = None) -> None:
-    """Show what can run on this machine, and the remedy for what cannot."""
+    """Show what can run on this machine, and how to fix what cannot."""
     from rich.table import Table
     from rich.text import Text
 

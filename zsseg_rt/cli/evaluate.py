@@ -30,25 +30,25 @@ from zsseg_rt.cli.output import ProgressBar, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
 if TYPE_CHECKING:
-    from zsseg_rt.training.datasets.base import SegmentationDataset
-    from zsseg_rt.training.evaluation import Comparison, Evaluation, Segmenter
+    from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+    from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, Segmenter
 
 PROTOCOLS = ("whole", "slide")
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or the folder of a training.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set; an unknown one lists all.")],
+    model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or a training run's folder.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set; a wrong one lists all.")],
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the data set; not for generated ones.")
+        Path | None, typer.Option(help="Folder of the data set; omit it for generated ones.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which pictures of it.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     unseen: Annotated[
         str | None,
-        typer.Option(help="Classes that count as unseen: 'a,b' or @FILE; default the data set's."),
+        typer.Option(help="Classes that count as unseen: 'a,b' or @FILE; default: the data set's."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the data set; may repeat.")
+        list[str] | None, typer.Option(help="Data set option NAME=VALUE; may repeat.")
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="whole: as the engine runs; slide: the papers' windows (torch).")
@@ -58,29 +58,34 @@ def evaluate(
         typer.Option(help="Other names for all classes in order: 'a,b', or @FILE with synonyms."),
     ] = None,
     rename: Annotated[
-        list[str] | None, typer.Option(help="'car=automobile, vehicle'; may repeat.")
+        list[str] | None, typer.Option(help="New names: 'car=automobile, vehicle'; may repeat.")
     ] = None,
     template: TemplateOption = None,
     against: Annotated[
-        Path | None, typer.Option(help="Another bundle or model to compare with, same pictures.")
+        Path | None, typer.Option(help="Another bundle or model to compare on the same images.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take so many pictures, spread over the split.")
+        int | None,
+        typer.Option(
+            min=1, help="Evaluate at most this many images, spread evenly over the split."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
-    against_backend: Annotated[str, typer.Option(help="Of --against.")] = "auto",
-    against_precision: Annotated[str, typer.Option(help="Of --against.")] = "auto",
+    against_backend: Annotated[str, typer.Option(help="Backend of --against.")] = "auto",
+    against_precision: Annotated[str, typer.Option(help="Precision of --against.")] = "auto",
     min_region_score: MinRegionScoreOption = None,
-    against_min_region_score: Annotated[float | None, typer.Option(help="Of --against.")] = None,
+    against_min_region_score: Annotated[
+        float | None, typer.Option(help="--min-region-score of --against.")
+    ] = None,
     threads: ThreadsOption = 0,
     confusion: Annotated[
-        Path | None, typer.Option(help="Write the confusion matrix as a PNG picture.")
+        Path | None, typer.Option(help="Write the confusion matrix as a PNG image.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure pAcc, mIoU of seen and unseen classes and hIoU; with --against, what differs."""
+    """Measure pAcc, mIoU of seen and unseen classes, and hIoU; with --against, the differences."""
     if protocol not in PROTOCOLS:
         raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     for file in (json_file, confusion):
@@ -118,7 +123,7 @@ def evaluate(
 
 
 def _check_folder(file: Path | None) -> None:
-    """Refuse a place that nothing can be written to before any picture is evaluated."""
+    """Refuse a place that nothing can be written to before any image is evaluated."""
     if file is not None and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
         raise UsageError(f"{file}: expected a folder that can be written to, got {file.parent}")
 
@@ -127,13 +132,13 @@ def _open_dataset(
     name: str, root: Path | None, split: str, options: dict[str, Any]
 ) -> SegmentationDataset:
     with needs_extra("data", f"to read {name}"):
-        from zsseg_rt.training.datasets.registry import create_dataset
+        from zsseg_rt.evaluation.datasets.registry import create_dataset
 
         return create_dataset(name, root, split, **options)
 
 
 def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE; a value is JSON where it can be, else text."""
+    """Read NAME=VALUE; a value is JSON where it can be, text otherwise."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -159,7 +164,7 @@ def _read_names(
     known: Sequence[str], classes: str | None, renames: Sequence[str]
 ) -> tuple[str, ...]:
     """The data set's names after ``--classes`` and ``--rename``."""
-    from zsseg_rt.training.class_phrases import rename_classes
+    from zsseg_rt.text.class_names import rename_classes
 
     names = tuple(known)
     if classes is not None:
@@ -183,7 +188,7 @@ def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: Exit
     if path.is_dir() and not (path / "bundle.json").exists():
         return _open_trained(path, asked, config)
     from zsseg_rt.engine import Engine
-    from zsseg_rt.training.segment_bundle import EngineSegmenter
+    from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 
     engine = stack.enter_context(Engine(path, config))
     return EngineSegmenter(engine, asked.names, templates=asked.templates, protocol=asked.protocol)
@@ -193,15 +198,15 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
     if config.precision not in ("auto", "float32") or config.backend not in ("auto", "torch"):
         raise UsageError(
             f"{path}: expected --precision float32 and --backend torch for the model of a training "
-            f"run, got {config.precision} and {config.backend}; other ones need a bundle"
+            f"run, got {config.precision} and {config.backend}; others need a bundle"
         )
     if config.min_region_score is not None:
         raise UsageError(
             f"{path}: expected no --min-region-score for the model of a training run, got "
-            f"{config.min_region_score:g}; it needs a bundle"
+            f"{config.min_region_score:g}; this option needs a bundle"
         )
     with needs_extra("train", f"to evaluate {path}"):
-        from zsseg_rt.training.segment_trained import trained_segmenter
+        from zsseg_rt.training.trained.segmenter import trained_segmenter
     return trained_segmenter(
         path,
         asked.names,
@@ -212,7 +217,7 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
 
 
 def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None) -> Evaluation:
-    from zsseg_rt.training.evaluation import evaluate as run
+    from zsseg_rt.evaluation.evaluate import evaluate as run
 
     with ProgressBar() as bar:
         result = run(segmenter, data, limit=limit, on_picture=bar.show)
@@ -223,7 +228,7 @@ def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None)
 def _run_both(
     first: Segmenter, second: Segmenter, data: SegmentationDataset, limit: int | None
 ) -> Comparison:
-    from zsseg_rt.training.evaluation import compare
+    from zsseg_rt.evaluation.evaluate import compare
 
     with ProgressBar() as bar:
         result = compare(first, second, data, limit=limit, on_picture=bar.show)
@@ -268,8 +273,8 @@ def _print_summary(label: str, result: Evaluation) -> None:
     console = terminal()
     console.print(f"{label}{figures}", highlight=False, soft_wrap=True)
     console.print(
-        f"{label}{result.pictures} of {result.dataset_size} pictures of {result.dataset}, "
-        f"{times.median_segment_ms:.1f} ms each, {speed:.1f} pictures/s, "
+        f"{label}{result.pictures} of {result.dataset_size} images of {result.dataset}, "
+        f"{times.median_segment_ms:.1f} ms each, {speed:.1f} images/s, "
         f"{times.share_outside:.1%} of the time outside the model",
         highlight=False,
         soft_wrap=True,
@@ -285,8 +290,8 @@ def _figure(percent: float | None) -> str:
 
 
 def _write_confusion(path: Path, result: Evaluation | Comparison) -> None:
-    from zsseg_rt.training.confusion_picture import write_confusion_png
-    from zsseg_rt.training.evaluation import Comparison
+    from zsseg_rt.evaluation.confusion_picture import write_confusion_png
+    from zsseg_rt.evaluation.evaluate import Comparison
 
     shown = result.first if isinstance(result, Comparison) else result
     write_confusion_png(path, shown.counts, shown.class_names, seen=shown.seen)

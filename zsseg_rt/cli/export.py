@@ -30,6 +30,7 @@ STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }  # mean and std of RGB in 0..1: OpenAI CLIP's and torchvision's
+_MAX_BANK_BYTES = 1 << 30  # half a million names of 512 float32
 
 export_app = typer.Typer(help="Export a model to a bundle.", no_args_is_help=True)
 
@@ -40,10 +41,11 @@ def export_dense(
     out: OutOption,
     size: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")],
     bank: Annotated[
-        tuple[Path, Path], typer.Option(help="Names (one a line, or JSON list) and rows (.npy).")
+        tuple[Path, Path],
+        typer.Option(help="Names (one per line, or a JSON list) and rows (.npy)."),
     ],
     embed_output: Annotated[
-        str | None, typer.Option(help="The graph's output with the embeddings; default the first.")
+        str | None, typer.Option(help="The graph's output with the embeddings; default: the first.")
     ] = None,
     statistics: Annotated[
         str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
@@ -81,25 +83,27 @@ def export_dense_clip(
     pretrained: Annotated[
         str, typer.Option(help="open_clip tag such as openai, or a weights file.")
     ],
-    clip: Annotated[str, typer.Option(help="open_clip's name of the ViT, for a tag.")] = "ViT-B-16",
+    clip: Annotated[
+        str, typer.Option(help="open_clip's name of the ViT; used with a tag.")
+    ] = "ViT-B-16",
     head: Annotated[
         str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
     ] = "naclip",
     size: SizeOption = "448",
     logit_scale: Annotated[
-        float | None, typer.Option(help="Multiplies the cosine; default the head's.")
+        float | None, typer.Option(help="Multiplies the cosine; default: the head's.")
     ] = None,
     unknown_below: Annotated[
         float | None, typer.Option(help="Probability in [0, 1] under which a pixel is unknown.")
     ] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default CLIP's 80.")
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: CLIP's 80.")
     ] = None,
     activation: Annotated[
         str | None, typer.Option(help="quick_gelu or gelu, for a file that does not say.")
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads of the image tower, for a file.")
+        int | None, typer.Option(help="Heads of the image tower, for a weights file.")
     ] = None,
     text_heads: TextHeadsOption = None,
     precision: PrecisionsOption = None,
@@ -110,7 +114,7 @@ def export_dense_clip(
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
-    from zsseg_rt.models.clip_space import describe_space
+    from zsseg_rt.models.clip.space import describe_space
 
     check_activation("--activation", activation)
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
@@ -142,7 +146,7 @@ def export_dense_clip(
 
 @export_app.command("colour-words")
 def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> None:
-    """Write a bundle that labels colours, made from a formula: a first run without any weights."""
+    """Write a bundle that labels colours by a formula, for a first run without any weights."""
     from zsseg_rt.export.colour_words import COLOUR_WORDS, export_colour_bundle
 
     written = export_colour_bundle(out, overwrite=overwrite)
@@ -150,17 +154,20 @@ def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> N
 
 
 def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
-    """Read class names (one a line, or a JSON list) and their embeddings (.npy).
+    """Read class names (one per line, or a JSON list) and their embeddings (.npy).
 
     Raises:
         SourceError: A file cannot be read.
     """
     import numpy as np
 
+    from zsseg_rt.files import read_npy
+
     try:
         text = names_file.read_text(encoding="utf-8")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-        rows = np.load(rows_file, allow_pickle=False)
-    except (OSError, ValueError) as exc:
+        rows = read_npy(rows_file.read_bytes(), what=str(rows_file), max_bytes=_MAX_BANK_BYTES)
+        rows = rows.astype(np.float32)
+    except (OSError, ValueError, RecursionError) as exc:
         raise SourceError(f"--bank: cannot be read: {exc}") from exc
-    return [str(name) for name in names if str(name).strip()], rows.astype(np.float32)
+    return [str(name) for name in names if str(name).strip()], rows

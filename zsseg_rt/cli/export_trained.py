@@ -22,7 +22,7 @@ def export_trained(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")],
     out: OutOption,
     size: Annotated[
-        str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default as trained.")
+        str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
     precision: PrecisionsOption = None,
     licence: LicenceOption = "",
@@ -35,7 +35,7 @@ def export_trained(
     if precision:
         options["precisions"] = tuple(precision)
     with needs_extra("train", f"to export {run}"):
-        from zsseg_rt.training.trained_bundle import export_trained as export
+        from zsseg_rt.training.trained.bundle import export_trained as export
 
         written = export(run, out, **options)
     terminal().print(f"wrote {written}", highlight=False)

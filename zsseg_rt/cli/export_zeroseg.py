@@ -35,11 +35,13 @@ def export_zeroseg(
         typer.Option(help="The teacher's text tower: open_clip tag such as openai, or a file."),
     ] = None,
     clip: Annotated[
-        str, typer.Option(help="open_clip's name of the teacher, for a tag.")
+        str, typer.Option(help="open_clip's name of the teacher; used with a tag.")
     ] = "ViT-L-14",
     bank: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(help="Class names (one a line, or JSON list) and the teacher's rows (.npy)."),
+        typer.Option(
+            help="Class names (one per line, or JSON list) and the teacher's rows (.npy)."
+        ),
     ] = None,
     size: SizeOption = "448",
     logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine.")] = 100.0,
@@ -55,10 +57,10 @@ def export_zeroseg(
     ] = None,
     template: TemplateOption = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads of the encoder; default one per 64 channels.")
+        int | None, typer.Option(help="Heads of the encoder; default: one per 64 channels.")
     ] = None,
     head_heads: Annotated[
-        int | None, typer.Option(help="Heads of the segmentation head; default as above.")
+        int | None, typer.Option(help="Heads of the segmentation head; default: as above.")
     ] = None,
     text_activation: Annotated[
         str | None, typer.Option(help="quick_gelu or gelu, for a text file that does not say.")
@@ -72,7 +74,7 @@ def export_zeroseg(
     """Export a trained ZeroSeg student, with its teacher's text tower or a text bank."""
     from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
-    from zsseg_rt.models.clip_space import describe_rows, describe_space
+    from zsseg_rt.models.clip.space import describe_rows, describe_space
 
     check_activation("--text-activation", text_activation)
     heads = {"num_heads": num_heads, "head_heads": head_heads}

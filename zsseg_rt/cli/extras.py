@@ -1,4 +1,4 @@
-"""What a command says where a package that it needs is not installed."""
+"""What a command says when a package that it needs is not installed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["needs_extra"]
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Name the extra that brings a missing package; of our own modules none can be missing.
+    """Name the extra that installs a missing package; our own modules are never missing.
 
     Args:
         extra: Its name, as in :func:`zsseg_rt.extras.install_command`.
         purpose: What the package is for: "to train".
 
     Raises:
-        BackendUnavailableError: A foreign package is not installed.
+        BackendUnavailableError: A third-party package is not installed.
     """
     try:
         yield

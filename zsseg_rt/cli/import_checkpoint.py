@@ -65,7 +65,7 @@ def import_clip_rc(
     self_trained: SelfTrainedOption = False,
     size: Annotated[
         str | None,
-        typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default the official one."),
+        typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: the official one."),
     ] = None,
     precision: PrecisionsOption = None,
     licence: LicenceOption = "",
@@ -93,7 +93,7 @@ def import_zegformer(
     clip: Annotated[
         str | None,
         typer.Option(
-            help="CLIP's weights, which checkpoints of training lack: OpenAI's ViT-B-16.pt, or a "
+            help="CLIP's weights, which training checkpoints lack: OpenAI's ViT-B-16.pt, or a "
             "tag of open_clip such as openai."
         ),
     ] = None,
@@ -103,10 +103,14 @@ def import_zegformer(
         str, typer.Option(help="Prompts of the text branch: single (VOC), or imagenet_select.")
     ] = "single",
     fusion: Annotated[
-        str, typer.Option(help="Who decides: both, both_equally, clip or text.")
-    ] = "both",
+        str,
+        typer.Option(
+            help="Who decides: segments, CLIP's look at their regions, or both, weighted by "
+            "whether a class is seen (seen_and_unseen) or alike (all_classes)."
+        ),
+    ] = "seen_and_unseen",
     calibration: Annotated[
-        float, typer.Option(help="Taken off the scores of seen classes; 0 for nothing.")
+        float, typer.Option(help="Subtracted from the scores of seen classes; 0 subtracts nothing.")
     ] = 0.1,
     region_style: Annotated[
         str, typer.Option(help="What CLIP is shown: cropmask, mask or crop.")
@@ -118,8 +122,10 @@ def import_zegformer(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn an official ZegFormer checkpoint into a bundle."""
-    if fusion not in _FUSIONS:
-        raise UsageError(f"--fusion: expected one of {', '.join(_FUSIONS)}, got {fusion}")
+    from zsseg_rt.bundle_specs import FUSIONS
+
+    if fusion not in FUSIONS:
+        raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {fusion}")
     names = flat_names(classes)
     templates = _zegformer_prompts(prompts)
     space = {} if clip is None else {"space": _describe_space(clip)}
@@ -131,7 +137,7 @@ def import_zegformer(
         clip=_load_clip(clip, trust=trust),
         calibration=calibration,
         region_style=region_style,
-        **_FUSIONS[fusion],
+        fusion=fusion,
     )
     _write_bundle(
         model,
@@ -148,16 +154,8 @@ def import_zegformer(
     )
 
 
-_FUSIONS: dict[str, dict[str, bool]] = {
-    "both": {},
-    "both_equally": {"ensemble_all_classes": True},
-    "clip": {"ensemble": False, "clip_classification": True},
-    "text": {"ensemble": False, "clip_classification": False},
-}
-
-
 def _zegformer_prompts(name: str) -> Sequence[str]:
-    from zsseg_rt.models.zegformer_prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
+    from zsseg_rt.models.zegformer.prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
 
     known = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
     if name not in known:
@@ -177,7 +175,7 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
 
 
 def _describe_space(source: str) -> str:
-    from zsseg_rt.models.clip_space import describe_space
+    from zsseg_rt.models.clip.space import describe_space
 
     return describe_space(source)
 

@@ -11,9 +11,25 @@ import typer
 from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import SourceError
 
-# Typer re-exports this class's child only, and which package defines both depends on its version.
+# Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
+]
+ClassesOption = Annotated[
+    str | None, typer.Option(help='"a,b,c", or @FILE: one class per line, commas = synonyms.')
+]
+ClassOption = Annotated[
+    list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
+]
+BackgroundOption = Annotated[
+    str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
+]
+UnknownBelowOption = Annotated[
+    float | None, typer.Option(help="Score in [0, 1] below which a pixel is unknown.")
+]
+AlphaOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
@@ -24,12 +40,14 @@ TrainingClassesOption = Annotated[
     str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
 ]
 SeenOption = Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')]
-SelfTrainedOption = Annotated[bool, typer.Option(help="A transductive checkpoint: no shift.")]
+SelfTrainedOption = Annotated[bool, typer.Option(help="Transductive checkpoint: no shift.")]
 SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")]
 TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
-TextHeadsOption = Annotated[int | None, typer.Option(help="Heads of the text tower, for a file.")]
+TextHeadsOption = Annotated[
+    int | None, typer.Option(help="Heads of the text tower, for a weights file.")
+]
 PrecisionsOption = Annotated[
-    list[str] | None, typer.Option(help="float32, float16; may repeat; default both.")
+    list[str] | None, typer.Option(help="float32, float16; may repeat; default: both.")
 ]
 LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
 TrustOption = Annotated[
@@ -42,8 +60,8 @@ ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = all.")]
 MinRegionScoreOption = Annotated[
     float | None,
     typer.Option(
-        help="ZegFormer: CLIP looks only at regions that are this likely to be any class; 0 is "
-        "exact, more is faster."
+        help="ZegFormer: CLIP looks only at regions at least this likely to be any class; 0 is "
+        "exact, larger values are faster."
     ),
 ]
 
@@ -52,7 +70,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     """Read ``--classes`` and ``--class``.
 
     Args:
-        classes: ``"a,b"``, or ``"@FILE"`` with one class a line, commas between synonyms; empty
+        classes: ``"a,b"``, or ``"@FILE"`` with one class per line, commas between synonyms; empty
             lines and lines that begin with ``#`` are skipped.
         single: Whole class names, commas and all.
 
@@ -71,8 +89,25 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     return names
 
 
+def read_classes_or_demo(
+    classes: str | None, single: Sequence[str], *, demo: bool
+) -> list[str | list[str]]:
+    """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's.
+
+    Raises:
+        UsageError: No class at all, without ``--demo``.
+        SourceError: The file cannot be read.
+        BundleError: This installation lacks the demo.
+    """
+    if demo and not (classes or single):
+        from zsseg_rt.demo import demo_classes
+
+        return [*demo_classes()]
+    return read_classes(classes, single)
+
+
 def flat_names(text: str | None) -> list[str]:
-    """Read "a,b" or @FILE; of synonyms the first counts."""
+    """Read "a,b" or @FILE; the first of several synonyms counts."""
     if not text:
         return []
     return [n if isinstance(n, str) else n[0] for n in read_classes(text, [])]
@@ -86,7 +121,7 @@ def indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     """
     for name in names:
         if name not in known:
-            raise UsageError(f"--seen: expected names out of --classes, got {name!r}")
+            raise UsageError(f"--seen: expected names from --classes, got {name!r}")
     return tuple(known.index(name) for name in names)
 
 
@@ -99,12 +134,12 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def read_precisions(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Read ``--precision``, of which none given means all that graphs are written in."""
+    """Read ``--precision``; none given means every precision that graphs are written in."""
     return tuple(names or ("float32", "float16"))
 
 
 def check_activation(option: str, name: str | None) -> None:
-    """Refuse what is no activation of CLIP's.
+    """Refuse a name that is not one of CLIP's activations.
 
     Raises:
         UsageError: The name is unknown; the message begins with ``option``.

@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.options import (
+    AlphaOption,
     BackendOption,
+    BackgroundOption,
+    BundleOption,
+    ClassesOption,
+    ClassOption,
     DeviceOption,
     JsonOption,
     MinRegionScoreOption,
     PrecisionOption,
     TemplateOption,
     ThreadsOption,
+    UnknownBelowOption,
     UsageError,
-    read_classes,
+    read_classes_or_demo,
     split,
 )
-from zsseg_rt.cli.output import terminal, write_json
+from zsseg_rt.cli.output import describe_engine, terminal, write_json
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
+from zsseg_rt.picture_header import MAX_PIXELS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,49 +42,42 @@ def segment(
     photos: Annotated[
         list[str] | None, typer.Argument(help="Photos, folders or glob patterns.")
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
-    ] = None,
+    bundle: BundleOption = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="The small bundle, pictures and classes that ship.")
+        bool, typer.Option("--demo", help="Use the bundle, images and classes that ship.")
     ] = False,
-    classes: Annotated[
-        str | None, typer.Option(help='"a,b,c", or @FILE: one class a line, commas = synonyms.')
-    ] = None,
-    class_name: Annotated[
-        list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
-    ] = None,
-    background: Annotated[
-        str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
-    ] = "",
+    classes: ClassesOption = None,
+    class_name: ClassOption = None,
+    background: BackgroundOption = "",
     template: TemplateOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images.")] = Path(
         "zsseg_out"
     ),
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
-    unknown_below: Annotated[
-        float | None, typer.Option(help="Score in [0, 1] under which a pixel is unknown.")
-    ] = None,
+    unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
-    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")] = 0.5,
+    alpha: AlphaOption = 0.5,
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=1, help="Larger photos are not decoded; labelling takes 12 bytes each."),
+    ] = MAX_PIXELS,
     json_file: JsonOption = None,
 ) -> None:
-    """Label every pixel of photos: an overlay, a label picture and a table of classes for each.
+    """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
-    --demo alone labels two pictures that ship with the package; it may be given other --classes,
+    --demo alone labels two images that ship with the package; you may give it other --classes,
     made of the words it lists.
     """
-    from zsseg_rt import batch
     from zsseg_rt.engine import Engine
+    from zsseg_rt.photos import find_photos
 
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
-    single = class_name or []
-    names = _demo_names() if demo and not (classes or single) else read_classes(classes, single)
-    found = batch.find_photos(photos)
+    names = read_classes_or_demo(classes, class_name or [], demo=demo)
+    found = find_photos(photos)
     config = EngineConfig(
         device=device,
         backend=backend,
@@ -88,11 +88,13 @@ def segment(
     )
     with Engine(bundle, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
-        results = _segment_with_progress(engine, found, out, alpha=alpha, resume=resume)
+        results = _segment_with_progress(
+            engine, found, out, alpha=alpha, resume=resume, max_pixels=max_pixels
+        )
         if demo:
             _print_words(engine)
         if json_file is not None:
-            write_json(json_file, {"engine": _describe(engine), "photos": results})
+            write_json(json_file, {"engine": describe_engine(engine), "photos": results})
     failed = [result for result in results if result.error is not None]
     if failed:
         raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
@@ -117,24 +119,21 @@ def _choose_inputs(
     return bundle, photos
 
 
-def _demo_names() -> list[str | list[str]]:
-    from zsseg_rt.demo import demo_classes
-
-    return [*demo_classes()]
-
-
 def _print_words(engine: Engine) -> None:
     words = engine.bundle.text.words
     if words:
         terminal().print(
-            f"Name classes yourself, made of these words, with --classes 'a,b': {', '.join(words)}",
+            f"Name your own classes with --classes 'a,b', using these words: {', '.join(words)}",
             highlight=False,
             soft_wrap=True,
         )
 
 
 def _segment_with_progress(
-    engine: Engine, photos: Sequence[Path], out: Path, *, alpha: float, resume: bool
+    engine: Engine,
+    photos: Sequence[Path],
+    out: Path,
+    **settings: Any,
 ) -> list[PhotoResult]:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -149,7 +148,7 @@ def _segment_with_progress(
             _print_result(console, result)
             bar.advance(task)
 
-        return batch.segment_photos(engine, photos, out, alpha=alpha, resume=resume, on_done=show)
+        return batch.segment_photos(engine, photos, out, on_done=show, **settings)
 
 
 def _print_result(console: Console, result: PhotoResult) -> None:
@@ -177,13 +176,3 @@ def _print_result(console: Console, result: PhotoResult) -> None:
         table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
     console.print(table)
     console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
-
-
-def _describe(engine: Engine) -> dict[str, Any]:
-    return {
-        "bundle": engine.bundle.name,
-        "backend": engine.backend,
-        "device": engine.device,
-        "precision": engine.precision,
-        "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
-    }

@@ -1,4 +1,4 @@
-"""``zsseg-rt train``: train a model as a TOML file says."""
+"""``zsseg-rt train``: train a model as described by a TOML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zsseg_rt.errors import DatasetError
 if TYPE_CHECKING:
     from zsseg_rt.training.config import TrainConfig
     from zsseg_rt.training.data_checks import SplitCheck
-    from zsseg_rt.training.loop import TrainingResult
+    from zsseg_rt.training.loop.loop import TrainingResult
 
 _SHOWN_PROBLEMS = 50
 
@@ -30,13 +30,13 @@ def train(
     ] = False,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="table.key=value instead of the file's; may repeat."),
+        typer.Option("--set", help="table.key=value that overrides the file's; may repeat."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build and check everything, train nothing.")
     ] = False,
     check_data: Annotated[
-        bool, typer.Option("--check-data", help="Read all pictures and masks, train nothing.")
+        bool, typer.Option("--check-data", help="Read all images and masks, train nothing.")
     ] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes.")] = False,
     json_file: JsonOption = None,
@@ -70,7 +70,7 @@ def train(
 
 
 def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
-    """Print what is in the data; an error if training on it, or judging by it, makes no sense."""
+    """Print what is in the data; an error if training or evaluating on it makes no sense."""
     from zsseg_rt.training.data_checks import check_data
 
     with ProgressBar() as bar:
@@ -82,8 +82,8 @@ def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
     faults = [fault for check in checks for fault in check.faults]
     if faults:
         raise DatasetError(
-            f"data: expected pictures that can all be used and pixels of every class that is "
-            f"trained, got {'; '.join(faults)}. Correct the files that are listed above, or leave "
+            f"data: expected images that can all be used and pixels of every class to be "
+            f"trained, got {'; '.join(faults)}. Fix the files listed above, or leave "
             "them and those classes out."
         )
 
@@ -97,10 +97,10 @@ def _print_check(check: SplitCheck) -> None:
     for row, (name, pixels) in enumerate(zip(check.class_names, found.pixels, strict=True)):
         table.add_row(name, "seen" if row in check.seen else "unseen", _share(int(pixels), total))
     table.add_row("(not annotated)", "", _share(found.ignored_pixels, total))
-    head = f"{check.use}: {check.dataset}, {found.num_pictures} pictures can be used"
+    head = f"{check.use}: {check.dataset}, usable images: {found.num_pictures}"
     lines: list[str | Table] = [head, table]
     if found.absent:
-        lines.append(f"in no mask: {', '.join(found.absent)}")
+        lines.append(f"classes in no mask: {', '.join(found.absent)}")
     lines += found.problems[:_SHOWN_PROBLEMS]
     if len(found.problems) > _SHOWN_PROBLEMS:
         lines.append(f"and {len(found.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
@@ -123,9 +123,9 @@ def _describe(settings: TrainConfig) -> None:
     unseen = len(parts.dataset.class_names) - len(parts.dataset.seen)
     judged = parts.evaluation_dataset
     lines = [
-        f"data: {parts.dataset.name}, {len(parts.dataset)} pictures, "
+        f"data: {parts.dataset.name}, {len(parts.dataset)} images, "
         f"{len(parts.dataset.seen)} seen and {unseen} unseen classes",
-        f"evaluation: {'none' if judged is None else f'{judged.name}, {len(judged)} pictures'}",
+        f"evaluation: {'none' if judged is None else f'{judged.name}, {len(judged)} images'}",
         f"model: {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained",
     ]
     for line in lines:
@@ -141,7 +141,7 @@ def _print_result(result: TrainingResult) -> None:
     timing = result.timing
     lines = [
         head,
-        f"{timing.pictures_per_second:.1f} pictures/s, "
+        f"{timing.pictures_per_second:.1f} images/s, "
         f"{timing.overhead_share:.1%} of the time outside the model's step",
     ]
     if result.metrics:

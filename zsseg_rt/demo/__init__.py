@@ -1,4 +1,4 @@
-"""What ``--demo`` shows: a small bundle, two pictures and class names that ship with the package.
+"""What ``--demo`` shows: a small bundle, two images and class names that ship with the package.
 
 The bundle was trained on a synthetic world of things and stuff; see docs/training.md.
 """
@@ -26,7 +26,7 @@ def demo_bundle() -> Path:
 
 
 def demo_photos() -> list[str]:
-    """Paths of the pictures.
+    """Paths of the images.
 
     Raises:
         BundleError: This installation lacks one.
@@ -47,7 +47,7 @@ def _shipped(name: str) -> Path:
     path = Path(__file__).parent / name
     if not path.exists():
         raise BundleError(
-            f"{path}: expected to ship with the package, found nothing. Install it again, or make "
+            f"{path}: expected to ship with the package, got nothing. Install it again, or make "
             "it with tools/make_demo.py."
         )
     return path

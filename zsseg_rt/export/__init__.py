@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
-    from zsseg_rt.export.dense import export_dense_bundle
-    from zsseg_rt.export.families import export_bundle
-    from zsseg_rt.export.onnx import export_graphs
+    from zsseg_rt.export.dense_onnx import export_dense_bundle
+    from zsseg_rt.export.exporters import export_bundle, export_graphs
     from zsseg_rt.export.verify import verify_bundle
 
 __all__ = ["export_bundle", "export_dense_bundle", "export_graphs", "verify_bundle"]
 
-# Loaded at first use: wrapping a foreign encoder needs onnx only, no torch.
+# Loaded at first use: wrapping a foreign encoder needs only onnx, not torch.
 _HOMES = {
-    "export_bundle": "zsseg_rt.export.families",
-    "export_dense_bundle": "zsseg_rt.export.dense",
-    "export_graphs": "zsseg_rt.export.onnx",
+    "export_bundle": "zsseg_rt.export.exporters",
+    "export_dense_bundle": "zsseg_rt.export.dense_onnx",
+    "export_graphs": "zsseg_rt.export.exporters",
     "verify_bundle": "zsseg_rt.export.verify",
 }
 

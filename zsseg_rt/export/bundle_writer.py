@@ -1,43 +1,122 @@
-"""Write bundles whole or not at all: into a folder beside the target, checked, then renamed."""
+"""Write bundles whole or not at all: into a hidden folder, checked, then moved to their place."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle import FORMAT_VERSION, MANIFEST, Bundle, FileEntry, TextBankEntry
+from zsseg_rt.bundle import FORMAT_VERSION, MANIFEST, Bundle
+from zsseg_rt.bundle_specs import (
+    FileEntry,
+    HeadSpec,
+    PreprocessSpec,
+    RegionSpec,
+    SegmentSpec,
+    TextBankEntry,
+)
 from zsseg_rt.errors import BundleError, VocabularyError
+from zsseg_rt.export.graph_files import GraphSource, save_graphs
+from zsseg_rt.export.options import ExportOptions, TextBank
+from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.verify import verify_bundle
+from zsseg_rt.export.whole_folder import new_folder, remove_leftovers
 
-__all__ = ["TextBank", "bundle_name", "new_bundle_folder", "write_manifest"]
-__all__ += ["write_arrays", "write_golden", "write_text_bank"]
+__all__ = ["Arrays", "ExportedModel", "new_bundle_folder", "write_golden"]
+__all__ += ["write_model_bundle"]
 
-TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
+Arrays = Mapping[str, npt.NDArray[Any]]
 SUFFIX = ".zsseg"
 
 
-def bundle_name(path: Path) -> str:
-    """The name a bundle takes from its folder.
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """All that an exporter makes from a model; its bundle is written from this and the options.
+
+    Attributes:
+        family: The family that runs it.
+        architecture: Human-readable name of what it is.
+        graphs: What its graphs are made from, by graph name; the text side adds the text tower.
+        preprocess: How a frame becomes the image encoder's input.
+        head: How features become labels.
+        text: Text tower, tokenizer and prompts.
+        golden: Makes the golden sample; called after the text side has written its tokenizer.
+        provenance: How the graphs were made.
+        segments: For family ``segment_tokens`` only.
+        regions: For family ``proposals`` only.
+        weights: Arrays that the engine needs beside the graphs.
+    """
+
+    family: str
+    architecture: str
+    graphs: Mapping[str, GraphSource]
+    preprocess: PreprocessSpec
+    head: HeadSpec
+    text: TextSide
+    golden: Callable[[], Arrays]
+    provenance: Mapping[str, Any]
+    segments: SegmentSpec | None = None
+    regions: RegionSpec | None = None
+    weights: Arrays | None = None
+
+
+def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptions) -> Path:
+    """Write graphs, text side, golden sample, manifest; check the bundle, then move it into place.
+
+    Args:
+        path: Folder to write, ``NAME.zsseg``.
+        exported: What the bundle holds.
+        options: The export options.
+
+    Returns:
+        The bundle folder.
 
     Raises:
-        BundleError: The folder is not called ``NAME.zsseg``.
+        BackendError: The exporter failed, or emitted control flow.
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with the model.
+        CheckpointError: A weight does not fit into float16.
+        VocabularyError: The text bank is unusable.
     """
-    if path.suffix != SUFFIX or not path.stem:
-        raise BundleError(f"path: expected NAME{SUFFIX}, got {path.name!r}. Add the ending.")
-    return path.stem
+    text = exported.text
+    with new_bundle_folder(path, overwrite=options.overwrite, verify=options.verify) as folder:
+        text_bank = _write_text_bank(folder, options.text_bank, text.embed_dim)
+        tokenizer = text.write_tokenizer(folder)
+        golden = write_golden(folder, exported.golden())
+        graphs = save_graphs(exported.graphs, folder, options.precisions) | text.write_graph(folder)
+        bundle = Bundle(
+            path=folder,
+            format_version=FORMAT_VERSION,
+            name=options.name or _bundle_name(path),
+            family=exported.family,
+            architecture=exported.architecture,
+            graphs=graphs,
+            weights=_write_weights(folder, exported.weights),
+            preprocess=exported.preprocess,
+            text=text.spec(graphs, tokenizer),
+            text_bank=text_bank,
+            head=exported.head,
+            segments=exported.segments,
+            regions=exported.regions,
+            golden=golden,
+            provenance={**exported.provenance, "source": options.source},
+            licence=options.licence,
+        )
+        _write_manifest(folder, bundle)
+    return path
 
 
 @contextmanager
 def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` that becomes ``path`` if nothing fails.
+    """Yield a folder to fill that becomes ``path`` if nothing fails.
+
+    An old bundle stays in place until the new one replaces it in one step. What killed
+    processes left behind while writing this bundle is removed.
 
     Args:
         path: Bundle folder to make.
@@ -48,33 +127,30 @@ def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[
         BundleError: ``path`` exists and may not be replaced, cannot be written, or the bundle
             disagrees with its golden sample.
     """
-    bundle_name(path)
-    _refuse_existing(path, overwrite)
+    _bundle_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as exc:
-        raise BundleError(f"{path}: cannot be written: {exc}. Choose another place.") from exc
-    try:
-        yield folder
-        if verify:
-            verify_bundle(folder).require(path.name)
-        folder.chmod(0o755)  # mkdtemp makes it private
-        _rename(folder, path)
+        remove_leftovers(path)
+        _refuse_existing(path, overwrite)
+        with new_folder(path, replace=overwrite) as folder:
+            yield folder
+            if verify:
+                verify_bundle(folder).require(path.name)
     except OSError as exc:
         raise BundleError(f"{path}: cannot be written: {exc}. Free space or permissions?") from exc
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_manifest(folder: Path, **fields: Any) -> None:
-    """Write ``bundle.json``; ``fields`` are :class:`Bundle`'s, without path and version."""
-    bundle = Bundle(path=folder, format_version=FORMAT_VERSION, **fields)
+def _bundle_name(path: Path) -> str:
+    if path.suffix != SUFFIX or not path.stem:
+        raise BundleError(f"path: expected NAME{SUFFIX}, got {path.name!r}. Add the ending.")
+    return path.stem
+
+
+def _write_manifest(folder: Path, bundle: Bundle) -> None:
     content = json.dumps(bundle.to_manifest(), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
 
 
-def write_golden(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> FileEntry:
+def write_golden(folder: Path, arrays: Arrays) -> FileEntry:
     """Write ``golden.npz``: plain arrays only, no pickles."""
     for name, array in arrays.items():
         if array.dtype.hasobject:
@@ -84,8 +160,11 @@ def write_golden(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> FileEn
     return FileEntry.describe(path, folder)
 
 
-def write_arrays(folder: Path, file: str, arrays: Mapping[str, npt.NDArray[Any]]) -> FileEntry:
-    """Write a safetensors file of C-contiguous arrays."""
+def _write_weights(folder: Path, arrays: Arrays | None) -> FileEntry | None:
+    return None if arrays is None else _write_arrays(folder, "weights.safetensors", arrays)
+
+
+def _write_arrays(folder: Path, file: str, arrays: Arrays) -> FileEntry:
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / file)
@@ -93,12 +172,7 @@ def write_arrays(folder: Path, file: str, arrays: Mapping[str, npt.NDArray[Any]]
     return FileEntry.describe(folder / file, folder)
 
 
-def write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> TextBankEntry | None:
-    """Write precomputed class embeddings; None writes nothing.
-
-    Raises:
-        VocabularyError: Names and rows do not fit each other or the text space.
-    """
+def _write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> TextBankEntry | None:
     if bank is None:
         return None
     names, embeds = tuple(bank[0]), np.asarray(bank[1], np.float32)
@@ -113,12 +187,12 @@ def write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Text
     if repeated or not all(name.strip() for name in names):
         raise VocabularyError(
             f"text_bank: expected distinct names, got {sorted(repeated) or 'an empty one'}. "
-            "Name every row once."
+            "Give each row its own name."
         )
     if not np.isfinite(embeds).all():
         raise VocabularyError("text_bank: expected finite embeddings, got NaN or infinity")
     tensors = {"embeds": rows} if rows is embeds else {"embeds": rows, "region_embeds": embeds[1]}
-    entry = write_arrays(folder, "text_bank.safetensors", tensors)
+    entry = _write_arrays(folder, "text_bank.safetensors", tensors)
     return TextBankEntry(file=entry.file, sha256=entry.sha256, bytes=entry.bytes, names=names)
 
 
@@ -131,20 +205,3 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise BundleError(
             f"{path}: expected a bundle to replace, found something else. Remove it by hand."
         )
-
-
-def _rename(folder: Path, path: Path) -> None:
-    """Put ``folder`` at ``path``; an old bundle there is kept until the new one is in place."""
-    if not path.exists():
-        folder.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    try:
-        moved = path.rename(old / path.name)
-        try:
-            folder.rename(path)
-        except OSError:
-            moved.rename(path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,6 @@
 """A tiny encoder whose text space is colour: it labels pixels with colour words, untrained.
 
-It exists so that a newcomer sees the whole path work on a photo of their own before they have a
+It exists so that newcomers see the whole path work on a photo of their own before they have a
 trained bundle, and so that tests have a bundle whose right answer is known. A patch is its mean
 colour x with a one appended, ``[x, 1]``; a word is ``[2c, 1 - |c|^2]`` for its colour c. Their dot
 product is ``1 + |x|^2 - |x - c|^2``: the nearest colour wins. (The 1 keeps black from being the

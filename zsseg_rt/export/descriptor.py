@@ -1,169 +1,159 @@
-"""Export a descriptor model (ZegCLIP, CLIP-RC) to a bundle."""
+"""Export ZegCLIP and CLIP-RC: family ``descriptor``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+import torch
 
-from zsseg_rt.bundle import HeadSpec, PreprocessSpec
-from zsseg_rt.errors import CheckpointError
-from zsseg_rt.export.bundle_writer import TextBank
-from zsseg_rt.export.golden import NUMBERED_NAMES
-from zsseg_rt.export.golden_descriptor import descriptor_golden
-from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, MAX_CLASSES, check_precisions
-from zsseg_rt.export.model_bundle import write_model_bundle
-from zsseg_rt.export.onnx import check_float32_on_cpu, descriptor_graphs
-from zsseg_rt.export.text_side import TextEncoderChoice, TextSide, seen_names
-from zsseg_rt.export.word_subset import WordSubset
-from zsseg_rt.models.descriptor_model import DescriptorModel
+from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
+from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
+from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.export.text_side import TextSide, seen_names
+from zsseg_rt.models import functional
+from zsseg_rt.models.descriptor.model import DescriptorModel, InferenceParts
 from zsseg_rt.models.input_checks import check_size
 
-__all__ = ["CLIP_TEMPLATES", "export_bundle"]
-
-CLIP_TEMPLATES = ("a photo of a {}.",)
+__all__ = ["export_descriptor"]
 
 
-def export_bundle(
-    model: Any,
-    path: str | Path,
-    *,
-    class_names: Sequence[str] | None = None,
-    text_encoder: TextEncoderChoice = "auto",
-    word_subset: WordSubset | None = None,
-    precisions: Sequence[str] = GRAPH_PRECISIONS,
-    templates: Sequence[str] = CLIP_TEMPLATES,
-    template_set: str = "custom",
-    text_bank: TextBank | None = None,
-    size_hw: tuple[int, int] | None = None,
-    name: str | None = None,
-    space: str = "OpenAI CLIP ViT-B/16",
-    source: str = "",
-    licence: str = "",
-    overwrite: bool = False,
-    verify: bool = True,
-) -> Path:
-    """Write a ZegCLIP or CLIP-RC model as a bundle that the engine runs without torch.
+def export_descriptor(model: DescriptorModel, options: ExportOptions) -> ExportedModel:
+    """Split a ZegCLIP or CLIP-RC into a bundle's parts.
 
-    The graphs, then the whole engine, are compared with torch before the bundle appears under its
-    name; a bundle that disagrees is not written.
-
-    Args:
-        model: A :class:`zsseg_rt.models.zegclip.ZegCLIP` or
-            :class:`zsseg_rt.models.clip_rc.ClipRC`.
-        path: Folder to write, ``NAME.zsseg``.
-        class_names: The classes the model's ``seen_classes`` count in; they name the seen classes
-            in the bundle and serve the golden sample.
-        text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary;
-            a module is used instead; None writes none (classes then need embeddings).
-        word_subset: A text tower that knows some words only, written instead; see
-            :func:`zsseg_rt.export.word_subset.keep_words`.
-        precisions: Graph variants, of ``"float32"`` and ``"float16"``.
-        templates: Prompts with one ``{}`` each.
-        template_set: A short name of the templates.
-        text_bank: Names with embeddings float [C, D] that ``set_classes`` uses for these names.
-        size_hw: Input size in pixels; None is the model's own.
-        name: Name in the manifest; None takes the folder's.
-        space: Which joint space the embeddings live in, for people.
-        source: Where the weights come from, for people.
-        licence: Licence of the weights.
-        overwrite: Whether to replace an existing bundle.
-        verify: Whether to compare with torch; leave it on.
-
-    Returns:
-        The bundle folder.
+    Graphs and tensors, all float32 whatever the precision inside: ``image_encoder``: ``image``
+    [1, 3, H, W] to ``patch_embeds`` [1, N, M] and ``cls_embed`` [R, D], one row per cell
+    (ZegCLIP: one); ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
+    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E].
 
     Raises:
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
-        CheckpointError: The model cannot be exported, or does not fit float16.
-        VocabularyError: Names, templates or the text bank are unusable.
+        ShapeError: The model does not accept this size.
+        VocabularyError: Names or templates are unusable.
     """
-    check_precisions(precisions)
-    _check_model(model)
-    text = TextSide(model, text_encoder, templates, word_subset)
-    job = _Job(model.eval(), size_hw, class_names, text)
-    return write_model_bundle(
-        Path(path),
-        descriptor_graphs(job.parts),
-        text,
-        job.golden,
+    encoder = model.config.image_encoder
+    if options.size_hw is not None:
+        check_size(options.size_hw, encoder.patch_size)
+    text = TextSide(
+        options,
+        embed_dim=encoder.embed_dim,
+        space="OpenAI CLIP ViT-B/16",
+        tower=model.text_encoder,
+    )
+    parts = model.fold_for_inference(options.size_hw)
+    head = _head_spec(model, parts, options.class_names)
+    preprocess = PreprocessSpec(size_hw=parts.size_hw, mean=model.image_mean, std=model.image_std)
+    names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
+    outputs = ("patch_embeds", "cls_embed")
+    return ExportedModel(
         family="descriptor",
         architecture=model.architecture,
-        weights=job.weights(),
-        preprocess=job.preprocess,
-        head=job.head,
-        embed_dim=job.embed_dim,
-        precisions=precisions,
-        template_set=template_set,
-        text_bank=text_bank,
-        name=name,
-        space=space,
-        source=source,
-        licence=licence,
-        overwrite=overwrite,
-        verify=verify,
+        graphs={
+            "image_encoder": image_graph(parts.image_encoder, parts.size_hw, outputs),
+            "decoder": _decoder(parts),
+        },
+        weights={
+            "descriptor.weight": parts.descriptor_weight.numpy(),
+            "descriptor.bias": parts.descriptor_bias.numpy(),
+        },
+        preprocess=preprocess,
+        head=head,
+        text=text,
+        golden=partial(_golden, model, parts, preprocess, head, text, names),
+        provenance=provenance(),
     )
 
 
-class _Job:
-    """What one export derives from the model."""
+def _decoder(parts: InferenceParts) -> GraphExport:
+    query_dim = parts.descriptor_weight.shape[0]
+    num_patches = parts.grid_hw[0] * parts.grid_hw[1]
+    return GraphExport(
+        module=parts.decoder,
+        inputs={
+            "queries": torch.zeros(parts.num_cells, 3, query_dim),
+            "patch_embeds": torch.zeros(1, num_patches, parts.memory_dim),
+        },
+        outputs=("class_embeds", "patch_keys"),
+        dynamic={"queries": {1: ("classes", MAX_CLASSES)}},
+    )
 
-    def __init__(
-        self,
-        model: Any,
-        size_hw: tuple[int, int] | None,
-        class_names: Sequence[str] | None,
-        text: TextSide,
-    ) -> None:
-        self.model, self.text = model, text
-        if size_hw is not None:
-            check_size(size_hw, model.config.image_encoder.patch_size)
-        self.parts = model.fold_for_inference(size_hw)
-        self.embed_dim = int(model.config.image_encoder.embed_dim)
-        self.class_names = None if class_names is None else list(class_names)
-        self.head = self._head_spec()
-        self.preprocess = PreprocessSpec(
-            size_hw=self.parts.size_hw,
-            mean=tuple(float(v) for v in model.image_mean),  # type: ignore[arg-type]
-            std=tuple(float(v) for v in model.image_std),  # type: ignore[arg-type]
-        )
 
-    def weights(self) -> dict[str, npt.NDArray[Any]]:
-        return {
-            "descriptor.weight": self.parts.descriptor_weight.numpy(),
-            "descriptor.bias": self.parts.descriptor_bias.numpy(),
+def _head_spec(
+    model: DescriptorModel, parts: InferenceParts, class_names: Sequence[str] | None
+) -> HeadSpec:
+    config = model.config
+    seen = seen_names(() if config.self_trained else config.seen_classes, class_names)
+    return HeadSpec(
+        logit_scale=float(parts.logit_scale),
+        normalize=False,
+        activation=config.score_activation,
+        grid_hw=parts.grid_hw,
+        seen=seen,
+        seen_bias=float(config.seen_bias) if seen else 0.0,
+        max_classes=MAX_CLASSES,
+    )
+
+
+@torch.no_grad()
+def _golden(
+    model: DescriptorModel,
+    parts: InferenceParts,
+    preprocess: PreprocessSpec,
+    head: HeadSpec,
+    text: TextSide,
+    names: Sequence[str],
+) -> dict[str, npt.NDArray[Any]]:
+    """Every intermediate of the model as trained, from its own forward pass.
+
+    ``image``, ``patch_embeds``, ``cls_embed`` and ``mask_logits`` do not come from the folded
+    parts, so that an error in the folding shows.
+    """
+    frame, (embeds, extra) = golden_frame(), text.embed_golden(names)
+    image = functional.preprocess(
+        torch.from_numpy(frame),
+        size_hw=preprocess.size_hw,
+        mean=preprocess.mean,
+        std=preprocess.std,
+    )[None]
+    text_embeds = torch.from_numpy(embeds)
+    output = model(image, text_embeds)
+    patch_embeds, cls_embed = model.encoder_outputs(output)
+    queries = functional.relationship_descriptor(
+        cls_embed, text_embeds, parts.descriptor_weight, parts.descriptor_bias
+    )
+    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
+    seen = torch.tensor([name in head.seen for name in names])
+    labels, scores = functional.upsample_argmax(
+        output.mask_logits,
+        (frame.shape[0], frame.shape[1]),
+        activation=model.config.score_activation,
+        seen=seen if head.seen else None,
+        seen_bias=head.seen_bias,
+        with_scores=True,
+    )
+    assert scores is not None
+    arrays = {
+        "image": image,
+        "patch_embeds": patch_embeds,
+        "cls_embed": cls_embed,
+        "queries": queries,
+        "class_embeds": class_embeds,
+        "patch_keys": patch_keys,
+        "mask_logits": output.mask_logits,
+        "labels": labels[0],
+        "scores": scores[0],
+    }
+    return (
+        as_numpy(arrays)
+        | {
+            "frame": frame,
+            "class_names": np.array(list(names)),
+            "text_embeds": embeds,
         }
-
-    def golden(self) -> dict[str, npt.NDArray[Any]]:
-        """The golden sample; with a text tower also ``prompt_embeds`` of ``token_ids``."""
-        names = (self.class_names or list(NUMBERED_NAMES))[:MAX_CLASSES]
-        embeds, extra = self.text.embed_golden(names, self.embed_dim)
-        arrays = descriptor_golden(
-            self.model, self.parts, self.preprocess, self.head, (names, embeds)
-        )
-        return arrays | extra
-
-    def _head_spec(self) -> HeadSpec:
-        config = self.model.config
-        shifted = () if config.self_trained else tuple(config.seen_classes)
-        seen = seen_names(shifted, self.class_names)
-        return HeadSpec(
-            logit_scale=float(self.parts.logit_scale),
-            normalize=False,
-            activation=config.score_activation,
-            grid_hw=self.parts.grid_hw,
-            seen=seen,
-            seen_bias=float(config.seen_bias) if seen else 0.0,
-            max_classes=MAX_CLASSES,
-        )
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, DescriptorModel):
-        raise CheckpointError(
-            f"model: expected a zsseg_rt ZegCLIP or CLIP-RC model, got {type(model).__name__}. "
-            "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
-        )
-    check_float32_on_cpu(model)
+        | extra
+    )

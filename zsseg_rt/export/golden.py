@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle import HeadSpec, PreprocessSpec
+from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 
-__all__ = ["GOLDEN_NAMES", "GOLDEN_TEMPLATES", "NUMBERED_NAMES", "dense_golden", "golden_frame"]
-__all__ += ["preprocess_frame", "unit_rows"]
+__all__ = ["GOLDEN_NAMES", "GOLDEN_TEMPLATES", "NUMBERED_NAMES", "as_numpy", "dense_golden"]
+__all__ += ["golden_frame", "preprocess_frame", "unit_rows"]
 
 FRAME_HW = (120, 160)
 GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
 NUMBERED_NAMES = tuple(f"class {i}" for i in range(5))
-GOLDEN_TEMPLATES = 2  # where there are many: a golden sample needs embeddings, not the best ones
+GOLDEN_TEMPLATES = 2  # of a longer list: a golden sample needs embeddings, not the best ones
 
 
 def golden_frame() -> npt.NDArray[np.uint8]:
@@ -45,6 +45,11 @@ def preprocess_frame(spec: PreprocessSpec) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(image[None], np.float32)
 
 
+def as_numpy(tensors: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Tensors on the CPU as C-contiguous arrays."""
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+
+
 def dense_golden(
     image: npt.NDArray[np.float32],
     patch_embeds: npt.NDArray[np.float32],
@@ -54,8 +59,8 @@ def dense_golden(
     """Every intermediate of a dense bundle, by the NumPy definitions of the kernels.
 
     Args:
-        image: What :func:`preprocess_frame` gave.
-        patch_embeds: What the encoder as given makes of it, float32 [1, N, D].
+        image: What :func:`preprocess_frame` returned.
+        patch_embeds: The original encoder's output for it, float32 [1, N, D].
         head: Labelling rule.
         classes: Names and their embeddings float32 [C, D].
     """

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 
-from zsseg_rt.backends.onnx_header import read_header
-from zsseg_rt.bundle import GraphEntry
+from zsseg_rt.backends.graph_check.check import check_graph
+from zsseg_rt.bundle_specs import GraphEntry
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.weight_storage import store_exact_halves
 from zsseg_rt.files import sha256_of
 
-__all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "check_precisions", "describe_graph"]
-__all__ += ["refuse_control_flow", "save_variants", "strip_notes"]
+__all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "GraphSource", "check_precisions"]
+__all__ += ["describe_graph", "refuse_control_flow", "save_graphs", "save_variants", "strip_notes"]
 
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
@@ -24,14 +25,44 @@ GRAPH_PRECISIONS = ("float32", "float16")
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
+class GraphSource(Protocol):
+    """What a graph is made from."""
+
+    def to_onnx(self, name: str) -> onnx.ModelProto:
+        """Make the float32 graph, without notes about the computer it is made on."""
+
+
 def check_precisions(precisions: Sequence[str]) -> None:
-    """Refuse an empty list and precisions that no graph is written in."""
+    """Refuse an empty list and precisions in which no graph is written."""
     unknown = [name for name in precisions if name not in GRAPH_PRECISIONS]
     if unknown or not precisions or isinstance(precisions, str):
         raise BundleError(
             f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
             "bfloat16 needs no graph of its own: backends lower the float32 one."
         )
+
+
+def save_graphs(
+    graphs: Mapping[str, GraphSource], folder: Path, precisions: Sequence[str]
+) -> GraphFiles:
+    """Write ``NAME.PRECISION.onnx`` for every graph and precision.
+
+    Args:
+        graphs: What to write, by graph name.
+        folder: Existing folder to write into.
+        precisions: Variants, of ``"float32"`` and ``"float16"``.
+
+    Returns:
+        ``{graph name: {precision: entry}}``, paths relative to ``folder``.
+
+    Raises:
+        BackendError: The exporter failed, or emitted control flow.
+        CheckpointError: A weight does not fit into float16.
+    """
+    return {
+        name: save_variants(graph.to_onnx(name), name, folder, precisions)
+        for name, graph in graphs.items()
+    }
 
 
 def save_variants(
@@ -48,7 +79,7 @@ def save_variants(
 
 def describe_graph(path: Path, root: Path) -> GraphEntry:
     """Describe an ONNX file under ``root`` with its hash and interface."""
-    header = read_header(path)
+    header = check_graph(path)
     return GraphEntry(
         file=path.relative_to(root).as_posix(),
         sha256=sha256_of(path),
@@ -77,7 +108,7 @@ def strip_notes(model: onnx.ModelProto, name: str) -> None:
 
 
 def refuse_control_flow(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a graph whose course depends on data.
+    """Refuse a graph whose control flow depends on data.
 
     Raises:
         BackendError: The graph holds If, Loop, Scan or functions.

@@ -1,109 +1,118 @@
-"""The text side of a bundle: its text tower, its tokenizer, and what they make of class names."""
+"""The text side of a bundle: its text tower, its tokenizer, and how they embed class names."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from zsseg_rt.bundle import FileEntry, GraphEntry, TextSpec
+from zsseg_rt.bundle_specs import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
+from zsseg_rt.export.graph_files import GraphFiles, save_graphs
+from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.export.word_subset import WordSubset
-from zsseg_rt.models.text_encoder import average_templates
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
 
-__all__ = ["TextEncoderChoice", "TextSide", "seen_names"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["CLIP_TEMPLATES", "TextSide", "seen_names"]
 
 _log = logging.getLogger(__name__)
 
-TextEncoderChoice = nn.Module | Literal["auto"] | None
-
+CLIP_TEMPLATES = ("a photo of a {}.",)
 _CLIP_VOCAB = 49408
 _PROMPTS_PER_RUN = 64
 _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
 
 
 class TextSide:
-    """Text tower, tokenizer and templates of one export.
+    """Text tower, tokenizer and templates of one export; without a tower it needs no torch.
 
     Args:
-        model: Its ``text_encoder`` is what ``"auto"`` takes.
-        choice: ``"auto"`` takes the model's tower if it has CLIP's vocabulary; a module is used
-            instead; None is no tower.
+        options: The export options; the other arguments are defaults for options not given.
+        embed_dim: Width D of the joint space.
         templates: Prompts with one ``{}`` each.
-        subset: A tower with some words only, which is used instead.
+        template_set: A short name for the templates.
+        space: Human-readable name of the joint space.
+        tower: The model's text tower, or None.
 
     Attributes:
-        encoder: The text tower, or None.
+        encoder: The text tower that is written, or None.
         templates: The prompts.
+        embed_dim: Width D of the joint space.
 
     Raises:
-        CheckpointError: The module given has another vocabulary than CLIP's.
+        CheckpointError: The given module's vocabulary is not CLIP's.
         VocabularyError: The templates are unusable.
     """
 
     def __init__(
         self,
-        model: Any,
-        choice: TextEncoderChoice,
-        templates: Sequence[str],
-        subset: WordSubset | None = None,
+        options: ExportOptions,
+        *,
+        embed_dim: int,
+        templates: Sequence[str] = CLIP_TEMPLATES,
+        template_set: str = "custom",
+        space: str = "",
+        tower: nn.Module | None = None,
     ) -> None:
-        self.templates = check_templates(templates)
-        self.subset = subset
-        self.encoder = subset.encoder if subset else _choose_encoder(model, choice)
+        self.embed_dim = embed_dim
+        self.templates = check_templates(
+            templates if options.templates is None else options.templates
+        )
+        self._set = template_set if options.template_set is None else options.template_set
+        self._space = space if options.space is None else options.space
+        self._subset = options.word_subset
+        self.encoder: Any = _choose_encoder(tower, options)
         self._tokenizer: Tokenizer | None = None
 
     @property
     def context_length(self) -> int:
-        """Tokens a prompt."""
+        """Tokens per prompt."""
+        return 77 if self.encoder is None else int(self.encoder.config.context_length)
+
+    def write_graph(self, folder: Path) -> GraphFiles:
+        """Write the text tower if there is one, in float32 only: it runs once per phrase."""
         if self.encoder is None:
-            return 77
-        config: Any = self.encoder.config
-        return int(config.context_length)
+            return {}
+        from zsseg_rt.export.onnx import text_encoder_export
+
+        graphs = {"text_encoder": text_encoder_export(self.encoder)}
+        return save_graphs(graphs, folder, ("float32",))
 
     def write_tokenizer(self, folder: Path) -> FileEntry | None:
         """Write ``tokenizer.json`` if there is a text tower."""
         if self.encoder is None:
             return None
-        content = self.subset.tokenizer_json if self.subset else tokenizer_json()
+        content = self._subset.tokenizer_json if self._subset else tokenizer_json()
         path = folder / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         self._tokenizer = Tokenizer(content, context_length=self.context_length)
         return FileEntry.describe(path, folder)
 
     def spec(
-        self,
-        graphs: Mapping[str, Mapping[str, GraphEntry]],
-        tokenizer: FileEntry | None,
-        *,
-        embed_dim: int,
-        template_set: str,
-        space: str,
+        self, graphs: Mapping[str, Mapping[str, GraphEntry]], tokenizer: FileEntry | None
     ) -> TextSpec:
         """Describe the text side for the manifest."""
         graph = graphs.get("text_encoder")
         return TextSpec(
-            embed_dim=embed_dim,
+            embed_dim=self.embed_dim,
             templates=self.templates,
-            template_set=template_set,
+            template_set=self._set,
             context_length=self.context_length,
             tokenizer=tokenizer,
             encoder_sha256=graph["float32"].sha256 if graph else None,
-            space=space,
-            words=self.subset.words if self.subset else (),
+            space=self._space,
+            words=self._subset.words if self._subset else (),
         )
 
-    @torch.no_grad()
     def embed(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
@@ -117,31 +126,37 @@ class TextSide:
             Unit embeddings float32 [C, D] and, for the golden sample, ``token_ids`` with their
             ``prompt_embeds``; None without a text tower.
         """
-        if self._tokenizer is None or self.encoder is None:
+        if self._tokenizer is None:
             return None
+        import torch
+
+        from zsseg_rt.models.clip.text_encoder import average_templates
+
         templates = templates or self.templates
         prompts = [prompt for name in names for prompt in fill(templates, name)]
         tokens = self._tokenizer.encode(prompts)
-        batches = torch.split(torch.from_numpy(tokens), _PROMPTS_PER_RUN)
-        features = torch.cat([self.encoder(batch) for batch in batches])
-        grouped = features.reshape(len(names), len(templates), -1)
+        with torch.no_grad():
+            batches = torch.split(torch.from_numpy(tokens), _PROMPTS_PER_RUN)
+            features = torch.cat([self.encoder(batch) for batch in batches])
+            grouped = features.reshape(len(names), len(templates), -1)
+            embeds: npt.NDArray[np.float32] = average_templates(grouped).numpy()
         kept = min(len(tokens), _KEPT_PROMPTS)
         extra = {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
-        return average_templates(grouped).numpy(), extra
+        return embeds, extra
 
     def embed_golden(
-        self, names: Sequence[str], embed_dim: int, templates: Sequence[str] | None = None
+        self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
-        """As :meth:`embed`; without a text tower random unit vectors stand for embeddings."""
-        return self.embed(names, templates) or (unit_rows(len(names), embed_dim), {})
+        """Like :meth:`embed`; without a text tower, random unit vectors replace embeddings."""
+        return self.embed(names, templates) or (unit_rows(len(names), self.embed_dim), {})
 
 
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the classes that a model lowers; none, with a warning, if they are not told.
+    """Names of the classes whose scores a model lowers; if not known, none and a warning.
 
     Args:
         seen_classes: Indices of the classes.
-        class_names: What the indices count in.
+        class_names: The names that the indices refer to.
 
     Raises:
         VocabularyError: There are fewer names than the indices reach.
@@ -164,15 +179,14 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
-def _choose_encoder(model: Any, choice: TextEncoderChoice) -> nn.Module | None:
-    encoder: Any = model.text_encoder if choice == "auto" else choice
-    if encoder is None:
-        return None
-    vocab_size = encoder.config.vocab_size
-    if vocab_size == _CLIP_VOCAB:
-        return encoder  # type: ignore[no-any-return]
-    message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {vocab_size}"
-    if choice != "auto":
+def _choose_encoder(tower: nn.Module | None, options: ExportOptions) -> Any:
+    if options.word_subset is not None:
+        return options.word_subset.encoder
+    encoder: Any = tower if options.text_encoder == "auto" else options.text_encoder
+    if encoder is None or encoder.config.vocab_size == _CLIP_VOCAB:
+        return encoder
+    message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.config.vocab_size}"
+    if options.text_encoder != "auto":
         raise CheckpointError(f"{message}. There is no tokenizer for another vocabulary.")
     _log.warning("%s; the bundle has no text encoder", message)
     return None

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["store_exact_halves"]
 
-_MIN_ELEMENTS = 1024  # below, the cast node takes about what the halves save
+_MIN_ELEMENTS = 1024  # below this, the cast node takes about as much as float16 saves
 
 
 def store_exact_halves(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -45,7 +45,7 @@ def store_exact_halves(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _half(tensor: TensorProto) -> TensorProto | None:
-    """The same numbers as float16, or None where they are not the same."""
+    """The same numbers as float16, or None if float16 does not hold them exactly."""
     if tensor.data_type != TensorProto.FLOAT:
         return None
     values = numpy_helper.to_array(tensor)

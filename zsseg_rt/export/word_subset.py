@@ -4,7 +4,7 @@ A text tower that was trained on few words carries CLIP's whole table of 49408 t
 them as they were initialised. Here the table keeps the rows of the given words, and the tokenizer
 numbers their tokens anew. A symbol that merging passes through, but that no given word ends up
 with, gets a number above the end token's: the text tower has no row for it, and
-:class:`zsseg_rt.text.tokenizer.Tokenizer` leaves out every word in which one is left.
+:class:`zsseg_rt.text.tokenizer.Tokenizer` leaves out every word that still contains one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models.text_encoder import TextEncoder
+from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 __all__ = ["WordSubset", "keep_words"]
@@ -50,10 +50,10 @@ def keep_words(
     Args:
         encoder: A text tower with CLIP's tokens; it is not changed.
         words: What class names may be made of, lower case.
-        other_words: Further words and marks that training saw, such as those of prompts.
+        other_words: More words and punctuation that training saw, such as those of prompts.
 
     Returns:
-        The smaller tower, which gives the same embeddings for texts of these words.
+        The smaller tower, which gives texts of these words the same embeddings.
 
     Raises:
         VocabularyError: No words, or something given is more than one word.
@@ -84,10 +84,10 @@ def keep_words(
 
 
 class _Merging:
-    """Byte-pair merging of words, which remembers what it used.
+    """Byte-pair merging of words that remembers what it used.
 
     Args:
-        ranks: Rank of each merge; the lowest is done first.
+        ranks: Rank of each merge; the lowest is applied first.
     """
 
     def __init__(self, ranks: Mapping[tuple[str, ...], int]) -> None:

@@ -1,4 +1,4 @@
-"""The five kernels in torch, differentiable where that makes sense: what was trained.
+"""The five kernels in torch, as used in training; differentiable where that makes sense.
 
 Names and meanings are those of :mod:`zsseg_rt.ops.reference`; ``out`` and ``stream`` do not apply.
 """
@@ -35,8 +35,8 @@ def preprocess(
     Args:
         frame: uint8 ``[H, W, 3]``.
         size_hw: Size of the result, in pixels.
-        mean: Of R, G, B, in ``[0, 1]``.
-        std: Of R, G, B, in ``[0, 1]``.
+        mean: Mean of R, G, B, in ``[0, 1]``.
+        std: Standard deviation of R, G, B, in ``[0, 1]``.
         channel_order: Order of the frame's channels.
 
     Returns:
@@ -97,7 +97,7 @@ def patch_text_similarity(
     Args:
         patch_embeds: ``[B, N, D]``.
         text_embeds: ``[C, D]`` or ``[B, C, D]``.
-        logit_scale: Factor.
+        logit_scale: Factor on the products.
         normalize: Whether to divide both sides by their norms first (cosine similarity).
 
     Returns:
@@ -119,9 +119,9 @@ def upsample_argmax(
     unknown_below: float | None = None,
     with_scores: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Label every pixel: upsample, activate, lower seen classes, take the best.
+    """Label every pixel: upsample, activate, lower seen classes, pick the best.
 
-    A class that is NaN or infinitely negative at a pixel never wins it; a pixel without any other
+    A class that is NaN or minus infinity at a pixel never wins it; a pixel with no other class
     is unknown.
 
     Args:
@@ -129,8 +129,8 @@ def upsample_argmax(
         out_hw: Size of the result, in pixels.
         activation: Applied after upsampling; ``"softmax"`` is over classes.
         seen: bool ``[C]``; classes whose activated value is lowered.
-        seen_bias: The amount.
-        unknown_below: Pixels whose score is lower become unknown.
+        seen_bias: How much it is lowered.
+        unknown_below: Pixels with a lower score become unknown.
         with_scores: Whether to return scores.
 
     Returns:
@@ -158,12 +158,12 @@ def _activate(values: Tensor, activation: str) -> Tensor:
     if activation == "sigmoid":
         return values.sigmoid()
     if activation == "softmax":
-        return values.softmax(dim=1).nan_to_num(nan=0.0)  # a pixel without any class
+        return values.softmax(dim=1).nan_to_num(nan=0.0)  # a pixel with no class
     return values
 
 
 def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """Blend each pixel with its class colour; pixels without a colour stay the frame's.
+    """Blend each pixel with its class colour; pixels without a colour keep the frame's.
 
     Args:
         frame: uint8 ``[H, W, 3]``.

@@ -1,4 +1,4 @@
-"""What several models refuse alike."""
+"""Input checks that several models share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["check_size", "check_tensor", "check_text_embeds", "read_class_indice
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuse what is no tensor.
+    """Refuse anything that is not a tensor.
 
     Raises:
-        DTypeError: It is not.
+        DTypeError: The value is not a tensor.
     """
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -26,7 +26,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
-    """Refuse sizes that patches do not fill.
+    """Refuse sizes that patches do not fill exactly.
 
     Raises:
         ShapeError: A side is not a positive multiple of the patch size.
@@ -34,15 +34,15 @@ def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
     if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
         raise ShapeError(
             f"image_size: expected multiples of the patch size {patch_size}, got "
-            f"{size_hw[0]}x{size_hw[1]}. Choose the next multiple."
+            f"{size_hw[0]}x{size_hw[1]}. Use the next multiple."
         )
 
 
 def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_embeds") -> None:
-    """Refuse class embeddings that are not of a model's joint space.
+    """Refuse class embeddings that are not from a model's joint space.
 
     Raises:
-        DTypeError: They are no tensor of floating-point numbers.
+        DTypeError: They are not a tensor of floating-point numbers.
         ShapeError: They are not ``[C, embed_dim]`` with at least one class.
     """
     check_tensor(name, text_embeds)
@@ -58,10 +58,10 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
 
 
 def read_class_indices(name: str, classes: Any) -> tuple[int, ...]:
-    """Read indices of classes from a list, an array or a tensor.
+    """Read class indices from a list, an array or a tensor.
 
     Raises:
-        ArgumentError: They are something else, a mask of truth values for one.
+        ArgumentError: They are something else, such as a boolean mask.
     """
     try:
         values = list(classes.tolist() if hasattr(classes, "tolist") else classes)

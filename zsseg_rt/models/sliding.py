@@ -1,8 +1,9 @@
-"""Whole pictures through a fixed-size model: the official evaluation protocol."""
+"""Whole images through a fixed-size model: the official evaluation protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
@@ -14,7 +15,22 @@ from torch import Tensor
 
 from zsseg_rt.errors import DTypeError, ShapeError
 
-__all__ = ["prepare_image", "slide_predict", "slide_scores"]
+__all__ = ["SlideSettings", "prepare_image", "slide_predict", "slide_scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSettings:
+    """A sliding-window protocol, in pixels.
+
+    Attributes:
+        short_side: Short side of the resized image.
+        crop_size: Side of a window.
+        stride: Step between windows.
+    """
+
+    short_side: int
+    crop_size: int
+    stride: int
 
 
 class _Predictor(Protocol):
@@ -33,22 +49,22 @@ def prepare_image(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Tensor:
-    """Resize a picture as mmseg does and normalise it.
+    """Resize an image as mmseg does and normalise it.
 
     The short side becomes ``short_side`` exactly, the long side in proportion; bilinear on uint8.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, RGB.
-        short_side: Pixels.
-        mean: Of R, G, B, in ``[0, 1]``.
-        std: Of R, G, B, in ``[0, 1]``.
+        short_side: Short side of the result, in pixels.
+        mean: Mean of R, G, B, in ``[0, 1]``.
+        std: Standard deviation of R, G, B, in ``[0, 1]``.
 
     Returns:
         float32 ``[1, 3, h, w]``.
 
     Raises:
-        ShapeError: The picture is not ``[H, W, 3]`` or is empty.
-        DTypeError: The picture is not uint8.
+        ShapeError: The image is not ``[H, W, 3]`` or is empty.
+        DTypeError: The image is not uint8.
     """
     _check_picture(rgb)
     height, width = rgb.shape[:2]
@@ -74,7 +90,7 @@ def _check_picture(rgb: NDArray[np.uint8]) -> None:
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin on one axis; the last is shifted back to end at the border."""
+    """Window starts along one axis; the last is shifted back to end at the border."""
     count = max(size - crop + stride - 1, 0) // stride + 1
     return [max(min(index * stride, size - crop), 0) for index in range(count)]
 
@@ -87,7 +103,7 @@ def slide_scores(
     Args:
         predict: Maps a window ``[B, 3, h, w]`` to scores ``[B, C, h, w]``.
         image: ``[B, 3, H, W]``.
-        crop_size: Side of a window; windows are cut where the picture is smaller.
+        crop_size: Side of a window; windows are clipped where the image is smaller.
         stride: Step between windows, in pixels.
 
     Returns:
@@ -118,28 +134,29 @@ def slide_predict(
     stride: int = 426,
     softmax: bool = True,
 ) -> Tensor:
-    """Score every class at every pixel of a whole picture, as the official evaluation does.
+    """Score every class at every pixel of a whole image, as the official evaluation does.
 
     Resize so that the short side is ``short_side``, normalise, average ``model.predict`` over
-    sliding windows, resize the scores to the picture, softmax over classes.
+    sliding windows, resize the scores to the image, softmax over classes.
 
     Args:
-        model: A model with ``predict``, such as :class:`zsseg_rt.models.zegclip.ZegCLIP`.
+        model: A model with ``predict``, such as
+            :class:`zsseg_rt.models.descriptor.zegclip.ZegCLIP`.
         rgb: uint8 ``[H, W, 3]``, RGB.
         text_embeds: Class embeddings, ``[C, D]``.
-        short_side: Of the resized picture, in pixels.
+        short_side: Short side of the resized image, in pixels.
         crop_size: Side of a window, in pixels.
         stride: Step between windows, in pixels.
         softmax: Whether to end with the official softmax over scores; the argmax is the same
             without it.
 
     Returns:
-        ``[C, H, W]`` at the picture's own size; ``.argmax(0)`` gives labels.
+        ``[C, H, W]`` at the image's own size; ``.argmax(0)`` gives labels.
 
     Raises:
-        ShapeError: The picture or the text embeddings have another shape, or a size is not
+        ShapeError: The image or the text embeddings have another shape, or a size is not
             positive.
-        DTypeError: The picture is not uint8.
+        DTypeError: The image is not uint8.
     """
     if min(short_side, crop_size, stride) < 1 or stride > crop_size:
         raise ShapeError(

@@ -1,18 +1,20 @@
 """The operations around the networks, native on the CPU and on CUDA.
 
 Arrays are NumPy arrays, or anything with the buffer protocol, ``__dlpack__`` or
-``__cuda_array_interface__``. They must be C-contiguous and of the stated dtype: nothing is copied
-or converted silently. All arrays of a call are on one device; the result is on it too, a NumPy
-array on the CPU and a :class:`DeviceArray` on CUDA, unless ``out`` is given.
+``__cuda_array_interface__``. They must be C-contiguous, aligned (at an address that is a multiple
+of their elements' size) and of the stated dtype: nothing is copied or converted silently. All
+arrays of a call are on one device, and so is the result: a NumPy array on the CPU and a
+:class:`DeviceArray` on CUDA, unless ``out`` is given.
 
 On CUDA a call returns before the work has run: it is enqueued on ``stream`` (a ``cudaStream_t`` as
-an integer; 0 is the legacy default stream), and the inputs must stay alive until it has.
+an integer; 0 is the legacy default stream), and the inputs must stay alive until then.
 :mod:`zsseg_rt.ops.reference` defines every result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from zsseg_rt import _C
 from zsseg_rt._C import (
@@ -28,7 +30,7 @@ from zsseg_rt._C import (
     set_cpu_isa,
     set_num_threads,
 )
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Stream",
     "all_finite",
     "available_cpu_isas",
+    "count_labels",
     "cpu_isa",
     "crop_regions",
     "cuda_device_count",
@@ -52,8 +55,32 @@ __all__ = [
     "relationship_descriptor_text",
     "set_cpu_isa",
     "set_num_threads",
+    "thread_limit",
     "upsample_argmax",
 ]
+
+
+@contextmanager
+def thread_limit(count: int) -> Iterator[None]:
+    """Let the calling thread's operations use at most ``count`` CPU threads inside the block.
+
+    Other threads are not affected, unlike with :func:`set_num_threads`, which sets what every
+    thread without a limit of its own uses.
+
+    Args:
+        count: Threads, the caller included; 0 changes nothing.
+
+    Raises:
+        ArgumentError: ``count`` is negative.
+    """
+    if count == 0:
+        yield
+        return
+    before = _C.set_thread_limit(count)
+    try:
+        yield
+    finally:
+        _C.set_thread_limit(before)
 
 
 def preprocess(
@@ -73,9 +100,9 @@ def preprocess(
     Args:
         frame: uint8 ``[H, W, 3]``, sides from 1 to 32767.
         size_hw: Height and width of the result, from 1 to 32767.
-        mean: One a channel in RGB order, in units of 0..1.
-        std: As ``mean``, above 0.
-        channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result's planes are always RGB.
+        mean: One per channel in RGB order, in units of 0..1.
+        std: Like ``mean``, above 0.
+        channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
         out: Array to write, float32 ``[3, h, w]``. A new one if None.
         stream: CUDA stream to enqueue on.
 
@@ -83,8 +110,8 @@ def preprocess(
         ``out``, on the frame's device.
 
     Raises:
-        ShapeError: An array has the wrong sizes or is not C-contiguous, or ``size_hw`` is out of
-            range.
+        ShapeError: An array has the wrong sizes or is not C-contiguous and aligned, or ``size_hw``
+            is out of range.
         DTypeError: An array has the wrong dtype.
         ArgumentError: ``mean``, ``std`` or ``channel_order`` is not as above.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
@@ -111,7 +138,7 @@ def relationship_descriptor(
         cls_embed: Global image embeddings, float32 ``[B, D]``.
         text_embeds: Class embeddings, float32 ``[C, D]``.
         weight: float32 ``[E, 2 * D]``; the first D columns meet ``cls * text``.
-        bias: float32 ``[E]``; not added again where ``text_queries`` is given.
+        bias: float32 ``[E]``; not added again if ``text_queries`` is given.
         text_queries: ``relationship_descriptor_text(text_embeds, weight, bias)``, float32
             ``[C, E]``. Computed here if None.
         out: Array to write, float32 ``[B, C, E]``. A new one if None.
@@ -121,7 +148,7 @@ def relationship_descriptor(
         ``out``, on the inputs' device.
 
     Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous.
+        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
@@ -141,7 +168,7 @@ def relationship_descriptor_text(
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
-    """Compute the half of :func:`relationship_descriptor` that no image changes.
+    """Compute the half of :func:`relationship_descriptor` that does not depend on the image.
 
     ``text W[:, D:]ᵀ + b``.
 
@@ -156,7 +183,7 @@ def relationship_descriptor_text(
         ``out``, on the inputs' device.
 
     Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous.
+        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
@@ -178,7 +205,7 @@ def patch_text_similarity(
 
     Args:
         patch_embeds: float32 or float16 ``[B, N, D]``.
-        text_embeds: float32 or float16 ``[C, D]``, or ``[B, C, D]`` where images differ.
+        text_embeds: float32 or float16 ``[C, D]``, or ``[B, C, D]`` if they differ by image.
         logit_scale: Finite factor.
         normalize: Divide every row by its L2 norm first (cosine). A row of zeros has similarity 0
             with everything.
@@ -189,7 +216,7 @@ def patch_text_similarity(
         ``out``, on the inputs' device.
 
     Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous.
+        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array has another dtype.
         ArgumentError: ``logit_scale`` is not finite.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
@@ -218,7 +245,7 @@ def upsample_argmax(
         logits: float32 or float16 ``[B, C, h, w]``.
         out_hw: Height and width of the result.
         activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
-        seen: bool ``[C]``; None means no class is.
+        seen: bool ``[C]``; None means that no class is seen.
         seen_bias: Subtracted from the activated value of seen classes.
         unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
         with_scores: Also return the winner's activated value without the bias.
@@ -230,7 +257,7 @@ def upsample_argmax(
         ``[B, H, W]`` or None.
 
     Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous.
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array has another dtype.
         ArgumentError: A setting is outside its range.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
@@ -253,12 +280,12 @@ def overlay(
     """Blend each label's colour onto a frame: ``(1 - alpha) * frame + alpha * palette[label]``.
 
     Rounded to nearest, ties up, after rounding ``alpha`` to a multiple of 2^-16; CPU, CUDA and
-    reference agree in every bit.
+    reference agree bit for bit.
 
     Args:
         frame: uint8 ``[H, W, 3]``.
         labels: uint8 or uint16 ``[H, W]``. Pixels that are unknown (255 or 65535) or have no row
-            in the palette stay the frame's.
+            in the palette keep the frame's colour.
         palette: uint8 ``[K, 3]``, in the frame's channel order.
         alpha: Weight of the colour, in [0, 1].
         out: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
@@ -268,7 +295,7 @@ def overlay(
         ``out``, on the frame's device.
 
     Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous.
+        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array has the wrong dtype.
         ArgumentError: ``alpha`` is outside [0, 1].
         DeviceError: The arrays are not on one device, or the build has no CUDA.
@@ -277,7 +304,7 @@ def overlay(
 
 
 def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> Array:
-    """Tell whether an array holds neither NaN nor infinity, where the array is.
+    """Tell whether an array holds neither NaN nor infinity, on the array's own device.
 
     Args:
         values: float32 or float16, any shape.
@@ -285,11 +312,41 @@ def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> A
         stream: CUDA stream to enqueue on.
 
     Returns:
-        ``out``, on the array's device: 1 if every value is finite, else 0.
+        ``out``, on the array's device: 1 if every value is finite, otherwise 0.
 
     Raises:
-        ShapeError: An array is not C-contiguous, or ``out`` has another shape.
+        ShapeError: An array is not C-contiguous and aligned, or ``out`` has another shape.
         DTypeError: An array has the wrong dtype.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
     return _C.all_finite(values, out, stream)
+
+
+def count_labels(
+    labels: Array, num_classes: int, *, out: Array | None = None, stream: int = 0
+) -> Array:
+    """Count how many pixels carry each label.
+
+    Entry ``c`` is the number of labels equal to ``c``. The last entry counts those of no class:
+    unknown (255 or 65535), and labels that are not below ``num_classes``.
+
+    Args:
+        labels: uint8 or uint16, any shape.
+        num_classes: From 0 to 65534.
+        out: Array to write, int64 ``[num_classes + 1]``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the labels' device; its sum is the number of labels.
+
+    Raises:
+        ShapeError: An array is not C-contiguous and aligned, or ``out`` has another shape.
+        DTypeError: An array has the wrong dtype.
+        ArgumentError: ``num_classes`` is out of range.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> count_labels(np.array([[0, 2, 2], [5, 255, 2]], np.uint8), 3)
+        array([1, 0, 3, 2])
+    """
+    return _C.count_labels(labels, num_classes, out, stream)

@@ -33,7 +33,7 @@ def _text(shape: Sequence[int]) -> str:
 
 
 def expect_array(name: str, array: Any, *dtypes: str) -> npt.NDArray[Any]:
-    """Return ``array`` if it is a C-contiguous array of one of the dtypes, else raise."""
+    """Return ``array`` if it is a C-contiguous array of one of the dtypes; otherwise raise."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(
             f"{name}: expected an array, got {type(array).__name__}. Pass a NumPy array or an "

@@ -1,4 +1,4 @@
-"""Where bilinear samples lie, for the NumPy reference."""
+"""Where bilinear samples are taken, for the NumPy reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def resize(
     Args:
         planes: float32.
         size_hw: Height and width of the result.
-        rows: Which of the result's rows to make.
+        rows: Which of the result's rows to compute.
 
     Returns:
         float32 ``[..., len(rows), W]``.

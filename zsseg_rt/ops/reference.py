@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
@@ -32,6 +32,7 @@ __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
     "all_finite",
+    "count_labels",
     "crop_regions",
     "label_regions",
     "mask_boxes",
@@ -55,7 +56,7 @@ def preprocess(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """As :func:`zsseg_rt.ops.preprocess`."""
+    """Reference of :func:`zsseg_rt.ops.preprocess`."""
     frame = expect_array("frame", frame)
     three_numbers("mean", mean, "3 finite numbers", above=-math.inf)
     three_numbers("std", std, "3 finite numbers above 0", above=0.0)
@@ -99,7 +100,7 @@ def relationship_descriptor(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """As :func:`zsseg_rt.ops.relationship_descriptor`."""
+    """Reference of :func:`zsseg_rt.ops.relationship_descriptor`."""
     cls_embed = expect_array("cls_embed", cls_embed)
     text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
     num_classes, embed_dim = text_embeds.shape
@@ -126,7 +127,7 @@ def relationship_descriptor_text(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """As :func:`zsseg_rt.ops.relationship_descriptor_text`."""
+    """Reference of :func:`zsseg_rt.ops.relationship_descriptor_text`."""
     text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
     num_classes, embed_dim = text_embeds.shape
     result = expect_out("out", out, (num_classes, weight.shape[0]), np.float32)
@@ -158,7 +159,7 @@ def patch_text_similarity(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """As :func:`zsseg_rt.ops.patch_text_similarity`."""
+    """Reference of :func:`zsseg_rt.ops.patch_text_similarity`."""
     patch_embeds = expect_array("patch_embeds", patch_embeds)
     text_embeds = expect_array("text_embeds", text_embeds)
     expect_array("patch_embeds", patch_embeds, "float32", "float16")
@@ -190,8 +191,8 @@ def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 # Labels of any two implementations may differ where the two best classes, activated and after the
 # bias, are this close, relative to max(1, their magnitude), or the score is this close to
-# unknown_below. By dtype of the logits; float16 logits are widened exactly and computed on in
-# float32. Without an activation and a bias the native labels equal the reference's in every bit.
+# unknown_below. By dtype of the logits; float16 logits are widened exactly and processed in
+# float32. Without an activation and a bias the native labels equal the reference's bit for bit.
 UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
 
 _LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
@@ -235,7 +236,7 @@ def upsample_argmax(
     out: Array | tuple[Array, Array | None] | None = None,
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-    """As :func:`zsseg_rt.ops.upsample_argmax`."""
+    """Reference of :func:`zsseg_rt.ops.upsample_argmax`."""
     if activation not in ("none", "sigmoid", "softmax"):
         fail_argument("activation", "'none', 'sigmoid' or 'softmax'", f"'{activation}'")
     logits, seen = _checked_logits(logits, out_hw, seen)
@@ -317,7 +318,7 @@ def _checked_logits(
 def _label_outputs(
     out: Any, shape: tuple[int, ...], classes: int, with_scores: bool
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Labels and scores to write; scores that nobody asked for are written and dropped."""
+    """Labels and scores to write; scores that were not asked for are written and dropped."""
     pair = out if isinstance(out, tuple) else (out, None)
     if len(pair) != 2:
         fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
@@ -336,7 +337,7 @@ def overlay(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.uint8]:
-    """As :func:`zsseg_rt.ops.overlay`."""
+    """Reference of :func:`zsseg_rt.ops.overlay`."""
     frame = expect_array("frame", frame)
     labels = expect_array("labels", labels)
     palette = expect_array("palette", palette)
@@ -363,8 +364,22 @@ def overlay(
 def all_finite(
     values: Array, *, out: Array | None = None, stream: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """As :func:`zsseg_rt.ops.all_finite`."""
+    """Reference of :func:`zsseg_rt.ops.all_finite`."""
     values = expect_array("values", values, "float32", "float16")
     result = expect_out("out", out, (1,), np.uint8)
     result[0] = np.isfinite(values).all()
+    return result
+
+
+def count_labels(
+    labels: Array, num_classes: int, *, out: Array | None = None, stream: int = 0
+) -> npt.NDArray[np.int64]:
+    """As :func:`zsseg_rt.ops.count_labels`."""
+    labels = expect_array("labels", labels, "uint8", "uint16")
+    if not 0 <= num_classes <= 65534:
+        fail_argument("num_classes", "from 0 to 65534", str(num_classes))
+    result = expect_out("out", out, (num_classes + 1,), np.int64)
+    known = labels[labels != np.iinfo(labels.dtype).max]
+    result[:-1] = np.bincount(known, minlength=num_classes)[:num_classes]
+    result[-1] = labels.size - result[:-1].sum()
     return result

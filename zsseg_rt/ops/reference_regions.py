@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
@@ -42,7 +42,7 @@ def mask_boxes(
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.int32]:
-    """As :func:`zsseg_rt.ops.mask_boxes`."""
+    """Reference of :func:`zsseg_rt.ops.mask_boxes`."""
     mask_logits = _checked_masks(mask_logits)
     expect_side_range(
         "canvas_hw", canvas_hw, canvas_hw, "Pass (height, width).", longest=MAX_CANVAS_SIDE
@@ -71,7 +71,7 @@ def crop_regions(
     out: Array | None = None,
     stream: int = 0,
 ) -> FloatArray:
-    """As :func:`zsseg_rt.ops.crop_regions`."""
+    """Reference of :func:`zsseg_rt.ops.crop_regions`."""
     if style not in STYLES:
         fail_argument("style", "'cropmask', 'mask' or 'crop'", f"'{style}'")
     for name, values in (("scale", scale), ("offset", offset)):
@@ -118,7 +118,7 @@ def roi_align(image: FloatArray, box: Sequence[int], side: int) -> FloatArray:
 def _bin_weights(start: int, end: int, size: int, side: int) -> FloatArray:
     """How much each pixel of one axis counts in each of ``side`` bins of ``[start, end]``.
 
-    float32 in this order of operations: on long boxes another order moves samples by 1e-4 pixels.
+    float32 in this order of operations: another order moves samples on long boxes by 1e-4 pixels.
     """
     num_samples = max(1, -(-(end - start) // side))
     length = np.float32(end - start) / np.float32(side)
@@ -146,7 +146,7 @@ def label_regions(
     with_scores: bool = False,
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], FloatArray | None]:
-    """As :func:`zsseg_rt.ops.label_regions`."""
+    """Reference of :func:`zsseg_rt.ops.label_regions`."""
     mask_logits, class_scores = _checked_votes(mask_logits, class_scores)
     num_classes = len(class_scores)
     lowered = np.zeros(num_classes, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zsseg_rt import _C
-from zsseg_rt.backends.base import Array
+from zsseg_rt.arrays import Array
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]
 
@@ -30,11 +30,11 @@ def mask_boxes(
 
     Returns:
         int32 ``[Q, 5]``: ``x1, y1, x2, y2``, the first and last column and row with a pixel of the
-        mask, and the number of its pixels. An empty mask, or one a single pixel wide or high, has
-        the box ``0, 0, W, H``.
+        mask, and the mask's number of pixels. An empty mask, or one a single pixel wide or high,
+        has the box ``0, 0, W, H``.
 
     Raises:
-        ShapeError: An array has the wrong sizes or is not C-contiguous.
+        ShapeError: An array has the wrong sizes or is not C-contiguous and aligned.
         DTypeError: An array has the wrong dtype.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
@@ -57,10 +57,10 @@ def crop_regions(
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
-    """Cut regions out of a picture and stretch each to a square, for CLIP to classify.
+    """Cut regions out of an image and stretch each to a square, for CLIP to classify.
 
-    ``"cropmask"``: the box by RoIAlign (half-pixel aligned, one sample a pixel and more), pixels
-    outside the mask zero. ``"crop"``: the box. ``"mask"``: the whole picture resized, pixels
+    ``"cropmask"``: the box by RoIAlign (half-pixel aligned, at least one sample per pixel), pixels
+    outside the mask zero. ``"crop"``: the box. ``"mask"``: the whole image resized, pixels
     outside the resized mask zero. A visible pixel is ``image * scale + offset``.
 
     Args:
@@ -70,8 +70,8 @@ def crop_regions(
         boxes: ``x1, y1, x2, y2`` of each region, int32 ``[R, 4]`` in host memory, within the image.
         side: Side of the crops, from 1 to 1024.
         style: ``"cropmask"``, ``"mask"`` or ``"crop"``.
-        scale: One a plane; with ``offset`` it turns one normalisation into another.
-        offset: One a plane.
+        scale: One per plane; with ``offset`` it turns one normalisation into another.
+        offset: One per plane.
         out: Array to write, float32 ``[R, 3, side, side]``. A new one if None.
         stream: CUDA stream to enqueue on.
 
@@ -79,7 +79,7 @@ def crop_regions(
         ``out``, on the image's device.
 
     Raises:
-        ShapeError: An array has the wrong sizes or is not C-contiguous.
+        ShapeError: An array has the wrong sizes or is not C-contiguous and aligned.
         DTypeError: An array has the wrong dtype.
         ArgumentError: A region, a box or a setting is outside its range.
         DeviceError: Image and masks are not on one device, regions or boxes are not in host
@@ -110,14 +110,14 @@ def label_regions(
     A class's score map is the sum over the masks of ``class_scores * sigmoid(mask)``, the mask
     logits upsampled to the canvas before the sigmoid; the map is then resized to the result
     (bilinear, half-pixel centres, edges clamped, both times). The label is the argmax of the score
-    less the bias, ties to the lowest index.
+    minus the bias, ties to the lowest index.
 
     Args:
         mask_logits: float32 ``[Q, h, w]``, up to 256 masks.
         class_scores: How much each mask counts for each class, float32 ``[C, Q]``.
         canvas_hw: Height and width at which masks become soft.
         out_hw: Height and width of the result.
-        bias: Taken off each class's score before the argmax, float32 ``[C]``; None for nothing.
+        bias: Subtracted from each class's score before the argmax, float32 ``[C]``; None for 0.
         unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
         with_scores: Also return the winner's score without the bias, at most 1.
         stream: CUDA stream to enqueue on.
@@ -127,7 +127,7 @@ def label_regions(
         or None. A pixel where every class is NaN is unknown, its score 0.
 
     Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous.
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
         ArgumentError: ``unknown_below`` is NaN.
         DeviceError: The arrays are not on one device, or the build has no CUDA.

@@ -7,11 +7,9 @@ A phrase's embedding is the normalised mean of its prompts' normalised embedding
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +18,10 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.files import write_atomically
-from zsseg_rt.text.prompts import fill, template_key
+from zsseg_rt.text.prompts import PromptSet, fill, template_key
+from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
-from zsseg_rt.vocabulary import check_embeddings
+from zsseg_rt.text.vocabulary import check_embeddings
 
 __all__ = ["PhraseEmbedder", "read_embeddings", "read_text_bank"]
 
@@ -36,7 +34,7 @@ class PhraseEmbedder:
 
     Args:
         bundle: Where the text bank, tokenizer and text encoder are.
-        load_encoder: Loads the text encoder graph; called at most once until :meth:`close`.
+        load_encoder: Loads the text encoder graph; called at most once before :meth:`close`.
         cache_dir: Folder for embeddings on disk; None keeps them in memory only.
     """
 
@@ -45,22 +43,27 @@ class PhraseEmbedder:
     ) -> None:
         self._bundle = bundle
         self._load_encoder = load_encoder
-        self._cache_dir = cache_dir
-        self._bank = read_text_bank(bundle)
-        self._region_bank = read_text_bank(bundle, "region_embeds")
+        self._stored = _row_cache(bundle, cache_dir)
+        self._banks: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
         self._tokenizer: Tokenizer | None = None
+        self._bank(PromptSet.bank)  # a damaged bank is refused here, not at the first name
 
     def embed(
-        self, phrases: Sequence[str], templates: Sequence[str] | None = None
+        self,
+        phrases: Sequence[str],
+        templates: Sequence[str] | None = None,
+        *,
+        prompt_set: PromptSet | None = None,
     ) -> npt.NDArray[np.float32]:
         """Embed phrases.
 
         Args:
             phrases: Texts to embed.
-            templates: Prompts with one ``{}`` each; the bundle's if None. Given templates bypass
-                the text bank, which holds embeddings of the bundle's own.
+            templates: Prompts with one ``{}`` each; the prompt set's if None. Given templates
+                bypass the text bank, whose embeddings were made with the bundle's own.
+            prompt_set: Which of the bundle's text inputs they are for; None means the first.
 
         Returns:
             float32 [len(phrases), D], unit rows (text-bank rows are as the bundle holds them).
@@ -68,25 +71,9 @@ class PhraseEmbedder:
         Raises:
             VocabularyError: The bundle has no text encoder and does not know a phrase.
         """
-        used = tuple(templates or self._bundle.text.templates)
-        return self._embed(phrases, used, {} if templates else self._bank)
-
-    def embed_for_regions(
-        self, phrases: Sequence[str], templates: Sequence[str] | None = None
-    ) -> npt.NDArray[np.float32] | None:
-        """As :meth:`embed`, with the prompts of the bundle's region encoder; None without one."""
-        regions = self._bundle.regions
-        if regions is None or regions.encoder is None:
-            return None
-        used = tuple(templates or regions.encoder.templates)
-        return self._embed(phrases, used, {} if templates else self._region_bank)
-
-    def _embed(
-        self,
-        phrases: Sequence[str],
-        used: tuple[str, ...],
-        bank: Mapping[str, npt.NDArray[np.float32]],
-    ) -> npt.NDArray[np.float32]:
+        chosen = prompt_set or PromptSet(templates=self._bundle.text.templates)
+        used = tuple(templates or chosen.templates)
+        bank = {} if templates else self._bank(chosen.bank)
         key = template_key(used)
         missing = [p for p in phrases if p not in bank and not self._recall(key, p)]
         if missing:
@@ -94,8 +81,13 @@ class PhraseEmbedder:
         rows = [bank[p] if p in bank else self._known[key, p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
+    def _bank(self, tensor: str) -> dict[str, npt.NDArray[np.float32]]:
+        if tensor not in self._banks:
+            self._banks[tensor] = read_text_bank(self._bundle, tensor)
+        return self._banks[tensor]
+
     def release_encoder(self) -> None:
-        """Free the text encoder; it is loaded again when an unknown phrase comes."""
+        """Free the text encoder; it is loaded again for the next new phrase."""
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -103,23 +95,10 @@ class PhraseEmbedder:
     def _recall(self, key: str, phrase: str) -> bool:
         if (key, phrase) in self._known:
             return True
-        path = self._cache_path(key, phrase)
-        if path is None or not path.is_file():
-            return False
-        try:
-            row = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as exc:
-            _log.warning("%s: cached embedding is unreadable (%s); embedding again", path, exc)
-            return False
-        if (
-            row.dtype != np.float32
-            or row.shape != (self._bundle.text.embed_dim,)
-            or not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4
-        ):
-            _log.warning("%s: cached embedding has the wrong content; embedding again", path)
-            return False
-        self._known[key, phrase] = row
-        return True
+        row = None if self._stored is None else self._stored.read(key, phrase)
+        if row is not None:
+            self._known[key, phrase] = row
+        return row is not None
 
     def _embed_missing(self, phrases: list[str], templates: tuple[str, ...], key: str) -> None:
         tokenizer = self._open_tokenizer(phrases)
@@ -135,33 +114,13 @@ class PhraseEmbedder:
             parts.append(np.array(next(iter(session.run({name: batch}).values()))))
         embeds = _unit_rows(np.concatenate(parts).astype(np.float32))
         rows = _unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
-        for phrase, row in zip(phrases, rows, strict=True):
-            self._known[key, phrase] = row
-            self._remember(key, phrase, row)
-
-    def _remember(self, key: str, phrase: str, row: npt.NDArray[np.float32]) -> None:
-        path = self._cache_path(key, phrase)
-        if path is None:
-            return
-        content = io.BytesIO()
-        np.save(content, row, allow_pickle=False)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content.getvalue())
-        except OSError as exc:
-            _log.warning(
-                "text embeddings are kept in memory only, %s cannot be written: %s", path, exc
-            )
-
-    def _cache_path(self, key: str, phrase: str) -> Path | None:
-        encoder = self._bundle.text.encoder_sha256
-        if self._cache_dir is None or encoder is None:
-            return None
-        name = hashlib.sha256(phrase.encode()).hexdigest()[:32]
-        return self._cache_dir / "text" / f"{encoder[:16]}-{key}" / f"{name}.npy"
+        embedded = dict(zip(phrases, rows, strict=True))
+        self._known.update({(key, phrase): row for phrase, row in embedded.items()})
+        if self._stored is not None:
+            self._stored.write(key, embedded)
 
     def _check_words(self, phrase: str, tokenizer: Tokenizer) -> None:
-        """Refuse a phrase of which the text encoder knows nothing; say what it does not know.
+        """Refuse a phrase without any word the text encoder knows; log words it does not know.
 
         Raises:
             VocabularyError: No word of the phrase is among the bundle's.
@@ -177,7 +136,7 @@ class PhraseEmbedder:
         unknown = tokenizer.unknown_words(phrase)
         if unknown:
             _log.warning(
-                "%r: the bundle's text encoder never learned %s; left out",
+                "%r: the bundle's text encoder never learned %s; ignored",
                 phrase,
                 ", ".join(map(repr, unknown)),
             )
@@ -190,7 +149,7 @@ class PhraseEmbedder:
     def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer:
         text = self._bundle.text
         if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
-            raise VocabularyError(_unknown_phrase_message(phrases[0], list(self._bank)))
+            raise VocabularyError(_unknown_phrase_message(phrases[0], list(self._bank("embeds"))))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
             self._tokenizer = Tokenizer(path, context_length=text.context_length)
@@ -198,36 +157,35 @@ class PhraseEmbedder:
 
 
 def read_embeddings(
-    embeddings: npt.NDArray[np.float32], count: int, bundle: Bundle
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    embeddings: npt.NDArray[np.float32], count: int, embed_dim: int, num_sets: int
+) -> list[npt.NDArray[np.float32]]:
     """Copy a caller's embeddings after checking them.
 
     Args:
-        embeddings: float32 [count, D]; for a bundle with a region encoder also [2, count, D], the
-            segments' and the regions'.
+        embeddings: float32 [count, D], which serves for every prompt set; or [num_sets, count, D].
         count: Phrases.
-        bundle: Says D and whether there is a region encoder.
+        embed_dim: D.
+        num_sets: Prompt sets of the bundle.
 
     Returns:
-        Embeddings [count, D] of the segments, and of the regions or None.
+        One array [count, D] per prompt set.
 
     Raises:
         DTypeError: Not float32.
         ShapeError: Another shape.
         VocabularyError: NaN, infinity or a row of zeros.
     """
-    regions, parts = bundle.regions, [embeddings]
-    if regions is not None and regions.encoder is not None:
-        is_pair = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
-        parts = list(embeddings) if is_pair and len(embeddings) == 2 else [embeddings] * 2
+    is_stack = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
+    parts = list(embeddings) if is_stack and len(embeddings) == num_sets > 1 else [embeddings]
     for part in parts:
-        check_embeddings(part, count, bundle.text.embed_dim)
-    copies = [np.array(part, order="C") for part in parts]
-    return copies[0], copies[1] if len(copies) == 2 else None
+        check_embeddings(part, count, embed_dim)
+    if len(parts) < num_sets:
+        parts *= num_sets
+    return [np.array(part, order="C") for part in parts]
 
 
 def read_text_bank(bundle: Bundle, tensor: str = "embeds") -> dict[str, npt.NDArray[np.float32]]:
-    """Read the bundle's precomputed embeddings, one float32 [D] a name; empty without a bank.
+    """Read the bundle's precomputed embeddings, one float32 [D] per name; empty without a bank.
 
     Args:
         bundle: The bundle.
@@ -255,6 +213,16 @@ def read_text_bank(bundle: Bundle, tensor: str = "embeds") -> dict[str, npt.NDAr
             f"got {embeds.shape}"
         )
     return dict(zip(entry.names, embeds, strict=True))
+
+
+def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
+    """The bundle's part of the disk cache; None without a folder or a text encoder."""
+    encoders, tokenizer = bundle.graphs.get("text_encoder"), bundle.text.tokenizer
+    if cache_dir is None or not encoders or tokenizer is None:
+        return None
+    hashes = [*sorted(entry.sha256 for entry in encoders.values()), tokenizer.sha256]
+    encoder = " ".join([*hashes, str(bundle.text.context_length), str(bundle.text.embed_dim)])
+    return RowCache(cache_dir, encoder, bundle.text.embed_dim)
 
 
 def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,32 +1,55 @@
-"""Prompt templates: what is said around a class name before it is embedded."""
+"""Prompt templates: the text around a class name when it is embedded."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from zsseg_rt.errors import VocabularyError
+from zsseg_rt.schema import check_plain_text
 
-__all__ = ["check_templates", "fill", "template_key"]
+__all__ = ["PromptSet", "check_templates", "fill", "template_key"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Templates for one text input of a bundle.
+
+    Attributes:
+        name: What its embeddings are called in :attr:`Vocabulary.prompt_embeds`; ``""`` for the
+            first set, which are :attr:`Vocabulary.embeds`.
+        templates: Prompts with one ``{}`` each.
+        bank: The tensor of the bundle's text bank that holds names embedded with them.
+        golden: The array of the golden sample that holds its classes' embeddings.
+    """
+
+    name: str = ""
+    templates: tuple[str, ...]
+    bank: str = "embeds"
+    golden: str = "text_embeds"
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return the templates as a tuple after checking them.
 
     Raises:
-        VocabularyError: None given, or one without exactly one ``{}``.
+        VocabularyError: None given, or one that is not plain text with exactly one ``{}``.
     """
-    if isinstance(templates, str):
+    if isinstance(templates, str) or not isinstance(templates, Iterable):
         raise VocabularyError(f"templates: expected a list of strings, got {templates!r}")
-    if not templates:
-        raise VocabularyError("templates: expected at least one, got none. Use ['{}'] for none.")
-    for template in templates:
-        if template.count("{}") != 1:
+    given = tuple(templates)
+    if not given:
+        raise VocabularyError(
+            "templates: expected at least one, got none. Use ['{}'] for bare names."
+        )
+    for index, template in enumerate(given):
+        if check_plain_text(template, f"templates[{index}]").count("{}") != 1:
             raise VocabularyError(
                 f"templates: expected one '{{}}' in each, got {template!r}. "
                 "Write e.g. 'a photo of a {}.'"
             )
-    return tuple(templates)
+    return given
 
 
 def fill(templates: Sequence[str], phrase: str) -> list[str]:

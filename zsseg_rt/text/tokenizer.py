@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsseg_rt.errors import BundleError, ShapeError
+from zsseg_rt.files import read_limited
+from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT, read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["END_OF_TEXT", "START_OF_TEXT", "Tokenizer", "clean_text"]
 
-START_OF_TEXT = "<start_of_text>"
-END_OF_TEXT = "<end_of_text>"
+_MAX_FILE_BYTES = 16 << 20
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -37,7 +40,7 @@ def clean_text(text: str) -> str:
     Undoes HTML entities, terminal colours, curly quotes, full-width forms, Latin ligatures and
     control characters, composes accents (NFC), joins whitespace and lowers the case as
     :meth:`str.lower` does. Text that was decoded with the wrong encoding ("schÃ¶n" for "schön") is
-    *not* repaired; there alone the result differs from open_clip's, which guesses the encoding.
+    *not* repaired; only there the result differs from open_clip's, which guesses the encoding.
 
     Args:
         text: Any string; lone surrogates become U+FFFD.
@@ -54,11 +57,11 @@ def clean_text(text: str) -> str:
 class Tokenizer:
     """Turns prompts into rows of token ids: start, the words, end, zeros.
 
-    Words that a partial tokenizer does not know are left out, see :meth:`unknown_words`.
+    Words that a partial tokenizer does not know are left out; see :meth:`unknown_words`.
 
     Args:
         source: ``tokenizer.json`` as a path, or its content.
-        context_length: Tokens a row; longer prompts are cut and keep the end token last.
+        context_length: Tokens per row; longer prompts are cut and keep the end token last.
 
     Raises:
         BundleError: The file is missing or is not a tokenizer with CLIP's start and end tokens.
@@ -70,10 +73,10 @@ class Tokenizer:
                 f"context_length: expected >= 2 (start and end token), got {context_length}"
             )
         self.context_length = context_length
-        self._tokenizer, where = _load(source), _describe(source)
-        self._start = _token_id(self._tokenizer, START_OF_TEXT, where)
-        self._end = _token_id(self._tokenizer, END_OF_TEXT, where)
-        self._is_partial = self._tokenizer.get_vocab_size() > self._end + 1
+        self._where = _describe(source)
+        self._tokenizer, vocab = _load(source)
+        self._start, self._end = vocab[START_OF_TEXT], vocab[END_OF_TEXT]
+        self._is_partial = len(vocab) > self._end + 1
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokenize prompts.
@@ -86,22 +89,25 @@ class Tokenizer:
         """
         rows = np.zeros((len(texts), self.context_length), np.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self._start, *self._word_ids(clean_text(text)), self._end]
+            with _without_panic(self._where):
+                words = self._word_ids(clean_text(text))
+            ids = [self._start, *words, self._end]
             if len(ids) > self.context_length:
                 ids = [*ids[: self.context_length - 1], self._end]
             row[: len(ids)] = ids
         return rows
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of a text that :meth:`encode` leaves out; only a partial tokenizer has any.
+        """Words of a text that :meth:`encode` leaves out; only a partial tokenizer leaves any out.
 
         A tokenizer is partial if it numbers symbols above the end token: the text encoder has no
-        embedding for those, and a word that comes down to one is unknown.
+        embedding for those, and a word that ends up as one is unknown.
         """
         if not self._is_partial:
             return []
-        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(clean_text(text))
-        return [word for word, _ in words if not self._ids_of_word(word)]
+        with _without_panic(self._where):
+            words = self._tokenizer.pre_tokenizer.pre_tokenize_str(clean_text(text))
+            return [word for word, _ in words if not self._ids_of_word(word)]
 
     def _ids_of_word(self, word: str) -> list[int]:
         ids = [token.id for token in self._tokenizer.model.tokenize(word)]
@@ -113,7 +119,7 @@ class Tokenizer:
             return [number for word, _ in words for number in self._ids_of_word(word)]
         if START_OF_TEXT not in text and END_OF_TEXT not in text:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        # The markers written out by a caller are tokens of their own, but only where the word
+        # Markers that a caller writes out are tokens of their own, but only where the word
         # pattern isolates them; the model itself would spell them letter by letter.
         markers = {START_OF_TEXT: self._start, END_OF_TEXT: self._end}
         ids: list[int] = []
@@ -125,34 +131,56 @@ class Tokenizer:
         return ids
 
 
-def _load(source: str | Path) -> tokenizers.Tokenizer:
+def _load(source: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+    """Return the tokenizer and the number of each token."""
     from tokenizers import Tokenizer as JsonTokenizer
 
-    is_json = isinstance(source, str) and source.lstrip().startswith("{")
+    where, content = _describe(source), _content(source)
     try:
-        content = str(source) if is_json else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise BundleError(f"{_describe(source)}: cannot be read: {exc}") from exc
-    try:
-        tokenizer = JsonTokenizer.from_str(content)
-    except Exception as exc:  # the library raises bare Exception for bad content
+        document = read_tokenizer(content)
+    except ValueError as exc:
         raise BundleError(
-            f"{_describe(source)}: expected a tokenizer, got {exc}. Copy the bundle again."
+            f"{where}: expected a CLIP tokenizer, got {exc}. Copy the bundle again."
         ) from exc
+    with _without_panic(where):
+        tokenizer = JsonTokenizer.from_str(json.dumps(document, ensure_ascii=False))
     tokenizer.normalizer = None  # clean_text does more than the file's normalizer can say
-    return tokenizer
+    return tokenizer, document["model"]["vocab"]
+
+
+def _content(source: str | Path) -> bytes:
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return source.encode(errors="surrogatepass")
+    try:
+        return read_limited(Path(source), max_bytes=_MAX_FILE_BYTES)
+    except OSError as exc:
+        raise BundleError(f"{source}: cannot be read: {exc}") from exc
+
+
+@contextmanager
+def _without_panic(where: str) -> Iterator[None]:
+    """Turn errors of the package ``tokenizers`` into ours.
+
+    It raises bare Exceptions and, when its native code panics, a PanicException, which derives from
+    BaseException alone and cannot be imported: only its name tells it from an interrupt.
+
+    Raises:
+        BundleError: The package gave up.
+    """
+    try:
+        yield
+    except BaseException as exc:
+        if type(exc) is not Exception and type(exc).__name__ != "PanicException":
+            raise
+        raise BundleError(
+            f"{where}: expected a tokenizer that works, but the package tokenizers failed: {exc}. "
+            "Copy the bundle again, or try another version of the package."
+        ) from exc
 
 
 def _describe(source: str | Path) -> str:
     is_json = isinstance(source, str) and source.lstrip().startswith("{")
     return "tokenizer.json" if is_json else str(source)
-
-
-def _token_id(tokenizer: tokenizers.Tokenizer, token: str, where: str) -> int:
-    number = tokenizer.token_to_id(token)
-    if number is None:
-        raise BundleError(f"{where}: expected a CLIP tokenizer, got one without {token!r}")
-    return int(number)
 
 
 def _tidy_lines(text: str) -> list[str]:

@@ -7,44 +7,45 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.evaluation.datasets import SegmentationDataset
+from zsseg_rt.evaluation.evaluate import evaluate
+from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.files import write_atomically
-from zsseg_rt.models.zeroseg import ZeroSeg
-from zsseg_rt.training.building import (
-    batch_source,
-    build_augmentation,
-    build_model,
-    build_task,
-    build_zeroseg_task,
-    open_split,
-    with_crop_of,
-)
-from zsseg_rt.training.checkpointing import CheckpointFolder
+from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.class_embeddings import (
     ClassEmbeddings,
     class_embeddings,
     region_embeddings,
 )
 from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
+from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data_checks import require_labels
-from zsseg_rt.training.datasets import SegmentationDataset
-from zsseg_rt.training.evaluation import evaluate
-from zsseg_rt.training.loading import TrainingSamples
-from zsseg_rt.training.loop import BatchSource, TrainingResult, run_loop
-from zsseg_rt.training.metrics import FIGURES
-from zsseg_rt.training.random_state import seed_everything
-from zsseg_rt.training.reporting import Picture
-from zsseg_rt.training.segment_torch import torch_segmenter
-from zsseg_rt.training.task import TrainingTask
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder
+from zsseg_rt.training.loop.loop import BatchSource, RunExtras, TrainingResult, run_loop
+from zsseg_rt.training.loop.random_state import seed_everything
+from zsseg_rt.training.loop.reporting import Picture
+from zsseg_rt.training.parts import (
+    batch_source,
+    build_augmentation,
+    build_model,
+    build_task,
+    build_zeroseg_task,
+    find_task,
+    open_split,
+    with_crop_of,
+)
+from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks.labelled import LabelledTask
+from zsseg_rt.training.tasks.task import TrainingTask
 from zsseg_rt.training.text_space import text_space
-from zsseg_rt.training.trained import TrainedClasses, describe_model
+from zsseg_rt.training.trained.card import TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
 __all__ = ["Assembly", "assemble", "evaluate_untrained", "train"]
@@ -58,11 +59,11 @@ class Assembly:
 
     Attributes:
         config: What it was built from.
-        dataset: What is trained on.
-        evaluation_dataset: What checkpoints are judged on; None does not judge.
+        dataset: The training data.
+        evaluation_dataset: The data checkpoints are evaluated on; None does not evaluate.
         task: Model and objective.
-        embeddings: Of the classes; None for a ZeroSeg without text, as it learns without any.
-        classes: What is saved of them with the model.
+        embeddings: Class embeddings; None for a ZeroSeg without text, which learns without any.
+        classes: What is saved about the classes with the model.
         batches: Training batches.
     """
 
@@ -76,17 +77,19 @@ class Assembly:
 
     @cached_property
     def region_embeds(self) -> Tensor | None:
-        """ZegFormer's second embeddings of the classes; made when they are first asked for."""
+        """ZegFormer's second embeddings of the classes; computed when first used."""
         templates = self.config.text.region_templates
-        return region_embeddings(self.task.model, self.dataset.class_names, templates)
+        return region_embeddings(
+            cast(SegmentationModel, self.task.model), self.dataset.class_names, templates
+        )
 
-    def segmenter(self, model: nn.Module) -> Any:
-        """The model as evaluation takes it."""
+    def segmenter(self, model: nn.Module) -> TorchSegmenter:
+        """The model as a segmenter to evaluate."""
         assert self.classes is not None
         assert self.embeddings is not None
         seen = self.classes.seen_phrases if self.classes.counts_as_unseen else ()
-        return torch_segmenter(
-            model,
+        return TorchSegmenter(
+            cast(SegmentationModel, model),
             self.dataset.class_names,
             self.embeddings.phrase_embeds,
             region_embeds=self.region_embeds,
@@ -102,7 +105,7 @@ class Assembly:
         return found.scores.as_reported()
 
     def preview(self, model: nn.Module, count: int) -> list[Picture]:
-        """Pictures of what a model predicts: photo, truth, prediction, side by side."""
+        """Images of what a model predicts: photo, truth and prediction side by side."""
         assert self.evaluation_dataset is not None
         dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
         count = min(count, len(dataset))
@@ -124,16 +127,16 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
     Started by torchrun or ``accelerate launch``, all processes train together.
 
     Args:
-        config: What to train, on what, how and where to.
+        config: What to train, on what data, how, and where to save it.
         resume: Continue the run in the output folder from its last checkpoint.
 
     Returns:
-        What the run gave; :func:`zsseg_rt.training.trained.load_trained` loads its model.
+        The result; :func:`zsseg_rt.training.trained.card.load_trained` loads the model.
 
     Raises:
         ArgumentError: A setting is wrong, or the folder holds another run.
         CheckpointError: Weights or a checkpoint cannot be read.
-        DatasetError: The data is absent, incomplete or inconsistent.
+        DatasetError: The data is missing, incomplete or inconsistent.
         TrainingError: A loss is not finite or a checkpoint cannot be written.
     """
     parts = assemble(config)
@@ -147,10 +150,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
         run_folder=folder,
         optimizer=config.optimizer,
         schedule=lambda step: config.schedule.factor(step, config.loop.iterations),
-        evaluate=parts.evaluate if judged else None,
-        preview=parts.preview if judged else None,
-        model_card=describe_model(parts.task.model, parts.classes),
-        constants={} if embeddings is None else {"text_embeds": embeddings.phrase_embeds},
+        extras=RunExtras(
+            evaluate=parts.evaluate if judged else None,
+            preview=parts.preview if judged else None,
+            model_card=describe_model(parts.task.model, parts.classes),
+            constants={} if embeddings is None else {"text_embeds": embeddings.phrase_embeds},
+        ),
         resume=resume,
     )
 
@@ -161,7 +166,7 @@ def assemble(config: TrainConfig) -> Assembly:
     Raises:
         ArgumentError: A setting is wrong.
         CheckpointError: Weights cannot be read.
-        DatasetError: The data is absent, incomplete or inconsistent.
+        DatasetError: The data is missing, incomplete or inconsistent.
         VocabularyError: A class has no embedding.
     """
     seed_everything(config.loop.seed)
@@ -201,13 +206,13 @@ def _check_figure(name: str) -> None:
 
 
 def _build_objective(
-    config: TrainConfig, model: nn.Module, dataset: SegmentationDataset
+    config: TrainConfig, model: SegmentationModel, dataset: SegmentationDataset
 ) -> tuple[ClassEmbeddings | None, TrainingTask]:
-    if not isinstance(model, ZeroSeg):
+    if find_task(model.architecture).needs_labels:
         if not dataset.class_names:
             raise ArgumentError(
                 f"data.name: expected a data set with classes, which {config.model.architecture} "
-                f"is trained on, got {config.data.name!r}. Name another, or train ZeroSeg."
+                f"needs, got {config.data.name!r}. Name another, or train ZeroSeg."
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
         return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
@@ -225,28 +230,30 @@ def _build_objective(
 
 
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
-    """Judge a model as it is built, on the split that a run of it would be judged on.
+    """Evaluate a model as built, on the split that a run of it would be evaluated on.
 
     Args:
-        config: Of a run; what concerns training is not used.
+        config: A run's configuration; what concerns training is not used.
 
     Returns:
         Figures in percent, by name.
 
     Raises:
-        ArgumentError: A setting is wrong, or there is nothing to judge on.
+        ArgumentError: A setting is wrong, or there is nothing to evaluate on.
         CheckpointError: Weights cannot be read.
-        DatasetError: The data is absent, incomplete or inconsistent.
+        DatasetError: The data is missing, incomplete or inconsistent.
         VocabularyError: A class has no embedding.
     """
     settings = config.evaluation
     if not settings.split:
-        raise ArgumentError("evaluation.split: expected a split to judge on, got none. Name one.")
+        raise ArgumentError(
+            "evaluation.split: expected a split to evaluate on, got none. Name one."
+        )
     options = config.data.options if settings.options is None else settings.options
     dataset = open_split(config.data, settings.split, options)
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
     embeddings = class_embeddings(dataset.class_names, config.text, model)
-    segmenter = torch_segmenter(
+    segmenter = TorchSegmenter(
         model,
         dataset.class_names,
         embeddings.phrase_embeds,
@@ -291,8 +298,8 @@ def _open_evaluation(
 
 
 def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
-    """Save the resolved configuration; a run that is resumed must be of the same one."""
-    if int(os.environ.get("RANK", "0")) != 0:  # the launcher's: the main process does it
+    """Save the resolved configuration; a resumed run must have the same one."""
+    if int(os.environ.get("RANK", "0")) != 0:  # set by the launcher: the main process does it
         return
     path = folder / CONFIG_FILE
     started = bool(CheckpointFolder(folder / "checkpoints").steps())
@@ -319,7 +326,7 @@ def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
 
 
 def _palette(dataset: SegmentationDataset) -> Any:
-    """The data set's own colours where it has some, else ours; for every uint8 label."""
+    """The data set's own colours if it has any, otherwise ours; for every uint8 label."""
     colours = palette(255).copy()
     own = getattr(dataset, "palette", None)
     if own is not None:

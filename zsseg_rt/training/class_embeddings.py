@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models.clip import build_text_encoder, load_clip
-from zsseg_rt.models.text_encoder import average_templates
-from zsseg_rt.models.zegformer import ZegFormer
-from zsseg_rt.models.zegformer_prompts import REGION_TEMPLATES
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.training.class_phrases import split_synonyms
 from zsseg_rt.training.config import TextConfig
 
 __all__ = ["ClassEmbeddings", "class_embeddings", "embed_phrases", "region_embeddings"]
@@ -34,8 +33,8 @@ class ClassEmbeddings:
     """Embeddings of a data set's classes and of every synonym.
 
     Args:
-        class_names: One phrase a class; commas separate synonyms.
-        phrase_embeds: Of every synonym in order, float32 ``[P, D]``.
+        class_names: One phrase per class; commas separate synonyms.
+        phrase_embeds: Embeddings of every synonym in order, float32 ``[P, D]``.
 
     Attributes:
         phrases: Every synonym in order.
@@ -45,7 +44,7 @@ class ClassEmbeddings:
 
     def __init__(self, class_names: Sequence[str], phrase_embeds: Tensor) -> None:
         classes = split_synonyms(class_names)
-        self.phrases = tuple(phrase for synonyms in classes for phrase in synonyms)
+        self.phrases = ClassList.of_groups(classes).phrases
         self.phrase_embeds = _unit(phrase_embeds.float())
         groups = torch.split(self.phrase_embeds, [len(synonyms) for synonyms in classes])
         self.class_embeds = _unit(torch.stack([group.mean(dim=0) for group in groups]))
@@ -57,7 +56,7 @@ def class_embeddings(
     """Embed the classes of a data set as a configuration says.
 
     Args:
-        class_names: One phrase a class; commas separate synonyms.
+        class_names: One phrase per class; commas separate synonyms.
         config: Where embeddings come from.
         model: Its ``text_encoder`` is used if the configuration names neither bank nor weights.
 
@@ -90,26 +89,26 @@ def class_embeddings(
 
 
 def region_embeddings(
-    model: nn.Module, class_names: Sequence[str], templates: Sequence[str] = ()
+    model: SegmentationModel, class_names: Sequence[str], templates: Sequence[str] = ()
 ) -> Tensor | None:
-    """Embed classes for CLIP's look at regions, by the model's own text tower.
+    """Embed classes for a model's look at regions, with its own text tower.
 
     Args:
-        model: Any model; only a ZegFormer whose CLIP classifies regions looks twice.
-        class_names: One phrase a class; commas separate synonyms.
-        templates: Prompts with one ``{}`` each; empty is ZegFormer's official ones.
+        model: Any model; only one with ``region_templates`` looks at regions.
+        class_names: One phrase per class; commas separate synonyms.
+        templates: Prompts with one ``{}`` each; empty takes the model's own.
 
     Returns:
-        Of every synonym in order, unit norm, float32 ``[P, D]``; None for other models.
+        Embeddings of every synonym in order, unit norm, float32 ``[P, D]``; None for other models.
 
     Raises:
         VocabularyError: The templates are unusable.
     """
-    if not isinstance(model, ZegFormer) or not model.config.clip_classification:
+    if not model.region_templates:
         return None
-    assert model.text_encoder is not None
+    encoder: Any = model.text_encoder
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
-    return embed_phrases(model.text_encoder, phrases, templates or REGION_TEMPLATES)
+    return embed_phrases(encoder, phrases, templates or model.region_templates)
 
 
 @torch.no_grad()
@@ -138,7 +137,7 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
 
 
 def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
-    """Rows of every synonym; a class that the bank knows as a whole stands for each of them."""
+    """Rows of every synonym; a class that the bank knows as a whole serves for all of its own."""
     rows = _read_rows(Path(config.bank))
     names = _read_names(Path(config.bank_names)) if config.bank_names else list(class_names)
     if len(names) != len(rows):
@@ -180,7 +179,7 @@ def _read_rows(path: Path) -> Tensor:
     if rows.ndim != 2 or not bool(torch.isfinite(rows).all()):
         raise VocabularyError(
             f"text.bank: expected finite rows [C, D], got shape {list(rows.shape)} in {path}. "
-            "Make the file again."
+            "Create the file again."
         )
     return rows.float()
 
@@ -191,7 +190,7 @@ def _read_names(path: Path) -> list[str]:
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"text.bank_names: expected one a line or a JSON list, got {path}: {error}"
+            f"text.bank_names: expected one per line or a JSON list, got {path}: {error}"
         ) from error
     return [str(name).strip() for name in names if str(name).strip()]
 

@@ -1,9 +1,8 @@
-"""What a training run is, as a TOML file: strict, complete, and saved with the run."""
+"""A training run as a TOML file: strict, complete, and saved with the run."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,12 +11,8 @@ from typing import Any, Literal
 
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.training.loop_config import LoopConfig, OptimizerConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml
 
 __all__ = [
     "CONFIG_FILE",
@@ -29,13 +24,12 @@ __all__ = [
     "TaskConfig",
     "TextConfig",
     "TrainConfig",
-    "list_kept",
     "list_recipes",
-    "read_toml",
 ]
 
+_RECIPES = resources.files("zsseg_rt.training") / "recipes"
 CONFIG_FILE = "config.toml"
-# Settings that may differ between a run and its continuation: no result depends on them.
+# Settings that may change when a run is continued: no result depends on them.
 _FREE = {
     ("data", "root"),
     ("loop", "checkpoint_interval"),
@@ -52,13 +46,13 @@ _FREE = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model is trained, and from what it starts.
+    """Which model is trained, and what it starts from.
 
     Attributes:
         architecture: ``"zegclip"``, ``"clip_rc"``, ``"dense_clip"``, ``"zegformer"`` or
             ``"zeroseg"``; not needed with a run to start from.
         start_from: A run's folder, one of its checkpoints, or an official checkpoint file, whose
-            weights are taken (optimizer, schedule and step start anew); empty starts from
+            weights are taken (optimizer, schedule and step start again); empty starts from
             ``options.pretrained``.
         options: Keyword arguments of :func:`zsseg_rt.models.create_model`, or, with an official
             file, of :func:`zsseg_rt.models.from_official`; ZegFormer's CLIP, which its official
@@ -74,20 +68,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Where class embeddings come from: a bank, else CLIP weights, else the model's text tower.
+    """Where class embeddings come from: a bank, or CLIP weights, or the model's text tower.
 
     Attributes:
         bank: ``.npy`` (float ``[C, D]``) or ``.safetensors`` (tensor ``embeds``) of embeddings.
-        bank_names: Names of the bank's rows: a text file with one a line, or a JSON list. Empty:
+        bank_names: Names of the bank's rows: a text file, one per line, or a JSON list. Empty:
             rows are the data set's classes in order.
         clip: CLIP weights, a file or an open_clip tag, whose text tower embeds the classes.
         clip_architecture: open_clip's name of the model, for a tag.
-        clip_activation: ``"quick_gelu"`` or ``"gelu"``, for a file that does not say; else empty.
+        clip_activation: ``"quick_gelu"`` or ``"gelu"`` for a file that does not say; or empty.
         templates: Prompts with one ``{}`` each; embeddings are averaged over them.
-        region_templates: Prompts of ZegFormer's second look, by CLIP at regions; empty is its
+        region_templates: Prompts of ZegFormer's second look, by CLIP at regions; empty takes its
             official 32.
-        space: Name of the joint space, for people; empty names it after where embeddings come from:
-            the CLIP's tag, or a file and the beginning of its SHA-256.
+        space: Human-readable name of the joint space; empty names it after where embeddings come
+            from: the CLIP's tag, or a file and the beginning of its SHA-256.
     """
 
     bank: str = ""
@@ -102,15 +96,15 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on.
+    """The data to train on.
 
     Attributes:
-        name: Of the data set; see :mod:`zsseg_rt.training.datasets`.
-        root: Its folder; empty for sets that are made, not read.
-        split: Of the data set.
+        name: Name of the data set; see :mod:`zsseg_rt.evaluation.datasets`.
+        root: Its folder; empty for sets that are generated, not read.
+        split: Split of the data set.
         options: Further keyword arguments of the data set.
         augmentation: ``kind`` (``"fit_inside"``, ``"short_edge"`` or ``"center_crop"``) and the
-            fields of that augmentation; see :mod:`zsseg_rt.training.transforms`.
+            fields of that augmentation; see :mod:`zsseg_rt.training.data.transforms`.
     """
 
     name: str
@@ -137,14 +131,14 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run; see :mod:`zsseg_rt.training.schedules`.
+    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.schedules`.
 
     Attributes:
         name: ``"poly"``, ``"cosine"`` or ``"constant"``.
-        power: Exponent of ``"poly"``; None is 0.9.
-        min_factor: Part of the peak rate that the decay ends at.
+        power: Exponent of ``"poly"``; None means 0.9.
+        min_factor: Fraction of the peak rate at which the decay ends.
         warmup_steps: Length of the linear warm-up.
-        warmup_start: Part of the rate at its first step; None is the schedule's own.
+        warmup_start: Fraction of the rate at the first step; None takes the schedule's own.
     """
 
     name: Literal["poly", "cosine", "constant"] = "poly"
@@ -157,14 +151,14 @@ class ScheduleConfig:
         """Factor of the peak rates at a step.
 
         Raises:
-            ArgumentError: A setting is out of its range or not the schedule's.
+            ArgumentError: A setting is out of range or does not belong to the schedule.
         """
-        from zsseg_rt.training import schedules
+        from zsseg_rt.training.loop import schedules
 
         fields: dict[str, Any] = dict(vars(self))
         name = fields.pop("name")
         given = {key: value for key, value in fields.items() if value is not None}
-        for key in ("min_factor", "warmup_steps"):  # 0 is what schedules do without being told
+        for key in ("min_factor", "warmup_steps"):  # 0 is the schedules' default
             if not given[key]:
                 del given[key]
         return schedules.factor(name, step, max_steps=iterations, **given)
@@ -172,13 +166,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How checkpoints are judged while training; which one is the best follows from it.
+    """How checkpoints are evaluated during training, which decides which one is best.
 
     Attributes:
-        split: Of the data set that is trained on; empty does not evaluate.
-        options: Instead of the training data's options, for this split; None takes those.
-        protocol: ``"whole"`` as the runtime does, or ``"slide"`` as official figures are made.
-        limit: Pictures to take, spread evenly over the split; 0 is all.
+        split: Split of the training data set; empty does not evaluate.
+        options: Replaces the training data's options for this split; None takes those.
+        protocol: ``"whole"`` as in the runtime, or ``"slide"`` as for official figures.
+        limit: At most this many images, spread evenly over the split; 0 takes all.
     """
 
     split: str = "val"
@@ -189,7 +183,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where the run goes.
+    """Where the run is saved.
 
     Attributes:
         folder: Gets ``config.toml``, ``checkpoints/``, ``history.jsonl``, ``evaluations.json``,
@@ -204,15 +198,15 @@ class TrainConfig:
     """One training run: a TOML file with a table for each attribute; only ``data`` is required.
 
     Attributes:
-        data: What is trained on.
+        data: The data to train on.
         model: Which model.
         text: Class embeddings.
         task: What is learned.
         optimizer: AdamW.
         schedule: Learning rate over the run.
         loop: How long, how and where.
-        evaluation: How checkpoints are judged.
-        output: Where the run goes.
+        evaluation: How checkpoints are evaluated.
+        output: Where the run is saved.
     """
 
     data: DataConfig
@@ -247,15 +241,16 @@ class TrainConfig:
             changes: ``"table.key=value"`` each, with a TOML value (a bare word is a string).
 
         Raises:
-            ArgumentError: There is no such file or recipe, it is no TOML, or a setting is wrong.
+            ArgumentError: There is no such file or recipe, it is not valid TOML, or a setting is
+                wrong.
         """
-        raw, where = read_toml(source, "recipes")
+        raw, where = read_toml(source, _RECIPES)
         for change in changes:
-            _apply(raw, change)
+            apply_change(raw, change)
         return cls.from_dict(raw, where)
 
     def to_toml(self) -> str:
-        """Every setting, defaults too; :meth:`load` reads it back."""
+        """Every setting, including defaults; :meth:`load` reads it back."""
         plain = {
             table: {k: v for k, v in fields.items() if v is not None}
             for table, fields in schema.encode(self).items()
@@ -263,7 +258,7 @@ class TrainConfig:
         return "\n".join(_toml_table((name,), fields) for name, fields in plain.items())
 
     def differences(self, other: TrainConfig) -> list[str]:
-        """Names of the settings whose values differ and decide results."""
+        """Names of the settings whose values differ and affect results."""
         return [
             f"{table}.{name}"
             for table, fields in vars(self).items()
@@ -273,72 +268,12 @@ class TrainConfig:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that the package brings: the papers' settings."""
-    return list_kept("recipes")
-
-
-def read_toml(source: str | Path, kept_in: str) -> tuple[dict[str, Any], str]:
-    """Read a TOML file, or one that the package brings.
-
-    Args:
-        source: A file, or the name of one in the package's folder.
-        kept_in: The package's folder: ``"recipes"`` or ``"comparisons"``.
-
-    Returns:
-        Its tables, and what to call it in messages.
-
-    Raises:
-        ArgumentError: There is no such file, or it is no TOML.
-    """
-    text, where = _read_source(source, kept_in)
-    try:
-        return tomllib.loads(text), where
-    except tomllib.TOMLDecodeError as error:
-        raise ArgumentError(f"{where}: expected TOML, got an error: {error}") from error
-
-
-def list_kept(kept_in: str) -> list[str]:
-    """Names of the TOML files in a folder of the package."""
-    folder = resources.files("zsseg_rt.training") / kept_in
-    names = (entry.name for entry in folder.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
-def _read_source(source: str | Path, kept_in: str) -> tuple[str, str]:
-    path = Path(source)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"{path}: cannot be read: {error}") from error
-    kept = resources.files("zsseg_rt.training") / kept_in / f"{source}.toml"
-    if path.suffix == "" and path.name == str(source) and kept.is_file():
-        return kept.read_text(encoding="utf-8"), f"{kept_in.removesuffix('s')} {source}"
-    raise ArgumentError(
-        f"config: expected a TOML file or one of the {kept_in} {', '.join(list_kept(kept_in))}, "
-        f"got {str(source)!r}. Check the path."
-    )
-
-
-def _apply(raw: dict[str, Any], change: str) -> None:
-    """Set ``table.key=value`` in plain data."""
-    path, equals, text = change.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
-        raise ArgumentError(f"--set: expected table.key=value, got {change!r}")
-    table = raw
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise ArgumentError(f"--set: expected a table at {key!r} of {path!r}, got a value")
-    try:
-        table[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[keys[-1]] = text.strip()
+    """Names of the recipes that come with the package: the papers' settings."""
+    return list_kept(_RECIPES)
 
 
 def _toml_table(path: tuple[str, ...], fields: Mapping[str, Any]) -> str:
-    """A table, its plain values first, then its tables."""
+    """A table: first its plain values, then its tables."""
     lines = [f"[{'.'.join(_toml_key(part) for part in path)}]"]
     lines += [
         f"{_toml_key(key)} = {_toml_value(value)}"

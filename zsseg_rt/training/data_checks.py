@@ -1,4 +1,4 @@
-"""What is wrong with a run's data: a look at all of it before, and a watch on the first batches."""
+"""What is wrong with a run's data: a check of all of it before, and of the first batches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.errors import DatasetError
+from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.evaluation.datasets.verification import Verification, verify_dataset
 from zsseg_rt.training.config import TrainConfig
-from zsseg_rt.training.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.training.datasets.verification import Verification, verify_dataset
 
 if TYPE_CHECKING:
-    from zsseg_rt.training.loop import BatchSource
-    from zsseg_rt.training.protocols import LabelProtocol
-    from zsseg_rt.training.task import Batch
+    from zsseg_rt.training.data.batch import Batch
+    from zsseg_rt.training.loop.loop import BatchSource
+    from zsseg_rt.training.tasks.protocols import LabelProtocol
 
 __all__ = ["LEAST_BATCHES", "SplitCheck", "check_data", "require_labels"]
 
 LEAST_BATCHES = 50
-"""So many batches without anything to learn from are no accident of random crops."""
+"""This many batches without anything to learn from are not an accident of random crops."""
 _LEAST_EPOCHS = 3
 _ENOUGH_PICTURES = 1000
 
@@ -31,10 +31,10 @@ class SplitCheck:
     Attributes:
         use: ``"training"`` or ``"evaluation"``.
         dataset: Its name.
-        class_names: One phrase a class.
+        class_names: One phrase per class.
         seen: Indices of the seen classes.
-        found: The scan of all pictures.
-        lacking: Names of the classes that training learns from masks, of which none holds any.
+        found: The scan of all images.
+        lacking: Names of the classes that training learns from masks but no mask holds.
     """
 
     use: str
@@ -46,10 +46,10 @@ class SplitCheck:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What must be put right before training, counted."""
+        """What must be fixed before training, counted."""
         faults = []
         if self.found.problems:
-            faults.append(f"{len(self.found.problems)} pictures of {self.dataset} without use")
+            faults.append(f"unusable images in {self.dataset}: {len(self.found.problems)}")
         if self.lacking:
             names = ", ".join(self.lacking[:5]) + (" and more" if len(self.lacking) > 5 else "")
             faults.append(f"no pixel in {self.dataset} of {names}")
@@ -73,18 +73,18 @@ class SplitCheck:
 def check_data(
     config: TrainConfig, progress: Callable[[int, int], None] | None = None
 ) -> tuple[SplitCheck, ...]:
-    """Read every picture and mask that a run trains on or is judged on.
+    """Read every image and mask that a run trains on or is evaluated on.
 
     Args:
-        config: Of the run; weights are not looked at.
-        progress: Called with the number of pictures read so far of a split and of all of it.
+        config: The run's configuration; weights are not read.
+        progress: Called with the number of images read so far of a split and the number of all.
 
     Returns:
-        What was found, first in the training split.
+        What was found, the training split first.
 
     Raises:
         ArgumentError: The data set, a split or an option is unknown.
-        DatasetError: A split is absent or incomplete.
+        DatasetError: A split is missing or incomplete.
     """
     data, judged = config.data, config.evaluation
     asked = [("training", data.split, data.options)]
@@ -121,16 +121,16 @@ def _check(
 def require_labels(
     batches: BatchSource, protocol: LabelProtocol, dataset: SegmentationDataset
 ) -> BatchSource:
-    """Batches as they come, unless the first ones hold no label that training may use.
+    """Pass batches on, unless the first ones hold no label that training may use.
 
-    Nothing is looked at any more once a batch has some. Without any, the run ends after
-    :data:`LEAST_BATCHES` batches, or more while those are less than three epochs and less than
-    1000 pictures.
+    Checking stops once a batch has some. Without any, the run ends after :data:`LEAST_BATCHES`
+    batches, or after more if those are less than three epochs and less than
+    1000 images.
 
     Args:
         batches: Where they come from.
         protocol: What training may know of labels.
-        dataset: What is trained on.
+        dataset: The training data.
 
     Returns:
         A source of the same batches, which raises DatasetError.
@@ -169,7 +169,7 @@ def _nothing_to_learn(
     kind = "seen " if protocol.protocol == "inductive" else ""
     return DatasetError(
         f"{dataset.name}: expected annotated pixels of {kind}classes, got none in the first "
-        f"{batches} batches. Look at the masks with zsseg-rt train --config FILE --check-data: "
+        f"{batches} batches. Check the masks with zsseg-rt train --config FILE --check-data: "
         "their values must be those of the classes, and classes that are held out as unseen "
         "are not trained on."
     )

@@ -1,4 +1,4 @@
-"""What a run calls the space that its class embeddings live in."""
+"""What a run calls the space of its class embeddings."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.models.clip_space import describe_rows, describe_space
+from zsseg_rt.models.clip.space import describe_rows, describe_space
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.training.config import ModelConfig, TextConfig
-from zsseg_rt.training.trained import load_classes
+from zsseg_rt.training.trained.card import load_classes
 
 __all__ = ["text_space"]
 
 
 def text_space(text: TextConfig, model: ModelConfig) -> str:
-    """Name the joint space: as told, else after where the class embeddings come from.
+    """Name the joint space: as configured, or after where the class embeddings come from.
 
     Args:
-        text: ``space`` is taken if it is not empty; else the bank, else the CLIP that it names.
-        model: Else the CLIP, the run or the official checkpoint that the model starts from.
+        text: ``space`` is used if it is not empty; then the bank, then the CLIP that it names.
+        model: Then the CLIP, the run or the official checkpoint that the model starts from.
 
     Returns:
-        A name for people; empty where nothing tells.
+        A human-readable name; empty if unknown.
 
     Raises:
         CheckpointError: The run to start from is damaged.
@@ -41,7 +41,7 @@ def text_space(text: TextConfig, model: ModelConfig) -> str:
 
 
 def _clip_name(model: ModelConfig) -> str:
-    """open_clip's name of the model's CLIP: as given, else the builder's own."""
+    """open_clip's name of the model's CLIP: as given, or the builder's default."""
     builder: Any = find_builder(model.architecture, official=False)
     default = inspect.signature(builder).parameters["clip"].default
     return str(model.options.get("clip", default))

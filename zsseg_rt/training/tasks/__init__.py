@@ -1,7 +1,19 @@
-"""One training task a family of models.
+"""The training tasks of all architectures that can be trained."""
 
-- :class:`zsseg_rt.training.tasks.descriptor.DescriptorTask` trains ZegCLIP and CLIP-RC.
-- :class:`zsseg_rt.training.tasks.dense.DenseTask` trains the fine-tuned dense baseline.
-- :class:`zsseg_rt.training.tasks.zegformer.ZegFormerTask` trains ZegFormer.
-- :class:`zsseg_rt.training.tasks.zeroseg.ZeroSegTask` trains ZeroSeg.
-"""
+from collections.abc import Mapping
+
+from zsseg_rt.training.tasks.dense import DenseTask
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.task import TrainingTask
+from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
+
+__all__ = ["TASKS"]
+
+TASKS: Mapping[str, type[TrainingTask]] = {
+    "clip_rc": DescriptorTask,
+    "dense_baseline": DenseTask,
+    "zegclip": DescriptorTask,
+    "zegformer": ZegFormerTask,
+    "zeroseg": ZeroSegTask,
+}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Unpack
 
-from zsseg_rt.models.dense_baseline import DenseBaseline
-from zsseg_rt.training.task import parameter_group
+from zsseg_rt.models.dense.baseline import DenseBaseline
 from zsseg_rt.training.tasks.labelled import PixelLossOptions, PixelLossTask
+from zsseg_rt.training.tasks.task import parameter_group
 
 __all__ = ["DenseTask"]
 
@@ -16,12 +16,12 @@ class DenseTask(PixelLossTask):
     """The baseline of ZegCLIP's comparison: image tower, head and logit scale are trained.
 
     The paper states neither rates nor losses of its baseline: these defaults are this package's,
-    the rate of the tower being the one that ZegCLIP's configuration has before its multipliers.
+    with the tower's rate taken from ZegCLIP's configuration, before its multipliers.
 
     Args:
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        train_backbone: Whether the image tower is trained; without, only head and scale are.
+        train_backbone: Whether the image tower is trained; if not, only head and scale are.
         **options: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`, but ``loss`` is
             ``"cross_entropy"`` unless given (with ``"masks"``, ZegCLIP's focal and dice loss, the
             model's ``score_activation`` should be ``"sigmoid"``) and ``backbone_learning_rate``

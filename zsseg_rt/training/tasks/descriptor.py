@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.clip_rc import RegionOutput
-from zsseg_rt.models.descriptor_model import DescriptorModel
-from zsseg_rt.models.zegclip import ZegCLIP
-from zsseg_rt.training.losses import recovery_losses
-from zsseg_rt.training.task import parameter_group
+from zsseg_rt.models.descriptor.clip_rc import CellOutput
+from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLossOptions,
     PixelLossTask,
     check_non_negative,
 )
+from zsseg_rt.training.tasks.losses import recovery_losses
+from zsseg_rt.training.tasks.task import parameter_group
 
 __all__ = ["DescriptorTask", "Trained"]
 
@@ -32,18 +31,18 @@ Trained = Literal["prompts", "backbone"]
 class DescriptorTask(PixelLossTask):
     """ZegCLIP or CLIP-RC with the official objective; the defaults are VOC's.
 
-    Frozen are the text tower and, officially, of the backbone everything but the prompts and their
-    norm. Parts of the last decoder layer of ZegCLIP that no loss depends on are frozen too, so
-    that every trainable tensor receives a gradient.
+    The text tower is frozen and, officially, everything in the backbone but the prompts and their
+    norm. Parts of ZegCLIP's last decoder layer that no loss depends on are frozen too, so that
+    every trainable tensor receives a gradient.
 
     Args:
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        recovery_weight: Of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully
-            supervised 0 and 1.
+        recovery_weight: Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50;
+            fully supervised 0 and 1.
         trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
             measure what prompts contribute; the model should then have none.
-        **options: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`. Official are
+        **options: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`. Officially
             ``loss="masks"`` (with ``"cross_entropy"``, to measure what that contributes, the
             model's ``score_activation`` should be ``"softmax"``), ``focal_weight`` 100 (CLIP-RC on
             COCO-Stuff 200, fully supervised 100), ``dice_weight`` 1 (CLIP-RC on COCO-Stuff 3, fully
@@ -74,7 +73,7 @@ class DescriptorTask(PixelLossTask):
         self.recovery_weight, self.trained = recovery_weight, trained
         if trained == "backbone":
             model.backbone.requires_grad_(True)
-        _freeze_unread(model)
+        model.freeze_unread()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms; see :meth:`PixelLossTask.losses`.
@@ -85,7 +84,7 @@ class DescriptorTask(PixelLossTask):
         """
         output = self.model(images, self.query_embeds)
         terms = self.pixel_losses(output.mask_logits, labels)
-        if isinstance(output, RegionOutput) and output.recovery is not None:
+        if isinstance(output, CellOutput) and output.recovery is not None:
             made = output.recovery
             of_queries, of_patches = recovery_losses(
                 made.queries, made.query_targets, made.patches, made.patch_targets
@@ -95,7 +94,7 @@ class DescriptorTask(PixelLossTask):
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """One group, as officially; a fine-tuned backbone is a second one with its own rate."""
+        """One group, as in the official code; a fine-tuned backbone has its own group and rate."""
         named = list(self.model.trainable_parameters())
         slow = "backbone." if self.trained == "backbone" else ()
         backbone = [tensor for name, tensor in named if name.startswith(slow)]
@@ -104,13 +103,3 @@ class DescriptorTask(PixelLossTask):
             *parameter_group(others, self.learning_rate, self.weight_decay),
             *parameter_group(backbone, self.backbone_learning_rate, self.weight_decay),
         ]
-
-
-def _freeze_unread(model: nn.Module) -> None:
-    """Freeze what ZegCLIP's checkpoints hold of the last decoder layer but never run."""
-    if not isinstance(model, ZegCLIP):
-        return
-    last = model.decode_head.decoder_1.decoder_layers()[-1]
-    last.requires_grad_(False)
-    last.multihead_attn.q.requires_grad_(True)
-    last.multihead_attn.k.requires_grad_(True)

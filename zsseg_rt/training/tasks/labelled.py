@@ -1,4 +1,4 @@
-"""What every task with class labels shares: classes, labels, and the choice of a pixel loss."""
+"""What all tasks with class labels share: classes, labels, and the choice of a pixel loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import Required
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.training.losses import cross_entropy, mask_losses
-from zsseg_rt.training.protocols import LabelProtocol, Protocol
-from zsseg_rt.training.task import Batch, TrainingTask, normalize_images
+from zsseg_rt.training.data.batch import Batch, normalize_images
+from zsseg_rt.training.tasks.losses import cross_entropy, mask_losses
+from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
+from zsseg_rt.training.tasks.task import TrainingTask
 
 __all__ = ["LabelledTask", "PixelLoss", "PixelLossOptions", "PixelLossTask"]
 __all__ += ["check_non_negative"]
@@ -26,11 +27,13 @@ def check_non_negative(**settings: float) -> None:
     """Refuse settings that are negative or not finite.
 
     Raises:
-        ArgumentError: One is.
+        ArgumentError: A setting is negative or not finite.
     """
     for name, value in settings.items():
         if not (math.isfinite(value) and value >= 0):
-            raise ArgumentError(f"{name}: expected a number of at least 0, got {value}. Change it.")
+            raise ArgumentError(
+                f"{name}: expected a number of at least 0, got {value}. Use 0 or more."
+            )
 
 
 class LabelledTask(TrainingTask):
@@ -40,11 +43,12 @@ class LabelledTask(TrainingTask):
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
         seen: Indices of the seen classes.
-        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
+        protocol: What training may know; see
+            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
         ignore_label: The data set's label of unannotated pixels.
 
     Attributes:
-        query_embeds: Embeddings of the classes that are queries, float32 ``[Q, D]``.
+        query_embeds: Embeddings of the classes used as queries, float32 ``[Q, D]``.
     """
 
     query_embeds: Tensor
@@ -88,18 +92,19 @@ class PixelLossTask(LabelledTask):
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
         seen: Indices of the seen classes.
-        protocol: What training may know; see :class:`zsseg_rt.training.protocols.LabelProtocol`.
+        protocol: What training may know; see
+            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
         ignore_label: The data set's label of unannotated pixels. They are negatives of every class
             for ``loss="masks"``, and do not count for ``"cross_entropy"``.
-        loss: ``"masks"`` is focal and dice loss of one mask a class, ``"cross_entropy"`` a softmax
-            over classes.
+        loss: ``"masks"`` is focal and dice loss of one mask per class, ``"cross_entropy"`` a
+            softmax over classes.
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
-        label_stride: The loss looks at every so many-th row and column of the labels. Officially
-            1; more costs less, and masks are learned on a grid that is coarser still.
-        learning_rate: Peak rate of everything that is trained but a fine-tuned image tower.
+        label_stride: The loss looks at every ``label_stride``-th row and column of the labels.
+            Officially 1; more costs less, and masks are learned on a grid that is coarser still.
+        learning_rate: Peak rate of everything trained except a fine-tuned image tower.
         backbone_learning_rate: Peak rate of a fine-tuned image tower.
-        weight_decay: For the tensors that have one.
+        weight_decay: For the tensors that have weight decay.
 
     Raises:
         ArgumentError: A setting is unknown or negative.
@@ -137,7 +142,7 @@ class PixelLossTask(LabelledTask):
         )
         if label_stride < 1:
             raise ArgumentError(
-                f"label_stride: expected at least 1, got {label_stride}. Choose more."
+                f"label_stride: expected at least 1, got {label_stride}. Use 1 or more."
             )
         self.loss, self.label_stride = loss, label_stride
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
@@ -184,7 +189,7 @@ class PixelLossTask(LabelledTask):
         return {"focal": self.focal_weight * focal, "dice": self.dice_weight * dice}
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """What pseudo labels are chosen by; logits order classes as their softmax does."""
+        """Scores that choose pseudo labels; logits order classes as their softmax does."""
         return logits.detach() if self.loss == "cross_entropy" else logits.detach().sigmoid()
 
 

@@ -12,22 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.zegformer import IMAGE_MEAN, IMAGE_STD, ZegFormer
-from zsseg_rt.models.zegformer_backbone import LearnedBatchNorm
-from zsseg_rt.models.zegformer_decoder import Segments
-from zsseg_rt.training.matching import (
+from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm
+from zsseg_rt.models.zegformer.decoder import Segments
+from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD, ZegFormer
+from zsseg_rt.training.data.batch import Batch, valid_pixels
+from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
+from zsseg_rt.training.tasks.matching import (
     SegmentWeights,
     class_masks,
     match_segments,
     segment_losses,
 )
-from zsseg_rt.training.protocols import Protocol
-from zsseg_rt.training.task import Batch, parameter_group, valid_pixels
-from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
+from zsseg_rt.training.tasks.protocols import Protocol
+from zsseg_rt.training.tasks.task import parameter_group
 
 __all__ = ["ZegFormerTask"]
 
-_PADDING = 128  # of crops, in 0..255, before normalisation
+_PADDING = 128  # value of a crop's padding, in 0..255, before normalisation
 _NORMS = (nn.LayerNorm, nn.GroupNorm, LearnedBatchNorm, nn.Embedding)
 
 
@@ -35,8 +36,8 @@ class ZegFormerTask(LabelledTask):
     """ZegFormer with the official objective.
 
     Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
-    every mask. Officially the norm of all gradients is cut down to 0.01
-    (:attr:`zsseg_rt.training.loop_config.OptimizerConfig.max_grad_norm`).
+    every mask. Officially the norm of all gradients is clipped to 0.01
+    (:attr:`zsseg_rt.training.loop.config.OptimizerConfig.max_grad_norm`).
 
     Args:
         model: The model to train; its CLIP, if it has one, is not run.
@@ -45,9 +46,9 @@ class ZegFormerTask(LabelledTask):
         seen: Indices of the seen classes.
         protocol: ``"inductive"`` or ``"supervised"``; the paper has no self-training.
         ignore_label: The data set's label of unannotated pixels.
-        weights: Of the losses and the matching costs.
+        weights: Weights of the losses and the matching costs.
         learning_rate: Peak rate of everything but the backbone.
-        backbone_factor: Of that, the backbone's.
+        backbone_factor: Factor of that rate for the backbone.
         weight_decay: For everything but norms and queries.
 
     Raises:
@@ -99,7 +100,7 @@ class ZegFormerTask(LabelledTask):
 
         Returns:
             ``classification``, ``focal`` and ``dice`` of the last layer, and the same with
-            ``_0``, ``_1``, ... of the others.
+            ``_0``, ``_1``, ... for the others.
         """
         padding = (0, images.shape[3] - labels.shape[2], 0, images.shape[2] - labels.shape[1])
         labels = F.pad(self.label_protocol.prepare(labels), padding, value=-1)

@@ -1,4 +1,4 @@
-"""Train ZeroSeg: from pictures and a CLIP image encoder, without text and without labels.
+"""Train ZeroSeg from images and a CLIP image encoder, without text and without labels.
 
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.models.zeroseg import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
-from zsseg_rt.models.zeroseg_encoder import PatchMask, random_patch_mask, reconstruction_loss
-from zsseg_rt.training.task import Batch, TrainingTask, normalize_images, parameter_group
+from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
+from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
+from zsseg_rt.training.data.batch import Batch, normalize_images
 from zsseg_rt.training.tasks.labelled import check_non_negative
-from zsseg_rt.training.zeroseg_features import TeacherFeatures
+from zsseg_rt.training.tasks.task import TrainingTask, parameter_group
+from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 
 __all__ = ["ZeroSegTask", "scaled_learning_rate", "segment_matching_loss", "view_loss"]
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
-    """MAE's rule: the base rate is for 256 pictures, the peak grows with the batch.
+    """MAE's rule: the base rate is for 256 images; the peak grows with the batch.
 
     Args:
         base_learning_rate: ZeroSeg's is 1.5e-4.
-        batch_size: Pictures of one optimizer step, over all processes.
+        batch_size: Images per optimizer step, over all processes.
 
     Example:
         >>> scaled_learning_rate(1.5e-4, 4096)
@@ -38,7 +39,7 @@ def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
 
 
 def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = True) -> Tensor:
-    """L1 between the student's picture embedding and every view: ``mean_j |z - v_j|``.
+    """L1 between the student's image embedding and every view: ``mean_j |z - v_j|``.
 
     The L1 is the mean over D; with unit targets times ``sqrt(D)``, which keeps it of order 1.
 
@@ -58,22 +59,22 @@ def segment_matching_loss(
 ) -> Tensor:
     """L1 between every segment and the view nearest to it: ``mean_i min_j |g_i - v_j|``, j >= 2.
 
-    The first view, the whole picture, is no candidate. The choice has no gradient.
+    The first view, the whole image, is not a candidate. The choice has no gradient.
 
     Args:
         segment_embeds: ``[B, G, D]``.
-        views: The teacher's features of all views, ``[B, n, D]``, the whole picture first.
+        views: The teacher's features of all views, ``[B, n, D]``, the whole image first.
         normalize_targets: Whether views are divided by their norms first.
 
     Returns:
         A scalar.
 
     Raises:
-        ShapeError: There is no view besides the whole picture.
+        ShapeError: There is no view besides the whole image.
     """
     if views.shape[1] < 2:
         raise ShapeError(
-            f"views: expected the whole picture and at least one cell, got {views.shape[1]} "
+            f"views: expected the whole image and at least one cell, got {views.shape[1]} "
             "views. Use finer grids, or a matching weight of 0."
         )
     distances = _distances(segment_embeds, views[:, 1:], normalize_targets)
@@ -91,31 +92,32 @@ def _distances(embeds: Tensor, views: Tensor, normalize_targets: bool) -> Tensor
 
 
 class ZeroSegTask(TrainingTask):
-    """ZeroSeg with its three losses; labels of a batch are not looked at.
+    """ZeroSeg with its three losses; labels of a batch are not used.
 
     Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
     of the learning rate are not in the paper, see ``docs/zeroseg.md``. Optimizer and schedule of
     the paper: betas ``(0.9, 0.95)`` and no gradient clipping
-    (:class:`zsseg_rt.training.loop_config.OptimizerConfig`),
-    :func:`zsseg_rt.training.schedules.cosine` with 20 of 80 epochs of warm-up.
+    (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
+    :func:`zsseg_rt.training.loop.schedules.cosine` with 20 of 80 epochs of warm-up.
 
     Args:
         model: The student.
         features: The teacher.
         mask_ratio: Share of patches that the encoder does not see, in ``[0, 1)``.
-        reconstruction_weight: Of the pixel reconstruction; 0 drops it and freezes its head.
-        view_weight: Of the distance between the picture and all views.
-        matching_weight: Of the distance between segments and the views nearest to them.
+        reconstruction_weight: Weight of pixel reconstruction; 0 drops it and freezes its head.
+        view_weight: Weight of the distance between the image and all views.
+        matching_weight: Weight of the distance between segments and the views nearest to them.
         normalize_targets: Whether the teacher's features are divided by their norms.
         norm_pix_loss: Whether target patches are normalised, MAE's option.
-        base_learning_rate: For 256 pictures; see :func:`scaled_learning_rate`.
-        batch_size: Pictures of one optimizer step, over all processes.
-        weight_decay: Of matrices and tokens; biases and norms have none.
+        base_learning_rate: For 256 images; see :func:`scaled_learning_rate`.
+        batch_size: Images per optimizer step, over all processes.
+        weight_decay: For matrices and tokens; biases and norms have none.
 
     Raises:
         ArgumentError: A setting is out of range, or does not fit model or views.
     """
 
+    needs_labels = False
     model: ZeroSeg
 
     def __init__(
@@ -158,13 +160,13 @@ class ZeroSegTask(TrainingTask):
             model.text_encoder.requires_grad_(False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the weighted loss terms; masks are drawn anew in every call.
+        """Compute the weighted loss terms; new masks are drawn in every call.
 
         Returns:
             ``reconstruction`` (unless switched off), ``views`` and ``segments``.
 
         Raises:
-            ShapeError: Pictures do not have the size that positions are stored for.
+            ShapeError: Images do not have the size that positions are stored for.
         """
         images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
         self._check_images(images)
@@ -174,7 +176,7 @@ class ZeroSegTask(TrainingTask):
         return self.losses(images, mask, self.features(batch.images))
 
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms of given masks and features.
+        """Compute the weighted loss terms for given masks and features.
 
         Args:
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
@@ -202,7 +204,7 @@ class ZeroSegTask(TrainingTask):
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Two groups with one rate: matrices and tokens, and without decay biases and norms."""
+        """Two groups with one rate: matrices and tokens; biases and norms, without decay."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [parameter for parameter in trained if parameter.ndim > 1]
         vectors = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -212,7 +214,7 @@ class ZeroSegTask(TrainingTask):
         ]
 
     def left_out(self) -> Mapping[str, nn.Module]:
-        """The teacher, which its own file or open_clip gives again."""
+        """The teacher, which can be loaded again from its own file or open_clip."""
         return {"features.teacher": self.features.teacher}
 
     def _check_fit(self) -> None:
@@ -231,7 +233,7 @@ class ZeroSegTask(TrainingTask):
             )
         if self.matching_weight > 0 and self.features.views.count < 2:
             raise ArgumentError(
-                "matching_weight: expected 0 for views of the whole picture alone, got "
+                "matching_weight: expected 0 for views of the whole image alone, got "
                 f"{self.matching_weight}. Use finer grids, such as (1, 2, 3, 4)."
             )
 
@@ -239,6 +241,6 @@ class ZeroSegTask(TrainingTask):
         side = self.model.config.grid_side * self.model.config.patch_size
         if tuple(images.shape[2:]) != (side, side):
             raise ShapeError(
-                f"batch: expected pictures of {side}x{side}, got {images.shape[2]}x"
+                f"batch: expected images of {side}x{side}, got {images.shape[2]}x"
                 f"{images.shape[3]}. Use CenterCropAugmentation(crop_hw=({side}, {side}))."
             )

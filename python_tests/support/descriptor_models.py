@@ -1,0 +1,67 @@
+"""What ZegCLIP and CLIP-RC give in torch, to compare with what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from support import tiny
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.models import functional
+from zsseg_rt.ops import reference
+
+
+def run_parts(parts: Any, image: Tensor, text: Tensor) -> Tensor:
+    """Low-resolution logits by the folded parts, in the order in which the runtime calls them."""
+    patch_embeds, cls_embed = parts.image_encoder(image)
+    queries = functional.relationship_descriptor(
+        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
+    )
+    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
+    return functional.patch_text_similarity(
+        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
+    ).unflatten(2, parts.grid_hw)
+
+
+def make_inputs(count: int, embed_dim: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A frame of coloured blocks, and embeddings of ``count`` classes."""
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
+    return np.ascontiguousarray(frame), tiny.text_embeds(count, embed_dim, f"s{seed}").numpy()
+
+
+def torch_scores(
+    model: Any, frame: np.ndarray, embeds: np.ndarray, size_hw: tuple[int, int] = (64, 64)
+) -> np.ndarray:
+    """The model's scores at frame size, in the engine's order: upsample, sigmoid, seen bias."""
+    image = reference.preprocess(frame, size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
+        up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+    scores = up[0].sigmoid().numpy()
+    for index in (i for i in model.config.seen_classes if i < len(embeds)):
+        scores[index] -= model.config.seen_bias
+    return scores
+
+
+def assert_labels_are_the_models(labels: np.ndarray, scores: np.ndarray) -> None:
+    """Equal to the scores' argmax, where the two best are clearly apart."""
+    top = np.sort(scores, axis=0)
+    clear = np.ones(labels.shape, bool) if len(scores) == 1 else top[-1] - top[-2] > 1e-4
+    assert clear.mean() > 0.9
+    assert (labels == scores.argmax(0))[clear].mean() >= 0.999
+
+
+def assert_self_check_passes(bundle: Path, backend: str) -> None:
+    """The engine agrees with the golden sample in every stage of a descriptor bundle."""
+    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
+    with Engine(bundle, config) as engine:
+        report = engine.self_check()
+    assert report.passed, report.first_failure
+    stages = {stage.stage for stage in report.stages}
+    assert {"patch_embeds", "cls_embed", "queries", "class_embeds", "mask_logits"} <= stages

@@ -1,0 +1,121 @@
+"""What tests of streams share: readers without a clock, videos made on the spot."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+class ReaderNow:
+    """Reads a source without waiting; notes what it would have waited for."""
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop, self.waits, self.damaged = stop, [], 0
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        return self.stop
+
+    def count_damaged(self) -> None:
+        self.damaged += 1
+
+
+def level(number: int) -> int:
+    """The grey level of a numbered picture; neighbours survive lossy coding."""
+    return 16 + number * 8 % 224
+
+
+def numbered(number: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A grey picture that tells its number by its level."""
+    return np.full((*size_hw, 3), level(number), np.uint8)
+
+
+def number_of(image: np.ndarray) -> int:
+    """The number that a picture tells, below 28."""
+    return round((float(image.mean()) - 16) / 8)
+
+
+def write_video(path: Path, pictures, *, rate: int = 10, gop: int = 4) -> Path:
+    """Write a video in H.264."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = None
+        for picture in pictures:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt, stream.gop_size = "yuv420p", gop
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+class MjpegServer:
+    """A network camera: one JPEG after the other over HTTP, as many as the test allows.
+
+    ``pictures`` is a semaphore: each release lets one picture through. :meth:`stop` is a camera
+    that loses its power: connections are cut and refused.
+    """
+
+    def __init__(self, port: int = 0, *, status: int = 200) -> None:
+        self.pictures = threading.Semaphore(0)
+        self.gone = threading.Event()
+        self.status = status
+        self._sockets = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer._sockets.append(self.connection)
+                outer.serve(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_address[1]
+        self.url = f"http://user:secret@127.0.0.1:{self.port}/video?x=1"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def serve(self, request: BaseHTTPRequestHandler) -> None:
+        request.send_response(self.status)
+        request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        request.end_headers()
+        number = 0
+        while self.status == 200:
+            self.pictures.acquire()
+            if self.gone.is_set():
+                return
+            _, jpeg = cv2.imencode(".jpg", numbered(number % 28))
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            try:
+                request.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
+            except OSError:
+                return
+            number += 1
+
+    def stop(self) -> None:
+        self.gone.set()
+        self.pictures.release(100)
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in self._sockets:
+            try:
+                connection.shutdown(2)
+            except OSError:
+                continue
+        self._thread.join()
+
+    def __enter__(self) -> MjpegServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.gone.is_set():
+            self.stop()

@@ -1,0 +1,324 @@
+"""``segment --resume`` believes files, not names; what is wrong with one photo stays with it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from support.command_line import run
+from support.fakes import edit_manifest
+from zsseg_rt import Engine, EngineConfig, batch
+from zsseg_rt.batch import JOURNAL, segment_photos
+from zsseg_rt.demo import demo_bundle
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+from zsseg_rt.photos import find_photos
+
+NAMES = ["red", "blue", "green", "white"]
+
+
+@pytest.fixture(scope="module")
+def engine(colour_bundle):
+    with Engine(colour_bundle, EngineConfig(use_cache=False)) as engine:
+        engine.set_classes(NAMES)
+        yield engine
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Photos ``a.png`` and ``b.png``."""
+    write_photo(tmp_path / "in" / "a.png", "red")
+    write_photo(tmp_path / "in" / "b.png", "blue")
+    return tmp_path / "in"
+
+
+def write_photo(path, name):
+    path.parent.mkdir(exist_ok=True)
+    picture = np.full((24, 32, 3), COLOUR_WORDS[name][::-1], np.uint8)
+    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    return path
+
+
+def resumed(engine, folder, out, **settings):
+    """Which of the folder's photos an earlier run had done, by name."""
+    results = segment_photos(engine, find_photos([str(folder)]), out, resume=True, **settings)
+    assert [result.error for result in results] == [None] * len(results)
+    return {Path(result.photo).name for result in results if result.resumed}
+
+
+def test_finished_photos_are_not_done_again(engine, folder, tmp_path):
+    out = tmp_path / "out"
+    assert resumed(engine, folder, out) == set()
+    assert resumed(engine, folder, out) == {"a.png", "b.png"}
+    results = segment_photos(engine, [folder / "a.png"], out, resume=True)
+    assert results[0].classes[0]["name"] == "red"
+    assert resumed(engine, folder, out, alpha=0.25) == set()
+
+
+def truncate(path):
+    path.write_bytes(b"")
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, flip_a_byte])
+@pytest.mark.parametrize("name", ["a.mask.png", "a.overlay.png"])
+def test_a_photo_whose_pictures_are_not_whole_is_done_again(engine, folder, tmp_path, name, damage):
+    out = tmp_path / "out"
+    resumed(engine, folder, out)
+    whole = (out / name).read_bytes()
+    damage(out / name)
+    assert resumed(engine, folder, out) == {"b.png"}
+    assert (out / name).read_bytes() == whole
+    assert resumed(engine, folder, out) == {"a.png", "b.png"}
+
+
+def test_another_photo_of_the_same_name_is_done(engine, folder, tmp_path):
+    out = tmp_path / "out"
+    resumed(engine, folder, out)
+    write_photo(folder / "a.png", "green")
+    assert resumed(engine, folder, out) == {"b.png"}
+    (entry,) = segment_photos(engine, [folder / "a.png"], out, resume=True)[0].classes
+    assert entry["name"] == "green"
+
+
+DAMAGE = {
+    "bad UTF-8": lambda line: line[:-9] + b"\xc3",
+    "cut": lambda line: line[: len(line) // 2],
+    "a digit": lambda line: line.replace(b'"pixels": 768', b'"pixels": 769'),
+    "null": lambda _: b"null",
+    "a list": lambda _: b"[1, 2]",
+    "empty object": lambda _: b"{}",
+    "deep": lambda _: b"[" * 100000,
+    "NUL": lambda _: bytes(50),
+    "a photo that is a number": lambda _: b'{"key": "x", "photo": 5}',
+    "an unknown key": lambda line: line[:-1] + b', "more": 1}',
+    "digits": lambda _: b"9" * 5000,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_damaged_lines_are_skipped_and_told(engine, folder, tmp_path, name, at_the_end, caplog):
+    out = tmp_path / "out"
+    resumed(engine, folder, out)
+    first, second = (out / JOURNAL).read_bytes().splitlines()
+    damaged = DAMAGE[name](second if at_the_end else first)
+    lines = [first, damaged] if at_the_end else [damaged + b"\n" + second + b"\n"]
+    (out / JOURNAL).write_bytes(b"\n".join(lines))
+    assert resumed(engine, folder, out) == ({"a.png"} if at_the_end else {"b.png"})
+    assert "damaged lines are skipped: 1" in caplog.text
+    assert resumed(engine, folder, out) == {"a.png", "b.png"}  # nothing swallowed the new line
+
+
+def test_records_of_other_types_are_damaged(engine, folder, tmp_path, caplog):
+    """Every value of a record replaced by null, with a checksum that fits."""
+    out = tmp_path / "out"
+    resumed(engine, folder, out)
+    line = json.loads((out / JOURNAL).read_text().splitlines()[0])
+    required = ("key", "photo", "overlay", "mask", "result")
+    for key in required:
+        raw = line["record"] | {key: None}
+        forged = json.dumps({"record": raw, "sha256": batch._digest(raw)})
+        (out / JOURNAL).write_text(forged + "\n")
+        assert resumed(engine, folder, out) == set()
+    assert caplog.text.count("damaged lines are skipped: 1") == len(required)
+
+
+def test_journals_without_hashes_are_told_of_until_redone(engine, folder, tmp_path, caplog):
+    out = tmp_path / "out"
+    resumed(engine, folder, out)
+    lines = (json.loads(line) for line in (out / JOURNAL).read_text().splitlines())
+    old = [{"key": "0" * 16} | line["record"]["result"] for line in lines]
+    (out / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert resumed(engine, folder, out) == set()
+    assert caplog.text.count("older version, without hashes; photos done again: 2") == 1
+    caplog.clear()
+    assert resumed(engine, folder, out) == {"a.png", "b.png"}
+    assert caplog.text == ""
+
+
+def test_a_folder_in_the_place_of_the_journal_is_each_photos_error(
+    engine, folder, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    (out / JOURNAL).mkdir(parents=True)
+    results = segment_photos(engine, find_photos([str(folder)]), out, resume=True)
+    assert all("cannot be written: Is a directory" in result.error for result in results)
+    assert "cannot be read" in caplog.text
+
+
+# --- settings that decide labels ---
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("head", "seen_bias"), 0.05),
+        (("preprocess", "mean"), [0.5, 0.5, 0.5]),
+        (("head", "unknown_below"), 0.3),
+    ],
+)
+def test_results_of_an_edited_bundle_are_not_kept(keys, value, folder, tmp_path):
+    bundle, out = tmp_path / "demo.zsseg", tmp_path / "out"
+    shutil.copytree(demo_bundle(), bundle)
+
+    def done_earlier():
+        with Engine(bundle, EngineConfig(use_cache=False)) as engine:
+            engine.set_classes(["blue sky", "yellow sand"])
+            return resumed(engine, folder, out)
+
+    assert [done_earlier(), done_earlier()] == [set(), {"a.png", "b.png"}]
+    edit_manifest(bundle, keys, value)
+    assert done_earlier() == set()
+
+
+@pytest.fixture(scope="module")
+def region_bundle(tmp_path_factory):
+    pytest.importorskip("torch")
+    from support import tiny_zegformer
+    from zsseg_rt.export import export_bundle
+
+    path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
+    names = [f"name {index}" for index in range(7)]
+    return export_bundle(
+        tiny_zegformer.model(), path, class_names=names, size_hw=(96, 128),
+        text_bank=(names, region_embeddings()),
+    )  # fmt: skip
+
+
+def region_embeddings(salts=("a", "b")):
+    """Class embeddings of segments and of regions, [2, C, D]."""
+    from support import tiny_zegformer
+
+    return np.stack([tiny_zegformer.text_features(salt).numpy() for salt in salts])
+
+
+def test_min_region_score_and_region_embeddings_decide(region_bundle, folder, tmp_path):
+    names, out = [f"name {index}" for index in range(7)], tmp_path / "out"
+
+    def done_earlier(embeddings, **config):
+        settings = EngineConfig(device="cpu", use_cache=False, **config)
+        with Engine(region_bundle, settings) as engine:
+            engine.set_classes(names, embeddings=embeddings)
+            return resumed(engine, folder, out)
+
+    first, second = region_embeddings(), region_embeddings(("a", "c"))
+    assert done_earlier(first) == set()
+    assert done_earlier(first, min_region_score=0.7) == set()
+    assert done_earlier(second) == set()
+    assert done_earlier(second) == {"a.png", "b.png"}
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, "No space left on device"), MemoryError("Unable to allocate 9 GiB")],
+    ids=["disk", "memory"],
+)
+def test_a_photo_that_fails_is_the_only_one(failure, engine, folder, tmp_path, monkeypatch):
+    plain = batch._describe_classes
+
+    def fail_once(seg):
+        monkeypatch.setattr(batch, "_describe_classes", plain)
+        raise failure
+
+    monkeypatch.setattr(batch, "_describe_classes", fail_once)
+    first, second = segment_photos(engine, find_photos([str(folder)]), tmp_path / "out")
+    assert type(failure).__name__ in first.error
+    assert str(folder / "a.png") in first.error
+    assert second.error is None
+
+
+# --- names ---
+
+
+@pytest.fixture
+def odd_folder(folder):
+    """The photos, and one whose name is no UTF-8."""
+    path = os.fsencode(folder) + b"/caf\xe9.png"
+    try:
+        shutil.copy(os.fsencode(folder / "a.png"), path)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    return folder
+
+
+def test_names_that_are_not_utf8(odd_folder, colour_bundle, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "r.json"
+    arguments = ("segment", odd_folder, "-b", colour_bundle, "--class", "red", "-o", out)
+    assert run(*arguments, "--json", report) == 0
+    assert r"caf\udce9.png" in capsys.readouterr().out
+    assert sorted(os.listdir(os.fsencode(out)))[2:4] == [b"b.mask.png", b"b.overlay.png"]
+    assert (os.fsencode(out) + b"/caf\xe9.mask.png") in map(os.fsencode, out.iterdir())
+    photos = json.loads(report.read_text(encoding="utf-8"))["photos"]
+    assert os.fsencode(photos[2]["photo"]).endswith(b"/caf\xe9.png")
+    (out / JOURNAL).read_text(encoding="utf-8")
+    assert run(*arguments, "--json", report, "--resume") == 0
+    photos = json.loads(report.read_text(encoding="utf-8"))["photos"]
+    assert [photo["resumed"] for photo in photos] == [True] * 3
+
+
+def test_a_broken_photo_with_such_a_name_is_reported(odd_folder, colour_bundle, tmp_path):
+    (odd_folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"none")
+    call = [sys.executable, "-m", "zsseg_rt", "segment", odd_folder, "-b", colour_bundle,
+            "--class", "red", "-o", tmp_path / "out"]  # fmt: skip
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "300"}
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=ascii_only)
+    assert done.returncode == 1, done.stderr
+    assert r"caf\udce9.png: expected an image file, got 4 bytes" in done.stdout
+    assert "zsseg-rt: 1 of 3 photos failed" in done.stderr
+
+
+def test_photos_of_one_stem_and_folder_name(odd_folder, engine, tmp_path):
+    """A name made of the whole path, which is not UTF-8 either."""
+    name = os.fsdecode(b"caf\xe9.png")
+    photos = [odd_folder / name, odd_folder / "x" / ".." / name]
+    (odd_folder / "x").mkdir()
+    results = segment_photos(engine, photos, tmp_path / "out")
+    assert [result.error for result in results] == [None, None]
+
+
+# --- results among the photos ---
+
+
+def test_results_among_the_photos_are_not_photos(folder, colour_bundle, caplog, monkeypatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # it would take caplog's handler
+    names = []
+    for _ in range(3):
+        assert run("segment", folder, "-b", colour_bundle, "--class", "red", "-o", folder) == 0
+        names.append(sorted(path.name for path in folder.iterdir()))
+    assert names[0] == names[1] == names[2]
+    assert len(names[0]) == 2 + 4 + 1
+    assert caplog.text.count("4 images *.overlay.png and *.mask.png, results of an") == 2
+
+
+def test_results_that_are_named_are_photos(engine, folder, tmp_path):
+    segment_photos(engine, find_photos([str(folder)]), folder)
+    named = folder / "a.overlay.png"
+    assert find_photos([str(named)]) == [named]
+    assert find_photos([str(folder / "*.png")]) == [folder / "a.png", folder / "b.png"]
+
+
+def test_a_folder_of_results_alone_says_so(engine, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    segment_photos(engine, find_photos([str(folder)]), out)
+    assert run("segment", out, "-b", "x.zsseg", "--class", "red") == 1
+    assert "found only 4 results of an earlier run" in capsys.readouterr().err
+
+
+def test_a_name_too_long_for_the_system_is_refused(capsys):
+    assert run("segment", "x" * 300, "-b", "x.zsseg", "--class", "red") == 1
+    assert "cannot be read: File name too long" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""Damaged and hostile checkpoint files load or are a CheckpointError, and take no memory for it."""
+
+import pickle
+import random
+import struct
+import tracemalloc
+import zipfile
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
+from zsseg_rt.errors import CheckpointError  # noqa: E402
+from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:Duplicate name"),
+]
+FORMS = {"zip": "a.pth", "legacy": "a.pth", "torchscript": "a.pt", "safetensors": "a.safetensors"}
+CASES = 150  # of each form
+
+
+def write(form, path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2).half())
+    if form == "torchscript":
+        torch.jit.script(model[:2]).save(str(path))
+    elif form == "safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        meta = {"epoch": 3, "size": torch.Size([1, 2])}
+        content = {"meta": meta, "state_dict": model.state_dict()}
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    return path.read_bytes()
+
+
+def damage(content, draw):
+    """Flip bits, cut, insert, or copy a piece elsewhere."""
+    content = bytearray(content)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        place = draw.randrange(len(content))
+        kind = draw.randrange(5)
+        if kind <= 1:
+            content[place] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            content[place] = draw.choice([0, 1, 0x7F, 0x80, 0xFF])
+        elif kind == 3:
+            begin = draw.randrange(len(content))
+            piece = content[begin : begin + draw.randrange(1, 16)]
+            content[place : place + len(piece)] = piece
+        else:
+            del content[place:]
+            content = content or bytearray(b"\x80")
+    return bytes(content)
+
+
+def damage_pickle(content, draw):
+    """Damage the pickle of an archive, whose checksum then is right."""
+    with zipfile.ZipFile(content) as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(content, "w") as archive:
+        for entry, data in entries:
+            hit = entry.filename.endswith("/data.pkl")
+            archive.writestr(entry, damage(data, draw) if hit else data)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_bytes_load_or_are_refused(tmp_path, form):
+    path = tmp_path / FORMS[form]
+    whole, draw, refused = write(form, path), random.Random(1), 0
+    for case in range(CASES):
+        path.write_bytes(whole)
+        if case % 2 and form in ("zip", "torchscript"):
+            damage_pickle(path, draw)
+        else:
+            path.write_bytes(damage(whole, draw))
+        for load in (load_checkpoint, load_clip):
+            try:
+                load(path)
+            except CheckpointError:
+                refused += 1
+    assert refused > CASES
+
+
+def pickled(*instructions):
+    """A pickle of a state_dict with one float32 tensor, whose last parts are given."""
+    return b"".join(
+        [
+            b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(",
+            b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu",
+            b"K\x04tQ",
+            *instructions,
+            b"\x89}tRs.",
+        ]
+    )
+
+
+def number(value):
+    data = value.to_bytes(16, "little", signed=True)
+    return b"\x8a\x10" + data
+
+
+def save_archive(path, pickle_bytes, storage=bytes(16), compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a/data.pkl", pickle_bytes)
+        archive.writestr("a/data/0", storage)
+
+
+def test_the_archive_that_is_not_hostile_loads(tmp_path):
+    content = pickled(number(0), b"K\x04\x85", b"K\x01\x85")
+    save_archive(tmp_path / "a.pth", content, struct.pack("4f", 1, 2, 3, 4))
+    assert load_checkpoint(tmp_path / "a.pth")["w"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "stride"),
+    [
+        (0, 5, 1),
+        (1, 4, 1),
+        (0, 4, 2),
+        (-1, 4, 1),
+        (0, -4, 1),
+        (0, 4, -1),
+        (2**62, 1, 1),
+        (0, 2**62, 0),
+        (0, 2**40, 0),
+        (2**70, 1, 1),
+        (0, 2, 2**70),
+    ],
+)
+def test_tensors_beyond_their_storage_are_refused(tmp_path, offset, shape, stride):
+    content = pickled(number(offset), number(shape) + b"\x85", number(stride) + b"\x85")
+    save_archive(tmp_path / "a.pth", content)
+    with pytest.raises(CheckpointError, match=r"a\.pth: expected a checkpoint file.* Get the file"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_small_files_take_little_memory(tmp_path):
+    """Compressed zeros, entries that share their bytes, tensors that repeat one number."""
+    good = pickled(number(0), b"K\x04\x85", b"K\x01\x85")
+    save_archive(tmp_path / "bomb.pth", good, bytes(1 << 27), zipfile.ZIP_DEFLATED)
+    wide = pickled(number(0), number(1 << 30) + b"\x85", b"K\x00\x85")
+    save_archive(tmp_path / "wide.pth", wide)
+    memo = good[:-1] + b"r\xff\xff\xff\x7f."  # the place in the memo makes Python's own take 16 GB
+    save_archive(tmp_path / "memo.pth", memo)
+    tracemalloc.start()
+    for name in ("bomb.pth", "wide.pth"):
+        with pytest.raises(CheckpointError, match="larger than the file"):
+            load_checkpoint(tmp_path / name)
+    load_checkpoint(tmp_path / "memo.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
+@pytest.mark.parametrize("nested", [b")" + b"\x85" * 100_000, b"]" * 1000 + b"a" * 999])
+def test_nesting_is_no_overflow(tmp_path, nested):
+    save_archive(tmp_path / "a.pth", b"\x80\x02}" + nested + b"K\x01s.")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_source_text_is_unpacked_within_limits(tmp_path):
+    save_archive(tmp_path / "a.pt", b"\x80\x02}.")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/constants.pkl", b"")
+        archive.writestr("a/code/a.py", bytes(1 << 27))
+        archive.writestr("a/code/b.py", bytes(1 << 25))
+    whole = (tmp_path / "a.pt").read_bytes()
+    tracemalloc.start()
+    for claimed in (1 << 27, 1000):  # in the directory at the end, which is what counts
+        (tmp_path / "a.pt").write_bytes(
+            whole.replace((1 << 27).to_bytes(4, "little"), claimed.to_bytes(4, "little"))
+        )
+        with pytest.raises(CheckpointError, match="expected a checkpoint file"):
+            load_checkpoint(tmp_path / "a.pt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 27
+
+
+def test_nothing_that_a_pickle_names_is_imported_or_called(tmp_path):
+    class Opens:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "opened"), "w"))
+
+    inner = pickle.dumps({"state_dict": Opens()}, protocol=2)
+    save_archive(tmp_path / "a.pth", inner)
+    with pytest.raises(CheckpointError, match=r"names '\w+\.open', which can run code"):
+        load_checkpoint(tmp_path / "a.pth")
+    assert not (tmp_path / "opened").exists()

@@ -1,0 +1,110 @@
+"""Damaged or hostile ``.npy`` content is a ValueError, and sound content comes back as it was."""
+
+import io
+
+import numpy as np
+import pytest
+
+from zsseg_rt.files import read_npy
+
+LIMIT = 1 << 20
+HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': %s}\n"
+
+
+def npy(array, **kwargs):
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.asanyarray(array), **kwargs)
+    return content.getvalue()
+
+
+def with_header(header, values=b""):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values
+
+
+def read(data, max_bytes=LIMIT):
+    return read_npy(data, what="rows.npy", max_bytes=max_bytes)
+
+
+DTYPES = ["?", "i1", "u1", "<i2", "<u4", "<i8", "<f2", "<f4", ">f4", "<f8", "<U5"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 5), (1,) * 32], ids=str)
+def test_reads_what_numpy_writes(shape, dtype):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    for made in (array, np.asfortranarray(array)):
+        found, expected = read(npy(made)), np.load(io.BytesIO(npy(made)))
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert found.flags.writeable
+        assert found.flags.c_contiguous == expected.flags.c_contiguous
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_reads_every_format(version):
+    np.testing.assert_array_equal(read(npy(np.eye(3), version=version)), np.eye(3))
+
+
+def test_reads_headers_without_the_padding_and_the_last_comma():
+    data = with_header(HEADER % b"(2,)", bytes(8))
+    np.testing.assert_array_equal(read(data), np.zeros(2, np.float32))
+
+
+SMALL = npy(np.arange(6, dtype=np.float32).reshape(2, 3))
+HOSTILE = {
+    "empty": (b"", "expected a .npy file, got 0 bytes"),
+    "text": (b"0.1 0.2 0.3 0.4", "expected a .npy file"),
+    "magic alone": (SMALL[:7], "expected a .npy file"),
+    "format 4.0": (SMALL[:6] + b"\x04" + SMALL[7:], "format 1.0 to 3.0, got 4.0"),
+    "length of 4 GB": (SMALL[:6] + b"\x02\x00" + b"\xff" * 4, "expected a .npy header"),
+    "cut in the header": (SMALL[:40], "expected a .npy header"),
+    "cut in the values": (SMALL[:-1], r"expected 24 bytes of float32 \[2, 3\], got 23"),
+    "more behind": (SMALL + b"\0", "expected 24 bytes of float32 .* got 25"),
+    "open string": (SMALL.replace(b"'shape':", b"'shape :"), "expected a .npy header"),
+    "open bracket": (SMALL.replace(b"(2, 3)", b"((2, 3"), "expected a .npy header"),
+    "code": (SMALL.replace(b"False", b"1//0 "), "expected a .npy header"),
+    "objects": (SMALL.replace(b"<f4", b"|O8"), "expected a .npy header"),
+    "long double": (SMALL.replace(b"<f4", b"<f16"), "expected a .npy header"),
+    "negative": (SMALL.replace(b"(2, 3)", b"(-2,3)"), "expected a .npy header"),
+    "overflow": (with_header(HEADER % (b"(%d, %d, 0)" % (2**53, 2**53))), "got float32 .*, 0"),
+    "huge": (SMALL.replace(b"(2, 3), }    ", b"(9999999, 3)}"), "at most 1048576 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_odd_content_is_a_value_error_with_its_reason(name):
+    data, reason = HOSTILE[name]
+    with pytest.raises(ValueError, match=f"rows.npy: .*{reason}"):
+        read(data)
+
+
+@pytest.mark.parametrize("code", [0xD800, 0xDFFF, 0x110000, 0xFFFFFFFF], ids=hex)
+def test_text_that_is_no_unicode(code):
+    with pytest.raises(ValueError, match="a character that Unicode does not have"):
+        read(npy(np.array(["ab"]))[:-4] + code.to_bytes(4, "little"))
+
+
+def test_limit_counts_the_values_alone():
+    data = npy(np.zeros(100, np.float32))
+    assert read(data, max_bytes=400).shape == (100,)
+    with pytest.raises(ValueError, match=r"at most 399 bytes, got float32 \[100\]"):
+        read(data, max_bytes=399)
+
+
+def outcome(data):
+    """The message of the ValueError, or the bytes of the array."""
+    try:
+        return read(data).nbytes
+    except ValueError as error:
+        return str(error)
+
+
+def test_damaged_bytes_give_an_array_or_a_value_error():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        cut = rng.integers(1, len(SMALL)) if rng.random() < 0.2 else len(SMALL)
+        damaged = bytearray(SMALL[:cut])
+        for index in rng.integers(0, cut, rng.integers(1, 4)):
+            damaged[index] = rng.integers(0, 256)
+        found = outcome(bytes(damaged))
+        assert found == 24 or found.startswith("rows.npy: expected")

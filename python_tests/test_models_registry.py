@@ -1,0 +1,104 @@
+"""Architectures: one registry, and models that answer for themselves."""
+
+import ast
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zsseg_rt
+from support import tiny, tiny_zegformer, tiny_zeroseg
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.export.exporters import EXPORTERS
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.registry import ARCHITECTURES, create_model, from_official
+from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
+from zsseg_rt.training.tasks import TASKS
+
+ROOT = Path(zsseg_rt.__file__).parents[1]
+ASKING = ("training", "cli", "evaluation", "experiments", "../benchmarks", "../tools")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny model of every architecture, and the width of its embeddings."""
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(tiny.clip_state_dict(tiny.TinySizes(num_layers=2, text_layers=1)), path)
+    clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
+    built = {
+        "clip_rc": tiny.clip_rc_model(),
+        "dense_baseline": create_model("dense_baseline", image_size=64, **clip),
+        "dense_clip": create_model("dense_clip", image_size=64, **clip),
+        "zegclip": tiny.zegclip_model(),
+        "zegformer": tiny_zegformer.model(),
+        "zeroseg": tiny_zeroseg.zeroseg_model(),
+    }
+    assert built.keys() == ARCHITECTURES.keys()
+    return built
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_models_know_their_architecture(models, name):
+    model, entry = models[name], ARCHITECTURES[name]
+    assert isinstance(model, SegmentationModel)
+    assert type(model) is entry.model
+    assert model.architecture == name
+    assert is_dataclass(entry.config)
+    assert type(model.config) is entry.config
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_is_segmented_with(models, name, protocol):
+    model = models[name]
+    if protocol == "slide" and model.windows is None:
+        pytest.skip("takes whole pictures only")
+    width = 48 if name == "zegformer" else 32
+    rows = {"text_embeds": tiny.text_embeds(3, width)}
+    if model.region_templates:
+        rows["region_embeds"] = tiny.text_embeds(3, width, "regions")
+    config = model.config
+    segmenter = TorchSegmenter(model, ["a, b", "c"], **rows, seen_names=["b"], protocol=protocol)
+    labels = segmenter.segment(np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))
+    assert labels.shape == (64, 80)
+    assert set(np.unique(labels)) <= {0, 1, 255}
+    assert segmenter.describe()["architecture"] == name
+    assert model.config is config  # the caller's model is untouched
+
+
+def test_windows_are_refused_where_a_model_takes_whole_images(models):
+    model = models["zegformer"]
+    with pytest.raises(ArgumentError, match="windows: expected None for zegformer"):
+        model.slide(np.zeros((8, 8, 3), np.uint8), tiny.text_embeds(3, 48), None)
+
+
+def test_every_architecture_is_exported():
+    assert EXPORTERS.keys() == ARCHITECTURES.keys()
+
+
+def test_all_but_training_free_models_have_a_task():
+    assert set(ARCHITECTURES) - set(TASKS) == {"dense_clip"}
+    assert set(TASKS) <= set(ARCHITECTURES)
+
+
+def test_unknown_architectures_are_named():
+    known = ", ".join(ARCHITECTURES)
+    with pytest.raises(CheckpointError, match=f"architecture: expected one of {known}, got 'x'"):
+        create_model("x")
+    published = "clip_rc, zegclip, zegformer"
+    with pytest.raises(CheckpointError, match=f"expected one of {published}, got 'zeroseg'"):
+        from_official("zeroseg", {})
+
+
+def test_nothing_outside_asks_which_model_it_is():
+    kinds = {base for entry in ARCHITECTURES.values() for base in entry.model.__mro__}
+    kinds = {kind.__name__ for kind in kinds if kind.__module__.startswith("zsseg_rt.")}
+    assert {"SegmentationModel", "PixelModel", "DescriptorModel", "ZegFormer"} <= kinds
+    for folder in ASKING:
+        for path in sorted((ROOT / "zsseg_rt" / folder).resolve().rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+                    asked = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                    assert not asked & kinds, f"{path}:{node.lineno}"

@@ -1,0 +1,196 @@
+"""``zsseg-rt stream`` as people type it: sinks, reports, exit codes, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from support.command_line import run
+from support.streams import write_video
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+
+SMALL = "test://?size=64x48&rate=200"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    pytest.importorskip("av")
+    colours = [np.full((48, 64, 3), COLOUR_WORDS[name], np.uint8) for name in ("red", "blue")]
+    return write_video(tmp_path / "in.mp4", colours * 5, gop=1)
+
+
+def count_frames(path):
+    import av
+
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def stream(*arguments):
+    return run("stream", *arguments, "--classes", "red,blue", "--device", "cpu")
+
+
+def test_a_video_becomes_all_kinds_of_files(clip, colour_bundle, tmp_path, capsys):
+    out, masks, lines = tmp_path / "out.mp4", f"{tmp_path}/masks/", tmp_path / "out.jsonl"
+    report = tmp_path / "report.json"
+    assert stream(clip, out, masks, lines, "-b", colour_bundle, "--json", report) == 0
+    assert count_frames(out) == 10
+    assert len(os.listdir(masks)) == 10
+    found = [json.loads(line)["classes"][0]["name"] for line in lines.read_text().splitlines()]
+    assert found == ["red", "blue"] * 5
+    written = json.loads(report.read_text())
+    assert written["engine"]["names"] == ["red", "blue"]
+    assert written["sources"][str(clip)]["labelled"] == 10
+    assert set(written["sources"][str(clip)]["age_ms"]) == {"p50", "p95", "p99"}
+    assert [sink["written"] for sink in written["sinks"]] == [10, 10, 10]
+    printed = capsys.readouterr().out
+    assert f"{clip}  10 of 10 frames labelled" in printed
+    assert f"{out}  10 frames" in printed
+
+
+def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    assert stream(SMALL, lines, "-b", colour_bundle, "--frames", 7) == 0
+    assert len(lines.read_text().splitlines()) == 7
+    assert stream(SMALL, "-b", colour_bundle, "--seconds", 0.2) == 0
+
+
+def test_a_list_of_sources_is_streamed_together(clip, colour_bundle, tmp_path):
+    listed, lines = tmp_path / "cameras.txt", tmp_path / "a.jsonl"
+    listed.write_text(f"{clip}\ntest://?size=64x48&rate=500&frames=6\n")
+    assert stream(f"@{listed}", lines, "-b", colour_bundle) == 0
+    sources = [json.loads(line)["source"] for line in lines.read_text().splitlines()]
+    assert (sources.count(str(clip)), len(sources)) == (10, 16)
+
+
+def test_the_demo_needs_no_arguments(tmp_path, capsys):
+    assert run("stream", "--demo", "--frames", 3, "--policy", "all") == 0
+    assert "test://  3 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ((), 2, "name a source"),
+        (("0",), 2, "--bundle NAME.zsseg"),
+        (("ftp://u:secret@cam/1", "-b", "x"), 2, "source: expected test://"),
+        (("test://?size=1", "-b", "x"), 2, "size=WIDTHxHEIGHT"),
+        (("0", "out.avi", "-b", "x"), 2, "sink: expected NAME.mp4"),
+        (("0", "rtsp://u:secret@:8554/a", "-b", "x"), 2, "sink: expected NAME.mp4"),
+        (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
+        (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
+        (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),
+        (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, told, capsys):
+    assert stream(*arguments) == code
+    message = capsys.readouterr().err
+    assert told in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("absent.mp4", "Check the path"),
+        ("v4l2:///dev/video99", "Plug the camera in"),
+        ("rtsp://user:secret@127.0.0.1:1/x", "Check address and port"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_is_an_error(source, told, colour_bundle, capsys):
+    pytest.importorskip("av")
+    assert stream(source, "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert "secret" not in captured.out + captured.err
+
+
+def test_an_absent_package_is_a_matter_of_the_environment(colour_bundle, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for arguments in (("in.mp4",), (SMALL, "out.mp4")):
+        assert stream(*arguments, "-b", colour_bundle) == 4
+        assert "pip install '.[stream]'" in capsys.readouterr().err
+
+
+def test_a_sink_that_fails_leaves_the_rest_and_is_told(clip, colour_bundle, tmp_path, capsys):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    good = tmp_path / "good.jsonl"
+    assert stream(clip, tmp_path / "full.jsonl", good, "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.out
+    assert "0 of 1 sources and 1 of 2 sinks failed" in captured.err
+    assert len(good.read_text().splitlines()) == 10
+
+
+def test_a_broken_source_leaves_the_others_and_is_told(colour_bundle, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
+    (tmp_path / "bad.png").write_bytes(b"x")
+    listed = tmp_path / "sources.txt"
+    listed.write_text(f"{tmp_path}/bad.png\n{tmp_path}/red.png\n")
+    assert stream(f"@{listed}", "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 sources and 0 of 0 sinks failed" in captured.err
+    assert f"{tmp_path}/red.png  1 of 1 frames labelled" in captured.out
+
+
+CHILD = """
+import sys, time
+from zsseg_rt.cli import main
+code = main(sys.argv[1:])
+print("code", code, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A child that records the demo without end, and the lines it writes into a pipe."""
+    pytest.importorskip("av")
+    lines = tmp_path / "out.jsonl"
+    os.mkfifo(lines)
+    call = [sys.executable, "-c", CHILD, "stream", "--demo", str(tmp_path / "out.mp4"), str(lines)]
+    child = subprocess.Popen(
+        [*call, "--frames", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with lines.open() as pipe:
+        yield child, pipe
+    child.kill()
+    child.communicate()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_stream_and_leaves_its_files_playable(kind, recording, tmp_path):
+    child, pipe = recording
+    first = [pipe.readline() for _ in range(20)]
+    sent = time.monotonic()
+    child.send_signal(kind)
+    rest = pipe.readlines()
+    out, err = child.communicate(timeout=60)
+    took = time.monotonic() - sent
+    assert (child.returncode, err) == (0, "")
+    assert "code 0" in out
+    assert took < 5.0  # 0.5 s on a machine that is not busy
+    count = len(first) + len(rest)
+    assert abs(count_frames(tmp_path / "out.mp4") - count) <= 8  # either may have been too slow
+    assert f"out.jsonl  {count} frames" in out
+
+
+def test_a_killed_recording_is_playable(recording, tmp_path):
+    child, pipe = recording
+    for _ in range(90):  # 3 s
+        assert pipe.readline()
+    child.kill()
+    child.wait()
+    assert count_frames(tmp_path / "out.mp4") >= 30

@@ -1,0 +1,150 @@
+"""Engine.stream: the frames of real sources, labelled by a real engine."""
+
+import itertools
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from support.streams import write_video
+from zsseg_rt import ArgumentError, Engine, EngineConfig, EngineStateError, SourceError
+from zsseg_rt.demo import demo_bundle, demo_classes
+from zsseg_rt.errors import VocabularyError
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+
+NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module", params=["rgb", "bgr"])
+def order(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(colour_bundle, tmp_path_factory, order):
+    config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("c"), channel_order=order)
+    with Engine(colour_bundle, config) as engine:
+        engine.set_classes(NAMES)
+        yield engine
+
+
+def colour(name, size_hw=(48, 64)):
+    return np.full((*size_hw, 3), COLOUR_WORDS[name], np.uint8)
+
+
+def winner(seg):
+    return seg.present()[0].name
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number, name in enumerate(NAMES):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), colour(name)[..., ::-1])
+    return tmp_path
+
+
+def test_every_frame_of_a_video_is_labelled(engine, tmp_path):
+    pytest.importorskip("av")
+    names = NAMES * 4
+    path = write_video(tmp_path / "in.mp4", [colour(name) for name in names], gop=1)
+    found = list(engine.stream(path))
+    assert [winner(seg) for seg in found] == names
+    assert [seg.frame.index for seg in found] == list(range(12))
+    assert {seg.frame.source for seg in found} == {str(path)}
+    assert [seg.frame.pts_seconds for seg in found] == pytest.approx([n / 10 for n in range(12)])
+    again = engine.segment(found[5].frame.image)
+    np.testing.assert_array_equal(again.labels, found[5].labels)
+
+
+def test_an_overlay_has_the_colours_of_the_table_in_either_channel_order(engine, photos, tmp_path):
+    av = pytest.importorskip("av")
+    from zsseg_rt.visualize import palette
+
+    path = tmp_path / "out.mp4"
+    assert len(list(engine.stream(photos, sinks=[path], alpha=1.0))) == 3
+    with av.open(str(path)) as container:
+        shown = [f.to_ndarray(format="rgb24").mean(axis=(0, 1)) for f in container.decode(video=0)]
+    np.testing.assert_allclose(shown, palette(3), atol=6)
+
+
+def test_several_sources_take_turns(engine, photos):
+    names = [f"{photos}/{number}.png" for number in range(3)]
+    found = {seg.frame.source: winner(seg) for seg in engine.stream(names)}
+    assert found == dict(zip(names, NAMES, strict=True))
+
+
+def test_classes_may_change_while_a_stream_runs(engine):
+    with engine.stream("test://?size=64x48&rate=200") as stream:
+        first = next(stream)
+        engine.set_classes(["white", "black"])
+        second = next(stream)
+        engine.set_classes(NAMES)
+    assert first.names == tuple(NAMES)
+    assert second.names == ("white", "black")
+    assert second.vocabulary_version > first.vocabulary_version
+    assert second.frame.index > first.frame.index
+
+
+def test_a_camera_s_newest_frame_is_labelled(engine):
+    with engine.stream("test://?size=64x48&rate=500", policy="latest") as stream:
+        frames = [next(stream).frame for _ in range(20)]
+        stats = stream.stats()["test://?size=64x48&rate=500"]
+    for before, after in itertools.pairwise(frames):
+        assert after.index - before.index - 1 == after.dropped_before
+        assert after.captured_at > before.captured_at
+    assert stats.labelled == 20
+    assert stats.state == "running"
+
+
+def test_sinks_are_called_beside_the_loop(engine, photos):
+    called, main = [], threading.current_thread()
+    stream = engine.stream(photos, sinks=[lambda seg: called.append(threading.current_thread())])
+    assert len(list(stream)) == 3
+    assert len(called) == 3
+    assert main not in called
+
+
+def test_what_cannot_be_is_refused_at_once(engine, tmp_path):
+    for settings, told in (
+        ({"source": "ftp://x"}, "source: expected test://"),
+        ({"source": "0", "policy": "some"}, "policy: expected"),
+        ({"source": "0", "sinks": ["a.avi"]}, "sink: expected"),
+        ({"source": "0", "alpha": 2.0}, "alpha: expected"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            engine.stream(**settings)
+    with pytest.raises(SourceError, match="No such file"):
+        next(engine.stream(tmp_path / "absent.mp4"))
+
+
+def test_an_engine_without_classes_or_closed_says_so(colour_bundle, tmp_path):
+    engine = Engine(colour_bundle, EngineConfig(device="cpu", cache_dir=tmp_path))
+    with pytest.raises(VocabularyError, match="got none yet"):
+        next(engine.stream("test://?size=64x48"))
+    engine.close()
+    with pytest.raises(EngineStateError):
+        engine.stream("test://")
+
+
+def test_the_demo_streams_its_scenes(tmp_path):
+    with Engine(demo_bundle(), EngineConfig(device="cpu", cache_dir=tmp_path)) as engine:
+        engine.set_classes(demo_classes())
+        found = list(engine.stream("test://?size=320x240&rate=100&frames=4"))
+    assert len(found) == 4
+    assert all(len(seg.present()) >= 3 for seg in found)
+
+
+@pytest.mark.needs_shared
+def test_a_real_recording_is_labelled_to_its_end(engine, shared_dir, tmp_path):
+    av = pytest.importorskip("av")
+    out = tmp_path / "out.mp4"
+    path = shared_dir / "data" / "video" / "highway_960x540.mp4"
+    stream = engine.stream(path, sinks=[out, f"{tmp_path}/masks/"])
+    assert sum(1 for _ in stream) == 221
+    assert [sink.error for sink in stream.sink_stats()] == [None, None]
+    with av.open(str(out)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert len(times) == 221
+    assert times[-1] == pytest.approx(220 / 25, abs=0.01)
+    assert len(list((tmp_path / "masks").iterdir())) == 221

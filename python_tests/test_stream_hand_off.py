@@ -1,0 +1,134 @@
+"""Between capture and labels: what waits, what is dropped, whose turn it is."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from zsseg_rt.stream.hand_off import QUEUE, HandOff, SlotSettings
+from zsseg_rt.stream.source import Picture
+
+ALWAYS = lambda: True  # noqa: E731
+
+
+def picture(number=0, captured_at=0.0):
+    image = np.full((2, 2, 3), number, np.uint8)
+    return Picture(image=image, captured_at=captured_at, clock="arrival")
+
+
+def hand_off(*keeps_all, **settings):
+    slots = [SlotSettings(source=f"s{i}", keeps_all=keeps) for i, keeps in enumerate(keeps_all)]
+    return HandOff(slots, **settings)
+
+
+def taken(hand_off):
+    frame = hand_off.take(0)
+    return None if frame is None else (frame.source, frame.index, frame.dropped_before)
+
+
+def test_latest_keeps_the_newest_and_counts_the_rest():
+    slots = hand_off(False)
+    for number in range(5):
+        assert slots.put(0, picture(number), ALWAYS)
+    frame = slots.take(0)
+    assert (frame.index, frame.dropped_before, frame.image[0, 0, 0]) == (4, 4, 4)
+    assert taken(slots) is None
+    slots.put(0, picture(), ALWAYS)
+    assert taken(slots) == ("s0", 5, 0)
+    assert slots.counts(0) == (6, 4)
+
+
+def test_all_keeps_every_picture_and_lets_the_reader_wait():
+    slots = hand_off(True)
+    done = threading.Event()
+
+    def read():
+        for number in range(QUEUE + 3):
+            slots.put(0, picture(number), ALWAYS)
+        done.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    numbers = [slots.take(10).image[0, 0, 0] for _ in range(QUEUE + 3)]
+    assert done.wait(10)
+    thread.join()
+    assert numbers == list(range(QUEUE + 3))
+    assert slots.counts(0) == (QUEUE + 3, 0)
+
+
+def test_a_reader_that_waits_for_room_goes_when_it_is_closed():
+    slots = hand_off(True)
+    for _ in range(QUEUE):
+        slots.put(0, picture(), ALWAYS)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(slots.put(0, picture(), ALWAYS)))
+    thread.start()
+    slots.close()
+    thread.join(10)
+    assert answers == [False]
+    assert slots.take(None) is None
+
+
+def test_an_abandoned_reader_that_waits_for_room_goes():
+    slots = hand_off(True)
+    for _ in range(QUEUE):
+        slots.put(0, picture(), ALWAYS)
+    wanted, answers = threading.Event(), []
+    wanted.set()
+    thread = threading.Thread(target=lambda: answers.append(slots.put(0, picture(), wanted.is_set)))
+    thread.start()
+    wanted.clear()
+    slots.nudge()
+    thread.join(10)
+    assert answers == [False]
+
+
+def test_sources_take_turns_however_busy_one_is():
+    slots = hand_off(False, False, False)
+    order = []
+    for _ in range(4):
+        slots.put(0, picture(), ALWAYS)
+        slots.put(1, picture(), ALWAYS)
+        order.append(slots.take(0).source)
+    assert order == ["s0", "s1", "s0", "s1"]
+
+
+def test_pictures_that_waited_too_long_are_dropped():
+    now = [100.0]
+    slots = hand_off(True, max_staleness=0.5, now=lambda: now[0])
+    slots.put(0, picture(captured_at=99.6), ALWAYS)
+    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    now[0] = 100.3
+    assert not slots.is_empty
+    assert taken(slots) == ("s0", 1, 1)
+    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    now[0] = 101.0
+    assert slots.is_empty
+    assert taken(slots) is None
+    assert slots.counts(0) == (3, 2)
+
+
+def test_a_nudge_wakes_who_waits():
+    slots = hand_off(False)
+    slots.nudge()
+    assert slots.take(None) is None
+
+
+def test_a_picture_that_nobody_wants_any_more_is_discarded():
+    slots = hand_off(False)
+    assert not slots.put(0, picture(), lambda: False)
+    assert slots.counts(0) == (0, 0)
+    assert taken(slots) is None
+
+
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_frames_carry_what_the_source_said(keeps_all):
+    slots = hand_off(keeps_all)
+    given = Picture(
+        image=np.zeros((2, 2, 3), np.uint8), captured_at=1.5, clock="driver", pts_seconds=0.25
+    )
+    slots.put(0, given, ALWAYS)
+    frame = slots.take(0)
+    assert (frame.captured_at, frame.clock, frame.pts_seconds) == (1.5, "driver", 0.25)
+    assert frame.image is given.image
+    assert "array" not in repr(frame)

@@ -1,0 +1,104 @@
+"""Sources without a camera: the demo's wandering window, and photos."""
+
+import cv2
+import numpy as np
+import pytest
+
+from support.streams import ReaderNow
+from zsseg_rt.errors import SourceError
+from zsseg_rt.stream.demo_camera import DemoCamera
+from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.source import redact
+
+
+def camera(**settings):
+    defaults = {"name": "test://", "size_hw": (48, 64), "num_frames": 5, "now": lambda: 7.0}
+    return DemoCamera(**defaults | settings)
+
+
+def test_the_demo_camera_gives_the_same_frames_for_the_same_seed():
+    def frames(seed):
+        pictures = camera(seed=seed, num_frames=200).pictures(ReaderNow())
+        return [picture.image for picture in pictures]
+
+    first, again, other = frames(3), frames(3), frames(4)
+    assert len(first) == 200
+    assert first[0].shape == (48, 64, 3)
+    assert first[0].flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(first, again)
+    assert (np.array(first) != np.array(other)).any(axis=(1, 2, 3)).mean() > 0.9
+    assert (first[0] != first[1]).any()
+    assert np.abs(first[0].astype(int) - first[199]).mean() > 10  # another picture by then
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (720, 1280)])
+def test_the_demo_camera_has_any_size(size_hw):
+    (picture,) = camera(size_hw=size_hw, num_frames=1).pictures(ReaderNow())
+    assert picture.image.shape == (*size_hw, 3)
+
+
+def test_the_demo_camera_keeps_its_rate():
+    reader = ReaderNow()
+    pictures = camera(rate=20.0).pictures(reader)
+    assert [p.pts_seconds for p in pictures] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert reader.waits == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_the_demo_camera_stops_when_told():
+    assert list(camera().pictures(ReaderNow(stop=True))) == []
+
+
+def test_channels_come_in_the_order_asked_for(tmp_path):
+    rgb, bgr = (
+        next(camera(channel_order=order).pictures(ReaderNow())).image for order in ("rgb", "bgr")
+    )
+    np.testing.assert_array_equal(rgb, bgr[..., ::-1])
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((2, 3, 3), (1, 2, 3), np.uint8))
+    for order, expected in (("rgb", [3, 2, 1]), ("bgr", [1, 2, 3])):
+        source = PhotoSource(name=str(tmp_path), channel_order=order)
+        (picture,) = source.pictures(ReaderNow())
+        assert picture.image[0, 0].tolist() == expected
+
+
+def test_photos_come_in_order(tmp_path):
+    for number in (2, 0, 1):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
+    pictures = list(PhotoSource(name=str(tmp_path / "*.png")).pictures(ReaderNow()))
+    assert [p.image[0, 0, 0] for p in pictures] == [0, 1, 2]
+    assert [p.pts_seconds for p in pictures] == [0.0, 1.0, 2.0]
+    assert {p.clock for p in pictures} == {"file"}
+
+
+def test_a_broken_photo_is_left_out(tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
+    (tmp_path / "1.png").write_bytes(b"x")
+    reader = ReaderNow()
+    pictures = list(PhotoSource(name=str(tmp_path)).pictures(reader))
+    assert [p.image[0, 0, 0] for p in pictures] == [0, 2]
+    assert reader.damaged == 1
+    for number in (0, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    with pytest.raises(SourceError, match="expected photos, 3 cannot be read"):
+        list(PhotoSource(name=str(tmp_path)).pictures(reader))
+
+
+def test_a_folder_without_photos_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="found nothing"):
+        next(PhotoSource(name=str(tmp_path)).pictures(ReaderNow()))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("rtsp://user:secret@cam:554/1", "rtsp://***@cam:554/1"),
+        ("cannot open 'http://u:se@cr@et@cam/a?b=1': no", "cannot open 'http://***@cam/a?b=1': no"),
+        ("rtsp://u:se/cr?et@cam/1", "rtsp://***@cam/1"),
+        ("http://cam/v?user=u&Password=secret&x=1", "http://cam/v?user=u&Password=***&x=1"),
+        ("http://cam/v?access_token=secret", "http://cam/v?access_token=***"),
+        ("test://?size=1x1", "test://?size=1x1"),
+        ("a@b.mp4", "a@b.mp4"),
+    ],
+)
+def test_passwords_are_blanked_out(given, shown):
+    assert redact(given) == shown

@@ -1,0 +1,317 @@
+"""Sources that end, fail, hang and come back; labels go on, and nothing is repeated or invented."""
+
+import gc
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from support.streams import MjpegServer, number_of, numbered, write_video
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from zsseg_rt.result import Segmentation
+from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.source import Picture
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
+
+AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
+LONG = 30  # seconds until a test gives up
+
+
+def label(image):
+    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
+
+
+class Script:
+    """A source that does, each time it is opened, what the next list says.
+
+    Numbers are pictures, errors are raised, events are waited for, functions are called.
+    """
+
+    def __init__(self, name, *attempts, live=True):
+        self.name, self.live, self.attempts = name, live, list(attempts)
+        self.opened = 0
+        self.closed = threading.Semaphore(0)
+
+    def pictures(self, reader):
+        steps = self.attempts[min(self.opened, len(self.attempts) - 1)]
+        self.opened += 1
+        try:
+            for step in steps:
+                if isinstance(step, threading.Event):
+                    step.wait(LONG)
+                elif isinstance(step, Exception):
+                    raise step
+                elif callable(step):
+                    step()
+                else:
+                    yield Picture(image=numbered(step), captured_at=0.0, clock="arrival",
+                                  pts_seconds=step / 1000)  # fmt: skip
+        finally:
+            self.closed.release()
+
+
+def file(name, count):
+    return Script(name, range(count), live=False)
+
+
+def lost():
+    return SourceError("cam: gone")
+
+
+def seen(stream, count=None):
+    found = []
+    for seg in stream:
+        found.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
+        if len(found) == count:
+            stream.close()
+            break
+    return found
+
+
+def test_every_frame_of_a_file_is_labelled_in_order():
+    stream = Stream([file("a", 25)], label)
+    found = list(stream)
+    assert [number_of(seg.frame.image) for seg in found] == list(range(25))
+    assert [seg.frame.index for seg in found] == list(range(25))
+    assert (found[3].labels == found[3].frame.image[..., 0]).all()
+    stats = stream.stats()["a"]
+    assert (stats.state, stats.captured, stats.labelled, stats.dropped) == ("ended", 25, 25, 0)
+    assert set(stats.age_ms) == {"p50", "p95", "p99"}
+    assert next(stream, None) is None
+
+
+def test_sources_take_turns_and_none_loses_a_frame():
+    found = seen(Stream([file("a", 10), file("b", 20)], label))
+    for name, count in (("a", 10), ("b", 20)):
+        assert [f[1:] for f in found if f[0] == name] == [(n, n) for n in range(count)]
+
+
+def test_a_slow_engine_gets_the_newest_frame_of_a_camera():
+    labelling, given, forever = threading.Event(), threading.Event(), threading.Event()
+    camera = Script("cam", [0, labelling, *range(1, 6), given.set, forever])
+
+    def slow(image):
+        labelling.set()
+        assert given.wait(LONG)
+        return label(image)
+
+    stream = Stream([camera], slow)
+    first, second = next(stream).frame, next(stream).frame
+    assert (first.index, first.dropped_before) == (0, 0)
+    assert number_of(second.image) == second.index == 5
+    assert second.dropped_before == 4
+    stats = stream.stats()["cam"]
+    assert (stats.captured, stats.labelled, stats.dropped) == (6, 2, 4)
+    forever.set()
+
+
+def test_a_camera_that_was_lost_comes_back(caplog):
+    caplog.set_level(logging.INFO)
+    forever = threading.Event()
+    camera = Script("cam", [0, 1, lost()], [lost()], [lost()], [2, 3, forever])
+    stream = Stream([camera], label, policy="all", patience=AT_ONCE)
+    assert seen(stream, 4) == [("cam", n, n) for n in range(4)]
+    assert camera.opened == 4
+    stats = stream.stats()["cam"]
+    assert (stats.reconnects, stats.error, stats.state) == (1, None, "running")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["cam: running", "cam: lost: cam: gone", "cam: running again"]
+    forever.set()
+
+
+def test_threads_stay_as_many_however_often_a_camera_is_lost():
+    forever = threading.Event()
+    camera = Script("cam", *[[n % 28, lost()] for n in range(50)], [0, forever])
+    stream = Stream([camera], label, policy="all", patience=AT_ONCE)
+    most = 0
+    before = threading.active_count()
+    for _, _ in zip(range(51), stream, strict=False):
+        most = max(most, threading.active_count())
+    assert stream.stats()["cam"].reconnects >= 49
+    assert most <= before + 2  # the old one may be about to end
+    forever.set()
+
+
+def test_a_thread_that_hangs_is_abandoned_and_what_it_still_gives_is_discarded():
+    hangs, forever = threading.Event(), threading.Event()
+    camera = Script("cam", [0, hangs, 9], [1, hangs.set, 2, forever])
+    patience = Patience(stalled_after=0.1, lost_after=1.0, first_retry=0.0)
+    stream = Stream([camera], label, policy="all", patience=patience)
+    assert seen(stream, 3) == [("cam", n, n) for n in range(3)]
+    assert camera.closed.acquire(timeout=LONG)  # the first attempt ended by itself
+    assert stream.stats()["cam"].captured == 3
+    forever.set()
+
+
+def test_a_dead_camera_delays_no_other():
+    never = threading.Event()
+    dead, broken = Script("dead", [never]), Script("broken", [lost()])
+    stream = Stream([dead, broken, file("a", 20)], label)
+    found = seen(stream, 20)
+    assert found == [("a", n, n) for n in range(20)]
+    assert stream.stats()["dead"].state == "starting"
+    assert stream.stats()["broken"].state == "lost"
+    never.set()
+
+
+def test_what_fails_at_the_start_is_an_error(caplog):
+    with pytest.raises(SourceError, match="cam: gone"):
+        next(Stream([Script("cam", [lost()])], label))
+    assert caplog.text == ""  # the error says it
+    both = [Script("cam", [lost()]), Script("file", [SourceError("file: absent")], live=False)]
+    with pytest.raises(SourceError, match="cam: gone"):
+        next(Stream(both, label))
+
+
+def test_a_camera_that_gives_nothing_at_the_start_is_an_error():
+    never = threading.Event()
+    patience = Patience(stalled_after=0.01, lost_after=0.02)
+    with pytest.raises(SourceError, match="expected frames, none came"):
+        next(Stream([Script("cam", [never])], label, patience=patience))
+    never.set()
+
+
+def test_a_file_that_fails_leaves_the_others():
+    broken = Script("broken", [SourceError("broken: absent")], live=False)
+    stream = Stream([broken, file("a", 3)], label)
+    assert len(seen(stream)) == 3
+    assert stream.stats()["broken"].error == "broken: absent"
+
+
+def test_an_absent_package_is_told_at_once():
+    script = Script("cam", [BackendUnavailableError("av: none")], live=False)
+    with pytest.raises(BackendUnavailableError, match="av: none"):
+        list(Stream([file("a", 3), script], label))
+
+
+def test_an_error_of_ours_while_reading_is_no_silent_end(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda details: shown.append(details.exc_type))
+    stream = Stream([Script("cam", [0, ZeroDivisionError()], live=False)], label)
+    assert len(list(stream)) == 1
+    assert "reading failed" in stream.stats()["cam"].error
+    assert shown == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("way", ["stop", "close"])
+def test_a_stream_that_waits_for_a_camera_can_be_stopped(way):
+    waits, forever = threading.Event(), threading.Event()
+    stream = Stream([Script("cam", [0, waits.set, forever])], label)
+    next(stream)
+    assert waits.wait(LONG)
+    stopper = threading.Thread(target=getattr(stream, way))
+    stopper.start()
+    assert next(stream, None) is None
+    stopper.join()
+    forever.set()
+
+
+def test_a_stream_that_is_left_or_forgotten_stops_reading():
+    for leave in ("with", "forget"):
+        camera = Script("cam", [n % 28 for n in range(10**6)])
+        stream = Stream([camera], label, policy="all")
+        if leave == "with":
+            with stream:
+                next(stream)
+        else:
+            next(stream)
+        del stream
+        gc.collect()
+        assert camera.closed.acquire(timeout=LONG)
+
+
+@pytest.mark.parametrize("where", ["source", "sink"])
+def test_a_stream_may_be_closed_by_its_own_threads(where):
+    closed, forever = threading.Event(), threading.Event()
+    streams = []
+
+    def close():
+        streams[0].close()
+        closed.set()
+
+    writer = Writer("sink")
+    if where == "sink":
+        writer.write = lambda seg: close()
+    steps = [0, close, forever] if where == "source" else [0, forever]
+    streams.append(Stream([Script("cam", steps)], label, writers=[writer]))
+    next(streams[0], None)  # the stream may end before its frame is taken
+    assert closed.wait(LONG)
+    forever.set()
+
+
+def test_a_file_is_played_at_its_own_speed_when_only_the_latest_frame_counts(tmp_path):
+    pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mp4", [numbered(n) for n in range(10)])
+    found = seen(Stream(open_sources(path), label, policy="latest"))
+    assert found[-1][1] == 9
+    assert len(found) > 3  # nearly all, on a machine that is not busy
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"policy": "newest"}, "policy: expected one of latest, all, got 'newest'"),
+        ({"max_staleness": 0.0}, "max_staleness: expected seconds above 0"),
+        ({"max_staleness": float("nan")}, "max_staleness: expected seconds above 0"),
+        ({"max_staleness": "1"}, "max_staleness: expected seconds above 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings, told):
+    with pytest.raises(ArgumentError, match=told):
+        Stream([file("a", 1)], label, **settings)
+
+
+def test_a_camera_whose_power_fails_comes_back_when_it_is_there_again():
+    pytest.importorskip("av")
+    first = MjpegServer()
+    patience = Patience(first_retry=0.01, longest_retry=0.05)
+    stream = Stream(open_sources(first.url), label, policy="all", patience=patience)
+    first.pictures.release(15)
+    before = [next(stream).frame for _ in range(5)]
+    first.stop()
+    with MjpegServer(port=first.port) as second:
+        second.pictures.release(15)
+        frames = [*before]
+        while stream.stats()[before[0].source].reconnects == 0:
+            frames.append(next(stream).frame)
+        assert [f.index for f in frames] == list(range(len(frames)))
+        assert number_of(frames[-1].image) == 0  # the new camera's first picture
+        assert "secret" not in f"{stream.stats()} {frames}"
+        stream.close()
+    assert np.all([f.dropped_before == 0 for f in frames])
+
+
+class Writer:
+    """Notes what it is given; fails at one frame if told so."""
+
+    def __init__(self, name, fails_at=None):
+        self.name, self.files, self.found, self.fails_at, self.closed = name, [], [], fails_at, 0
+
+    def write(self, seg):
+        if seg.frame.index == self.fails_at:
+            raise SourceError(f"{self.name}: the disk is full")
+        self.found.append(seg.frame.index)
+
+    def close(self):
+        self.closed += 1
+
+
+def test_every_result_goes_to_every_sink_and_one_that_fails_fails_alone():
+    sound, broken = Writer("sound"), Writer("broken", fails_at=3)
+    stream = Stream([file("a", 40)], label, writers=[sound, broken])
+    assert len(list(stream)) == 40
+    assert sound.found == list(range(40))
+    assert broken.found == [0, 1, 2]
+    assert (sound.closed, broken.closed) == (1, 1)
+    first, second = stream.sink_stats()
+    assert (first.name, first.written, first.error) == ("sound", 40, None)
+    assert (second.name, second.error) == ("broken", "broken: the disk is full")
+
+
+def test_files_are_finished_when_a_stream_is_left():
+    writer = Writer("sink")
+    with Stream([file("a", 40)], label, writers=[writer]) as stream:
+        next(stream)
+    assert (writer.found, writer.closed) == ([0], 1)

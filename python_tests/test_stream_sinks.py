@@ -1,0 +1,301 @@
+"""Videos, label pictures and lines that are written; sinks that are slow, and sinks that fail."""
+
+import json
+import logging
+import resource
+import shutil
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import pytest
+
+from support.streams import ReaderNow
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.visualize import palette
+
+av = pytest.importorskip("av")
+
+LONG = 30
+
+
+def result(index=0, size_hw=(48, 64), source="cam", label=0, **frame):
+    image = np.full((*size_hw, 3), 40, np.uint8)
+    frame = {"captured_at": index / 10, "clock": "arrival"} | frame
+    return Segmentation(
+        labels=np.full(size_hw, label, np.uint8),
+        names=("road", "sky", "tree"),
+        vocabulary_version=3,
+        frame=Frame(source=source, index=index, image=image, **frame),
+    )
+
+
+def open_writer(target, alpha=1.0, channel_order="rgb"):
+    (writer,) = open_writers([target], channel_order=channel_order, alpha=alpha)
+    return writer
+
+
+def open_sink(target, **settings):
+    return Sink(open_writer(str(target), **settings))
+
+
+def write(target, results, **settings):
+    sink = open_sink(target, **settings)
+    for seg in results:
+        sink.put(seg, waits=True)
+    sink.finish()
+    sink.join(LONG)
+    return sink.stats()
+
+
+def frames_of(path):
+    with av.open(str(path)) as container:
+        return [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+def test_an_overlay_video_shows_the_labels_at_their_times(tmp_path, channel_order):
+    path = tmp_path / "out.mp4"
+    times = [5.0, 5.1, 5.25, 7.0]
+    results = [result(n, label=n % 3, captured_at=t) for n, t in enumerate(times)]
+    stats = write(path, results, channel_order=channel_order)
+    assert (stats.written, stats.dropped, stats.error, stats.files) == (4, 0, None, (str(path),))
+    found = frames_of(path)
+    assert [time for time, _ in found] == pytest.approx([0.0, 0.1, 0.25, 2.0], abs=1e-3)
+    for number, (_, image) in enumerate(found):
+        shown = image.reshape(-1, 3).mean(axis=0)
+        np.testing.assert_allclose(shown, palette(3)[number % 3], atol=6)  # limited range, 4:2:0
+
+
+def test_a_file_s_own_times_count(tmp_path):
+    results = [
+        result(n, captured_at=100.0 + n / 1000, clock="file", pts_seconds=n / 10) for n in range(5)
+    ]
+    write(tmp_path / "out.mp4", results)
+    found = [time for time, _ in frames_of(tmp_path / "out.mp4")]
+    assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4], abs=1e-3)
+
+
+def test_times_that_stand_still_or_go_back_are_moved_on(tmp_path):
+    results = [result(n, captured_at=t) for n, t in enumerate([1.0, 1.0, 0.5, 2.0])]
+    write(tmp_path / "out.mp4", results)
+    found = [time for time, _ in frames_of(tmp_path / "out.mp4")]
+    assert len(found) == 4
+    assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("size_hw", [(47, 63), (1, 1), (48, 63)])
+def test_odd_sizes_are_made_even(tmp_path, size_hw):
+    write(tmp_path / "out.mp4", [result(n, size_hw) for n in range(3)])
+    found = frames_of(tmp_path / "out.mp4")
+    assert len(found) == 3
+    assert found[0][1].shape == (size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2, 3)
+
+
+def test_a_new_size_or_source_goes_on_in_a_new_file(tmp_path):
+    sizes = [(48, 64), (48, 64), (64, 48), (48, 64)]
+    results = [result(n, size) for n, size in enumerate(sizes)]
+    results.append(result(0, source="other"))
+    stats = write(tmp_path / "out.mp4", results)
+    names = ["out.mp4", "out-2.mp4", "out-3.mp4", "out-4.mp4"]
+    assert [name.rsplit("/", 1)[1] for name in stats.files] == names
+    assert [len(frames_of(tmp_path / name)) for name in names] == [2, 1, 1, 1]
+
+
+def test_a_power_cut_leaves_a_playable_video(tmp_path):
+    path = tmp_path / "out.mp4"
+    writer = open_writer(path)
+    for number in range(40):  # 4 s
+        writer.write(result(number))
+    shutil.copy(path, tmp_path / "cut.mp4")  # what a disk would hold
+    assert 30 <= len(frames_of(tmp_path / "cut.mp4")) <= 40
+    writer.close()
+    assert len(frames_of(path)) == 40
+
+
+def noise(count):
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        seg = result(number, (240, 320))
+        seg.frame.image[:] = draw.integers(0, 256, seg.frame.image.shape)
+        yield seg
+
+
+@contextmanager
+def disk_with_room_for(num_bytes):
+    """Lets no file of this process grow any further; Python ignores the signal for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_video_with_one_error_and_leaves_it_playable(tmp_path, caplog):
+    with disk_with_room_for(700_000):
+        stats = write(tmp_path / "out.mp4", noise(60), alpha=0.0)
+    assert f"{tmp_path}/out.mp4: cannot be written: File too large" in stats.error
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+    assert 0 < stats.written < 60
+    (video,) = open_sources(tmp_path / "out.mp4")
+    pictures = list(video.pictures(ReaderNow()))  # the last fragment may be torn
+    assert len(pictures) >= 10
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
+def test_a_device_without_room_is_told(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    stats = write(tmp_path / name, [result(n) for n in range(3)])
+    assert "cannot be written: No space left on device" in stats.error
+
+
+def test_label_pictures_are_named_by_their_frames(tmp_path):
+    results = [result(7, label=2), result(9, label=1), result(7, label=0, source="other")]
+    stats = write(f"{tmp_path}/masks/", results)
+    assert stats.error is None
+    found = {path.name: path for path in (tmp_path / "masks").iterdir()}
+    assert set(found) == {"00000007.png", "00000009.png", "2-00000007.png"}
+    raw = cv2.imread(str(found["00000007.png"]), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(raw[0, 0], palette(3)[2])
+
+
+def test_lines_say_what_is_in_each_frame(tmp_path):
+    seg = result(5, label=1, source="rtsp://***@cam", captured_at=time.monotonic())
+    seg.labels[:12] = 255
+    before = time.time()
+    write(tmp_path / "a.jsonl", [seg, result(6)])
+    first, second = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert (first["source"], first["index"], second["index"]) == ("rtsp://***@cam", 5, 6)
+    assert first["classes"] == [{"name": "sky", "index": 1, "pixels": 36 * 64, "share": 0.75}]
+    assert first["unknown_share"] == 0.25
+    assert first["vocabulary_version"] == 3
+    assert abs(first["time"] - before) < 60
+
+
+def test_functions_are_called_in_order_in_a_thread_of_their_own():
+    called = []
+    writer = open_writer(lambda seg: called.append((seg.frame.index, threading.current_thread())))
+    sink = Sink(writer)
+    for number in range(20):
+        sink.put(result(number), waits=True)
+    sink.finish()
+    sink.join(LONG)
+    assert [index for index, _ in called] == list(range(20))
+    assert {thread for _, thread in called} != {threading.current_thread()}
+    assert sink.stats().written == 20
+
+
+class Held:
+    """A writer that writes when the test allows it."""
+
+    def __init__(self, error=None):
+        self.name, self.files, self.error = "held", [], error
+        self.allowed, self.began, self.closed = threading.Event(), threading.Event(), 0
+
+    def write(self, seg):
+        self.began.set()
+        assert self.allowed.wait(LONG)
+        if self.error is not None:
+            raise self.error
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_slow_sink_misses_frames_of_cameras_and_delays_nobody():
+    writer = Held()
+    sink = Sink(writer)
+    sink.put(result(), waits=False)
+    assert writer.began.wait(LONG)
+    for number in range(QUEUE + 5):
+        sink.put(result(number), waits=False)
+    assert sink.stats().dropped == 5
+    writer.allowed.set()
+    sink.finish()
+    sink.join(LONG)
+    assert (sink.stats().written, writer.closed) == (QUEUE + 1, 1)
+
+
+def test_a_stream_that_is_stopped_does_not_wait_for_a_sink(caplog):
+    writer = Held()
+    sink = Sink(writer)
+    sink.put(result(), waits=True)
+    assert writer.began.wait(LONG)
+    for number in range(QUEUE):
+        sink.put(result(number), waits=True)
+    hurry = threading.Thread(target=sink.hurry)
+    hurry.start()
+    sink.put(result(), waits=True)
+    hurry.join()
+    sink.finish()
+    sink.join(0.01)
+    assert "held: not finished in time" in caplog.text
+    writer.allowed.set()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_sink_that_fails_ends_once_and_takes_nothing_more(caplog, waits):
+    writer = Held(SourceError("disk: gone"))
+    writer.allowed.set()
+    sink = Sink(writer)
+    for number in range(3 * QUEUE):
+        sink.put(result(number), waits=waits)
+    sink.finish()
+    sink.join(LONG)
+    sink.put(result(), waits=waits)
+    assert (sink.stats().error, sink.stats().written, writer.closed) == ("disk: gone", 0, 1)
+    assert [record.getMessage() for record in caplog.records] == ["disk: gone"]
+
+
+def test_an_error_of_a_caller_s_function_ends_its_sink_and_is_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda details: shown.append(details.exc_type))
+
+    def function(seg):
+        raise ZeroDivisionError
+
+    sink = Sink(open_writer(function))
+    sink.put(result(), waits=True)
+    sink.finish()
+    sink.join(LONG)
+    assert shown == [ZeroDivisionError]
+    assert "function: writing failed" in sink.stats().error
+
+
+@pytest.mark.parametrize("target", ["out.avi", "out", "rtsp://u:secret@:8554/seg", "a://b/c.mp4"])
+def test_what_is_no_sink_is_refused(target):
+    with pytest.raises(ArgumentError, match=r"sink: expected NAME\.mp4") as raised:
+        open_sink(target)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
+    with pytest.raises(ArgumentError, match="got a.mp4 twice"):
+        open_writers(["a.mp4", "b.jsonl", "./a.mp4"], channel_order="rgb", alpha=0.5)
+    with pytest.raises(ArgumentError, match="alpha: expected a weight in"):
+        open_writer("a.mp4", alpha=1.5)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
+def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
+    with pytest.raises(SourceError, match="does not exist"):
+        open_sink(tmp_path / "absent" / name)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceError, match="cannot be made"):
+        open_sink(f"{tmp_path}/file/masks/")
+
+
+def test_video_without_pyav_is_told_before_the_first_frame(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[stream\]'"):
+        open_sink(tmp_path / "out.mp4")

@@ -1,0 +1,107 @@
+"""When a camera counts as stalled or lost, and when it is tried again: by times alone."""
+
+import logging
+
+import pytest
+
+from zsseg_rt.errors import SourceError
+from zsseg_rt.stream.watch import Patience, SourceWatch, jitter
+
+LOST = SourceError("cam: cannot be read: gone")
+
+
+def watch(live=True, **patience):
+    return SourceWatch("cam", live=live, patience=Patience(**patience), spread=lambda: 1.0)
+
+
+def running(at=0.0):
+    camera = watch()
+    assert camera.tick(at) == "open"
+    camera.frame(at)
+    return camera
+
+
+def test_a_source_is_opened_once_and_runs_with_its_first_frame():
+    camera = watch()
+    assert camera.state == "starting"
+    assert camera.tick(0.0) == "open"
+    assert camera.tick(0.1) == "none"
+    assert camera.state == "starting"
+    camera.frame(0.2)
+    assert camera.state == "running"
+    assert camera.next_tick(0.2) == 2.0
+
+
+def test_silence_stalls_a_camera_and_a_frame_ends_that():
+    camera = running()
+    assert (camera.tick(1.9), camera.state) == ("none", "running")
+    assert (camera.tick(2.0), camera.state) == ("none", "stalled")
+    assert camera.next_tick(2.0) == 8.0
+    camera.frame(2.5)
+    assert (camera.state, camera.reconnects) == ("running", 0)
+
+
+def test_a_long_silence_abandons_the_thread_and_opens_anew():
+    camera = running()
+    camera.tick(2.0)
+    assert (camera.tick(10.0), camera.state) == ("abandon", "lost")
+    assert "none came for 10 s" in str(camera.error)
+    assert camera.tick(10.4) == "none"
+    assert camera.tick(10.5) == "open"
+    camera.frame(10.6)
+    assert (camera.state, camera.reconnects, camera.error) == ("running", 1, None)
+
+
+def test_the_wait_doubles_up_to_five_seconds_and_begins_anew_after_a_frame():
+    camera, now, waits = running(), 1.0, []
+    for _ in range(6):
+        camera.over(now, LOST)
+        waits.append(camera.next_tick(now))
+        now += waits[-1]
+        assert camera.tick(now) == "open"
+    assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    camera.frame(now)
+    camera.over(now, LOST)
+    assert camera.next_tick(now) == 0.5
+
+
+def test_waits_are_spread():
+    assert len({jitter() for _ in range(20)}) > 10
+    assert all(0.8 <= jitter() <= 1.2 for _ in range(100))
+
+
+def test_the_end_of_a_camera_s_stream_is_a_loss():
+    camera = running()
+    camera.over(1.0, None)
+    assert camera.state == "lost"
+    assert "stream ended" in str(camera.error)
+
+
+@pytest.mark.parametrize("error", [None, LOST])
+def test_the_end_of_a_file_is_its_end(error):
+    file = watch(live=False)
+    assert file.tick(0.0) == "open"
+    assert file.next_tick(0.0) is None
+    assert file.tick(1000.0) == "none"  # a slow disk is no camera
+    file.over(1000.0, error)
+    assert (file.state, file.error) == ("ended", error)
+    assert file.tick(2000.0) == "none"
+    assert file.next_tick(2000.0) is None
+
+
+def test_every_change_is_one_line_in_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    camera, now = running(), 1.0
+    for _ in range(5):
+        camera.over(now, LOST)
+        now += 5.0
+        camera.tick(now)
+    camera.frame(now)
+    camera.log_news()
+    camera.log_news()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "cam: running",
+        "cam: lost: cam: cannot be read: gone",
+        "cam: running again",
+    ]

@@ -1,0 +1,104 @@
+"""Files: whole or not at all, whoever writes at the same moment and whatever is in the way."""
+
+import os
+import threading
+
+import pytest
+
+from zsseg_rt.files import read_limited, remove_entry, write_atomically
+
+CONTENTS = [bytes([65 + number]) * 50_000 for number in range(8)]
+
+
+def test_readers_see_whole_files_while_threads_write(tmp_path):
+    path, failures, done = tmp_path / "file", [], threading.Event()
+    write_atomically(path, CONTENTS[0])
+
+    def write(content):
+        try:
+            for _ in range(40):
+                write_atomically(path, content)
+        except OSError as exc:
+            failures.append(exc)
+
+    def read():
+        while not done.is_set():
+            found = path.read_bytes()
+            if found not in CONTENTS:
+                failures.append(f"torn: {len(found)} bytes of {sorted(set(found))}")
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(content,)) for content in CONTENTS]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert failures == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_interrupt_leaves_no_temporary(tmp_path, monkeypatch):
+    def interrupt(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporaries_are_named_after_their_file(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "replace", lambda source, target: seen.append(source.name))
+    for _ in range(2):
+        write_atomically(tmp_path / "file", b"x")
+    assert len(set(seen)) == 2
+    assert all(name.startswith(".file.") and name.endswith(".tmp") for name in seen)
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "absent" / "file", b"x")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "loop", "link to a folder", "nothing"])
+def test_remove_entry_takes_away_what_is_there_and_follows_no_link(tmp_path, kind):
+    entry, other = tmp_path / "entry", tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("kept")
+    if kind == "file":
+        entry.write_text("x")
+    elif kind == "folder":
+        (entry / "deeper").mkdir(parents=True)
+    elif kind == "loop":
+        entry.symlink_to(entry)
+    elif kind == "link to a folder":
+        entry.symlink_to(other)
+    remove_entry(entry)
+    assert not os.path.lexists(entry)
+    assert (other / "kept").read_text() == "kept"
+
+
+def test_read_limited_reads_regular_files_up_to_the_limit(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_limited(path, max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="expected at most 4 bytes"):
+        read_limited(path, max_bytes=4)
+    with pytest.raises(FileNotFoundError):
+        read_limited(tmp_path / "absent", max_bytes=4)
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+            read_limited(odd, max_bytes=4)

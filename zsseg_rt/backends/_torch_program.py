@@ -1,0 +1,158 @@
+"""An ONNX graph as a list of torch operations, run node by node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from zsseg_rt.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Program"]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One operator with its attributes, decoded."""
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    last_uses: tuple[str, ...]
+
+
+class Program:
+    """A graph's nodes in order, and its constants as tensors."""
+
+    def __init__(
+        self, nodes: list[_Node], constants: dict[str, Tensor], outputs: tuple[str, ...]
+    ) -> None:
+        self.nodes, self.constants, self.outputs = nodes, constants, outputs
+        self.lowered: torch.dtype | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Program:
+        """Decode an ONNX file.
+
+        Raises:
+            BackendError: The file is damaged or uses an operator that is not supported.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+        try:
+            graph = onnx.load(path).graph
+            constants = {t.name: _to_tensor(t) for t in graph.initializer}
+        except (OSError, DecodeError, ValueError, TypeError) as exc:
+            raise BackendError(f"{path}: expected an ONNX graph, got {exc}") from exc
+        outputs = tuple(value.name for value in graph.output)
+        nodes = _decode_nodes(graph, constants, outputs, path)
+        used = {name for node in nodes for name in node.inputs} | set(outputs)
+        return cls(nodes, {n: t for n, t in constants.items() if n in used}, outputs)
+
+    @property
+    def precision(self) -> str:
+        """``"float16"`` if any weight is float16, otherwise ``"float32"``."""
+        kinds = {str(tensor.dtype) for tensor in self.constants.values()}
+        return "float16" if "torch.float16" in kinds else "float32"
+
+    def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
+        """Move the weights to a device and cast them; integers stay on the host."""
+        self.lowered = lowered
+        for name, tensor in self.constants.items():
+            if tensor.is_floating_point():
+                self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
+
+    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the graph's outputs; floating-point results are float32."""
+        from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+
+        values = {name: self._lower(tensor) for name, tensor in feeds.items()}
+        for node in self.nodes:
+            inputs = [self._value(values, name) for name in node.inputs]
+            try:
+                result = OPERATORS[node.op_type](node.attributes, *inputs)
+            except (RuntimeError, IndexError, ValueError, TypeError) as exc:
+                raise BackendError(f"{node.op_type} {node.name!r} failed: {exc}") from exc
+            results: Any = (result,) if hasattr(result, "dtype") else result
+            lowered = map(self._lower, results)
+            values.update(zip(node.outputs, lowered, strict=True))
+            for name in node.last_uses:
+                values.pop(name, None)
+        return {name: _widen(self._value(values, name)) for name in self.outputs}
+
+    def _value(self, values: dict[str, Tensor], name: str) -> Any:
+        if not name:
+            return None  # an optional input that was left out
+        return values[name] if name in values else self.constants[name]
+
+    def _lower(self, tensor: Tensor) -> Tensor:
+        lower = self.lowered is not None and tensor.is_floating_point()
+        return tensor.to(self.lowered) if lower else tensor
+
+
+def _to_tensor(proto: Any) -> Tensor:
+    import torch
+    from onnx import numpy_helper
+
+    values = np.array(numpy_helper.to_array(proto))  # a copy: torch requires writable memory
+    return torch.from_numpy(values)
+
+
+def _decode_nodes(
+    graph: Any, constants: dict[str, Tensor], outputs: tuple[str, ...], path: Path
+) -> list[_Node]:
+    from onnx import helper
+
+    from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+
+    nodes: list[_Node] = []
+    last_use = _last_uses(graph, set(outputs) | set(constants))
+    for index, node in enumerate(graph.node):
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Constant" and "value" in attributes:
+            constants[node.output[0]] = _to_tensor(attributes["value"])
+            continue
+        if node.op_type == "Cast" and node.input[0] in constants:  # a weight stored in fewer bytes
+            narrow: Any = constants[node.input[0]]
+            constants[node.output[0]] = cast("Tensor", OPERATORS["Cast"](attributes, narrow))
+            continue
+        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            raise BackendError(
+                f"{path}: node {node.name!r}: expected an operator that backend 'torch' supports, "
+                f"got {node.op_type!r}. Use backend 'openvino' or 'tensorrt'."
+            )
+        nodes.append(
+            _Node(
+                name=node.name,
+                op_type=node.op_type,
+                inputs=tuple(node.input),
+                outputs=tuple(node.output),
+                attributes=attributes,
+                last_uses=tuple(last_use.get(index, ())),
+            )
+        )
+    return nodes
+
+
+def _last_uses(graph: Any, kept: set[str]) -> dict[int, list[str]]:
+    """Which values no later node reads, by node index; they are freed there."""
+    final = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    uses: dict[int, list[str]] = {}
+    for name, index in final.items():
+        if name not in kept:
+            uses.setdefault(index, []).append(name)
+    return uses
+
+
+def _widen(tensor: Any) -> Tensor:
+    widened: Tensor = tensor.float() if tensor.is_floating_point() else tensor
+    return widened

@@ -1,0 +1,1 @@
+"""Judge ONNX graphs before any runtime sees them."""

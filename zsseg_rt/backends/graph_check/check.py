@@ -1,0 +1,196 @@
+"""Check a whole ONNX graph before any backend sees it.
+
+Runtimes trust the graphs they are given: a node without its inputs ends the process, a constant of
+two thousand million elements is allocated, weights are read from any file a graph names. A graph
+passes here if it uses known operators on tensors whose values are in the file. Sizes that the graph
+states are bounded; what it computes from its own shapes is bounded by the runtime alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.backends.graph_check.graph import Graph, Node, WeightTensor, map_file, read_graph
+from zsseg_rt.backends.graph_check.operators import OPSETS, input_counts, output_counts
+from zsseg_rt.backends.graph_check.sizes import check_node_sizes, check_shape, check_weight
+from zsseg_rt.errors import BackendError
+
+__all__ = ["GraphHeader", "check_graph", "check_model"]
+
+_STANDARD = ("", "ai.onnx")
+_IR_VERSIONS = range(4, 15)
+_NEWEST_OPSET = 1000  # of a foreign domain that is named but not used
+_MAX_NODES = 1 << 14  # ViT-L has 1,500; runtimes walk the graph recursively
+_CONSTANTS = ("value", "value_int", "value_ints", "value_float", "value_floats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphHeader:
+    """The interface of an ONNX graph, in graph order; dynamic axes are names."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def check_graph(path: Path) -> GraphHeader:
+    """Check an ONNX file and read its interface.
+
+    Refused are: external data, sparse weights, functions, subgraphs, training information, operator
+    sets and operators that encoders do not need, nodes with too few or too many inputs or outputs,
+    values used before they are made or made twice, weights whose size is not that of their data,
+    and sizes beyond ``sizes.MAX_ELEMENTS``.
+
+    Raises:
+        BackendError: The file is missing or damaged, or holds something that is refused.
+    """
+    try:
+        content = map_file(path)
+    except (OSError, ValueError) as exc:
+        raise BackendError(
+            f"{path}: expected an ONNX graph, got {exc}. Copy the bundle again."
+        ) from exc
+    return check_model(content, str(path))
+
+
+def check_model(content: memoryview, what: str) -> GraphHeader:
+    """Check the content of an ONNX file as :func:`check_graph` does; errors call it ``what``.
+
+    Raises:
+        BackendError: The content is damaged, or holds something that is refused.
+    """
+    try:
+        graph = read_graph(content)
+    except ValueError as exc:
+        raise BackendError(
+            f"{what}: expected an ONNX graph, got {exc}. Copy the file again."
+        ) from exc
+    try:
+        _check(graph)
+    except ValueError as exc:
+        raise BackendError(
+            f"{what}: {exc}. Export the model again, and do not use a graph of unknown origin."
+        ) from exc
+    return GraphHeader(inputs=graph.inputs, outputs=graph.outputs)
+
+
+def _check(graph: Graph) -> None:
+    opset = _check_versions(graph)
+    if graph.extras:
+        raise ValueError(f"graph: expected only nodes and weights, got {', '.join(graph.extras)}")
+    if not graph.inputs or not graph.outputs or len(graph.nodes) > _MAX_NODES:
+        raise ValueError(
+            f"graph: expected inputs, outputs and at most {_MAX_NODES} nodes, got "
+            f"{len(graph.inputs)}, {len(graph.outputs)} and {len(graph.nodes)}"
+        )
+    for spec in (*graph.inputs, *graph.outputs):
+        check_shape(f"tensor {spec.name!r}", [size for size in spec.shape if type(size) is int])
+    for tensor in graph.weights:
+        check_weight(f"weight {tensor.name!r}", tensor)
+    made: set[str] = set()
+    _add_values("graph inputs", made, [spec.name for spec in graph.inputs])
+    _add_values("weights", made, [tensor.name for tensor in graph.weights])
+    constants = {tensor.name: tensor for tensor in graph.weights}
+    for index, node in enumerate(graph.nodes):
+        where = f"node {node.name or index!r} ({node.op_type})"
+        _check_node(where, node, opset, made)
+        if node.op_type == "Constant":
+            constants[node.outputs[0]] = _constant(where, node)
+        check_node_sizes(where, node, constants)
+    lost = [spec.name for spec in graph.outputs if spec.name not in made]
+    if lost:
+        raise ValueError(f"graph output {lost[0]!r}: expected a value of the graph, got nothing")
+
+
+def _check_versions(graph: Graph) -> int:
+    """The version of the standard operator set."""
+    if graph.ir_version not in _IR_VERSIONS:
+        raise ValueError(
+            f"ir_version: expected {_IR_VERSIONS[0]} to {_IR_VERSIONS[-1]}, got {graph.ir_version}"
+        )
+    standard = [version for domain, version in graph.opsets if domain in _STANDARD]
+    if len(standard) != 1 or standard[0] not in OPSETS:
+        raise ValueError(
+            f"opset_import: expected one version of {OPSETS[0]} to {OPSETS[-1]} for the standard "
+            f"operators, got {standard}"
+        )
+    if any(not 0 <= version <= _NEWEST_OPSET for _, version in graph.opsets):
+        raise ValueError(f"opset_import: expected at most {_NEWEST_OPSET}, got {graph.opsets}")
+    return standard[0]
+
+
+def _check_node(where: str, node: Node, opset: int, made: set[str]) -> None:
+    """Check a node by itself and against the values made so far; its outputs join them."""
+    inputs = input_counts(node.op_type, opset)
+    if node.domain not in _STANDARD or node.overload or inputs is None:
+        domain = f" of domain {node.domain!r}" if node.domain else ""
+        raise ValueError(
+            f"{where}: expected an operator that encoders use, in the standard operator set "
+            f"{opset}, got {node.op_type!r}{domain}"
+        )
+    _check_count(where, "inputs", node.inputs, inputs)
+    _check_count(where, "outputs", node.outputs, output_counts(node.op_type))
+    missing = [name for name in node.inputs if name and name not in made]
+    if missing:
+        raise ValueError(f"{where}: expected inputs that earlier nodes make, got {missing[0]!r}")
+    _add_values(where, made, [name for name in node.outputs if name])
+    _check_attributes(where, node)
+
+
+def _check_attributes(where: str, node: Node) -> None:
+    names = [attribute.name for attribute in node.attributes]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{where}: expected each attribute once, got {', '.join(names)}")
+    for attribute in node.attributes:
+        if attribute.value is None:
+            raise ValueError(
+                f"{where}: {attribute.name}: expected a number, text or tensor of its type, "
+                "got a subgraph or another type"
+            )
+        if isinstance(attribute.value, WeightTensor):
+            check_weight(f"{where}: {attribute.name}", attribute.value)
+
+
+def _check_count(where: str, what: str, names: tuple[str, ...], expected: tuple[int, int]) -> None:
+    fewest, most = expected
+    given = sum(1 for name in names[:fewest] if name)
+    if given < fewest or len(names) > most:
+        raise ValueError(
+            f"{where}: expected {fewest} to {most} {what}, got {[name or None for name in names]}"
+        )
+
+
+def _add_values(where: str, made: set[str], names: list[str]) -> None:
+    for name in names:
+        if not name or name in made:
+            raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
+        made.add(name)
+
+
+def _constant(where: str, node: Node) -> WeightTensor:
+    """The value of a Constant node."""
+    names = [attribute.name for attribute in node.attributes]
+    if len(names) != 1 or names[0] not in _CONSTANTS:
+        raise ValueError(f"{where}: expected one of {', '.join(_CONSTANTS)}, got {names}")
+    value = node.attributes[0].value
+    if isinstance(value, WeightTensor) != (names[0] == "value"):
+        raise ValueError(f"{where}: {names[0]}: expected the type in its name, got another")
+    if isinstance(value, WeightTensor):
+        return value
+    values = value if isinstance(value, list) else [value]
+    code, data_type = ("q", 7) if names[0] in ("value_int", "value_ints") else ("f", 1)
+    try:
+        content = struct.pack(f"<{len(values)}{code}", *values)
+    except struct.error as exc:
+        raise ValueError(f"{where}: {names[0]}: expected numbers, got {exc}") from exc
+    dims = (len(values),) if isinstance(value, list) else ()
+    return WeightTensor(
+        name="",
+        data_type=data_type,
+        dims=dims,
+        stored={"raw_data": memoryview(content)},
+        external=False,
+        has_strings=False,
+    )

@@ -1,0 +1,332 @@
+"""Decode an ONNX file without the onnx package: nodes, attributes, and where the weights are.
+
+Weights stay views of the file, so a graph of any size costs milliseconds. Field numbers are those
+of ``onnx.proto`` (ONNX IR). What a graph may hold is up to ``check``; the decoder refuses only what
+can be read in more than one way.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.backends.graph_check.protobuf import (
+    BYTES,
+    FLOAT,
+    INT,
+    MANY_BYTES,
+    MANY_FLOATS,
+    MANY_INTS,
+    MANY_TEXTS,
+    TEXT,
+    Schema,
+    decode,
+    packed_ints,
+)
+
+__all__ = ["Attribute", "Graph", "Node", "WeightTensor", "map_file", "read_graph"]
+
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    16: "bfloat16",
+}
+_MODEL: Schema = {
+    1: ("ir_version", INT),
+    2: ("producer_name", TEXT),
+    3: ("producer_version", TEXT),
+    4: ("domain", TEXT),
+    5: ("model_version", INT),
+    6: ("doc_string", TEXT),
+    7: ("graph", BYTES),
+    8: ("opset_import", MANY_BYTES),
+    14: ("metadata_props", MANY_BYTES),
+    20: ("training_info", MANY_BYTES),
+    25: ("functions", MANY_BYTES),
+}
+_OPSET: Schema = {1: ("domain", TEXT), 2: ("version", INT)}
+_GRAPH: Schema = {
+    1: ("node", MANY_BYTES),
+    2: ("name", TEXT),
+    5: ("initializer", MANY_BYTES),
+    10: ("doc_string", TEXT),
+    11: ("input", MANY_BYTES),
+    12: ("output", MANY_BYTES),
+    13: ("value_info", MANY_BYTES),
+    14: ("quantization_annotation", MANY_BYTES),
+    15: ("sparse_initializer", MANY_BYTES),
+    16: ("metadata_props", MANY_BYTES),
+}
+_NODE: Schema = {
+    1: ("input", MANY_TEXTS),
+    2: ("output", MANY_TEXTS),
+    3: ("name", TEXT),
+    4: ("op_type", TEXT),
+    5: ("attribute", MANY_BYTES),
+    6: ("doc_string", TEXT),
+    7: ("domain", TEXT),
+    8: ("overload", TEXT),
+    9: ("metadata_props", MANY_BYTES),
+}
+_ATTRIBUTE: Schema = {
+    1: ("name", TEXT),
+    2: ("f", FLOAT),
+    3: ("i", INT),
+    4: ("s", BYTES),
+    5: ("t", BYTES),
+    6: ("g", BYTES),
+    7: ("floats", MANY_FLOATS),
+    8: ("ints", MANY_INTS),
+    9: ("strings", MANY_BYTES),
+    10: ("tensors", MANY_BYTES),
+    11: ("graphs", MANY_BYTES),
+    13: ("doc_string", TEXT),
+    14: ("tp", BYTES),
+    15: ("type_protos", MANY_BYTES),
+    20: ("type", INT),
+    21: ("ref_attr_name", TEXT),
+    22: ("sparse_tensor", BYTES),
+    23: ("sparse_tensors", MANY_BYTES),
+}
+# AttributeProto.type -> the field that then holds the value. The types left out hold graphs, lists
+# of tensors, sparse tensors and types, which no allowed operator takes.
+_ATTRIBUTE_VALUES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+_ATTRIBUTE_NOTES = {"name", "type", "doc_string"}
+_TENSOR: Schema = {
+    1: ("dims", MANY_INTS),
+    2: ("data_type", INT),
+    4: ("float_data", BYTES),
+    5: ("int32_data", BYTES),
+    6: ("string_data", MANY_BYTES),
+    7: ("int64_data", BYTES),
+    8: ("name", TEXT),
+    9: ("raw_data", BYTES),
+    10: ("double_data", BYTES),
+    11: ("uint64_data", BYTES),
+    12: ("doc_string", TEXT),
+    13: ("external_data", MANY_BYTES),
+    14: ("data_location", INT),
+    16: ("metadata_props", MANY_BYTES),
+}
+_VALUE_INFO: Schema = {
+    1: ("name", TEXT),
+    2: ("type", BYTES),
+    3: ("doc_string", TEXT),
+    4: ("metadata_props", MANY_BYTES),
+}
+_TYPE: Schema = {1: ("tensor_type", BYTES), 6: ("denotation", TEXT)}
+_TENSOR_TYPE: Schema = {1: ("elem_type", INT), 2: ("shape", BYTES)}
+_SHAPE: Schema = {1: ("dim", MANY_BYTES)}
+_DIM: Schema = {1: ("dim_value", INT), 2: ("dim_param", TEXT), 3: ("denotation", TEXT)}
+_STORED = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_NUMBERS = {
+    ("raw_data", 1): "f",
+    ("raw_data", 6): "i",
+    ("raw_data", 7): "q",
+    ("raw_data", 11): "d",
+    ("float_data", 1): "f",
+    ("double_data", 11): "d",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightTensor:
+    """A tensor whose values are in the file.
+
+    Attributes:
+        name: Its name; empty for the tensor of an attribute.
+        data_type: ``TensorProto.DataType``.
+        dims: Sizes as written.
+        stored: ``{field: bytes}`` of the fields that hold values, such as ``raw_data``.
+        external: Whether the values are said to be in another file.
+        has_strings: Whether it holds text.
+    """
+
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    stored: dict[str, memoryview]
+    external: bool
+    has_strings: bool
+
+    def numbers(self) -> Sequence[float]:
+        """The values of a float32, float64, int32 or int64 tensor; none for other types."""
+        for kind, content in self.stored.items():
+            if kind in ("int32_data", "int64_data"):
+                return packed_ints(content)
+            code = _NUMBERS.get((kind, self.data_type))
+            if code is None:
+                return ()
+            return [value for (value,) in struct.iter_unpack(f"<{code}", content)]
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """A node's attribute.
+
+    Attributes:
+        name: Its name.
+        value: An int, a float, bytes (a view of them), a list of these, or a tensor;
+            None for graphs, types, references and sparse tensors, which no tensor operator takes.
+    """
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operator; an empty input name is an optional input that was left out."""
+
+    name: str
+    op_type: str
+    domain: str
+    overload: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """An ONNX model, decoded but not yet checked.
+
+    Attributes:
+        ir_version: Version of the file format.
+        opsets: (domain, version) of every operator set it names.
+        inputs: In graph order; dynamic axes are names.
+        outputs: In graph order.
+        nodes: In graph order.
+        weights: The initializers.
+        extras: Which parts it has beyond these, such as ``"functions"``.
+    """
+
+    ir_version: int
+    opsets: tuple[tuple[str, int], ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: tuple[Node, ...]
+    weights: tuple[WeightTensor, ...]
+    extras: tuple[str, ...] = field(default=())
+
+
+def map_file(path: Path) -> memoryview:
+    """Map the content of a file for as long as a view of it is kept.
+
+    Raises:
+        OSError: The file is missing, or is not a regular file.
+        ValueError: The file is empty.
+    """
+    with path.open("rb") as file:
+        # Not closed: a failing read leaves slices of it in the error's traceback.
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_graph(content: memoryview) -> Graph:
+    """Decode the content of an ONNX file; the weights are views of it.
+
+    Raises:
+        ValueError: The content is damaged.
+    """
+    model = decode(content, _MODEL)
+    if "graph" not in model:
+        raise ValueError("a file without a graph")
+    graph = decode(model["graph"], _GRAPH)
+    for note in graph.get("value_info", ()):
+        decode(note, _VALUE_INFO)
+    return Graph(
+        ir_version=model.get("ir_version", 0),
+        opsets=tuple(_opset(item) for item in model.get("opset_import", ())),
+        inputs=tuple(_value_info(item) for item in graph.get("input", ())),
+        outputs=tuple(_value_info(item) for item in graph.get("output", ())),
+        nodes=tuple(_node(item) for item in graph.get("node", ())),
+        weights=tuple(_tensor(item) for item in graph.get("initializer", ())),
+        extras=tuple(
+            name
+            for name in ("training_info", "functions", "sparse_initializer")
+            if name in model or name in graph
+        ),
+    )
+
+
+def _opset(message: memoryview) -> tuple[str, int]:
+    fields = decode(message, _OPSET)
+    return fields.get("domain", ""), fields.get("version", 0)
+
+
+def _node(message: memoryview) -> Node:
+    fields = decode(message, _NODE)
+    return Node(
+        name=fields.get("name", ""),
+        op_type=fields.get("op_type", ""),
+        domain=fields.get("domain", ""),
+        overload=fields.get("overload", ""),
+        inputs=tuple(fields.get("input", ())),
+        outputs=tuple(fields.get("output", ())),
+        attributes=tuple(_attribute(item) for item in fields.get("attribute", ())),
+    )
+
+
+def _attribute(message: memoryview) -> Attribute:
+    fields = decode(message, _ATTRIBUTE)
+    holder = _ATTRIBUTE_VALUES.get(fields.get("type", 0), "")
+    name = fields.get("name", "")
+    if fields.keys() - _ATTRIBUTE_NOTES - {holder}:
+        return Attribute(name=name, value=None)
+    empty: Any = [] if holder in ("floats", "ints", "strings") else None
+    value = fields.get(holder, empty)
+    if holder == "t" and value is not None:
+        value = _tensor(value)
+    return Attribute(name=name, value=value)
+
+
+def _tensor(message: memoryview) -> WeightTensor:
+    fields = decode(message, _TENSOR)
+    return WeightTensor(
+        name=fields.get("name", ""),
+        data_type=fields.get("data_type", 0),
+        dims=tuple(fields.get("dims", ())),
+        stored={name: fields[name] for name in _STORED if name in fields},
+        external=bool(fields.get("data_location", 0)) or "external_data" in fields,
+        has_strings="string_data" in fields,
+    )
+
+
+def _value_info(message: memoryview) -> TensorSpec:
+    fields = decode(message, _VALUE_INFO)
+    name = fields.get("name", "")
+    if "type" not in fields:
+        raise ValueError(f"a tensor {name!r} without a type")
+    kind = decode(fields["type"], _TYPE)
+    if "tensor_type" not in kind:
+        raise ValueError(f"a value {name!r} that is not a tensor")
+    tensor = decode(kind["tensor_type"], _TENSOR_TYPE)
+    if tensor.get("elem_type", 0) not in _DTYPES:
+        raise ValueError(f"a tensor {name!r} of an unknown type")
+    dims = decode(tensor["shape"], _SHAPE).get("dim", ()) if "shape" in tensor else ()
+    shape = tuple(_dim(item) for item in dims)
+    return TensorSpec(name=name, dtype=_DTYPES[tensor["elem_type"]], shape=shape)
+
+
+def _dim(message: memoryview) -> int | str:
+    fields = decode(message, _DIM)
+    if len(fields.keys() & {"dim_value", "dim_param"}) > 1:
+        raise ValueError("an axis with both a size and a name")
+    size: int | str = fields.get("dim_value", fields.get("dim_param", "?"))
+    return size

@@ -1,0 +1,255 @@
+"""``zsseg-rt stream``: label cameras, videos and photos as they come."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import (
+    AlphaOption,
+    BackendOption,
+    BackgroundOption,
+    BundleOption,
+    ClassesOption,
+    ClassOption,
+    DeviceOption,
+    JsonOption,
+    MinRegionScoreOption,
+    PrecisionOption,
+    TemplateOption,
+    ThreadsOption,
+    UnknownBelowOption,
+    UsageError,
+    read_classes_or_demo,
+    split,
+)
+from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError, SourceError
+
+if TYPE_CHECKING:
+    from zsseg_rt.engine import Engine
+    from zsseg_rt.result import Segmentation
+    from zsseg_rt.stream.runner import SourceStats, Stream
+
+DEMO_SOURCE = "test://"
+DEMO_FRAMES = 300
+_REDRAW = 0.5  # seconds
+
+
+def stream(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE [SINK]...",
+            help="A camera, video or photos, @FILE with one per line; then NAME.mp4, NAME.jsonl, "
+            "NAME/ for label images. With --demo, sinks only.",
+        ),
+    ] = None,
+    bundle: BundleOption = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Stream test:// through the bundle that ships.")
+    ] = False,
+    classes: ClassesOption = None,
+    class_name: ClassOption = None,
+    background: BackgroundOption = "",
+    template: TemplateOption = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; with --demo 300 if not given.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after so long.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="latest (drop what is old) or all (the source waits); default: latest for "
+            "cameras, all for the rest."
+        ),
+    ] = None,
+    max_staleness: Annotated[
+        float | None, typer.Option(help="Drop frames that waited longer than these seconds.")
+    ] = None,
+    alpha: AlphaOption = 0.5,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+    unknown_below: UnknownBelowOption = None,
+    min_region_score: MinRegionScoreOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Label every frame of cameras, videos or photos, and write what comes of it.
+
+    A camera that is lost is opened again. Ctrl-C (or SIGTERM) ends the stream and finishes its
+    files. docs/streams.md tells sources, sinks and policies.
+    """
+    from zsseg_rt.engine import Engine
+    from zsseg_rt.stream.sinks import open_writers
+    from zsseg_rt.stream.uris import open_sources
+
+    chosen, source, sinks = _choose_inputs(bundle, targets or [], demo=demo)
+    names = read_classes_or_demo(classes, class_name or [], demo=demo)
+    if demo and frames is None and seconds is None:
+        frames = DEMO_FRAMES
+    config = EngineConfig(
+        device=device,
+        backend=backend,
+        precision=precision,
+        num_threads=threads,
+        unknown_below=unknown_below,
+        min_region_score=min_region_score,
+    )
+    with _argument_errors_are_usage():
+        settings = _stream_settings(policy, max_staleness)
+        sources = open_sources(source, config.channel_order)
+        writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
+    with Engine(chosen, config) as engine:
+        engine.set_classes(names, background=split(background), templates=template)
+        with _open(sources, engine, writers=writers, **settings) as labelled:
+            _run(labelled, frames, seconds)
+        _report(engine, labelled, json_file)
+
+
+def _choose_inputs(
+    bundle: Path | None, targets: list[str], *, demo: bool
+) -> tuple[Path, str, list[str]]:
+    """The bundle, the source and the sinks.
+
+    Raises:
+        UsageError: Something is missing.
+    """
+    if demo:
+        from zsseg_rt.demo import demo_bundle
+
+        return bundle or demo_bundle(), DEMO_SOURCE, targets
+    if not targets:
+        raise UsageError("name a source: a camera, video, folder or @FILE; or try --demo")
+    if bundle is None:
+        raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
+    return bundle, targets[0], targets[1:]
+
+
+@contextmanager
+def _argument_errors_are_usage() -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as exc:
+        raise UsageError(str(exc)) from exc
+
+
+def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[str, Any]:
+    from zsseg_rt.stream.runner import check_settings
+
+    check_settings(policy, max_staleness)
+    return {"policy": policy, "max_staleness": max_staleness}
+
+
+def _open(sources: Sequence[Any], engine: Engine, **settings: Any) -> Stream:
+    from zsseg_rt.stream.runner import Stream
+
+    return Stream(sources, engine.segment, **settings)
+
+
+def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
+    """Label until it ends, by itself or otherwise; then finish the files."""
+    with (
+        _stopped_by_signals(labelled.stop),
+        _stopped_after(seconds, labelled.stop),
+        terminal().status("waiting for the first frame") as status,
+    ):
+        last_drawn = 0.0
+        for seg in itertools.islice(labelled, frames):
+            if time.monotonic() - last_drawn >= _REDRAW:
+                last_drawn = time.monotonic()
+                status.update(_status_line(seg, labelled))
+        status.update("finishing the files")
+        labelled.close()
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """End the stream at SIGINT or SIGTERM; a second one acts as without this."""
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            before[kind] = signal.signal(kind, handle)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def _stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[None]:
+    timer = None if seconds is None else threading.Timer(seconds, stop)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _status_line(seg: Segmentation, labelled: Stream) -> str:
+    stats = labelled.stats().values()
+    labelled_so_far, dropped = sum(s.labelled for s in stats), sum(s.dropped for s in stats)
+    classes = ", ".join(f"{s.name} {s.share:.0%}" for s in seg.present()[:3])
+    return f"{labelled_so_far} frames, {dropped} dropped; {classes}"
+
+
+def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
+    """Print and write how sources and sinks did.
+
+    Raises:
+        SourceError: One of them failed.
+    """
+    sources, sinks = labelled.stats(), labelled.sink_stats()
+    console = terminal()
+    for name, stats in sources.items():
+        console.print(_source_line(name, stats), highlight=False, soft_wrap=True)
+    for sink in sinks:
+        files = ", ".join(sink.files) or sink.name
+        dropped = f", {sink.dropped} dropped" if sink.dropped else ""
+        problem = f"; failed: {sink.error}" if sink.error else ""
+        line = f"{files}  {sink.written} frames{dropped}{problem}"
+        console.print(line, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
+        write_json(json_file, content)
+    failed = [s for s in sources.values() if s.error and (s.state == "ended" or not s.captured)]
+    broken = [s for s in sinks if s.error]
+    if failed or broken:
+        raise SourceError(
+            f"{len(failed)} of {len(sources)} sources and {len(broken)} of {len(sinks)} sinks "
+            "failed; see above"
+        )
+
+
+def _source_line(name: str, stats: SourceStats) -> str:
+    state = "" if stats.state in ("running", "ended") else f"{stats.state}, "
+    parts = [f"{name}  {state}{stats.labelled} of {stats.captured} frames labelled"]
+    counts = {
+        "dropped": stats.dropped, "damaged": stats.damaged, "reconnects": stats.reconnects
+    }  # fmt: skip
+    parts += [f"{count} {what}" for what, count in counts.items() if count]
+    if stats.age_ms:
+        ages = "/".join(f"{stats.age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))
+        parts.append(f"age {ages} ms (p50/p95/p99)")
+    if stats.error:
+        parts.append(f"failed: {stats.error}")
+    return ", ".join(parts)

@@ -1,0 +1,215 @@
+"""Find the files of a data set below a folder, and say what to download if they are missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zsseg_rt.errors import ArgumentError, DatasetError
+from zsseg_rt.evaluation.datasets.file_dataset import FilePair
+
+__all__ = ["PICTURE_SUFFIXES", "Layout", "pairs_of_folders", "pairs_of_list"]
+__all__ += ["pictures_below", "require_choice"]
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set comes from and how it is laid out in its folder.
+
+    Attributes:
+        title: Its name in messages.
+        download: What to download, and from where.
+        tree: Paths that belong in the root.
+        folders: Where below a given folder the root may be, besides the folder itself.
+        counts: Number of images of each split, as published.
+        verb: What to do with ``download``.
+    """
+
+    title: str
+    download: str
+    tree: tuple[str, ...]
+    folders: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    verb: str = "Download"
+
+    def find(self, root: str | Path, first: str | None = None) -> Path:
+        """The data set's root: the given folder, or one of ``folders`` below it.
+
+        Args:
+            root: Where the user says it is.
+            first: A folder by which the root is recognised; None takes the first of ``tree``.
+
+        Raises:
+            DatasetError: None of the folders holds ``first``.
+        """
+        given = Path(root).expanduser()
+        first = first or self.tree[0].split("/")[0]
+        for candidate in (given, *(given / folder for folder in self.folders)):
+            if (candidate / first).is_dir():
+                return candidate
+        state = f"no folder {first}/ in it" if given.is_dir() else "no such folder"
+        raise DatasetError(
+            f"root: expected {self.title} in {given}, got {state}. {self.instructions}"
+        )
+
+    def require(self, path: Path) -> Path:
+        """Return a path that must exist.
+
+        Raises:
+            DatasetError: It does not.
+        """
+        if not path.exists():
+            raise DatasetError(
+                f"{path}: expected this part of {self.title}, got nothing. {self.instructions}"
+            )
+        return path
+
+    def check_pairs(
+        self, pairs: Sequence[FilePair], split: str, where: Path, partial: bool
+    ) -> Sequence[FilePair]:
+        """Refuse an empty or half-downloaded split.
+
+        Args:
+            pairs: What was found.
+            split: A key of ``counts``.
+            where: What messages call the split.
+            partial: Whether to accept fewer than published.
+
+        Raises:
+            DatasetError: There are none, or fewer than published.
+        """
+        expected = self.counts.get(split, 0)
+        if not pairs or (len(pairs) < expected and not partial):
+            hint = "To use only these, pass partial=True. " if pairs else ""
+            raise DatasetError(
+                f"{where}: expected {expected or 'some'} images of {self.title} {split}, got "
+                f"{len(pairs)}. {hint}{self.instructions}"
+            )
+        return pairs
+
+    @property
+    def instructions(self) -> str:
+        """What to do if files are missing."""
+        return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
+
+
+def require_choice(argument: str, value: str, known: Iterable[str]) -> str:
+    """Return the value if it is a known one.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if value not in known:
+        raise ArgumentError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
+    return value
+
+
+def pairs_of_list(
+    layout: Layout, list_file: Path, images: Path, masks: Path, image_suffix: str = ".jpg"
+) -> list[FilePair]:
+    """The images a list names; masks are PNG files of the same names.
+
+    Raises:
+        DatasetError: The list, a folder or a listed file is missing.
+    """
+    lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
+    names = [line.split()[0] for line in lines if line.strip()]
+    found_images = _file_names(layout.require(images))
+    found_masks = _file_names(layout.require(masks))
+    for kind, folder, found, suffix in (
+        ("images", images, found_images, image_suffix),
+        ("masks", masks, found_masks, ".png"),
+    ):
+        missing = [name + suffix for name in names if name + suffix not in found]
+        if missing:
+            raise DatasetError(
+                f"{folder}: expected the {len(names)} {kind} that {list_file.name} lists, got all "
+                f"but {_some(missing)}. {layout.instructions}"
+            )
+    return [FilePair(name, images / (name + image_suffix), masks / f"{name}.png") for name in names]
+
+
+def pairs_of_folders(
+    layout: Layout,
+    images: Path,
+    masks: Path,
+    *,
+    image_suffix: str = "",
+    mask_suffix: str = ".png",
+    recursive: bool = False,
+) -> list[FilePair]:
+    """All images of a folder, by name; masks have the same names but for the suffix.
+
+    Args:
+        layout: For messages.
+        images: Folder of images.
+        masks: Folder of masks.
+        image_suffix: How the images' file names end; "" takes any image format.
+        mask_suffix: How the masks' file names end.
+        recursive: Whether to look in subfolders too.
+
+    Raises:
+        DatasetError: A folder is missing, an image has no mask, or a mask no image.
+    """
+    suffixes = (image_suffix.lower(),) if image_suffix else PICTURE_SUFFIXES
+    found_images = _by_stem(layout.require(images), suffixes, recursive)
+    found_masks = _by_stem(layout.require(masks), (mask_suffix.lower(),), recursive)
+    for kind, folder, other, there, here in (
+        ("image", images, f"mask (*{mask_suffix})", found_masks, found_images),
+        ("mask", masks, "image", found_images, found_masks),
+    ):
+        alone = sorted(here.keys() - there.keys())
+        if alone:
+            raise DatasetError(
+                f"{folder}: expected one {other} for every {kind}, got none for {_some(alone)}. "
+                f"{layout.instructions}"
+            )
+    return [FilePair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Paths of all images in a folder and its subfolders, relative to it, sorted."""
+    names = _files_below(str(folder), recursive=True)
+    return sorted(name for name in names if name.lower().endswith(PICTURE_SUFFIXES))
+
+
+def _file_names(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries}
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for relative in _files_below(str(folder), recursive):
+        suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
+        if suffix is None:
+            continue
+        stem = relative[: -len(suffix)]
+        if stem in found:
+            raise DatasetError(
+                f"{folder}: expected one image called {stem}, got {found[stem].name} and "
+                f"{relative}. Remove one."
+            )
+        found[stem] = folder / relative
+    return found
+
+
+def _files_below(folder: str, recursive: bool, prefix: str = "") -> Iterator[str]:
+    """Paths of the files that are not hidden, relative to the first folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield prefix + entry.name
+            elif recursive:
+                yield from _files_below(entry.path, True, f"{prefix}{entry.name}/")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

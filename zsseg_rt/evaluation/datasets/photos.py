@@ -1,0 +1,61 @@
+"""Photos without annotations, for objectives that need none: ImageNet, or your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from zsseg_rt.errors import DatasetError
+from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
+from zsseg_rt.evaluation.datasets.layout import PICTURE_SUFFIXES, pictures_below
+from zsseg_rt.evaluation.datasets.reading import read_picture
+
+__all__ = ["PhotoDataset"]
+
+
+class PhotoDataset:
+    """All images below a folder; there are no classes and no pixel is annotated.
+
+    Args:
+        root: The folder, such as ImageNet's ``ILSVRC/Data/CLS-LOC``.
+        split: ``"all"``, or the folder below the root to use, such as ``"train"``.
+
+    Raises:
+        DatasetError: The folder is missing or holds no images.
+    """
+
+    def __init__(self, root: str | Path, split: str = "all") -> None:
+        place = Path(root).expanduser()
+        folder = place if split == "all" else place / split
+        if not folder.is_dir():
+            raise DatasetError(
+                f"{folder}: expected a folder of photos, got none. Check data.root, or set "
+                "data.split to 'all' to take everything below it."
+            )
+        self._paths = pictures_below(folder)
+        if not self._paths:
+            raise DatasetError(
+                f"{folder}: expected photos ({', '.join(PICTURE_SUFFIXES)}) in it or in folders "
+                "below it, got none. Check the folder."
+            )
+        self._folder = folder
+        self.name = f"{place.resolve().name}/{split}"
+        self.class_names: tuple[str, ...] = ()
+        self.seen: tuple[int, ...] = ()
+        self.ignore_label = ignore_label(0)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image; all its labels are ``ignore_label``.
+
+        Raises:
+            DatasetError: The file is unreadable.
+            IndexError: There is no such image.
+        """
+        relative = self._paths[index]
+        image = read_picture(self._folder / relative)
+        labels = np.full(image.shape[:2], self.ignore_label, np.uint8)
+        return Sample(image=image, labels=labels, name=relative)

@@ -1,0 +1,137 @@
+"""Read images and masks from files, and say plainly what is wrong with one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from zsseg_rt.errors import DatasetError
+from zsseg_rt.picture_header import check_picture
+
+__all__ = ["Mask", "read_colour_mask", "read_mask", "read_picture"]
+
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read a photo, rotated as its EXIF data says.
+
+    Returns:
+        RGB, uint8 ``[H, W, 3]``.
+
+    Raises:
+        DatasetError: The file is missing, cut off, not an image, or too large.
+    """
+    data = _read_bytes(path)
+    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+        raise _cut_off(path)
+    if data[:8] == _PNG and b"IEND" not in data[-64:]:
+        raise _cut_off(path)
+    _check(data, path)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise _not_a_picture(path) from error
+    if decoded is None:
+        raise _not_a_picture(path)
+    picture: NDArray[np.uint8] = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
+    return picture
+
+
+def read_mask(path: Path) -> Mask:
+    """Read the values of a mask with one channel; a palette is not applied.
+
+    Returns:
+        uint8 or uint16 ``[H, W]``.
+
+    Raises:
+        DatasetError: The file is missing, cut off, not an image, or has several channels.
+    """
+    image = _open(path)
+    if image.mode not in ("L", "P", "I;16", "I;16B", "I;16L", "I"):
+        raise DatasetError(
+            f"{path}: expected a mask with one channel (grey or palette, 8 or 16 bits), got mode "
+            f"{image.mode}. Save class indices; for colours, a folder takes a colours.txt."
+        )
+    values = _load(image, path)
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DatasetError(
+            f"{path}: expected 16-bit values, got {values.min()}..{values.max()}. "
+            "Save the mask with class indices."
+        )
+    return values.astype(np.uint16)
+
+
+def read_colour_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a mask of colours.
+
+    Returns:
+        RGB, uint8 ``[H, W, 3]``.
+
+    Raises:
+        DatasetError: The file is missing, cut off or not an image.
+    """
+    values: NDArray[np.uint8] = _load(_open(path), path, mode="RGB")
+    return values
+
+
+def _open(path: Path) -> Image.Image:
+    data = _read_bytes(path)
+    _check(data, path)
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise _not_a_picture(path) from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, a little under ours
+        raise DatasetError(f"{path}: {error}. Make the mask smaller.") from error
+    except _PILLOW_ERRORS as error:
+        raise _cut_off(path) from error
+
+
+def _load(image: Image.Image, path: Path, mode: str | None = None) -> NDArray[Any]:
+    try:
+        return np.array(image if mode in (None, image.mode) else image.convert(mode))
+    except _PILLOW_ERRORS as error:
+        raise _cut_off(path) from error
+
+
+def _check(data: bytes, path: Path) -> None:
+    try:
+        check_picture(data)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DatasetError(
+            f"{path}: expected a readable file, got: {reason}. Download or copy it again."
+        ) from error
+
+
+def _cut_off(path: Path) -> DatasetError:
+    return DatasetError(
+        f"{path}: expected a whole file, got one that is cut off or damaged. Download it again."
+    )
+
+
+def _not_a_picture(path: Path) -> DatasetError:
+    return DatasetError(
+        f"{path}: expected an image file, got {path.stat().st_size} bytes of something else. "
+        "Download it again."
+    )

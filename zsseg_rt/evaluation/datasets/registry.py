@@ -1,0 +1,68 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.evaluation.datasets.layout import require_choice
+from zsseg_rt.schema import checked_settings
+
+__all__ = ["DATASETS", "create_dataset"]
+
+# Imported on first use. All but the last take (root, split, **options).
+_MODULES = {
+    "ade20k": "ade20k:ade20k",
+    "ade20k_full": "ade20k:ade20k_full",
+    "camvid": "camvid:camvid",
+    "cityscapes": "cityscapes:cityscapes",
+    "cocostuff164k": "cocostuff:cocostuff164k",
+    "context": "context:pascal_context",
+    "folder": "folder:folder",
+    "photos": "photos:PhotoDataset",
+    "voc2012": "voc:voc2012",
+    "scenes": "scenes:SceneDataset",
+}
+
+DATASETS = tuple(sorted(_MODULES))
+"""Names that :func:`create_dataset` knows."""
+
+
+def create_dataset(
+    name: str, root: str | Path | None = None, split: str = "train", **options: Any
+) -> SegmentationDataset:
+    """Open a data set.
+
+    Args:
+        name: One of :data:`DATASETS`.
+        root: Folder of the data set; ``"scenes"`` draws its images and has none.
+        split: For most, ``"train"`` or ``"val"``; see docs/datasets.md.
+        **options: Its options: for all but ``"scenes"``, ``unseen`` (names of the unseen
+            classes); for all published ones, ``partial``; ``convention`` for VOC and COCO-Stuff;
+            ``background`` for Context; ``class_names``, ``zero_is_unlabelled`` for folders.
+
+    Raises:
+        ArgumentError: There is no such data set, split or option, or an option's value is of
+            another type.
+        DatasetError: Its files are missing or inconsistent; the message says what to download.
+    """
+    require_choice("name", name, DATASETS)
+    module, attribute = _MODULES[name].split(":")
+    factory = getattr(import_module(f"zsseg_rt.evaluation.datasets.{module}"), attribute)
+    known = [key for key in inspect.signature(factory).parameters if key not in ("root", "split")]
+    for option in options:
+        require_choice(f"options of {name}", option, known)
+    options = checked_settings(factory, options, f"options of {name}")
+    if name == "scenes":
+        if root is not None:
+            raise ArgumentError(f"root: expected None for scenes, got {str(root)!r}. Leave it out.")
+        scenes: SegmentationDataset = factory(split=split, **options)
+        return scenes
+    if root is None:
+        raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
+    dataset: SegmentationDataset = factory(root, split, **options)
+    return dataset

@@ -1,0 +1,22 @@
+"""A synthetic world: seeded, endless scenes of things and stuff with compositional names.
+
+Names are a colour, a surface and a noun (``"red striped ball"``, ``"grey stone wall"``, ``"blue
+sky"``). The unseen segmentation classes recombine words of the seen ones.
+"""
+
+from zsseg_rt.evaluation.datasets.scenes.dataset import SceneDataset, world_of_split
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, Kind, words_of_world
+from zsseg_rt.evaluation.datasets.scenes.world import IGNORE, WORLD_VERSION, Scene, World
+
+__all__ = [
+    "CLASS_NAMES",
+    "IGNORE",
+    "SEEN",
+    "WORLD_VERSION",
+    "Kind",
+    "Scene",
+    "SceneDataset",
+    "World",
+    "words_of_world",
+    "world_of_split",
+]

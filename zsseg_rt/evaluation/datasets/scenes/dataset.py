@@ -1,0 +1,80 @@
+"""The world as a segmentation data set."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets.base import Sample
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN
+from zsseg_rt.evaluation.datasets.scenes.world import IGNORE, World
+
+__all__ = ["SceneDataset", "world_of_split"]
+
+_SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4}
+_SEEDS_APART = 8  # room for splits between one data set's seed and the next
+_LENGTHS = {"train": 20_000, "val": 500, "pretraining": 1_000_000, "demo": 16}
+
+
+def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
+    """The world whose scenes belong to one split and seed, and to no other.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``.
+        seed: Of the data set.
+        **settings: Settings of :class:`World`.
+
+    Raises:
+        ArgumentError: A setting is outside its range.
+    """
+    if split not in _SPLITS:
+        raise ArgumentError(
+            f"split: expected one of {', '.join(_SPLITS)}, got {split!r}. Check the spelling."
+        )
+    if seed < 0:
+        raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
+    return World(_SEEDS_APART * seed + _SPLITS[split], **settings)
+
+
+class SceneDataset:
+    """Labelled scenes; implements :class:`zsseg_rt.evaluation.datasets.base.SegmentationDataset`.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``; their scenes have nothing in
+            common.
+        size: Side, or (height, width), of images in pixels.
+        length: Number of images; None takes the split's own.
+        seed: Which world; the published figures use 0.
+        class_share: See :class:`World`.
+
+    Raises:
+        ArgumentError: A setting is outside its range.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "val", "pretraining", "demo"] = "train",
+        *,
+        size: int | tuple[int, int] = 128,
+        length: int | None = None,
+        seed: int = 0,
+        class_share: float = 0.85,
+    ) -> None:
+        self.world = world_of_split(split, seed, size=size, class_share=class_share)
+        if length is not None and length < 1:
+            raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")
+        self.name = f"scenes/{split}"
+        self.class_names = CLASS_NAMES
+        self.seen = SEEN
+        self.ignore_label = IGNORE
+        self._length = _LENGTHS[split] if length is None else length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw a scene; see :class:`SegmentationDataset`."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"index: expected 0 to {self._length - 1}, got {index}")
+        scene = self.world.scene(index, num_captions=0)
+        return Sample(image=scene.image, labels=scene.labels, name=f"{self.name}/{index:06d}")

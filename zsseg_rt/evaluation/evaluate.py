@@ -1,0 +1,372 @@
+"""Evaluate anything that labels images on any annotated data: torch models and bundles alike.
+
+This module and those it imports need no torch, so that bundles can be evaluated where they run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError, DatasetError
+from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, class_indices, score
+from zsseg_rt.evaluation.provenance import describe_machine
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "EvaluationTimes",
+    "Progress",
+    "Segmenter",
+    "compare",
+    "evaluate",
+    "read_ahead",
+]
+
+READ_AHEAD = 3
+"""Images that are decoded while another one is being labelled."""
+
+Progress = Callable[[int, int], None]
+"""Called after each image with how many are done and how many there are."""
+
+
+class Segmenter(Protocol):
+    """Labels images with a fixed list of classes.
+
+    Attributes:
+        class_names: What the model was asked for, one phrase per class in the data set's order;
+            commas separate synonyms.
+    """
+
+    class_names: tuple[str, ...]
+
+    def segment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Label every pixel.
+
+        Args:
+            image: RGB, uint8 ``[H, W, 3]``.
+
+        Returns:
+            Integers ``[H, W]``, indices into ``class_names``; any other value means no class.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """The segmenter as plain data: kind, name, weights' hash, protocol, device, precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTimes:
+    """Where the time went.
+
+    Attributes:
+        total_seconds: From the first image to the last.
+        segment_seconds: Inside the segmenter, for all images together.
+        waiting_seconds: Waiting for images that were not decoded in time.
+        median_segment_ms: Median time of one image inside the segmenter.
+    """
+
+    total_seconds: float
+    segment_seconds: float
+    waiting_seconds: float
+    median_segment_ms: float
+
+    @property
+    def share_outside(self) -> float:
+        """Share of the time in which the segmenter did not work, in ``[0, 1]``."""
+        return 1.0 - self.segment_seconds / self.total_seconds if self.total_seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How well a segmenter labelled a data set.
+
+    Attributes:
+        dataset: Name of the data set.
+        pictures: How many were labelled.
+        dataset_size: How many there are.
+        class_names: The data set's own names.
+        asked_names: What the segmenter was asked for, class by class.
+        seen: Indices of the seen classes.
+        counts: Confusion counts, int64 ``[C, C + 1]``; see
+            :class:`zsseg_rt.evaluation.metrics.ConfusionMatrix`.
+        times: Where the time went.
+        segmenter: What labelled; see :meth:`Segmenter.describe`.
+        machine: Processor, system and versions.
+    """
+
+    dataset: str
+    pictures: int
+    dataset_size: int
+    class_names: tuple[str, ...]
+    asked_names: tuple[str, ...]
+    seen: tuple[int, ...]
+    counts: npt.NDArray[np.int64]
+    times: EvaluationTimes
+    segmenter: dict[str, Any]
+    machine: dict[str, str]
+
+    @property
+    def scores(self) -> SegmentationScores:
+        """The figures of the confusion counts."""
+        return score(self.counts, self.seen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; figures in percent, null where nothing was counted."""
+        times = vars(self.times) | {"share_outside_segmenter": self.times.share_outside}
+        return {
+            "dataset": self.dataset,
+            "pictures": self.pictures,
+            "dataset_size": self.dataset_size,
+            "metrics_percent": _without_nan(self.scores.as_reported()),
+            "unknown_pixels": self.scores.unknown_pixels,
+            "classes": self.class_table(),
+            "confusion": self.counts.tolist(),
+            "times": {name: round(value, 4) for name, value in times.items()},
+            "segmenter": self.segmenter,
+            "machine": self.machine,
+        }
+
+    def class_table(self) -> list[dict[str, Any]]:
+        """One row per class: names, whether seen, IoU and accuracy in percent, pixel counts."""
+        scores, seen = self.scores, set(self.seen)
+        return [
+            {
+                "name": name,
+                "asked_as": self.asked_names[index],
+                "seen": index in seen,
+                "iou_percent": _percent_or_none(scores.iou[index]),
+                "accuracy_percent": _percent_or_none(scores.accuracy[index]),
+                "true_pixels": int(scores.true_pixels[index]),
+                "predicted_pixels": int(scores.predicted_pixels[index]),
+            }
+            for index, name in enumerate(self.class_names)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two segmenters on the same images.
+
+    Attributes:
+        first: The one that is evaluated.
+        second: The one it is compared with.
+        agreement: Share of all pixels, annotated or not, that both labelled alike; in ``[0, 1]``.
+        lowest_agreement: The same for the image where they differ most, and its name.
+    """
+
+    first: Evaluation
+    second: Evaluation
+    agreement: float
+    lowest_agreement: tuple[float, str]
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """First minus second, in percentage points, for every reported figure."""
+        first, second = self.first.scores.as_reported(), self.second.scores.as_reported()
+        return {name: first[name] - second[name] for name in first}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "agreement": self.agreement,
+            "lowest_agreement": {
+                "share": self.lowest_agreement[0],
+                "picture": self.lowest_agreement[1],
+            },
+            "differences_points": _without_nan(self.differences),
+            "first": self.first.to_json(),
+            "second": self.second.to_json(),
+        }
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: SegmentationDataset,
+    *,
+    limit: int | None = None,
+    on_picture: Progress | None = None,
+) -> Evaluation:
+    """Label a data set's images and compare with its masks.
+
+    Images are decoded ahead in a thread, so that the segmenter rarely waits.
+
+    Args:
+        segmenter: What labels; its classes are the data set's, in the data set's order.
+        dataset: Annotated images.
+        limit: At most this many images, spread evenly over the set; None takes all.
+        on_picture: Called after each image.
+
+    Raises:
+        ArgumentError: The class lists differ in length, or ``limit`` is below 1.
+        DatasetError: The set is empty, or an image or mask is unusable.
+        ShapeError: The segmenter returned labels of another size than the image's.
+    """
+    totals = _Totals(segmenter, dataset)
+    indices = _choose(len(dataset), limit, dataset.name)
+    start = time.perf_counter()
+    for done, sample in enumerate(_timed(read_ahead(dataset, indices), [totals]), start=1):
+        totals.label(sample)
+        if on_picture is not None:
+            on_picture(done, len(indices))
+    return totals.finish(time.perf_counter() - start)
+
+
+def compare(
+    first: Segmenter,
+    second: Segmenter,
+    dataset: SegmentationDataset,
+    *,
+    limit: int | None = None,
+    on_picture: Progress | None = None,
+) -> Comparison:
+    """Evaluate two segmenters on the same images, one image at a time through both.
+
+    The difference says what export, quantisation or another backend costs; the agreement says how
+    often labels change.
+
+    Args:
+        first: The one that is evaluated.
+        second: The one it is compared with.
+        dataset: Annotated images.
+        limit: At most this many images, spread evenly over the set; None takes all.
+        on_picture: Called after each image.
+
+    Raises:
+        ArgumentError: The class lists differ in length, or ``limit`` is below 1.
+        DatasetError: The set is empty, or an image or mask is unusable.
+        ShapeError: A segmenter returned labels of another size than the image's.
+    """
+    both = _Totals(first, dataset), _Totals(second, dataset)
+    indices = _choose(len(dataset), limit, dataset.name)
+    same, pixels = 0, 0
+    lowest = (math.inf, "")
+    start = time.perf_counter()
+    for done, sample in enumerate(_timed(read_ahead(dataset, indices), both), start=1):
+        labels, others = (class_indices(t.label(sample), len(t.confusion.counts)) for t in both)
+        equal = int(np.count_nonzero(labels == others))
+        same, pixels = same + equal, pixels + labels.size
+        lowest = min(lowest, (equal / labels.size, sample.name))
+        if on_picture is not None:
+            on_picture(done, len(indices))
+    total = time.perf_counter() - start
+    return Comparison(
+        first=both[0].finish(total - both[1].seconds),
+        second=both[1].finish(total - both[0].seconds),
+        agreement=same / pixels,
+        lowest_agreement=lowest,
+    )
+
+
+def read_ahead(
+    dataset: SegmentationDataset, indices: Sequence[int], depth: int = READ_AHEAD
+) -> Iterator[Sample]:
+    """Yield images in order, while a thread reads the next ``depth``.
+
+    Raises:
+        DatasetError: An image or mask is unusable; raised when its turn comes.
+    """
+    pending: deque[Future[Sample]] = deque()
+    waiting = iter(indices)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="zsseg-read")
+    try:
+        while True:
+            while len(pending) < depth and (index := next(waiting, None)) is not None:
+                pending.append(pool.submit(dataset.__getitem__, index))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Totals:
+    """What one segmenter has done so far."""
+
+    def __init__(self, segmenter: Segmenter, dataset: SegmentationDataset) -> None:
+        if len(segmenter.class_names) != len(dataset.class_names):
+            raise ArgumentError(
+                f"class_names: expected {len(dataset.class_names)}, one for each class of "
+                f"{dataset.name}, got {len(segmenter.class_names)}. Keep the data set's order."
+            )
+        self.segmenter, self.dataset = segmenter, dataset
+        self.confusion = ConfusionMatrix(
+            len(dataset.class_names), ignore_label=dataset.ignore_label
+        )
+        self.each: list[float] = []
+        self.waiting = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time inside the segmenter."""
+        return sum(self.each)
+
+    def label(self, sample: Sample) -> npt.NDArray[Any]:
+        """Label an image and count it."""
+        start = time.perf_counter()
+        labels = self.segmenter.segment(sample.image)
+        self.each.append(time.perf_counter() - start)
+        try:
+            self.confusion.update(sample.labels, labels)
+        except DatasetError as exc:
+            raise DatasetError(f"{sample.name}: {exc}") from exc
+        return labels
+
+    def finish(self, total_seconds: float) -> Evaluation:
+        dataset = self.dataset
+        return Evaluation(
+            dataset=dataset.name,
+            pictures=len(self.each),
+            dataset_size=len(dataset),
+            class_names=tuple(dataset.class_names),
+            asked_names=tuple(self.segmenter.class_names),
+            seen=tuple(dataset.seen),
+            counts=self.confusion.counts,
+            times=EvaluationTimes(
+                total_seconds=total_seconds,
+                segment_seconds=self.seconds,
+                waiting_seconds=self.waiting,
+                median_segment_ms=1e3 * float(np.median(self.each)),
+            ),
+            segmenter=self.segmenter.describe(),
+            machine=describe_machine(),
+        )
+
+
+def _timed(samples: Iterator[Sample], totals: Sequence[_Totals]) -> Iterator[Sample]:
+    """Pass images on and note how long each kept the segmenters waiting."""
+    while True:
+        start = time.perf_counter()
+        sample = next(samples, None)
+        waited = time.perf_counter() - start
+        if sample is None:
+            return
+        for total in totals:
+            total.waiting += waited
+        yield sample
+
+
+def _choose(size: int, limit: int | None, dataset: str) -> list[int]:
+    """Indices of the images to take, spread evenly."""
+    if size == 0:
+        raise DatasetError(f"{dataset}: expected at least one image, got none. Check the split.")
+    if limit is not None and limit < 1:
+        raise ArgumentError(f"limit: expected at least 1, got {limit}. Leave it out for all.")
+    count = size if limit is None else min(limit, size)
+    return [index * size // count for index in range(count)]
+
+
+def _percent_or_none(share: float) -> float | None:
+    return None if math.isnan(share) else round(100 * float(share), 2)
+
+
+def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(x) else round(x, 6) for name, x in figures.items()}

@@ -1,0 +1,1 @@
+"""Our own studies: a small CLIP, the demo that ships, comparisons."""

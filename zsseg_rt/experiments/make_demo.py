@@ -1,0 +1,254 @@
+"""Make the bundle that ships with the package: a small ZegCLIP of the synthetic world.
+
+It sees masks of the seen classes only. ``tools/make_demo.py`` is the command.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.evaluation.datasets.scenes import (
+    CLASS_NAMES,
+    SEEN,
+    WORLD_VERSION,
+    SceneDataset,
+    words_of_world,
+    world_of_split,
+)
+from zsseg_rt.evaluation.datasets.scenes.captions import FUNCTION_WORDS
+from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
+from zsseg_rt.export.exporters import export_bundle
+from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.models import create_model
+from zsseg_rt.models.clip.text_encoder import TextEncoder
+from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
+from zsseg_rt.models.descriptor.zegclip import ZegCLIP
+from zsseg_rt.training.class_embeddings import embed_phrases
+from zsseg_rt.training.data.loading import TrainingSamples
+from zsseg_rt.training.data.transforms import FitInsideAugmentation
+from zsseg_rt.training.loop.config import LoopConfig
+from zsseg_rt.training.loop.loop import run_loop
+from zsseg_rt.training.loop.schedules import poly
+from zsseg_rt.training.parts import batch_source
+from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
+from zsseg_rt.training.tasks.descriptor import DescriptorTask
+
+__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "small_zegclip", "train_demo", "write_demo"]
+
+TEMPLATES = ("a photo of a {}.",)
+_PHOTO_INDICES = (3, 82)  # of four hundred, two that the shipped bundle labels well
+_SPACE = "small CLIP of the synthetic world"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How the segmenter of the demo is trained.
+
+    Attributes:
+        iterations: Optimizer steps.
+        batch_size: Scenes per step.
+        learning_rate: Peak rate; ZegCLIP's own is for a CLIP 12 times as large.
+        warmup_steps: Steps of linear warm-up.
+        num_prompts: Visual prompts per layer.
+        decoder_heads: Heads of the mask decoder.
+        num_scenes: Scenes per epoch.
+        size: Side of scenes in pixels.
+        label_stride: The loss uses one row and column of labels in this many, which costs less;
+            masks are learned on a grid that is coarser still.
+        seed: Seed of the scenes, the initial weights and every other choice.
+    """
+
+    iterations: int = 4000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    num_prompts: int = 10
+    decoder_heads: int = 4
+    num_scenes: int = 20_000
+    size: int = 128
+    label_stride: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size % 16:
+            raise ArgumentError(
+                f"size: expected a multiple of the patch size 16, got {self.size}. Choose another."
+            )
+
+
+def small_zegclip(clip: Path, config: DemoConfig) -> ZegCLIP:
+    """A ZegCLIP on a small CLIP, before training.
+
+    Args:
+        clip: ``clip.safetensors`` of :mod:`zsseg_rt.experiments.clip_pretraining`.
+        config: Sizes.
+
+    Raises:
+        CheckpointError: The file is not a CLIP's.
+    """
+    embed_dim = _metadata(clip)["config"]["embed_dim"]
+    torch.manual_seed(config.seed)
+    model = create_model(
+        "zegclip",
+        pretrained=clip,
+        activation="quick_gelu",
+        image_size=config.size,
+        num_prompts=config.num_prompts,
+        seen_classes=SEEN,
+        decoder=DecoderConfig(
+            query_dim=embed_dim, ffn_dim=4 * embed_dim, num_heads=config.decoder_heads
+        ),
+        unit_inputs=True,
+    )
+    return cast(ZegCLIP, model)
+
+
+def embed_classes(model: ZegCLIP) -> Tensor:
+    """Embeddings of the world's classes by a model's own text tower, ``[C, D]``, unit norm."""
+    if model.text_encoder is None:
+        raise CheckpointError("model: expected a text tower, got none. Build it with one.")
+    return embed_phrases(model.text_encoder, CLASS_NAMES, TEMPLATES)
+
+
+def train_demo(
+    clip: Path, config: DemoConfig, run_folder: Path, *, resume: bool = False
+) -> ZegCLIP:
+    """Train the segmenter on masks of the seen classes.
+
+    Args:
+        clip: Weights of the small CLIP.
+        config: The recipe.
+        run_folder: Where checkpoints and the history are written.
+        resume: Whether to continue from the last checkpoint.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    model = small_zegclip(clip, config)
+    task = DescriptorTask(
+        model,
+        embed_classes(model),
+        seen=SEEN,
+        learning_rate=config.learning_rate,
+        label_stride=config.label_stride,
+    )
+    loop = LoopConfig(
+        iterations=config.iterations,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        checkpoint_interval=250,
+        num_workers=1,
+    )
+    run_loop(
+        task,
+        batch_source(_scenes(config), loop),
+        config=loop,
+        run_folder=run_folder,
+        schedule=lambda step: poly(
+            step,
+            max_steps=config.iterations,
+            min_factor=0.005,
+            warmup_steps=config.warmup_steps,
+        ),
+        resume=resume,
+    )
+    return model.cpu().eval()
+
+
+def _scenes(config: DemoConfig) -> TrainingSamples:
+    """Training scenes as they are drawn, mirrored at random."""
+    side = config.size
+    dataset = SceneDataset("train", size=side, length=config.num_scenes, seed=config.seed)
+    augmentation = FitInsideAugmentation(
+        crop_hw=(side, side),
+        scale=(side, side),
+        ratio_range=(1.0, 1.0),
+        max_class_share=1.0,
+        distortion=None,
+    )
+    return TrainingSamples(dataset, augmentation, config.seed)
+
+
+def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Evaluation:
+    """Seen and unseen figures on scenes of the ``val`` split."""
+    zegclip = cast(ZegCLIP, model)
+    names = tuple(CLASS_NAMES[index] for index in SEEN)
+    segmenter = TorchSegmenter(zegclip, CLASS_NAMES, embed_classes(zegclip), seen_names=names)
+    return evaluate(segmenter, SceneDataset("val", size=size, length=length))
+
+
+def write_demo(
+    model: ZegCLIP, clip: Path, config: DemoConfig, folder: Path, *, commit: str = ""
+) -> Path:
+    """Write bundle, images and class names where the package looks for them.
+
+    Args:
+        model: The trained segmenter.
+        clip: The CLIP it was trained on; its metadata describe its run.
+        config: The recipe.
+        folder: ``zsseg_rt/demo`` of the project.
+        commit: The project's commit, for the provenance.
+
+    Returns:
+        The bundle.
+    """
+    encoder = _rounded_text_encoder(model)
+    source = {
+        "recipe": "tools/make_demo.py",
+        "commit": commit,
+        "world_version": WORLD_VERSION,
+        "clip": _metadata(clip),
+        "zegclip": dataclasses.asdict(config),
+    }
+    bundle = export_bundle(
+        model,
+        folder / BUNDLE,
+        class_names=CLASS_NAMES,
+        word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
+        templates=TEMPLATES,
+        precisions=("float32",),
+        space=_SPACE,
+        source=json.dumps(source),
+        licence="Apache-2.0",
+        overwrite=True,
+    )
+    (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+    _write_photos(folder, config.size)
+    return bundle
+
+
+def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
+    """The text tower with weights rounded to float16, which are stored in half the bytes."""
+    if model.text_encoder is None:
+        raise CheckpointError("model: expected a text tower, got none. Build it with one.")
+    return copy.deepcopy(model.text_encoder).half().float()
+
+
+def _write_photos(folder: Path, size: int) -> None:
+    world = world_of_split("demo", size=size, zoom=2)
+    for name, index in zip(PHOTOS, _PHOTO_INDICES, strict=True):
+        cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
+
+
+def _metadata(clip: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(clip, framework="np") as file:
+        text = (file.metadata() or {}).get("provenance")
+    if text is None:
+        raise CheckpointError(
+            f"{clip}: expected weights of zsseg_rt.experiments.clip_pretraining, got a file "
+            "without its metadata. Train a small CLIP first."
+        )
+    return cast("dict[str, Any]", json.loads(text))

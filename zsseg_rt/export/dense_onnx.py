@@ -1,0 +1,308 @@
+"""Wrap a foreign ONNX image encoder, whose patches live in a text space, as a dense bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, helper, numpy_helper
+
+import zsseg_rt
+from zsseg_rt.backends.graph_check.check import check_model
+from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
+from zsseg_rt.export.graph_files import MAX_CLASSES, strip_notes
+from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
+from zsseg_rt.export.text_side import TextSide
+
+__all__ = ["export_dense_bundle"]
+
+# onnx raises Python's own errors and, from its C++ parts, two that have no common base.
+_ONNX_RAISES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
+
+
+def export_dense_bundle(
+    onnx_path: str | Path,
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    **options: Any,
+) -> Path:
+    """Write an encoder as a dense bundle: a pixel takes the class nearest to its patch.
+
+    Only what the embeddings need of the graph is kept. The golden sample comes from the encoder as
+    given, run by the ONNX reference evaluator; a bundle that disagrees with it is not written.
+
+    Args:
+        onnx_path: Graph from one image float32 [1, 3, H, W] to embeddings [1, D, gh, gw] or
+            [1, N, D], patches row by row.
+        path: Folder to write, ``NAME.zsseg``.
+        image_size: Input size in pixels, one side or (height, width).
+        mean: Mean of R, G, B, in 0..1.
+        std: Standard deviation of R, G, B, in 0..1.
+        **options: Those of :class:`zsseg_rt.export.options.ExportOptions` that every exporter
+            reads, and those for foreign encoders; ``precisions`` are ``("float32",)`` by default.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        ArgumentError: An option does not exist, or does not apply to foreign encoders.
+        BundleError: The graph is not such an encoder, or the bundle cannot be written.
+        VocabularyError: The text bank or the templates are unusable.
+    """
+    chosen = read_options(
+        {"precisions": ("float32",), **options}, ENCODER_OPTIONS, "a foreign encoder"
+    )
+    size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
+    mean_rgb, std_rgb = _triple("mean", mean), _triple("std", std)
+    with _as_bundle_errors():
+        preprocess = PreprocessSpec(size_hw=size_hw, mean=mean_rgb, std=std_rgb)
+    encoder = _read_encoder(Path(onnx_path), size_hw, chosen.embed_output, chosen.grid_hw)
+    with _as_bundle_errors():
+        head = HeadSpec(
+            logit_scale=chosen.logit_scale,
+            normalize=chosen.normalize,
+            activation=chosen.activation,
+            grid_hw=encoder.grid_hw,
+            unknown_below=chosen.unknown_below,
+            max_classes=MAX_CLASSES,
+        )
+    exported = ExportedModel(
+        family="dense",
+        architecture=chosen.architecture,
+        graphs={"image_encoder": encoder},
+        preprocess=preprocess,
+        head=head,
+        text=TextSide(chosen, embed_dim=encoder.embed_dim),
+        golden=partial(_golden, encoder, preprocess, head, chosen.text_bank),
+        provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.opset},
+    )
+    return write_model_bundle(Path(path), exported, chosen)
+
+
+@contextmanager
+def _as_bundle_errors() -> Iterator[None]:
+    """The manifest's own checks raise ValueError; only its reader turns that into BundleError."""
+    try:
+        yield
+    except ValueError as exc:
+        raise BundleError(str(exc)) from exc
+
+
+@contextmanager
+def _onnx_errors(path: Path, does: str) -> Iterator[None]:
+    """Turn what onnx and its reference evaluator raise for unusable graphs into BundleError."""
+    try:
+        yield
+    except _ONNX_RAISES as exc:
+        raise BundleError(f"{path}: expected a graph that {does}, got {exc}") from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """A foreign graph, cut down to one input and one output."""
+
+    path: Path
+    graph: onnx.ModelProto
+    channels_first: bool
+    grid_hw: tuple[int, int]
+    embed_dim: int
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        versions = [o.version for o in self.graph.opset_import if o.domain in ("", "ai.onnx")]
+        return int(max(versions))
+
+    def run_as_given(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Patch embeddings float32 [1, N, D] of the unchanged graph."""
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {self.graph.graph.input[0].name: image}
+        with _onnx_errors(self.path, "the reference evaluator runs"):
+            embeds: Any = ReferenceEvaluator(self.graph).run(None, feeds)[0]
+        if self.channels_first:
+            embeds = embeds.reshape(1, self.embed_dim, -1).transpose(0, 2, 1)
+        return np.ascontiguousarray(embeds, np.float32)
+
+    def to_onnx(self, name: str) -> onnx.ModelProto:
+        """The graph from ``image`` to ``patch_embeds`` [1, N, D]."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.graph)
+        _rename(model, model.graph.input[0].name, "image")
+        given = model.graph.output[0].name
+        if self.channels_first:
+            _append_to_tokens(model, given, self.embed_dim)
+        else:
+            _rename(model, given, "patch_embeds")
+        num_patches = self.grid_hw[0] * self.grid_hw[1]
+        del model.graph.output[:]
+        shape = [1, num_patches, self.embed_dim]
+        model.graph.output.append(
+            helper.make_tensor_value_info("patch_embeds", TensorProto.FLOAT, shape)
+        )
+        strip_notes(model, name)
+        with _onnx_errors(self.path, "keeps to onnx's rules"):
+            onnx.checker.check_model(model)
+        return model
+
+
+def _read_encoder(
+    path: Path,
+    size_hw: tuple[int, int],
+    embed_output: str | None,
+    grid_hw: tuple[int, int] | None,
+) -> _Encoder:
+    model = _load(path)
+    inputs = model.graph.input
+    outputs = {value.name: value for value in model.graph.output}
+    wanted = embed_output or next(iter(outputs), "")
+    if len(inputs) != 1 or wanted not in outputs:
+        raise BundleError(
+            f"{path}: expected one image input and an output {wanted!r}, got inputs "
+            f"{', '.join(v.name for v in inputs)} and outputs {', '.join(outputs)}. "
+            "Name the embeddings with embed_output."
+        )
+    _fix_input(path, inputs[0], size_hw)
+    del model.graph.value_info[:]
+    with _onnx_errors(path, f"takes {size_hw[0]}x{size_hw[1]} pixels"):
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        cut = onnx.utils.Extractor(model).extract_model([inputs[0].name], [wanted])
+    shape = _shape(cut.graph.output[0])
+    return _describe_output(path, cut, wanted, shape, grid_hw)
+
+
+def _describe_output(
+    path: Path,
+    graph: onnx.ModelProto,
+    output: str,
+    shape: tuple[int, ...],
+    grid_hw: tuple[int, int] | None,
+) -> _Encoder:
+    known = len(shape) in (3, 4) and shape[0] == 1 and min(shape) > 0
+    if known and len(shape) == 4:
+        found: tuple[int, int] | None = (shape[2], shape[3])
+    else:
+        found = grid_hw if known and grid_hw and grid_hw[0] * grid_hw[1] == shape[1] else None
+    if found is None or (grid_hw is not None and grid_hw != found):
+        raise BundleError(
+            f"{path}: {output}: expected embeddings [1, D, gh, gw], or [1, gh * gw, D] with "
+            f"grid_hw=(gh, gw), got shape {shape} and grid_hw={grid_hw}."
+        )
+    channels_first = len(shape) == 4
+    return _Encoder(
+        path=path,
+        graph=graph,
+        channels_first=channels_first,
+        grid_hw=found,
+        embed_dim=shape[1] if channels_first else shape[2],
+    )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """The graph with its weights loaded, checked as the runtime will check what is made from it."""
+    try:
+        model = onnx.load(path)
+    except (OSError, DecodeError, *_ONNX_RAISES) as exc:
+        raise BundleError(f"{path}: expected an ONNX graph, got {exc}") from exc
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
+        model.graph.input.remove(value)  # a weight's default, which older exporters list as inputs
+    try:
+        check_model(memoryview(model.SerializeToString()), str(path))
+    except BackendError as exc:
+        raise BundleError(str(exc)) from exc
+    return model
+
+
+def _fix_input(path: Path, value: onnx.ValueInfoProto, size_hw: tuple[int, int]) -> None:
+    """Give the input its one shape; a fixed axis of another size is refused."""
+    tensor = value.type.tensor_type
+    wanted = (1, 3, *size_hw)
+    given = _shape(value)
+    fits = len(given) == 4 and all(g in (0, w) for g, w in zip(given, wanted, strict=True))
+    if not fits or tensor.elem_type != TensorProto.FLOAT:
+        raise BundleError(
+            f"{path}: {value.name}: expected float32 {wanted}, got type {tensor.elem_type} and "
+            f"shape {given}. Give image_size as the graph's input."
+        )
+    for dim, size in zip(tensor.shape.dim, wanted, strict=True):
+        dim.dim_value = size
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Sizes of a tensor; 0 stands for a dynamic axis."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
+    if old == new:
+        return
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name in (old, new):  # a foreign tensor that has the new name is renamed
+                    names[index] = new if name == old else f"{new}.given"
+    for group in (model.graph.input, model.graph.output, model.graph.value_info):
+        for value in group:
+            if value.name in (old, new):
+                value.name = new if value.name == old else f"{new}.given"
+    for tensor in model.graph.initializer:
+        if tensor.name == new:
+            tensor.name = f"{new}.given"
+
+
+def _append_to_tokens(model: onnx.ModelProto, embeds: str, embed_dim: int) -> None:
+    """Append [1, D, gh, gw] to [1, gh * gw, D]."""
+    shape = np.array([1, embed_dim, -1], np.int64)
+    model.graph.initializer.append(numpy_helper.from_array(shape, "zsseg.flat_shape"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Reshape", [embeds, "zsseg.flat_shape"], ["zsseg.flat"], "flatten"),
+            helper.make_node(
+                "Transpose", ["zsseg.flat"], ["patch_embeds"], "to_tokens", perm=[0, 2, 1]
+            ),
+        ]
+    )
+
+
+def _golden(
+    encoder: _Encoder, preprocess: PreprocessSpec, head: HeadSpec, bank: TextBank | None
+) -> dict[str, npt.NDArray[Any]]:
+    if bank is None:
+        names: Sequence[str] = NUMBERED_NAMES
+        embeds = unit_rows(len(names), encoder.embed_dim)
+    else:
+        names = list(bank[0])[:MAX_CLASSES]
+        embeds = np.ascontiguousarray(bank[1][:MAX_CLASSES], np.float32)
+    image = preprocess_frame(preprocess)
+    return dense_golden(image, encoder.run_as_given(image), head, (names, embeds))
+
+
+def _triple(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise BundleError(f"{name}: expected three values for R, G, B, got {list(values)}")
+    return float(values[0]), float(values[1]), float(values[2])

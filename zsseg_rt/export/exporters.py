@@ -1,0 +1,117 @@
+"""One entry for every torch model: find the exporter of its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.dense_clip import export_dense_clip
+from zsseg_rt.export.descriptor import export_descriptor
+from zsseg_rt.export.graph_files import GraphFiles, save_graphs
+from zsseg_rt.export.onnx import check_float32_on_cpu
+from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.zegformer import export_zegformer
+from zsseg_rt.export.zeroseg import export_zeroseg
+
+__all__ = ["EXPORTERS", "Exporter", "export_bundle", "export_graphs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """How models of one architecture are exported.
+
+    Attributes:
+        export: Takes the model, in evaluation mode; returns what its bundle is written from.
+        reads: Names of the options that ``export`` reads.
+    """
+
+    export: Callable[[Any, ExportOptions], ExportedModel]
+    reads: frozenset[str] = MODEL_OPTIONS
+
+
+_DENSE_CLIP = Exporter(export=export_dense_clip)
+_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset"})
+
+EXPORTERS: Mapping[str, Exporter] = {
+    "clip_rc": _DESCRIPTOR,
+    "dense_baseline": _DENSE_CLIP,
+    "dense_clip": _DENSE_CLIP,
+    "zegclip": _DESCRIPTOR,
+    "zegformer": Exporter(export=export_zegformer, reads=MODEL_OPTIONS | {"region_templates"}),
+    "zeroseg": Exporter(export=export_zeroseg),
+}
+"""The exporter of every architecture, by the name stored in its models."""
+
+
+def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
+    """Write a model as a bundle that the engine runs without torch.
+
+    The engine stretches a whole frame to one size; windows, and ZegFormer's official evaluation,
+    which keeps the shape and pads, are for evaluation in torch. Class rules, calibration and
+    thresholds come from the model.
+
+    The graphs, then the whole engine, are compared with torch before the bundle appears under its
+    name; a bundle that disagrees is not written.
+
+    Args:
+        model: A model that :func:`zsseg_rt.models.from_official` or
+            :func:`zsseg_rt.models.create_model` made.
+        path: Folder to write, ``NAME.zsseg``.
+        **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
+            ZegCLIP and CLIP-RC also ``word_subset``, for ZegFormer ``region_templates``.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        ArgumentError: An option does not exist, or not for this architecture.
+        BackendError: The exporter failed, or emitted control flow.
+        BackendUnavailableError: CLIP's prompts or tokenizer are needed and open_clip is missing.
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
+        CheckpointError: The model cannot be exported, or does not fit float16.
+        ShapeError: The model does not take images of ``size_hw``.
+        VocabularyError: Names, templates or the text bank are unusable.
+    """
+    exported, chosen = _cut(model, options)
+    return write_model_bundle(Path(path), exported, chosen)
+
+
+def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
+    """Write only a model's graphs, ``NAME.PRECISION.onnx``.
+
+    Args:
+        model: The model; its weights are not changed.
+        folder: Existing folder to write into.
+        **options: As for :func:`export_bundle`; ``text_encoder`` is None by default.
+
+    Returns:
+        ``{graph name: {precision: entry}}``, paths relative to ``folder``.
+
+    Raises:
+        ArgumentError: An option does not exist, or not for this architecture.
+        BackendError: The exporter failed, or emitted control flow.
+        CheckpointError: The model cannot be exported, or does not fit float16.
+        ShapeError: The model does not take images of ``size_hw``.
+    """
+    exported, chosen = _cut(model, {"text_encoder": None, **options})
+    graphs = save_graphs(exported.graphs, folder, chosen.precisions)
+    return graphs | exported.text.write_graph(folder)
+
+
+def _cut(model: Any, options: Mapping[str, Any]) -> tuple[ExportedModel, ExportOptions]:
+    """The parts of a model, and the options that were checked for it."""
+    architecture = getattr(model, "architecture", None)
+    exporter = EXPORTERS.get(architecture or "")
+    if exporter is None:
+        raise CheckpointError(
+            f"model: expected a zsseg_rt model ({', '.join(EXPORTERS)}), got "
+            f"{type(model).__name__}. "
+            "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
+        )
+    chosen = read_options(options, exporter.reads, f"architecture {architecture!r}")
+    check_float32_on_cpu(model)
+    return exporter.export(model.eval(), chosen), chosen

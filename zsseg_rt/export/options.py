@@ -1,0 +1,136 @@
+"""All options of an export: every option of every exporter, documented once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
+from zsseg_rt.schema import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zsseg_rt.export.word_subset import WordSubset
+
+__all__ = ["ENCODER_OPTIONS", "MODEL_OPTIONS", "ExportOptions", "TextBank", "read_options"]
+
+TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of an export; an exporter refuses those that it does not read.
+
+    Every exporter reads ``precisions``, ``templates``, ``template_set``, ``text_bank``, ``name``,
+    ``space``, ``source``, ``licence``, ``overwrite`` and ``verify``.
+
+    Attributes:
+        precisions: Graph variants, of ``"float32"`` and ``"float16"``.
+        templates: Prompts with one ``{}`` each; None takes the model's, or the architecture's.
+        template_set: A short name for the templates; None chooses one.
+        text_bank: Names with embeddings float [C, D] that ``set_classes`` uses for these names;
+            for ZegFormer also [2, C, D], for segments and regions.
+        name: Name in the manifest; None takes the folder's.
+        space: Human-readable name of the joint space of the embeddings; None takes the one that
+            the architecture's official weights live in.
+        source: Human-readable note on where the weights come from.
+        licence: Licence of the weights.
+        overwrite: Whether to replace an existing bundle.
+        verify: Whether to compare the bundle with the model it was made from; leave it on.
+        class_names: The classes that the model's ``seen_classes`` index; they name the seen classes
+            in the bundle and serve the golden sample. At run time the bundle takes any classes.
+        text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary;
+            a module is used instead; None writes none (classes then need embeddings or a bank).
+        size_hw: Input size in pixels; None is the model's own (ZegFormer: 512x512). Patches must
+            fill it; for ZegFormer sides are multiples of 32.
+        word_subset: For ZegCLIP and CLIP-RC: a text tower that knows only some words, written
+            instead of ``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.
+        region_templates: For ZegFormer: prompts around the names that regions are compared with;
+            None takes CLIP's.
+        grid_hw: For foreign encoders, like all that follow: the patch grid; read from a
+            [1, D, gh, gw] output, needed for [1, N, D].
+        embed_output: The output with the embeddings; None takes the first.
+        logit_scale: Multiplies the similarity.
+        normalize: True for cosine similarity, False for a dot product.
+        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"``.
+        unknown_below: Score below which a pixel is unknown; None keeps every pixel.
+        architecture: Human-readable name of the encoder.
+
+    Raises:
+        BundleError: A precision is not one that graphs are written in.
+    """
+
+    precisions: Sequence[str] = GRAPH_PRECISIONS
+    templates: Sequence[str] | None = None
+    template_set: str | None = None
+    text_bank: TextBank | None = None
+    name: str | None = None
+    space: str | None = None
+    source: str = ""
+    licence: str = ""
+    overwrite: bool = False
+    verify: bool = True
+    class_names: Sequence[str] | None = None
+    text_encoder: nn.Module | Literal["auto"] | None = "auto"
+    size_hw: tuple[int, int] | None = None
+    word_subset: WordSubset | None = None
+    region_templates: Sequence[str] | None = None
+    grid_hw: tuple[int, int] | None = None
+    embed_output: str | None = None
+    logit_scale: float = 100.0
+    normalize: bool = True
+    activation: str = "softmax"
+    unknown_below: float | None = None
+    architecture: str = "onnx"
+
+    def __post_init__(self) -> None:
+        check_precisions(self.precisions)
+
+
+COMMON_OPTIONS = frozenset(
+    {
+        "precisions", "templates", "template_set", "text_bank", "name",
+        "space", "source", "licence", "overwrite", "verify",
+    }
+)  # fmt: skip
+"""Options that every exporter reads."""
+
+MODEL_OPTIONS = COMMON_OPTIONS | {"class_names", "text_encoder", "size_hw"}
+"""Options that the exporter of every torch model reads."""
+
+ENCODER_OPTIONS = COMMON_OPTIONS | {
+    "grid_hw", "embed_output", "logit_scale", "normalize", "activation", "unknown_below",
+    "architecture",
+}  # fmt: skip
+"""Options that the exporter of foreign encoders reads."""
+
+
+def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str) -> ExportOptions:
+    """Take options by name.
+
+    Args:
+        given: The options.
+        reads: Names of those that the exporter reads.
+        exported: What is exported, for messages.
+
+    Raises:
+        ArgumentError: An option does not exist, or the exporter does not read it.
+        BundleError: A precision is not one that graphs are written in.
+    """
+    known = [field.name for field in fields(ExportOptions)]
+    for name in given:
+        if name not in known:
+            hint = nearest(name, [option for option in known if option in reads])
+            raise ArgumentError(f"{name}: expected an option of export, got an unknown one. {hint}")
+        if name not in reads:
+            raise ArgumentError(
+                f"{name}: expected nothing for {exported}, whose exporter does not read it, got a "
+                "value. Leave it out."
+            )
+    return ExportOptions(**given)

@@ -1,0 +1,209 @@
+"""What a family is: all that the runtime knows of how its features become masks.
+
+A :class:`Family` is made once per engine and never changes; a :class:`Pipeline` belongs to one
+lane and runs one frame at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.arrays import Array
+from zsseg_rt.backends.base import Bounds, Session
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle_specs import HeadSpec
+from zsseg_rt.clock import StageClock
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.workspace import Workspace
+
+__all__ = [
+    "BoundClasses",
+    "Family",
+    "FamilyFactory",
+    "GoldenRule",
+    "LabelRule",
+    "Labels",
+    "Masks",
+    "Pipeline",
+    "Trace",
+]
+
+Trace = dict[str, Array]
+"""Receives every intermediate array by its name in the golden sample."""
+
+Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
+"""A label for every pixel and, if wanted, its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundClasses:
+    """A vocabulary with what a family computes from it alone.
+
+    :meth:`Family.bind` returns it with host arrays, :meth:`Pipeline.adopt` with the same arrays in
+    a lane's buffers.
+
+    Attributes:
+        vocabulary: The classes.
+        seen: bool [P], phrases that training saw; None if the bundle names no seen class.
+        text_embeds: float32 [P, D].
+        text_queries: float32 [P, E]: the image-independent half of the class queries; None in
+            families without it.
+        bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes
+            ``seen`` instead.
+    """
+
+    vocabulary: Vocabulary
+    seen: npt.NDArray[np.bool_] | None
+    text_embeds: Array
+    text_queries: Array | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRule:
+    """How scores become labels.
+
+    Attributes:
+        head: The bundle's rule.
+        unknown_below: Score below which a pixel is unknown; None takes the bundle's.
+        with_scores: Whether scores are wanted.
+    """
+
+    head: HeadSpec
+    unknown_below: float | None
+    with_scores: bool
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in force, or None for none."""
+        return self.head.unknown_below if self.unknown_below is None else self.unknown_below
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenRule:
+    """How a golden sample of a family is compared with a run.
+
+    Attributes:
+        stages: Names of the intermediates in the order data flows.
+        slack: Factor on the tolerance of stages that follow from a threshold within the frame.
+        raw_logits: Whether ``mask_logits`` precede the activation and the seen bias.
+    """
+
+    stages: tuple[str, ...]
+    slack: Mapping[str, float] = field(default_factory=dict)
+    raw_logits: bool
+
+
+class Masks(Protocol):
+    """What a pipeline makes of an image: small masks that know how to label pixels."""
+
+    @property
+    def mask_logits(self) -> Array:
+        """float32 [..., gh, gw] on the device, valid until the next frame."""
+
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        workspace: Workspace,
+        clock: StageClock,
+    ) -> Labels:
+        """Label every pixel with a phrase, in one kernel call.
+
+        Args:
+            out_hw: Height and width of the result.
+            classes: The classes in force.
+            rule: How scores become labels.
+            workspace: Has the buffers and the stream.
+            clock: Marked at the end of the stage ``upsample_argmax``.
+
+        Returns:
+            Phrase labels [H, W] and their scores float32 [H, W] or None, in host memory.
+        """
+
+
+class Pipeline(Protocol):
+    """From an image to masks, in one lane's buffers and sessions."""
+
+    def adopt(self, classes: BoundClasses) -> BoundClasses:
+        """Copy what frames need to know of the classes into this lane's named buffers.
+
+        Buffers keep their addresses unless a larger vocabulary needs larger ones.
+        """
+
+    def masks(
+        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+    ) -> Masks:
+        """Run the graphs and compare their output with the classes.
+
+        Args:
+            image: float32 [1, 3, h, w], preprocessed, on the device.
+            classes: What :meth:`adopt` returned.
+            clock: Marked at the end of every stage.
+            trace: Receives every intermediate, for self-checks.
+
+        Returns:
+            Masks that are valid until the next call.
+
+        Raises:
+            BackendError: A graph gave NaN or infinity where a class is decided on the host.
+        """
+
+
+class Family(Protocol):
+    """How bundles of one family are run; immutable and usable from any thread."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Optional settings of :class:`EngineConfig` that this family reads; others are refused."""
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs for which a lane needs a session."""
+
+    @property
+    def axes(self) -> Mapping[str, Bounds]:
+        """Smallest, usual and largest size of every dynamic axis of the graphs."""
+
+    @property
+    def prompt_sets(self) -> tuple[PromptSet, ...]:
+        """The templates of every text input; the first one's embeddings are the vocabulary's."""
+
+    @property
+    def auto_precisions(self) -> tuple[str, ...]:
+        """Precisions that ``precision="auto"`` may take."""
+
+    @property
+    def golden(self) -> GoldenRule:
+        """How a golden sample is compared."""
+
+    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+        """Precompute what depends on the classes alone, on the host."""
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
+        """Make the pipeline of one lane.
+
+        Args:
+            sessions: One session per name in :attr:`graphs`, the lane's own.
+            workspace: The lane's buffers.
+        """
+
+
+class FamilyFactory(Protocol):
+    """How a family is made."""
+
+    def __call__(self, bundle: Bundle, config: EngineConfig) -> Family:
+        """Read what the bundle says about the family.
+
+        Raises:
+            BundleError: Something the family needs is missing or damaged.
+            ArgumentError: A setting does not fit the bundle.
+        """

@@ -1,0 +1,96 @@
+"""Dense features against text: every patch gets the class whose text embedding is nearest.
+
+Source: Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022, for CLIP
+encoders; any encoder whose patches live in the text space fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from zsseg_rt import ops
+from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle_specs import HeadSpec
+from zsseg_rt.clock import StageClock
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.masks import ClassLogits
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.workspace import Workspace
+
+__all__ = ["DenseFamily", "class_axis"]
+
+
+def class_axis(head: HeadSpec) -> dict[str, Bounds]:
+    """The axis of phrases, which is dynamic in graphs that take them."""
+    return {"classes": (1, min(32, head.max_classes), head.max_classes)}
+
+
+class DenseFamily:
+    """Bundles of family ``dense``; see :class:`zsseg_rt.families.base.Family`."""
+
+    settings = ()
+    graphs = ("image_encoder",)
+    auto_precisions = ANY_PRECISION
+    golden = GoldenRule(
+        stages=("image", "patch_embeds", "cls_embed", "mask_logits"), raw_logits=True
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        self.head = bundle.head
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+
+    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+        """Find the phrases that training saw."""
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=vocabulary.seen(self.head.seen),
+            text_embeds=vocabulary.embeds,
+        )
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> DensePipeline:
+        """Make the pipeline of one lane."""
+        return DensePipeline(self.head, sessions["image_encoder"], workspace)
+
+
+class DensePipeline:
+    """Compares every patch with every phrase; see :class:`zsseg_rt.families.base.Pipeline`."""
+
+    def __init__(self, head: HeadSpec, image_encoder: Session, workspace: Workspace) -> None:
+        self._head, self._image_encoder, self._workspace = head, image_encoder, workspace
+
+    def adopt(self, classes: BoundClasses) -> BoundClasses:
+        """Copy the text embeddings."""
+        text_embeds = self._workspace.upload("text_embeds", classes.text_embeds)
+        return replace(classes, text_embeds=text_embeds)
+
+    def masks(
+        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+    ) -> ClassLogits:
+        """Run the encoder and compare."""
+        stream = self._workspace.stream
+        encoded = self._image_encoder.run({"image": image}, stream=stream)
+        patch_embeds = encoded["patch_embeds"]
+        clock.mark("image_encoder")
+        phrases = len(classes.vocabulary.phrases)
+        shape = (1, phrases, patch_embeds.shape[1])
+        logits = ops.patch_text_similarity(
+            patch_embeds,
+            classes.text_embeds,
+            logit_scale=self._head.logit_scale,
+            normalize=self._head.normalize,
+            out=self._workspace.array("mask_logits", shape, np.float32),
+            stream=stream,
+        )
+        clock.mark("similarity")
+        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        if trace is not None:
+            trace.update(encoded, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)

@@ -1,0 +1,158 @@
+"""ZegCLIP and CLIP-RC: class queries, a decoder, similarity of queries and patches.
+
+Source: Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation",
+CVPR 2023: the mean over heads of the last layer's scaled attention logits is one dot product of
+the full width, so the masks come from ``patch_text_similarity`` with ``normalize=False``. Zhang et
+al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024: there is a
+set of class queries for each region; the mean over regions commutes with the last product, so the
+decoder graph ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.backends.base import ANY_PRECISION, Session
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle_specs import HeadSpec
+from zsseg_rt.clock import StageClock
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BundleError
+from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.dense import class_axis
+from zsseg_rt.families.masks import ClassLogits
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.workspace import Workspace
+
+__all__ = ["DescriptorFamily"]
+
+_Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+class DescriptorFamily:
+    """Bundles of family ``descriptor``; see :class:`zsseg_rt.families.base.Family`."""
+
+    settings = ()
+    graphs = ("image_encoder", "decoder")
+    auto_precisions = ANY_PRECISION
+    golden = GoldenRule(
+        stages=(
+            "image",
+            "patch_embeds",
+            "cls_embed",
+            "queries",
+            "class_embeds",
+            "patch_keys",
+            "mask_logits",
+        ),
+        raw_logits=True,
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        self.head = bundle.head
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+        self._projection = _read_projection(bundle)
+
+    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+        """Compute the text half of the class queries."""
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=vocabulary.seen(self.head.seen),
+            text_embeds=vocabulary.embeds,
+            text_queries=ops.relationship_descriptor_text(vocabulary.embeds, *self._projection),
+        )
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> DescriptorPipeline:
+        """Make the pipeline of one lane."""
+        return DescriptorPipeline(self.head, self._projection, sessions, workspace)
+
+
+class DescriptorPipeline:
+    """Decodes a query per phrase; see :class:`zsseg_rt.families.base.Pipeline`."""
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        projection: _Projection,
+        sessions: Mapping[str, Session],
+        workspace: Workspace,
+    ) -> None:
+        self._head, self._workspace = head, workspace
+        self._weight, self._bias = map(workspace.place, projection)
+        self._image_encoder, self._decoder = sessions["image_encoder"], sessions["decoder"]
+
+    def adopt(self, classes: BoundClasses) -> BoundClasses:
+        """Copy the text embeddings and the text half of the class queries."""
+        upload = self._workspace.upload
+        assert classes.text_queries is not None
+        return replace(
+            classes,
+            text_embeds=upload("text_embeds", classes.text_embeds),
+            text_queries=upload("text_queries", classes.text_queries),
+        )
+
+    def masks(
+        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+    ) -> ClassLogits:
+        """Decode every phrase's query and compare it with the patches."""
+        stream, workspace = self._workspace.stream, self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=stream)
+        patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
+        clock.mark("image_encoder")
+        phrases, regions = len(classes.vocabulary.phrases), cls_embed.shape[0]
+        queries = ops.relationship_descriptor(
+            cls_embed,
+            classes.text_embeds,
+            self._weight,
+            self._bias,
+            text_queries=classes.text_queries,
+            out=workspace.array("queries", (regions, phrases, self._bias.shape[0]), np.float32),
+            stream=stream,
+        )
+        clock.mark("descriptor")
+        decoded = self._decoder.run(
+            {"queries": queries, "patch_embeds": patch_embeds}, stream=stream
+        )
+        clock.mark("decoder")
+        patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
+        logits = ops.patch_text_similarity(
+            patch_keys,
+            class_embeds,
+            logit_scale=self._head.logit_scale,
+            normalize=self._head.normalize,
+            out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
+            stream=stream,
+        )
+        clock.mark("similarity")
+        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        if trace is not None:
+            trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)
+
+
+def _read_projection(bundle: Bundle) -> _Projection:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if bundle.weights is None:
+        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
+    path = bundle.open_path(bundle.weights)
+    try:
+        tensors = load_file(path)
+        weight, bias = tensors["descriptor.weight"], tensors["descriptor.bias"]
+    except (SafetensorError, KeyError, OSError) as exc:
+        raise BundleError(f"{path}: expected descriptor.weight and .bias, got {exc}") from exc
+    if weight.shape != (bias.shape[0], 2 * bundle.text.embed_dim):
+        raise BundleError(
+            f"{path}: descriptor.weight: expected shape ({bias.shape[0]}, "
+            f"{2 * bundle.text.embed_dim}), got {weight.shape}"
+        )
+    return np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(bias, np.float32)

@@ -1,0 +1,39 @@
+"""Find the family of a bundle."""
+
+from __future__ import annotations
+
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.families.base import Family, FamilyFactory
+from zsseg_rt.families.dense import DenseFamily
+from zsseg_rt.families.descriptor import DescriptorFamily
+from zsseg_rt.families.proposals import ProposalsFamily
+from zsseg_rt.families.segment_tokens import SegmentTokensFamily
+
+__all__ = ["create_family"]
+
+_FAMILIES: dict[str, FamilyFactory] = {
+    "dense": DenseFamily,
+    "descriptor": DescriptorFamily,
+    "proposals": ProposalsFamily,
+    "segment_tokens": SegmentTokensFamily,
+}
+
+
+def create_family(bundle: Bundle, config: EngineConfig) -> Family:
+    """Make the family that a bundle names.
+
+    Raises:
+        BundleError: Something the family needs is missing or damaged.
+        ArgumentError: A setting was given that the family does not have.
+    """
+    family = _FAMILIES[bundle.family](bundle, config)
+    for name in FAMILY_SETTINGS:
+        value = getattr(config, name)
+        if value is not None and name not in family.settings:
+            raise ArgumentError(
+                f"{name}: expected None for {bundle.name}, whose family {bundle.family!r} has no "
+                f"such setting, got {value!r}. Leave it out."
+            )
+    return family

@@ -1,0 +1,1 @@
+"""CLIP: its two towers, its weights, and the space they share."""

@@ -1,0 +1,288 @@
+"""CLIP's image tower, with or without deep visual prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.models.clip.transformer import (
+    Activation,
+    ResidualBlock,
+    Transformer,
+)
+from zsseg_rt.models.input_checks import check_tensor
+
+__all__ = [
+    "ImageEmbeds",
+    "ImageEncoder",
+    "ImageEncoderConfig",
+    "PromptedImageEncoder",
+    "resize_positional_embedding",
+    "unit",
+    "with_cells",
+]
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Divide by the L2 norm over the last axis, with no epsilon (as the official code does)."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm
+
+
+def resize_positional_embedding(
+    positional_embedding: Tensor, grid_hw: tuple[int, int], mode: Interpolation = "bilinear"
+) -> Tensor:
+    """Resize a positional embedding to another patch grid.
+
+    Row 0 (the class token) is kept; the rest is a square grid that is resized with
+    ``align_corners=False`` and no antialiasing. The same grid returns the input.
+
+    Args:
+        positional_embedding: float ``[1 + g * g, W]``.
+        grid_hw: New grid, rows and columns.
+        mode: How to interpolate.
+
+    Returns:
+        ``[1 + grid_hw[0] * grid_hw[1], W]``.
+    """
+    side = math.isqrt(positional_embedding.shape[0] - 1)
+    if grid_hw == (side, side):
+        return positional_embedding
+    grid = torch.unflatten(positional_embedding[1:].T, 1, (side, side)).unsqueeze(0)
+    resized = F.interpolate(grid, size=grid_hw, mode=mode, align_corners=False)
+    return torch.cat([positional_embedding[:1], resized.flatten(2).squeeze(0).T])
+
+
+def with_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with CLIP-RC's ``num_regions``, an earlier name, renamed to ``num_cells``."""
+    return {("num_cells" if k == "num_regions" else k): v for k, v in settings.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """Sizes of an image tower; the defaults are ZegCLIP's ViT-B/16.
+
+    Attributes:
+        width: Token width W.
+        num_layers: Residual blocks.
+        num_heads: Attention heads.
+        mlp_width: Hidden width of the MLPs.
+        embed_dim: Width D of the joint image-text space.
+        patch_size: Side of a patch, in pixels.
+        grid_side: Side of the square grid the positional embedding is stored for.
+        activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
+        num_prompts: Visual prompts P per layer.
+        num_deep_prompts: Layers after the first that replace the prompts with their own.
+        prompt_dropout: Dropout on the projected prompts, in training.
+        num_cells: Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers.
+    """
+
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    embed_dim: int = 512
+    patch_size: int = 16
+    grid_side: int = 32
+    activation: Activation = "quick_gelu"
+    num_prompts: int = 10
+    num_deep_prompts: int = 11
+    prompt_dropout: float = 0.1
+    num_cells: int = 0
+
+    from_earlier = staticmethod(with_cells)
+
+
+class ImageEmbeds(NamedTuple):
+    """What an image tower returns.
+
+    Attributes:
+        patch_embeds: ``[B, N, D]``, row-major over the grid, unit norm.
+        cls_embed: ``[B, D]``, unit norm.
+    """
+
+    patch_embeds: Tensor
+    cls_embed: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's ViT, every token projected into the joint space.
+
+    Args:
+        config: Sizes; prompt settings are not used.
+
+    Attributes:
+        position_mode: How the positional embedding is resized to another grid.
+    """
+
+    position_mode: ClassVar[Interpolation] = "bilinear"
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch_size
+        scale = width**-0.5
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        rows = 1 + config.grid_side**2
+        self.positional_embedding = nn.Parameter(scale * torch.randn(rows, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(
+            width, config.num_layers, config.num_heads, config.mlp_width, config.activation
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
+
+    def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The patch grid of an image of ``size_hw`` pixels; a remainder below one patch is cut off.
+
+        Raises:
+            ShapeError: The image is smaller than one patch.
+        """
+        patch = self.config.patch_size
+        if min(size_hw) < patch:
+            raise ShapeError(
+                f"image: expected at least {patch}x{patch} pixels, got {size_hw[0]}x{size_hw[1]}. "
+                "Resize the image first."
+            )
+        return size_hw[0] // patch, size_hw[1] // patch
+
+    def class_token(self) -> Tensor:
+        """The class token before ``ln_pre``, ``[W]``."""
+        return self.class_embedding + self.positional_embedding[0]
+
+    def patch_positions(self, grid_hw: tuple[int, int]) -> Tensor:
+        """The patches' positional embedding for a grid, ``[N, W]``."""
+        rows = resize_positional_embedding(self.positional_embedding, grid_hw, self.position_mode)
+        return rows[1:]
+
+    def input_tokens(self, image: Tensor) -> Tensor:
+        """Class and patch tokens with their positions, before ``ln_pre``, ``[B, 1 + N, W]``."""
+        check_tensor("image", image)
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ShapeError(
+                f"image: expected [B, 3, H, W], got {list(image.shape)}. "
+                "Give a batch of normalised RGB planes."
+            )
+        if image.dtype != self.conv1.weight.dtype:
+            raise DTypeError(
+                f"image: expected {self.conv1.weight.dtype}, got {image.dtype}. "
+                "Normalise the image and convert it to the model's dtype."
+            )
+        grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
+        positions = self.patch_positions(grid_hw)
+        patches = self.conv1(image).flatten(2).transpose(1, 2) + positions
+        cls_token = self.class_token().expand(image.shape[0], 1, -1)
+        return torch.cat([cls_token, patches], dim=1)
+
+    def embed_patches(self, image: Tensor) -> Tensor:
+        """Class and patch tokens after ``ln_pre``, ``[B, 1 + N, W]``."""
+        return self.ln_pre(self.input_tokens(image))  # type: ignore[no-any-return]
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Project tokens ``[B, N, W]`` into the joint space, ``[B, N, D]``, not normalised."""
+        return self.ln_post(tokens) @ self.proj  # type: ignore[no-any-return]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Embed images ``[B, 3, H, W]`` as CLIP does, ``[B, D]``, not normalised."""
+        return self.project(self.transformer(self.embed_patches(image))[:, 0])
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+
+        Returns:
+            Unit-norm patch and class embeddings.
+
+        Raises:
+            ShapeError: The image has another layout or is smaller than one patch.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        embeds = self.project(self.transformer(self.embed_patches(image)))
+        return ImageEmbeds(unit(embeds[:, 1:]), unit(embeds[:, 0]))
+
+
+class PromptedImageEncoder(ImageEncoder):
+    """The image tower with deep visual prompts that ZegCLIP trains.
+
+    Every layer sees P prompt tokens of its own between the class token and the patches; what a
+    layer makes of them is discarded. Differences from plain CLIP besides the prompts: the class
+    embedding is added twice, and a trainable LayerNorm precedes ``ln_post``.
+
+    Args:
+        config: Sizes.
+
+    Source:
+        Zhou et al., "ZegCLIP", CVPR 2023; Jia et al., "Visual Prompt Tuning", ECCV 2022.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__(config)
+        width, count = config.width, config.num_prompts
+        bound = math.sqrt(6.0 / (3 * config.patch_size**2 + width))
+        shallow = torch.empty(1, count, width).uniform_(-bound, bound)
+        deep = torch.empty(config.num_deep_prompts, count, width).uniform_(-bound, bound)
+        self.prompt_embeddings = nn.Parameter(shallow)
+        self.deep_prompt_embeddings = nn.Parameter(deep)
+        self.prompt_proj = nn.Linear(width, width)
+        nn.init.kaiming_normal_(self.prompt_proj.weight, a=0, mode="fan_out")
+        self.prompt_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def class_token(self) -> Tensor:
+        """The class token before ``ln_pre``, ``[W]``; the class embedding counts twice."""
+        return super().class_token() + self.class_embedding
+
+    def projected_prompts(self) -> Tensor:
+        """The prompts of each layer that has any, ``[1 + num_deep_prompts, P, W]``."""
+        prompts = torch.cat([self.prompt_embeddings, self.deep_prompt_embeddings])
+        return self.prompt_proj(prompts)  # type: ignore[no-any-return]
+
+    def layer_prompts(self) -> Iterator[tuple[ResidualBlock, Tensor]]:
+        """Each block with its prompts ``[P, W]``; blocks beyond the last set get ``[0, W]``."""
+        prompts = self.projected_prompts()
+        for index, block in enumerate(self.transformer.resblocks):
+            assert isinstance(block, ResidualBlock)
+            yield block, prompts[index] if index < len(prompts) else prompts[0, :0]
+
+    def run_blocks(
+        self, tokens: Tensor, mask_of: Callable[[int], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run every block with its prompts between the class token and the others.
+
+        Args:
+            tokens: Class token and K others after ``ln_pre``, ``[B, 1 + K, W]``.
+            mask_of: Returns the attention mask for a given number of prompts; None masks nothing.
+
+        Returns:
+            The last block's output as the class token ``[B, 1, W]``, its prompts and the K
+            others.
+        """
+        cls_token, others = tokens[:, :1], tokens[:, 1:]
+        sizes = [1, 0, others.shape[1]]
+        prompts = others[:, :0]
+        for block, layer_prompts in self.layer_prompts():
+            prompts = layer_prompts.expand(tokens.shape[0], -1, -1)
+            prompts = F.dropout(prompts, self.config.prompt_dropout, self.training)
+            sizes[1] = prompts.shape[1]
+            mask = mask_of(sizes[1]) if mask_of else None
+            tokens = block(torch.cat([cls_token, prompts, others], dim=1), mask=mask)
+            cls_token, prompts, others = torch.split(tokens, sizes, dim=1)
+        return cls_token, prompts, others
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images; see :meth:`ImageEncoder.forward`."""
+        tokens = torch.cat(self.run_blocks(self.embed_patches(image)), dim=1)
+        embeds = self.project(self.prompt_norm(tokens))
+        num_patches = math.prod(self.grid_hw((image.shape[2], image.shape[3])))
+        return ImageEmbeds(unit(embeds[:, -num_patches:]), unit(embeds[:, 0]))

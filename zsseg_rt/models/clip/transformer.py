@@ -1,0 +1,139 @@
+"""The residual blocks of CLIP's two towers.
+
+Module and parameter names are those of the published checkpoints, so loading is direct.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "Activation",
+    "Attention",
+    "Mlp",
+    "ResidualBlock",
+    "Transformer",
+    "merge_heads",
+    "split_heads",
+]
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """Reshape ``[B, N, W]`` to ``[B, num_heads, N, W / num_heads]``."""
+    return torch.unflatten(tokens, -1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(tokens: Tensor) -> Tensor:
+    """Reshape ``[B, num_heads, N, W / num_heads]`` to ``[B, N, W]``."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection (rows q, k, v).
+
+    Args:
+        width: Token width W.
+        num_heads: Heads; must divide ``width``.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attend within ``x`` ``[B, N, W]``; ``mask`` ``[N, N]`` is added to the scores."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """``c_proj(activation(c_fc(x)))``.
+
+    Args:
+        width: Token width W.
+        hidden_width: Width between the two projections.
+        activation: ``"quick_gelu"`` (``x * sigmoid(1.702 x)``, OpenAI weights) or ``"gelu"``.
+    """
+
+    def __init__(self, width: int, hidden_width: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.c_fc = nn.Linear(width, hidden_width)
+        self.c_proj = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``."""
+        hidden = self.c_fc(x)
+        if self.activation == "quick_gelu":
+            hidden = hidden * torch.sigmoid(1.702 * hidden)
+        else:
+            hidden = F.gelu(hidden)
+        return self.c_proj(hidden)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm block: ``x += attn(ln_1(x)); x += mlp(ln_2(x))``.
+
+    Args:
+        width: Token width W.
+        num_heads: Attention heads.
+        mlp_width: Hidden width of the MLP.
+        activation: See :class:`Mlp`.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, activation: Activation = "quick_gelu"
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_width, activation)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``."""
+        x = x + self.attn(self.ln_1(x), mask=mask)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """A stack of :class:`ResidualBlock`, named ``resblocks`` as in the checkpoints.
+
+    Args:
+        width: Token width W.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        mlp_width: Hidden width of the MLPs.
+        activation: See :class:`Mlp`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_width: int,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            ResidualBlock(width, num_heads, mlp_width, activation) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Run every block on ``x`` ``[B, N, W]``."""
+        for block in self.resblocks:
+            x = block(x, mask=mask)
+        return x

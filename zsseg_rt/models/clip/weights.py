@@ -1,0 +1,367 @@
+"""CLIP weights: where they come from, and the towers built from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.extras import install_command
+from zsseg_rt.models.clip.image_encoder import (
+    ImageEncoder,
+    ImageEncoderConfig,
+    resize_positional_embedding,
+)
+from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.transformer import Activation
+from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "ClipWeights",
+    "build_image_encoder",
+    "build_text_encoder",
+    "image_encoder_config",
+    "load_clip",
+    "normalisation_of",
+    "random_clip",
+    "text_encoder_config",
+]
+
+_M = TypeVar("_M", bound=nn.Module)
+_Colour = tuple[float, float, float]
+
+CLIP_MEAN: _Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: _Colour = (0.26862954, 0.26130258, 0.27577711)
+
+_TEXT_KEYS = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+)
+_UNUSED_KEYS = {
+    "attn_mask",
+    "context_length",
+    "input_resolution",
+    "logit_bias",
+    "logit_scale",
+    "vocab_size",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWeights:
+    """Weights of a CLIP ViT, float32.
+
+    Attributes:
+        visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
+        text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
+        activation: The MLPs' activation.
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        text_heads: Heads of the text tower; None is one per 64 channels.
+        logit_scale: Logarithm of the factor on cosines; None if the weights do not hold it.
+    """
+
+    visual: dict[str, Tensor]
+    text: dict[str, Tensor]
+    activation: Activation
+    num_heads: int | None = None
+    text_heads: int | None = None
+    logit_scale: float | None = None
+
+    def image_config(self) -> ImageEncoderConfig:
+        """Sizes of the image tower; it has no prompts.
+
+        Raises:
+            CheckpointError: A key that a size is read from is missing.
+        """
+        return image_encoder_config(Sizes(self.visual, "CLIP"), "", self.num_heads, self.activation)
+
+    def text_config(self) -> TextEncoderConfig:
+        """Sizes of the text tower.
+
+        Raises:
+            CheckpointError: A key that a size is read from is missing.
+        """
+        return text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
+
+
+def load_clip(
+    source: str | Path,
+    *,
+    architecture: str = "ViT-B-16",
+    activation: Activation | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+) -> ClipWeights:
+    """Load CLIP weights.
+
+    Args:
+        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` as ``.pt`` or
+            ``.safetensors``), or a pretrained tag of open_clip such as ``"openai"``, which
+            downloads unless open_clip has it cached.
+        architecture: open_clip's name of the model, for a tag.
+        activation: The MLPs' activation, for a ``state_dict`` file, which lacks it. OpenAI's
+            archives are ``"quick_gelu"``; a tag brings its own.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is right
+            for ViT-B and ViT-L but not for ViT-H and larger.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+    Returns:
+        The weights of both towers.
+
+    Raises:
+        CheckpointError: The source cannot be read, is not a CLIP ViT, or does not state its
+            activation.
+        BackendUnavailableError: A tag is given and open_clip is not installed.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
+            raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
+        return _load_tag(str(source), architecture)
+    if activation is None and is_torchscript(path):
+        activation = "quick_gelu"
+    if activation is None:
+        raise CheckpointError(
+            "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
+            "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
+        )
+    weights = _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+    return replace(weights, num_heads=num_heads, text_heads=text_heads)
+
+
+def _load_tag(tag: str, architecture: str) -> ClipWeights:
+    open_clip = _import_open_clip()
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in known:
+        raise CheckpointError(
+            f"source: expected a file or a pretrained tag of {architecture} "
+            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
+            "Check the spelling."
+        )
+    try:
+        model = open_clip.create_model(architecture, pretrained=tag)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"source: expected to download '{tag}' of {architecture}, got "
+            f"{type(error).__name__}. Connect to the network, or pass a local file."
+        ) from error
+    return _weights_of(model, tag)
+
+
+def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
+    """Untrained weights by open_clip's own initialisation, from torch's global generator.
+
+    Args:
+        architecture: open_clip's name of a ViT.
+
+    Returns:
+        The weights of both towers.
+
+    Raises:
+        CheckpointError: open_clip does not know the name, or the model is not a plain CLIP ViT.
+        BackendUnavailableError: open_clip is not installed.
+    """
+    open_clip = _import_open_clip()
+    known = architecture in open_clip.list_models()
+    config = open_clip.get_model_config(architecture) if known else {}
+    layers = config.get("vision_cfg", {}).get("layers")
+    if not isinstance(layers, int) or "hf_model_name" in config["text_cfg"]:
+        raise CheckpointError(
+            f"clip: expected an open_clip ViT such as 'ViT-B-16', got '{architecture}'. "
+            "Towers of timm and Hugging Face and ResNets are not supported."
+        )
+    return _weights_of(open_clip.create_model(architecture), architecture)
+
+
+def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _Colour]:
+    """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with.
+
+    Args:
+        source: As for :func:`load_clip`; only open_clip's tags say, files are assumed to be
+            normalised like OpenAI's CLIP.
+        architecture: open_clip's name of the model, for a tag.
+
+    Raises:
+        BackendUnavailableError: A tag is given and open_clip is not installed.
+    """
+    config: Mapping[str, Any] = {}
+    if not Path(source).is_file():
+        config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
+    mean, std = (config.get(key) for key in ("mean", "std"))
+    return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
+
+
+def _weights_of(model: Any, name: str) -> ClipWeights:
+    quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
+    text = getattr(model, "text", model)
+    pooling = getattr(text, "pool_type", getattr(model, "text_pool_type", "argmax"))
+    if pooling != "argmax":
+        raise CheckpointError(
+            f"{name}: expected a text tower that is read at its largest token id, as CLIP's, got "
+            f"pooling '{pooling}'. Use weights with CLIP's own tokenizer."
+        )
+    return replace(
+        weights,
+        num_heads=_heads_of(model.visual.transformer),
+        text_heads=_heads_of(text.transformer),
+    )
+
+
+def _heads_of(transformer: Any) -> int:
+    return int(transformer.resblocks[0].attn.num_heads)
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            "open_clip: expected to be installed for a pretrained tag, got nothing. "
+            f"Run {install_command('train')}, or pass a local file."
+        ) from error
+    return open_clip
+
+
+def _split_towers(
+    state_dict: Mapping[str, Tensor], activation: Activation, name: str
+) -> ClipWeights:
+    visual, text, unknown = {}, {}, []
+    for key, value in state_dict.items():
+        bare = key.removeprefix("text.")
+        if key.startswith("visual."):
+            visual[key.removeprefix("visual.")] = value.detach().float()
+        elif bare.startswith(_TEXT_KEYS):
+            text[bare] = value.detach().float()
+        elif bare not in _UNUSED_KEYS:
+            unknown.append(key)
+    if unknown or "class_embedding" not in visual or not text:
+        raise CheckpointError(
+            f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
+            f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
+            "Use an OpenAI or open_clip checkpoint of a ViT."
+        )
+    scale = state_dict.get("logit_scale")
+    return ClipWeights(
+        visual=visual,
+        text=text,
+        activation=activation,
+        logit_scale=None if scale is None else float(scale),
+    )
+
+
+def image_encoder_config(
+    sizes: Sizes,
+    prefix: str = "",
+    num_heads: int | None = None,
+    activation: Activation = "quick_gelu",
+) -> ImageEncoderConfig:
+    """Read an image tower's sizes from shapes; it has no prompts.
+
+    Raises:
+        CheckpointError: A key that a size is read from is missing.
+    """
+    width, _, patch_size, _ = sizes.of(prefix + "conv1.weight", 4)
+    rows = sizes.of(prefix + "positional_embedding", 2)[0]
+    grid_side = math.isqrt(rows - 1)
+    if 1 + grid_side**2 != rows:
+        raise CheckpointError(
+            f"{prefix}positional_embedding: expected one row and those of a square grid, got "
+            f"{rows} rows. Check that the checkpoint is a ViT's with a class token."
+        )
+    return ImageEncoderConfig(
+        width=width,
+        num_layers=sizes.count(prefix + "transformer.resblocks."),
+        num_heads=sizes.heads("num_heads", num_heads, width),
+        mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        embed_dim=sizes.of(prefix + "proj", 2)[1],
+        patch_size=patch_size,
+        grid_side=grid_side,
+        activation=activation,
+        num_prompts=0,
+        num_deep_prompts=0,
+    )
+
+
+def text_encoder_config(
+    sizes: Sizes,
+    prefix: str = "",
+    num_heads: int | None = None,
+    activation: Activation = "quick_gelu",
+) -> TextEncoderConfig:
+    """Read a text tower's sizes from shapes.
+
+    Raises:
+        CheckpointError: A key that a size is read from is missing.
+    """
+    vocab_size, width = sizes.of(prefix + "token_embedding.weight", 2)
+    return TextEncoderConfig(
+        vocab_size=vocab_size,
+        context_length=sizes.of(prefix + "positional_embedding", 2)[0],
+        width=width,
+        num_layers=sizes.count(prefix + "transformer.resblocks."),
+        num_heads=sizes.heads("text_heads", num_heads, width),
+        mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        embed_dim=sizes.of(prefix + "text_projection", 2)[1],
+        activation=activation,
+    )
+
+
+def build_image_encoder(weights: ClipWeights, *, grid_side: int | None = None) -> ImageEncoder:
+    """Build the plain image tower.
+
+    Args:
+        weights: CLIP weights.
+        grid_side: Side of the patch grid to resize the positional embedding to (bilinear); None
+            keeps it.
+
+    Returns:
+        The tower, in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are not a ViT's.
+    """
+    visual = dict(weights.visual)
+    if grid_side is not None:
+        visual["positional_embedding"] = resize_positional_embedding(
+            visual["positional_embedding"], (grid_side, grid_side)
+        )
+    with torch.device("meta"):
+        encoder = ImageEncoder(replace(weights, visual=visual).image_config())
+    load_weights(encoder, visual, architecture="CLIP's image tower")
+    return _frozen(encoder)
+
+
+def build_text_encoder(weights: ClipWeights) -> TextEncoder:
+    """Build the text tower.
+
+    Args:
+        weights: CLIP weights.
+
+    Returns:
+        The tower, in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are not a CLIP text transformer's.
+    """
+    with torch.device("meta"):
+        encoder = TextEncoder(weights.text_config())
+    load_weights(encoder, weights.text, architecture="CLIP's text tower")
+    return _frozen(encoder)
+
+
+def _frozen(module: _M) -> _M:
+    return module.eval().requires_grad_(False)

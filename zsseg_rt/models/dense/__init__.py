@@ -1,0 +1,1 @@
+"""Models that compare each patch with the class names."""

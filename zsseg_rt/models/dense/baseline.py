@@ -1,0 +1,263 @@
+"""The baseline that ZegCLIP improves on: dense CLIP, fine-tuned.
+
+Patches are compared with class names as in dense CLIP, but the image tower, a linear head after it
+and the logit scale are trained on annotated images.
+
+Source:
+    Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023,
+    baseline of one-stage text-patch matching.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.base import ScoreActivation, lower_seen
+from zsseg_rt.models.clip.image_encoder import (
+    ImageEmbeds,
+    ImageEncoderConfig,
+    resize_positional_embedding,
+    unit,
+)
+from zsseg_rt.models.clip.transformer import Activation
+from zsseg_rt.models.clip.weights import (
+    load_clip,
+    normalisation_of,
+)
+from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
+from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, check_size
+from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.torch_files.checkpoints import load_weights
+
+__all__ = [
+    "BaselineImageEncoder",
+    "DenseBaseline",
+    "DenseBaselineConfig",
+    "dense_baseline_from_clip",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseBaselineConfig(DenseCLIPConfig):
+    """Everything that defines the baseline besides its weights.
+
+    Attributes:
+        head: ``"vanilla"``: the last block is unchanged.
+        logit_scale: Initial value of the trained scale; the default is CLIP's own start.
+        score_activation: What turns logits into probabilities: ``"softmax"`` over classes for
+            training with cross entropy, ``"sigmoid"`` for focal and dice loss.
+        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
+            lowered by ``seen_bias``.
+        seen_bias: How much they are lowered, as a probability; 0 lowers none.
+    """
+
+    head: Head = "vanilla"
+    logit_scale: float = 1 / 0.07
+    score_activation: ScoreActivation = "softmax"
+    seen_classes: tuple[int, ...] = ()
+    seen_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+        """
+        super().__post_init__()
+        if self.head != "vanilla":
+            raise ArgumentError(
+                f"head: expected 'vanilla', got {self.head!r}. Only the plain last block is "
+                "trained; for another head use dense_clip."
+            )
+        if self.score_activation not in get_args(ScoreActivation):
+            raise ArgumentError(
+                "score_activation: expected 'sigmoid' or 'softmax', got "
+                f"{self.score_activation!r}. Check the spelling."
+            )
+        if not 0 <= self.seen_bias <= 1:
+            raise ArgumentError(
+                f"seen_bias: expected a probability in [0, 1], got {self.seen_bias}. "
+                "Use 0 to lower no score."
+            )
+
+
+class BaselineImageEncoder(DenseImageEncoder):
+    """CLIP's image tower and a linear head on its patches, which starts as the identity.
+
+    Args:
+        config: Sizes; prompt settings are not used.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__(config, "vanilla")
+        self.head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def patch_proj(self) -> Tensor:
+        """Projection of patches into the joint space, head included, ``[W, D]``."""
+        return self.proj @ self.head.weight.T
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images; see :meth:`DenseImageEncoder.forward`."""
+        tokens = self.last_block(self.tokens_before_last(image))
+        return ImageEmbeds(self.embed_dense(tokens[:, 1:]), unit(self.project(tokens[:, 0])))
+
+
+class DenseBaseline(DenseCLIP):
+    """Dense CLIP whose image tower, head and logit scale are trained.
+
+    Args:
+        config: Sizes and labelling rule.
+    """
+
+    architecture = "dense_baseline"
+    predicts_logits: ClassVar[bool] = False
+    config: DenseBaselineConfig
+    image_encoder: BaselineImageEncoder
+
+    def __init__(self, config: DenseBaselineConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        if self.text_encoder is not None:
+            self.text_encoder.requires_grad_(False)
+
+    def _make_encoder(self) -> DenseImageEncoder:
+        return BaselineImageEncoder(self.config.image_encoder)
+
+    @property
+    def description(self) -> str:
+        """A human-readable name of the model."""
+        return self.architecture
+
+    @property
+    def crop_hw(self) -> tuple[int, int]:
+        """See :attr:`SegmentationModel.crop_hw`."""
+        return self.config.size_hw
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The trained factor on cosine similarities."""
+        return self.log_scale.exp()
+
+    @property
+    def score_activation(self) -> ScoreActivation:
+        """What turns logits into probabilities."""
+        return self.config.score_activation
+
+    @property
+    def seen_classes(self) -> tuple[int, ...]:
+        """Rows of the text embeddings whose probabilities are lowered."""
+        return self.config.seen_classes if self.config.seen_bias else ()
+
+    @property
+    def seen_bias(self) -> float:
+        """How much these probabilities are lowered."""
+        return self.config.seen_bias
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Score every class at every pixel.
+
+        Logits are upsampled bilinearly, squashed by the activation, and lowered by ``seen_bias``
+        for seen classes.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+            text_embeds: Class embeddings, ``[C, D]``.
+
+        Returns:
+            ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
+
+        Raises:
+            ShapeError: An argument has another shape, or ``seen_classes`` names a class that
+                ``text_embeds`` does not have.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        logits = super().predict(image, text_embeds)
+        softmax = self.config.score_activation == "softmax"
+        scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
+        return lower_seen(scores, self.seen_classes, self.seen_bias)
+
+
+def dense_baseline_from_clip(
+    *,
+    pretrained: str | Path,
+    clip: str = "ViT-B-16",
+    image_size: int = 512,
+    logit_scale: float = 1 / 0.07,
+    score_activation: ScoreActivation = "softmax",
+    seen_classes: Sequence[int] = (),
+    seen_bias: float = 0.0,
+    templates: Sequence[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+) -> DenseBaseline:
+    """Start the baseline from CLIP weights; before training it is dense CLIP's vanilla head.
+
+    The positional embedding is resized to ``image_size`` (bicubic).
+
+    Args:
+        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.weights.load_clip`.
+        clip: open_clip's name of the ViT, for a tag.
+        image_size: Side of training crops and of a bundle's input, in pixels.
+        logit_scale: Initial value of the trained scale.
+        score_activation: See :class:`DenseBaselineConfig`.
+        seen_classes: Rows of the text embeddings that are trained on.
+        seen_bias: See :class:`DenseBaselineConfig`.
+        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
+        activation: For a ``state_dict`` file, which does not store it.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+    Returns:
+        The model, in evaluation mode, with its text tower, which is frozen.
+
+    Raises:
+        ArgumentError: A setting is out of its range.
+        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size`` exactly.
+    """
+    weights = load_clip(
+        pretrained,
+        architecture=clip,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    encoder = weights.image_config()
+    size_hw = (image_size, image_size)
+    check_size(size_hw, encoder.patch_size)
+    side = image_size // encoder.patch_size
+    mean, std = normalisation_of(pretrained, clip)
+    config = DenseBaselineConfig(
+        image_encoder=replace(encoder, grid_side=side),
+        text_encoder=weights.text_config(),
+        size_hw=size_hw,
+        logit_scale=logit_scale,
+        score_activation=score_activation,
+        seen_classes=read_class_indices("seen_classes", seen_classes),
+        seen_bias=seen_bias,
+        templates=None if templates is None else tuple(templates),
+        image_mean=mean,
+        image_std=std,
+    )
+    model = DenseBaseline(config)
+    name, mode = "positional_embedding", model.image_encoder.position_mode
+    resized = resize_positional_embedding(weights.visual[name], (side, side), mode)
+    towers = {"image_encoder": weights.visual | {name: resized}, "text_encoder": weights.text}
+    state_dict = model.state_dict() | {
+        f"{tower}.{key}": value for tower, held in towers.items() for key, value in held.items()
+    }
+    load_weights(model, state_dict, architecture="CLIP")
+    return model.eval()

@@ -1,0 +1,336 @@
+"""Training-free dense CLIP: CLIP with a dense head, compared with text.
+
+The heads are described in :mod:`zsseg_rt.models.dense.encoder`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.transformer import Activation
+from zsseg_rt.models.clip.weights import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipWeights,
+    load_clip,
+    normalisation_of,
+    random_clip,
+)
+from zsseg_rt.models.dense.encoder import (
+    HEADS,
+    RULES,
+    DenseImageEncoder,
+    FoldedDenseEncoder,
+    Head,
+    check_size,
+    neighbour_prior,
+)
+from zsseg_rt.models.functional import patch_text_similarity
+from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.torch_files.checkpoints import load_weights
+
+__all__ = [
+    "HEADS",
+    "DenseCLIP",
+    "DenseCLIPConfig",
+    "DenseImageEncoder",
+    "FoldedDenseEncoder",
+    "Head",
+    "dense_clip_from_clip",
+    "neighbour_prior",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseCLIPConfig:
+    """Everything that defines a dense CLIP model besides its weights.
+
+    Attributes:
+        image_encoder: Image tower.
+        text_encoder: Text tower, or None for a model that is given text embeddings only.
+        head: What the last block becomes.
+        size_hw: Input size in pixels that a bundle is built for; the model itself takes any size.
+        logit_scale: Multiplies the cosine similarity.
+        unknown_below: Probability below which a pixel is unknown in a bundle; None keeps all.
+        prior_std: Standard deviation of NACLIP's prior, in patches.
+        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
+        image_mean: Mean of R, G, B, in ``[0, 1]``.
+        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
+    """
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text_encoder: TextEncoderConfig | None = None
+    head: Head = "naclip"
+    size_hw: tuple[int, int] = (448, 448)
+    logit_scale: float = 40.0
+    unknown_below: float | None = None
+    prior_std: float = 5.0
+    templates: tuple[str, ...] | None = None
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ArgumentError(
+                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling."
+            )
+        for name in ("logit_scale", "prior_std"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ArgumentError(f"{name}: expected a number above 0, got {value}. Change it.")
+        if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
+            raise ArgumentError(
+                f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
+                "Use None to keep every pixel."
+            )
+        check_size(self.size_hw, self.image_encoder.patch_size)
+
+
+class DenseCLIP(PixelModel):
+    """CLIP that labels patches by comparing their embeddings with text embeddings.
+
+    Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
+
+    Args:
+        config: Sizes, head and labelling rule.
+
+    Attributes:
+        image_mean: Mean of R, G, B, in ``[0, 1]``.
+        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
+    """
+
+    architecture = "dense_clip"
+    predicts_logits: ClassVar[bool] = True
+    config: DenseCLIPConfig
+
+    def __init__(self, config: DenseCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_mean, self.image_std = config.image_mean, config.image_std
+        self.image_encoder = self._make_encoder()
+        self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
+
+    def _make_encoder(self) -> DenseImageEncoder:
+        config = self.config
+        return DenseImageEncoder(config.image_encoder, config.head, config.prior_std)
+
+    @property
+    def description(self) -> str:
+        """A human-readable name of the model."""
+        return f"dense_clip {self.config.head}"
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """The configured input size in pixels."""
+        return self.config.size_hw
+
+    @property
+    def windows(self) -> SlideSettings:
+        """The authors' default for most data sets; on the others they take the whole image."""
+        side = min(self.config.size_hw)
+        whole = SlideSettings(short_side=side, crop_size=side, stride=side // 2)
+        return _WINDOWS.get(self.config.head, whole)
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """See :attr:`PixelModel.label_rule`."""
+        return LabelRule(
+            activation=self.score_activation,
+            seen_classes=self.seen_classes,
+            seen_bias=self.seen_bias,
+            unknown_below=self.config.unknown_below,
+        )
+
+    @property
+    def logit_scale(self) -> Tensor | float:
+        """The factor on cosine similarities."""
+        return self.config.logit_scale
+
+    @property
+    def score_activation(self) -> ScoreActivation:
+        """What turns logits into probabilities."""
+        return "softmax"
+
+    @property
+    def seen_classes(self) -> tuple[int, ...]:
+        """Rows of the text embeddings whose probabilities are lowered."""
+        return ()
+
+    @property
+    def seen_bias(self) -> float:
+        """How much these probabilities are lowered."""
+        return 0.0
+
+    def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
+        """Compare every patch with every class.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch.
+                A remainder below one patch at the right and the bottom is ignored.
+            text_embeds: Class embeddings, ``[C, D]``; brought to the image's dtype and unit norm.
+
+        Returns:
+            Cosine similarities times ``logit_scale``, the head's patch embeddings, and CLIP's own
+            image embedding.
+
+        Raises:
+            ShapeError: An argument has another shape.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
+        patch_embeds, cls_embed = self.image_encoder(image)
+        similarity = patch_text_similarity(patch_embeds, text_embeds.to(patch_embeds))
+        mask_logits = self.logit_scale * similarity
+        grid_hw = self.image_encoder.grid_hw((image.shape[2], image.shape[3]))
+        return SegmentationOutput(
+            mask_logits=torch.unflatten(mask_logits, 2, grid_hw),
+            patch_embeds=torch.unflatten(patch_embeds.transpose(1, 2), 2, grid_hw),
+            cls_embed=cls_embed,
+        )
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Logits of every class at every pixel: those of the patches, upsampled bilinearly.
+
+        :func:`zsseg_rt.models.slide_predict` averages them over windows and ends with the softmax:
+        ``slide_predict(model, rgb, text_embeds, short_side=336, crop_size=224, stride=112)`` is
+        SCLIP's and NACLIP's protocol; a ``crop_size`` above both sides takes the whole image.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+            text_embeds: Class embeddings, ``[C, D]``.
+
+        Returns:
+            ``[B, C, H, W]``, before the softmax.
+
+        Raises:
+            ShapeError: An argument has another shape.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        logits = self(image, text_embeds).mask_logits
+        size_hw = (image.shape[2], image.shape[3])
+        return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
+
+    def fold_image_encoder(self, size_hw: tuple[int, int] | None = None) -> FoldedDenseEncoder:
+        """Build the image encoder that is exported.
+
+        Args:
+            size_hw: Input size in pixels; None is the configured one.
+
+        Raises:
+            ShapeError: Patches do not fill the image exactly.
+        """
+        return FoldedDenseEncoder(self.image_encoder, size_hw or self.config.size_hw)
+
+
+_WINDOWS: Mapping[Head, SlideSettings] = {
+    "clearclip": SlideSettings(short_side=448, crop_size=448, stride=224),
+    "naclip": SlideSettings(short_side=336, crop_size=224, stride=112),
+    "sclip": SlideSettings(short_side=336, crop_size=224, stride=112),
+}
+
+
+def dense_clip_from_clip(
+    *,
+    pretrained: str | Path | None = None,
+    clip: str = "ViT-B-16",
+    head: Head = "naclip",
+    image_size: int | tuple[int, int] | None = None,
+    logit_scale: float | None = None,
+    unknown_below: float | None = None,
+    templates: Sequence[str] | None = None,
+    prior_std: float = 5.0,
+    image_mean: tuple[float, float, float] | None = None,
+    image_std: tuple[float, float, float] | None = None,
+    activation: Activation | None = None,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    with_text_encoder: bool = True,
+    trust: bool = False,
+) -> DenseCLIP:
+    """Build dense CLIP from CLIP weights; nothing is trained.
+
+    Args:
+        pretrained: A file or an open_clip tag, see :func:`zsseg_rt.models.clip.weights.load_clip`;
+            None is open_clip's random initialisation.
+        clip: open_clip's name of the ViT, for a tag and for None.
+        head: ``"naclip"``, ``"clearclip"``, ``"sclip"``, ``"maskclip"`` or ``"vanilla"``.
+        image_size: Input size in pixels that a bundle is built for, a side or (height, width);
+            None is the size the weights were trained at.
+        logit_scale: Multiplies the cosine similarity; None is the authors': 40 for NACLIP and
+            SCLIP, 50 for ClearCLIP, 100 for the others.
+        unknown_below: Probability below which a pixel is unknown in a bundle.
+        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
+        prior_std: Standard deviation of NACLIP's prior, in patches.
+        image_mean: Mean of R, G, B, in ``[0, 1]``; None is the weights'.
+        image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
+        activation: For a ``state_dict`` file, which does not store it.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        with_text_encoder: Whether to build the text tower.
+        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+    Returns:
+        The model, in evaluation mode, with no trainable parameters.
+
+    Raises:
+        ArgumentError: The head is unknown or a setting is out of range.
+        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size`` exactly.
+    """
+    settings: dict[str, Any] = {"head": head, "prior_std": prior_std}
+    if head in RULES:
+        settings["logit_scale"] = RULES[head].logit_scale
+    if logit_scale is not None:
+        settings["logit_scale"] = logit_scale
+    settings["unknown_below"] = unknown_below
+    settings["templates"] = None if templates is None else tuple(templates)
+    DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
+    if pretrained is None:
+        weights, normalisation = random_clip(clip), (CLIP_MEAN, CLIP_STD)
+    else:
+        weights = load_clip(
+            pretrained,
+            architecture=clip,
+            activation=activation,
+            num_heads=num_heads,
+            text_heads=text_heads,
+            trust=trust,
+        )
+        normalisation = normalisation_of(pretrained, clip)
+    settings["image_mean"] = image_mean or normalisation[0]
+    settings["image_std"] = image_std or normalisation[1]
+    return _build(weights, settings, image_size, with_text_encoder)
+
+
+def _build(
+    weights: ClipWeights,
+    settings: Mapping[str, Any],
+    image_size: int | tuple[int, int] | None,
+    with_text_encoder: bool,
+) -> DenseCLIP:
+    encoder = weights.image_config()
+    text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
+    if with_text_encoder:
+        text = weights.text_config()
+        state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
+    native = encoder.grid_side * encoder.patch_size
+    side = native if image_size is None else image_size
+    size_hw = side if isinstance(side, tuple) else (side, side)
+    config = DenseCLIPConfig(image_encoder=encoder, text_encoder=text, size_hw=size_hw, **settings)
+    with torch.device("meta"):
+        model = DenseCLIP(config)
+    load_weights(model, state_dict, architecture="CLIP")
+    return model.eval().requires_grad_(False)

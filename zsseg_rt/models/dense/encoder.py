@@ -1,0 +1,297 @@
+"""CLIP's image tower with a dense head: the last block attends so that patches stay local.
+
+Every head changes the last block only. With X the tokens after the blocks before it (row 0 is the
+class token), q, k, v its projections of ``ln_1(X)``, s = 1 / sqrt(head width), O its output
+projection and M(Z) = Z + mlp(ln_2(Z)):
+
+========== ===================================== ==================
+head       attention A                           last block's Z
+========== ===================================== ==================
+vanilla    softmax(q k^T s)                      M(X + O(A v))
+maskclip   identity                              M(X + O(v))
+sclip      softmax(q q^T s) + softmax(k k^T s)   M(X + O(A v))
+clearclip  softmax(q q^T s)                      O(A v)
+naclip     softmax(k k^T s + prior)              O(A v)
+========== ===================================== ==================
+
+Patch embeddings are ``ln_post(Z) @ proj`` without row 0, divided by their norms.
+
+Source:
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML
+    2021; Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022; Wang et al.,
+    "SCLIP", ECCV 2024; Lan et al., "ClearCLIP", ECCV 2024; Hajimiri et al., "Pay Attention to Your
+    Neighbours" (NACLIP), WACV 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.models.clip.image_encoder import (
+    ImageEmbeds,
+    ImageEncoder,
+    ImageEncoderConfig,
+    Interpolation,
+    unit,
+)
+from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
+from zsseg_rt.models.input_checks import check_size
+
+__all__ = [
+    "HEADS",
+    "RULES",
+    "DenseImageEncoder",
+    "FoldedDenseEncoder",
+    "Head",
+    "check_size",
+    "neighbour_prior",
+]
+
+Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip"]
+HEADS: tuple[Head, ...] = get_args(Head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRule:
+    """What a head changes the last block into.
+
+    Attributes:
+        reads: Projections that it needs, in packing order.
+        products: (query, key) pairs of projections; one softmax per pair, summed. None is identity.
+        residual: Whether the block keeps its residual sum and its MLP.
+        prior: Whether scores get the neighbour prior.
+        logit_scale: The authors' factor on cosines.
+    """
+
+    reads: str
+    products: tuple[tuple[str, str], ...]
+    residual: bool
+    prior: bool = False
+    logit_scale: float
+
+
+RULES: Mapping[Head, HeadRule] = {
+    "vanilla": HeadRule(reads="qkv", products=(("q", "k"),), residual=True, logit_scale=100.0),
+    "maskclip": HeadRule(reads="v", products=(), residual=True, logit_scale=100.0),
+    "sclip": HeadRule(
+        reads="qkv", products=(("q", "q"), ("k", "k")), residual=True, logit_scale=40.0
+    ),
+    "clearclip": HeadRule(reads="qv", products=(("q", "q"),), residual=False, logit_scale=50.0),
+    "naclip": HeadRule(
+        reads="kv", products=(("k", "k"),), residual=False, prior=True, logit_scale=40.0
+    ),
+}
+
+
+def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Tensor:
+    """What NACLIP adds to the attention scores: a Gaussian of the distance between patches.
+
+    ``prior[i, j] = exp(-|p_i - p_j|^2 / (2 std^2))`` in patches; 0 for the class token.
+
+    Args:
+        grid_hw: Rows and columns of the patch grid.
+        std: Standard deviation, in patches.
+
+    Returns:
+        float32 ``[1 + N, 1 + N]``, row-major over the grid, the class token first.
+    """
+    rows, columns = (
+        torch.exp(-((torch.arange(size)[:, None] - torch.arange(size)) ** 2) / (2 * std**2))
+        for size in grid_hw
+    )
+    return F.pad(torch.kron(rows, columns), (1, 0, 1, 0))
+
+
+def _attend(rule: HeadRule, parts: Mapping[str, Tensor], prior: Tensor | None) -> Tensor:
+    """``A @ v`` of one head's rule, ``[B, heads, 1 + N, W / heads]``."""
+    value = parts["v"]
+    attended = [
+        F.scaled_dot_product_attention(parts[query], parts[key], value, attn_mask=prior)
+        for query, key in rule.products
+    ]
+    return sum(attended[1:], attended[0]) if attended else value
+
+
+class DenseImageEncoder(ImageEncoder):
+    """CLIP's image tower with a dense head; the positional embedding is resized bicubically.
+
+    Args:
+        config: Sizes; prompt settings are not used.
+        head: What the last block becomes.
+        prior_std: Standard deviation of NACLIP's prior, in patches.
+    """
+
+    position_mode: ClassVar[Interpolation] = "bicubic"
+
+    def __init__(
+        self, config: ImageEncoderConfig, head: Head = "naclip", prior_std: float = 5.0
+    ) -> None:
+        super().__init__(config)
+        self.rule = RULES[head]
+        self.prior_std = prior_std
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+
+        Returns:
+            The head's patch embeddings, and CLIP's own class embedding, which no head changes;
+            unit norm.
+
+        Raises:
+            ShapeError: The image has another layout or is smaller than one patch.
+            DTypeError: The image is not of the weights' dtype.
+        """
+        tokens = self.tokens_before_last(image)
+        grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
+        cls_token = self.last_block(tokens)[:, 0]
+        return ImageEmbeds(self.dense_embeds(tokens, grid_hw), unit(self.project(cls_token)))
+
+    @property
+    def last_block(self) -> ResidualBlock:
+        """The block whose attention the head replaces."""
+        block = self.transformer.resblocks[-1]
+        assert isinstance(block, ResidualBlock)
+        return block
+
+    def tokens_before_last(self, image: Tensor) -> Tensor:
+        """The input of the last block, ``[B, 1 + N, W]``."""
+        tokens = self.embed_patches(image)
+        for block in self.transformer.resblocks[:-1]:
+            tokens = block(tokens)
+        return tokens
+
+    def prior(self, grid_hw: tuple[int, int]) -> Tensor | None:
+        """What the head adds to attention scores, ``[1 + N, 1 + N]``, or None."""
+        return neighbour_prior(grid_hw, self.prior_std) if self.rule.prior else None
+
+    def dense_embeds(self, tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """The head's patch embeddings ``[B, N, D]`` of tokens before the last block, unit norm."""
+        block, attention = self.last_block, self.last_block.attn
+        projections = zip(
+            "qkv", attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True
+        )
+        x = block.ln_1(tokens)
+        parts = {
+            name: split_heads(F.linear(x, weight, bias), attention.num_heads)
+            for name, weight, bias in projections
+            if name in self.rule.reads
+        }
+        prior = self.prior(grid_hw)
+        attended = _attend(self.rule, parts, None if prior is None else prior.to(tokens))
+        dense = attention.out_proj(merge_heads(attended))
+        if self.rule.residual:
+            dense = tokens + dense
+            dense = dense + block.mlp(block.ln_2(dense))
+        return self.embed_dense(dense[:, 1:])
+
+    def patch_proj(self) -> Tensor:
+        """Projection of patches into the joint space, ``[W, D]``."""
+        return self.proj
+
+    def embed_dense(self, patches: Tensor) -> Tensor:
+        """Project patches ``[B, N, W]`` of the last block into the joint space, unit norm."""
+        return unit(self.ln_post(patches) @ self.patch_proj())
+
+
+class _FoldedDenseBlock(nn.Module):
+    """The last block for one grid: only the projections a head reads, only patches out.
+
+    MaskCLIP's attention is the identity, so its two projections are merged into one.
+    """
+
+    in_weight: Tensor
+    in_bias: Tensor
+    prior: Tensor | None
+
+    def __init__(self, encoder: DenseImageEncoder, grid_hw: tuple[int, int]) -> None:
+        super().__init__()
+        block, attention = encoder.last_block, encoder.last_block.attn
+        self.rule, self.num_heads = encoder.rule, attention.num_heads
+        kept = ["qkv".index(name) for name in self.rule.reads]
+        weight = torch.cat([attention.in_proj_weight.chunk(3)[index] for index in kept])
+        bias = torch.cat([attention.in_proj_bias.chunk(3)[index] for index in kept])
+        self.out_proj: nn.Module = attention.out_proj
+        if not self.rule.products:
+            bias = attention.out_proj.bias + attention.out_proj.weight @ bias
+            weight = attention.out_proj.weight @ weight
+            self.out_proj = nn.Identity()
+        self.register_buffer("in_weight", weight)
+        self.register_buffer("in_bias", bias)
+        self.register_buffer("prior", encoder.prior(grid_hw))
+        self.ln_1 = block.ln_1
+        if self.rule.residual:
+            self.ln_2, self.mlp = block.ln_2, block.mlp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens ``[B, 1 + N, W]`` to patches ``[B, N, W]``."""
+        dense = self.out_proj(self._mix(self.ln_1(tokens))[:, 1:])
+        if not self.rule.residual:
+            return dense  # type: ignore[no-any-return]
+        dense = tokens[:, 1:] + dense
+        return dense + self.mlp(self.ln_2(dense))  # type: ignore[no-any-return]
+
+    def _mix(self, x: Tensor) -> Tensor:
+        projected = F.linear(x, self.in_weight, self.in_bias)
+        if not self.rule.products:
+            return projected
+        chunks = projected.chunk(len(self.rule.reads), dim=-1)
+        parts = {
+            name: split_heads(chunk, self.num_heads)
+            for name, chunk in zip(self.rule.reads, chunks, strict=True)
+        }
+        return merge_heads(_attend(self.rule, parts, self.prior))
+
+
+class FoldedDenseEncoder(nn.Module):
+    """A :class:`DenseImageEncoder` for one input size, with everything constant precomputed.
+
+    Equal to the encoder's patch embeddings up to rounding; there is no class embedding. No control
+    flow depends on data.
+
+    Args:
+        encoder: The encoder to fold; unchanged weights are shared with it, not copied.
+        size_hw: Image size in pixels, multiples of the patch size.
+
+    Raises:
+        ShapeError: Patches do not fill the image exactly.
+    """
+
+    cls_token: Tensor
+    positions: Tensor
+
+    def __init__(self, encoder: DenseImageEncoder, size_hw: tuple[int, int]) -> None:
+        super().__init__()
+        check_size(size_hw, encoder.config.patch_size)
+        self.size_hw, self.grid_hw = size_hw, encoder.grid_hw(size_hw)
+        self.conv1, self.ln_pre, self.ln_post = encoder.conv1, encoder.ln_pre, encoder.ln_post
+        self.blocks = encoder.transformer.resblocks[:-1]
+        with torch.no_grad():
+            self.register_buffer("positions", encoder.patch_positions(self.grid_hw).clone())
+            self.register_buffer("cls_token", encoder.ln_pre(encoder.class_token())[None, None])
+            self.register_buffer("proj", encoder.patch_proj().detach())
+            self.last_block = _FoldedDenseBlock(encoder, self.grid_hw)
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images of the fixed size.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, *size_hw]``.
+
+        Returns:
+            Patch embeddings ``[B, N, D]``, unit norm.
+        """
+        patches = self.ln_pre(self.conv1(image).flatten(2).transpose(1, 2) + self.positions)
+        tokens = torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return unit(self.ln_post(self.last_block(tokens)) @ self.proj)

@@ -1,0 +1,1 @@
+"""ZegCLIP and CLIP-RC, whose class queries are relationship descriptors."""

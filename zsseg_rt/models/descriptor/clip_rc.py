@@ -1,0 +1,383 @@
+"""CLIP-RC: ZegCLIP with cell tokens, queries of each cell, and a decoder that works both ways.
+
+A cell, which the paper calls a region, is one square of a regular grid over the image.
+
+Module and parameter names are the official checkpoints', so ``state_dict()`` and official files
+share one layout. Decoder tensors that no forward pass reads (``self_attn.*``, ``norm1.*``) do not
+exist here; checkpoints of the Jittor port lack them too.
+
+Source:
+    Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.models.base import SegmentationOutput
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, with_cells
+from zsseg_rt.models.clip.weights import text_encoder_config
+from zsseg_rt.models.descriptor.clip_rc_encoder import (
+    CellEmbeds,
+    CellImageEncoder,
+    FoldedCellEncoder,
+    upsample_cells,
+)
+from zsseg_rt.models.descriptor.mask_decoder import (
+    DecoderConfig,
+    DecoderLayer,
+    DecoderStack,
+    FoldedTwoWayDecoder,
+)
+from zsseg_rt.models.descriptor.model import (
+    DescriptorConfig,
+    DescriptorModel,
+    InferenceParts,
+    official_decoder_config,
+    prompted_image_encoder_config,
+)
+from zsseg_rt.models.functional import describe, patch_text_similarity
+from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
+from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+
+__all__ = [
+    "CellDecodeHead",
+    "CellOutput",
+    "ClipRC",
+    "ClipRCConfig",
+    "Recovery",
+    "RecoveryDecoder",
+    "clip_rc_from_official",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRCConfig(DescriptorConfig):
+    """Everything that defines a CLIP-RC model besides its weights.
+
+    Attributes:
+        exact: Whether images with a grid other than the official one are refused, as the official
+            code does; otherwise the cell mask is built for the image's own grid.
+        with_recovery: Whether the model has the recovery decoder, which runs in training only.
+    """
+
+    image_encoder: ImageEncoderConfig = field(
+        default_factory=lambda: ImageEncoderConfig(num_cells=16)
+    )
+    exact: bool = False
+    with_recovery: bool = True
+
+    from_earlier = staticmethod(with_cells)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What the recovery decoder makes of the decoded tokens, and its targets.
+
+    The recovery loss is ``|queries - query_targets|.mean() + |patches - patch_targets|.mean()``
+    times its weight. No gradient flows into the targets.
+
+    Attributes:
+        queries: ``[B, R * C, 2D]``, cell-major.
+        patches: ``[B, N, D]``.
+        query_targets: The queries before their projection, ``[B, R * C, 2D]``.
+        patch_targets: The patch embeddings, ``[B, N, D]``.
+    """
+
+    queries: Tensor
+    patches: Tensor
+    query_targets: Tensor
+    patch_targets: Tensor
+
+
+@dataclass(frozen=True)
+class CellOutput(SegmentationOutput):
+    """What a forward pass of CLIP-RC returns.
+
+    Attributes:
+        cell_embeds: Unit-norm cell embeddings, ``[B, D, r, r]``.
+        recovery: Set in training with a recovery decoder, otherwise None.
+    """
+
+    cell_embeds: Tensor
+    recovery: Recovery | None = None
+
+
+class RecoveryDecoder(nn.Module):
+    """Recovers CLIP's embeddings from the decoded tokens; a regulariser in training.
+
+    Args:
+        config: Sizes.
+        embed_dim: Width D of the joint space.
+    """
+
+    def __init__(self, config: DecoderConfig, embed_dim: int) -> None:
+        super().__init__()
+        dim = config.query_dim
+        self.decouple_q = nn.ModuleList([DecoderLayer(config, dim)])
+        self.decouple_v = nn.ModuleList([DecoderLayer(config, dim)])
+        self.linear_q_in = nn.Linear(dim, dim)
+        self.linear_k_in = nn.Linear(dim, dim)
+        self.linear_q_out = nn.Linear(dim, 2 * embed_dim)
+        self.linear_k_out = nn.Linear(dim, embed_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``[B, R * C, E]`` and ``[B, N, E]`` to ``[B, R * C, 2D]`` and ``[B, N, D]``."""
+        queries, patches = self.linear_q_in(queries), self.linear_k_in(patches)
+        for query_layer, patch_layer in zip(self.decouple_q, self.decouple_v, strict=True):
+            queries, patches = query_layer(queries, patches), patch_layer(patches, queries)
+        return self.linear_q_out(queries), self.linear_k_out(patches)
+
+
+class CellDecodeHead(nn.Module):
+    """Cell-aware queries and patches, and the decoder that refines each by the other.
+
+    Args:
+        config: Sizes.
+        embed_dim: Width D of the joint space.
+        with_recovery: Whether there is a recovery decoder.
+    """
+
+    def __init__(self, config: DecoderConfig, embed_dim: int, *, with_recovery: bool) -> None:
+        super().__init__()
+        dim = config.query_dim
+        self.q_proj = nn.Linear(2 * embed_dim, dim)
+        self.lateral_proj = nn.Linear(3 * embed_dim, dim)
+        self.decoder_q = DecoderStack(config, dim)
+        self.decoder_v = DecoderStack(config, dim)
+        self.recovery_decoder = RecoveryDecoder(config, embed_dim) if with_recovery else None
+
+    @torch.no_grad()
+    def scale_for_unit_inputs(self) -> None:
+        """Multiply the initial weights of unit-vector inputs by ``sqrt(D)``, as in ZegCLIP."""
+        width = self.q_proj.in_features // 2
+        for linear in (self.q_proj, self.lateral_proj):
+            linear.weight.mul_(math.sqrt(width))
+
+    @torch.no_grad()
+    def lower_initial_logits(self) -> None:
+        """Scale the last norms so that mask logits start with ZegCLIP's factor.
+
+        Mask logits are plain products of two normalised vectors of width E, and start with a
+        standard deviation near ``sqrt(E)``; those of ZegCLIP have a factor ``1 / sqrt(E * heads)``.
+        With saturated masks and a high rate, a short training never recovers from its first steps
+        (docs/comparison.md has figures). The product itself stays the official one, and training
+        may grow the norms back. Not official.
+        """
+        for stack in (self.decoder_q, self.decoder_v):
+            last = stack.decoder_layers()[-1]
+            last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
+
+    def describe_cells(self, embeds: CellEmbeds, text_embeds: Tensor) -> Tensor:
+        """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""
+        cells = embeds.cell_embeds + embeds.cls_embed[:, None]
+        described = describe(cells.flatten(0, 1), text_embeds)
+        return torch.unflatten(described, 0, cells.shape[:2]).flatten(1, 2)
+
+    def lateral(self, embeds: CellEmbeds, grid_hw: tuple[int, int]) -> Tensor:
+        """Cell-aware patches, ``[B, N, E]``."""
+        cells = upsample_cells(embeds.cell_embeds, grid_hw)
+        picture = embeds.cls_embed[:, None].expand(-1, cells.shape[1], -1)
+        joined = torch.cat([cells, picture, embeds.patch_embeds], dim=-1)
+        return self.lateral_proj(joined)  # type: ignore[no-any-return]
+
+    def forward(
+        self, embeds: CellEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
+    ) -> tuple[Tensor, Recovery | None]:
+        """Mask logits, and in training the output of the recovery decoder.
+
+        Args:
+            embeds: Unit-norm patch, class and cell embeddings.
+            grid_hw: Patch grid, rows and columns.
+            text_embeds: ``[C, D]``, unit norm.
+
+        Returns:
+            ``[B, C, N]``, and None without a recovery decoder and outside training.
+        """
+        described = self.describe_cells(embeds, text_embeds)
+        queries, patches = self.q_proj(described), self.lateral(embeds, grid_hw)
+        layers = zip(self.decoder_q.layers, self.decoder_v.layers, strict=True)
+        for query_layer, patch_layer in layers:
+            queries, patches = query_layer(queries, patches), patch_layer(patches, queries)
+        by_cell = torch.unflatten(queries, 1, (-1, len(text_embeds)))
+        # The mean over cells commutes with the product: R times fewer multiplications in it.
+        mask_logits = patch_text_similarity(patches, by_cell.mean(dim=1), normalize=False)
+        if self.recovery_decoder is None or not self.training:
+            return mask_logits, None
+        recovered_queries, recovered_patches = self.recovery_decoder(queries, patches)
+        return mask_logits, Recovery(
+            queries=recovered_queries,
+            patches=recovered_patches,
+            query_targets=described.detach(),
+            patch_targets=embeds.patch_embeds.detach(),
+        )
+
+
+class ClipRC(DescriptorModel):
+    """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`.
+
+    The official code only takes 512x512 pixels. Here any size of at least one patch works, square
+    or not, unless ``config.exact`` is set: the cells then divide the image's own grid.
+
+    Args:
+        config: Sizes and the evaluation rule.
+    """
+
+    architecture = "clip_rc"
+    config: ClipRCConfig
+    backbone: CellImageEncoder
+    decode_head: CellDecodeHead
+
+    def __init__(self, config: ClipRCConfig) -> None:
+        encoder = config.image_encoder
+        head = CellDecodeHead(config.decoder, encoder.embed_dim, with_recovery=config.with_recovery)
+        super().__init__(config, CellImageEncoder(encoder, exact=config.exact), head)
+
+    def forward(self, image: Tensor, text_embeds: Tensor) -> CellOutput:
+        """See :meth:`DescriptorModel.forward`."""
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
+        embeds = self.backbone(image)
+        grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
+        text_embeds = text_embeds.to(embeds.patch_embeds)
+        mask_logits, recovery = self.decode_head(embeds, grid_hw, text_embeds)
+        side = math.isqrt(self.config.image_encoder.num_cells)
+        return CellOutput(
+            mask_logits=torch.unflatten(mask_logits, 2, grid_hw),
+            patch_embeds=torch.unflatten(embeds.patch_embeds.transpose(1, 2), 2, grid_hw),
+            cls_embed=embeds.cls_embed,
+            cell_embeds=torch.unflatten(embeds.cell_embeds.transpose(1, 2), 2, (side, side)),
+            recovery=recovery,
+        )
+
+    def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
+        """Projected patches, and cells plus image; see :meth:`DescriptorModel.encoder_outputs`."""
+        assert isinstance(output, CellOutput)
+        embeds = CellEmbeds(
+            patch_embeds=output.patch_embeds.flatten(2).transpose(1, 2),
+            cls_embed=output.cls_embed,
+            cell_embeds=output.cell_embeds.flatten(2).transpose(1, 2),
+        )
+        height, width = output.patch_embeds.shape[2:]
+        cells = embeds.cell_embeds + embeds.cls_embed[:, None]
+        return self.decode_head.lateral(embeds, (height, width)), cells[0]
+
+    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
+        """See :meth:`DescriptorModel.fold_for_inference`."""
+        size_hw = size_hw or self.size_hw
+        head = self.decode_head
+        image_encoder = FoldedCellEncoder(self.backbone, head.lateral_proj, size_hw)
+        return InferenceParts(
+            image_encoder=image_encoder,
+            decoder=FoldedTwoWayDecoder(head.decoder_q, head.decoder_v),
+            text_encoder=self.text_encoder,
+            descriptor_weight=head.q_proj.weight.detach(),
+            descriptor_bias=head.q_proj.bias.detach(),
+            logit_scale=1.0,
+            grid_hw=image_encoder.grid_hw,
+            size_hw=size_hw,
+            memory_dim=self.config.decoder.query_dim,
+            num_cells=self.config.image_encoder.num_cells,
+        )
+
+
+def clip_rc_from_official(
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    decoder_heads: int = 8,
+    text_heads: int | None = None,
+    image_size: int | None = None,
+    seen_classes: Sequence[int] = (),
+    self_trained: bool = False,
+    exact: bool = False,
+    with_text_encoder: bool = True,
+    with_recovery_decoder: bool = True,
+    prompt_dropout: float = 0.1,
+    decoder_dropout: float = 0.1,
+) -> ClipRC:
+    """Build CLIP-RC from an official checkpoint's ``state_dict``; sizes are read from shapes.
+
+    The layers' ``self_attn.*`` and ``norm1.*`` (never run) are ignored; checkpoints of the Jittor
+    port lack them.
+
+    Args:
+        state_dict: Official keys, float32; see
+            :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        decoder_heads: Heads of the decoder.
+        text_heads: Heads of the text tower; None is one per 64 channels.
+        image_size: Side in pixels that masks are upsampled to before the sigmoid; None is the
+            size the positional embedding is stored for (512 officially).
+        seen_classes: Rows of the text embeddings whose classes were trained on. Official: 0 to 14
+            for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` lowers no score.
+        self_trained: Whether the weights come from self-training; then no score is lowered.
+        exact: Whether to refuse input sizes other than the official one.
+        with_text_encoder: Whether to build the text tower when the checkpoint holds one.
+        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only,
+            when the checkpoint holds one.
+        prompt_dropout: Dropout on the projected prompts, in training.
+        decoder_dropout: Dropout in the decoder's layers, in training.
+
+    Returns:
+        The model, in evaluation mode. The weights are copies.
+
+    Raises:
+        CheckpointError: Keys are missing, unknown or of another shape or dtype.
+    """
+    check_float32(state_dict, "clip_rc")
+    sizes = Sizes(state_dict, "clip_rc")
+    image_encoder = replace(
+        prompted_image_encoder_config(sizes, num_heads, prompt_dropout),
+        num_cells=_num_cells(sizes),
+    )
+    has_text, has_recovery = (
+        wanted and any(key.startswith(prefix) for key in state_dict)
+        for wanted, prefix in ((with_text_encoder, _TEXT), (with_recovery_decoder, _RECOVERY))
+    )
+    config = ClipRCConfig(
+        image_encoder=image_encoder,
+        decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
+        text_encoder=text_encoder_config(sizes, _TEXT, text_heads) if has_text else None,
+        image_size=(
+            image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
+        ),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
+        self_trained=self_trained,
+        exact=exact,
+        with_recovery=has_recovery,
+    )
+    with torch.device("meta"):
+        model = ClipRC(config)
+    ignored = [_UNUSED_KEYS]
+    ignored += [] if has_text else [r"text_encoder\..*"]
+    ignored += [] if has_recovery else [r"decode_head\.recovery_decoder\..*"]
+    load_weights(model, state_dict, architecture="clip_rc", ignored=ignored)
+    return model.eval()
+
+
+_LAYERS = "decode_head.decoder_q.layers."
+_TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
+_UNUSED_KEYS = (
+    r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
+    r"\.\d+\.(self_attn|norm1)\..*"
+)
+
+
+def _num_cells(sizes: Sizes) -> int:
+    num_cells = sizes.of("backbone.region_level_bridge", 2)[0]
+    if not num_cells or math.isqrt(num_cells) ** 2 != num_cells:
+        raise CheckpointError(
+            "backbone.region_level_bridge: expected one row per cell of a square grid, got "
+            f"{num_cells} rows. Check that the checkpoint is complete and from this architecture."
+        )
+    return num_cells

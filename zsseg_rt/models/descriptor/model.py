@@ -1,0 +1,379 @@
+"""What ZegCLIP and CLIP-RC share: class queries from image and text, masks, the official scores."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models.base import (
+    LabelRule,
+    PixelModel,
+    ScoreActivation,
+    SegmentationOutput,
+    lower_seen,
+)
+from zsseg_rt.models.clip.image_encoder import (
+    ImageEncoderConfig,
+    PromptedImageEncoder,
+    resize_positional_embedding,
+)
+from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.weights import ClipWeights, image_encoder_config
+from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
+from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
+
+__all__ = [
+    "DescriptorConfig",
+    "DescriptorModel",
+    "InferenceParts",
+    "load_clip_towers",
+    "official_decoder_config",
+    "prompted_image_encoder_config",
+    "settings_from_clip",
+]
+
+IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorConfig:
+    """Everything that defines a model besides its weights; the defaults are VOC's.
+
+    Attributes:
+        image_encoder: Image tower.
+        decoder: Mask decoder.
+        text_encoder: Text tower, or None for a model that is given text embeddings only.
+        image_size: Side in pixels that mask logits are upsampled to before the sigmoid, whatever
+            the input's size (official ``img_size``).
+        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
+            lowered by ``seen_bias``. Empty: no score is lowered.
+        self_trained: Whether the weights come from self-training; then no score is lowered.
+        seen_bias: How much they are lowered, as a probability.
+        score_activation: What turns mask logits into probabilities. Officially a sigmoid;
+            ``"softmax"`` over classes is for models trained with cross entropy.
+    """
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    text_encoder: TextEncoderConfig | None = None
+    image_size: int = 512
+    seen_classes: tuple[int, ...] = ()
+    self_trained: bool = False
+    seen_bias: float = 0.1
+    score_activation: ScoreActivation = "sigmoid"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: The activation is unknown, or the size is not a positive integer.
+        """
+        if not isinstance(self.image_size, (int, np.integer)) or self.image_size < 1:
+            raise ArgumentError(
+                f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
+                "Leave it out for the size of the positional embedding."
+            )
+        if self.score_activation not in get_args(ScoreActivation):
+            raise ArgumentError(
+                "score_activation: expected 'sigmoid' or 'softmax', got "
+                f"{self.score_activation!r}. Check the spelling."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceParts:
+    """A model split where the runtime's kernels take over; for one image.
+
+    ``patch_embeds, cls_embed = image_encoder(image)``;
+    ``queries = relationship_descriptor(cls_embed, text_embeds, descriptor_weight,
+    descriptor_bias)``; ``class_embeds, patch_keys = decoder(queries, patch_embeds)``;
+    ``mask_logits = patch_text_similarity(patch_keys, class_embeds, logit_scale=logit_scale,
+    normalize=False)``; then ``upsample_argmax`` with a sigmoid and the seen classes' bias.
+
+    Attributes:
+        image_encoder: ``[1, 3, *size_hw]`` to ``patch_embeds`` ``[1, N, M]`` and ``cls_embed``
+            ``[R, D]``: what the decoder attends to, and what classes are related to.
+        decoder: ``queries`` ``[R, C, E]`` and ``patch_embeds`` to ``class_embeds`` ``[1, C, E]``
+            and ``patch_keys`` ``[1, N, E]``.
+        text_encoder: ``tokens`` ``[T, L]`` to ``[T, D]``, not normalised; None if there is none.
+        descriptor_weight: ``[E, 2D]``.
+        descriptor_bias: ``[E]``.
+        logit_scale: Factor of the last product.
+        grid_hw: Patch grid, rows and columns.
+        size_hw: Input size in pixels.
+        memory_dim: Width M of ``patch_embeds``.
+        num_cells: Rows R of ``cls_embed``; 1 where the whole image is the only cell.
+    """
+
+    image_encoder: nn.Module
+    decoder: nn.Module
+    text_encoder: TextEncoder | None
+    descriptor_weight: Tensor
+    descriptor_bias: Tensor
+    logit_scale: float
+    grid_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+    memory_dim: int
+    num_cells: int = 1
+
+
+class DescriptorModel(PixelModel):
+    """A CLIP image tower with deep prompts, a relationship descriptor and a decode head.
+
+    Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`
+    (ImageNet's, not CLIP's). Only the prompts, ``prompt_norm`` and the decode head require
+    gradients.
+
+    Args:
+        config: Sizes and the evaluation rule.
+        backbone: Image tower.
+        decode_head: From embeddings to masks.
+    """
+
+    image_mean = IMAGE_MEAN
+    image_std = IMAGE_STD
+    config: DescriptorConfig
+
+    def __init__(
+        self, config: DescriptorConfig, backbone: PromptedImageEncoder, decode_head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.decode_head = decode_head
+        self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("decode_head.") or "prompt" in name)
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors that training updates; everything else is frozen.
+
+        As in the official code, some of them never receive a gradient.
+        """
+        return (pair for pair in self.named_parameters() if pair[1].requires_grad)
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that official checkpoints hold but no forward pass reads."""
+
+    @abstractmethod
+    def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
+        """Compute mask logits at the grid's resolution.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch
+                (officially square).
+            text_embeds: Class embeddings, ``[C, D]``, unit norm; brought to the image's dtype.
+
+        Returns:
+            Mask logits, patch embeddings and class embeddings.
+
+        Raises:
+            ShapeError: An argument has another shape.
+            DTypeError: The image is not of the weights' dtype.
+        """
+
+    @abstractmethod
+    def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
+        """What the image encoder of :meth:`fold_for_inference` returns for a forward pass's image.
+
+        Computed from the pass's own output, so that the folded encoder can be checked against it.
+
+        Args:
+            output: Output of a forward pass of one image.
+
+        Returns:
+            ``patch_embeds`` ``[1, N, M]`` and ``cls_embed`` ``[R, D]``.
+        """
+
+    @abstractmethod
+    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
+        """Split the model into the parts that are exported, with constants precomputed.
+
+        Args:
+            size_hw: Input size in pixels; None is the size the positional embedding is stored
+                for.
+
+        Returns:
+            The parts, in evaluation mode. They share unchanged weights with this model.
+
+        Raises:
+            ShapeError: The model does not take this size.
+        """
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """The input size in pixels that the positional embedding is stored for."""
+        encoder = self.config.image_encoder
+        return (encoder.grid_side * encoder.patch_size,) * 2
+
+    @property
+    def crop_hw(self) -> tuple[int, int]:
+        """See :attr:`SegmentationModel.crop_hw`."""
+        return self.config.image_size, self.config.image_size
+
+    @property
+    def windows(self) -> SlideSettings:
+        """Short side and window are the input's; windows step by 426 / 512 of it."""
+        side = self.size_hw[0]
+        return SlideSettings(short_side=side, crop_size=side, stride=side * 426 // 512)
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """See :attr:`PixelModel.label_rule`."""
+        config = self.config
+        return LabelRule(
+            activation=config.score_activation,
+            seen_classes=() if config.self_trained else config.seen_classes,
+            seen_bias=config.seen_bias,
+        )
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Score every class at every pixel, as the official evaluation does.
+
+        Mask logits are upsampled to ``image_size`` (bilinear), squashed by the activation, lowered
+        by ``seen_bias`` for seen classes unless the model is self-trained, and resized to the
+        input.
+
+        Args:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+            text_embeds: Class embeddings, ``[C, D]``, unit norm.
+
+        Returns:
+            ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
+
+        Raises:
+            ShapeError: An argument has another shape, or ``seen_classes`` names a class that
+                ``text_embeds`` does not have.
+        """
+        logits = self.upsample(self(image, text_embeds).mask_logits)
+        rule = self.label_rule
+        scores = lower_seen(self.activate(logits), rule.seen_classes, rule.seen_bias)
+        return _resize(scores, (image.shape[2], image.shape[3]))
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Turn logits ``[B, C, H, W]`` into probabilities, as configured."""
+        softmax = self.config.score_activation == "softmax"
+        return logits.softmax(dim=1) if softmax else logits.sigmoid()
+
+    def upsample(self, mask_logits: Tensor) -> Tensor:
+        """Upsample mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
+        return _resize(mask_logits, (self.config.image_size, self.config.image_size))
+
+
+def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    if x.shape[2:] == size_hw:
+        return x
+    return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def prompted_image_encoder_config(
+    sizes: Sizes, num_heads: int | None, prompt_dropout: float
+) -> ImageEncoderConfig:
+    """Read the sizes of an official ``backbone.*`` with deep prompts from shapes.
+
+    Raises:
+        CheckpointError: A key that a size is read from is missing.
+    """
+    num_deep_prompts, num_prompts, _ = sizes.of("backbone.deep_prompt_embeddings", 3)
+    return replace(
+        image_encoder_config(sizes, "backbone.", num_heads),
+        num_prompts=num_prompts,
+        num_deep_prompts=num_deep_prompts,
+        prompt_dropout=prompt_dropout,
+    )
+
+
+def official_decoder_config(
+    sizes: Sizes, layers: str, num_heads: int, dropout: float
+) -> DecoderConfig:
+    """Read a decoder's sizes from shapes.
+
+    Args:
+        sizes: Shapes of an official checkpoint.
+        layers: Prefix of the keys of its layers.
+        num_heads: Attention heads.
+        dropout: Dropout in training.
+
+    Raises:
+        CheckpointError: A key that a size is read from is missing.
+    """
+    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
+    return DecoderConfig(
+        query_dim=query_dim,
+        num_layers=sizes.count(layers),
+        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
+        ffn_dim=sizes.of(f"{layers}0.linear1.weight", 2)[0],
+        dropout=dropout,
+    )
+
+
+def settings_from_clip(
+    weights: ClipWeights,
+    *,
+    image_size: int,
+    num_prompts: int,
+    decoder: DecoderConfig | None = None,
+    num_cells: int = 0,
+) -> dict[str, Any]:
+    """The fields of a :class:`DescriptorConfig` that come from CLIP weights.
+
+    Args:
+        weights: CLIP weights.
+        image_size: Side of training crops, in pixels; a multiple of the patch size.
+        num_prompts: Visual prompts per layer.
+        decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
+        num_cells: Cell tokens, a square number.
+
+    Returns:
+        ``image_encoder``, ``text_encoder``, ``decoder`` and ``image_size``.
+
+    Raises:
+        CheckpointError: The weights are not a CLIP ViT's.
+        ShapeError: Patches do not fill ``image_size`` exactly.
+    """
+    encoder = weights.image_config()
+    if image_size < 1 or image_size % encoder.patch_size:
+        raise ShapeError(
+            f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
+            f"{image_size}. Choose the next multiple."
+        )
+    return {
+        "image_encoder": replace(
+            encoder,
+            grid_side=image_size // encoder.patch_size,
+            num_prompts=num_prompts,
+            num_deep_prompts=encoder.num_layers - 1,
+            num_cells=num_cells,
+        ),
+        "text_encoder": weights.text_config(),
+        "decoder": decoder
+        or DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim),
+        "image_size": image_size,
+    }
+
+
+def load_clip_towers(model: DescriptorModel, weights: ClipWeights) -> None:
+    """Copy CLIP's towers into a model; the positional embedding is resized to its grid (bilinear).
+
+    Raises:
+        CheckpointError: The weights do not have the model's sizes.
+    """
+    name, side = "positional_embedding", model.config.image_encoder.grid_side
+    visual = weights.visual | {
+        name: resize_positional_embedding(weights.visual[name], (side, side))
+    }
+    state_dict = (
+        model.state_dict()
+        | {f"backbone.{key}": value for key, value in visual.items()}
+        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
+    )
+    load_weights(model, state_dict, architecture="CLIP")

@@ -1,0 +1,1 @@
+"""ZegFormer, which proposes segments and classifies them."""

@@ -1,0 +1,80 @@
+"""Everything that defines a ZegFormer model besides its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+from zsseg_rt.models.zegformer.backbone import ResNetConfig
+from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig
+from zsseg_rt.models.zegformer.fusion import FUSIONS, Fusion, with_fusion
+from zsseg_rt.models.zegformer.regions import REGION_STYLES, RegionStyle
+
+__all__ = ["ZegFormerConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZegFormerConfig:
+    """Everything that defines a ZegFormer model besides its weights.
+
+    Attributes:
+        backbone: Backbone.
+        decoder: Pixel decoder and query decoder.
+        clip_image: CLIP's image tower, or None for a model without CLIP.
+        clip_text: CLIP's text tower; set if and only if ``clip_image`` is.
+        seen_classes: Rows of the class embeddings whose classes were trained on. Empty: no class.
+        calibration: What is subtracted from the score maps of seen classes (official
+            ``GZERO_CALIBRATE``); nothing if zero or less.
+        fusion: Who decides. ``"seen_and_unseen"``: the text branch and CLIP together, weighted
+            differently for seen and unseen classes. ``"all_classes"``: together, with the weights
+            of unseen classes for every class. ``"regions"``: CLIP alone, at regions.
+            ``"segments"``: the text branch alone; CLIP classifies no regions.
+        region_style: What CLIP is shown of each segment (official ``CLIP_CLS_STYLE``); see
+            :func:`zsseg_rt.models.zegformer.regions.crop_regions`.
+        region_batch: Regions that are cut out and encoded at once; limits memory use.
+        size_divisor: Images are padded to multiples of this many pixels.
+        image_size: Short side that images are resized to, in pixels (official
+            ``MIN_SIZE_TEST``: 512, for COCO-Stuff 640).
+    """
+
+    backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
+    clip_image: ImageEncoderConfig | None = None
+    clip_text: TextEncoderConfig | None = None
+    seen_classes: tuple[int, ...] = ()
+    calibration: float = 0.1
+    fusion: Fusion = "seen_and_unseen"
+    region_style: RegionStyle = "cropmask"
+    region_batch: int = 10
+    size_divisor: int = 32
+    image_size: int = 512
+
+    from_earlier = staticmethod(with_fusion)
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+        """
+        if self.fusion not in FUSIONS:
+            raise ArgumentError(
+                f"fusion: expected one of {', '.join(FUSIONS)}, got '{self.fusion}'. "
+                "Check the spelling."
+            )
+        if self.region_style not in REGION_STYLES:
+            raise ArgumentError(
+                f"region_style: expected one of {', '.join(REGION_STYLES)}, got "
+                f"'{self.region_style}'. Check the spelling."
+            )
+        if self.region_batch < 1:
+            raise ArgumentError(
+                f"region_batch: expected at least 1, got {self.region_batch}. "
+                "Use a smaller number for less memory."
+            )
+        if self.image_size < 1:
+            raise ArgumentError(
+                f"image_size: expected at least 1 pixel, got {self.image_size}. Officially 512."
+            )

@@ -1,0 +1,311 @@
+"""ZegFormer's pixel decoder and query decoder: from feature maps to segments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg_rt.models.clip.transformer import merge_heads, split_heads
+from zsseg_rt.models.zegformer.backbone import NormedConv
+from zsseg_rt.models.zegformer.regions import Clip
+
+__all__ = [
+    "NUM_GROUPS",
+    "PixelDecoder",
+    "QueryDecoder",
+    "QueryDecoderConfig",
+    "SegmentPredictor",
+    "Segments",
+    "sine_positions",
+]
+
+NUM_GROUPS = 32  # of every GroupNorm in the pixel decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryDecoderConfig:
+    """Sizes of the two decoders; the defaults are official.
+
+    Attributes:
+        conv_dim: Channels of the pixel decoder.
+        mask_dim: Channels of the mask features.
+        hidden_dim: Query width.
+        num_queries: Queries Q, each of which proposes one segment.
+        num_layers: Layers of the query decoder.
+        num_heads: Attention heads.
+        ffn_dim: Hidden width of the feed-forward networks.
+        mask_layers: Layers of the network that makes mask embeddings.
+        embed_dim: Width D of the joint image-text space.
+        dropout: Dropout after attentions and in feed-forward networks, in training.
+    """
+
+    conv_dim: int = 256
+    mask_dim: int = 256
+    hidden_dim: int = 256
+    num_queries: int = 100
+    num_layers: int = 6
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    mask_layers: int = 3
+    embed_dim: int = 512
+    dropout: float = 0.1
+
+
+class PixelDecoder(nn.Module):
+    """Feature pyramid from stride 32 to stride 4.
+
+    Args:
+        channels: Channels of the backbone's maps, finest first.
+        conv_dim: Inner channels.
+        mask_dim: Channels of the result.
+    """
+
+    def __init__(self, channels: tuple[int, ...], conv_dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.num_laterals = len(channels) - 1
+        for index, width in enumerate(channels[:-1], start=1):
+            norm = nn.GroupNorm(NUM_GROUPS, conv_dim)
+            self.add_module(f"adapter_{index}", NormedConv(width, conv_dim, 1, norm))
+        for index in range(1, len(channels) + 1):
+            width = channels[-1] if index == len(channels) else conv_dim
+            norm = nn.GroupNorm(NUM_GROUPS, conv_dim)
+            self.add_module(f"layer_{index}", NormedConv(width, conv_dim, 3, norm))
+        self.mask_features = nn.Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Merge the backbone's maps, finest first, into mask features ``[B, mask_dim, h, w]``."""
+        y = F.relu(self.get_submodule(f"layer_{len(maps)}")(maps[-1]))
+        for index in range(self.num_laterals, 0, -1):
+            lateral = self.get_submodule(f"adapter_{index}")(maps[index - 1])
+            y = lateral + F.interpolate(y, size=lateral.shape[2:], mode="nearest")
+            y = F.relu(self.get_submodule(f"layer_{index}")(y))
+        return self.mask_features(y)  # type: ignore[no-any-return]
+
+
+def sine_positions(grid_hw: tuple[int, int], width: int, like: Tensor) -> Tensor:
+    """Sine positional encoding of a grid; rows in the first half of the channels.
+
+    Coordinate k of n is ``k / (n + 1e-6) * 2 pi`` for k from 1, at wavelengths of powers of 10000.
+
+    Args:
+        grid_hw: Rows and columns.
+        width: Channels, a multiple of 4.
+        like: Its dtype and device are used.
+
+    Returns:
+        ``[1, gh * gw, width]``, row-major.
+
+    Source:
+        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
+    """
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=like.device)
+    wavelengths = 10000.0 ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
+
+    def encode(size: int) -> Tensor:
+        steps = torch.arange(1, size + 1, dtype=torch.float32, device=like.device)
+        angles = (steps / (size + 1e-6) * (2 * math.pi)).unsqueeze(1) / wavelengths
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows, columns = encode(grid_hw[0]), encode(grid_hw[1])
+    grid = torch.cat(
+        [
+            rows.unsqueeze(1).expand(-1, grid_hw[1], -1),
+            columns.unsqueeze(0).expand(grid_hw[0], -1, -1),
+        ],
+        dim=2,
+    )
+    return grid.flatten(0, 1).unsqueeze(0).to(like.dtype)
+
+
+class _PackedAttention(nn.Module):
+    """Attention with one packed projection (rows q, k, v) of three different inputs."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            split_heads(F.linear(x, weight, bias), self.num_heads)
+            for x, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
+
+
+class _DecoderLayer(nn.Module):
+    """Self attention, cross attention, feed-forward network; a norm after each."""
+
+    def __init__(self, config: QueryDecoderConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.dropout = config.dropout
+        self.self_attn = _PackedAttention(width, config.num_heads, config.dropout)
+        self.multihead_attn = _PackedAttention(width, config.num_heads, config.dropout)
+        self.linear1 = nn.Linear(width, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, width)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, positions: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
+        placed = x + positions
+        x = self.norm1(x + self._drop(self.self_attn(placed, placed, x)))
+        x = self.norm2(x + self._drop(self.multihead_attn(x + positions, keys, memory)))
+        hidden = self._drop(F.relu(self.linear1(x)))
+        return self.norm3(x + self._drop(self.linear2(hidden)))  # type: ignore[no-any-return]
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class QueryDecoder(nn.Module):
+    """Transformer decoder whose queries start at zero and are told apart by their positions.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: QueryDecoderConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, query_positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
+        """Decode queries.
+
+        Args:
+            query_positions: ``[Q, W]``.
+            memory: ``[B, N, W]``.
+            memory_positions: ``[1, N, W]``.
+
+        Returns:
+            The queries after each layer, ``[layers, B, Q, W]``.
+        """
+        positions = query_positions.expand(memory.shape[0], -1, -1)
+        keys = memory + memory_positions
+        x = torch.zeros_like(positions)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, positions, keys, memory)
+            outputs.append(self.norm(x))
+        return torch.stack(outputs)
+
+
+class _Transformer(nn.Module):
+    """Holds the decoder under its official name; there is no encoder."""
+
+    def __init__(self, config: QueryDecoderConfig) -> None:
+        super().__init__()
+        self.decoder = QueryDecoder(config)
+
+
+class _MaskEmbed(nn.Module):
+    def __init__(self, config: QueryDecoderConfig) -> None:
+        super().__init__()
+        widths = [config.hidden_dim] * config.mask_layers + [config.mask_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(widths[index], widths[index + 1]) for index in range(config.mask_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in list(self.layers)[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)  # type: ignore[no-any-return]
+
+
+class Segments(NamedTuple):
+    """What the queries propose; leading axes are those of the queries.
+
+    Attributes:
+        logits: ``[..., B, Q, C + 1]``; the last column is "no object".
+        masks: Mask logits at stride 4, ``[..., B, Q, h, w]``.
+    """
+
+    logits: Tensor
+    masks: Tensor
+
+
+class SegmentPredictor(nn.Module):
+    """The queries, and the segments read from them.
+
+    Args:
+        config: Sizes.
+        in_channels: Channels of the backbone's coarsest map.
+        clip: CLIP, or None; it lives here in the official layout, but is not used here.
+    """
+
+    def __init__(
+        self, config: QueryDecoderConfig, in_channels: int, clip: Clip | None = None
+    ) -> None:
+        super().__init__()
+        self.clip_model = clip
+        width = config.hidden_dim
+        self.bg_feature = nn.Parameter(torch.empty(1, config.embed_dim))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(100.0)), requires_grad=False)
+        self.projection_layer = nn.Linear(width, config.embed_dim)
+        self.transformer = _Transformer(config)
+        self.query_embed = nn.Embedding(config.num_queries, width)
+        self.input_proj = nn.Conv2d(in_channels, width, kernel_size=1)
+        self.mask_embed = _MaskEmbed(config)
+        nn.init.kaiming_uniform_(self.bg_feature, a=math.sqrt(5))
+
+    def decode(self, coarse_map: Tensor) -> Tensor:
+        """Queries after each decoder layer, ``[layers, B, Q, W]``."""
+        projected = self.input_proj(coarse_map)
+        grid_hw = (projected.shape[2], projected.shape[3])
+        positions = sine_positions(grid_hw, projected.shape[1], projected)
+        memory = projected.flatten(2).transpose(1, 2)
+        return cast(Tensor, self.transformer.decoder(self.query_embed.weight, memory, positions))
+
+    def classify(self, queries: Tensor, text_features: Tensor) -> Tensor:
+        """Compare segment embeddings with classes and with "no object".
+
+        The "no object" vector is used as it is, not normalised, as in the official code.
+
+        Args:
+            queries: ``[..., Q, W]``.
+            text_features: Class embeddings, ``[C, D]``, unit norm.
+
+        Returns:
+            ``[..., Q, C + 1]``; the last column is "no object".
+        """
+        embeds = self.projection_layer(queries)
+        embeds = embeds / torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
+        classes = torch.cat([text_features.to(embeds), self.bg_feature])
+        logits: Tensor = self.logit_scale.exp() * (embeds @ classes.T)
+        return logits
+
+    def forward(self, queries: Tensor, mask_features: Tensor, text_features: Tensor) -> Segments:
+        """Read segments from queries.
+
+        Args:
+            queries: ``[..., B, Q, W]``, of one layer or all.
+            mask_features: ``[B, mask_dim, h, w]``.
+            text_features: Class embeddings, ``[C, D]``, unit norm.
+
+        Returns:
+            Class logits and mask logits.
+        """
+        masks = self.mask_embed(queries) @ mask_features.flatten(2)
+        return Segments(
+            logits=self.classify(queries, text_features),
+            masks=torch.unflatten(masks, -1, mask_features.shape[2:]),
+        )

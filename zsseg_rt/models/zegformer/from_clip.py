@@ -1,0 +1,211 @@
+"""ZegFormer from CLIP weights and a pretrained or untrained backbone, to be trained.
+
+Source:
+    Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.clip.transformer import Activation
+from zsseg_rt.models.clip.weights import (
+    ClipWeights,
+    load_clip,
+)
+from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.models.zegformer.backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
+from zsseg_rt.models.zegformer.config import ZegFormerConfig
+from zsseg_rt.models.zegformer.decoder import NUM_GROUPS, QueryDecoderConfig
+from zsseg_rt.models.zegformer.fusion import Fusion
+from zsseg_rt.models.zegformer.model import ZegFormer
+from zsseg_rt.models.zegformer.regions import RegionStyle
+from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
+
+__all__ = ["BACKBONES", "load_torchvision_backbone", "zegformer_from_clip"]
+
+BACKBONES: Mapping[str, ResNetConfig] = {
+    "resnet50": ResNetConfig(),
+    "resnet101": ResNetConfig(depths=(3, 4, 23, 3)),
+}
+
+_NOT_USED = (r"fc\..*", r".*\.num_batches_tracked")
+_RENAMED = (
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+
+
+def zegformer_from_clip(
+    *,
+    pretrained: str | Path,
+    clip: str = "ViT-B-16",
+    activation: Activation | None = None,
+    backbone: str | ResNetConfig = "resnet50",
+    backbone_weights: str | Path | None = None,
+    backbone_norm: BackboneNorm | None = None,
+    queries: int = 100,
+    decoder: QueryDecoderConfig | None = None,
+    image_size: int = 512,
+    seen_classes: Sequence[int] = (),
+    calibration: float = 0.1,
+    fusion: Fusion = "seen_and_unseen",
+    region_style: RegionStyle = "cropmask",
+    region_batch: int = 10,
+    num_heads: int | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+) -> ZegFormer:
+    """Start ZegFormer: CLIP frozen, decoders initialised officially, the backbone as given.
+
+    Convolutions of the pixel decoder and the projection of its coarsest map are Xavier-uniform as
+    in Caffe2 (``sqrt(3 / fan_in)``), an untrained backbone is Kaiming-normal by fan-out as in
+    detectron2, "no object" is uniform within ``1 / sqrt(D)``.
+
+    Args:
+        pretrained: CLIP weights, a file or an open_clip tag; see
+            :func:`zsseg_rt.models.clip.weights.load_clip`. Regions are shown to it at its native
+            size, and its embedding width is also the segments'.
+        clip: open_clip's name of the model, for a tag.
+        activation: For a ``state_dict`` file, which does not store it.
+        backbone: ``"resnet50"``, ``"resnet101"``, or the sizes of another ResNet.
+        backbone_weights: A ``state_dict`` file of torchvision's ResNet of these sizes, such as
+            ``resnet50-0676ba61.pth``; its classifier is not used. None starts untrained.
+        backbone_norm: Whether batch norms are ``"frozen"`` or ``"learned"``. None freezes
+            pretrained ones, as the official code does, and lets untrained ones learn.
+        queries: Number Q of proposed segments.
+        decoder: Sizes of the decoders; None is the official ones. Its ``num_queries`` is
+            ``queries``, its ``embed_dim`` CLIP's.
+        image_size: Short side of images in evaluation, in pixels.
+        seen_classes: Rows of the class embeddings that are trained on.
+        calibration: What is subtracted from seen classes' score maps; 0 or less for nothing.
+        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.config.ZegFormerConfig`.
+        region_style: What CLIP is shown of each segment: ``"cropmask"``, ``"mask"`` or ``"crop"``.
+        region_batch: Regions that are cut out and encoded at once; limits memory use.
+        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+    Returns:
+        The model, in evaluation mode, with both towers of CLIP.
+
+    Raises:
+        ArgumentError: A setting is unknown or out of its range.
+        CheckpointError: Weights cannot be read or do not have these sizes.
+    """
+    weights = load_clip(
+        pretrained,
+        architecture=clip,
+        activation=activation,
+        num_heads=num_heads,
+        text_heads=text_heads,
+        trust=trust,
+    )
+    image = weights.image_config()
+    norm = backbone_norm or ("learned" if backbone_weights is None else "frozen")
+    config = ZegFormerConfig(
+        backbone=replace(_backbone(backbone), norm=norm),
+        decoder=_decoder(decoder, queries, image.embed_dim),
+        clip_image=image,
+        clip_text=weights.text_config(),
+        seen_classes=read_class_indices("seen_classes", seen_classes),
+        calibration=calibration,
+        fusion=fusion,
+        region_style=region_style,
+        region_batch=region_batch,
+        image_size=image_size,
+    )
+    model = ZegFormer(config)
+    _initialise(model)
+    _load_clip_model(model, weights)
+    if backbone_weights is not None:
+        load_torchvision_backbone(model.backbone, load_checkpoint(backbone_weights, trust=trust))
+    return model.eval()
+
+
+def load_torchvision_backbone(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy a torchvision ResNet into a backbone of the same sizes; its classifier is left out.
+
+    Args:
+        backbone: The backbone; its norms may be frozen or learned.
+        state_dict: torchvision's keys, float32: ``conv1.weight``, ``layer1.0.bn1.weight`` ...
+
+    Raises:
+        CheckpointError: Keys are missing or unknown, a shape differs, or a tensor is not float32.
+    """
+    renamed = {_official_key(key): value for key, value in state_dict.items()}
+    check_float32(renamed, "torchvision's ResNet")
+    load_weights(backbone, renamed, architecture="torchvision's ResNet", ignored=_NOT_USED)
+
+
+def _official_key(key: str) -> str:
+    key = re.sub(r"^layer(\d+)\.", lambda found: f"res{int(found[1]) + 1}.", key)
+    for pattern, replacement in _RENAMED:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _backbone(backbone: str | ResNetConfig) -> ResNetConfig:
+    if isinstance(backbone, ResNetConfig):
+        return backbone
+    if backbone not in BACKBONES:
+        raise ArgumentError(
+            f"backbone: expected one of {', '.join(BACKBONES)} or sizes, got {backbone!r}. "
+            "Check the spelling."
+        )
+    return BACKBONES[backbone]
+
+
+def _decoder(
+    decoder: QueryDecoderConfig | None, queries: int, embed_dim: int
+) -> QueryDecoderConfig:
+    sizes = replace(decoder or QueryDecoderConfig(), num_queries=queries, embed_dim=embed_dim)
+    if sizes.conv_dim % NUM_GROUPS:
+        raise ArgumentError(
+            f"decoder.conv_dim: expected a multiple of {NUM_GROUPS}, the groups of its norms, got "
+            f"{sizes.conv_dim}. Use {NUM_GROUPS * (sizes.conv_dim // NUM_GROUPS + 1)}."
+        )
+    if sizes.num_heads < 1 or sizes.hidden_dim % sizes.num_heads or sizes.hidden_dim % 4:
+        raise ArgumentError(
+            f"decoder.hidden_dim: expected a multiple of 4 and of num_heads {sizes.num_heads}, got "
+            f"{sizes.hidden_dim}. Change one of them."
+        )
+    counts = sizes.num_queries, sizes.num_layers, sizes.mask_layers, sizes.mask_dim, sizes.ffn_dim
+    if min(counts) < 1:
+        raise ArgumentError(
+            f"queries: expected positive numbers of queries, layers and channels, got {counts}."
+        )
+    return sizes
+
+
+@torch.no_grad()
+def _initialise(model: ZegFormer) -> None:
+    """What the official code initialises differently from torch; norms start as identity."""
+    for module in model.backbone.modules():
+        if isinstance(module, NormedConv):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    head = model.sem_seg_head
+    for module in (*head.pixel_decoder.modules(), head.predictor.input_proj):
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _load_clip_model(model: ZegFormer, weights: ClipWeights) -> None:
+    assert model.clip_model is not None
+    tensors = {f"visual.{key}": value for key, value in weights.visual.items()} | weights.text
+    scale = math.log(100.0) if weights.logit_scale is None else weights.logit_scale
+    tensors["logit_scale"] = torch.tensor(scale)
+    load_weights(model.clip_model, tensors, architecture="CLIP")

@@ -1,0 +1,380 @@
+"""ZegFormer: class-agnostic segments, classified by text and again by CLIP.
+
+Module and parameter names are the official checkpoints', so ``state_dict()`` and official files
+share one layout.
+
+Source:
+    Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.clip.image_encoder import unit
+from zsseg_rt.models.clip.text_encoder import TextEncoder
+from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.zegformer.backbone import ResNet
+from zsseg_rt.models.zegformer.config import ZegFormerConfig
+from zsseg_rt.models.zegformer.decoder import (
+    PixelDecoder,
+    QueryDecoderConfig,
+    SegmentPredictor,
+    Segments,
+)
+from zsseg_rt.models.zegformer.pictures import LONGEST_SIDE, check_pictures, resize_picture
+from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES
+from zsseg_rt.models.zegformer.regions import (
+    Clip,
+    crop_regions,
+    mask_boxes,
+    upsample_masks,
+)
+
+__all__ = ["SegmentationHead", "ZegFormer", "ZegFormerConfig", "ZegFormerOutput"]
+
+# In 0..255, as the official configuration states them.
+IMAGE_MEAN = (123.675, 116.28, 103.53)
+IMAGE_STD = (58.395, 57.12, 57.375)
+REGION_MEAN = (122.7709383, 116.7460125, 104.09373615)
+REGION_STD = (68.5005327, 66.6321579, 70.3231630)
+
+_TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets the rest
+
+
+@dataclass(frozen=True)
+class ZegFormerOutput:
+    """What a forward pass returns.
+
+    Attributes:
+        pred_logits: The text branch's class logits, ``[B, Q, C + 1]``; the last is "no object".
+        pred_masks: Mask logits at a quarter of the padded size, ``[B, Q, h / 4, w / 4]``.
+        clip_logits: CLIP's class logits followed by the text branch's "no object",
+            ``[B, Q, C + 1]``; None without CLIP.
+        class_scores: Each segment's class weights after fusion, ``[B, Q, C]``.
+        sem_seg: Score maps of each image, ``[C, H, W]``.
+    """
+
+    pred_logits: Tensor
+    pred_masks: Tensor
+    clip_logits: Tensor | None
+    class_scores: Tensor
+    sem_seg: list[Tensor]
+
+
+class SegmentationHead(nn.Module):
+    """Both decoders.
+
+    Args:
+        config: Sizes.
+        channels: Channels of the backbone's maps, finest first.
+        clip: CLIP, or None.
+    """
+
+    def __init__(
+        self, config: QueryDecoderConfig, channels: tuple[int, ...], clip: Clip | None
+    ) -> None:
+        super().__init__()
+        self.pixel_decoder = PixelDecoder(channels, config.conv_dim, config.mask_dim)
+        self.predictor = SegmentPredictor(config, channels[-1], clip)
+
+    def forward(self, maps: list[Tensor], text_features: Tensor) -> Segments:
+        """Propose the last layer's segments; see :class:`SegmentPredictor`."""
+        queries = self.predictor.decode(maps[-1])[-1]
+        segments = self.predictor(queries, self.pixel_decoder(maps), text_features)
+        return cast(Segments, segments)
+
+
+class ZegFormer(SegmentationModel):
+    """The complete model. Its CLIP is frozen.
+
+    A class's embedding is the mean of its synonyms'. (Officially the mean over all prompts of all
+    synonyms at once, which differs where there are several prompts: 3e-4 with eight. At run time
+    the best synonym counts instead.)
+
+    Args:
+        config: Sizes and the evaluation rule.
+    """
+
+    architecture = "zegformer"
+    averages_synonyms: ClassVar[bool] = True
+    config: ZegFormerConfig
+
+    def __init__(self, config: ZegFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone)
+        clip = None
+        if config.clip_image is not None and config.clip_text is not None:
+            clip = Clip(config.clip_image, config.clip_text)
+        self.sem_seg_head = SegmentationHead(config.decoder, config.backbone.channels, clip)
+        if self.clip_model is not None:
+            self.clip_model.requires_grad_(False)
+
+    @property
+    def clip_model(self) -> Clip | None:
+        """CLIP, or None."""
+        return self.sem_seg_head.predictor.clip_model
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """CLIP's text tower, or None."""
+        return self.clip_model
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """A square of ``image_size``; the official evaluation keeps an image's shape."""
+        return self.config.image_size, self.config.image_size
+
+    @property
+    def region_templates(self) -> tuple[str, ...]:
+        """The official prompts of the CLIP branch; empty if CLIP classifies no regions."""
+        return () if self.config.fusion == "segments" else REGION_TEMPLATES
+
+    def label(
+        self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
+    ) -> Tensor:
+        """Label as the official evaluation does: the whole image, in its own shape.
+
+        See :meth:`SegmentationModel.label`; no pixel is unknown.
+        """
+        resized = torch.from_numpy(resize_picture(rgb, self.config.image_size))
+        planes = resized.permute(2, 0, 1).to(text_embeds.device)
+        out_hw = (rgb.shape[0], rgb.shape[1])
+        return self([planes], text_embeds, region_embeds, [out_hw]).sem_seg[0].argmax(dim=0)  # type: ignore[no-any-return]
+
+    def describe_input(self) -> dict[str, Any]:
+        """Side lengths that images are resized to; see :meth:`SegmentationModel.describe_input`."""
+        return {"short_side": self.config.image_size, "long_side": LONGEST_SIDE}
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        text_features: Tensor,
+        text_features_clip: Tensor | None,
+        out_hw: Sequence[tuple[int, int]],
+    ) -> ZegFormerOutput:
+        """Segment images as the official evaluation does.
+
+        Args:
+            images: RGB images, uint8 ``[3, h, w]``, already resized. They are padded together.
+            text_features: Class embeddings of the text branch, ``[C, D]``, unit norm.
+            text_features_clip: Class embeddings of the CLIP branch, ``[C, D]``, unit norm;
+                officially made with other prompts. May be None if CLIP classifies no regions.
+            out_hw: Height and width of each image's score maps.
+
+        Returns:
+            Segments, their class weights, and score maps.
+
+        Raises:
+            ShapeError: An argument has another shape, or ``seen_classes`` names a class that the
+                embeddings do not have.
+            DTypeError: An image is not uint8.
+        """
+        self._check_inputs(images, text_features, text_features_clip, out_hw)
+        out_hw = [(int(height), int(width)) for height, width in out_hw]
+        planes = self.prepare(images, IMAGE_MEAN, IMAGE_STD)
+        segments = self.propose(planes, text_features)
+        clip_logits = None
+        if self.config.fusion != "segments" and text_features_clip is not None:
+            planes = self.prepare(images, REGION_MEAN, REGION_STD)
+            clip_logits = self.classify_regions(planes, segments, text_features_clip)
+        class_scores = self.fuse(segments.logits, clip_logits)
+        padded_hw = (planes.shape[2], planes.shape[3])
+        sem_seg = [
+            self.score_maps(scores, masks, padded_hw, (image.shape[1], image.shape[2]), size)
+            for scores, masks, image, size in zip(
+                class_scores, segments.masks, images, out_hw, strict=True
+            )
+        ]
+        return ZegFormerOutput(segments.logits, segments.masks, clip_logits, class_scores, sem_seg)
+
+    def prepare(
+        self, images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]
+    ) -> Tensor:
+        """Normalise images and pad them with zeros, at the right and the bottom, to one size.
+
+        Args:
+            images: RGB images, uint8 ``[3, h, w]``.
+            mean: Mean of each channel, in 0..255.
+            std: Standard deviation of each channel, in 0..255.
+
+        Returns:
+            ``[B, 3, H, W]``; H and W are multiples of ``size_divisor``.
+        """
+        like = self.sem_seg_head.predictor.bg_feature
+        divisor = self.config.size_divisor
+        height, width = (
+            -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
+        )
+        offset, scale = (
+            torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+            for values in (mean, std)
+        )
+        planes = like.new_zeros(len(images), 3, height, width)
+        for plane, image in zip(planes, images, strict=True):
+            plane[:, : image.shape[1], : image.shape[2]] = (image.to(like) - offset) / scale
+        return planes
+
+    def propose(self, planes: Tensor, text_features: Tensor) -> Segments:
+        """Propose segments.
+
+        Args:
+            planes: Normalised RGB planes, float ``[B, 3, H, W]``.
+            text_features: Class embeddings, ``[C, D]``, unit norm.
+
+        Returns:
+            Class logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, H / 4, W / 4]``.
+        """
+        return self.sem_seg_head(self.backbone(planes), text_features)  # type: ignore[no-any-return]
+
+    def classify_regions(self, planes: Tensor, segments: Segments, text_features: Tensor) -> Tensor:
+        """Classify the region of every segment with CLIP, ``region_batch`` regions at a time.
+
+        Args:
+            planes: RGB planes normalised for CLIP, float ``[B, 3, H, W]``.
+            segments: The segments; their "no object" logits are carried over.
+            text_features: Class embeddings, ``[C, D]``, unit norm.
+
+        Returns:
+            ``[B, Q, C + 1]``.
+
+        Raises:
+            ArgumentError: The model has no CLIP.
+        """
+        clip = self.clip_model
+        if clip is None:
+            raise ArgumentError(
+                "clip: expected a model with CLIP's weights to classify regions, got one without. "
+                "Build it with clip=..., or with fusion='segments'."
+            )
+        embeds = torch.stack(
+            [
+                torch.cat(
+                    [
+                        clip.embed_images(self._crops(plane, batch, clip.image_side))
+                        for batch in self._batches(masks)
+                    ]
+                )
+                for plane, masks in zip(planes, segments.masks, strict=True)
+            ]
+        )
+        logits = clip.logit_scale.exp() * unit(embeds) @ text_features.to(embeds).T
+        return torch.cat([logits, segments.logits[..., -1:]], dim=-1)
+
+    def _batches(self, x: Tensor) -> list[Tensor]:
+        size = self.config.region_batch
+        return [x[start : start + size] for start in range(0, len(x), size)]
+
+    def _crops(self, plane: Tensor, masks: Tensor, side: int) -> Tensor:
+        masks = upsample_masks(masks, (plane.shape[1], plane.shape[2]))
+        boxes = mask_boxes(masks > 0)
+        return crop_regions(plane, masks, boxes, style=self.config.region_style, side=side)
+
+    def fuse(self, pred_logits: Tensor, clip_logits: Tensor | None) -> Tensor:
+        """Combine the two branches' class weights.
+
+        With p from the text branch and p' from CLIP, both softmaxes over classes and "no object":
+        unseen classes get ``p^(1/3) p'^(2/3)``; seen ones ``p^(2/3) m^(1/3)``, m being the mean of
+        p' over seen classes.
+
+        Args:
+            pred_logits: ``[..., C + 1]``.
+            clip_logits: ``[..., C + 1]``, or None if CLIP classifies no regions.
+
+        Returns:
+            ``[..., C]``, in ``[0, 1]``; rows do not sum to one.
+        """
+        by_text = pred_logits.softmax(dim=-1)[..., :-1]
+        fusion = self.config.fusion
+        if clip_logits is None or fusion == "segments":
+            return by_text
+        by_clip = clip_logits.softmax(dim=-1)[..., :-1]
+        if fusion == "regions":
+            return by_clip
+        fused = by_text ** (1 - _TRUSTED) * by_clip**_TRUSTED
+        seen = self._seen(fused.shape[-1], fused.device)
+        if fusion == "all_classes" or not seen.any():
+            return fused
+        mean = by_clip[..., seen].mean(dim=-1, keepdim=True)
+        return torch.where(seen, by_text**_TRUSTED * mean ** (1 - _TRUSTED), fused)
+
+    def score_maps(
+        self,
+        class_scores: Tensor,
+        mask_logits: Tensor,
+        padded_hw: tuple[int, int],
+        image_hw: tuple[int, int],
+        out_hw: tuple[int, int],
+    ) -> Tensor:
+        """Sum soft masks with their class weights, and resize.
+
+        Args:
+            class_scores: ``[Q, C]``.
+            mask_logits: ``[Q, h, w]``.
+            padded_hw: Size of the padded image.
+            image_hw: Size of the image without padding.
+            out_hw: Size of the result.
+
+        Returns:
+            ``[C, *out_hw]``; seen classes are lowered by ``calibration``.
+        """
+        maps = class_scores.new_zeros(class_scores.shape[1], padded_hw[0] * padded_hw[1])
+        for scores, logits in zip(
+            self._batches(class_scores), self._batches(mask_logits), strict=True
+        ):
+            maps = maps.addmm(scores.T, upsample_masks(logits, padded_hw).sigmoid().flatten(1))
+        cut = torch.unflatten(maps, 1, padded_hw)[:, : image_hw[0], : image_hw[1]]
+        resized = F.interpolate(cut.unsqueeze(0), size=out_hw, mode="bilinear").squeeze(0)
+        if self.config.calibration <= 0:
+            return resized
+        seen = self._seen(len(resized), resized.device).to(resized.dtype)
+        return resized - self.config.calibration * seen.view(-1, 1, 1)
+
+    def _seen(self, num_classes: int, device: torch.device) -> Tensor:
+        seen = torch.zeros(num_classes, dtype=torch.bool, device=device)
+        seen[list(self.config.seen_classes)] = True
+        return seen
+
+    def _check_inputs(
+        self,
+        images: Sequence[Tensor],
+        text_features: Tensor,
+        text_features_clip: Tensor | None,
+        out_hw: Sequence[tuple[int, int]],
+    ) -> None:
+        check_pictures(images, out_hw)
+        self._check_text("text_features", text_features)
+        if self.config.fusion == "segments":
+            return
+        if text_features_clip is None:
+            raise ShapeError(
+                f"text_features_clip: expected {list(text_features.shape)}, got None. "
+                "Embed the classes for the CLIP branch, or set fusion='segments'."
+            )
+        self._check_text("text_features_clip", text_features_clip)
+        if len(text_features_clip) != len(text_features):
+            raise ShapeError(
+                f"text_features_clip: expected {len(text_features)} classes like text_features, "
+                f"got {len(text_features_clip)}. Embed the same classes for both branches."
+            )
+
+    def _check_text(self, name: str, text_features: Tensor) -> None:
+        check_text_embeds(text_features, self.config.decoder.embed_dim, name)
+        seen = self.config.seen_classes
+        if seen and not 0 <= min(seen) <= max(seen) < len(text_features):
+            raise ShapeError(
+                f"seen_classes: expected indices from 0 to {len(text_features) - 1}, the rows of "
+                f"{name}, got {min(seen)} to {max(seen)}. Give the model the seen classes of this "
+                "vocabulary."
+            )

@@ -1,0 +1,1 @@
+"""ZeroSeg, which groups patches into segments."""

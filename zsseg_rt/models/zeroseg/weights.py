@@ -1,0 +1,208 @@
+"""Build ZeroSeg: from our own checkpoints, from MAE's encoder, or untrained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.models.clip.text_encoder import TextEncoder
+from zsseg_rt.models.clip.transformer import Activation
+from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+from zsseg_rt.models.zeroseg.config import ZeroSegConfig
+from zsseg_rt.models.zeroseg.labels import ClassRule
+from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
+
+__all__ = ["create_zeroseg", "load_mae_encoder"]
+
+_NOT_OURS = (r"text_encoder\..*",)  # CLIP's, loaded from CLIP's own weights
+_MAE_DECODER = (r"mask_token", r"decoder_.*")
+
+
+def create_zeroseg(
+    *,
+    weights: str | Path | None = None,
+    mae_weights: str | Path | None = None,
+    pretrained: str | Path | None = None,
+    clip: str = "ViT-L-14",
+    image_size: int | tuple[int, int] = 448,
+    logit_scale: float = 100.0,
+    top_k: int | None = 5,
+    plain_cosine: bool = False,
+    with_decoder: bool = True,
+    activation: Activation | None = None,
+    text_heads: int | None = None,
+    trust: bool = False,
+    **sizes: Any,
+) -> ZeroSeg:
+    """Build ZeroSeg.
+
+    Args:
+        weights: A checkpoint of our own training, with the names ``encoder.*``, ``seg.*`` and
+            optionally ``decoder.*``. Its sizes are read from shapes.
+        mae_weights: A public MAE checkpoint whose encoder the student starts from, such as
+            ``mae_pretrain_vit_base.pth``; the reconstruction head and the segmentation head start
+            untrained. The paper does not say whether it did so.
+        pretrained: The teacher's CLIP weights, whose text tower embeds class names: a file or an
+            open_clip tag, see :func:`zsseg_rt.models.clip.weights.load_clip`. Without ``weights``,
+            ``embed_dim`` is theirs unless it is given. None builds no text tower.
+        clip: open_clip's name of the teacher, for a tag.
+        image_size: Input size in pixels that a bundle is built for, a side or (height, width).
+        logit_scale: Multiplies cosines before the softmax.
+        top_k: Number of classes kept, those nearest to the whole image; None keeps all.
+        plain_cosine: Whether scores are the bare softmax.
+        with_decoder: Whether to keep the reconstruction head, which only training needs.
+        activation: Of a text tower from a ``state_dict`` file, which does not store it.
+        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
+        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+        **sizes: Other fields of :class:`zsseg_rt.models.zeroseg.config.ZeroSegConfig`. With
+            ``weights``, only those that cannot be read from shapes.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ArgumentError: A setting is unknown, out of its range, or contradicts another.
+        CheckpointError: Weights cannot be read or are not from this architecture.
+        ShapeError: Patches do not fill ``image_size`` exactly.
+    """
+    if weights is not None and mae_weights is not None:
+        raise ArgumentError(
+            "mae_weights: expected no more than one of weights and mae_weights, got both. "
+            "weights hold the encoder too."
+        )
+    sizes["rule"] = ClassRule(logit_scale=logit_scale, top_k=top_k, plain_cosine=plain_cosine)
+    side = image_size
+    sizes["size_hw"] = side if isinstance(side, tuple) else (side, side)
+    if not with_decoder:
+        sizes["decoder_layers"] = 0
+    text_encoder = None
+    if pretrained is not None:
+        loaded = load_clip(
+            pretrained,
+            architecture=clip,
+            activation=activation,
+            text_heads=text_heads,
+            trust=trust,
+        )
+        text_encoder = build_text_encoder(loaded)
+    if weights is not None:
+        model = _trained(load_checkpoint(weights, trust=trust), sizes)
+    elif text_encoder is not None:
+        model = ZeroSeg(_config({"embed_dim": text_encoder.config.embed_dim} | sizes))
+    else:
+        model = ZeroSeg(_config(sizes))
+    if mae_weights is not None:
+        load_mae_encoder(model, load_checkpoint(mae_weights, trust=trust))
+    if text_encoder is not None:
+        model.text_encoder = _matching(text_encoder, model.config.embed_dim)
+    return model.eval()
+
+
+def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy MAE's encoder into the student; MAE's decoder, if present, is not used.
+
+    Args:
+        model: A model whose encoder has the checkpoint's sizes.
+        state_dict: MAE's keys, float32: ``patch_embed.proj.weight``, ``blocks.0...``.
+
+    Raises:
+        CheckpointError: Keys are missing or unknown, a shape differs, or a tensor is not float32.
+    """
+    check_float32(state_dict, "MAE")
+    load_weights(model.encoder, state_dict, architecture="MAE's encoder", ignored=_MAE_DECODER)
+
+
+def _config(fields: Mapping[str, Any]) -> ZeroSegConfig:
+    known = ZeroSegConfig.__dataclass_fields__
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise ArgumentError(
+            f"{unknown[0]}: expected a setting of ZeroSeg ({', '.join(known)}), got an unknown "
+            "one. Check the spelling."
+        )
+    return ZeroSegConfig(**fields)
+
+
+def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSeg:
+    check_float32(state_dict, "zeroseg")
+    read = _read_sizes(state_dict, fields)
+    told = [name for name in read if name in fields and fields[name] != read[name]]
+    if told and told != ["decoder_layers"]:
+        name = next(name for name in told if name != "decoder_layers")
+        raise ArgumentError(
+            f"{name}: expected {read[name]}, as in the checkpoint, got {fields[name]}. "
+            "Leave it out."
+        )
+    config = _config(read | fields)
+    with torch.device("meta"):
+        model = ZeroSeg(config)
+    unused = _NOT_OURS if config.decoder_layers else (*_NOT_OURS, r"decoder\..*")
+    load_weights(model, state_dict, architecture="zeroseg", ignored=unused)
+    return model
+
+
+def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes say; one head per 64 channels (32 in the decoder) unless given."""
+    sizes = Sizes(state_dict, "zeroseg")
+    width, _, patch_size, _ = sizes.of("encoder.patch_embed.proj.weight", 4)
+    head_width = sizes.of("seg.norm.weight", 1)[0]
+    projection = "batch_norm" if "seg.proj.3.weight" in state_dict else "gelu"
+    last = "seg.proj.3.weight" if projection == "batch_norm" else "seg.proj.2.weight"
+    read: dict[str, Any] = {
+        "width": width,
+        "patch_size": patch_size,
+        "grid_side": _grid_side(sizes),
+        "num_layers": sizes.count("encoder.blocks."),
+        "num_heads": sizes.heads("num_heads", fields.get("num_heads"), width),
+        "head_width": head_width,
+        "head_heads": sizes.heads("head_heads", fields.get("head_heads"), head_width),
+        "head_layers": tuple(sizes.count(f"seg.stages.{i}.blocks.") for i in range(3)),
+        "group_tokens": tuple(sizes.of(f"seg.stages.{i}.group_token", 3)[1] for i in range(2)),
+        "embed_dim": sizes.of(last, 2)[0],
+        "projection": projection,
+        "projection_width": sizes.of("seg.proj.0.weight", 2)[0],
+        "segment_tap": "second_grouping" if "seg.tap.weight" in state_dict else "last_block",
+    }
+    return read | _read_decoder_sizes(sizes, state_dict, fields)
+
+
+def _read_decoder_sizes(
+    sizes: Sizes, state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    if not any(key.startswith("decoder.") for key in state_dict):
+        return {"decoder_layers": 0}
+    width = sizes.of("decoder.decoder_embed.weight", 2)[0]
+    given = fields.get("decoder_heads")
+    return {
+        "decoder_layers": sizes.count("decoder.decoder_blocks."),
+        "decoder_width": width,
+        "decoder_heads": sizes.heads("decoder_heads", given or max(1, width // 32), width),
+    }
+
+
+def _grid_side(sizes: Sizes) -> int:
+    rows = sizes.of("encoder.pos_embed", 3)[1]
+    side = math.isqrt(rows - 1)
+    if 1 + side**2 != rows:
+        raise CheckpointError(
+            f"encoder.pos_embed: expected one row and those of a square grid, got {rows} rows. "
+            "Check that the checkpoint is from this architecture."
+        )
+    return side
+
+
+def _matching(text_encoder: TextEncoder, embed_dim: int) -> TextEncoder:
+    found = text_encoder.config.embed_dim
+    if found != embed_dim:
+        raise CheckpointError(
+            f"pretrained: expected the teacher's text tower with embeddings of {embed_dim}, got "
+            f"{found}. Use the CLIP model that the student was distilled from."
+        )
+    return text_encoder

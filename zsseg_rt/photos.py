@@ -1,0 +1,135 @@
+"""Find photos and read them."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.extras import install_command
+from zsseg_rt.picture_header import MAX_PIXELS, check_picture
+
+__all__ = [
+    "MASK_SUFFIX",
+    "OVERLAY_SUFFIX",
+    "decode_photo",
+    "find_photos",
+    "load_photo",
+    "read_photo",
+]
+
+_log = logging.getLogger(__name__)
+
+OVERLAY_SUFFIX, MASK_SUFFIX = ".overlay.png", ".mask.png"
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that is more
+
+
+def find_photos(arguments: Sequence[str]) -> list[Path]:
+    """Expand files, folders (not subfolders) and glob patterns to photos, each once, in order.
+
+    What ``segment`` writes, ``*.overlay.png`` and ``*.mask.png``, counts as a photo only if named
+    directly: in folders and patterns it is skipped, and the log says how many were.
+
+    Raises:
+        SourceError: An argument matches nothing, or is a folder without photos.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        try:
+            found.update(dict.fromkeys(_expand(argument)))
+        except OSError as exc:
+            raise SourceError(f"{argument}: cannot be read: {exc.strerror}") from exc
+    return list(found)
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        expected = f"photos ({', '.join(SUFFIXES)}) in the folder"
+        matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    else:
+        expected = "a photo, folder or pattern"
+        paths = glob.glob(argument, recursive=True)  # noqa: PTH207
+        matches = sorted(p for p in map(Path, paths) if p.is_file())
+    photos = [p for p in matches if not p.name.endswith((OVERLAY_SUFFIX, MASK_SUFFIX))]
+    if not photos:
+        what = f"only {len(matches)} results of an earlier run" if matches else "nothing"
+        raise SourceError(f"{argument}: expected {expected}, found {what}")
+    if len(photos) < len(matches):
+        _log.warning(
+            "%s: %d images *%s and *%s, results of an earlier run, are skipped",
+            argument, len(matches) - len(photos), OVERLAY_SUFFIX, MASK_SUFFIX,
+        )  # fmt: skip
+    return photos
+
+
+def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read a photo as uint8 RGB [H, W, 3]; EXIF orientation is applied.
+
+    Args:
+        path: A BMP, JPEG, PNG, TIFF or WebP file.
+        max_pixels: Larger photos are not decoded; labelling takes 12 bytes per pixel.
+
+    Raises:
+        SourceError: The file cannot be read, is not an image, has too many pixels, or is too short
+            for the pixels that it claims.
+        BackendUnavailableError: OpenCV is not installed.
+    """
+    file = Path(path)
+    return decode_photo(load_photo(file, max_pixels=max_pixels), file, max_pixels=max_pixels)
+
+
+def load_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return the content of a photo's file.
+
+    Raises:
+        SourceError: The file cannot be read, or is longer than any photo with that many pixels.
+    """
+    longest = max(_LONGEST_FILE, 8 * max_pixels)
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(longest + 1) if size <= longest else b""
+    except OSError as exc:
+        raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if max(size, len(data)) > longest:
+        raise SourceError(f"{path}: expected at most {longest} bytes, got {size}. Is it a photo?")
+    return data
+
+
+def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Do what :func:`read_photo` does, with content that :func:`load_photo` has read.
+
+    Raises:
+        SourceError: As :func:`read_photo`; the message names ``path``.
+        BackendUnavailableError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            "cv2: expected OpenCV to read photos, got nothing. "
+            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
+        ) from exc
+    try:
+        check_picture(data, max_pixels=max_pixels)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except ValueError as exc:
+        raise SourceError(f"{path}: {exc}") from exc
+    except cv2.error as exc:
+        raise SourceError(f"{path}: cannot be decoded: {exc.err}") from exc
+    if picture is None:
+        raise SourceError(
+            f"{path}: expected an image file, got {len(data)} bytes that cannot be decoded"
+        )
+    rgb: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
+    return rgb

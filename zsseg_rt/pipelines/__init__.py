@@ -1,1 +1,0 @@
-"""What happens between a preprocessed image and class logits, one file a family."""

@@ -1,0 +1,170 @@
+"""Reading a source in a thread of its own, opened anew whenever a camera was lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.stream.source import Picture, Source
+from zsseg_rt.stream.watch import SourceWatch
+
+__all__ = ["Capture"]
+
+
+class _Attempt:
+    """One thread that reads a source until it ends, fails or is told to stop.
+
+    A thread may hang for ever in a camera's driver. It is abandoned then: it is a daemon, nobody
+    waits for it, and whatever it still gives is discarded.
+    """
+
+    def __init__(self, source: Source, offer: Callable[[_Attempt, Picture], bool]) -> None:
+        self.is_over = False
+        self.error: ZssegError | None = None
+        self.frames = 0
+        self.seen_at = 0.0  # when it gave the last of them
+        self.damaged = 0
+        self._source, self._offer = source, offer
+        self._stop = threading.Event()
+        self._on_over: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=self._read, name=f"read {source.name}", daemon=True)
+
+    def start(self, on_over: Callable[[], None]) -> None:
+        self._on_over = on_over
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def join(self, seconds: float) -> None:
+        if threading.current_thread() is not self._thread:  # a forgotten stream ends in any thread
+            self._thread.join(seconds)
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        return self._stop.wait(max(seconds, 0.0))
+
+    def count_damaged(self) -> None:
+        self.damaged += 1
+
+    def _read(self) -> None:
+        # Any other error is printed by the thread, and the source must not look sound.
+        self.error = SourceError(f"{self._source.name}: reading failed, see the traceback above")
+        try:
+            with closing(self._source.pictures(self)) as pictures:
+                for picture in pictures:
+                    if not self._offer(self, picture):
+                        break
+            self.error = None
+        except ZssegError as exc:
+            self.error = exc
+        finally:
+            self.is_over = True
+            self._on_over()
+
+
+class Capture:
+    """Keeps one source going. All methods belong to the thread that takes frames.
+
+    Args:
+        source: The source.
+        slot: Its position in the hand-off.
+        hand_off: Where its pictures go.
+        watch: What decides when to open it.
+        paced: Whether its pictures come when their time stamps say, as a camera's would.
+        now: The clock.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        slot: int,
+        hand_off: HandOff,
+        watch: SourceWatch,
+        *,
+        paced: bool,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.watch = watch
+        self.name = source.name
+        self._source, self._slot, self._hand_off, self._now = source, slot, hand_off, now
+        self._paced = paced
+        self._start: float | None = None
+        self._attempt: _Attempt | None = None
+        self._frames = 0  # of this attempt that the watch knows of
+        self._damaged = 0  # in attempts that are over
+
+    def tick(self) -> float | None:
+        """Look what became of the source, and open it or give it up where it is time.
+
+        Returns:
+            Seconds until the next look; None if only the source itself can bring news.
+        """
+        self.look()
+        now = self._now()
+        action = self.watch.tick(now)
+        if action == "open":
+            self._attempt, self._frames = _Attempt(self._source, self._offer), 0
+            self._attempt.start(self._hand_off.nudge)
+        elif action == "abandon":
+            self._drop_attempt()
+            self._hand_off.nudge()  # it may wait for room
+        return self.watch.next_tick(now)
+
+    def look(self) -> None:
+        """Tell the watch what became of the source."""
+        attempt = self._attempt
+        if attempt is None:
+            return
+        is_over = attempt.is_over  # before its frames are looked at: the last one counts
+        frames = attempt.frames
+        if frames > self._frames:
+            self._frames = frames
+            self.watch.frame(attempt.seen_at)
+        if frames and self._hand_off.lets_wait(self._slot):
+            self.watch.frame(self._now())  # it is we who are slow
+        if is_over:
+            self._drop_attempt()
+            self.watch.over(self._now(), attempt.error)
+
+    @property
+    def damaged(self) -> int:
+        """Packets and frames that could not be decoded."""
+        return self._damaged + (0 if self._attempt is None else self._attempt.damaged)
+
+    def stop(self) -> None:
+        """Tell the thread to stop; safe in a signal handler."""
+        if self._attempt is not None:
+            self._attempt.stop()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread for so long, then leave it to itself."""
+        if self._attempt is not None:
+            self._attempt.join(seconds)
+
+    def _drop_attempt(self) -> None:
+        if self._attempt is not None:
+            self._attempt.stop()
+            self._damaged += self._attempt.damaged
+            self._attempt = None
+
+    def _offer(self, attempt: _Attempt, picture: Picture) -> bool:
+        """Put a picture into the slot, in the reading thread."""
+        if self._paced and self._is_stopped_before_its_time(attempt, picture):
+            return False
+        attempt.seen_at = self._now()
+        attempt.frames += 1
+        return self._hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
+
+    def _is_stopped_before_its_time(self, attempt: _Attempt, picture: Picture) -> bool:
+        stamp, now = picture.pts_seconds or 0.0, self._now()
+        if self._start is None:
+            self._start = now - stamp
+        return attempt.wait(self._start + stamp - now)

@@ -1,0 +1,182 @@
+"""Where capture threads leave pictures, and the labelling thread takes them in turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from zsseg_rt.result import Frame
+from zsseg_rt.stream.source import Picture
+
+__all__ = ["HandOff", "SlotSettings"]
+
+QUEUE = 4
+"""Pictures that policy ``all`` lets a source read ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotSettings:
+    """How one source's pictures wait.
+
+    Attributes:
+        source: The source's name.
+        keeps_all: True lets the source wait for room, so that no picture is lost; false keeps the
+            newest picture alone.
+    """
+
+    source: str
+    keeps_all: bool
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    settings: SlotSettings
+    waiting: deque[tuple[int, Picture]] = field(default_factory=deque)
+    given: int = 0  # pictures that the source has given
+    dropped: int = 0
+    last_taken: int = -1
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.waiting) >= (QUEUE if self.settings.keeps_all else 1)
+
+    def add(self, picture: Picture) -> None:
+        if self.is_full:
+            self.drop_oldest()
+        self.waiting.append((self.given, picture))
+        self.given += 1
+
+    def drop_oldest(self) -> None:
+        self.waiting.popleft()
+        self.dropped += 1
+
+    def take(self) -> Frame:
+        index, picture = self.waiting.popleft()
+        before, self.last_taken = index - self.last_taken - 1, index
+        return Frame(
+            source=self.settings.source,
+            index=index,
+            captured_at=picture.captured_at,
+            clock=picture.clock,
+            pts_seconds=picture.pts_seconds,
+            dropped_before=before,
+            image=picture.image,
+        )
+
+
+class HandOff:
+    """One slot per source; safe to use from any thread, and from a signal handler.
+
+    Args:
+        slots: One setting per source, which is called by its position from here on.
+        max_staleness: Seconds after which a picture that still waits is dropped; None never drops.
+        now: The clock, seconds of ``time.monotonic()``.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[SlotSettings],
+        *,
+        max_staleness: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._slots = [_Slot(settings=settings) for settings in slots]
+        self._max_staleness, self._now = max_staleness, now
+        self._changed = threading.Condition(threading.RLock())
+        self._next = 0  # the slot whose turn it is
+        self._nudged = False
+        self._closed = False
+
+    def put(self, slot: int, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
+        """Leave a picture; with policy ``all`` this waits for room.
+
+        Args:
+            slot: Position of the picture's source.
+            picture: The picture.
+            is_wanted: Asked once it is the picture's turn: false discards it. Call :meth:`nudge`
+                when the answer changes.
+
+        Returns:
+            False if the picture was discarded, and no more are wanted.
+        """
+        mine = self._slots[slot]
+        with self._changed:
+            if mine.settings.keeps_all:
+                self._changed.wait_for(lambda: self._closed or not mine.is_full or not is_wanted())
+            if self._closed or not is_wanted():
+                return False
+            mine.add(picture)
+            self._changed.notify_all()
+        return True
+
+    def take(self, timeout: float | None) -> Frame | None:
+        """Wait for a frame; of several sources each gets its turn.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            A frame; None after the time, after :meth:`nudge` and when closed.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_news, timeout)
+            self._nudged = False
+            if self._closed:
+                return None
+            for turn in range(len(self._slots)):
+                position = (self._next + turn) % len(self._slots)
+                slot = self._slots[position]
+                if slot.waiting:
+                    self._next = position + 1
+                    self._changed.notify_all()
+                    return slot.take()
+        return None
+
+    def nudge(self) -> None:
+        """Wake whoever waits, to look around."""
+        with self._changed:
+            self._nudged = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Take no more pictures and give none; whoever waits goes on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame waits."""
+        with self._changed:
+            self._drop_stale()
+            return not any(slot.waiting for slot in self._slots)
+
+    def lets_wait(self, slot: int) -> bool:
+        """Whether a source has to wait for room."""
+        return self._slots[slot].settings.keeps_all and self._slots[slot].is_full
+
+    def counts(self, slot: int) -> tuple[int, int]:
+        """How many pictures a source has given, and how many of them were dropped."""
+        with self._changed:
+            return self._slots[slot].given, self._slots[slot].dropped
+
+    def _has_news(self) -> bool:
+        self._drop_stale()
+        return self._closed or self._nudged or any(slot.waiting for slot in self._slots)
+
+    def _drop_stale(self) -> None:
+        if self._max_staleness is None:
+            return
+        oldest = self._now() - self._max_staleness
+        for slot in self._slots:
+            while slot.waiting and slot.waiting[0][1].captured_at < oldest:
+                slot.drop_oldest()
+                self._changed.notify_all()

@@ -1,0 +1,154 @@
+"""Overlays as a video that a power cut leaves playable."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.video_errors import import_av
+from zsseg_rt.stream.writers import frame_of, require_folder, unwritable
+from zsseg_rt.visualize import palette
+
+__all__ = ["OverlayVideo"]
+
+_TICKS = 90_000  # per second
+_KEY_EVERY = 1.0  # seconds; a fragment, which is what a power cut may cost
+# Without flush_packets the fragments wait in a buffer, and a recording that was cut is unreadable.
+_FRAGMENTS = {
+    "movflags": "frag_keyframe+empty_moov+default_base_moof",
+    "flush_packets": "1",
+}
+_X264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
+
+
+class OverlayVideo:
+    """Writes ``NAME.mp4``, H.264: each frame with its labels' colours laid over it.
+
+    A source whose frames change their size, and every further source, goes on in a file of its
+    own, ``NAME-2.mp4`` and so on. Sides are made even by repeating the last row or column.
+
+    Args:
+        path: The first file.
+        channel_order: Of the frames.
+        alpha: Weight of the colours, in [0, 1].
+
+    Raises:
+        SourceError: The file's folder is absent.
+        BackendUnavailableError: PyAV is not installed.
+    """
+
+    def __init__(self, path: Path, *, channel_order: str, alpha: float) -> None:
+        require_folder(path)
+        self._av = import_av()
+        self.name = str(path)
+        self.files: list[str] = []
+        self._path, self._order, self._alpha = path, channel_order, alpha
+        self._recordings: dict[str, _Recording] = {}
+        self._colours = palette(0)
+
+    def write(self, seg: Segmentation) -> None:
+        """Encode one frame.
+
+        Raises:
+            SourceError: It cannot be written.
+        """
+        frame = frame_of(seg)
+        recording = self._recording(frame)
+        ops.overlay(
+            frame.image, seg.labels, self._palette(len(seg.names)),
+            alpha=self._alpha, out=recording.canvas,
+        )  # fmt: skip
+        try:
+            recording.add(frame)
+        except self._av.FFmpegError as exc:
+            raise unwritable(recording.path, exc) from exc
+
+    def close(self) -> None:
+        """Finish all files, as far as that is possible.
+
+        Raises:
+            SourceError: One of them cannot be finished; it stays playable.
+        """
+        recordings, self._recordings = list(self._recordings.values()), {}
+        errors = []
+        for recording in recordings:
+            try:
+                recording.close()
+            except self._av.FFmpegError as exc:
+                errors.append(unwritable(recording.path, exc))
+        if errors:
+            raise errors[0]
+
+    def _recording(self, frame: Frame) -> _Recording:
+        recording = self._recordings.get(frame.source)
+        if recording is not None and recording.canvas.shape == frame.image.shape:
+            return recording
+        number = len(self.files) + 1
+        stem = self._path.stem if number == 1 else f"{self._path.stem}-{number}"
+        path = self._path.with_name(stem + self._path.suffix)
+        try:
+            if recording is not None:
+                recording.close()
+            begun = _Recording(self._av, path, frame, self._order)
+        except self._av.FFmpegError as exc:
+            raise unwritable(path, exc) from exc
+        self._recordings[frame.source] = begun
+        self.files.append(str(path))
+        return begun
+
+    def _palette(self, num_classes: int) -> npt.NDArray[np.uint8]:
+        if len(self._colours) < num_classes:
+            colours = palette(num_classes)
+            self._colours = (
+                colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+            )
+        return self._colours
+
+
+class _Recording:
+    """One file."""
+
+    def __init__(self, av: Any, path: Path, frame: Frame, order: str) -> None:
+        self.path = path
+        self.canvas = np.empty_like(frame.image)
+        self._av, self._format = av, f"{order}24"
+        self._start = _time_of(frame)
+        self._last_tick, self._last_key = -1, float("-inf")
+        self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
+        height, width = self.canvas.shape[:2]
+        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
+        self._stream = self._container.add_stream("libx264", rate=30, options=_X264)
+        self._stream.height, self._stream.width = height + height % 2, width + width % 2
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+
+    def add(self, frame: Frame) -> None:
+        """Encode the canvas at the frame's time."""
+        picture = np.pad(self.canvas, self._padding, mode="edge")
+        video = self._av.VideoFrame.from_ndarray(picture, format=self._format)
+        seconds = _time_of(frame) - self._start
+        self._last_tick = max(round(seconds * _TICKS), self._last_tick + 1)
+        video.pts, video.time_base = self._last_tick, Fraction(1, _TICKS)
+        if seconds >= self._last_key + _KEY_EVERY:
+            video.pict_type = self._av.video.frame.PictureType.I
+            self._last_key = seconds
+        self._container.mux(self._stream.encode(video))
+
+    def close(self) -> None:
+        try:
+            self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+
+
+def _time_of(frame: Frame) -> float:
+    """A file's own time; a camera's may begin anew when it comes back, so when it was captured."""
+    if frame.clock == "file" and frame.pts_seconds is not None:
+        return frame.pts_seconds
+    return frame.captured_at

@@ -1,0 +1,289 @@
+"""From sources to labels: the runner takes frames in turns, labels them and feeds the sinks."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    EndOfSource,
+    ZssegError,
+)
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.capture import Capture
+from zsseg_rt.stream.hand_off import HandOff, SlotSettings
+from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
+from zsseg_rt.stream.source import Source
+from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
+
+__all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings"]
+
+Policy = Literal["latest", "all"]
+POLICIES = ("latest", "all")
+
+_AGES = 1000  # frames that the statistics look back
+# Seconds until a waiting stream looks around: a signal handler's stop() may come just before it
+# waits, in the same thread, and wake nobody.
+_LOOK = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStats:
+    """How one source is doing.
+
+    Attributes:
+        state: ``"starting"``, ``"running"``, ``"stalled"``, ``"lost"`` or ``"ended"``.
+        captured: Frames that it has given.
+        labelled: Frames of it that were labelled.
+        dropped: Frames that were dropped before.
+        damaged: Packets and frames that could not be decoded.
+        reconnects: How often it came back after it was lost.
+        age_ms: Milliseconds from capture to labels, ``{"p50", "p95", "p99"}`` over the last 1000
+            frames; empty before the first.
+        error: What is wrong with it, or None.
+    """
+
+    state: SourceState
+    captured: int
+    labelled: int
+    dropped: int
+    damaged: int
+    reconnects: int
+    age_ms: Mapping[str, float]
+    error: str | None = None
+
+
+@dataclass
+class _Ages:
+    count: int = 0
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.last.append(seconds)
+
+    def percentiles(self) -> dict[str, float]:
+        if not self.last:
+            return {}
+        values = np.percentile(np.array(self.last) * 1000.0, (50, 95, 99))
+        return {f"p{p}": round(float(v), 3) for p, v in zip((50, 95, 99), values, strict=True)}
+
+
+class Stream:
+    """An iterator of labelled frames; made by :meth:`zsseg_rt.Engine.stream`.
+
+    Reading starts with the first frame that is asked for. Leave the stream with :meth:`close`, or
+    use it as a context manager; one that is forgotten closes itself.
+
+    Args:
+        sources: Where frames come from; several take turns.
+        segment: Labels a frame, uint8 [H, W, 3]. It is called in the iterating thread.
+        policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels every
+            frame, and the source waits. None takes ``latest`` for cameras, ``all`` for the rest.
+        max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
+        writers: What each result is written with, in a thread of its own. A writer that is too slow
+            misses frames where the source cannot wait.
+        patience: How long cameras are waited for.
+
+    Raises:
+        ArgumentError: A setting is outside its range.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        segment: Callable[[npt.NDArray[np.uint8]], Segmentation],
+        *,
+        policy: Policy | None = None,
+        max_staleness: float | None = None,
+        writers: Sequence[Writer] = (),
+        patience: Patience | None = None,
+    ) -> None:
+        check_settings(policy, max_staleness)
+        self._segment = segment
+        keeps_all = [policy == "all" or (policy is None and not s.live) for s in sources]
+        self._hand_off = HandOff(
+            [
+                SlotSettings(source=source.name, keeps_all=keeps)
+                for source, keeps in zip(sources, keeps_all, strict=True)
+            ],
+            max_staleness=max_staleness,
+        )
+        self._captures = [
+            Capture(
+                source,
+                slot,
+                self._hand_off,
+                SourceWatch(source.name, live=source.live, patience=patience or Patience()),
+                paced=not (keeps_all[slot] or source.live),
+            )
+            for slot, source in enumerate(sources)
+        ]
+        self._ages = {source.name: _Ages() for source in sources}
+        self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
+        self._sinks = [Sink(writer) for writer in writers]
+        self._patience = _EndPatience()
+        self._close = weakref.finalize(
+            self, _close, self._hand_off, self._captures, self._sinks, self._patience
+        )
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Segmentation:
+        """Label the next frame.
+
+        Raises:
+            SourceError: No source has ever given a frame, and each has failed.
+            BackendUnavailableError: A package that a source needs is not installed.
+        """
+        try:
+            frame = self._next_frame()
+        except EndOfSource:
+            self.close()
+            raise StopIteration from None
+        except ZssegError:
+            self.close()
+            raise
+        seg = replace(self._segment(frame.image), frame=frame)
+        self._ages[frame.source].add(time.monotonic() - frame.captured_at)
+        for sink in self._sinks:
+            sink.put(seg, waits=self._keeps_all[frame.source])
+        return seg
+
+    def stop(self) -> None:
+        """End the stream before its next frame; safe in any thread and in a signal handler.
+
+        What waits in a sink longer than 0.5 s after that is not written.
+        """
+        self._patience.source, self._patience.sinks = 0.1, 0.5
+        self._hand_off.close()
+        for capture in self._captures:
+            capture.stop()
+        for sink in self._sinks:
+            sink.hurry()
+
+    def close(self) -> None:
+        """Stop reading, write what waits in the sinks, and finish their files.
+
+        Threads that hang are left behind: in a source after 0.3 s, in a sink after 10 s.
+        """
+        self._close()
+
+    def stats(self) -> dict[str, SourceStats]:
+        """How each source is doing, by its name."""
+        return {
+            capture.name: self._stats_of(slot, capture)
+            for slot, capture in enumerate(self._captures)
+        }
+
+    def sink_stats(self) -> list[SinkStats]:
+        """How each sink is doing, in the order in which they were given."""
+        return [sink.stats() for sink in self._sinks]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next_frame(self) -> Frame:
+        while not self._hand_off.is_closed:
+            waits = [capture.tick() for capture in self._captures]
+            self._refuse_if_none_works()
+            for capture in self._captures:
+                capture.watch.log_news()
+            if self._is_exhausted():
+                break
+            frame = self._hand_off.take(min([_LOOK, *(w for w in waits if w is not None)]))
+            if frame is not None:
+                for capture in self._captures:
+                    capture.look()
+                return frame
+        raise EndOfSource("source: no more frames")
+
+    def _is_exhausted(self) -> bool:
+        ended = all(capture.watch.state == "ended" for capture in self._captures)
+        return ended and self._hand_off.is_empty
+
+    def _refuse_if_none_works(self) -> None:
+        watches = [capture.watch for capture in self._captures]
+        for watch in watches:
+            if isinstance(watch.error, BackendUnavailableError):
+                raise watch.error
+        first = watches[0].error
+        if first is not None and all(w.error is not None and not w.ran for w in watches):
+            raise first
+
+    def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
+        given, dropped = self._hand_off.counts(slot)
+        ages, watch = self._ages[capture.name], capture.watch
+        return SourceStats(
+            state=watch.state,
+            captured=given,
+            labelled=ages.count,
+            dropped=dropped,
+            damaged=capture.damaged,
+            reconnects=watch.reconnects,
+            age_ms=ages.percentiles(),
+            error=None if watch.error is None else str(watch.error),
+        )
+
+
+@dataclass(kw_only=True)
+class _EndPatience:
+    """Seconds that all threads of a kind get to end by themselves."""
+
+    source: float = 0.3
+    sinks: float = 10.0
+
+
+def _close(
+    hand_off: HandOff,
+    captures: Sequence[Capture],
+    sinks: Sequence[Sink],
+    patience: _EndPatience,
+) -> None:
+    hand_off.close()
+    for capture in captures:
+        capture.stop()
+    for sink in sinks:
+        sink.finish()
+    _join(captures, patience.source)
+    _join(sinks, patience.sinks)
+
+
+def _join(threads: Sequence[Capture] | Sequence[Sink], seconds: float) -> None:
+    last = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(last - time.monotonic(), 0.0))
+
+
+def check_settings(policy: Any, max_staleness: Any) -> None:
+    """Refuse settings of a stream that are outside their range.
+
+    Raises:
+        ArgumentError: The policy is not one that exists, or the staleness not above 0.
+    """
+    if policy is not None and policy not in POLICIES:
+        raise ArgumentError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
+    if max_staleness is not None and not (
+        isinstance(max_staleness, (int, float)) and 0.0 < max_staleness < math.inf
+    ):
+        raise ArgumentError(f"max_staleness: expected seconds above 0, got {max_staleness}")

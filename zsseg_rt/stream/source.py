@@ -1,0 +1,78 @@
+"""What a source of frames is, and how it is named without its password."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Picture", "Reader", "Source", "redact"]
+
+_LOGIN = re.compile(r"(?<=://)\S*@")
+_SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|auth)[^=&\s]*=)[^&\s]*", re.I)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """A frame as its source gives it; see :class:`zsseg_rt.result.Frame`.
+
+    Attributes:
+        image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more.
+        captured_at: Seconds of ``time.monotonic()``.
+        clock: Whose time that is.
+        pts_seconds: The stream's own time stamp in seconds, or None.
+    """
+
+    image: npt.NDArray[np.uint8] = field(repr=False)
+    captured_at: float
+    clock: Literal["driver", "arrival", "file"]
+    pts_seconds: float | None = None
+
+
+class Reader(Protocol):
+    """Who reads a source; what the source may ask and tell while it is read."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for so many seconds; returns true, at once, if the source shall stop."""
+
+    def count_damaged(self) -> None:
+        """Count a packet or frame that could not be decoded."""
+
+
+class Source(Protocol):
+    """Where frames come from. It may be opened again after it was lost."""
+
+    @property
+    def name(self) -> str:
+        """Its URI without a password; what messages and frames call it."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a camera: frames that nobody takes are gone, and no end is its own."""
+
+    def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
+        """Open the source and give its pictures; closing the iterator closes the source.
+
+        Args:
+            reader: Who reads.
+
+        Raises:
+            SourceError: It cannot be opened or read, or has no picture at all.
+            BackendUnavailableError: A package that it needs is not installed.
+        """
+
+
+def redact(text: str) -> str:
+    """Blank out logins and secrets in the URIs of a text.
+
+    Example:
+        >>> redact("rtsp://admin:pa@ss@camera/1 is refused")
+        'rtsp://***@camera/1 is refused'
+        >>> redact("http://camera/video?user=me&pwd=1234")
+        'http://camera/video?user=me&pwd=***'
+    """
+    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", text))

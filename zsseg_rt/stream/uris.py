@@ -1,0 +1,170 @@
+"""From what a user types to sources: URIs, paths, and files that list them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.files import read_limited
+from zsseg_rt.photos import SUFFIXES
+from zsseg_rt.stream.demo_camera import DemoCamera
+from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.source import Source, redact
+from zsseg_rt.stream.video import VideoKind, VideoSource
+
+__all__ = ["open_sources"]
+
+_LONGEST_LIST = 1 << 20  # bytes
+_MOST_PIXELS = 1 << 26
+_KNOWN = "test://, rtsp://, http://, https://, v4l2:///dev/videoN, a number, or a path"
+_NETWORK: dict[str, VideoKind] = {
+    "rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"
+}  # fmt: skip
+_NOT_YET = ("csi:", "gst:")
+
+_Value = TypeVar("_Value")
+
+
+def open_sources(
+    given: str | Path | Sequence[str | Path], channel_order: str = "rgb"
+) -> list[Source]:
+    """Read which sources are meant; none is opened yet.
+
+    Args:
+        given: A URI or path, ``@FILE`` with one per line, or several of them.
+        channel_order: Of the frames.
+
+    Raises:
+        ArgumentError: A URI is none of those that are known, or one is given twice.
+        SourceError: A file of URIs cannot be read.
+    """
+    texts = [given] if isinstance(given, (str, Path)) else list(given)
+    uris = [uri for text in texts for uri in _expand(str(text))]
+    if not uris:
+        raise ArgumentError(f"source: expected {_KNOWN}; got none")
+    sources = [_source(uri, channel_order) for uri in uris]
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentError(f"source: expected different sources, got {name} twice")
+    return sources
+
+
+def _expand(text: str) -> list[str]:
+    if not text.startswith("@"):
+        return [text]
+    path = Path(text[1:])
+    try:
+        lines = read_limited(path, max_bytes=_LONGEST_LIST).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "not in UTF-8"
+        raise SourceError(
+            f"{path}: expected a file with one source per line, cannot read it: {reason}"
+        ) from None
+    stripped = (line.strip() for line in lines)
+    uris = [line for line in stripped if line and not line.startswith("#")]
+    if not uris:
+        raise SourceError(f"{path}: expected one source per line, found none")
+    return uris
+
+
+def _source(uri: str, order: str) -> Source:
+    scheme = uri.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) else ""
+    if uri.lower().startswith(_NOT_YET):
+        raise ArgumentError(
+            f"source: {redact(uri)} needs GStreamer, which is not there yet. Expected {_KNOWN}."
+        )
+    if scheme == "test":
+        return _demo_camera(uri, order)
+    kind = _NETWORK.get(scheme)
+    if kind is not None:
+        return VideoSource(name=redact(uri), url=uri, kind=kind, channel_order=order)
+    if scheme == "v4l2" or uri.isdecimal() or uri.startswith("/dev/video"):
+        return _device(uri, order)
+    if "://" in uri:
+        raise ArgumentError(f"source: expected {_KNOWN}; got {redact(uri)}")
+    return _path(uri, order)
+
+
+def _path(text: str, order: str) -> Source:
+    if not text or "\0" in text:
+        raise ArgumentError(f"source: expected {_KNOWN}; got {text!r}")
+    path = Path(text)
+    is_pattern = any(mark in text for mark in "*?[") and not path.exists()
+    if path.is_dir() or path.suffix.lower() in SUFFIXES or is_pattern:
+        return PhotoSource(name=text, channel_order=order)
+    # A path is no address of FFmpeg's, whatever it begins with.
+    return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)
+
+
+def _demo_camera(uri: str, order: str) -> Source:
+    asked = _query(uri, ("size", "rate", "seed", "frames"))
+    frames = _number(uri, asked, "frames", "0", int, 0, 10**9)
+    return DemoCamera(
+        name=uri,
+        size_hw=_size(uri, asked.get("size", "1280x720")),
+        rate=_number(uri, asked, "rate", "30", float, 0.01, 1000),
+        seed=_number(uri, asked, "seed", "0", int, 0, 2**63),
+        num_frames=frames or None,
+        channel_order=order,
+    )
+
+
+def _device(uri: str, order: str) -> Source:
+    asked = _query(uri, ("size", "rate", "format")) if "?" in uri else {}
+    path = f"/dev/video{uri}" if uri.isdecimal() else uri.split("?")[0].removeprefix("v4l2://")
+    if not path.startswith("/dev/"):
+        raise ArgumentError(f"source: expected v4l2:///dev/videoN, got {uri}")
+    options = {}
+    if "size" in asked:
+        height, width = _size(uri, asked["size"])
+        options["video_size"] = f"{width}x{height}"
+    if "rate" in asked:
+        options["framerate"] = str(_number(uri, asked, "rate", "30", float, 0.01, 1000))
+    if "format" in asked:
+        options["input_format"] = asked["format"]
+    return VideoSource(name=uri, url=path, kind="v4l2", channel_order=order, options=options)
+
+
+def _query(uri: str, known: Sequence[str]) -> dict[str, str]:
+    parts = urlsplit(uri)
+    if parts.scheme == "test" and (parts.netloc or parts.path):
+        raise ArgumentError(f"source: expected test://?{'&'.join(f'{k}=..' for k in known)}, "
+                            f"got {uri}")  # fmt: skip
+    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for key in asked:
+        if key not in known:
+            raise ArgumentError(f"source: expected {', '.join(known)} in {uri}, got {key!r}")
+    return asked
+
+
+def _size(uri: str, text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if sides is None or int(sides[1]) * int(sides[2]) > _MOST_PIXELS:
+        raise ArgumentError(f"source: expected size=WIDTHxHEIGHT in {uri}, got {text!r}")
+    return int(sides[2]), int(sides[1])
+
+
+def _number(
+    uri: str,
+    asked: dict[str, str],
+    key: str,
+    default: str,
+    read: Callable[[str], _Value],
+    low: float,
+    high: float,
+) -> _Value:
+    text = asked.get(key, default)
+    try:
+        value = read(text)
+        fits = math.isfinite(float(text)) and low <= float(text) <= high
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ArgumentError(f"source: expected {key} from {low} to {high} in {uri}, got {text!r}")
+    return value

@@ -1,0 +1,64 @@
+"""What FFmpeg's errors mean to the one who can mend them."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.extras import install_command
+
+__all__ = ["explain", "import_av"]
+
+_REMEDIES = {
+    "HTTPUnauthorizedError": "Check user and password.",
+    "HTTPForbiddenError": "Check user, password and the user's rights.",
+    "HTTPNotFoundError": "Check the path behind the address.",
+    "ConnectionRefusedError": "Check address and port, and that the camera is on.",
+    "TimeoutError": "Check the address, and that the camera is on.",
+    "ExitError": "Nothing came for too long. Check the address, and that the camera is on.",
+    "FileNotFoundError": "Check the path.",
+    "IsADirectoryError": "Name a file in it.",
+    "InvalidDataError": "Is it a video?",
+    "ProtocolNotFoundError": "PyAV was built without this protocol. Use another.",
+}
+_CAMERA_REMEDIES = {
+    errno.ENOENT: "Plug the camera in; ls /dev/video* lists those that are there.",
+    errno.ENODEV: "Plug the camera in; ls /dev/video* lists those that are there.",
+    errno.EACCES: "Allow it: sudo usermod -aG video $USER, then log in again.",
+    errno.EBUSY: "Close the program that uses it; fuser /dev/video* names it.",
+    errno.ENOTTY: "It is no camera; v4l2-ctl --list-devices names those that are.",
+    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can.",
+}
+
+
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        BackendUnavailableError: It is not installed.
+    """
+    try:
+        import av
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            "av: expected PyAV to read and write video, found none. Run: "
+            f"{install_command('stream')}"
+        ) from exc
+    return av
+
+
+def explain(error: OSError | ValueError, name: str, *, is_camera: bool = False) -> SourceError:
+    """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password.
+
+    Args:
+        error: One of ``av.FFmpegError``.
+        name: The source's name, without a password.
+        is_camera: Whether it is a device of this machine.
+    """
+    code = getattr(error, "errno", None)
+    remedy = _CAMERA_REMEDIES.get(code or 0) if is_camera else None
+    if remedy is None:
+        remedy = _REMEDIES.get(type(error).__name__, "Check it with ffprobe or another player.")
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return SourceError(f"{name}: cannot be read: {reason}. {remedy}")

@@ -1,0 +1,215 @@
+"""From class names, as a caller gives them, to the phrases that are embedded and back to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import VocabularyError
+from zsseg_rt.schema import check_plain_text
+from zsseg_rt.text.tokenizer import clean_text
+
+__all__ = [
+    "BACKGROUND",
+    "ClassList",
+    "ClassNames",
+    "join_synonyms",
+    "rename_classes",
+    "split_synonyms",
+]
+
+BACKGROUND = -1
+"""Class index of a phrase whose pixels are labelled unknown."""
+
+ClassNames = Sequence[str | Sequence[str]]
+"""Classes in order; a class is a name, or a list of synonyms whose first is its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassList:
+    """Classes and the phrases that stand for them; immutable.
+
+    Attributes:
+        names: Class names in the caller's order, length C.
+        phrases: Every text that is embedded, length P >= C: classes' synonyms, then background.
+        phrase_classes: int32 [P]: the class of each phrase, :data:`BACKGROUND` for background.
+    """
+
+    names: tuple[str, ...]
+    phrases: tuple[str, ...]
+    phrase_classes: npt.NDArray[np.int32]
+
+    @classmethod
+    def read(
+        cls, classes: ClassNames, background: Sequence[str] = (), *, max_phrases: int = 1024
+    ) -> ClassList:
+        """Check class names and lay out their phrases.
+
+        Args:
+            classes: One entry per class, a name or a list of synonyms.
+            background: Phrases that compete with the classes; pixels they win become unknown.
+            max_phrases: The most phrases the graphs accept.
+
+        Raises:
+            VocabularyError: No class, an empty or repeated name, one with control characters or
+                half of a surrogate pair, or too many phrases.
+        """
+        _check_list("class_names", classes)
+        _check_list("background", background)
+        groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
+        if not groups:
+            raise VocabularyError("class_names: expected at least one class, got none")
+        backdrop = [_clean(text, "background", i) for i, text in enumerate(background)]
+        phrases = [phrase for group in groups for phrase in group] + backdrop
+        _refuse_repeats(phrases)
+        if len(phrases) > max_phrases:
+            raise VocabularyError(
+                f"class_names: expected at most {max_phrases} phrases (classes, synonyms and "
+                f"background together), got {len(phrases)}. Name fewer, or export for more."
+            )
+        return ClassList.of_groups(groups, backdrop)
+
+    @classmethod
+    def of_groups(
+        cls, groups: Sequence[Sequence[str]], background: Sequence[str] = ()
+    ) -> ClassList:
+        """Lay out the phrases of classes that have been checked, as those of data sets are.
+
+        Args:
+            groups: The synonyms of each class, its name first.
+            background: Phrases that compete with the classes.
+        """
+        owners = [index for index, group in enumerate(groups) for _ in group]
+        owners += [BACKGROUND] * len(background)
+        return ClassList(
+            names=tuple(group[0] for group in groups),
+            phrases=(*(phrase for group in groups for phrase in group), *background),
+            phrase_classes=np.asarray(owners, np.int32),
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """True if phrase and class indices are the same thing."""
+        return len(self.phrases) == len(self.names)
+
+    @cached_property
+    def label_table(self) -> npt.NDArray[Any]:
+        """Map phrase labels to class labels and unknown; uint8, or uint16 above 254 classes."""
+        dtype = np.uint8 if len(self.names) <= 254 else np.uint16
+        unknown = np.iinfo(dtype).max
+        size = 256 if len(self.phrases) <= 254 else 65536
+        table = np.full(size, unknown, dtype)
+        used = self.phrase_classes != BACKGROUND
+        table[: len(self.phrases)][used] = self.phrase_classes[used]
+        return table
+
+    def seen(self, seen_names: Collection[str]) -> npt.NDArray[np.bool_] | None:
+        """Which phrases name a class that training saw, bool [P]; None if training names none.
+
+        Names that the tokenizer reads alike are the same: "Blue  sky" is "blue sky".
+        """
+        if not seen_names:
+            return None
+        known = {clean_text(name) for name in seen_names}
+        return np.array([clean_text(phrase) in known for phrase in self.phrases])
+
+
+def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
+    """Split each name at its commas.
+
+    Raises:
+        VocabularyError: A name contains no word.
+
+    Example:
+        >>> split_synonyms(["sky", "sofa, couch"])
+        [['sky'], ['sofa', 'couch']]
+    """
+    classes = [[part.strip() for part in name.split(",") if part.strip()] for name in class_names]
+    for name, phrases in zip(class_names, classes, strict=True):
+        if not phrases:
+            raise VocabularyError(
+                f"class_names: expected a name, got {name!r}. Leave no name empty."
+            )
+    return classes
+
+
+def join_synonyms(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The inverse of :func:`split_synonyms`."""
+    return tuple(", ".join(phrases) for phrases in classes)
+
+
+def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> tuple[str, ...]:
+    """Replace names, to ask a model for the same classes in different words.
+
+    Args:
+        class_names: The data set's names.
+        new_names: New phrase by old name, which is a whole name or one of its synonyms; commas
+            separate synonyms in new phrases.
+
+    Returns:
+        As many names in the same order.
+
+    Raises:
+        VocabularyError: An old name does not exist.
+
+    Example:
+        >>> rename_classes(["car", "tree, bush"], {"car": "automobile", "tree": "oak, elm"})
+        ('automobile', 'oak, elm')
+    """
+    renamed = list(class_names)
+    for old, new in new_names.items():
+        places = [i for i, name in enumerate(class_names) if old == name]
+        places += [i for i, words in enumerate(split_synonyms(class_names)) if old in words]
+        if not places:
+            raise VocabularyError(
+                f"new_names: expected old names from {', '.join(class_names)}, got {old!r}. "
+                "Check the spelling."
+            )
+        renamed[places[0]] = new
+    return tuple(renamed)
+
+
+def _check_list(argument: str, names: Any) -> None:
+    """Refuse names without an order, which labels index, and strings, which list letters."""
+    if isinstance(names, str):
+        raise VocabularyError(
+            f"{argument}: expected a list of names, got the string {names!r}. Write [{names!r}]."
+        )
+    if isinstance(names, AbstractSet) or not isinstance(names, Iterable):
+        raise VocabularyError(
+            f"{argument}: expected a list of names, got {type(names).__name__}. "
+            "Put the names in a list."
+        )
+
+
+def _synonyms(entry: str | Sequence[str], index: int) -> list[str]:
+    if isinstance(entry, str) or not isinstance(entry, Sequence):
+        return [_clean(entry, "class_names", index)]
+    names = [_clean(text, "class_names", index) for text in entry]
+    if not names:
+        raise VocabularyError(f"class_names[{index}]: expected at least one synonym, got none")
+    return names
+
+
+def _clean(text: Any, argument: str, index: int) -> str:
+    name = check_plain_text(text.strip() if isinstance(text, str) else text, f"{argument}[{index}]")
+    if not name:
+        raise VocabularyError(f"{argument}[{index}]: expected a name, got an empty string")
+    return name
+
+
+def _refuse_repeats(phrases: Sequence[str]) -> None:
+    seen: dict[str, int] = {}
+    for index, phrase in enumerate(phrases):
+        first = seen.setdefault(phrase, index)
+        if first != index:
+            raise VocabularyError(
+                f"class_names: expected every name once, got {phrase!r} at positions {first} and "
+                f"{index}. Remove one."
+            )

@@ -1,0 +1,122 @@
+"""The classes an engine looks for: names, phrases and embeddings that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, VocabularyError
+from zsseg_rt.text.class_names import ClassList
+
+__all__ = ["Vocabulary", "check_embeddings", "check_vocabulary", "refuse_beside_vocabulary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary(ClassList):
+    """Names, the phrases that stand for them, and one embedding per phrase; immutable.
+
+    Attributes:
+        names: Class names in the caller's order, length C.
+        phrases: Every text that was embedded, length P >= C: classes' synonyms, then background.
+        phrase_classes: int32 [P]: the class of each phrase, ``BACKGROUND`` for background.
+        embeds: float32 [P, D], one row per phrase, read-only.
+        version: Grows with every vocabulary an engine is given; stamped on every result.
+        prompt_embeds: The same phrases embedded with further prompt sets, float32 [P, D] each,
+            read-only, by the set's name; empty where a bundle has one set.
+    """
+
+    embeds: npt.NDArray[np.float32]
+    version: int
+    prompt_embeds: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_embeddings(self.embeds, len(self.phrases), self.embeds.shape[-1])
+        for rows in self.prompt_embeds.values():
+            check_embeddings(rows, *self.embeds.shape)
+            rows.setflags(write=False)
+        self.embeds.setflags(write=False)
+        self.phrase_classes.setflags(write=False)
+
+
+def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> None:
+    """Check given embeddings: float32 [count, embed_dim], finite, of usable norms.
+
+    Raises:
+        DTypeError: Not float32.
+        ShapeError: Another shape.
+        VocabularyError: NaN, infinity, a row of zeros, or a row whose norm is too extreme for
+            float32 products; the message names the first such row.
+    """
+    if not isinstance(embeds, np.ndarray) or embeds.dtype != np.float32:
+        found = getattr(embeds, "dtype", type(embeds).__name__)
+        raise DTypeError(
+            f"embeddings: expected a float32 NumPy array, got {found}. Use .astype(np.float32)."
+        )
+    if embeds.shape != (count, embed_dim):
+        raise ShapeError(
+            f"embeddings: expected shape ({count}, {embed_dim}), a row per phrase in the bundle's "
+            f"text space, got {embeds.shape}"
+        )
+    bad = ~np.isfinite(embeds).all(axis=1)
+    if bad.any():
+        raise VocabularyError(
+            f"embeddings: expected finite numbers, got NaN or infinity in row {int(np.argmax(bad))}"
+        )
+    norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
+    odd = (norms < 1e-12) | (norms > 1e12)
+    if odd.any():
+        row = int(np.argmax(odd))
+        raise VocabularyError(
+            f"embeddings: expected rows whose norm is from 1e-12 to 1e12, got {norms[row]:g} in "
+            f"row {row}. Text embeddings have norms around 1."
+        )
+
+
+def check_vocabulary(
+    vocabulary: Vocabulary, *, embed_dim: int, max_phrases: int, prompt_sets: Sequence[str]
+) -> None:
+    """Refuse a vocabulary that was embedded for another kind of bundle.
+
+    Args:
+        vocabulary: The vocabulary.
+        embed_dim: D of the bundle's embeddings.
+        max_phrases: The most phrases that the bundle takes.
+        prompt_sets: Names of the bundle's prompt sets after the first.
+
+    Raises:
+        ShapeError: Its embeddings have another size.
+        VocabularyError: It has too many phrases, or lacks a prompt set.
+    """
+    check_embeddings(vocabulary.embeds, len(vocabulary.phrases), embed_dim)
+    if len(vocabulary.phrases) > max_phrases:
+        raise VocabularyError(
+            f"class_names: expected a vocabulary of at most {max_phrases} phrases, got "
+            f"{len(vocabulary.phrases)}. Name fewer, or export for more."
+        )
+    for name in prompt_sets:
+        if name not in vocabulary.prompt_embeds:
+            raise VocabularyError(
+                f"class_names: expected a vocabulary with embeddings for {name!r}, "
+                "got one of a bundle without them. Call set_classes with the names."
+            )
+
+
+def refuse_beside_vocabulary(
+    embeddings: Any, background: Sequence[str], templates: Sequence[str] | None
+) -> None:
+    """Refuse what a vocabulary already has.
+
+    Raises:
+        ArgumentError: One of the arguments is given.
+    """
+    given = {"embeddings": embeddings, "background": background or None, "templates": templates}
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name}: expected None beside a Vocabulary, which has its own. Give the class "
+                "names instead, or the Vocabulary alone."
+            )

@@ -1,0 +1,168 @@
+"""Read files of ``torch.save`` without running any code that they hold.
+
+Sizes that a file claims are checked against the file before memory is allocated for them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from zsseg_rt.torch_files.inert_pickle import Machine, StoredTensor
+
+__all__ = ["Archive", "TensorReader", "open_torch_file"]
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
+_FORMAT_VERSION = 1001
+# Views can share bytes: all tensors together take at most this many times the file's size.
+_MAX_EXPANSION, _ALWAYS_ALLOWED = 4, 1 << 24
+
+
+class TensorReader:
+    """Makes tensors from the storages of a file; those of one storage share its memory.
+
+    Args:
+        read: Returns the bytes of a storage.
+        file_size: Size of the file, in bytes.
+    """
+
+    def __init__(self, read: Callable[[str], bytearray], file_size: int) -> None:
+        self._read = read
+        self._storages: dict[str, Tensor] = {}
+        self._left = max(_MAX_EXPANSION * file_size, _ALWAYS_ALLOWED)
+
+    def make(self, stored: StoredTensor) -> Tensor:
+        """Read a tensor.
+
+        Raises:
+            ValueError: It reaches beyond its storage, or the tensors are much larger than the file.
+        """
+        self._left -= math.prod(stored.shape) * stored.dtype.itemsize
+        if self._left < 0:
+            raise ValueError("tensors that are much larger than the file")
+        if stored.key not in self._storages:
+            content = self._read(stored.key)
+            empty = torch.empty(0, dtype=torch.uint8)
+            self._storages[stored.key] = (
+                torch.frombuffer(content, dtype=torch.uint8) if content else empty
+            )
+        storage = self._storages[stored.key].view(stored.dtype)
+        reach = sum(
+            (n - 1) * stride for n, stride in zip(stored.shape, stored.strides, strict=True)
+        )
+        if math.prod(stored.shape) and stored.offset + reach >= storage.numel():
+            raise ValueError(f"a tensor of shape {list(stored.shape)} beyond its storage")
+        return storage.as_strided(stored.shape, stored.strides, stored.offset)
+
+
+class Archive:
+    """A ZIP file of torch; its entries are in one folder, and tensors are uncompressed.
+
+    Args:
+        file: The open file.
+        size: Size of the file, in bytes.
+
+    Attributes:
+        folder: Name of the folder.
+        tensors: Makes the file's tensors.
+
+    Raises:
+        ValueError: Its numbers have another byte order.
+    """
+
+    def __init__(self, file: zipfile.ZipFile, size: int) -> None:
+        self.file = file
+        self.folder = file.namelist()[0].split("/")[0]
+        self._left = size
+        self.tensors = TensorReader(lambda key: self._read(f"data/{key}"), size)
+        if f"{self.folder}/byteorder" in file.namelist():
+            _check_byte_order(self._read("byteorder").decode())
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Archive]:
+        """Open a file; for the errors it raises see :func:`open_torch_file`."""
+        with zipfile.ZipFile(path) as file:
+            yield cls(file, path.stat().st_size)
+
+    def unpickle(self, machine: Machine) -> Any:
+        """The content of the archive, with tensors as :class:`StoredTensor`."""
+        return machine.run(io.BytesIO(self._read("data.pkl")))
+
+    def _read(self, name: str) -> bytearray:
+        entry = self.file.getinfo(f"{self.folder}/{name}")
+        self._left -= entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or self._left < 0:
+            raise zipfile.BadZipFile(
+                f"{entry.filename[:80]}, {entry.file_size} bytes, is compressed or larger than the "
+                "file"
+            )
+        content = bytearray(self.file.read(entry))
+        if len(content) != entry.file_size:
+            raise zipfile.BadZipFile(f"{entry.filename[:80]} is cut short")
+        return content
+
+
+@contextmanager
+def open_torch_file(path: Path) -> Iterator[tuple[Any, TensorReader]]:
+    """Read the content of a file, with tensors as :class:`StoredTensor`.
+
+    Yields:
+        The content, and the object that makes its tensors.
+
+    Raises:
+        ForeignObjectError: It holds more than tensors and plain values.
+        pickle.UnpicklingError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError,
+            TypeError, ValueError, struct.error, zipfile.BadZipFile: It is damaged or of another
+            kind.
+    """
+    if zipfile.is_zipfile(path):
+        with Archive.open(path) as archive:
+            yield archive.unpickle(Machine(stand_ins=False)), archive.tensors
+    else:
+        machine, size = Machine(stand_ins=False), path.stat().st_size
+        with path.open("rb") as stream:
+            content = _read_old_header(machine, stream)
+            places = _storage_places(machine, stream, size)
+            yield content, TensorReader(lambda key: _read_at(stream, *places[key]), size)
+
+
+def _check_byte_order(order: str) -> None:
+    if order != sys.byteorder:
+        raise ValueError(f"{order[:20]}-endian numbers on a {sys.byteorder}-endian machine")
+
+
+def _read_old_header(machine: Machine, stream: BinaryIO) -> Any:
+    """The content of a file of ``torch.save`` before version 1.6."""
+    if machine.run(stream) != _MAGIC_NUMBER or machine.run(stream) != _FORMAT_VERSION:
+        raise pickle.UnpicklingError("not a file of torch.save")
+    _check_byte_order("little" if machine.run(stream)["little_endian"] else "big")
+    return machine.run(stream)
+
+
+def _storage_places(machine: Machine, stream: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
+    """Start and size in bytes of every storage in such a file."""
+    places = {}
+    for key in machine.run(stream):
+        count = int.from_bytes(stream.read(8), sys.byteorder)
+        begin, num_bytes = stream.tell(), count * machine.storages[key].itemsize
+        if begin + num_bytes > size:
+            raise EOFError(f"storage {key[:40]!r} ends past the end of the file")
+        places[key] = (begin, num_bytes)
+        stream.seek(begin + num_bytes)
+    return places
+
+
+def _read_at(stream: BinaryIO, begin: int, num_bytes: int) -> bytearray:
+    stream.seek(begin)
+    return bytearray(stream.read(num_bytes))

@@ -1,0 +1,328 @@
+"""Read checkpoint files and load their tensors, or say exactly why not."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.torch_files import torchscript
+from zsseg_rt.torch_files.archive import open_torch_file
+from zsseg_rt.torch_files.inert_pickle import ForeignObjectError, StoredTensor
+
+__all__ = [
+    "Sizes",
+    "check_float32",
+    "is_torchscript",
+    "load_checkpoint",
+    "load_weights",
+    "normalize_state_dict",
+]
+
+# What reading may raise on bytes that are not a checkpoint, or on classes that are not installed.
+_READING_ERRORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_T = TypeVar("_T")
+_LISTED = 5  # offending keys that an error lists
+
+
+def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
+    """Read the ``state_dict`` of a checkpoint file, unchanged.
+
+    It reads files of ``torch.save`` that hold a ``state_dict``, bare or under ``"state_dict"``
+    (mmcv) or ``"model"`` (detectron2), ``.safetensors`` files, and TorchScript archives. Nothing
+    that a file holds is run; for TorchScript archives, not even with ``trust``.
+
+    Args:
+        path: The file.
+        trust: Also read pickles that hold more than tensors and plain values, with ``torch.load``.
+            Such a file can run any code while it is read: use True only for a file whose author
+            you trust.
+
+    Returns:
+        Tensors by key, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, is none of these, is damaged, claims more memory than
+            it holds, or needs ``trust``.
+    """
+    path = Path(path)
+    if not _is_file(path):
+        raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
+    try:
+        return _read(path, trust)
+    except CheckpointError:
+        raise
+    except ForeignObjectError as error:
+        raise CheckpointError(
+            f"{path.name}: expected tensors and plain values only, got a pickle that names "
+            f"'{str(error)[:80]}', which can run code while it is read. If you trust the file's "
+            "author, pass trust=True (--trust on the command line)."
+        ) from error
+    except _READING_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``.
+
+    Raises:
+        CheckpointError: The file is a damaged archive.
+    """
+    try:
+        return torchscript.is_torchscript(path)
+    except _READING_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path, trust: bool) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if is_torchscript(path):
+        return torchscript.read_torchscript(path)
+    if trust:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        return _find_state_dict(content, path, Tensor)
+    with open_torch_file(path) as (content, reader):
+        found = _find_state_dict(content, path, StoredTensor)
+        return {key: reader.make(stored) for key, stored in found.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+    return tensors
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+    # only the first sentence: torch.load goes on to explain unsafe loading
+    reason = str(error).strip().split("\n")[0].split(". ")[0][:200]
+    return CheckpointError(
+        f"{path.name}: expected a checkpoint file, got one that cannot be read "
+        f"({type(error).__name__}: {reason}). Get the file again."
+    )
+
+
+def _find_state_dict(content: Any, path: Path, kind: type[_T]) -> dict[str, _T]:
+    """The tensors in a file's content; ``kind`` is the class that stands for a tensor."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"{path.name}: expected a state_dict, got "
+            f"{'a tensor' if isinstance(content, kind) else type(content).__name__}. "
+            "Save the model's state_dict()."
+        )
+    others = [str(key)[:80] for key, value in content.items() if not isinstance(value, kind)]
+    if others:
+        raise CheckpointError(
+            f"{path.name}: expected only tensors in the state_dict, got other values under "
+            f"{_some(others)}. Save the model's state_dict()."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what wrappers do to weights: strip ``module.`` from every key, make floats float32.
+
+    Loading never does this by itself: half-precision weights lack digits that official
+    results were measured with.
+
+    Args:
+        state_dict: Tensors by key.
+
+    Returns:
+        A new mapping; tensors that need no conversion are shared.
+    """
+    wrapped = all(key.startswith("module.") for key in state_dict)
+    return {
+        key.removeprefix("module.") if wrapped else key: (
+            value.float() if value.is_floating_point() else value
+        )
+        for key, value in state_dict.items()
+    }
+
+
+def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
+    """Refuse values that are not tensors, wrapped keys and tensors that are not float32.
+
+    Raises:
+        CheckpointError: A value is not a tensor, a key begins with ``module.``, or a tensor is not
+            float32.
+    """
+    foreign = [
+        f"{key} ({type(value).__name__})"
+        for key, value in state_dict.items()
+        if not isinstance(value, Tensor)
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"state_dict: expected tensors of {architecture} by key, got {_some(foreign)}. Pass "
+            "the result of zsseg_rt.models.load_checkpoint, or the checkpoint's own 'state_dict'."
+        )
+    remedy = "Pass the state_dict through zsseg_rt.models.normalize_state_dict first."
+    wrapped = [key for key in state_dict if key.startswith("module.")]
+    if wrapped:
+        raise CheckpointError(
+            f"state_dict: expected {architecture} keys without a prefix, got 'module.' before "
+            f"{len(wrapped)} of {len(state_dict)} keys: {_some(wrapped)}. {remedy}"
+        )
+    others = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in state_dict.items()
+        if value.is_floating_point() and value.dtype != torch.float32
+    ]
+    if others:
+        raise CheckpointError(f"state_dict: expected float32, got {_some(others)}. {remedy}")
+    whole = [k for k, v in state_dict.items() if v.ndim > 0 and not v.is_floating_point()]
+    if whole:
+        raise CheckpointError(
+            f"state_dict: expected floating-point weights, got integers or others under "
+            f"{_some(whole)}. Get the checkpoint again."
+        )
+
+
+class Sizes:
+    """The sizes of a model, read from the shapes of its ``state_dict``.
+
+    Args:
+        state_dict: Tensors by key.
+        architecture: Named in error messages.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Tensor], architecture: str) -> None:
+        self._state_dict = state_dict
+        self._architecture = architecture
+
+    def of(self, key: str, ndim: int) -> tuple[int, ...]:
+        """The shape of one tensor.
+
+        Raises:
+            CheckpointError: The key is missing, or the tensor has another number of axes.
+        """
+        if key not in self._state_dict:
+            raise CheckpointError(
+                f"state_dict: expected the key '{key}' of a {self._architecture} checkpoint, got "
+                f"{len(self._state_dict)} keys: {_some(list(self._state_dict))}. "
+                "Check that the checkpoint is from this architecture."
+            )
+        shape = tuple(self._state_dict[key].shape)
+        if len(shape) != ndim:
+            raise CheckpointError(
+                f"{key}: expected {ndim} axes, got shape {list(shape)}. "
+                "Check that the checkpoint is from this architecture."
+            )
+        return shape
+
+    def count(self, prefix: str) -> int:
+        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on.
+
+        Raises:
+            CheckpointError: There are none.
+        """
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        matches = (pattern.match(key) for key in self._state_dict)
+        count = 1 + max((int(match[1]) for match in matches if match), default=-1)
+        if not count:
+            self.of(prefix + "0", 0)
+        return count
+
+    def heads(self, name: str, given: int | None, width: int) -> int:
+        """The number of heads: as given, or one per 64 channels.
+
+        Raises:
+            CheckpointError: The width is not a multiple of that number.
+        """
+        heads = max(1, width // 64) if given is None else given
+        if heads < 1 or width % heads:
+            raise CheckpointError(
+                f"{name}: expected a divisor of the width {width}, got {heads}. "
+                "Pass the number of heads the checkpoint was trained with."
+            )
+        return heads
+
+
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    architecture: str,
+    ignored: Sequence[str] = (),
+) -> None:
+    """Copy tensors into a model with the same keys; the model may be on the meta device.
+
+    Args:
+        model: The model.
+        state_dict: Tensors by key.
+        architecture: Named in error messages.
+        ignored: Regular expressions of keys that may be present and are not used.
+
+    Raises:
+        CheckpointError: Keys are missing or unknown, or a shape differs.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    unused = re.compile("|".join(ignored) if ignored else r"(?!)")
+    unknown = [key for key in state_dict if key not in expected and not unused.fullmatch(key)]
+    missing = [key for key in expected if key not in state_dict]
+    if missing or unknown:
+        raise CheckpointError(
+            f"state_dict: expected the {len(expected)} keys of {architecture}, got "
+            f"{len(missing)} missing ({_some(missing)}) and {len(unknown)} unknown "
+            f"({_some(unknown)}). Check that the checkpoint is from this architecture."
+        )
+    wrong = [
+        f"{key} expected {list(shape)}, got {list(state_dict[key].shape)}"
+        for key, shape in expected.items()
+        if tuple(state_dict[key].shape) != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"state_dict: expected the shapes of {architecture}: {_some(wrong)}. "
+            "Check that the checkpoint is complete and from this architecture."
+        )
+    copies = {key: state_dict[key].detach().clone() for key in expected}
+    model.load_state_dict(copies, assign=True)
+
+
+def _some(items: Iterable[str]) -> str:
+    items = list(items)
+    listed = ", ".join(items[:_LISTED]) or "none"
+    return listed + (f", and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

@@ -1,0 +1,300 @@
+"""Training batches by position: what a run sees next depends only on the seed and its position.
+
+There is no worker state: a resumed run, or one with other numbers of processes and workers, sees
+exactly the same images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from zsseg_rt.errors import ArgumentError, ZssegError
+from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.training.data.batch import Batch
+from zsseg_rt.training.data.transforms import Augmentation
+from zsseg_rt.training.data.worker_processes import one_opencv_thread, prepare_worker
+
+__all__ = [
+    "BatchLoader",
+    "EpochSampler",
+    "Key",
+    "TrainingSample",
+    "TrainingSamples",
+    "collate",
+    "make_loader",
+]
+
+Key = tuple[int, int]
+"""Running number of a sample in the whole training, and the image's index in the data set."""
+
+# Streams of random numbers derived from one seed; never reuse a number.
+_AUGMENTATION_STREAM = 1
+_ORDER_STREAM = 2
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One augmented image, with the fields of :class:`~zsseg_rt.training.data.batch.Batch`."""
+
+    image: Tensor
+    valid_hw: tuple[int, int]
+    labels: Tensor
+    name: str
+
+
+class TrainingSamples(Dataset[TrainingSample]):
+    """Augmented images by ``(position, index)``; equal keys give equal samples.
+
+    Args:
+        dataset: Images and label maps.
+        augmentation: Turns them into training images.
+        seed: With the position, determines everything random; 0 or more.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, seed: int) -> None:
+        _check_seed(seed)
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> TrainingSample:
+        """Read and augment one image.
+
+        Raises:
+            DatasetError: The image or its labels cannot be used.
+        """
+        position, index = key
+        rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
+        sample = self.dataset[index]
+        image, valid_hw, labels = self.augmentation(sample, rng)
+        return TrainingSample(image, valid_hw, labels, sample.name)
+
+
+def collate(samples: Sequence[TrainingSample]) -> Batch:
+    """Stack samples of one size."""
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        valid_hw=torch.tensor([sample.valid_hw for sample in samples], dtype=torch.int64),
+        labels=torch.stack([sample.labels for sample in samples]),
+        names=tuple(sample.name for sample in samples),
+    )
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """The keys of this process's batches, epoch after epoch, each epoch in its own random order.
+
+    All processes together see, step by step, the same ``batch_size`` samples for any number of
+    processes; process ``p`` of ``P`` takes the ``p``-th of ``P`` equal parts. Iterating again
+    starts again at ``start_position``.
+
+    Args:
+        length: Number of images.
+        seed: Determines the order; 0 or more.
+        batch_size: Samples per step, over all processes.
+        start_position: Samples that the whole training has seen so far, over all processes.
+        stop_position: Where the training ends; None never ends. A last step that would go beyond it
+            is left out.
+        process_index: Which process this is, from 0.
+        num_processes: How many there are; must divide ``batch_size``.
+        drop_last: Whether an epoch ends with its last full batch, so that no batch holds an image
+            twice; False continues into the next epoch within a batch, so that every image is
+            seen once per epoch and ``length`` may be below ``batch_size``.
+
+    Raises:
+        ArgumentError: A value is out of range, or the numbers are inconsistent.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        batch_size: int,
+        start_position: int = 0,
+        stop_position: int | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        _check_seed(seed)
+        _check_sampler(length, batch_size, start_position, process_index, num_processes, drop_last)
+        self.length = length
+        self.seed = seed
+        self.batch_size = batch_size
+        self.start_position = start_position
+        self.stop_position = stop_position
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.epoch_length = length - length % batch_size if drop_last else length
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield one list of ``batch_size / num_processes`` keys per step."""
+        part = self.batch_size // self.num_processes
+        position = self.start_position
+        epoch, order = -1, np.empty(0, np.int64)
+        while self.stop_position is None or position + self.batch_size <= self.stop_position:
+            keys: list[Key] = []
+            first = position + self.process_index * part
+            for current in range(first, first + part):
+                if current // self.epoch_length != epoch:
+                    epoch = current // self.epoch_length
+                    order = self.order(epoch)
+                keys.append((current, int(order[current % self.epoch_length])))
+            yield keys
+            position += self.batch_size
+
+    def __len__(self) -> int:
+        """Number of steps up to ``stop_position``.
+
+        Raises:
+            TypeError: There is no end.
+        """
+        if self.stop_position is None:
+            raise TypeError("stop_position: expected a number for the sampler to have a length")
+        return max(self.stop_position - self.start_position, 0) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The images' indices in the order of one epoch, int64 ``[length]``."""
+        rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
+        return rng.permutation(self.length)
+
+    def epoch_of(self, position: int) -> float:
+        """How many epochs of the training come before a position."""
+        return position / self.epoch_length
+
+
+class BatchLoader:
+    """Iterates over the batches of a sampler; see :func:`make_loader`.
+
+    An error of the data set is raised as itself, not as a worker's traceback.
+    """
+
+    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+        self._loader = loader
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the sampler's start position.
+
+        Raises:
+            DatasetError: An image or its labels cannot be used.
+        """
+        with one_opencv_thread():
+            items = iter(self._loader)
+        for item in items:
+            if isinstance(item, ZssegError):
+                try:
+                    raise item
+                finally:  # no cycle through the traceback: workers end at once, not when collected
+                    del item, items
+            yield item
+
+    def __len__(self) -> int:
+        """Number of steps, if the sampler has an end."""
+        return len(self.sampler)
+
+
+def make_loader(
+    samples: TrainingSamples,
+    sampler: EpochSampler,
+    *,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int = 4,
+) -> BatchLoader:
+    """Load batches in worker processes that live as long as the loader.
+
+    Args:
+        samples: Samples by key.
+        sampler: Keys by step. It already shares the work between processes, so the loader must not
+            be sharded again.
+        num_workers: Worker processes; 0 loads in this one, None takes one fewer than the CPUs this
+            process may use, at most 8. Each worker uses one thread.
+        pin_memory: Whether batches are in page-locked memory, which non-blocking copies to a GPU
+            need.
+        prefetch_factor: Batches that each worker prepares ahead.
+
+    Returns:
+        An iterable of :class:`~zsseg_rt.training.data.batch.Batch`.
+    """
+    workers = default_num_workers() if num_workers is None else num_workers
+    loader: DataLoader[Any] = DataLoader(
+        _ErrorsAsItems(samples),
+        batch_sampler=sampler,
+        collate_fn=_collate_or_error,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=prefetch_factor if workers > 0 else None,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # otherwise it draws from the one that a checkpoint saves
+    )
+    return BatchLoader(loader, sampler)
+
+
+def default_num_workers() -> int:
+    """One worker fewer than the CPUs this process may use, at least 1 and at most 8."""
+    return min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """Passes deliberate errors on as values: raised in a worker, they would arrive as text."""
+
+    def __init__(self, samples: TrainingSamples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, key: Key) -> TrainingSample | ZssegError:
+        try:
+            return self.samples[key]
+        except ZssegError as error:
+            return error
+
+
+def _collate_or_error(items: Sequence[TrainingSample | ZssegError]) -> Batch | ZssegError:
+    samples: list[TrainingSample] = []
+    for item in items:
+        if isinstance(item, ZssegError):
+            return item
+        samples.append(item)
+    return collate(samples)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ArgumentError(f"seed: expected 0 or more, got {seed}.")
+
+
+def _check_sampler(
+    length: int,
+    batch_size: int,
+    start_position: int,
+    process_index: int,
+    num_processes: int,
+    drop_last: bool,
+) -> None:
+    if length < 1:
+        raise ArgumentError(f"length: expected at least one image, got {length}.")
+    if num_processes < 1 or not 0 <= process_index < num_processes:
+        raise ArgumentError(
+            f"process_index: expected 0..num_processes-1, got {process_index} of {num_processes}."
+        )
+    if batch_size < 1 or batch_size % num_processes:
+        raise ArgumentError(
+            f"batch_size: expected a multiple of num_processes={num_processes}, got {batch_size}. "
+            "It counts the samples of all processes."
+        )
+    if start_position < 0:
+        raise ArgumentError(f"start_position: expected 0 or more, got {start_position}.")
+    if drop_last and length < batch_size:
+        raise ArgumentError(
+            f"batch_size: expected at most the {length} images of the data set, got "
+            f"{batch_size}. Use smaller batches, or drop_last=False."
+        )

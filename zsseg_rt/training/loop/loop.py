@@ -1,0 +1,381 @@
+"""The training loop: iterations, checkpoints, evaluation, for any task and data.
+
+Every step is decided by the step's number, the checkpoint and the seed, never by the clock, so a
+resumed run equals one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder
+from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.loop.evaluation_log import EvaluationLog
+from zsseg_rt.training.loop.interruption import StopRequest, stop_on_signals
+from zsseg_rt.training.loop.loss_log import StepLosses
+from zsseg_rt.training.loop.processes import raise_together
+from zsseg_rt.training.loop.random_state import determinism, preserved_random_state
+from zsseg_rt.training.loop.reporting import Picture, RunReport, StepClock, Timing
+from zsseg_rt.training.loop.run_state import RunState
+
+__all__ = ["BatchSource", "LoopBatch", "RunExtras", "Schedule", "TrainingResult", "run_loop"]
+
+Schedule = Callable[[int], float]
+"""From the number of optimizer steps done to the factor of every group's own rate; see
+:mod:`zsseg_rt.training.loop.schedules`."""
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Preview = Callable[[nn.Module, int], list[Picture]]
+
+
+class LoopBatch(Protocol):
+    """What the loop knows about a batch: it moves, and its images have names."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the images, for messages."""
+
+    def to(self, device: torch.device) -> Any:
+        """The batch on another device."""
+
+
+class BatchSource(Protocol):
+    """Gives an endless stream of batches from any position on."""
+
+    def __call__(
+        self, *, start_position: int, process_index: int, num_processes: int, batch_size: int
+    ) -> Iterator[Any]:
+        """Start reading.
+
+        The images of a run form one sequence that depends only on the data's seed. Batches are cut
+        from it in order: of each ``num_processes * batch_size`` images, process 0 takes the first
+        ``batch_size``.
+
+        Args:
+            start_position: Images that the run has already used, over all processes.
+            process_index: Which process asks.
+            num_processes: How many there are.
+            batch_size: Images in one batch of one process.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """The result of a run.
+
+    Attributes:
+        run_folder: Where everything is.
+        step: Optimizer steps done.
+        finished: Whether all iterations are done; False after Ctrl-C or SIGTERM.
+        losses: Means of the loss terms since the last line of the history.
+        metrics: Figures of the best evaluation; empty without one.
+        best_step: Step of the best checkpoint; None without an evaluation.
+        best_checkpoint: Its folder; the last one without an evaluation.
+        last_checkpoint: Folder of the last checkpoint.
+        timing: Where the time of this process went.
+    """
+
+    run_folder: Path
+    step: int
+    finished: bool
+    losses: Mapping[str, float]
+    metrics: Mapping[str, float]
+    best_step: int | None
+    best_checkpoint: Path
+    last_checkpoint: Path
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunExtras:
+    """What a run may have besides a task and its batches.
+
+    Attributes:
+        evaluate: Figures of the model, by name; called on the main process in evaluation mode
+            without gradients.
+        preview: Up to so many pictures of what the model predicts, for TensorBoard.
+        model_card: What is saved beside the weights so that the model can be built again.
+        constants: Tensors that are saved beside them, such as class embeddings.
+    """
+
+    evaluate: Evaluate | None = None
+    preview: Preview | None = None
+    model_card: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def run_loop(
+    task: nn.Module,
+    batches: BatchSource,
+    *,
+    config: LoopConfig,
+    run_folder: str | Path,
+    optimizer: OptimizerConfig | None = None,
+    schedule: Schedule | None = None,
+    extras: RunExtras | None = None,
+    resume: bool = False,
+) -> TrainingResult:
+    """Train, or continue to train, and write checkpoints, a history and a summary.
+
+    Args:
+        task: A :class:`zsseg_rt.training.tasks.task.TrainingTask`, or any module with ``model`` and
+            ``parameter_groups()`` whose ``forward`` maps a batch to loss terms by name.
+        batches: Where batches come from.
+        config: How long, how and where.
+        run_folder: Gets ``checkpoints/``, ``history.jsonl``, ``evaluations.json``,
+            ``tensorboard/`` and ``summary.json``. All processes must see it.
+        optimizer: Settings of AdamW; None takes the defaults.
+        schedule: Learning rate of every step; None keeps the groups' own.
+        extras: How the model is judged and what is saved with it; None is nothing.
+        resume: Whether to continue from the last checkpoint; without one, the run starts.
+
+    Returns:
+        The result. ``task`` holds the weights of the last step.
+
+    Raises:
+        ArgumentError: The folder holds a run and ``resume`` is False, or a setting is wrong.
+        TrainingError: A loss or a weight is not finite, or a checkpoint cannot be written; the
+            last good checkpoint is kept and named.
+        CheckpointError: The checkpoint to resume from is damaged or of another run.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(determinism(config.deterministic))
+        stop = stack.enter_context(stop_on_signals())
+        state = RunState(task, config, optimizer or OptimizerConfig())
+        loop = _Loop(Path(run_folder), config, state, schedule, extras or RunExtras())
+        loop.start(resume)
+        report = stack.enter_context(loop.open_report())
+        return loop.run(batches, stop, report)
+
+
+class _Loop:
+    """One run on one process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LoopConfig,
+        state: RunState,
+        schedule: Schedule | None,
+        extras: RunExtras,
+    ) -> None:
+        self.folder, self.config, self.state = folder, config, state
+        self.schedule, self.extras = schedule, extras
+        self.checkpoints = CheckpointFolder(folder / "checkpoints")
+        self.evaluations = EvaluationLog(folder, config.best_metric, config.best_is)
+        self.step_losses = StepLosses(state.accelerator)
+        self.clock = StepClock()
+        self.losses: dict[str, float] = {}
+        self.saved_step = 0
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.state.accelerator.is_main_process)
+
+    def start(self, resume: bool) -> None:
+        """Restore the last checkpoint, or make sure that there is none."""
+        steps = self.checkpoints.steps()
+        if steps and not resume:
+            raise ArgumentError(
+                f"run_folder: expected a folder without a run, got {self.folder}, which holds "
+                f"checkpoints up to step {steps[-1]}. Pass --resume to continue that run, or "
+                "choose another folder."
+            )
+        self.state.accelerator.wait_for_everyone()  # all have looked before anything changes
+        if self.is_main:
+            self.checkpoints.remove_leftovers()
+        if steps:
+            checkpoint = self.checkpoints.load(steps[-1])
+            try:
+                self.state.restore(checkpoint)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.checkpoints.at(steps[-1])}: {error}") from error
+            self.saved_step, self.losses = self.state.step, dict(checkpoint.state.losses)
+        self.evaluations.load(last_step=self.state.step)
+
+    def open_report(self) -> RunReport:
+        return RunReport(
+            self.folder,
+            first_step=self.state.step,
+            total=self.config.iterations,
+            active=self.is_main,
+        )
+
+    def run(self, batches: BatchSource, stop: StopRequest, report: RunReport) -> TrainingResult:
+        """Train to the end or until asked to stop."""
+        self.report, self.stop = report, stop
+        try:
+            self._train(batches)
+        except OSError as error:
+            raise TrainingError(
+                f"{error.filename or self.folder}: cannot be written: "
+                f"{error.strerror or error}. {self.checkpoints.describe_last()}"
+            ) from error
+        except TrainingError as error:
+            raise TrainingError(f"{error} {self.checkpoints.describe_last()}") from error
+        return self._finish()
+
+    def _train(self, batches: BatchSource) -> None:
+        if self._evaluation_is_due() and not self.evaluations.has(self.state.step):
+            self._evaluate()  # the run was killed between a checkpoint and its evaluation
+        source = self._open(batches)
+        stopped = False
+        while self.state.step < self.config.iterations and not stopped:
+            self._train_step(source)
+            stopped = self._stop_is_agreed()
+            self._log(stopped)
+            self._save_and_evaluate(stopped)
+
+    def _open(self, batches: BatchSource) -> Iterator[Any]:
+        accelerator = self.state.accelerator
+        return iter(
+            batches(
+                start_position=self.state.step * self.config.batch_size,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                batch_size=self.state.part_size,
+            )
+        )
+
+    def _train_step(self, source: Iterator[Any]) -> None:
+        """One optimizer step: forward and backward for every part of the batch, then the update."""
+        state, parts = self.state, self.config.accumulation_steps
+        if self.schedule is not None:
+            state.scale_learning_rates(self.schedule(state.step))
+        state.task.train()
+        means: dict[str, Tensor] = {}
+        names: list[str] = []
+        for _ in range(parts):
+            with self.clock.measure("data" if self.clock.steps else "start"):
+                batch = next(source).to(state.accelerator.device)
+            names += batch.names
+            with self.clock.measure("step"):
+                for name, value in state.backward(batch).items():
+                    means[name] = means.get(name, 0.0) + value / parts
+        state.step += 1
+        self.clock.count_step(self.config.batch_size)
+        with self.clock.measure("step"):
+            self.step_losses.add(state.step, means, names, self.stop.requested)
+
+    def _stop_is_agreed(self) -> bool:
+        if self.state.accelerator.num_processes == 1:
+            return self.stop.requested
+        with self.clock.measure("step"):
+            return self.step_losses.stop_is_agreed()
+
+    def _log(self, stopped: bool) -> None:
+        """Write a line of the history when it is due."""
+        step, last = self.state.step, self.config.iterations
+        due = step % self.config.log_interval == 0 or step == last or stopped
+        if due:
+            with self.clock.measure("step"):
+                self.step_losses.drain()
+        with self.clock.measure("report"):
+            self.report.advance(step)
+            if due:
+                self._write_scalars()
+
+    def _write_scalars(self) -> None:
+        self.losses = self.step_losses.take_means()
+        timing = self.clock.timing()
+        scalars = {f"loss/{name}": value for name, value in self.losses.items()}
+        scalars["loss/total"] = sum(self.losses.values())
+        for index, group in enumerate(self.state.optimizer.param_groups):
+            scalars[f"learning_rate/{index}" if index else "learning_rate"] = group["lr"]
+        scalars["time/overhead_share"] = timing.overhead_share
+        scalars["time/pictures_per_second"] = timing.pictures_per_second
+        self.report.scalars(self.state.step, scalars)
+
+    def _save_and_evaluate(self, stopped: bool) -> None:
+        step, last = self.state.step, self.config.iterations
+        evaluation_is_due = self._evaluation_is_due()
+        at_interval = step % self.config.checkpoint_interval == 0
+        due = at_interval or step in self.config.kept_steps
+        if due or step == last or evaluation_is_due or stopped:
+            self._save()
+        if evaluation_is_due and not stopped:
+            self._evaluate()
+
+    def _save(self) -> None:
+        with self.clock.measure("step"):
+            self.step_losses.drain()
+        with self.clock.measure("checkpoint"):
+            checkpoint = self.state.capture(
+                self.losses, self.extras.model_card, self.extras.constants
+            )
+            error: TrainingError | None = None
+            if self.is_main:
+                try:
+                    self.checkpoints.save(checkpoint)
+                    self._prune()
+                except TrainingError as failure:
+                    error = failure
+            raise_together(self.state.accelerator, error)
+        self.saved_step = self.state.step
+
+    def _prune(self) -> None:
+        protected = (*self.config.kept_steps, self.evaluations.best_step)
+        self.checkpoints.prune(self.config.keep_checkpoints, protected)
+
+    def _evaluation_is_due(self) -> bool:
+        interval, step = self.config.evaluation_interval, self.state.step
+        if self.extras.evaluate is None or not step:
+            return False
+        return step == self.config.iterations or bool(interval and step % interval == 0)
+
+    def _evaluate(self) -> None:
+        """Evaluate the model on the main process without using training's random numbers."""
+        with self.clock.measure("evaluation"), preserved_random_state(), torch.no_grad():
+            if self.is_main and self.extras.evaluate is not None:
+                step, model = self.state.step, self.state.plain_task.model.eval()
+                metrics = dict(self.extras.evaluate(model))
+                self.evaluations.add(step, metrics)
+                self.report.scalars(step, {f"evaluation/{k}": v for k, v in metrics.items()})
+                if self.extras.preview is not None and self.config.num_pictures:
+                    self.report.pictures(step, self.extras.preview(model, self.config.num_pictures))
+                self._prune()
+            self.state.accelerator.wait_for_everyone()
+        self.evaluations.load(last_step=self.state.step)
+
+    def _finish(self) -> TrainingResult:
+        step, best = self.state.step, self.evaluations.best_step
+        result = TrainingResult(
+            run_folder=self.folder,
+            step=step,
+            finished=step == self.config.iterations,
+            losses=self.losses,
+            metrics=self.evaluations.best_metrics,
+            best_step=best,
+            best_checkpoint=self.checkpoints.at(step if best is None else best),
+            last_checkpoint=self.checkpoints.at(self.saved_step),
+            timing=self.clock.timing(),
+        )
+        accelerator = self.state.accelerator
+        self.report.summary(_summary(result, accelerator))
+        accelerator.wait_for_everyone()
+        accelerator.unwrap_model(self.state.task, keep_fp32_wrapper=False)
+        return result
+
+
+def _summary(result: TrainingResult, accelerator: Any) -> dict[str, Any]:
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "step": result.step,
+        "finished": result.finished,
+        "losses": dict(result.losses),
+        "best_step": result.best_step,
+        "metrics": dict(result.metrics),
+        "timing": result.timing.to_dict(),
+        "device": name,
+        "num_processes": accelerator.num_processes,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,108 @@
+"""Random numbers that can be saved, restored and repeated."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["capture_random_state", "determinism", "preserved_random_state"]
+__all__ += ["restore_random_state", "seed_everything"]
+
+
+def seed_everything(seed: int, process_index: int = 0) -> None:
+    """Seed Python's, NumPy's and torch's global generators.
+
+    Args:
+        seed: The run's seed, at least 0.
+        process_index: Number of this process; each draws different numbers.
+    """
+    own = (seed + process_index) % 2**32
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+def capture_random_state() -> dict[str, Tensor]:
+    """Capture the state of every global generator of this process, as tensors on the CPU.
+
+    Returns:
+        By generator: ``python`` (int64), ``python_gauss`` (float64, empty if there is none),
+        ``numpy`` (int64), ``numpy_gauss`` (float64), ``torch`` (uint8) and, with a GPU, ``cuda``.
+    """
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss]),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor]) -> None:
+    """Continue from what :func:`capture_random_state` returned.
+
+    A state without a GPU generator leaves the GPU's generator alone.
+    """
+    gauss = state["python_gauss"].tolist()
+    random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
+    *keys, position, has_gauss = state["numpy"].tolist()
+    numpy_state: Any = (
+        "MT19937",
+        np.array(keys, np.uint32),
+        position,
+        has_gauss,
+        state["numpy_gauss"].item(),
+    )
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave all generators as they were, whatever the block draws."""
+    state = capture_random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
+
+
+@contextmanager
+def determinism(enabled: bool) -> Iterator[None]:
+    """Use algorithms that give the same bits every time, and undo that afterwards.
+
+    An operation without such an algorithm raises an error that names it. It costs speed: if not
+    enabled, cuDNN picks the fastest convolution for each shape instead.
+
+    Args:
+        enabled: Whether to use them.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+    if enabled:  # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)
+    torch.backends.cudnn.benchmark = not enabled
+    torch.backends.cudnn.deterministic = enabled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:]

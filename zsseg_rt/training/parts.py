@@ -1,0 +1,289 @@
+"""Build the parts of a run from the tables of its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from zsseg_rt import schema
+from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.clip.weights import ClipWeights, build_image_encoder, load_clip
+from zsseg_rt.models.registry import ARCHITECTURES, find_builder
+from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.schema import checked_settings, typed_settings
+from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig
+from zsseg_rt.training.data.batch import Batch
+from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
+from zsseg_rt.training.data.transforms import (
+    Augmentation,
+    CenterCropAugmentation,
+    FitInsideAugmentation,
+    ShortEdgeAugmentation,
+)
+from zsseg_rt.training.loop.config import LoopConfig
+from zsseg_rt.training.loop.loop import BatchSource
+from zsseg_rt.training.tasks import TASKS
+from zsseg_rt.training.tasks.task import TrainingTask
+from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
+from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
+from zsseg_rt.training.trained.card import load_trained
+
+__all__ = ["batch_source", "build_augmentation", "build_model", "build_task"]
+__all__ += ["build_zeroseg_task", "find_task", "open_split", "with_crop_of"]
+
+_AUGMENTATIONS: Mapping[str, type[Any]] = {
+    "fit_inside": FitInsideAugmentation,
+    "short_edge": ShortEdgeAugmentation,
+    "center_crop": CenterCropAugmentation,
+}
+_CLIP_OPTIONS = ("pretrained", "clip", "activation")
+_CLIP_ARGUMENTS = {
+    "source": "model.options.pretrained",
+    "activation": "model.options.activation",
+}
+_TEACHER_SUFFIXES = {"source": "", "activation": "_activation"}
+_FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
+
+
+def open_split(config: DataConfig, split: str, options: Mapping[str, Any]) -> SegmentationDataset:
+    """Open a split of the data set that a configuration names.
+
+    Raises:
+        ArgumentError: The name or an option is unknown.
+        DatasetError: The data is missing or incomplete.
+    """
+    return create_dataset(config.name, config.root or None, split, **options)
+
+
+def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
+    """Make an augmentation from its kind and fields.
+
+    Raises:
+        ArgumentError: A setting is unknown or out of range.
+    """
+    fields = dict(settings)
+    kind = fields.pop("kind", "fit_inside")
+    if kind not in _AUGMENTATIONS:
+        raise ArgumentError(
+            f"data.augmentation.kind: expected one of {', '.join(_AUGMENTATIONS)}, got {kind!r}. "
+            "Check the spelling."
+        )
+    augmentation: Augmentation = schema.decode(
+        _AUGMENTATIONS[kind], fields, "data.augmentation", ArgumentError
+    )
+    return augmentation
+
+
+def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An augmentation's settings; if they set no crop size, it is the model's input size.
+
+    Only for ``"fit_inside"``, whose own default is the 512 pixels of the published models. The box
+    that images are fitted into scales in proportion.
+
+    Args:
+        model: With a ``crop_hw`` of its own (ZegCLIP, CLIP-RC, the dense baseline), or any other.
+        settings: ``kind`` and fields.
+    """
+    fields, size_hw = dict(settings), model.crop_hw
+    known = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
+    if not known or size_hw in (None, FitInsideAugmentation().crop_hw):
+        return fields
+    assert size_hw is not None
+    side = min(size_hw)
+    return {"scale": [4 * side, side]} | fields | {"crop_hw": list(size_hw)}
+
+
+def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> SegmentationModel:
+    """Make the model to train: from a run, from an official checkpoint, or from CLIP.
+
+    Args:
+        config: Which model, and what it starts from.
+        seen: Indices of the seen classes; in the supervised protocol no class counts as unseen.
+        protocol: The task's protocol.
+
+    Raises:
+        ArgumentError: An option does not belong to the architecture.
+        CheckpointError: Weights cannot be read, or CLIP's are needed but missing.
+    """
+    start, options = config.start_from, dict(config.options)
+    if start and Path(start).is_dir():
+        if options:
+            raise ArgumentError(
+                f"model.options: expected none with the run {start} to start from, got "
+                f"{', '.join(options)}. The run's model is taken as it is."
+            )
+        model = load_trained(start)
+    elif start:
+        model = _start_from_official(config.architecture, start, options)
+    else:
+        options = _checked_options(config.architecture, options, official=False)
+        with arguments_called(_CLIP_ARGUMENTS, "model.options", options):
+            model = create_model(config.architecture, **options)
+    rows = () if protocol == "supervised" else tuple(seen)
+    return model.with_seen(rows, self_trained=protocol == "transductive")
+
+
+def _start_from_official(
+    architecture: str, start: str, options: dict[str, Any]
+) -> SegmentationModel:
+    """A model from an official file; ``pretrained`` names CLIP if that is a file of its own."""
+    takes_clip = "clip" in inspect.signature(find_builder(architecture, official=True)).parameters
+    named = {name: options.pop(name) for name in _CLIP_OPTIONS if takes_clip and name in options}
+    options = _checked_options(architecture, options, official=True)
+    if named:
+        options["clip"] = _load_named_clip(named)
+    state_dict = normalize_state_dict(load_checkpoint(start))
+    try:
+        return from_official(architecture, state_dict, **options)
+    except CheckpointError as error:
+        if not takes_clip or named:
+            raise
+        raise CheckpointError(
+            f"{start}: {error} In a configuration, model.options.pretrained is CLIP's file or "
+            "open_clip tag ('openai'), and fusion = 'segments' does without."
+        ) from error
+
+
+def _load_named_clip(named: Mapping[str, Any]) -> ClipWeights:
+    if "pretrained" not in named:
+        raise ArgumentError(
+            f"model.options.pretrained: expected CLIP's weights besides {', '.join(named)}, got "
+            "none. Name a file or an open_clip tag, such as 'openai'."
+        )
+    with arguments_called(_CLIP_ARGUMENTS):
+        return load_clip(
+            named["pretrained"],
+            architecture=named.get("clip", "ViT-B-16"),
+            activation=named.get("activation"),
+        )
+
+
+def find_task(architecture: str) -> type[TrainingTask]:
+    """The objective of an architecture.
+
+    Raises:
+        ArgumentError: Nothing trains it.
+    """
+    if architecture not in TASKS:
+        raise ArgumentError(
+            f"model.architecture: expected one that is trained ({', '.join(TASKS)}), got "
+            f"{architecture!r}. Choose another."
+        )
+    return TASKS[architecture]
+
+
+def build_task(
+    config: TaskConfig,
+    model: SegmentationModel,
+    class_embeds: Tensor,
+    dataset: SegmentationDataset,
+) -> TrainingTask:
+    """Make the objective of a model that learns from labels.
+
+    Raises:
+        ArgumentError: A setting is wrong.
+    """
+    kind: Any = find_task(model.architecture)
+    own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
+    options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
+    with arguments_called({"protocol": "task.protocol"}, "task.options", options):
+        task: TrainingTask = kind(model, class_embeds, protocol=config.protocol, **own, **options)
+    return task
+
+
+def build_zeroseg_task(
+    config: TaskConfig, student: ModelConfig, model: SegmentationModel, batch_size: int
+) -> ZeroSegTask:
+    """Make ZeroSeg's objective, which needs a teacher and no labels.
+
+    Args:
+        config: ``options.teacher`` is a CLIP file or open_clip tag, ``teacher_architecture``
+            open_clip's name for a tag and ``teacher_activation`` for a file that does not say;
+            ``views`` and ``cache_folder`` are those of
+            :class:`zsseg_rt.training.tasks.zeroseg_features.TeacherFeatures`; the rest are the
+            task's.
+        student: If no teacher is named, its ``options.pretrained`` is the teacher: the CLIP whose
+            text tower embeds class names.
+        model: The student, a ZeroSeg.
+        batch_size: Images per optimizer step.
+
+    Raises:
+        ArgumentError: A setting is wrong.
+        CheckpointError: The teacher cannot be read.
+    """
+    if config.protocol != "inductive":
+        raise ArgumentError(
+            f"task.protocol: expected 'inductive', because ZeroSeg uses no labels, got "
+            f"{config.protocol!r}. Leave it out."
+        )
+    options = dict(config.options)
+    weights = _load_teacher(options, student.options)
+    features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
+    options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
+    made = typed_settings(TeacherFeatures, features, "task.options")
+    teacher = TeacherFeatures(build_image_encoder(weights), **made)
+    return ZeroSegTask(cast(ZeroSeg, model), teacher, batch_size=batch_size, **options)
+
+
+def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWeights:
+    """The teacher that options name, which are removed; otherwise the student's CLIP."""
+    named = {
+        "source": options.pop("teacher", ""),
+        "architecture": options.pop("teacher_architecture", "ViT-L-14"),
+        "activation": options.pop("teacher_activation", None),
+    }
+    called = {name: f"task.options.teacher{suffix}" for name, suffix in _TEACHER_SUFFIXES.items()}
+    if not named["source"] and student.get("pretrained"):
+        called = _CLIP_ARGUMENTS
+        names = {"pretrained": "source", "clip": "architecture", "activation": "activation"}
+        named |= {new: student[old] for old, new in names.items() if old in student}
+    if not named["source"]:
+        raise ArgumentError(
+            "task.options.teacher: expected CLIP weights, a file or an open_clip tag, got none. "
+            "ZeroSeg learns from a CLIP image encoder."
+        )
+    with arguments_called(called):
+        return load_clip(named.pop("source"), **named)
+
+
+def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:
+    """Training batches by position, loaded by worker processes."""
+
+    def source(
+        *, start_position: int, process_index: int, num_processes: int, batch_size: int
+    ) -> Iterator[Batch]:
+        length = len(samples.dataset)
+        step_size = batch_size * num_processes
+        sampler = EpochSampler(
+            length,
+            config.seed,
+            batch_size=step_size,
+            start_position=start_position,
+            process_index=process_index,
+            num_processes=num_processes,
+            drop_last=length >= step_size,
+        )
+        pinned = config.device != "cpu" and torch.cuda.is_available()
+        loader = make_loader(samples, sampler, num_workers=config.num_workers, pin_memory=pinned)
+        return iter(loader)
+
+    return source
+
+
+def _checked_options(
+    architecture: str, options: Mapping[str, Any], *, official: bool
+) -> dict[str, Any]:
+    function = find_builder(architecture, official=official)
+    if not official:
+        options = schema.up_to_date(ARCHITECTURES[architecture].config, options)
+    hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
+    return checked_settings(function, options, "model.options", hidden)

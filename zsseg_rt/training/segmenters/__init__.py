@@ -1,0 +1,1 @@
+"""Torch models as segmenters, evaluated like the engine."""

@@ -1,0 +1,73 @@
+"""From a training run to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from zsseg_rt.export.exporters import export_bundle
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.training.class_embeddings import region_embeddings
+from zsseg_rt.training.trained.card import (
+    TrainedClasses,
+    find_checkpoint,
+    load_classes,
+    load_trained,
+)
+
+__all__ = ["export_trained"]
+
+
+def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
+    """Write the model of a training run as a bundle.
+
+    The bundle knows the classes of the training data by their embeddings (its text bank), so that
+    it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
+
+    Args:
+        run: A run's folder (its best checkpoint is taken), or a checkpoint's.
+        path: Folder to write, ``NAME.zsseg``.
+        **options: Options of :func:`zsseg_rt.export.export_bundle` that are to differ.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
+        CheckpointError: There is no checkpoint, it is damaged, or its model cannot be exported.
+    """
+    model, known = load_trained(run), load_classes(run)
+    settings: dict[str, Any] = {
+        "source": f"trained by zsseg_rt, {find_checkpoint(run).name}",
+        "space": "",
+        "size_hw": model.size_hw,
+    }
+    if known is not None:
+        classes, embeds = known
+        seen = set(classes.seen_phrases) if classes.counts_as_unseen else set()
+        rows = [index for index, phrase in enumerate(classes.phrases) if phrase in seen]
+        model = model.with_seen(rows, self_trained=classes.protocol == "transductive")
+        settings |= {
+            "class_names": classes.phrases,
+            "templates": classes.templates,
+            "space": classes.space,
+            "text_bank": (classes.phrases, embeds.numpy()),
+        }
+        settings |= _region_settings(model, classes, embeds)
+    return export_bundle(model, path, **settings | options)
+
+
+def _region_settings(
+    model: SegmentationModel, classes: TrainedClasses, embeds: Tensor
+) -> dict[str, Any]:
+    """The prompts and embeddings for classifying regions, if the model does so."""
+    regions = region_embeddings(model, classes.names, classes.region_templates)
+    if regions is None:
+        return {}
+    return {
+        "region_templates": classes.region_templates or model.region_templates,
+        "text_bank": (classes.phrases, np.stack([embeds.numpy(), regions.numpy()])),
+    }

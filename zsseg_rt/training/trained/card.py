@@ -1,0 +1,175 @@
+"""The result of a run: load its model again, with the classes it was trained for.
+
+A checkpoint's ``model.json`` is a *card*: ``architecture``, ``config`` (the model's, as plain
+data), ``text_encoder`` (sizes of a text tower that the config does not mention) and ``classes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zsseg_rt import schema
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.registry import ARCHITECTURES
+from zsseg_rt.text.class_names import ClassList, split_synonyms
+from zsseg_rt.torch_files.checkpoints import load_weights
+from zsseg_rt.training.loop.checkpointing import (
+    MODEL_CARD,
+    STATE_FILE,
+    CheckpointFolder,
+    read_card,
+    read_tensors,
+)
+from zsseg_rt.training.loop.evaluation_log import EvaluationLog
+
+__all__ = ["TrainedClasses", "describe_model", "find_checkpoint", "load_classes", "load_trained"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedClasses:
+    """The vocabulary a model was trained for.
+
+    Attributes:
+        names: The data set's classes in order; commas separate synonyms.
+        seen: Indices of the seen ones.
+        templates: Prompts around names.
+        space: Name of the joint space.
+        region_templates: Prompts around the names that ZegFormer's regions are compared with; if
+            empty, the official ones.
+        phrases: Phrases that have embeddings, in the order of the checkpoint's rows.
+        dataset: The data set that it was trained on.
+        protocol: What training knew about unseen classes.
+    """
+
+    names: tuple[str, ...]
+    seen: tuple[int, ...]
+    templates: tuple[str, ...]
+    space: str
+    phrases: tuple[str, ...]
+    dataset: str = ""
+    protocol: str = ""
+    region_templates: tuple[str, ...] = ()
+
+    @property
+    def seen_phrases(self) -> tuple[str, ...]:
+        """Every synonym of the seen classes."""
+        groups = split_synonyms([self.names[index] for index in self.seen])
+        return ClassList.of_groups(groups).phrases
+
+    @property
+    def counts_as_unseen(self) -> bool:
+        """Whether training treated some classes as unseen."""
+        return self.protocol != "supervised" and len(self.seen) < len(self.names)
+
+
+def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> dict[str, Any]:
+    """Make a model's card.
+
+    Raises:
+        CheckpointError: The model's architecture is not one that can be built again.
+    """
+    architecture: Any = getattr(model, "architecture", None)
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"model: expected one of {', '.join(ARCHITECTURES)}, got {type(model).__name__}. "
+            "Save its state_dict yourself."
+        )
+    model_config: Any = model.config
+    text_encoder = getattr(model, "text_encoder", None)
+    text_config: Any = None if text_encoder is None else text_encoder.config
+    return {
+        "architecture": architecture,
+        "config": schema.encode(model_config),
+        "text_encoder": schema.encode(text_config),
+        "classes": schema.encode(classes),
+    }
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path refers to: itself, or a run's best, or else its last.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(path)
+    if (path / STATE_FILE).is_file():
+        return path
+    folder = CheckpointFolder(path / "checkpoints")
+    steps = folder.steps()
+    if not steps:
+        raise CheckpointError(
+            f"{path}: expected a training run or one of its checkpoints, got "
+            f"{'a folder without one' if path.is_dir() else 'no folder'}. Check the path."
+        )
+    best = EvaluationLog.read(path).best_step
+    return folder.at(steps[-1] if best not in steps or best is None else best)
+
+
+def load_trained(path: str | Path) -> SegmentationModel:
+    """Load the model of a run.
+
+    Args:
+        path: A run's folder, whose best checkpoint is taken (the last one if none was evaluated),
+            or a checkpoint's.
+
+    Returns:
+        The model, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged or of an unknown architecture.
+    """
+    folder = find_checkpoint(path)
+    card = read_card(folder)
+    architecture = str(card.get("architecture"))
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{folder / MODEL_CARD}: expected one of {', '.join(ARCHITECTURES)}, got "
+            f"{architecture!r}. Use the version of zsseg_rt that wrote it."
+        )
+    known, where = ARCHITECTURES[architecture], str(folder / MODEL_CARD)
+    config = schema.decode(known.config, card.get("config"), where, CheckpointError)
+    with torch.device("meta"):
+        model = known.model(config)
+        if getattr(model, "text_encoder", None) is None and card.get("text_encoder") is not None:
+            model.text_encoder = _text_encoder(card["text_encoder"], folder)
+    load_weights(model, read_tensors(folder, "model"), architecture=architecture)
+    return model.eval()
+
+
+def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
+    """The classes that a run's model was trained for; None if the run did not say.
+
+    Args:
+        path: As for :func:`load_trained`.
+
+    Returns:
+        The classes, and the embeddings of their phrases, float32 ``[P, D]``.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged.
+    """
+    folder = find_checkpoint(path)
+    raw = read_card(folder).get("classes")
+    if raw is None:
+        return None
+    classes = schema.decode(TrainedClasses, raw, str(folder / MODEL_CARD), CheckpointError)
+    embeds = read_tensors(folder, "constants").get("text_embeds")
+    if embeds is None or len(embeds) != len(classes.phrases):
+        raise CheckpointError(
+            f"{folder}: expected text_embeds of {len(classes.phrases)} phrases in "
+            f"constants.safetensors, got {'none' if embeds is None else len(embeds)}. "
+            "Copy the checkpoint again, or take an earlier one."
+        )
+    return classes, embeds
+
+
+def _text_encoder(raw: Any, folder: Path) -> TextEncoder:
+    where = f"{folder / MODEL_CARD}: text_encoder"
+    return TextEncoder(schema.decode(TextEncoderConfig, raw, where, CheckpointError))
