@@ -315,3 +315,40 @@ def test_everything_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(whole_folder, "_put_in_place", put)
     write(tmp_path / "c.zsseg", "new")
     assert synced[-1] == tmp_path.name
+
+
+def test_a_folder_that_comes_before_the_old_one_is_back_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "c.zsseg"
+    hidden = tmp_path / ".c.zsseg.writing-abcdefg1"
+    write(path, "old")
+    hidden.mkdir()
+    path.rename(hidden / "old-0")
+    write(tmp_path / "newer.zsseg", "new")
+    rename = Path.rename
+
+    def another_was_faster(self, target):
+        if target == path and self.name == "old-0":
+            rename(tmp_path / "newer.zsseg", path)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", another_was_faster)
+    whole_folder.remove_leftovers(path)
+    assert word_of(path) == "new"
+    assert entries(tmp_path) == ["c.zsseg"]
+
+
+def test_a_finished_writer_restores_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "c.zsseg"
+    write(path, "old")
+    monkeypatch.setattr(whole_folder, "_exchange", lambda one, other: False)
+    sync = whole_folder._sync_folder
+
+    def another_sets_it_aside(folder):
+        if folder == tmp_path:
+            path.rename(tmp_path / "aside")
+        sync(folder)
+
+    monkeypatch.setattr(whole_folder, "_sync_folder", another_sets_it_aside)
+    write(path, "new")
+    assert entries(tmp_path) == ["aside"]
+    assert word_of(tmp_path / "aside") == "new"

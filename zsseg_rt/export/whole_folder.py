@@ -45,15 +45,17 @@ def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     work, lock = _hidden_folder(path)
     with lock:
+        in_place = False
         try:
             new = work / path.name
             new.mkdir()
             yield new
             _sync(new)
             _put_in_place(new, path, replace=replace)
+            in_place = True
             _sync_folder(path.parent)
         finally:
-            _settle(work, path)
+            _settle(work, path, restore=not in_place)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -74,7 +76,7 @@ def remove_leftovers(path: Path) -> None:
             continue
         if lock:
             with lock:
-                _settle(work, path)
+                _settle(work, path, restore=True)
 
 
 def _prefix(path: Path) -> str:
@@ -155,12 +157,30 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
-def _settle(work: Path, path: Path) -> None:
-    """Remove a hidden folder. If ``path`` is missing, the old folder first goes back there."""
+def _settle(work: Path, path: Path, *, restore: bool) -> None:
+    """Remove a hidden folder. To restore, the old folder first goes back to a missing ``path``.
+
+    A folder that was put in place may be missing again because another writer is about to replace
+    it: then nothing may be restored, or the older folder would follow the newer one.
+    """
     for old in sorted(work.glob(_OLD.format("*")), reverse=True):
-        # A half-removed folder must never be restored: it is renamed first.
-        old.rename(old.with_name(f"replaced-{old.name}") if path.exists() else path)
+        if not (restore and _moved_back(old, path)):
+            # A half-removed folder must never be restored: it is renamed first.
+            old.rename(old.with_name(f"replaced-{old.name}"))
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _moved_back(old: Path, path: Path) -> bool:
+    """Move ``old`` to ``path``; False if a folder is there, also one that came in between."""
+    if path.exists():
+        return False
+    try:
+        old.rename(path)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _sync(folder: Path) -> None:
