@@ -31,7 +31,10 @@ def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[nn.Laye
 class FoldedBlock(nn.Module):
     """A residual block whose prompts are constant keys and values.
 
-    Only class and patch tokens flow through; see :func:`fold_norm` for the norms.
+    Only class and patch tokens flow through; see :func:`fold_norm` for the norms. Queries, keys and
+    values have a projection each, so that nothing is cut at run time, and the scale of the scores
+    is part of the queries' weights, where it costs nothing. For heads 16 or 64 wide it is a power
+    of two, so that weights which float16 holds stay so.
     """
 
     prompt_keys: Tensor
@@ -41,31 +44,43 @@ class FoldedBlock(nn.Module):
         super().__init__()
         width = prompts.shape[-1]
         self.num_heads = block.attn.num_heads
-        self.norm_1, self.qkv = fold_norm(
+        self.norm_1, packed = fold_norm(
             block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias
         )
+        self.q_proj, self.k_proj, self.v_proj = _split(packed, (width // self.num_heads) ** -0.5)
         self.out_proj = block.attn.out_proj
         self.mlp = Mlp(width, block.mlp.c_fc.out_features, block.mlp.activation)
         self.norm_2, self.mlp.c_fc = fold_norm(
             block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias
         )
         self.mlp.c_proj = block.mlp.c_proj
-        _, keys, values = self.qkv(self.norm_1(prompts)).unsqueeze(0).chunk(3, dim=-1)
-        self.register_buffer("prompt_keys", split_heads(keys, self.num_heads).contiguous())
-        self.register_buffer("prompt_values", split_heads(values, self.num_heads).contiguous())
+        _, keys, values = self._qkv(prompts[None])
+        self.register_buffer("prompt_keys", keys.contiguous())
+        self.register_buffer("prompt_values", values.contiguous())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``[B, N, W]`` to ``[B, N, W]``; ``mask`` ``[N, N + P]`` is added to the scores."""
-        q, k, v = (split_heads(part, self.num_heads) for part in self._qkv(x))
+        q, k, v = self._qkv(x)
         if self.prompt_keys.shape[2]:
             k = torch.cat([k, self.prompt_keys.expand(x.shape[0], -1, -1, -1)], dim=2)
             v = torch.cat([v, self.prompt_values.expand(x.shape[0], -1, -1, -1)], dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         x = x + self.out_proj(merge_heads(attended))
         return x + self.mlp(self.norm_2(x))  # type: ignore[no-any-return]
 
-    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(self.norm_1(x)).chunk(3, dim=-1)  # type: ignore[no-any-return]
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed, heads = self.norm_1(x), self.num_heads
+        return (
+            split_heads(self.q_proj(normed), heads),
+            split_heads(self.k_proj(normed), heads),
+            split_heads(self.v_proj(normed), heads),
+        )
+
+
+def _split(packed: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Projections of queries, times ``scale``, of keys and of values."""
+    (q, k, v), (q_bias, k_bias, v_bias) = packed.weight.chunk(3), packed.bias.chunk(3)
+    return linear_from(q * scale, q_bias * scale), linear_from(k, k_bias), linear_from(v, v_bias)
 
 
 def linear_from(weight: Tensor, bias: Tensor) -> nn.Linear:

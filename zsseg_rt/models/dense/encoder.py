@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.models.clip.folded_image_encoder import FoldedBlock, linear_from
 from zsseg_rt.models.clip.image_encoder import (
     ImageEmbeds,
     ImageEncoder,
@@ -208,8 +209,6 @@ class _FoldedDenseBlock(nn.Module):
     MaskCLIP's attention is the identity, so its two projections are merged into one.
     """
 
-    in_weight: Tensor
-    in_bias: Tensor
     prior: Tensor | None
 
     def __init__(self, encoder: DenseImageEncoder, grid_hw: tuple[int, int]) -> None:
@@ -224,8 +223,8 @@ class _FoldedDenseBlock(nn.Module):
             bias = attention.out_proj.bias + attention.out_proj.weight @ bias
             weight = attention.out_proj.weight @ weight
             self.out_proj = nn.Identity()
-        self.register_buffer("in_weight", weight)
-        self.register_buffer("in_bias", bias)
+        weights, biases = weight.chunk(len(kept)), bias.chunk(len(kept))
+        self.projections = nn.ModuleList(map(linear_from, weights, biases))
         self.register_buffer("prior", encoder.prior(grid_hw))
         self.ln_1 = block.ln_1
         if self.rule.residual:
@@ -240,15 +239,19 @@ class _FoldedDenseBlock(nn.Module):
         return dense + self.mlp(self.ln_2(dense))  # type: ignore[no-any-return]
 
     def _mix(self, x: Tensor) -> Tensor:
-        projected = F.linear(x, self.in_weight, self.in_bias)
+        projected: list[Tensor] = [project(x) for project in self.projections]
         if not self.rule.products:
-            return projected
-        chunks = projected.chunk(len(self.rule.reads), dim=-1)
+            return projected[0]
         parts = {
-            name: split_heads(chunk, self.num_heads)
-            for name, chunk in zip(self.rule.reads, chunks, strict=True)
+            name: split_heads(part, self.num_heads)
+            for name, part in zip(self.rule.reads, projected, strict=True)
         }
         return merge_heads(_attend(self.rule, parts, self.prior))
+
+
+def _folded(block: nn.Module) -> FoldedBlock:
+    assert isinstance(block, ResidualBlock)
+    return FoldedBlock(block, block.ln_1.weight.new_empty(0, block.attn.out_proj.in_features))
 
 
 class FoldedDenseEncoder(nn.Module):
@@ -273,8 +276,8 @@ class FoldedDenseEncoder(nn.Module):
         check_size(size_hw, encoder.config.patch_size)
         self.size_hw, self.grid_hw = size_hw, encoder.grid_hw(size_hw)
         self.conv1, self.ln_pre, self.ln_post = encoder.conv1, encoder.ln_pre, encoder.ln_post
-        self.blocks = encoder.transformer.resblocks[:-1]
         with torch.no_grad():
+            self.blocks = nn.ModuleList(_folded(b) for b in encoder.transformer.resblocks[:-1])
             self.register_buffer("positions", encoder.patch_positions(self.grid_hw).clone())
             self.register_buffer("cls_token", encoder.ln_pre(encoder.class_token())[None, None])
             self.register_buffer("proj", encoder.patch_proj().detach())
