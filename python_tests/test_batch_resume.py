@@ -14,8 +14,8 @@ import pytest
 
 from support.command_line import run
 from support.fakes import edit_manifest
-from zsseg_rt import Engine, EngineConfig, batch
-from zsseg_rt.batch import JOURNAL, segment_photos
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.batch import JOURNAL, journal, photo_run, segment_photos
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import find_photos
@@ -129,7 +129,7 @@ def test_records_of_other_types_are_damaged(engine, folder, tmp_path, caplog):
     required = ("key", "photo", "overlay", "mask", "result")
     for key in required:
         raw = line["record"] | {key: None}
-        forged = json.dumps({"record": raw, "sha256": batch._digest(raw)})
+        forged = json.dumps({"record": raw, "sha256": journal._digest(raw)})
         (out / JOURNAL).write_text(forged + "\n")
         assert resumed(engine, folder, out) == set()
     assert caplog.text.count("damaged lines are skipped: 1") == len(required)
@@ -229,13 +229,13 @@ def test_min_region_score_and_region_embeddings_decide(region_bundle, folder, tm
     ids=["disk", "memory"],
 )
 def test_a_photo_that_fails_is_the_only_one(failure, engine, folder, tmp_path, monkeypatch):
-    plain = batch._describe_classes
+    plain = photo_run._describe_classes
 
     def fail_once(seg):
-        monkeypatch.setattr(batch, "_describe_classes", plain)
+        monkeypatch.setattr(photo_run, "_describe_classes", plain)
         raise failure
 
-    monkeypatch.setattr(batch, "_describe_classes", fail_once)
+    monkeypatch.setattr(photo_run, "_describe_classes", fail_once)
     first, second = segment_photos(engine, find_photos([str(folder)]), tmp_path / "out")
     assert type(failure).__name__ in first.error
     assert str(folder / "a.png") in first.error
