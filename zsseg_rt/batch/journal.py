@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,7 @@ class _Record:
 
 
 class Journal:
-    """The file that lists finished photos.
+    """The file that lists finished photos; once read, safe to use in any thread.
 
     Args:
         path: Where it is, or will be.
@@ -94,6 +95,7 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
         self._records: dict[str, _Record] = {}
+        self._writing = threading.Lock()
 
     def read(self) -> None:
         """Read what earlier runs have finished; the log counts skipped lines."""
@@ -153,7 +155,7 @@ class Journal:
                 mask=_File.at(Path(result.mask or "")),
                 result=result,
             )
-            with self._path.open("a+b") as stream:
+            with self._writing, self._path.open("a+b") as stream:
                 # A line that an interrupted run left unfinished must not swallow this one.
                 end = stream.seek(0, os.SEEK_END)
                 stream.seek(max(end - 1, 0))

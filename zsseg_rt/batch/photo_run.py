@@ -5,25 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.backends import registry
+from zsseg_rt.batch.in_order import Budget, in_order
 from zsseg_rt.batch.journal import JOURNAL, Journal, PhotoResult
-from zsseg_rt.config import FAMILY_SETTINGS
+from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIX, decode_photo, load_photo
-from zsseg_rt.picture_header import MAX_PIXELS
+from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
 from zsseg_rt.visualize import palette, save_file
 
-__all__ = ["segment_photos"]
+__all__ = ["lanes_for", "segment_photos"]
+
+_MOST_LANES = 4  # each holds a frame's activations
+_AHEAD = 2  # photos that are read or written while every lane is busy
+
+_Lanes = queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
 
 
 def segment_photos(
@@ -39,22 +47,27 @@ def segment_photos(
     """Segment photos and write ``STEM.overlay.png`` and ``STEM.mask.png`` for each.
 
     A photo that cannot be read, labelled or written is reported in its result and does not stop the
-    others. Every finished photo is one line in ``zsseg_journal.jsonl``; with ``resume``, photos
-    that this file lists with the same bundle, classes and settings are skipped, if they and their
-    output images are still the same files, byte for byte.
+    others. Photos are labelled at the same time in all lanes of the engine, while others are
+    decoded and written; results come in the photos' order. Every finished photo is one line in
+    ``zsseg_journal.jsonl``; with ``resume``, photos that this file lists with the same bundle,
+    classes and settings are skipped, if they and their output images are still the same files, byte
+    for byte.
 
     Args:
-        engine: An engine with classes; its channel order must be RGB.
+        engine: An engine with classes; its channel order must be RGB. All its lanes are used, so
+            none but its own may be open; see :func:`lanes_for`.
         photos: Files to segment.
         out_dir: Folder to write to; created if absent.
         alpha: Weight of the colours in the overlay, in [0, 1].
         resume: Whether to skip what an earlier run has finished.
-        max_pixels: Photos with more pixels are not decoded; their result says so.
-        on_done: Called after each photo.
+        max_pixels: Photos with more pixels are not decoded; their result says so. As many are
+            decoded at any one time, however many photos that is.
+        on_done: Called after each photo, in the caller's thread.
 
     Raises:
         SourceError: The folder cannot be created.
         BackendUnavailableError: OpenCV is not installed.
+        EngineStateError: Another lane of the engine is open, or the engine is closed.
     """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -63,31 +76,73 @@ def segment_photos(
     journal = Journal(out_dir / JOURNAL, _settings_key(engine, alpha))
     if resume:
         journal.read()
-    work = _Work(engine=engine, journal=journal, alpha=alpha, max_pixels=max_pixels)
+    targets = [out_dir / stem for stem in _stems(photos)]
     results = []
-    for photo, stem in zip(photos, _stems(photos), strict=True):
-        result, seg = journal.finished(photo), None
-        if result is None:
-            result, seg = work.segment(photo, out_dir / stem)
-        results.append(result)
-        if on_done is not None:
-            on_done(result, seg)
+    with _lanes(engine) as lanes:
+        work = _Work(lanes=lanes, journal=journal, alpha=alpha, max_pixels=max_pixels)
+        done = in_order(
+            work.segment, zip(photos, targets, strict=True),
+            num_threads=min(lanes.qsize() + _AHEAD, len(photos)) or 1,
+        )  # fmt: skip
+        with closing(done):
+            for result, seg in done:
+                results.append(result)
+                if on_done is not None:
+                    on_done(result, seg)
     return results
 
 
-@dataclass(frozen=True, kw_only=True)
+def lanes_for(num_photos: int, config: EngineConfig) -> int:
+    """How many lanes label photos fastest: on the CPU with OpenVINO one per thread, at most 4.
+
+    Each thread then has a photo of its own and waits for no other. Elsewhere one lane uses the
+    whole device.
+
+    Raises:
+        DeviceError: The device is absent.
+        BackendUnavailableError: The backend's package is not installed.
+    """
+    placement = registry.choose(config)
+    if placement.backend != "openvino" or placement.device != "cpu":
+        return 1
+    return max(min(num_photos, config.num_threads or len(os.sched_getaffinity(0)), _MOST_LANES), 1)
+
+
+@contextmanager
+def _lanes(engine: Engine) -> Iterator[_Lanes]:
+    """Every lane that the engine has room for, its own first, as their functions that label."""
+    lanes: _Lanes = queue.SimpleQueue()
+    lanes.put(engine.segment)
+    with ExitStack() as opened:
+        for _ in range(engine.config.num_lanes - 1):
+            lanes.put(opened.enter_context(engine.lane()).segment)
+        yield lanes
+
+
 class _Work:
-    """What is done to each photo."""
+    """What is done to each photo; several at the same time.
 
-    engine: Engine
-    journal: Journal
-    alpha: float
-    max_pixels: int
+    Args:
+        lanes: Functions that label a frame, for one thread at a time each.
+        journal: Where finished photos are noted.
+        alpha: Weight of the colours in the overlay.
+        max_pixels: The most pixels of a photo, and of all that are decoded at once.
+    """
 
-    def segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation | None]:
-        """Label a photo, write its images and journal it; its result says what went wrong."""
+    def __init__(self, *, lanes: _Lanes, journal: Journal, alpha: float, max_pixels: int) -> None:
+        self._lanes, self._journal = lanes, journal
+        self._alpha, self._max_pixels = alpha, max_pixels
+        self._pixels = Budget(max_pixels)
+
+    def segment(self, job: tuple[Path, Path]) -> tuple[PhotoResult, Segmentation | None]:
+        """Label a photo unless that is done, write its images and journal it.
+
+        The result says what went wrong.
+        """
+        photo, target = job
         try:
-            return self._segment(photo, target)
+            done_earlier = self._journal.finished(photo)
+            return (done_earlier, None) if done_earlier else self._segment(photo, target)
         except BackendUnavailableError:
             raise
         except ZssegError as exc:
@@ -97,13 +152,14 @@ class _Work:
         return PhotoResult(photo=str(photo), error=message), None
 
     def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
-        data = load_photo(photo, max_pixels=self.max_pixels)
-        frame = decode_photo(data, photo, max_pixels=self.max_pixels)
-        seg = self.engine.segment(frame)
-        overlay = target.with_name(f"{target.name}{OVERLAY_SUFFIX}")
-        mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-        _write_rgb_png(overlay, seg.overlay(frame, alpha=self.alpha))
-        seg.save(mask)
+        data = load_photo(photo, max_pixels=self._max_pixels)
+        with self._pixels.taken(_pixels_of(data, photo)):
+            frame = decode_photo(data, photo, max_pixels=self._max_pixels)
+            seg = self._label(frame)
+            overlay = target.with_name(f"{target.name}{OVERLAY_SUFFIX}")
+            mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
+            _write_rgb_png(overlay, seg.overlay(frame, alpha=self._alpha))
+            seg.save(mask)
         result = PhotoResult(
             photo=str(photo),
             size_hw=(frame.shape[0], frame.shape[1]),
@@ -113,8 +169,24 @@ class _Work:
             mask=str(mask),
             times={stage: round(ms, 3) for stage, ms in seg.times.items()},
         )
-        self.journal.append(result, data)
+        self._journal.append(result, data)
         return result, seg
+
+    def _label(self, frame: npt.NDArray[np.uint8]) -> Segmentation:
+        """Label a frame in the next free lane."""
+        lane = self._lanes.get()
+        try:
+            return lane(frame)
+        finally:
+            self._lanes.put(lane)
+
+
+def _pixels_of(data: bytes, photo: Path) -> int:
+    try:
+        height, width = read_header(data).size_hw
+    except ValueError as exc:
+        raise SourceError(f"{photo}: {exc}") from exc
+    return height * width
 
 
 def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:

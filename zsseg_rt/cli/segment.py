@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from zsseg_rt.cli.options import (
     split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
-from zsseg_rt.config import EngineConfig
+from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.picture_header import MAX_PIXELS
 
@@ -60,6 +61,9 @@ def segment(
     unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
     alpha: AlphaOption = 0.5,
+    lanes: Annotated[
+        int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 chooses.")
+    ] = 0,
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
     max_pixels: Annotated[
         int,
@@ -72,6 +76,7 @@ def segment(
     --demo alone labels two images that ship with the package; you may give it other --classes,
     made of the words it lists.
     """
+    from zsseg_rt.batch import lanes_for
     from zsseg_rt.engine import Engine
     from zsseg_rt.photos import find_photos
 
@@ -86,6 +91,7 @@ def segment(
         unknown_below=unknown_below,
         min_region_score=min_region_score,
     )
+    config = replace(config, num_lanes=lanes or lanes_for(len(found), config))
     with Engine(bundle, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         results = _segment_with_progress(
