@@ -10,7 +10,7 @@ from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.batch import JOURNAL, lanes_for, photo_run, segment_photos
 from zsseg_rt.batch.in_order import Budget, in_order
-from zsseg_rt.errors import BackendUnavailableError, EngineStateError
+from zsseg_rt.errors import BackendUnavailableError, EngineStateError, SourceError
 from zsseg_rt.photos import find_photos
 
 NAMES = ["red", "blue", "green", "white"]
@@ -140,6 +140,22 @@ def test_lanes_of_the_command(colour_bundle, folder, tmp_path, capsys):
 )
 def test_lanes_for(photos, config, lanes):
     assert lanes_for(photos, EngineConfig(device="cpu", **config)) == lanes
+
+
+def test_overlays_as_jpeg(colour_bundle, folder, tmp_path, capsys):
+    arguments = ("segment", folder / "03.png", "-b", colour_bundle, "--classes", "red,blue")
+    pictures = []
+    for kind in ("png", "jpg"):
+        out = tmp_path / kind
+        assert run(*arguments, "-o", out, "--overlay-format", kind) == 0
+        assert sorted(images_in(out)) == ["03.mask.png", f"03.overlay.{kind}"]
+        pictures.append(cv2.imread(str(out / f"03.overlay.{kind}")).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 8
+    assert run(*arguments, "-o", tmp_path / "png", "--overlay-format", "jpg", "--resume") == 0
+    assert (tmp_path / "png" / "03.overlay.jpg").exists()
+    assert run(*arguments, "--overlay-format", "gif") == 2
+    with pytest.raises(SourceError, match="only 2 results of an earlier run"):
+        find_photos([str(tmp_path / "jpg")])
 
 
 # --- the parts ---

@@ -307,7 +307,7 @@ def test_results_among_the_photos_are_not_photos(folder, colour_bundle, caplog, 
         names.append(sorted(path.name for path in folder.iterdir()))
     assert names[0] == names[1] == names[2]
     assert len(names[0]) == 2 + 4 + 1
-    assert caplog.text.count("4 images *.overlay.png and *.mask.png, results of an") == 2
+    assert caplog.text.count("4 images *.overlay.png, *.overlay.jpg, *.mask.png") == 2
 
 
 def test_results_that_are_named_are_photos(engine, folder, tmp_path):

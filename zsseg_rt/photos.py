@@ -17,7 +17,7 @@ from zsseg_rt.picture_header import MAX_PIXELS, check_picture
 
 __all__ = [
     "MASK_SUFFIX",
-    "OVERLAY_SUFFIX",
+    "OVERLAY_SUFFIXES",
     "decode_photo",
     "find_photos",
     "load_photo",
@@ -26,7 +26,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-OVERLAY_SUFFIX, MASK_SUFFIX = ".overlay.png", ".mask.png"
+OVERLAY_SUFFIXES, MASK_SUFFIX = {"png": ".overlay.png", "jpg": ".overlay.jpg"}, ".mask.png"
+_RESULTS = (*OVERLAY_SUFFIXES.values(), MASK_SUFFIX)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that is more
 
@@ -34,8 +35,8 @@ _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
     """Expand files, folders (not subfolders) and glob patterns to photos, each once, in order.
 
-    What ``segment`` writes, ``*.overlay.png`` and ``*.mask.png``, counts as a photo only if named
-    directly: in folders and patterns it is skipped, and the log says how many were.
+    What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and ``*.mask.png``, counts as a photo
+    only if named directly: in folders and patterns it is skipped, and the log says how many were.
 
     Raises:
         SourceError: An argument matches nothing, or is a folder without photos.
@@ -60,14 +61,14 @@ def _expand(argument: str) -> list[Path]:
         expected = "a photo, folder or pattern"
         paths = glob.glob(argument, recursive=True)  # noqa: PTH207
         matches = sorted(p for p in map(Path, paths) if p.is_file())
-    photos = [p for p in matches if not p.name.endswith((OVERLAY_SUFFIX, MASK_SUFFIX))]
+    photos = [p for p in matches if not p.name.endswith(_RESULTS)]
     if not photos:
         what = f"only {len(matches)} results of an earlier run" if matches else "nothing"
         raise SourceError(f"{argument}: expected {expected}, found {what}")
     if len(photos) < len(matches):
         _log.warning(
-            "%s: %d images *%s and *%s, results of an earlier run, are skipped",
-            argument, len(matches) - len(photos), OVERLAY_SUFFIX, MASK_SUFFIX,
+            "%s: %d images %s, results of an earlier run, are skipped",
+            argument, len(matches) - len(photos), ", ".join(f"*{end}" for end in _RESULTS),
         )  # fmt: skip
     return photos
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,18 @@ from zsseg_rt.batch.in_order import Budget, in_order
 from zsseg_rt.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
 from zsseg_rt.engine import Engine
-from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIX, decode_photo, load_photo
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
 from zsseg_rt.visualize import palette, save_file
 
-__all__ = ["lanes_for", "segment_photos"]
+__all__ = ["OverlayFormat", "lanes_for", "segment_photos"]
+
+OverlayFormat = Literal["png", "jpg"]
 
 _MOST_LANES = 4  # each holds a frame's activations
+_JPEG_QUALITY = 90
 _AHEAD = 2  # photos that are read or written while every lane is busy
 
 _Lanes = queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
@@ -40,11 +43,12 @@ def segment_photos(
     out_dir: Path,
     *,
     alpha: float = 0.5,
+    overlay_format: OverlayFormat = "png",
     resume: bool = False,
     max_pixels: int = MAX_PIXELS,
     on_done: Callable[[PhotoResult, Segmentation | None], None] | None = None,
 ) -> list[PhotoResult]:
-    """Segment photos and write ``STEM.overlay.png`` and ``STEM.mask.png`` for each.
+    """Segment photos and write ``STEM.overlay.png`` (or ``.jpg``) and ``STEM.mask.png`` for each.
 
     A photo that cannot be read, labelled or written is reported in its result and does not stop the
     others. Photos are labelled at the same time in all lanes of the engine, while others are
@@ -59,27 +63,39 @@ def segment_photos(
         photos: Files to segment.
         out_dir: Folder to write to; created if absent.
         alpha: Weight of the colours in the overlay, in [0, 1].
+        overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
         resume: Whether to skip what an earlier run has finished.
         max_pixels: Photos with more pixels are not decoded; their result says so. As many are
             decoded at any one time, however many photos that is.
         on_done: Called after each photo, in the caller's thread.
 
     Raises:
+        ArgumentError: The overlay's format is neither.
         SourceError: The folder cannot be created.
         BackendUnavailableError: OpenCV is not installed.
         EngineStateError: Another lane of the engine is open, or the engine is closed.
     """
+    if overlay_format not in OVERLAY_SUFFIXES:
+        raise ArgumentError(
+            f"overlay_format: expected one of {', '.join(OVERLAY_SUFFIXES)}, got {overlay_format!r}"
+        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
-    journal = Journal(out_dir / JOURNAL, _settings_key(engine, alpha))
+    journal = Journal(out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format))
     if resume:
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
     results = []
     with _lanes(engine) as lanes:
-        work = _Work(lanes=lanes, journal=journal, alpha=alpha, max_pixels=max_pixels)
+        work = _Work(
+            lanes=lanes,
+            journal=journal,
+            alpha=alpha,
+            suffix=OVERLAY_SUFFIXES[overlay_format],
+            max_pixels=max_pixels,
+        )
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
             num_threads=min(lanes.qsize() + _AHEAD, len(photos)) or 1,
@@ -126,12 +142,15 @@ class _Work:
         lanes: Functions that label a frame, for one thread at a time each.
         journal: Where finished photos are noted.
         alpha: Weight of the colours in the overlay.
+        suffix: Of the overlay's file.
         max_pixels: The most pixels of a photo, and of all that are decoded at once.
     """
 
-    def __init__(self, *, lanes: _Lanes, journal: Journal, alpha: float, max_pixels: int) -> None:
+    def __init__(
+        self, *, lanes: _Lanes, journal: Journal, alpha: float, suffix: str, max_pixels: int
+    ) -> None:
         self._lanes, self._journal = lanes, journal
-        self._alpha, self._max_pixels = alpha, max_pixels
+        self._alpha, self._suffix, self._max_pixels = alpha, suffix, max_pixels
         self._pixels = Budget(max_pixels)
 
     def segment(self, job: tuple[Path, Path]) -> tuple[PhotoResult, Segmentation | None]:
@@ -156,9 +175,9 @@ class _Work:
         with self._pixels.taken(_pixels_of(data, photo)):
             frame = decode_photo(data, photo, max_pixels=self._max_pixels)
             seg = self._label(frame)
-            overlay = target.with_name(f"{target.name}{OVERLAY_SUFFIX}")
+            overlay = target.with_name(f"{target.name}{self._suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-            _write_rgb_png(overlay, seg.overlay(frame, alpha=self._alpha))
+            _write_rgb(overlay, seg.overlay(frame, alpha=self._alpha))
             seg.save(mask)
         result = PhotoResult(
             photo=str(photo),
@@ -203,14 +222,16 @@ def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _write_rgb_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+def _write_rgb(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     """Write an RGB image, whose channels are swapped in place."""
     import cv2
 
+    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
+    swapped = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
     try:
-        _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture))
+        _, encoded = cv2.imencode(path.suffix, swapped, settings)
     except cv2.error as exc:
-        raise SourceError(f"{path}: cannot be encoded as PNG: {exc.err}") from exc
+        raise SourceError(f"{path}: cannot be encoded: {exc.err}") from exc
     save_file(path, encoded.tobytes())
 
 
@@ -227,10 +248,11 @@ def _stems(photos: Sequence[Path]) -> Iterator[str]:
         yield stem
 
 
-def _settings_key(engine: Engine, alpha: float) -> str:
+def _settings_key(engine: Engine, alpha: float, overlay_format: str) -> str:
     """A key of everything but the photo that decides its output images."""
     vocabulary, config = engine.vocabulary, engine.config
     settings: list[Any] = [
+        overlay_format,
         engine.bundle.to_manifest(),  # the hash of every file, the calibration
         [engine.backend, engine.precision, config.channel_order, config.unknown_below, alpha],
         [getattr(config, name) for name in FAMILY_SETTINGS],

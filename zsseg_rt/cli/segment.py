@@ -61,6 +61,9 @@ def segment(
     unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
     alpha: AlphaOption = 0.5,
+    overlay_format: Annotated[
+        str, typer.Option(help="png, or jpg, which takes less time to write.")
+    ] = "png",
     lanes: Annotated[
         int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 chooses.")
     ] = 0,
@@ -78,8 +81,10 @@ def segment(
     """
     from zsseg_rt.batch import lanes_for
     from zsseg_rt.engine import Engine
-    from zsseg_rt.photos import find_photos
+    from zsseg_rt.photos import OVERLAY_SUFFIXES, find_photos
 
+    if overlay_format not in OVERLAY_SUFFIXES:
+        raise UsageError(f"--overlay-format: expected png or jpg, got {overlay_format!r}")
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
     names = read_classes_or_demo(classes, class_name or [], demo=demo)
     found = find_photos(photos)
@@ -95,7 +100,13 @@ def segment(
     with Engine(bundle, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         results = _segment_with_progress(
-            engine, found, out, alpha=alpha, resume=resume, max_pixels=max_pixels
+            engine,
+            found,
+            out,
+            alpha=alpha,
+            overlay_format=overlay_format,
+            resume=resume,
+            max_pixels=max_pixels,
         )
         if demo:
             _print_words(engine)
