@@ -1,0 +1,172 @@
+"""Measure ``segment`` of a folder: photos per second, beside one lane and another checkout.
+
+    python benchmarks/photo_folder.py [--bundle NAME.zsseg] [--photos 60] [--size 640x480]
+                                      [--rounds 5] [--against CHECKOUT] [--json FILE]
+
+The bundle is the demo's unless one is named; a bundle without a text encoder gets random
+embeddings. Each candidate is a process of its own that loads its engine, labels a folder once to
+warm up, then once per round in turns with the others. Their files are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+CHILD = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+import zsseg_rt
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.demo import demo_bundle, demo_classes
+
+bundle, folder, lanes, out = sys.argv[1:]
+photos = sorted(Path(folder).iterdir())
+try:
+    from zsseg_rt.batch import lanes_for
+    count = int(lanes) or lanes_for(len(photos), EngineConfig(device="cpu"))
+except ImportError:  # an older version labels one after the other
+    count = 1
+from zsseg_rt.batch import segment_photos
+engine = Engine(bundle, EngineConfig(device="cpu", num_lanes=count))
+if engine.bundle.graphs.get("text_encoder"):
+    engine.set_classes(demo_classes())
+else:
+    rows = np.random.default_rng(0).standard_normal((20, engine.bundle.text.embed_dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    engine.set_classes([f"class {i}" for i in range(20)], embeddings=rows.astype(np.float32))
+for line in sys.stdin:
+    begin = time.monotonic()
+    results = segment_photos(engine, photos, Path(out))
+    assert not any(r.error for r in results), results
+    print(json.dumps({"seconds": time.monotonic() - begin, "lanes": count}), flush=True)
+"""
+
+
+def main() -> int:
+    """Parse arguments, run the rounds, print a report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--size", default="640x480")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="another checkout, with its extension built")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    from zsseg_rt.demo import demo_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(args, args.bundle or demo_bundle(), Path(folder))
+    print(json.dumps(report, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, Any]:
+    """Photos per second of each candidate, and their ratios within the rounds."""
+    photos = make_photos(scratch / "photos", args.photos, args.size)
+    candidates = {"chosen lanes": (ROOT, "0"), "one lane": (ROOT, "1")}
+    if args.against:
+        candidates["against"] = (args.against, "1")
+    children = {
+        name: start(checkout, bundle, photos, lanes, scratch / f"out {name}")
+        for name, (checkout, lanes) in candidates.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in children}
+    lanes_used = {}
+    for round_ in range(args.rounds + 1):
+        for name, child in children.items():
+            answer = ask(child)
+            lanes_used[name] = answer["lanes"]
+            if round_:
+                seconds[name].append(answer["seconds"])
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    digests = {name: digest(scratch / f"out {name}") for name in children}
+    base = "against" if args.against else "one lane"
+    ratios = [a / b for a, b in zip(seconds[base], seconds["chosen lanes"], strict=True)]
+    return {
+        "machine": machine_and_commit(),
+        "bundle": bundle.name,
+        "photos": args.photos,
+        "size": args.size,
+        "lanes": lanes_used,
+        "photos per second": {n: args.photos / statistics.median(s) for n, s in seconds.items()},
+        f"chosen lanes / {base}": {
+            "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)
+        },
+        "same files": len(set(digests.values())) == 1,
+    }  # fmt: skip
+
+
+def make_photos(folder: Path, count: int, size: str) -> Path:
+    """JPEG photos cut from the demo's pictures."""
+    import cv2
+
+    from zsseg_rt.demo import demo_photos
+
+    folder.mkdir()
+    width, height = map(int, size.split("x"))
+    scenes = [cv2.imread(photo) for photo in demo_photos()]
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        scene = cv2.resize(scenes[index % len(scenes)], (width * 5 // 4, height * 5 // 4))
+        top, left = rng.integers(0, height // 4), rng.integers(0, width // 4)
+        cv2.imwrite(str(folder / f"{index:04}.jpg"), scene[top : top + height, left : left + width])
+    return folder
+
+
+def start(checkout: Path, bundle: Path, photos: Path, lanes: str, out: Path) -> Any:
+    """A process that labels the folder whenever it is asked."""
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    call = [sys.executable, "-c", CHILD, str(bundle.resolve()), str(photos), lanes, str(out)]
+    return subprocess.Popen(
+        call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        cwd=photos.parent,
+    )  # fmt: skip
+
+
+def ask(child: Any) -> dict[str, Any]:
+    """Let a process label the folder once."""
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a candidate ended with {child.wait()}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def digest(folder: Path) -> str:
+    """Of all images in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.png")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def machine_and_commit() -> dict[str, str]:
+    """CPU, versions and commit."""
+    import openvino
+
+    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+
+    return describe_machine(np, openvino) | {"commit": describe_commit(ROOT)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
