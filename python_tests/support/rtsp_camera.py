@@ -86,7 +86,11 @@ class RtspCamera:
         assert self._process is None, "it runs"
         call = [PYTHON, str(SCRIPT), "--port", str(self.port), *self._options]
         self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
-        self.port = int(self._first_line().removeprefix("ready "))
+        self.port = int(self._told("ready"))
+
+    def first_made(self) -> float:
+        """When it made its first picture, in seconds; it makes none before somebody asks."""
+        return int(self._told("first")) / 1000
 
     def kill(self) -> None:
         """A camera that loses its power."""
@@ -114,17 +118,18 @@ class RtspCamera:
         assert self._process is not None, "it does not run"
         os.kill(self._process.pid, number)
 
-    def _first_line(self) -> str:
+    def _told(self, what: str) -> str:
+        """What stands behind a word in its next line."""
         assert self._process is not None
         stream = self._process.stdout
         assert stream is not None
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
             line = stream.readline() if selector.select(STARTS_WITHIN) else ""
-        if not line.startswith("ready "):
+        if not line.startswith(f"{what} "):
             self.kill()
-            raise RuntimeError(f"the RTSP server did not start; it said {line!r}")
-        return line.strip()
+            raise RuntimeError(f"the RTSP server: expected {what!r}, it said {line!r}")
+        return line.split()[1]
 
     def __enter__(self) -> RtspCamera:
         return self

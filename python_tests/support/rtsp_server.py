@@ -7,7 +7,8 @@ Run by a system Python that has PyGObject and GstRtspServer, in a process of its
 
 It prints ``ready PORT`` and serves ``rtsp://127.0.0.1:PORT/camera`` until it is killed. Each of its
 pictures shows, as black and white blocks, the milliseconds of CLOCK_MONOTONIC at which it was made;
-see ``rtsp_camera.shown_time``. SIGUSR1 goes on with the next of the sizes. It dies with its parent.
+see ``rtsp_camera.shown_time``. The first one's are printed too. SIGUSR1 goes on with the next of
+the sizes. It dies with its parent.
 """
 
 import argparse
@@ -55,6 +56,7 @@ class Camera:
     def __init__(self, sizes, rate):
         self.sizes, self.rate = sizes, rate
         self.due = 0.0
+        self.has_begun = False
 
     @property
     def caps(self):
@@ -79,7 +81,11 @@ class Camera:
         caps, (width, height) = self.caps, self.sizes[0]
         if not source.get_property("caps").is_equal(caps):
             source.set_property("caps", caps)
-        data = picture(time.monotonic_ns() // 1_000_000, width, height)
+        made_at = time.monotonic_ns() // 1_000_000
+        if not self.has_begun:
+            print(f"first {made_at}", flush=True)
+        self.has_begun = True
+        data = picture(made_at, width, height)
         buffer = Gst.Buffer.new_allocate(None, len(data), None)  # wrapped bytes may be freed early
         buffer.fill(0, data)
         source.emit("push-buffer", buffer)

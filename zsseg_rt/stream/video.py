@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.source import Picture, Reader
-from zsseg_rt.stream.video_errors import explain, import_av
+from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
 __all__ = ["VideoKind", "VideoSource", "capture_time"]
 
-VideoKind = Literal["file", "http", "rtsp", "v4l2"]
-
-TIMEOUT = 5.0
-"""Seconds that opening a network camera, or its next packet, may take."""
+OPENS_WITHIN = 5.0
+"""Seconds that opening a camera may take."""
+SILENT_FOR = 10.0
+"""Seconds that a network camera may take for its next packet."""
 
 # Without a limit FFmpeg studies an RTSP stream for 0.9 s before the first frame. Its option
 # nobuffer is not used: it discards the first key frame, which costs as much again.
@@ -80,7 +80,7 @@ class VideoSource:
             self.url,
             format="v4l2" if self.kind == "v4l2" else None,
             options={**_OPTIONS[self.kind], **self.options},
-            timeout=TIMEOUT if self.live else None,
+            timeout=(OPENS_WITHIN, SILENT_FOR) if self.live else None,
         )
 
     def _video_stream(self, container: Any) -> Any:
@@ -114,12 +114,30 @@ class VideoSource:
                     yield frame, arrived_at
 
     def _packets(self, av: Any, container: Any, stream: Any, reader: Reader) -> Iterator[Any]:
-        try:
-            yield from container.demux(stream)
-        except av.FFmpegError as exc:
-            if self.live:
-                raise self._error(exc) from None
-            reader.count_damaged()  # a file ends where it cannot be read any more
+        packets = container.demux(stream)
+        while True:
+            asked_at = time.monotonic()
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as exc:
+                if self.live:
+                    raise self._error(exc) from None
+                reader.count_damaged()  # a file ends where it cannot be read any more
+                return
+            if packet is None:
+                return
+            self._refuse_after_silence(time.monotonic() - asked_at)
+            yield packet
+
+    def _refuse_after_silence(self, seconds: float) -> None:
+        """Where the next frame's start does not come in time, FFmpeg gives out what it still held.
+
+        That frame is old, and does not mean that the camera is well.
+        """
+        if self.live and seconds >= SILENT_FOR:
+            raise SourceError(
+                f"{self.name}: expected frames, none came for {seconds:.0f} s. Check the camera."
+            )
 
     def _picture(self, frame: Any, arrived_at: float, start: float | None) -> Picture:
         image = frame.to_ndarray(format="rgb24" if self.channel_order == "rgb" else "bgr24")
@@ -132,7 +150,7 @@ class VideoSource:
         )
 
     def _error(self, error: Any) -> SourceError:
-        return explain(error, self.name, is_camera=self.kind == "v4l2")
+        return explain(error, self.name, self.kind)
 
 
 def capture_time(
