@@ -1,7 +1,9 @@
 """Network cameras over RTSP: a real server that is killed, frozen and started again."""
 
+import gc
 import itertools
 import logging
+import os
 import socket
 import time
 
@@ -249,3 +251,29 @@ def test_a_camera_that_freezes_is_stalled_then_lost_then_back(rtsp_cameras, capl
     mine = [frame for frame in frames if frame.source == camera.url]
     assert sound(times_of(mine))
     assert_counted(mine)
+
+
+def use():
+    """Threads and descriptors of this process."""
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def test_threads_and_descriptors_stay_as_many_over_reconnections(rtsp_cameras):
+    camera = rtsp_cameras()
+    gc.collect()
+    gc.disable()  # nothing may wait for it: it may come after hours
+    try:
+        with Stream(open_sources([camera.url, OTHER]), label, patience=SOON) as stream:
+            follow(stream, lambda: stream.stats()[OTHER].labelled > 0)
+            for count in range(8):
+                follow(stream, lambda: stream.stats()[camera.url].state == "running")
+                if count == 1:
+                    threads, descriptors = use()
+                camera.kill()
+                follow(stream, lambda: stream.stats()[camera.url].state == "lost")
+                camera.start()
+            follow(stream, lambda: stream.stats()[camera.url].reconnects == 8)
+            # An old thread may be about to end.
+            follow(stream, lambda: use()[0] <= threads and use()[1] <= descriptors)
+    finally:
+        gc.enable()
