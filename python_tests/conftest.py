@@ -162,6 +162,14 @@ def rtsp_cameras() -> Iterator[Callable[..., Any]]:
         yield lambda **options: running.enter_context(RtspCamera(**options))
 
 
+@pytest.fixture(scope="session")
+def v4l2_driver(tmp_path_factory) -> Path:
+    """The library that makes a camera of ``support.v4l2_camera``."""
+    from support.v4l2_camera import build_driver
+
+    return build_driver(tmp_path_factory.mktemp("v4l2"))
+
+
 @pytest.fixture(scope="module")
 def without_gradients() -> Iterator[None]:
     """Runs a module's fixtures and tests in torch's no_grad."""

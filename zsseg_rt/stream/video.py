@@ -64,12 +64,17 @@ class VideoSource:
             container = self._open(av)
         except av.FFmpegError as exc:
             raise self._error(exc) from None  # its text holds the password
+        # Closed last: packets and frames of a camera lie in its driver's memory.
         with closing(container):
             stream = self._video_stream(container)
-            found, start = False, None
-            for frame, arrived_at in self._frames(av, container, stream, reader):
-                found, start = True, frame.time if start is None else start
-                yield self._picture(frame, arrived_at, start)
+            found = False
+            with (
+                closing(container.demux(stream)) as packets,
+                closing(self._read(av, packets, reader)) as pictures,
+            ):
+                for picture in pictures:
+                    found = True
+                    yield picture
         if self.live:
             raise SourceError(f"{self.name}: the camera's stream ended. Check that it is on.")
         if not found:
@@ -95,39 +100,46 @@ class VideoSource:
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads add delay
         return stream
 
-    def _frames(
-        self, av: Any, container: Any, stream: Any, reader: Reader
-    ) -> Iterator[tuple[Any, float]]:
-        """Sound frames, each with the time at which its packet arrived."""
-        for packet in self._packets(av, container, stream, reader):
-            arrived_at = time.monotonic()
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                if packet.size:
-                    reader.count_damaged()
-                continue
-            for frame in frames:
-                if frame.is_corrupt:
-                    reader.count_damaged()
-                else:
-                    yield frame, arrived_at
+    def _read(
+        self, av: Any, packets: Iterator[Any], reader: Reader
+    ) -> Generator[Picture, None, None]:
+        """The pictures of sound frames; holds no frame of a camera while it waits."""
+        start: float | None = None
+        while (decoded := self._next_frames(av, packets, reader)) is not None:
+            frames, arrived_at = decoded
+            while frames:
+                frame = frames.pop(0)
+                start = frame.time if start is None else start
+                picture = self._picture(frame, arrived_at, start)
+                del frame
+                yield picture
 
-    def _packets(self, av: Any, container: Any, stream: Any, reader: Reader) -> Iterator[Any]:
-        packets = container.demux(stream)
-        while True:
-            asked_at = time.monotonic()
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as exc:
-                if self.live:
-                    raise self._error(exc) from None
-                reader.count_damaged()  # a file ends where it cannot be read any more
-                return
-            if packet is None:
-                return
-            self._refuse_after_silence(time.monotonic() - asked_at)
-            yield packet
+    def _next_frames(
+        self, av: Any, packets: Iterator[Any], reader: Reader
+    ) -> tuple[list[Any], float] | None:
+        """The frames of the next packet, and when it arrived; None at the end."""
+        asked_at = time.monotonic()
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as exc:
+            if self.live:
+                raise self._error(exc) from None
+            reader.count_damaged()  # a file ends where it cannot be read any more
+            return None
+        if packet is None:
+            return None
+        arrived_at = time.monotonic()
+        self._refuse_after_silence(arrived_at - asked_at)
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            frames = []
+            if packet.size:
+                reader.count_damaged()
+        sound = [frame for frame in frames if not frame.is_corrupt]
+        for _ in range(len(frames) - len(sound)):
+            reader.count_damaged()
+        return sound, arrived_at
 
     def _refuse_after_silence(self, seconds: float) -> None:
         """Where the next frame's start does not come in time, FFmpeg gives out what it still held.
@@ -140,7 +152,10 @@ class VideoSource:
             )
 
     def _picture(self, frame: Any, arrived_at: float, start: float | None) -> Picture:
-        image = frame.to_ndarray(format="rgb24" if self.channel_order == "rgb" else "bgr24")
+        pixels = "rgb24" if self.channel_order == "rgb" else "bgr24"
+        image = frame.to_ndarray(format=pixels)
+        if frame.format.name == pixels:
+            image = image.copy()  # it would be the decoder's memory, or the driver's
         captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
         return Picture(
             image=image,

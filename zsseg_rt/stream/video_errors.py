@@ -34,6 +34,10 @@ _DEVICE_REMEDIES = {
     errno.EACCES: "Allow it: sudo usermod -aG video $USER, then log in again.",
     errno.EBUSY: "Close the program that uses it; fuser /dev/video* names it.",
     errno.ENOTTY: "It is no camera; v4l2-ctl --list-devices names those that are.",
+    errno.EIO: "Check its cable and its port.",
+    errno.EPROTO: "Check its cable and its port.",
+    errno.ENOSPC: "Too many cameras share a USB bus: ask for a smaller size, a lower rate or "
+    "format=mjpeg, or use another port.",
     errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can.",
 }
 
