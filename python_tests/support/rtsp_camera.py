@@ -20,7 +20,7 @@ STARTS_WITHIN = 60  # seconds, on a busy machine
 
 
 @functools.cache
-def _what_is_missing(codec: str) -> str:
+def what_is_missing(codec: str = "h264") -> str:
     """Why the camera cannot run here; empty if it can."""
     encoder = {"h264": "x264enc", "h265": "x265enc"}[codec]
     code = (
@@ -47,6 +47,8 @@ def _what_is_missing(codec: str) -> str:
 class RtspCamera:
     """A camera in a process of its own. It keeps its port when it is started again.
 
+    It ends with the thread that started it: the system kills it, even while it is frozen.
+
     Args:
         codec: ``"h264"`` or ``"h265"``.
         sizes: Of its pictures, as ``WIDTHxHEIGHT``; :meth:`change_size` goes on to the next.
@@ -62,7 +64,7 @@ class RtspCamera:
         rate: int = 30,
         login: str | None = None,
     ) -> None:
-        missing = _what_is_missing(codec)
+        missing = what_is_missing(codec)
         if missing:
             without_streams(missing)
         self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate)]
