@@ -154,6 +154,8 @@ static int answer(int fd, unsigned long request, void* given) {
       pace->timeperframe.denominator = rate;
       return 0;
     case VIDIOC_REQBUFS:
+      if (driver_format_error)
+        return fail(driver_format_error);
       ((struct v4l2_requestbuffers*)given)->count = BUFFERS;
       return 0;
     case VIDIOC_QUERYBUF:

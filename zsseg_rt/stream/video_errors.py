@@ -29,16 +29,17 @@ _NETWORK_REMEDIES = {
     "InvalidDataError": "Nothing readable came. Check the address, and that the camera is on.",
 }
 _DEVICE_REMEDIES = {
-    errno.ENOENT: "Plug the camera in; ls /dev/video* lists those that are there.",
-    errno.ENODEV: "Plug the camera in; ls /dev/video* lists those that are there.",
+    errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists those that are there.",
+    errno.ENODEV: "Plug the camera in; zsseg-rt doctor lists those that are there.",
     errno.EACCES: "Allow it: sudo usermod -aG video $USER, then log in again.",
     errno.EBUSY: "Close the program that uses it; fuser /dev/video* names it.",
-    errno.ENOTTY: "It is no camera; v4l2-ctl --list-devices names those that are.",
+    errno.ENOTTY: "It is no camera; zsseg-rt doctor lists those that are there.",
     errno.EIO: "Check its cable and its port.",
     errno.EPROTO: "Check its cable and its port.",
     errno.ENOSPC: "Too many cameras share a USB bus: ask for a smaller size, a lower rate or "
     "format=mjpeg, or use another port.",
-    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can.",
+    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can. Some "
+    "cameras have a second device without pictures; zsseg-rt doctor lists both.",
 }
 
 
