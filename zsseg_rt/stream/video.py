@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError
+from zsseg_rt.stream.conversion import Converter
 from zsseg_rt.stream.source import Picture, Reader
 from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
@@ -104,13 +105,20 @@ class VideoSource:
         self, av: Any, packets: Iterator[Any], reader: Reader
     ) -> Generator[Picture, None, None]:
         """The pictures of sound frames; holds no frame of a camera while it waits."""
+        converter = Converter(self.channel_order, turns=self.kind == "file")
         start: float | None = None
         while (decoded := self._next_frames(av, packets, reader)) is not None:
             frames, arrived_at = decoded
             while frames:
                 frame = frames.pop(0)
                 start = frame.time if start is None else start
-                picture = self._picture(frame, arrived_at, start)
+                captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
+                picture = Picture(
+                    image=converter.image(frame),
+                    captured_at=captured_at,
+                    clock=clock,
+                    pts_seconds=None if frame.time is None or start is None else frame.time - start,
+                )
                 del frame
                 yield picture
 
@@ -150,19 +158,6 @@ class VideoSource:
             raise SourceError(
                 f"{self.name}: expected frames, none came for {seconds:.0f} s. Check the camera."
             )
-
-    def _picture(self, frame: Any, arrived_at: float, start: float | None) -> Picture:
-        pixels = "rgb24" if self.channel_order == "rgb" else "bgr24"
-        image = frame.to_ndarray(format=pixels)
-        if frame.format.name == pixels:
-            image = image.copy()  # it would be the decoder's memory, or the driver's
-        captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
-        return Picture(
-            image=image,
-            captured_at=captured_at,
-            clock=clock,
-            pts_seconds=None if frame.time is None or start is None else frame.time - start,
-        )
 
     def _error(self, error: Any) -> SourceError:
         return explain(error, self.name, self.kind)
