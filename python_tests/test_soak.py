@@ -46,7 +46,8 @@ def test_growth_is_told_from_noise_and_from_what_comes_and_goes(soak, per_hour):
     rng = np.random.default_rng(3)
     values = 200.0 + per_hour * at / 3600.0 + rng.normal(0.0, 0.2, at.size)
     values[::7] += 10.0  # freed within the half minute
-    slope, noise = soak.growth(at, values, 30.0)
+    slope, noise, medians = soak.growth(at, values, 30.0)
+    assert len(medians) == 48
     assert slope == pytest.approx(per_hour, abs=0.5)  # measured: 0.1
     assert noise < 1.5
 

@@ -143,8 +143,8 @@ def fewest(rounds: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> 
 
 def growth(
     at: npt.NDArray[np.float64], values: npt.NDArray[np.float64], bucket: float
-) -> tuple[float, float]:
-    """Slope per hour and the noise it may have, from the medians of buckets of so many seconds."""
+) -> tuple[float, float, list[float]]:
+    """Slope per hour, the noise it may have, and the medians of buckets of so many seconds."""
     numbers = ((at - at[0]) // bucket).astype(int)
     found = np.unique(numbers)
     if len(found) < 3:
@@ -155,7 +155,8 @@ def growth(
     slope = float(np.median([(medians[j] - medians[i]) / (hours[j] - hours[i]) for i, j in pairs]))
     rest = medians - slope * hours
     spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
-    return slope, max(2.0 * spread, STEP) / float(hours[-1] - hours[0])
+    noise = max(2.0 * spread, STEP) / float(hours[-1] - hours[0])
+    return slope, noise, [round(float(median), 2) for median in medians]
 
 
 class Watcher:
@@ -246,7 +247,7 @@ def report_of(
 ) -> dict[str, Any]:
     """Everything that was measured."""
     at, rounds, memory, threads, descriptors = watcher.use.columns
-    slope, noise = growth(at, memory, min(30.0, seconds / 20))
+    slope, noise, medians = growth(at, memory, min(30.0, seconds / 20))
     stats, sinks = stream.stats(), stream.sink_stats()
     errors = [error for error in (*(sink.error for sink in sinks), troubles.error) if error]
     return {
@@ -260,6 +261,7 @@ def report_of(
             "last": round(memory[-1], 1),
             "growth_per_hour": round(slope, 2),
             "noise_per_hour": round(noise, 2),
+            "medians": medians,
         },
         "threads": fewest(rounds, threads),
         "descriptors": fewest(rounds, descriptors),
