@@ -165,7 +165,7 @@ def test_a_camera_that_refuses_is_told_with_its_remedy(status, told):
     [(13, "usermod -aG video"), (16, "Close the program that uses it"), (25, "It is no camera")],
 )
 def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
-    assert told in str(explain(OSError(code, "Reason"), "0", is_camera=True))
+    assert told in str(explain(OSError(code, "Reason"), "0", "v4l2"))
 
 
 def test_a_network_camera_is_live_and_its_end_is_a_loss():

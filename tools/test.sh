@@ -3,6 +3,9 @@
 #
 #   bash tools/test.sh [pytest arguments; -n 0 runs one test at a time, as --pdb needs]
 #
+# As root it installs the system packages that are missing. What tests of streams and of the browser
+# page need may be absent; those tests are skipped then. Where all of it is there, none may be.
+#
 # ZSSEG_VENV=DIR    virtual environment to make or reuse (default: .venv in the project)
 # ZSSEG_PYTHON=EXE  interpreter for a new environment (default: python3)
 set -euo pipefail
@@ -11,6 +14,34 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ZSSEG_VENV:-$PWD/.venv}
 needed_gb=10 # torch with its CUDA libraries is 6 of them
 say() { printf '\n== %s\n' "$*"; }
+
+# An RTSP server and GStreamer's Python for tests of cameras; a browser and its font for the page.
+stream_packages=(
+  gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 python3-gi python3-gst-1.0
+  gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+  gstreamer1.0-plugins-ugly gstreamer1.0-libav
+  libgirepository1.0-dev libcairo2-dev pkg-config python3-dev gcc
+  chromium-headless-shell fonts-dejavu-core
+)
+
+absent() { # package...: prints those that are not installed
+  local package
+  for package in "$@"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status} ' "$package" 2>/dev/null) == installed* ]] ||
+      printf '%s\n' "$package"
+  done
+}
+
+install_what_apt_has() { # package...: one that apt does not have keeps no other from being installed
+  local package known=()
+  apt-get update -q || return 0
+  for package in "$@"; do
+    ! apt-cache show "$package" >/dev/null 2>&1 || known+=("$package")
+  done
+  [ ${#known[@]} = 0 ] ||
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${known[@]}" ||
+    true
+}
 
 say "system packages"
 missing=()
@@ -23,6 +54,15 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   apt-get update -q
   DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
+fi
+mapfile -t missing < <(absent "${stream_packages[@]}")
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  install_what_apt_has "${missing[@]}"
+  mapfile -t missing < <(absent "${stream_packages[@]}")
+fi
+skipped=()
+if [ ${#missing[@]} -gt 0 ]; then
+  skipped+=("sudo apt-get install --no-install-recommends ${missing[*]}")
 fi
 
 say "Python environment in $venv"
@@ -47,6 +87,21 @@ rtx=()
 ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
   python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' "${rtx[@]}"
 python tools/fetch_tensorrt_bindings.py
+# GStreamer in the tests' own process. Newer ones need girepository-2.0, which old systems lack.
+gobject="PyGObject<3.52"
+has_gstreamer() {
+  python -c 'import gi; gi.require_version("Gst", "1.0"); from gi.repository import Gst' 2>/dev/null
+}
+if ! has_gstreamer; then
+  python -m pip install -q --disable-pip-version-check "$gobject" || true
+  has_gstreamer || skipped+=("$venv/bin/pip install '$gobject'")
+fi
+if [ ${#skipped[@]} = 0 ]; then
+  export ZSSEG_REQUIRE_STREAMS=1
+else
+  say "some tests of streams and of the page will be skipped; to run them, install what they need"
+  printf '%s\n' "${skipped[@]}"
+fi
 
 say "lint and types"
 ruff check .

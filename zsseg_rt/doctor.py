@@ -18,6 +18,7 @@ from zsseg_rt.backends.registry import requested
 from zsseg_rt.config import EngineConfig, default_cache_dir
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
+from zsseg_rt.stream.devices import find_devices
 
 __all__ = ["Finding", "examine"]
 
@@ -40,7 +41,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Examine CPU, native core, CUDA, backends, OpenCV, settings and cache; changes nothing."""
+    """Examine CPU, native core, CUDA, backends, cameras, settings and cache; changes nothing."""
     checks: list[Callable[[], Finding]] = [
         _python,
         _native_core,
@@ -51,6 +52,7 @@ def examine() -> list[Finding]:
         _opencv,
         _pyav,
         _gstreamer,
+        _cameras,
         _jetson,
         _environment,
         _cache,
@@ -243,6 +245,28 @@ def _gstreamer() -> Finding:
         status="absent" if version is None else "ok",
         detail="no PyGObject found" if version is None else f"PyGObject {version}",
         remedy="Nothing: it is not used yet.",
+    )
+
+
+def _cameras() -> Finding:
+    devices = find_devices()
+    if not devices:
+        return Finding(
+            topic="cameras",
+            status="absent",
+            detail="no /dev/videoN found",
+            remedy="To use one here, plug it in; in a container, pass it in: --device /dev/video0.",
+        )
+    told = [
+        " ".join(filter(None, [str(d.path), d.name, f"({d.problem})" if d.problem else ""]))
+        for d in devices
+    ]
+    remedies = dict.fromkeys(f"{d.path}: {d.remedy}" for d in devices if d.remedy)
+    return Finding(
+        topic="cameras",
+        status="absent" if all(d.problem for d in devices) else "ok",
+        detail="; ".join(told),
+        remedy=" ".join(remedies),
     )
 
 

@@ -64,10 +64,19 @@ class _Attempt:
                         break
             self.error = None
         except ZssegError as exc:
-            self.error = exc
+            self.error = _without_frames(exc)
         finally:
             self.is_over = True
             self._on_over()
+
+
+def _without_frames(error: ZssegError) -> ZssegError:
+    """The error alone: the stack frames that it came through keep a decoder and its threads."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 class Capture:

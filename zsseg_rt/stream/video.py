@@ -10,15 +10,16 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError
+from zsseg_rt.stream.conversion import Converter
 from zsseg_rt.stream.source import Picture, Reader
-from zsseg_rt.stream.video_errors import explain, import_av
+from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
 __all__ = ["VideoKind", "VideoSource", "capture_time"]
 
-VideoKind = Literal["file", "http", "rtsp", "v4l2"]
-
-TIMEOUT = 5.0
-"""Seconds that opening a network camera, or its next packet, may take."""
+OPENS_WITHIN = 5.0
+"""Seconds that opening a camera may take."""
+SILENT_FOR = 10.0
+"""Seconds that a network camera may take for its next packet."""
 
 # Without a limit FFmpeg studies an RTSP stream for 0.9 s before the first frame. Its option
 # nobuffer is not used: it discards the first key frame, which costs as much again.
@@ -64,12 +65,17 @@ class VideoSource:
             container = self._open(av)
         except av.FFmpegError as exc:
             raise self._error(exc) from None  # its text holds the password
+        # Closed last: packets and frames of a camera lie in its driver's memory.
         with closing(container):
             stream = self._video_stream(container)
-            found, start = False, None
-            for frame, arrived_at in self._frames(av, container, stream, reader):
-                found, start = True, frame.time if start is None else start
-                yield self._picture(frame, arrived_at, start)
+            found = False
+            with (
+                closing(container.demux(stream)) as packets,
+                closing(self._read(av, packets, reader)) as pictures,
+            ):
+                for picture in pictures:
+                    found = True
+                    yield picture
         if self.live:
             raise SourceError(f"{self.name}: the camera's stream ended. Check that it is on.")
         if not found:
@@ -80,7 +86,7 @@ class VideoSource:
             self.url,
             format="v4l2" if self.kind == "v4l2" else None,
             options={**_OPTIONS[self.kind], **self.options},
-            timeout=TIMEOUT if self.live else None,
+            timeout=(OPENS_WITHIN, SILENT_FOR) if self.live else None,
         )
 
     def _video_stream(self, container: Any) -> Any:
@@ -95,44 +101,66 @@ class VideoSource:
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads add delay
         return stream
 
-    def _frames(
-        self, av: Any, container: Any, stream: Any, reader: Reader
-    ) -> Iterator[tuple[Any, float]]:
-        """Sound frames, each with the time at which its packet arrived."""
-        for packet in self._packets(av, container, stream, reader):
-            arrived_at = time.monotonic()
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                if packet.size:
-                    reader.count_damaged()
-                continue
-            for frame in frames:
-                if frame.is_corrupt:
-                    reader.count_damaged()
-                else:
-                    yield frame, arrived_at
+    def _read(
+        self, av: Any, packets: Iterator[Any], reader: Reader
+    ) -> Generator[Picture, None, None]:
+        """The pictures of sound frames; holds no frame of a camera while it waits."""
+        converter = Converter(self.channel_order, turns=self.kind == "file")
+        start: float | None = None
+        while (decoded := self._next_frames(av, packets, reader)) is not None:
+            frames, arrived_at = decoded
+            while frames:
+                frame = frames.pop(0)
+                start = frame.time if start is None else start
+                captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
+                picture = Picture(
+                    image=converter.image(frame),
+                    captured_at=captured_at,
+                    clock=clock,
+                    pts_seconds=None if frame.time is None or start is None else frame.time - start,
+                )
+                del frame
+                yield picture
 
-    def _packets(self, av: Any, container: Any, stream: Any, reader: Reader) -> Iterator[Any]:
+    def _next_frames(
+        self, av: Any, packets: Iterator[Any], reader: Reader
+    ) -> tuple[list[Any], float] | None:
+        """The frames of the next packet, and when it arrived; None at the end."""
+        asked_at = time.monotonic()
         try:
-            yield from container.demux(stream)
+            packet = next(packets, None)
         except av.FFmpegError as exc:
             if self.live:
                 raise self._error(exc) from None
             reader.count_damaged()  # a file ends where it cannot be read any more
+            return None
+        if packet is None:
+            return None
+        arrived_at = time.monotonic()
+        self._refuse_after_silence(arrived_at - asked_at)
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            frames = []
+            if packet.size:
+                reader.count_damaged()
+        sound = [frame for frame in frames if not frame.is_corrupt]
+        for _ in range(len(frames) - len(sound)):
+            reader.count_damaged()
+        return sound, arrived_at
 
-    def _picture(self, frame: Any, arrived_at: float, start: float | None) -> Picture:
-        image = frame.to_ndarray(format="rgb24" if self.channel_order == "rgb" else "bgr24")
-        captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
-        return Picture(
-            image=image,
-            captured_at=captured_at,
-            clock=clock,
-            pts_seconds=None if frame.time is None or start is None else frame.time - start,
-        )
+    def _refuse_after_silence(self, seconds: float) -> None:
+        """Where the next frame's start does not come in time, FFmpeg gives out what it still held.
+
+        That frame is old, and does not mean that the camera is well.
+        """
+        if self.live and seconds >= SILENT_FOR:
+            raise SourceError(
+                f"{self.name}: expected frames, none came for {seconds:.0f} s. Check the camera."
+            )
 
     def _error(self, error: Any) -> SourceError:
-        return explain(error, self.name, is_camera=self.kind == "v4l2")
+        return explain(error, self.name, self.kind)
 
 
 def capture_time(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, Literal
 
 from zsseg_rt.errors import BackendUnavailableError, SourceError
 from zsseg_rt.extras import install_command
 
-__all__ = ["explain", "import_av"]
+__all__ = ["VideoKind", "explain", "import_av"]
+
+VideoKind = Literal["file", "http", "rtsp", "v4l2"]
 
 _REMEDIES = {
     "HTTPUnauthorizedError": "Check user and password.",
@@ -22,13 +24,22 @@ _REMEDIES = {
     "InvalidDataError": "Is it a video?",
     "ProtocolNotFoundError": "PyAV was built without this protocol. Use another.",
 }
-_CAMERA_REMEDIES = {
-    errno.ENOENT: "Plug the camera in; ls /dev/video* lists those that are there.",
-    errno.ENODEV: "Plug the camera in; ls /dev/video* lists those that are there.",
+# FFmpeg calls it invalid data when a camera answers nothing.
+_NETWORK_REMEDIES = {
+    "InvalidDataError": "Nothing readable came. Check the address, and that the camera is on.",
+}
+_DEVICE_REMEDIES = {
+    errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists those that are there.",
+    errno.ENODEV: "Plug the camera in; zsseg-rt doctor lists those that are there.",
     errno.EACCES: "Allow it: sudo usermod -aG video $USER, then log in again.",
     errno.EBUSY: "Close the program that uses it; fuser /dev/video* names it.",
-    errno.ENOTTY: "It is no camera; v4l2-ctl --list-devices names those that are.",
-    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can.",
+    errno.ENOTTY: "It is no camera; zsseg-rt doctor lists those that are there.",
+    errno.EIO: "Check its cable and its port.",
+    errno.EPROTO: "Check its cable and its port.",
+    errno.ENOSPC: "Too many cameras share a USB bus: ask for a smaller size, a lower rate or "
+    "format=mjpeg, or use another port.",
+    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can. Some "
+    "cameras have a second device without pictures; zsseg-rt doctor lists both.",
 }
 
 
@@ -48,17 +59,19 @@ def import_av() -> Any:
     return av
 
 
-def explain(error: OSError | ValueError, name: str, *, is_camera: bool = False) -> SourceError:
+def explain(error: OSError | ValueError, name: str, kind: VideoKind) -> SourceError:
     """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password.
 
     Args:
         error: One of ``av.FFmpegError``.
         name: The source's name, without a password.
-        is_camera: Whether it is a device of this machine.
+        kind: How it was read.
     """
-    code = getattr(error, "errno", None)
-    remedy = _CAMERA_REMEDIES.get(code or 0) if is_camera else None
-    if remedy is None:
-        remedy = _REMEDIES.get(type(error).__name__, "Check it with ffprobe or another player.")
+    remedies = dict(_REMEDIES)
+    if kind in ("http", "rtsp"):
+        remedies.update(_NETWORK_REMEDIES)
+    remedy = remedies.get(type(error).__name__, "Check it with ffprobe or another player.")
+    if kind == "v4l2":
+        remedy = _DEVICE_REMEDIES.get(getattr(error, "errno", None) or 0, remedy)
     reason = getattr(error, "strerror", None) or type(error).__name__
     return SourceError(f"{name}: cannot be read: {reason}. {remedy}")

@@ -1,0 +1,73 @@
+"""A camera of this machine without one: FFmpeg's V4L2 code on a driver that is a test's own.
+
+``v4l2_driver.c`` says what the driver can be told. It works by LD_PRELOAD, so each test runs a
+function of its file in a process of its own and looks at what it returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from support.required import without_streams
+
+SOURCE = Path(__file__).with_name("v4l2_driver.c")
+ENDS_WITHIN = 100  # seconds, on a busy machine
+
+
+def build_driver(folder: Path) -> Path:
+    """Compile the driver; skip where that cannot be done."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        without_streams("no C compiler found (cc): apt install gcc")
+    library = folder / "v4l2_driver.so"
+    call = [compiler, "-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"]
+    subprocess.run(call, check=True, timeout=ENDS_WITHIN)
+    return library
+
+
+def run_with_camera(library: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a test's file returns in a process that has the camera."""
+    code = (
+        "import importlib, json, sys\n"
+        "module, function, arguments = json.loads(sys.argv[1])\n"
+        "result = getattr(importlib.import_module(module), function)(*arguments)\n"
+        "print(json.dumps(result))\n"
+    )
+    given = json.dumps([function.__module__, function.__name__, arguments])
+    folder = Path(__file__).parents[1]
+    path = os.pathsep.join(p for p in (str(folder), os.environ.get("PYTHONPATH")) if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code, given],
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=ENDS_WITHIN,
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def steer(**settings: int) -> None:
+    """Tell the driver of this process what to do, by the names of its variables."""
+    for name, value in settings.items():
+        ctypes.c_int.in_dll(ctypes.CDLL(None), f"driver_{name}").value = value
+
+
+def lent() -> int:
+    """Buffers that FFmpeg had not given back when it closed the device: their memory is gone."""
+    return ctypes.c_int.in_dll(ctypes.CDLL(None), "driver_lent").value
+
+
+def stamp(number: int) -> float:
+    """When the driver took a picture, in seconds of its clock."""
+    stamps = (ctypes.c_longlong * 4096).in_dll(ctypes.CDLL(None), "driver_stamps")
+    return stamps[number] / 1e6

@@ -1,0 +1,224 @@
+"""Cameras of this machine: FFmpeg's V4L2 code on a driver that misbehaves as it is told."""
+
+import errno
+import itertools
+import logging
+import time
+
+import pytest
+
+from support.streams import ReaderNow, number_of
+from support.v4l2_camera import lent, run_with_camera, stamp, steer
+from zsseg_rt.errors import SourceError
+from zsseg_rt.result import Segmentation
+from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
+
+pytest.importorskip("av")
+
+LONG = 60  # seconds until a test gives up
+OTHER = "test://?size=64x48&rate=50"
+NAME = "/dev/video7"
+
+
+# ---- what runs in the process that has the camera
+
+
+def read(uri, count, before, after, order="rgb"):
+    """So many pictures; the driver is told something before the first and after the last."""
+    steer(**before)
+    (source,) = open_sources(uri, order)
+    reader, error = ReaderNow(), None
+    pictures = source.pictures(reader)
+    found = []
+    try:
+        found.extend(itertools.islice(pictures, count))
+        steer(**after)
+        if after:
+            found.extend(itertools.islice(pictures, 200))
+    except SourceError as exc:
+        error = str(exc)
+    pictures.close()
+    numbers = [number_of(picture.image) for picture in found]  # the device is closed
+    return {
+        "numbers": numbers,
+        "stamps": [stamp(number) for number in numbers],
+        "captured_at": [picture.captured_at for picture in found],
+        "clocks": sorted({picture.clock for picture in found}),
+        "shapes": sorted({picture.image.shape for picture in found}),
+        "error": error,
+        "lent": lent(),
+        "now": time.monotonic(),
+    }
+
+
+def read_all(cases):
+    """The same for several addresses, each with what its driver does."""
+    found = []
+    for uri, settings in cases:
+        found.append(read(uri, 5, settings, {}))
+        steer(**dict.fromkeys(settings, 0))
+    return found
+
+
+class Lines(logging.Handler):
+    """What was logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+
+def lose_and_find(trouble, cure):
+    """A stream of the camera and another source, while the camera is in trouble and after."""
+    lines = Lines()
+    logger = logging.getLogger("zsseg_rt")
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    patience = Patience(stalled_after=1.0, lost_after=3.0, first_retry=0.1, longest_retry=0.2)
+    with Stream(open_sources([NAME, OTHER]), label, patience=patience) as stream:
+        frames = follow(stream, lambda: stream.stats()[NAME].labelled >= 3)
+        steer(**trouble)
+        frames += follow(stream, lambda: stream.stats()[NAME].state == "lost")
+        others = stream.stats()[OTHER].labelled
+        frames += follow(stream, lambda: stream.stats()[OTHER].labelled >= others + 50)
+        lost = stream.stats()[NAME]
+        steer(**cure)
+        frames += follow(stream, lambda: stream.stats()[NAME].reconnects == 1)
+        frames += follow(stream, lambda: stream.stats()[NAME].state == "running")[:1]
+        frames.append(next(stream).frame)
+        states = {name: stats.state for name, stats in stream.stats().items()}
+    mine = [frame for frame in frames if frame.source == NAME]
+    return {
+        "error": lost.error,
+        "states": states,
+        "times": [frame.captured_at for frame in mine],
+        "indices": [frame.index for frame in mine],
+        "dropped_before": [frame.dropped_before for frame in mine],
+        "lines": [line.removeprefix(f"{NAME}: ") for line in lines.found if NAME in line],
+    }
+
+
+def label(image):
+    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
+
+
+def follow(stream, is_enough):
+    """The frames of a stream until something has happened."""
+    frames, ends_at = [], time.monotonic() + LONG
+    for seg in stream:
+        frames.append(seg.frame)
+        if is_enough():
+            return frames
+        assert time.monotonic() < ends_at, f"{stream.stats()}"
+    raise AssertionError(f"the stream ended: {stream.stats()}")
+
+
+# ---- the tests
+
+
+def test_a_camera_s_pictures_have_the_driver_s_times(v4l2_driver):
+    found = run_with_camera(v4l2_driver, read, "7", 20, {}, {})
+    assert found["numbers"] == list(range(20))
+    assert found["captured_at"] == pytest.approx(found["stamps"], abs=2e-6, rel=0)
+    assert found["captured_at"][-1] < found["now"]
+    assert found["clocks"] == ["driver"]
+    assert found["shapes"] == [[48, 64, 3]]
+    assert (found["error"], found["lent"]) == (None, 0)
+
+
+def test_times_of_the_day_are_not_taken_for_ours(v4l2_driver):
+    found = run_with_camera(v4l2_driver, read, NAME, 5, {"tells_date": 1}, {})
+    assert found["clocks"] == ["arrival"]
+    assert all(at < found["now"] for at in found["captured_at"])
+
+
+def test_a_size_and_a_rate_may_be_asked_for(v4l2_driver):
+    uri = f"v4l2://{NAME}?size=32x24&rate=100&format=yuyv422"
+    found = run_with_camera(v4l2_driver, read, uri, 5, {}, {})
+    assert found["shapes"] == [[24, 32, 3]]
+    assert found["numbers"] == list(range(5))
+
+
+def test_pictures_outlive_the_driver_s_memory(v4l2_driver):
+    found = run_with_camera(v4l2_driver, read, NAME, 20, {"rgb": 1}, {})
+    assert found["numbers"] == list(range(20))
+    assert (found["error"], found["lent"]) == (None, 0)
+
+
+def test_damaged_pictures_are_left_out(v4l2_driver):
+    found = run_with_camera(v4l2_driver, read, NAME, 10, {"damaged": 3}, {})
+    assert found["numbers"] == list(range(3, 13))
+
+
+REFUSALS = [
+    ("No such file or directory. Plug", NAME, {"open_error": errno.ENOENT}),
+    ("Permission denied. Allow it: sudo usermod", NAME, {"open_error": errno.EACCES}),
+    ("busy. Close the program that uses it", NAME, {"format_error": errno.EBUSY}),
+    ("Too many cameras share a USB bus", NAME, {"read_error": errno.ENOSPC}),
+    ("No such device. Plug", NAME, {"read_error": errno.ENODEV}),
+    ("Check its cable", NAME, {"read_error": errno.EIO}),
+    ("It is no camera", NAME, {"no_camera": 1}),
+    ("No such device. Plug", NAME, {"no_camera": 2}),
+    ("It cannot capture like this", f"v4l2://{NAME}?format=mjpeg", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(v4l2_driver):
+    return run_with_camera(v4l2_driver, read_all, [case[1:] for case in REFUSALS])
+
+
+@pytest.mark.parametrize("case", range(len(REFUSALS)))
+def test_what_is_wrong_with_a_device_is_told_with_its_remedy(refused, case):
+    told, uri, _ = REFUSALS[case]
+    assert refused[case]["numbers"] == []
+    assert refused[case]["error"].startswith(f"{uri}: cannot be read: ")
+    assert told in refused[case]["error"]
+    assert refused[case]["lent"] == 0
+
+
+def test_a_camera_that_is_unplugged_ends_with_an_error_and_sound_pictures(v4l2_driver):
+    found = run_with_camera(v4l2_driver, read, NAME, 5, {}, {"read_error": errno.ENODEV})
+    assert "No such device" in found["error"]
+    assert found["numbers"] == list(range(len(found["numbers"])))
+    assert 5 <= len(found["numbers"]) < 20
+    assert found["lent"] == 0
+
+
+def events(lines):
+    """The first word or two of each line of the log; it may stall while the machine is busy."""
+    found = [line.split(":")[0] for line in lines]
+    return [event for event in found if event != "stalled"]
+
+
+def test_a_camera_that_is_unplugged_comes_back_and_others_go_on_meanwhile(v4l2_driver):
+    gone = {"read_error": errno.ENODEV, "open_error": errno.ENOENT}
+    found = run_with_camera(v4l2_driver, lose_and_find, gone, dict.fromkeys(gone, 0))
+    assert "Plug the camera in" in found["error"]
+    assert events(found["lines"]) == ["running", "lost", "running again"]
+    assert_sound(found)
+
+
+def test_a_driver_that_never_answers_is_given_up_and_others_go_on_meanwhile(v4l2_driver):
+    # The thread that hangs in it stays there; the process must end all the same.
+    found = run_with_camera(v4l2_driver, lose_and_find, {"is_stuck": 1}, {"is_stuck": 0})
+    assert "none came for" in found["error"]
+    assert events(found["lines"]) == ["running", "lost", "running again"]
+    assert "stalled" in found["lines"]
+    assert_sound(found)
+
+
+def assert_sound(found):
+    """Nothing is repeated, and every index is there or counted as dropped."""
+    assert set(found["states"].values()) == {"running"}
+    assert found["times"] == sorted(set(found["times"]))
+    indices, dropped = found["indices"], found["dropped_before"]
+    assert all(
+        newer == older + 1 + count
+        for older, newer, count in zip(indices, indices[1:], dropped[1:], strict=False)
+    )

@@ -1,0 +1,81 @@
+"""From decoded frames of PyAV's to images: channels in order, and upright."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Converter", "upright"]
+
+
+class Converter:
+    """Makes the images of one video.
+
+    One converter for all frames halves the time of each: PyAV's shortcut makes one per frame, with
+    threads of its own.
+
+    Args:
+        channel_order: Of the images.
+        turns: Whether the first frame's note of how a phone was held is heeded. That keeps this one
+            frame until the garbage collector runs: a camera's driver would miss its buffer.
+    """
+
+    def __init__(self, channel_order: str, *, turns: bool) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._format = "rgb24" if channel_order == "rgb" else "bgr24"
+        self._convert: Any = VideoReformatter().reformat
+        self._turns = turns
+        self._matrix: tuple[int, ...] | None = None
+
+    def image(self, frame: Any) -> npt.NDArray[np.uint8]:
+        """An image in memory that nothing else writes to, uint8 [H, W, 3]."""
+        if self._turns:
+            self._matrix, self._turns = _display_matrix(frame), False
+        image = self._convert(frame, format=self._format).to_ndarray()
+        if frame.format.name == self._format:
+            image = image.copy()  # it would be the decoder's memory, or the driver's
+        return upright(image, self._matrix)
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """FFmpeg's nine numbers of how to show a frame, or None."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            return tuple(np.frombuffer(data, np.int32)[:9].tolist())
+    return None
+
+
+def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.NDArray[np.uint8]:
+    """Turn and mirror an image as its display matrix says.
+
+    A pixel at x to the right and y down is shown at ``(a x + c y, b x + d y)``, but for a shift.
+
+    Args:
+        image: uint8 [H, W, 3].
+        matrix: ``(a, b, u, c, d, v, ...)``. None, and angles that are not multiples of 90 degrees,
+            leave the image as it is.
+
+    Returns:
+        uint8 [H, W, 3] or [W, H, 3], C-contiguous; ``image`` itself where nothing is to be done.
+    """
+    if matrix is None:
+        return image
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    if a and d and not b and not c:
+        right, down = a, d
+    elif b and c and not a and not d:
+        right, down = c, b
+    else:
+        return image
+    import cv2
+
+    if b:
+        image = np.asarray(cv2.transpose(image), np.uint8)
+    if right > 0 and down > 0:
+        return image
+    around = -1 if right < 0 and down < 0 else int(right < 0)  # both axes, the vertical, the other
+    return np.asarray(cv2.flip(image, around), np.uint8)
