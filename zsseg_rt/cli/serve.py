@@ -21,10 +21,12 @@ from zsseg_rt.cli.options import (
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
+    argument_errors_are_usage,
     read_classes_or_demo,
     split,
 )
-from zsseg_rt.cli.stream import DEMO_SOURCE, _argument_errors_are_usage, _stopped_by_signals
+from zsseg_rt.cli.signals import stopped_by_signals
+from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.config import EngineConfig
 
 
@@ -67,14 +69,14 @@ def serve(
         unknown_below=unknown_below,
         min_region_score=min_region_score,
     )
-    with _argument_errors_are_usage():
+    with argument_errors_are_usage():
         sources = open_sources(uris, config.channel_order)
         settings = ServerSettings(host=host, port=port)
     with Engine(chosen, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         with LiveServer(engine, sources, settings, policy=policy) as server:
             typer.echo(f"Open {server.url}")
-            with _stopped_by_signals(server.stop):
+            with stopped_by_signals(server.stop):
                 server.wait()
 
 
