@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
-from zsseg_rt.result import Segmentation
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.schema import encode
+from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import Result, frame_of
 from zsseg_rt.server.settings import Limits
@@ -40,9 +44,10 @@ class Hub:
         self.state_number = 0
         self.vocabulary: dict[str, Any] = labeller.describe_vocabulary()
         self.is_closed = False
-        self._encoder = Worker("encode", most_waiting=0)
+        self._encoder = Worker("encode")
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
+        self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
         self._labelled_at: deque[float] = deque()
         self._wakes: set[asyncio.Event] = set()
@@ -55,14 +60,18 @@ class Hub:
             self._number += 1
             result = Result(self._number, seg, self.labeller.channel_order, self._encoder)
             self._newest[frame_of(seg).source] = result
-            now = time.monotonic()
-            self._labelled_at.append(now)
-            while self._labelled_at[0] < now - _RATE_OVER:
-                self._labelled_at.popleft()
+            self._note(frame_of(seg))
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:
             loop.call_soon_threadsafe(self._wake_all)
+
+    def _note(self, frame: Frame) -> None:
+        now = time.monotonic()
+        self._ages[frame.source].add(now - frame.captured_at)
+        self._labelled_at.append(now)
+        while self._labelled_at[0] < now - _RATE_OVER:
+            self._labelled_at.popleft()
 
     def newest(self, source: str | None, sent: dict[str, int]) -> Result | None:
         """The frame that a client gets next, or None if there is none that it has not had.
@@ -86,17 +95,22 @@ class Hub:
         """The name of a source, or None for all.
 
         Raises:
-            ValueError: There is no such source.
+            ArgumentError: There is no such source.
         """
         if name is None or (isinstance(name, str) and name in self.stream.stats()):
             return name
-        raise ValueError("source: expected the name of a source, or null for all")
+        raise ArgumentError("source: expected the name of a source, or none for all")
 
     def rate(self) -> float:
         """Labelled frames per second over the last five seconds."""
         with self._lock:
             since = time.monotonic() - _RATE_OVER
             return sum(at >= since for at in self._labelled_at) / _RATE_OVER
+
+    def ages(self) -> dict[str, AgeHistogram]:
+        """How old each source's frames were when their labels came."""
+        with self._lock:
+            return copy.deepcopy(dict(self._ages))
 
     def seconds_since_frame(self) -> float | None:
         """Since the last frame was labelled; None before the first."""
@@ -144,8 +158,6 @@ class Hub:
             await asyncio.sleep(_LOOK_EVERY)
 
     def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
-        from zsseg_rt.schema import encode
-
         return {
             "type": "state",
             "sources": [{"name": name, **encode(one)} for name, one in stats.items()],

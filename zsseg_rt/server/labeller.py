@@ -48,6 +48,11 @@ class Labeller:
         return self._engine.config.channel_order
 
     @property
+    def most_pixels(self) -> int:
+        """The most pixels of a client's picture."""
+        return self._limits.picture_pixels
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The classes in force."""
         vocabulary = self._engine.vocabulary
@@ -79,10 +84,15 @@ class Labeller:
             raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
         self._unknown_below = value
 
-    def segment_frame(self, image: npt.NDArray[np.uint8]) -> Segmentation:
-        """Label a frame of the stream, uint8 [H, W, 3]."""
+    def segment_frame(self, image: npt.NDArray[np.uint8], **options: Any) -> Segmentation:
+        """Label a frame of the stream.
+
+        Args:
+            image: uint8 [H, W, 3].
+            options: Further ones of :meth:`Engine.segment`.
+        """
         with self._turns.take("frame"):
-            return self._engine.segment(image, unknown_below=self._unknown_below)
+            return self._engine.segment(image, unknown_below=self._unknown_below, **options)
 
     def segment_picture(self, content: bytes) -> tuple[npt.NDArray[np.uint8], Segmentation]:
         """Label a client's picture.

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from zsseg_rt.server.hub import Hub
-from zsseg_rt.server.preview import Result, frame_of
+from zsseg_rt.server.preview import Result
 
 __all__ = ["GOING_AWAY", "TOO_MANY", "watch"]
 
@@ -119,7 +119,7 @@ class _Viewer:
 
     async def _send_frame(self, result: Result) -> None:
         version = self._hub.vocabulary["version"]
-        self._sent[frame_of(result.seg).source] = result.number
+        self._sent[result.source] = result.number
         if result.seg.vocabulary_version < version:
             return  # of the classes before; a newer one follows
         if result.seg.vocabulary_version > version:
