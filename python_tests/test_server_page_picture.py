@@ -44,6 +44,7 @@ def bare(page) -> None:
 class TestPicture:
     def test_each_pixel_has_the_colour_of_its_label(self, page):
         live = ScriptedServer(page).open()
+        assert not page.evaluate("isSecureContext")  # as in a local network
         labels = halves(0, 1)
         labels[3, 5] = 255
         live.send_frame(labels)

@@ -157,6 +157,34 @@ class TestState:
         live.wait_for(lambda: len(live.taken("watch")) == 3)
         assert [message["source"] for message in live.taken("watch")] == ["cam/1", "cam/2", None]
 
+    def test_another_cameras_picture_does_not_stay(self, page):
+        live = ScriptedServer(page)
+        live.sources = [source("cam/1", "running"), source("cam/2", "lost")]
+        live.open()
+        live.wait_for(lambda: live.taken("watch"))
+        live.send_frame(halves(0, 1), source="cam/1")
+        freeze = page.get_by_role("button", name="Freeze")
+        expect(freeze).to_be_enabled()
+        page.get_by_label("Source", exact=True).select_option("cam/2")
+        expect(freeze).to_be_disabled()
+        live.send_frame(halves(0, 1), source="cam/1")  # it was under way
+        expect(freeze).to_be_disabled()
+        expect(page.locator("#classes .share").first).to_have_text("\u2013")
+        live.send_frame(halves(0, 1), source="cam/2")
+        expect(freeze).to_be_enabled()
+
+    def test_a_hidden_page_asks_for_nothing_until_it_is_seen(self, page):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        page.evaluate("Object.defineProperty(document, 'hidden', { value: true, writable: true })")
+        live.socket.send(live.frame(halves(1, 1)))
+        page.wait_for_timeout(1000)
+        assert len(live.taken("ack")) == 1
+        page.evaluate(
+            "document.hidden = false; document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        live.wait_for(lambda: len(live.taken("ack")) == 2)
+
     def test_age_is_measured_with_the_servers_clock(self, page):
         live = ScriptedServer(page).open()
         live.wait_for(lambda: live.taken("ping"))
