@@ -56,7 +56,7 @@ class AccessRules:
         """The rules that a server's settings make."""
         allowed = frozenset(name.lower().strip("[]") for name in settings.allowed_hosts)
         hosts = {*_LOCAL_NAMES, *allowed, settings.host.lower()}
-        wild = settings.host in ("0.0.0.0", "::", "")
+        wild = settings.host in ("0.0.0.0", "::")
         if wild:
             own = socket.gethostname().lower()
             hosts |= {own, f"{own}.local"}

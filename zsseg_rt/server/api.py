@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from zsseg_rt import __version__
@@ -197,6 +198,10 @@ def _answer_problems(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def of_busy(_: Request, exc: Busy) -> Response:
         return problem(503, "BusyError", str(exc), {"retry-after": "1"})
+
+    @app.exception_handler(ClientDisconnect)
+    async def of_absence(_: Request, __: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it
 
     @app.exception_handler(Exception)
     async def of_defect(_: Request, __: Exception) -> Response:

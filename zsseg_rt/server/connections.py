@@ -6,6 +6,7 @@ uvicorn waits for ever for a request that does not come and for a client that do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class ConnectionGuard:
         self._watched: dict[H11Protocol, _Watch] = {}
 
     def admit(self, protocol: H11Protocol, transport: asyncio.Transport) -> bool:
-        """Take in a connection, or refuse it in a few words."""
+        """Take in a connection, unless there are too many; then call :meth:`refuse`."""
         open_now = len(self._watched)
         refused = open_now >= self._limits.connections
         if open_now >= 2 * self._limits.connections:  # no room even for refusals
@@ -59,12 +60,14 @@ class ConnectionGuard:
             self._watched[protocol] = _Watch(
                 transport=transport, opened_at=now, is_refused=refused, idle_since=now
             )
-        if refused:
-            self._counts["connections_refused"] += 1
-            transport.write(_REFUSAL)
-            if transport.can_write_eof():
-                transport.write_eof()
         return not refused
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Say why in a few words; the client, which may still be sending, is left to close."""
+        self._counts["connections_refused"] += 1
+        transport.write(_REFUSAL)
+        with contextlib.suppress(OSError):  # it has gone already
+            transport.write_eof()
 
     async def run(self) -> None:
         """Look after connections until cancelled."""
@@ -127,6 +130,7 @@ def guarded_protocol(guard: ConnectionGuard) -> type[H11Protocol]:
             self._is_admitted = guard.admit(self, transport)
             if not self._is_admitted:
                 self.connections.discard(self)
+                guard.refuse(transport)
 
         def data_received(self, data: bytes) -> None:
             if self._is_admitted:

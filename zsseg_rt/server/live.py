@@ -13,6 +13,7 @@ from types import TracebackType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import SourceError, ZssegError
@@ -195,7 +196,7 @@ def _configure(app: FastAPI, settings: ServerSettings, guard: ConnectionGuard) -
     return uvicorn.Config(
         Gate(app, AccessRules.of(settings), settings.limits),
         http=guarded_protocol(guard),
-        ws="websockets-sansio",
+        ws=WebSocketsSansIOProtocol,
         loop="asyncio",
         lifespan="off",
         log_config=None,

@@ -45,7 +45,7 @@ class Limits:
     request_seconds: float = 10.0
     json_bytes: int = 1 << 16
     picture_bytes: int = 1 << 25
-    picture_pixels: int = 1 << 25
+    picture_pixels: int = 32_000_000
     message_bytes: int = 4096
     name_length: int = 200
     pictures: int = 4
