@@ -147,8 +147,8 @@ def _tell(server: LiveServer) -> None:
     """Print where to look; a proxy or a service may wait for these lines."""
     typer.echo(f"Open {server.address}")
     if server.is_local:
-        way = f"ssh -L {server.port}:127.0.0.1:{server.port} {_login()}"
-        typer.echo(f"From elsewhere: run {way} there, then open the same address.")
+        typer.echo(f"From another computer: ssh -L {server.port}:{server.host}:{server.port} "
+                   f"{_login()}, then open the same address there.")  # fmt: skip
     typer.echo("Ctrl-C stops it.")
     sys.stdout.flush()
 

@@ -37,6 +37,7 @@ class Hub:
     """
 
     def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
+        self._sources = frozenset(stream.stats())
         self.stream, self.labeller, self.limits = stream, labeller, limits
         self.counts: Counter[str] = Counter()
         self.watchers: Counter[str] = Counter()
@@ -50,6 +51,7 @@ class Hub:
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
         self._labelled_at: deque[float] = deque()
+        self._began_at = 0.0
         self._wakes: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake_is_due = False
@@ -68,6 +70,8 @@ class Hub:
 
     def _note(self, frame: Frame) -> None:
         now = time.monotonic()
+        if not self._labelled_at:
+            self._began_at = now
         self._ages[frame.source].add(now - frame.captured_at)
         self._labelled_at.append(now)
         while self._labelled_at[0] < now - _RATE_OVER:
@@ -97,15 +101,16 @@ class Hub:
         Raises:
             ArgumentError: There is no such source.
         """
-        if name is None or (isinstance(name, str) and name in self.stream.stats()):
+        if name is None or (isinstance(name, str) and name in self._sources):
             return name
         raise ArgumentError("source: expected the name of a source, or none for all")
 
     def rate(self) -> float:
         """Labelled frames per second over the last five seconds."""
         with self._lock:
-            since = time.monotonic() - _RATE_OVER
-            return sum(at >= since for at in self._labelled_at) / _RATE_OVER
+            now = time.monotonic()
+            over = min(_RATE_OVER, max(now - self._began_at, 1.0))
+            return sum(at >= now - over for at in self._labelled_at) / over
 
     def ages(self) -> dict[str, AgeHistogram]:
         """How old each source's frames were when their labels came."""

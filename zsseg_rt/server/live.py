@@ -30,7 +30,7 @@ from zsseg_rt.stream.uris import open_sources
 
 __all__ = ["LiveServer"]
 
-_GOODBYE = 0.2  # seconds that clients get to hear that the server stops
+_GOODBYE = 0.1  # seconds that clients get to hear that the server stops
 _LOOK = 0.3  # a signal handler's stop() may come just before a wait begins, in the same thread
 _CLOSE_EVERY = 0.05
 _PATIENCE = 3.0  # seconds for a thread to end
@@ -92,10 +92,14 @@ class LiveServer:
     @property
     def address(self) -> str:
         """Where to open the page, token included."""
-        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else self._host
-        name = f"[{host}]" if ":" in host else host
         token = f"#token={self.settings.token}" if self.settings.token else ""
-        return f"http://{name}:{self._port}/{token}"
+        return f"http://{self.host}:{self._port}/{token}"
+
+    @property
+    def host(self) -> str:
+        """The name or address in :attr:`address`."""
+        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else str(self._host)
+        return f"[{host}]" if ":" in host else host
 
     @property
     def port(self) -> int:
@@ -164,7 +168,7 @@ class LiveServer:
     async def _answer_until_closed(self) -> None:
         tasks = [asyncio.create_task(work) for work in (self._hub.run(), self._guard.run())]
         answering = asyncio.create_task(self._uvicorn.serve([self._listener]))
-        while not (self._closing.is_set() or answering.done()):
+        while not (self._closing.is_set() or any(task.done() for task in (answering, *tasks))):
             await asyncio.sleep(_CLOSE_EVERY)
         self._hub.close()
         await asyncio.sleep(_GOODBYE)
@@ -173,6 +177,8 @@ class LiveServer:
             self._guard.abort_all()
             await asyncio.sleep(_CLOSE_EVERY)
         for task in tasks:
+            if task.done():
+                task.result()  # raises what ended it
             task.cancel()
         await answering
 

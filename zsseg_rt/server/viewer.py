@@ -22,6 +22,7 @@ from zsseg_rt.server.preview import Result
 __all__ = ["GOING_AWAY", "TOO_MANY", "watch"]
 
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 4429
+_BETWEEN = 0.005  # seconds between a viewer's messages, however fast they come
 _LOOK = 0.5  # seconds; how late a viewer is dropped at most
 
 
@@ -73,6 +74,7 @@ class _Viewer:
             except ValueError as exc:
                 self._answers["error"] = {"type": "error", "message": str(exc)}
             self._news.set()
+            await asyncio.sleep(_BETWEEN)
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         kind = message.get("type")
