@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-PACKAGES = ("zsseg_rt", "zsseg_rt.evaluation", "zsseg_rt.export", "zsseg_rt.models", "zsseg_rt.ops")
+PACKAGES = (
+    "zsseg_rt",
+    "zsseg_rt.evaluation",
+    "zsseg_rt.export",
+    "zsseg_rt.models",
+    "zsseg_rt.ops",
+    "zsseg_rt.server",
+)
 
 
 def documented():

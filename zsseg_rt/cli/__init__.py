@@ -30,6 +30,7 @@ from zsseg_rt.cli.output import (
     escape_unprintable,
 )
 from zsseg_rt.cli.segment import segment
+from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
 from zsseg_rt.cli.train import train
 from zsseg_rt.errors import (
@@ -53,7 +54,7 @@ app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
-for command in (segment, stream, train, evaluate, info, doctor):
+for command in (segment, stream, serve, train, evaluate, info, doctor):
     app.command()(command)
 
 

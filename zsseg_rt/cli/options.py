@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zsseg_rt.config import BACKENDS, PRECISIONS
-from zsseg_rt.errors import SourceError
+from zsseg_rt.errors import ArgumentError, SourceError
 
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -104,6 +105,15 @@ def read_classes_or_demo(
 
         return [*demo_classes()]
     return read_classes(classes, single)
+
+
+@contextmanager
+def argument_errors_are_usage() -> Iterator[None]:
+    """Turn a setting that is outside its range into a usage error."""
+    try:
+        yield
+    except ArgumentError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def flat_names(text: str | None) -> list[str]:

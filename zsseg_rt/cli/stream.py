@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,14 @@ from zsseg_rt.cli.options import (
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
+    argument_errors_are_usage,
     read_classes_or_demo,
     split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.signals import stopped_by_signals
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
@@ -106,7 +107,7 @@ def stream(
         unknown_below=unknown_below,
         min_region_score=min_region_score,
     )
-    with _argument_errors_are_usage():
+    with argument_errors_are_usage():
         settings = _stream_settings(policy, max_staleness)
         sources = open_sources(source, config.channel_order)
         writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
@@ -136,14 +137,6 @@ def _choose_inputs(
     return bundle, targets[0], targets[1:]
 
 
-@contextmanager
-def _argument_errors_are_usage() -> Iterator[None]:
-    try:
-        yield
-    except ArgumentError as exc:
-        raise UsageError(str(exc)) from exc
-
-
 def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[str, Any]:
     from zsseg_rt.stream.runner import check_settings
 
@@ -160,7 +153,7 @@ def _open(sources: Sequence[Any], engine: Engine, **settings: Any) -> Stream:
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
     """Label until it ends, by itself or otherwise; then finish the files."""
     with (
-        _stopped_by_signals(labelled.stop),
+        stopped_by_signals(labelled.stop),
         _stopped_after(seconds, labelled.stop),
         terminal().status("waiting for the first frame") as status,
     ):
@@ -171,25 +164,6 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
                 status.update(_status_line(seg, labelled))
         status.update("finishing the files")
         labelled.close()
-
-
-@contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """End the stream at SIGINT or SIGTERM; a second one acts as without this."""
-    before: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, _: Any) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        stop()
-
-    if threading.current_thread() is threading.main_thread():
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            before[kind] = signal.signal(kind, handle)
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 @contextmanager

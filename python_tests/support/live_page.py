@@ -1,0 +1,279 @@
+"""A browser that looks at the server's page, and a server that does what real ones seldom do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+
+from support.required import without_streams
+from zsseg_rt.visualize import palette
+
+PATIENCE = 30_000  # ms that anything may take on a busy machine
+
+# Left in window.refused: what the page's Content-Security-Policy did not let it do.
+_WATCH = """
+window.refused = [];
+addEventListener("securitypolicyviolation", (event) => {
+  refused.push(`${event.violatedDirective}: ${event.blockedURI}`);
+});
+"""
+# Colours of the canvas, [r, g, b] a pixel, row by row.
+_PIXELS = """(canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""));
+}"""
+
+
+@contextmanager
+def open_browser() -> Iterator[object]:
+    """Chromium without a window; skips the test where Playwright or Chromium is absent."""
+    try:
+        import axe_playwright_python  # noqa: F401
+        from playwright.sync_api import sync_playwright
+
+        import zsseg_rt.server  # noqa: F401
+    except ImportError as exc:
+        without_streams(f"the page's tests need playwright, axe-playwright-python, serve: {exc}")
+    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    if program is None:
+        without_streams("the page's tests need: apt install chromium-headless-shell")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def expect(locator):
+    """Playwright's assertions, which wait for what is expected."""
+    from playwright import sync_api
+
+    sync_api.expect.set_options(timeout=PATIENCE)
+    return sync_api.expect(locator)
+
+
+@contextmanager
+def open_page(browser, *, size=(1280, 800), **settings) -> Iterator[object]:
+    """A page in a context of its own; at the end, nothing in it may have failed or been refused."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings)
+    context.set_default_timeout(PATIENCE)
+    context.add_init_script(_WATCH)
+    page, failures = context.new_page(), []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on(
+        "console", lambda message: failures.append(message.text) if _is_failure(message) else None
+    )
+    yield page
+    refused = page.evaluate("window.refused ?? []")
+    context.close()
+    assert failures == []
+    assert refused == []
+
+
+def _is_failure(message) -> bool:
+    """Chromium itself reports addresses that do not answer; tests stop servers on purpose."""
+    return message.type in ("error", "warning") and not re.search(
+        r"net::ERR_|WebSocket connection to|Failed to load resource|willReadFrequently",
+        message.text,
+    )
+
+
+def canvas_pixels(page) -> np.ndarray:
+    """What is seen on the picture, uint8 [H, W, 3]."""
+    canvas = page.locator("#picture")
+    width, height = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
+    pixels = np.frombuffer(base64.b64decode(canvas.evaluate(_PIXELS)), np.uint8)
+    return pixels.reshape(height, width, 4)[..., :3]
+
+
+def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
+
+
+def class_colours(count: int) -> list[tuple[int, ...]]:
+    """What the server gives the first classes."""
+    return [tuple(colour) for colour in palette(count).tolist()]
+
+
+def legend_names(page) -> list[str]:
+    return page.locator("#classes .name bdi").all_inner_texts()
+
+
+def set_slider(page, name: str, value: float) -> None:
+    page.get_by_role("slider", name=name).fill(str(value))
+
+
+def overflow(page) -> int:
+    """Pixels that have to be scrolled to sideways."""
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+
+
+def accessibility_faults(page) -> str:
+    """What axe finds, as a text; empty if nothing."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    results = Axe().run(page)
+    return results.generate_report() if results.violations_count else ""
+
+
+class ScriptedServer:
+    """Answers a page out of memory; the test decides what is sent and when.
+
+    Its address is not a secure one, as that of a camera's computer in a local network is not:
+    browsers withhold some functions there.
+    """
+
+    URL = "http://camera.test/"
+
+    def __init__(self, page, names=("road", "sky"), *, token: str = "") -> None:
+        self.page, self.token = page, token
+        self.version, self.names = 1, [[n] if isinstance(n, str) else list(n) for n in names]
+        self.background, self.unknown_below = [], 0.0
+        self.sources = [source("camera", "running")]
+        self.refuse_with: tuple[int, str] | None = None
+        self.close_with: int | None = None
+        self.is_mute = False
+        self.socket, self.received, self.bodies, self.frames = None, [], [], 0
+        page.route(self.URL + "**", self._answer)
+        page.route_web_socket(self.URL.replace("http", "ws") + "v1/live", self._accept)
+
+    def open(self, address: str = "") -> ScriptedServer:
+        """Load the page and wait for its connection."""
+        self.page.goto(self.URL + address)
+        self.wait_for(lambda: self.socket is not None)
+        return self
+
+    def wait_for(self, condition) -> None:
+        """Wait until the page has done something that the server sees."""
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not condition():
+            assert time.monotonic() < deadline, self.received
+            self.page.wait_for_timeout(20)
+
+    def taken(self, kind: str) -> list[dict]:
+        """Messages of a type that the page has sent."""
+        return [message for message in self.received if message["type"] == kind]
+
+    def vocabulary(self) -> dict:
+        colours = palette(len(self.names)).tolist()
+        classes = [
+            {"name": group[0], "synonyms": group[1:], "colour": colours[label]}
+            for label, group in enumerate(self.names)
+        ]
+        return {
+            "version": self.version,
+            "classes": classes,
+            "background": self.background,
+            "unknown_label": 255 if len(classes) <= 254 else 65535,
+            "unknown_below": self.unknown_below,
+        }
+
+    def say(self, kind: str, **content) -> None:
+        self.socket.send(json.dumps({"type": kind, **content}))
+
+    def say_vocabulary(self) -> None:
+        self.say("vocabulary", **self.vocabulary())
+
+    def say_state(self, *sources: dict) -> None:
+        self.sources = list(sources)
+        self.say("state", sources=self.sources, rate=12.0, viewers=1)
+
+    def change(self, *names) -> None:
+        """New classes, as if another viewer had asked for them."""
+        self.version, self.names = self.version + 1, [[name] for name in names]
+        self.say_vocabulary()
+
+    def send_frame(self, labels: np.ndarray, *, age_ms: float = 0.0, **header) -> None:
+        """Send a grey picture twice as wide and high as its labels, and wait until it was drawn."""
+        frame = self.frame(labels, age_ms=age_ms, **header)
+        self.socket.send(frame)
+        self.wait_for(lambda: any(ack["id"] == self.frames for ack in self.taken("ack")))
+
+    def frame(self, labels: np.ndarray, *, age_ms: float = 0.0, **header) -> bytes:
+        self.frames += 1
+        height, width = labels.shape
+        picture = cv2.imencode(".jpg", np.full((2 * height, 2 * width, 3), 128, np.uint8))[
+            1
+        ].tobytes()
+        packed = zlib.compress(labels.tobytes())
+        known = {"id": self.frames, "source": self.sources[0]["name"], "index": self.frames}
+        known |= {"width": 2 * width, "height": 2 * height, "vocabulary_version": self.version}
+        known |= {"label_width": width, "label_height": height, "label_dtype": str(labels.dtype)}
+        known |= {"image_bytes": len(picture), "label_bytes": len(packed), **self._shares(labels)}
+        now = 1000.0 * time.monotonic()
+        known |= {"captured_ms": now - age_ms, "sent_ms": now, "dropped_before": 0, "reused": False}
+        text = json.dumps({"type": "frame", **known, **header}).encode()
+        return struct.pack("<I", len(text)) + text + picture + packed
+
+    def _shares(self, labels: np.ndarray) -> dict:
+        unknown = self.vocabulary()["unknown_label"]
+        shares = [(int(k), float((labels == k).mean())) for k in np.unique(labels) if k != unknown]
+        shares.sort(key=lambda entry: -entry[1])
+        return {"shares": shares, "unknown_share": float((labels == unknown).mean())}
+
+    def _accept(self, socket) -> None:
+        wanted = ["zsseg.v1", *([f"token.{self.token}"] if self.token else [])]
+        code = self.close_with if self.close_with is not None else 4401
+        if self.close_with is not None or socket.protocols != wanted:
+            socket.close(code=code)
+            return
+        self.socket = socket
+        socket.on_message(self._receive)
+        self.say_vocabulary()
+        self.say_state(*self.sources)
+
+    def _receive(self, text: str) -> None:
+        message = json.loads(text)
+        self.received.append(message)
+        if message["type"] == "ping" and not self.is_mute:
+            self.say("pong", t=message["t"], server_ms=1000.0 * time.monotonic())
+
+    def _answer(self, route) -> None:
+        request = route.request
+        if request.method == "GET":
+            from zsseg_rt.server.page import load_page
+
+            page = load_page()
+            policy = {"Content-Security-Policy": page.policy}
+            route.fulfill(body=page.html, content_type="text/html", headers=policy)
+            return
+        self.bodies.append((request.url.removeprefix(self.URL), request.post_data_json))
+        if self.refuse_with is not None:
+            status, message = self.refuse_with
+            route.fulfill(status=status, json={"error": "VocabularyError", "message": message})
+            return
+        route.fulfill(json=self._change(request.post_data_json))
+
+    def _change(self, body: dict) -> dict:
+        if "unknown_below" in body:
+            self.unknown_below = body["unknown_below"]
+            return body
+        self.version, self.background = self.version + 1, body["background"]
+        self.names = [[n] if isinstance(n, str) else n for n in body["classes"]]
+        self.say_vocabulary()
+        return self.vocabulary()
+
+
+def source(name: str, state: str, error: str | None = None, **counts: int) -> dict:
+    """What the server tells about a source."""
+    numbers = {"captured": 9, "labelled": 8, "dropped": 1, "damaged": 0, "reconnects": 0, **counts}
+    ages = {"p50": 12.0, "p95": 23.0, "p99": 31.0}
+    return {"name": name, "state": state, **numbers, "age_ms": ages, "error": error}
+
+
+def halves(left: int, right: int, *, dtype=np.uint8) -> np.ndarray:
+    """Labels of a picture whose halves differ, [24, 32]."""
+    labels = np.full((24, 32), left, dtype)
+    labels[:, 16:] = right
+    return labels

@@ -1,0 +1,138 @@
+"""A server that shows the demo, and what a browser and a program say to it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import struct
+import time
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from websockets.sync.client import connect
+
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.demo import demo_bundle
+from zsseg_rt.server import Limits, LiveServer, ServerSettings
+
+SOURCE = "test://?size=160x120&rate=30"
+WORDS = ("red ball", "green grass", "blue sky")
+PATIENCE = 30.0  # seconds that a busy machine gets
+
+
+@contextlib.contextmanager
+def demo_server(source=SOURCE, *, config=None, settings=None, **limits):
+    """A running server on a free port, with the demo's bundle."""
+    chosen = {"port": 0, "limits": Limits(**limits), **(settings or {})}
+    with Engine(demo_bundle(), config or EngineConfig(device="cpu")) as engine:
+        engine.set_classes(WORDS)
+        with LiveServer(engine, source, ServerSettings(**chosen)) as server:
+            yield server
+
+
+def request(server, method, path, body=None, **headers):
+    """Send a request as a program does; returns status, headers and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body)
+        sent.setdefault("Content-Type", "application/json")
+    try:
+        connection.request(method, path, body, sent)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def ask(server, method, path, body=None, **headers):
+    """As :func:`request`, for answers in JSON: status and content."""
+    status, _, content = request(server, method, path, body, **headers)
+    return status, json.loads(content)
+
+
+def metric(server, name):
+    """A metric's value, summed over its labels."""
+    lines = request(server, "GET", "/metrics")[2].decode().splitlines()
+    mine = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
+    return sum(float(line.rpartition(" ")[2]) for line in mine)
+
+
+def wait_until(holds, what):
+    """Wait for a condition, as long as a busy machine may take."""
+    last = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < last, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+@dataclass(kw_only=True)
+class SeenFrame:
+    """A frame as the page gets it."""
+
+    header: dict
+    image: bytes
+    labels: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Viewer:
+    """The page's side of the WebSocket."""
+
+    socket: object
+    texts: list = field(default_factory=list)
+
+    def receive(self, timeout=PATIENCE):
+        """The next message: a dict, or a :class:`SeenFrame`."""
+        message = self.socket.recv(timeout)
+        if isinstance(message, bytes):
+            return read_frame(message)
+        self.texts.append(json.loads(message))
+        return self.texts[-1]
+
+    def text(self, kind):
+        """The next text of a kind; a frame on the way is acknowledged."""
+        return self._next(lambda m: isinstance(m, dict) and m["type"] == kind)
+
+    def frame(self):
+        """The next frame; :meth:`acknowledge` it to get another."""
+        return self._next(lambda message: isinstance(message, SeenFrame))
+
+    def say(self, kind, **content):
+        self.socket.send(json.dumps({"type": kind, **content}))
+
+    def acknowledge(self, frame):
+        self.say("ack", id=frame.header["id"])
+
+    def _next(self, fits):
+        last = time.monotonic() + PATIENCE
+        while time.monotonic() < last:
+            message = self.receive()
+            if fits(message):
+                return message
+            if isinstance(message, SeenFrame):
+                self.acknowledge(message)
+        raise AssertionError(f"waited in vain; the texts were {self.texts}")
+
+
+@contextlib.contextmanager
+def viewer(server, port=None, protocols=("zsseg.v1",), **options):
+    """A viewer of a server, if need be through another port."""
+    url = f"ws://127.0.0.1:{port or server.port}/v1/live"
+    options.setdefault("max_size", None)
+    with connect(url, subprotocols=protocols, open_timeout=PATIENCE, **options) as socket:
+        yield Viewer(socket=socket)
+
+
+def read_frame(message):
+    """Take a binary message apart; every byte of it must be accounted for."""
+    (length,) = struct.unpack_from("<I", message)
+    header = json.loads(message[4 : 4 + length])
+    image_at = 4 + length
+    labels_at = image_at + header["image_bytes"]
+    assert labels_at + header["label_bytes"] == len(message)
+    labels = np.frombuffer(zlib.decompress(message[labels_at:]), header["label_dtype"])
+    shape = header["label_height"], header["label_width"]
+    return SeenFrame(header=header, image=message[image_at:labels_at], labels=labels.reshape(shape))

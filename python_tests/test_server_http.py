@@ -1,0 +1,357 @@
+"""What the server answers to programs: every request over a real connection."""
+
+import http.client
+import json
+import logging
+import re
+import struct
+import threading
+import zlib
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from support.live_server import PATIENCE, WORDS, ask, demo_server, request, wait_until
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.demo import demo_bundle, demo_photos
+from zsseg_rt.photos import read_photo
+from zsseg_rt.server.page import load_page
+
+PHOTO = Path(demo_photos()[0]).read_bytes()
+COLOURS = ["red", "blue", "green", "white", "grey", "yellow", "orange", "purple", "dotted"]
+MANY = [" ".join(words) for words in product(COLOURS, COLOURS, COLOURS, ("ball", "box"))]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with demo_server() as running:
+        wait_until(lambda: ask(running, "GET", "/healthz")[0] == 200, "frames are labelled")
+        yield running
+
+
+@pytest.fixture
+def classes(server):
+    """Puts the classes back that a test replaces."""
+    yield
+    assert ask(server, "PUT", "/v1/vocabulary", {"classes": WORDS})[0] == 200
+
+
+def test_the_page_comes_with_its_policy(server):
+    status, headers, body = request(server, "GET", "/")
+    assert (status, body.decode()) == (200, load_page().html)
+    assert headers.get_all("Content-Security-Policy") == [load_page().policy]
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert request(server, "HEAD", "/")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/vocabulary", "/nothing"])
+def test_every_answer_protects_browsers(server, path):
+    headers = request(server, "GET", path)[1]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Server"] is None
+
+
+def test_other_hosts_and_origins_are_refused(server):
+    assert ask(server, "GET", "/healthz", Host="evil.example")[1]["error"] == "HostError"
+    origin = "http://evil.example"
+    for method, path in (("PUT", "/v1/settings"), ("POST", "/v1/segment"), ("OPTIONS", "/")):
+        assert ask(server, method, path, Origin=origin)[1]["error"] == "OriginError"
+    own = f"http://127.0.0.1:{server.port}"
+    assert ask(server, "PUT", "/v1/settings", {"unknown_below": 0.0}, Origin=own)[0] == 200
+
+
+def test_classes_can_be_replaced(server, classes):
+    new = {"classes": ["red ball", ["blue sky", "sky"]], "background": ["wall"]}
+    before = ask(server, "GET", "/v1/vocabulary")[1]["version"]
+    status, told = ask(server, "PUT", "/v1/vocabulary", new)
+    assert status == 200
+    assert told == ask(server, "GET", "/v1/vocabulary")[1]
+    assert told["version"] > before
+    assert [one["name"] for one in told["classes"]] == ["red ball", "blue sky"]
+    assert [one["synonyms"] for one in told["classes"]] == [[], ["sky"]]
+    assert told["background"] == ["wall"]
+    assert told["unknown_label"] == 255
+    assert len({tuple(one["colour"]) for one in told["classes"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"classes": []}, "VocabularyError"),
+        ({"classes": [""]}, "VocabularyError"),
+        ({"classes": [[]]}, "VocabularyError"),
+        ({"classes": ["ball", "ball"]}, "VocabularyError"),
+        ({"classes": ["ball"], "background": ["ball"]}, "VocabularyError"),
+        ({"classes": ["a zebra"]}, "VocabularyError"),
+        ({"classes": ["@/etc/passwd"]}, "VocabularyError"),
+        ({"classes": ["ball\n"]}, None),
+        ({"classes": ["ba\nll"]}, "VocabularyError"),
+        ({"classes": ["red " * 100]}, "VocabularyError"),
+        ({"classes": ["ball"], "background": ["red " * 100]}, "VocabularyError"),
+        ({"classes": MANY}, "VocabularyError"),
+        ({"classes": "ball"}, "RequestError"),
+        ({"classes": [1]}, "RequestError"),
+        ({"classes": [None]}, "RequestError"),
+        ({"classes": [["ball", ["red"]]]}, "RequestError"),
+        ({"classes": {"ball": 1}}, "RequestError"),
+        ({"classes": ["ball"], "background": None}, "RequestError"),
+        ({"classes": ["ball"], "template": "a {}"}, "RequestError"),
+        ({}, "RequestError"),
+        ([], "RequestError"),
+        ("", "RequestError"),
+        ("{", "RequestError"),
+        ('{"classes": ["\\ud800"]}', "VocabularyError"),
+        (b'{"classes": ["\xff"]}', "RequestError"),
+        ("[" * 60_000, "RequestError"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused(server, classes, body, kind):
+    headers = {"Content-Type": "application/json"}
+    before = ask(server, "GET", "/v1/vocabulary")[1]
+    status, told = ask(server, "PUT", "/v1/vocabulary", body, **headers)
+    if kind is None:
+        assert status == 200
+        return
+    assert (status, told["error"]) in ((422, kind), (400, kind)), told
+    assert set(told) == {"error", "message"}
+    assert ask(server, "GET", "/v1/vocabulary")[1] == before
+
+
+def test_a_name_that_begins_with_at_is_never_a_file(tmp_path, colour_bundle):
+    from zsseg_rt.server import LiveServer, ServerSettings
+
+    (tmp_path / "names.txt").write_text("red\nblue\n")
+    with Engine(colour_bundle, EngineConfig(device="cpu")) as engine:
+        engine.set_classes(["red"])
+        with LiveServer(engine, "test://?size=64x48", ServerSettings(port=0)) as server:
+            body = {"classes": [f"@{tmp_path}/names.txt"]}
+            status, told = ask(server, "PUT", "/v1/vocabulary", body)
+            assert "blue" not in json.dumps(told)
+            assert (status, told["error"]) == (422, "VocabularyError")
+
+
+def test_the_threshold_can_be_set(server):
+    assert ask(server, "PUT", "/v1/settings", {"unknown_below": 1.0})[1] == {"unknown_below": 1.0}
+    try:
+        assert ask(server, "GET", "/v1/settings")[1] == {"unknown_below": 1.0}
+        assert ask(server, "POST", "/v1/segment", PHOTO)[1]["unknown_share"] == 1.0
+    finally:
+        assert ask(server, "PUT", "/v1/settings", {"unknown_below": 0})[0] == 200
+    assert ask(server, "POST", "/v1/segment", PHOTO)[1]["unknown_share"] == 0.0
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "NaN", "Infinity", '"0.3"', "null", "true", "[]"])
+def test_a_threshold_outside_its_range_is_refused(server, value):
+    body = f'{{"unknown_below": {value}}}'
+    status, told = ask(server, "PUT", "/v1/settings", body, **{"Content-Type": "application/json"})
+    assert status == 422, told
+    assert ask(server, "GET", "/v1/settings")[1] == {"unknown_below": 0.0}
+
+
+def test_a_body_that_is_not_said_to_be_json_is_refused(server):
+    status, told = ask(server, "PUT", "/v1/settings", '{"unknown_below": 0.5}')
+    assert status == 422
+    assert "Content-Type: application/json" in told["message"]
+
+
+@pytest.fixture(scope="module")
+def expected(server):
+    """What the engine says of the photo."""
+    with Engine(demo_bundle(), EngineConfig(device="cpu")) as engine:
+        engine.set_classes(WORDS)
+        yield engine.segment(read_photo(demo_photos()[0]))
+
+
+def test_a_picture_is_labelled(server, expected):
+    status, told = ask(server, "POST", "/v1/segment", PHOTO)
+    assert status == 200
+    assert (told["height"], told["width"]) == expected.labels.shape
+    found = [(one["name"], one["label"], one["pixels"]) for one in told["classes"]]
+    assert found == [(one.name, one.index, one.pixels) for one in expected.present()]
+    assert told["times_ms"]["total"] > 0.0
+
+
+def test_labels_and_overlay_of_a_picture_come_as_images(server, expected):
+    _, headers, png = request(server, "POST", "/v1/segment", PHOTO, Accept="image/png")
+    assert headers["Content-Type"] == "image/png"
+    assert png == _saved(expected)
+    _, headers, jpeg = request(server, "POST", "/v1/segment", PHOTO, Accept="image/jpeg;q=0.9, */*")
+    assert headers["Content-Type"] == "image/jpeg"
+    overlay = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    drawn = expected.overlay(read_photo(demo_photos()[0]))
+    assert np.abs(overlay.astype(int) - drawn).mean() < 6.0  # JPEG at quality 80
+
+
+def test_bgr_engines_give_the_same_labels():
+    config = EngineConfig(device="cpu", channel_order="bgr")
+    with demo_server(config=config) as bgr, demo_server() as rgb:
+        told = [ask(one, "POST", "/v1/segment", PHOTO)[1]["classes"] for one in (bgr, rgb)]
+        assert told[0] == told[1]
+        jpegs = [request(one, "POST", "/v1/segment", PHOTO, Accept="image/jpeg")[2]
+                 for one in (bgr, rgb)]  # fmt: skip
+        assert jpegs[0] == jpegs[1]
+
+
+def _saved(seg):
+    from zsseg_rt.visualize import encode_label_png
+
+    return encode_label_png(seg.labels)
+
+
+def png_that_claims(width, height):
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check
+
+
+@pytest.mark.parametrize(
+    ("picture", "status", "message"),
+    [
+        (b"", 422, "expected an image file, got 0 bytes"),
+        (b"hello", 422, "expected an image file, got 5 bytes"),
+        (PHOTO[:40], 422, "image: "),
+        (png_that_claims(30_000, 30_000), 413, "expected at most 32000000 pixels, got 30000x30000"),
+        (png_that_claims(4000, 4000), 422, "expected at least"),
+        (b"rtsp://camera/1", 422, "expected an image file"),
+    ],
+)
+def test_what_is_no_picture_or_too_large_is_refused(server, picture, status, message):
+    got, told = ask(server, "POST", "/v1/segment", picture)
+    assert (got, message in told["message"]) == (status, True), told
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_body_that_is_too_long_is_refused(is_announced):
+    with demo_server(picture_bytes=100_000, json_bytes=1000) as server:
+        for path, size in (("/v1/segment", 100_001), ("/v1/vocabulary", 1001)):
+            body = b"x" * size if is_announced else iter([b"x" * size])
+            method = "POST" if path == "/v1/segment" else "PUT"
+            headers = {"Content-Type": "application/json"}
+            status, told = ask(server, method, path, body, **headers)
+            assert (status, told["error"]) == (413, "SizeError")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with demo_server(request_seconds=0.5) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.putrequest("POST", "/v1/segment")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"x")
+        answer = connection.getresponse()
+        assert answer.status == 408
+        assert json.loads(answer.read())["error"] == "TimeoutError"
+        connection.close()
+
+
+def test_more_pictures_than_may_wait_are_told_to_come_again():
+    with demo_server(pictures=1) as server:
+        slow = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        slow.putrequest("POST", "/v1/segment")
+        slow.putheader("Content-Length", str(len(PHOTO)))
+        slow.endheaders(PHOTO[:100])
+        wait_until(lambda: ask(server, "POST", "/v1/segment", PHOTO)[0] == 503, "it is busy")
+        status, headers, _ = request(server, "POST", "/v1/segment", PHOTO)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        slow.send(PHOTO[100:])
+        assert slow.getresponse().status == 200  # the one that was first is served
+        slow.close()
+        assert ask(server, "POST", "/v1/segment", PHOTO)[0] == 200
+
+
+def test_pictures_and_frames_take_turns(server):
+    """Many pictures at once, while frames go on, and classes change."""
+    statuses = []
+
+    def send():
+        statuses.extend(ask(server, "POST", "/v1/segment", PHOTO)[0] for _ in range(5))
+
+    before = _labelled(server)
+    threads = [threading.Thread(target=send) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        assert ask(server, "PUT", "/v1/vocabulary", {"classes": WORDS})[0] == 200
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 15
+    wait_until(lambda: _labelled(server) > before + 3, "frames are labelled")
+
+
+def _labelled(server):
+    text = request(server, "GET", "/metrics")[2].decode()
+    return float(re.search(r"^zsseg_frames_labelled_total\{[^}]*\} (\S+)$", text, re.M)[1])
+
+
+def test_defects_are_logged_and_told_to_nobody(server, monkeypatch, caplog):
+    def fail(hub):
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr("zsseg_rt.server.api.write_metrics", fail)
+    with caplog.at_level(logging.ERROR):
+        status, told = ask(server, "GET", "/metrics")
+        wait_until(lambda: "a secret of the inside" in caplog.text, "it is logged")
+    assert (status, told["error"]) == (500, "InternalError")
+    assert "secret" not in told["message"]
+
+
+def test_unknown_paths_and_methods_are_answered_in_the_same_form(server):
+    assert ask(server, "GET", "/../../etc/passwd")[1]["error"] == "NotFoundError"
+    assert ask(server, "DELETE", "/v1/vocabulary")[1]["error"] == "MethodError"
+    assert ask(server, "GET", "/v1/segment")[0] == 405
+
+
+def test_openapi_describes_what_is_there(server):
+    paths = ask(server, "GET", "/openapi.json")[1]["paths"]
+    assert {(path, method) for path, methods in paths.items() for method in methods} == {
+        ("/healthz", "get"), ("/metrics", "get"), ("/stream.mjpg", "get"),
+        ("/v1/vocabulary", "get"), ("/v1/vocabulary", "put"),
+        ("/v1/settings", "get"), ("/v1/settings", "put"), ("/v1/segment", "post"),
+    }  # fmt: skip
+
+
+SAMPLE = re.compile(r'([a-z_]+)(\{([a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*\})? (-?[0-9.e+-]+|\+Inf)')
+
+
+def test_metrics_are_what_prometheus_reads(server):
+    assert ask(server, "POST", "/v1/segment", PHOTO)[0] == 200
+    status, headers, body = request(server, "GET", "/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    text = body.decode()
+    assert text.endswith("\n")
+    kinds = {}
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name not in kinds
+            kinds[name] = kind
+        elif not line.startswith("# HELP "):
+            found = SAMPLE.fullmatch(line)
+            assert found, line
+            family = re.sub(r"_(bucket|sum|count)$", "", found[1])
+            assert found[1] in kinds or kinds[family] == "histogram"
+    assert all(name.endswith("_total") == (kind == "counter") for name, kind in kinds.items())
+    buckets = [
+        float(n) for n in re.findall(r"^zsseg_frame_age_seconds_bucket.* (\d+)$", text, re.M)
+    ]
+    (count,) = re.findall(r"^zsseg_frame_age_seconds_count\S* (\d+)$", text, re.M)
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == float(count) > 0
+    assert 'zsseg_source_state{source="test://?size=160x120&rate=30",state="running"} 1.0' in text
+    assert float(re.search(r"^zsseg_pictures_total (\S+)$", text, re.M)[1]) >= 1
+
+
+def test_names_in_metrics_are_escaped():
+    from zsseg_rt.server.metrics import _family
+
+    text = _family("x", "gauge", "help", [("", {"source": 'a"b\\c\nd'}, 1.5)])
+    assert text.splitlines()[2] == 'x{source="a\\"b\\\\c\\nd"} 1.5'
+    assert SAMPLE.fullmatch(text.splitlines()[2])

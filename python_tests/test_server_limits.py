@@ -1,0 +1,169 @@
+"""Clients that are slow, silent, greedy or many: the server goes on, and does not grow."""
+
+import contextlib
+import os
+import select
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from support.live_server import (
+    PATIENCE,
+    ask,
+    demo_server,
+    metric,
+    viewer,
+    wait_until,
+)
+from support.serve_process import serve_process
+from support.throttle import SlowLink
+
+LARGE = "test://?size=640x360&rate=30"
+
+
+@contextlib.contextmanager
+def raw(server, request=b"", receive_buffer=None):
+    """A connection that sends a few bytes, and reads only what the test reads."""
+    client = socket.socket()
+    client.settimeout(PATIENCE)
+    if receive_buffer is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    with client:
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(request)
+        yield client
+
+
+def read_all(client):
+    """Everything until the server closes or cuts the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_on_a_slow_link_a_viewer_sees_what_is_new():
+    """Its buffer holds six seconds; one message takes a quarter of a second."""
+    with (
+        demo_server(LARGE) as server,
+        SlowLink(server.port, bytes_per_second=100_000, buffer_bytes=600_000) as link,
+        viewer(server, link.port) as page,
+    ):
+        ages, end = [], time.monotonic() + 4.0
+        while time.monotonic() < end:
+            frame = page.frame()
+            ages.append(time.monotonic() * 1000.0 - frame.header["captured_ms"])
+            page.acknowledge(frame)
+        assert len(ages) >= 3
+        assert np.median(ages[len(ages) // 2 :]) < 3000.0
+
+
+@pytest.mark.parametrize(
+    "request_bytes", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"GET / HT", b"\x16\x03\x01"]
+)
+def test_a_connection_that_asks_for_nothing_is_closed(request_bytes):
+    with demo_server(request_seconds=0.5) as server, raw(server, request_bytes) as client:
+        answer = read_all(client)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+        assert ask(server, "GET", "/v1/settings")[0] == 200
+
+
+def test_a_connection_that_asks_again_and_again_is_kept():
+    import http.client
+
+    with demo_server(request_seconds=0.5) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.connect()
+        mine = connection.sock
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            connection.request("GET", "/v1/settings")
+            assert connection.getresponse().read() == b'{"unknown_below":0.0}'
+            time.sleep(0.1)
+        assert connection.sock is mine
+        connection.close()
+
+
+def test_whoever_takes_no_bytes_is_cut_off():
+    """A player that hangs: what waits for it is given up."""
+    asked = b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        demo_server(LARGE, stuck_seconds=0.5) as server,
+        raw(server, asked, receive_buffer=4096) as client,
+    ):
+        wait_until(lambda: metric(server, "zsseg_connections_dropped_total") == 1, "it is cut")
+        wait_until(lambda: metric(server, "zsseg_motion_jpeg_clients") == 0, "it is forgotten")
+        assert read_all(client).startswith(b"HTTP/1.1 200")
+
+
+def test_a_viewer_that_stops_reading_is_dropped():
+    with (
+        demo_server(LARGE, ack_seconds=0.5, stuck_seconds=0.5) as server,
+        viewer(server, max_queue=1) as page,
+    ):
+        page.frame()  # and not a byte is read after the few that the client buffers
+        wait_until(lambda: metric(server, "zsseg_viewers_dropped_total") == 1, "it is dropped")
+        wait_until(lambda: metric(server, "zsseg_viewers") == 0, "it is forgotten")
+
+
+def test_more_players_than_may_are_told_to_come_again():
+    request = b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with demo_server(motion_jpegs=1) as server, raw(server, request) as client:
+        assert client.recv(12) == b"HTTP/1.1 200"
+        status, told = ask(server, "GET", "/stream.mjpg")
+        assert (status, told["error"]) == (503, "BusyError")
+
+
+def test_connections_beyond_the_limit_are_refused_in_words():
+    with demo_server(connections=5) as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(raw(server)) for _ in range(5)]
+        wait_until(lambda: refused(server), "it is full")
+        with raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+            answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert b'"BusyError"' in answer
+        for client in silent:
+            client.close()
+        wait_until(lambda: not refused(server), "there is room again")
+        assert metric(server, "zsseg_connections_refused_total") >= 2
+
+
+def refused(server):
+    with raw(server, b"GET /v1/settings HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+        try:
+            return client.recv(12) != b"HTTP/1.1 200"
+        except ConnectionError:
+            return True
+
+
+def resident_bytes(pid):
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_hundreds_of_connections_take_no_memory(tmp_path):
+    with serve_process(tmp_path) as server:
+        with viewer(server) as page:
+            page.acknowledge(page.frame())
+            page.acknowledge(page.frame())
+        before = resident_bytes(server.pid)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(raw(server)) for _ in range(300)]
+            heads = [stack.enter_context(raw(server, b"GET / HTTP/1.1\r\n")) for _ in range(100)]
+            wait_until(lambda: readable(clients + heads) >= 250, "most are told that it is full")
+            assert resident_bytes(server.pid) - before < 30_000_000
+        wait_until(lambda: not refused(server), "there is room again")
+        with viewer(server) as page:
+            page.frame()
+
+
+def readable(clients):
+    """How many have been answered or cut off."""
+    poll = select.poll()
+    for client in clients:
+        poll.register(client, select.POLLIN)
+    return len(poll.poll(0))

@@ -1,0 +1,391 @@
+"""What a viewer sees: frames after their acknowledgement, news, and how it is let go."""
+
+import contextlib
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from support.live_server import (
+    PATIENCE,
+    SOURCE,
+    WORDS,
+    SeenFrame,
+    ask,
+    demo_server,
+    metric,
+    read_frame,
+    request,
+    viewer,
+    wait_until,
+)
+from support.streams import MjpegServer
+from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
+from zsseg_rt.demo import demo_bundle, demo_photos
+from zsseg_rt.photos import read_photo
+from zsseg_rt.server.preview import encode_message
+
+TOKEN = "0123456789abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with demo_server() as running:
+        yield running
+
+
+def closed_with(page):
+    """The code with which the server closes."""
+    last = time.monotonic() + PATIENCE
+    while time.monotonic() < last:
+        try:
+            page.receive()
+        except ConnectionClosed as closed:
+            return closed.rcvd.code
+    raise AssertionError("waited in vain until the server closes")
+
+
+def difference(one, other):
+    return np.abs(one.astype(int) - other).mean()
+
+
+def test_labels_are_those_of_the_picture():
+    """Both are as the engine had them, the labels at half the size."""
+    photo = read_photo(demo_photos()[0])
+    with Engine(demo_bundle(), EngineConfig(device="cpu")) as engine:
+        engine.set_classes(WORDS)
+        expected = engine.segment(photo)
+    with demo_server(demo_photos()[0]) as server, viewer(server) as page:
+        frame = page.frame()
+    image = cv2.cvtColor(cv2.imdecode(np.frombuffer(frame.image, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    assert difference(image, photo) < 10.0  # JPEG at quality 80; noise of the image is not kept
+    assert difference(image, photo) < difference(image, photo[..., ::-1]) / 2
+    np.testing.assert_array_equal(frame.labels, expected.labels[::2, ::2])
+    shares = [[one.index, pytest.approx(one.share, abs=1e-6)] for one in expected.present()]
+    assert frame.header["shares"] == shares
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "sent_hw", "labels_hw"),
+    [
+        ((1, 1), (1, 1), (1, 1)),
+        ((3, 5), (3, 5), (2, 3)),
+        ((1440, 2560), (720, 1280), (360, 640)),
+        ((2000, 3), (1280, 2), (640, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_frame_of_any_size_can_be_sent(size_hw, sent_hw, labels_hw, dtype):
+    frame = Frame(source="a", index=0, captured_at=0.0, clock="file",
+                  image=np.zeros((*size_hw, 3), np.uint8))  # fmt: skip
+    labels = np.full(size_hw, np.iinfo(dtype).max, dtype)
+    labels[: size_hw[0] // 2] = 1
+    seg = Segmentation(labels=labels, names=("a", "b"), vocabulary_version=1, frame=frame)
+    seen = read_frame(encode_message(7, seg, "rgb").pack(1.5))
+    assert cv2.imdecode(np.frombuffer(seen.image, np.uint8), 1).shape[:2] == sent_hw
+    assert (seen.header["height"], seen.header["width"]) == sent_hw
+    assert seen.labels.shape == labels_hw
+    assert seen.labels.dtype == dtype
+    assert seen.labels[-1, -1] == seg.unknown
+    assert seen.header["unknown_share"] == pytest.approx(np.mean(labels == seg.unknown), abs=1e-6)
+
+
+def test_no_second_frame_is_sent_before_the_first_is_acknowledged(server):
+    with viewer(server) as page:
+        first = page.frame()
+        labelled = metric(server, "zsseg_frames_labelled_total")
+        wait_until(lambda: metric(server, "zsseg_frames_labelled_total") > labelled + 10, "10 more")
+        for wrong in (0, first.header["id"] + 1, "1", None):
+            page.say("ack", id=wrong)
+        page.say("ping", t=2.5)
+        seen = [page.receive()]
+        while seen[-1] != {"type": "pong", "t": 2.5, "server_ms": seen[-1].get("server_ms")}:
+            seen.append(page.receive())
+            assert not isinstance(seen[-1], SeenFrame)
+        page.acknowledge(first)
+        second = page.frame()
+        # The newest one, not the one after: about ten were labelled meanwhile.
+        assert second.header["id"] > first.header["id"] + 5
+        assert second.header["index"] > first.header["index"] + 5
+
+
+def test_a_viewer_that_never_acknowledges_is_dropped():
+    with demo_server(ack_seconds=0.5) as server, viewer(server) as page:
+        page.frame()
+        assert closed_with(page) == 1008
+        assert metric(server, "zsseg_viewers_dropped_total") == 1
+        wait_until(lambda: metric(server, "zsseg_viewers") == 0, "it is forgotten")
+
+
+def test_pings_are_answered_with_the_server_s_clock(server):
+    with viewer(server) as page:
+        before = time.monotonic() * 1000.0
+        page.say("ping", t=17)
+        pong = page.text("pong")
+        assert pong["t"] == 17
+        assert before <= pong["server_ms"] + 1.0
+        assert pong["server_ms"] <= time.monotonic() * 1000.0 + 1.0
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "{", "[]", "null", "1", '{"type": "drop"}', "{}", '{"type": ["ack"]}', "[" * 4000,
+     '{"type": "ping"}', '{"type": "ping", "t": "x"}', '{"type": "ping", "t": NaN}',
+     '{"type": "watch", "source": "rtsp://other"}', '{"type": "watch", "source": 1}', b"\x00\xff"],
+)  # fmt: skip
+def test_what_a_viewer_should_not_say_gets_an_error_and_no_harm(server, message):
+    with viewer(server) as page:
+        page.socket.send(message)
+        assert "expected" in page.text("error")["message"]
+        page.acknowledge(page.frame())
+        page.frame()
+
+
+def test_a_message_that_is_too_long_ends_the_connection():
+    with demo_server(message_bytes=1000) as server, viewer(server) as page:
+        page.socket.send("x" * 1001)
+        assert closed_with(page) == 1009
+
+
+def test_new_words_are_seen(server):
+    with viewer(server) as page:
+        page.acknowledge(page.frame())
+        new = {"classes": ["yellow box"], "background": ["grass"]}
+        told = ask(server, "PUT", "/v1/vocabulary", new)[1]
+        vocabulary = page.text("vocabulary")
+        assert vocabulary == {"type": "vocabulary", **told}
+        frame = page.frame()  # none of the classes before comes after the new ones were told
+        assert frame.header["vocabulary_version"] == told["version"]
+        assert set(np.unique(frame.labels)) <= {0, 255}
+        page.acknowledge(frame)
+        assert ask(server, "PUT", "/v1/settings", {"unknown_below": 1.0})[0] == 200
+        assert page.text("vocabulary")["unknown_below"] == 1.0
+        wait_for_frame(page, lambda frame: frame.header["unknown_share"] == 1.0)
+    ask(server, "PUT", "/v1/settings", {"unknown_below": 0.0})
+    ask(server, "PUT", "/v1/vocabulary", {"classes": WORDS})
+
+
+def wait_for_frame(page, fits):
+    last = time.monotonic() + PATIENCE
+    while not fits(frame := page.frame()):
+        assert time.monotonic() < last
+        page.acknowledge(frame)
+    return frame
+
+
+def test_classes_may_change_at_every_frame(server):
+    """Every frame's labels belong to the classes that were told before it."""
+    with viewer(server) as page:
+        vocabulary = page.receive()
+        for count in range(1, 13):
+            words = [f"{colour} ball" for colour in ("red", "blue", "green", "grey")][
+                : count % 4 + 1
+            ]
+            ask(server, "PUT", "/v1/vocabulary", {"classes": words})
+            message = page.receive()
+            while not isinstance(message, SeenFrame):
+                vocabulary = message if message["type"] == "vocabulary" else vocabulary
+                message = page.receive()
+            assert message.header["vocabulary_version"] == vocabulary["version"]
+            used = set(np.unique(message.labels)) - {vocabulary["unknown_label"]}
+            assert used <= set(range(len(vocabulary["classes"])))
+            page.acknowledge(message)
+    ask(server, "PUT", "/v1/vocabulary", {"classes": WORDS})
+
+
+def test_one_source_of_several_can_be_watched():
+    sources = [f"{SOURCE}&seed={seed}" for seed in (1, 2)]
+    with demo_server(sources) as server, viewer(server) as page:
+        seen = []
+        while len(set(seen)) < 2:
+            frame = page.frame()
+            seen.append(frame.header["source"])
+            page.acknowledge(frame)
+        page.say("watch", source=sources[1])
+        page.say("ping", t=1)
+        page.text("pong")
+        for _ in range(4):
+            frame = page.frame()
+            page.acknowledge(frame)
+            seen.append(frame.header["source"])
+        assert seen[-3:] == [sources[1]] * 3
+        page.say("watch", source=None)
+        wait_for_frame(page, lambda frame: frame.header["source"] == sources[0])
+
+
+def test_more_viewers_than_may_watch_are_sent_away():
+    with demo_server(viewers=2) as server, contextlib.ExitStack() as stack:
+        pages = [stack.enter_context(viewer(server)) for _ in range(2)]
+        for page in pages:
+            page.frame()
+        with viewer(server) as third:
+            assert closed_with(third) == 4429
+        pages[0].socket.close()
+        wait_until(lambda: metric(server, "zsseg_viewers") == 1, "one has gone")
+        with viewer(server) as fourth:
+            fourth.frame()
+
+
+def test_each_frame_is_encoded_once_for_all_and_only_if_somebody_watches(monkeypatch):
+    from zsseg_rt.server import preview
+
+    encoded = []
+    encode = preview.encode_message
+
+    def count(number, *rest):
+        encoded.append(number)
+        return encode(number, *rest)
+
+    monkeypatch.setattr(preview, "encode_message", count)
+    with demo_server() as server, contextlib.ExitStack() as stack:
+        wait_until(lambda: metric(server, "zsseg_frames_labelled_total") > 5, "frames")
+        assert encoded == []
+        pages = [stack.enter_context(viewer(server)) for _ in range(3)]
+        for _ in range(5):
+            for page in pages:
+                page.acknowledge(page.frame())
+        assert len(encoded) == len(set(encoded)) > 0
+
+
+def test_viewers_are_told_that_the_server_stops():
+    with demo_server() as server, viewer(server) as page:
+        page.frame()
+        began = time.monotonic()
+        server.close()
+        assert time.monotonic() - began < 20.0
+        assert closed_with(page) == 1001
+
+
+def test_a_source_that_ends_does_not_end_the_server():
+    with (
+        demo_server(f"{SOURCE}&frames=5", settings={"stale_seconds": 0.2}) as server,
+        viewer(server) as page,
+    ):
+        state = page.text("state")
+        while state["sources"][0]["state"] != "ended":
+            state = page.text("state")
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 503, "it is not healthy")
+        health = ask(server, "GET", "/healthz")[1]
+        assert health["status"] == "failing"
+        assert health["reason"].startswith("no frame was labelled for ")
+        with viewer(server) as late:
+            late.frame()  # the last one is still shown
+        assert ask(server, "PUT", "/v1/vocabulary", {"classes": ["red ball"]})[0] == 200
+
+
+def test_a_camera_that_stalls_and_is_lost_makes_the_server_unhealthy_until_it_is_back():
+    pytest.importorskip("av")
+    with (
+        MjpegServer() as camera,
+        demo_server(camera.url, settings={"stale_seconds": 0.5}) as server,
+        viewer(server) as page,
+    ):
+        assert ask(server, "GET", "/healthz")[0] == 503  # no frame yet
+        camera.pictures.release(12)  # FFmpeg looks at a few before it gives the first
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "frames are labelled")
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 503, "it stalls")
+        assert {"stalled"} <= states(page, "stalled")
+        camera.pictures.release(3)
+        assert {"running"} <= states(page, "running")
+        camera.stop()
+        assert {"lost"} <= states(page, "lost")
+        assert "secret" not in json.dumps(page.texts)
+        with MjpegServer(camera.port) as again:
+            again.pictures.release(1000)
+            wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "it is back")
+
+
+def states(page, last):
+    """The states of the source until one of them comes."""
+    seen = set()
+    while last not in seen:
+        seen.add(page.text("state")["sources"][0]["state"])
+    return seen
+
+
+def test_a_source_that_never_worked_ends_the_server_with_its_error(tmp_path):
+    from zsseg_rt import SourceError
+
+    pytest.importorskip("av")
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    with demo_server(str(empty)) as server, pytest.raises(SourceError, match="empty.mp4"):
+        server.wait()
+
+
+def test_motion_jpeg_shows_the_newest_overlay(server):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("GET", f"/stream.mjpg?source={SOURCE.replace('&', '%26')}")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "multipart/x-mixed-replace; boundary=frame"
+    for _ in range(3):
+        assert answer.readline() == b"--frame\r\n"
+        assert answer.readline() == b"Content-Type: image/jpeg\r\n"
+        length = int(answer.readline().removeprefix(b"Content-Length: "))
+        assert answer.readline() == b"\r\n"
+        image = cv2.imdecode(np.frombuffer(answer.read(length), np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == (120, 160, 3)
+        assert answer.readline() == b"\r\n"
+    connection.close()
+    wait_until(lambda: metric(server, "zsseg_motion_jpeg_clients") == 0, "it is forgotten")
+    assert ask(server, "GET", "/stream.mjpg?source=rtsp://other")[0] == 422
+
+
+@pytest.fixture(scope="module")
+def locked():
+    with demo_server(settings={"token": TOKEN}) as running:
+        yield running
+
+
+def test_without_the_token_nothing_but_page_and_health_is_told(locked):
+    wait_until(lambda: ask(locked, "GET", "/healthz")[0] == 200, "frames")
+    assert request(locked, "GET", "/")[0] == 200
+    paths = ["/metrics", "/v1/vocabulary", "/v1/settings", "/stream.mjpg", "/openapi.json", "/x"]
+    for path in paths:
+        status, headers, body = request(locked, "GET", path)
+        assert (status, headers["WWW-Authenticate"]) == (401, "Bearer"), path
+        assert json.loads(body)["error"] == "TokenError"
+    for method, path in (
+        ("PUT", "/v1/vocabulary"),
+        ("PUT", "/v1/settings"),
+        ("POST", "/v1/segment"),
+    ):
+        assert ask(locked, method, path, {"classes": ["ball"]})[0] == 401
+    shown = {"Authorization": f"Bearer {TOKEN}"}
+    assert ask(locked, "PUT", "/v1/settings", {"unknown_below": 0.0}, **shown)[0] == 200
+    assert request(locked, "GET", f"/v1/settings?token={TOKEN}")[0] == 401
+
+
+def test_a_player_may_show_the_token_in_the_address_of_the_motion_jpeg(locked):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", locked.port, timeout=PATIENCE)
+    connection.request("GET", f"/stream.mjpg?token={TOKEN}")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_a_viewer_shows_the_token_as_a_subprotocol(locked):
+    with viewer(locked, protocols=["zsseg.v1", f"token.{TOKEN}"]) as page:
+        assert page.socket.subprotocol == "zsseg.v1"  # and not the token
+        page.frame()
+    for protocols in (["zsseg.v1"], ["zsseg.v1", f"token.{TOKEN}x"]):
+        with viewer(locked, protocols=protocols) as page:
+            assert closed_with(page) == 4401
+
+
+def test_a_viewer_from_another_page_or_name_is_refused(server):
+    own = f"http://127.0.0.1:{server.port}"
+    with viewer(server, origin=own) as page:
+        page.frame()
+    with viewer(server, origin="http://evil.example") as page:
+        assert closed_with(page) == 4403
+    headers = {"Host": "evil.example"}
+    with contextlib.suppress(InvalidStatus), viewer(server, additional_headers=headers) as page:
+        assert closed_with(page) in (4403, 1002)

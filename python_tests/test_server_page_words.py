@@ -1,0 +1,248 @@
+"""What the page asks for and what it says, in Chromium, with a scripted server."""
+
+import re
+
+import pytest
+
+from support.live_page import (
+    ScriptedServer,
+    expect,
+    halves,
+    legend_names,
+    open_browser,
+    open_page,
+    source,
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser):
+    with open_page(browser) as opened:
+        yield opened
+
+
+class TestPrompt:
+    @pytest.mark.parametrize(
+        ("text", "comma", "classes"),
+        [
+            ("cat\n dog \n\n# not this\nbird", "classes", ["cat", "dog", "bird"]),
+            ("cat, dog,, bird", "classes", ["cat", "dog", "bird"]),
+            ("dog, puppy\ncat", "synonyms", [["dog", "puppy"], "cat"]),
+        ],
+    )
+    def test_reads_lines_and_commas(self, page, text, comma, classes):
+        live = ScriptedServer(page).open()
+        page.get_by_text("Synonyms and background").click()
+        page.get_by_role("radio", name=comma).check()
+        page.get_by_label("Background").fill("wall, floor")
+        page.get_by_role("textbox", name="Look for").fill(text)
+        page.get_by_role("button", name="Apply").click()
+        live.wait_for(lambda: live.bodies)
+        asked = {"classes": classes, "background": ["wall", "floor"]}
+        assert live.bodies == [("v1/vocabulary", asked)]
+        names = [group if isinstance(group, str) else group[0] for group in classes]
+        expect(page.locator("#classes .name bdi")).to_have_text([*names, "Unknown"])
+
+    def test_what_the_server_knows_can_be_applied_again_unchanged(self, page):
+        live = ScriptedServer(page, [["dog", "puppy"]])
+        live.background = ["wall"]
+        live.open()
+        box = page.get_by_role("textbox", name="Look for")
+        expect(box).to_have_value("dog, puppy")
+        box.press("Control+Enter")
+        live.wait_for(lambda: live.bodies)
+        assert live.bodies[0][1] == {"classes": [["dog", "puppy"]], "background": ["wall"]}
+
+    def test_an_error_is_shown_beside_the_box(self, page):
+        live = ScriptedServer(page).open()
+        live.refuse_with = 422, "class_names[1]: expected a new name, got 'cat' twice"
+        box = page.get_by_role("textbox", name="Look for")
+        box.fill("cat\ncat")
+        box.press("Control+Enter")
+        error = page.get_by_role("alert").filter(has_text="got 'cat' twice")
+        expect(error).to_be_visible()
+        expect(box).to_have_attribute("aria-invalid", "true")
+        expect(box).to_be_focused()
+        expect(box).to_have_value("cat\ncat")
+        live.refuse_with = None
+        box.fill("cat")
+        box.press("Control+Enter")
+        expect(error).to_have_count(0)
+
+    def test_no_class_is_refused_without_asking_the_server(self, page):
+        live = ScriptedServer(page).open()
+        page.get_by_role("textbox", name="Look for").fill(" ,\n")
+        page.get_by_role("button", name="Apply").click()
+        expect(page.get_by_text("Name at least one class.")).to_be_visible()
+        assert live.bodies == []
+
+    def test_what_is_being_typed_survives_what_others_choose(self, page):
+        live = ScriptedServer(page).open()
+        box = page.get_by_role("textbox", name="Look for")
+        box.fill("cat")
+        live.change("house", "tree")
+        live.send_frame(halves(0, 1))
+        expect(page.locator("#classes .name bdi")).to_have_text(["house", "tree", "Unknown"])
+        expect(box).to_have_value("cat")
+        page.get_by_role("button", name="Undo").click()
+        expect(box).to_have_value("house\ntree")
+        live.change("boat")
+        expect(box).to_have_value("boat")
+
+    def test_the_legend_says_that_new_classes_are_on_their_way(self, page):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        live.change("cat")
+        expect(page.get_by_text("New classes are set.")).to_be_visible()
+        live.send_frame(halves(0, 0))
+        expect(page.get_by_text("New classes are set.")).to_be_hidden()
+        expect(page.locator("#announcer")).to_have_text(re.compile("1 new class in use"))
+
+    def test_the_unknown_threshold_is_sent_once_it_rests(self, page):
+        live = ScriptedServer(page).open()
+        slider = page.get_by_role("slider", name="Unknown below")
+        slider.focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        live.wait_for(lambda: live.unknown_below == 0.05)
+        assert {path for path, _ in live.bodies} == {"v1/settings"}
+        live.refuse_with = 422, "unknown_below: expected a score that this bundle has"
+        slider.fill("0.5")
+        expect(page.get_by_text("expected a score that this bundle has")).to_be_visible()
+        live.say_vocabulary()
+        expect(slider).to_have_value("0.05")
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        ("state", "words"),
+        [
+            ("starting", "Opening the camera"),
+            ("stalled", "The camera sends nothing"),
+            ("lost", "Camera lost, trying again"),
+            ("ended", "The source has ended. This is its last picture"),
+        ],
+    )
+    def test_a_source_that_does_not_run_is_told_in_words(self, page, state, words):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        live.say_state(source("rtsp://cam/1", state, "Check its power."))
+        expect(page.locator("#notice")).to_have_text(f"{words}. Check its power.")
+        live.say_state(source("rtsp://cam/1", "running"))
+        expect(page.locator("#notice")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("Running")
+
+    def test_no_source(self, page):
+        live = ScriptedServer(page)
+        live.sources = []
+        live.open()
+        expect(page.locator("#notice")).to_contain_text("This server has no source.")
+
+    def test_of_several_sources_one_is_watched(self, page):
+        live = ScriptedServer(page)
+        live.sources = [source("cam/1", "running"), source("cam/2", "lost")]
+        live.open()
+        live.wait_for(lambda: live.taken("watch"))
+        choice = page.get_by_label("Source", exact=True)
+        choice.select_option("cam/2")
+        expect(page.locator("#notice")).to_contain_text("Camera lost, trying again")
+        choice.select_option("All in turns")
+        expect(page.locator("#status")).to_contain_text("1 of 2 sources running")
+        live.wait_for(lambda: len(live.taken("watch")) == 3)
+        assert [message["source"] for message in live.taken("watch")] == ["cam/1", "cam/2", None]
+
+    def test_another_cameras_picture_does_not_stay(self, page):
+        live = ScriptedServer(page)
+        live.sources = [source("cam/1", "running"), source("cam/2", "lost")]
+        live.open()
+        live.wait_for(lambda: live.taken("watch"))
+        live.send_frame(halves(0, 1), source="cam/1")
+        freeze = page.get_by_role("button", name="Freeze")
+        expect(freeze).to_be_enabled()
+        page.get_by_label("Source", exact=True).select_option("cam/2")
+        expect(freeze).to_be_disabled()
+        live.send_frame(halves(0, 1), source="cam/1")  # it was under way
+        expect(freeze).to_be_disabled()
+        expect(page.locator("#classes .share").first).to_have_text("\u2013")
+        live.send_frame(halves(0, 1), source="cam/2")
+        expect(freeze).to_be_enabled()
+
+    def test_a_hidden_page_asks_for_nothing_until_it_is_seen(self, page):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        page.evaluate("Object.defineProperty(document, 'hidden', { value: true, writable: true })")
+        live.socket.send(live.frame(halves(1, 1)))
+        page.wait_for_timeout(1000)
+        assert len(live.taken("ack")) == 1
+        page.evaluate(
+            "document.hidden = false; document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        live.wait_for(lambda: len(live.taken("ack")) == 2)
+
+    def test_age_is_measured_with_the_servers_clock(self, page):
+        live = ScriptedServer(page).open()
+        live.wait_for(lambda: live.taken("ping"))
+        shown = page.locator("#age")
+        live.send_frame(halves(0, 1), age_ms=90_000)
+        live.wait_for(lambda: re.fullmatch(r"\d+ s", shown.inner_text()))
+        assert 89 <= int(shown.inner_text().split()[0]) <= 119
+
+    def test_comes_back_to_a_server_that_was_away(self, page):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        live.close_with = 1001
+        live.socket.close(code=1001)
+        expect(page.locator("#notice")).to_contain_text("The server has stopped. Trying again in")
+        live.close_with, live.socket = None, None
+        live.version, live.names = 1, [["boat"]]  # it was started again with other classes
+        live.wait_for(lambda: live.socket)
+        live.send_frame(halves(0, 0))
+        expect(page.locator("#notice")).to_be_hidden()
+        assert legend_names(page) == ["boat", "Unknown"]
+
+    def test_a_full_server_is_asked_again(self, page):
+        live = ScriptedServer(page)
+        live.close_with = 4429
+        page.goto(live.URL)
+        expect(page.locator("#notice")).to_contain_text("as many viewers as it takes. Trying again")
+        live.close_with = None
+        live.wait_for(lambda: live.socket)
+
+    def test_a_server_that_falls_silent_is_left_and_asked_again(self, page):
+        page.clock.install()
+        live = ScriptedServer(page).open()
+        first, live.is_mute = live.socket, True
+        page.clock.run_for(25_000)  # without a word
+        page.clock.run_for(2_000)
+        live.wait_for(lambda: live.socket is not first)
+
+    def test_a_token_is_asked_for_and_kept_over_a_reload(self, page):
+        live = ScriptedServer(page, token="s3cret")
+        page.goto(live.URL)
+        box = page.get_by_label("Token", exact=True)
+        expect(box).to_be_focused()
+        page.keyboard.type("guess")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("The server does not know this token.")).to_be_visible()
+        box.fill("s3cret")
+        page.keyboard.press("Enter")
+        live.wait_for(lambda: live.socket)
+        expect(box).to_be_hidden()
+        live.socket = None
+        page.reload()
+        live.wait_for(lambda: live.socket)
+
+    def test_a_token_in_the_address_is_taken_out_of_it(self, page):
+        live = ScriptedServer(page, token="s3cret").open("#token=s3cret")
+        assert page.url == live.URL
+        headers = []
+        page.on("request", lambda request: headers.append(request.headers.get("authorization")))
+        page.get_by_role("button", name="Apply").click()
+        live.wait_for(lambda: live.bodies)
+        assert "Bearer s3cret" in headers

@@ -1,0 +1,214 @@
+"""What the server answers to HTTP requests."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from zsseg_rt import __version__
+from zsseg_rt.errors import ArgumentError, SourceError, VocabularyError, ZssegError
+from zsseg_rt.server.gate import PROTOCOL
+from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.metrics import CONTENT_TYPE, write_metrics
+from zsseg_rt.server.motion_jpeg import MotionJpeg
+from zsseg_rt.server.page import Page
+from zsseg_rt.server.pictures import answer_picture
+from zsseg_rt.server.viewer import watch
+from zsseg_rt.server.worker import Busy, Desk
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger(__name__)
+
+_KINDS = {404: "NotFoundError", 405: "MethodError", 408: "TimeoutError", 413: "SizeError"}
+_PICTURE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class NewVocabulary(BaseModel):
+    """Classes to look for: each a name, or a list of synonyms whose first is the name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    classes: list[str | list[str]]
+    background: list[str] = []
+
+
+class Settings(BaseModel):
+    """What can be set while the stream runs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    unknown_below: Annotated[float, Field(description="Score below which a pixel is unknown.")]
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    error: str
+    message: str
+
+
+def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
+    """The application that answers requests.
+
+    Args:
+        hub: What all clients share.
+        page: What browsers get.
+        stale_seconds: Without a new frame for so long, ``/healthz`` answers 503.
+    """
+    app = FastAPI(
+        title="zsseg_rt",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
+    )
+    _answer_problems(app)
+    _serve_page(app, hub, page)
+    _serve_status(app, hub, stale_seconds)
+    _serve_vocabulary(app, hub)
+    _serve_pictures(app, hub)
+    return app
+
+
+def _serve_page(app: FastAPI, hub: Hub, page: Page) -> None:
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(page.html, headers={"content-security-policy": page.policy})
+
+    @app.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        offered = socket.scope["subprotocols"]
+        await socket.accept(PROTOCOL if PROTOCOL in offered else None)
+        await watch(socket, hub)
+
+
+def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """Whether frames are labelled: 200 if so, else 503 with the reason."""
+        since = hub.seconds_since_frame()
+        reason = None
+        if since is None:
+            reason = "no frame has been labelled yet"
+        elif since > stale_seconds:
+            reason = f"no frame was labelled for {since:.0f} s"
+        content = {
+            "status": "failing" if reason else "ok",
+            "reason": reason,
+            "seconds_since_frame": since and round(since, 3),
+        }
+        return JSONResponse(content, 503 if reason else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return PlainTextResponse(write_metrics(hub), media_type=CONTENT_TYPE)
+
+
+def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
+    desk, labeller = Desk("change", most=hub.limits.changes), hub.labeller
+
+    @app.get("/v1/vocabulary")
+    async def get_vocabulary() -> dict[str, Any]:
+        """The classes in force; a class's label is its position."""
+        return hub.vocabulary
+
+    @app.put("/v1/vocabulary")
+    async def put_vocabulary(new: NewVocabulary) -> dict[str, Any]:
+        """Look for other classes, from the next frame on."""
+        with desk.place():
+            await desk.run(lambda: labeller.set_classes(new.classes, new.background))
+        hub.tell_vocabulary()
+        return hub.vocabulary
+
+    @app.get("/v1/settings")
+    async def get_settings() -> Settings:
+        """What can be set while the stream runs."""
+        return Settings(unknown_below=labeller.unknown_below)
+
+    @app.put("/v1/settings")
+    async def put_settings(new: Settings) -> Settings:
+        """Change settings, from the next frame on."""
+        labeller.set_unknown_below(new.unknown_below)
+        hub.tell_vocabulary()
+        return new
+
+
+def _serve_pictures(app: FastAPI, hub: Hub) -> None:
+    desk = Desk("picture", most=hub.limits.pictures)
+
+    @app.post("/v1/segment", openapi_extra=_PICTURE_BODY)
+    async def segment(request: Request) -> Response:
+        """Label a picture: classes as JSON, or what the header Accept asks for.
+
+        ``Accept: image/png`` gets the labels, ``Accept: image/jpeg`` the overlay.
+        """
+        with desk.place():
+            content = await request.body()
+            accept = request.headers.get("accept", "")
+            answer = await desk.run(lambda: answer_picture(hub.labeller, content, accept))
+        hub.counts["pictures"] += 1
+        return answer
+
+    @app.get("/stream.mjpg")
+    async def motion_jpeg(source: str | None = None) -> Response:
+        """The overlay as Motion JPEG, always the newest frame; of all sources, or of one."""
+        return MotionJpeg(hub, hub.check_source(source))
+
+
+def _answer_problems(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def of_http(_: Request, exc: HTTPException) -> Response:
+        kind = _KINDS.get(exc.status_code, "RequestError")
+        detail = exc.detail if exc.status_code in (400, 408, 413) else ""
+        text = detail or HTTPStatus(exc.status_code).phrase
+        return problem(exc.status_code, kind, text, exc.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_validation(_: Request, exc: RequestValidationError) -> Response:
+        first = exc.errors()[0]
+        if first["loc"] == ("body",):
+            text = "body: expected a JSON object, and the header Content-Type: application/json"
+            return problem(422, "RequestError", text)
+        where = ".".join(str(part) for part in first["loc"])
+        return problem(422, "RequestError", f"{where}: {first['msg']}")
+
+    @app.exception_handler(ZssegError)
+    async def of_ours(_: Request, exc: ZssegError) -> Response:
+        if isinstance(exc, (VocabularyError, ArgumentError, SourceError)):
+            return problem(422, type(exc).__name__, str(exc))
+        _log.error("%s", exc)
+        return problem(500, type(exc).__name__, "The engine failed; see the server's log.")
+
+    @app.exception_handler(Busy)
+    async def of_busy(_: Request, exc: Busy) -> Response:
+        return problem(503, "BusyError", str(exc), {"retry-after": "1"})
+
+    @app.exception_handler(ClientDisconnect)
+    async def of_absence(_: Request, __: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def of_defect(_: Request, __: Exception) -> Response:
+        # It is raised again after this answer, and uvicorn logs it with its traceback.
+        return problem(500, "InternalError", "The server failed; see its log.")
+
+
+def problem(status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
+    """An answer that says why a request failed."""
+    return JSONResponse({"error": kind, "message": message}, status, headers)

@@ -1,0 +1,177 @@
+"""Between the thread that labels and the clients: the newest frame of each source, and news."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from typing import Any
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.schema import encode
+from zsseg_rt.server.ages import AgeHistogram
+from zsseg_rt.server.labeller import Labeller
+from zsseg_rt.server.preview import Result, frame_of
+from zsseg_rt.server.settings import Limits
+from zsseg_rt.server.worker import Worker
+from zsseg_rt.stream.runner import Stream
+
+__all__ = ["Hub"]
+
+_RATE_OVER = 5.0  # seconds
+_STATE_EVERY = 1.0
+_LOOK_EVERY = 0.25
+
+
+class Hub:
+    """What all clients share. All of it is for the loop's thread but :meth:`publish`.
+
+    Args:
+        stream: What is labelled.
+        labeller: Labels it.
+        limits: The most that clients may use.
+    """
+
+    def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
+        self._sources = frozenset(stream.stats())
+        self.stream, self.labeller, self.limits = stream, labeller, limits
+        self.counts: Counter[str] = Counter()
+        self.watchers: Counter[str] = Counter()
+        self.state: dict[str, Any] = {}
+        self.state_number = 0
+        self.vocabulary: dict[str, Any] = labeller.describe_vocabulary()
+        self.is_closed = False
+        self._encoder = Worker("encode")
+        self._lock = threading.Lock()
+        self._newest: dict[str, Result] = {}
+        self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
+        self._number = 0
+        self._labelled_at: deque[float] = deque()
+        self._began_at = 0.0
+        self._wakes: set[asyncio.Event] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake_is_due = False
+
+    def publish(self, seg: Segmentation) -> None:
+        """Take in a labelled frame, from any thread."""
+        with self._lock:
+            self._number += 1
+            result = Result(self._number, seg, self.labeller.channel_order, self._encoder)
+            self._newest[frame_of(seg).source] = result
+            self._note(frame_of(seg))
+            loop, due = self._loop, self._wake_is_due
+            self._wake_is_due = True
+        if loop is not None and not due:
+            loop.call_soon_threadsafe(self._wake_all)
+
+    def _note(self, frame: Frame) -> None:
+        now = time.monotonic()
+        if not self._labelled_at:
+            self._began_at = now
+        self._ages[frame.source].add(now - frame.captured_at)
+        self._labelled_at.append(now)
+        while self._labelled_at[0] < now - _RATE_OVER:
+            self._labelled_at.popleft()
+
+    def newest(self, source: str | None, sent: dict[str, int]) -> Result | None:
+        """The frame that a client gets next, or None if there is none that it has not had.
+
+        Args:
+            source: The source to watch; None takes the one that was sent longest ago.
+            sent: Number of the newest result that was sent, per source.
+        """
+        with self._lock:
+            results = (
+                self._newest
+                if source is None
+                else {name: result for name, result in self._newest.items() if name == source}
+            )
+            fresh = [n for n, result in results.items() if result.number > sent.get(n, 0)]
+            if not fresh:
+                return None
+            return results[min(fresh, key=lambda name: sent.get(name, 0))]
+
+    def check_source(self, name: Any) -> str | None:
+        """The name of a source, or None for all.
+
+        Raises:
+            ArgumentError: There is no such source.
+        """
+        if name is None or (isinstance(name, str) and name in self._sources):
+            return name
+        raise ArgumentError("source: expected the name of a source, or none for all")
+
+    def rate(self) -> float:
+        """Labelled frames per second over the last five seconds."""
+        with self._lock:
+            now = time.monotonic()
+            over = min(_RATE_OVER, max(now - self._began_at, 1.0))
+            return sum(at >= now - over for at in self._labelled_at) / over
+
+    def ages(self) -> dict[str, AgeHistogram]:
+        """How old each source's frames were when their labels came."""
+        with self._lock:
+            return copy.deepcopy(dict(self._ages))
+
+    def seconds_since_frame(self) -> float | None:
+        """Since the last frame was labelled; None before the first."""
+        with self._lock:
+            return time.monotonic() - self._labelled_at[-1] if self._labelled_at else None
+
+    def news(self) -> asyncio.Event:
+        """An event that is set whenever there is something new; give it back to :meth:`leave`."""
+        event = asyncio.Event()
+        self._wakes.add(event)
+        return event
+
+    def leave(self, news: asyncio.Event) -> None:
+        """Set that event no more."""
+        self._wakes.discard(news)
+
+    def tell_vocabulary(self) -> None:
+        """Let viewers know that classes or settings have changed."""
+        self.vocabulary = self.labeller.describe_vocabulary()
+        self._wake_all()
+
+    def close(self) -> None:
+        """Let all viewers go."""
+        self.is_closed = True
+        self._wake_all()
+
+    def close_soon(self) -> None:
+        """:meth:`close`, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.close)
+
+    async def run(self) -> None:
+        """Tell viewers every second, and when a source's state changes, how sources do."""
+        self._loop = asyncio.get_running_loop()
+        told_at = float("-inf")
+        told: Sequence[str] = ()
+        while True:
+            stats = self.stream.stats()
+            states = tuple(one.state for one in stats.values())
+            if states != told or time.monotonic() - told_at >= _STATE_EVERY:
+                told_at, told = time.monotonic(), states
+                self.state = self._describe(stats)
+                self.state_number += 1
+                self._wake_all()
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "type": "state",
+            "sources": [{"name": name, **encode(one)} for name, one in stats.items()],
+            "rate": round(self.rate(), 2),
+            "viewers": self.watchers["viewers"],
+        }
+
+    def _wake_all(self) -> None:
+        with self._lock:
+            self._wake_is_due = False
+        for event in self._wakes:
+            event.set()

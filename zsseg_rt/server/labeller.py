@@ -1,0 +1,172 @@
+"""The engine as the server uses it: frames and clients' pictures take turns on one lane."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.config import is_share
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError, EngineStateError, VocabularyError
+from zsseg_rt.photos import decode_photo
+from zsseg_rt.result import Segmentation
+from zsseg_rt.server.settings import Limits
+from zsseg_rt.text.class_names import BACKGROUND, ClassNames
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.visualize import palette
+
+__all__ = ["Labeller"]
+
+
+class Labeller:
+    """Labels the stream's frames and clients' pictures with the same classes and threshold.
+
+    Args:
+        engine: An engine with classes.
+        limits: The most that clients may use.
+
+    Raises:
+        EngineStateError: The engine has no classes yet.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        if engine.vocabulary is None:
+            raise EngineStateError("engine: expected classes, got none. Call set_classes first.")
+        self._engine, self._limits = engine, limits
+        self._unknown_below = engine.config.unknown_below or 0.0
+        self._turns = _Turns()
+
+    @property
+    def channel_order(self) -> str:
+        """Of frames, ``"rgb"`` or ``"bgr"``."""
+        return self._engine.config.channel_order
+
+    @property
+    def most_pixels(self) -> int:
+        """The most pixels of a client's picture."""
+        return self._limits.picture_pixels
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes in force."""
+        vocabulary = self._engine.vocabulary
+        if vocabulary is None:
+            raise EngineStateError("engine: is closed. Start the server again.")
+        return vocabulary
+
+    @property
+    def unknown_below(self) -> float:
+        """The score below which a pixel is unknown."""
+        return self._unknown_below
+
+    def set_classes(self, classes: ClassNames, background: Sequence[str]) -> Vocabulary:
+        """Name other classes, from the next frame on.
+
+        Raises:
+            VocabularyError: A name cannot be used.
+        """
+        _refuse_long_names(classes, background, self._limits.name_length)
+        return self._engine.set_classes(classes, background=background)
+
+    def set_unknown_below(self, value: float) -> None:
+        """Set the score below which a pixel is unknown, from the next frame on.
+
+        Raises:
+            ArgumentError: It is outside [0, 1].
+        """
+        if not is_share(value):
+            raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
+        self._unknown_below = value
+
+    def segment_frame(self, image: npt.NDArray[np.uint8], **options: Any) -> Segmentation:
+        """Label a frame of the stream.
+
+        Args:
+            image: uint8 [H, W, 3].
+            options: Further ones of :meth:`Engine.segment`.
+        """
+        with self._turns.take("frame"):
+            return self._engine.segment(image, unknown_below=self._unknown_below, **options)
+
+    def segment_picture(self, content: bytes) -> tuple[npt.NDArray[np.uint8], Segmentation]:
+        """Label a client's picture.
+
+        Args:
+            content: A BMP, JPEG, PNG, TIFF or WebP file.
+
+        Returns:
+            The picture, uint8 [H, W, 3] in the engine's channel order, and its labels.
+
+        Raises:
+            SourceError: It is none of these, damaged, or too large.
+        """
+        image = decode_photo(content, Path("image"), max_pixels=self._limits.picture_pixels)
+        if self.channel_order == "bgr":
+            image = np.ascontiguousarray(image[..., ::-1])
+        with self._turns.take("picture"):
+            return image, self._engine.segment(image, unknown_below=self._unknown_below)
+
+    def describe_vocabulary(self) -> dict[str, Any]:
+        """The classes in force as clients see them."""
+        return describe_vocabulary(self.vocabulary, self._unknown_below)
+
+
+def describe_vocabulary(vocabulary: Vocabulary, unknown_below: float) -> dict[str, Any]:
+    """Classes as clients see them: a class's label is its position."""
+    colours = palette(len(vocabulary.names)).tolist()
+    synonyms: list[list[str]] = [[] for _ in vocabulary.names]
+    background: list[str] = []
+    for phrase, owner in zip(vocabulary.phrases, vocabulary.phrase_classes.tolist(), strict=True):
+        (background if owner == BACKGROUND else synonyms[owner]).append(phrase)
+    return {
+        "version": vocabulary.version,
+        "classes": [
+            {"name": name, "synonyms": phrases[1:], "colour": colour}
+            for name, phrases, colour in zip(vocabulary.names, synonyms, colours, strict=True)
+        ],
+        "background": background,
+        "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
+        "unknown_below": unknown_below,
+    }
+
+
+class _Turns:
+    """A lock that frames and pictures get in turns: plain locks may starve one of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting = {"frame": 0, "picture": 0}
+        self._held, self._last = False, ""
+
+    @contextmanager
+    def take(self, kind: str) -> Iterator[None]:
+        other = "picture" if kind == "frame" else "frame"
+        with self._changed:
+            self._waiting[kind] += 1
+            self._changed.wait_for(
+                lambda: not self._held and (self._last != kind or not self._waiting[other])
+            )
+            self._waiting[kind] -= 1
+            self._held, self._last = True, kind
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
+
+
+def _refuse_long_names(classes: ClassNames, background: Sequence[str], longest: int) -> None:
+    names = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry)]
+    for name in (*names, *background):
+        if len(name) > longest:
+            raise VocabularyError(
+                f"class_names: expected names of at most {longest} characters, got one of "
+                f"{len(name)}. Use a short phrase."
+            )

@@ -1,0 +1,216 @@
+"""The server as a whole: a stream that is labelled, and its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.server.access import AccessRules
+from zsseg_rt.server.api import create_app
+from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
+from zsseg_rt.server.gate import Gate
+from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.labeller import Labeller
+from zsseg_rt.server.page import load_page
+from zsseg_rt.server.settings import ServerSettings, is_local, listen
+from zsseg_rt.stream.runner import Policy, Stream
+from zsseg_rt.stream.uris import open_sources
+
+__all__ = ["LiveServer"]
+
+_GOODBYE = 0.1  # seconds that clients get to hear that the server stops
+_LOOK = 0.3  # a signal handler's stop() may come just before a wait begins, in the same thread
+_CLOSE_EVERY = 0.05
+_PATIENCE = 3.0  # seconds for a thread to end
+_log = logging.getLogger(__name__)
+
+
+class LiveServer:
+    """Labels sources and shows the newest frames to browsers and programs.
+
+    Use it as a context manager: it starts with the block and stops with it. A source that is lost
+    does not end it; one that never gave a frame does, if no other works.
+
+    Args:
+        engine: An engine with classes; the server's alone while it runs.
+        source: As for :meth:`Engine.stream`.
+        settings: Where to listen, and who may come in.
+        policy: As for :meth:`Engine.stream`; ``"latest"`` shows videos at their own speed.
+        listener: A socket that listens already, made by :func:`zsseg_rt.server.settings.listen`;
+            the server closes it. None makes one.
+
+    Raises:
+        ArgumentError: A source or setting is not one that exists, or the port is taken.
+        SourceError: A list of sources cannot be read.
+        EngineStateError: The engine has no classes yet.
+
+    Example:
+        >>> with LiveServer(engine, "rtsp://camera/1") as server:  # doctest: +SKIP
+        ...     print(server.address)
+        ...     server.wait()
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: str | Path | Sequence[str | Path],
+        settings: ServerSettings | None = None,
+        *,
+        policy: Policy | None = "latest",
+        listener: socket.socket | None = None,
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        labeller = Labeller(engine, self.settings.limits)
+        sources = open_sources(source, labeller.channel_order)
+        page = load_page()
+        self._stream = Stream(sources, labeller.segment_frame, policy=policy)
+        self._hub = Hub(self._stream, labeller, self.settings.limits)
+        self._guard = ConnectionGuard(self.settings.limits, self._hub.counts)
+        app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)
+        self._uvicorn = uvicorn.Server(_configure(app, self.settings, self._guard))
+        self._listener = listener or listen(self.settings.host, self.settings.port)
+        self._host, self._port = self._listener.getsockname()[:2]
+        self._over, self._closing = threading.Event(), threading.Event()
+        self._error: ZssegError | None = None
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("label", self._label), ("answer", self._answer))
+        ]
+
+    @property
+    def address(self) -> str:
+        """Where to open the page, token included."""
+        token = f"#token={self.settings.token}" if self.settings.token else ""
+        return f"http://{self.host}:{self._port}/{token}"
+
+    @property
+    def host(self) -> str:
+        """The name or address in :attr:`address`."""
+        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else str(self._host)
+        return f"[{host}]" if ":" in host else host
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on."""
+        return int(self._port)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return is_local(self.settings.host)
+
+    def start(self) -> None:
+        """Label and answer, in threads of their own."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let :meth:`wait` return; safe in any thread and in a signal handler."""
+        self._over.set()
+
+    def wait(self) -> None:
+        """Wait until the server is stopped.
+
+        Raises:
+            SourceError: No source has ever given a frame, and each has failed.
+            ZssegError: Labelling or answering failed.
+        """
+        while not self._over.wait(_LOOK):
+            pass
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the stream and let all clients go; takes less than a second."""
+        self._closing.set()
+        self._stream.stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(_PATIENCE)
+        self._stream.close()
+        self._listener.close()
+
+    def __enter__(self) -> LiveServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _label(self) -> None:
+        with self._ends_the_server_if_it_fails("labelling"):
+            for seg in self._stream:
+                self._hub.publish(seg)
+        if self._error is None and not self._closing.is_set():
+            _log.warning("all sources have ended; the server goes on")
+
+    def _answer(self) -> None:
+        with self._ends_the_server_if_it_fails("answering"):
+            asyncio.run(self._answer_until_closed())
+
+    async def _answer_until_closed(self) -> None:
+        tasks = [asyncio.create_task(work) for work in (self._hub.run(), self._guard.run())]
+        answering = asyncio.create_task(self._uvicorn.serve([self._listener]))
+        while not (self._closing.is_set() or any(task.done() for task in (answering, *tasks))):
+            await asyncio.sleep(_CLOSE_EVERY)
+        self._hub.close()
+        await asyncio.sleep(_GOODBYE)
+        self._uvicorn.should_exit = True
+        while not answering.done():
+            self._guard.abort_all()
+            await asyncio.sleep(_CLOSE_EVERY)
+        for task in tasks:
+            if task.done():
+                task.result()  # raises what ended it
+            task.cancel()
+        await answering
+
+    @contextlib.contextmanager
+    def _ends_the_server_if_it_fails(self, what: str) -> Iterator[None]:
+        # An error that is not ours is a defect, and its traceback is printed by the thread.
+        error: ZssegError | None = SourceError(f"server: {what} failed, see the traceback above")
+        try:
+            yield
+            error = None
+        except ZssegError as exc:
+            error = exc
+        finally:
+            if error is not None:
+                self._error = error
+                self._over.set()
+
+
+def _configure(app: FastAPI, settings: ServerSettings, guard: ConnectionGuard) -> uvicorn.Config:
+    """How uvicorn runs; it logs errors alone, for its other lines hold queries and thus tokens."""
+    return uvicorn.Config(
+        Gate(app, AccessRules.of(settings), settings.limits),
+        http=guarded_protocol(guard),
+        ws=WebSocketsSansIOProtocol,
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws_max_size=settings.limits.message_bytes,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=1,
+    )

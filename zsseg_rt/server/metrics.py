@@ -1,0 +1,101 @@
+"""Counters in the text format of Prometheus, version 0.0.4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+from zsseg_rt.server.ages import AgeHistogram
+from zsseg_rt.server.hub import Hub
+from zsseg_rt.stream.runner import SourceStats
+from zsseg_rt.stream.watch import SourceState
+
+__all__ = ["CONTENT_TYPE", "write_metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, value
+
+_OF_SOURCES = {
+    "captured": ("zsseg_frames_captured_total", "Frames that the source has given."),
+    "labelled": ("zsseg_frames_labelled_total", "Frames that were labelled."),
+    "dropped": ("zsseg_frames_dropped_total", "Frames that were dropped before labelling."),
+    "damaged": ("zsseg_frames_damaged_total", "Packets and frames that could not be decoded."),
+    "reconnects": ("zsseg_source_reconnects_total", "Times that a lost source came back."),
+}
+_OF_SERVER = {
+    "frames_sent": ("zsseg_frames_sent_total", "Frames that were sent to viewers."),
+    "bytes_sent": ("zsseg_bytes_sent_total", "Bytes of frames that were sent to viewers."),
+    "viewers_dropped": ("zsseg_viewers_dropped_total", "Viewers that did not acknowledge in time."),
+    "connections_refused": (
+        "zsseg_connections_refused_total", "Connections beyond the limit.",
+    ),
+    "connections_dropped": (
+        "zsseg_connections_dropped_total", "Connections that were silent or took no bytes.",
+    ),
+    "pictures": ("zsseg_pictures_total", "Pictures of clients that were labelled."),
+}  # fmt: skip
+
+
+def write_metrics(hub: Hub) -> str:
+    """All metrics of a server."""
+    stats = hub.stream.stats()
+    families = [*_of_sources(stats), _of_ages(hub.ages()), *_of_server(hub)]
+    return "".join(families)
+
+
+def _of_sources(stats: Mapping[str, SourceStats]) -> Iterable[str]:
+    for field, (name, text) in _OF_SOURCES.items():
+        samples = [("", {"source": key}, getattr(one, field)) for key, one in stats.items()]
+        yield _family(name, "counter", text, samples)
+    states = [
+        ("", {"source": key, "state": state}, float(one.state == state))
+        for key, one in stats.items()
+        for state in get_args(SourceState)
+    ]
+    yield _family("zsseg_source_state", "gauge", "1 for the state that the source is in.", states)
+
+
+def _of_ages(ages: Mapping[str, AgeHistogram]) -> str:
+    samples: list[_Sample] = []
+    for source, histogram in ages.items():
+        labels = {"source": source}
+        for bound, count in histogram.cumulative():
+            samples.append(("_bucket", {**labels, "le": bound}, count))
+        samples.append(("_sum", labels, histogram.total))
+        samples.append(("_count", labels, histogram.count))
+    text = "Seconds from capture to labels."
+    return _family("zsseg_frame_age_seconds", "histogram", text, samples)
+
+
+def _of_server(hub: Hub) -> Iterable[str]:
+    for key, (name, text) in _OF_SERVER.items():
+        yield _single(name, "counter", text, hub.counts[key])
+    yield _single("zsseg_viewers", "gauge", "Viewers.", hub.watchers["viewers"])
+    yield _single(
+        "zsseg_motion_jpeg_clients", "gauge", "Clients of /stream.mjpg.",
+        hub.watchers["motion_jpegs"],
+    )  # fmt: skip
+    version = hub.labeller.vocabulary.version
+    yield _single("zsseg_vocabulary_version", "gauge", "Version of the classes.", version)
+    since = hub.seconds_since_frame()
+    yield _family(
+        "zsseg_seconds_since_frame", "gauge", "Since the last frame was labelled.",
+        [] if since is None else [("", {}, since)],
+    )  # fmt: skip
+
+
+def _single(name: str, kind: str, text: str, value: float) -> str:
+    return _family(name, kind, text, [("", {}, value)])
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> str:
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    for suffix, labels, value in samples:
+        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{suffix}{{{inside}}} {value}" if inside else f"{name}{suffix} {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

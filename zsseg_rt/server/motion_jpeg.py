@@ -1,0 +1,57 @@
+"""The overlay as Motion JPEG, for programs that know no WebSocket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from starlette.responses import StreamingResponse
+
+from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.worker import Busy
+
+__all__ = ["MotionJpeg"]
+
+_BOUNDARY = "frame"
+
+
+class MotionJpeg(StreamingResponse):
+    """Sends the newest frame whenever the client has taken the one before.
+
+    What lies in buffers on the way is not ours to throw away, so on a slow link this falls behind;
+    the WebSocket does not.
+
+    Args:
+        hub: What all clients share.
+        source: The source to show; None shows all in turns.
+
+    Raises:
+        Busy: As many clients have it as may.
+    """
+
+    def __init__(self, hub: Hub, source: str | None) -> None:
+        if hub.watchers["motion_jpegs"] >= hub.limits.motion_jpegs:
+            raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")
+        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        super().__init__(_parts(hub, source), media_type=kind)
+
+
+async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
+    sent: dict[str, int] = {}
+    news = hub.news()
+    hub.watchers["motion_jpegs"] += 1
+    try:
+        yield f"--{_BOUNDARY}\r\n".encode()
+        while not hub.is_closed:
+            result = hub.newest(source, sent)
+            if result is None:
+                await news.wait()
+                news.clear()
+                continue
+            sent[result.source] = result.number
+            jpeg = await result.overlay()
+            # Players show a part when they see the boundary after it.
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            yield b"".join((head.encode(), jpeg, f"\r\n--{_BOUNDARY}\r\n".encode()))
+    finally:
+        hub.watchers["motion_jpegs"] -= 1
+        hub.leave(news)

@@ -1,0 +1,74 @@
+"""A client's picture: what is asked for, and the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from zsseg_rt.picture_header import read_header
+from zsseg_rt.result import Segmentation
+from zsseg_rt.server.labeller import Labeller
+from zsseg_rt.server.preview import encode_overlay
+from zsseg_rt.visualize import encode_label_png
+
+__all__ = ["answer_picture"]
+
+
+def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
+    """Label a picture.
+
+    Args:
+        labeller: Labels it.
+        content: A BMP, JPEG, PNG, TIFF or WebP file.
+        accept: The header Accept: ``image/png`` gets the labels, ``image/jpeg`` the overlay,
+            anything else JSON.
+
+    Raises:
+        SourceError: The content is no picture, or is damaged.
+        HTTPException: It has too many pixels.
+    """
+    _refuse_large(content, labeller.most_pixels)
+    image, seg = labeller.segment_picture(content)
+    wanted = _wanted(accept)
+    if wanted == "image/png":
+        return Response(encode_label_png(seg.labels), media_type=wanted)
+    if wanted == "image/jpeg":
+        overlay = encode_overlay(image, seg.labels, len(seg.names), labeller.channel_order)
+        return Response(overlay, media_type=wanted)
+    return JSONResponse(_describe(seg))
+
+
+def _wanted(accept: str) -> str:
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    known = ("application/json", "image/png", "image/jpeg")
+    return next((kind for kind in kinds if kind in known), known[0])
+
+
+def _refuse_large(content: bytes, most: int) -> None:
+    try:
+        height, width = read_header(content).size_hw
+    except ValueError:
+        return  # decoding says what is wrong
+    if height * width > most:
+        raise HTTPException(
+            413, f"image: expected at most {most} pixels, got {width}x{height}. Make it smaller."
+        )
+
+
+def _describe(seg: Segmentation) -> dict[str, Any]:
+    height, width = seg.labels.shape
+    shares = seg.present()
+    known = sum(entry.pixels for entry in shares)
+    return {
+        "width": width,
+        "height": height,
+        "classes": [
+            {"name": one.name, "label": one.index, "pixels": one.pixels, "share": one.share}
+            for one in shares
+        ],
+        "unknown_share": 1.0 - known / seg.labels.size,
+        "vocabulary_version": seg.vocabulary_version,
+        "times_ms": dict(seg.times),
+    }

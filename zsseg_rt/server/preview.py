@@ -1,0 +1,207 @@
+"""What clients see of a labelled frame: a small picture, and labels at half its size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.errors import SourceError
+from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.server.worker import Worker
+from zsseg_rt.visualize import palette
+
+__all__ = ["FrameMessage", "Result", "encode_message", "encode_overlay", "frame_of"]
+
+LONGEST_SIDE = 1280
+"""Pixels of a preview's longer side; larger frames are made smaller."""
+
+_JPEG_QUALITY = 80
+_LONGEST_JPEG = 65500  # pixels; what libjpeg takes
+_DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameMessage:
+    """A frame as it is sent to viewers.
+
+    Attributes:
+        header: What it says about itself, but for the time at which it is sent.
+        image: A JPEG.
+        labels: Row-major labels as a zlib stream.
+    """
+
+    header: dict[str, Any]
+    image: bytes
+    labels: bytes
+
+    def pack(self, sent_ms: float) -> bytes:
+        """The message as bytes: the header's length, the header, the JPEG, the labels."""
+        header = json.dumps({**self.header, "sent_ms": sent_ms}, separators=(",", ":")).encode()
+        return b"".join((struct.pack("<I", len(header)), header, self.image, self.labels))
+
+
+class Result:
+    """A labelled frame, and what was encoded of it; each form is made once, when it is asked for.
+
+    Args:
+        number: Position among all results of the server, from 1.
+        seg: The labelled frame.
+        channel_order: Of the frame.
+        worker: Encodes.
+    """
+
+    def __init__(self, number: int, seg: Segmentation, channel_order: str, worker: Worker) -> None:
+        self.number, self.seg = number, seg
+        self._order, self._worker = channel_order, worker
+        self._message: asyncio.Future[FrameMessage] | None = None
+        self._overlay: asyncio.Future[bytes] | None = None
+
+    @property
+    def source(self) -> str:
+        """Name of the frame's source."""
+        return frame_of(self.seg).source
+
+    async def message(self) -> FrameMessage:
+        """The frame for viewers."""
+        if self._message is None:
+            job = self._worker.run(lambda: encode_message(self.number, self.seg, self._order))
+            self._message = asyncio.ensure_future(job)
+        return await asyncio.shield(self._message)
+
+    async def overlay(self) -> bytes:
+        """The frame with its labels' colours on it, a JPEG."""
+        if self._overlay is None:
+            job = self._worker.run(lambda: encode_preview_overlay(self.seg, self._order))
+            self._overlay = asyncio.ensure_future(job)
+        return await asyncio.shield(self._overlay)
+
+
+def frame_of(seg: Segmentation) -> Frame:
+    """The frame of a stream's result."""
+    assert seg.frame is not None
+    return seg.frame
+
+
+def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameMessage:
+    """Encode a frame for viewers.
+
+    Args:
+        number: The message's id.
+        seg: A labelled frame of a stream.
+        channel_order: Of the frame.
+    """
+    frame = frame_of(seg)
+    height, width = _preview_size(frame.image.shape[:2])
+    image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
+    label_hw = (-(-height // 2), -(-width // 2))
+    labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
+    shares = seg.present()
+    known = sum(entry.pixels for entry in shares)
+    header = {
+        "type": "frame",
+        "id": number,
+        "source": frame.source,
+        "index": frame.index,
+        "width": width,
+        "height": height,
+        "label_width": label_hw[1],
+        "label_height": label_hw[0],
+        "label_dtype": seg.labels.dtype.name,
+        "vocabulary_version": seg.vocabulary_version,
+        "captured_ms": round(frame.captured_at * 1000.0, 3),
+        "dropped_before": frame.dropped_before,
+        "reused": bool(getattr(seg, "reused", False)),
+        "image_bytes": len(image),
+        "label_bytes": len(labels),
+        "shares": [[entry.index, round(entry.share, 6)] for entry in shares],
+        "unknown_share": round(1.0 - known / seg.labels.size, 6),
+    }
+    return FrameMessage(header=header, image=image, labels=labels)
+
+
+def encode_preview_overlay(seg: Segmentation, channel_order: str) -> bytes:
+    """A small JPEG of a stream's frame with its labels' colours on it."""
+    image = frame_of(seg).image
+    size_hw = _preview_size(image.shape[:2])
+    return encode_overlay(
+        _resized(image, size_hw), _nearest(seg.labels, size_hw), len(seg.names), channel_order
+    )
+
+
+def encode_overlay(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    num_classes: int,
+    channel_order: str,
+) -> bytes:
+    """A JPEG of an image with its labels' colours on it.
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: uint8 or uint16 [H, W].
+        num_classes: Classes that labels may name.
+        channel_order: Of the image.
+
+    Raises:
+        SourceError: The image is too large for a JPEG.
+    """
+    colours = palette(num_classes)
+    if channel_order == "bgr":
+        colours = np.ascontiguousarray(colours[:, ::-1])
+    return encode_jpeg(ops.overlay(image, labels, colours), channel_order)
+
+
+def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
+    """A JPEG of an image.
+
+    Args:
+        image: uint8 [H, W, 3].
+        channel_order: Of the image.
+
+    Raises:
+        SourceError: It is too large for a JPEG.
+    """
+    if max(image.shape) > _LONGEST_JPEG:
+        height, width = image.shape[:2]
+        raise SourceError(
+            f"image: expected sides of at most {_LONGEST_JPEG} pixels for a JPEG, got "
+            f"{width}x{height}. Ask for image/png."
+        )
+    bgr = image if channel_order == "bgr" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+    assert done  # it only fails for arrays that are no image
+    return bytes(data)
+
+
+def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
+    scale = min(1.0, LONGEST_SIDE / max(size_hw))
+    height, width = (max(round(side * scale), 1) for side in size_hw)
+    return height, width
+
+
+def _resized(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    if image.shape[:2] == size_hw:
+        return image
+    return np.asarray(cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _nearest(labels: npt.NDArray[Any], size_hw: tuple[int, int]) -> npt.NDArray[Any]:
+    if labels.shape == size_hw:
+        return labels
+    resized = cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, labels.dtype)
+
+
+def _little_endian(labels: npt.NDArray[Any]) -> bytes:
+    return labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()

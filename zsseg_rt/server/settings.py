@@ -1,0 +1,140 @@
+"""Where the server listens, who may come in, and how much they may use."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+
+from zsseg_rt.errors import ArgumentError
+
+__all__ = ["Limits", "ServerSettings", "is_local", "listen"]
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,128}")
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
+_UNSENT = 1 << 17  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that clients may use. Whoever goes beyond is refused or dropped.
+
+    Attributes:
+        connections: Open connections, of all kinds.
+        viewers: WebSockets that watch.
+        motion_jpegs: Clients of ``/stream.mjpg``.
+        ack_seconds: Until a viewer has acknowledged a frame.
+        stuck_seconds: Without a byte taken while bytes wait for the client.
+        request_seconds: Until a request, its body included, has come in whole.
+        json_bytes: A body in JSON.
+        picture_bytes: A picture to label.
+        picture_pixels: Height times width of a picture to label.
+        message_bytes: A message of a viewer.
+        name_length: Characters of a class name.
+        pictures: Pictures that are received, wait or are labelled at the same time.
+        changes: Changes of classes or settings at the same time.
+    """
+
+    connections: int = 128
+    viewers: int = 16
+    motion_jpegs: int = 8
+    ack_seconds: float = 15.0
+    stuck_seconds: float = 10.0
+    request_seconds: float = 10.0
+    json_bytes: int = 1 << 16
+    picture_bytes: int = 1 << 25
+    picture_pixels: int = 32_000_000
+    message_bytes: int = 4096
+    name_length: int = 200
+    pictures: int = 4
+    changes: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a server listens.
+
+    Attributes:
+        host: Address or name to listen on. Others than this machine's own loopback need a token.
+        port: TCP port; 0 takes a free one.
+        token: What clients must show, 16 to 128 letters, digits, ``-._~``; None lets all in.
+        allowed_hosts: Further names that clients may call the server by, such as a proxy's.
+        stale_seconds: Without a new frame for so long, the server reports that it is not healthy.
+        limits: The most that clients may use.
+
+    Raises:
+        ArgumentError: A setting is outside its range, or a token is needed and absent.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    stale_seconds: float = 5.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.token is None and not is_local(self.host):
+            raise ArgumentError(
+                f"token: expected one for host {self.host}, which others can reach, got none. "
+                "Add --token new, which makes one, or set ZSSEG_TOKEN; or stay on 127.0.0.1 and "
+                "come in through ssh -L."
+            )
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise ArgumentError(
+                "token: expected 16 to 128 letters, digits or -._~, got something else. "
+                "--token new makes one."
+            )
+        for name in self.allowed_hosts:
+            if not _HOST.fullmatch(name):
+                raise ArgumentError(
+                    f"allow-host: expected a name or an address without a port, got {name!r}"
+                )
+        if not self.stale_seconds > 0.0:
+            raise ArgumentError(f"stale-after: expected seconds above 0, got {self.stale_seconds}")
+
+
+def is_local(host: str) -> bool:
+    """Whether a host, as it was given, is reached from this machine alone.
+
+    Raises:
+        ArgumentError: There is no such host.
+    """
+    return all(ipaddress.ip_address(address[0]).is_loopback for _, address in _addresses(host))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Args:
+        host: Address or name; of a name, its first address.
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        ArgumentError: There is no such host, or the port is taken or forbidden.
+    """
+    family, address = _addresses(host)[0]
+    try:
+        listener = socket.create_server((address[0], port), family=family, backlog=128)
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno else exc
+        raise ArgumentError(
+            f"port: expected one that is free on {host}, got {port}: {reason}. "
+            "Choose another with --port; 0 takes a free one."
+        ) from exc
+    # The newest frame alone helps little if megabytes of older ones wait in the kernel.
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+    return listener
+
+
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, tuple[str, ...]]]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise ArgumentError(
+            f"host: expected an address or name of this machine, got {host!r}"
+        ) from exc
+    return [(entry[0], (str(entry[4][0]),)) for entry in found]
