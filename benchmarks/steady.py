@@ -74,7 +74,7 @@ class Tally:
         }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only show that everything runs")
@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--videos", type=Path, help="folder of .mp4 files for skip_still")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     clips, speeds = (1, (0.0, 4.0)) if args.quick else (args.clips, SPEEDS)
     config = EngineConfig(device="cpu", precision="float32", num_threads=args.threads)
     with Engine(Bundle.demo(), config) as engine:
