@@ -39,8 +39,8 @@ class FrameMemory:
 
     With ``steady``, the class logits of past frames are moved along the optical flow and blended
     with the new ones, before pixels are labelled. With ``skip_still``, the labels of the last
-    frame that ran are given again while the picture stands still: while under one in 30 of
-    32x32 grey cells differs from it by more than 2 levels, and for 1 s at most.
+    frame that ran are given again while the picture stands still: while under 1 % of 32x32
+    grey cells differ from it by more than 6 levels of 255, and for 1 s at most.
 
     Other classes, another size of frames and a scene cut begin anew. A memory serves one source
     and one call at a time; engines and lanes may take turns with it.
