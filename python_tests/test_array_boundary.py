@@ -118,6 +118,16 @@ OPERATIONS = {
         {"labels": zeros(7, dtype=np.uint16), "out": zeros(4, dtype=np.int64)},
         {"num_classes": 3},
     ),
+    "warp_blend": (
+        {
+            "logits": zeros(1, 3, 2, 2),
+            "past": zeros(1, 3, 2, 2),
+            "flow": zeros(1, 2, 2, 2),
+            "past_weight": zeros(1, 2, 2),
+            "out": zeros(1, 3, 2, 2),
+        },
+        {},
+    ),
     "mask_boxes": (
         {"mask_logits": zeros(2, 4, 4), "out": zeros(2, 5, dtype=np.int32)},
         {"canvas_hw": (8, 8)},

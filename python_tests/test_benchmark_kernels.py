@@ -19,6 +19,7 @@ OPERATIONS = {
     "crop_regions",
     "all_finite",
     "count_labels",
+    "warp_blend",
 }
 
 

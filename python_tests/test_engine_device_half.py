@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from conftest import require_cuda
 from support import tiny, tiny_zegformer
 from support.computing_tensorrt import tensorrt_session
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt import Engine, EngineConfig, ops
+from zsseg_rt import Engine, EngineConfig, FrameMemory, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.errors import BackendError
 from zsseg_rt.export import export_bundle
@@ -218,6 +219,37 @@ def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
         engine.set_classes(["red", "blue"])
         with pytest.raises(BackendError, match="mask_logits: expected finite numbers, got NaN"):
             engine.segment(frame())
+
+
+@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+def test_a_memory_stays_on_the_device(gpu_config, monkeypatch, bundle):
+    """A pan with a cut in it, labelled with a memory on both devices."""
+    names = NAMES if bundle == "descriptor" else ["red", "blue", "green"]
+    rng, blended, warp_blend = np.random.default_rng(3), [], ops.warp_blend
+    scenes = [cv2.resize(rng.integers(0, 256, (20, 40, 3), np.uint8), (400, 200)) for _ in "ab"]
+    frames = [
+        np.ascontiguousarray(scene[:, 9 * n : 9 * n + 256]) for scene in scenes for n in (0, 1, 2)
+    ]
+
+    def watched(*arrays, **settings):
+        blended.append([type(array) for array in arrays])
+        return warp_blend(*arrays, **settings)
+
+    monkeypatch.setattr(ops, "warp_blend", watched)
+    found = {}
+    for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu_config)):
+        config = EngineConfig(precision="float32", with_scores=True, use_cache=False, **placed)
+        memory = FrameMemory(skip_still=True)
+        with Engine(STORED / f"{bundle}.zsseg", config) as engine:
+            engine.set_classes(names)
+            found[device] = [engine.segment(f, memory=memory) for f in (*frames, frames[-1])]
+            assert all("steady" in seg.times for seg in found[device][:-1])
+    assert blended[len(frames) :] == [[ops.DeviceArray] * 4] * len(frames)
+    for cpu, gpu in zip(found["cpu"], found["cuda:0"], strict=True):
+        assert (gpu.labels == cpu.labels).mean() > 0.999
+        np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=0, atol=2e-3)
+    for results in found.values():
+        assert [seg.reused for seg in results] == [False] * len(frames) + [True]
 
 
 def addresses(classes):

@@ -125,6 +125,7 @@ def test_results_pickle_and_copy_and_their_times_stay_read_only(way):
         vocabulary_version=7,
         scores=np.full((2, 2), 0.5, np.float32),
         times=MappingProxyType({"total": 1.5}),
+        reused=True,
     )
     ways = {"copy": copy.copy, "deepcopy": copy.deepcopy}
     again = pickle.loads(pickle.dumps(seg)) if way == "pickle" else ways[way](seg)
@@ -132,6 +133,7 @@ def test_results_pickle_and_copy_and_their_times_stay_read_only(way):
     np.testing.assert_array_equal(again.scores, seg.scores)
     assert (again.names, again.vocabulary_version) == (seg.names, 7)
     assert again.times == {"total": 1.5}
+    assert again.reused
     with pytest.raises(TypeError):
         again.times["total"] = 2.0
     with pytest.raises(dataclasses.FrozenInstanceError):

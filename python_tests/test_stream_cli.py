@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -99,6 +100,27 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, told,
     message = capsys.readouterr().err
     assert told in message
     assert "secret" not in message
+
+
+def test_still_frames_are_reported(colour_bundle, tmp_path, capsys):
+    pytest.importorskip("av")
+    red = np.full((48, 64, 3), COLOUR_WORDS["red"], np.uint8)
+    path, lines = write_video(tmp_path / "in.mp4", [red] * 8, gop=1), tmp_path / "out.jsonl"
+    assert stream(path, lines, "-b", colour_bundle, "--steady", "--skip-still") == 0
+    assert "8 of 8 frames labelled, 7 reused" in capsys.readouterr().out
+    reused = [json.loads(line)["reused"] for line in lines.read_text().splitlines()]
+    assert reused == [False] + [True] * 7
+
+
+@pytest.mark.parametrize("option", ["--steady", "--skip-still"])
+@pytest.mark.parametrize("family", ["proposals", "segment_tokens"])
+def test_families_without_a_memory_are_refused_before_anything_opens(
+    option, family, tmp_path, capsys
+):
+    bundle = Path(__file__).parent / "bundles" / "v1" / f"{family}.zsseg"
+    assert stream("absent.mp4", f"{tmp_path}/masks/", "-b", bundle, option) == 2
+    assert f"of family dense or descriptor, got {family}" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
 
 
 @pytest.mark.parametrize(

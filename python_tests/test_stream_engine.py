@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from support.streams import write_video
-from zsseg_rt import ArgumentError, Engine, EngineConfig, EngineStateError, SourceError
+from zsseg_rt import (
+    ArgumentError,
+    Engine,
+    EngineConfig,
+    EngineStateError,
+    FrameMemory,
+    SourceError,
+)
 from zsseg_rt.demo import demo_bundle, demo_classes
 from zsseg_rt.errors import VocabularyError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
@@ -103,6 +110,40 @@ def test_sinks_are_called_beside_the_loop(engine, photos):
     assert len(list(stream)) == 3
     assert len(called) == 3
     assert main not in called
+
+
+def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine, tmp_path):
+    """A video's own time counts, however fast it is read: after a second, a frame runs again."""
+    pytest.importorskip("av")
+    paths = [
+        write_video(tmp_path / f"{name}.mp4", [colour(name)] * 16, gop=1) for name in NAMES[:2]
+    ]
+    stream = engine.stream(paths, skip_still=True)
+    found = {str(path): [] for path in paths}
+    for seg in stream:
+        found[seg.frame.source].append((winner(seg), seg.reused))
+    for name, path in zip(NAMES, map(str, paths), strict=False):
+        assert {won for won, _ in found[path]} == {name}
+        reused = [again for _, again in found[path]]
+        assert reused[:10] == [False] + [True] * 9  # 10 frames per second
+        assert 1 <= reused[10:].count(False) <= 2
+        assert stream.stats()[path].reused == reused.count(True)
+        assert stream.stats()[path].labelled == 16
+
+
+def test_a_steadied_stream_gives_what_a_memory_gives(engine, tmp_path):
+    pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    pictures = [
+        np.clip(colour(name, (96, 96)) + rng.normal(0, 30, (96, 96, 3)), 0, 255).astype(np.uint8)
+        for name in ["red"] * 4 + ["blue"] * 4
+    ]
+    path, memory = write_video(tmp_path / "in.mp4", pictures, gop=1), FrameMemory()
+    for seg in engine.stream(path, steady=True):
+        alone = engine.segment(seg.frame.image, memory=memory)
+        np.testing.assert_array_equal(seg.labels, alone.labels)
+        assert "steady" in seg.times
+        assert not seg.reused
 
 
 def test_what_cannot_be_is_refused_at_once(engine, tmp_path):

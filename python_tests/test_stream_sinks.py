@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -170,12 +171,13 @@ def test_lines_say_what_is_in_each_frame(tmp_path):
     seg = result(5, label=1, source="rtsp://***@cam", captured_at=time.monotonic())
     seg.labels[:12] = 255
     before = time.time()
-    write(tmp_path / "a.jsonl", [seg, result(6)])
+    write(tmp_path / "a.jsonl", [seg, replace(result(6), reused=True)])
     first, second = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
     assert (first["source"], first["index"], second["index"]) == ("rtsp://***@cam", 5, 6)
     assert first["classes"] == [{"name": "sky", "index": 1, "pixels": 36 * 64, "share": 0.75}]
     assert first["unknown_share"] == 0.25
     assert first["vocabulary_version"] == 3
+    assert (first["reused"], second["reused"]) == (False, True)
     assert abs(first["time"] - before) < 60
 
 

@@ -462,6 +462,45 @@ def count_case(bench: CpuBench, labels: np.ndarray, classes: int) -> Case:
     return case
 
 
+def warp_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Logits of 28 names on the demo's grid, of 20 and 171 names on a larger one."""
+    for classes, grid in [(3, 8)] if quick else [(28, 8), (20, 32), (171, 32)]:
+        yield warp_case(bench, smooth_logits(classes, grid))
+
+
+def warp_case(bench: CpuBench, logits: np.ndarray) -> Case:
+    """Measure against torch's grid sampling and blend."""
+    grid = logits.shape[2:]
+    generator = np.random.default_rng(0)
+    flow = generator.uniform(-1, 1, (1, *grid, 2)).astype(np.float32)
+    weight = np.full((1, *grid), 0.75, np.float32)
+    arrays = (logits, np.ascontiguousarray(logits[:, ::-1]), flow, weight)
+    placed, out = [bench.place(a) for a in arrays], bench.place(np.empty_like(logits))
+
+    def ours() -> Any:
+        return ops.warp_blend(*placed, out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.warp_blend(*arrays), 0.0)
+
+    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
+    case = Case("warp_blend", f"C={logits.shape[1]} {grid[0]}x{grid[1]}", num_bytes, check,
+                {"zsseg_rt": ours})  # fmt: skip
+    if torch := bench.torch:
+        new, past, moves, share = (bench.tensor(array) for array in arrays)
+        centres = (torch.arange(grid[0], device=new.device) * 2 + 1) / grid[0] - 1
+        here = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)
+
+        def in_torch() -> Any:
+            moved = torch.nn.functional.grid_sample(
+                past, here + moves * (2 / grid[0]), padding_mode="border", align_corners=False
+            )
+            return torch.lerp(new, moved, share)
+
+        case.candidates["torch"] = in_torch
+    return case
+
+
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "preprocess": preprocess_cases,
     "relationship_descriptor": descriptor_cases,
@@ -471,6 +510,7 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "crop_regions": crop_cases,
     "all_finite": finite_cases,
     "count_labels": count_cases,
+    "warp_blend": warp_cases,
 }
 
 

@@ -26,6 +26,7 @@ from zsseg_rt.lane import Lane as Lane
 from zsseg_rt.result import ClassShare as ClassShare
 from zsseg_rt.result import Frame as Frame
 from zsseg_rt.result import Segmentation as Segmentation
+from zsseg_rt.steady.memory import FrameMemory as FrameMemory
 from zsseg_rt.stream.runner import Stream as Stream
 from zsseg_rt.text.vocabulary import Vocabulary as Vocabulary
 

@@ -11,6 +11,7 @@ from zsseg_rt import _C
 __all__ = ["STAGES", "StageClock"]
 
 STAGES = (
+    "compare",
     "preprocess",
     "image_encoder",
     "descriptor",
@@ -18,6 +19,7 @@ STAGES = (
     "similarity",
     "regions",
     "check",
+    "steady",
     "upsample_argmax",
     "results",
 )

@@ -26,6 +26,7 @@ from zsseg_rt.families.registry import create_family
 from zsseg_rt.lane import Lane
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
+from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.uris import open_sources
@@ -159,30 +160,32 @@ class Engine:
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        memory: FrameMemory | None = None,
+        captured_at: float | None = None,
     ) -> Segmentation:
         """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`.
 
         Args:
-            frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
-                order. Borrowed until the call returns.
-            unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
-                takes the configuration's.
-            with_scores: Whether the result carries per-pixel scores; None takes the
-                configuration's.
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order.
+            unknown_below: Score in [0, 1] below which a pixel is unknown; None: as configured.
+            with_scores: Whether the result carries per-pixel scores; None: as configured.
+            memory: What the source's past frames left behind; None labels the frame by itself.
+            captured_at: When the frame was captured, for the memory; None: now.
 
         Returns:
             Labels of the frame's own size, freshly owned.
 
         Raises:
-            ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
-            DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1].
-            VocabularyError: No classes have been named yet.
-            EngineStateError: The engine is closed, or busy in another thread.
-            BackendError: The graphs gave NaN or infinity, or the backend failed.
+            ZssegError: As :meth:`Lane.segment`.
         """
         self._require_open()
-        return self._lane.segment(frame, unknown_below=unknown_below, with_scores=with_scores)
+        return self._lane.segment(
+            frame,
+            unknown_below=unknown_below,
+            with_scores=with_scores,
+            memory=memory,
+            captured_at=captured_at,
+        )
 
     def stream(
         self,
@@ -192,6 +195,8 @@ class Engine:
         max_staleness: float | None = None,
         sinks: Sequence[SinkTarget] = (),
         alpha: float = 0.5,
+        steady: bool = False,
+        skip_still: bool = False,
     ) -> Stream:
         """Label the frames of cameras, videos or photos, in the engine's own lane.
 
@@ -203,23 +208,29 @@ class Engine:
             max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
             sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures, or functions.
             alpha: Weight of the colours in overlays, in [0, 1].
+            steady: Whether labels are steadied along the motion; see :class:`FrameMemory`.
+            skip_still: Whether frames that stand still get the last labels again.
 
         Returns:
             An iterator of results that carry their ``frame``.
 
         Raises:
-            ArgumentError: A source, sink or setting is not one that exists.
+            ArgumentError: A source, sink or setting does not exist, or does not fit the family.
             SourceError: A list of sources cannot be read, or the folder of a sink is absent.
-            BackendUnavailableError: A sink needs PyAV, which is not installed.
+            BackendUnavailableError: PyAV is not installed for a sink, or OpenCV for a memory.
             EngineStateError: The engine is closed.
         """
         self._require_open()
+        if steady or skip_still:
+            check_family(self.bundle.family)
+        sources = open_sources(source, self.config.channel_order)
         return Stream(
-            open_sources(source, self.config.channel_order),
+            sources,
             self.segment,
             policy=policy,
             max_staleness=max_staleness,
             writers=open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha),
+            memories=source_memories(sources, steady=steady, skip_still=skip_still),
         )
 
     def lane(self) -> Lane:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import reshaped
+from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
 from zsseg_rt.config import EngineConfig, is_share
@@ -27,6 +27,7 @@ from zsseg_rt.errors import (
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Masks, Trace
 from zsseg_rt.result import Segmentation
+from zsseg_rt.steady.memory import FrameMemory, Turn, check_family
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["Lane"]
@@ -70,6 +71,7 @@ class Lane:
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
         self.workspace = Workspace(device)
+        self._family = family.name
         self._pipeline = family.pipeline(sessions, self.workspace)
         self._clock = self.workspace.clock(enabled=config.with_times)
         self._preprocess, self._config = preprocess, config
@@ -88,6 +90,8 @@ class Lane:
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        memory: FrameMemory | None = None,
+        captured_at: float | None = None,
     ) -> Segmentation:
         """Label every pixel of a frame.
 
@@ -98,6 +102,9 @@ class Lane:
                 takes the engine's setting.
             with_scores: Whether the result carries per-pixel scores; None takes the engine's
                 setting.
+            memory: What the source's past frames left behind; None labels the frame by itself.
+            captured_at: When the frame was captured, in seconds of the source's clock, for a
+                memory that skips still frames; None takes ``time.monotonic()``.
 
         Returns:
             Labels of the frame's own size, freshly owned, for the classes that were in force when
@@ -106,9 +113,11 @@ class Lane:
         Raises:
             ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
             DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1].
+            ArgumentError: ``unknown_below`` is outside [0, 1], or the bundle's family has no use
+                for a memory.
             VocabularyError: No classes have been named yet.
-            EngineStateError: The lane or its engine is closed, or busy in another thread.
+            EngineStateError: The lane or its engine is closed, or it or the memory is busy in
+                another thread.
             BackendError: The graphs gave NaN or infinity, or the backend failed.
         """
         rule = self._rule_of(unknown_below, with_scores)
@@ -117,7 +126,9 @@ class Lane:
             if classes is None:
                 raise VocabularyError("class_names: expected classes, got none yet. "
                                       "Call set_classes([...]) first.")  # fmt: skip
-            return self._label(frame, classes, rule)
+            if memory is None:
+                return self._label(frame, classes, rule)
+            return self._label_with(memory, frame, classes, rule, captured_at)
 
     def run_golden(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, head: HeadSpec
@@ -165,25 +176,47 @@ class Lane:
     ) -> None:
         self.close()
 
+    def _label_with(
+        self,
+        memory: FrameMemory,
+        frame: npt.NDArray[np.uint8],
+        classes: BoundClasses,
+        rule: LabelRule,
+        captured_at: float | None,
+    ) -> Segmentation:
+        if not isinstance(memory, FrameMemory):
+            raise ArgumentError(f"memory: expected a FrameMemory, got {type(memory).__name__}")
+        check_family(self._family)
+        _check_frame(frame)
+        order = self._config.channel_order
+        with memory.turn(
+            frame, classes, rule, channel_order=order, captured_at=captured_at
+        ) as turn:
+            seg = self._label(frame, classes, rule, turn=turn)
+            if not seg.reused:
+                turn.finish(seg)
+        return seg
+
     def _label(
         self,
         frame: npt.NDArray[np.uint8],
         classes: BoundClasses,
         rule: LabelRule,
         trace: Trace | None = None,
+        turn: Turn | None = None,
     ) -> Segmentation:
         _check_frame(frame)
         clock, workspace, vocabulary = self._clock, self.workspace, classes.vocabulary
         with ops.thread_limit(self._config.num_threads):
             adopted = self._adopt(classes)
             clock.start()
-            masks = self._masks(frame, adopted, trace)
-            finite = ops.all_finite(
-                masks.mask_logits,
-                out=workspace.array("finite", (1,), np.uint8),
-                stream=workspace.stream,
-            )
-            clock.mark("check")
+            again = None if turn is None else self._look_back(turn)
+            if again is not None:
+                return again
+            masks, finite = self._checked_masks(frame, adopted, trace)
+            if turn is not None and turn.steadies:
+                masks = turn.steadied(masks, workspace)
+                clock.mark("steady")
             labels, scores = masks.label(frame.shape[:2], adopted, rule, workspace, clock)
         if not workspace.fetch(finite)[0]:
             raise BackendError(
@@ -202,6 +235,27 @@ class Lane:
             scores=scores,
             times=MappingProxyType(clock.times()),
         )
+
+    def _look_back(self, turn: Turn) -> Segmentation | None:
+        again = turn.reused()
+        self._clock.mark("compare")
+        if again is None:
+            return None
+        self.workspace.synchronize()
+        return replace(again, times=MappingProxyType(self._clock.times()))
+
+    def _checked_masks(
+        self, frame: npt.NDArray[np.uint8], classes: BoundClasses, trace: Trace | None
+    ) -> tuple[Masks, Array]:
+        """Masks, and one byte on the device: whether they are finite."""
+        masks = self._masks(frame, classes, trace)
+        finite = ops.all_finite(
+            masks.mask_logits,
+            out=self.workspace.array("finite", (1,), np.uint8),
+            stream=self.workspace.stream,
+        )
+        self._clock.mark("check")
+        return masks, finite
 
     def _masks(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, trace: Trace | None

@@ -73,6 +73,7 @@ class Segmentation:
         scores: float32 [H, W], the winning class's activated value, or None.
         times: Milliseconds per stage, ``"total"`` included.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
+        reused: Whether the labels are those of an earlier frame, because the picture stood still.
     """
 
     labels: npt.NDArray[Any]
@@ -81,6 +82,7 @@ class Segmentation:
     scores: npt.NDArray[np.float32] | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     frame: Frame | None = None
+    reused: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only view cannot be pickled or copied; the dict under it can.

@@ -42,6 +42,10 @@ class Workspace:
             self._buffers[name] = buffer
         return reshaped(buffer[:size] if self._index is None else buffer, shape)
 
+    def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return an uninitialised array on the device that the caller keeps."""
+        return reshaped(self._allocate(math.prod(shape), np.dtype(dtype)), shape)
+
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
         if self._index is None:

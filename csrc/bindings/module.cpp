@@ -18,4 +18,5 @@ PYBIND11_MODULE(_C, module) {
   register_label_regions(module);
   register_all_finite(module);
   register_count_labels(module);
+  register_warp_blend(module);
 }

@@ -37,6 +37,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
+    from zsseg_rt.bundle import Bundle
     from zsseg_rt.engine import Engine
     from zsseg_rt.result import Segmentation
     from zsseg_rt.stream.runner import SourceStats, Stream
@@ -77,6 +78,14 @@ def stream(
     max_staleness: Annotated[
         float | None, typer.Option(help="Drop frames that waited longer than these seconds.")
     ] = None,
+    steady: Annotated[
+        bool,
+        typer.Option("--steady", help="Steady labels: blend them with past ones along the motion."),
+    ] = False,
+    skip_still: Annotated[
+        bool,
+        typer.Option("--skip-still", help="Give still frames the last labels again, up to 1 s."),
+    ] = False,
     alpha: AlphaOption = 0.5,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
@@ -92,6 +101,7 @@ def stream(
     files. docs/streams.md tells sources, sinks and policies.
     """
     from zsseg_rt.engine import Engine
+    from zsseg_rt.steady.memory import source_memories
     from zsseg_rt.stream.sinks import open_writers
     from zsseg_rt.stream.uris import open_sources
 
@@ -107,11 +117,13 @@ def stream(
         unknown_below=unknown_below,
         min_region_score=min_region_score,
     )
+    checked = _bundle_with_memory(chosen) if steady or skip_still else chosen
     with argument_errors_are_usage():
         settings = _stream_settings(policy, max_staleness)
         sources = open_sources(source, config.channel_order)
+        settings["memories"] = source_memories(sources, steady=steady, skip_still=skip_still)
         writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
-    with Engine(chosen, config) as engine:
+    with Engine(checked, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         with _open(sources, engine, writers=writers, **settings) as labelled:
             _run(labelled, frames, seconds)
@@ -135,6 +147,22 @@ def _choose_inputs(
     if bundle is None:
         raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
     return bundle, targets[0], targets[1:]
+
+
+def _bundle_with_memory(path: Path) -> Bundle:
+    """Read the bundle, before anything is opened.
+
+    Raises:
+        BundleError: It is not one.
+        UsageError: Its family has no use for a memory.
+    """
+    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.steady.memory import check_family
+
+    bundle = Bundle.load(path)
+    with argument_errors_are_usage():
+        check_family(bundle.family)
+    return bundle
 
 
 def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[str, Any]:
@@ -218,8 +246,11 @@ def _source_line(name: str, stats: SourceStats) -> str:
     state = "" if stats.state in ("running", "ended") else f"{stats.state}, "
     parts = [f"{name}  {state}{stats.labelled} of {stats.captured} frames labelled"]
     counts = {
-        "dropped": stats.dropped, "damaged": stats.damaged, "reconnects": stats.reconnects
-    }  # fmt: skip
+        "reused": stats.reused,
+        "dropped": stats.dropped,
+        "damaged": stats.damaged,
+        "reconnects": stats.reconnects,
+    }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     if stats.age_ms:
         ages = "/".join(f"{stats.age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))

@@ -162,6 +162,10 @@ class Family(Protocol):
     """How bundles of one family are run; immutable and usable from any thread."""
 
     @property
+    def name(self) -> str:
+        """What ``bundle.json`` calls the family."""
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """Optional settings of :class:`EngineConfig` that this family reads; others are refused."""
 

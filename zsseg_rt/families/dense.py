@@ -35,6 +35,7 @@ def class_axis(head: HeadSpec) -> dict[str, Bounds]:
 class DenseFamily:
     """Bundles of family ``dense``; see :class:`zsseg_rt.families.base.Family`."""
 
+    name = "dense"
     settings = ()
     graphs = ("image_encoder",)
     auto_precisions = ANY_PRECISION

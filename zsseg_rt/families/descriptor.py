@@ -39,6 +39,7 @@ _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 class DescriptorFamily:
     """Bundles of family ``descriptor``; see :class:`zsseg_rt.families.base.Family`."""
 
+    name = "descriptor"
     settings = ()
     graphs = ("image_encoder", "decoder")
     auto_precisions = ANY_PRECISION

@@ -36,6 +36,7 @@ class SegmentTokensFamily:
     ``precision="auto"`` is float32: with hard groups, rounding changes labels.
     """
 
+    name = "segment_tokens"
     settings = ()
     graphs = ("image_encoder",)
     auto_precisions = ("float32",)

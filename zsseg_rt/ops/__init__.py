@@ -57,6 +57,7 @@ __all__ = [
     "set_num_threads",
     "thread_limit",
     "upsample_argmax",
+    "warp_blend",
 ]
 
 
@@ -266,6 +267,51 @@ def upsample_argmax(
         logits, out_hw, activation, seen, seen_bias, unknown_below, with_scores, out, stream
     )
     return labels, scores
+
+
+def warp_blend(
+    logits: Array,
+    past: Array,
+    flow: Array,
+    past_weight: Array,
+    *,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Move past logits along a flow field and blend them with new ones.
+
+    Each cell of the result is ``(1 - v) * logits + v * past(cell + flow)``, where ``v`` is its
+    ``past_weight`` and ``past`` is sampled bilinearly between the centres of cells. In the strip
+    between the outermost centres and the edge of the grid, half a cell away, the edge is clamped. A
+    cell whose origin lies beyond that edge has no past: there the result is ``logits``, bit for
+    bit, as it is where the weight is not above 0. Reference, CPU and CUDA agree bit for bit.
+
+    Args:
+        logits: float32 ``[B, C, h, w]``, from 1 to 65534 classes, sides from 1 to 32767.
+        past: float32 ``[B, C, h, w]``; read only where it counts.
+        flow: float32 ``[B, h, w, 2]``: x, then y, from a cell to where it was, in cells. NaN leads
+            out of the grid.
+        past_weight: Weight of the past, float32 ``[B, h, w]``. Above 1 counts as 1, NaN as 0.
+        out: Array to write, float32 ``[B, C, h, w]``; may be ``logits``, must not overlap ``past``.
+            A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
+        DTypeError: An array is not float32.
+        ArgumentError: ``out`` overlaps ``past``.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> new, past = np.float32([[[[0, 0, 0]]]]), np.float32([[[[8, 4, 2]]]])
+        >>> flow = np.float32([[[[-1, 0], [-1, 0], [-0.5, 0]]]])  # from the left
+        >>> warp_blend(new, past, flow, np.float32([[[0.5, 0.5, 0.5]]]))
+        array([[[[0. , 4. , 1.5]]]], dtype=float32)
+    """
+    return _C.warp_blend(logits, past, flow, past_weight, out, stream)
 
 
 def overlay(

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_SIDE",
     "expect_array",
     "expect_dtype",
+    "expect_logits",
     "expect_out",
     "expect_shape",
     "expect_side_range",
@@ -96,6 +97,22 @@ def expect_side_range(
         raise ShapeError(
             f"{name}: expected sides from 1 to {longest}, got {tuple(shown)}. {remedy}"
         )
+
+
+def expect_logits(name: str, array: Any, *dtypes: str) -> npt.NDArray[Any]:
+    """Return ``array`` if it can be logits ``[B, C, h, w]`` of one of the dtypes; else raise."""
+    logits = expect_array(name, expect_array(name, array), *dtypes)
+    expect_shape(name, logits, (ANY, ANY, ANY, ANY))
+    batch, classes, height, width = logits.shape
+    shown = str(logits.shape)
+    if not 1 <= classes <= 65534:
+        raise ShapeError(
+            f"{name}: expected from 1 to 65534 classes, got {shown}. Set the classes first."
+        )
+    expect_side_range(name, (height, width), logits.shape, "Check the order of its axes.")
+    if batch > 65535:
+        raise ShapeError(f"{name}: expected at most 65535 images, got {shown}. Split the batch.")
+    return logits
 
 
 def fail_argument(name: str, expected: str, got: str) -> NoReturn:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array
-from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
+    expect_logits,
     expect_out,
     expect_shape,
     expect_side_range,
@@ -27,6 +27,7 @@ from zsseg_rt.ops._contract import (
 )
 from zsseg_rt.ops._sampling import Taps, grid_taps
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
+from zsseg_rt.ops.reference_warp import warp_blend
 
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
@@ -43,6 +44,7 @@ __all__ = [
     "relationship_descriptor_text",
     "upsample_argmax",
     "upsample_bilinear",
+    "warp_blend",
 ]
 
 
@@ -295,18 +297,8 @@ def activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np
 def _checked_logits(
     logits: Array, out_hw: tuple[int, int], seen: Array | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    logits = expect_array("logits", logits)
-    expect_array("logits", logits, "float32", "float16")
-    expect_shape("logits", logits, (ANY, ANY, ANY, ANY))
-    batch, classes, height, width = logits.shape
-    shown = str(logits.shape)
-    if not 1 <= classes <= 65534:
-        raise ShapeError(
-            f"logits: expected from 1 to 65534 classes, got {shown}. Set the classes first."
-        )
-    expect_side_range("logits", (height, width), logits.shape, "Check the order of its axes.")
-    if batch > 65535:
-        raise ShapeError(f"logits: expected at most 65535 images, got {shown}. Split the batch.")
+    logits = expect_logits("logits", logits, "float32", "float16")
+    classes = logits.shape[1]
     expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
     if seen is None:
         return logits, np.zeros(classes, bool)

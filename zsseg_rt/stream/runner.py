@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt.errors import (
     ArgumentError,
@@ -26,6 +25,9 @@ from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
+
+if TYPE_CHECKING:
+    from zsseg_rt.steady.memory import FrameMemory
 
 __all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings"]
 
@@ -52,6 +54,7 @@ class SourceStats:
         age_ms: Milliseconds from capture to labels, ``{"p50", "p95", "p99"}`` over the last 1000
             frames; empty before the first.
         error: What is wrong with it, or None.
+        reused: Labelled frames that got the labels of an earlier one.
     """
 
     state: SourceState
@@ -62,15 +65,18 @@ class SourceStats:
     reconnects: int
     age_ms: Mapping[str, float]
     error: str | None = None
+    reused: int = 0
 
 
 @dataclass
 class _Ages:
     count: int = 0
+    reused: int = 0
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, *, reused: bool) -> None:
         self.count += 1
+        self.reused += reused
         self.last.append(seconds)
 
     def percentiles(self) -> dict[str, float]:
@@ -88,13 +94,16 @@ class Stream:
 
     Args:
         sources: Where frames come from; several take turns.
-        segment: Labels a frame, uint8 [H, W, 3]. It is called in the iterating thread.
+        segment: Labels a frame, uint8 [H, W, 3]. It is called in the iterating thread; with
+            ``memories``, ``memory`` and ``captured_at`` are given by name.
         policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels every
             frame, and the source waits. None takes ``latest`` for cameras, ``all`` for the rest.
         max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
         writers: What each result is written with, in a thread of its own. A writer that is too slow
             misses frames where the source cannot wait.
         patience: How long cameras are waited for.
+        memories: What each source's past frames left behind, by the source's name; None if frames
+            are labelled one by one.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -103,15 +112,16 @@ class Stream:
     def __init__(
         self,
         sources: Sequence[Source],
-        segment: Callable[[npt.NDArray[np.uint8]], Segmentation],
+        segment: Callable[..., Segmentation],
         *,
         policy: Policy | None = None,
         max_staleness: float | None = None,
         writers: Sequence[Writer] = (),
         patience: Patience | None = None,
+        memories: Mapping[str, FrameMemory] | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
-        self._segment = segment
+        self._segment, self._memories = segment, memories
         keeps_all = [policy == "all" or (policy is None and not s.live) for s in sources]
         self._hand_off = HandOff(
             [
@@ -156,8 +166,8 @@ class Stream:
         except ZssegError:
             self.close()
             raise
-        seg = replace(self._segment(frame.image), frame=frame)
-        self._ages[frame.source].add(time.monotonic() - frame.captured_at)
+        seg = self._label(frame)
+        self._ages[frame.source].add(time.monotonic() - frame.captured_at, reused=seg.reused)
         for sink in self._sinks:
             sink.put(seg, waits=self._keeps_all[frame.source])
         return seg
@@ -218,6 +228,18 @@ class Stream:
                 return frame
         raise EndOfSource("source: no more frames")
 
+    def _label(self, frame: Frame) -> Segmentation:
+        if self._memories is None:
+            return replace(self._segment(frame.image), frame=frame)
+        # A file's frames are read faster than they were taken: its own time stamps count.
+        own_time = frame.pts_seconds if frame.clock == "file" else None
+        seg = self._segment(
+            frame.image,
+            memory=self._memories[frame.source],
+            captured_at=frame.captured_at if own_time is None else own_time,
+        )
+        return replace(seg, frame=frame)
+
     def _is_exhausted(self) -> bool:
         ended = all(capture.watch.state == "ended" for capture in self._captures)
         return ended and self._hand_off.is_empty
@@ -243,6 +265,7 @@ class Stream:
             reconnects=watch.reconnects,
             age_ms=ages.percentiles(),
             error=None if watch.error is None else str(watch.error),
+            reused=ages.reused,
         )
 
 

@@ -119,6 +119,7 @@ def describe(seg: Segmentation) -> dict[str, Any]:
         "dropped_before": frame.dropped_before,
         "size_hw": list(seg.labels.shape),
         "vocabulary_version": seg.vocabulary_version,
+        "reused": seg.reused,
         "classes": [
             {"name": s.name, "index": s.index, "pixels": s.pixels, "share": round(s.share, 6)}
             for s in shares

@@ -13,7 +13,7 @@ from zsseg_rt.evaluation.datasets.scenes.shapes import SIDE, sprite
 from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
 from zsseg_rt.evaluation.datasets.scenes.words import COLOURS, GROUNDS, Kind
 
-__all__ = ["CLUTTER", "Drawing", "draw"]
+__all__ = ["CLUTTER", "Drawing", "Layer", "cast_shadow", "draw", "paint", "thing_layer"]
 
 CLUTTER = 255  # identity of small things without a name
 
@@ -37,8 +37,41 @@ class Drawing:
     identities: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A thing by itself, to be laid onto a canvas.
+
+    Attributes:
+        rows: Where it lies on the canvas.
+        columns: Likewise.
+        opacity: float32 ``[h, w]``, in [0, 1].
+        colours: RGB, float32 ``[h, w, 3]``.
+    """
+
+    rows: slice
+    columns: slice
+    opacity: Floats
+    colours: Floats
+
+    def cover(self, canvas: Floats, identities: NDArray[np.uint8], number: int) -> None:
+        """Lay it onto a canvas and write its number where it hides what is behind it."""
+        part = canvas[self.rows, self.columns]
+        part += self.opacity[..., None] * (self.colours - part)
+        identities[self.rows, self.columns][self.opacity > 0.5] = number
+
+
 def draw(plan: Plan, rng: np.random.Generator) -> Drawing:
     """Draw a plan; small choices that captions do not mention come from ``rng``."""
+    canvas, identities = paint(plan, rng)
+    return Drawing(_photograph(canvas, rng), identities)
+
+
+def paint(plan: Plan, rng: np.random.Generator) -> tuple[Floats, NDArray[np.uint8]]:
+    """Draw a plan as it is before a camera adds blur and noise.
+
+    Returns:
+        RGB in 0..255, not clipped, float32 ``[H, W, 3]``; identities as in :class:`Drawing`.
+    """
     canvas = np.zeros((*plan.size_hw, 3), np.float32)
     identities = np.zeros(plan.size_hw, np.uint8)
     for number, stretch in enumerate(plan.stretches):
@@ -48,11 +81,13 @@ def draw(plan: Plan, rng: np.random.Generator) -> Drawing:
     canvas *= _light_field(plan, rng)[..., None]
     _draw_clutter(canvas, identities, plan.zoom, rng)
     for number, thing in enumerate(plan.things, start=len(plan.stretches)):
-        _cast_shadow(canvas, thing, plan.light)
-        _draw_thing(canvas, identities, thing, plan, number, rng)
+        cast_shadow(canvas, thing, plan.light)
+        layer = thing_layer(thing, plan, rng)
+        if layer is not None:
+            layer.cover(canvas, identities, number)
     if rng.random() < 0.3:
         _draw_clutter(canvas, identities, plan.zoom, rng)
-    return Drawing(_photograph(canvas, rng), identities)
+    return canvas, identities
 
 
 def _palette(kind: Kind, light: Light, rng: np.random.Generator) -> Floats:
@@ -144,7 +179,7 @@ def _placement(thing: Thing, margin: float = 0.0) -> NDArray[np.float64]:
     return np.hstack([matrix, shift[:, None]])
 
 
-def _cast_shadow(canvas: Floats, thing: Thing, light: Light) -> None:
+def cast_shadow(canvas: Floats, thing: Thing, light: Light) -> None:
     """Darken what is behind and beside a thing, away from the light."""
     shape = sprite(thing.kind.noun)
     radius, (x, y) = thing.radius, thing.centre_xy
@@ -172,21 +207,24 @@ def _span(centre: float, reach: float, limit: int) -> slice:
     return slice(max(0, int(centre - reach)), max(0, min(limit, int(centre + reach) + 1)))
 
 
-def _draw_thing(
-    canvas: Floats,
-    identities: NDArray[np.uint8],
-    thing: Thing,
-    plan: Plan,
-    number: int,
-    rng: np.random.Generator,
-) -> None:
+def thing_layer(thing: Thing, plan: Plan, rng: np.random.Generator) -> Layer | None:
+    """Draw a thing by itself.
+
+    Args:
+        thing: The thing; it need not be one of the plan's.
+        plan: Gives the canvas's size, the light and the zoom.
+        rng: Source of small choices.
+
+    Returns:
+        The part of it that lies on the canvas; None if it lies outside.
+    """
     shape = sprite(thing.kind.noun)
     reach = 1.25 * thing.radius
-    rows = _span(thing.centre_xy[1], reach, canvas.shape[0])
-    columns = _span(thing.centre_xy[0], reach, canvas.shape[1])
+    rows = _span(thing.centre_xy[1], reach, plan.size_hw[0])
+    columns = _span(thing.centre_xy[0], reach, plan.size_hw[1])
     size = (columns.stop - columns.start, rows.stop - rows.start)
     if min(size) < 1:
-        return
+        return None
     matrix = _placement(thing)
     matrix[:, 2] -= (columns.start, rows.start)
     surface = cv2.warpAffine(shape.surface, matrix, size)
@@ -195,10 +233,7 @@ def _draw_thing(
     if thing.kind.surface == "fuzzy":
         ragged = rng.random(opacity.shape, dtype=np.float32)
         opacity = np.where(opacity < 0.98, opacity * (ragged > 0.4), opacity)
-    colours = _shade(thing, plan, surface[..., 1:], where, rng)
-    part = canvas[rows, columns]
-    part += opacity[..., None] * (colours - part)
-    identities[rows, columns][opacity > 0.5] = number
+    return Layer(rows, columns, opacity, _shade(thing, plan, surface[..., 1:], where, rng))
 
 
 def _shade(

@@ -15,7 +15,7 @@ from zsseg_rt.evaluation.datasets.scenes.drawing import draw
 from zsseg_rt.evaluation.datasets.scenes.layout import plan_scene
 from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, Kind
 
-__all__ = ["IGNORE", "WORLD_VERSION", "Scene", "World", "visible"]
+__all__ = ["IGNORE", "WORLD_VERSION", "Scene", "World", "label_table", "visible"]
 
 WORLD_VERSION = 1  # changes whenever the same seed and index give another image
 IGNORE = ignore_label(len(CLASS_NAMES))
@@ -99,7 +99,7 @@ class World:
         seen = visible(drawing.identities, kinds) if num_captions else ()
         return Scene(
             image=drawing.image,
-            labels=_label_table(kinds)[drawing.identities],
+            labels=label_table(kinds)[drawing.identities],
             identities=drawing.identities,
             kinds=kinds,
             captions=_captions(seen, rng, num_captions),
@@ -151,7 +151,8 @@ def _index_of() -> dict[str, int]:
     return {name: index for index, name in enumerate(CLASS_NAMES)}
 
 
-def _label_table(kinds: tuple[Kind, ...]) -> NDArray[np.uint8]:
+def label_table(kinds: tuple[Kind, ...]) -> NDArray[np.uint8]:
+    """The label of every identity, uint8 ``[256]``; :data:`IGNORE` where it is no class."""
     table = np.full(256, IGNORE, np.uint8)
     table[: len(kinds)] = [_index_of().get(kind.name, IGNORE) for kind in kinds]
     return table

@@ -1,0 +1,79 @@
+#include "zsseg/ops/warp_blend.h"
+
+#include <cstdint>
+#include <string>
+
+#include "zsseg/check.h"
+#include "zsseg/error.h"
+#include "zsseg/kernel_dispatch.h"
+#include "zsseg/ops/upsample_argmax_math.h"
+
+namespace zsseg {
+namespace {
+
+using upsample::kLongestSide;
+
+constexpr std::int64_t kMaxClasses = 65534;  // as upsample_argmax
+constexpr std::int64_t kMaxBatch = 65535;    // grid.z
+
+void expect_sizes(const TensorView& logits) {
+  expect_shape("logits", logits, {kAnySize, kAnySize, kAnySize, kAnySize});
+  const auto is_side = [](std::int64_t side) { return side >= 1 && side <= kLongestSide; };
+  if (logits.shape[1] < 1 || logits.shape[1] > kMaxClasses) {
+    throw ShapeError("logits: expected from 1 to 65534 classes, got " + to_string(logits.shape) +
+                     ". Set the classes first.");
+  }
+  if (!is_side(logits.shape[2]) || !is_side(logits.shape[3])) {
+    throw ShapeError("logits: expected sides from 1 to 32767, got " + to_string(logits.shape) +
+                     ". Check the order of its axes.");
+  }
+  if (logits.shape[0] > kMaxBatch) {
+    throw ShapeError("logits: expected at most 65535 images, got " + to_string(logits.shape) +
+                     ". Split the batch.");
+  }
+}
+
+bool shares_memory(const TensorView& a, const TensorView& b) {
+  const auto begin = [](const TensorView& view) {
+    return reinterpret_cast<std::uintptr_t>(view.data);
+  };
+  const auto end = [&](const TensorView& view) {
+    return begin(view) + static_cast<std::uintptr_t>(view.count()) * size_of(view.dtype);
+  };
+  return a.count() > 0 && b.count() > 0 && begin(a) < end(b) && begin(b) < end(a);
+}
+
+}  // namespace
+
+Shape warp_blend_shape(const WarpBlendArgs& args) {
+  const Shape& shape = args.logits.shape;
+  expect_dtype("logits", args.logits, {DType::float32});
+  expect_sizes(args.logits);
+  expect_dtype("past", args.past, {DType::float32});
+  expect_shape("past", args.past, shape);
+  expect_dtype("flow", args.flow, {DType::float32});
+  expect_shape("flow", args.flow, {shape[0], shape[2], shape[3], 2});
+  expect_dtype("past_weight", args.past_weight, {DType::float32});
+  expect_shape("past_weight", args.past_weight, {shape[0], shape[2], shape[3]});
+  expect_same_device("past", args.past, "logits", args.logits);
+  expect_same_device("flow", args.flow, "logits", args.logits);
+  expect_same_device("past_weight", args.past_weight, "logits", args.logits);
+  return shape;
+}
+
+void warp_blend(const WarpBlendArgs& args, const TensorView& out, StreamHandle stream) {
+  const Shape shape = warp_blend_shape(args);
+  expect_dtype("out", out, {DType::float32});
+  expect_shape("out", out, shape);
+  expect_same_device("out", out, "logits", args.logits);
+  if (shares_memory(out, args.past)) {
+    throw ArgumentError(
+        "out: expected memory apart from past's, got an overlap. Cells read their neighbours' "
+        "past: write elsewhere.");
+  }
+  if (out.count() > 0) {
+    ZSSEG_RUN_KERNEL(out, warp_blend, stream, args, out);
+  }
+}
+
+}  // namespace zsseg

@@ -1,0 +1,68 @@
+"""Reference of the operation that carries logits from frame to frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.arrays import Array
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.ops._contract import expect_array, expect_logits, expect_out, expect_shape
+
+__all__ = ["warp_blend"]
+
+
+def warp_blend(
+    logits: Array,
+    past: Array,
+    flow: Array,
+    past_weight: Array,
+    *,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Reference of :func:`zsseg_rt.ops.warp_blend`."""
+    arrays = {"past": past, "flow": flow, "past_weight": past_weight}
+    logits = expect_logits("logits", logits, "float32")
+    batch, _, height, width = logits.shape
+    grid = (batch, height, width)
+    for (name, array), shape in zip(arrays.items(), (logits.shape, (*grid, 2), grid), strict=True):
+        arrays[name] = expect_array(name, array, "float32")
+        expect_shape(name, arrays[name], shape)
+    past, flow, past_weight = arrays.values()
+    result = expect_out("out", out, logits.shape, np.float32)
+    if np.may_share_memory(result, past):
+        raise ArgumentError(
+            "out: expected memory apart from past's, got an overlap. Cells read their neighbours' "
+            "past: write elsewhere."
+        )
+    x = np.arange(width, dtype=np.float32) + flow[..., 0]
+    y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    weight = np.where(inside & (past_weight > 0), np.minimum(past_weight, np.float32(1)), 0)
+    moved = _sample(past, np.where(inside, x, 0), np.where(inside, y, 0))
+    weight = weight.astype(np.float32)[:, None]
+    blended = (1 - weight) * logits + weight * moved
+    result[...] = np.where(weight > 0, blended, logits)
+    return result
+
+
+def _sample(
+    planes: npt.NDArray[np.float32], x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Planes ``[B, C, h, w]`` at positions ``[B, h, w]``: down the rows, then along them."""
+    last_y, last_x = planes.shape[2] - 1, planes.shape[3] - 1
+    x, y = np.clip(x, 0, last_x), np.clip(y, 0, last_y)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    right, bottom = np.minimum(left + 1, last_x), np.minimum(top + 1, last_y)
+    across = (x - left.astype(np.float32))[:, None]
+    down = (y - top.astype(np.float32))[:, None]
+
+    def at(row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        images = np.arange(len(planes))[:, None, None]
+        return planes.transpose(0, 2, 3, 1)[images, row, column].transpose(0, 3, 1, 2)
+
+    edge = (1 - down) * at(top, left) + down * at(bottom, left)
+    other = (1 - down) * at(top, right) + down * at(bottom, right)
+    moved: npt.NDArray[np.float32] = (1 - across) * edge + across * other
+    return moved
