@@ -25,6 +25,7 @@ from support.live_server import (
 from support.streams import MjpegServer
 from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
 from zsseg_rt.demo import demo_bundle, demo_photos
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.preview import encode_message
 
@@ -389,3 +390,28 @@ def test_a_viewer_from_another_page_or_name_is_refused(server):
     headers = {"Host": "evil.example"}
     with contextlib.suppress(InvalidStatus), viewer(server, additional_headers=headers) as page:
         assert closed_with(page) in (4403, 1002)
+
+
+def test_still_pictures_get_the_last_labels_again(monkeypatch):
+    grey = np.full((48, 64, 3), 90, np.uint8)
+    monkeypatch.setattr("support.streams.numbered", lambda number: grey)
+    options = {"steady": True, "skip_still": True}
+    with MjpegServer() as camera, contextlib.ExitStack() as opened:
+        camera.pictures.release(30)  # FFmpeg looks at some before it gives the first
+        server = opened.enter_context(demo_server(camera.url, stream=options))
+        page = opened.enter_context(viewer(server))
+        last = time.monotonic() + PATIENCE
+        while not (seen := page.frame()).header["reused"]:
+            assert time.monotonic() < last
+            camera.pictures.release(5)
+            page.acknowledge(seen)
+        assert seen.labels.shape == (24, 32)
+
+
+def test_memories_are_refused_where_they_have_no_use(monkeypatch):
+    monkeypatch.setattr("zsseg_rt.steady.memory._FAMILIES", ("dense",))
+    with (
+        pytest.raises(ArgumentError, match="descriptor"),
+        demo_server(stream={"steady": True}),
+    ):
+        pass

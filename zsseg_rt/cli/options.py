@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import ArgumentError, SourceError
+
+if TYPE_CHECKING:
+    from zsseg_rt.bundle import Bundle
 
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -67,6 +70,16 @@ MinRegionScoreOption = Annotated[
 ]
 
 
+SteadyOption = Annotated[
+    bool,
+    typer.Option("--steady", help="Steady labels: blend them with past ones along the motion."),
+]
+SkipStillOption = Annotated[
+    bool,
+    typer.Option("--skip-still", help="Give still frames the last labels again, up to 1 s."),
+]
+
+
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
     """Read ``--classes`` and ``--class``.
 
@@ -114,6 +127,22 @@ def argument_errors_are_usage() -> Iterator[None]:
         yield
     except ArgumentError as exc:
         raise UsageError(str(exc)) from exc
+
+
+def bundle_with_memory(path: Path) -> Bundle:
+    """Read the bundle, before anything is opened.
+
+    Raises:
+        BundleError: It is not one.
+        UsageError: Its family has no use for a memory.
+    """
+    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.steady.memory import check_family
+
+    bundle = Bundle.load(path)
+    with argument_errors_are_usage():
+        check_family(bundle.family)
+    return bundle
 
 
 def flat_names(text: str | None) -> list[str]:

@@ -21,11 +21,14 @@ from zsseg_rt.cli.options import (
     DeviceOption,
     MinRegionScoreOption,
     PrecisionOption,
+    SkipStillOption,
+    SteadyOption,
     TemplateOption,
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
     argument_errors_are_usage,
+    bundle_with_memory,
     read_classes_or_demo,
     split,
 )
@@ -71,6 +74,8 @@ def serve(
     policy: Annotated[
         str, typer.Option(help="latest (videos at their own speed) or all (every frame).")
     ] = "latest",
+    steady: SteadyOption = False,
+    skip_still: SkipStillOption = False,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
@@ -112,7 +117,9 @@ def serve(
         )
         listener = listen(host, port)
     options: dict[str, Any] = {"policy": policy, "listener": listener}
-    with listener, Engine(chosen, config) as engine:
+    options |= {"steady": steady, "skip_still": skip_still}
+    checked = bundle_with_memory(chosen) if steady or skip_still else chosen
+    with listener, Engine(checked, config) as engine:
         engine.set_classes(names, background=split(background), templates=template)
         with LiveServer(engine, sources, settings, **options) as server:
             _tell(server)

@@ -23,11 +23,14 @@ from zsseg_rt.cli.options import (
     JsonOption,
     MinRegionScoreOption,
     PrecisionOption,
+    SkipStillOption,
+    SteadyOption,
     TemplateOption,
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
     argument_errors_are_usage,
+    bundle_with_memory,
     read_classes_or_demo,
     split,
 )
@@ -37,7 +40,6 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
-    from zsseg_rt.bundle import Bundle
     from zsseg_rt.engine import Engine
     from zsseg_rt.result import Segmentation
     from zsseg_rt.stream.runner import SourceStats, Stream
@@ -78,14 +80,8 @@ def stream(
     max_staleness: Annotated[
         float | None, typer.Option(help="Drop frames that waited longer than these seconds.")
     ] = None,
-    steady: Annotated[
-        bool,
-        typer.Option("--steady", help="Steady labels: blend them with past ones along the motion."),
-    ] = False,
-    skip_still: Annotated[
-        bool,
-        typer.Option("--skip-still", help="Give still frames the last labels again, up to 1 s."),
-    ] = False,
+    steady: SteadyOption = False,
+    skip_still: SkipStillOption = False,
     alpha: AlphaOption = 0.5,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
@@ -117,7 +113,7 @@ def stream(
         unknown_below=unknown_below,
         min_region_score=min_region_score,
     )
-    checked = _bundle_with_memory(chosen) if steady or skip_still else chosen
+    checked = bundle_with_memory(chosen) if steady or skip_still else chosen
     with argument_errors_are_usage():
         settings = _stream_settings(policy, max_staleness)
         sources = open_sources(source, config.channel_order)
@@ -147,22 +143,6 @@ def _choose_inputs(
     if bundle is None:
         raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
     return bundle, targets[0], targets[1:]
-
-
-def _bundle_with_memory(path: Path) -> Bundle:
-    """Read the bundle, before anything is opened.
-
-    Raises:
-        BundleError: It is not one.
-        UsageError: Its family has no use for a memory.
-    """
-    from zsseg_rt.bundle import Bundle
-    from zsseg_rt.steady.memory import check_family
-
-    bundle = Bundle.load(path)
-    with argument_errors_are_usage():
-        check_family(bundle.family)
-    return bundle
 
 
 def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[str, Any]:

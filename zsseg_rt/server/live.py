@@ -25,6 +25,7 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.page import load_page
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
+from zsseg_rt.steady.memory import check_family, source_memories
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
 
@@ -48,11 +49,14 @@ class LiveServer:
         source: As for :meth:`Engine.stream`.
         settings: Where to listen, and who may come in.
         policy: As for :meth:`Engine.stream`; ``"latest"`` shows videos at their own speed.
+        steady: As for :meth:`Engine.stream`.
+        skip_still: As for :meth:`Engine.stream`.
         listener: A socket that listens already, made by :func:`zsseg_rt.server.settings.listen`;
             the server closes it. None makes one.
 
     Raises:
-        ArgumentError: A source or setting is not one that exists, or the port is taken.
+        ArgumentError: A source or setting is not one that exists or does not fit the family, or
+            the port is taken.
         SourceError: A list of sources cannot be read.
         EngineStateError: The engine has no classes yet.
 
@@ -69,13 +73,18 @@ class LiveServer:
         settings: ServerSettings | None = None,
         *,
         policy: Policy | None = "latest",
+        steady: bool = False,
+        skip_still: bool = False,
         listener: socket.socket | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         labeller = Labeller(engine, self.settings.limits)
         sources = open_sources(source, labeller.channel_order)
         page = load_page()
-        self._stream = Stream(sources, labeller.segment_frame, policy=policy)
+        if steady or skip_still:
+            check_family(engine.bundle.family)
+        memories = source_memories(sources, steady=steady, skip_still=skip_still)
+        self._stream = Stream(sources, labeller.segment_frame, policy=policy, memories=memories)
         self._hub = Hub(self._stream, labeller, self.settings.limits)
         self._guard = ConnectionGuard(self.settings.limits, self._hub.counts)
         app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)

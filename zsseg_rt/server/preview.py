@@ -121,7 +121,7 @@ def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameM
         "vocabulary_version": seg.vocabulary_version,
         "captured_ms": round(frame.captured_at * 1000.0, 3),
         "dropped_before": frame.dropped_before,
-        "reused": bool(getattr(seg, "reused", False)),
+        "reused": seg.reused,
         "image_bytes": len(image),
         "label_bytes": len(labels),
         "shares": [[entry.index, round(entry.share, 6)] for entry in shares],
