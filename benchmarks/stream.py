@@ -1,0 +1,358 @@
+"""Measure streams: ages, rivals, recordings, reconnections and the preview on a slow link.
+
+    python benchmarks/stream.py [SECTION...] [--rounds 5] [--seconds 16] [--json FILE]
+
+Sections: latency, backlog, recording, counting, rtsp, preview; all of them if none is named. What
+is compared takes turns, so that a busy moment affects every candidate. RTSP sections need the
+system packages that tools/test.sh installs; a section that cannot run is reported as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python_tests"))
+
+SIZE, RATE = "1280x720", 30
+SLOW_RATE = 18  # frames per second of an engine that is slower than its camera
+
+
+def main() -> int:
+    """Parse arguments, run the sections, print a report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=16.0, help="per candidate and round")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    unknown = sorted(set(args.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"expected sections among {', '.join(SECTIONS)}, got {', '.join(unknown)}")
+    report: dict[str, Any] = {"machine": machine_and_commit()}
+    for name in args.sections or SECTIONS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            report[name] = SECTIONS[name](args)
+        except MissingError as exc:
+            report[name] = {"missing": str(exc)}
+    print(json.dumps(report, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+class MissingError(Exception):
+    """A section cannot run on this machine."""
+
+
+def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
+    """Age of labels from a 30 frames per second camera, beside the engine alone at that rate."""
+    frames = max(int(args.seconds * RATE), RATE)
+    ages: dict[str, list[float]] = {"engine": [], "stream": []}
+    with demo_engine() as engine:
+        for _ in range(args.rounds):
+            ages["engine"] += paced_engine_ms(engine, frames)
+            with engine.stream(f"test://?size={SIZE}&rate={RATE}") as stream:
+                ages["stream"] += [
+                    (time.monotonic() - seg.frame.captured_at) * 1e3
+                    for seg in itertools.islice(stream, frames)
+                ]
+    found = {name: percentiles(values) for name, values in ages.items()}
+    return found | {
+        "p50 above the engine's, ms": found["stream"]["p50"] - found["engine"]["p50"],
+        "p95 / engine's p95": found["stream"]["p95"] / found["engine"]["p95"],
+    }
+
+
+def paced_engine_ms(engine: Any, frames: int) -> list[float]:
+    """Milliseconds of ``segment`` for frames that fall due as a camera's do."""
+    camera = demo_frames(frames)
+    found, start = [], time.monotonic()
+    for index, image in enumerate(camera):
+        time.sleep(max(start + index / RATE - time.monotonic(), 0.0))
+        begin = time.monotonic()
+        engine.segment(image)
+        found.append((time.monotonic() - begin) * 1e3)
+    return found
+
+
+def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
+    """Video file to overlay video: the stream beside the same steps in one loop."""
+    seconds: dict[str, list[float]] = {"loop": [], "stream": []}
+    with demo_engine() as engine, tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        frames = make_clip(clip, max(int(args.seconds * RATE), RATE))
+        steps: dict[str, Callable[[Path], int]] = {
+            "loop": lambda out: record_in_a_loop(engine, clip, out),
+            "stream": lambda out: record_by_stream(engine, clip, out),
+        }
+        for round_ in range(args.rounds + 1):
+            for name, run in steps.items():
+                begin = time.monotonic()
+                done = run(Path(folder) / f"{name}.mp4")
+                elapsed = time.monotonic() - begin
+                if done != frames:
+                    raise RuntimeError(f"{name}: expected {frames} frames, wrote {done}")
+                if round_:
+                    seconds[name].append(elapsed)
+    ratios = [a / b for a, b in zip(seconds["loop"], seconds["stream"], strict=True)]
+    return {
+        "frames": frames,
+        "frames per second": {n: frames / statistics.median(s) for n, s in seconds.items()},
+        "loop / stream": spread(ratios),
+    }
+
+
+def make_clip(path: Path, frames: int) -> int:
+    """Write the demo camera's frames as H.264."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18"})
+        stream.width, stream.height = map(int, SIZE.split("x"))
+        stream.pix_fmt = "yuv420p"
+        for image in demo_frames(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return frames
+
+
+def record_in_a_loop(engine: Any, clip: Path, out: Path) -> int:
+    """Decode, label, blend and encode one frame after the other."""
+    import av
+
+    from zsseg_rt.stream.overlay_video import OverlayVideo
+    from zsseg_rt.stream.source import Picture
+
+    def pictures() -> Iterator[Picture]:
+        with av.open(str(clip)) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for frame in container.decode(video=0):
+                yield Picture(
+                    image=frame.to_ndarray(format="rgb24"),
+                    captured_at=time.monotonic(),
+                    clock="file",
+                    pts_seconds=frame.time,
+                )
+
+    writer = OverlayVideo(out, channel_order="rgb", alpha=0.5)
+    count = 0
+    for picture in pictures():
+        writer.write(as_result(engine.segment(picture.image), picture, count))
+        count += 1
+    writer.close()
+    return count
+
+
+def as_result(seg: Any, picture: Any, index: int) -> Any:
+    """A result as the stream gives it."""
+    from dataclasses import replace
+
+    from zsseg_rt.result import Frame
+
+    return replace(
+        seg,
+        frame=Frame(
+            source="clip",
+            index=index,
+            captured_at=picture.captured_at,
+            clock=picture.clock,
+            pts_seconds=picture.pts_seconds,
+            image=picture.image,
+        ),
+    )
+
+
+def record_by_stream(engine: Any, clip: Path, out: Path) -> int:
+    """The same by the stream and its video sink."""
+    with engine.stream(clip, sinks=[out]) as stream:
+        for _ in stream:
+            pass
+    return int(stream.sink_stats()[0].written)
+
+
+def measure_counting(args: argparse.Namespace) -> dict[str, Any]:
+    """``count_labels`` beside NumPy, on one thread as both run."""
+    from zsseg_rt import ops
+    from zsseg_rt.demo import demo_classes
+
+    with demo_engine() as engine:
+        labels = engine.segment(next(demo_frames(1))).labels
+    names = len(demo_classes())
+    candidates: dict[str, Callable[[], Any]] = {
+        "numpy.bincount": lambda: np.bincount(labels.reshape(-1), minlength=256),
+        "count_labels": lambda: ops.count_labels(labels, names),
+    }
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(args.rounds * 40):
+        for name, run in candidates.items():
+            begin = time.monotonic_ns()
+            run()
+            times[name].append((time.monotonic_ns() - begin) / 1e6)
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+    return {"ms": {n: statistics.median(t) for n, t in times.items()}, "ratio": spread(ratios)}
+
+
+def measure_rtsp(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from open to the first labels, and from a camera's return to its first labels."""
+    first, back = [], []
+    with demo_engine() as engine, rtsp_camera() as camera:
+        for _ in range(args.rounds):
+            begin = time.monotonic()
+            with engine.stream(camera.url) as stream:
+                next(stream)
+                first.append(time.monotonic() - begin)
+                camera.kill()
+                (name,) = stream.stats()
+                time.sleep(2.0)
+                camera.start()
+                restarted = time.monotonic()
+                while stream.stats()[name].reconnects == 0:
+                    next(stream)
+                back.append(time.monotonic() - restarted)
+    return {"first labels, s": spread(first), "back after restart, s": spread(back)}
+
+
+def measure_backlog(args: argparse.Namespace) -> dict[str, Any]:
+    """Age of labels from a camera that is faster than the engine: the stream and a plain loop.
+
+    Both label 18 of a camera's 30 frames per second and read the time that each frame shows.
+    """
+    found: dict[str, list[list[float]]] = {"cv2 loop": [], "stream": []}
+    with demo_engine() as engine, rtsp_camera() as camera:
+        for _ in range(args.rounds):
+            found["cv2 loop"].append(ages_of_a_loop(engine, camera.url, args.seconds))
+            found["stream"].append(ages_of_a_stream(engine, camera.url, args.seconds))
+    return {
+        name: {
+            "first second's median, s": statistics.median(r[0] for r in rounds),
+            "last second's median, s": statistics.median(r[1] for r in rounds),
+        }
+        for name, rounds in found.items()
+    }
+
+
+def ages_of_a_loop(engine: Any, url: str, seconds: float) -> list[float]:
+    """What one writes first: read, label, read."""
+    import cv2
+
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise MissingError("this OpenCV cannot open RTSP")
+
+    def frames() -> Iterator[Any]:
+        while True:
+            ok, image = capture.read()
+            if not ok:
+                raise RuntimeError("the camera ended")
+            engine.segment(image)
+            yield image
+
+    try:
+        return first_and_last(frames(), seconds)
+    finally:
+        capture.release()
+
+
+def ages_of_a_stream(engine: Any, url: str, seconds: float) -> list[float]:
+    """The same through the stream, whose policy for cameras is ``latest``."""
+    with engine.stream(url) as stream:
+        return first_and_last((seg.frame.image for seg in stream), seconds)
+
+
+def first_and_last(frames: Iterator[Any], seconds: float) -> list[float]:
+    """Median age in seconds within the first and the last second, labelling 18 per second."""
+    from support.rtsp_camera import shown_time
+
+    ages, start, due = [], time.monotonic(), 0.0
+    for image in frames:
+        due = max(due + 1 / SLOW_RATE, time.monotonic())
+        time.sleep(max(due - time.monotonic(), 0.0))
+        now, made = time.monotonic(), shown_time(image)
+        if made is not None:
+            ages.append((now - start, now - made))
+        if now - start > seconds:
+            break
+    ends = [a for t, a in ages if t > seconds - 1.0]
+    return [statistics.median(a for t, a in ages if t < 1.0 + ages[0][0]), statistics.median(ends)]
+
+
+def rtsp_camera() -> Any:
+    """The tests' network camera, 1280x720 at 30 frames per second."""
+    import _pytest.outcomes
+
+    from support.rtsp_camera import RtspCamera
+
+    try:
+        return RtspCamera(sizes=("1280x720",), rate=RATE)
+    except _pytest.outcomes.Skipped as exc:
+        raise MissingError(str(exc)) from None
+
+
+def demo_engine() -> Any:
+    """The demo's engine with its classes."""
+    from zsseg_rt import Bundle, Engine
+    from zsseg_rt.demo import demo_classes
+
+    engine = Engine(Bundle.demo())
+    engine.set_classes(demo_classes())
+    return engine
+
+
+def demo_frames(count: int) -> Iterator[Any]:
+    """The demo camera's first frames, without waiting."""
+    from zsseg_rt.stream.demo_camera import DemoCamera
+
+    class Hurry:
+        def wait(self, seconds: float) -> bool:
+            return False
+
+        def count_damaged(self) -> None:
+            raise AssertionError("a drawn frame is never damaged")
+
+    width, height = map(int, SIZE.split("x"))
+    camera = DemoCamera(name="test://", size_hw=(height, width), rate=RATE, num_frames=count)
+    return (picture.image for picture in camera.pictures(Hurry()))
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Milliseconds at the 50th, 95th and 99th percentile."""
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def machine_and_commit() -> dict[str, str]:
+    """CPU, versions and commit."""
+    import openvino
+
+    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+
+    return describe_machine(np, openvino) | {"commit": describe_commit(ROOT)}
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "latency": measure_latency,
+    "recording": measure_recording,
+    "counting": measure_counting,
+    "rtsp": measure_rtsp,
+    "backlog": measure_backlog,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
