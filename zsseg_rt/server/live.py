@@ -135,7 +135,7 @@ class LiveServer:
             raise self._error
 
     def close(self) -> None:
-        """End the stream and let all clients go; takes less than a second."""
+        """End the stream and let all clients go. Calling it twice is harmless."""
         self._closing.set()
         self._stream.stop()
         for thread in self._threads:
