@@ -39,7 +39,7 @@ def test_a_signal_ends_it_while_clients_watch(tmp_path, kind):
         began = time.monotonic()
         server.process.send_signal(kind)
         assert server.process.wait(PATIENCE) == 0
-        assert time.monotonic() - began < 10.0  # about 0.7 s on an idle machine
+        assert time.monotonic() - began < 20.0  # 0.8 s on two busy cores
         assert server.log.read_text() == ""
         player.close()
         half.close()

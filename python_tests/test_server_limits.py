@@ -109,6 +109,17 @@ def test_a_viewer_that_stops_reading_is_dropped():
         wait_until(lambda: metric(server, "zsseg_viewers") == 0, "it is forgotten")
 
 
+def test_a_viewer_that_reads_too_slowly_is_dropped():
+    """Bytes go through all the time, so that the connection is not stuck; but no frame arrives."""
+    with (
+        demo_server(LARGE, ack_seconds=1.0) as server,
+        SlowLink(server.port, bytes_per_second=2000, buffer_bytes=4096) as link,
+        viewer(server, link.port),
+    ):
+        wait_until(lambda: metric(server, "zsseg_viewers_dropped_total") == 1, "it is dropped")
+        wait_until(lambda: metric(server, "zsseg_viewers") == 0, "it is forgotten")
+
+
 def test_more_players_than_may_are_told_to_come_again():
     request = b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with demo_server(motion_jpegs=1) as server, raw(server, request) as client:

@@ -121,7 +121,7 @@ class Viewer:
 def viewer(server, port=None, protocols=("zsseg.v1",), **options):
     """A viewer of a server, if need be through another port."""
     url = f"ws://127.0.0.1:{port or server.port}/v1/live"
-    options.setdefault("max_size", None)
+    options = {"max_size": None, "close_timeout": 1.0, **options}
     with connect(url, subprotocols=protocols, open_timeout=PATIENCE, **options) as socket:
         yield Viewer(socket=socket)
 

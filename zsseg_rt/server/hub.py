@@ -68,15 +68,6 @@ class Hub:
         if loop is not None and not due:
             loop.call_soon_threadsafe(self._wake_all)
 
-    def _note(self, frame: Frame) -> None:
-        now = time.monotonic()
-        if not self._labelled_at:
-            self._began_at = now
-        self._ages[frame.source].add(now - frame.captured_at)
-        self._labelled_at.append(now)
-        while self._labelled_at[0] < now - _RATE_OVER:
-            self._labelled_at.popleft()
-
     def newest(self, source: str | None, sent: dict[str, int]) -> Result | None:
         """The frame that a client gets next, or None if there is none that it has not had.
 
@@ -85,15 +76,14 @@ class Hub:
             sent: Number of the newest result that was sent, per source.
         """
         with self._lock:
-            results = (
-                self._newest
-                if source is None
-                else {name: result for name, result in self._newest.items() if name == source}
-            )
-            fresh = [n for n, result in results.items() if result.number > sent.get(n, 0)]
+            fresh = [
+                name
+                for name, result in self._newest.items()
+                if source in (None, name) and result.number > sent.get(name, 0)
+            ]
             if not fresh:
                 return None
-            return results[min(fresh, key=lambda name: sent.get(name, 0))]
+            return self._newest[min(fresh, key=lambda name: sent.get(name, 0))]
 
     def check_source(self, name: Any) -> str | None:
         """The name of a source, or None for all.
@@ -142,11 +132,6 @@ class Hub:
         self.is_closed = True
         self._wake_all()
 
-    def close_soon(self) -> None:
-        """:meth:`close`, from any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.close)
-
     async def run(self) -> None:
         """Tell viewers every second, and when a source's state changes, how sources do."""
         self._loop = asyncio.get_running_loop()
@@ -161,6 +146,15 @@ class Hub:
                 self.state_number += 1
                 self._wake_all()
             await asyncio.sleep(_LOOK_EVERY)
+
+    def _note(self, frame: Frame) -> None:
+        now = time.monotonic()
+        if not self._labelled_at:
+            self._began_at = now
+        self._ages[frame.source].add(now - frame.captured_at)
+        self._labelled_at.append(now)
+        while self._labelled_at[0] < now - _RATE_OVER:
+            self._labelled_at.popleft()
 
     def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from zsseg_rt.stream.uris import open_sources
 __all__ = ["LiveServer"]
 
 _GOODBYE = 0.1  # seconds that clients get to hear that the server stops
-_LOOK = 0.3  # a signal handler's stop() may come just before a wait begins, in the same thread
+_LOOK = 0.1
 _CLOSE_EVERY = 0.05
 _PATIENCE = 3.0  # seconds for a thread to end
 _log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class LiveServer:
         self._uvicorn = uvicorn.Server(_configure(app, self.settings, self._guard))
         self._listener = listener or listen(self.settings.host, self.settings.port)
         self._host, self._port = self._listener.getsockname()[:2]
-        self._over, self._closing = threading.Event(), threading.Event()
+        self._is_over = False  # no Event: a signal may come while its thread holds the lock of one
+        self._closing = threading.Event()
         self._error: ZssegError | None = None
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
@@ -127,7 +129,7 @@ class LiveServer:
 
     def stop(self) -> None:
         """Let :meth:`wait` return; safe in any thread and in a signal handler."""
-        self._over.set()
+        self._is_over = True
 
     def wait(self) -> None:
         """Wait until the server is stopped.
@@ -136,13 +138,13 @@ class LiveServer:
             SourceError: No source has ever given a frame, and each has failed.
             ZssegError: Labelling or answering failed.
         """
-        while not self._over.wait(_LOOK):
-            pass
+        while not self._is_over:
+            time.sleep(_LOOK)
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """End the stream and let all clients go; takes less than a second."""
+        """End the stream and let all clients go. Calling it twice is harmless."""
         self._closing.set()
         self._stream.stop()
         for thread in self._threads:
@@ -203,7 +205,7 @@ class LiveServer:
         finally:
             if error is not None:
                 self._error = error
-                self._over.set()
+                self._is_over = True
 
 
 def _configure(app: FastAPI, settings: ServerSettings, guard: ConnectionGuard) -> uvicorn.Config:

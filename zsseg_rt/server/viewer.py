@@ -19,11 +19,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import Result
 
-__all__ = ["GOING_AWAY", "TOO_MANY", "watch"]
+__all__ = ["watch"]
 
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 4429
 _BETWEEN = 0.005  # seconds between a viewer's messages, however fast they come
-_LOOK = 0.5  # seconds; how late a viewer is dropped at most
+_LOOK = 0.5  # seconds; how much later than it should a viewer is dropped at most
+_GOODBYE = 0.5  # seconds that a client gets to take a closing message
 
 
 async def watch(socket: WebSocket, hub: Hub) -> None:
@@ -51,7 +52,8 @@ class _Viewer:
         self._answers: dict[str, dict[str, Any]] = {}  # the newest of each type: no queue grows
 
     async def run(self) -> None:
-        tasks = [asyncio.create_task(work()) for work in (self._listen, self._talk)]
+        works = (self._listen, self._talk, self._wait_until_late)
+        tasks = [asyncio.create_task(work()) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -63,6 +65,16 @@ class _Viewer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._is_late():
+            self._hub.counts["viewers_dropped"] += 1
+            await self._close(POLICY, "a frame was not acknowledged in time")
+        elif self._hub.is_closed:
+            await self._close(GOING_AWAY, "the server stops")
+
+    async def _close(self, code: int, reason: str) -> None:
+        """Close, unless the client has gone or takes no bytes; the connection is cut then."""
+        with contextlib.suppress(asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
+            await asyncio.wait_for(self._socket.close(code, reason), _GOODBYE)
 
     async def _listen(self) -> None:
         while True:
@@ -94,11 +106,11 @@ class _Viewer:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _LOOK)
             self._news.clear()
-            if self._is_late():
-                self._hub.counts["viewers_dropped"] += 1
-                await self._socket.close(POLICY, "a frame was not acknowledged in time")
-                return
-        await self._socket.close(GOING_AWAY, "the server stops")
+
+    async def _wait_until_late(self) -> None:
+        # Apart from _talk, which waits for as long as the connection takes no bytes.
+        while not self._is_late():
+            await asyncio.sleep(_LOOK)
 
     def _is_late(self) -> bool:
         waited = time.monotonic() - self._sent_at
@@ -120,13 +132,12 @@ class _Viewer:
                 await self._send_frame(result)
 
     async def _send_frame(self, result: Result) -> None:
-        version = self._hub.vocabulary["version"]
         self._sent[result.source] = result.number
-        if result.seg.vocabulary_version < version:
-            return  # of the classes before; a newer one follows
-        if result.seg.vocabulary_version > version:
+        if result.seg.vocabulary_version > self._hub.vocabulary["version"]:
             self._hub.tell_vocabulary()
-            await self._send_vocabulary()
+        await self._send_vocabulary()
+        if result.seg.vocabulary_version != self._vocabulary["version"]:
+            return  # of the classes before; a newer one follows
         message = await result.message()
         self._unacknowledged, self._sent_at = result.number, time.monotonic()
         data = message.pack(_now_ms())
