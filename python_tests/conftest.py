@@ -4,11 +4,13 @@
 emulated (cpp_tests/cuda_emulation).
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +151,15 @@ def zegclip_bundle(zegclip_model, tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("bundles") / "tiny.zsseg",
         class_names=[f"name {index}" for index in range(7)],
     )
+
+
+@pytest.fixture
+def rtsp_cameras() -> Iterator[Callable[..., Any]]:
+    """Starts network cameras (``support.rtsp_camera.RtspCamera``) that end with the test."""
+    from support.rtsp_camera import RtspCamera
+
+    with contextlib.ExitStack() as running:
+        yield lambda **options: running.enter_context(RtspCamera(**options))
 
 
 @pytest.fixture(scope="module")

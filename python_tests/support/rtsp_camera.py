@@ -1,0 +1,154 @@
+"""Starts, stops and kills the network camera of ``rtsp_server.py``, and reads its pictures."""
+
+from __future__ import annotations
+
+import functools
+import os
+import selectors
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from support.required import without_streams
+
+PYTHON = "/usr/bin/python3"  # the one that the system's PyGObject is for
+SCRIPT = Path(__file__).with_name("rtsp_server.py")
+COLUMNS, ROWS = 8, 6
+STARTS_WITHIN = 60  # seconds, on a busy machine
+
+
+@functools.cache
+def _what_is_missing(codec: str) -> str:
+    """Why the camera cannot run here; empty if it can."""
+    encoder = {"h264": "x264enc", "h265": "x265enc"}[codec]
+    code = (
+        "import gi\n"
+        "gi.require_version('GstRtspServer', '1.0')\n"
+        "from gi.repository import Gst, GstRtspServer\n"
+        "Gst.init(None)\n"
+        f"names = '{encoder} appsrc rtp{codec}pay'.split()\n"
+        "absent = [name for name in names if Gst.ElementFactory.find(name) is None]\n"
+        "raise SystemExit(f'GStreamer has no {absent}' if absent else 0)\n"
+    )
+    try:
+        done = subprocess.run(
+            [PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=STARTS_WITHIN
+        )
+    except OSError as exc:
+        return f"{PYTHON} cannot be run: {exc.strerror}"
+    if done.returncode == 0:
+        return ""
+    reason = done.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
+    return f"{PYTHON} has no GStreamer RTSP server (tools/test.sh installs it): {reason[0]}"
+
+
+class RtspCamera:
+    """A camera in a process of its own. It keeps its port when it is started again.
+
+    Args:
+        codec: ``"h264"`` or ``"h265"``.
+        sizes: Of its pictures, as ``WIDTHxHEIGHT``; :meth:`change_size` goes on to the next.
+        rate: Pictures per second.
+        login: ``user:password`` that it asks for, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: str = "h264",
+        sizes: tuple[str, ...] = ("320x240",),
+        rate: int = 30,
+        login: str | None = None,
+    ) -> None:
+        missing = _what_is_missing(codec)
+        if missing:
+            without_streams(missing)
+        self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate)]
+        self._options += ["--login", login] if login else []
+        self._process: subprocess.Popen[str] | None = None
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a login."""
+        return self.url_for(None)
+
+    def url_for(self, login: str | None, path: str = "camera") -> str:
+        """Where it is, with a login or another path."""
+        before = f"{login}@" if login else ""
+        return f"rtsp://{before}127.0.0.1:{self.port}/{path}"
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it answers."""
+        assert self._process is None, "it runs"
+        call = [PYTHON, str(SCRIPT), "--port", str(self.port), *self._options]
+        self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+        self.port = int(self._first_line().removeprefix("ready "))
+
+    def kill(self) -> None:
+        """A camera that loses its power."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+
+    def freeze(self) -> None:
+        """A camera that hangs: its connections stay open, and nothing comes."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self._signal(signal.SIGCONT)
+
+    def change_size(self) -> None:
+        """Go on with the next of its sizes."""
+        self._signal(signal.SIGUSR1)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "it does not run"
+        os.kill(self._process.pid, number)
+
+    def _first_line(self) -> str:
+        assert self._process is not None
+        stream = self._process.stdout
+        assert stream is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            line = stream.readline() if selector.select(STARTS_WITHIN) else ""
+        if not line.startswith("ready "):
+            self.kill()
+            raise RuntimeError(f"the RTSP server did not start; it said {line!r}")
+        return line.strip()
+
+    def __enter__(self) -> RtspCamera:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+
+def shown_time(image: np.ndarray) -> float | None:
+    """When a picture of the camera was made, in seconds of ``time.monotonic()``.
+
+    Args:
+        image: uint8 [H, W, 3] or [H, W], as it was decoded.
+
+    Returns:
+        None if the picture is damaged.
+    """
+    height, width = image.shape[0] // ROWS, image.shape[1] // COLUMNS
+    grey = image.reshape(*image.shape[:2], -1).mean(axis=2)[: height * ROWS, : width * COLUMNS]
+    blocks = grey.reshape(ROWS, height, COLUMNS, width)
+    middle = blocks[:, height // 4 : height - height // 4, :, width // 4 : width - width // 4]
+    levels = middle.mean(axis=(1, 3)).ravel()
+    if ((levels > 80) & (levels < 176)).any():
+        return None
+    bits = sum(1 << place for place, level in enumerate(levels) if level > 128)
+    stamp, check = bits >> 8, bits & 255
+    return stamp / 1000 if sum(stamp.to_bytes(5, "big")) % 256 == check else None
