@@ -201,7 +201,8 @@ class Engine:
             policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels
                 every frame while the source waits. None: ``latest`` for cameras, else ``all``.
             max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
-            sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures, or functions.
+            sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures,
+                ``rtsp://@:PORT/NAME`` for viewers, or functions.
             alpha: Weight of the colours in overlays, in [0, 1].
 
         Returns:
@@ -209,8 +210,9 @@ class Engine:
 
         Raises:
             ArgumentError: A source, sink or setting is not one that exists.
-            SourceError: A list of sources cannot be read, or the folder of a sink is absent.
-            BackendUnavailableError: A sink needs PyAV, which is not installed.
+            SourceError: A list of sources cannot be read, the folder of a sink is absent, or its
+                port cannot be had.
+            BackendUnavailableError: A sink needs PyAV or GStreamer, which is not installed.
             EngineStateError: The engine is closed.
         """
         self._require_open()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,3 +93,60 @@ def reading(uri: str, *options: str):
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+class OverlayServer:
+    """A child that serves overlays (``overlay_server.py``); ended with the ``with`` block."""
+
+    def __init__(self, address: str = "rtsp://@127.0.0.1:0/seg", *options: str) -> None:
+        self.child = subprocess.Popen(
+            [sys.executable, str(SERVER), address, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self.begun = self._answer()
+        self.port = self.begun.get("port")
+        self.log = ""
+        if self.port is not None:
+            self.wait_until(lambda facts: facts["written"] >= 1)  # before, there is no such path
+
+    def url(self, path: str = "seg", login: str = "") -> str:
+        return f"rtsp://{login}127.0.0.1:{self.port}/{path}"
+
+    def tell(self, command: str) -> None:
+        self.child.stdin.write(command + "\n")
+        self.child.stdin.flush()
+
+    def facts(self) -> dict:
+        self.tell("facts")
+        return self._answer()
+
+    def wait_until(self, is_so) -> dict:
+        """Facts of which ``is_so`` is true."""
+        last = time.monotonic() + WITHIN
+        while not is_so(facts := self.facts()):
+            assert time.monotonic() < last, facts
+            time.sleep(0.05)
+        return facts
+
+    def close(self) -> None:
+        """Close its sink, and the process; its log is known then."""
+        self.tell("close")
+        assert self._answer() == {"closed": True}
+        _, self.log = self.child.communicate(timeout=WITHIN)
+        assert self.child.returncode == 0, self.log
+
+    def _answer(self) -> dict:
+        line = self.child.stdout.readline()
+        assert line, self.child.stderr.read()
+        return json.loads(line)
+
+    def __enter__(self) -> OverlayServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.child.kill()
+        self.child.communicate()

@@ -51,7 +51,7 @@ def stream(
         typer.Argument(
             metavar="SOURCE [SINK]...",
             help="A camera, video or photos, @FILE with one per line; then NAME.mp4, NAME.jsonl, "
-            "NAME/ for label images. With --demo, sinks only.",
+            "NAME/ for label images, rtsp://@:PORT/NAME to be watched. With --demo, sinks only.",
         ),
     ] = None,
     bundle: BundleOption = None,
