@@ -32,6 +32,7 @@ from zsseg_rt.cli.options import (
     split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.systemd import Notifier
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
 
@@ -164,8 +165,9 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
         _stopped_after(seconds, labelled.stop),
         terminal().status("waiting for the first frame") as status,
     ):
-        last_drawn = 0.0
+        last_drawn, systemd = 0.0, Notifier()
         for seg in itertools.islice(labelled, frames):
+            systemd.frame()
             if time.monotonic() - last_drawn >= _REDRAW:
                 last_drawn = time.monotonic()
                 status.update(_status_line(seg, labelled))
