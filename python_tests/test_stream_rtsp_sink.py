@@ -120,7 +120,7 @@ def test_each_source_has_a_path_of_its_own(serve):
 
 
 def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
-    server = serve("rtsp://@127.0.0.1:0/seg", "--noise", "--bits-per-pixel", "6")
+    server = serve("rtsp://@127.0.0.1:0/seg", "--noise", "--bits-per-pixel", "6", "--rate", "90")
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         play_and_never_read(stuck, server.url())

@@ -1,7 +1,7 @@
 """A process whose RTSP sink serves frames: the left half red and unknown, the right half class 0.
 
-    python overlay_server.py ADDRESS [--size HxW] [--order rgb] [--noise] [--jetson [ELEMENT...]]
-                             [--nvenc FILE] [--bits-per-pixel N]
+    python overlay_server.py ADDRESS [--size HxW] [--order rgb] [--rate R] [--noise]
+                             [--jetson [ELEMENT...]] [--nvenc FILE] [--bits-per-pixel N]
 
 It tells ``{"port": ..., "name": ...}``, or its error. Lines on its standard input are commands:
 ``facts`` tells what the sink did so far, ``size HxW`` goes on with frames of that size, ``source
@@ -25,8 +25,6 @@ from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.gstreamer import encoders, rtsp_server
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import open_writers
-
-RATE = 20
 
 
 def size(text):
@@ -56,7 +54,7 @@ class Feed(threading.Thread):
 
     def run(self):
         noise = np.random.default_rng(0)
-        while not self.stopped.wait(1 / RATE):
+        while not self.stopped.wait(1 / self.options.rate):
             for source in list(self.sources):
                 self.writer.write(self.result(source, noise))
             self.written += 1
@@ -105,6 +103,7 @@ def main():
     parser.add_argument("--size", type=size, default=(240, 320))
     parser.add_argument("--order", default="rgb")
     parser.add_argument("--noise", action="store_true")
+    parser.add_argument("--rate", type=float, default=20)
     parser.add_argument("--jetson", nargs="*")
     parser.add_argument("--nvenc", type=Path)
     parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
