@@ -1,7 +1,7 @@
 """A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
-                              [--opens-within S] [--timeout S]
+                              [--opens-within S] [--silent-for S]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
 """
@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--order", default="rgb")
     parser.add_argument("--jetson", nargs="*")
     parser.add_argument("--opens-within", type=float, default=gstreamer_source.OPENS_WITHIN)
-    parser.add_argument("--timeout", type=float, default=gstreamer_source.TIMEOUT)
+    parser.add_argument("--silent-for", type=float, default=gstreamer_source.SILENT_FOR)
     parser.add_argument("--times", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
@@ -81,7 +81,7 @@ def main():
 
         jetson_elements.register(*options.jetson)
     gstreamer_source.OPENS_WITHIN = options.opens_within
-    gstreamer_source.TIMEOUT = options.timeout
+    gstreamer_source.SILENT_FOR = options.silent_for
     for uri in options.uris * options.times:
         read(*open_sources(uri, options.order), options.count)
         if options.times > 1:

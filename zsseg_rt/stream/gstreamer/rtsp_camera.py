@@ -28,6 +28,14 @@ _UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
 _HARDWARE = "nvv4l2decoder"
+_ANSWERS = MappingProxyType(
+    {
+        "401": "Check user and password.",
+        "403": "Check user, password and the user's rights.",
+        "404": "Check the path behind the address.",
+        "503": "It has no room for another viewer: end one.",
+    }
+)
 _CONNECT_SECONDS = 3.0
 
 
@@ -66,7 +74,7 @@ class RtspCamera:
     url: str = field(repr=False)
     protocols: tuple[str, ...] = ("tcp",)
     latency_ms: int = 50
-    hint = "Check that it is on."
+    hint = "Check the camera, and that it is on."
 
     def build(self, gst: Any, name: str) -> Pipeline:
         """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
@@ -90,14 +98,18 @@ class RtspCamera:
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""
         error, debug = message.parse_error()
-        code = gst.ResourceError.OPEN_READ_WRITE
-        if error.matches(gst.ResourceError.quark(), code) and "Failed to connect" in (debug or ""):
-            reason = _why_unreachable(self.url)
-            if reason:
-                return SourceError(
-                    f"{name}: cannot be read: {reason}. Check address and port, and that the "
-                    "camera is on."
-                )
+        last = (debug or "").strip().rpartition("\n")[2]
+        answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
+        if answer is not None:
+            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
+            return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
+        if "Failed to connect" in last and (reason := _why_unreachable(self.url)):
+            return SourceError(
+                f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
+                "on."
+            )
+        if error.matches(gst.ResourceError.quark(), gst.ResourceError.READ):
+            return explain(gst, message, name, hint="Check the address, and that the camera is on.")
         return explain(gst, message, name)
 
     def _wired(self, gst: Any, built: Pipeline, camera: Any, name: str) -> Pipeline:

@@ -17,7 +17,7 @@ from zsseg_rt.stream.source import Picture, Reader
 
 __all__ = ["GstSource"]
 
-OPENS_WITHIN, TIMEOUT = 9.0, 5.0  # seconds to a camera's first frame, and to each further one
+OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
 
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
 _QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
@@ -122,7 +122,7 @@ class _Watch:
         self._bus = built.element.get_bus()
         self._error: ZssegError | None = None
         self._found = False
-        self._due = time.monotonic() + OPENS_WITHIN
+        self._patience, self._seen_at = OPENS_WITHIN, time.monotonic()
 
     def read_bus(self) -> None:
         """Take the messages; each that is left unread costs memory."""
@@ -138,7 +138,7 @@ class _Watch:
     def gave_frame(self) -> None:
         """It gave a frame, which has been taken."""
         self._found = True
-        self._due = time.monotonic() + TIMEOUT
+        self._patience, self._seen_at = SILENT_FOR, time.monotonic()
 
     def is_over(self) -> bool:
         """Whether the pipeline has come to its end; asked when it has no frame.
@@ -159,8 +159,9 @@ class _Watch:
             if not self._found:
                 raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
             return True
-        if self._source.live and time.monotonic() > self._due:
-            raise SourceError(f"{name}: expected frames, none came for too long. {hint}")
+        silent = time.monotonic() - self._seen_at
+        if self._source.live and silent > self._patience:
+            raise SourceError(f"{name}: expected frames, none came for {silent:.0f} s. {hint}")
         return False
 
     def _give_error(self) -> ZssegError:
