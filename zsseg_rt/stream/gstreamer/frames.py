@@ -76,7 +76,14 @@ class Arrivals:
         with self._lock:
             self._known.append((stamp, time.monotonic()))
 
-    def of(self, stamp: int) -> float | None:
-        """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known."""
+    def take(self, stamp: int) -> float | None:
+        """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known.
+
+        Several frames may have one stamp, where the network's jitter is smoothed out.
+        """
         with self._lock:
-            return next((at for known, at in self._known if known == stamp), None)
+            for place, (known, at) in enumerate(self._known):
+                if known == stamp:
+                    del self._known[place]
+                    return at
+        return None

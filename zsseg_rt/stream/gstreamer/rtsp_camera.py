@@ -140,14 +140,16 @@ class _Wiring:
         self.arrivals = Arrivals()
         self.problem: ZssegError | None = None
         self._gst, self._pipeline, self._name = gst, pipeline, name
-        self._has_video = False
+        self._number: int | None = None
+        self._chain: Any = None
         self._probe: tuple[Any, int] | None = None
 
-    def select(self, _camera: Any, _number: int, caps: Any) -> bool:
-        """Take the first stream of pictures, and no other."""
+    def select(self, _camera: Any, number: int, caps: Any) -> bool:
+        """Take the first stream of pictures, and no other; asked again if UDP gives way to TCP."""
         is_video = caps.get_structure(0).get_string("media") == "video"
-        takes, self._has_video = is_video and not self._has_video, self._has_video or is_video
-        return takes
+        if is_video and self._number is None:
+            self._number = number
+        return is_video and number == self._number
 
     def link(self, _camera: Any, pad: Any) -> None:
         """Decode what comes out of a pad."""
@@ -175,12 +177,20 @@ class _Wiring:
         text = " ! ".join((*unpack, *named))
         if _HARDWARE in decoder:
             text += " ! capsfilter caps=video/x-raw,format=BGRx"
-        chain = gst.parse_bin_from_description(text, True)
+        self._remove_chain()
+        self._chain = chain = gst.parse_bin_from_description(text, True)
         self._prepare(chain.get_by_name("decoder"))
         self._pipeline.add(chain)
         chain.link(self._pipeline.get_by_name("convert"))
         chain.sync_state_with_parent()
         pad.link(chain.get_static_pad("sink"))
+
+    def _remove_chain(self) -> None:
+        self.forget()
+        if self._chain is not None:
+            self._chain.set_state(self._gst.State.NULL)
+            self._pipeline.remove(self._chain)
+            self._chain = None
 
     def _prepare(self, decoder: Any) -> None:
         pad = decoder.get_static_pad("sink")

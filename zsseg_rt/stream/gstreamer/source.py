@@ -99,7 +99,7 @@ class GstSource:
         captured_at: float | None = None
         clock: Literal["pipeline", "arrival", "file"] = "arrival" if self.live else "file"
         if built.arrivals is not None:
-            captured_at = built.arrivals.of(stamp)
+            captured_at = built.arrivals.take(stamp)
         elif self.live and is_live:
             captured_at = stamp_of(library, sample, built.element.get_base_time())
             clock = "arrival" if captured_at is None else "pipeline"
@@ -147,13 +147,15 @@ class _Watch:
             ZssegError: It failed, or should not have ended.
         """
         name, hint = self._source.name, self._source.recipe.hint
+        has_ended = self._built.sink.is_eos()
+        self.read_bus()  # an error comes before the end that it causes
         self._error = self._error or self._built.problem()
         if self._error is not None:
             if self._source.live or not self._found:
                 raise self._give_error()
             self._reader.count_damaged()  # a file ends where it cannot be read any more
             return True
-        if self._built.sink.is_eos():
+        if has_ended:
             if self._source.live:
                 raise SourceError(f"{name}: the camera's stream ended. {hint}")
             if not self._found:
