@@ -1,21 +1,21 @@
 """Overlays served over RTSP, seen by viewers of FFmpeg's and GStreamer's."""
 
+import contextlib
 import re
 import socket
 import subprocess
 import sys
-from contextlib import closing
 
 import numpy as np
 import pytest
 
-from support.gstreamer import OverlayServer, read, require_gstreamer
-from support.streams import ReaderNow
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from support.gstreamer import OverlayServer, read, require_gstreamer, watch
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.sinks import open_writers
-from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.visualize import palette
+
+av = pytest.importorskip("av")
 
 RED = np.array([250, 0, 0])
 BLEND = (RED + palette(1)[0]) / 2
@@ -25,7 +25,6 @@ ABS = 8  # H.264 at low rates
 @pytest.fixture(autouse=True)
 def _has_gstreamer():
     require_gstreamer()
-    pytest.importorskip("av")
 
 
 @pytest.fixture
@@ -42,12 +41,6 @@ def serve():
         server.__exit__()
 
 
-def watch(url):
-    """What a viewer of FFmpeg's sees, until it is closed."""
-    source = VideoSource(name="viewer", url=url, kind="rtsp")
-    return closing(source.pictures(ReaderNow()))
-
-
 def is_overlay(image):
     half = image.shape[1] // 2
     left, right = image[:, : half - 8].mean(axis=(0, 1)), image[:, half + 8 :].mean(axis=(0, 1))
@@ -59,7 +52,7 @@ def test_ffmpeg_sees_the_overlay(serve, order):
     server = serve("rtsp://@127.0.0.1:0/seg", "--order", order)
     assert server.begun["name"] == f"rtsp://@127.0.0.1:{server.port}/seg"
     with watch(server.url()) as seen:
-        images = [next(seen).image for _ in range(10)]
+        images = [next(seen) for _ in range(10)]
     assert {image.shape for image in images} == {(240, 320, 3)}
     assert all(is_overlay(image) for image in images)
 
@@ -85,7 +78,7 @@ def test_nothing_is_painted_without_viewers_and_one_encoder_serves_all(serve):
         next(first)
     server.wait_until(lambda _: is_idle(server))
     with watch(server.url()) as third:
-        assert is_overlay(next(third).image)
+        assert is_overlay(next(third))
     assert server.facts()["configure"] == 2
 
 
@@ -99,11 +92,11 @@ def is_idle(server):
 def test_a_new_size_goes_on_with_even_sides(serve):
     server = serve()
     with watch(server.url()) as seen:
-        assert next(seen).image.shape == (240, 320, 3)
+        assert next(seen).shape == (240, 320, 3)
         server.tell("size 95x161")
-        changed = next(p.image for p in seen if p.image.shape != (240, 320, 3))
+        changed = next(image for image in seen if image.shape != (240, 320, 3))
         assert changed.shape == (96, 162, 3)
-        assert is_overlay(next(seen).image)
+        assert is_overlay(next(seen))
     told = read(server.url(), 1)
     assert told.pictures[0]["shape"] == [96, 162, 3]
     assert told.pictures[0]["left"] == pytest.approx(RED, abs=ABS)
@@ -115,8 +108,8 @@ def test_each_source_has_a_path_of_its_own(serve):
     begun = server.facts()["written"]
     server.wait_until(lambda facts: facts["written"] >= begun + 2)
     with watch(server.url("seg")) as first, watch(server.url("seg-2")) as second:
-        assert is_overlay(next(first).image)
-        assert is_overlay(next(second).image)
+        assert is_overlay(next(first))
+        assert is_overlay(next(second))
 
 
 def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
@@ -149,10 +142,10 @@ def test_a_login_is_asked_for_and_never_shown(serve):
     server = serve("rtsp://us er:p%40ss@127.0.0.1:0/seg")
     assert server.begun["name"] == f"rtsp://***@127.0.0.1:{server.port}/seg"
     for login in ("", "us%20er:hush@"):
-        with watch(server.url("seg", login)) as seen, pytest.raises(SourceError, match="401"):
-            next(seen)
+        with pytest.raises(av.HTTPUnauthorizedError), watch(server.url("seg", login)):
+            pass
     with watch(server.url("seg", "us%20er:p%40ss@")) as seen:
-        assert is_overlay(next(seen).image)
+        assert is_overlay(next(seen))
     server.close()
     assert "p%40ss" not in server.log
     assert "p@ss" not in server.log
@@ -163,8 +156,9 @@ def test_closing_parts_with_viewers_and_frees_the_port(serve):
     with watch(server.url()) as seen:
         next(seen)
         server.close()
-        with pytest.raises(SourceError, match="viewer: "):
-            list(seen)
+        with contextlib.suppress(av.FFmpegError):  # or it ends without one
+            for _ in seen:
+                pass
     again = serve(f"rtsp://@127.0.0.1:{server.port}/seg")
     assert again.port == server.port
 
@@ -194,7 +188,7 @@ def test_a_jetson_s_encoder_is_used_where_it_is_present(serve, tmp_path, has_dev
         device.touch()
     server = serve("rtsp://@127.0.0.1:0/seg", "--nvenc", str(device), "--jetson")
     with watch(server.url()) as seen:
-        images = [next(seen).image for _ in range(3)]
+        images = [next(seen) for _ in range(3)]
     assert all(is_overlay(image) for image in images)
     server.close()
     assert server.log.count("this Jetson has no encoder") == (0 if has_device else 1)

@@ -95,6 +95,18 @@ def reading(uri: str, *options: str):
         child.stdout.close()
 
 
+@contextmanager
+def watch(url: str):
+    """The images, uint8 RGB, that a viewer of FFmpeg's sees."""
+    import av
+
+    options = {"rtsp_transport": "tcp", "analyzeduration": "100000"}
+    with av.open(url, options=options, timeout=WITHIN) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE"
+        yield (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
+
+
 class OverlayServer:
     """A child that serves overlays (``overlay_server.py``); ended with the ``with`` block."""
 

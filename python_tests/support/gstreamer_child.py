@@ -19,8 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt.errors import ZssegError
+from zsseg_rt.stream.gstreamer import rtsp_camera
 from zsseg_rt.stream.gstreamer import source as gstreamer_source
 from zsseg_rt.stream.uris import open_sources
+
+PATIENCE = 60.0  # seconds; a busy machine is no dead camera
 
 
 def tell(**facts):
@@ -71,8 +74,8 @@ def main():
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--order", default="rgb")
     parser.add_argument("--jetson", nargs="*")
-    parser.add_argument("--opens-within", type=float, default=gstreamer_source.OPENS_WITHIN)
-    parser.add_argument("--silent-for", type=float, default=gstreamer_source.SILENT_FOR)
+    parser.add_argument("--opens-within", type=float, default=PATIENCE)
+    parser.add_argument("--silent-for", type=float, default=PATIENCE)
     parser.add_argument("--times", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
@@ -80,6 +83,7 @@ def main():
         from support import jetson_elements
 
         jetson_elements.register(*options.jetson)
+    rtsp_camera.ANSWERS_WITHIN = PATIENCE
     gstreamer_source.OPENS_WITHIN = options.opens_within
     gstreamer_source.SILENT_FOR = options.silent_for
     for uri in options.uris * options.times:

@@ -36,7 +36,8 @@ _ANSWERS = MappingProxyType(
         "503": "It has no room for another viewer: end one.",
     }
 )
-_CONNECT_SECONDS = 3.0
+ANSWERS_WITHIN = 5.0
+"""Seconds that a camera may take to answer, and UDP to bring the first packet."""
 
 
 def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
@@ -85,8 +86,8 @@ class RtspCamera:
         settings: dict[str, Any] = {
             "location": location,
             "latency": self.latency_ms,
-            "tcp-timeout": 5_000_000,
-            "timeout": 5_000_000,
+            "tcp-timeout": round(ANSWERS_WITHIN * 1e6),
+            "timeout": round(ANSWERS_WITHIN * 1e6),
         }
         if login is not None:
             settings |= {"user-id": login[0], "user-pw": login[1]}
@@ -238,7 +239,7 @@ def _why_unreachable(url: str) -> str:
     name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
     try:
         number = int(port.removeprefix(":") or 554)
-        socket.create_connection((name, number), _CONNECT_SECONDS).close()
+        socket.create_connection((name, number), ANSWERS_WITHIN).close()
     except TimeoutError:
         return "No answer"
     except (OSError, ValueError, OverflowError) as exc:

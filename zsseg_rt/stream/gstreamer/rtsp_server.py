@@ -53,6 +53,7 @@ class Channel:
     def configure(self, _factory: Any, media: Any) -> None:
         """The first viewer came; called in a thread of the server."""
         pipeline = media.get_element()
+        media.set_clock(self._gst.SystemClock.obtain())
         with self._lock:
             self._input = pipeline.get_by_name_recurse_up("frames")
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
@@ -72,7 +73,12 @@ class Channel:
             if image.shape[:2] != self._size_hw:
                 self._size_hw = (image.shape[0], image.shape[1])
                 self._set_caps()
-            self._input.emit("push-buffer", self._buffer(image))
+            base_time = self._input.get_base_time()
+            if not base_time or self._input.get_state(0)[1] != self._gst.State.PLAYING:
+                return  # a time stamp of this moment would lie hours ahead, and be waited for
+            buffer = self._buffer(image)
+            buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
+            self._input.emit("push-buffer", buffer)
             self._ask_for_key_frame()
 
     def _buffer(self, image: npt.NDArray[np.uint8]) -> Any:
@@ -148,7 +154,7 @@ class RtspServer:
         channel = Channel(self._gst, size_hw, channel_order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
         factory.set_launch(
-            "( appsrc name=frames is-live=true format=time do-timestamp=true block=false "
+            "( appsrc name=frames is-live=true format=time block=false "
             "max-buffers=2 max-bytes=0 leaky-type=downstream "
             f"! {encoder_text(self._gst, size_hw, self._name)} "
             "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
