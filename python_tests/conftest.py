@@ -25,6 +25,9 @@ def use_extension(path: str) -> None:
     spec.loader.exec_module(sys.modules["zsseg_rt._C"])
 
 
+# GStreamer runs in child processes alone, of the tests that are about it.
+os.environ.setdefault("ZSSEG_RTSP_LIBRARY", "pyav")
+
 if os.environ.get("ZSSEG_EXTENSION"):
     use_extension(os.environ["ZSSEG_EXTENSION"])
 

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from support.gstreamer import require_gstreamer
 from zsseg_rt import _C
 from zsseg_rt.backends import registry
 from zsseg_rt.doctor import examine
@@ -16,7 +18,9 @@ def finding(topic):
     return next(found for found in examine() if found.topic == topic)
 
 
-@pytest.mark.parametrize("variable", ["ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"])
+@pytest.mark.parametrize(
+    "variable", ["ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT", "ZSSEG_RTSP_LIBRARY"]
+)
 def test_a_wrong_variable_is_a_finding(monkeypatch, variable):
     monkeypatch.setenv(variable, "abacus")
     found = finding("environment")
@@ -36,7 +40,6 @@ def test_packages_for_streams_are_told(monkeypatch):
     pytest.importorskip("av")
     assert finding("PyAV").status == "ok"
     assert "libx264 yes" in finding("PyAV").detail
-    assert "not used yet" in finding("GStreamer").remedy
     monkeypatch.setitem(sys.modules, "av", None)
     assert finding("PyAV").status == "bad"
     monkeypatch.setattr("zsseg_rt.doctor._version", lambda name: None)
@@ -44,10 +47,79 @@ def test_packages_for_streams_are_told(monkeypatch):
     assert "pip install '.[stream]'" in finding("PyAV").remedy
 
 
+def gstreamer_in_a_child(tmp_path, *, elements=None, is_jetson=False, before=""):
+    """The doctor's line on GStreamer, with stand-ins for some of a Jetson's elements."""
+    release = tmp_path / "nv_tegra_release"
+    if is_jetson:
+        release.write_text("# R36 (release), REVISION: 4.3\n")
+    stand_ins = f"from support.jetson_elements import register; register(*{elements!r})"
+    code = f"""
+import json
+from pathlib import Path
+{before}
+{stand_ins if elements else ""}
+from zsseg_rt import doctor
+doctor._TEGRA_RELEASE = Path({str(release)!r})
+found = doctor._gstreamer()
+print(json.dumps([found.status, found.detail, found.remedy]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_gstreamer_is_told_with_what_it_decodes_and_encodes_with(tmp_path):
+    require_gstreamer()
+    status, detail, remedy = gstreamer_in_a_child(tmp_path)
+    assert (status, remedy) == ("ok", "")
+    assert "PyGObject 3." in detail
+    assert "H.264 is decoded by avdec_h264; encoded by x264enc" in detail
+
+
+def test_what_gstreamer_lacks_is_told_with_its_package(tmp_path):
+    require_gstreamer()
+    lacking = (
+        "import gi; gi.require_version('Gst', '1.0')\n"
+        "from gi.repository import Gst; Gst.init(None)\n"
+        "for name in ('x264enc', 'rtspsrc'):\n"
+        "    Gst.Registry.get().remove_feature(Gst.ElementFactory.find(name))\n"
+    )
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    assert status == "absent"
+    assert "missing: rtspsrc, x264enc" in detail
+    assert "sudo apt install gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly" in remedy
+
+
+def test_without_pygobject_gstreamer_is_absent(tmp_path):
+    lacking = "import sys; sys.modules['gi'] = None"
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    assert status == "absent"
+    assert "expected PyGObject" in detail
+    assert "sudo apt install python3-gi" in remedy
+    assert "pip install '.[gstreamer]'" in remedy
+
+
+def test_a_jetson_s_elements_are_looked_for(tmp_path):
+    require_gstreamer()
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True)
+    assert status == "absent"
+    assert "missing: nvarguscamerasrc, nvvidconv, nvv4l2decoder, nvv4l2h264enc" in detail
+    assert "sudo apt install nvidia-l4t-gstreamer" in remedy
+    elements = ["nvarguscamerasrc", "nvvidconv", "nvv4l2decoder", "nvv4l2h264enc"]
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True, elements=elements)
+    assert (status, remedy) == ("ok", "")
+    assert "H.264 is decoded by nvv4l2decoder; encoded by x264enc" in detail
+    assert "no /dev/v4l2-nvenc: this Jetson has no encoder" in detail
+
+
 def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypatch):
     monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
     monkeypatch.setenv("ZSSEG_BACKEND", "")
-    monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
+    for name in ("TENSORRT", "RTSP_LIBRARY", "RTSP_PROTOCOLS", "RTSP_LATENCY_MS"):
+        monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
     found = finding("environment")
     assert (found.status, found.detail) == ("ok", "ZSSEG_DEVICE=cpu")
 

@@ -88,7 +88,7 @@ def test_the_demo_needs_no_arguments(tmp_path, capsys):
         (("ftp://u:secret@cam/1", "-b", "x"), 2, "source: expected test://"),
         (("test://?size=1", "-b", "x"), 2, "size=WIDTHxHEIGHT"),
         (("0", "out.avi", "-b", "x"), 2, "sink: expected NAME.mp4"),
-        (("0", "rtsp://u:secret@:8554/a", "-b", "x"), 2, "sink: expected NAME.mp4"),
+        (("0", "rtsp://u:secret@cam", "-b", "x"), 2, "sink: expected rtsp://@:PORT/NAME"),
         (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
         (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
         (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),

@@ -271,9 +271,9 @@ def test_an_error_of_a_caller_s_function_ends_its_sink_and_is_shown(monkeypatch)
     assert "function: writing failed" in sink.stats().error
 
 
-@pytest.mark.parametrize("target", ["out.avi", "out", "rtsp://u:secret@:8554/seg", "a://b/c.mp4"])
+@pytest.mark.parametrize("target", ["out.avi", "out", "rtsp://u:secret@cam", "a://b/c.mp4"])
 def test_what_is_no_sink_is_refused(target):
-    with pytest.raises(ArgumentError, match=r"sink: expected NAME\.mp4") as raised:
+    with pytest.raises(ArgumentError, match="sink: expected") as raised:
         open_sink(target)
     assert "secret" not in str(raised.value)
 

@@ -6,7 +6,10 @@ import pytest
 
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.stream.demo_camera import DemoCamera
+from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
+from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource
 
@@ -27,8 +30,6 @@ def test_test_sources_take_size_rate_seed_and_frames():
 @pytest.mark.parametrize(
     ("uri", "url", "kind", "live"),
     [
-        ("rtsp://cam/1", "rtsp://cam/1", "rtsp", True),
-        ("RTSP://cam/1", "RTSP://cam/1", "rtsp", True),
         ("http://cam/video", "http://cam/video", "http", True),
         ("https://cam/video", "https://cam/video", "http", True),
         ("0", "/dev/video0", "v4l2", True),
@@ -42,6 +43,29 @@ def test_videos_and_cameras(uri, url, kind, live):
     source = one(uri)
     assert isinstance(source, VideoSource)
     assert (source.url, source.kind, source.live, source.name) == (url, kind, live, uri)
+
+
+@pytest.mark.parametrize("uri", ["rtsp://cam/1", "RTSP://u@cam/1?a=b", "rtsps://cam"])
+def test_network_cameras(uri):
+    source = one(uri, "bgr")
+    assert isinstance(source, RtspSource)
+    assert (source.url, source.live, source.channel_order) == (uri, True, "bgr")
+
+
+def test_csi_cameras_take_size_rate_and_flip():
+    source = one("csi://1?size=640x480&rate=29.97&flip=2", "bgr")
+    assert isinstance(source, GstSource)
+    assert source.live
+    assert source.recipe == CsiCamera(sensor=1, size_hw=(480, 640), rate=29.97, flip=2)
+    assert one("CSI://0").recipe == CsiCamera(sensor=0, size_hw=(720, 1280), rate=30.0, flip=0)
+
+
+@pytest.mark.parametrize(("scheme", "live"), [("gst", True), ("gst-file", False)])
+def test_pipelines_of_one_s_own(scheme, live):
+    source = one(f"{scheme}:rtspsrc location=rtsp://u:secret@cam user-pw=secret ! decodebin")
+    assert source.live == live
+    assert source.name == f"{scheme}:rtspsrc location=rtsp://***@cam user-pw=*** ! decodebin"
+    assert "secret" not in repr(source)
 
 
 def test_a_camera_s_size_rate_and_format_can_be_asked_for():
@@ -76,8 +100,20 @@ def test_a_file_lists_one_source_per_line(tmp_path):
     [
         ("ftp://cam/1", "expected test://, rtsp://"),
         ("", "expected test://, rtsp://"),
-        ("csi://0", "needs GStreamer, which is not there yet"),
-        ("gst:videotestsrc", "needs GStreamer, which is not there yet"),
+        ("gst:", "expected gst:PIPELINE"),
+        ("gst-file: ", "expected gst-file:PIPELINE"),
+        ("csi:0", "expected csi://0 to csi://15"),
+        ("csi://", "expected csi://0 to csi://15"),
+        ("csi://99", "expected csi://0 to csi://15"),
+        ("csi://0 ! fakesink", "expected csi://0 to csi://15"),
+        ("csi://0?flip=8", "expected flip from 0 to 7"),
+        ("csi://0?size=0x0", "expected size=WIDTHxHEIGHT"),
+        ("csi://0?rate=x", "expected rate from 1 to 1000"),
+        ("csi://0?gain=3", "got 'gain'"),
+        ("rtsp://", "expected rtsp://HOST/PATH"),
+        ("rtsp:///x", "expected rtsp://HOST/PATH"),
+        ("rtsp://cam/a b", "expected rtsp://HOST/PATH without spaces"),
+        ("rtsp://cam/\r\nX: y", "expected rtsp://HOST/PATH without spaces"),
         ("test://picture", "expected test://?size=.."),
         ("test://?colour=1", "got 'colour'"),
         ("test://?size=0x5", "expected size=WIDTHxHEIGHT"),

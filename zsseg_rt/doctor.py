@@ -19,8 +19,12 @@ from zsseg_rt.config import EngineConfig, default_cache_dir
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
 from zsseg_rt.stream.devices import find_devices
+from zsseg_rt.stream.gstreamer.report import report
+from zsseg_rt.stream.rtsp import RtspSettings
 
 __all__ = ["Finding", "examine"]
+
+_TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +243,12 @@ def _pyav() -> Finding:
 
 
 def _gstreamer() -> Finding:
-    version = _version("PyGObject")
+    found = report(is_jetson=_TEGRA_RELEASE.is_file())
     return Finding(
         topic="GStreamer",
-        status="absent" if version is None else "ok",
-        detail="no PyGObject found" if version is None else f"PyGObject {version}",
-        remedy="Nothing: it is not used yet.",
+        status="ok" if found.is_complete else "absent",
+        detail=found.detail,
+        remedy=found.remedy,
     )
 
 
@@ -272,24 +276,30 @@ def _cameras() -> Finding:
 
 def _jetson() -> Finding:
     model = Path("/proc/device-tree/model")
-    release = Path("/etc/nv_tegra_release")
-    if not release.is_file():
+    if not _TEGRA_RELEASE.is_file():
         return Finding(topic="Jetson", status="absent", detail="not a Jetson")
     name = model.read_text(errors="replace").strip("\0\n") if model.is_file() else "unknown board"
-    first = release.read_text(errors="replace").splitlines()[0]
+    first = _TEGRA_RELEASE.read_text(errors="replace").splitlines()[0]
     return Finding(topic="Jetson", status="ok", detail=f"{name}; {first}")
 
 
 def _environment() -> Finding:
-    """The variables that an engine with default settings reads."""
-    checks: list[Callable[[], object]] = [lambda: requested(EngineConfig()), wanted_flavours]
+    """The variables that an engine with default settings and its streams read."""
+    checks: list[Callable[[], object]] = [
+        lambda: requested(EngineConfig()),
+        wanted_flavours,
+        RtspSettings.from_environment,
+    ]
     problems = []
     for check in checks:
         try:
             check()
         except ConfigError as exc:
             problems.append(str(exc))
-    names = ("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT")
+    names = (
+        *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
+        *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
+    )
     given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     if problems:
         return Finding(

@@ -206,7 +206,8 @@ class Engine:
             policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels
                 every frame while the source waits. None: ``latest`` for cameras, else ``all``.
             max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
-            sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures, or functions.
+            sinks: ``NAME.mp4``, ``NAME.jsonl``, ``NAME/`` for label pictures,
+                ``rtsp://@:PORT/NAME`` for viewers, or functions.
             alpha: Weight of the colours in overlays, in [0, 1].
             steady: Whether labels are steadied along the motion; see :class:`FrameMemory`.
             skip_still: Whether frames that stand still get the last labels again.
@@ -216,8 +217,10 @@ class Engine:
 
         Raises:
             ArgumentError: A source, sink or setting does not exist, or does not fit the family.
-            SourceError: A list of sources cannot be read, or the folder of a sink is absent.
-            BackendUnavailableError: PyAV is not installed for a sink, or OpenCV for a memory.
+            SourceError: A list of sources cannot be read, the folder of a sink is absent, or its
+                port cannot be had.
+            BackendUnavailableError: PyAV or GStreamer is not installed for a sink, or OpenCV for a
+                memory.
             EngineStateError: The engine is closed.
         """
         self._require_open()

@@ -45,8 +45,9 @@ class Frame:
         index: Position among the frames that the source has given, from 0; reconnecting does not
             begin anew, and gaps are frames that were dropped.
         captured_at: Seconds of ``time.monotonic()``.
-        clock: Whose time that is: ``"driver"``, the camera's driver, at capture; ``"arrival"``,
-            ours, when the frame arrived; ``"file"``, ours, when it was read from a file.
+        clock: Whose time that is: ``"driver"``, the camera's driver, at capture; ``"pipeline"``,
+            the GStreamer element's that the frame came from; ``"arrival"``, ours, when the frame
+            arrived; ``"file"``, ours, when it was read from a file.
         pts_seconds: The stream's own time stamp in seconds, or None.
         dropped_before: Frames of this source that were dropped since the one handed out before.
         image: uint8 [H, W, 3], in the engine's channel order.
@@ -55,7 +56,7 @@ class Frame:
     source: str
     index: int
     captured_at: float
-    clock: Literal["driver", "arrival", "file"]
+    clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
     dropped_before: int = 0
     image: npt.NDArray[np.uint8] = field(repr=False)

@@ -36,6 +36,7 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
 from zsseg_rt.cli.signals import stopped_by_signals
+from zsseg_rt.cli.systemd import Notifier
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 
@@ -55,7 +56,7 @@ def stream(
         typer.Argument(
             metavar="SOURCE [SINK]...",
             help="A camera, video or photos, @FILE with one per line; then NAME.mp4, NAME.jsonl, "
-            "NAME/ for label images. With --demo, sinks only.",
+            "NAME/ for label images, rtsp://@:PORT/NAME to be watched. With --demo, sinks only.",
         ),
     ] = None,
     bundle: BundleOption = None,
@@ -165,8 +166,9 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
         _stopped_after(seconds, labelled.stop),
         terminal().status("waiting for the first frame") as status,
     ):
-        last_drawn = 0.0
+        last_drawn, systemd = 0.0, Notifier()
         for seg in itertools.islice(labelled, frames):
+            systemd.frame()
             if time.monotonic() - last_drawn >= _REDRAW:
                 last_drawn = time.monotonic()
                 status.update(_status_line(seg, labelled))

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from zsseg_rt import ops
 from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
 from zsseg_rt.stream.writers import frame_of, require_folder, unwritable
-from zsseg_rt.visualize import palette
 
 __all__ = ["OverlayVideo"]
 
@@ -48,9 +46,9 @@ class OverlayVideo:
         self._av = import_av()
         self.name = str(path)
         self.files: list[str] = []
-        self._path, self._order, self._alpha = path, channel_order, alpha
+        self._path, self._order = path, channel_order
         self._recordings: dict[str, _Recording] = {}
-        self._colours = palette(0)
+        self._painter = Painter(channel_order=channel_order, alpha=alpha)
 
     def write(self, seg: Segmentation) -> None:
         """Encode one frame.
@@ -60,10 +58,7 @@ class OverlayVideo:
         """
         frame = frame_of(seg)
         recording = self._recording(frame)
-        ops.overlay(
-            frame.image, seg.labels, self._palette(len(seg.names)),
-            alpha=self._alpha, out=recording.canvas,
-        )  # fmt: skip
+        self._painter.paint(seg, recording.canvas)
         try:
             recording.add(frame)
         except self._av.FFmpegError as exc:
@@ -101,14 +96,6 @@ class OverlayVideo:
         self._recordings[frame.source] = begun
         self.files.append(str(path))
         return begun
-
-    def _palette(self, num_classes: int) -> npt.NDArray[np.uint8]:
-        if len(self._colours) < num_classes:
-            colours = palette(num_classes)
-            self._colours = (
-                colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
-            )
-        return self._colours
 
 
 class _Recording:

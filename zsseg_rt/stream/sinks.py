@@ -12,6 +12,7 @@ from typing import Protocol
 
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.result import Segmentation
+from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
 from zsseg_rt.stream.source import redact
 from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder
@@ -78,15 +79,16 @@ def open_writers(
     """Read what sinks shall be; folders are made, files are begun with the first frame.
 
     Args:
-        targets: Each ``NAME.mp4`` (overlay video), ``NAME.jsonl``, ``NAME/`` (label pictures), or a
-            function that is called with each :class:`~zsseg_rt.Segmentation`.
+        targets: Each ``NAME.mp4`` (overlay video), ``NAME.jsonl``, ``NAME/`` (label pictures),
+            ``rtsp://@:PORT/NAME`` (overlays for viewers), or a function that is called with each
+            :class:`~zsseg_rt.Segmentation`.
         channel_order: Of the frames.
         alpha: Weight of the overlay's colours, in [0, 1].
 
     Raises:
         ArgumentError: One is none of these, or a file is named twice.
-        SourceError: A folder is absent or cannot be made.
-        BackendUnavailableError: PyAV is needed and not installed.
+        SourceError: A folder is absent or cannot be made, or a port cannot be had.
+        BackendUnavailableError: PyAV or GStreamer is needed and not installed.
     """
     paths = [Path(target) for target in targets if not callable(target)]
     for path in paths:
@@ -101,6 +103,8 @@ def _open_writer(target: SinkTarget, channel_order: str, alpha: float) -> Writer
     if callable(target):
         return Callback(target)
     text, path = str(target), Path(target)
+    if text.lower().startswith("rtsp://"):
+        return RtspSink(text, channel_order=channel_order, alpha=alpha)
     if "://" not in text:
         if text.endswith("/") or path.is_dir():
             return MaskFolder(path)
@@ -109,7 +113,8 @@ def _open_writer(target: SinkTarget, channel_order: str, alpha: float) -> Writer
         if path.suffix.lower() == ".jsonl":
             return JsonLines(path)
     raise ArgumentError(
-        f"sink: expected NAME.mp4, NAME.jsonl or a folder NAME/, got {redact(text)}"
+        "sink: expected NAME.mp4, NAME.jsonl, a folder NAME/ or rtsp://@:PORT/NAME, got "
+        f"{redact(text)}"
     )
 
 

@@ -29,7 +29,7 @@ class Picture:
 
     image: npt.NDArray[np.uint8] = field(repr=False)
     captured_at: float
-    clock: Literal["driver", "arrival", "file"]
+    clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
 
 

@@ -13,19 +13,23 @@ from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.files import read_limited
 from zsseg_rt.photos import SUFFIXES
 from zsseg_rt.stream.demo_camera import DemoCamera
+from zsseg_rt.stream.gstreamer.messages import redact_pipeline
+from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
+from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import Source, redact
-from zsseg_rt.stream.video import VideoKind, VideoSource
+from zsseg_rt.stream.video import VideoSource
 
 __all__ = ["open_sources"]
 
 _LONGEST_LIST = 1 << 20  # bytes
 _MOST_PIXELS = 1 << 26
-_KNOWN = "test://, rtsp://, http://, https://, v4l2:///dev/videoN, a number, or a path"
-_NETWORK: dict[str, VideoKind] = {
-    "rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"
-}  # fmt: skip
-_NOT_YET = ("csi:", "gst:")
+_KNOWN = (
+    "test://, rtsp://, http://, https://, csi://N, v4l2:///dev/videoN, a number, gst:PIPELINE, or "
+    "a path"
+)
+_MOST_SENSORS = 16
 
 _Value = TypeVar("_Value")
 
@@ -75,15 +79,16 @@ def _expand(text: str) -> list[str]:
 
 def _source(uri: str, order: str) -> Source:
     scheme = uri.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) else ""
-    if uri.lower().startswith(_NOT_YET):
-        raise ArgumentError(
-            f"source: {redact(uri)} needs GStreamer, which is not there yet. Expected {_KNOWN}."
-        )
+    if scheme in ("gst", "gst-file"):
+        return _pipeline(uri, order, live=scheme == "gst")
+    if scheme == "csi":
+        return _csi(uri, order)
     if scheme == "test":
         return _demo_camera(uri, order)
-    kind = _NETWORK.get(scheme)
-    if kind is not None:
-        return VideoSource(name=redact(uri), url=uri, kind=kind, channel_order=order)
+    if scheme in ("rtsp", "rtsps"):
+        return _rtsp(uri, order)
+    if scheme in ("http", "https"):
+        return VideoSource(name=redact(uri), url=uri, kind="http", channel_order=order)
     if scheme == "v4l2" or uri.isdecimal() or uri.startswith("/dev/video"):
         return _device(uri, order)
     if "://" in uri:
@@ -100,6 +105,43 @@ def _path(text: str, order: str) -> Source:
         return PhotoSource(name=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)
+
+
+def _pipeline(uri: str, order: str, *, live: bool) -> Source:
+    text = uri.partition(":")[2].strip()
+    if not text or "\0" in text:
+        raise ArgumentError(f"source: expected {uri.partition(':')[0]}:PIPELINE, got no pipeline")
+    return GstSource(
+        name=redact_pipeline(uri),
+        recipe=UserPipeline(text=text),
+        channel_order=order,
+        live=live,
+    )
+
+
+def _csi(uri: str, order: str) -> Source:
+    number = re.fullmatch(r"csi://([0-9]{1,2})(?:\?.*)?", uri, re.IGNORECASE | re.DOTALL)
+    if number is None or int(number[1]) >= _MOST_SENSORS:
+        raise ArgumentError(f"source: expected csi://0 to csi://{_MOST_SENSORS - 1}, got {uri}")
+    asked = _query(uri, ("size", "rate", "flip")) if "?" in uri else {}
+    recipe = CsiCamera(
+        sensor=int(number[1]),
+        size_hw=_size(uri, asked.get("size", "1280x720")),
+        rate=_number(uri, asked, "rate", "30", float, 1, 1000),
+        flip=_number(uri, asked, "flip", "0", int, 0, 7),
+    )
+    return GstSource(name=uri, recipe=recipe, channel_order=order)
+
+
+def _rtsp(uri: str, order: str) -> Source:
+    if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri, re.IGNORECASE):
+        raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {redact(uri)}")
+    return RtspSource(
+        name=redact(uri),
+        url=uri,
+        channel_order=order,
+        settings=RtspSettings.from_environment(),
+    )
 
 
 def _demo_camera(uri: str, order: str) -> Source:

@@ -1,0 +1,164 @@
+"""Runs GStreamer in child processes for tests, and skips them where it is absent."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.required import without_streams
+
+READER = Path(__file__).with_name("gstreamer_child.py")
+SERVER = Path(__file__).with_name("overlay_server.py")
+WITHIN = 120  # seconds, on a busy machine
+ELEMENTS = (
+    "videotestsrc videoconvert appsink rtspsrc h264parse avdec_h264 h265parse avdec_h265 x264enc "
+    "rtph264pay rtph264depay qtdemux"
+)
+
+
+@functools.cache
+def _what_is_missing() -> str:
+    code = (
+        "from zsseg_rt.stream.gstreamer.library import load, load_server, require_elements\n"
+        f"require_elements(load().Gst, {ELEMENTS.split()!r}, 'tests')\n"
+        "load_server()\n"
+    )
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=WITHIN)
+    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def require_gstreamer() -> None:
+    """Skip or fail the test where PyGObject or GStreamer is absent."""
+    if missing := _what_is_missing():
+        without_streams(f"GStreamer cannot be used here (tools/test.sh installs it): {missing}")
+
+
+class Told:
+    """What a child told: facts of pictures, how it ended, what it logged."""
+
+    def __init__(self, lines: list[dict], log: str) -> None:
+        self.pictures = [line for line in lines if "shape" in line]
+        self.resources = [line for line in lines if "threads" in line]
+        self.ends = [line for line in lines if "ended" in line or "error" in line]
+        self.log = log
+
+    @property
+    def end(self) -> dict:
+        return self.ends[-1]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The variables of a child: ours, but for those that choose how RTSP is read."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("ZSSEG_RTSP")}
+    return {**ours, "ZSSEG_RTSP_LIBRARY": "gstreamer", **variables}
+
+
+def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: str) -> Told:
+    """Read pictures of sources in a child; see ``gstreamer_child.py`` for options."""
+    given = [uris] if isinstance(uris, str) else uris
+    call = [sys.executable, str(READER), *given, "--count", str(count), *options]
+    done = subprocess.run(
+        call,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WITHIN,
+        env=environment(**variables),
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = Told(lines, done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert told.ends, done.stderr
+    return told
+
+
+@contextmanager
+def reading(uri: str, *options: str):
+    """A child that reads in the background; gives its facts line by line."""
+    call = [sys.executable, str(READER), uri, "--count", "1000000", *options]
+    child = subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
+    )
+    try:
+        yield (json.loads(line) for line in child.stdout)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@contextmanager
+def watch(url: str):
+    """The images, uint8 RGB, that a viewer of FFmpeg's sees."""
+    import av
+
+    options = {"rtsp_transport": "tcp", "analyzeduration": "100000"}
+    with av.open(url, options=options, timeout=WITHIN) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE"
+        yield (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
+
+
+class OverlayServer:
+    """A child that serves overlays (``overlay_server.py``); ended with the ``with`` block."""
+
+    def __init__(self, address: str = "rtsp://@127.0.0.1:0/seg", *options: str) -> None:
+        self.child = subprocess.Popen(
+            [sys.executable, str(SERVER), address, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self.begun = self._answer()
+        self.port = self.begun.get("port")
+        self.log = ""
+        if self.port is not None:
+            self.wait_until(lambda facts: facts["written"] >= 1)  # before, there is no such path
+
+    def url(self, path: str = "seg", login: str = "") -> str:
+        return f"rtsp://{login}127.0.0.1:{self.port}/{path}"
+
+    def tell(self, command: str) -> None:
+        self.child.stdin.write(command + "\n")
+        self.child.stdin.flush()
+
+    def facts(self) -> dict:
+        self.tell("facts")
+        return self._answer()
+
+    def wait_until(self, is_so) -> dict:
+        """Facts of which ``is_so`` is true."""
+        last = time.monotonic() + WITHIN
+        while not is_so(facts := self.facts()):
+            assert time.monotonic() < last, facts
+            time.sleep(0.05)
+        return facts
+
+    def close(self) -> None:
+        """Close its sink, and the process; its log is known then."""
+        self.tell("close")
+        assert self._answer() == {"closed": True}
+        _, self.log = self.child.communicate(timeout=WITHIN)
+        assert self.child.returncode == 0, self.log
+
+    def _answer(self) -> dict:
+        line = self.child.stdout.readline()
+        assert line, self.child.stderr.read()
+        return json.loads(line)
+
+    def __enter__(self) -> OverlayServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.child.kill()
+        self.child.communicate()

@@ -1,0 +1,96 @@
+"""A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
+
+    python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
+                              [--opens-within S] [--silent-for S]
+
+A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.rtsp_camera import shown_time
+from support.streams import ReaderNow
+from zsseg_rt.errors import ZssegError
+from zsseg_rt.stream.gstreamer import rtsp_camera
+from zsseg_rt.stream.gstreamer import source as gstreamer_source
+from zsseg_rt.stream.uris import open_sources
+
+PATIENCE = 60.0  # seconds; a busy machine is no dead camera
+
+
+def tell(**facts):
+    print(json.dumps(facts), flush=True)
+
+
+def read(source, count):
+    """Tell of so many pictures; returns whether the source ended by itself."""
+    reader, pictures = ReaderNow(), None
+    try:
+        pictures = source.pictures(reader)
+        for _ in range(count):
+            picture = next(pictures, None)
+            if picture is None:
+                break
+            image = picture.image
+            half = image.shape[1] // 2
+            tell(
+                shape=image.shape,
+                left=image[:, : half - 8].mean(axis=(0, 1)).tolist(),
+                right=image[:, half + 8 :].mean(axis=(0, 1)).tolist(),
+                captured_at=picture.captured_at,
+                taken_at=time.monotonic(),
+                clock=picture.clock,
+                pts=picture.pts_seconds,
+                shown=shown_time(image),
+                writable=image.flags.writeable,
+            )
+    except ZssegError as exc:
+        tell(error=type(exc).__name__, message=str(exc), name=source.name, damaged=reader.damaged)
+    else:
+        tell(ended=picture is None, name=source.name, damaged=reader.damaged)
+    finally:
+        if pictures is not None:
+            pictures.close()
+
+
+def tell_resources():
+    tell(
+        threads=len(os.listdir("/proc/self/task")),
+        descriptors=len(os.listdir("/proc/self/fd")),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("uris", nargs="+")
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--order", default="rgb")
+    parser.add_argument("--jetson", nargs="*")
+    parser.add_argument("--opens-within", type=float, default=PATIENCE)
+    parser.add_argument("--silent-for", type=float, default=PATIENCE)
+    parser.add_argument("--times", type=int, default=1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    if options.jetson is not None:
+        from support import jetson_elements
+
+        jetson_elements.register(*options.jetson)
+    rtsp_camera.ANSWERS_WITHIN = PATIENCE
+    gstreamer_source.OPENS_WITHIN = options.opens_within
+    gstreamer_source.SILENT_FOR = options.silent_for
+    for uri in options.uris * options.times:
+        read(*open_sources(uri, options.order), options.count)
+        if options.times > 1:
+            tell_resources()
+
+
+if __name__ == "__main__":
+    main()

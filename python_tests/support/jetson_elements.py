@@ -1,0 +1,208 @@
+"""Stand-ins for a Jetson's GStreamer elements, with its memory, properties and pixel formats.
+
+:func:`register` makes them known to the GStreamer of this process. They show that our pipelines
+parse, negotiate and run with such elements; not that a Jetson's own behave the same.
+"""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import gi
+import numpy as np
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstBase", "1.0")
+from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
+
+Gst.init(None)
+
+SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
+NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
+PLAIN = f"video/x-raw,format=NV12,{SIDES}"
+BGRX = f"video/x-raw,format=BGRx,{SIDES}"
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+SINK, SRC = Gst.PadDirection.SINK, Gst.PadDirection.SRC
+
+
+def template(direction, caps):
+    name = "sink" if direction == SINK else "src"
+    wanted = Gst.Caps.from_string(caps)
+    return Gst.PadTemplate.new(name, direction, Gst.PadPresence.ALWAYS, wanted)
+
+
+def element(kind, *templates):
+    """A decorator: the class becomes a type of elements with these pads."""
+
+    def declare(made):
+        made.set_metadata(made.__name__, kind, "stand-in", "tests")
+        for pad in templates:
+            made.add_pad_template(pad)
+        return made
+
+    return declare
+
+
+def buffer_of(data):
+    buffer = Gst.Buffer.new_allocate(None, len(data), None)
+    buffer.fill(0, data)
+    return buffer
+
+
+def nv12_of(rgb):
+    """An RGB picture with even sides as NV12."""
+    height, width = rgb.shape[:2]
+    planes = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2YUV_I420)
+    chroma = planes[height:].reshape(2, height // 2, width // 2)
+    return planes[:height].tobytes() + np.ascontiguousarray(chroma.transpose(1, 2, 0)).tobytes()
+
+
+def numbers_of(caps):
+    """Height, width and rate that caps name."""
+    structure = caps.get_structure(0)
+    _, top, bottom = structure.get_fraction("framerate")
+    return structure.get_int("height")[1], structure.get_int("width")[1], f"{top}/{bottom}"
+
+
+@element("Source/Video", template(SRC, NVMM))
+class Camera(GstBase.BaseSrc):
+    """Its left half is red, its right half blue. There is one camera, number 0."""
+
+    sensor_id = GObject.Property(type=int, default=0)
+
+    def __init__(self):
+        super().__init__()
+        self.set_live(True)
+        self.set_format(Gst.Format.TIME)
+        self.set_do_timestamp(True)
+        self.seconds = self.due = 0.0
+
+    def do_set_caps(self, caps):
+        self.height, self.width, rate = numbers_of(caps)
+        top, bottom = rate.split("/")
+        self.seconds = int(bottom) / int(top)
+        return True
+
+    def do_create(self, _offset, _size, _given):
+        if self.sensor_id > 0:
+            code = Gst.ResourceError.NOT_FOUND
+            error = GLib.Error.new_literal(Gst.ResourceError.quark(), "No cameras available", code)
+            self.post_message(Gst.Message.new_error(self, error, "stand-in"))
+            return Gst.FlowReturn.ERROR, None
+        self.due = max(self.due + self.seconds, time.monotonic())
+        time.sleep(max(self.due - time.monotonic(), 0.0))
+        image = np.empty((self.height, self.width, 3), np.uint8)
+        image[:, : self.width // 2], image[:, self.width // 2 :] = RED, BLUE
+        return Gst.FlowReturn.OK, buffer_of(nv12_of(image))
+
+
+class Filter:
+    """Gives each buffer on, with caps and pixels of its own.
+
+    No element itself: the constructor of an element's base class would see no templates.
+    """
+
+    def __init__(self):
+        super().__init__()
+        for made in self.get_pad_template_list():
+            pad = Gst.Pad.new_from_template(made, made.name_template)
+            if pad.direction == SINK:
+                pad.set_chain_function_full(self.chain)
+                pad.set_event_function_full(self.event)
+            self.add_pad(pad)
+
+    def event(self, pad, _parent, event):
+        if event.type != Gst.EventType.CAPS:
+            return pad.event_default(self, event)
+        caps = Gst.Caps.from_string(self.caps_for(event.parse_caps()))
+        return self.get_static_pad("src").push_event(Gst.Event.new_caps(caps))
+
+    def chain(self, _pad, _parent, buffer):
+        data = np.frombuffer(buffer.extract_dup(0, buffer.get_size()), np.uint8)
+        made = buffer_of(self.pixels_for(data))
+        made.pts, made.dts, made.duration = buffer.pts, buffer.dts, buffer.duration
+        return self.get_static_pad("src").push(made)
+
+    def caps_for(self, caps):
+        height, width, rate = numbers_of(caps)
+        return f"{self.gives},width={width},height={height},framerate={rate}"
+
+    def pixels_for(self, data):
+        return data.tobytes()
+
+
+@element("Filter/Video", template(SINK, PLAIN), template(SRC, NVMM))
+class IntoNvmm(Filter, Gst.Element):
+    gives = "video/x-raw(memory:NVMM),format=NV12"
+
+
+@element("Filter/Video", template(SINK, NVMM), template(SRC, PLAIN))
+class OutOfNvmm(Filter, Gst.Element):
+    gives = "video/x-raw,format=NV12"
+
+
+@element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
+class Converter(Filter, Gst.Element):
+    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
+
+    flip_method = GObject.Property(type=int, default=0)
+
+    def caps_for(self, caps):
+        self.height, self.width, _ = numbers_of(caps)
+        self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
+        self.gives = "video/x-raw,format=BGRx" if self.from_nvmm else IntoNvmm.gives
+        return super().caps_for(caps)
+
+    def pixels_for(self, data):
+        if not self.from_nvmm:
+            return nv12_of(data.reshape(self.height, self.width, 4)[..., 2::-1])
+        planes = data.reshape(self.height * 3 // 2, self.width)
+        image = cv2.cvtColor(cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12), cv2.COLOR_BGR2BGRA)
+        return (image[::-1, ::-1] if self.flip_method == 2 else image).tobytes()
+
+
+class Chain:
+    """Several elements that look like one."""
+
+    def hold(self, text):
+        inner = Gst.parse_bin_from_description(text, True)
+        self.add(inner)
+        for name in ("sink", "src"):
+            made = self.get_pad_template(name)
+            self.add_pad(Gst.GhostPad.new_from_template(name, inner.get_static_pad(name), made))
+
+
+@element("Codec/Decoder/Video", template(SINK, "video/x-h264"), template(SRC, NVMM))
+class Decoder(Chain, Gst.Bin):
+    def __init__(self):
+        super().__init__()
+        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standininto")
+
+
+@element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))
+class Encoder(Chain, Gst.Bin):
+    bitrate = GObject.Property(type=int, default=4_000_000)
+    idrinterval = GObject.Property(type=int, default=256)
+    insert_sps_pps = GObject.Property(type=bool, default=False)
+
+    def __init__(self):
+        super().__init__()
+        x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
+        self.hold(f"standinoutof ! videoconvert ! video/x-raw,format=I420 ! {x264}")
+
+
+TYPES = {
+    "nvarguscamerasrc": Camera,
+    "nvvidconv": Converter,
+    "nvv4l2decoder": Decoder,
+    "nvv4l2h264enc": Encoder,
+}
+
+
+def register(*names):
+    """Make the stand-ins of these names known, or all; what is not named stays absent."""
+    for name, made in (("standininto", IntoNvmm), ("standinoutof", OutOfNvmm)):
+        Gst.Element.register(None, name, 0, made)
+    for name in names or TYPES:
+        Gst.Element.register(None, name, 0, TYPES[name])

@@ -1,0 +1,207 @@
+"""GStreamer's sources against a real GStreamer: own pipelines, CSI cameras, RTSP cameras."""
+
+import time
+
+import pytest
+
+from support.gstreamer import read, reading, require_gstreamer
+from support.streams import level, numbered, write_video
+
+LIVE = "gst:videotestsrc is-live=true"
+CSI = ("nvarguscamerasrc", "nvvidconv")
+
+
+@pytest.fixture(autouse=True)
+def _has_gstreamer():
+    require_gstreamer()
+
+
+def ordered(values):
+    return None not in values and values == sorted(set(values))
+
+
+@pytest.mark.parametrize(("order", "colour"), [("rgb", [255, 0, 0]), ("bgr", [0, 0, 255])])
+def test_a_live_pipeline_gives_frames_in_the_order_asked_for(order, colour):
+    begun = time.monotonic()
+    told = read(f"{LIVE} pattern=red ! video/x-raw,width=322,height=241", 5, "--order", order)
+    assert [p["shape"] for p in told.pictures] == [[241, 322, 3]] * 5  # rows are padded inside
+    assert {p["clock"] for p in told.pictures} == {"pipeline"}
+    for picture in told.pictures:
+        assert picture["left"] == pytest.approx(colour, abs=2)
+        assert picture["right"] == pytest.approx(colour, abs=2)
+        assert begun < picture["captured_at"] <= picture["taken_at"]
+        assert picture["writable"]
+    assert ordered([p["captured_at"] for p in told.pictures])
+    assert ordered([p["pts"] for p in told.pictures])
+    assert told.pictures[0]["pts"] == 0.0
+
+
+def test_an_appsink_of_one_s_own_is_taken():
+    told = read("gst:videotestsrc pattern=blue ! videoconvert ! appsink name=mine", 2)
+    assert told.pictures[1]["left"] == pytest.approx([0, 0, 255], abs=2)
+    assert told.pictures[1]["clock"] == "arrival"  # it is not live: nothing was captured
+
+
+def test_a_recording_gives_every_frame_and_ends(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", (numbered(number) for number in range(28)))
+    told = read(f"gst-file:filesrc location={path} ! qtdemux ! h264parse ! avdec_h264", 100)
+    levels = [p["left"][0] for p in told.pictures]
+    assert levels == pytest.approx([level(number) for number in range(28)], abs=3)
+    assert [p["pts"] for p in told.pictures] == pytest.approx([n / 10 for n in range(28)], abs=1e-3)
+    assert {p["clock"] for p in told.pictures} == {"file"}
+    assert told.end["ended"]
+
+
+def test_a_damaged_recording_keeps_its_good_frames(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", (numbered(number) for number in range(28)))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+    told = read(f"gst-file:filesrc location={path} ! matroskademux ! h264parse ! avdec_h264", 100)
+    levels = [p["left"][0] for p in told.pictures]
+    assert 10 <= len(levels) < 28
+    expected = [level(number) for number in range(len(levels))]
+    assert levels == pytest.approx(expected, abs=3)
+    assert told.end["ended"]
+
+
+FAILURES = {
+    "gst:nosuch ! fakesink": ("BackendUnavailableError", "elements nosuch, found none"),
+    "gst:videotestsrc ! nvvidconv": ("BackendUnavailableError", "nvidia-l4t-gstreamer"),
+    "csi://0": ("BackendUnavailableError", "nvarguscamerasrc, nvvidconv: sudo apt install"),
+    "gst:videotestsrc ! ! appsink": ("SourceError", "syntax error"),
+    "gst:videotestsrc bogus=1 user-pw=hush": ("SourceError", 'no property "bogus"'),
+    "gst:videotestsrc ! audioconvert": ("SourceError", "could not link"),
+    "gst:videotestsrc ! video/x-raw,format=I420 ! appsink": ("SourceError", "in videoconvert"),
+    "gst:v4l2src device=/dev/video99": ("SourceError", "No such file"),
+    f"{LIVE} num-buffers=1": ("SourceError", "write gst-file: for gst:"),
+    "gst-file:filesrc location=/etc/hostname ! decodebin": ("SourceError", "cannot be read"),
+    "gst:rtspsrc location=rtsp://u:hush@127.0.0.1:1/ user-pw=hush ! decodebin": (
+        "SourceError", "rtsp://***@127.0.0.1"
+    ),
+    "rtsp://user:hush@127.0.0.1:1/x": ("SourceError", "Connection refused. Check address and port"),
+    "rtsp://user:hush@no.invalid/x": ("SourceError", "Check address and port"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def failures():
+    require_gstreamer()
+    told = read(list(FAILURES), 9)
+    assert "hush" not in told.log
+    return dict(zip(FAILURES, told.ends, strict=True))
+
+
+@pytest.mark.parametrize("uri", FAILURES)
+def test_what_fails_is_told_with_its_remedy(uri, failures):
+    error, told = FAILURES[uri]
+    end = failures[uri]
+    assert end["error"] == error
+    assert told in end["message"]
+    assert "hush" not in end["message"] + end["name"]
+
+
+def test_a_camera_that_falls_silent_is_an_error():
+    end = read(f"{LIVE} ! valve drop=true", 1, "--opens-within", "0.5").end
+    assert end["error"] == "SourceError"
+    assert "expected frames, none came for" in end["message"]
+
+
+def test_a_csi_camera_s_own_pipeline_runs():
+    uris = ["csi://0?size=320x240&rate=29.97", "csi://0?size=320x240&flip=2", "csi://1"]
+    told = read(uris, 3, "--jetson", *CSI)
+    assert [end["name"] for end in told.ends] == uris
+    assert {p["clock"] for p in told.pictures} == {"pipeline"}
+    assert [p["shape"] for p in told.pictures] == [[240, 320, 3]] * 6
+    for picture in told.pictures[:3]:
+        assert picture["left"] == pytest.approx([255, 0, 0], abs=6)
+        assert picture["right"] == pytest.approx([0, 0, 255], abs=6)
+    for turned in told.pictures[3:]:
+        assert turned["left"] == pytest.approx([0, 0, 255], abs=6)
+    assert told.end["error"] == "SourceError"
+    assert "No cameras available" in told.end["message"]
+    assert "nvargus-daemon" in told.end["message"]
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_every_picture_of_a_network_camera_is_one_that_it_made(rtsp_cameras, codec):
+    started = time.monotonic()
+    told = read(rtsp_cameras(codec=codec).url, 20)
+    times = [p["shown"] for p in told.pictures]
+    assert len(times) == 20
+    assert ordered(times)
+    assert started < times[0]
+    for picture in told.pictures:
+        assert picture["shown"] < picture["captured_at"] < picture["taken_at"]
+        assert picture["shape"] == [240, 320, 3]
+        assert picture["clock"] == "arrival"
+    assert "read with GStreamer" in told.log
+    assert told.log.count("rtsp: read with") == 1
+
+
+def test_a_jetson_s_decoder_is_used_where_it_is_present(rtsp_cameras):
+    told = read(rtsp_cameras().url, 10, "--jetson", "nvv4l2decoder", "nvvidconv")
+    assert ordered([p["shown"] for p in told.pictures])
+    assert len(told.pictures) == 10
+    assert "H.264 decoded by nvv4l2decoder" in told.log
+
+
+def test_a_login_is_needed_and_never_shown(rtsp_cameras):
+    camera = rtsp_cameras(login="us er:p@s#s/w")
+    good = "us%20er:p%40s%23s%2Fw"
+    uris = [
+        camera.url_for(good),
+        camera.url,
+        camera.url_for("us%20er:hush"),
+        camera.url_for(good, "none"),
+    ]
+    told = read(uris, 3)
+    assert len(told.pictures) == 3
+    for end, reason in zip(
+        told.ends[1:],
+        (
+            "401 Unauthorized. Check user and password",
+            "401 Unauthorized",
+            "404 Not Found. Check the path behind",
+        ),
+        strict=True,
+    ):
+        assert end["error"] == "SourceError"
+        assert reason in end["message"]
+    for secret in ("hush", "p%40s", "p@s"):
+        assert secret not in told.log + str(told.ends)
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_camera_that_is_lost_is_an_error(rtsp_cameras, how):
+    camera = rtsp_cameras()
+    with reading(camera.url, "--silent-for", "2") as lines:
+        assert "shape" in next(lines)
+        getattr(camera, how)()
+        end = next(line for line in lines if "shape" not in line)
+    assert end["error"] == "SourceError"
+
+
+def test_a_camera_may_change_its_size(rtsp_cameras):
+    camera = rtsp_cameras(sizes=("320x240", "480x360"))
+    with reading(camera.url) as lines:
+        assert next(lines)["shape"] == [240, 320, 3]
+        camera.change_size()
+        changed = next(line for line in lines if line.get("shape") != [240, 320, 3])
+        assert changed["shape"] == [360, 480, 3]
+        after = [next(lines) for _ in range(5)]
+    assert ordered([line["shown"] for line in after])
+
+
+def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
+    told = read(rtsp_cameras().url, 2, "--times", "15")
+    descriptors = [r["descriptors"] for r in told.resources]
+    threads = [r["threads"] for r in told.resources]
+    assert len(told.pictures) == 30
+    assert max(descriptors[5:]) <= max(descriptors[:5]) + 2
+    assert max(threads[5:]) <= max(threads[:5]) + 4  # GLib's pool
+
+
+def test_failed_attempts_leave_nothing_behind():
+    told = read("rtsp://127.0.0.1:1/x", 1, "--times", "12")
+    descriptors = [r["descriptors"] for r in told.resources]
+    assert max(descriptors[3:]) <= max(descriptors[:3])

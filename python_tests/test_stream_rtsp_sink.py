@@ -1,0 +1,238 @@
+"""Overlays served over RTSP, seen by viewers of FFmpeg's and GStreamer's."""
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from support.gstreamer import OverlayServer, read, require_gstreamer, watch
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError
+from zsseg_rt.stream.gstreamer.address import Address
+from zsseg_rt.stream.sinks import open_writers
+from zsseg_rt.visualize import palette
+
+av = pytest.importorskip("av")
+
+RED = np.array([250, 0, 0])
+BLEND = (RED + palette(1)[0]) / 2
+ABS = 8  # H.264 at low rates
+
+
+@pytest.fixture(autouse=True)
+def _has_gstreamer():
+    require_gstreamer()
+
+
+@pytest.fixture
+def serve():
+    """Starts servers that end with the test."""
+    running = []
+
+    def start(*arguments):
+        running.append(OverlayServer(*arguments))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+def is_overlay(image):
+    half = image.shape[1] // 2
+    left, right = image[:, : half - 8].mean(axis=(0, 1)), image[:, half + 8 :].mean(axis=(0, 1))
+    return np.allclose(left, RED, atol=ABS) and np.allclose(right, BLEND, atol=ABS)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_ffmpeg_sees_the_overlay(serve, order):
+    server = serve("rtsp://@127.0.0.1:0/seg", "--order", order)
+    assert server.begun["name"] == f"rtsp://@127.0.0.1:{server.port}/seg"
+    with watch(server.url()) as seen:
+        images = [next(seen) for _ in range(10)]
+    assert {image.shape for image in images} == {(240, 320, 3)}
+    assert all(is_overlay(image) for image in images)
+
+
+def test_gstreamer_sees_the_overlay(serve):
+    told = read(serve().url(), 5)
+    for picture in told.pictures:
+        assert picture["left"] == pytest.approx(RED, abs=ABS)
+        assert picture["right"] == pytest.approx(BLEND, abs=ABS)
+
+
+def test_nothing_is_painted_without_viewers_and_one_encoder_serves_all(serve):
+    server = serve()
+    facts = server.wait_until(lambda facts: facts["written"] >= 10)
+    assert facts["paint"] == facts["configure"] == 0
+    with watch(server.url()) as first, watch(server.url()) as second:
+        next(first)
+        next(second)
+        begun = server.facts()
+        assert begun["configure"] == 1
+        later = server.wait_until(lambda facts: facts["paint"] >= begun["paint"] + 10)
+        assert later["paint"] - begun["paint"] <= later["written"] - begun["written"] + 1
+        next(first)
+    server.wait_until(lambda _: is_idle(server))
+    with watch(server.url()) as third:
+        assert is_overlay(next(third))
+    assert server.facts()["configure"] == 2
+
+
+def is_idle(server):
+    """Whether 5 frames pass without one that is painted."""
+    begun = server.facts()
+    later = server.wait_until(lambda facts: facts["written"] >= begun["written"] + 5)
+    return later["paint"] == begun["paint"]
+
+
+def test_a_new_size_goes_on_with_even_sides(serve):
+    server = serve()
+    with watch(server.url()) as seen:
+        assert next(seen).shape == (240, 320, 3)
+        server.tell("size 95x161")
+        changed = next(image for image in seen if image.shape != (240, 320, 3))
+        assert changed.shape == (96, 162, 3)
+        assert is_overlay(next(seen))
+    told = read(server.url(), 1)
+    assert told.pictures[0]["shape"] == [96, 162, 3]
+    assert told.pictures[0]["left"] == pytest.approx(RED, abs=ABS)
+
+
+def test_each_source_has_a_path_of_its_own(serve):
+    server = serve()
+    server.tell("source second")
+    begun = server.facts()["written"]
+    server.wait_until(lambda facts: facts["written"] >= begun + 2)
+    with watch(server.url("seg")) as first, watch(server.url("seg-2")) as second:
+        assert is_overlay(next(first))
+        assert is_overlay(next(second))
+
+
+def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
+    server = serve("rtsp://@127.0.0.1:0/seg", "--noise", "--bits-per-pixel", "6", "--rate", "90")
+    with socket.create_connection(("127.0.0.1", server.port)) as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        play_and_never_read(stuck, server.url())
+        with watch(server.url()) as seen:
+            for _ in range(160):  # some 9 MB: more than the sockets' buffers hold
+                next(seen)
+        assert server.facts()["configure"] == 1
+
+
+def play_and_never_read(connection, url):
+    def ask(method, to, number, header=""):
+        request = f"{method} {to} RTSP/1.0\r\nCSeq: {number}\r\n{header}\r\n"
+        connection.sendall(request.encode())
+        answer = connection.recv(65536).decode(errors="replace")
+        assert "200 OK" in answer, answer
+        return answer
+
+    ask("DESCRIBE", url, 1, "Accept: application/sdp\r\n")
+    transport = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+    answer = ask("SETUP", f"{url}/stream=0", 2, transport)
+    session = re.search(r"Session: ([^;\r]+)", answer)[1]
+    ask("PLAY", url, 3, f"Session: {session}\r\n")
+
+
+def test_a_login_is_asked_for_and_never_shown(serve):
+    server = serve("rtsp://us er:p%40ss@127.0.0.1:0/seg")
+    assert server.begun["name"] == f"rtsp://***@127.0.0.1:{server.port}/seg"
+    for login in ("", "us%20er:hush@"):
+        with pytest.raises(av.HTTPUnauthorizedError), watch(server.url("seg", login)):
+            pass
+    with watch(server.url("seg", "us%20er:p%40ss@")) as seen:
+        assert is_overlay(next(seen))
+    server.close()
+    assert "p%40ss" not in server.log
+    assert "p@ss" not in server.log
+
+
+def test_closing_parts_with_viewers_and_frees_the_port(serve):
+    server = serve()
+    with watch(server.url()) as seen:
+        next(seen)
+        server.close()
+        with contextlib.suppress(av.FFmpegError):  # or it ends without one
+            for _ in seen:
+                pass
+    again = serve(f"rtsp://@127.0.0.1:{server.port}/seg")
+    assert again.port == server.port
+
+
+def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = serve(f"rtsp://u:hush@127.0.0.1:{taken.getsockname()[1]}/seg")
+    assert server.begun["error"] == "SourceError"
+    assert "already in use. Choose another port" in server.begun["message"]
+    assert "hush" not in server.begun["message"]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("rtsp://@127.0.0.1:0/seg", False), ("rtsp://@:0/seg", True), ("rtsp://u:p@:0/seg", False)],
+)
+def test_an_open_door_is_told(serve, address, told):
+    server = serve(address)
+    server.close()
+    assert ("whoever reaches this port can watch" in server.log) == told
+
+
+@pytest.mark.parametrize("has_device", [True, False])
+def test_a_jetson_s_encoder_is_used_where_it_is_present(serve, tmp_path, has_device):
+    device = tmp_path / "v4l2-nvenc"
+    if has_device:
+        device.touch()
+    server = serve("rtsp://@127.0.0.1:0/seg", "--nvenc", str(device), "--jetson")
+    with watch(server.url()) as seen:
+        images = [next(seen) for _ in range(3)]
+    assert all(is_overlay(image) for image in images)
+    server.close()
+    assert server.log.count("this Jetson has no encoder") == (0 if has_device else 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "login", "is_open"),
+    [
+        ("rtsp://@:8554/seg", "0.0.0.0", 8554, None, True),
+        ("rtsp://@/seg", "0.0.0.0", 8554, None, True),
+        ("rtsp://@127.0.0.1:1/a/b", "127.0.0.1", 1, None, False),
+        ("rtsp://@[::1]:0/seg", "::1", 0, None, False),
+        ("rtsp://me:a%40b:c@cam.lan:9/seg", "cam.lan", 9, ("me", "a@b:c"), False),
+    ],
+)
+def test_addresses(text, host, port, login, is_open):
+    address = Address.parse(text)
+    assert (address.host, address.port, address.login) == (host, port, login)
+    assert address.is_open == is_open
+    assert "a@b" not in repr(address) + address.shown()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["rtsp://cam/seg", "rtsp://@:8554", "rtsp://@:8554/", "rtsp://@:99999/a", "rtsp://@:x/a",
+     "rtsp://hush@:1/a", "rtsp://:hush@:1/a", "rtsp://u:@:1/a", "rtsp://@:1/a b", "rtsp://@:1/a?b",
+     'rtsp://@:1/a" ! x', "rtsp://@:1//a"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ArgumentError, match=r"sink: expected rtsp://@:PORT/NAME") as raised:
+        open_writers([text], channel_order="rgb", alpha=0.5)
+    assert "hush" not in str(raised.value)
+
+
+def test_the_command_serves_and_reports():
+    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "rtsp://@127.0.0.1:0/seg"]
+    done = subprocess.run(
+        [*call, "--frames", "3"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"rtsp://@127\.0\.0\.1:[1-9][0-9]*/seg  3 frames", done.stdout + done.stderr)
+
+
+def test_without_gstreamer_the_command_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gi", None)
+    with pytest.raises(BackendUnavailableError, match="sudo apt install python3-gi"):
+        open_writers(["rtsp://@127.0.0.1:0/seg"], channel_order="rgb", alpha=0.5)

@@ -1,0 +1,44 @@
+"""Telling systemd that frames are labelled, where a unit with ``WatchdogSec=`` asks for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+__all__ = ["Notifier"]
+
+_EVERY = 1.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Sends ``READY=1`` with the first frame and ``WATCHDOG=1`` with later ones, once a second.
+
+    Without ``NOTIFY_SOCKET`` in the environment, it does nothing.
+
+    Args:
+        environment: The variables of this process.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        variables = os.environ if environment is None else environment
+        path = variables.get("NOTIFY_SOCKET", "")
+        self._path = "\0" + path[1:] if path.startswith("@") else path
+        self._last: float | None = None
+
+    def frame(self) -> None:
+        """A frame was labelled."""
+        now = time.monotonic()
+        if not self._path or (self._last is not None and now - self._last < _EVERY):
+            return
+        news = "WATCHDOG=1" if self._last is not None else "READY=1"
+        self._last = now
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+                connection.sendto(news.encode(), self._path)
+        except OSError as exc:
+            _log.warning("NOTIFY_SOCKET: systemd cannot be told of frames: %s", exc.strerror)
+            self._path = ""

@@ -1,0 +1,66 @@
+"""Which element encodes H.264 here: a Jetson's encoder, or x264 on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
+
+__all__ = ["NVENC", "OUTPUT_ELEMENTS", "encoder_text", "has_nvenc"]
+
+NVENC = Path("/dev/v4l2-nvenc")
+"""The device of a Jetson's encoder; an Orin Nano has none."""
+
+OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
+_HARDWARE = ("nvv4l2h264enc", "nvvidconv", "h264parse")
+_BITS_PER_PIXEL, _RATE = 0.15, 30  # overlays have hard edges, which take more than a plain picture
+_log = logging.getLogger(__name__)
+_told = threading.Event()
+
+
+def has_nvenc(gst: Any) -> bool:
+    """Whether a Jetson's encoder can be used."""
+    return NVENC.exists() and not missing_elements(gst, _HARDWARE)
+
+
+def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
+    """The part of a pipeline that encodes raw video with little delay.
+
+    Args:
+        gst: The namespace ``Gst``.
+        size_hw: Height and width of the frames.
+        name: Whose pipeline it is, for messages.
+
+    Raises:
+        BackendUnavailableError: There is no encoder.
+    """
+    bits = max(int(size_hw[0] * size_hw[1] * _RATE * _BITS_PER_PIXEL), 500_000)
+    if has_nvenc(gst):
+        settings = _known(gst, "nvv4l2h264enc", {
+            "bitrate": bits, "insert-sps-pps": "true", "idrinterval": _RATE,
+            "iframeinterval": _RATE,
+        })  # fmt: skip
+        return (
+            "videoconvert ! video/x-raw,format=BGRx ! nvvidconv "
+            "! video/x-raw(memory:NVMM),format=NV12 "
+            f"! nvv4l2h264enc name=encoder {settings} ! h264parse"
+        )
+    require_elements(gst, OUTPUT_ELEMENTS, name)
+    if not missing_elements(gst, ("nvvidconv",)) and not _told.is_set():
+        _told.set()
+        _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
+    # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
+    return (
+        "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
+        f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}"
+    )
+
+
+def _known(gst: Any, element: str, settings: Mapping[str, object]) -> str:
+    """Those settings that this version of an element has."""
+    made = gst.ElementFactory.make(element)
+    return " ".join(f"{key}={value}" for key, value in settings.items() if made.find_property(key))

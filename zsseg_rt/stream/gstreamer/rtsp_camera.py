@@ -1,0 +1,247 @@
+"""Network cameras through rtspsrc: frames are decoded as soon as their last packet is there."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import unquote
+
+from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.stream.gstreamer.frames import Arrivals
+from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
+from zsseg_rt.stream.gstreamer.messages import explain
+from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse
+
+__all__ = ["RtspCamera", "decoder_of", "rtsp_elements", "split_login"]
+
+# What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
+_UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "H264": ("rtph264depay", "h264parse"),
+        "H265": ("rtph265depay", "h265parse"),
+        "JPEG": ("rtpjpegdepay",),
+    }
+)
+_SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
+_HARDWARE = "nvv4l2decoder"
+_ANSWERS = MappingProxyType(
+    {
+        "401": "Check user and password.",
+        "403": "Check user, password and the user's rights.",
+        "404": "Check the path behind the address.",
+        "503": "It has no room for another viewer: end one.",
+    }
+)
+ANSWERS_WITHIN = 5.0
+"""Seconds that a camera may take to answer, and UDP to bring the first packet."""
+
+
+def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
+    """The elements that decode a stream: those of a Jetson's decoder where it is present.
+
+    Args:
+        gst: The namespace ``Gst``.
+        encoding: ``"H264"``, ``"H265"`` or ``"JPEG"``.
+    """
+    hardware = (_HARDWARE, "nvvidconv")
+    if encoding != "JPEG" and not missing_elements(gst, hardware):
+        return hardware
+    return (_SOFTWARE[encoding],)
+
+
+def rtsp_elements(gst: Any) -> list[str]:
+    """All elements that H.264 and H.265 cameras need here."""
+    names = ["rtspsrc", "videoconvert", "appsink"]
+    for encoding in ("H264", "H265"):
+        names += [*_UNPACK[encoding], *decoder_of(gst, encoding)]
+    return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtspCamera:
+    """A camera that speaks RTSP.
+
+    Attributes:
+        url: Where it is; may hold a login.
+        protocols: What may carry its packets, as rtspsrc names them: ``"tcp"``, ``"udp"``,
+            ``"udp-mcast"``, ``"http"``.
+        latency_ms: How long a missing packet is waited for; what arrives in order does not wait.
+    """
+
+    url: str = field(repr=False)
+    protocols: tuple[str, ...] = ("tcp",)
+    latency_ms: int = 50
+    hint = "Check the camera, and that it is on."
+
+    def build(self, gst: Any, name: str) -> Pipeline:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
+        require_elements(gst, ("rtspsrc", "videoconvert", "appsink"), name)
+        built = parse(gst, "rtspsrc name=camera videoconvert name=convert ! appsink", name)
+        camera = built.element.get_by_name("camera")
+        location, login = split_login(self.url)
+        settings: dict[str, Any] = {
+            "location": location,
+            "latency": self.latency_ms,
+            "tcp-timeout": round(ANSWERS_WITHIN * 1e6),
+            "timeout": round(ANSWERS_WITHIN * 1e6),
+        }
+        if login is not None:
+            settings |= {"user-id": login[0], "user-pw": login[1]}
+        for key, value in settings.items():
+            camera.set_property(key, value)
+        gst.util_set_object_arg(camera, "protocols", "+".join(self.protocols))
+        return self._wired(gst, built, camera, name)
+
+    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""
+        error, debug = message.parse_error()
+        last = (debug or "").strip().rpartition("\n")[2]
+        answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
+        if answer is not None:
+            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
+            return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
+        if "Failed to connect" in last and (reason := _why_unreachable(self.url)):
+            return SourceError(
+                f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
+                "on."
+            )
+        if error.matches(gst.ResourceError.quark(), gst.ResourceError.READ):
+            return explain(gst, message, name, hint="Check the address, and that the camera is on.")
+        return explain(gst, message, name)
+
+    def _wired(self, gst: Any, built: Pipeline, camera: Any, name: str) -> Pipeline:
+        wiring = _Wiring(gst, built.element, name)
+        handlers = [
+            camera.connect("select-stream", wiring.select),
+            camera.connect("pad-added", wiring.link),
+        ]
+
+        def forget() -> None:
+            for handler in handlers:
+                camera.disconnect(handler)
+            wiring.forget()
+
+        return Pipeline(
+            element=built.element,
+            sink=built.sink,
+            arrivals=wiring.arrivals,
+            problem=lambda: wiring.problem,
+            forget=forget,
+        )
+
+
+class _Wiring:
+    """Builds the decoder once it is known what the camera sends; called in rtspsrc's threads."""
+
+    def __init__(self, gst: Any, pipeline: Any, name: str) -> None:
+        self.arrivals = Arrivals()
+        self.problem: ZssegError | None = None
+        self._gst, self._pipeline, self._name = gst, pipeline, name
+        self._number: int | None = None
+        self._chain: Any = None
+        self._probe: tuple[Any, int] | None = None
+
+    def select(self, _camera: Any, number: int, caps: Any) -> bool:
+        """Take the first stream of pictures, and no other; asked again if UDP gives way to TCP."""
+        is_video = caps.get_structure(0).get_string("media") == "video"
+        if is_video and self._number is None:
+            self._number = number
+        return is_video and number == self._number
+
+    def link(self, _camera: Any, pad: Any) -> None:
+        """Decode what comes out of a pad."""
+        from gi.repository import GLib
+
+        caps = pad.get_current_caps() or pad.query_caps(None)
+        encoding = caps.get_structure(0).get_string("encoding-name") or "unknown"
+        try:
+            self._decode(pad, encoding.upper())
+        except ZssegError as exc:
+            self.problem = exc.with_traceback(None)  # which would hold the pipeline
+        except GLib.Error as exc:
+            self.problem = SourceError(f"{self._name}: cannot be decoded: {exc.message}")
+
+    def _decode(self, pad: Any, encoding: str) -> None:
+        gst = self._gst
+        if encoding not in _UNPACK:
+            raise SourceError(
+                f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
+                "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
+            )
+        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding)
+        require_elements(gst, (*unpack, *decoder), self._name)
+        named = (f"{decoder[0]} name=decoder", *decoder[1:])
+        text = " ! ".join((*unpack, *named))
+        if _HARDWARE in decoder:
+            text += " ! capsfilter caps=video/x-raw,format=BGRx"
+        self._remove_chain()
+        self._chain = chain = gst.parse_bin_from_description(text, True)
+        self._prepare(chain.get_by_name("decoder"))
+        self._pipeline.add(chain)
+        chain.link(self._pipeline.get_by_name("convert"))
+        chain.sync_state_with_parent()
+        pad.link(chain.get_static_pad("sink"))
+
+    def _remove_chain(self) -> None:
+        self.forget()
+        if self._chain is not None:
+            self._chain.set_state(self._gst.State.NULL)
+            self._pipeline.remove(self._chain)
+            self._chain = None
+
+    def _prepare(self, decoder: Any) -> None:
+        pad = decoder.get_static_pad("sink")
+        self._probe = pad, pad.add_probe(self._gst.PadProbeType.BUFFER, self._note)
+        for key, value in {"thread-type": "slice", "output-corrupt": "true"}.items():
+            # One frame per thread would delay frames; what is corrupt is counted, then dropped.
+            if decoder.find_property(key) is not None:
+                self._gst.util_set_object_arg(decoder, key, value)
+
+    def _note(self, _pad: Any, info: Any) -> Any:
+        self.arrivals.note(info.get_buffer().pts)
+        return self._gst.PadProbeReturn.OK
+
+    def forget(self) -> None:
+        if self._probe is not None:
+            pad, number = self._probe
+            pad.remove_probe(number)
+            self._probe = None
+
+
+def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Take the login out of a URL.
+
+    Example:
+        >>> split_login("rtsp://me:p%40ss@camera:554/1?x=2")
+        ('rtsp://camera:554/1?x=2', ('me', 'p@ss'))
+    """
+    scheme, authority, path = _split(url)
+    login, at, host = authority.rpartition("@")
+    if not at:
+        return url, None
+    user, _, password = login.partition(":")
+    return f"{scheme}{host}{path}", (unquote(user), unquote(password))
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, authority and the rest; a password may hold what urlsplit stumbles over."""
+    found = re.fullmatch(r"(\w+://)([^/?#]*)(.*)", url, re.DOTALL)
+    return (found[1], found[2], found[3]) if found else ("", "", url)
+
+
+def _why_unreachable(url: str) -> str:
+    """What the system says of connecting; empty if it works."""
+    host = _split(url)[1].rpartition("@")[2]
+    name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
+    try:
+        number = int(port.removeprefix(":") or 554)
+        socket.create_connection((name, number), ANSWERS_WITHIN).close()
+    except TimeoutError:
+        return "No answer"
+    except (OSError, ValueError, OverflowError) as exc:
+        return str(getattr(exc, "strerror", None) or exc)
+    return ""

@@ -1,0 +1,243 @@
+"""An RTSP server in this process: its viewers share one encoder, and without any nothing runs."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import SourceError
+from zsseg_rt.stream.gstreamer.address import Address
+from zsseg_rt.stream.gstreamer.encoders import encoder_text
+from zsseg_rt.stream.gstreamer.library import Server, load, load_server
+
+__all__ = ["Channel", "RtspServer"]
+
+_MOST_VIEWERS = 32
+_CLEAN_EVERY = 2  # seconds; viewers over UDP that vanished are forgotten after a minute
+_KEY_EVERY = 1_000_000_000  # nanoseconds; how long a new viewer waits for a picture
+_ROLE = "viewer"
+_RIGHTS = ("media.factory.access", "media.factory.construct")
+
+
+class Channel:
+    """What viewers of one path see. Frames are sent by one thread, viewers come in others.
+
+    Args:
+        gst: The namespace ``Gst``.
+        size_hw: Height and width of the frames, both even; they may change later.
+        channel_order: Of the frames.
+    """
+
+    def __init__(self, gst: Any, size_hw: tuple[int, int], channel_order: str) -> None:
+        self._gst, self._format = gst, channel_order.upper()
+        self._size_hw = size_hw
+        self._lock = threading.Lock()
+        self._input: Any = None  # the appsrc; None while nobody watches
+        self._encoder: Any = None
+        self._last_key = 0
+
+    def welcome(self) -> None:
+        """Let the next frame be one that a new viewer can begin with."""
+        self._last_key = 0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether frames are encoded and sent."""
+        return self._input is not None
+
+    def configure(self, _factory: Any, media: Any) -> None:
+        """The first viewer came; called in a thread of the server."""
+        pipeline = media.get_element()
+        media.set_clock(self._gst.SystemClock.obtain())
+        with self._lock:
+            self._input = pipeline.get_by_name_recurse_up("frames")
+            self._encoder = pipeline.get_by_name_recurse_up("encoder")
+            self._last_key = 0
+            self._set_caps()
+        media.connect("unprepared", self._forget, self._input)
+
+    def send(self, image: npt.NDArray[np.uint8]) -> None:
+        """Send a frame to all viewers, or nothing if there are none. Never waits for them.
+
+        Args:
+            image: uint8 [H, W, 3]; H and W even.
+        """
+        with self._lock:
+            if self._input is None:
+                return
+            if image.shape[:2] != self._size_hw:
+                self._size_hw = (image.shape[0], image.shape[1])
+                self._set_caps()
+            base_time = self._input.get_base_time()
+            if not base_time or self._input.get_state(0)[1] != self._gst.State.PLAYING:
+                return  # a time stamp of this moment would lie hours ahead, and be waited for
+            buffer = self._buffer(image)
+            buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
+            self._input.emit("push-buffer", buffer)
+            self._ask_for_key_frame()
+
+    def _buffer(self, image: npt.NDArray[np.uint8]) -> Any:
+        from gi.repository import GLib
+
+        padding = -3 * image.shape[1] % 4  # GStreamer's rows begin at multiples of 4 bytes
+        rows = image.reshape(image.shape[0], -1)
+        if padding:
+            rows = np.pad(rows, ((0, 0), (0, padding)))
+        return self._gst.Buffer.new_wrapped_bytes(GLib.Bytes.new(rows.tobytes()))
+
+    def _ask_for_key_frame(self) -> None:
+        """Each second, however few frames there are: a new viewer sees nothing before one."""
+        clock = self._gst.SystemClock.obtain().get_time()
+        if clock - self._last_key >= _KEY_EVERY:
+            self._last_key = clock
+            structure = self._gst.Structure.new_from_string(
+                "GstForceKeyUnit, all-headers=(boolean)true, count=(uint)0"
+            )
+            event = self._gst.Event.new_custom(self._gst.EventType.CUSTOM_UPSTREAM, structure)
+            self._encoder.get_static_pad("src").send_event(event)
+
+    def _set_caps(self) -> None:
+        # FFmpeg studies a stream that names no rate for a second; frames come when they come.
+        height, width = self._size_hw
+        caps = f"video/x-raw,format={self._format},width={width},height={height},framerate=30/1"
+        self._input.set_property("caps", self._gst.Caps.from_string(caps))
+
+    def _forget(self, _media: Any, element: Any) -> None:
+        with self._lock:
+            if self._input is element:
+                self._input = self._encoder = None
+
+
+class RtspServer:
+    """Listens at an address, in a thread of its own, until it is closed or forgotten.
+
+    Args:
+        name: The sink's name, for messages.
+        address: Where; each channel has a path of its own there.
+
+    Raises:
+        SourceError: The port cannot be had.
+        BackendUnavailableError: GStreamer's RTSP server is not installed.
+    """
+
+    def __init__(self, name: str, address: Address) -> None:
+        self._gst, self._library = load().Gst, load_server()
+        self._name, self._address = name, address
+        self._server = self._library.GstRtspServer.RTSPServer()
+        self._server.set_address(address.host)
+        self._server.set_service(str(address.port))
+        self._server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
+        if address.login is not None:
+            self._server.set_auth(_auth(self._library, address.login))
+        self._channels: list[Channel] = []
+        self._server.connect("client-connected", _greet, self._channels)
+        loop = _Loop(self._library, self._server, name)
+        self.port = int(self._server.get_bound_port())
+        self.close = weakref.finalize(self, loop.stop)
+
+    def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
+        """Serve another path.
+
+        Args:
+            path: As in ``"/seg"``.
+            size_hw: Height and width of its frames, both even.
+            channel_order: Of its frames.
+
+        Raises:
+            BackendUnavailableError: There is no encoder.
+        """
+        channel = Channel(self._gst, size_hw, channel_order)
+        factory = self._library.GstRtspServer.RTSPMediaFactory()
+        factory.set_launch(
+            "( appsrc name=frames is-live=true format=time block=false "
+            "max-buffers=2 max-bytes=0 leaky-type=downstream "
+            f"! {encoder_text(self._gst, size_hw, self._name)} "
+            "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        )
+        factory.set_shared(True)
+        factory.connect("media-configure", channel.configure)
+        if self._address.login is not None:
+            permissions = self._library.GstRtspServer.RTSPPermissions()
+            for right in _RIGHTS:
+                permissions.add_permission_for_role(_ROLE, right, True)
+            factory.set_permissions(permissions)
+        self._channels.append(channel)
+        self._server.get_mount_points().add_factory(path, factory)
+        return channel
+
+
+class _Loop:
+    """The thread in which a server hears of its viewers; holds no reference to its owner."""
+
+    def __init__(self, library: Server, server: Any, name: str) -> None:
+        self._library, self._server = library, server
+        self._context = library.GLib.MainContext.new()
+        self._stopped = threading.Event()
+        self._sources = [self._listen(name), self._cleaning()]
+        self._thread = threading.Thread(target=self._run, name=f"serve {name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Part with all viewers and free the port."""
+        self._stopped.set()
+        self._context.wakeup()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLEAN_EVERY)
+
+    def _listen(self, name: str) -> Any:
+        from gi.repository import GLib
+
+        try:
+            source = self._server.create_source(None)
+        except GLib.Error as exc:
+            raise SourceError(
+                f"{name}: cannot listen there: {exc.message}. Choose another port, or end the "
+                "program that uses it; ss -ltnp names it."
+            ) from None
+        source.attach(self._context)
+        return source
+
+    def _cleaning(self) -> Any:
+        source = self._library.GLib.timeout_source_new_seconds(_CLEAN_EVERY)
+        source.set_callback(self._clean)
+        source.attach(self._context)
+        return source
+
+    def _clean(self, *_: object) -> bool:
+        self._server.get_session_pool().cleanup()
+        return True
+
+    def _run(self) -> None:
+        self._context.push_thread_default()
+        while not self._stopped.is_set():
+            self._context.iteration(True)
+        for source in self._sources:
+            source.destroy()
+        remove = self._library.GstRtspServer.RTSPFilterResult.REMOVE
+        self._server.client_filter(lambda _server, _client: remove)
+        self._context.pop_thread_default()
+
+
+def _greet(_server: Any, client: Any, channels: Sequence[Channel]) -> None:
+    """Somebody connected; when he presses play, he shall not have to wait for a key frame."""
+
+    def play(*_: object) -> None:
+        for channel in channels:
+            channel.welcome()
+
+    client.connect("play-request", play)
+
+
+def _auth(library: Server, login: tuple[str, str]) -> Any:
+    """Let in whoever knows the password; it never crosses the wire (digest)."""
+    token = library.GstRtspServer.RTSPToken()
+    token.set_string("media.factory.role", _ROLE)
+    auth = library.GstRtspServer.RTSPAuth()
+    auth.set_supported_methods(library.GstRtsp.RTSPAuthMethod.DIGEST)
+    auth.add_digest(*login, token)
+    return auth

@@ -1,0 +1,87 @@
+"""Overlays as a network camera: ``rtsp://@:8554/seg``."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from zsseg_rt.result import Segmentation
+from zsseg_rt.stream.gstreamer.address import Address
+from zsseg_rt.stream.gstreamer.encoders import encoder_text
+from zsseg_rt.stream.gstreamer.library import load
+from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
+from zsseg_rt.stream.painting import Painter
+from zsseg_rt.stream.writers import frame_of
+
+__all__ = ["RtspSink"]
+
+_log = logging.getLogger(__name__)
+
+
+class RtspSink:
+    """Serves each frame with its labels' colours laid over it, as H.264 over RTSP.
+
+    Nothing is painted or encoded unless somebody watches. Each further source has a path of its
+    own, ``/seg-2`` and so on, from its first frame on. Sides are made even by repeating the last
+    row or column.
+
+    Args:
+        text: The address, ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
+        channel_order: Of the frames.
+        alpha: Weight of the colours, in [0, 1].
+
+    Raises:
+        ArgumentError: The address is not of this form.
+        SourceError: The port cannot be had.
+        BackendUnavailableError: GStreamer, its RTSP server or an encoder is not installed.
+    """
+
+    def __init__(self, text: str, *, channel_order: str, alpha: float) -> None:
+        self._address = Address.parse(text)
+        self.files: list[str] = []
+        self._order = channel_order
+        name = self._address.shown()
+        encoder_text(load().Gst, (16, 16), name)  # refuses where there is none
+        self._server = RtspServer(name, self._address)
+        self.port = self._server.port
+        self.name = self._address.shown(self.port)
+        self._painter = Painter(channel_order=channel_order, alpha=alpha)
+        self._channels: dict[str, Channel] = {}
+        self._canvas = np.empty((0, 0, 3), np.uint8)
+        if self._address.is_open:
+            _log.warning(
+                "%s: whoever reaches this port can watch. rtsp://@127.0.0.1:PORT/NAME is for this "
+                "machine alone, rtsp://USER:PASSWORD@:PORT/NAME asks for a password.",
+                self.name,
+            )
+
+    def write(self, seg: Segmentation) -> None:
+        """Send one frame to those who watch.
+
+        Raises:
+            BackendUnavailableError: The encoder is gone.
+        """
+        frame = frame_of(seg)
+        height, width = frame.image.shape[:2]
+        padding = ((0, height % 2), (0, width % 2), (0, 0))
+        channel = self._channels.get(frame.source)
+        if channel is None:
+            channel = self._add(frame.source, (height + height % 2, width + width % 2))
+        if not channel.is_watched:
+            return
+        if self._canvas.shape != frame.image.shape:
+            self._canvas = np.empty_like(frame.image)
+        self._painter.paint(seg, self._canvas)
+        channel.send(np.pad(self._canvas, padding, mode="edge"))
+
+    def close(self) -> None:
+        """Part with the viewers and free the port."""
+        self._server.close()
+
+    def _add(self, source: str, size_hw: tuple[int, int]) -> Channel:
+        number = len(self._channels) + 1
+        path = self._address.path if number == 1 else f"{self._address.path}-{number}"
+        channel = self._server.add(path, size_hw, self._order)
+        self._channels[source] = channel
+        return channel

@@ -1,0 +1,173 @@
+"""A source whose frames come from a GStreamer pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.stream.gstreamer.frames import copy_image, stamp_of
+from zsseg_rt.stream.gstreamer.library import Library, load
+from zsseg_rt.stream.gstreamer.messages import is_damage
+from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
+from zsseg_rt.stream.source import Picture, Reader
+
+__all__ = ["GstSource"]
+
+OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
+
+_LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
+_QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
+
+
+@dataclass(frozen=True, kw_only=True)
+class GstSource:
+    """Gives the frames that arrive at the end of a pipeline.
+
+    Attributes:
+        name: What messages and frames call it, without a password.
+        recipe: How its pipeline is made.
+        channel_order: Of the frames.
+        live: Whether it is a camera. Its frames are dropped where nobody takes them, and its end is
+            a loss; the pipeline of a file waits until its frames are taken.
+    """
+
+    name: str
+    recipe: Recipe = field(repr=False)
+    channel_order: str = "rgb"
+    live: bool = True
+
+    def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
+        """Play the pipeline until it ends or is closed.
+
+        Raises:
+            SourceError: It cannot be made, fails, ends though it is a camera, or has no frame.
+            BackendUnavailableError: GStreamer or one of its elements is not installed.
+        """
+        library = load()
+        built = self.recipe.build(library.Gst, self.name)
+        with self._playing(library.Gst, built) as is_live:
+            start: int | None = None
+            for sample in self._samples(library.Gst, built, reader):
+                stamp = sample.get_buffer().pts
+                start = stamp if start is None else start
+                yield self._picture(library, built, sample, start, is_live)
+
+    @contextmanager
+    def _playing(self, gst: Any, built: Pipeline) -> Iterator[bool]:
+        """Start the pipeline, and stop it; tells whether its source is live."""
+        sink, pipeline = built.sink, built.element
+        caps = f"video/x-raw,format={self.channel_order.upper()}"
+        sink.set_property("caps", gst.Caps.from_string(caps))
+        sink.set_property("max-buffers", _QUEUE)
+        sink.set_property("drop", self.live)
+        sink.set_property("sync", False)
+        sink.set_property("enable-last-sample", False)
+        pipeline.use_clock(gst.SystemClock.obtain())
+        try:
+            is_live = pipeline.set_state(gst.State.PAUSED) == gst.StateChangeReturn.NO_PREROLL
+            # What is no camera runs as fast as it can unless its frames wait for their time.
+            sink.set_property("sync", self.live and not is_live)
+            pipeline.set_state(gst.State.PLAYING)
+            yield is_live
+        finally:
+            built.forget()
+            pipeline.set_state(gst.State.NULL)
+
+    def _samples(self, gst: Any, built: Pipeline, reader: Reader) -> Iterator[Any]:
+        """Sound frames, until the pipeline ends or the reader has enough."""
+        watch = _Watch(self, gst, built, reader)
+        while not reader.wait(0.0):
+            sample = built.sink.try_pull_sample(int(_LOOK * 1e9))
+            watch.read_bus()
+            if sample is None:
+                if watch.is_over():
+                    return
+            elif sample.get_buffer().has_flags(gst.BufferFlags.CORRUPTED):
+                reader.count_damaged()
+            else:
+                yield sample
+                watch.gave_frame()
+
+    def _picture(
+        self, library: Library, built: Pipeline, sample: Any, start: int, is_live: bool
+    ) -> Picture:
+        stamp = sample.get_buffer().pts
+        captured_at: float | None = None
+        clock: Literal["pipeline", "arrival", "file"] = "arrival" if self.live else "file"
+        if built.arrivals is not None:
+            captured_at = built.arrivals.take(stamp)
+        elif self.live and is_live:
+            captured_at = stamp_of(library, sample, built.element.get_base_time())
+            clock = "arrival" if captured_at is None else "pipeline"
+        if captured_at is None:
+            captured_at = time.monotonic()
+        has_time = library.Gst.CLOCK_TIME_NONE not in (stamp, start)
+        return Picture(
+            image=copy_image(library, sample),
+            captured_at=captured_at,
+            clock=clock,
+            pts_seconds=(stamp - start) / 1e9 if has_time else None,
+        )
+
+
+class _Watch:
+    """Hears what a playing pipeline says, and knows for how long it has been silent."""
+
+    def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
+        self._source, self._gst, self._built, self._reader = source, gst, built, reader
+        self._bus = built.element.get_bus()
+        self._error: ZssegError | None = None
+        self._found = False
+        self._patience, self._seen_at = OPENS_WITHIN, time.monotonic()
+
+    def read_bus(self) -> None:
+        """Take the messages; each that is left unread costs memory."""
+        kinds = self._gst.MessageType
+        while (message := self._bus.pop_filtered(kinds.ERROR | kinds.WARNING)) is not None:
+            if message.type == kinds.WARNING:
+                if is_damage(self._gst, message):
+                    self._reader.count_damaged()
+            elif self._error is None:
+                source = self._source
+                self._error = source.recipe.explain(self._gst, message, source.name)
+
+    def gave_frame(self) -> None:
+        """It gave a frame, which has been taken."""
+        self._found = True
+        self._patience, self._seen_at = SILENT_FOR, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the pipeline has come to its end; asked when it has no frame.
+
+        Raises:
+            ZssegError: It failed, or should not have ended.
+        """
+        name, hint = self._source.name, self._source.recipe.hint
+        has_ended = self._built.sink.is_eos()
+        self.read_bus()  # an error comes before the end that it causes
+        self._error = self._error or self._built.problem()
+        if self._error is not None:
+            if self._source.live or not self._found:
+                raise self._give_error()
+            self._reader.count_damaged()  # a file ends where it cannot be read any more
+            return True
+        if has_ended:
+            if self._source.live:
+                raise SourceError(f"{name}: the camera's stream ended. {hint}")
+            if not self._found:
+                raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
+            return True
+        silent = time.monotonic() - self._seen_at
+        if self._source.live and silent > self._patience:
+            raise SourceError(f"{name}: expected frames, none came for {silent:.0f} s. {hint}")
+        return False
+
+    def _give_error(self) -> ZssegError:
+        """Part with the error: one that is held by what its traceback holds keeps the pipeline."""
+        given, self._error = self._error, None
+        assert given is not None
+        return given

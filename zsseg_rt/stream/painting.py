@@ -1,0 +1,44 @@
+"""Labels laid over frames, for the sinks that show them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.result import Segmentation
+from zsseg_rt.stream.writers import frame_of
+from zsseg_rt.visualize import palette
+
+__all__ = ["Painter"]
+
+
+class Painter:
+    """Lays each label's colour over its frame.
+
+    Args:
+        channel_order: Of the frames.
+        alpha: Weight of the colours, in [0, 1].
+    """
+
+    def __init__(self, *, channel_order: str, alpha: float) -> None:
+        self._order, self._alpha = channel_order, alpha
+        self._colours = palette(0)
+
+    def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
+        """Paint a result's overlay.
+
+        Args:
+            seg: A result that carries its frame.
+            out: uint8 [H, W, 3], of the frame's size.
+        """
+        colours = self._palette(len(seg.names))
+        ops.overlay(frame_of(seg).image, seg.labels, colours, alpha=self._alpha, out=out)
+
+    def _palette(self, num_classes: int) -> npt.NDArray[np.uint8]:
+        if len(self._colours) < num_classes:
+            colours = palette(num_classes)
+            self._colours = (
+                colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+            )
+        return self._colours
