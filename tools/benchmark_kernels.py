@@ -12,13 +12,18 @@ Rivals that are not installed are left out.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
 import argparse
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np

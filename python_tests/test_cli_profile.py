@@ -1,0 +1,360 @@
+"""``zsseg-rt profile`` as people type it: tables, JSON, HTML, gates, and everything refused."""
+
+import json
+import re
+import signal
+import sys
+
+import jsonschema
+import pytest
+
+from support import command_line
+from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_GATE, EXIT_USAGE
+from zsseg_rt.demo import demo_bundle
+from zsseg_rt.profiling.report_schema import SCHEMA_FILE, make_schema, schema_text
+
+QUICK = ("--max-duration", "0.5", "--no-cold-start", "--threads", "1", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path_factory.getbasetemp() / "profile-home"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def run(*arguments):
+    return command_line.run("profile", *arguments)
+
+
+def quick(*arguments):
+    return run(*arguments, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A profile of the demo with everything but a data set, as JSON and as HTML."""
+    folder = tmp_path_factory.mktemp("profile")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ZSSEG_HOME", str(folder / "home"))
+    patch.setenv("COLUMNS", "160")
+    files = folder / "report.json", folder / "report.html"
+    code = run(
+        "--demo", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
+        "--max-duration", "3", "--threads", "1", "--device", "cpu",
+        "--json", files[0], "--html", files[1],
+    )  # fmt: skip
+    patch.undo()
+    assert code == 0
+    return files
+
+
+def test_the_report_follows_the_committed_schema(written):
+    report = json.loads(written[0].read_text())
+    committed = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(committed)
+    jsonschema.validate(report, committed, jsonschema.Draft202012Validator)
+    report["variants"][0]["unheard"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, committed, jsonschema.Draft202012Validator)
+
+
+def test_the_committed_schema_is_that_of_the_dataclasses():
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text()
+    assert make_schema()["$defs"]["Report"]["required"][0] == "kind"
+
+
+def test_a_report_holds_what_was_measured(written):
+    report = json.loads(written[0].read_text())
+    base, other, one, forty = report["variants"]
+    assert [v["name"] for v in report["variants"]] == [
+        "scenes.zsseg", "threads=2", "classes=1", "classes=40"
+    ]  # fmt: skip
+    assert (one["classes"], forty["classes"]) == (1, 40)
+    assert (base["settings"]["num_threads"], other["settings"]["num_threads"]) == ("1", "2")
+    for variant in report["variants"]:
+        samples = variant["samples"]
+        assert len(samples["wall_ms"]) == len(samples["rounds"]) == variant["wall"]["count"] > 0
+        assert variant["wall"]["max"] == pytest.approx(max(samples["wall_ms"]), abs=1e-6)
+        assert variant["paced"]["frames"] > 0
+        assert variant["peak_mb"] > 10
+        assert variant["failure"] == ""
+    assert base["cpu"]["mean"] > 0.0
+    assert base["device"] is None
+    assert [start["cached"] for start in base["cold_starts"]] == [False, True]
+    assert [start["cached"] for start in one["cold_starts"]] == [True]
+    assert other["agreement"] > 0.95
+    assert one["agreement"] is None  # its labels are of other classes
+    assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
+    assert [g["key"] for g in report["growths"]] == ["classes"]
+    assert [p[0] for p in report["growths"][0]["points"]] == [1.0, 40.0]
+
+
+def test_stages_sum_to_the_frame(written):
+    for variant in json.loads(written[0].read_text())["variants"]:
+        stages = variant["samples"]["stages"]
+        assert {"image_encoder", "upsample_argmax", "(around)"} <= set(stages)
+        for index, wall in enumerate(variant["samples"]["wall_ms"]):
+            total = sum(times[index] for times in stages.values())
+            assert total == pytest.approx(wall, rel=0.01)
+
+
+def test_the_command_repeats_it_without_passwords(written):
+    command = json.loads(written[0].read_text())["command"]
+    assert command.startswith("zsseg-rt profile --demo --against threads=2 --sweep classes=1,40")
+    assert "--rate 50" in command
+    assert "--device cpu" in command
+
+
+def test_the_page_needs_nothing_from_outside(written):
+    page = written[1].read_text(encoding="utf-8")
+    without_names = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
+    assert not re.findall(r"https?://|<script|<link|<img|@import|src=", without_names)
+    assert page.count("<svg") == 4  # stages, spread, order, growth
+    assert page.count('<div class="box"') > 8
+    for text in ("threads=2", "image_encoder", "A fresh process", "CPU pressure", "Repeat"):
+        assert text in page
+
+
+def test_a_page_escapes_names(written, tmp_path):
+    from dataclasses import replace
+
+    from zsseg_rt.profiling.html import render_html
+    from zsseg_rt.profiling.report import read_report
+
+    report = read_report(written[0])
+    hostile = replace(report.variants[0], name="<script>alert(1)</script>")
+    page = render_html(replace(report, variants=(hostile,), source="<b>x</b>"))
+    assert "<script" not in page
+    assert "<b>x" not in page
+
+
+def test_a_report_is_shown_again(written, capsys):
+    assert run("show", written[0]) == 0
+    printed = capsys.readouterr().out
+    for text in ("p50 ms", "threads=2", "stages of classes=40", "a class", "CPU pressure"):
+        assert text in printed
+
+
+def test_two_reports_are_shown_side_by_side_and_not_judged(written, tmp_path, capsys):
+    changed = json.loads(written[0].read_text())
+    changed["variants"][0]["frame"] = "1x1"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed))
+    assert run("show", written[0], other) == 0
+    printed = capsys.readouterr().out
+    assert "took no turns, so nothing is judged" in printed
+    assert "frame differs: 256x256 in A, 1x1 in B" in printed
+    assert not re.search("slower|faster|equal:", printed)
+
+
+def test_what_is_not_ten_times_slower_passes_that_gate(capsys):
+    assert quick("--demo", "--against", "with_scores=true", "--fail-above", "900%") == 0
+    assert "with_scores=true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "strict", "code"),
+    [
+        (["equal"], False, 0), (["faster"], True, 0), (["undecided"], False, 0),
+        (["undecided"], True, EXIT_GATE), (["equal", "slower"], False, EXIT_GATE),
+    ],
+)  # fmt: skip
+def test_the_gate_looks_at_verdicts(written, verdicts, strict, code):
+    from dataclasses import replace
+
+    from zsseg_rt.cli.profile import _exit_code
+    from zsseg_rt.profiling.report import read_report
+
+    report = read_report(written[0])
+    (one,) = report.comparisons
+    judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
+    assert _exit_code(replace(report, comparisons=judged), 0.05, strict=strict) == code
+
+
+def test_a_bundle_against_itself_in_another_interpreter(capsys):
+    """This one, which must find the package by itself: the report says whether it could."""
+    code = quick("--demo", "--against-python", sys.executable)
+    printed = capsys.readouterr().out
+    assert "python" in printed
+    assert code == (EXIT_FAILURE if "failed:" in printed else 0)
+
+
+def test_quality_stands_beside_speed(colour_bundle, tmp_path, capsys):
+    import cv2
+    import numpy as np
+
+    from zsseg_rt.export.colour_words import COLOUR_WORDS
+
+    root = tmp_path / "flags"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("red\ngreen\n")
+    colours = np.array([COLOUR_WORDS["red"], COLOUR_WORDS["green"]], np.uint8)
+    labels = np.arange(2, dtype=np.uint8).repeat(32)[None].repeat(64, axis=0)
+    cv2.imwrite(str(root / "images" / "0.png"), colours[labels][:, :, ::-1])
+    cv2.imwrite(str(root / "masks" / "0.png"), labels)
+    file = tmp_path / "report.json"
+    arguments = ["--dataset", "folder", "--root", root, "--split", "all", "--json", file]
+    arguments += ["--sweep", "precision=float32", "--classes", "red,green"]
+    code = quick(colour_bundle, *arguments)
+    assert code == 0, capsys.readouterr().err
+    for variant in json.loads(file.read_text())["variants"]:
+        assert variant["miou"] > 90
+    assert "which to ship" in capsys.readouterr().out
+
+
+def broken_bundle(folder):
+    """The demo with another golden sample: it loads, and its results differ."""
+    import hashlib
+    import shutil
+
+    import numpy as np
+
+    path = folder / "broken.zsseg"
+    shutil.copytree(demo_bundle(), path)
+    manifest = json.loads((path / "bundle.json").read_text())
+    file = path / manifest["golden"]["file"]
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    arrays["mask_logits"] = -arrays["mask_logits"]
+    np.savez(file, **arrays)
+    data = file.read_bytes()
+    manifest["golden"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_a_bundle_that_fails_its_self_check_is_not_timed(tmp_path, capsys):
+    bundle, file = broken_bundle(tmp_path), tmp_path / "report.json"
+    assert quick(bundle, "--json", file) == EXIT_GATE
+    output = capsys.readouterr()
+    assert "mask_logits: error" in output.err
+    assert "not timed" in output.err
+    assert "p50" not in output.out
+    assert not file.exists()
+
+
+BAD = [
+    # arguments, exit code, part of the message
+    ([], EXIT_USAGE, "name a bundle"),
+    (["--demo", "--rate", "0"], EXIT_USAGE, "--rate: expected a number above 0, got 0"),
+    (["--demo", "--rate", "-3"], EXIT_USAGE, "--rate: expected a number above 0"),
+    (["--demo", "--rate", "nan"], EXIT_USAGE, "--rate: expected a number above 0"),
+    (["--demo", "--max-duration", "0"], EXIT_USAGE, "--max-duration: expected a number above 0"),
+    (["--demo", "--fail-above", "5"], EXIT_USAGE, "expected --against"),
+    (["--demo", "--against", "threads=2", "--fail-above", "much"], EXIT_USAGE, "such as 5%"),
+    (["--demo", "--threshold", "-1%"], EXIT_USAGE, "--threshold: expected a share"),
+    (["--demo", "--strict"], EXIT_USAGE, "expected --fail-above"),
+    (["--demo", "--against", "frame=64x64"], EXIT_USAGE, "another frame size (frame=64x64)"),
+    (["--demo", "--against", "classes=5"], EXIT_USAGE, "another class count (classes=5)"),
+    (["--demo", "--against", "streams=2"], EXIT_USAGE, "another number of streams"),
+    (["--demo", "--against", "thread=2"], EXIT_USAGE, "unknown key 'thread'. Did you mean"),
+    (["--demo", "--against", "threads=many"], EXIT_USAGE, "num_threads"),
+    (["--demo", "--against", "precision=float128"], EXIT_USAGE, "expected one of auto, float32"),
+    (["--demo", "--against", "no-such-bundle"], EXIT_USAGE, "expected a bundle or KEY=VALUE"),
+    (["--demo", "--against", "threads="], EXIT_USAGE, "expected KEY=VALUE"),
+    (["--demo", "--against-python", "/no/python"], EXIT_USAGE, "expected an interpreter"),
+    (["--demo", "--sweep", "colour=red"], EXIT_USAGE, "unknown key 'colour'"),
+    (["--demo", "--sweep", "classes=0,5"], EXIT_USAGE, "expected classes from 1 to"),
+    (["--demo", "--sweep", "classes=5,5"], EXIT_USAGE, "expected distinct values"),
+    (["--demo", "--sweep", "frame=64"], EXIT_USAGE, "expected frame=WIDTHxHEIGHT"),
+    (["--demo", "--sweep", "classes"], EXIT_USAGE, "expected KEY=VALUE"),
+    (["--demo", "--source", "{empty}"], EXIT_USAGE, "--source"),
+    (["--demo", "--source", "{missing}"], EXIT_USAGE, "--source"),
+    (["--demo", "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
+    (["--demo", "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
+    (["--demo", "--json", "{empty}"], EXIT_USAGE, "can be written to"),
+    (["--demo", "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
+    (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),
+    (["--demo", "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
+    (["show"], EXIT_USAGE, "expected one or two reports"),
+    (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
+    (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
+    (["show", "{newer}"], EXIT_USAGE, "expected format 1, got 99"),
+    (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON"),
+]
+
+
+@pytest.fixture
+def never_opened(monkeypatch):
+    """Fails a test in which a candidate's process is started."""
+
+    def refuse(*_, **__):
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("zsseg_rt.profiling.profiler.ChildCandidate", refuse)
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input_is_refused_before_anything_is_measured(
+    arguments, code, message, tmp_path, capsys, never_opened
+):
+    places = {name: tmp_path / name for name in ("empty", "missing", "foreign", "newer", "text")}
+    places["empty"].mkdir()
+    places["foreign"].write_text('{"kind": "trtexec"}')
+    places["newer"].write_text('{"kind": "zsseg_rt profile", "format": 99}')
+    places["text"].write_text("p50 2 ms")
+    assert run(*(argument.format(**places) for argument in arguments)) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert len(output.err.strip().splitlines()) == 1
+
+
+def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys, never_opened):
+    code = run("--demo", "--against", colour_bundle)
+    assert code == EXIT_USAGE
+    message = capsys.readouterr().err
+    assert re.search(r"expected \d+ classes as in scenes.zsseg, got \d+", message)
+    assert "--classes" in message
+
+
+def test_html_without_matplotlib_is_refused_with_the_command(
+    tmp_path, monkeypatch, capsys, never_opened
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run("--demo", "--html", tmp_path / "a.html") == EXIT_ENVIRONMENT
+    assert ".[report]" in capsys.readouterr().err
+
+
+def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
+    tmp_path, monkeypatch, capsys
+):
+    from zsseg_rt.profiling.children import ChildCandidate
+
+    turn = ChildCandidate.turn
+
+    def killed_in_its_second_turn(self, plan):
+        self.count = getattr(self, "count", 0) + 1
+        if self.name == "threads=2" and self.count == 2:
+            self._child.send_signal(signal.SIGKILL)
+        return turn(self, plan)
+
+    monkeypatch.setattr(ChildCandidate, "turn", killed_in_its_second_turn)
+    file = tmp_path / "report.json"
+    assert quick("--demo", "--against", "threads=2", "--json", file) == EXIT_FAILURE
+    base, other = json.loads(file.read_text())["variants"]
+    assert "killed by SIGKILL" in other["failure"]
+    assert other["wall"]["count"] > 0
+    assert base["failure"] == ""
+    assert base["wall"]["count"] > 0
+    assert "killed by SIGKILL" in capsys.readouterr().out
+
+
+def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
+    from zsseg_rt.profiling.children import ChildCandidate
+
+    turn = ChildCandidate.turn
+
+    def interrupted_in_the_third_turn(self, plan):
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 3:
+            raise KeyboardInterrupt
+        return turn(self, plan)
+
+    monkeypatch.setattr(ChildCandidate, "turn", interrupted_in_the_third_turn)
+    file = tmp_path / "report.json"
+    assert run("--demo", "--no-cold-start", "--threads", "1", "--json", file) == EXIT_FAILURE
+    report = json.loads(file.read_text())
+    assert report["interrupted"]
+    assert set(report["variants"][0]["samples"]["rounds"]) == {0, 1}
+    assert "interrupted: this is what was measured" in capsys.readouterr().out
