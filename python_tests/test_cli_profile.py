@@ -13,7 +13,7 @@ from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_GATE, EXIT_
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.report_schema import SCHEMA_FILE, make_schema, schema_text
 
-QUICK = ("--max-duration", "0.5", "--no-cold-start", "--threads", "1", "--device", "cpu")
+QUICK = ("--max-duration", "0.5", "--no-cold-start", "--no-nodes", "--threads", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,11 @@ def written(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("ZSSEG_HOME", str(folder / "home"))
     patch.setenv("COLUMNS", "160")
-    files = folder / "report.json", folder / "report.html"
+    files = [folder / f"report.{kind}" for kind in ("json", "html", "trace")]
     code = run(
         "--demo", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
         "--max-duration", "3", "--threads", "1", "--device", "cpu",
-        "--json", files[0], "--html", files[1],
+        "--json", files[0], "--html", files[1], "--trace", files[2],
     )  # fmt: skip
     patch.undo()
     assert code == 0
@@ -109,7 +109,7 @@ def test_the_page_needs_nothing_from_outside(written):
     page = written[1].read_text(encoding="utf-8")
     without_names = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
     assert not re.findall(r"https?://|<script|<link|<img|@import|src=", without_names)
-    assert page.count("<svg") == 4  # stages, spread, order, growth
+    assert page.count("<svg") == 5  # stages, spread, order, nodes, growth
     assert page.count('<div class="box"') > 8
     for text in ("threads=2", "image_encoder", "A fresh process", "CPU pressure", "Repeat"):
         assert text in page
@@ -234,6 +234,66 @@ def test_a_bundle_that_fails_its_self_check_is_not_timed(tmp_path, capsys):
     assert not file.exists()
 
 
+def test_the_trace_shows_two_frames_with_their_stages_and_nodes(written):
+    report, trace = (json.loads(written[index].read_text()) for index in (0, 2))
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    samples = report["variants"][0]["samples"]
+    for thread, wall in ((1, None), (2, max(samples["wall_ms"]))):
+        own = [span for span in spans if (span["pid"], span["tid"]) == (1, thread)]
+        (frame,) = (span for span in own if span["name"] == "frame")
+        stages = [span for span in own if span["name"] in samples["stages"]]
+        nodes = [span for span in own if "args" in span]
+        assert len(stages) == len(samples["stages"])
+        assert sum(span["dur"] for span in stages) == pytest.approx(frame["dur"], rel=0.01)
+        assert all(span["ts"] + span["dur"] <= frame["dur"] * 1.01 for span in nodes)
+        (encoder,) = (span for span in stages if span["name"] == "image_encoder")
+        inside = [n for n in nodes if n["ts"] < encoder["ts"] + encoder["dur"] - 1e-6]
+        assert sum(span["dur"] for span in inside) == pytest.approx(encoder["dur"], rel=0.01)
+        assert wall is None or frame["dur"] == pytest.approx(1e3 * wall)
+    names = {e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
+    assert {"scenes.zsseg", "threads=2", "median frame", "slowest frame"} <= names
+
+
+def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
+    """A board that takes 4 W, half a watt of it swinging, whatever happens."""
+    import itertools
+
+    from zsseg_rt.profiling.energy import EnergySources, Rail
+
+    swing = itertools.cycle([3.75, 4.25])
+    rail = Rail(name="VDD_IN", read=lambda: next(swing))
+    monkeypatch.setattr(
+        "zsseg_rt.profiling.profiler.find_energy_sources",
+        lambda: EnergySources(total=(rail,), note="rail VDD_IN"),
+    )
+    file = tmp_path / "report.json"
+    assert quick("--demo", "--json", file) == 0
+    (variant,) = json.loads(file.read_text())["variants"]
+    energy = variant["energy"]
+    assert energy["watts"] == pytest.approx(4.0, rel=0.01)
+    assert energy["idle_watts"] == pytest.approx(4.0, rel=0.01)
+    assert energy["mj"] == pytest.approx(4e3 * energy["seconds"] / energy["frames"], rel=0.01)
+    assert abs(energy["mj_above_idle"]) < 0.02 * energy["mj"]
+    assert len(energy["samples"]) > 10
+    assert "mJ a frame" in capsys.readouterr().out
+
+
+def test_energy_that_nothing_tells_is_absent_with_its_reason(written):
+    report = json.loads(written[0].read_text())
+    if report["variants"][0]["energy"] is not None:
+        pytest.skip("this machine tells its energy")
+    absent = [r for r in report["conditions"]["readings"] if "energy" in r["name"]]
+    assert absent
+    assert all(r["value"] is None and r["reason"] and r["command"] for r in absent)
+
+
+def test_nodes_are_counted_by_kind(written):
+    (base, *others) = json.loads(written[0].read_text())["variants"]
+    assert {node["graph"] for node in base["nodes"]} == {"image_encoder", "decoder"}
+    assert {"linear", "attention"} <= {node["kind"] for node in base["nodes"]}
+    assert not any(other["nodes"] for other in others)
+
+
 BAD = [
     # arguments, exit code, part of the message
     ([], EXIT_USAGE, "name a bundle"),
@@ -263,6 +323,7 @@ BAD = [
     (["--demo", "--source", "{missing}"], EXIT_USAGE, "--source"),
     (["--demo", "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
     (["--demo", "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
+    (["--demo", "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
     (["--demo", "--json", "{empty}"], EXIT_USAGE, "can be written to"),
     (["--demo", "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
     (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),
@@ -353,7 +414,7 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ChildCandidate, "turn", interrupted_in_the_third_turn)
     file = tmp_path / "report.json"
-    assert run("--demo", "--no-cold-start", "--threads", "1", "--json", file) == EXIT_FAILURE
+    assert run("--demo", "--no-cold-start", "--no-nodes", "--json", file) == EXIT_FAILURE
     report = json.loads(file.read_text())
     assert report["interrupted"]
     assert set(report["variants"][0]["samples"]["rounds"]) == {0, 1}

@@ -82,11 +82,15 @@ def profile(
         float, typer.Option(help="Seconds after which no further round begins.")
     ] = 30.0,
     cold_start: Annotated[bool, typer.Option(help="Also time fresh processes.")] = True,
+    nodes: Annotated[bool, typer.Option(help="Also time the nodes of the graphs.")] = True,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
     html: Annotated[Path | None, typer.Option(help="Write a report for browsers.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace of two frames, for Perfetto.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> int:
     """Time a bundle: frames, stages, a fresh start; compare it with others that take turns.
@@ -103,7 +107,7 @@ def profile(
         raise UsageError("--strict: expected --fail-above with it, got none")
     if gate is not None and not (against or against_python):
         raise UsageError("--fail-above: expected --against or --against-python with it, got none")
-    for file in (json_file, html):
+    for file in (json_file, html, trace):
         _check_writable(file)
     if html is not None:
         _require_matplotlib()
@@ -119,12 +123,13 @@ def profile(
         "max_seconds": max_duration,
         "rate": rate,
         "cold_starts": cold_start,
+        "nodes": nodes,
         "agreement": len(variants) > 1,
         "evaluate": None if dataset is None else _evaluator(dataset, root, split, limit, template),
         "command": _repeat(context),
     }
     report = _run(variants, source, names, template, settings)
-    _write(report, json_file, html)
+    _write(report, json_file, html, trace)
     return _exit_code(report, gate, strict=strict)
 
 
@@ -185,7 +190,7 @@ def _run(
             raise typer.Exit(EXIT_GATE) from exc
 
 
-def _write(report: Report, json_file: Path | None, html: Path | None) -> None:
+def _write(report: Report, json_file: Path | None, html: Path | None, trace: Path | None) -> None:
     from zsseg_rt.profiling.tables import report_tables
 
     _print_tables(report_tables(report))
@@ -198,6 +203,10 @@ def _write(report: Report, json_file: Path | None, html: Path | None) -> None:
     console.print(f"\nrepeat: {report.command}", highlight=False, soft_wrap=True)
     if json_file is not None:
         write_json(json_file, report)
+    if trace is not None:
+        from zsseg_rt.profiling.trace import make_trace
+
+        write_json(trace, make_trace(report))
     if html is not None:
         from zsseg_rt.profiling.html import write_html
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from zsseg_rt.profiling.conditions import Conditions, compare_snapshots
 from zsseg_rt.profiling.estimates import Basis
 from zsseg_rt.profiling.measured import Measured
 from zsseg_rt.profiling.meter import Sample
+from zsseg_rt.profiling.nodes import assign_nodes
 from zsseg_rt.profiling.report import (
     Comparison,
     Growth,
@@ -62,7 +64,8 @@ def _conditions(measured: Measured) -> Conditions:
         return Conditions(readings=())
     shares = [share for share in measured.rounds.waiting.values() if share is not None]
     waiting = max(shares) if shares else None
-    return compare_snapshots(measured.before, measured.after, waiting=waiting)
+    found = compare_snapshots(measured.before, measured.after, waiting=waiting)
+    return replace(found, readings=(*found.readings, *measured.absent))
 
 
 def _variant(measured: Measured, variant: Variant) -> VariantReport:
@@ -93,6 +96,12 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
         paced=_paced(measured, name),
         agreement=measured.agreement.get(name),
         miou=measured.miou.get(name),
+        energy=measured.energy.get(name),
+        nodes=tuple(
+            row
+            for graph, nodes in measured.nodes.get(name, {}).items()
+            for row in assign_nodes(graph, nodes)
+        ),
         samples=_samples(rounds, name, stages),
     )
 

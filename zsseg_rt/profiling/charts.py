@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.profiling.report import Growth, Report, VariantReport
+from zsseg_rt.profiling.nodes import KINDS
+from zsseg_rt.profiling.report import Growth, NodeRow, Report, VariantReport
 from zsseg_rt.profiling.tables import BASIS_WORDS
 
 __all__ = ["draw_charts"]
@@ -46,6 +47,9 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
     if timed:
         yield "How the times spread: every frame", _histogram(timed)
         yield "In the order they were taken", _timeline(timed)
+    for variant in report.variants:
+        if variant.nodes:
+            yield f"Nodes of {variant.name}, by kind of work", _nodes(variant)
     for growth in report.growths:
         yield f"Growth with {growth.key}", _growth(growth)
 
@@ -117,6 +121,25 @@ def _timeline(variants: Sequence[VariantReport]) -> Any:
     axes.set_ylabel("ms")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, markerscale=2)
+    return figure
+
+
+def _nodes(variant: VariantReport) -> Any:
+    """A bar for each block of each graph, or for the graph where blocks are not known."""
+    groups: dict[str, list[NodeRow]] = {}
+    for node in variant.nodes:
+        groups.setdefault(f"{node.graph} {node.block}".strip(), []).append(node)
+    figure, axes = _figure(1.1 + 0.3 * len(groups))
+    left, rows = np.zeros(len(groups)), np.arange(len(groups))
+    for index, kind in enumerate(KINDS):
+        times = [sum(n.ms for n in nodes if n.kind == kind) for nodes in groups.values()]
+        axes.barh(rows, times, left=left, color=_COLOURS[index], height=0.7, label=kind)
+        left += np.array(times)
+    axes.set_yticks(rows, [_short(name) for name in groups])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("ms")
+    figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=9)
     return figure
 
 

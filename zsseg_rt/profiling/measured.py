@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from zsseg_rt.profiling.children import ChildCandidate
-from zsseg_rt.profiling.conditions import Snapshot
+from zsseg_rt.profiling.conditions import Reading, Snapshot
 from zsseg_rt.profiling.meter import Paced
-from zsseg_rt.profiling.report import ColdStart
+from zsseg_rt.profiling.report import ColdStart, EnergyUse
 from zsseg_rt.profiling.turns import Rounds
 from zsseg_rt.profiling.variants import Variant
 from zsseg_rt.profiling.workload import Workload
@@ -30,6 +31,7 @@ class Request:
         rate: Frames per second that fall due by a clock; None: none do.
         cold_starts: Whether to time fresh processes too.
         agreement: Whether to compare labels with float32's.
+        nodes: Whether to time the nodes of the first variant's graphs.
         evaluate: Returns a variant's mean IoU in per cent, or None.
         on_progress: Called with what is being done.
     """
@@ -43,6 +45,7 @@ class Request:
     rate: float | None = None
     cold_starts: bool = True
     agreement: bool = False
+    nodes: bool = False
     evaluate: Callable[[Variant], float | None] | None = None
     on_progress: Callable[[str], None] = lambda _: None
 
@@ -62,6 +65,9 @@ class Measured:
         paced: Frames that fell due by a clock.
         agreement: Share of labels as float32 gives them.
         miou: Mean IoU in per cent.
+        nodes: Name, type and milliseconds of nodes, by variant and graph.
+        energy: What a frame takes, by variant.
+        absent: Energy sensors that cannot be read.
         before: The machine before.
         after: The machine after.
         notes: What the reader must know.
@@ -78,6 +84,9 @@ class Measured:
     paced: dict[str, list[Paced]] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
     miou: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, dict[str, list[list[Any]]]] = field(default_factory=dict)
+    energy: dict[str, EnergyUse] = field(default_factory=dict)
+    absent: tuple[Reading, ...] = ()
     before: Snapshot | None = None
     after: Snapshot | None = None
     notes: list[str] = field(default_factory=list)

@@ -186,6 +186,14 @@ class Meter:
         """
         return list(self._paced(call, rate, max(1, round(rate * seconds))))
 
+    def stretch(self, call: Callable[[], Any], seconds: float) -> int:
+        """Make calls one after the other for so long; return how many."""
+        end, count = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
+            call()
+            count += 1
+        return count
+
     def close(self) -> None:
         """Close the file of the system's counters."""
         if self._schedstat >= 0:

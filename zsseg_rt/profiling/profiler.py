@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.profiling.assemble import assemble_report
 from zsseg_rt.profiling.candidates import CandidateError
 from zsseg_rt.profiling.children import ChildCandidate
-from zsseg_rt.profiling.conditions import take_snapshot
+from zsseg_rt.profiling.conditions import Reading, take_snapshot
+from zsseg_rt.profiling.energy import EnergyMeter, find_energy_sources
 from zsseg_rt.profiling.measured import Measured, Request
 from zsseg_rt.profiling.meter import TurnPlan, read_memory_mb
-from zsseg_rt.profiling.report import ColdStart, Report
+from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
 from zsseg_rt.profiling.variants import Variant
 
@@ -24,6 +26,8 @@ __all__ = ["SelfCheckError", "profile"]
 
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
+_NODE_RUNS = 20
+_ENERGY_SECONDS = 2.0
 _MOST_COMPARED = 4  # frames whose labels are compared with float32's
 
 
@@ -151,9 +155,12 @@ def _after_timing(measured: Measured) -> None:
         request.on_progress(f"frames that fall due {request.rate:g} times a second")
         seconds = max(request.max_seconds / 3, 3.0 / request.rate)
         measured.paced = pace_in_turns(alive, rate=request.rate, seconds=seconds)
+    _measure_energy(measured, alive)
     if request.agreement:
         request.on_progress("comparing labels with float32's")
         _compare_labels(measured, alive)
+    if request.nodes:
+        _time_nodes(measured, request.variants[0])
     for variant in request.variants:
         if variant.name in measured.failures:
             continue
@@ -168,6 +175,62 @@ def _after_timing(measured: Measured) -> None:
             found = request.evaluate(variant)
             if found is not None:
                 measured.miou[variant.name] = found
+
+
+def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
+    """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
+    sources = find_energy_sources()
+    measured.absent = sources.absent
+    if not sources.total:
+        return
+    measured.request.on_progress("energy")
+    meter = EnergyMeter(sources)
+    meter.start()
+    time.sleep(_ENERGY_SECONDS)
+    idle = meter.stop()
+    idle_joules = meter.total_joules(idle)
+    idle_watts = None if idle_joules is None else idle_joules / idle.seconds
+    for child in alive:
+        meter.start()
+        try:
+            frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
+        finally:
+            stretch = meter.stop()
+        joules = meter.total_joules(stretch)
+        if joules is None:
+            measured.absent += (_failed_sensor(sources.note),)
+            return
+        above = None if idle_watts is None else joules - idle_watts * stretch.seconds
+        measured.energy[child.name] = EnergyUse(
+            source=sources.note,
+            frames=frames,
+            seconds=stretch.seconds,
+            mj=1e3 * joules / frames,
+            mj_above_idle=None if above is None else 1e3 * above / frames,
+            watts=joules / stretch.seconds,
+            idle_watts=idle_watts,
+            samples=tuple(stretch.watts),
+        )
+        child.settle()
+
+
+def _failed_sensor(name: str) -> Reading:
+    reason = "a sensor failed, or did not change for a second"
+    command = "cat /sys/class/hwmon/hwmon*/*_input"
+    return Reading(name=name, unit="J", reason=reason, command=command)
+
+
+def _time_nodes(measured: Measured, variant: Variant) -> None:
+    """In a process of its own, because counting times costs time."""
+    measured.request.on_progress(f"{variant.name}: timing the nodes of its graphs")
+    try:
+        child = _open(measured.request, variant, with_node_times=True)
+        try:
+            measured.nodes[variant.name] = child.request("nodes", runs=_NODE_RUNS)
+        finally:
+            child.close()
+    except CandidateError as exc:
+        measured.notes.append(f"nodes were not timed: {exc}")
 
 
 def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None:

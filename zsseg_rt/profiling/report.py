@@ -18,7 +18,9 @@ __all__ = [
     "KIND",
     "ColdStart",
     "Comparison",
+    "EnergyUse",
     "Growth",
+    "NodeRow",
     "PacedTimes",
     "Percentiles",
     "Report",
@@ -100,6 +102,53 @@ class PacedTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnergyUse:
+    """What frames took of a board or a chip, not of a process.
+
+    Attributes:
+        source: What was read.
+        frames: Frames that were labelled one right after another.
+        seconds: How long that took.
+        mj: Millijoules a frame, all in all.
+        mj_above_idle: The same without what the machine takes when it waits; None if that was not
+            measured.
+        watts: Mean power meanwhile.
+        idle_watts: Mean power while nothing was labelled.
+        samples: Seconds since the begin, and watts.
+    """
+
+    source: str
+    frames: int
+    seconds: float
+    mj: float
+    mj_above_idle: float | None
+    watts: float
+    idle_watts: float | None
+    samples: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRow:
+    """One node of a graph.
+
+    Attributes:
+        graph: Name of the graph.
+        name: Its name in the graph; empty if the backend invented it.
+        type: The backend's name for what it computes.
+        block: The block of the network that it is part of; empty if unknown.
+        kind: ``linear``, ``attention``, ``norm``, ``layout`` or ``other``.
+        ms: Milliseconds a frame.
+    """
+
+    graph: str
+    name: str
+    type: str
+    block: str
+    kind: str
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Samples:
     """Every call that was timed, in order; milliseconds.
 
@@ -146,6 +195,8 @@ class VariantReport:
         paced: Frames that fell due by a clock.
         agreement: Share of pixels with the same label as float32 gives.
         miou: Mean IoU on the data set, in per cent.
+        energy: What a frame takes; None if no sensor tells.
+        nodes: The nodes of its graphs, timed in a process of their own.
         samples: All of them.
     """
 
@@ -170,6 +221,8 @@ class VariantReport:
     paced: PacedTimes | None = None
     agreement: float | None = None
     miou: float | None = None
+    energy: EnergyUse | None = None
+    nodes: tuple[NodeRow, ...] = ()
     samples: Samples = field(default_factory=Samples)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.report import Percentiles, Report, VariantReport
+from zsseg_rt.profiling.nodes import sum_by
+from zsseg_rt.profiling.report import NodeRow, Percentiles, Report, VariantReport
 
 __all__ = [
     "ABSENT",
@@ -49,7 +50,10 @@ def report_tables(report: Report) -> list[TextTable]:
         _comparisons(report),
         _paced(report),
         *(_stages(variant) for variant in report.variants if variant.stages),
+        *(_nodes(v, "block", v.nodes) for v in report.variants if any(n.block for n in v.nodes)),
+        *(_nodes(v, "kind", v.nodes) for v in report.variants),
         _growths(report),
+        _energy(report),
         _cold_starts(report),
         _conditions(report),
     ]
@@ -145,12 +149,13 @@ def _processors(report: Report) -> TextTable:
 def _ship(report: Report) -> TextTable:
     """Which one to ship: one row a variant, where there are several or labels were judged."""
     headings = ["variant", "size MB", "load s", "peak MB", "p50 ms", "p95 ms", "frames/s"]
-    headings += ["as float32", "mIoU %"]
+    headings += ["mJ", "as float32", "mIoU %"]
     rows = []
     for one in report.variants:
         load = next((start.load_s for start in one.cold_starts if start.cached), None)
         row = [one.name, number(one.size_mb), number(load), number(one.peak_mb)]
         row += [_ms(one.wall, "p50"), _ms(one.wall, "p95"), number(one.frames_per_second)]
+        row.append(number(None if one.energy is None else one.energy.mj))
         rows.append((*row, share(one.agreement), number(one.miou)))
     judged = any(one.miou is not None for one in report.variants)
     shown = tuple(rows) if judged or len(rows) > 1 else ()
@@ -191,6 +196,19 @@ def _stages(variant: VariantReport) -> TextTable:
     return TextTable(title=f"stages of {variant.name}", headings=headings, rows=rows)
 
 
+def _nodes(variant: VariantReport, key: str, nodes: Sequence[NodeRow]) -> TextTable:
+    totals = sum_by(nodes, lambda node: f"{node.graph}  {getattr(node, key)}")
+    graphs = sum_by(nodes, lambda node: node.graph)
+    order = totals if key == "block" else sorted(totals, key=lambda name: -totals[name])
+    rows = []
+    for name in order:
+        graph, _, group = name.partition("  ")
+        rows.append((graph, group, number(totals[name], 3), share(totals[name] / graphs[graph])))
+    headings = ("graph", key, "ms", "of the graph")
+    title = f"nodes of {variant.name} by {key}"
+    return TextTable(title=title, headings=headings, rows=tuple(rows))
+
+
 def _growths(report: Report) -> TextTable:
     rows = tuple(
         (
@@ -203,6 +221,18 @@ def _growths(report: Report) -> TextTable:
     )
     headings = ("sweep", "fitted to the medians", "of", "largest distance")
     return TextTable(title="growth", headings=headings, rows=rows)
+
+
+def _energy(report: Report) -> TextTable:
+    headings = ("variant", "mJ a frame", "above idle", "W", "idle W", "frames", "source")
+    rows = tuple(
+        (one.name, number(one.energy.mj), number(one.energy.mj_above_idle),
+         number(one.energy.watts), number(one.energy.idle_watts), str(one.energy.frames),
+         one.energy.source)
+        for one in report.variants
+        if one.energy is not None
+    )  # fmt: skip
+    return TextTable(title="energy", headings=headings, rows=rows)
 
 
 def _cold_starts(report: Report) -> TextTable:

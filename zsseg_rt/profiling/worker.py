@@ -52,7 +52,7 @@ class Opened:
         on_gpu: Whether it runs on a GPU.
         check: Compares with the golden sample; returns the stage that differs, or "".
         labels: Labels of a frame, by its number.
-        profile: Times the parts of one call; see :mod:`zsseg_rt.profiling.nodes`.
+        nodes: Times the nodes of every graph, the mean of so many runs.
     """
 
     call: Callable[[], Any]
@@ -63,7 +63,7 @@ class Opened:
     on_gpu: bool = False
     check: Callable[[], str] | None = None
     labels: Callable[[int], Any] | None = None
-    profile: Callable[[], list[dict[str, Any]]] | None = None
+    nodes: Callable[[int], dict[str, list[list[Any]]]] | None = None
 
 
 def open_candidate(spec: Mapping[str, Any]) -> Opened:
@@ -130,6 +130,7 @@ def _open_engine(spec: Mapping[str, Any]) -> Opened:
         on_gpu=engine.device != "cpu",
         check=lambda: _check(engine),
         labels=lambda index: engine.segment(frames[index]).labels,
+        nodes=lambda runs: _nodes(engine, frames[0], runs),
     )
 
 
@@ -171,6 +172,12 @@ def _check(engine: Any) -> str:
     return f"{failure.stage}: error {failure.error:.3g}, tolerance {failure.tolerance:.3g}"
 
 
+def _nodes(engine: Any, frame: Any, runs: int) -> dict[str, list[list[Any]]]:
+    """Name, type and milliseconds of the nodes of every graph."""
+    found = engine.node_times(frame, runs=runs)
+    return {graph: [[n.name, n.type, n.ms] for n in nodes] for graph, nodes in found.items()}
+
+
 class Worker:
     """Answers requests about one candidate."""
 
@@ -184,6 +191,7 @@ class Worker:
         action = {
             "open": self._open, "check": self._check, "warm": self._warm_up, "turn": self._turn,
             "pace": self._pace, "labels": self._labels, "memory": self._memory,
+            "nodes": self._nodes, "stretch": self._stretch,
         }[request["do"]]  # fmt: skip
         return action(request)
 
@@ -226,12 +234,19 @@ class Worker:
         )
         return [dataclasses.asdict(frame) for frame in paced]
 
+    def _stretch(self, request: Mapping[str, Any]) -> int:
+        return int(self._meter.stretch(self._candidate().call, request["seconds"]))
+
     def _labels(self, request: Mapping[str, Any]) -> None:
         import numpy as np
 
         labels = self._candidate().labels
         if labels is not None:
             np.save(request["out"], np.asarray(labels(request["index"])))
+
+    def _nodes(self, request: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+        nodes = self._candidate().nodes
+        return {} if nodes is None else nodes(request["runs"])
 
     def _memory(self, _: Mapping[str, Any]) -> list[float] | None:
         found = self._meter_module.read_memory_mb()
