@@ -191,16 +191,7 @@ def _run(
 
 
 def _write(report: Report, json_file: Path | None, html: Path | None, trace: Path | None) -> None:
-    from zsseg_rt.profiling.tables import report_tables
-
-    _print_tables(report_tables(report))
-    console = terminal()
-    for variant in report.variants:
-        if variant.failure:
-            console.print(f"failed: {variant.failure}", style="red", soft_wrap=True)
-    for note in report.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(f"\nrepeat: {report.command}", highlight=False, soft_wrap=True)
+    """Files first: whoever reads the tables may stop reading."""
     if json_file is not None:
         write_json(json_file, report)
     if trace is not None:
@@ -211,6 +202,20 @@ def _write(report: Report, json_file: Path | None, html: Path | None, trace: Pat
         from zsseg_rt.profiling.html import write_html
 
         write_html(html, report)
+    _print(report)
+
+
+def _print(report: Report) -> None:
+    from zsseg_rt.profiling.tables import report_tables
+
+    _print_tables(report_tables(report))
+    console = terminal()
+    for variant in report.variants:
+        if variant.failure:
+            console.print(f"failed: {variant.failure}", style="red", soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    console.print(f"\nrepeat: {report.command}", highlight=False, soft_wrap=True)
 
 
 def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:

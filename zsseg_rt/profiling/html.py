@@ -18,7 +18,7 @@ _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
 _STYLE = """
 :root { color-scheme: light; --line: #dcdfe4; --dim: #5b6472; --ink: #16191f; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 900px; padding: 24px 20px 48px; background: #fff;
+body { margin: 0 auto; max-width: 980px; padding: 24px 20px 48px; background: #fff;
   color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 17px; margin: 30px 0 8px; }

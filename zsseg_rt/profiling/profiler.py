@@ -126,7 +126,8 @@ def _time_frames(measured: Measured) -> None:
     request, children = measured.request, list(measured.children.values())
     request.on_progress("warming up")
     fastest = {child.name: child.warm_up() for child in children}
-    plans = {name: TurnPlan(cold=ms < LONG_FRAME_MS) for name, ms in fastest.items()}
+    # One plan for all: whoever is timed right after a pause must not meet one who is not.
+    plan = TurnPlan(cold=min(fastest.values()) < LONG_FRAME_MS)
 
     def show(rounds: Rounds) -> None:
         request.on_progress(f"round {rounds.count}")
@@ -140,7 +141,7 @@ def _time_frames(measured: Measured) -> None:
         )
     else:
         rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
-    measured.rounds = take_turns(children, plans, rule, on_round=show)
+    measured.rounds = take_turns(children, plan, rule, on_round=show)
     measured.failures.update(measured.rounds.failures)
     measured.interrupted = measured.rounds.interrupted
     for child in children:

@@ -145,7 +145,7 @@ def turn_ms(turn: Turn, basis: Basis) -> float:
 
 def take_turns(
     candidates: Sequence[Candidate],
-    plan: TurnPlan | Mapping[str, TurnPlan],
+    plan: TurnPlan,
     stop: StopRule,
     *,
     seed: int = 0,
@@ -155,7 +155,7 @@ def take_turns(
 
     Args:
         candidates: At least one, with names of their own; the others are compared with the first.
-        plan: What a turn consists of, for all or by name.
+        plan: What a turn consists of, the same for all.
         stop: When enough rounds were taken.
         seed: Of the order within rounds.
         on_round: Called after each round.
@@ -169,13 +169,12 @@ def take_turns(
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
         raise ArgumentError(f"candidates: expected distinct names, got {', '.join(names)}")
-    plans = {name: plan if isinstance(plan, TurnPlan) else plan[name] for name in names}
     rounds = Rounds(turns={name: [] for name in names}, on_gpu=candidates[0].on_gpu)
     before = {candidate.name: candidate.thread_times() for candidate in candidates}
     order, watch, look_at = random.Random(seed), Stopwatch(), stop.min_rounds
     try:
         while rounds.count < stop.max_rounds and watch.seconds < stop.max_seconds:
-            if not _one_round(candidates, plans, rounds, order):
+            if not _one_round(candidates, plan, rounds, order):
                 break
             _note_waiting(candidates, before, rounds)
             if on_round is not None:
@@ -193,7 +192,7 @@ def take_turns(
 
 def _one_round(
     candidates: Sequence[Candidate],
-    plans: Mapping[str, TurnPlan],
+    plan: TurnPlan,
     rounds: Rounds,
     order: random.Random,
 ) -> bool:
@@ -202,7 +201,7 @@ def _one_round(
     alive = [one for one in candidates if one.name not in rounds.failures]
     for candidate in order.sample(alive, len(alive)):
         try:
-            taken[candidate.name] = candidate.turn(plans[candidate.name])
+            taken[candidate.name] = candidate.turn(plan)
         except CandidateError as exc:
             rounds.failures[candidate.name] = str(exc)
             continue
