@@ -10,6 +10,8 @@ from zsseg_rt.profiling.candidates import CandidateError
 from zsseg_rt.profiling.meter import Paced, Sample, ThreadTimes, Turn, TurnPlan
 
 FILE = __file__
+# Options with which a profile takes little time.
+QUICK = ("--max-duration", "0.5", "--no-cold-start", "--no-nodes", "--threads", "1")
 
 
 class GivenTimes:
