@@ -115,7 +115,7 @@ def test_the_page_needs_nothing_from_outside(written):
 def test_a_page_escapes_names(written, tmp_path):
     from dataclasses import replace
 
-    from zsseg_rt.profiling.html import render_html
+    from zsseg_rt.profiling.pages.html import render_html
     from zsseg_rt.profiling.report import read_report
 
     report = read_report(written[0])

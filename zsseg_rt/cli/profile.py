@@ -30,8 +30,8 @@ from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+    from zsseg_rt.profiling.pages.tables import TextTable
     from zsseg_rt.profiling.report import Report
-    from zsseg_rt.profiling.tables import TextTable
     from zsseg_rt.profiling.variants import Variant
 
 SHOW = "show"
@@ -195,18 +195,18 @@ def _write(report: Report, json_file: Path | None, html: Path | None, trace: Pat
     if json_file is not None:
         write_json(json_file, report)
     if trace is not None:
-        from zsseg_rt.profiling.trace import make_trace
+        from zsseg_rt.profiling.pages.trace import make_trace
 
         write_json(trace, make_trace(report))
     if html is not None:
-        from zsseg_rt.profiling.html import write_html
+        from zsseg_rt.profiling.pages.html import write_html
 
         write_html(html, report)
     _print(report)
 
 
 def _print(report: Report) -> None:
-    from zsseg_rt.profiling.tables import report_tables
+    from zsseg_rt.profiling.pages.tables import report_tables
 
     _print_tables(report_tables(report))
     console = terminal()
@@ -228,8 +228,8 @@ def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:
 
 
 def _show(files: list[str]) -> int:
+    from zsseg_rt.profiling.pages.tables import report_tables, side_by_side
     from zsseg_rt.profiling.report import read_report
-    from zsseg_rt.profiling.tables import report_tables, side_by_side
 
     if not 1 <= len(files) <= 2:
         raise UsageError(f"profile show: expected one or two reports, got {len(files)}")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.profiling.nodes import KINDS
+from zsseg_rt.profiling.pages.tables import BASIS_WORDS
 from zsseg_rt.profiling.report import Growth, NodeRow, Report, VariantReport
-from zsseg_rt.profiling.tables import BASIS_WORDS
 
 __all__ = ["draw_charts"]
 

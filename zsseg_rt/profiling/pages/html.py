@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from zsseg_rt.profiling.charts import draw_charts
+from zsseg_rt.profiling.pages.charts import draw_charts
+from zsseg_rt.profiling.pages.tables import ABSENT, TextTable, difference_words, report_tables
 from zsseg_rt.profiling.report import Report
-from zsseg_rt.profiling.tables import ABSENT, TextTable, difference_words, report_tables
 from zsseg_rt.visualize import save_file
 
 __all__ = ["render_html", "write_html"]
