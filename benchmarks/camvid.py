@@ -22,7 +22,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evalua
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.export.onnx import OPSET, GraphExport
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
+from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 
@@ -269,7 +269,7 @@ def train(
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     counts = features.labels.flatten().long().bincount(minlength=256)[: len(data.seen)]
     weight = counts.clamp(min=1).float().rsqrt()
-    size, start = (LABEL_GRID, LABEL_GRID), time.perf_counter()
+    size, watch = (LABEL_GRID, LABEL_GRID), Stopwatch()
     for step, (tensors, labels) in enumerate(features.batches(seed, batch_size), start=1):
         logits = F.interpolate(head.word_logits(**tensors), size=size, mode="bilinear")
         loss = F.cross_entropy(logits, labels, weight=weight, ignore_index=255)
@@ -278,8 +278,8 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps:
-            seconds = time.perf_counter() - start
-            print(f"seed {seed}: step {step}/{steps}, loss {loss.item():.3f}, {seconds:.0f} s")
+            loss_now, seconds = loss.item(), watch.seconds
+            print(f"seed {seed}: step {step}/{steps}, loss {loss_now:.3f}, {seconds:.0f} s")
         if step == steps:
             break
     return head.eval()

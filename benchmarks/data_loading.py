@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from zsseg_rt.profiling.meter import Stopwatch
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -141,8 +143,8 @@ def loader_rate(loader: Any, seconds: float) -> float:
     batches = iter(loader)
     for _ in range(8):
         next(batches)
-    start, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
+    watch, count = Stopwatch(), 0
+    while (elapsed := watch.seconds) < seconds:
         count += len(next(batches).names)
     return count / elapsed
 

@@ -10,22 +10,25 @@ not accuracy. Rounds are interleaved, so that a busy moment affects every candid
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zsseg_rt.profiling.children import ChildCandidate
+from zsseg_rt.profiling.meter import read_memory_mb
+from zsseg_rt.profiling.turns import take_turns_locally
+
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_HW = (480, 640)
-CHILD_FLAG, SECOND_FLAG = "--child", "--second"
+SECOND_FLAG = "--second"
 
 
 def main() -> int:
@@ -180,35 +183,21 @@ def measure_latency(
     engine32, run32 = engine_candidate(bundle, text, "float32", args.threads)
     engine_auto, run_auto = engine_candidate(bundle, text, "auto", args.threads)
     _, run171 = engine_candidate(bundle, text171, "float32", args.threads)
+    precision = engine_auto.precision
     candidates: dict[str, Callable[[np.ndarray], Any]] = {
         "torch float32": torch_candidate(model, text, torch.float32),
         "torch bfloat16": torch_candidate(model, text, torch.bfloat16),
         "engine float32": run32,
-        f"engine auto ({engine_auto.precision})": run_auto,
+        f"engine auto ({precision})": run_auto,
         "engine float32, 171 classes": run171,
     }
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    stages: dict[str, list[dict[str, float]]] = {"engine float32": [], "engine auto": []}
-    for round_index in range(args.rounds + 1):
-        for name, run in candidates.items():
-            begin = time.perf_counter()
-            result = run(frame)
-            elapsed = (time.perf_counter() - begin) * 1000.0
-            if round_index == 0:
-                continue
-            samples[name].append(elapsed)
-            key = "engine auto" if name.startswith("engine auto") else name
-            if key in stages:
-                stages[key].append(dict(result.times))
+    calls = {name: functools.partial(run, frame) for name, run in candidates.items()}
+    taken = take_turns_locally(calls, rounds=args.rounds, stages=True)
     engine32.close()
     engine_auto.close()
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    return medians, {name: median_stages(runs) for name, runs in stages.items()}
-
-
-def median_stages(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Median of every stage over runs."""
-    return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    staged = {"engine float32": "engine float32", "engine auto": f"engine auto ({precision})"}
+    stages = {short: taken.stage_medians_ms(name) for short, name in staged.items()}
+    return {name: taken.median_ms(name) for name in candidates}, stages
 
 
 def embed_dim_of(bundle: Path) -> int:
@@ -252,45 +241,35 @@ def measure_agreement(model: Any, bundle: Path, threads: int) -> dict[str, dict[
 
 def measure_processes(bundle: Path, threads: int) -> dict[str, float]:
     """Load time and peak memory in fresh processes, first without and then with the cache."""
-    first = run_child(bundle, threads)
-    second = run_child(bundle, threads)
-    imports = [run_child(None, threads)["import_s"] for _ in range(5)]
+    frame, text = random_inputs(embed_dim_of(bundle), 20)
+    with tempfile.TemporaryDirectory() as folder:
+        frame_file, text_file = Path(folder) / "frame.npy", Path(folder) / "text.npy"
+        np.save(frame_file, frame)
+        np.save(text_file, text)
+        spec = {
+            "bundle": str(bundle),
+            "config": {"device": "cpu", "precision": "float32", "num_threads": threads},
+            "classes": class_names(20),
+            "embeddings": str(text_file),
+            "frames": [str(frame_file)],
+        }
+        first, second = open_in_fresh_process(spec), open_in_fresh_process(spec)
     return {
-        "import_s": statistics.median(imports),
-        "first_load_s": first["load_s"],
+        "import_s": first["import_s"],
+        "first_load_s": first["import_s"] + first["load_s"],
         "first_peak_rss_gb": first["peak_rss_gb"],
-        "cached_load_s": second["load_s"],
+        "cached_load_s": second["import_s"] + second["load_s"],
         "cached_first_frame_s": second["first_frame_s"],
         "cached_peak_rss_gb": second["peak_rss_gb"],
     }
 
 
-def run_child(bundle: Path | None, threads: int) -> dict[str, float]:
-    """Run this file in a fresh process and return what it measured."""
-    command = [sys.executable, __file__, CHILD_FLAG, str(bundle or ""), str(threads)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    measured: dict[str, float] = json.loads(output.splitlines()[-1])
-    return measured
-
-
-def child(bundle: str, threads: int) -> None:
-    """In a fresh process: import, load, segment one frame."""
-    begin = time.perf_counter()
-    import zsseg_rt
-
-    imported = time.perf_counter()
-    result = {"import_s": imported - begin}
-    if bundle:
-        config = zsseg_rt.EngineConfig(device="cpu", precision="float32", num_threads=threads)
-        engine = zsseg_rt.Engine(bundle, config)
-        result["load_s"] = time.perf_counter() - begin
-        frame, text = random_inputs(engine.bundle.text.embed_dim, 20)
-        engine.set_classes(class_names(20), embeddings=text)
-        start = time.perf_counter()
-        engine.segment(frame)
-        result["first_frame_s"] = time.perf_counter() - start
-        result["peak_rss_gb"] = peak_rss_gb()
-    print(json.dumps(result))
+def open_in_fresh_process(spec: dict[str, Any]) -> dict[str, float]:
+    """Import, load and label one frame; seconds of each, and the peak memory."""
+    child = ChildCandidate("engine", spec)
+    memory = child.memory or [0.0, 0.0]
+    child.close()
+    return {**child.started, "peak_rss_gb": memory[1] / 1e3}
 
 
 def measure_second(bundle: Path, threads: int) -> dict[str, float]:
@@ -322,28 +301,19 @@ def second(kind: str, bundle: str, threads: int) -> None:
     first = open_engine()
     for _ in range(3):
         first.segment(frame)
-    before = rss_mb()
+    before = resident_mb()
     other = first.lane() if kind == "lane" else open_engine()
     for _ in range(3):
         other.segment(frame)
-    print(rss_mb() - before)
+    print(resident_mb() - before)
 
 
-def rss_mb() -> float:
+def resident_mb() -> float:
     """Resident memory now."""
-    line = next(
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmRSS:")
-    )
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def peak_rss_gb() -> float:
-    """Largest resident memory since this program started; getrusage's may be its parent's."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e9
+    memory = read_memory_mb()
+    if memory is None:
+        raise SystemExit("memory: expected /proc/self/status, got nothing. Run this on Linux.")
+    return memory[0]
 
 
 def compute_ratios(report: dict[str, Any]) -> dict[str, float]:
@@ -385,9 +355,6 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if CHILD_FLAG in sys.argv:
-        child(sys.argv[2], int(sys.argv[3]))
-        sys.exit(0)
     if SECOND_FLAG in sys.argv:
         second(sys.argv[2], sys.argv[3], int(sys.argv[4]))
         sys.exit(0)

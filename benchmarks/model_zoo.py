@@ -11,11 +11,10 @@ nothing about accuracy.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from engine import FRAME_HW, machine_and_commit, random_inputs
+
+from zsseg_rt.profiling.turns import take_turns_locally
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         del model
     for name, (engine, _) in engines.items():
         rows[name] |= {"precision": engine.precision, "backend": engine.backend}
-    for name, times in take_turns(engines, args.rounds).items():
-        rows[name]["engine_ms"] = statistics.median(times)
+    calls = {
+        name: functools.partial(engine.segment, frame) for name, (engine, frame) in engines.items()
+    }
+    if calls:
+        taken = take_turns_locally(calls, rounds=args.rounds)
+        for name in calls:
+            rows[name]["engine_ms"] = taken.median_ms(name)
     report = {"machine": machine_and_commit(), "threads": args.threads, "frame_hw": FRAME_HW}
     return report | {"rounds": args.rounds, "systems": rows}
 
@@ -203,17 +209,6 @@ def open_engine(model: Any, classes: int, folder: Path, threads: int) -> tuple[A
     engine.set_classes([f"class {index}" for index in range(classes)], embeddings=text)
     engine.segment(frame)
     return engine, frame
-
-
-def take_turns(engines: dict[str, tuple[Any, np.ndarray]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each engine in each round."""
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(rounds):
-        for name, (engine, frame) in engines.items():
-            start = time.perf_counter()
-            engine.segment(frame)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -13,13 +13,12 @@ each one's peak memory (VmHWM) is that of a process of its own that labels one f
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Any
 
 import numpy as np
 from engine import machine_and_commit
+
+from zsseg_rt.profiling.turns import take_turns_locally
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILD_FLAG = "--child"
@@ -238,13 +239,9 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             other.segment(frame).labels
         )
     labels = {name: label(frame) for name, label in candidates.items()}  # warms all up
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(args.rounds):
-        for name, label in candidates.items():
-            begin = time.perf_counter()
-            label(frame)
-            times[name].append((time.perf_counter() - begin) * 1e3)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    calls = {name: functools.partial(label, frame) for name, label in candidates.items()}
+    taken = take_turns_locally(calls, rounds=args.rounds)
+    medians = {name: taken.median_ms(name) for name in candidates}
     report: dict[str, Any] = {
         "machine": machine_and_commit(),
         "size": args.size,

@@ -12,15 +12,18 @@ Rivals that are not installed are left out.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
 import argparse
 import importlib
 import json
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,14 @@ import numpy as np
 from zsseg_rt import ops
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
+from zsseg_rt.profiling.device_timer import EventTimer
+from zsseg_rt.profiling.meter import TurnPlan
+from zsseg_rt.profiling.turns import take_turns_locally
 
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
-SLOW_SECONDS = 4.0  # a candidate that has used this much time takes no further turns
-PAUSE_SECONDS = 0.005  # between candidates
-WARMING_SECONDS = 0.01
+SLOW_SECONDS = 10.0  # a case takes this much per candidate at most
+TURN = TurnPlan(pause_ms=5.0, warming_ms=10.0, measuring_ms=0.0)
 
 
 class MismatchError(Exception):
@@ -52,10 +57,11 @@ class Case:
 
 
 class CpuBench:
-    """Places arrays and times calls on the CPU."""
+    """Places arrays on the CPU."""
 
     name = "cpu"
     stream = 0
+    timer: EventTimer | None = None
 
     def __init__(self, threads: int) -> None:
         ops.set_num_threads(threads)
@@ -78,12 +84,6 @@ class CpuBench:
         """Return a NumPy array."""
         return np.asarray(array)
 
-    def milliseconds(self, call: Callable[[], Any]) -> float:
-        """Time one call."""
-        begin = time.perf_counter()
-        call()
-        return (time.perf_counter() - begin) * 1e3
-
 
 class CudaBench(CpuBench):
     """The same on the first GPU, timed by events on one stream that torch shares."""
@@ -95,6 +95,7 @@ class CudaBench(CpuBench):
         self.cv2 = None
         self._owner = ops.Stream(0)
         self.stream = self._owner.handle
+        self.timer = EventTimer(self.stream)
         if self.torch and not self.torch.cuda.is_available():
             self.torch = None
         if self.torch:
@@ -111,15 +112,6 @@ class CudaBench(CpuBench):
     def fetch(self, array: Any) -> np.ndarray:
         """Copy from the GPU."""
         return array.numpy(self.stream)
-
-    def milliseconds(self, call: Callable[[], Any]) -> float:
-        """Time one call on the GPU."""
-        begin, end = ops.Event(0), ops.Event(0)
-        begin.record(self.stream)
-        call()
-        end.record(self.stream)
-        end.synchronize()
-        return begin.elapsed_ms(end)
 
 
 def installed(name: str) -> Any | None:
@@ -519,27 +511,17 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
 
 def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of every candidate's ``warm`` and ``cold`` calls, in turns."""
-    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in case.candidates}
-    for call in case.candidates.values():
-        bench.milliseconds(call)  # allocators, code
-    for _ in range(rounds):
-        for name, call in case.candidates.items():
-            if sum(warm for _, warm in turns[name]) < SLOW_SECONDS * 1e3:
-                turns[name].append(take_turn(bench, call))
+    taken = take_turns_locally(
+        case.candidates,
+        rounds=rounds,
+        plan=TURN,
+        device_timer=bench.timer,
+        max_seconds=SLOW_SECONDS * len(case.candidates),
+    )
     return {
-        state: {name: statistics.median(t[index] for t in taken) for name, taken in turns.items()}
-        for index, state in enumerate(("cold", "warm"))
+        state: {name: taken.median_ms(name, cold=state == "cold") for name in case.candidates}
+        for state in ("cold", "warm")
     }
-
-
-def take_turn(bench: CpuBench, call: Callable[[], Any]) -> tuple[float, float]:
-    """Milliseconds of a first call after a pause, and of one once caches and threads are warm."""
-    time.sleep(PAUSE_SECONDS)
-    begin = time.perf_counter()
-    cold = bench.milliseconds(call)
-    while time.perf_counter() - begin < WARMING_SECONDS:
-        bench.milliseconds(call)
-    return cold, bench.milliseconds(call)
 
 
 def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:

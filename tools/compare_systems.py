@@ -9,10 +9,15 @@ An interrupted call continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
+import argparse
+import logging
 from typing import Any
 
 from zsseg_rt.errors import ZssegError

@@ -4,9 +4,15 @@
 continues from its last checkpoint.
 """
 
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
 import argparse
 import logging
-from pathlib import Path
 
 import torch
 

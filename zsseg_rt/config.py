@@ -58,6 +58,8 @@ class EngineConfig:
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
             :meth:`Engine.lane`. On the CPU they share ``num_threads``.
         with_times: Whether results carry the times of their stages.
+        with_node_times: Whether :meth:`Engine.node_times` can time the nodes of the graphs, which
+            costs every frame a little time.
         cache_dir: Folder for compiled models, plans and text embeddings; None takes
             :func:`default_cache_dir`.
         use_cache: False neither reads nor writes any cache.
@@ -78,6 +80,7 @@ class EngineConfig:
     num_threads: int = 0
     num_lanes: int = 1
     with_times: bool = True
+    with_node_times: bool = False
     cache_dir: str | Path | None = None
     use_cache: bool = True
     keep_text_encoder: bool = True

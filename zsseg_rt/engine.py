@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.backends.base import BackendOptions, CompiledGraph, NodeTime, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
@@ -75,6 +75,7 @@ class Engine:
             num_sessions=self.config.num_lanes,
             cache_dir=self.config.cache_folder,
             dynamic_axes=self._family.axes,
+            node_times=self.config.with_node_times,
         )
         self._embedder = PhraseEmbedder(
             self.bundle, self._load_text_encoder, self._options.cache_dir
@@ -282,6 +283,13 @@ class Engine:
         """
         self._require_open()
         return check_against_golden(self.bundle, self._family, self.precision, self._run_golden)
+
+    def node_times(
+        self, frame: npt.NDArray[np.uint8], *, runs: int = 10
+    ) -> dict[str, tuple[NodeTime, ...]]:
+        """Time the nodes of every graph on what a frame feeds them; see :meth:`Lane.node_times`."""
+        self._require_open()
+        return self._lane.node_times(frame, runs=runs)
 
     def close(self) -> None:
         """Free graphs and buffers, after the frames under way. Calling it twice is harmless."""

@@ -33,6 +33,11 @@ class ILogger:
         self.is_initialised = True
 
 
+class IProfiler:
+    def __init__(self):
+        pass
+
+
 class IProgressMonitor:
     def __init__(self):
         self.is_initialised = True
@@ -49,7 +54,7 @@ class FakeTensorRT:
     TensorIOMode, LayerInformationFormat = TensorIOMode, LayerInformationFormat
     ProfilingVerbosity = ProfilingVerbosity
     NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
-    ILogger, IProgressMonitor = ILogger, IProgressMonitor
+    ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
 
     def __init__(self, version="10.3.0"):
         self.__version__ = version
@@ -235,6 +240,7 @@ class ExecutionContext:
     def __init__(self, engine):
         self.engine, self.trt = engine, engine.trt
         self.shapes, self.addresses, self.inferred = {}, {}, False
+        self.profiler = None
 
     def set_input_shape(self, name, shape):
         if self.trt.fails("set_input_shape"):
@@ -264,6 +270,9 @@ class ExecutionContext:
     def execute_async_v3(self, stream):
         assert set(self.addresses) == {spec["name"] for spec in self.engine.tensors}
         self.trt.journal.append(f"execute on {stream}")
+        if self.profiler is not None:
+            for layer in ("blocks.0/MatMul + blocks.0/Add", "softmax"):
+                self.profiler.report_layer_time(layer, 0.25)
         return not self.trt.fails("execute")
 
 

@@ -20,12 +20,14 @@ import numpy as np
 from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends._mapped_files import page_out
 from zsseg_rt.backends._openvino_core import process_core
+from zsseg_rt.backends._openvino_nodes import describe_layer, node_times
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
     Choice,
     CompiledGraph,
     LayerInfo,
+    NodeTime,
     Session,
     pick_choice,
 )
@@ -49,17 +51,6 @@ _PRECISIONS = {
     "float32": ("FP32", "f32"),
     "bfloat16": ("BF16", "bf16"),
     "float16": ("FP16", "f16"),
-}
-# OpenVINO's element types -> NumPy's names.
-_NUMPY_NAMES = {
-    "f32": "float32",
-    "bf16": "bfloat16",
-    "f16": "float16",
-    "i64": "int64",
-    "i32": "int32",
-    "i8": "int8",
-    "u8": "uint8",
-    "boolean": "bool",
 }
 _CHECKSUMS = "checksums.json"
 # What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
@@ -126,30 +117,22 @@ class _OpenVinoGraph:
         self._compiled: Any = compiled
         self.inputs, self.outputs = header.inputs, header.outputs
         self.precision, self.ranges = precision, ranges
+        self.runs = 0
 
     def session(self) -> Session:
-        return _OpenVinoSession(self, self._open().create_infer_request())
+        return _OpenVinoSession(self, self.open_model().create_infer_request())
 
     def layers(self) -> list[LayerInfo]:
-        ordered = self._open().get_runtime_model().get_ordered_ops()
-        return [layer for layer in map(_layer, ordered) if layer.type != "Const"]
+        ordered = self.open_model().get_runtime_model().get_ordered_ops()
+        return [layer for layer in map(describe_layer, ordered) if layer.type != "Const"]
 
     def close(self) -> None:
         self._compiled = None
 
-    def _open(self) -> Any:
+    def open_model(self) -> Any:
         if self._compiled is None:
             raise BackendError("graph: expected an open one, got a closed one. Load it again.")
         return self._compiled
-
-
-def _layer(operation: Any) -> LayerInfo:
-    told = operation.get_rt_info()
-    names = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
-    kind = str(told["layerType"].value) if "layerType" in told else operation.get_type_name()
-    computed = str(told["runtimePrecision"].value) if "runtimePrecision" in told else ""
-    name = names.split(",")[0] or operation.get_friendly_name()
-    return LayerInfo(name=name, type=kind, precision=_NUMPY_NAMES.get(computed, computed))
 
 
 class _OpenVinoSession:
@@ -187,9 +170,17 @@ class _OpenVinoSession:
             for spec in self.inputs:
                 self._request.set_tensor(spec.name, self._share(feeds[spec.name]))
             self._request.infer()
+            self._graph.runs += 1
         except _RAISED as exc:
             raise BackendError(f"OpenVINO failed while running: {_problem(exc)}") from exc
         return {spec.name: self._request.get_tensor(spec.name).data for spec in self.outputs}
+
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        self.run(feeds)  # what only a first run does is not a node's
+        model, done = self._graph.open_model(), self._graph.runs
+        return node_times(model, self._request, lambda: self.run(feeds), runs, done=done)
 
     def close(self) -> None:
         self._request = None
@@ -214,6 +205,8 @@ class _OpenVinoSession:
 
 def _settings(precision: str, capabilities: list[str], options: BackendOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.num_sessions}
+    if options.node_times:
+        settings["PERF_COUNT"] = True
     if options.num_threads:
         settings["INFERENCE_NUM_THREADS"] = options.num_threads
     if precision == "auto":

@@ -12,7 +12,7 @@ from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends.base import LayerInfo, Session
+from zsseg_rt.backends.base import LayerInfo, NodeTime, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
@@ -56,6 +56,7 @@ class TensorRTGraph:
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
         self.gpu, self.logger = gpu, make_logger(api)
+        self._profiler_base: Any = getattr(api.module, "IProfiler", None)
         self._report = plan.report
         self.inputs = tuple(_spec(row) for row in plan.report["inputs"])
         self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
@@ -117,6 +118,27 @@ class TensorRTGraph:
         # in this order: the engine needs the runtime alive
         self._engine = None
         self._runtime = None
+
+    def collector(self) -> Any:
+        """A profiler that adds up the milliseconds of layers by name, in ``totals``.
+
+        Raises:
+            BackendError: This TensorRT has no profilers.
+        """
+        if self._profiler_base is None:
+            raise BackendError("tensorrt: expected IProfiler, got a version without it.")
+
+        base: Any = self._profiler_base
+
+        class Collector(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.totals: dict[str, float] = {}
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
+
+        return Collector()
 
     def _require_open(self) -> None:
         if self._engine is None:
@@ -180,6 +202,29 @@ class TensorRTSession:
             enqueued = self._context.execute_async_v3(stream)
             require(enqueued, "execute_async_v3", self._logger)
         return results
+
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        """Time every layer in a context of its own, which it would slow down for good.
+
+        See :meth:`zsseg_rt.backends.base.Session.profile`.
+        """
+        self._require_open()
+        other = self._graph.session()
+        assert isinstance(other, TensorRTSession)
+        try:
+            other.run(feeds, stream=stream)
+            collector = self._graph.collector()
+            other._context.profiler = collector
+            for _ in range(runs):
+                other.run(feeds, stream=stream)
+            return tuple(
+                NodeTime(name=name, type="", ms=total / runs)
+                for name, total in collector.totals.items()
+            )
+        finally:
+            other.close()
 
     def close(self) -> None:
         """Free context and buffers. Calling it twice is harmless."""

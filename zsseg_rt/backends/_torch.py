@@ -7,6 +7,8 @@ enqueues without waiting for the device.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from zsseg_rt.backends.base import (
     Choice,
     CompiledGraph,
     LayerInfo,
+    NodeTime,
     Session,
     pick_choice,
 )
@@ -158,6 +161,26 @@ class _TorchSession:
             return {name: tensor.numpy() for name, tensor in ready.items()}
         return dict(ready)
 
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        import torch
+
+        self.run(feeds, stream=stream)
+        assert self._program is not None
+        nodes, program = self._program.nodes, self._program
+        totals = [0.0] * len(nodes)
+        with torch.inference_mode(), self._on_stream(stream):
+            tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
+            for _ in range(runs):
+                marks = _NodeMarks(self.device)
+                program.run(tensors, marks.mark)
+                totals = [sum(pair) for pair in zip(totals, marks.between_ms(), strict=True)]
+        return tuple(
+            NodeTime(name=node.name, type=node.op_type, ms=total / runs)
+            for node, total in zip(nodes, totals, strict=True)
+        )
+
     def close(self) -> None:
         self._program = None
 
@@ -188,6 +211,38 @@ class _TorchSession:
         if self.device == "cpu":
             return _read_host(spec, array, self._graph.ranges)
         return _read_device(spec, array, self.device, self._graph.ranges)
+
+
+class _NodeMarks:
+    """Times by the host's clock, or by events on the current CUDA stream.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda:N"``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device != "cpu"
+        self._marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """End a node, and begin the next one."""
+        if not self._on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        import torch
+
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._marks.append(event)
+
+    def between_ms(self) -> list[float]:
+        """Milliseconds between neighbouring marks; waits for the GPU."""
+        pairs = itertools.pairwise(self._marks)
+        if not self._on_gpu:
+            return [(after - before) * 1e3 for before, after in pairs]
+        self._marks[-1].synchronize()
+        return [float(before.elapsed_time(after)) for before, after in pairs]
 
 
 def _read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:

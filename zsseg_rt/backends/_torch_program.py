@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -71,8 +72,15 @@ class Program:
             if tensor.is_floating_point():
                 self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
 
-    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the graph's outputs; floating-point results are float32."""
+    def run(
+        self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the graph's outputs; floating-point results are float32.
+
+        Args:
+            feeds: The graph's inputs.
+            on_node: Called after each node.
+        """
         from zsseg_rt.backends._onnx_ops_torch import OPERATORS
 
         values = {name: self._lower(tensor) for name, tensor in feeds.items()}
@@ -87,6 +95,8 @@ class Program:
             values.update(zip(node.outputs, lowered, strict=True))
             for name in node.last_uses:
                 values.pop(name, None)
+            if on_node is not None:
+                on_node()
         return {name: _widen(self._value(values, name)) for name in self.outputs}
 
     def _value(self, values: dict[str, Tensor], name: str) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "Choice",
     "CompiledGraph",
     "LayerInfo",
+    "NodeTime",
     "Session",
     "pick_choice",
 ]
@@ -46,6 +47,7 @@ class BackendOptions:
         dynamic_axes: ``{axis name: (min, opt, max)}`` for every named dynamic axis.
         compute_capability: Target GPU such as ``"8.9"`` if a backend builds for another machine.
         progress: Called with (step name, fraction in [0, 1]) during long builds.
+        node_times: Let sessions report the times of their nodes, which costs a little time.
     """
 
     num_threads: int = 0
@@ -54,6 +56,7 @@ class BackendOptions:
     dynamic_axes: Mapping[str, Bounds] | None = None
     compute_capability: str | None = None
     progress: Callable[[str, float], None] | None = None
+    node_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,21 @@ class LayerInfo:
     name: str
     type: str
     precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTime:
+    """What one node of a graph took.
+
+    Attributes:
+        name: The node's name in the ONNX file; ``""`` for one that the backend invented.
+        type: The backend's name for what it computes.
+        ms: Milliseconds a run, the mean of several.
+    """
+
+    name: str
+    type: str
+    ms: float
 
 
 class Session(Protocol):
@@ -120,6 +138,21 @@ class Session(Protocol):
             ShapeError: A feed is missing, unknown, or has the wrong shape.
             DTypeError: A feed has the wrong dtype.
             BackendError: The backend failed.
+        """
+
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        """Time every node, in the order they run.
+
+        Args:
+            feeds: As for :meth:`run`.
+            stream: As for :meth:`run`.
+            runs: How many runs the times are the mean of.
+
+        Raises:
+            BackendError: The graph was loaded without ``BackendOptions(node_times=True)``, or the
+                backend does not tell.
         """
 
     def close(self) -> None:

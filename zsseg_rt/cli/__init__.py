@@ -29,6 +29,7 @@ from zsseg_rt.cli.output import (
     EXIT_USAGE,
     escape_unprintable,
 )
+from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
@@ -54,7 +55,7 @@ app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
-for command in (segment, stream, serve, train, evaluate, info, doctor):
+for command in (segment, stream, serve, train, evaluate, profile, info, doctor):
     app.command()(command)
 
 

@@ -93,7 +93,7 @@ def evaluate(
     options = _read_options(option or [])
     if unseen is not None:
         options["unseen"] = flat_names(unseen)
-    data = _open_dataset(dataset, root, split, options)
+    data = open_dataset(dataset, root, split, options)
     asked = _Asked(_read_names(data.class_names, classes, rename or []), template, protocol)
     with ExitStack() as stack:
         config = EngineConfig(
@@ -128,9 +128,10 @@ def _check_folder(file: Path | None) -> None:
         raise UsageError(f"{file}: expected a folder that can be written to, got {file.parent}")
 
 
-def _open_dataset(
+def open_dataset(
     name: str, root: Path | None, split: str, options: dict[str, Any]
 ) -> SegmentationDataset:
+    """Open a data set by the name and options that a user gave."""
     with needs_extra("data", f"to read {name}"):
         from zsseg_rt.evaluation.datasets.registry import create_dataset
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +18,13 @@ from zsseg_rt.export.weight_storage import store_exact_halves
 from zsseg_rt.files import sha256_of
 
 __all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "GraphSource", "check_precisions"]
-__all__ += ["describe_graph", "refuse_control_flow", "save_graphs", "save_variants", "strip_notes"]
+__all__ += ["describe_graph", "name_nodes", "refuse_control_flow", "save_graphs", "save_variants"]
+__all__ += ["strip_notes"]
 
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
 MAX_CLASSES = 1024
+_SCOPES = "pkg.torch.onnx.name_scopes"
 GRAPH_PRECISIONS = ("float32", "float16")
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 
@@ -87,6 +91,32 @@ def describe_graph(path: Path, root: Path) -> GraphEntry:
         inputs=header.inputs,
         outputs=header.outputs,
     )
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Name nodes after the modules they come from, as in ``blocks.3.mlp.c_fc/MatMul``.
+
+    The exporter notes modules, and names nodes by counting. A node without a note gets the module
+    of the node before it. Attention is not a module of ours, so it is part of the name.
+    """
+    module, taken = "", Counter[str]()
+    for node in model.graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        noted = _module_of(notes.get(_SCOPES, ""))
+        module = module if noted is None else noted
+        name = f"{module}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def _module_of(scopes: str) -> str | None:
+    """The innermost module in a note such as ``['', 'blocks.0', 'blocks.0.qkv', 'linear']``."""
+    try:
+        *modules, operation = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError, TypeError):
+        return None
+    module = str(modules[-1]) if modules else ""
+    return f"{module}/attention" if "attention" in str(operation) else module
 
 
 def strip_notes(model: onnx.ModelProto, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import zsseg_rt
 from zsseg_rt.errors import BackendError, CheckpointError
-from zsseg_rt.export.graph_files import refuse_control_flow, strip_notes
+from zsseg_rt.export.graph_files import name_nodes, refuse_control_flow, strip_notes
 
 __all__ = ["OPSET", "GraphExport", "check_float32_on_cpu", "image_graph", "provenance"]
 __all__ += ["text_encoder_export"]
@@ -70,6 +70,7 @@ class GraphExport:
         if program is None:
             raise BackendError(f"{name}: expected an ONNX program from the exporter, got none")
         graph: onnx.ModelProto = program.model_proto
+        name_nodes(graph)
         strip_notes(graph, name)
         refuse_control_flow(graph, name)
         return graph

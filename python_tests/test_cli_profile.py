@@ -1,0 +1,260 @@
+"""``zsseg-rt profile`` as people type it: tables, JSON, HTML, gates, and everything refused."""
+
+import json
+import re
+import sys
+
+import jsonschema
+import pytest
+
+from support import command_line
+from support.profiling import QUICK
+from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE
+from zsseg_rt.profiling.report_schema import SCHEMA_FILE, make_schema, schema_text
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path_factory.getbasetemp() / "profile-home"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def run(*arguments):
+    return command_line.run("profile", *arguments)
+
+
+def quick(*arguments):
+    return run(*arguments, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A profile of the demo with everything but a data set, as JSON and as HTML."""
+    folder = tmp_path_factory.mktemp("profile")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ZSSEG_HOME", str(folder / "home"))
+    patch.setenv("COLUMNS", "160")
+    files = [folder / f"report.{kind}" for kind in ("json", "html", "trace")]
+    code = run(
+        "--demo", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
+        "--max-duration", "3", "--threads", "1", "--device", "cpu",
+        "--json", files[0], "--html", files[1], "--trace", files[2],
+    )  # fmt: skip
+    patch.undo()
+    assert code == 0
+    return files
+
+
+def test_the_report_follows_the_committed_schema(written):
+    report = json.loads(written[0].read_text())
+    committed = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(committed)
+    jsonschema.validate(report, committed, jsonschema.Draft202012Validator)
+    report["variants"][0]["unheard"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, committed, jsonschema.Draft202012Validator)
+
+
+def test_the_committed_schema_is_that_of_the_dataclasses():
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text()
+    assert make_schema()["$defs"]["Report"]["required"][0] == "kind"
+
+
+def test_a_report_holds_what_was_measured(written):
+    report = json.loads(written[0].read_text())
+    base, other, one, forty = report["variants"]
+    assert [v["name"] for v in report["variants"]] == [
+        "scenes.zsseg", "threads=2", "classes=1", "classes=40"
+    ]  # fmt: skip
+    assert (one["classes"], forty["classes"]) == (1, 40)
+    assert (base["settings"]["num_threads"], other["settings"]["num_threads"]) == ("1", "2")
+    for variant in report["variants"]:
+        samples = variant["samples"]
+        assert len(samples["wall_ms"]) == len(samples["rounds"]) == variant["wall"]["count"] > 0
+        assert variant["wall"]["max"] == pytest.approx(max(samples["wall_ms"]), abs=1e-6)
+        assert variant["paced"]["frames"] > 0
+        assert variant["peak_mb"] > 10
+        assert variant["failure"] == ""
+    assert base["cpu"]["mean"] > 0.0
+    assert base["device"] is None
+    assert [start["cached"] for start in base["cold_starts"]] == [False, True]
+    assert [start["cached"] for start in one["cold_starts"]] == [True]
+    assert other["agreement"] > 0.95
+    assert one["agreement"] is None  # its labels are of other classes
+    assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
+    assert [g["key"] for g in report["growths"]] == ["classes"]
+    assert [p[0] for p in report["growths"][0]["points"]] == [1.0, 40.0]
+
+
+def test_stages_sum_to_the_frame(written):
+    for variant in json.loads(written[0].read_text())["variants"]:
+        stages = variant["samples"]["stages"]
+        assert {"image_encoder", "upsample_argmax", "(around)"} <= set(stages)
+        for index, wall in enumerate(variant["samples"]["wall_ms"]):
+            total = sum(times[index] for times in stages.values())
+            assert total == pytest.approx(wall, rel=0.01)
+
+
+def test_the_command_repeats_it_without_passwords(written):
+    command = json.loads(written[0].read_text())["command"]
+    assert command.startswith("zsseg-rt profile --demo --against threads=2 --sweep classes=1,40")
+    assert "--rate 50" in command
+    assert "--device cpu" in command
+
+
+def test_the_page_needs_nothing_from_outside(written):
+    page = written[1].read_text(encoding="utf-8")
+    without_names = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
+    assert not re.findall(r"https?://|<script|<link|<img|@import|src=", without_names)
+    assert page.count("<svg") == 5  # stages, spread, order, nodes, growth
+    assert page.count('<div class="box"') > 8
+    for text in ("threads=2", "image_encoder", "A fresh process", "CPU pressure", "Repeat"):
+        assert text in page
+
+
+def test_a_page_escapes_names(written, tmp_path):
+    from dataclasses import replace
+
+    from zsseg_rt.profiling.pages.html import render_html
+    from zsseg_rt.profiling.report import read_report
+
+    report = read_report(written[0])
+    hostile = replace(report.variants[0], name="<script>alert(1)</script>")
+    page = render_html(replace(report, variants=(hostile,), source="<b>x</b>"))
+    assert "<script" not in page
+    assert "<b>x" not in page
+
+
+def test_a_report_is_shown_again(written, capsys):
+    assert run("show", written[0]) == 0
+    printed = capsys.readouterr().out
+    for text in ("p50 ms", "threads=2", "stages of classes=40", "a class", "CPU pressure"):
+        assert text in printed
+
+
+def test_two_reports_are_shown_side_by_side_and_not_judged(written, tmp_path, capsys):
+    changed = json.loads(written[0].read_text())
+    changed["variants"][0]["frame"] = "1x1"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed))
+    assert run("show", written[0], other) == 0
+    printed = capsys.readouterr().out
+    assert "took no turns, so nothing is judged" in printed
+    assert "frame differs: 256x256 in A, 1x1 in B" in printed
+    assert not re.search("slower|faster|equal:", printed)
+
+
+def test_what_is_not_ten_times_slower_passes_that_gate(capsys):
+    assert quick("--demo", "--against", "with_scores=true", "--fail-above", "900%") == 0
+    assert "with_scores=true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "strict", "code"),
+    [
+        (["equal"], False, 0), (["faster"], True, 0), (["undecided"], False, 0),
+        (["undecided"], True, EXIT_GATE), (["equal", "slower"], False, EXIT_GATE),
+    ],
+)  # fmt: skip
+def test_the_gate_looks_at_verdicts(written, verdicts, strict, code):
+    from dataclasses import replace
+
+    from zsseg_rt.cli.profile import _exit_code
+    from zsseg_rt.profiling.report import read_report
+
+    report = read_report(written[0])
+    (one,) = report.comparisons
+    judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
+    assert _exit_code(replace(report, comparisons=judged), 0.05, strict=strict) == code
+
+
+def test_a_bundle_against_itself_in_another_interpreter(capsys):
+    """This one, which must find the package by itself: the report says whether it could."""
+    code = quick("--demo", "--against-python", sys.executable)
+    printed = capsys.readouterr().out
+    assert "python" in printed
+    assert code == (EXIT_FAILURE if "failed:" in printed else 0)
+
+
+def test_quality_stands_beside_speed(colour_bundle, tmp_path, capsys):
+    import cv2
+    import numpy as np
+
+    from zsseg_rt.export.colour_words import COLOUR_WORDS
+
+    root = tmp_path / "flags"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("red\ngreen\n")
+    colours = np.array([COLOUR_WORDS["red"], COLOUR_WORDS["green"]], np.uint8)
+    labels = np.arange(2, dtype=np.uint8).repeat(32)[None].repeat(64, axis=0)
+    cv2.imwrite(str(root / "images" / "0.png"), colours[labels][:, :, ::-1])
+    cv2.imwrite(str(root / "masks" / "0.png"), labels)
+    file = tmp_path / "report.json"
+    arguments = ["--dataset", "folder", "--root", root, "--split", "all", "--json", file]
+    arguments += ["--sweep", "precision=float32", "--classes", "red,green"]
+    code = quick(colour_bundle, *arguments)
+    assert code == 0, capsys.readouterr().err
+    for variant in json.loads(file.read_text())["variants"]:
+        assert variant["miou"] > 90
+    assert "which to ship" in capsys.readouterr().out
+
+
+def test_the_trace_shows_two_frames_with_their_stages_and_nodes(written):
+    report, trace = (json.loads(written[index].read_text()) for index in (0, 2))
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    samples = report["variants"][0]["samples"]
+    for thread, wall in ((1, None), (2, max(samples["wall_ms"]))):
+        own = [span for span in spans if (span["pid"], span["tid"]) == (1, thread)]
+        (frame,) = (span for span in own if span["name"] == "frame")
+        stages = [span for span in own if span["name"] in samples["stages"]]
+        nodes = [span for span in own if "args" in span]
+        assert len(stages) == len(samples["stages"])
+        assert sum(span["dur"] for span in stages) == pytest.approx(frame["dur"], rel=0.01)
+        assert all(span["ts"] + span["dur"] <= frame["dur"] * 1.01 for span in nodes)
+        (encoder,) = (span for span in stages if span["name"] == "image_encoder")
+        inside = [n for n in nodes if n["ts"] < encoder["ts"] + encoder["dur"] - 1e-6]
+        assert sum(span["dur"] for span in inside) == pytest.approx(encoder["dur"], rel=0.01)
+        assert wall is None or frame["dur"] == pytest.approx(1e3 * wall)
+    names = {e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
+    assert {"scenes.zsseg", "threads=2", "median frame", "slowest frame"} <= names
+
+
+def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
+    """A board that takes 4 W, half a watt of it swinging, whatever happens."""
+    import itertools
+
+    from zsseg_rt.profiling.energy import EnergySources, Rail
+
+    swing = itertools.cycle([3.75, 4.25])
+    rail = Rail(name="VDD_IN", read=lambda: next(swing))
+    monkeypatch.setattr(
+        "zsseg_rt.profiling.profiler.find_energy_sources",
+        lambda: EnergySources(total=(rail,), note="rail VDD_IN"),
+    )
+    file = tmp_path / "report.json"
+    assert quick("--demo", "--json", file) == 0
+    (variant,) = json.loads(file.read_text())["variants"]
+    energy = variant["energy"]
+    assert energy["watts"] == pytest.approx(4.0, rel=0.01)
+    assert energy["idle_watts"] == pytest.approx(4.0, rel=0.01)
+    assert energy["mj"] == pytest.approx(4e3 * energy["seconds"] / energy["frames"], rel=0.01)
+    assert abs(energy["mj_above_idle"]) < 0.02 * energy["mj"]
+    assert len(energy["samples"]) > 10
+    assert "mJ a frame" in capsys.readouterr().out
+
+
+def test_energy_that_nothing_tells_is_absent_with_its_reason(written):
+    report = json.loads(written[0].read_text())
+    if report["variants"][0]["energy"] is not None:
+        pytest.skip("this machine tells its energy")
+    absent = [r for r in report["conditions"]["readings"] if "energy" in r["name"]]
+    assert absent
+    assert all(r["value"] is None and r["reason"] and r["command"] for r in absent)
+
+
+def test_nodes_are_counted_by_kind(written):
+    (base, *others) = json.loads(written[0].read_text())["variants"]
+    assert {node["graph"] for node in base["nodes"]} == {"image_encoder", "decoder"}
+    assert {"linear", "attention"} <= {node["kind"] for node in base["nodes"]}
+    assert not any(other["nodes"] for other in others)

@@ -1,0 +1,160 @@
+"""Candidates that are processes: they answer, and their deaths are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from support.profiling import FILE
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.photos import read_photo
+from zsseg_rt.profiling.candidates import CandidateError
+from zsseg_rt.profiling.children import ChildCandidate
+from zsseg_rt.profiling.meter import TurnPlan
+from zsseg_rt.profiling.turns import StopRule, take_turns
+
+PLAN = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
+
+
+def spec_of(function, **arguments):
+    return {"file": FILE, "function": function, "arguments": arguments}
+
+
+@pytest.fixture
+def child():
+    """Opens children, and ends all of them after the test."""
+    opened = []
+
+    def open_one(name, function, **arguments):
+        opened.append(ChildCandidate(name, spec_of(function, **arguments)))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.kill()
+
+
+@pytest.fixture(scope="module")
+def demo_spec(tmp_path_factory):
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("frames")
+    np.save(folder / "0.npy", read_photo(demo_photos()[0]))
+    config = {"cache_dir": str(folder / "cache"), "num_threads": 1, "device": "cpu"}
+    return {
+        "bundle": str(demo_bundle()),
+        "config": config,
+        "classes": demo_classes(),
+        "frames": [str(folder / "0.npy")],
+    }
+
+
+def test_a_child_takes_turns_with_its_own_threads_and_memory(child):
+    one = child("counter", "make_counter", start=5)
+    turn = one.turn(PLAN)
+    assert turn.cold.wall_ms >= 0.0
+    assert len(turn.warm) == 1
+    assert sum(one.thread_times().ran.values()) > 0
+    assert one.peak_memory_mb() > 1.0
+    assert one.process != os.getpid()
+    one.settle()
+    one.close()
+    one.close()
+
+
+def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check(demo_spec):
+    import numpy as np
+
+    one = ChildCandidate("engine", demo_spec)
+    try:
+        assert set(one.started) == {"import_s", "load_s", "classes_s", "first_frame_s"}
+        assert all(seconds > 0.0 for seconds in one.started.values())
+        assert one.described["backend"] == "openvino"
+        assert one.described["classes"] == len(demo_classes())
+        assert one.self_check() == ""
+        assert one.warm_up() > 0.0
+        sample = one.turn(PLAN).warm[0]
+        assert sample.stages["image_encoder"] > 0.0
+        parts = sum(ms for name, ms in sample.stages.items() if name != "total")
+        assert parts == pytest.approx(sample.stages["total"], rel=1e-6)
+        assert sample.stages["total"] <= sample.wall_ms
+        assert len(one.pace(200.0, 0.02)) == 4
+        out = demo_spec["frames"][0] + ".labels.npy"
+        one.request("labels", index=0, out=out)
+        assert np.load(out).shape == np.load(demo_spec["frames"][0]).shape[:2]
+    finally:
+        one.close()
+
+
+def test_two_streams_label_two_frames_at_a_time(demo_spec):
+    one = ChildCandidate("engine", {**demo_spec, "streams": 2})
+    try:
+        assert one.turn(PLAN).warm[0].stages["total"] > 0.0
+    finally:
+        one.close()
+
+
+def test_an_engine_that_cannot_be_opened_says_why(demo_spec):
+    bad = {**demo_spec, "config": {"precision": "int8", "device": "cpu"}}
+    with pytest.raises(CandidateError, match="engine: PrecisionNotApplied: precision: expected"):
+        ChildCandidate("engine", bad)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])
+def test_a_killed_child_is_named_with_its_signal_and_the_others_finish(child, name):
+    number = int(getattr(signal, name))
+    doomed = child("doomed", "make_killed", signal_number=number, at=6)
+    sound = child("sound", "make_counter")
+    stop = StopRule(max_seconds=60.0, max_rounds=5, half_width=None)
+    taken = take_turns((sound, doomed), PLAN, stop)
+    assert list(taken.failures) == ["doomed"]
+    assert f"doomed: its process was killed by {name}." in taken.failures["doomed"]
+    assert ("memory" in taken.failures["doomed"]) == (name == "SIGKILL")
+    assert len(taken.warm("sound")) == 5
+    assert len(taken.warm("doomed")) == 2
+
+
+def test_a_child_that_raises_goes_on_answering(child):
+    one = child("failing", "make_failing", message="no luck today")
+    for _ in range(2):
+        with pytest.raises(CandidateError, match="failing: ValueError: no luck today"):
+            one.turn(PLAN)
+
+
+def test_a_child_that_ends_is_named_with_its_last_words():
+    with pytest.raises(CandidateError, match="ended with exit status 1. Its last words: out of id"):
+        ChildCandidate("ending", spec_of("make_ending"))
+
+
+def test_an_interpreter_that_is_not_there_is_refused():
+    with pytest.raises(CandidateError, match="cannot run /no/python: No such file"):
+        ChildCandidate("other", spec_of("make_counter"), python="/no/python")
+
+
+def test_another_interpreter_does_not_see_this_one_s_packages(tmp_path, monkeypatch):
+    """It is given neither PYTHONPATH nor the worker's own folder, whose names are common ones."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    probe = tmp_path / "probe.py"
+    probe.write_text("import sys\ndef make():\n    import turtle_of_no_package\n")
+    (tmp_path / "turtle_of_no_package.py").write_text("")
+    spec = {"file": str(probe), "function": "make"}
+    with pytest.raises(CandidateError, match="No module named 'turtle_of_no_package'"):
+        ChildCandidate("other", spec, python=sys.executable)
+
+
+def test_the_worker_s_neighbours_shadow_nothing(tmp_path):
+    worker = ChildCandidate.__module__.replace(".", "/").rsplit("/", 1)[0] + "/worker.py"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(FILE))))
+    out = os.open(tmp_path / "replies", os.O_CREAT | os.O_RDWR)
+    probe = tmp_path / "probe.py"
+    probe.write_text("def make():\n    import trace, cProfile\n    return cProfile.Profile\n")
+    request = {"do": "open", "spec": {"file": str(probe), "function": "make"}}
+    subprocess.run(
+        [sys.executable, os.path.join(root, worker), str(out)],
+        input=json.dumps(request) + "\n", text=True, pass_fds=(out,), check=True, timeout=60,
+    )  # fmt: skip
+    os.close(out)
+    assert "answer" in json.loads((tmp_path / "replies").read_text())

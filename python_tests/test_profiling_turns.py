@@ -1,0 +1,248 @@
+"""Candidates take turns: fairly, in random order, until a rule ends it, whatever happens to one."""
+
+import itertools
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from support.profiling import GivenTimes
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.profiling.meter import (
+    Meter,
+    Sample,
+    ThreadTimes,
+    Turn,
+    TurnPlan,
+    read_memory_mb,
+    read_thread_times,
+    settle_threads,
+    waiting_share,
+)
+from zsseg_rt.profiling.turns import (
+    StopRule,
+    pace_in_turns,
+    take_turns,
+    take_turns_locally,
+    turn_ms,
+)
+
+NO_PAUSE = TurnPlan(pause_ms=0.0)
+UNBOUNDED = math.inf
+
+
+def noisy(level, seed):
+    generator = np.random.default_rng(seed)
+    return [float(ms) for ms in level * np.exp(generator.normal(0.0, 0.05, 500))]
+
+
+def rounds_of(*candidates, count=20, **rule):
+    rule = {"max_seconds": UNBOUNDED, "max_rounds": count, "half_width": None} | rule
+    return take_turns(candidates, NO_PAUSE, StopRule(**rule), seed=1)
+
+
+def test_every_candidate_takes_one_turn_a_round_in_changing_order():
+    order = []
+
+    class Noted(GivenTimes):
+        def turn(self, plan):
+            order.append(self.name)
+            return super().turn(plan)
+
+    names = ["a", "b", "c"]
+    taken = rounds_of(*(Noted(name, [1.0]) for name in names), count=30)
+    by_round = [tuple(order[start : start + 3]) for start in range(0, len(order), 3)]
+    assert all(sorted(one) == names for one in by_round)
+    assert set(by_round) == set(itertools.permutations(names))
+    assert taken.count == 30
+    assert len(taken.warm("a")) == len(taken.cold("c")) == 30
+
+
+def test_threads_settle_after_each_turn():
+    candidate = GivenTimes("a", [1.0])
+    rounds_of(candidate, count=7)
+    assert candidate.settled == 7
+
+
+@pytest.mark.parametrize(
+    ("waiting", "on_gpu", "basis"),
+    [(0.1, False, "wall"), (0.5, False, "cpu"), (0.5, True, "device")],
+)
+def test_the_time_that_is_compared_follows_from_the_waiting(waiting, on_gpu, basis):
+    pair = [GivenTimes(n, [1.0], waiting=waiting, on_gpu=on_gpu) for n in ("a", "b")]
+    taken = rounds_of(*pair)
+    assert taken.basis("a", "b") == basis
+    assert taken.waiting["a"] == pytest.approx(waiting, abs=1e-6)
+
+
+def test_one_slow_neighbour_is_enough_to_compare_cpu_time():
+    taken = rounds_of(GivenTimes("a", [1.0]), GivenTimes("b", [1.0], waiting=0.3))
+    assert taken.basis("a", "b") == "cpu"
+
+
+def test_differences_are_of_the_same_rounds():
+    taken = rounds_of(GivenTimes("a", noisy(2.0, 1)), GivenTimes("b", noisy(2.2, 2)), count=100)
+    found = taken.difference("a", "b", 0.02)
+    assert (found.verdict, found.rounds) == ("slower", 100)
+    assert found.low < 0.1 < found.high
+
+
+def test_rounds_end_when_the_interval_is_narrow_enough():
+    pair = GivenTimes("a", noisy(2.0, 1)), GivenTimes("b", noisy(2.0, 2))
+    taken = rounds_of(*pair, count=400, half_width=0.01)
+    found = taken.difference("a", "b", 0.02)
+    assert 50 < taken.count < 400
+    assert found.high - found.change <= 0.01
+    assert rounds_of(*pair, count=60, half_width=0.001).count == 60
+
+
+def test_rounds_end_with_the_time():
+    assert rounds_of(GivenTimes("a", [1.0]), max_seconds=0.0).count == 0
+
+
+def test_a_candidate_that_fails_drops_out_and_the_others_go_on():
+    names = ["a", "b", "c"]
+    taken = rounds_of(*(GivenTimes(n, [1.0], fails_in=4 if n == "b" else None) for n in names))
+    assert set(taken.failures) == {"b"}
+    assert "SIGKILL" in taken.failures["b"]
+    assert len(taken.warm("b")) == 3
+    assert len(taken.warm("a")) == len(taken.warm("c")) == 20
+    assert taken.difference("a", "b", 0.02).rounds == 3
+
+
+def test_rounds_end_when_all_have_failed():
+    taken = rounds_of(GivenTimes("a", [1.0], fails_in=1), GivenTimes("b", [1.0], fails_in=2))
+    assert set(taken.failures) == {"a", "b"}
+    assert taken.difference("a", "b", 0.02) is None
+
+
+def test_ctrl_c_keeps_what_was_measured():
+    taken = rounds_of(GivenTimes("a", [1.0]), GivenTimes("b", [1.0], stops_in=6))
+    assert taken.interrupted
+    assert len(taken.warm("b")) == 5
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_names_must_be_distinct(names):
+    with pytest.raises(ArgumentError, match="distinct"):
+        rounds_of(*(GivenTimes(name, [1.0]) for name in names))
+
+
+def test_a_turn_counts_by_its_median_or_its_mean_cpu_time():
+    samples = tuple(Sample(wall, cpu) for wall, cpu in ((1.0, 1.0), (2.0, 4.0), (90.0, 4.0)))
+    turn = Turn(None, samples)
+    assert turn_ms(turn, "wall") == turn_ms(turn, "device") == 2.0
+    assert turn_ms(turn, "cpu") == 3.0
+
+
+def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
+    calls = []
+    meter = Meter(stages_of=lambda result: {"all": result})
+    plan = TurnPlan(pause_ms=0.0, warming_ms=5.0, measuring_ms=1e6, most_calls=4)
+    turn = meter.turn(lambda: calls.append(1) or float(len(calls)), plan)
+    assert turn.cold.stages == {"all": 1.0}
+    assert len(turn.warm) == 4
+    assert turn.warm[-1].stages == {"all": float(len(calls))}
+    assert len(calls) > 5
+    meter.close()
+
+
+def test_a_call_s_own_cpu_time_is_measured():
+    meter = Meter()
+
+    def spin():
+        end = sum(_used())
+        while sum(_used()) < end + 0.05:
+            pass
+
+    sample = meter.measure(spin)
+    assert sample.cpu_ms >= 49.0
+    assert sample.wall_ms >= 49.0
+    assert sample.device_ms is None
+    meter.close()
+
+
+def _used():
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_utime, used.ru_stime
+
+
+def test_a_result_timed_on_a_gpu_gives_the_device_s_time():
+    meter = Meter(stages_of=lambda result: result, device_stage="total")
+    assert meter.measure(lambda: {"total": 4.5, "a": 4.5}).device_ms == 4.5
+    meter.close()
+
+
+def test_frames_that_fall_due_wait_for_the_one_before():
+    """The first frame holds up the next ones; a clock that waited for it would not see that."""
+    meter, gate = Meter(), threading.Event()
+
+    def slow_first():
+        if not gate.is_set():
+            gate.set()
+            threading.Event().wait(0.5)
+
+    frames = meter.pace(slow_first, rate=100.0, seconds=0.2)
+    assert len(frames) == 20
+    assert frames[0].late
+    assert frames[0].service_ms >= 499.0
+    assert all(frame.latency_ms >= frame.service_ms for frame in frames)
+    assert frames[10].latency_ms >= 390.0  # it fell due 100 ms after the first began
+    meter.close()
+
+
+def test_a_frame_in_time_is_not_late():
+    meter = Meter()
+    (frame,) = meter.pace(lambda: None, rate=0.1, seconds=1.0)
+    assert not frame.late
+    meter.close()
+
+
+def test_pacing_shares_the_time_and_leaves_out_what_fails():
+    candidates = [GivenTimes("a", [1.0]), GivenTimes("b", [1.0], fails_in=9)]
+    found = pace_in_turns(candidates, rate=30.0, seconds=3.0)
+    assert {name: len(frames) for name, frames in found.items()} == {"a": 90}
+
+
+def test_threads_that_wait_are_counted_from_when_they_began():
+    before = ThreadTimes({"1": 100, "2": 50}, {"1": 10, "2": 0})
+    after = ThreadTimes({"1": 200, "3": 50}, {"1": 40, "3": 20})
+    assert waiting_share(before, after) == pytest.approx(50 / 200)
+    assert waiting_share(after, after) is None
+
+
+def test_threads_settle_once_none_runs():
+    stop = threading.Event()
+
+    def spin():
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    assert not settle_threads(seconds=0.02)
+    stop.set()
+    thread.join()
+    assert settle_threads(seconds=60.0)
+
+
+def test_this_process_has_threads_and_memory():
+    times = read_thread_times()
+    assert sum(times.ran.values()) > 0
+    now, peak = read_memory_mb()
+    assert 0 < now <= peak
+    assert read_memory_mb(2**22 + 1) is None
+    assert read_thread_times(2**22 + 1) == ThreadTimes({}, {})
+
+
+def test_local_candidates_take_as_many_rounds_as_asked_for():
+    class Result:
+        times = {"total": 1.0}  # noqa: RUF012 - a stand-in
+
+    taken = take_turns_locally({"a": Result, "b": Result}, rounds=3, stages=True)
+    assert taken.count == 3
+    assert [len(turn.warm) for turn in taken.turns["a"]] == [1, 1, 1]
+    assert taken.warm("b")[0].stages == {"total": 1.0}

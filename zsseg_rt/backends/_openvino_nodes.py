@@ -1,0 +1,88 @@
+"""What OpenVINO tells of a compiled model's nodes: types, precisions, times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from zsseg_rt.backends.base import LayerInfo, NodeTime
+from zsseg_rt.errors import BackendError
+
+__all__ = ["describe_layer", "node_times"]
+
+# OpenVINO's element types -> NumPy's names.
+_NUMPY_NAMES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "i64": "int64",
+    "i32": "int32",
+    "i8": "int8",
+    "u8": "uint8",
+    "boolean": "bool",
+}
+
+
+def describe_layer(operation: Any) -> LayerInfo:
+    """Name, type and precision of a node of the runtime model."""
+    told = operation.get_rt_info()
+    names = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
+    kind = str(told["layerType"].value) if "layerType" in told else operation.get_type_name()
+    computed = str(told["runtimePrecision"].value) if "runtimePrecision" in told else ""
+    name = names.split(",")[0] or operation.get_friendly_name()
+    return LayerInfo(name=name, type=kind, precision=_NUMPY_NAMES.get(computed, computed))
+
+
+def node_times(
+    compiled: Any, request: Any, run: Callable[[], object], runs: int, *, done: int
+) -> tuple[NodeTime, ...]:
+    """Time every node of a compiled model.
+
+    Counters are means since the model was compiled, in whole microseconds. If there were few runs
+    before, such as the slow first one, their share is taken out.
+
+    Args:
+        compiled: The model, compiled with ``PERF_COUNT``.
+        request: One of its requests.
+        run: Runs the request once.
+        runs: How many runs the times are the mean of.
+        done: How many runs there were before.
+
+    Raises:
+        BackendError: The model was compiled without counters.
+    """
+    if str(compiled.get_property("PERF_COUNT")).upper() not in ("YES", "TRUE"):
+        raise BackendError(
+            "session: expected a graph that counts times, got one that does not. Load it with "
+            "BackendOptions(node_times=True)."
+        )
+    before = dict(_counters(request)) if done <= runs else {}
+    for _ in range(runs):
+        run()
+    named, found = _names(compiled), []
+    for name, (kind, mean_ms) in _counters(request):
+        ms = mean_ms
+        if name in before:
+            ms = max(0.0, (mean_ms * (done + runs) - before[name][1] * done) / runs)
+        found.append(NodeTime(name=named.get(name, ""), type=kind, ms=ms))
+    return tuple(found)
+
+
+def _counters(request: Any) -> Iterator[tuple[str, tuple[str, float]]]:
+    """Name, type and mean milliseconds of the nodes that ran."""
+    for info in request.get_profiling_info():
+        if str(info.status).endswith("EXECUTED"):
+            yield info.node_name, (info.node_type, info.real_time.total_seconds() * 1e3)
+
+
+def _names(compiled: Any) -> dict[str, str]:
+    """The ONNX name of each node that has one; what OpenVINO invents is called by its own type."""
+    names = {}
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        told = operation.get_rt_info()
+        originals = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
+        known = [name for name in originals.split(",") if "/" in name or name.startswith("node_")]
+        attention = [name for name in known if "/attention/" in name]
+        if known:
+            names[operation.get_friendly_name()] = (attention or known)[-1]
+    return names

@@ -1,0 +1,75 @@
+"""A session that remembers what it was fed, so that its nodes can be timed on real input."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.backends.base import NodeTime, Session
+
+__all__ = ["RecordingSession"]
+
+
+class RecordingSession:
+    """Runs another session and keeps its feeds: copies on the CPU, the arrays themselves on a GPU.
+
+    Args:
+        session: What runs.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._feeds: list[dict[str, Array]] = []
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in graph order."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in graph order."""
+        return self._session.outputs
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self._session.device
+
+    @property
+    def precision(self) -> str:
+        """The precision the graph actually runs at."""
+        return self._session.precision
+
+    def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
+        """Run the graph once; see :class:`zsseg_rt.backends.base.Session`."""
+        kept = {n: np.array(a) if isinstance(a, np.ndarray) else a for n, a in feeds.items()}
+        self._feeds.append(kept)
+        return self._session.run(feeds, stream=stream)
+
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        """See :class:`zsseg_rt.backends.base.Session`."""
+        return self._session.profile(feeds, stream=stream, runs=runs)
+
+    def profile_recorded(self, *, stream: int = 0, runs: int = 10) -> tuple[NodeTime, ...]:
+        """Time the nodes on everything that was fed; a node that ran often counts as often.
+
+        Raises:
+            BackendError: See :meth:`zsseg_rt.backends.base.Session.profile`.
+        """
+        if len(self._feeds) == 1:
+            return self.profile(self._feeds[0], stream=stream, runs=runs)
+        totals: dict[tuple[int, str, str], float] = defaultdict(float)
+        for feeds in self._feeds:
+            for place, node in enumerate(self.profile(feeds, stream=stream, runs=runs)):
+                totals[place, node.name, node.type] += node.ms
+        return tuple(NodeTime(name=n, type=t, ms=ms) for (_, n, t), ms in sorted(totals.items()))
+
+    def close(self) -> None:
+        """Forget the feeds; the session stays open."""
+        self._feeds.clear()

@@ -1,0 +1,204 @@
+"""Put a report together from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from zsseg_rt import __version__
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.evaluation.provenance import describe_machine
+from zsseg_rt.profiling.conditions import Conditions, compare_snapshots
+from zsseg_rt.profiling.estimates import Basis
+from zsseg_rt.profiling.measured import Measured
+from zsseg_rt.profiling.meter import Sample
+from zsseg_rt.profiling.nodes import assign_nodes
+from zsseg_rt.profiling.report import (
+    Comparison,
+    Growth,
+    PacedTimes,
+    Percentiles,
+    Report,
+    Samples,
+    VariantReport,
+    summarise,
+)
+from zsseg_rt.profiling.turns import Rounds
+from zsseg_rt.profiling.variants import SWEEP_UNITS, Variant, same_work
+
+__all__ = ["AROUND", "assemble_report"]
+
+AROUND = "(around)"
+"""What a call takes outside the engine's clock; with it, stages sum to the wall time."""
+
+
+def assemble_report(measured: Measured) -> Report:
+    """The report of a measurement, finished or not."""
+    request, rounds = measured.request, measured.rounds
+    conditions = _conditions(measured)
+    variants = tuple(_variant(measured, variant) for variant in request.variants)
+    notes = [*measured.notes, *conditions.notes]
+    if measured.interrupted:
+        notes.append("interrupted: this is what was measured until then")
+    return Report(
+        version=__version__,
+        command=request.command,
+        machine=describe_machine(),
+        source=request.source,
+        threshold=request.threshold,
+        rounds=rounds.count,
+        seconds=rounds.seconds,
+        interrupted=measured.interrupted,
+        variants=variants,
+        comparisons=tuple(_comparisons(measured)),
+        growths=tuple(_growths(request.variants, variants, rounds)),
+        conditions=conditions,
+        notes=tuple(notes),
+    )
+
+
+def _conditions(measured: Measured) -> Conditions:
+    if measured.before is None or measured.after is None:
+        return Conditions(readings=())
+    shares = [share for share in measured.rounds.waiting.values() if share is not None]
+    waiting = max(shares) if shares else None
+    found = compare_snapshots(measured.before, measured.after, waiting=waiting)
+    return replace(found, readings=(*found.readings, *measured.absent))
+
+
+def _variant(measured: Measured, variant: Variant) -> VariantReport:
+    name, rounds = variant.name, measured.rounds
+    workload, bundle = measured.request.workload, Bundle.load(variant.bundle)
+    warm = rounds.warm(name) if name in rounds.turns else []
+    walls = [sample.wall_ms for sample in warm]
+    stages = _stages(warm)
+    return VariantReport(
+        name=name,
+        bundle=bundle.name,
+        size_mb=_size_mb(bundle),
+        settings={key: str(value) for key, value in variant.config.items()},
+        described=measured.described.get(name, {}),
+        classes=workload.num_classes(variant),
+        frame=workload.frame_sizes(variant),
+        streams=variant.streams,
+        failure=measured.failures.get(name, ""),
+        wall=summarise(walls),
+        cpu=summarise([sample.cpu_ms for sample in warm]),
+        device=summarise(_device_times(warm)),
+        cold=summarise([s.wall_ms for s in rounds.cold(name)] if name in rounds.turns else []),
+        stages=_summaries(stages),
+        frames_per_second=1e3 * variant.streams * len(walls) / sum(walls) if walls else None,
+        waiting=rounds.waiting.get(name),
+        peak_mb=measured.peaks.get(name),
+        cold_starts=tuple(measured.cold_starts.get(name, ())),
+        paced=_paced(measured, name),
+        agreement=measured.agreement.get(name),
+        miou=measured.miou.get(name),
+        energy=measured.energy.get(name),
+        nodes=tuple(
+            row
+            for graph, nodes in measured.nodes.get(name, {}).items()
+            for row in assign_nodes(graph, nodes)
+        ),
+        samples=_samples(rounds, name, stages),
+    )
+
+
+def _size_mb(bundle: Bundle) -> float:
+    return sum(entry.bytes for entry in bundle.files()) / 1e6
+
+
+def _stages(warm: Sequence[Sample]) -> dict[str, list[float]]:
+    """Milliseconds by stage, one number a call; what lies around the engine's clock too."""
+    names = [name for name in dict.fromkeys(n for s in warm for n in s.stages) if name != "total"]
+    found = {name: [sample.stages.get(name, 0.0) for sample in warm] for name in names}
+    if names:
+        found[AROUND] = [max(0.0, s.wall_ms - s.stages.get("total", 0.0)) for s in warm]
+    return found
+
+
+def _summaries(stages: dict[str, list[float]]) -> dict[str, Percentiles]:
+    found = {name: summarise(samples) for name, samples in stages.items()}
+    return {name: summary for name, summary in found.items() if summary is not None}
+
+
+def _device_times(warm: Sequence[Sample]) -> list[float]:
+    return [sample.device_ms for sample in warm if sample.device_ms is not None]
+
+
+def _samples(rounds: Rounds, name: str, stages: dict[str, list[float]]) -> Samples:
+    turns = rounds.turns.get(name, [])
+    warm = [(index, s) for index, turn in enumerate(turns) if turn is not None for s in turn.warm]
+    return Samples(
+        rounds=tuple(index for index, _ in warm),
+        wall_ms=tuple(_short(sample.wall_ms for _, sample in warm)),
+        cpu_ms=tuple(_short(sample.cpu_ms for _, sample in warm)),
+        device_ms=tuple(_short(_device_times([sample for _, sample in warm]))),
+        cold_ms=tuple(_short(s.wall_ms for s in rounds.cold(name)) if turns else ()),
+        stages={stage: tuple(_short(times)) for stage, times in stages.items()},
+    )
+
+
+def _short(times: Iterable[float]) -> Iterator[float]:
+    """Nanoseconds are enough digits for a file."""
+    return (round(ms, 6) for ms in times)
+
+
+def _paced(measured: Measured, name: str) -> PacedTimes | None:
+    frames, rate = measured.paced.get(name), measured.request.rate
+    if not frames or rate is None:
+        return None
+    latency = summarise([frame.latency_ms for frame in frames])
+    service = summarise([frame.service_ms for frame in frames])
+    if latency is None or service is None:
+        return None
+    late = sum(frame.late for frame in frames)
+    return PacedTimes(rate=rate, frames=len(frames), late=late, latency=latency, service=service)
+
+
+def _comparisons(measured: Measured) -> Iterator[Comparison]:
+    base, *others = measured.request.variants
+    for other in others:
+        if other.name not in measured.rounds.turns or not same_work(base, other):
+            continue
+        found = measured.rounds.difference(base.name, other.name, measured.request.threshold)
+        if found is not None:
+            yield Comparison(base=base.name, other=other.name, difference=found)
+
+
+def _growths(
+    variants: Sequence[Variant], reports: Sequence[VariantReport], rounds: Rounds
+) -> Iterator[Growth]:
+    """Lines through the medians of sweeps over numbers."""
+    base = variants[0]
+    for key, unit in SWEEP_UNITS.items():
+        pairs = zip(variants, reports, strict=True)
+        swept = [(v, r) for v, r in pairs if v.swept == key and r.wall is not None]
+        bases = {rounds.basis(base.name, variant.name) for variant, _ in swept}
+        # Streams share the CPUs, so their CPU time says nothing of what they gain.
+        on_clock = not bases or key == "streams"
+        basis: Basis = "wall" if on_clock else max(bases - {"wall"} or bases)
+        points = []
+        for variant, report in swept:
+            times = {"wall": report.wall, "cpu": report.cpu, "device": report.device}[basis]
+            if times is not None and variant.value is not None:
+                points.append((variant.value, times.mean if times.p50 is None else times.p50))
+        if len(points) >= 2:
+            yield _line(key, unit, basis, points)
+
+
+def _line(key: str, unit: str, basis: Basis, points: list[tuple[float, float]]) -> Growth:
+    counts, times = np.array(points).T
+    slope, start = np.polyfit(counts, times, 1)
+    worst = float(np.max(np.abs(start + slope * counts - times) / times))
+    return Growth(
+        key=key,
+        unit=unit,
+        basis=basis,
+        points=tuple(points),
+        fixed_ms=float(start),
+        per_unit_ms=float(slope),
+        worst_error=worst,
+    )

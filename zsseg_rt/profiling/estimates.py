@@ -1,0 +1,255 @@
+"""Percentiles, their intervals, and the verdict on two candidates that took turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError
+
+__all__ = [
+    "MOST_PAIRS",
+    "WAITING_LIMIT",
+    "Basis",
+    "Difference",
+    "Interval",
+    "Verdict",
+    "choose_basis",
+    "judge",
+    "percentile",
+    "percentile_interval",
+    "shift_estimate",
+]
+
+Basis = Literal["wall", "cpu", "device"]
+Verdict = Literal["slower", "faster", "equal", "undecided"]
+Floats = npt.NDArray[np.float64]
+
+WAITING_LIMIT = 0.2
+"""Share of their runnable time that threads may wait for a CPU before wall time is not compared."""
+MOST_PAIRS = 2000
+"""Rounds that an estimate uses at most; it sorts half of their square."""
+_SAMPLES_ABOVE = 3
+_LARGEST_EXACT = 50  # rounds up to which the rank's distribution is counted, not approximated
+_MOST_ROUNDS_NAMED = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end; None where there are too few samples for one.
+        high: Upper end; None with it.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much longer one candidate takes than another, as a share: 0.1 is 10 % longer.
+
+    Attributes:
+        basis: The time that was compared: ``"wall"``, ``"cpu"`` or ``"device"`` (CUDA events).
+        change: Hodges-Lehmann estimate of the ratio of their times, less 1.
+        low: Lower end of its 95 % interval; None with under 6 rounds.
+        high: Upper end.
+        rounds: Rounds that both took part in.
+        threshold: Changes up to this share count as equal.
+        verdict: ``"slower"`` or ``"faster"`` if the whole interval is beyond the threshold,
+            ``"equal"`` if it is within, else ``"undecided"``.
+        rounds_needed: Rounds after which an undecided comparison can be expected to be decided;
+            None if decided, or if the estimate is too near the threshold to say.
+    """
+
+    basis: Basis
+    change: float
+    low: float | None
+    high: float | None
+    rounds: int
+    threshold: float
+    verdict: Verdict
+    rounds_needed: int | None
+
+
+def percentile(samples: Sequence[float], share: float) -> float | None:
+    """The smallest sample that at least a share of all samples do not exceed.
+
+    Args:
+        samples: At least one, in any order.
+        share: In (0, 1), such as 0.99.
+
+    Returns:
+        The sample, or None if fewer than three samples are above it: then it would be an accident
+        of the tail.
+    """
+    rank = math.ceil(share * len(samples) - 1e-9)
+    if len(samples) - rank < _SAMPLES_ABOVE:
+        return None
+    return float(np.partition(np.asarray(samples, np.float64), rank - 1)[rank - 1])
+
+
+def percentile_interval(
+    samples: Sequence[float], share: float, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """The interval for a percentile between two order statistics; assumes nothing of the shape.
+
+    Args:
+        samples: Independent samples, in any order.
+        share: The percentile, in (0, 1).
+        confidence: Probability with which such intervals hold the true percentile, at least.
+
+    Returns:
+        Its ends, or None where there are too few samples for one.
+    """
+    count, tail = len(samples), (1.0 - confidence) / 2.0
+    at_most = np.cumsum(_binomial(count, share))  # [k]: P(samples up to the percentile <= k)
+    low = int(np.searchsorted(at_most, tail, side="right"))  # the largest with P(B < low) <= tail
+    high = int(np.searchsorted(at_most, 1.0 - tail)) + 1
+    if low < 1 or high > count:
+        return None
+    ordered = np.sort(np.asarray(samples, np.float64))
+    return float(ordered[low - 1]), float(ordered[high - 1])
+
+
+def _binomial(count: int, share: float) -> Floats:
+    """Probabilities of 0 to ``count`` successes."""
+    k = np.arange(count + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
+    log_choose = log_factorial[count] - log_factorial[k] - log_factorial[count - k]
+    return np.asarray(np.exp(log_choose + k * math.log(share) + (count - k) * math.log1p(-share)))
+
+
+def shift_estimate(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The Hodges-Lehmann median of values and its interval by Wilcoxon's signed-rank test.
+
+    The estimate is the median of the means of all pairs, each value with itself included. It is
+    nearly as precise as the mean on clean data and ignores single outliers like the median.
+
+    Args:
+        values: At least one; a sample from a symmetric distribution. Of more than
+            :data:`MOST_PAIRS`, as many are used, spread evenly.
+        confidence: Probability with which such intervals hold the true shift, at least.
+
+    Raises:
+        ArgumentError: There is no value.
+    """
+    given = np.asarray(values, np.float64)
+    if not given.size:
+        raise ArgumentError("values: expected at least one, got none")
+    if given.size > MOST_PAIRS:
+        given = given[np.linspace(0, given.size - 1, MOST_PAIRS).astype(int)]
+    given = np.sort(given)
+    pairs = np.concatenate([(given[i] + given[i:]) / 2.0 for i in range(given.size)])
+    pairs.sort()
+    rank = _lower_rank(given.size, (1.0 - confidence) / 2.0)
+    ends = (None, None) if rank < 1 else (float(pairs[rank - 1]), float(pairs[-rank]))
+    return Interval(value=float(np.median(pairs)), low=ends[0], high=ends[1])
+
+
+def _lower_rank(count: int, tail: float) -> int:
+    """The largest k for which the signed-rank sum is below k with at most that probability."""
+    if count <= _LARGEST_EXACT:
+        below = np.cumsum(_signed_rank(count))
+        return int(np.searchsorted(below, tail, side="right"))
+    mean = count * (count + 1) / 4.0
+    deviation = math.sqrt(count * (count + 1) * (2 * count + 1) / 24.0)
+    return math.floor(mean + 0.5 + deviation * NormalDist().inv_cdf(tail))
+
+
+def _signed_rank(count: int) -> Floats:
+    """Probabilities of the sums 0 to n(n+1)/2 of ranks that are each taken with probability 1/2."""
+    probabilities = np.zeros(count * (count + 1) // 2 + 1)
+    probabilities[0] = 1.0
+    for rank in range(1, count + 1):
+        taken = np.zeros_like(probabilities)
+        taken[rank:] = probabilities[:-rank]
+        probabilities = (probabilities + taken) / 2.0
+    return probabilities
+
+
+def choose_basis(waiting_share: float | None, *, on_gpu: bool = False) -> Basis:
+    """Which time is compared: a rule that is fixed before anything is measured.
+
+    Args:
+        waiting_share: Share of their runnable time that the candidates' threads waited for a CPU;
+            None if the system does not tell.
+        on_gpu: Whether the candidates run on a GPU, where CPU time says little.
+
+    Returns:
+        ``"wall"``, unless threads waited for over 20 % of their time: then ``"cpu"``, or
+        ``"device"`` on a GPU.
+    """
+    if waiting_share is None or waiting_share <= WAITING_LIMIT:
+        return "wall"
+    return "device" if on_gpu else "cpu"
+
+
+def judge(
+    base: Sequence[float], other: Sequence[float], *, basis: Basis, threshold: float
+) -> Difference:
+    """Compare two candidates that took turns.
+
+    Args:
+        base: Milliseconds of the one that is compared with, round by round, all positive.
+        other: Milliseconds of the other one in the same rounds.
+        basis: What these milliseconds are.
+        threshold: Changes up to this share, in either direction, count as equal.
+
+    Raises:
+        ArgumentError: The lists are empty, or differ in length, or hold times that are not
+            positive.
+    """
+    if not base or len(base) != len(other):
+        raise ArgumentError(f"rounds: expected as many of both, got {len(base)} and {len(other)}")
+    if min(*base, *other) <= 0.0:
+        raise ArgumentError("times: expected positive milliseconds, got one that is not")
+    ratios = np.log(np.asarray(other, np.float64)) - np.log(np.asarray(base, np.float64))
+    shift = shift_estimate([float(ratio) for ratio in ratios])
+    verdict = _verdict(shift, threshold)
+    return Difference(
+        basis=basis,
+        change=math.expm1(shift.value),
+        low=None if shift.low is None else math.expm1(shift.low),
+        high=None if shift.high is None else math.expm1(shift.high),
+        rounds=len(base),
+        threshold=threshold,
+        verdict=verdict,
+        rounds_needed=_rounds_needed(shift, len(base), threshold)
+        if verdict == "undecided"
+        else None,
+    )
+
+
+def _verdict(shift: Interval, threshold: float) -> Verdict:
+    """Both thresholds are ratios that undo each other: 1 + t and 1 / (1 + t)."""
+    limit = math.log1p(threshold)
+    if shift.low is None or shift.high is None:
+        return "undecided"
+    if shift.low > limit:
+        return "slower"
+    if shift.high < -limit:
+        return "faster"
+    return "equal" if -limit < shift.low and shift.high < limit else "undecided"
+
+
+def _rounds_needed(shift: Interval, rounds: int, threshold: float) -> int | None:
+    """An interval shrinks with the root of the rounds; it must not reach the nearer threshold."""
+    if shift.low is None or shift.high is None:
+        return 6
+    limit = math.log1p(threshold)
+    room = min(abs(shift.value - limit), abs(shift.value + limit))
+    reach = max(shift.high - shift.value, shift.value - shift.low)
+    if room <= 0.0 or rounds * (reach / room) ** 2 > _MOST_ROUNDS_NAMED:
+        return None
+    return max(rounds + 1, math.ceil(rounds * (reach / room) ** 2))

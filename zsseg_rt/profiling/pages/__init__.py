@@ -1,0 +1,1 @@
+"""Reports for readers: tables, charts, one HTML file, a trace."""

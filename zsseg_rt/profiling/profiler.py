@@ -1,0 +1,269 @@
+"""Profile variants of an engine: check, open, take turns, and put the report together."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from zsseg_rt.errors import ConfigError, ZssegError
+from zsseg_rt.profiling.assemble import assemble_report
+from zsseg_rt.profiling.candidates import CandidateError
+from zsseg_rt.profiling.children import ChildCandidate
+from zsseg_rt.profiling.conditions import Reading, take_snapshot
+from zsseg_rt.profiling.energy import EnergyMeter, find_energy_sources
+from zsseg_rt.profiling.measured import Measured, Request
+from zsseg_rt.profiling.meter import TurnPlan, read_memory_mb
+from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
+from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
+from zsseg_rt.profiling.variants import Variant
+
+__all__ = ["SelfCheckError", "profile"]
+
+LONG_FRAME_MS = 100.0
+_ENOUGH_FRAMES = 1000
+_NODE_RUNS = 20
+_ENERGY_SECONDS = 2.0
+_MOST_COMPARED = 4  # frames whose labels are compared with float32's
+
+
+class SelfCheckError(ZssegError):
+    """A bundle does not reproduce its golden sample, so timing it would say nothing."""
+
+
+def profile(request: Request) -> Report:
+    """Profile variants.
+
+    Returns:
+        The report; also after Ctrl-C, with what was measured until then, and where some variants
+        failed.
+
+    Raises:
+        SelfCheckError: A bundle does not reproduce its golden sample; nothing is timed.
+        CandidateError: The first variant cannot be opened.
+        ConfigError: Variants share a name.
+    """
+    names = [variant.name for variant in request.variants]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"variants: expected distinct ones, got {', '.join(names)}")
+    measured = Measured(request=request)
+    try:
+        _open_all(measured)
+        _measure(measured)
+    finally:
+        for child in measured.children.values():
+            if measured.interrupted:
+                child.kill()
+            else:
+                child.close()
+    return assemble_report(measured)
+
+
+def _open_all(measured: Measured) -> None:
+    request = measured.request
+    request.workload.check_class_counts(request.variants)
+    for variant in request.variants:
+        try:
+            if request.cold_starts and variant.swept is None:
+                request.on_progress(f"{variant.name}: a fresh process without the cache")
+                _note_cold_start(measured, variant, cached=False)
+            request.on_progress(f"{variant.name}: opening and checking")
+            child = _open(request, variant)
+        except CandidateError as exc:
+            if variant is request.variants[0]:
+                raise
+            measured.failures[variant.name] = str(exc)
+            continue
+        measured.children[variant.name] = child
+        measured.described[variant.name] = {
+            key: str(value) for key, value in child.described.items()
+        }
+        difference = child.self_check()
+        if difference:
+            raise SelfCheckError(
+                f"{variant.name}: expected the golden sample's results, got {difference}. It is "
+                f"not timed. Run: zsseg-rt info {variant.bundle} --check"
+            )
+
+
+def _open(request: Request, variant: Variant, **config: object) -> ChildCandidate:
+    spec = request.workload.spec(variant)
+    spec["config"] = {**spec["config"], **config}
+    return ChildCandidate(variant.name, spec, python=variant.python)
+
+
+def _note_cold_start(measured: Measured, variant: Variant, *, cached: bool) -> None:
+    """Time a fresh process; building a TensorRT plan takes minutes, so that is left out."""
+    if not cached and variant.config.get("backend") == "tensorrt":
+        measured.notes.append(f"{variant.name}: no start without cache, which builds the plans")
+        return
+    child = _open(measured.request, variant, **({} if cached else {"use_cache": False}))
+    memory = child.memory
+    child.close()
+    measured.cold_starts.setdefault(variant.name, []).append(
+        ColdStart(cached=cached, peak_mb=None if memory is None else memory[1], **child.started)
+    )
+
+
+def _measure(measured: Measured) -> None:
+    """Everything after the children are open; Ctrl-C ends it and keeps what there is."""
+    measured.before = take_snapshot()
+    try:
+        _time_frames(measured)
+        measured.after = take_snapshot()
+        if not measured.interrupted:
+            _after_timing(measured)
+    except KeyboardInterrupt:
+        measured.interrupted = True
+    measured.after = measured.after or take_snapshot()
+
+
+def _time_frames(measured: Measured) -> None:
+    request, children = measured.request, list(measured.children.values())
+    request.on_progress("warming up")
+    fastest = {child.name: child.warm_up() for child in children}
+    # One plan for all: whoever is timed right after a pause must not meet one who is not.
+    plan = TurnPlan(cold=min(fastest.values()) < LONG_FRAME_MS)
+
+    def show(rounds: Rounds) -> None:
+        request.on_progress(f"round {rounds.count}")
+
+    if len(children) == 1:
+        frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[children[0].name]))
+        rule = StopRule(
+            max_seconds=request.max_seconds,
+            max_rounds=max(10, round(_ENOUGH_FRAMES / frames_a_turn)),
+            half_width=None,
+        )
+    else:
+        rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
+    measured.rounds = take_turns(children, plan, rule, on_round=show)
+    measured.failures.update(measured.rounds.failures)
+    measured.interrupted = measured.rounds.interrupted
+    for child in children:
+        memory = read_memory_mb(child.process)
+        measured.peaks[child.name] = None if memory is None else memory[1]
+
+
+def _after_timing(measured: Measured) -> None:
+    request = measured.request
+    alive = [c for name, c in measured.children.items() if name not in measured.failures]
+    if request.rate is not None:
+        request.on_progress(f"frames that fall due {request.rate:g} times a second")
+        seconds = max(request.max_seconds / 3, 3.0 / request.rate)
+        measured.paced = pace_in_turns(alive, rate=request.rate, seconds=seconds)
+    _measure_energy(measured, alive)
+    if request.agreement:
+        request.on_progress("comparing labels with float32's")
+        _compare_labels(measured, alive)
+    if request.nodes:
+        _time_nodes(measured, request.variants[0])
+    for variant in request.variants:
+        if variant.name in measured.failures:
+            continue
+        if request.cold_starts:
+            request.on_progress(f"{variant.name}: a fresh process with the cache")
+            try:
+                _note_cold_start(measured, variant, cached=True)
+            except CandidateError as exc:
+                measured.failures[variant.name] = str(exc)
+        if request.evaluate is not None and variant.python is None:
+            request.on_progress(f"{variant.name}: labelling the data set")
+            found = request.evaluate(variant)
+            if found is not None:
+                measured.miou[variant.name] = found
+
+
+def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
+    """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
+    sources = find_energy_sources()
+    measured.absent = sources.absent
+    if not sources.total:
+        return
+    measured.request.on_progress("energy")
+    meter = EnergyMeter(sources)
+    meter.start()
+    time.sleep(_ENERGY_SECONDS)
+    idle = meter.stop()
+    idle_joules = meter.total_joules(idle)
+    idle_watts = None if idle_joules is None else idle_joules / idle.seconds
+    for child in alive:
+        meter.start()
+        try:
+            frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
+        finally:
+            stretch = meter.stop()
+        joules = meter.total_joules(stretch)
+        if joules is None:
+            measured.absent += (_failed_sensor(sources.note),)
+            return
+        above = None if idle_watts is None else joules - idle_watts * stretch.seconds
+        measured.energy[child.name] = EnergyUse(
+            source=sources.note,
+            frames=frames,
+            seconds=stretch.seconds,
+            mj=1e3 * joules / frames,
+            mj_above_idle=None if above is None else 1e3 * above / frames,
+            watts=joules / stretch.seconds,
+            idle_watts=idle_watts,
+            samples=tuple(stretch.watts),
+        )
+        child.settle()
+
+
+def _failed_sensor(name: str) -> Reading:
+    reason = "a sensor failed, or did not change for a second"
+    command = "cat /sys/class/hwmon/hwmon*/*_input"
+    return Reading(name=name, unit="J", reason=reason, command=command)
+
+
+def _time_nodes(measured: Measured, variant: Variant) -> None:
+    """In a process of its own, because counting times costs time."""
+    measured.request.on_progress(f"{variant.name}: timing the nodes of its graphs")
+    try:
+        child = _open(measured.request, variant, with_node_times=True)
+        try:
+            measured.nodes[variant.name] = child.request("nodes", runs=_NODE_RUNS)
+        finally:
+            child.close()
+    except CandidateError as exc:
+        measured.notes.append(f"nodes were not timed: {exc}")
+
+
+def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
+    base = measured.request.variants[0]
+    variants = {variant.name: variant for variant in measured.request.variants}
+    exact = replace(base, name="float32", config={**base.config, "precision": "float32"})
+    try:
+        reference = _open(measured.request, exact)
+    except CandidateError as exc:
+        measured.notes.append(f"no agreement with float32: {exc}")
+        return
+    count = min(_MOST_COMPARED, measured.request.workload.num_frames)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            expected = _labels(reference, count, Path(folder))
+            for child in alive:
+                variant = variants[child.name]
+                if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
+                    found = _labels(child, count, Path(folder))
+                    same = sum(int((a == b).sum()) for a, b in zip(expected, found, strict=True))
+                    pixels = sum(labels.size for labels in expected)
+                    measured.agreement[child.name] = same / pixels
+        except CandidateError as exc:
+            measured.notes.append(f"labels were not compared: {exc}")
+        finally:
+            reference.close()
+
+
+def _labels(child: ChildCandidate, count: int, folder: Path) -> list[np.ndarray]:
+    found = []
+    for index in range(count):
+        out = folder / "labels.npy"
+        child.request("labels", index=index, out=str(out))
+        found.append(np.load(out))
+    return found
