@@ -12,7 +12,7 @@ import numpy.typing as npt
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.files import write_atomically
 
-__all__ = ["palette", "save_file", "write_label_png"]
+__all__ = ["encode_label_png", "palette", "save_file", "write_label_png"]
 
 
 def palette(num_classes: int) -> npt.NDArray[np.uint8]:
@@ -44,6 +44,16 @@ def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16])
         DTypeError: Neither uint8 nor uint16.
         SourceError: The file cannot be written.
     """
+    save_file(path, encode_label_png(labels))
+
+
+def encode_label_png(labels: npt.NDArray[np.uint8 | np.uint16]) -> bytes:
+    """Labels as a PNG; see :func:`write_label_png`.
+
+    Raises:
+        ShapeError: Not two-dimensional, or empty.
+        DTypeError: Neither uint8 nor uint16.
+    """
     if labels.ndim != 2 or labels.size == 0:
         raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
     if labels.dtype not in (np.uint8, np.uint16):
@@ -60,7 +70,7 @@ def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16])
         colours[:255] = palette(255)
         parts.append(_chunk(b"PLTE", colours.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
-    save_file(path, b"".join(parts))
+    return b"".join(parts)
 
 
 def save_file(path: str | Path, content: bytes) -> None:
