@@ -18,7 +18,7 @@ from zsseg_rt.errors import (
     SourceError,
     VocabularyError,
 )
-from zsseg_rt.integrations.triton_repository import write_triton_model
+from zsseg_rt.integrations.triton import write_triton_model
 
 CPU = {"use_cache": False, "num_threads": 1}
 

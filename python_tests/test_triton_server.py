@@ -16,7 +16,7 @@ import tritonclient.http
 from support.triton_server import serving
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.demo import demo_classes, demo_photos
-from zsseg_rt.integrations.triton_repository import write_triton_model
+from zsseg_rt.integrations.triton import write_triton_model
 from zsseg_rt.photos import read_photo
 
 DEFAULT = [["red ball", "ball"], *demo_classes()]

@@ -63,7 +63,7 @@ def export_triton(
     Requests name the classes; --classes are for those that name none.
     """
     from zsseg_rt.argument_names import arguments_called
-    from zsseg_rt.integrations.triton_repository import write_triton_model
+    from zsseg_rt.integrations.triton import write_triton_model
 
     asked = classes is not None or class_name
     names: Sequence[str | Sequence[str]] = read_classes(classes, class_name or []) if asked else ()
