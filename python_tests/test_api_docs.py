@@ -8,6 +8,7 @@ import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 PACKAGES = ("zsseg_rt", "zsseg_rt.evaluation", "zsseg_rt.export", "zsseg_rt.models", "zsseg_rt.ops")
+PACKAGES += ("zsseg_rt.integrations.ray", "zsseg_rt.integrations.triton")
 
 
 def documented():
