@@ -93,10 +93,13 @@ def test_the_folder_is_whole(colour_bundle, tmp_path):
 def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
     folder = write_triton_model(colour_bundle, tmp_path)
     (folder / "old").touch()
-    with pytest.raises(SourceError, match=r"colours: exists\. Choose another name"):
+    with pytest.raises(SourceError, match=r"colours: expected no such folder"):
         write_triton_model(colour_bundle, tmp_path)
     assert write_triton_model(colour_bundle, tmp_path, overwrite=True) == folder
     assert not (folder / "old").exists()
+    (folder / "config.pbtxt").unlink()
+    with pytest.raises(SourceError, match=r"expected a model to replace, found something else"):
+        write_triton_model(colour_bundle, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
@@ -286,7 +289,7 @@ def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     assert run("export", f"--triton={tmp_path}", colour_bundle) == 0
     assert run("export", "triton", colour_bundle, "--out", tmp_path / "more") == 0
     assert run("export", colour_bundle, "--triton", tmp_path) == 1
-    assert "exists" in capsys.readouterr().err
+    assert "expected no such folder" in capsys.readouterr().err
     assert run("export", colour_bundle, "--triton", tmp_path, "--overwrite") == 0
 
 

@@ -18,7 +18,7 @@ from zsseg_rt.text.class_names import ClassList, ClassNames
 
 __all__ = ["write_triton_model"]
 
-_VERSION = "1"
+_VERSION, _CONFIG_FILE = "1", "config.pbtxt"
 _MODEL = '''"""The model that Triton runs; its code is in zsseg_rt, which the server needs."""
 
 from zsseg_rt.integrations.triton_model import TritonPythonModel
@@ -78,7 +78,7 @@ def write_triton_model(
         ArgumentError: The name has other characters.
         BundleError: The bundle is incomplete or altered.
         ConfigError: A setting does not exist or has a bad value.
-        SourceError: The model exists, or cannot be written.
+        SourceError: The model, or another folder of its name, exists; or it cannot be written.
         VocabularyError: A class name is unusable.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -87,10 +87,9 @@ def write_triton_model(
     config = _config(path.name, classes, engine or {}, loaded)
     try:
         remove_leftovers(path)
-        if path.exists() and not overwrite:
-            raise SourceError(f"{path}: exists. Choose another name or pass overwrite=True.")
+        _refuse_existing(path, overwrite)
         with new_folder(path, replace=overwrite) as folder:
-            (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+            (folder / _CONFIG_FILE).write_text(config, encoding="utf-8")
             _copy(loaded, folder / _VERSION / BUNDLE_FOLDER)
             (folder / _VERSION / "model.py").write_text(_MODEL, encoding="utf-8")
     except OSError as exc:
@@ -106,6 +105,17 @@ def _model_name(name: str | None, bundle: Bundle) -> str:
             "Choose another name."
         )
     return chosen
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise SourceError(f"{path}: expected no such folder, found one. Pass overwrite=True.")
+    if not (path / _CONFIG_FILE).is_file():
+        raise SourceError(
+            f"{path}: expected a model to replace, found something else. Remove it by hand."
+        )
 
 
 def _config(name: str, classes: ClassNames, engine: Mapping[str, Any], bundle: Bundle) -> str:
