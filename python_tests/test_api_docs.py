@@ -11,6 +11,8 @@ PACKAGES = (
     "zsseg_rt",
     "zsseg_rt.evaluation",
     "zsseg_rt.export",
+    "zsseg_rt.integrations.ray",
+    "zsseg_rt.integrations.triton",
     "zsseg_rt.models",
     "zsseg_rt.ops",
     "zsseg_rt.server",

@@ -182,7 +182,7 @@ class _Work:
         result = PhotoResult(
             photo=str(photo),
             size_hw=(frame.shape[0], frame.shape[1]),
-            classes=_describe_classes(seg),
+            classes=describe_classes(seg),
             unknown_share=round(float((seg.labels == seg.unknown).mean()), 6),
             overlay=str(overlay),
             mask=str(mask),
@@ -208,7 +208,7 @@ def _pixels_of(data: bytes, photo: Path) -> int:
     return height * width
 
 
-def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
+def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
     colours = palette(len(seg.names))
     return tuple(
         {

@@ -18,6 +18,7 @@ from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
 from zsseg_rt.cli.export_trained import export_trained
+from zsseg_rt.cli.export_triton import export_triton
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
@@ -55,6 +56,7 @@ app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
+export_app.command("triton")(export_triton)
 for command in (segment, stream, serve, train, evaluate, profile, info, doctor):
     app.command()(command)
 

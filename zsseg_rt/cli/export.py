@@ -1,4 +1,4 @@
-"""``zsseg-rt export``: from models to bundles."""
+"""``zsseg-rt export``: from models to bundles, from bundles to Triton."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.cli.export_triton import BundleOrCommand
 from zsseg_rt.cli.options import (
     LicenceOption,
     OutOption,
@@ -32,7 +33,11 @@ STATISTICS = {
 }  # mean and std of RGB in 0..1: OpenAI CLIP's and torchvision's
 _MAX_BANK_BYTES = 1 << 30  # half a million names of 512 float32
 
-export_app = typer.Typer(help="Export a model to a bundle.", no_args_is_help=True)
+export_app = typer.Typer(
+    help="Export a model to a bundle, or a bundle to Triton: BUNDLE --triton DIR.",
+    no_args_is_help=True,
+    cls=BundleOrCommand,
+)
 
 
 @export_app.command("dense")

@@ -26,7 +26,7 @@ from zsseg_rt.export.graph_files import GraphSource, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.verify import verify_bundle
-from zsseg_rt.export.whole_folder import new_folder, remove_leftovers
+from zsseg_rt.files.whole_folder import new_folder, remove_leftovers
 
 __all__ = ["Arrays", "ExportedModel", "new_bundle_folder", "write_golden"]
 __all__ += ["write_model_bundle"]

@@ -1,0 +1,174 @@
+"""Measure a folder of photos with Ray Data beside the batch command, and what starting Ray costs.
+
+    python benchmarks/ray_photos.py [--bundle NAME.zsseg] [--photos 200] [--size 640x480]
+                                    [--rounds 3] [--json FILE]
+
+Needs the extra ``ray``. Both label the same photos with the same number of threads and write masks
+and overlays as PNG: the batch command as files, Ray as Parquet. Each is a process of its own per
+round; they take turns. Ray's rate is that of its last photos: between the moment when a quarter of
+them was done and the end. All that comes before, less the time of that quarter at that rate, is its
+start-up. The report says from how many photos Ray is faster on several machines like this one.
+Bundles need a text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name
+
+BATCH = """
+import json, sys, time
+from pathlib import Path
+
+begin = time.monotonic()
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.batch import lanes_for, segment_photos
+from zsseg_rt.demo import demo_classes
+
+bundle, folder, out = sys.argv[1:]
+photos, done = sorted(Path(folder).iterdir()), []
+config = EngineConfig(device="cpu")
+config = EngineConfig(device="cpu", num_lanes=lanes_for(len(photos), config))
+with Engine(bundle, config) as engine:
+    engine.set_classes(demo_classes())
+    results = segment_photos(
+        engine, photos, Path(out), on_done=lambda *_: done.append(time.monotonic() - begin)
+    )
+assert not any(result.error for result in results), results
+print(json.dumps({"done": done}))
+"""
+
+RAY = """
+import json, sys, time
+
+begin = time.monotonic()
+import os
+
+import ray
+from zsseg_rt.demo import demo_classes
+from zsseg_rt.integrations.ray import PhotoSegmenter
+
+bundle, folder, out = sys.argv[1:]
+cpus = len(os.sched_getaffinity(0))
+ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+started = time.monotonic() - begin
+
+
+class Timed(PhotoSegmenter):
+    def __call__(self, batch):
+        table = super().__call__(batch)
+        times = [time.monotonic() - begin] * table.num_rows  # one clock for all processes
+        return table.append_column("done", [times])
+
+
+photos = ray.data.read_binary_files(folder, include_paths=True, num_cpus=0.1)
+photos.map_batches(
+    Timed,
+    fn_constructor_kwargs={"bundle": bundle, "classes": demo_classes(), "overlay_format": "png"},
+    batch_size=8, num_cpus=cpus - 0.5, compute=ray.data.ActorPoolStrategy(size=1),
+).write_parquet(out, ray_remote_args={"num_cpus": 0.1})
+total = time.monotonic() - begin
+import pyarrow.parquet as pq
+
+rows = pq.read_table(out).to_pylist()
+assert not any(row["error"] for row in rows), rows[0]["error"]
+print(json.dumps({"done": sorted(row["done"] for row in rows), "cluster": started, "total": total}))
+"""
+
+
+def main() -> int:
+    """Parse arguments, run the rounds, print a report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--size", default="640x480")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    from zsseg_rt.demo import demo_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(args, (args.bundle or demo_bundle()).resolve(), Path(folder))
+    print(json.dumps(report, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, Any]:
+    """Photos per second of both, and Ray's start-up in seconds."""
+    from benchmarks.photo_folder import machine_and_commit, make_photos
+
+    photos = make_photos(scratch / "photos", args.photos, args.size)
+    runs: dict[str, list[dict[str, Any]]] = {"batch": [], "ray": []}
+    for round_ in range(args.rounds):
+        for name, child in (("batch", BATCH), ("ray", RAY)):
+            runs[name].append(run(child, bundle, photos, scratch / f"{name} {round_}"))
+    rates = {name: [rate(one["done"]) for one in each] for name, each in runs.items()}
+    ratios = [ray / batch for ray, batch in zip(rates["ray"], rates["batch"], strict=True)]
+    startups = {name: [startup(one["done"]) for one in each] for name, each in runs.items()}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    extra = statistics.median(startups["ray"]) - statistics.median(startups["batch"])
+    return {
+        "machine": machine_and_commit(),
+        "load average": os.getloadavg(),
+        "bundle": bundle.name,
+        "photos": args.photos,
+        "size": args.size,
+        "photos per second": medians,
+        "ray / batch": {
+            "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)
+        },
+        "start-up in seconds": {n: statistics.median(s) for n, s in startups.items()},
+        "of it the cluster": statistics.median(one["cluster"] for one in runs["ray"]),
+        "pays from photos": {
+            f"{machines} machines": pays_from(machines, extra, medians) for machines in (2, 4, 8)
+        },
+    }  # fmt: skip
+
+
+def run(code: str, bundle: Path, photos: Path, out: Path) -> dict[str, Any]:
+    """What a process of one candidate reports."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    call = [sys.executable, "-c", code, str(bundle), str(photos), str(out)]
+    done = subprocess.run(
+        call, env=environment, cwd=photos.parent, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def rate(done: list[float]) -> float:
+    """Photos per second after the first quarter."""
+    first = len(done) // 4
+    start = done[first]
+    later = [moment for moment in done if moment > start]
+    return len(later) / (done[-1] - start)
+
+
+def startup(done: list[float]) -> float:
+    """Seconds before the first photo was begun."""
+    first = done[len(done) // 4]
+    return first - sum(moment <= first for moment in done) / rate(done)
+
+
+def pays_from(machines: int, extra: float, rates: dict[str, float]) -> int | None:
+    """Photos from which Ray on so many machines is faster than the batch command on one."""
+    saved = 1 / rates["batch"] - 1 / (rates["ray"] * machines)  # seconds per photo
+    return round(extra / saved) if saved > 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The class for Ray's ``map_batches`` by itself, without Ray: photos in, descriptions out."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.batch import segment_photos
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
+from zsseg_rt.integrations.ray import PhotoSegmenter
+from zsseg_rt.photos import find_photos, read_photo
+
+NAMES = ["red", "blue", "green", "white"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Files of six photos, one of them damaged."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for index in range(6):
+        picture = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8 + index, 1)))
+        path = tmp_path / "in" / f"{index:02}.png"
+        path.write_bytes(cv2.imencode(".png", picture.astype(np.uint8))[1].tobytes())
+    (tmp_path / "in" / "04.png").write_bytes(b"none")
+    return find_photos([str(tmp_path / "in")])
+
+
+@pytest.fixture
+def segmenter(colour_bundle):
+    made = []
+
+    def make(num_lanes=1, **settings):
+        config = EngineConfig(device="cpu", use_cache=False, num_lanes=num_lanes)
+        made.append(PhotoSegmenter(colour_bundle, NAMES, config=config, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.close()
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_photos_become_what_segment_writes(segmenter, colour_bundle, photos, tmp_path, num_lanes):
+    with Engine(colour_bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
+        engine.set_classes(NAMES)
+        written = segment_photos(engine, photos, tmp_path / "out")
+    contents, paths = [path.read_bytes() for path in photos], [str(path) for path in photos]
+    rows = segmenter(num_lanes, overlay_format="png").label(contents, paths)
+    for row, result in zip(rows, written, strict=True):
+        assert row.get("error") == result.error
+        if result.error is None:
+            for kind in ("mask", "overlay"):
+                path = tmp_path / "out" / getattr(result, kind).split("/")[-1]
+                assert row[kind] == path.read_bytes()
+            assert row["classes"] == list(result.classes)
+            assert (row["height"], row["width"]) == result.size_hw
+            assert row["unknown_share"] == pytest.approx(result.unknown_share, abs=1e-6)
+    assert [row.keys() == {"error"} for row in rows] == [False] * 4 + [True, False]
+
+
+def test_pictures_are_labelled_as_their_files(segmenter, photos):
+    one, sound = segmenter(), [path for path in photos if path.name != "04.png"]
+    frames = [read_photo(path) for path in sound]
+    for frame in frames:
+        frame.setflags(write=False)  # as Ray's object store has them
+    from_frames = one.label(np.array([*frames, None], dtype=object)[:-1])
+    assert from_frames == one.label([path.read_bytes() for path in sound])
+    turned = one.label([frames[0][:, ::-1]])
+    assert turned == one.label([frames[0][:, ::-1].copy()])
+
+
+def test_rows_without_a_photo_are_reported(segmenter):
+    flat = np.zeros((4, 4), np.uint8)
+    rows = segmenter(max_pixels=100).label(
+        [None, b"", flat, np.zeros((4, 4, 3), np.float32), cv2_png(11, 11), cv2_png(10, 10)]
+    )
+    errors = [row.get("error") or "" for row in rows]
+    assert errors[0].startswith("row 0: expected bytes or an array [H, W, 3], got NoneType")
+    assert errors[1].startswith("row 1: ")
+    assert errors[2].startswith("frame: expected")
+    assert errors[3].startswith("frame: expected uint8")
+    assert "100 pixels" in errors[4]
+    assert errors[5] == ""
+
+
+def cv2_png(height, width):
+    return cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1].tobytes()
+
+
+def test_an_overlay_is_made_on_request(segmenter):
+    photo = [cv2_png(8, 8)]
+    assert "overlay" not in segmenter().label(photo)[0]
+    (row,) = segmenter(overlay_format="jpg").label(photo)
+    assert cv2.imdecode(np.frombuffer(row["overlay"], np.uint8), 1).shape == (8, 8, 3)
+    assert row["overlay"][:2] == b"\xff\xd8"
+
+
+def test_wrong_settings_are_refused(colour_bundle):
+    with pytest.raises(ArgumentError, match="overlay_format: expected png, jpg or None, got 'gif'"):
+        PhotoSegmenter(colour_bundle, NAMES, overlay_format="gif")
+    with pytest.raises(ConfigError, match="channel_order: expected 'rgb'"):
+        PhotoSegmenter(colour_bundle, NAMES, config=EngineConfig(channel_order="bgr"))
+    with pytest.raises(VocabularyError, match="every name once"):
+        PhotoSegmenter(colour_bundle, ["red", "red"], config=EngineConfig(use_cache=False))
+
+
+def test_wrong_batches_are_refused(segmenter):
+    one = segmenter()
+    with pytest.raises(ArgumentError, match=r"batch: expected a dict of NumPy arrays, got list"):
+        one([b""])
+    with pytest.raises(ArgumentError, match="expected one of the columns bytes and image, got pat"):
+        one({"path": np.array(["a"])})
+    with pytest.raises(ArgumentError, match="got bytes, image"):
+        one({"bytes": np.array([b""]), "image": np.zeros((1, 2, 2, 3), np.uint8)})
+
+
+def test_pyarrow_is_named_where_it_is_absent(segmenter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(BackendUnavailableError, match=r"pyarrow: .*\[ray\]"):
+        segmenter()({"bytes": np.array([cv2_png(2, 2)], dtype=object)})

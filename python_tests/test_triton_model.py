@@ -1,0 +1,314 @@
+"""A bundle as a Triton model: the files that are written, and what they do when Triton calls."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from support import triton
+from support.command_line import run
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    BundleError,
+    ConfigError,
+    DeviceError,
+    SourceError,
+    VocabularyError,
+)
+from zsseg_rt.integrations.triton import write_triton_model
+
+CPU = {"use_cache": False, "num_threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def backend_utils(monkeypatch):
+    module = triton.backend_utils()
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return module
+
+
+@pytest.fixture
+def started(colour_bundle, tmp_path):
+    """A function that exports the bundle with some settings and starts the model."""
+    models = []
+
+    def start(edit=lambda text: text, kind="CPU", **settings):
+        settings = {"engine": CPU} | settings
+        folder = write_triton_model(colour_bundle, tmp_path / "repository", **settings)
+        config = folder / "config.pbtxt"
+        config.write_text(edit(config.read_text()))
+        model = triton.load_model(folder)
+        model.initialize(triton.arguments(folder, kind))
+        models.append(model)
+        return model
+
+    yield start
+    for model in models:
+        model.finalize()
+
+
+@pytest.fixture
+def frame():
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    return np.ascontiguousarray(blocks.repeat(9, axis=0).repeat(11, axis=1))
+
+
+def answer(model, frame, class_names=None):
+    """Labels and names of one request."""
+    (response,) = model.execute([triton.request(frame, class_names)])
+    assert not response.has_error(), response.error().message()
+    found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+    assert found.keys() == {"labels", "names"}
+    return found["labels"], [name.decode() for name in found["names"]]
+
+
+def error_of(model, frame, class_names=None):
+    (response,) = model.execute([triton.request(frame, class_names)])
+    assert response.has_error()
+    return response.error()
+
+
+def labels_of(bundle, frame, classes):
+    with Engine(bundle, EngineConfig(device="cpu", **CPU)) as engine:
+        engine.set_classes(classes)
+        return engine.segment(frame).labels
+
+
+# --- what is written ---
+
+
+def test_the_folder_is_whole(colour_bundle, tmp_path):
+    folder = write_triton_model(colour_bundle, tmp_path / "new" / "repository", name="colours-1.b")
+    assert folder == tmp_path / "new" / "repository" / "colours-1.b"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    bundle = Bundle.load(colour_bundle)
+    held = {f"1/bundle.zsseg/{entry.file}" for entry in bundle.files()}
+    assert files == held | {"config.pbtxt", "1/model.py", "1/bundle.zsseg/bundle.json"}
+    Bundle.load(folder / "1" / "bundle.zsseg").verify()
+
+
+def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
+    folder = write_triton_model(colour_bundle, tmp_path)
+    (folder / "old").touch()
+    with pytest.raises(SourceError, match=r"colours: expected no such folder"):
+        write_triton_model(colour_bundle, tmp_path)
+    assert write_triton_model(colour_bundle, tmp_path, overwrite=True) == folder
+    assert not (folder / "old").exists()
+    (folder / "config.pbtxt").unlink()
+    with pytest.raises(SourceError, match=r"expected a model to replace, found something else"):
+        write_triton_model(colour_bundle, tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "é", "-a"])
+def test_other_names_are_refused(colour_bundle, tmp_path, name):
+    with pytest.raises(ArgumentError, match=r"name: expected letters, digits"):
+        write_triton_model(colour_bundle, tmp_path, name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_wrong_is_written(colour_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="precisoin"):
+        write_triton_model(colour_bundle, tmp_path, engine={"precisoin": "float32"})
+    with pytest.raises(VocabularyError, match="every name once"):
+        write_triton_model(colour_bundle, tmp_path, classes=["red", "red"])
+    with pytest.raises(BundleError):
+        write_triton_model(tmp_path / "absent.zsseg", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="cannot be written"):
+        write_triton_model(colour_bundle, tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_altered_bundle_is_not_exported(colour_bundle, tmp_path):
+    folder = write_triton_model(colour_bundle, tmp_path)
+    copy = folder / "1" / "bundle.zsseg"
+    (graph,) = copy.glob("image_encoder*.onnx")
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError, match="sha256"):
+        write_triton_model(copy, tmp_path / "again")
+
+
+# --- what Triton's calls get ---
+
+
+def test_each_request_has_its_own_classes(started, colour_bundle, frame):
+    model = started(classes=["red", "blue"])
+    default = labels_of(colour_bundle, frame, ["red", "blue"])
+    other = labels_of(colour_bundle, frame, [["green", "white"], "red"])
+    assert (default != other).any()
+    for _ in range(2):
+        labels, names = answer(model, frame)
+        assert (names, labels.dtype) == (["red", "blue"], np.uint8)
+        np.testing.assert_array_equal(labels, default)
+        labels, names = answer(model, frame, ["green, white", "red"])
+        assert names == ["green", "red"]
+        np.testing.assert_array_equal(labels, other)
+
+
+def test_many_sets_of_classes_take_turns(started, colour_bundle, frame):
+    colours = ["red", "green", "blue", "white", "black"]
+    pairs = [[one, other] for one in colours for other in colours if one != other]
+    model = started()
+    first = [answer(model, frame, pair)[0] for pair in pairs]
+    again = [answer(model, frame, pair)[0] for pair in pairs]
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[7], labels_of(colour_bundle, frame, pairs[7]))
+
+
+def test_several_requests_are_answered_in_order(started, frame):
+    model = started(classes=["red", "blue"])
+    requests = [
+        triton.request(frame),
+        triton.request(frame, ["red", "red"]),
+        triton.request(frame[::2].copy(), ["white", "red"]),
+    ]
+    good, bad, other = model.execute(requests)
+    assert [bool(r.has_error()) for r in (good, bad, other)] == [False, True, False]
+    shapes = [r.output_tensors()[0].as_numpy().shape for r in (good, other)]
+    assert shapes == [frame.shape[:2], frame[::2].shape[:2]]
+
+
+def test_default_classes_survive_the_file(colour_bundle, tmp_path):
+    classes = [["red", 'a "quoted" \\ é'], "blue"]
+    folder = write_triton_model(colour_bundle, tmp_path, classes=classes)
+    parameters = triton.read_config(folder / "config.pbtxt")["parameters"]
+    assert json.loads(parameters["class_names"]["string_value"]) == classes
+
+
+def test_labels_of_sixteen_bits(started, colour_bundle, frame):
+    def widen(text):
+        return text.replace('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_UINT16')
+
+    engine = CPU | {"unknown_below": 0.6}
+    model = started(widen, classes=["red", "blue"], engine=engine)
+    labels, _ = answer(model, frame)
+    with Engine(colour_bundle, EngineConfig(device="cpu", **engine)) as plain:
+        plain.set_classes(["red", "blue"])
+        expected = plain.segment(frame).labels
+    assert labels.dtype == np.uint16
+    assert 0 < (expected == 255).mean() < 1
+    np.testing.assert_array_equal(labels == 65535, expected == 255)
+    np.testing.assert_array_equal(labels[expected != 255], expected[expected != 255])
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        (None, "class_names: expected names, got none, and config.pbtxt has no default"),
+        ([], "class_names: expected at least one class"),
+        ([" , "], "class_names: expected a name, got ' , '"),
+        (["red", "red"], "class_names: expected every name once"),
+        (["a\x00"], "class_names[0]: expected plain text"),
+    ],
+)
+def test_wrong_names_are_the_client_s_fault(started, frame, class_names, message):
+    error = error_of(started(), frame, class_names)
+    assert error.message().startswith(message)
+    assert error.code() == triton.TritonError.INVALID_ARG
+
+
+def test_names_that_are_no_utf8(started, frame):
+    request = triton.request(frame, ["red"])
+    request.inputs()[1].as_numpy()[0] = b"caf\xe9"
+    (response,) = started().execute([request])
+    assert response.error().message().startswith("class_names: expected UTF-8, got b'caf\\xe9'")
+
+
+def test_more_classes_than_labels_hold(started, frame):
+    model = started()
+    error = error_of(model, frame, [f"name {i}" for i in range(255)])
+    assert error.message().startswith("class_names: expected")
+    assert error.code() == triton.TritonError.INVALID_ARG
+
+
+def test_an_empty_frame(started, frame):
+    error = error_of(started(classes=["red"]), frame[:0])
+    assert error.message().startswith("frame: expected sides")
+    assert error.code() == triton.TritonError.INVALID_ARG
+
+
+# --- when Triton loads it ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_FP32', "labels: expected"),
+        ("use_cache", "use_cash", "use_cash"),
+        ('string_value: "{', 'string_value: "', "engine: expected JSON"),
+        ('string_value: "[', 'string_value: "', "class_names: expected JSON"),
+    ],
+    ids=["type", "setting", "engine", "classes"],
+)
+def test_a_wrong_config_is_named(started, old, new, message):
+    def edit(text):
+        assert old in text
+        return text.replace(old, new)
+
+    with pytest.raises(ConfigError, match=message):
+        started(edit, classes=["red"])
+
+
+def test_a_gpu_instance_needs_that_gpu(started):
+    with pytest.raises((DeviceError, BackendUnavailableError)):
+        started(kind="GPU", engine=CPU | {"backend": "openvino"})
+
+
+def test_an_old_triton_with_a_new_numpy_is_refused(started, backend_utils, monkeypatch):
+    class OldTensor(triton.Tensor):
+        """As a pybind11 that looks for NumPy where it was before version 2."""
+
+        def __init__(self, name, array):
+            sys.modules["numpy.core.multiarray"] = np
+            super().__init__(name, array)
+
+    monkeypatch.setattr(backend_utils, "Tensor", OldTensor)
+    monkeypatch.setitem(sys.modules, "numpy.core.multiarray", None)
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    with pytest.raises(BackendUnavailableError, match=r"numpy: expected a version below 2"):
+        started()
+    monkeypatch.setattr(np, "__version__", "1.26.4")
+    started(overwrite=True)
+
+
+# --- the command ---
+
+
+def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
+    options = ("--classes", "red, blue", "--threads", 1, "--name", "street")
+    assert run("export", colour_bundle, "--triton", tmp_path, *options) == 0
+    assert f"wrote {tmp_path / 'street'}" in capsys.readouterr().out
+    config = triton.read_config(tmp_path / "street" / "config.pbtxt")
+    assert config["parameters"]["class_names"]["string_value"] == '["red", "blue"]'
+    assert '"num_threads": 1' in config["parameters"]["engine"]["string_value"]
+    assert run("export", f"--triton={tmp_path}", colour_bundle) == 0
+    assert run("export", "triton", colour_bundle, "--out", tmp_path / "more") == 0
+    assert run("export", colour_bundle, "--triton", tmp_path) == 1
+    assert "expected no such folder" in capsys.readouterr().err
+    assert run("export", colour_bundle, "--triton", tmp_path, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (2, ["street.zsseg"], "expected BUNDLE --triton DIR or one of "),
+        (2, ["--triton", "somewhere"], "Missing argument"),
+        (2, ["triton", "street.zsseg"], "Missing option '--triton'"),
+        (1, ["absent.zsseg", "--triton", "somewhere"], "absent.zsseg"),
+    ],
+)
+def test_wrong_calls_of_export(code, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", *arguments) == code
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_name_is_called_by_its_option(colour_bundle, tmp_path, capsys):
+    assert run("export", colour_bundle, "--triton", tmp_path, "--name", "a b") == 1
+    assert capsys.readouterr().err.startswith("zsseg-rt: --name: expected letters")

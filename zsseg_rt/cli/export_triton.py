@@ -1,0 +1,84 @@
+"""``zsseg-rt export BUNDLE --triton DIR``: a bundle as a model of Triton Inference Server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zsseg_rt.cli.options import (
+    BackendOption,
+    ClassesOption,
+    ClassOption,
+    PrecisionOption,
+    ThreadsOption,
+    UnknownBelowOption,
+    UsageError,
+    read_classes,
+)
+from zsseg_rt.cli.output import terminal
+
+__all__ = ["BundleOrCommand", "export_triton"]
+
+_NAME = "triton"
+
+
+class BundleOrCommand(TyperGroup):
+    """Takes ``BUNDLE --triton DIR`` where the name of a command is expected."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name before a bundle's."""
+        if not self.commands.keys() & set(args[:1]):
+            if any(word.split("=")[0] == "--triton" for word in args):
+                args = [_NAME, *args]
+            elif args and not args[0].startswith("-"):
+                raise UsageError(
+                    f"expected BUNDLE --triton DIR or one of {', '.join(self.commands)}; "
+                    f"got {args[0]!r}. See zsseg-rt export --help."
+                )
+        return list(super().parse_args(ctx, args))
+
+
+def export_triton(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
+    repository: Annotated[
+        Path, typer.Option("--triton", "--out", "-o", help="Triton's model repository.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The model's name; default: the bundle's.")
+    ] = None,
+    classes: ClassesOption = None,
+    class_name: ClassOption = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+    unknown_below: UnknownBelowOption = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
+) -> None:
+    """Write a bundle as a model for Triton: zsseg-rt export BUNDLE --triton DIR.
+
+    Requests name the classes; --classes are for those that name none.
+    """
+    from zsseg_rt.argument_names import arguments_called
+    from zsseg_rt.integrations.triton import write_triton_model
+
+    asked = classes is not None or class_name
+    names: Sequence[str | Sequence[str]] = read_classes(classes, class_name or []) if asked else ()
+    settings = {
+        "backend": backend,
+        "precision": precision,
+        "num_threads": threads,
+        "unknown_below": unknown_below,
+    }
+    with arguments_called({"name": "--name"}):
+        written = write_triton_model(
+            bundle, repository, name=name, classes=names, engine=settings, overwrite=overwrite
+        )
+    console = terminal()
+    console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    console.print(
+        f"run: tritonserver --model-repository={repository}", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,5 @@
+"""Read files without trusting them; write files and folders whole or not at all."""
+
+from zsseg_rt.files.single import read_limited, read_npy, remove_entry, sha256_of, write_atomically
+
+__all__ = ["read_limited", "read_npy", "remove_entry", "sha256_of", "write_atomically"]

@@ -1,0 +1,1 @@
+"""Label photos inside other systems: Ray Data and Triton Inference Server."""
