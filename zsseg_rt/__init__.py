@@ -10,6 +10,9 @@ Example:
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 __version__ = "0.1.0"
@@ -68,3 +71,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not any(os.path.exists(f"{__path__[0]}/_C{suffix}") for suffix in EXTENSION_SUFFIXES):  # noqa: PTH110
+    from pathlib import Path
+
+    from zsseg_rt.checkout import CoreFinder
+
+    sys.meta_path.append(CoreFinder(Path(__path__[0]), __version__))

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zsseg_rt
 from zsseg_rt.backends import registry
 from zsseg_rt.backends._tensorrt_api import wanted_flavours
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
+from zsseg_rt.checkout import remedy
 from zsseg_rt.config import EngineConfig, default_cache_dir
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
@@ -75,7 +77,7 @@ def _native_core() -> Finding:
             topic="native core",
             status="bad",
             detail=f"zsseg_rt._C cannot be imported: {exc}",
-            remedy="Install the package again: pip install . (needs a C++17 compiler)",
+            remedy=remedy(Path(zsseg_rt.__file__).parent),
         )
     try:
         instruction_set = _C.cpu_isa()
