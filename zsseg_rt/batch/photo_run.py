@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 from collections import Counter
@@ -27,6 +28,8 @@ from zsseg_rt.result import Segmentation
 from zsseg_rt.visualize import palette, save_file
 
 __all__ = ["OverlayFormat", "lanes_for", "segment_photos"]
+
+_log = logging.getLogger(__name__)
 
 OverlayFormat = Literal["png", "jpg"]
 
@@ -166,8 +169,9 @@ class _Work:
             raise
         except ZssegError as exc:
             message = str(exc)
-        except (OSError, MemoryError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other photos are done
             message = f"{photo}: {type(exc).__name__}: {exc}"
+            _log.debug("%s", photo, exc_info=True)
         return PhotoResult(photo=str(photo), error=message), None
 
     def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
