@@ -7,9 +7,10 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import check_templates
@@ -105,7 +107,7 @@ class Engine:
         class_names: ClassNames | Vocabulary,
         *,
         embeddings: npt.NDArray[np.float32] | None = None,
-        background: Sequence[str] = (),
+        background: Sequence[str] | Literal["auto"] = (),
         templates: Sequence[str] | None = None,
     ) -> Vocabulary:
         """Name the classes; every lane's next frame uses them.
@@ -119,6 +121,8 @@ class Engine:
                 embeds with S sets of prompts (family ``proposals`` has two: for the segments, for
                 the regions) also takes [S, P, D]; [P, D] serves for all sets.
             background: Phrases that compete with the classes; pixels they win become unknown.
+                ``"auto"`` takes the published ones (``zsseg_rt.text.background``) that share no
+                word with a class and that the bundle can embed; ``Vocabulary.background`` has them.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
         Returns:
@@ -144,7 +148,9 @@ class Engine:
             with self._vocabulary_lock:
                 return self._put_in_force(class_names)
         most = self.bundle.head.max_classes
-        classes = ClassList.read(class_names, background, max_phrases=most)
+        known = partial(self._embedder.can_embed, with_bank=templates is None)
+        backdrop = read_background(background, class_names, known)
+        classes = ClassList.read(class_names, backdrop, max_phrases=most)
         with self._vocabulary_lock:
             self._require_open()
             if embeddings is None:

@@ -10,6 +10,7 @@ import typer
 
 from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import SourceError
+from zsseg_rt.text.background import AUTO, FEW_CLASSES
 
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -24,7 +25,11 @@ ClassOption = Annotated[
     list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
 ]
 BackgroundOption = Annotated[
-    str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
+    str,
+    typer.Option(
+        help='"a,b": phrases whose pixels become unknown; auto: published ones; none. Default: '
+        f"auto with up to {FEW_CLASSES} classes, else none."
+    ),
 ]
 UnknownBelowOption = Annotated[
     float | None, typer.Option(help="Score in [0, 1] below which a pixel is unknown.")
@@ -104,6 +109,23 @@ def read_classes_or_demo(
 
         return [*demo_classes()]
     return read_classes(classes, single)
+
+
+def read_background(text: str, num_classes: int) -> Sequence[str]:
+    """Read ``--background``; where it is not given, few classes compete with published phrases.
+
+    Args:
+        text: ``"a,b"``, ``"auto"`` or ``"none"``; empty if not given.
+        num_classes: How many classes are named.
+
+    Returns:
+        What ``Engine.set_classes`` takes.
+    """
+    if text == "none":
+        return ()
+    if text == AUTO or (not text and num_classes <= FEW_CLASSES):
+        return AUTO
+    return split(text)
 
 
 def flat_names(text: str | None) -> list[str]:

@@ -51,6 +51,7 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
         "device": engine.device,
         "precision": engine.precision,
         "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
+        "background": [] if engine.vocabulary is None else list(engine.vocabulary.background),
     }
 
 

@@ -24,10 +24,11 @@ from zsseg_rt.cli.options import (
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
+    read_background,
     read_classes_or_demo,
-    split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.remarks import print_background, print_if_photographs, remark_on
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.picture_header import MAX_PIXELS
@@ -85,6 +86,7 @@ def segment(
 
     if overlay_format not in OVERLAY_SUFFIXES:
         raise UsageError(f"--overlay-format: expected png or jpg, got {overlay_format!r}")
+    given = photos
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
     names = read_classes_or_demo(classes, class_name or [], demo=demo)
     found = find_photos(photos)
@@ -98,7 +100,10 @@ def segment(
     )
     config = replace(config, num_lanes=lanes or lanes_for(len(found), config))
     with Engine(bundle, config) as engine:
-        engine.set_classes(names, background=split(background), templates=template)
+        chosen = read_background(background, len(names))
+        engine.set_classes(names, background=chosen, templates=template)
+        print_background(engine, background)
+        print_if_photographs(engine, given)
         results = _segment_with_progress(
             engine,
             found,
@@ -192,4 +197,6 @@ def _print_result(console: Console, result: PhotoResult) -> None:
     if result.unknown_share:
         table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
     console.print(table)
+    if remark := remark_on(result):
+        console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)

@@ -28,10 +28,11 @@ from zsseg_rt.cli.options import (
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
+    read_background,
     read_classes_or_demo,
-    split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
 
@@ -111,7 +112,9 @@ def stream(
         sources = open_sources(source, config.channel_order)
         writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
     with Engine(chosen, config) as engine:
-        engine.set_classes(names, background=split(background), templates=template)
+        chosen_background = read_background(background, len(names))
+        engine.set_classes(names, background=chosen_background, templates=template)
+        print_background(engine, background)
         with _open(sources, engine, writers=writers, **settings) as labelled:
             _run(labelled, frames, seconds)
         _report(engine, labelled, json_file)

@@ -20,6 +20,7 @@ __all__ = [
     "ClassList",
     "ClassNames",
     "join_synonyms",
+    "read_groups",
     "rename_classes",
     "split_synonyms",
 ]
@@ -60,11 +61,8 @@ class ClassList:
             VocabularyError: No class, an empty or repeated name, one with control characters or
                 half of a surrogate pair, or too many phrases.
         """
-        _check_list("class_names", classes)
+        groups = read_groups(classes)
         _check_list("background", background)
-        groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
-        if not groups:
-            raise VocabularyError("class_names: expected at least one class, got none")
         backdrop = [_clean(text, "background", i) for i, text in enumerate(background)]
         phrases = [phrase for group in groups for phrase in group] + backdrop
         _refuse_repeats(phrases)
@@ -94,6 +92,12 @@ class ClassList:
         )
 
     @property
+    def background(self) -> tuple[str, ...]:
+        """The phrases whose pixels are labelled unknown."""
+        pairs = zip(self.phrases, self.phrase_classes, strict=True)
+        return tuple(phrase for phrase, owner in pairs if owner == BACKGROUND)
+
+    @property
     def is_plain(self) -> bool:
         """True if phrase and class indices are the same thing."""
         return len(self.phrases) == len(self.names)
@@ -118,6 +122,19 @@ class ClassList:
             return None
         known = {clean_text(name) for name in seen_names}
         return np.array([clean_text(phrase) in known for phrase in self.phrases])
+
+
+def read_groups(classes: ClassNames) -> list[list[str]]:
+    """The phrases of every class, its name first.
+
+    Raises:
+        VocabularyError: No class, or a name that is empty or no plain text.
+    """
+    _check_list("class_names", classes)
+    groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
+    if not groups:
+        raise VocabularyError("class_names: expected at least one class, got none")
+    return groups
 
 
 def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
