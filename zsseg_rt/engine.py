@@ -114,8 +114,9 @@ class Engine:
 
         Args:
             class_names: One entry per class in label order: a name, or a list of synonyms whose
-                first is the name. A pixel takes the class of its best phrase. A vocabulary that
-                ``set_classes`` returned is also accepted, and its embeddings are used.
+                first is the name; or a mapping from names to further synonyms. A pixel takes the
+                class of its best phrase. A vocabulary that ``set_classes`` returned is also
+                accepted, and its embeddings are used.
             embeddings: float32 [P, D] to use instead of the text encoder, used as they are; one
                 row per phrase: all classes' synonyms in order, then ``background``. A bundle that
                 embeds with S sets of prompts (family ``proposals`` has two: for the segments, for

@@ -28,8 +28,9 @@ __all__ = [
 BACKGROUND = -1
 """Class index of a phrase whose pixels are labelled unknown."""
 
-ClassNames = Sequence[str | Sequence[str]]
-"""Classes in order; a class is a name, or a list of synonyms whose first is its name."""
+ClassNames = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
+"""Classes in order; a class is a name, or a list of synonyms whose first is its name. A mapping has
+a class per entry, from its name to its further synonyms: one, or a list, which may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class ClassList:
         """Check class names and lay out their phrases.
 
         Args:
-            classes: One entry per class, a name or a list of synonyms.
+            classes: One entry per class, a name or a list of synonyms; or a mapping from names to
+                further synonyms.
             background: Phrases that compete with the classes; pixels they win become unknown.
             max_phrases: The most phrases the graphs accept.
 
@@ -130,8 +132,11 @@ def read_groups(classes: ClassNames) -> list[list[str]]:
     Raises:
         VocabularyError: No class, or a name that is empty or no plain text.
     """
-    _check_list("class_names", classes)
-    groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
+    if isinstance(classes, Mapping):
+        groups = [_named(*entry, index) for index, entry in enumerate(classes.items())]
+    else:
+        _check_list("class_names", classes)
+        groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
     if not groups:
         raise VocabularyError("class_names: expected at least one class, got none")
     return groups
@@ -212,6 +217,18 @@ def _synonyms(entry: str | Sequence[str], index: int) -> list[str]:
     if not names:
         raise VocabularyError(f"class_names[{index}]: expected at least one synonym, got none")
     return names
+
+
+def _named(name: Any, synonyms: Any, index: int) -> list[str]:
+    """The phrases of a mapping's entry; a synonym that repeats the name is the name."""
+    if not isinstance(synonyms, (str, Sequence)):
+        raise VocabularyError(
+            f"class_names[{name!r}]: expected a synonym or a list of them, got "
+            f"{type(synonyms).__name__}. Write [] for a class without synonyms."
+        )
+    first = _clean(name, "class_names", index)
+    further = _synonyms(synonyms, index) if synonyms else []
+    return [first, *(phrase for phrase in further if phrase != first)]
 
 
 def _clean(text: Any, argument: str, index: int) -> str:
