@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import SourceError
 from zsseg_rt.text.background import AUTO, FEW_CLASSES
 
+_log = logging.getLogger(__name__)
+
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -19,10 +22,13 @@ BundleOption = Annotated[
     Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
 ]
 ClassesOption = Annotated[
-    str | None, typer.Option(help='"a,b,c", or @FILE: one class per line, commas = synonyms.')
+    str | None,
+    typer.Option(
+        help='"a,b,c"; with synonyms "a; b, c"; or @FILE: one class per line, commas = synonyms.'
+    ),
 ]
 ClassOption = Annotated[
-    list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
+    list[str] | None, typer.Option("--class", help="One class; may repeat; commas = synonyms.")
 ]
 BackgroundOption = Annotated[
     str,
@@ -72,12 +78,13 @@ MinRegionScoreOption = Annotated[
 
 
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
-    """Read ``--classes`` and ``--class``.
+    """Read ``--classes`` and ``--class``; what the latter's commas mean is logged.
 
     Args:
-        classes: ``"a,b"``, or ``"@FILE"`` with one class per line, commas between synonyms; empty
+        classes: ``"a,b"``; ``"a; b, c"``, whose commas stand between synonyms because it has
+            semicolons; or ``"@FILE"`` with one class per line, commas between synonyms, where empty
             lines and lines that begin with ``#`` are skipped.
-        single: Whole class names, commas and all.
+        single: One class each, commas between synonyms.
 
     Raises:
         UsageError: No class at all.
@@ -86,9 +93,17 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     names: list[str | list[str]] = []
     if classes is not None and classes.startswith("@"):
         names += _read_class_file(Path(classes[1:]))
+    elif classes is not None and ";" in classes:
+        names += [_one_class(part) for part in split(classes, ";")]
     elif classes is not None:
         names += split(classes)
-    names += list(single)
+    for text in single:
+        names.append(_one_class(text))
+        if isinstance(names[-1], list):
+            first, *further = names[-1]
+            _log.warning(
+                "--class %r: the class %r, also called %s", text, first, ", ".join(further)
+            )
     if not names:
         raise UsageError("name at least one class: --classes 'road,person' or @FILE")
     return names
@@ -170,9 +185,15 @@ def check_activation(option: str, name: str | None) -> None:
         raise UsageError(f"{option}: expected quick_gelu or gelu, got {name}")
 
 
-def split(text: str) -> list[str]:
+def split(text: str, separator: str = ",") -> list[str]:
     """Read "a,b" without empty parts."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _one_class(text: str) -> str | list[str]:
+    """A class written as its name and synonyms with commas between them."""
+    synonyms = split(text)
+    return synonyms if len(synonyms) > 1 else (synonyms or [text])[0]
 
 
 def _read_class_file(path: Path) -> list[str | list[str]]:
@@ -183,10 +204,4 @@ def _read_class_file(path: Path) -> list[str | list[str]]:
         raise SourceError(
             f"{path}: expected a file of class names, cannot read it: {reason}. Check the path."
         ) from exc
-    names: list[str | list[str]] = []
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        synonyms = split(line)
-        names.append(synonyms[0] if len(synonyms) == 1 else synonyms)
-    return names
+    return [_one_class(line) for line in lines if line.strip() and not line.startswith("#")]
