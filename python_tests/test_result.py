@@ -112,6 +112,17 @@ def test_overlay_paints_classes_and_keeps_unknown():
     np.testing.assert_array_equal(out, [[palette(1)[0], [100, 100, 100]]])
 
 
+def test_an_overlay_has_the_frame_s_channel_order():
+    labels = np.array([[0, 1, 255]], np.uint8)
+    frame = np.arange(9, dtype=np.uint8).reshape(1, 3, 3) * 20
+    rgb = make(labels).overlay(frame)
+    bgr = dataclasses.replace(make(labels), channel_order="bgr").overlay(
+        np.ascontiguousarray(frame[..., ::-1])
+    )
+    np.testing.assert_array_equal(bgr[..., ::-1], rgb)
+    assert not np.array_equal(rgb[0, 0], rgb[0, 0, ::-1])
+
+
 def test_overlay_refuses_a_frame_of_another_size():
     with pytest.raises(ShapeError):
         make(np.zeros((2, 2), np.uint8)).overlay(np.zeros((3, 3, 3), np.uint8))

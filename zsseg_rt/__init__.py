@@ -47,6 +47,7 @@ __all__ = [
     "VocabularyError",
     "ZssegError",
     "__version__",
+    "read_photo",
 ]
 
 _HOMES = {
@@ -59,6 +60,7 @@ _HOMES = {
     "Segmentation": "result",
     "Stream": "stream.runner",
     "Vocabulary": "text.vocabulary",
+    "read_photo": "photos",
 }
 
 

@@ -23,6 +23,7 @@ from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
 from zsseg_rt.lane import Lane as Lane
+from zsseg_rt.photos import read_photo as read_photo
 from zsseg_rt.result import ClassShare as ClassShare
 from zsseg_rt.result import Frame as Frame
 from zsseg_rt.result import Segmentation as Segmentation

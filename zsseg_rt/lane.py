@@ -201,6 +201,7 @@ class Lane:
             vocabulary_version=vocabulary.version,
             scores=scores,
             times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
         )
 
     def _masks(

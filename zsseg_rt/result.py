@@ -73,6 +73,8 @@ class Segmentation:
         scores: float32 [H, W], the winning class's activated value, or None.
         times: Milliseconds per stage, ``"total"`` included.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
+        channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
+            in the same order.
     """
 
     labels: npt.NDArray[Any]
@@ -81,6 +83,7 @@ class Segmentation:
     scores: npt.NDArray[np.float32] | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     frame: Frame | None = None
+    channel_order: str = "rgb"
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only view cannot be pickled or copied; the dict under it can.
@@ -130,10 +133,10 @@ class Segmentation:
         """Blend the labels' colours onto the frame they were made from.
 
         Args:
-            frame: uint8 [H, W, 3]; colours are in the frame's own channel order if given, RGB
-                otherwise.
+            frame: uint8 [H, W, 3], in :attr:`channel_order`.
             alpha: Weight of the colours, in [0, 1].
-            colours: uint8 [C, 3]; :func:`zsseg_rt.visualize.palette` if None.
+            colours: uint8 [C, 3], in the frame's channel order; None takes
+                :func:`zsseg_rt.visualize.palette` in that order.
 
         Returns:
             A new uint8 [H, W, 3]; unknown pixels stay as in the frame.
@@ -143,13 +146,18 @@ class Segmentation:
         """
         from zsseg_rt import ops
 
-        chosen = palette(len(self.names)) if colours is None else colours
+        chosen = self._colours() if colours is None else colours
         if len(chosen) < len(self.names):
             raise ShapeError(
                 f"colours: expected at least {len(self.names)} rows, got {len(chosen)}"
             )
         blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
         return blended
+
+    def _colours(self) -> npt.NDArray[np.uint8]:
+        """The palette, uint8 [C, 3], in the frame's channel order."""
+        colours = palette(len(self.names))
+        return colours if self.channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).

@@ -61,8 +61,8 @@ def segment_photos(
     for byte.
 
     Args:
-        engine: An engine with classes; its channel order must be RGB. All its lanes are used, so
-            none but its own may be open; see :func:`lanes_for`.
+        engine: An engine with classes, of either channel order. All its lanes are used, so none
+            but its own may be open; see :func:`lanes_for`.
         photos: Files to segment.
         out_dir: Folder to write to; created if absent.
         alpha: Weight of the colours in the overlay, in [0, 1].
@@ -98,6 +98,7 @@ def segment_photos(
             alpha=alpha,
             suffix=OVERLAY_SUFFIXES[overlay_format],
             max_pixels=max_pixels,
+            order=engine.config.channel_order,
         )
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
@@ -147,12 +148,20 @@ class _Work:
         alpha: Weight of the colours in the overlay.
         suffix: Of the overlay's file.
         max_pixels: The most pixels of a photo, and of all that are decoded at once.
+        order: The channel order that the engine takes.
     """
 
     def __init__(
-        self, *, lanes: _Lanes, journal: Journal, alpha: float, suffix: str, max_pixels: int
+        self,
+        *,
+        lanes: _Lanes,
+        journal: Journal,
+        alpha: float,
+        suffix: str,
+        max_pixels: int,
+        order: str,
     ) -> None:
-        self._lanes, self._journal = lanes, journal
+        self._lanes, self._journal, self._order = lanes, journal, order
         self._alpha, self._suffix, self._max_pixels = alpha, suffix, max_pixels
         self._pixels = Budget(max_pixels)
 
@@ -178,10 +187,13 @@ class _Work:
         data = load_photo(photo, max_pixels=self._max_pixels)
         with self._pixels.taken(_pixels_of(data, photo)):
             frame = decode_photo(data, photo, max_pixels=self._max_pixels)
+            if self._order == "bgr":
+                frame = _swapped(frame)
             seg = self._label(frame)
             overlay = target.with_name(f"{target.name}{self._suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-            _write_rgb(overlay, seg.overlay(frame, alpha=self._alpha))
+            picture = seg.overlay(frame, alpha=self._alpha)
+            _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
             seg.save(mask)
         result = PhotoResult(
             photo=str(photo),
@@ -226,14 +238,20 @@ def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _write_rgb(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write an RGB image, whose channels are swapped in place."""
+def _swapped(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture with its first and last channel swapped in place."""
+    import cv2
+
+    swapped: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
+    return swapped
+
+
+def _write_bgr(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     import cv2
 
     settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
-    swapped = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
     try:
-        _, encoded = cv2.imencode(path.suffix, swapped, settings)
+        _, encoded = cv2.imencode(path.suffix, picture, settings)
     except cv2.error as exc:
         raise SourceError(f"{path}: cannot be encoded: {exc.err}") from exc
     save_file(path, encoded.tobytes())
