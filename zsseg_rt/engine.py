@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,8 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.loading import load_graph, load_text_encoder, usable_cache
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
@@ -37,8 +37,6 @@ from zsseg_rt.text.prompts import check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary, refuse_beside_vocabulary
 
 __all__ = ["Engine"]
-
-_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -74,13 +72,30 @@ class Engine:
         self._options = BackendOptions(
             num_threads=self.config.num_threads,
             num_sessions=self.config.num_lanes,
-            cache_dir=self.config.cache_folder,
+            cache_dir=usable_cache(self.config.cache_folder),
             dynamic_axes=self._family.axes,
         )
         self._embedder = PhraseEmbedder(
-            self.bundle, self._load_text_encoder, self._options.cache_dir
+            self.bundle,
+            partial(
+                load_text_encoder,
+                self.bundle,
+                num_threads=self.config.num_threads,
+                cache_dir=self._options.cache_dir,
+            ),
+            self._options.cache_dir,
         )
-        self._graphs = {name: self._load_graph(name) for name in self._family.graphs}
+        self._graphs = {
+            name: load_graph(
+                self.bundle,
+                name,
+                placement=placement,
+                precision=self.config.precision,
+                allowed=self._family.auto_precisions,
+                options=self._options,
+            )
+            for name in self._family.graphs
+        }
         encoder = self._graphs["image_encoder"]
         self.bundle.check_sizes((*encoder.inputs, *encoder.outputs))
         self._versions = itertools.count(1)
@@ -353,43 +368,6 @@ class Engine:
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._with_embeddings(ClassList.read(names), embeds)
         return self._lane.run_golden(frame, self._family.bind(vocabulary), head)
-
-    def _load_graph(self, name: str) -> CompiledGraph:
-        backend = registry.get_backend(self.backend)
-        choice = backend.choose(
-            self.bundle.variants(name),
-            self.config.precision,
-            device=self.device,
-            allowed=self._family.auto_precisions,
-        )
-        graph = backend.load(
-            self.bundle.open_path(self.bundle.graph(name, choice.variant)),
-            device=self.device,
-            precision=choice.precision,
-            options=self._options,
-        )
-        _log.info(
-            "%s: %s on %s at %s, from the %s graph",
-            name,
-            self.backend,
-            self.device,
-            graph.precision,
-            choice.variant,
-        )
-        return graph
-
-    def _load_text_encoder(self) -> Session:
-        backend = "openvino" if registry.is_installed("openvino") else "torch"
-        entry = self.bundle.graph("text_encoder", "float32")
-        graph = registry.get_backend(backend).load(
-            self.bundle.open_path(entry),
-            device="cpu",
-            precision="float32",
-            options=BackendOptions(
-                num_threads=self.config.num_threads, cache_dir=self._options.cache_dir
-            ),
-        )
-        return graph.session()
 
     def _require_open(self) -> None:
         if self._closed:

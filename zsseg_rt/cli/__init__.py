@@ -27,6 +27,7 @@ from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_USAGE,
+    UserInterrupt,
     escape_unprintable,
 )
 from zsseg_rt.cli.segment import segment
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_USAGE, _usage_message(exc))
     except ConfigError as exc:
         return _fail(EXIT_USAGE, str(exc), debug)
+    except UserInterrupt as exc:
+        return _fail(EXIT_FAILURE, str(exc))
     except typer.Abort:
         return _fail(EXIT_FAILURE, "interrupted")
     except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:

@@ -8,12 +8,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zsseg_rt.cli.options import UsageError
+from zsseg_rt.files import why_unwritable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from zsseg_rt.engine import Engine
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
+
+
+class UserInterrupt(Exception):  # noqa: N818 - it is no error
+    """Ctrl-C, after what could be kept was kept; the message says what is done."""
 
 
 def escape_unprintable() -> None:
@@ -41,6 +48,43 @@ def write_json(path: Path, content: Any) -> None:
 
     text = json.dumps(encode(content), indent=2, ensure_ascii=False)
     save_file(path, (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def check_file_place(option: str, file: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Raises:
+        UsageError: Its folder is absent or not writable, or the place is taken by a folder.
+    """
+    if file is None:
+        return
+    problem = why_unwritable(file.parent)
+    if not problem and not file.parent.is_dir():
+        problem = "it does not exist"
+    if problem:
+        raise UsageError(
+            f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"
+        )
+    if file.is_dir():
+        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
+
+
+def check_folder_place(option: str, folder: Path) -> None:
+    """Make the folder for results, or refuse it before any work is done.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    problem = why_unwritable(folder)
+    try:
+        if not problem:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        problem = exc.strerror or str(exc)
+    if problem:
+        raise UsageError(
+            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
+        )
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from zsseg_rt.cli.options import (
     read_background,
     read_classes_or_demo,
 )
-from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.output import (
+    UserInterrupt,
+    check_file_place,
+    check_folder_place,
+    describe_engine,
+    terminal,
+    write_json,
+)
 from zsseg_rt.cli.remarks import print_background, print_if_photographs, remark_on
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
@@ -90,6 +97,8 @@ def segment(
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
     names = read_classes_or_demo(classes, class_name or [], demo=demo)
     found = find_photos(photos)
+    check_file_place("--json", json_file)
+    check_folder_place("--out", out)
     config = EngineConfig(
         device=device,
         backend=backend,
@@ -104,19 +113,24 @@ def segment(
         engine.set_classes(names, background=chosen, templates=template)
         print_background(engine, background)
         print_if_photographs(engine, given)
-        results = _segment_with_progress(
-            engine,
-            found,
-            out,
-            alpha=alpha,
-            overlay_format=overlay_format,
-            resume=resume,
-            max_pixels=max_pixels,
-        )
+        results: list[PhotoResult] = []
+        try:
+            _segment_with_progress(
+                engine,
+                found,
+                out,
+                results,
+                alpha=alpha,
+                overlay_format=overlay_format,
+                resume=resume,
+                max_pixels=max_pixels,
+            )
+        except KeyboardInterrupt:
+            _write_report(json_file, engine, results, interrupted=True)
+            raise UserInterrupt(_what_is_done(results, len(found))) from None
         if demo:
             _print_words(engine)
-        if json_file is not None:
-            write_json(json_file, {"engine": describe_engine(engine), "photos": results})
+        _write_report(json_file, engine, results)
     failed = [result for result in results if result.error is not None]
     if failed:
         raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
@@ -141,6 +155,19 @@ def _choose_inputs(
     return bundle, photos
 
 
+def _write_report(
+    file: Path | None, engine: Engine, results: Sequence[PhotoResult], *, interrupted: bool = False
+) -> None:
+    if file is not None:
+        content = {"engine": describe_engine(engine), "photos": results}
+        write_json(file, {**content, "interrupted": True} if interrupted else content)
+
+
+def _what_is_done(results: Sequence[PhotoResult], total: int) -> str:
+    done = sum(result.error is None for result in results)
+    return f"interrupted; {done} of {total} photos are done. Add --resume to go on from there."
+
+
 def _print_words(engine: Engine) -> None:
     words = engine.bundle.text.words
     if words:
@@ -155,8 +182,10 @@ def _segment_with_progress(
     engine: Engine,
     photos: Sequence[Path],
     out: Path,
+    results: list[PhotoResult],
     **settings: Any,
-) -> list[PhotoResult]:
+) -> None:
+    """Segment photos; results are appended as they come, so an interrupted run has some."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from zsseg_rt import batch
@@ -167,10 +196,11 @@ def _segment_with_progress(
         task = bar.add_task("photos", total=len(photos))
 
         def show(result: PhotoResult, _: Any) -> None:
+            results.append(result)
             _print_result(console, result)
             bar.advance(task)
 
-        return batch.segment_photos(engine, photos, out, on_done=show, **settings)
+        batch.segment_photos(engine, photos, out, on_done=show, **settings)
 
 
 def _print_result(console: Console, result: PhotoResult) -> None:

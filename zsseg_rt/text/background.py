@@ -45,7 +45,7 @@ def read_background(
         return background  # type: ignore[no-any-return]
     if background != AUTO:
         raise VocabularyError(
-            f"background: expected a list of phrases or 'auto', got the string {background!r}. "
+            f"background: expected a list of names or 'auto', got the string {background!r}. "
             f"Write [{background!r}]."
         )
     named = {word for group in read_groups(classes) for phrase in group for word in _words(phrase)}
