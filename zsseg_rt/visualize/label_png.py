@@ -1,4 +1,4 @@
-"""Colours for labels, and label images on disk."""
+"""Label images on disk."""
 
 from __future__ import annotations
 
@@ -11,25 +11,9 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.files import write_atomically
+from zsseg_rt.visualize.colours import palette
 
-__all__ = ["palette", "save_file", "write_label_png"]
-
-
-def palette(num_classes: int) -> npt.NDArray[np.uint8]:
-    """Return distinct colours, uint8 RGB [num_classes, 3]; an index always has the same colour.
-
-    Hues advance by the golden ratio, so that neighbours in the list are far apart in colour;
-    value and saturation cycle so that long lists stay distinguishable.
-    """
-    index = np.arange(max(num_classes, 0))
-    hue = (index * 0.61803398875 + 0.02) % 1.0
-    saturation = np.array([0.80, 0.55, 0.95])[index % 3]
-    value = np.array([0.95, 0.75, 0.60])[(index // 3) % 3]
-    sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
-    ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
-    rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
-    colours: npt.NDArray[np.uint8] = np.rint(rgb * 255.0).astype(np.uint8)
-    return colours
+__all__ = ["save_file", "write_label_png"]
 
 
 def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16]) -> None:
