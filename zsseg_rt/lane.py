@@ -20,12 +20,11 @@ from zsseg_rt.config import EngineConfig, is_share
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
-    DTypeError,
     EngineStateError,
-    ShapeError,
     VocabularyError,
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Masks, Trace
+from zsseg_rt.frame_check import check_frame as _check_frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.workspace import Workspace
 
@@ -257,14 +256,3 @@ class Lane:
             yield
         finally:
             self._lock.release()
-
-
-def _check_frame(frame: Any) -> None:
-    if not isinstance(frame, np.ndarray):
-        raise ShapeError(
-            f"frame: expected a uint8 NumPy array [H, W, 3], got {type(frame).__name__}"
-        )
-    if isinstance(frame, np.ma.MaskedArray):
-        raise DTypeError("frame: expected a plain array, got a masked one. Use .filled(0).")
-    if frame.dtype != np.uint8:  # some dtypes, such as dates, cannot even be handed to the kernels
-        raise DTypeError(f"frame: expected uint8, got {frame.dtype}. Convert it first.")
