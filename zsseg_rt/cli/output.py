@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from zsseg_rt.engine import Engine
 
+_TERMINAL = {"quiet": False, "stderr": False}
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
 
 
@@ -30,11 +32,21 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> None:
+    """Choose what :func:`terminal` returns, in this process; None leaves a choice as it is.
+
+    Args:
+        quiet: Whether to print nothing but errors.
+        to_stderr: Whether to leave standard output to results that a program reads.
+    """
+    _TERMINAL.update({k: v for k, v in (("quiet", quiet), ("stderr", to_stderr)) if v is not None})
+
+
 def terminal() -> Console:
     """A console that prints names and paths as they are, square brackets too."""
     from rich.console import Console
 
-    return Console(markup=False)
+    return Console(markup=False, quiet=_TERMINAL["quiet"], stderr=_TERMINAL["stderr"])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,17 +32,17 @@ from zsseg_rt.cli.output import (
     check_file_place,
     check_folder_place,
     describe_engine,
+    print_less,
     terminal,
     write_json,
 )
-from zsseg_rt.cli.remarks import print_background, print_if_photographs, remark_on
+from zsseg_rt.cli.photo_tables import PRINTERS
+from zsseg_rt.cli.remarks import print_background, print_if_photographs
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.picture_header import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from zsseg_rt.batch import PhotoResult
     from zsseg_rt.engine import Engine
 
@@ -81,6 +81,10 @@ def segment(
         typer.Option(min=1, help="Larger photos are not decoded; labelling takes 12 bytes each."),
     ] = MAX_PIXELS,
     json_file: JsonOption = None,
+    output: Annotated[
+        str,
+        typer.Option("--format", help="On the terminal: table, json (a line per photo) or csv."),
+    ] = "table",
 ) -> None:
     """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
@@ -93,6 +97,9 @@ def segment(
 
     if overlay_format not in OVERLAY_SUFFIXES:
         raise UsageError(f"--overlay-format: expected png or jpg, got {overlay_format!r}")
+    if output not in PRINTERS:
+        raise UsageError(f"--format: expected one of {', '.join(PRINTERS)}, got {output!r}")
+    print_less(to_stderr=output != "table")
     given = photos
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
     names = read_classes_or_demo(classes, class_name or [], demo=demo)
@@ -120,6 +127,7 @@ def segment(
                 found,
                 out,
                 results,
+                PRINTERS[output],
                 alpha=alpha,
                 overlay_format=overlay_format,
                 resume=resume,
@@ -183,6 +191,7 @@ def _segment_with_progress(
     photos: Sequence[Path],
     out: Path,
     results: list[PhotoResult],
+    show_result: Callable[[PhotoResult], None],
     **settings: Any,
 ) -> None:
     """Segment photos; results are appended as they come, so an interrupted run has some."""
@@ -190,43 +199,13 @@ def _segment_with_progress(
 
     from zsseg_rt import batch
 
-    console = terminal()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=len(photos) < 2, transient=True) as bar:
+    with Progress(*columns, console=terminal(), disable=len(photos) < 2, transient=True) as bar:
         task = bar.add_task("photos", total=len(photos))
 
         def show(result: PhotoResult, _: Any) -> None:
             results.append(result)
-            _print_result(console, result)
+            show_result(result)
             bar.advance(task)
 
         batch.segment_photos(engine, photos, out, on_done=show, **settings)
-
-
-def _print_result(console: Console, result: PhotoResult) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    if result.error is not None:
-        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
-        return
-    height, width = result.size_hw or (0, 0)
-    total = (result.times or {}).get("total", 0.0)
-    state = "done earlier" if result.resumed else f"{total:.0f} ms"
-    console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
-    table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
-    for entry in result.classes:
-        colour = entry["colour"]
-        table.add_row(
-            Text("██", style=colour),
-            entry["name"],
-            f"{entry['share']:.1%}",
-            str(entry["pixels"]),
-            colour,
-        )
-    if result.unknown_share:
-        table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
-    console.print(table)
-    if remark := remark_on(result):
-        console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
