@@ -52,7 +52,7 @@ def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, 
     from zsseg_rt.visualize import palette
 
     mask = cv2.imread(str(out / "flag.mask.png"), cv2.IMREAD_COLOR_RGB)
-    np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(3)[[1, 2, 0]])
+    np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(["red", "white", "blue"]))
 
 
 def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):

@@ -156,11 +156,13 @@ class Segmentation:
 
     def _colours(self) -> npt.NDArray[np.uint8]:
         """The palette, uint8 [C, 3], in the frame's channel order."""
-        colours = palette(len(self.names))
+        colours = palette(self.names)
         return colours if self.channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
+
+        The palette has the overlay's colours.
 
         Args:
             path: Must end in ``.png``: other formats would change labels.
@@ -174,7 +176,7 @@ class Segmentation:
                 f"path: expected a name that ends in .png, got {str(path)!r}. "
                 "Labels are written as PNG, which leaves them unchanged."
             )
-        write_label_png(path, self.labels)
+        write_label_png(path, self.labels, palette(self.names))
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
         """Return one COCO annotation per present class, in uncompressed (column-major) RLE."""

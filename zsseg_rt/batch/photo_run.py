@@ -225,7 +225,7 @@ def _pixels_of(data: bytes, photo: Path) -> int:
 
 
 def _describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
-    colours = palette(len(seg.names))
+    colours = palette(seg.names)
     return tuple(
         {
             "name": s.name,

@@ -50,7 +50,8 @@ class OverlayVideo:
         self.files: list[str] = []
         self._path, self._order, self._alpha = path, channel_order, alpha
         self._recordings: dict[str, _Recording] = {}
-        self._colours = palette(0)
+        self._names: tuple[str, ...] = ()
+        self._colours = palette(())
 
     def write(self, seg: Segmentation) -> None:
         """Encode one frame.
@@ -61,7 +62,7 @@ class OverlayVideo:
         frame = frame_of(seg)
         recording = self._recording(frame)
         ops.overlay(
-            frame.image, seg.labels, self._palette(len(seg.names)),
+            frame.image, seg.labels, self._palette(seg.names),
             alpha=self._alpha, out=recording.canvas,
         )  # fmt: skip
         try:
@@ -102,12 +103,12 @@ class OverlayVideo:
         self.files.append(str(path))
         return begun
 
-    def _palette(self, num_classes: int) -> npt.NDArray[np.uint8]:
-        if len(self._colours) < num_classes:
-            colours = palette(num_classes)
-            self._colours = (
-                colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
-            )
+    def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+        if self._names != names:
+            colours = palette(names)
+            self._names, self._colours = (
+                names, colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+            )  # fmt: skip
         return self._colours
 
 

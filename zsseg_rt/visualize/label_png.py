@@ -16,12 +16,17 @@ from zsseg_rt.visualize.colours import palette
 __all__ = ["save_file", "write_label_png"]
 
 
-def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16]) -> None:
+def write_label_png(
+    path: str | Path,
+    labels: npt.NDArray[np.uint8 | np.uint16],
+    colours: npt.NDArray[np.uint8] | None = None,
+) -> None:
     """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
 
     Args:
         path: File to write; an existing one is replaced atomically.
         labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
+        colours: uint8 RGB [C, 3], used for uint8 labels; None takes those of the indices.
 
     Raises:
         ShapeError: Not two-dimensional, or empty.
@@ -40,9 +45,11 @@ def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16])
     filtered[:, 1:] = rows
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
     if not wide:
-        colours = np.zeros((256, 3), np.uint8)
-        colours[:255] = palette(255)
-        parts.append(_chunk(b"PLTE", colours.tobytes()))
+        table = np.zeros((256, 3), np.uint8)
+        table[:255] = palette(255)
+        if colours is not None:
+            table[: min(len(colours), 255)] = colours[:255]
+        parts.append(_chunk(b"PLTE", table.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
     save_file(path, b"".join(parts))
 
