@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from support.command_line import run
-from zsseg_rt import heif
 from zsseg_rt.errors import SourceError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
-from zsseg_rt.photos import find_photos, read_photo
+from zsseg_rt.photos import find_photos, heif, read_photo
 from zsseg_rt.picture_header import read_header
 
 Image = pytest.importorskip("PIL.Image")

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError
+from zsseg_rt.annotations.coco import annotate_classes, annotate_components
+from zsseg_rt.annotations.components import Component, find_components
+from zsseg_rt.annotations.detections import detections
+from zsseg_rt.annotations.polygons import Polygon, outline
+from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.visualize import palette, write_label_png
 
 if TYPE_CHECKING:
@@ -178,57 +182,73 @@ class Segmentation:
             )
         write_label_png(path, self.labels, palette(self.names))
 
-    def to_coco_rle(self) -> list[dict[str, Any]]:
-        """Return one COCO annotation per present class, in uncompressed (column-major) RLE."""
-        flat = self.labels.T.reshape(-1)
-        edges = np.flatnonzero(np.diff(flat)) + 1
-        starts = np.concatenate([[0], edges]) if flat.size else np.zeros(0, np.int64)
-        lengths = np.diff(np.concatenate([starts, [flat.size]]))
-        owners = flat[starts]
-        return [
-            {
-                "category_id": entry.index,
-                "category_name": entry.name,
-                "area": entry.pixels,
-                "segmentation": {
-                    "size": list(self.labels.shape),
-                    "counts": _alternate(owners == entry.index, lengths),
-                },
-            }
-            for entry in self.present()
-        ]
+    def components(self, *, min_area: int = 1) -> list[Component]:
+        """Return the connected parts of every class, largest first.
 
-    def to_supervision(self) -> Any:
-        """Return ``supervision.Detections`` with one mask and box per present class.
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
 
         Raises:
-            BackendUnavailableError: The package ``supervision`` is not installed.
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV is not installed.
         """
-        try:
-            import supervision
-        except ImportError as exc:
-            raise BackendUnavailableError(
-                "supervision: expected the package, got nothing. Run: pip install supervision"
-            ) from exc
-        shares = self.present()
-        masks = np.stack([self.labels == s.index for s in shares]) if shares else None
-        if masks is None:
-            return supervision.Detections.empty()
-        return supervision.Detections(
-            xyxy=supervision.mask_to_xyxy(masks),
-            mask=masks,
-            class_id=np.array([s.index for s in shares]),
-            data={"class_name": np.array([s.name for s in shares])},
-        )
+        classes = [(share.index, share.name) for share in self.present()]
+        return find_components(self.labels, classes, min_area=min_area, scores=self.scores)
 
+    def polygons(self, *, min_area: int = 1, tolerance: float = 0.0) -> list[Polygon]:
+        """Return the outline of every connected part, largest part first.
 
-def _alternate(inside: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> list[int]:
-    """Run lengths of alternating outside and inside, starting outside (perhaps with 0)."""
-    counts = [0]
-    state = False
-    for is_inside, length in zip(inside.tolist(), lengths.tolist(), strict=True):
-        if is_inside != state:
-            counts.append(0)
-            state = is_inside
-        counts[-1] += length
-    return counts
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1, or ``tolerance`` below 0.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        return [outline(part, tolerance=tolerance) for part in parts]
+
+    def to_coco_rle(
+        self, *, image_id: int | str = 0, per_component: bool = False, min_area: int = 1
+    ) -> list[dict[str, Any]]:
+        """Return COCO annotations in uncompressed (column-major) RLE, with box and area.
+
+        Args:
+            image_id: The image's in the data set.
+            per_component: An annotation per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV, which finds connected parts, is not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            return annotate_components(self.labels, parts, image_id)
+        classes = [(share.index, share.name, share.pixels) for share in self.present()]
+        return annotate_classes(self.labels, classes, image_id)
+
+    def to_supervision(self, *, per_component: bool = False, min_area: int = 1) -> Any:
+        """Return ``supervision.Detections``: a mask and box per class, confidence if scored.
+
+        Args:
+            per_component: A detection per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: The package ``supervision``, or OpenCV for connected parts, is
+                not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            masks = [part.full_mask(self.labels.shape) for part in parts]
+            found = [part.confidence for part in parts if part.confidence is not None]
+            classes = [(part.index, part.name) for part in parts]
+        else:
+            classes = [(share.index, share.name) for share in self.present()]
+            masks = [self.labels == index for index, _ in classes]
+            scores = self.scores
+            found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
+        return detections(masks, classes, None if self.scores is None else found)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError, SourceError
-from zsseg_rt.extras import install_command
-from zsseg_rt.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
+from zsseg_rt.errors import SourceError
+from zsseg_rt.extras import import_opencv, install_command
+from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
 from zsseg_rt.picture_header import MAX_PIXELS, check_picture
 
 __all__ = [
@@ -141,13 +141,7 @@ def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np
         SourceError: As :func:`read_photo`; the message names ``path``.
         BackendUnavailableError: OpenCV is not installed.
     """
-    try:
-        import cv2
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            "cv2: expected OpenCV to read photos, got nothing. "
-            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-        ) from exc
+    cv2 = import_opencv("to read photos")
     try:
         check_picture(data, max_pixels=max_pixels)
         if is_heif(data):
