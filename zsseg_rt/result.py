@@ -16,6 +16,7 @@ from zsseg_rt.annotations.detections import detections
 from zsseg_rt.annotations.polygons import Polygon, outline
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.visualize import palette, write_label_png
+from zsseg_rt.visualize.plot import LegendEntry, draw_legend, draw_names, enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,6 +159,55 @@ class Segmentation:
         blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
         return blended
 
+    def plot(
+        self,
+        frame: npt.NDArray[np.uint8] | None = None,
+        *,
+        alpha: float = 0.5,
+        names: bool = True,
+        legend: bool = True,
+    ) -> npt.NDArray[np.uint8]:
+        """Draw the overlay with class names on it and a legend below, to be looked at.
+
+        Letters can be read when the picture is shown at a phone's width; a frame narrower than 400
+        pixels is enlarged by a whole factor. Letters beyond ASCII lose accents or become "?".
+
+        Args:
+            frame: As for :meth:`overlay`; None takes the frame that a stream's result carries.
+            alpha: Weight of the colours, in [0, 1].
+            names: Whether to write names on the larger parts.
+            legend: Whether to add a strip with colours, names and shares below.
+
+        Returns:
+            A new uint8 [H', W', 3] in the frame's channel order.
+
+        Raises:
+            ArgumentError: No frame was given and the result carries none.
+            ShapeError: The frame's size differs from the labels'.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        image = frame if frame is not None or self.frame is None else self.frame.image
+        if image is None:
+            raise ArgumentError(
+                "frame: expected the frame that was labelled, got None. Only results of a stream "
+                "carry theirs."
+            )
+        picture, factor = enlarged(self.overlay(image, alpha=alpha))
+        if names:
+            parts = [
+                (part.name, _grown(part.mask, factor), (part.box[0] * factor, part.box[1] * factor))
+                for part in self.components(min_area=max(1, self.labels.size // 200))
+            ]
+            draw_names(picture, parts)
+        return draw_legend(picture, self._legend()) if legend else picture
+
+    def _legend(self) -> list[LegendEntry]:
+        colours = self._colours().tolist()
+        return [
+            LegendEntry(name=share.name, share=share.share, colour=tuple(colours[share.index]))
+            for share in self.present()
+        ]
+
     def _colours(self) -> npt.NDArray[np.uint8]:
         """The palette, uint8 [C, 3], in the frame's channel order."""
         colours = palette(self.names)
@@ -252,3 +302,7 @@ class Segmentation:
             scores = self.scores
             found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
         return detections(masks, classes, None if self.scores is None else found)
+
+
+def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:
+    return mask if factor == 1 else mask.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -40,13 +40,14 @@ _AHEAD = 2  # photos that are read or written while every lane is busy
 _Lanes = queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
 
 
-def segment_photos(
+def segment_photos(  # noqa: PLR0913 - the settings of a command
     engine: Engine,
     photos: Sequence[Path],
     out_dir: Path,
     *,
     alpha: float = 0.5,
     overlay_format: OverlayFormat = "png",
+    legend: bool = False,
     resume: bool = False,
     max_pixels: int = MAX_PIXELS,
     on_done: Callable[[PhotoResult, Segmentation | None], None] | None = None,
@@ -67,6 +68,7 @@ def segment_photos(
         out_dir: Folder to write to; created if absent.
         alpha: Weight of the colours in the overlay, in [0, 1].
         overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
+        legend: Whether overlays have class names on them and a legend below.
         resume: Whether to skip what an earlier run has finished.
         max_pixels: Photos with more pixels are not decoded; their result says so. As many are
             decoded at any one time, however many photos that is.
@@ -86,7 +88,9 @@ def segment_photos(
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
-    journal = Journal(out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format))
+    journal = Journal(
+        out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format + "+legend" * legend)
+    )
     if resume:
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
@@ -99,6 +103,7 @@ def segment_photos(
             suffix=OVERLAY_SUFFIXES[overlay_format],
             max_pixels=max_pixels,
             order=engine.config.channel_order,
+            legend=legend,
         )
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
@@ -149,6 +154,7 @@ class _Work:
         suffix: Of the overlay's file.
         max_pixels: The most pixels of a photo, and of all that are decoded at once.
         order: The channel order that the engine takes.
+        legend: Whether overlays have names and a legend.
     """
 
     def __init__(
@@ -160,7 +166,9 @@ class _Work:
         suffix: str,
         max_pixels: int,
         order: str,
+        legend: bool,
     ) -> None:
+        self._legend = legend
         self._lanes, self._journal, self._order = lanes, journal, order
         self._alpha, self._suffix, self._max_pixels = alpha, suffix, max_pixels
         self._pixels = Budget(max_pixels)
@@ -192,7 +200,8 @@ class _Work:
             seg = self._label(frame)
             overlay = target.with_name(f"{target.name}{self._suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-            picture = seg.overlay(frame, alpha=self._alpha)
+            draw = seg.plot if self._legend else seg.overlay
+            picture = draw(frame, alpha=self._alpha)
             _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
             seg.save(mask)
         result = PhotoResult(

@@ -72,6 +72,9 @@ def segment(
     overlay_format: Annotated[
         str, typer.Option(help="png, or jpg, which takes less time to write.")
     ] = "png",
+    legend: Annotated[
+        bool, typer.Option("--legend", help="Write class names and a legend on the overlays.")
+    ] = False,
     lanes: Annotated[
         int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 chooses.")
     ] = 0,
@@ -130,6 +133,7 @@ def segment(
                 PRINTERS[output],
                 alpha=alpha,
                 overlay_format=overlay_format,
+                legend=legend,
                 resume=resume,
                 max_pixels=max_pixels,
             )
