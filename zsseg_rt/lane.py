@@ -184,6 +184,8 @@ class Lane:
             )
             clock.mark("check")
             labels, scores = masks.label(frame.shape[:2], adopted, rule, workspace, clock)
+            low = self._config.with_class_scores
+            maps = None if low is None else masks.grid_scores(rule, workspace)
         if not workspace.fetch(finite)[0]:
             raise BackendError(
                 "mask_logits: expected finite numbers, got NaN or infinity at precision "
@@ -201,6 +203,7 @@ class Lane:
             scores=scores,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
+            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
         )
 
     def _masks(

@@ -76,6 +76,9 @@ class Segmentation:
         names: Class names in the caller's order.
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W], the winning class's activated value, or None.
+        class_scores: float32 [C, gh, gw], every class's activated value at the resolution of the
+            bundle's grid, best of its synonyms and without the bias of seen classes; None unless
+            ``EngineConfig(with_class_scores="low")``.
         times: Milliseconds per stage, ``"total"`` included.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
@@ -89,6 +92,7 @@ class Segmentation:
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     frame: Frame | None = None
     channel_order: str = "rgb"
+    class_scores: npt.NDArray[np.float32] | None = field(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only view cannot be pickled or copied; the dict under it can.
@@ -127,6 +131,29 @@ class Segmentation:
             for i in order
             if counts[i]
         ]
+
+    def top_k(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the best classes at each point of the grid.
+
+        Args:
+            k: How many, from 1 to the number of classes.
+
+        Returns:
+            Indices into ``names`` int64 [k, gh, gw] and their scores float32 [k, gh, gw], best
+            first; of equal scores the lower index comes first.
+
+        Raises:
+            ArgumentError: ``k`` is out of range, or the result has no ``class_scores``.
+        """
+        if self.class_scores is None:
+            raise ArgumentError(
+                "class_scores: expected a result with scores of every class, got None. Create the "
+                "engine with EngineConfig(with_class_scores='low')."
+            )
+        if not 1 <= k <= len(self.names):
+            raise ArgumentError(f"k: expected from 1 to {len(self.names)} classes, got {k}")
+        order = np.argsort(-self.class_scores, axis=0, kind="stable")[:k]
+        return order, np.take_along_axis(self.class_scores, order, axis=0)
 
     def overlay(
         self,

@@ -104,6 +104,16 @@ class ClassList:
         """True if phrase and class indices are the same thing."""
         return len(self.phrases) == len(self.names)
 
+    def best_of_synonyms(self, phrase_scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The best score of each class's phrases, [C, ...] of [P, ...]; background is left out."""
+        first = np.searchsorted(self.phrase_classes[: self._num_named], np.arange(len(self.names)))
+        return np.maximum.reduceat(phrase_scores[: self._num_named], first, axis=0)
+
+    @property
+    def _num_named(self) -> int:
+        """Phrases that belong to a class: they come first, in the order of the classes."""
+        return int((self.phrase_classes != BACKGROUND).sum())
+
     @cached_property
     def label_table(self) -> npt.NDArray[Any]:
         """Map phrase labels to class labels and unknown; uint8, or uint16 above 254 classes."""
