@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.lane import Lane
+from zsseg_rt.lane_pool import segment_in_lanes
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.stream.runner import Policy, Stream
@@ -205,6 +206,24 @@ class Engine:
         """
         self._require_open()
         return self._lane.segment(frame, unknown_below=unknown_below, with_scores=with_scores)
+
+    def segment_batch(self, frames: Iterable[npt.NDArray[np.uint8]]) -> list[Segmentation]:
+        """Label several frames, as many at the same time as ``EngineConfig(num_lanes=N)`` says.
+
+        The bundle's graphs take one frame each: a batch is no larger run of the network.
+
+        Args:
+            frames: As for :meth:`segment`, of any sizes; an iterator is read as they are needed.
+
+        Returns:
+            What :meth:`segment` returns for each, in order.
+
+        Raises:
+            EngineStateError: The engine is closed or busy, or another of its lanes is open.
+            ZssegError: What :meth:`segment` raises for one of the frames.
+        """
+        self._require_open()
+        return segment_in_lanes(frames, self.segment, self.lane, self.config.num_lanes)
 
     def stream(
         self,
