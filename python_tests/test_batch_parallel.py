@@ -33,8 +33,9 @@ def folder(tmp_path):
 def engine_with(colour_bundle):
     engines = []
 
-    def open_engine(num_lanes):
-        engine = Engine(colour_bundle, EngineConfig(use_cache=False, num_lanes=num_lanes))
+    def open_engine(num_lanes, **settings):
+        config = EngineConfig(use_cache=False, num_lanes=num_lanes, **settings)
+        engine = Engine(colour_bundle, config)
         engine.set_classes(NAMES)
         engines.append(engine)
         return engine
@@ -62,6 +63,15 @@ def test_lanes_change_nothing(engine_with, folder, tmp_path):
         outcomes.append(([result.classes for result in results], images_in(out)))
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][1]) == 22
+
+
+def test_the_engine_s_channel_order_changes_nothing(engine_with, folder, tmp_path):
+    photos, outcomes = find_photos([str(folder)])[:3], []
+    for order in ("rgb", "bgr"):
+        out = tmp_path / order
+        results = segment_photos(engine_with(1, channel_order=order), photos, out)
+        outcomes.append(([result.classes for result in results], images_in(out)))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_what_lanes_have_done_is_resumed(engine_with, folder, tmp_path):

@@ -229,18 +229,24 @@ def test_min_region_score_and_region_embeddings_decide(region_bundle, folder, tm
 
 @pytest.mark.parametrize(
     "failure",
-    [OSError(28, "No space left on device"), MemoryError("Unable to allocate 9 GiB")],
-    ids=["disk", "memory"],
+    [
+        OSError(28, "No space left on device"),
+        MemoryError("Unable to allocate 9 GiB"),
+        UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "unexpected end of data"),
+        cv2.error("-215: Assertion failed"),
+        KeyError("surprise"),
+    ],
+    ids=["disk", "memory", "codec", "opencv", "surprise"],
 )
 def test_a_photo_that_fails_is_the_only_one(failure, engine, folder, tmp_path, monkeypatch):
-    plain = photo_run._describe_classes
+    plain = photo_run.describe_classes
 
     def fail_for_a(seg):
         if seg.present()[0].name == "red":
             raise failure
         return plain(seg)
 
-    monkeypatch.setattr(photo_run, "_describe_classes", fail_for_a)
+    monkeypatch.setattr(photo_run, "describe_classes", fail_for_a)
     first, second = segment_photos(engine, find_photos([str(folder)]), tmp_path / "out")
     assert type(failure).__name__ in first.error
     assert str(folder / "a.png") in first.error

@@ -52,7 +52,7 @@ def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, 
     from zsseg_rt.visualize import palette
 
     mask = cv2.imread(str(out / "flag.mask.png"), cv2.IMREAD_COLOR_RGB)
-    np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(3)[[1, 2, 0]])
+    np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(["red", "white", "blue"]))
 
 
 def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):
@@ -99,11 +99,11 @@ def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        (["--classes", "@names"], "class_names[1]"),
-        (["--classes", "red,gr\udcffn"], "class_names[1]"),
-        (["--class", "a\x1b[1m"], "class_names[0]"),
-        (["--classes", "red", "--background", "sk\udcff"], "background[0]"),
-        (["--classes", "red", "--template", "{} \x07"], "templates[0]"),
+        (["--classes", "@names"], "--classes[1]"),
+        (["--classes", "red,gr\udcffn"], "--classes[1]"),
+        (["--class", "a\x1b[1m"], "--classes[0]"),
+        (["--classes", "red", "--background", "sk\udcff"], "--background[0]"),
+        (["--classes", "red", "--template", "{} \x07"], "--template[0]"),
     ],
 )
 def test_names_that_are_no_plain_text_are_named(
@@ -119,12 +119,11 @@ def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, 
     import dataclasses
 
     from zsseg_rt.batch import PhotoResult
-    from zsseg_rt.cli.output import terminal
-    from zsseg_rt.cli.segment import _print_result
+    from zsseg_rt.cli.photo_tables import print_table
 
     entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}
     result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))
-    _print_result(terminal(), dataclasses.replace(result, times={"total": 1.0}))
+    print_table(dataclasses.replace(result, times={"total": 1.0}))
     printed = capsys.readouterr().out
     assert "[red]car[/]" in printed
     assert "a[1].jpg" in printed

@@ -13,6 +13,7 @@ import pytest
 
 from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.result import Frame
 from zsseg_rt.visualize import palette, save_file, write_label_png
 
@@ -51,10 +52,11 @@ def test_saved_labels_read_back_exactly(tmp_path):
     labels = np.random.default_rng(0).integers(0, 255, (37, 53)).astype(np.uint8)
     labels[0, 0] = 255
     path = tmp_path / "mask.png"
-    make(labels, tuple(f"c{i}" for i in range(255))).save(path)
+    names = tuple(f"c{i}" for i in range(255))
+    make(labels, names).save(path)
     raw = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     colours = np.zeros((256, 3), np.uint8)
-    colours[:255] = palette(255)
+    colours[:255] = palette(names)
     np.testing.assert_array_equal(raw, colours[labels])
     assert list(tmp_path.iterdir()) == [path]
 
@@ -105,11 +107,52 @@ def test_palette_colours_are_distinct_and_stable():
     assert palette(0).shape == (0, 3)
 
 
+def test_a_name_keeps_its_colour_wherever_it_stands():
+    names = ["road", "person", "forklift", "sky", "tree", "grey wall", "red ball", "Green  Box"]
+    colours = {name: tuple(c) for name, c in zip(names, palette(names).tolist(), strict=True)}
+    assert len(set(colours.values())) == len(names)
+    for order in (names[::-1], names[3:] + names[:3]):
+        again = zip(order, palette(order).tolist(), strict=True)
+        assert {name: tuple(c) for name, c in again} == colours
+    np.testing.assert_array_equal(palette(["green box"])[0], palette(["Green  Box"])[0])
+
+
+def test_a_colour_in_a_name_is_the_colour_it_is_drawn_in():
+    import colorsys
+
+    hues = {"red": 0, "orange": 30, "yellow": 54, "green": 120, "blue": 220, "purple": 278}
+    for name, rgb in zip(CLASS_NAMES, palette(CLASS_NAMES).tolist(), strict=True):
+        hue, saturation, _ = colorsys.rgb_to_hsv(*(value / 255 for value in rgb))
+        word = name.split()[0]
+        if word == "grey":
+            assert saturation == 0
+            continue
+        away = abs((hue * 360 - hues[word] + 180) % 360 - 180)
+        assert away <= 16, name
+
+
+def test_many_names_have_colours_of_their_own():
+    names = [f"class {index}" for index in range(171)] + [f"red {index}" for index in range(30)]
+    assert len({tuple(colour) for colour in palette(names).tolist()}) == len(names)
+    assert palette([]).shape == (0, 3)
+
+
 def test_overlay_paints_classes_and_keeps_unknown():
     labels = np.array([[0, 255]], np.uint8)
     frame = np.full((1, 2, 3), 100, np.uint8)
     out = make(labels, ("a",)).overlay(frame, alpha=1.0)
-    np.testing.assert_array_equal(out, [[palette(1)[0], [100, 100, 100]]])
+    np.testing.assert_array_equal(out, [[palette(["a"])[0], [100, 100, 100]]])
+
+
+def test_an_overlay_has_the_frame_s_channel_order():
+    labels = np.array([[0, 1, 255]], np.uint8)
+    frame = np.arange(9, dtype=np.uint8).reshape(1, 3, 3) * 20
+    rgb = make(labels).overlay(frame)
+    bgr = dataclasses.replace(make(labels), channel_order="bgr").overlay(
+        np.ascontiguousarray(frame[..., ::-1])
+    )
+    np.testing.assert_array_equal(bgr[..., ::-1], rgb)
+    assert not np.array_equal(rgb[0, 0], rgb[0, 0, ::-1])
 
 
 def test_overlay_refuses_a_frame_of_another_size():

@@ -72,7 +72,7 @@ def test_an_overlay_has_the_colours_of_the_table_in_either_channel_order(engine,
     assert len(list(engine.stream(photos, sinks=[path], alpha=1.0))) == 3
     with av.open(str(path)) as container:
         shown = [f.to_ndarray(format="rgb24").mean(axis=(0, 1)) for f in container.decode(video=0)]
-    np.testing.assert_allclose(shown, palette(3), atol=6)
+    np.testing.assert_allclose(shown, palette(NAMES), atol=6)
 
 
 def test_several_sources_take_turns(engine, photos):

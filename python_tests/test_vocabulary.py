@@ -171,3 +171,16 @@ def test_bad_embeddings_are_refused():
         check_embeddings(np.array([[1, 1], [1, np.nan]], np.float32), 2, 2)
     with pytest.raises(VocabularyError, match="norm is from 1e-12 to 1e12, got 0 in row 0"):
         check_embeddings(np.array([[0, 0], [1, 1]], np.float32), 2, 2)
+
+
+def test_a_mapping_names_classes_and_their_further_synonyms():
+    specs = ClassList.read({"red ball": ["red sphere", "red ball"], "box": "crate", "sky": ()})
+    assert specs.names == ("red ball", "box", "sky")
+    assert specs.phrases == ("red ball", "red sphere", "box", "crate", "sky")
+    assert specs.phrase_classes.tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("synonyms", [None, 3, {"a": 1}])
+def test_a_mapping_to_something_else_is_refused(synonyms):
+    with pytest.raises(VocabularyError, match=r"class_names\['ball'\]: expected a synonym or a"):
+        ClassList.read({"ball": synonyms})

@@ -10,6 +10,9 @@ Example:
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +26,7 @@ __all__ = [
     "BundleVersionError",
     "CheckpointError",
     "ClassShare",
+    "Component",
     "ConfigError",
     "CudaError",
     "DTypeError",
@@ -35,6 +39,7 @@ __all__ = [
     "Frame",
     "FrameMemory",
     "Lane",
+    "Polygon",
     "PrecisionNotApplied",
     "Segmentation",
     "ShapeError",
@@ -45,19 +50,23 @@ __all__ = [
     "VocabularyError",
     "ZssegError",
     "__version__",
+    "read_photo",
 ]
 
 _HOMES = {
     "Bundle": "bundle",
     "ClassShare": "result",
+    "Component": "annotations.components",
     "Engine": "engine",
     "EngineConfig": "config",
     "Frame": "result",
     "FrameMemory": "steady.memory",
     "Lane": "lane",
+    "Polygon": "annotations.polygons",
     "Segmentation": "result",
     "Stream": "stream.runner",
     "Vocabulary": "text.vocabulary",
+    "read_photo": "photos",
 }
 
 
@@ -70,3 +79,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not any(os.path.exists(f"{__path__[0]}/_C{suffix}") for suffix in EXTENSION_SUFFIXES):  # noqa: PTH110
+    from pathlib import Path
+
+    from zsseg_rt.checkout import CoreFinder
+
+    sys.meta_path.append(CoreFinder(Path(__path__[0]), __version__))

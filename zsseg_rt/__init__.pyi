@@ -1,5 +1,7 @@
 # The public names and their types, for readers and type checkers: __init__.py imports each when it
 # is first used.
+from zsseg_rt.annotations.components import Component as Component
+from zsseg_rt.annotations.polygons import Polygon as Polygon
 from zsseg_rt.bundle import Bundle as Bundle
 from zsseg_rt.config import EngineConfig as EngineConfig
 from zsseg_rt.engine import Engine as Engine
@@ -23,6 +25,7 @@ from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
 from zsseg_rt.lane import Lane as Lane
+from zsseg_rt.photos.files import read_photo as read_photo
 from zsseg_rt.result import ClassShare as ClassShare
 from zsseg_rt.result import Frame as Frame
 from zsseg_rt.result import Segmentation as Segmentation

@@ -48,6 +48,8 @@ class EngineConfig:
             for family ``segment_tokens`` is float32.
         channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
         with_scores: Whether results carry per-pixel scores.
+        with_class_scores: ``"low"`` gives results a map of every class's score at the resolution of
+            the bundle's grid, ``Segmentation.class_scores``; None leaves it out.
         unknown_below: Score in [0, 1] below which a pixel is unknown; None takes the bundle's.
         min_region_score: For bundles of family ``proposals``: segments whose probability of being
             any class is lower are judged by their own scores alone, which saves CLIP's look at
@@ -75,6 +77,7 @@ class EngineConfig:
     precision: str = "auto"
     channel_order: str = "rgb"
     with_scores: bool = False
+    with_class_scores: str | None = None
     unknown_below: float | None = None
     min_region_score: float | None = None
     num_threads: int = 0
@@ -90,6 +93,10 @@ class EngineConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
+        if self.with_class_scores not in (None, "low"):
+            raise ConfigError(
+                f"with_class_scores: expected 'low' or None, got {self.with_class_scores!r}"
+            )
         if self.cache_dir is not None and "\0" in str(self.cache_dir):
             raise ConfigError(f"cache_dir: expected a path, got {str(self.cache_dir)!r}")
         _check_count("num_threads", self.num_threads, 0, MAX_THREADS, "0 takes all CPUs")

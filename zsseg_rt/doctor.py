@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zsseg_rt
 from zsseg_rt.backends import registry
 from zsseg_rt.backends._tensorrt_api import wanted_flavours
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
+from zsseg_rt.checkout import remedy
 from zsseg_rt.config import EngineConfig, default_cache_dir
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
+from zsseg_rt.files import why_unwritable
 from zsseg_rt.stream.devices import find_devices
 from zsseg_rt.stream.gstreamer.report import report
 from zsseg_rt.stream.rtsp import RtspSettings
@@ -81,7 +83,7 @@ def _native_core() -> Finding:
             topic="native core",
             status="bad",
             detail=f"zsseg_rt._C cannot be imported: {exc}",
-            remedy="Install the package again: pip install . (needs a C++17 compiler)",
+            remedy=remedy(Path(zsseg_rt.__file__).parent),
         )
     try:
         instruction_set = _C.cpu_isa()
@@ -314,7 +316,7 @@ def _environment() -> Finding:
 
 def _cache() -> Finding:
     folder = default_cache_dir()
-    problem = _why_unusable(folder)
+    problem = why_unwritable(folder)
     detail = os.fsencode(f"{folder}: {problem}" if problem else folder).decode(errors="replace")
     if problem:
         return Finding(
@@ -324,23 +326,6 @@ def _cache() -> Finding:
             remedy="Set ZSSEG_HOME to a folder you can write to.",
         )
     return Finding(topic="cache", status="ok", detail=detail)
-
-
-def _why_unusable(folder: Path) -> str:
-    """What keeps a folder from being made or written; empty if nothing does."""
-    for existing in (folder, *folder.parents):
-        try:
-            mode = existing.stat().st_mode
-        except FileNotFoundError:
-            if existing.is_symlink():
-                return f"{existing} is a link to nothing"
-            continue
-        except OSError as exc:
-            return exc.strerror or str(exc)
-        if not stat.S_ISDIR(mode):
-            return f"{existing} is not a folder"
-        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
-    return "no folder above it exists"
 
 
 def _version(distribution: str) -> str | None:

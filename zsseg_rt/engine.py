@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import BackendOptions, CompiledGraph, NodeTime, Session
+from zsseg_rt.backends.base import BackendOptions, NodeTime
+from zsseg_rt.backends.loading import load_graph, load_text_encoder, usable_cache
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
@@ -24,20 +25,20 @@ from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.lane import Lane
+from zsseg_rt.lane_pool import segment_in_lanes
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary, refuse_beside_vocabulary
 
 __all__ = ["Engine"]
-
-_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -73,14 +74,31 @@ class Engine:
         self._options = BackendOptions(
             num_threads=self.config.num_threads,
             num_sessions=self.config.num_lanes,
-            cache_dir=self.config.cache_folder,
+            cache_dir=usable_cache(self.config.cache_folder),
             dynamic_axes=self._family.axes,
             node_times=self.config.with_node_times,
         )
         self._embedder = PhraseEmbedder(
-            self.bundle, self._load_text_encoder, self._options.cache_dir
+            self.bundle,
+            partial(
+                load_text_encoder,
+                self.bundle,
+                num_threads=self.config.num_threads,
+                cache_dir=self._options.cache_dir,
+            ),
+            self._options.cache_dir,
         )
-        self._graphs = {name: self._load_graph(name) for name in self._family.graphs}
+        self._graphs = {
+            name: load_graph(
+                self.bundle,
+                name,
+                placement=placement,
+                precision=self.config.precision,
+                allowed=self._family.auto_precisions,
+                options=self._options,
+            )
+            for name in self._family.graphs
+        }
         encoder = self._graphs["image_encoder"]
         self.bundle.check_sizes((*encoder.inputs, *encoder.outputs))
         self._versions = itertools.count(1)
@@ -107,20 +125,23 @@ class Engine:
         class_names: ClassNames | Vocabulary,
         *,
         embeddings: npt.NDArray[np.float32] | None = None,
-        background: Sequence[str] = (),
+        background: Sequence[str] | Literal["auto"] = (),
         templates: Sequence[str] | None = None,
     ) -> Vocabulary:
         """Name the classes; every lane's next frame uses them.
 
         Args:
             class_names: One entry per class in label order: a name, or a list of synonyms whose
-                first is the name. A pixel takes the class of its best phrase. A vocabulary that
-                ``set_classes`` returned is also accepted, and its embeddings are used.
+                first is the name; or a mapping from names to further synonyms. A pixel takes the
+                class of its best phrase. A vocabulary that ``set_classes`` returned is also
+                accepted, and its embeddings are used.
             embeddings: float32 [P, D] to use instead of the text encoder, used as they are; one
                 row per phrase: all classes' synonyms in order, then ``background``. A bundle that
                 embeds with S sets of prompts (family ``proposals`` has two: for the segments, for
                 the regions) also takes [S, P, D]; [P, D] serves for all sets.
             background: Phrases that compete with the classes; pixels they win become unknown.
+                ``"auto"`` takes the published ones (``zsseg_rt.text.background``) that share no
+                word with a class and that the bundle can embed; ``Vocabulary.background`` has them.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
         Returns:
@@ -146,7 +167,9 @@ class Engine:
             with self._vocabulary_lock:
                 return self._put_in_force(class_names)
         most = self.bundle.head.max_classes
-        classes = ClassList.read(class_names, background, max_phrases=most)
+        known = partial(self._embedder.can_embed, with_bank=templates is None)
+        backdrop = read_background(background, class_names, known)
+        classes = ClassList.read(class_names, backdrop, max_phrases=most)
         with self._vocabulary_lock:
             self._require_open()
             if embeddings is None:
@@ -187,6 +210,24 @@ class Engine:
             memory=memory,
             captured_at=captured_at,
         )
+
+    def segment_batch(self, frames: Iterable[npt.NDArray[np.uint8]]) -> list[Segmentation]:
+        """Label several frames, as many at the same time as ``EngineConfig(num_lanes=N)`` says.
+
+        The bundle's graphs take one frame each: a batch is no larger run of the network.
+
+        Args:
+            frames: As for :meth:`segment`, of any sizes; an iterator is read as they are needed.
+
+        Returns:
+            What :meth:`segment` returns for each, in order.
+
+        Raises:
+            EngineStateError: The engine is closed or busy, or another of its lanes is open.
+            ZssegError: What :meth:`segment` raises for one of the frames.
+        """
+        self._require_open()
+        return segment_in_lanes(frames, self.segment, self.lane, self.config.num_lanes)
 
     def stream(
         self,
@@ -368,43 +409,6 @@ class Engine:
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._with_embeddings(ClassList.read(names), embeds)
         return self._lane.run_golden(frame, self._family.bind(vocabulary), head)
-
-    def _load_graph(self, name: str) -> CompiledGraph:
-        backend = registry.get_backend(self.backend)
-        choice = backend.choose(
-            self.bundle.variants(name),
-            self.config.precision,
-            device=self.device,
-            allowed=self._family.auto_precisions,
-        )
-        graph = backend.load(
-            self.bundle.open_path(self.bundle.graph(name, choice.variant)),
-            device=self.device,
-            precision=choice.precision,
-            options=self._options,
-        )
-        _log.info(
-            "%s: %s on %s at %s, from the %s graph",
-            name,
-            self.backend,
-            self.device,
-            graph.precision,
-            choice.variant,
-        )
-        return graph
-
-    def _load_text_encoder(self) -> Session:
-        backend = "openvino" if registry.is_installed("openvino") else "torch"
-        entry = self.bundle.graph("text_encoder", "float32")
-        graph = registry.get_backend(backend).load(
-            self.bundle.open_path(entry),
-            device="cpu",
-            precision="float32",
-            options=BackendOptions(
-                num_threads=self.config.num_threads, cache_dir=self._options.cache_dir
-            ),
-        )
-        return graph.session()
 
     def _require_open(self) -> None:
         if self._closed:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["install_command"]
+from typing import Any
+
+from zsseg_rt.errors import BackendUnavailableError
+
+__all__ = ["import_opencv", "install_command"]
 
 
 def install_command(*extras: str) -> str:
@@ -17,3 +21,22 @@ def install_command(*extras: str) -> str:
     """
     commands = " or ".join(f"pip install '.[{extra}]'" for extra in extras)
     return f"{commands} in a checkout of zsseg_rt"
+
+
+def import_opencv(purpose: str) -> Any:
+    """The module ``cv2``.
+
+    Args:
+        purpose: What it is for: "to read photos".
+
+    Raises:
+        BackendUnavailableError: It is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            f"cv2: expected OpenCV {purpose}, got nothing. "
+            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
+        ) from exc
+    return cv2

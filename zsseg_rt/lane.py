@@ -22,12 +22,11 @@ from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
     ConfigError,
-    DTypeError,
     EngineStateError,
-    ShapeError,
     VocabularyError,
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Masks, Trace
+from zsseg_rt.frame_check import check_frame as _check_frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, Turn, check_family
 from zsseg_rt.workspace import Workspace
@@ -265,6 +264,8 @@ class Lane:
                 masks = turn.steadied(masks, workspace)
                 clock.mark("steady")
             labels, scores = masks.label(frame.shape[:2], adopted, rule, workspace, clock)
+            low = self._config.with_class_scores
+            maps = None if low is None else masks.grid_scores(rule, workspace)
         if not workspace.fetch(finite)[0]:
             raise BackendError(
                 "mask_logits: expected finite numbers, got NaN or infinity at precision "
@@ -281,6 +282,8 @@ class Lane:
             vocabulary_version=vocabulary.version,
             scores=scores,
             times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
         )
 
     def _look_back(self, turn: Turn) -> Segmentation | None:
@@ -357,14 +360,3 @@ class Lane:
             yield
         finally:
             self._lock.release()
-
-
-def _check_frame(frame: Any) -> None:
-    if not isinstance(frame, np.ndarray):
-        raise ShapeError(
-            f"frame: expected a uint8 NumPy array [H, W, 3], got {type(frame).__name__}"
-        )
-    if isinstance(frame, np.ma.MaskedArray):
-        raise DTypeError("frame: expected a plain array, got a masked one. Use .filled(0).")
-    if frame.dtype != np.uint8:  # some dtypes, such as dates, cannot even be handed to the kernels
-        raise DTypeError(f"frame: expected uint8, got {frame.dtype}. Convert it first.")

@@ -4,7 +4,7 @@ A few bytes can claim gigabytes: decoders allocate memory for the size that the 
 the size is compared with a limit, and with the most that a file of this length can hold.
 
 Sources: PNG and its deflate (RFC 2083, RFC 1951), ITU-T T.81 (JPEG), TIFF 6.0 and BigTIFF, RFC 9649
-(WebP), Microsoft's BITMAPINFOHEADER.
+(WebP), Microsoft's BITMAPINFOHEADER, ISO/IEC 14496-12 and 23008-12 (AVIF, HEIC, HEIF).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _LARGEST_TILE = 4096 * 4096  # pixels of a tile that may be larger than the imag
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of markers followed by a length
 _JPEG_FRAMES = {bytes([code]) for code in range(0xC0, 0xD0)} - {b"\xc4", b"\xc8", b"\xcc"}
 _MOST_SEGMENTS = 65536
+_ISPE = re.compile(b"ispe")  # the box with an image's sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +77,13 @@ def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def read_header(data: bytes) -> PictureHeader:
-    """Read the header of a BMP, JPEG, PNG, TIFF or WebP file.
+    """Read the header of an AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP file.
 
     Raises:
         ValueError: The file is of another format, or its header is cut off or damaged.
     """
     for magics, read in _READERS:
-        if data.startswith(magics):
+        if data.startswith(magics, 4 if read is _read_heif else 0):
             try:
                 header = read(data)
             except (struct.error, IndexError, ValueError) as exc:
@@ -92,7 +93,7 @@ def read_header(data: bytes) -> PictureHeader:
             return header
     raise ValueError(
         f"expected an image file, got {len(data)} bytes in no known image format. "
-        "Use BMP, JPEG, PNG, TIFF or WebP."
+        "Use AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP."
     )
 
 
@@ -184,10 +185,28 @@ def _tiff_tags(data: bytes) -> dict[str, int]:
     return tags
 
 
+def _read_heif(data: bytes) -> PictureHeader:
+    """The largest image in the file, before cropping; there may be tiles and a thumbnail."""
+    position = 0
+    for _ in range(_MOST_SEGMENTS):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"meta":
+            break
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, position + 8)
+        position += max(size, 8)
+    meta = data[position : position + size]
+    sizes = [struct.unpack_from(">II", meta, found.end() + 4) for found in _ISPE.finditer(meta)]
+    width, height = max(sizes, key=lambda side: side[0] * side[1])
+    # As in WebP, a picture of one colour takes next to nothing.
+    return PictureHeader(format="HEIF", size_hw=(height, width), least_bytes=0)
+
+
 _READERS: tuple[tuple[tuple[bytes, ...], Callable[[bytes], PictureHeader]], ...] = (
     ((b"\x89PNG\r\n\x1a\n",), _read_png),
     ((b"\xff\xd8\xff",), _read_jpeg),
     ((b"BM",), _read_bmp),
     ((b"RIFF",), _read_webp),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _read_tiff),
+    ((b"ftypavi", b"ftyphei", b"ftypmif1", b"ftypmsf1"), _read_heif),
 )

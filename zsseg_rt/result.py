@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError
+from zsseg_rt.annotations.coco import annotate_classes, annotate_components
+from zsseg_rt.annotations.components import Component, find_components
+from zsseg_rt.annotations.detections import detections
+from zsseg_rt.annotations.polygons import Polygon, outline
+from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.visualize import palette, write_label_png
+from zsseg_rt.visualize.plot import LegendEntry, draw_legend, draw_names, enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,9 +77,14 @@ class Segmentation:
         names: Class names in the caller's order.
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W], the winning class's activated value, or None.
+        class_scores: float32 [C, gh, gw], every class's activated value at the resolution of the
+            bundle's grid, best of its synonyms and without the bias of seen classes; None unless
+            ``EngineConfig(with_class_scores="low")``.
         times: Milliseconds per stage, ``"total"`` included.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
         reused: Whether the labels are those of an earlier frame, because the picture stood still.
+        channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
+            in the same order.
     """
 
     labels: npt.NDArray[Any]
@@ -84,6 +94,8 @@ class Segmentation:
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     frame: Frame | None = None
     reused: bool = False
+    channel_order: str = "rgb"
+    class_scores: npt.NDArray[np.float32] | None = field(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only view cannot be pickled or copied; the dict under it can.
@@ -123,6 +135,29 @@ class Segmentation:
             if counts[i]
         ]
 
+    def top_k(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the best classes at each point of the grid.
+
+        Args:
+            k: How many, from 1 to the number of classes.
+
+        Returns:
+            Indices into ``names`` int64 [k, gh, gw] and their scores float32 [k, gh, gw], best
+            first; of equal scores the lower index comes first.
+
+        Raises:
+            ArgumentError: ``k`` is out of range, or the result has no ``class_scores``.
+        """
+        if self.class_scores is None:
+            raise ArgumentError(
+                "class_scores: expected a result with scores of every class, got None. Create the "
+                "engine with EngineConfig(with_class_scores='low')."
+            )
+        if not 1 <= k <= len(self.names):
+            raise ArgumentError(f"k: expected from 1 to {len(self.names)} classes, got {k}")
+        order = np.argsort(-self.class_scores, axis=0, kind="stable")[:k]
+        return order, np.take_along_axis(self.class_scores, order, axis=0)
+
     def overlay(
         self,
         frame: npt.NDArray[np.uint8],
@@ -133,10 +168,10 @@ class Segmentation:
         """Blend the labels' colours onto the frame they were made from.
 
         Args:
-            frame: uint8 [H, W, 3]; colours are in the frame's own channel order if given, RGB
-                otherwise.
+            frame: uint8 [H, W, 3], in :attr:`channel_order`.
             alpha: Weight of the colours, in [0, 1].
-            colours: uint8 [C, 3]; :func:`zsseg_rt.visualize.palette` if None.
+            colours: uint8 [C, 3], in the frame's channel order; None takes
+                :func:`zsseg_rt.visualize.palette` in that order.
 
         Returns:
             A new uint8 [H, W, 3]; unknown pixels stay as in the frame.
@@ -146,7 +181,7 @@ class Segmentation:
         """
         from zsseg_rt import ops
 
-        chosen = palette(len(self.names)) if colours is None else colours
+        chosen = self._colours() if colours is None else colours
         if len(chosen) < len(self.names):
             raise ShapeError(
                 f"colours: expected at least {len(self.names)} rows, got {len(chosen)}"
@@ -154,8 +189,64 @@ class Segmentation:
         blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
         return blended
 
+    def plot(
+        self,
+        frame: npt.NDArray[np.uint8] | None = None,
+        *,
+        alpha: float = 0.5,
+        names: bool = True,
+        legend: bool = True,
+    ) -> npt.NDArray[np.uint8]:
+        """Draw the overlay with class names on it and a legend below, to be looked at.
+
+        Letters can be read when the picture is shown at a phone's width; a frame narrower than 400
+        pixels is enlarged by a whole factor. Letters beyond ASCII lose accents or become "?".
+
+        Args:
+            frame: As for :meth:`overlay`; None takes the frame that a stream's result carries.
+            alpha: Weight of the colours, in [0, 1].
+            names: Whether to write names on the larger parts.
+            legend: Whether to add a strip with colours, names and shares below.
+
+        Returns:
+            A new uint8 [H', W', 3] in the frame's channel order.
+
+        Raises:
+            ArgumentError: No frame was given and the result carries none.
+            ShapeError: The frame's size differs from the labels'.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        image = frame if frame is not None or self.frame is None else self.frame.image
+        if image is None:
+            raise ArgumentError(
+                "frame: expected the frame that was labelled, got None. Only results of a stream "
+                "carry theirs."
+            )
+        picture, factor = enlarged(self.overlay(image, alpha=alpha))
+        if names:
+            parts = [
+                (part.name, _grown(part.mask, factor), (part.box[0] * factor, part.box[1] * factor))
+                for part in self.components(min_area=max(1, self.labels.size // 200))
+            ]
+            draw_names(picture, parts)
+        return draw_legend(picture, self._legend()) if legend else picture
+
+    def _legend(self) -> list[LegendEntry]:
+        colours = self._colours().tolist()
+        return [
+            LegendEntry(name=share.name, share=share.share, colour=tuple(colours[share.index]))
+            for share in self.present()
+        ]
+
+    def _colours(self) -> npt.NDArray[np.uint8]:
+        """The palette, uint8 [C, 3], in the frame's channel order."""
+        colours = palette(self.names)
+        return colours if self.channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
+
+        The palette has the overlay's colours.
 
         Args:
             path: Must end in ``.png``: other formats would change labels.
@@ -169,59 +260,79 @@ class Segmentation:
                 f"path: expected a name that ends in .png, got {str(path)!r}. "
                 "Labels are written as PNG, which leaves them unchanged."
             )
-        write_label_png(path, self.labels)
+        write_label_png(path, self.labels, palette(self.names))
 
-    def to_coco_rle(self) -> list[dict[str, Any]]:
-        """Return one COCO annotation per present class, in uncompressed (column-major) RLE."""
-        flat = self.labels.T.reshape(-1)
-        edges = np.flatnonzero(np.diff(flat)) + 1
-        starts = np.concatenate([[0], edges]) if flat.size else np.zeros(0, np.int64)
-        lengths = np.diff(np.concatenate([starts, [flat.size]]))
-        owners = flat[starts]
-        return [
-            {
-                "category_id": entry.index,
-                "category_name": entry.name,
-                "area": entry.pixels,
-                "segmentation": {
-                    "size": list(self.labels.shape),
-                    "counts": _alternate(owners == entry.index, lengths),
-                },
-            }
-            for entry in self.present()
-        ]
+    def components(self, *, min_area: int = 1) -> list[Component]:
+        """Return the connected parts of every class, largest first.
 
-    def to_supervision(self) -> Any:
-        """Return ``supervision.Detections`` with one mask and box per present class.
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
 
         Raises:
-            BackendUnavailableError: The package ``supervision`` is not installed.
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV is not installed.
         """
-        try:
-            import supervision
-        except ImportError as exc:
-            raise BackendUnavailableError(
-                "supervision: expected the package, got nothing. Run: pip install supervision"
-            ) from exc
-        shares = self.present()
-        masks = np.stack([self.labels == s.index for s in shares]) if shares else None
-        if masks is None:
-            return supervision.Detections.empty()
-        return supervision.Detections(
-            xyxy=supervision.mask_to_xyxy(masks),
-            mask=masks,
-            class_id=np.array([s.index for s in shares]),
-            data={"class_name": np.array([s.name for s in shares])},
-        )
+        classes = [(share.index, share.name) for share in self.present()]
+        return find_components(self.labels, classes, min_area=min_area, scores=self.scores)
+
+    def polygons(self, *, min_area: int = 1, tolerance: float = 0.0) -> list[Polygon]:
+        """Return the outline of every connected part, largest part first.
+
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1, or ``tolerance`` below 0.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        return [outline(part, tolerance=tolerance) for part in parts]
+
+    def to_coco_rle(
+        self, *, image_id: int | str = 0, per_component: bool = False, min_area: int = 1
+    ) -> list[dict[str, Any]]:
+        """Return COCO annotations in uncompressed (column-major) RLE, with box and area.
+
+        Args:
+            image_id: The image's in the data set.
+            per_component: An annotation per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV, which finds connected parts, is not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            return annotate_components(self.labels, parts, image_id)
+        classes = [(share.index, share.name, share.pixels) for share in self.present()]
+        return annotate_classes(self.labels, classes, image_id)
+
+    def to_supervision(self, *, per_component: bool = False, min_area: int = 1) -> Any:
+        """Return ``supervision.Detections``: a mask and box per class, confidence if scored.
+
+        Args:
+            per_component: A detection per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: The package ``supervision``, or OpenCV for connected parts, is
+                not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            masks = [part.full_mask(self.labels.shape) for part in parts]
+            found = [part.confidence for part in parts if part.confidence is not None]
+            classes = [(part.index, part.name) for part in parts]
+        else:
+            classes = [(share.index, share.name) for share in self.present()]
+            masks = [self.labels == index for index, _ in classes]
+            scores = self.scores
+            found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
+        return detections(masks, classes, None if self.scores is None else found)
 
 
-def _alternate(inside: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> list[int]:
-    """Run lengths of alternating outside and inside, starting outside (perhaps with 0)."""
-    counts = [0]
-    state = False
-    for is_inside, length in zip(inside.tolist(), lengths.tolist(), strict=True):
-        if is_inside != state:
-            counts.append(0)
-            state = is_inside
-        counts[-1] += length
-    return counts
+def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:
+    return mask if factor == 1 else mask.repeat(factor, axis=0).repeat(factor, axis=1)

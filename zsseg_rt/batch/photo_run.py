@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 from collections import Counter
@@ -28,6 +29,8 @@ from zsseg_rt.visualize import palette, save_file
 
 __all__ = ["OverlayFormat", "lanes_for", "segment_photos"]
 
+_log = logging.getLogger(__name__)
+
 OverlayFormat = Literal["png", "jpg"]
 
 _MOST_LANES = 4  # each holds a frame's activations
@@ -37,13 +40,14 @@ _AHEAD = 2  # photos that are read or written while every lane is busy
 _Lanes = queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
 
 
-def segment_photos(
+def segment_photos(  # noqa: PLR0913 - the settings of a command
     engine: Engine,
     photos: Sequence[Path],
     out_dir: Path,
     *,
     alpha: float = 0.5,
     overlay_format: OverlayFormat = "png",
+    legend: bool = False,
     resume: bool = False,
     max_pixels: int = MAX_PIXELS,
     on_done: Callable[[PhotoResult, Segmentation | None], None] | None = None,
@@ -58,12 +62,13 @@ def segment_photos(
     for byte.
 
     Args:
-        engine: An engine with classes; its channel order must be RGB. All its lanes are used, so
-            none but its own may be open; see :func:`lanes_for`.
+        engine: An engine with classes, of either channel order. All its lanes are used, so none
+            but its own may be open; see :func:`lanes_for`.
         photos: Files to segment.
         out_dir: Folder to write to; created if absent.
         alpha: Weight of the colours in the overlay, in [0, 1].
         overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
+        legend: Whether overlays have class names on them and a legend below.
         resume: Whether to skip what an earlier run has finished.
         max_pixels: Photos with more pixels are not decoded; their result says so. As many are
             decoded at any one time, however many photos that is.
@@ -83,7 +88,9 @@ def segment_photos(
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
-    journal = Journal(out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format))
+    journal = Journal(
+        out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format + "+legend" * legend)
+    )
     if resume:
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
@@ -95,6 +102,8 @@ def segment_photos(
             alpha=alpha,
             suffix=OVERLAY_SUFFIXES[overlay_format],
             max_pixels=max_pixels,
+            order=engine.config.channel_order,
+            legend=legend,
         )
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
@@ -144,12 +153,23 @@ class _Work:
         alpha: Weight of the colours in the overlay.
         suffix: Of the overlay's file.
         max_pixels: The most pixels of a photo, and of all that are decoded at once.
+        order: The channel order that the engine takes.
+        legend: Whether overlays have names and a legend.
     """
 
     def __init__(
-        self, *, lanes: _Lanes, journal: Journal, alpha: float, suffix: str, max_pixels: int
+        self,
+        *,
+        lanes: _Lanes,
+        journal: Journal,
+        alpha: float,
+        suffix: str,
+        max_pixels: int,
+        order: str,
+        legend: bool,
     ) -> None:
-        self._lanes, self._journal = lanes, journal
+        self._legend = legend
+        self._lanes, self._journal, self._order = lanes, journal, order
         self._alpha, self._suffix, self._max_pixels = alpha, suffix, max_pixels
         self._pixels = Budget(max_pixels)
 
@@ -166,18 +186,23 @@ class _Work:
             raise
         except ZssegError as exc:
             message = str(exc)
-        except (OSError, MemoryError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other photos are done
             message = f"{photo}: {type(exc).__name__}: {exc}"
+            _log.debug("%s", photo, exc_info=True)
         return PhotoResult(photo=str(photo), error=message), None
 
     def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
         data = load_photo(photo, max_pixels=self._max_pixels)
         with self._pixels.taken(_pixels_of(data, photo)):
             frame = decode_photo(data, photo, max_pixels=self._max_pixels)
+            if self._order == "bgr":
+                frame = _swapped(frame)
             seg = self._label(frame)
             overlay = target.with_name(f"{target.name}{self._suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-            _write_rgb(overlay, seg.overlay(frame, alpha=self._alpha))
+            draw = seg.plot if self._legend else seg.overlay
+            picture = draw(frame, alpha=self._alpha)
+            _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
             seg.save(mask)
         result = PhotoResult(
             photo=str(photo),
@@ -209,7 +234,8 @@ def _pixels_of(data: bytes, photo: Path) -> int:
 
 
 def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
-    colours = palette(len(seg.names))
+    """What a report says of each class that is present, largest first."""
+    colours = palette(seg.names)
     return tuple(
         {
             "name": s.name,
@@ -222,14 +248,20 @@ def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _write_rgb(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write an RGB image, whose channels are swapped in place."""
+def _swapped(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture with its first and last channel swapped in place."""
+    import cv2
+
+    swapped: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
+    return swapped
+
+
+def _write_bgr(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     import cv2
 
     settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
-    swapped = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
     try:
-        _, encoded = cv2.imencode(path.suffix, swapped, settings)
+        _, encoded = cv2.imencode(path.suffix, picture, settings)
     except cv2.error as exc:
         raise SourceError(f"{path}: cannot be encoded: {exc.err}") from exc
     save_file(path, encoded.tobytes())

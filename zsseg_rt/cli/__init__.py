@@ -22,13 +22,16 @@ from zsseg_rt.cli.export_triton import export_triton
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
+from zsseg_rt.cli.option_names import in_options, options_of
 from zsseg_rt.cli.options import UsageError
 from zsseg_rt.cli.output import (
     EXIT_ENVIRONMENT,
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_USAGE,
+    UserInterrupt,
     escape_unprintable,
+    print_less,
 )
 from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
@@ -49,7 +52,6 @@ app = typer.Typer(
     name="zsseg-rt",
     help="Zero-shot semantic segmentation: name classes at run time, label every pixel.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(import_app, name="import-checkpoint")
@@ -71,12 +73,15 @@ def _print_version(wanted: bool) -> None:
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False,
     version: Annotated[
         bool,
         typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
     ] = False,
 ) -> None:
-    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    plain = logging.ERROR if quiet else logging.WARNING
+    level = logging.DEBUG if debug else logging.INFO if verbose else plain
+    print_less(quiet=quiet, to_stderr=False)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
 
 
@@ -84,26 +89,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what the console script calls."""
     escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    if debug:  # also after a command's name, where people add it to a call that failed
-        given = ["--debug", *(word for word in given if word != "--debug")]
+    # Also after a command's name, where people add them to a call that failed.
+    first = [word for word in ("--debug", "--verbose", "--quiet") if word in given]
+    debug = "--debug" in first
+    given = first + [word for word in given if word not in first]
     try:
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
     except UsageError as exc:
         return _fail(EXIT_USAGE, _usage_message(exc))
     except ConfigError as exc:
-        return _fail(EXIT_USAGE, str(exc), debug)
+        return _fail(EXIT_USAGE, _in_options(exc, given), debug)
+    except UserInterrupt as exc:
+        return _fail(EXIT_FAILURE, str(exc))
     except typer.Abort:
         return _fail(EXIT_FAILURE, "interrupted")
     except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:
-        return _fail(EXIT_ENVIRONMENT, str(exc), debug)
+        return _fail(EXIT_ENVIRONMENT, _in_options(exc, given), debug)
     except ZssegError as exc:
-        return _fail(EXIT_FAILURE, str(exc), debug)
+        return _fail(EXIT_FAILURE, _in_options(exc, given), debug)
     except ValueError as exc:
-        return _fail(EXIT_USAGE, str(exc), debug)
+        return _fail(EXIT_USAGE, _in_options(exc, given), debug)
     except KeyboardInterrupt:
         return _fail(EXIT_FAILURE, "interrupted")
     return int(code or EXIT_OK)
+
+
+def _in_options(error: Exception, given: Sequence[str]) -> str:
+    return in_options(str(error), options_of(typer.main.get_command(app), given))
 
 
 def _usage_message(error: Exception) -> str:

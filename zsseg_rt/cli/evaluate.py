@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from zsseg_rt.cli.options import (
     flat_names,
     read_classes,
 )
-from zsseg_rt.cli.output import ProgressBar, terminal, write_json
+from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ def evaluate(
     """Measure pAcc, mIoU of seen and unseen classes, and hIoU; with --against, the differences."""
     if protocol not in PROTOCOLS:
         raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    for file in (json_file, confusion):
-        _check_folder(file)
+    check_file_place("--json", json_file)
+    check_file_place("--confusion", confusion)
     options = _read_options(option or [])
     if unseen is not None:
         options["unseen"] = flat_names(unseen)
@@ -120,12 +119,6 @@ def evaluate(
         write_json(json_file, result.to_json())
     if confusion is not None:
         _write_confusion(confusion, result)
-
-
-def _check_folder(file: Path | None) -> None:
-    """Refuse a place that nothing can be written to before any image is evaluated."""
-    if file is not None and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
-        raise UsageError(f"{file}: expected a folder that can be written to, got {file.parent}")
 
 
 def open_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,12 @@ import typer
 
 from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.text.background import AUTO, FEW_CLASSES
 
 if TYPE_CHECKING:
     from zsseg_rt.bundle import Bundle
+
+_log = logging.getLogger(__name__)
 
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -22,13 +26,20 @@ BundleOption = Annotated[
     Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
 ]
 ClassesOption = Annotated[
-    str | None, typer.Option(help='"a,b,c", or @FILE: one class per line, commas = synonyms.')
+    str | None,
+    typer.Option(
+        help='"a,b,c"; with synonyms "a; b, c"; or @FILE: one class per line, commas = synonyms.'
+    ),
 ]
 ClassOption = Annotated[
-    list[str] | None, typer.Option("--class", help="One class; may repeat, may hold commas.")
+    list[str] | None, typer.Option("--class", help="One class; may repeat; commas = synonyms.")
 ]
 BackgroundOption = Annotated[
-    str, typer.Option(help="Comma-separated phrases whose pixels become unknown.")
+    str,
+    typer.Option(
+        help='"a,b": phrases whose pixels become unknown; auto: published ones; none. Default: '
+        f"auto with up to {FEW_CLASSES} classes, else none."
+    ),
 ]
 UnknownBelowOption = Annotated[
     float | None, typer.Option(help="Score in [0, 1] below which a pixel is unknown.")
@@ -81,12 +92,13 @@ SkipStillOption = Annotated[
 
 
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
-    """Read ``--classes`` and ``--class``.
+    """Read ``--classes`` and ``--class``; what the latter's commas mean is logged.
 
     Args:
-        classes: ``"a,b"``, or ``"@FILE"`` with one class per line, commas between synonyms; empty
+        classes: ``"a,b"``; ``"a; b, c"``, whose commas stand between synonyms because it has
+            semicolons; or ``"@FILE"`` with one class per line, commas between synonyms, where empty
             lines and lines that begin with ``#`` are skipped.
-        single: Whole class names, commas and all.
+        single: One class each, commas between synonyms.
 
     Raises:
         UsageError: No class at all.
@@ -95,9 +107,17 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     names: list[str | list[str]] = []
     if classes is not None and classes.startswith("@"):
         names += _read_class_file(Path(classes[1:]))
+    elif classes is not None and ";" in classes:
+        names += [_one_class(part) for part in split(classes, ";")]
     elif classes is not None:
         names += split(classes)
-    names += list(single)
+    for text in single:
+        names.append(_one_class(text))
+        if isinstance(names[-1], list):
+            first, *further = names[-1]
+            _log.warning(
+                "--class %r: the class %r, also called %s", text, first, ", ".join(further)
+            )
     if not names:
         raise UsageError("name at least one class: --classes 'road,person' or @FILE")
     return names
@@ -145,6 +165,23 @@ def bundle_with_memory(path: Path) -> Bundle:
     return bundle
 
 
+def read_background(text: str, num_classes: int) -> Sequence[str]:
+    """Read ``--background``; where it is not given, few classes compete with published phrases.
+
+    Args:
+        text: ``"a,b"``, ``"auto"`` or ``"none"``; empty if not given.
+        num_classes: How many classes are named.
+
+    Returns:
+        What ``Engine.set_classes`` takes.
+    """
+    if text == "none":
+        return ()
+    if text == AUTO or (not text and num_classes <= FEW_CLASSES):
+        return AUTO
+    return split(text)
+
+
 def flat_names(text: str | None) -> list[str]:
     """Read "a,b" or @FILE; the first of several synonyms counts."""
     if not text:
@@ -187,9 +224,15 @@ def check_activation(option: str, name: str | None) -> None:
         raise UsageError(f"{option}: expected quick_gelu or gelu, got {name}")
 
 
-def split(text: str) -> list[str]:
+def split(text: str, separator: str = ",") -> list[str]:
     """Read "a,b" without empty parts."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _one_class(text: str) -> str | list[str]:
+    """A class written as its name and synonyms with commas between them."""
+    synonyms = split(text)
+    return synonyms if len(synonyms) > 1 else (synonyms or [text])[0]
 
 
 def _read_class_file(path: Path) -> list[str | list[str]]:
@@ -200,10 +243,4 @@ def _read_class_file(path: Path) -> list[str | list[str]]:
         raise SourceError(
             f"{path}: expected a file of class names, cannot read it: {reason}. Check the path."
         ) from exc
-    names: list[str | list[str]] = []
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        synonyms = split(line)
-        names.append(synonyms[0] if len(synonyms) == 1 else synonyms)
-    return names
+    return [_one_class(line) for line in lines if line.strip() and not line.startswith("#")]

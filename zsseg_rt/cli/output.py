@@ -8,12 +8,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zsseg_rt.cli.options import UsageError
+from zsseg_rt.files import why_unwritable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from zsseg_rt.engine import Engine
 
+_TERMINAL = {"quiet": False, "stderr": False}
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
+
+
+class UserInterrupt(Exception):  # noqa: N818 - it is no error
+    """Ctrl-C, after what could be kept was kept; the message says what is done."""
 
 
 def escape_unprintable() -> None:
@@ -23,11 +32,21 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> None:
+    """Choose what :func:`terminal` returns, in this process; None leaves a choice as it is.
+
+    Args:
+        quiet: Whether to print nothing but errors.
+        to_stderr: Whether to leave standard output to results that a program reads.
+    """
+    _TERMINAL.update({k: v for k, v in (("quiet", quiet), ("stderr", to_stderr)) if v is not None})
+
+
 def terminal() -> Console:
     """A console that prints names and paths as they are, square brackets too."""
     from rich.console import Console
 
-    return Console(markup=False)
+    return Console(markup=False, quiet=_TERMINAL["quiet"], stderr=_TERMINAL["stderr"])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -43,6 +62,43 @@ def write_json(path: Path, content: Any) -> None:
     save_file(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
+def check_file_place(option: str, file: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Raises:
+        UsageError: Its folder is absent or not writable, or the place is taken by a folder.
+    """
+    if file is None:
+        return
+    problem = why_unwritable(file.parent)
+    if not problem and not file.parent.is_dir():
+        problem = "it does not exist"
+    if problem:
+        raise UsageError(
+            f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"
+        )
+    if file.is_dir():
+        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
+
+
+def check_folder_place(option: str, folder: Path) -> None:
+    """Make the folder for results, or refuse it before any work is done.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    problem = why_unwritable(folder)
+    try:
+        if not problem:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        problem = exc.strerror or str(exc)
+    if problem:
+        raise UsageError(
+            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
+        )
+
+
 def describe_engine(engine: Engine) -> dict[str, Any]:
     """What ran, for a JSON report."""
     return {
@@ -51,6 +107,7 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
         "device": engine.device,
         "precision": engine.precision,
         "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
+        "background": [] if engine.vocabulary is None else list(engine.vocabulary.background),
     }
 
 

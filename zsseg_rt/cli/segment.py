@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,17 +24,25 @@ from zsseg_rt.cli.options import (
     ThreadsOption,
     UnknownBelowOption,
     UsageError,
+    read_background,
     read_classes_or_demo,
-    split,
 )
-from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.output import (
+    UserInterrupt,
+    check_file_place,
+    check_folder_place,
+    describe_engine,
+    print_less,
+    terminal,
+    write_json,
+)
+from zsseg_rt.cli.photo_tables import PRINTERS
+from zsseg_rt.cli.remarks import print_background, print_if_photographs
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.picture_header import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from zsseg_rt.batch import PhotoResult
     from zsseg_rt.engine import Engine
 
@@ -64,6 +72,9 @@ def segment(
     overlay_format: Annotated[
         str, typer.Option(help="png, or jpg, which takes less time to write.")
     ] = "png",
+    legend: Annotated[
+        bool, typer.Option("--legend", help="Write class names and a legend on the overlays.")
+    ] = False,
     lanes: Annotated[
         int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 chooses.")
     ] = 0,
@@ -73,6 +84,10 @@ def segment(
         typer.Option(min=1, help="Larger photos are not decoded; labelling takes 12 bytes each."),
     ] = MAX_PIXELS,
     json_file: JsonOption = None,
+    output: Annotated[
+        str,
+        typer.Option("--format", help="On the terminal: table, json (a line per photo) or csv."),
+    ] = "table",
 ) -> None:
     """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
@@ -85,9 +100,15 @@ def segment(
 
     if overlay_format not in OVERLAY_SUFFIXES:
         raise UsageError(f"--overlay-format: expected png or jpg, got {overlay_format!r}")
+    if output not in PRINTERS:
+        raise UsageError(f"--format: expected one of {', '.join(PRINTERS)}, got {output!r}")
+    print_less(to_stderr=output != "table")
+    given = photos
     bundle, photos = _choose_inputs(bundle, photos, demo=demo)
     names = read_classes_or_demo(classes, class_name or [], demo=demo)
     found = find_photos(photos)
+    check_file_place("--json", json_file)
+    check_folder_place("--out", out)
     config = EngineConfig(
         device=device,
         backend=backend,
@@ -98,20 +119,30 @@ def segment(
     )
     config = replace(config, num_lanes=lanes or lanes_for(len(found), config))
     with Engine(bundle, config) as engine:
-        engine.set_classes(names, background=split(background), templates=template)
-        results = _segment_with_progress(
-            engine,
-            found,
-            out,
-            alpha=alpha,
-            overlay_format=overlay_format,
-            resume=resume,
-            max_pixels=max_pixels,
-        )
+        chosen = read_background(background, len(names))
+        engine.set_classes(names, background=chosen, templates=template)
+        print_background(engine, background)
+        print_if_photographs(engine, given)
+        results: list[PhotoResult] = []
+        try:
+            _segment_with_progress(
+                engine,
+                found,
+                out,
+                results,
+                PRINTERS[output],
+                alpha=alpha,
+                overlay_format=overlay_format,
+                legend=legend,
+                resume=resume,
+                max_pixels=max_pixels,
+            )
+        except KeyboardInterrupt:
+            _write_report(json_file, engine, results, interrupted=True)
+            raise UserInterrupt(_what_is_done(results, len(found))) from None
         if demo:
             _print_words(engine)
-        if json_file is not None:
-            write_json(json_file, {"engine": describe_engine(engine), "photos": results})
+        _write_report(json_file, engine, results)
     failed = [result for result in results if result.error is not None]
     if failed:
         raise SourceError(f"{len(failed)} of {len(results)} photos failed; see above")
@@ -136,6 +167,19 @@ def _choose_inputs(
     return bundle, photos
 
 
+def _write_report(
+    file: Path | None, engine: Engine, results: Sequence[PhotoResult], *, interrupted: bool = False
+) -> None:
+    if file is not None:
+        content = {"engine": describe_engine(engine), "photos": results}
+        write_json(file, {**content, "interrupted": True} if interrupted else content)
+
+
+def _what_is_done(results: Sequence[PhotoResult], total: int) -> str:
+    done = sum(result.error is None for result in results)
+    return f"interrupted; {done} of {total} photos are done. Add --resume to go on from there."
+
+
 def _print_words(engine: Engine) -> None:
     words = engine.bundle.text.words
     if words:
@@ -150,46 +194,22 @@ def _segment_with_progress(
     engine: Engine,
     photos: Sequence[Path],
     out: Path,
+    results: list[PhotoResult],
+    show_result: Callable[[PhotoResult], None],
     **settings: Any,
-) -> list[PhotoResult]:
+) -> None:
+    """Segment photos; results are appended as they come, so an interrupted run has some."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from zsseg_rt import batch
 
-    console = terminal()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=len(photos) < 2, transient=True) as bar:
+    with Progress(*columns, console=terminal(), disable=len(photos) < 2, transient=True) as bar:
         task = bar.add_task("photos", total=len(photos))
 
         def show(result: PhotoResult, _: Any) -> None:
-            _print_result(console, result)
+            results.append(result)
+            show_result(result)
             bar.advance(task)
 
-        return batch.segment_photos(engine, photos, out, on_done=show, **settings)
-
-
-def _print_result(console: Console, result: PhotoResult) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    if result.error is not None:
-        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
-        return
-    height, width = result.size_hw or (0, 0)
-    total = (result.times or {}).get("total", 0.0)
-    state = "done earlier" if result.resumed else f"{total:.0f} ms"
-    console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
-    table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
-    for entry in result.classes:
-        colour = entry["colour"]
-        table.add_row(
-            Text("██", style=colour),
-            entry["name"],
-            f"{entry['share']:.1%}",
-            str(entry["pixels"]),
-            colour,
-        )
-    if result.unknown_share:
-        table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
-    console.print(table)
-    console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
+        batch.segment_photos(engine, photos, out, on_done=show, **settings)

@@ -31,10 +31,11 @@ from zsseg_rt.cli.options import (
     UsageError,
     argument_errors_are_usage,
     bundle_with_memory,
+    read_background,
     read_classes_or_demo,
-    split,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.cli.signals import stopped_by_signals
 from zsseg_rt.cli.systemd import Notifier
 from zsseg_rt.config import EngineConfig
@@ -121,7 +122,9 @@ def stream(
         settings["memories"] = source_memories(sources, steady=steady, skip_still=skip_still)
         writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
     with Engine(checked, config) as engine:
-        engine.set_classes(names, background=split(background), templates=template)
+        chosen_background = read_background(background, len(names))
+        engine.set_classes(names, background=chosen_background, templates=template)
+        print_background(engine, background)
         with _open(sources, engine, writers=writers, **settings) as labelled:
             _run(labelled, frames, seconds)
         _report(engine, labelled, json_file)

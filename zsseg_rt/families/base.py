@@ -129,6 +129,20 @@ class Masks(Protocol):
             Phrase labels [H, W] and their scores float32 [H, W] or None, in host memory.
         """
 
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """Return every phrase's activated score at the masks' own resolution.
+
+        Args:
+            rule: How scores become labels.
+            workspace: Has the buffers and the stream.
+
+        Returns:
+            float32 [P, gh, gw] in host memory, without the bias of seen classes.
+
+        Raises:
+            ArgumentError: The family has no such scores.
+        """
+
 
 class Pipeline(Protocol):
     """From an image to masks, in one lane's buffers and sessions."""

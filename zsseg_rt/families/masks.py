@@ -11,6 +11,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.arrays import Array
 from zsseg_rt.clock import StageClock
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.families.base import BoundClasses, LabelRule, Labels
 from zsseg_rt.workspace import Workspace
 
@@ -49,6 +50,16 @@ class ClassLogits:
         clock.mark("upsample_argmax")
         return workspace.fetch(labels)[0], None if scores is None else workspace.fetch(scores)[0]
 
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.families.base.Masks`."""
+        logits = np.array(workspace.fetch(self.mask_logits)[0], np.float32)
+        if rule.head.activation == "sigmoid":
+            return _sigmoid(logits)
+        if rule.head.activation == "softmax":
+            shares = np.exp(logits - logits.max(axis=0))
+            logits = shares / shares.sum(axis=0)
+        return logits
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionVotes:
@@ -86,6 +97,13 @@ class RegionVotes:
         clock.mark("upsample_argmax")
         return workspace.fetch(labels), None if scores is None else workspace.fetch(scores)
 
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.families.base.Masks`."""
+        votes = np.asarray(workspace.fetch(self.class_scores))
+        soft = _sigmoid(np.asarray(workspace.fetch(self.mask_logits)))
+        scores: npt.NDArray[np.float32] = np.einsum("pq,qhw->phw", votes, soft, optimize=True)
+        return scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentMasks:
@@ -117,6 +135,13 @@ class SegmentMasks:
         labels, scores = self._tables(len(classes.vocabulary.phrases), rule.threshold)
         return labels[host], scores[host] if rule.with_scores else None
 
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.families.base.Masks`: segments have one phrase each."""
+        raise ArgumentError(
+            "with_class_scores: expected None for a bundle of family segment_tokens, whose "
+            "segments have one class each, got 'low'."
+        )
+
     def _tables(
         self, num_phrases: int, unknown_below: float | None
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
@@ -133,3 +158,8 @@ class SegmentMasks:
             limit = min(np.float32(unknown_below), np.max(self.scores))
             labels[:count][self.scores < limit] = unknown
         return labels, scores
+
+
+def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = 0.5 * (np.tanh(0.5 * values) + 1.0)  # never overflows
+    return shares

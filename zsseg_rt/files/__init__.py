@@ -1,5 +1,19 @@
 """Read files without trusting them; write files and folders whole or not at all."""
 
-from zsseg_rt.files.single import read_limited, read_npy, remove_entry, sha256_of, write_atomically
+from zsseg_rt.files.single import (
+    read_limited,
+    read_npy,
+    remove_entry,
+    sha256_of,
+    why_unwritable,
+    write_atomically,
+)
 
-__all__ = ["read_limited", "read_npy", "remove_entry", "sha256_of", "write_atomically"]
+__all__ = [
+    "read_limited",
+    "read_npy",
+    "remove_entry",
+    "sha256_of",
+    "why_unwritable",
+    "write_atomically",
+]

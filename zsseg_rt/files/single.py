@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["read_limited", "read_npy", "remove_entry", "sha256_of", "write_atomically"]
+__all__ = [
+    "read_limited",
+    "read_npy",
+    "remove_entry",
+    "sha256_of",
+    "why_unwritable",
+    "write_atomically",
+]
 
 _NPY_MAGIC = b"\x93NUMPY"
 _LONGEST_NPY_HEADER = 1024  # bytes; NumPy writes 118, and fewer than 800 for 32 dimensions
@@ -147,3 +154,20 @@ def remove_entry(path: Path) -> None:
 
 def _open_without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
+
+
+def why_unwritable(folder: Path) -> str:
+    """What keeps a folder from being made or written to; empty if nothing does."""
+    for existing in (folder, *folder.parents):
+        try:
+            mode = existing.stat().st_mode
+        except FileNotFoundError:
+            if existing.is_symlink():
+                return f"{existing} is a link to nothing"
+            continue
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        if not stat.S_ISDIR(mode):
+            return f"{existing} is not a folder"
+        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
+    return "no folder above it exists"

@@ -31,7 +31,7 @@ from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
 from zsseg_rt.text.class_names import ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
-from zsseg_rt.visualize import encode_label_png
+from zsseg_rt.visualize import encode_label_png, palette
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,7 +173,7 @@ class PhotoSegmenter:
         row = {
             "height": height,
             "width": width,
-            "mask": encode_label_png(seg.labels),
+            "mask": encode_label_png(seg.labels, palette(seg.names)),
             "classes": list(describe_classes(seg)),
             "unknown_share": float((seg.labels == seg.unknown).mean()),
         }

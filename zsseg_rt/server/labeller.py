@@ -119,7 +119,7 @@ class Labeller:
 
 def describe_vocabulary(vocabulary: Vocabulary, unknown_below: float) -> dict[str, Any]:
     """Classes as clients see them: a class's label is its position."""
-    colours = palette(len(vocabulary.names)).tolist()
+    colours = palette(vocabulary.names).tolist()
     synonyms: list[list[str]] = [[] for _ in vocabulary.names]
     background: list[str] = []
     for phrase, owner in zip(vocabulary.phrases, vocabulary.phrase_classes.tolist(), strict=True):

@@ -11,7 +11,7 @@ from zsseg_rt.picture_header import read_header
 from zsseg_rt.result import Segmentation
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_overlay
-from zsseg_rt.visualize import encode_label_png
+from zsseg_rt.visualize import encode_label_png, palette
 
 __all__ = ["answer_picture"]
 
@@ -33,9 +33,9 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     image, seg = labeller.segment_picture(content)
     wanted = _wanted(accept)
     if wanted == "image/png":
-        return Response(encode_label_png(seg.labels), media_type=wanted)
+        return Response(encode_label_png(seg.labels, palette(seg.names)), media_type=wanted)
     if wanted == "image/jpeg":
-        overlay = encode_overlay(image, seg.labels, len(seg.names), labeller.channel_order)
+        overlay = encode_overlay(image, seg.labels, seg.names, labeller.channel_order)
         return Response(overlay, media_type=wanted)
     return JSONResponse(_describe(seg))
 

@@ -135,14 +135,14 @@ def encode_preview_overlay(seg: Segmentation, channel_order: str) -> bytes:
     image = frame_of(seg).image
     size_hw = _preview_size(image.shape[:2])
     return encode_overlay(
-        _resized(image, size_hw), _nearest(seg.labels, size_hw), len(seg.names), channel_order
+        _resized(image, size_hw), _nearest(seg.labels, size_hw), seg.names, channel_order
     )
 
 
 def encode_overlay(
     image: npt.NDArray[np.uint8],
     labels: npt.NDArray[Any],
-    num_classes: int,
+    names: tuple[str, ...],
     channel_order: str,
 ) -> bytes:
     """A JPEG of an image with its labels' colours on it.
@@ -150,13 +150,13 @@ def encode_overlay(
     Args:
         image: uint8 [H, W, 3].
         labels: uint8 or uint16 [H, W].
-        num_classes: Classes that labels may name.
+        names: The classes that labels may name; they decide the colours.
         channel_order: Of the image.
 
     Raises:
         SourceError: The image is too large for a JPEG.
     """
-    colours = palette(num_classes)
+    colours = palette(names)
     if channel_order == "bgr":
         colours = np.ascontiguousarray(colours[:, ::-1])
     return encode_jpeg(ops.overlay(image, labels, colours), channel_order)

@@ -23,7 +23,8 @@ class Painter:
 
     def __init__(self, *, channel_order: str, alpha: float) -> None:
         self._order, self._alpha = channel_order, alpha
-        self._colours = palette(0)
+        self._names: tuple[str, ...] = ()
+        self._colours = palette(())
 
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay.
@@ -32,13 +33,14 @@ class Painter:
             seg: A result that carries its frame.
             out: uint8 [H, W, 3], of the frame's size.
         """
-        colours = self._palette(len(seg.names))
+        colours = self._palette(seg.names)
         ops.overlay(frame_of(seg).image, seg.labels, colours, alpha=self._alpha, out=out)
 
-    def _palette(self, num_classes: int) -> npt.NDArray[np.uint8]:
-        if len(self._colours) < num_classes:
-            colours = palette(num_classes)
+    def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+        if self._names != names:
+            colours = palette(names)
             self._colours = (
                 colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
             )
+            self._names = names
         return self._colours

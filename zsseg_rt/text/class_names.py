@@ -20,6 +20,7 @@ __all__ = [
     "ClassList",
     "ClassNames",
     "join_synonyms",
+    "read_groups",
     "rename_classes",
     "split_synonyms",
 ]
@@ -27,8 +28,9 @@ __all__ = [
 BACKGROUND = -1
 """Class index of a phrase whose pixels are labelled unknown."""
 
-ClassNames = Sequence[str | Sequence[str]]
-"""Classes in order; a class is a name, or a list of synonyms whose first is its name."""
+ClassNames = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
+"""Classes in order; a class is a name, or a list of synonyms whose first is its name. A mapping has
+a class per entry, from its name to its further synonyms: one, or a list, which may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ class ClassList:
         """Check class names and lay out their phrases.
 
         Args:
-            classes: One entry per class, a name or a list of synonyms.
+            classes: One entry per class, a name or a list of synonyms; or a mapping from names to
+                further synonyms.
             background: Phrases that compete with the classes; pixels they win become unknown.
             max_phrases: The most phrases the graphs accept.
 
@@ -60,11 +63,8 @@ class ClassList:
             VocabularyError: No class, an empty or repeated name, one with control characters or
                 half of a surrogate pair, or too many phrases.
         """
-        _check_list("class_names", classes)
+        groups = read_groups(classes)
         _check_list("background", background)
-        groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
-        if not groups:
-            raise VocabularyError("class_names: expected at least one class, got none")
         backdrop = [_clean(text, "background", i) for i, text in enumerate(background)]
         phrases = [phrase for group in groups for phrase in group] + backdrop
         _refuse_repeats(phrases)
@@ -94,9 +94,25 @@ class ClassList:
         )
 
     @property
+    def background(self) -> tuple[str, ...]:
+        """The phrases whose pixels are labelled unknown."""
+        pairs = zip(self.phrases, self.phrase_classes, strict=True)
+        return tuple(phrase for phrase, owner in pairs if owner == BACKGROUND)
+
+    @property
     def is_plain(self) -> bool:
         """True if phrase and class indices are the same thing."""
         return len(self.phrases) == len(self.names)
+
+    def best_of_synonyms(self, phrase_scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The best score of each class's phrases, [C, ...] of [P, ...]; background is left out."""
+        first = np.searchsorted(self.phrase_classes[: self._num_named], np.arange(len(self.names)))
+        return np.maximum.reduceat(phrase_scores[: self._num_named], first, axis=0)
+
+    @property
+    def _num_named(self) -> int:
+        """Phrases that belong to a class: they come first, in the order of the classes."""
+        return int((self.phrase_classes != BACKGROUND).sum())
 
     @cached_property
     def label_table(self) -> npt.NDArray[Any]:
@@ -118,6 +134,22 @@ class ClassList:
             return None
         known = {clean_text(name) for name in seen_names}
         return np.array([clean_text(phrase) in known for phrase in self.phrases])
+
+
+def read_groups(classes: ClassNames) -> list[list[str]]:
+    """The phrases of every class, its name first.
+
+    Raises:
+        VocabularyError: No class, or a name that is empty or no plain text.
+    """
+    if isinstance(classes, Mapping):
+        groups = [_named(*entry, index) for index, entry in enumerate(classes.items())]
+    else:
+        _check_list("class_names", classes)
+        groups = [_synonyms(entry, index) for index, entry in enumerate(classes)]
+    if not groups:
+        raise VocabularyError("class_names: expected at least one class, got none")
+    return groups
 
 
 def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
@@ -195,6 +227,18 @@ def _synonyms(entry: str | Sequence[str], index: int) -> list[str]:
     if not names:
         raise VocabularyError(f"class_names[{index}]: expected at least one synonym, got none")
     return names
+
+
+def _named(name: Any, synonyms: Any, index: int) -> list[str]:
+    """The phrases of a mapping's entry; a synonym that repeats the name is the name."""
+    if not isinstance(synonyms, (str, Sequence)):
+        raise VocabularyError(
+            f"class_names[{name!r}]: expected a synonym or a list of them, got "
+            f"{type(synonyms).__name__}. Write [] for a class without synonyms."
+        )
+    first = _clean(name, "class_names", index)
+    further = _synonyms(synonyms, index) if synonyms else []
+    return [first, *(phrase for phrase in further if phrase != first)]
 
 
 def _clean(text: Any, argument: str, index: int) -> str:

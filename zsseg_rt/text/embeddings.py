@@ -81,6 +81,20 @@ class PhraseEmbedder:
         rows = [bank[p] if p in bank else self._known[key, p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
+    def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
+        """Whether :meth:`embed` takes a phrase and knows all of its words.
+
+        Args:
+            phrase: A text.
+            with_bank: False where templates are given, which bypass the text bank.
+        """
+        if with_bank and phrase in self._bank(PromptSet.bank):
+            return True
+        text = self._bundle.text
+        if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
+            return False
+        return not text.words or set(re.findall(r"\w+", clean_text(phrase))) <= set(text.words)
+
     def _bank(self, tensor: str) -> dict[str, npt.NDArray[np.float32]]:
         if tensor not in self._banks:
             self._banks[tensor] = read_text_bank(self._bundle, tensor)

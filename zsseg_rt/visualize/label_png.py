@@ -1,4 +1,4 @@
-"""Colours for labels, and label images on disk."""
+"""Label images on disk."""
 
 from __future__ import annotations
 
@@ -11,43 +11,34 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.files import write_atomically
+from zsseg_rt.visualize.colours import palette
 
-__all__ = ["encode_label_png", "palette", "save_file", "write_label_png"]
-
-
-def palette(num_classes: int) -> npt.NDArray[np.uint8]:
-    """Return distinct colours, uint8 RGB [num_classes, 3]; an index always has the same colour.
-
-    Hues advance by the golden ratio, so that neighbours in the list are far apart in colour;
-    value and saturation cycle so that long lists stay distinguishable.
-    """
-    index = np.arange(max(num_classes, 0))
-    hue = (index * 0.61803398875 + 0.02) % 1.0
-    saturation = np.array([0.80, 0.55, 0.95])[index % 3]
-    value = np.array([0.95, 0.75, 0.60])[(index // 3) % 3]
-    sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
-    ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
-    rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
-    colours: npt.NDArray[np.uint8] = np.rint(rgb * 255.0).astype(np.uint8)
-    return colours
+__all__ = ["encode_label_png", "save_file", "write_label_png"]
 
 
-def write_label_png(path: str | Path, labels: npt.NDArray[np.uint8 | np.uint16]) -> None:
+def write_label_png(
+    path: str | Path,
+    labels: npt.NDArray[np.uint8 | np.uint16],
+    colours: npt.NDArray[np.uint8] | None = None,
+) -> None:
     """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
 
     Args:
         path: File to write; an existing one is replaced atomically.
         labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
+        colours: uint8 RGB [C, 3], used for uint8 labels; None takes those of the indices.
 
     Raises:
         ShapeError: Not two-dimensional, or empty.
         DTypeError: Neither uint8 nor uint16.
         SourceError: The file cannot be written.
     """
-    save_file(path, encode_label_png(labels))
+    save_file(path, encode_label_png(labels, colours))
 
 
-def encode_label_png(labels: npt.NDArray[np.uint8 | np.uint16]) -> bytes:
+def encode_label_png(
+    labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8] | None = None
+) -> bytes:
     """Labels as a PNG; see :func:`write_label_png`.
 
     Raises:
@@ -66,9 +57,11 @@ def encode_label_png(labels: npt.NDArray[np.uint8 | np.uint16]) -> bytes:
     filtered[:, 1:] = rows
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
     if not wide:
-        colours = np.zeros((256, 3), np.uint8)
-        colours[:255] = palette(255)
-        parts.append(_chunk(b"PLTE", colours.tobytes()))
+        table = np.zeros((256, 3), np.uint8)
+        table[:255] = palette(255)
+        if colours is not None:
+            table[: min(len(colours), 255)] = colours[:255]
+        parts.append(_chunk(b"PLTE", table.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
     return b"".join(parts)
 

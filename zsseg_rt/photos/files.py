@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError, SourceError
-from zsseg_rt.extras import install_command
+from zsseg_rt.errors import SourceError
+from zsseg_rt.extras import import_opencv, install_command
+from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
 from zsseg_rt.picture_header import MAX_PIXELS, check_picture
 
 __all__ = [
@@ -29,14 +30,20 @@ _log = logging.getLogger(__name__)
 OVERLAY_SUFFIXES, MASK_SUFFIX = {"png": ".overlay.png", "jpg": ".overlay.jpg"}, ".mask.png"
 _RESULTS = (*OVERLAY_SUFFIXES.values(), MASK_SUFFIX)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_UNREADABLE = (
+    ".gif", ".jfif", ".jp2", ".jxl", ".psd", ".svg",
+    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2",
+)  # fmt: skip
 _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that is more
 
 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
     """Expand files, folders (not subfolders) and glob patterns to photos, each once, in order.
 
-    What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and ``*.mask.png``, counts as a photo
-    only if named directly: in folders and patterns it is skipped, and the log says how many were.
+    Pictures in a folder that cannot be read here, such as HEIC without a plug-in, are skipped; the
+    log counts and names them. What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and
+    ``*.mask.png``, counts as a photo only if named directly: in folders and patterns it is skipped,
+    and the log says how many were.
 
     Raises:
         SourceError: An argument matches nothing, or is a folder without photos.
@@ -56,7 +63,7 @@ def _expand(argument: str) -> list[Path]:
         return [path]
     if path.is_dir():
         expected = f"photos ({', '.join(SUFFIXES)}) in the folder"
-        matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        matches = _photos_in(path)
     else:
         expected = "a photo, folder or pattern"
         paths = glob.glob(argument, recursive=True)  # noqa: PTH207
@@ -73,11 +80,31 @@ def _expand(argument: str) -> list[Path]:
     return photos
 
 
+def _photos_in(folder: Path) -> list[Path]:
+    """The photos in a folder; the log tells of pictures that cannot be read."""
+    readable = (*SUFFIXES, *filter(can_decode, HEIF_SUFFIXES))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    skipped = [
+        path for path in files
+        if (suffix := path.suffix.lower()) not in readable
+        and suffix in (*HEIF_SUFFIXES, *_UNREADABLE)
+    ]  # fmt: skip
+    if skipped:
+        heif = any(path.suffix.lower() in HEIF_SUFFIXES for path in skipped)
+        advice = f"For HEIC and AVIF run: {install_command('heif')}" if heif else "Convert them."
+        named = ", ".join(path.name for path in skipped[:3]) + (", ..." if skipped[3:] else "")
+        _log.warning(
+            "%s: %d pictures cannot be read and are skipped: %s. %s",
+            folder, len(skipped), named, advice,
+        )  # fmt: skip
+    return [path for path in files if path.suffix.lower() in readable]
+
+
 def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Read a photo as uint8 RGB [H, W, 3]; EXIF orientation is applied.
 
     Args:
-        path: A BMP, JPEG, PNG, TIFF or WebP file.
+        path: A BMP, JPEG, PNG, TIFF or WebP file; AVIF and HEIC where Pillow decodes them.
         max_pixels: Larger photos are not decoded; labelling takes 12 bytes per pixel.
 
     Raises:
@@ -114,15 +141,11 @@ def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np
         SourceError: As :func:`read_photo`; the message names ``path``.
         BackendUnavailableError: OpenCV is not installed.
     """
-    try:
-        import cv2
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            "cv2: expected OpenCV to read photos, got nothing. "
-            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-        ) from exc
+    cv2 = import_opencv("to read photos")
     try:
         check_picture(data, max_pixels=max_pixels)
+        if is_heif(data):
+            return decode_heif(data, path)
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except ValueError as exc:
         raise SourceError(f"{path}: {exc}") from exc

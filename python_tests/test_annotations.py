@@ -1,0 +1,171 @@
+"""Labels as components, polygons, COCO annotations and detections: nothing is lost or moved."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from zsseg_rt import ArgumentError, BackendUnavailableError, Segmentation
+
+NAMES = ("sky", "road", "tree")
+
+
+def make(labels, scores=None):
+    labels = np.asarray(labels, np.uint8)
+    return Segmentation(labels=labels, names=NAMES, vocabulary_version=1, scores=scores)
+
+
+def noise(seed, height=23, width=31):
+    """Labels full of corners, holes and parts that touch by corners."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 4, (height, width)).astype(np.uint8)
+    coarse[coarse == 3] = 255
+    return coarse
+
+
+def blocks():
+    """Two parts of one class, one with a hole, and a part of another."""
+    labels = np.full((9, 12), 255, np.uint8)
+    labels[1:6, 1:6] = 1
+    labels[3, 3] = 0
+    labels[7:9, 8:12] = 1
+    return labels
+
+
+def inside(polygon, size_hw):
+    """Which pixel centres are in a polygon, by counting crossings to their left."""
+    result = np.zeros(size_hw, bool)
+    columns = np.arange(size_hw[1]) + 0.5
+    for ring in (polygon.exterior, *polygon.holes):
+        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            assert x0 == x1 or y0 == y1
+            if x0 == x1:
+                result[min(y0, y1) : max(y0, y1)] ^= columns > x0
+    return result
+
+
+def test_components_of_a_class():
+    seg = make(blocks(), scores=np.full((9, 12), 0.25, np.float32))
+    first, second, third = seg.components()
+    assert (first.name, first.area, first.box) == ("road", 24, (1, 1, 6, 6))
+    assert (second.name, second.area, second.box) == ("road", 8, (8, 7, 12, 9))
+    assert second.centroid == (9.5, 7.5)
+    assert (third.name, third.area, third.box) == ("sky", 1, (3, 3, 4, 4))
+    assert first.confidence == pytest.approx(0.25)
+    assert not first.mask[2, 2]
+    assert [part.area for part in seg.components(min_area=8)] == [24, 8]
+    assert make(blocks()).components()[0].confidence is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_put_together_are_the_labels(seed):
+    labels = noise(seed)
+    again = np.full_like(labels, 255)
+    for part in make(labels).components():
+        mask = part.full_mask(labels.shape)
+        assert mask.sum() == part.area
+        assert (again[mask] == 255).all()
+        again[mask] = part.index
+    np.testing.assert_array_equal(again, labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_polygons_enclose_exactly_their_pixels(seed):
+    labels = noise(seed)
+    seg = make(labels)
+    for part, polygon in zip(seg.components(), seg.polygons(), strict=True):
+        assert (polygon.name, polygon.area) == (part.name, part.area)
+        mask = inside(polygon, labels.shape)
+        np.testing.assert_array_equal(mask, part.full_mask(labels.shape))
+        for ring in (polygon.exterior, *polygon.holes):
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # none twice
+
+
+def test_a_polygon_has_corners_only_and_its_hole():
+    first, *_ = make(blocks()).polygons()
+    assert sorted(first.exterior.tolist()) == [[1, 1], [1, 6], [6, 1], [6, 6]]
+    (hole,) = first.holes
+    assert sorted(hole.tolist()) == [[3, 3], [3, 4], [4, 3], [4, 4]]
+
+
+def test_simpler_polygons_stay_near():
+    y, x = np.mgrid[:80, :80]
+    labels = np.where((x - 40) ** 2 + (y - 40) ** 2 < 900, 1, 255)
+    (exact,), (simple,) = (make(labels).polygons(tolerance=t) for t in (0.0, 1.5))
+    assert len(simple.exterior) < len(exact.exterior) / 3
+    radii = np.hypot(*(simple.exterior - 40.0).T)
+    assert np.abs(radii - 30).max() < 3
+
+
+@pytest.mark.parametrize("call", [{"min_area": 0}, {"tolerance": -1.0}, {"tolerance": np.nan}])
+def test_useless_settings_are_refused(call):
+    with pytest.raises(ArgumentError, match=next(iter(call))):
+        make(blocks()).polygons(**call)
+
+
+def test_nothing_comes_of_nothing():
+    seg = make(np.full((4, 5), 255))
+    assert (seg.components(), seg.polygons(), seg.to_coco_rle()) == ([], [], [])
+    assert seg.to_coco_rle(per_component=True) == []
+
+
+def test_without_opencv_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install '.\[opencv\]'"):
+        make(blocks()).components()
+
+
+@pytest.mark.parametrize("per_component", [False, True])
+def test_pycocotools_reads_the_annotations(per_component, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="needs pip install pycocotools")
+    from pycocotools import mask as rle
+
+    labels = noise(4)
+    seg = make(labels)
+    annotations = seg.to_coco_rle(image_id=7, per_component=per_component, min_area=2)
+    height, width = labels.shape
+    content = {
+        "images": [{"id": 7, "height": height, "width": width, "file_name": "a.png"}],
+        "annotations": annotations,
+        "categories": [{"id": index, "name": name} for index, name in enumerate(NAMES)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    read = coco.COCO(str(tmp_path / "a.json"))
+    found = read.loadAnns(read.getAnnIds(imgIds=[7]))
+    expected = (
+        [(p.index, p.full_mask(labels.shape)) for p in seg.components(min_area=2)]
+        if per_component
+        else [(s.index, labels == s.index) for s in seg.present()]
+    )
+    assert len(found) == len(expected)
+    for annotation, (index, mask) in zip(found, expected, strict=True):
+        assert annotation["category_id"] == index
+        np.testing.assert_array_equal(read.annToMask(annotation).astype(bool), mask)
+        encoded = read.annToRLE(annotation)
+        assert rle.area(encoded) == annotation["area"]
+        assert rle.toBbox(encoded).tolist() == annotation["bbox"]
+
+
+def test_a_component_s_score_is_in_its_annotation():
+    seg = make(blocks(), scores=np.full((9, 12), 0.5, np.float32))
+    assert [a["score"] for a in seg.to_coco_rle(per_component=True)] == [0.5, 0.5, 0.5]
+    assert "score" not in seg.to_coco_rle()[0]
+
+
+def test_supervision_gets_confidence_and_a_detection_per_component():
+    supervision = pytest.importorskip("supervision", reason="needs pip install supervision")
+    labels = blocks()
+    scores = np.where(labels == 1, np.float32(0.75), np.float32(0.5))
+    seg = make(labels, scores)
+    whole, parts = seg.to_supervision(), seg.to_supervision(per_component=True, min_area=2)
+    assert isinstance(parts, supervision.Detections)
+    np.testing.assert_allclose(whole.confidence, [0.75, 0.5])
+    np.testing.assert_allclose(parts.confidence, [0.75, 0.75])
+    assert parts.class_id.tolist() == [1, 1]
+    assert parts.xyxy.tolist() == [[1, 1, 5, 5], [8, 7, 11, 8]]
+    assert parts.area.tolist() == [24, 8]
+    assert len(parts[parts.confidence > 0.8]) == 0
+    plain = dataclasses.replace(seg, scores=None).to_supervision(per_component=True)
+    assert plain.confidence is None

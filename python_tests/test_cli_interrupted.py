@@ -1,0 +1,116 @@
+"""Places for results are checked before any work, and Ctrl-C keeps what is done."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support.command_line import run
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.demo import demo_photos
+
+LIMIT = 60.0  # seconds, on a busy machine
+
+
+@pytest.fixture
+def photo(tmp_path):
+    (tmp_path / "in").mkdir()
+    return shutil.copy(demo_photos()[0], tmp_path / "in" / "a.png")
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """Fails a test that loads a model."""
+
+    def refuse(*_):
+        raise AssertionError("an engine was made before the places were checked")
+
+    monkeypatch.setattr(Engine, "__init__", refuse)
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize(
+    ("option", "place", "reason"),
+    [
+        ("--json", "gone/r.json", "gone: it does not exist"),
+        ("--json", "in", "got a folder, "),
+        ("--json", "in/a.png/r.json", "a.png is not a folder"),
+        ("--out", "in/a.png", "a.png is not a folder"),
+        ("--out", "in/a.png/out", "Not a directory"),
+    ],
+)
+def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys):
+    assert run("segment", photo, "--demo", option, tmp_path / place) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"zsseg-rt: {option}: expected a f")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_useless_cache_is_told_once(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    bundle = demo_photos()[0].removesuffix("playroom.png") + "scenes.zsseg"
+    with (
+        caplog.at_level(logging.WARNING),
+        Engine(bundle, EngineConfig(cache_dir=tmp_path / "file")) as engine,
+    ):
+        engine.set_classes([f"red {word}" for word in ("ball", "box", "cone", "star", "ring")])
+        engine.set_classes(["blue sky"])
+    (record,) = caplog.records
+    assert "file: cannot be used as the cache" in record.getMessage()
+    assert "Set ZSSEG_HOME" in record.getMessage()
+
+
+@pytest.fixture
+def long_run(tmp_path, photo):
+    """``segment`` at work on more photos than it will ever do."""
+    for index in range(500):
+        (tmp_path / "in" / f"b{index:03}.png").symlink_to(photo)
+    call = [sys.executable, "-m", "zsseg_rt", "segment", tmp_path / "in", "--demo",
+            "-o", tmp_path / "out", "--json", tmp_path / "r.json", "--threads", "1"]  # fmt: skip
+    place = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=place
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_an_interrupted_run_keeps_a_report_and_says_how_to_go_on(long_run, tmp_path):
+    journal, deadline = tmp_path / "out" / "zsseg_journal.jsonl", time.monotonic() + LIMIT
+    while not journal.is_file() and long_run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    long_run.send_signal(signal.SIGINT)
+    _, error = long_run.communicate(timeout=LIMIT)
+    assert long_run.returncode == 1, error
+    assert "Traceback" not in error
+    assert "of 501 photos are done. Add --resume to go on from there." in error.splitlines()[-1]
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["interrupted"] is True
+    assert len(report["photos"]) < 501
+
+
+INTERRUPTED_IMPORT = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "zsseg_rt.cli.segment":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from zsseg_rt.__main__ import run
+sys.exit(run())
+"""
+
+
+def test_an_interrupt_while_modules_are_loaded_is_one_line():
+    call = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stderr) == (1, "zsseg-rt: interrupted\n")

@@ -1,0 +1,85 @@
+"""How much commands print and in what form, and errors that name options."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from support.command_line import run
+from zsseg_rt.demo import demo_photos
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_quiet_prints_nothing_wherever_it_stands(place, tmp_path, capfd):
+    words = ["segment", "--demo", "-o", str(tmp_path)]
+    words.insert(place, "--quiet")
+    assert run(*words) == 0
+    assert capfd.readouterr() == ("", "")
+    assert len(list(tmp_path.glob("*.mask.png"))) == 2
+    assert run("segment", "--demo", "-o", tmp_path) == 0  # and lasts for one call
+    assert "playroom.png" in capfd.readouterr().out
+
+
+def test_quiet_still_tells_errors(tmp_path, capfd):
+    assert run("segment", tmp_path / "gone.png", "--demo", "-q") == 2
+    assert run("-q", "segment", tmp_path / "gone.png", "--demo") == 1
+    assert "gone.png" in capfd.readouterr().err
+
+
+def test_verbose_after_the_command(tmp_path, capfd):
+    assert run("segment", "--demo", "-o", tmp_path, "--verbose") == 0
+    assert "image_encoder: openvino on cpu" in capfd.readouterr().err
+
+
+def test_format_json_is_a_line_per_photo(tmp_path, capfd):
+    gone = tmp_path / "broken.png"
+    gone.write_bytes(b"none")
+    call = ("segment", *demo_photos(), gone, "--demo", "--classes", "ball,wall", "-o", tmp_path)
+    assert run(*call, "--format", "json") == 1
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [bool(line["error"]) for line in lines] == [False, False, True]
+    assert lines[0]["photo"] == demo_photos()[0]
+    assert {entry["name"] for entry in lines[0]["classes"]} <= {"ball", "wall"}
+    assert "background (added" in err
+
+
+def test_format_csv_is_a_row_per_class(tmp_path, capfd):
+    call = ("segment", "--demo", "--format", "csv", "-o", tmp_path)
+    assert run(*call) == 0
+    rows = list(csv.reader(io.StringIO(capfd.readouterr().out)))
+    assert {len(row) for row in rows} == {6}
+    for photo in demo_photos():
+        shares = [float(row[2]) for row in rows if row[0] == photo]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "begin"),
+    [
+        (["--unknown-below", "7"], "--unknown-below: expected a score"),
+        (["--threads", "-3"], "--threads: expected from 0"),
+        (["--device", "gpu"], "--device: expected 'auto'"),
+        (["--classes", "zebra"], "--classes: expected words"),
+        (["--classes", "ball,ball"], "--classes: expected every name once"),
+        (["--template", "none"], "--template"),
+        (["--format", "xml"], "--format: expected one of table, json, csv"),
+        (["--min-region-score", "0.5"], "--min-region-score: expected"),
+    ],
+)
+def test_errors_name_options(options, begin, tmp_path, capsys):
+    assert run("segment", "--demo", "-o", tmp_path, *options) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith(f"zsseg-rt: {begin}")
+    assert error.count("\n") == 1
+
+
+def test_completion_can_be_installed(capsys):
+    assert run("--help") == 0
+    assert "--install-completion" in capsys.readouterr().out.replace("\n", "")

@@ -1,0 +1,1 @@
+"""Labels in the forms that other programs take: components, polygons, COCO, supervision."""

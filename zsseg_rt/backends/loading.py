@@ -1,0 +1,93 @@
+"""Load a bundle's graphs: which variant, at what precision, with which cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from zsseg_rt.backends import registry
+from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.backends.registry import Placement
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.files import why_unwritable
+
+__all__ = ["load_graph", "load_text_encoder", "usable_cache"]
+
+_log = logging.getLogger(__name__)
+
+
+def usable_cache(folder: Path | None) -> Path | None:
+    """Return the cache folder, made if absent; None, and one warning, if it cannot be written."""
+    if folder is None:
+        return None
+    problem = why_unwritable(folder)
+    try:
+        if not problem:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        problem = exc.strerror or str(exc)
+    if not problem:
+        return folder
+    _log.warning(
+        "%s: cannot be used as the cache: %s; nothing is kept for the next start. Set ZSSEG_HOME "
+        "to a folder you can write to.",
+        folder, problem,
+    )  # fmt: skip
+    return None
+
+
+def load_graph(
+    bundle: Bundle,
+    name: str,
+    *,
+    placement: Placement,
+    precision: str,
+    allowed: Sequence[str],
+    options: BackendOptions,
+) -> CompiledGraph:
+    """Compile one graph of a bundle.
+
+    Args:
+        bundle: The bundle.
+        name: Name of the graph.
+        placement: Backend and device.
+        precision: What was asked for.
+        allowed: What ``"auto"`` may take.
+        options: Settings of the backend.
+
+    Raises:
+        BundleError: The bundle lacks the graph, or its file is altered.
+        PrecisionNotApplied: The precision cannot be given.
+    """
+    backend = registry.get_backend(placement.backend)
+    choice = backend.choose(
+        bundle.variants(name), precision, device=placement.device, allowed=allowed
+    )
+    graph = backend.load(
+        bundle.open_path(bundle.graph(name, choice.variant)),
+        device=placement.device,
+        precision=choice.precision,
+        options=options,
+    )
+    _log.info(
+        "%s: %s on %s at %s, from the %s graph",
+        name, placement.backend, placement.device, graph.precision, choice.variant,
+    )  # fmt: skip
+    return graph
+
+
+def load_text_encoder(bundle: Bundle, *, num_threads: int, cache_dir: Path | None) -> Session:
+    """Open a bundle's text encoder on the CPU, in float32.
+
+    Raises:
+        BundleError: The bundle has none, or its file is altered.
+    """
+    backend = "openvino" if registry.is_installed("openvino") else "torch"
+    graph = registry.get_backend(backend).load(
+        bundle.open_path(bundle.graph("text_encoder", "float32")),
+        device="cpu",
+        precision="float32",
+        options=BackendOptions(num_threads=num_threads, cache_dir=cache_dir),
+    )
+    return graph.session()

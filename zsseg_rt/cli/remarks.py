@@ -1,0 +1,73 @@
+"""What commands say unasked, where results are easily misread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zsseg_rt.cli.output import terminal
+
+if TYPE_CHECKING:
+    from zsseg_rt.batch import PhotoResult
+    from zsseg_rt.engine import Engine
+
+__all__ = ["NEARLY_ALL", "print_background", "print_if_photographs", "remark_on"]
+
+NEARLY_ALL = 0.98
+"""A class with this share of a picture is remarked upon."""
+
+
+def print_background(engine: Engine, given: str) -> None:
+    """Tell which background phrases were added, unless the caller wrote them out.
+
+    Args:
+        engine: An engine with classes.
+        given: The text of ``--background``, empty if not given.
+    """
+    vocabulary = engine.vocabulary
+    if vocabulary is None or given not in ("", "auto"):
+        return
+    why = "asked for by --background auto" if given else f"added to {len(vocabulary.names)} class"
+    why += "es" if not given and len(vocabulary.names) > 1 else ""
+    if vocabulary.background:
+        _say(
+            f"background ({why}): {', '.join(vocabulary.background)}. Pixels that they win are "
+            "unknown; --background none leaves them out, --background 'a,b' takes others."
+        )
+    elif given:
+        _say("background: none of the published phrases fits this bundle and these classes")
+
+
+def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
+    """Say that the demo's model knows only drawings, where it is shown other pictures."""
+    from zsseg_rt.demo import BUNDLE, demo_photos
+
+    if engine.bundle.name != Path(BUNDLE).stem or not engine.bundle.text.words or not photos:
+        return
+    if set(photos) <= set(demo_photos()):
+        return
+    _say(
+        "The model that ships knows only drawings of a made-up world: its labels of photographs "
+        "mean nothing. Real models: README, section Real models."
+    )
+
+
+def remark_on(result: PhotoResult) -> str:
+    """One line about a picture that one class, or none, has nearly all of; otherwise empty."""
+    if result.unknown_share >= NEARLY_ALL:
+        return (
+            "remark: nearly every pixel is unknown. Name what is in the picture, or leave out "
+            "background phrases (--background none) and --unknown-below."
+        )
+    if result.classes and result.classes[0]["share"] >= NEARLY_ALL:
+        top = result.classes[0]
+        return (
+            f"remark: {top['name']!r} takes {top['share']:.1%} of the picture. Every pixel takes "
+            "the best of the phrases it is given: name more classes, or what else is in the "
+            "picture with --background 'a,b'."
+        )
+    return ""
+
+
+def _say(text: str) -> None:
+    terminal().print(text, highlight=False, soft_wrap=True)

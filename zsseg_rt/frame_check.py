@@ -1,0 +1,92 @@
+"""Tell what is wrong with a frame, and the call that mends it."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.errors import DTypeError, ShapeError
+
+__all__ = ["check_frame"]
+
+_EXPECTED = "frame: expected a uint8 NumPy array [H, W, 3]"
+
+
+def check_frame(frame: Any) -> None:
+    """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence.
+
+    Raises:
+        ShapeError: Not an array, of another shape, or not C-contiguous.
+        DTypeError: A masked array, or not uint8.
+    """
+    if not isinstance(frame, np.ndarray):
+        raise ShapeError(f"{_EXPECTED}, got {_described(frame)}. {_conversion(frame)}")
+    if isinstance(frame, np.ma.MaskedArray):
+        raise DTypeError("frame: expected a plain array, got a masked one. Use .filled(0).")
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise ShapeError(
+            f"frame: expected shape [H, W, 3], got {frame.shape}.{_reshaping(frame.shape)}"
+        )
+    if frame.dtype != np.uint8:
+        raise DTypeError(f"frame: expected uint8, got {frame.dtype}. {_scaling(frame)}")
+    if not frame.flags.c_contiguous:
+        raise ShapeError(
+            f"frame: expected a C-contiguous array, got strides {frame.strides} of a view. "
+            "Use np.ascontiguousarray(frame), which copies it."
+        )
+
+
+def _described(frame: Any) -> str:
+    if frame is None:
+        return "NoneType"
+    if isinstance(frame, (str, PathLike)):
+        return f"the path {str(frame)!r}"
+    kind = type(frame)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _conversion(frame: Any) -> str:
+    """The call that makes a frame of what is no NumPy array."""
+    home = type(frame).__module__.partition(".")[0]
+    if frame is None:
+        return (
+            "cv2.imread and VideoCapture.read give None for what they cannot read: check the path "
+            "or the camera."
+        )
+    if isinstance(frame, (str, PathLike)):
+        return "Use zsseg_rt.read_photo(path), which gives RGB."
+    if home == "PIL":
+        return 'Use np.array(image.convert("RGB")).'
+    if home == "torch":
+        return "Use tensor.cpu().numpy(), with the channels last and values from 0 to 255."
+    return "Use np.asarray(...)."
+
+
+def _reshaping(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2:
+        return " For a grey frame use cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)."
+    if len(shape) == 3 and shape[2] == 1:
+        return " For a grey frame use np.repeat(frame, 3, axis=2)."
+    if len(shape) == 3 and shape[2] == 4:
+        return " To drop alpha use np.ascontiguousarray(frame[..., :3])."
+    if len(shape) == 3 and shape[0] == 3:
+        return " To move channels last use np.ascontiguousarray(frame.transpose(1, 2, 0))."
+    if len(shape) == 4:
+        return " Give one frame at a time, or use engine.segment_batch(frames)."
+    return ""
+
+
+def _scaling(frame: Any) -> str:
+    """How values become 0 to 255, judged by the values that are there."""
+    if frame.dtype.kind == "f":
+        largest = float(np.max(frame, initial=0.0))
+        if largest <= 1.0:
+            return "For values from 0 to 1 use (frame * 255).round().astype(np.uint8)."
+        return "For values from 0 to 255 use frame.round().clip(0, 255).astype(np.uint8)."
+    if frame.dtype == np.uint16:
+        return "For 16-bit values use (frame >> 8).astype(np.uint8)."
+    if frame.dtype.kind in "iub":
+        return "For values from 0 to 255 use frame.astype(np.uint8)."
+    return "Convert it first."

@@ -1,0 +1,21 @@
+"""Find photos and read them."""
+
+from zsseg_rt.photos.files import (
+    MASK_SUFFIX,
+    OVERLAY_SUFFIXES,
+    SUFFIXES,
+    decode_photo,
+    find_photos,
+    load_photo,
+    read_photo,
+)
+
+__all__ = [
+    "MASK_SUFFIX",
+    "OVERLAY_SUFFIXES",
+    "SUFFIXES",
+    "decode_photo",
+    "find_photos",
+    "load_photo",
+    "read_photo",
+]

@@ -1,0 +1,130 @@
+"""Colours for labels: by name, so that a class keeps its colour; or by index."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["palette"]
+
+Colour = tuple[int, int, int]
+
+# The first seven are those of Okabe and Ito, "Color Universal Design" (2008), without black; the
+# others were chosen one by one, each as far as possible from all before it in CIELAB, as seen with
+# normal sight, with protanopia and with deuteranopia (Machado et al., 2009).
+_TABLE = tuple(
+    bytes.fromhex(
+        "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 0000ff 443300 3322aa eeeebb 77ffff 552255"
+        "0077ff dd0044 aaee77 223388 00cc77 771133 4499ff 88ccaa 227777 2211cc 884400 2255ff 447744"
+        "bb9944 33bbcc dd00bb 665588 55ffdd"
+    )[start : start + 3]
+    for start in range(0, 93, 3)
+)
+
+# Hue in degrees, saturation and value of a colour that a name may contain.
+_WORDS = {
+    "red": (0, 1.0, 1.0), "orange": (30, 1.0, 1.0), "yellow": (54, 1.0, 1.0),
+    "green": (120, 1.0, 0.9), "blue": (220, 1.0, 1.0), "purple": (278, 1.0, 1.0),
+    "violet": (278, 1.0, 1.0), "pink": (330, 0.6, 1.0), "brown": (24, 1.0, 0.6),
+    "grey": (0, 0.0, 0.8), "gray": (0, 0.0, 0.8), "white": (0, 0.0, 1.0), "black": (0, 0.0, 0.35),
+}  # fmt: skip
+_SHADES = (  # added to the hue, factors of saturation and value
+    (0, 1.0, 0.95), (8, 0.6, 1.0), (-8, 1.0, 0.65), (0, 0.45, 0.8),
+    (8, 1.0, 0.5), (-8, 0.75, 0.85), (0, 0.35, 1.0), (4, 0.7, 0.6),
+)  # fmt: skip
+
+
+def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Return a colour per class.
+
+    A name that contains a colour word gets a shade of that colour, any other a colour that can be
+    told apart with the common kinds of colour blindness, picked by a hash of the name: it does not
+    depend on where the name stands in the list, nor on the other names unless two of them pick the
+    same colour. Given a number instead of names, an index always has the same colour.
+
+    Args:
+        classes: Names, or how many classes there are.
+
+    Returns:
+        uint8 RGB [C, 3], distinct.
+    """
+    if isinstance(classes, int):
+        return _by_index(classes)
+    return np.array(_by_name(tuple(classes)), np.uint8).reshape(-1, 3)
+
+
+@lru_cache(maxsize=16)
+def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
+    """Colours of names; who picks first is decided by the hash, not by the order."""
+    digests = [_digest(name) for name in names]
+    colours: list[Colour] = [(0, 0, 0)] * len(names)
+    taken: set[Colour] = set()
+    for index in sorted(range(len(names)), key=digests.__getitem__):
+        colours[index] = _pick(names[index], digests[index], taken)
+        taken.add(colours[index])
+    return tuple(colours)
+
+
+def _pick(name: str, digest: int, taken: set[Colour]) -> Colour:
+    """The first colour for a name that is not taken; after some tries, any."""
+    word = next((w for w in re.findall(r"[a-z]+", name.casefold()) if w in _WORDS), None)
+    if word is None:
+        candidates = [(c[0], c[1], c[2]) for c in _TABLE]
+    else:
+        candidates = [_shade(word, *shade) for shade in _SHADES]
+    start = digest % len(candidates)
+    for turn in range(len(candidates)):
+        if (colour := candidates[(start + turn) % len(candidates)]) not in taken:
+            return colour
+    for turn in range(64):
+        digest = _digest(f"{digest} {turn}")
+        if (colour := _further(word, digest)) not in taken:
+            break
+    return colour
+
+
+def _further(word: str | None, digest: int) -> Colour:
+    """One of many colours, of the word's hue if there is one."""
+    first, second, third = (digest >> shift & 0xFF for shift in (0, 8, 16))
+    if word is not None:
+        return _shade(word, first / 8 - 16, 0.3 + second / 365, 0.4 + third / 425)
+    return _rgb(first / 256, 0.4 + second / 425, 0.4 + third / 425)
+
+
+def _shade(word: str, turn: float, less_saturated: float, darker: float) -> Colour:
+    hue, saturation, value = _WORDS[word]
+    if not saturation:  # greys differ in value only
+        return _rgb(0.0, 0.0, value * (0.55 + 0.45 * (less_saturated * darker)))
+    return _rgb((hue + turn) / 360 % 1.0, saturation * less_saturated, value * darker)
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _digest(name: str) -> int:
+    text = " ".join(name.casefold().split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _by_index(num_classes: int) -> npt.NDArray[np.uint8]:
+    """Hues advance by the golden ratio, so that neighbours in the list are far apart in colour.
+
+    Value and saturation cycle so that long lists stay distinguishable.
+    """
+    index = np.arange(max(num_classes, 0))
+    hue = (index * 0.61803398875 + 0.02) % 1.0
+    saturation = np.array([0.80, 0.55, 0.95])[index % 3]
+    value = np.array([0.95, 0.75, 0.60])[(index // 3) % 3]
+    sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
+    ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
+    rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
+    colours: npt.NDArray[np.uint8] = np.rint(rgb * 255.0).astype(np.uint8)
+    return colours
