@@ -29,9 +29,10 @@ from zsseg_rt.cli.options import (
     UsageError,
     argument_errors_are_usage,
     bundle_with_memory,
+    read_background,
     read_classes_or_demo,
-    split,
 )
+from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.cli.signals import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.config import EngineConfig
@@ -120,7 +121,9 @@ def serve(
     options |= {"steady": steady, "skip_still": skip_still}
     checked = bundle_with_memory(chosen) if steady or skip_still else chosen
     with listener, Engine(checked, config) as engine:
-        engine.set_classes(names, background=split(background), templates=template)
+        rivals = read_background(background, len(names))
+        engine.set_classes(names, background=rivals, templates=template)
+        print_background(engine, background)
         with LiveServer(engine, sources, settings, **options) as server:
             _tell(server)
             with stopped_by_signals(server.stop):
