@@ -16,7 +16,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, IGNORE, world_of_sp
 from zsseg_rt.evaluation.datasets.scenes.clips import ClipFrame, SceneClip, flicker
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.steady.motion import BlendSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,9 +165,9 @@ def label_clip(
     memory = None if way is None else FrameMemory(blend=way)
     before = None
     for frame in frames:
-        begin = time.perf_counter()
+        watch = Stopwatch()
         labels = engine.segment(frame.image, memory=memory).labels
-        tally.seconds.append(time.perf_counter() - begin)
+        tally.seconds.append(watch.seconds)
         tally.confusion.update(frame.labels, labels)
         if before is not None:
             changed, compared = flicker(before, labels, frame)
@@ -184,9 +184,9 @@ def measure_overhead(engine: Engine, rounds: int) -> float:
     taken: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * rounds):
         frame = frames[number // 2 % 2]
-        begin = time.perf_counter()
+        watch = Stopwatch()
         engine.segment(frame, memory=memory if number % 2 else None)
-        taken[bool(number % 2)].append(time.perf_counter() - begin)
+        taken[bool(number % 2)].append(watch.seconds)
     plain, steady = (1e3 * statistics.median(taken[way]) for way in (False, True))
     verdict = "" if steady - plain <= MOST_MS else "  misses the goal"
     print(f"1280x720: {plain:.2f} ms per frame, steadied {steady:.2f} ms, "

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt.profiling.meter import Stopwatch
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python_tests"))
 
@@ -84,9 +86,9 @@ def paced_engine_ms(engine: Any, frames: int) -> list[float]:
     found, start = [], time.monotonic()
     for index, image in enumerate(camera):
         time.sleep(max(start + index / RATE - time.monotonic(), 0.0))
-        begin = time.monotonic()
+        watch = Stopwatch()
         engine.segment(image)
-        found.append((time.monotonic() - begin) * 1e3)
+        found.append(watch.seconds * 1e3)
     return found
 
 
@@ -102,9 +104,9 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
         }
         for round_ in range(args.rounds + 1):
             for name, run in steps.items():
-                begin = time.monotonic()
+                watch = Stopwatch()
                 done = run(Path(folder) / f"{name}.mp4")
-                elapsed = time.monotonic() - begin
+                elapsed = watch.seconds
                 if done != frames:
                     raise RuntimeError(f"{name}: expected {frames} frames, wrote {done}")
                 if round_:
@@ -200,9 +202,9 @@ def measure_counting(args: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(args.rounds * 40):
         for name, run in candidates.items():
-            begin = time.monotonic_ns()
+            watch = Stopwatch()
             run()
-            times[name].append((time.monotonic_ns() - begin) / 1e6)
+            times[name].append(watch.seconds * 1e3)
     ratios = [a / b for a, b in zip(*times.values(), strict=True)]
     return {"ms": {n: statistics.median(t) for n, t in times.items()}, "ratio": spread(ratios)}
 

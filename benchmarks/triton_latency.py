@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from zsseg_rt.profiling.meter import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name
@@ -143,10 +144,10 @@ def take_turns(calls: dict[str, Call], rounds: int) -> dict[str, npt.NDArray[np.
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(WARM_UP + rounds):
         for name in rng.permutation(names):
-            begin = time.monotonic()
+            watch = Stopwatch()
             calls[name]()
             if round_ >= WARM_UP:
-                times[name].append((time.monotonic() - begin) * 1e3)
+                times[name].append(watch.seconds * 1e3)
     return {name: np.array(values) for name, values in times.items()}
 
 

@@ -165,7 +165,7 @@ PROPOSALS = Path(__file__).parent / "bundles" / "v1" / "proposals.zsseg"
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ((PROPOSALS, "--min-region-score", 2), (), "min_region_score: expected"),
+        ((PROPOSALS, "--min-region-score", 2), (), "--min-region-score: expected"),
         ((PROPOSALS,), (PROPOSALS, "--against-min-region-score", 3), "got 3"),
         ((PROPOSALS,), ("colours", "--against-min-region-score", 0.1), "has no such setting"),
         ((PROPOSALS, "--min-region-score", 0.5), (PROPOSALS,), None),

@@ -67,6 +67,11 @@ def test_a_useless_cache_is_told_once(tmp_path, caplog):
     assert "Set ZSSEG_HOME" in record.getMessage()
 
 
+def heed_ctrl_c():
+    """What a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def long_run(tmp_path, photo):
     """``segment`` at work on more photos than it will ever do."""
@@ -76,7 +81,14 @@ def long_run(tmp_path, photo):
             "-o", tmp_path / "out", "--json", tmp_path / "r.json", "--threads", "1"]  # fmt: skip
     place = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
     with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=place
+        call,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=place,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # background jobs ignore it
     ) as process:
         try:
             yield process

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from zsseg_rt.cli.systemd import Notifier
+from zsseg_rt.cli.service import Notifier
 
 
 @pytest.fixture

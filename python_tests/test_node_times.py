@@ -59,7 +59,8 @@ def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
     assert sum(node.ms for node in nodes) > 0.0
     assert all(node.ms >= 0.0 for node in nodes)
     modules = {node.name.partition("/")[0] for node in nodes}
-    assert {f"blocks.{index}.qkv" for index in range(4)} <= modules
+    parts = ("q_proj", "k_proj", "v_proj", "out_proj")
+    assert {f"blocks.{index}.{part}" for index in range(4) for part in parts} <= modules
     for name, array in session.run(feeds).items():
         np.testing.assert_array_equal(array, before[name])
     session.close()

@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
+# These tell how old a frame is: they need the clock by which it was captured.
+AGES = {"rtsp_libraries.py", "stream.py"}
 CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time_ns", "timeit"}
 
 
@@ -17,7 +19,8 @@ def test_benchmarks_read_no_clock_of_their_own(script):
         getattr(node, "attr", getattr(node, "id", getattr(node, "name", "")))
         for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
     }
-    assert not names & CLOCKS
+    allowed = {"monotonic"} if script.name in AGES else set()
+    assert not names & CLOCKS - allowed
 
 
 def test_there_are_benchmarks():

@@ -201,9 +201,9 @@ def test_bgr_engines_give_the_same_labels():
 
 
 def _saved(seg):
-    from zsseg_rt.visualize import encode_label_png
+    from zsseg_rt.visualize import encode_label_png, palette
 
-    return encode_label_png(seg.labels)
+    return encode_label_png(seg.labels, palette(seg.names))
 
 
 def png_that_claims(width, height):

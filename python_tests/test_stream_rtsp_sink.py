@@ -18,7 +18,7 @@ from zsseg_rt.visualize import palette
 av = pytest.importorskip("av")
 
 RED = np.array([250, 0, 0])
-BLEND = (RED + palette(1)[0]) / 2
+BLEND = (RED + palette(("thing",))[0]) / 2
 ABS = 8  # H.264 at low rates
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from support import triton
+from support import triton_stand_in as triton
 from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import (

@@ -20,16 +20,21 @@ Exit codes: 0 within the limits, 1 a limit is exceeded (they are below), 4 a par
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
 import argparse
 import itertools
 import json
 import logging
 import os
-import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -99,9 +99,9 @@ def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
     return {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
 
 
-def class_colours(count: int) -> list[tuple[int, ...]]:
-    """What the server gives the first classes."""
-    return [tuple(colour) for colour in palette(count).tolist()]
+def class_colours(*names: str) -> list[tuple[int, ...]]:
+    """What the server gives these classes."""
+    return [tuple(colour) for colour in palette(names).tolist()]
 
 
 def legend_names(page) -> list[str]:
@@ -166,7 +166,7 @@ class ScriptedServer:
         return [message for message in self.received if message["type"] == kind]
 
     def vocabulary(self) -> dict:
-        colours = palette(len(self.names)).tolist()
+        colours = palette([group[0] for group in self.names]).tolist()
         classes = [
             {"name": group[0], "synonyms": group[1:], "colour": colours[label]}
             for label, group in enumerate(self.names)

@@ -33,7 +33,7 @@ from zsseg_rt.cli.options import (
     read_classes_or_demo,
 )
 from zsseg_rt.cli.remarks import print_background
-from zsseg_rt.cli.signals import stopped_by_signals
+from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.config import EngineConfig
 

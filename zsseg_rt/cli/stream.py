@@ -36,8 +36,7 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
 from zsseg_rt.cli.remarks import print_background
-from zsseg_rt.cli.signals import stopped_by_signals
-from zsseg_rt.cli.systemd import Notifier
+from zsseg_rt.cli.service import Notifier, stopped_by_signals
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 

@@ -1,14 +1,18 @@
-"""Telling systemd that frames are labelled, where a unit with ``WatchdogSec=`` asks for it."""
+"""What commands that run until they are told to stop need: signals, and news for systemd."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["Notifier"]
+__all__ = ["Notifier", "stopped_by_signals"]
 
 _EVERY = 1.0  # seconds
 _log = logging.getLogger(__name__)
@@ -42,3 +46,22 @@ class Notifier:
         except OSError as exc:
             _log.warning("NOTIFY_SOCKET: systemd cannot be told of frames: %s", exc.strerror)
             self._path = ""
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call a function at SIGINT or SIGTERM; a second one acts as without this."""
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            before[kind] = signal.signal(kind, handle)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
