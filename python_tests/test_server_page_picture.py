@@ -208,14 +208,14 @@ class TestPointing:
         page.keyboard.press("Shift+ArrowLeft")
         expect(page.locator("#crosshair")).to_be_visible()
         expect(page.get_by_text("Here: road")).to_be_visible()
-        expect(page.locator("#announcer")).to_have_text(
+        expect(page.locator("#announcer")).to_contain_text(
             "road, 40 % from the left, 50 % from the top"
         )
         for _ in range(3):
             page.keyboard.press("Shift+ArrowRight")
-        expect(page.locator("#announcer")).to_have_text(re.compile("^sky, 70 % from the left"))
+        expect(page.locator("#announcer")).to_have_text(re.compile("sky, 70 % from the left"))
         page.keyboard.press("Enter")
-        expect(page.locator("#announcer")).to_have_text("road 50 %, sky 50 %")
+        expect(page.locator("#announcer")).to_contain_text("road 50 %, sky 50 %")
         page.keyboard.press("Escape")
         expect(page.locator("#crosshair")).to_be_hidden()
 
@@ -224,6 +224,6 @@ class TestPointing:
         live.send_frame(halves(0, 0))
         page.get_by_role("application", name="Camera picture").focus()
         page.keyboard.press("ArrowUp")
-        expect(page.locator("#announcer")).to_have_text(re.compile("^road"))
+        expect(page.locator("#announcer")).to_have_text(re.compile("road"))
         live.send_frame(halves(1, 1))
-        expect(page.locator("#announcer")).to_have_text(re.compile("^sky"))
+        expect(page.locator("#announcer")).to_have_text(re.compile("sky"))
