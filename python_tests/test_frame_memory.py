@@ -284,6 +284,18 @@ def test_results_are_the_caller_s_own(engine):
     np.testing.assert_array_equal(fourth.scores, expected.scores)
 
 
+def test_class_maps_are_the_caller_s_own():
+    with Engine(STORED / "dense.zsseg", EngineConfig(**CPU, with_class_scores="low")) as engine:
+        engine.set_classes(list(COLOURS))
+        memory = still()
+        results = [engine.segment(picture(), memory=memory) for _ in range(3)]
+        expected = engine.segment(picture())
+    assert [seg.reused for seg in results] == [False, True, True]
+    for seg in results:
+        np.testing.assert_array_equal(seg.class_scores, expected.class_scores)
+        seg.class_scores[...] = 77
+
+
 def test_a_change_runs_the_frame(engine):
     memory, changed = still(), picture()
     engine.segment(picture(), memory=memory)

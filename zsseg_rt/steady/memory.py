@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -279,5 +279,6 @@ def source_memories(
 
 
 def _owned(seg: Segmentation, *, reused: bool = False) -> Segmentation:
-    scores = None if seg.scores is None else seg.scores.copy()
-    return replace(seg, labels=seg.labels.copy(), scores=scores, reused=reused)
+    maps = {"scores": seg.scores, "class_scores": seg.class_scores}
+    copies: dict[str, Any] = {n: None if m is None else m.copy() for n, m in maps.items()}
+    return replace(seg, labels=seg.labels.copy(), reused=reused, **copies)
