@@ -7,15 +7,12 @@
 #include "zsseg/check.h"
 #include "zsseg/error.h"
 #include "zsseg/kernel_dispatch.h"
+#include "zsseg/ops/class_logits.h"
 #include "zsseg/thread_pool.h"
 
 namespace zsseg {
 namespace {
 
-using upsample::kLongestSide;
-
-constexpr std::int64_t kMaxClasses = 65534;  // 65535 is unknown
-constexpr std::int64_t kMaxBatch = 65535;    // grid.z
 constexpr std::int64_t kMaxBytesClasses = 254;
 constexpr std::int64_t kMaxSeenOnHost = 8192;  // travel to CUDA as bits in a launch's parameters
 constexpr int kAlign = 16;                     // classes; kClassAlign of the CPU kernel
@@ -23,20 +20,8 @@ constexpr std::int64_t kScratchFloats = 13;    // a class; kScratchFloats of the
 constexpr std::int64_t kTablePadding = 16;     // elements read past the end of the fractions
 
 void check_sizes(const TensorView& logits, const UpsampleArgmaxParams& params) {
-  const auto is_side = [](std::int64_t side) { return side >= 1 && side <= kLongestSide; };
-  if (logits.shape[1] < 1 || logits.shape[1] > kMaxClasses) {
-    throw ShapeError("logits: expected from 1 to 65534 classes, got " + to_string(logits.shape) +
-                     ". Set the classes first.");
-  }
-  if (!is_side(logits.shape[2]) || !is_side(logits.shape[3])) {
-    throw ShapeError("logits: expected sides from 1 to 32767, got " + to_string(logits.shape) +
-                     ". Check the order of its axes.");
-  }
-  if (logits.shape[0] > kMaxBatch) {
-    throw ShapeError("logits: expected at most 65535 images, got " + to_string(logits.shape) +
-                     ". Split the batch.");
-  }
-  if (!is_side(params.height) || !is_side(params.width)) {
+  expect_class_logits(logits);
+  if (!is_image_side(params.height) || !is_image_side(params.width)) {
     throw ShapeError("out_hw: expected sides from 1 to 32767, got " +
                      to_string(Shape{params.height, params.width}) + ". Pass (height, width).");
   }

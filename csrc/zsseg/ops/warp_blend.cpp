@@ -6,31 +6,14 @@
 #include "zsseg/check.h"
 #include "zsseg/error.h"
 #include "zsseg/kernel_dispatch.h"
-#include "zsseg/ops/upsample_argmax_math.h"
+#include "zsseg/ops/class_logits.h"
 
 namespace zsseg {
 namespace {
 
-using upsample::kLongestSide;
-
-constexpr std::int64_t kMaxClasses = 65534;  // as upsample_argmax
-constexpr std::int64_t kMaxBatch = 65535;    // grid.z
-
 void expect_sizes(const TensorView& logits) {
   expect_shape("logits", logits, {kAnySize, kAnySize, kAnySize, kAnySize});
-  const auto is_side = [](std::int64_t side) { return side >= 1 && side <= kLongestSide; };
-  if (logits.shape[1] < 1 || logits.shape[1] > kMaxClasses) {
-    throw ShapeError("logits: expected from 1 to 65534 classes, got " + to_string(logits.shape) +
-                     ". Set the classes first.");
-  }
-  if (!is_side(logits.shape[2]) || !is_side(logits.shape[3])) {
-    throw ShapeError("logits: expected sides from 1 to 32767, got " + to_string(logits.shape) +
-                     ". Check the order of its axes.");
-  }
-  if (logits.shape[0] > kMaxBatch) {
-    throw ShapeError("logits: expected at most 65535 images, got " + to_string(logits.shape) +
-                     ". Split the batch.");
-  }
+  expect_class_logits(logits);
 }
 
 bool shares_memory(const TensorView& a, const TensorView& b) {
