@@ -9,8 +9,9 @@ import pytest
 from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.batch import JOURNAL, lanes_for, photo_run, segment_photos
-from zsseg_rt.batch.in_order import Budget, in_order
+from zsseg_rt.batch.budget import Budget
 from zsseg_rt.errors import BackendUnavailableError, EngineStateError, SourceError
+from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.photos import find_photos
 
 NAMES = ["red", "blue", "green", "white"]
@@ -92,13 +93,13 @@ def test_lanes_are_closed_at_the_end(engine_with, folder, tmp_path):
 def test_all_lanes_are_used(engine_with, folder, tmp_path, monkeypatch):
     engine = engine_with(2)
     meeting = threading.Barrier(2, timeout=LIMIT)  # fails if photos are labelled one by one
-    label = photo_run._Work._label
+    label = LanePool.segment
 
-    def together(work, frame):
+    def together(lanes, frame):
         meeting.wait()
-        return label(work, frame)
+        return label(lanes, frame)
 
-    monkeypatch.setattr(photo_run._Work, "_label", together)
+    monkeypatch.setattr(LanePool, "segment", together)
     (folder / "05.png").unlink()
     (folder / "11.png").unlink()
     results = segment_photos(engine, find_photos([str(folder)]), tmp_path / "out")

@@ -25,7 +25,7 @@ from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.lane import Lane
-from zsseg_rt.lane_pool import segment_in_lanes
+from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
@@ -227,7 +227,8 @@ class Engine:
             ZssegError: What :meth:`segment` raises for one of the frames.
         """
         self._require_open()
-        return segment_in_lanes(frames, self.segment, self.lane, self.config.num_lanes)
+        with LanePool(self.segment, self.lane, self.config.num_lanes) as pool:
+            return list(in_order(pool.segment, frames, num_threads=pool.num_lanes))
 
     def stream(
         self,

@@ -6,10 +6,9 @@ import hashlib
 import json
 import logging
 import os
-import queue
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends import registry
-from zsseg_rt.batch.in_order import Budget, in_order
+from zsseg_rt.batch.budget import Budget
 from zsseg_rt.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
@@ -36,8 +36,6 @@ OverlayFormat = Literal["png", "jpg"]
 _MOST_LANES = 4  # each holds a frame's activations
 _JPEG_QUALITY = 90
 _AHEAD = 2  # photos that are read or written while every lane is busy
-
-_Lanes = queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
 
 
 def segment_photos(  # noqa: PLR0913 - the settings of a command
@@ -95,7 +93,7 @@ def segment_photos(  # noqa: PLR0913 - the settings of a command
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
     results = []
-    with _lanes(engine) as lanes:
+    with LanePool(engine.segment, engine.lane, engine.config.num_lanes) as lanes:
         work = _Work(
             lanes=lanes,
             journal=journal,
@@ -107,7 +105,7 @@ def segment_photos(  # noqa: PLR0913 - the settings of a command
         )
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
-            num_threads=min(lanes.qsize() + _AHEAD, len(photos)) or 1,
+            num_threads=min(lanes.num_lanes + _AHEAD, len(photos)) or 1,
         )  # fmt: skip
         with closing(done):
             for result, seg in done:
@@ -133,22 +131,11 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
     return max(min(num_photos, config.num_threads or len(os.sched_getaffinity(0)), _MOST_LANES), 1)
 
 
-@contextmanager
-def _lanes(engine: Engine) -> Iterator[_Lanes]:
-    """Every lane that the engine has room for, its own first, as their functions that label."""
-    lanes: _Lanes = queue.SimpleQueue()
-    lanes.put(engine.segment)
-    with ExitStack() as opened:
-        for _ in range(engine.config.num_lanes - 1):
-            lanes.put(opened.enter_context(engine.lane()).segment)
-        yield lanes
-
-
 class _Work:
     """What is done to each photo; several at the same time.
 
     Args:
-        lanes: Functions that label a frame, for one thread at a time each.
+        lanes: Label frames.
         journal: Where finished photos are noted.
         alpha: Weight of the colours in the overlay.
         suffix: Of the overlay's file.
@@ -160,7 +147,7 @@ class _Work:
     def __init__(
         self,
         *,
-        lanes: _Lanes,
+        lanes: LanePool,
         journal: Journal,
         alpha: float,
         suffix: str,
@@ -197,7 +184,7 @@ class _Work:
             frame = decode_photo(data, photo, max_pixels=self._max_pixels)
             if self._order == "bgr":
                 frame = _swapped(frame)
-            seg = self._label(frame)
+            seg = self._lanes.segment(frame)
             overlay = target.with_name(f"{target.name}{self._suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
             draw = seg.plot if self._legend else seg.overlay
@@ -215,14 +202,6 @@ class _Work:
         )
         self._journal.append(result, data)
         return result, seg
-
-    def _label(self, frame: npt.NDArray[np.uint8]) -> Segmentation:
-        """Label a frame in the next free lane."""
-        lane = self._lanes.get()
-        try:
-            return lane(frame)
-        finally:
-            self._lanes.put(lane)
 
 
 def _pixels_of(data: bytes, photo: Path) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.batch import lanes_for
-from zsseg_rt.batch.in_order import Budget, in_order
+from zsseg_rt.batch.budget import Budget
 from zsseg_rt.batch.photo_run import describe_classes
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.engine import Engine
@@ -26,9 +25,9 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.extras import install_command
+from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
-from zsseg_rt.result import Segmentation
 from zsseg_rt.text.class_names import ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 from zsseg_rt.visualize import encode_label_png, palette
@@ -103,11 +102,8 @@ class PhotoSegmenter:
         self._max_pixels, self._pixels = max_pixels, Budget(max_pixels)
         self.engine = Engine(bundle, _placed(config))
         self.engine.set_classes(classes, background=background, templates=templates)
-        self._lanes: queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
-        self._lanes = queue.SimpleQueue()
-        self._lanes.put(self.engine.segment)
-        for _ in range(self.engine.config.num_lanes - 1):
-            self._lanes.put(self.engine.lane().segment)
+        engine = self.engine
+        self._lanes = LanePool(engine.segment, engine.lane, engine.config.num_lanes)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
         """Label the photos of a batch, several at the same time.
@@ -144,7 +140,7 @@ class PhotoSegmenter:
             paths: What to call them in messages.
         """
         names = [f"row {i}" for i in range(len(photos))] if paths is None else paths
-        threads = self.engine.config.num_lanes + _AHEAD
+        threads = self._lanes.num_lanes + _AHEAD
         return list(in_order(self._describe, zip(photos, names, strict=True), num_threads=threads))
 
     def _describe(self, photo: tuple[Any, Any]) -> dict[str, Any]:
@@ -164,11 +160,7 @@ class PhotoSegmenter:
         frame = data
         if isinstance(data, bytes):
             frame = decode_photo(data, Path(name), max_pixels=self._max_pixels)
-        lane = self._lanes.get()
-        try:
-            seg = lane(np.ascontiguousarray(frame))
-        finally:
-            self._lanes.put(lane)
+        seg = self._lanes.segment(np.ascontiguousarray(frame))
         height, width = seg.labels.shape
         row = {
             "height": height,
