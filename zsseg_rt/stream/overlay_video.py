@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.i420 import I420
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
 from zsseg_rt.stream.writers import frame_of, require_folder, unwritable
@@ -23,6 +25,10 @@ _FRAGMENTS = {
     "flush_packets": "1",
 }
 _X264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
+# Threads that encode frames beside each other never wait for one another's slices. That holds back
+# as many frames as there are threads, which a camera that fails would lose.
+_WHOLE_FRAMES = {"x264-params": "sliced-threads=0"}
+_MOST_THREADS = 8
 
 
 class OverlayVideo:
@@ -104,21 +110,25 @@ class _Recording:
     def __init__(self, av: Any, path: Path, frame: Frame, order: str) -> None:
         self.path = path
         self.canvas = np.empty_like(frame.image)
-        self._av, self._format = av, f"{order}24"
+        self._av, self._i420 = av, I420(frame.image.shape[:2], channel_order=order)
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
         self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
-        height, width = self.canvas.shape[:2]
-        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
-        self._stream = self._container.add_stream("libx264", rate=30, options=_X264)
-        self._stream.height, self._stream.width = height + height % 2, width + width % 2
+        is_file = frame.clock == "file"
+        options = {**_X264, **(_WHOLE_FRAMES if is_file else {})}
+        self._stream = self._container.add_stream("libx264", rate=30, options=options)
+        if is_file:
+            cpus = len(os.sched_getaffinity(0))
+            self._stream.codec_context.thread_count = min(cpus + 1, _MOST_THREADS)
+        height, self._stream.width = self._i420.planes.shape
+        self._stream.height = height * 2 // 3
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
 
     def add(self, frame: Frame) -> None:
         """Encode the canvas at the frame's time."""
-        picture = np.pad(self.canvas, self._padding, mode="edge")
-        video = self._av.VideoFrame.from_ndarray(picture, format=self._format)
+        self._i420.convert(self.canvas)
+        video = self._av.VideoFrame.from_ndarray(self._i420.planes, format="yuv420p")
         seconds = _time_of(frame) - self._start
         self._last_tick = max(round(seconds * _TICKS), self._last_tick + 1)
         video.pts, video.time_base = self._last_tick, Fraction(1, _TICKS)

@@ -1,0 +1,68 @@
+"""Images as video encoders take them, against the standard's arithmetic."""
+
+import cv2
+import numpy as np
+import pytest
+
+from zsseg_rt.stream.i420 import I420
+
+# ITU-R BT.601, limited range: rows Y, U, V from R, G, B in [0, 255].
+MATRIX = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+OFFSET = np.array([16.0, 128.0, 128.0])
+
+
+def expected_planes(rgb):
+    """Y per pixel, U and V as the mean over each 2x2 pixels; float64."""
+    yuv = rgb.astype(np.float64) / 255.0 @ MATRIX.T + OFFSET
+    height, width = rgb.shape[:2]
+    means = yuv.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+    return yuv[..., 0], means[..., 1], means[..., 2]
+
+
+def split(planes):
+    height, width = planes.shape[0] * 2 // 3, planes.shape[1]
+    u, v = planes[height:].reshape(2, height // 2, width // 2)
+    return planes[:height], u, v
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+@pytest.mark.parametrize("size_hw", [(2, 2), (2, 6), (6, 2), (34, 50), (50, 322), (720, 1280)])
+def test_planes_are_those_of_the_standard(size_hw, channel_order):
+    rgb = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    image = rgb if channel_order == "rgb" else np.ascontiguousarray(rgb[..., ::-1])
+    canvas = I420(size_hw, channel_order=channel_order)
+    canvas.convert(image)
+    for found, expected in zip(split(canvas.planes), expected_planes(rgb), strict=True):
+        # Rounded twice: the mean of four pixels, then 10-bit weights.
+        assert np.abs(found - expected).max() <= 2.0
+        assert np.abs(found - expected).mean() <= 0.5
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (47, 63), (48, 63), (47, 64)])
+def test_odd_sides_repeat_their_last_row_or_column(size_hw):
+    rgb = np.random.default_rng(1).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    even = np.pad(rgb, ((0, size_hw[0] % 2), (0, size_hw[1] % 2), (0, 0)), mode="edge")
+    odd, whole = I420(size_hw, channel_order="rgb"), I420(even.shape[:2], channel_order="rgb")
+    odd.convert(rgb)
+    whole.convert(even)
+    np.testing.assert_array_equal(odd.planes, whole.planes)
+
+
+def test_a_later_image_leaves_nothing_of_the_one_before():
+    canvas, fresh = (I420((48, 64), channel_order="rgb") for _ in range(2))
+    first, second = np.random.default_rng(2).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    canvas.convert(first)
+    canvas.convert(second)
+    fresh.convert(second)
+    np.testing.assert_array_equal(canvas.planes, fresh.planes)
+
+
+def test_pictures_come_back_as_close_as_half_the_colours_allow():
+    smooth = cv2.resize(
+        np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8), (640, 480)
+    )
+    canvas = I420((480, 640), channel_order="rgb")
+    canvas.convert(smooth)
+    back = cv2.cvtColor(canvas.planes, cv2.COLOR_YUV2RGB_I420)
+    error = np.mean((back.astype(float) - smooth) ** 2)
+    assert 10 * np.log10(255**2 / error) > 40.0  # dB
