@@ -75,6 +75,37 @@ def test_an_overlay_has_the_colours_of_the_table_in_either_channel_order(engine,
     np.testing.assert_allclose(shown, palette(NAMES), atol=6)
 
 
+def test_several_lanes_give_what_one_gives(colour_bundle, engine, order, tmp_path):
+    pytest.importorskip("av")
+    names = ["red", "green", "blue", "blue", "red"] * 5
+    path = write_video(tmp_path / "in.mp4", [colour(name) for name in names], gop=1)
+    expected = [seg.labels for seg in engine.stream(path)]
+    config = EngineConfig(
+        device="cpu", cache_dir=tmp_path / "cache", channel_order=order, num_lanes=3
+    )
+    sink = tmp_path / "out.mp4"
+    with Engine(colour_bundle, config) as several:
+        several.set_classes(NAMES)
+        with several.stream(path, sinks=[sink]) as stream:
+            found = list(stream)
+            assert stream.sink_stats()[0].written == len(names)
+        np.testing.assert_array_equal([seg.labels for seg in found], expected)
+        assert [seg.frame.index for seg in found] == [*range(len(names))]
+        with several.lane(), pytest.raises(EngineStateError, match="lanes"):
+            several.stream(path)
+        with several.lane(), several.lane():  # a closed stream has given its lanes back
+            assert winner(several.segment(found[0].frame.image)) == "red"
+
+
+def test_cameras_leave_the_further_lanes_alone(colour_bundle, tmp_path):
+    config = EngineConfig(device="cpu", cache_dir=tmp_path, num_lanes=2)
+    with Engine(colour_bundle, config) as several:
+        several.set_classes(NAMES)
+        with several.stream("test://?size=64x48&rate=100") as stream, several.lane() as lane:
+            seg = next(stream)
+            np.testing.assert_array_equal(lane.segment(seg.frame.image).labels, seg.labels)
+
+
 def test_several_sources_take_turns(engine, photos):
     names = [f"{photos}/{number}.png" for number in range(3)]
     found = {seg.frame.source: winner(seg) for seg in engine.stream(names)}

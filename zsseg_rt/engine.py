@@ -29,8 +29,9 @@ from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
-from zsseg_rt.stream.runner import Policy, Stream
+from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
+from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
@@ -241,7 +242,11 @@ class Engine:
         steady: bool = False,
         skip_still: bool = False,
     ) -> Stream:
-        """Label the frames of cameras, videos or photos, in the engine's own lane.
+        """Label the frames of cameras, videos or photos.
+
+        Cameras are labelled in the engine's own lane. Where every source is a file and nothing
+        depends on past frames, all lanes of ``EngineConfig(num_lanes=N)`` label at the same time;
+        until such a stream is closed, the engine and its lanes are busy.
 
         Args:
             source: A URI or path (docs/streams.md lists them), ``@FILE`` with one per line, or
@@ -264,20 +269,29 @@ class Engine:
                 port cannot be had.
             BackendUnavailableError: PyAV or GStreamer is not installed for a sink, or OpenCV for a
                 memory.
-            EngineStateError: The engine is closed.
+            EngineStateError: The engine is closed, or another lane is open that is needed.
         """
         self._require_open()
         if steady or skip_still:
             check_family(self.bundle.family)
+        check_settings(policy, max_staleness)
         sources = open_sources(source, self.config.channel_order)
+        memories = source_memories(sources, steady=steady, skip_still=skip_still)
+        writers = open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha)
         return Stream(
             sources,
             self.segment,
             policy=policy,
             max_staleness=max_staleness,
-            writers=open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha),
-            memories=source_memories(sources, steady=steady, skip_still=skip_still),
+            writers=writers,
+            memories=memories,
+            lanes=self._stream_lanes(sources, policy) if memories is None else None,
         )
+
+    def _stream_lanes(self, sources: Sequence[Source], policy: Policy | None) -> LanePool | None:
+        if self.config.num_lanes == 1 or not waits_for_labels(sources, policy):
+            return None
+        return LanePool(self.segment, self.lane, self.config.num_lanes)
 
     def lane(self) -> Lane:
         """Open a lane: one more frame that can be labelled at the same time, on the same weights.

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,8 +98,11 @@ def stream(
     A camera that is lost is opened again. Ctrl-C (or SIGTERM) ends the stream and finishes its
     files. docs/streams.md tells sources, sinks and policies.
     """
+    from zsseg_rt.batch.photo_run import lanes_for
+    from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
     from zsseg_rt.steady.memory import source_memories
+    from zsseg_rt.stream.runner import waits_for_labels
     from zsseg_rt.stream.sinks import open_writers
     from zsseg_rt.stream.uris import open_sources
 
@@ -118,6 +122,8 @@ def stream(
     with argument_errors_are_usage():
         settings = _stream_settings(policy, max_staleness)
         sources = open_sources(source, config.channel_order)
+        if waits_for_labels(sources, settings["policy"]) and not (steady or skip_still):
+            config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
         settings["memories"] = source_memories(sources, steady=steady, skip_still=skip_still)
         writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
     with Engine(checked, config) as engine:
@@ -156,9 +162,13 @@ def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[st
 
 
 def _open(sources: Sequence[Any], engine: Engine, **settings: Any) -> Stream:
+    from zsseg_rt.lane_pool import LanePool
     from zsseg_rt.stream.runner import Stream
 
-    return Stream(sources, engine.segment, **settings)
+    lanes = None
+    if engine.config.num_lanes > 1:
+        lanes = LanePool(engine.segment, engine.lane, engine.config.num_lanes)
+    return Stream(sources, engine.segment, lanes=lanes, **settings)
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import weakref
@@ -20,16 +21,18 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.ahead import Ahead, Lanes
 from zsseg_rt.stream.capture import Capture
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
+from zsseg_rt.stream.writers import frame_of
 
 if TYPE_CHECKING:
     from zsseg_rt.steady.memory import FrameMemory
 
-__all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings"]
+__all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings", "waits_for_labels"]
 
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")
@@ -104,6 +107,8 @@ class Stream:
         patience: How long cameras are waited for.
         memories: What each source's past frames left behind, by the source's name; None if frames
             are labelled one by one.
+        lanes: Label several frames at the same time in place of ``segment``, for sources that wait
+            and without memories; closed with the stream.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -119,9 +124,11 @@ class Stream:
         writers: Sequence[Writer] = (),
         patience: Patience | None = None,
         memories: Mapping[str, FrameMemory] | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
-        self._segment, self._memories = segment, memories
+        self._segment = segment if lanes is None else lanes.segment
+        self._memories = memories
         keeps_all = [policy == "all" or (policy is None and not s.live) for s in sources]
         self._hand_off = HandOff(
             [
@@ -144,8 +151,12 @@ class Stream:
         self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
         self._sinks = [Sink(writer) for writer in writers]
         self._patience = _EndPatience()
+        # A bound method would keep a stream that is forgotten.
+        label = functools.partial(_label, self._segment, memories)
+        self._label = label
+        self._ahead = None if lanes is None else Ahead(label, lanes)
         self._close = weakref.finalize(
-            self, _close, self._hand_off, self._captures, self._sinks, self._patience
+            self, _close, self._hand_off, self._captures, self._sinks, self._patience, self._ahead
         )
 
     def __iter__(self) -> Stream:
@@ -159,15 +170,15 @@ class Stream:
             BackendUnavailableError: A package that a source needs is not installed.
         """
         try:
-            frame = self._next_frame()
+            seg, age = self._next_labelled()
         except EndOfSource:
             self.close()
             raise StopIteration from None
         except ZssegError:
             self.close()
             raise
-        seg = self._label(frame)
-        self._ages[frame.source].add(time.monotonic() - frame.captured_at, reused=seg.reused)
+        frame = frame_of(seg)
+        self._ages[frame.source].add(age, reused=seg.reused)
         for sink in self._sinks:
             sink.put(seg, waits=self._keeps_all[frame.source])
         return seg
@@ -228,17 +239,17 @@ class Stream:
                 return frame
         raise EndOfSource("source: no more frames")
 
-    def _label(self, frame: Frame) -> Segmentation:
-        if self._memories is None:
-            return replace(self._segment(frame.image), frame=frame)
-        # A file's frames are read faster than they were taken: its own time stamps count.
-        own_time = frame.pts_seconds if frame.clock == "file" else None
-        seg = self._segment(
-            frame.image,
-            memory=self._memories[frame.source],
-            captured_at=frame.captured_at if own_time is None else own_time,
-        )
-        return replace(seg, frame=frame)
+    def _next_labelled(self) -> tuple[Segmentation, float]:
+        """The next result, and its age when the labels were there."""
+        if self._ahead is None:
+            return self._label(self._next_frame())
+        try:
+            while self._ahead.has_room:
+                self._ahead.begin(self._next_frame())
+        except EndOfSource:
+            if self._hand_off.is_closed or self._ahead.is_empty:
+                raise
+        return self._ahead.take()
 
     def _is_exhausted(self) -> bool:
         ended = all(capture.watch.state == "ended" for capture in self._captures)
@@ -277,15 +288,35 @@ class _EndPatience:
     sinks: float = 10.0
 
 
+def _label(
+    segment: Callable[..., Segmentation], memories: Mapping[str, FrameMemory] | None, frame: Frame
+) -> tuple[Segmentation, float]:
+    """Label a frame; returns the result and its age in seconds."""
+    if memories is None:
+        seg = segment(frame.image)
+    else:
+        # A file's frames are read faster than they were taken: its own time stamps count.
+        own_time = frame.pts_seconds if frame.clock == "file" else None
+        seg = segment(
+            frame.image,
+            memory=memories[frame.source],
+            captured_at=frame.captured_at if own_time is None else own_time,
+        )
+    return replace(seg, frame=frame), time.monotonic() - frame.captured_at
+
+
 def _close(
     hand_off: HandOff,
     captures: Sequence[Capture],
     sinks: Sequence[Sink],
     patience: _EndPatience,
+    ahead: Ahead[Any] | None,
 ) -> None:
     hand_off.close()
     for capture in captures:
         capture.stop()
+    if ahead is not None:
+        ahead.close()
     for sink in sinks:
         sink.finish()
     _join(captures, patience.source)
@@ -296,6 +327,11 @@ def _join(threads: Sequence[Capture] | Sequence[Sink], seconds: float) -> None:
     last = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(last - time.monotonic(), 0.0))
+
+
+def waits_for_labels(sources: Sequence[Source], policy: Policy | None) -> bool:
+    """Whether no source minds a result that is handed out a little later: none is a camera."""
+    return policy != "latest" and not any(source.live for source in sources)
 
 
 def check_settings(policy: Any, max_staleness: Any) -> None:
