@@ -14,7 +14,6 @@ import itertools
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stream_parts import RATE, SIZE, demo_engine, demo_frames, spread
+from stream_recording import measure_recording
 
 from zsseg_rt.profiling.meter import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python_tests"))
 
-SIZE, RATE = "1280x720", 30
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "grey")
 SLOW_RATE = 18  # frames per second of an engine that is slower than its camera
 
@@ -92,101 +92,6 @@ def paced_engine_ms(engine: Any, frames: int) -> list[float]:
     return found
 
 
-def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
-    """Video file to overlay video: the stream beside the same steps in one loop."""
-    seconds: dict[str, list[float]] = {"loop": [], "stream": []}
-    with demo_engine() as engine, tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.mp4"
-        frames = make_clip(clip, max(int(args.seconds * RATE), RATE))
-        steps: dict[str, Callable[[Path], int]] = {
-            "loop": lambda out: record_in_a_loop(engine, clip, out),
-            "stream": lambda out: record_by_stream(engine, clip, out),
-        }
-        for round_ in range(args.rounds + 1):
-            for name, run in steps.items():
-                watch = Stopwatch()
-                done = run(Path(folder) / f"{name}.mp4")
-                elapsed = watch.seconds
-                if done != frames:
-                    raise RuntimeError(f"{name}: expected {frames} frames, wrote {done}")
-                if round_:
-                    seconds[name].append(elapsed)
-    ratios = [a / b for a, b in zip(seconds["loop"], seconds["stream"], strict=True)]
-    return {
-        "frames": frames,
-        "frames per second": {n: frames / statistics.median(s) for n, s in seconds.items()},
-        "loop / stream": spread(ratios),
-    }
-
-
-def make_clip(path: Path, frames: int) -> int:
-    """Write the demo camera's frames as H.264."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18"})
-        stream.width, stream.height = map(int, SIZE.split("x"))
-        stream.pix_fmt = "yuv420p"
-        for image in demo_frames(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return frames
-
-
-def record_in_a_loop(engine: Any, clip: Path, out: Path) -> int:
-    """Decode, label, blend and encode one frame after the other."""
-    import av
-
-    from zsseg_rt.stream.overlay_video import OverlayVideo
-    from zsseg_rt.stream.source import Picture
-
-    def pictures() -> Iterator[Picture]:
-        with av.open(str(clip)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                yield Picture(
-                    image=frame.to_ndarray(format="rgb24"),
-                    captured_at=time.monotonic(),
-                    clock="file",
-                    pts_seconds=frame.time,
-                )
-
-    writer = OverlayVideo(out, channel_order="rgb", alpha=0.5)
-    count = 0
-    for picture in pictures():
-        writer.write(as_result(engine.segment(picture.image), picture, count))
-        count += 1
-    writer.close()
-    return count
-
-
-def as_result(seg: Any, picture: Any, index: int) -> Any:
-    """A result as the stream gives it."""
-    from dataclasses import replace
-
-    from zsseg_rt.result import Frame
-
-    return replace(
-        seg,
-        frame=Frame(
-            source="clip",
-            index=index,
-            captured_at=picture.captured_at,
-            clock=picture.clock,
-            pts_seconds=picture.pts_seconds,
-            image=picture.image,
-        ),
-    )
-
-
-def record_by_stream(engine: Any, clip: Path, out: Path) -> int:
-    """The same by the stream and its video sink."""
-    with engine.stream(clip, sinks=[out]) as stream:
-        for _ in stream:
-            pass
-    return int(stream.sink_stats()[0].written)
-
-
 def measure_counting(args: argparse.Namespace) -> dict[str, Any]:
     """``count_labels`` beside NumPy, on one thread as both run."""
     from zsseg_rt import ops
@@ -232,23 +137,19 @@ def measure_rtsp(args: argparse.Namespace) -> dict[str, Any]:
 def measure_backlog(args: argparse.Namespace) -> dict[str, Any]:
     """Age of labels from a camera that is faster than the engine: the stream and a plain loop.
 
-    Both label 18 of a camera's 30 frames per second and read the time that each frame shows.
+    Both label 18 of a camera's 30 frames per second and read the time that each frame shows. The
+    loop, whose age grows by 0.4 s each second, gets 20 s at most.
     """
-    found: dict[str, list[list[float]]] = {"cv2 loop": [], "stream": []}
+    found: dict[str, list[dict[str, Any]]] = {"cv2 loop": [], "stream": []}
     with demo_engine() as engine, rtsp_camera() as camera:
         for _ in range(args.rounds):
-            found["cv2 loop"].append(ages_of_a_loop(engine, camera.url, args.seconds))
+            seconds = min(args.seconds, 20.0)
+            found["cv2 loop"].append(ages_of_a_loop(engine, camera.url, seconds))
             found["stream"].append(ages_of_a_stream(engine, camera.url, args.seconds))
-    return {
-        name: {
-            "first second's median, s": statistics.median(r[0] for r in rounds),
-            "last second's median, s": statistics.median(r[1] for r in rounds),
-        }
-        for name, rounds in found.items()
-    }
+    return dict(found)
 
 
-def ages_of_a_loop(engine: Any, url: str, seconds: float) -> list[float]:
+def ages_of_a_loop(engine: Any, url: str, seconds: float) -> dict[str, Any]:
     """What one writes first: read, label, read."""
     import cv2
 
@@ -265,32 +166,69 @@ def ages_of_a_loop(engine: Any, url: str, seconds: float) -> list[float]:
             yield image
 
     try:
-        return first_and_last(frames(), seconds)
+        return slow_ages(frames(), seconds)
     finally:
         capture.release()
 
 
-def ages_of_a_stream(engine: Any, url: str, seconds: float) -> list[float]:
+def ages_of_a_stream(engine: Any, url: str, seconds: float) -> dict[str, Any]:
     """The same through the stream, whose policy for cameras is ``latest``."""
     with engine.stream(url) as stream:
-        return first_and_last((seg.frame.image for seg in stream), seconds)
+        report = slow_ages((seg.frame.image for seg in stream), seconds)
+        (stats,) = stream.stats().values()
+    return report | {"dropped": stats.dropped, "reconnects": stats.reconnects}
 
 
-def first_and_last(frames: Iterator[Any], seconds: float) -> list[float]:
-    """Median age in seconds within the first and the last second, labelling 18 per second."""
+def slow_ages(frames: Iterator[Any], seconds: float) -> dict[str, Any]:
+    """Ages while 18 frames per second are labelled, and whether they grow."""
     from support.rtsp_camera import shown_time
 
-    ages, start, due = [], time.monotonic(), 0.0
+    rows, start, due, unread = [], time.monotonic(), 0.0, 0
     for image in frames:
         due = max(due + 1 / SLOW_RATE, time.monotonic())
         time.sleep(max(due - time.monotonic(), 0.0))
         now, made = time.monotonic(), shown_time(image)
-        if made is not None:
-            ages.append((now - start, now - made))
+        if made is None:
+            unread += 1
+        else:
+            rows.append((now - start, now - made))
         if now - start > seconds:
             break
-    ends = [a for t, a in ages if t > seconds - 1.0]
-    return [statistics.median(a for t, a in ages if t < 1.0 + ages[0][0]), statistics.median(ends)]
+    return ages_report(np.array(rows)) | {"frames without a readable time": unread}
+
+
+def ages_report(rows: Any) -> dict[str, Any]:
+    """Median ages of the first and last second, of each minute, and the growth per minute.
+
+    The growth is the Theil-Sen slope over the medians of twenty equal parts (the first, in which
+    the connection is made, left out), with Kendall's interval of 95 %. Flat means that even its
+    upper end comes to less than a camera's frame over the run; short runs cannot show that.
+
+    Args:
+        rows: Seconds since the start, and age in seconds; float64 [N, 2], in order.
+    """
+    from scipy.stats import theilslopes
+
+    if len(rows) < 40:
+        raise MissingError(f"{len(rows)} frames are too few to tell; give more --seconds")
+    at, ages = rows.T
+    parts = np.array_split(np.arange(len(at)), 20)[1:]
+    middles = [statistics.median(at[part]) / 60.0 for part in parts]
+    medians = [statistics.median(ages[part]) for part in parts]
+    slope, _, least, most = theilslopes(medians, middles, alpha=0.95)
+    minutes = (at // 60.0).astype(int)
+    return {
+        "seconds": float(at[-1]),
+        "frames": len(at),
+        "first second's median, s": statistics.median(ages[at < 1.0 + at[0]]),
+        "last second's median, s": statistics.median(ages[at > at[-1] - 1.0]),
+        "most, s": float(ages.max()),
+        "each minute's median, s": [
+            round(statistics.median(ages[minutes == minute]), 4) for minute in np.unique(minutes)
+        ],
+        "growth, s per minute": {"slope": slope, "least": least, "most": most},
+        "flat": bool(most * at[-1] / 60.0 < 1.0 / RATE),
+    }
 
 
 def rtsp_camera() -> Any:
@@ -375,40 +313,9 @@ class Viewer:
         self._opened.close()
 
 
-def demo_engine() -> Any:
-    """The demo's engine with its classes."""
-    from zsseg_rt import Bundle, Engine
-    from zsseg_rt.demo import demo_classes
-
-    engine = Engine(Bundle.demo())
-    engine.set_classes(demo_classes())
-    return engine
-
-
-def demo_frames(count: int) -> Iterator[Any]:
-    """The demo camera's first frames, without waiting."""
-    from zsseg_rt.stream.demo_camera import DemoCamera
-
-    class Hurry:
-        def wait(self, seconds: float) -> bool:
-            return False
-
-        def count_damaged(self) -> None:
-            raise AssertionError("a drawn frame is never damaged")
-
-    width, height = map(int, SIZE.split("x"))
-    camera = DemoCamera(name="test://", size_hw=(height, width), rate=RATE, num_frames=count)
-    return (picture.image for picture in camera.pictures(Hurry()))
-
-
 def percentiles(values: list[float]) -> dict[str, float]:
     """Milliseconds at the 50th, 95th and 99th percentile."""
     return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def machine_and_commit() -> dict[str, str]:
