@@ -1,5 +1,6 @@
 """The soak script: its short form finds what leaks, and reports what it measured."""
 
+import ctypes
 import importlib.util
 import json
 import subprocess
@@ -38,6 +39,24 @@ def test_a_short_run_is_within_its_limits(tmp_path):
     assert all(ages["p50"] > 0 for ages in found["age_ms"].values())
     assert 0 < found["recorded"][0] <= sum(found["pictures"]["labelled"].values())
     assert found["threads"]["most"] == found["threads"]["first"] > 1
+    assert 10.0 < found["given_out_mb"]["last"] < found["rss_mb"]["last"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_memory_that_is_given_back_is_not_counted_as_in_use(soak):
+    before = soak.given_out()
+    rows = [np.ones(50_000) for _ in range(50)]  # 20 MB
+    assert soak.given_out() - before == pytest.approx(20.0, abs=2.0)
+    del rows
+    assert soak.given_out() - before == pytest.approx(0.0, abs=2.0)
+
+
+def test_growth_of_the_memory_in_use_is_told(soak):
+    at = np.arange(10.0, 1210.0, 60.5)
+    told = soak.given_out_report(np.array([at, 150.0 + 3.0 * at / 3600.0]))
+    assert told["growth_per_hour"] == pytest.approx(3.0, abs=0.1)
+    assert (told["first"], told["last"]) == (150.01, 150.97)
+    assert "growth_per_hour" not in soak.given_out_report(np.array([[0.0], [1.0]]))
 
 
 @pytest.mark.parametrize("per_hour", [0.0, 5.0])

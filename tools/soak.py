@@ -12,6 +12,9 @@ Printed, and written with --json:
   the warm-up, which is the first fifth of the run. The limit, 1 MB per hour, is raised by noise:
   twice the spread of the medians around their line, 0.25 MB at least, over the time. Runs below ten
   minutes tell no rate: their memory may grow by 4 MB, which is the rest of the warm-up;
+- memory in use: what the C library has given out, without what it keeps free for later, once a
+  minute, and its growth per hour. Resident memory that grows while this stands still is no leak but
+  room that the allocator keeps. Only the resident memory is judged;
 - threads and descriptors while all is well, between one failure and the next;
 - seconds from the camera's return to its first labels; ages; damaged, repeated and lost pictures.
 
@@ -28,6 +31,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 
 import argparse
+import ctypes
 import itertools
 import json
 import logging
@@ -140,6 +144,28 @@ def use_now() -> tuple[float, int, int]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, threads, descriptors
 
 
+class MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells of all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def given_out() -> float:
+    """Megabytes that the C library has given out; NaN where it does not tell."""
+    tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if tell is None:  # glibc before 2.33
+        return float("nan")
+    tell.restype = MallInfo
+    told = tell()
+    return (told.uordblks + told.hblkhd) / 1e6
+
+
 def fewest(rounds: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> dict[str, int]:
     """The fewest threads or descriptors in each quiet time."""
     found = [int(counts[rounds == number].min()) for number in np.unique(rounds)]
@@ -170,9 +196,10 @@ class Watcher:
     def __init__(self, name: str, troubles: Troubles, seconds: float, warm_after: float) -> None:
         self.ages = {source: Table(round(40 * seconds), 1) for source in (name, OTHER)}
         self.use = Table(round(seconds) + 1, 5)  # at, failures before, and use_now()
+        self.given_out = Table(round(seconds / 60) + 1, 2)
         self.damaged = self.repeated = 0
         self._name, self._troubles, self._warm_after = name, troubles, warm_after
-        self._last_shown, self._next_sample = 0.0, 0.0
+        self._last_shown, self._next_sample, self._next_look = 0.0, 0.0, 0.0
         self._calm_since: float | None = None
         self._start = time.monotonic()
 
@@ -193,6 +220,9 @@ class Watcher:
         if quiet and now - self._start > self._warm_after and now > self._next_sample:
             self._next_sample = now + 1.0
             self.use.add(now - self._start, self._troubles.rounds, *use_now())
+            if now > self._next_look:
+                self._next_look = now + 60.0
+                self.given_out.add(now - self._start, given_out())
 
     def _judge(self, made_at: float | None) -> None:
         if made_at is None:
@@ -247,6 +277,18 @@ def describe(values: npt.ArrayLike) -> dict[str, float]:
                                                         strict=True)}  # fmt: skip
 
 
+def given_out_report(columns: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """First and last megabytes, and their growth per hour in runs of some minutes."""
+    at, values = columns
+    if np.isnan(values).any():
+        return {}
+    report = {"first": round(float(values[0]), 2), "last": round(float(values[-1]), 2)}
+    if len(at) >= 3:
+        slope, noise, _ = growth(at, values, 60.0)
+        report |= {"growth_per_hour": round(slope, 2), "noise_per_hour": round(noise, 2)}
+    return report
+
+
 def report_of(
     watcher: Watcher, stream: Stream, troubles: Troubles, seconds: float, count: int
 ) -> dict[str, Any]:
@@ -268,6 +310,7 @@ def report_of(
             "noise_per_hour": round(noise, 2),
             "medians": medians,
         },
+        "given_out_mb": given_out_report(watcher.given_out.columns),
         "threads": fewest(rounds, threads),
         "descriptors": fewest(rounds, descriptors),
         "back_after_ms": describe(troubles.back_after),
