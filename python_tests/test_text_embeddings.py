@@ -194,6 +194,29 @@ def test_many_prompts_run_in_bounded_batches(bundle):
     assert encoder.largest_batch == embeddings.PROMPTS_PER_RUN
 
 
+def test_memory_keeps_the_phrases_that_were_used_last(bundle, monkeypatch):
+    monkeypatch.setattr(embeddings, "KEPT_PHRASES", 3)
+    encoder = CountingEncoder()
+    embedder = PhraseEmbedder(bundle, lambda: encoder, None)
+    embedder.embed(["a", "b", "c"])
+    embedder.embed(["a"])  # b is the oldest now
+    embedder.embed(["d"])
+    before = encoder.prompts
+    embedder.embed(["a", "c", "d"])
+    assert encoder.prompts == before
+    embedder.embed(["b"])
+    assert encoder.prompts == before + 2  # two templates
+
+
+def test_more_phrases_than_are_kept_are_still_embedded(bundle, monkeypatch):
+    names = [f"c{i}" for i in range(40)]
+    expected = PhraseEmbedder(bundle, CountingEncoder, None).embed([*names, names[0]])
+    monkeypatch.setattr(embeddings, "KEPT_PHRASES", 3)
+    embedder = PhraseEmbedder(bundle, CountingEncoder, None)
+    for _ in range(2):
+        np.testing.assert_array_equal(embedder.embed([*names, names[0]]), expected)
+
+
 def test_text_bank_answers_first_and_unknown_names_get_a_hint(tmp_path):
     from safetensors.numpy import save_file
 

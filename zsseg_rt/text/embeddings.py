@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ __all__ = ["PhraseEmbedder", "read_embeddings", "read_text_bank"]
 
 _log = logging.getLogger(__name__)
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
+KEPT_PHRASES = 8192
+"""Phrases whose embeddings stay in memory, 16 MB at 512 floats; the least recently used go."""
 
 
 class PhraseEmbedder:
@@ -75,10 +77,13 @@ class PhraseEmbedder:
         used = tuple(templates or chosen.templates)
         bank = {} if templates else self._bank(chosen.bank)
         key = template_key(used)
-        missing = [p for p in phrases if p not in bank and not self._recall(key, p)]
+        asked = dict.fromkeys(p for p in phrases if p not in bank)
+        found = {p: row for p in asked if (row := self._recall(key, p)) is not None}
+        missing = [p for p in asked if p not in found]
         if missing:
-            self._embed_missing(missing, used, key)
-        rows = [bank[p] if p in bank else self._known[key, p] for p in phrases]
+            found |= self._embed_missing(missing, used, key)
+        self._keep(key, found)
+        rows = [bank[p] if p in bank else found[p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
     def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
@@ -106,15 +111,23 @@ class PhraseEmbedder:
             self._session.close()
             self._session = None
 
-    def _recall(self, key: str, phrase: str) -> bool:
-        if (key, phrase) in self._known:
-            return True
-        row = None if self._stored is None else self._stored.read(key, phrase)
-        if row is not None:
-            self._known[key, phrase] = row
-        return row is not None
+    def _recall(self, key: str, phrase: str) -> npt.NDArray[np.float32] | None:
+        row = self._known.get((key, phrase))
+        if row is not None or self._stored is None:
+            return row
+        return self._stored.read(key, phrase)
 
-    def _embed_missing(self, phrases: list[str], templates: tuple[str, ...], key: str) -> None:
+    def _keep(self, key: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Remember the newest; a server's clients may name new classes for ever."""
+        for phrase, row in rows.items():
+            self._known.pop((key, phrase), None)  # so that it becomes the newest
+            self._known[key, phrase] = row
+        while len(self._known) > KEPT_PHRASES:
+            del self._known[next(iter(self._known))]
+
+    def _embed_missing(
+        self, phrases: list[str], templates: tuple[str, ...], key: str
+    ) -> dict[str, npt.NDArray[np.float32]]:
         tokenizer = self._open_tokenizer(phrases)
         for phrase in phrases:
             self._check_words(phrase, tokenizer)
@@ -128,10 +141,10 @@ class PhraseEmbedder:
             parts.append(np.array(next(iter(session.run({name: batch}).values()))))
         embeds = _unit_rows(np.concatenate(parts).astype(np.float32))
         rows = _unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
-        embedded = dict(zip(phrases, rows, strict=True))
-        self._known.update({(key, phrase): row for phrase, row in embedded.items()})
+        embedded = {phrase: row.copy() for phrase, row in zip(phrases, rows, strict=True)}
         if self._stored is not None:
             self._stored.write(key, embedded)
+        return embedded
 
     def _check_words(self, phrase: str, tokenizer: Tokenizer) -> None:
         """Refuse a phrase without any word the text encoder knows; log words it does not know.
