@@ -3,13 +3,14 @@
 import base64
 import hashlib
 import re
+import socket
 
 import pytest
 
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.server.access import AccessRules, Refused
 from zsseg_rt.server.page import load_page, policy_for
-from zsseg_rt.server.settings import ServerSettings
+from zsseg_rt.server.settings import ServerSettings, listen
 
 TOKEN = "0123456789abcdefghij"
 SCRIPT = "<script>1</script>"
@@ -158,6 +159,15 @@ def test_this_machine_needs_none(host):
 def test_settings_outside_their_range_are_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
         ServerSettings(**settings)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_the_wildcard_of_ipv6_takes_ipv4_too():
+    with listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), timeout=30):
+                listener.accept()[0].close()
 
 
 def test_the_policy_lets_the_page_s_own_style_and_script_run_and_nothing_else():

@@ -109,15 +109,19 @@ def listen(host: str, port: int) -> socket.socket:
     """Listen on an address.
 
     Args:
-        host: Address or name; of a name, its first address.
+        host: Address or name; of a name, its first address. ``::`` takes IPv4 too, where the system
+            can do that.
         port: TCP port; 0 takes a free one.
 
     Raises:
         ArgumentError: There is no such host, or the port is taken or forbidden.
     """
     family, address = _addresses(host)[0]
+    both = address[0] == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((address[0], port), family=family, backlog=128)
+        listener = socket.create_server(
+            (address[0], port), family=family, backlog=128, dualstack_ipv6=both
+        )
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno else exc
         raise ArgumentError(
