@@ -70,7 +70,7 @@ class ConnectionGuard:
             transport.write_eof()
 
     def forget(self, protocol: H11Protocol) -> None:
-        """Make room: a connection is closed. One that became a WebSocket is found by :meth:`look`."""
+        """Make room for another: it is closed. :meth:`look` finds those that became WebSockets."""
         self._watched.pop(protocol, None)
 
     async def run(self) -> None:
