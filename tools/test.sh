@@ -120,6 +120,17 @@ ctest --test-dir "$build" --output-on-failure
 ZSSEG_EMULATED_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*)
 export ZSSEG_EMULATED_EXTENSION
 
+if [ "$(uname -m)" = x86_64 ]; then
+  say "C++ tests on an emulated aarch64 CPU"
+  code=0
+  bash tools/aarch64.sh "$build/aarch64" || code=$?
+  case $code in
+    0) ;;
+    4) echo "skipped: parts are missing" ;;
+    *) exit "$code" ;;
+  esac
+fi
+
 # Two files of tests at a time, on machines of any size: each may hold a few GB.
 at_once=(-n 2 --dist loadfile)
 say "Python tests"
