@@ -398,6 +398,14 @@ def cuda_stream():
 
 
 @pytest.mark.needs_cuda
+@pytest.mark.parametrize("dtype", ["uint32", "uint64", "complex64"])
+@pytest.mark.usefixtures("cuda_stream")
+def test_types_without_a_name_are_not_copied_to_a_gpu(dtype):
+    with pytest.raises(DTypeError, match="array: expected a boolean, integer or floating type"):
+        ops.DeviceArray.from_numpy(np.zeros(3, dtype))
+
+
+@pytest.mark.needs_cuda
 def test_device_array_round_trip(cuda_stream):
     array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
     assert (array.shape, array.dtype, array.device) == ((1, 3, 4), np.float32, "cuda:0")

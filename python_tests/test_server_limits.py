@@ -45,6 +45,16 @@ def read_all(client):
     return b"".join(parts)
 
 
+def test_short_connections_make_room_at_once():
+    """Far more than may be open at the same time, one after the other."""
+    with demo_server(connections=4) as server:
+        codes = []
+        for _ in range(60):
+            with raw(server, b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n") as client:
+                codes.append(read_all(client)[9:12])
+    assert set(codes) == {b"200"}
+
+
 def test_on_a_slow_link_a_viewer_sees_what_is_new():
     """Its buffer holds six seconds; one message takes a quarter of a second."""
     with (

@@ -117,6 +117,19 @@ print(f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}")')
 cmake -S . -B "$build" -DZSSEG_BUILD_TESTS=ON >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure
+ZSSEG_EMULATED_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*)
+export ZSSEG_EMULATED_EXTENSION
+
+if [ "$(uname -m)" = x86_64 ]; then
+  say "C++ tests on an emulated aarch64 CPU"
+  code=0
+  bash tools/aarch64.sh "$build/aarch64" || code=$?
+  case $code in
+    0) ;;
+    4) echo "skipped: parts are missing" ;;
+    *) exit "$code" ;;
+  esac
+fi
 
 # Two files of tests at a time, on machines of any size: each may hold a few GB.
 at_once=(-n 2 --dist loadfile)
@@ -125,6 +138,6 @@ python -m pytest "${at_once[@]}" "$@"
 
 if [ $# = 0 ]; then
   say "CUDA tests on an emulated GPU"
-  ZSSEG_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*) ZSSEG_REQUIRE_CUDA=1 \
+  ZSSEG_EXTENSION=$ZSSEG_EMULATED_EXTENSION ZSSEG_REQUIRE_CUDA=1 \
     python -m pytest -q "${at_once[@]}" -m needs_cuda python_tests --ignore-glob='*test_gpu_*'
 fi

@@ -342,6 +342,8 @@ class Lane:
                 f"unknown_below: expected a score in [0, 1] or None, got {unknown_below}. "
                 "0 keeps every pixel."
             )
+        if not (with_scores is None or isinstance(with_scores, (bool, np.bool_))):
+            raise ArgumentError(f"with_scores: expected True, False or None, got {with_scores!r}")
         changes: dict[str, Any] = {"unknown_below": unknown_below, "with_scores": with_scores}
         return replace(self._rule, **{k: v for k, v in changes.items() if v is not None})
 

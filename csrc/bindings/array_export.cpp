@@ -187,6 +187,11 @@ py::array to_numpy(const DeviceArray& array, StreamHandle stream) {
 
 DeviceArray from_numpy(const py::object& source, int device, StreamHandle stream) {
   const ArrayArg from = ArrayArg::input(source, "array", stream);
+  if (from.view().dtype == DType::other) {
+    throw DTypeError(
+        "array: expected a boolean, integer or floating type of at most 8 bytes, got another type. "
+        "Convert it first.");
+  }
   const DeviceArray array =
       DeviceArray::empty(from.view().shape, from.view().dtype, device, stream);
   copy_from(array, source, stream);

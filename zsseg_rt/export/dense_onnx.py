@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 import zsseg_rt
 from zsseg_rt.backends.graph_check.check import check_model
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
-from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
 from zsseg_rt.export.graph_files import MAX_CLASSES, strip_notes
@@ -76,11 +77,12 @@ def export_dense_bundle(
     chosen = read_options(
         {"precisions": ("float32",), **options}, ENCODER_OPTIONS, "a foreign encoder"
     )
-    size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size_hw = _sides("image_size", image_size)
+    grid_hw = None if chosen.grid_hw is None else _sides("grid_hw", chosen.grid_hw)
     mean_rgb, std_rgb = _triple("mean", mean), _triple("std", std)
     with _as_bundle_errors():
         preprocess = PreprocessSpec(size_hw=size_hw, mean=mean_rgb, std=std_rgb)
-    encoder = _read_encoder(Path(onnx_path), size_hw, chosen.embed_output, chosen.grid_hw)
+    encoder = _read_encoder(Path(onnx_path), size_hw, chosen.embed_output, grid_hw)
     with _as_bundle_errors():
         head = HeadSpec(
             logit_scale=chosen.logit_scale,
@@ -302,7 +304,18 @@ def _golden(
     return dense_golden(image, encoder.run_as_given(image), head, (names, embeds))
 
 
+def _sides(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (given, given) if isinstance(given, int) else given
+    try:
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name}: expected (height, width), got {given!r}") from None
+    return height, width
+
+
 def _triple(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise BundleError(f"{name}: expected three values for R, G, B, got {list(values)}")
-    return float(values[0]), float(values[1]), float(values[2])
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        raise BundleError(f"{name}: expected three values for R, G, B, got {values!r}") from None
+    return red, green, blue

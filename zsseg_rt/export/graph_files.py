@@ -38,8 +38,8 @@ class GraphSource(Protocol):
 
 def check_precisions(precisions: Sequence[str]) -> None:
     """Refuse an empty list and precisions in which no graph is written."""
-    unknown = [name for name in precisions if name not in GRAPH_PRECISIONS]
-    if unknown or not precisions or isinstance(precisions, str):
+    is_list = isinstance(precisions, Sequence) and not isinstance(precisions, str)
+    if not is_list or not precisions or any(p not in GRAPH_PRECISIONS for p in precisions):
         raise BundleError(
             f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
             "bfloat16 needs no graph of its own: backends lower the float32 one."

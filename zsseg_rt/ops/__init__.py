@@ -31,6 +31,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.arrays import Array
+from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
 __all__ = [
@@ -117,7 +118,7 @@ def preprocess(
         ArgumentError: ``mean``, ``std`` or ``channel_order`` is not as above.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return _C.preprocess(frame, size_hw, mean, std, channel_order, out, stream)
+    return native(_C.preprocess, frame, size_hw, mean, std, channel_order, out, stream)
 
 
 def relationship_descriptor(
@@ -156,8 +157,8 @@ def relationship_descriptor(
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
     """
-    return _C.relationship_descriptor(
-        cls_embed, text_embeds, weight, bias, text_queries, out, stream
+    return native(
+        _C.relationship_descriptor, cls_embed, text_embeds, weight, bias, text_queries, out, stream
     )
 
 
@@ -188,7 +189,7 @@ def relationship_descriptor_text(
         DTypeError: An array is not float32.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return _C.relationship_descriptor_text(text_embeds, weight, bias, out, stream)
+    return native(_C.relationship_descriptor_text, text_embeds, weight, bias, out, stream)
 
 
 def patch_text_similarity(
@@ -222,7 +223,9 @@ def patch_text_similarity(
         ArgumentError: ``logit_scale`` is not finite.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return _C.patch_text_similarity(patch_embeds, text_embeds, logit_scale, normalize, out, stream)
+    return native(
+        _C.patch_text_similarity, patch_embeds, text_embeds, logit_scale, normalize, out, stream
+    )
 
 
 def upsample_argmax(
@@ -263,8 +266,17 @@ def upsample_argmax(
         ArgumentError: A setting is outside its range.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    labels, scores = _C.upsample_argmax(
-        logits, out_hw, activation, seen, seen_bias, unknown_below, with_scores, out, stream
+    labels, scores = native(
+        _C.upsample_argmax,
+        logits,
+        out_hw,
+        activation,
+        seen,
+        seen_bias,
+        unknown_below,
+        with_scores,
+        out,
+        stream,
     )
     return labels, scores
 
@@ -311,7 +323,7 @@ def warp_blend(
         >>> warp_blend(new, past, flow, np.float32([[[0.5, 0.5, 0.5]]]))
         array([[[[0. , 4. , 1.5]]]], dtype=float32)
     """
-    return _C.warp_blend(logits, past, flow, past_weight, out, stream)
+    return native(_C.warp_blend, logits, past, flow, past_weight, out, stream)
 
 
 def overlay(
@@ -346,7 +358,7 @@ def overlay(
         ArgumentError: ``alpha`` is outside [0, 1].
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return _C.overlay(frame, labels, palette, alpha, out, stream)
+    return native(_C.overlay, frame, labels, palette, alpha, out, stream)
 
 
 def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> Array:
@@ -365,7 +377,7 @@ def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> A
         DTypeError: An array has the wrong dtype.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return _C.all_finite(values, out, stream)
+    return native(_C.all_finite, values, out, stream)
 
 
 def count_labels(
@@ -395,4 +407,4 @@ def count_labels(
         >>> count_labels(np.array([[0, 2, 2], [5, 255, 2]], np.uint8), 3)
         array([1, 0, 3, 2])
     """
-    return _C.count_labels(labels, num_classes, out, stream)
+    return native(_C.count_labels, labels, num_classes, out, stream)

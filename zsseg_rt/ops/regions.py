@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from zsseg_rt import _C
 from zsseg_rt.arrays import Array
+from zsseg_rt.ops.native import native
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]
 
@@ -41,7 +42,7 @@ def mask_boxes(
     Source:
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022, official code.
     """
-    return _C.mask_boxes(mask_logits, canvas_hw, out, stream)
+    return native(_C.mask_boxes, mask_logits, canvas_hw, out, stream)
 
 
 def crop_regions(
@@ -89,8 +90,8 @@ def crop_regions(
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; He et al., "Mask
         R-CNN", ICCV 2017, for RoIAlign.
     """
-    return _C.crop_regions(
-        image, mask_logits, regions, boxes, side, style, scale, offset, out, stream
+    return native(
+        _C.crop_regions, image, mask_logits, regions, boxes, side, style, scale, offset, out, stream
     )
 
 
@@ -136,7 +137,15 @@ def label_regions(
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; Cheng et al.,
         "Per-Pixel Classification is Not All You Need for Semantic Segmentation", NeurIPS 2021.
     """
-    labels, scores = _C.label_regions(
-        mask_logits, class_scores, canvas_hw, out_hw, bias, unknown_below, with_scores, stream
+    labels, scores = native(
+        _C.label_regions,
+        mask_logits,
+        class_scores,
+        canvas_hw,
+        out_hw,
+        bias,
+        unknown_below,
+        with_scores,
+        stream,
     )
     return labels, scores

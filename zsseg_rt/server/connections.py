@@ -69,6 +69,10 @@ class ConnectionGuard:
         with contextlib.suppress(OSError):  # it has gone already
             transport.write_eof()
 
+    def forget(self, protocol: H11Protocol) -> None:
+        """Make room for another: it is closed. :meth:`look` finds those that became WebSockets."""
+        self._watched.pop(protocol, None)
+
     async def run(self) -> None:
         """Look after connections until cancelled."""
         while True:
@@ -131,6 +135,10 @@ def guarded_protocol(guard: ConnectionGuard) -> type[H11Protocol]:
             if not self._is_admitted:
                 self.connections.discard(self)
                 guard.refuse(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            guard.forget(self)
+            super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             if self._is_admitted:

@@ -65,8 +65,9 @@ def _expand(text: str) -> list[str]:
     path = Path(text[1:])
     try:
         lines = read_limited(path, max_bytes=_LONGEST_LIST).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "not in UTF-8"
+    except (OSError, ValueError) as exc:  # also a name that no file can have
+        decoding = isinstance(exc, UnicodeDecodeError)
+        reason = getattr(exc, "strerror", None) or ("not in UTF-8" if decoding else str(exc))
         raise SourceError(
             f"{path}: expected a file with one source per line, cannot read it: {reason}"
         ) from None
@@ -174,7 +175,10 @@ def _device(uri: str, order: str) -> Source:
 
 
 def _query(uri: str, known: Sequence[str]) -> dict[str, str]:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as exc:
+        raise ArgumentError(f"source: expected {_KNOWN}; got {uri}: {exc}") from None
     if parts.scheme == "test" and (parts.netloc or parts.path):
         raise ArgumentError(f"source: expected test://?{'&'.join(f'{k}=..' for k in known)}, "
                             f"got {uri}")  # fmt: skip

@@ -87,6 +87,7 @@ class VideoSource:
             format="v4l2" if self.kind == "v4l2" else None,
             options={**_OPTIONS[self.kind], **self.options},
             timeout=(OPENS_WITHIN, SILENT_FOR) if self.live else None,
+            metadata_errors="replace",
         )
 
     def _video_stream(self, container: Any) -> Any:

@@ -1,0 +1,52 @@
+"""Hostile input of every kind is accepted or refused; what does worse is found and named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def torture(*arguments, timeout):
+    command = [sys.executable, "-m", "tools.torture", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
+    path = tmp_path / "report.json"
+    done = torture("--cases", 10, "--seconds", 300, "--hangs-after", 15, "--json", path, "itself",
+                   timeout=400)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    report = json.loads(path.read_text())
+    kinds = {entry["case"]: entry["kind"] for entry in report["failures"]}
+    assert kinds == {2: "crash", 4: "hang", 6: "untyped", 8: "memory"}
+    (crash, hang) = sorted(
+        (e for e in report["failures"] if e["kind"] in ("crash", "hang")), key=lambda e: e["case"]
+    )
+    assert crash["message"] == "SIGSEGV"
+    assert "itself.py" in hang["trace"]  # where it hung
+    assert report["targets"]["itself"] == {"accepted": 2, "refused": 5, "failed": 4}
+    assert "itself 1 2: crash: SIGSEGV" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["--case", "1"], ["--case", "1", "ops", "uris"]]
+)
+def test_a_wrong_call_is_refused(arguments):
+    done = torture(*arguments, timeout=120)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+
+
+def test_no_case_of_a_minute_fails(tmp_path):
+    """The short form; its number of cases depends on the machine, their content does not."""
+    pytest.importorskip("torch")
+    path = tmp_path / "report.json"
+    done = torture("--seconds", 60, "--json", path, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    tried = json.loads(path.read_text())["targets"]
+    assert min(sum(counts.values()) for counts in tried.values()) > 0
+    assert sum(sum(counts.values()) for counts in tried.values()) > 200

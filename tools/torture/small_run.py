@@ -1,0 +1,49 @@
+"""A training run of seconds on the synthetic world, to spoil and to kill."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tools.torture.target import ROOT
+
+__all__ = ["train_small", "write_settings"]
+
+
+def write_settings(folder: Path, *, iterations: int = 2, interval: int = 2) -> Path:
+    """Write a tiny CLIP and the settings of a run that uses it; returns the TOML file."""
+    sys.path.insert(0, str(ROOT / "python_tests"))
+    try:
+        from support.small_runs import TABLES, save_clip
+    finally:
+        sys.path.pop(0)
+    from zsseg_rt.training.config import TrainConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = save_clip(folder / "clip.safetensors")
+    options = {
+        "pretrained": str(clip),
+        "activation": "quick_gelu",
+        "image_size": 64,
+        "num_prompts": 2,
+    }
+    loop = {**TABLES["loop"], "iterations": iterations, "checkpoint_interval": interval}
+    tables = {
+        **TABLES,
+        "loop": loop,
+        "evaluation": {"limit": 2},
+        "model": {"architecture": "zegclip", "options": options},
+        "output": {"folder": str(folder / "run")},
+    }
+    path = folder / "small.toml"
+    path.write_text(TrainConfig.from_dict(tables).to_toml())
+    return path
+
+
+def train_small(folder: Path) -> Path:
+    """Train it; returns the run's folder."""
+    from zsseg_rt.training.assembly import train
+    from zsseg_rt.training.config import TrainConfig
+
+    train(TrainConfig.load(write_settings(folder)))
+    return folder / "run"

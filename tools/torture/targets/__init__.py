@@ -1,0 +1,27 @@
+"""Importing this registers every target."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+
+from tools.torture.target import TARGETS
+from tools.torture.targets import bundles, files, itself, pictures, services, values
+
+__all__ = ["available", "bundles", "files", "itself", "pictures", "services", "values"]
+
+_NEEDS = {"torch": ("torch", "accelerate"), "stream": ("av",), "server": ("fastapi", "av")}
+
+
+def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split target names into those that can be tried here, and the others with the reason."""
+    missing = {}
+    for name in names:
+        group = TARGETS[name].group
+        absent = [part for part in _NEEDS.get(group, ()) if not importlib.util.find_spec(part)]
+        if absent:
+            missing[name] = f"needs {' and '.join(absent)}"
+        if group == "emulated" and not os.environ.get("ZSSEG_EMULATED_EXTENSION"):
+            missing[name] = "needs ZSSEG_EMULATED_EXTENSION, the core built for the emulated GPU"
+    return [name for name in names if name not in missing], missing
