@@ -32,7 +32,7 @@ from zsseg_rt.profiling.conditions import compare_snapshots, take_snapshot
 from zsseg_rt.profiling.meter import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS, QUICK_SECONDS = 15.0, 1.0
+SECONDS, QUICK_SECONDS = 12.0, 1.0
 WRONG, FAILED, LACKING = 1, 1, 4
 
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> Report:
         models.mkdir(parents=True, exist_ok=True)
         seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
         settings = Settings(
-            seconds=seconds, compiled=not args.quick, scratch=scratch, installed=is_installed
+            seconds=seconds, short=args.quick, scratch=scratch, installed=is_installed
         )
         stored = cache(partial(store_model, folder=models))
         cases = cases_asked(args)

@@ -67,7 +67,7 @@ class Rival:
         arguments: Of its class, besides threads and files.
         needs: Keys of :data:`INSTALL`.
         full_logits: Whether it writes logits of every class at the size of the labels.
-        compiles: Whether it compiles for long before it runs.
+        short_runs: Whether it takes part in short runs.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Rival:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     full_logits: bool = False
-    compiles: bool = False
+    short_runs: bool = True
 
 
 def _torch(name: str, precision: str, *, compiled: bool = False) -> Rival:
@@ -85,26 +85,27 @@ def _torch(name: str, precision: str, *, compiled: bool = False) -> Rival:
         {"precision": precision, "compiled": compiled},
         ("torch", "c++") if compiled else ("torch",),
         full_logits=True,
-        compiles=compiled,
+        short_runs=precision == "float32" and not compiled,
     )
 
 
 def _graphs(name: str, library: str, precision: str) -> Rival:
     arguments = {"library": library, "precision": precision}
-    return Rival(name, "graphs", arguments, (library, "torch"), full_logits=True)
+    needs, short = (library, "torch"), precision == "float32"
+    return Rival(name, "graphs", arguments, needs, full_logits=True, short_runs=short)
 
 
 def _after(kind: str, name: str, *needs: str, library: str = "") -> Rival:
     library = library or name
-    compiles = library == "torch.compile"
     full_logits = library in ("torch argmax", "torch max")
-    return Rival(name, kind, {"library": library}, needs, full_logits, compiles)
+    short = library not in ("torch argmax", "torch.compile")
+    return Rival(name, kind, {"library": library}, needs, full_logits, short)
 
 
 RIVALS: dict[Task, tuple[Rival, ...]] = {
     "frame": (
         Rival("engine float32", "engine", {"precision": "float32"}),
-        Rival("engine auto", "engine", {"precision": "auto"}),
+        Rival("engine auto", "engine", {"precision": "auto"}, short_runs=False),
         _torch("torch float32", "float32"),
         _torch("torch bfloat16", "bfloat16"),
         _torch("torch.compile float32", "float32", compiled=True),
@@ -126,6 +127,8 @@ RIVALS: dict[Task, tuple[Rival, ...]] = {
     ),
 }
 """By task; the first one is ours, and its results are what the others' are checked against."""
+
+OURS = ("engine float32", "engine auto", "zsseg_rt")
 
 
 def cases_of(group: str, *, quick: bool) -> tuple[Case, ...]:

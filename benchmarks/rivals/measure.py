@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rivals.cases import RIVALS, Case, Rival, is_installed, missing_needs, refused_memory
+from rivals.cases import OURS, RIVALS, Case, Rival, is_installed, missing_needs, refused_memory
 from rivals.models import Stored
 from rivals.report import CaseResult, RivalResult
 from zsseg_rt.profiling.candidates import CandidateError
@@ -36,14 +37,14 @@ class Settings:
 
     Attributes:
         seconds: Of turns for a case with the real model; others take a third.
-        compiled: Whether rivals that compile take part.
+        short: Whether only rivals take part that do so in short runs.
         scratch: Folder for results that are compared.
         installed: Tells whether a rival's need is there.
         say: Prints progress.
     """
 
     seconds: float
-    compiled: bool
+    short: bool
     scratch: Path
     installed: Callable[[str], bool] = is_installed
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
@@ -76,18 +77,18 @@ class Session:
 
     def __init__(self, first: Case, stored: Callable[[str], Stored], settings: Settings) -> None:
         self._settings = settings
-        self._children: dict[str, ChildCandidate] = {}
-        self._unopened: list[RivalResult] = []
         self._rivals = {rival.name: rival for rival in RIVALS[first.task]}
         files = stored(first.model) if first.model else None
-        try:
-            for rival in self._rivals.values():
-                self._open(rival, first, files)
-        except BaseException:
+        with ThreadPoolExecutor(2 if settings.short else 1) as pool:
+            opened = list(
+                pool.map(lambda rival: self._open(rival, first, files), self._rivals.values())
+            )
+        self._children = {c.name: c for c in opened if isinstance(c, ChildCandidate)}
+        self._unopened = [entry for entry in opened if isinstance(entry, RivalResult)]
+        self._ours = [name for name in self._children if name in OURS]
+        if not self._ours:
             self.close()
-            raise
-        self._names = list(self._children)
-        self._ours = self._names[: 2 if "engine auto" in self._children else 1]
+            raise CandidateError(f"{self._unopened[0].name}: {self._unopened[0].note}")
 
     def close(self) -> None:
         """End all processes."""
@@ -131,14 +132,14 @@ class Session:
             rivals=tuple(rivals[name] for name in self._rivals if name in rivals),
         )
 
-    def _open(self, rival: Rival, case: Case, files: Stored | None) -> None:
+    def _open(
+        self, rival: Rival, case: Case, files: Stored | None
+    ) -> ChildCandidate | RivalResult | None:
+        """A rival's process, or why there is none; None where it would be the same as another."""
         if missing := missing_needs(rival, self._settings.installed):
-            note = f"missing: {', '.join(missing)}"
-            self._unopened.append(RivalResult(name=rival.name, note=note))
-            return
-        if rival.compiles and not self._settings.compiled:
-            self._unopened.append(RivalResult(name=rival.name, note="left out of short runs"))
-            return
+            return RivalResult(name=rival.name, note=f"missing: {', '.join(missing)}")
+        if self._settings.short and not rival.short_runs:
+            return RivalResult(name=rival.name, note="left out of short runs")
         arguments = {**rival.arguments, "threads": case.threads}
         if files is not None:
             arguments["bundle"] = str(files.bundle)
@@ -148,16 +149,13 @@ class Session:
         given |= {"arguments": arguments}
         spec: dict[str, Any] = {"file": str(_CHILD), "function": "open_rival"}
         try:
-            child = ChildCandidate(
-                rival.name, {**spec, "arguments": {**given, "arguments": arguments}}
-            )
+            child = ChildCandidate(rival.name, spec | {"arguments": given})
         except CandidateError as exc:
-            self._unopened.append(RivalResult(name=rival.name, note=f"failed: {exc}"))
-            return
+            return RivalResult(name=rival.name, note=f"failed: {exc}")
         if rival.name.endswith(" auto") and child.described["precision"] == "float32":
-            child.close()  # this CPU has nothing faster: it would be the same again
-            return
-        self._children[rival.name] = child
+            child.close()  # this CPU has nothing faster
+            return None
+        return child
 
     def _prepare(self, name: str, child: ChildCandidate, case: Case) -> RivalResult:
         """Select the case, call twice, and note the second call's time."""

@@ -17,7 +17,7 @@ _BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", r
 _SOURCE = re.compile(r"<!-- benchmark source: (\S+) -->")
 _MODELS: dict[Model, str] = {
     "real": "ViT-B/16 at 512x512",
-    "demo": "the demo's size, 128x128",
+    "demo": "The demo's size, 128x128",
 }
 _NOT_MEASURED = "Not measured in this run."
 _NONE = "\N{EN DASH}"
@@ -101,7 +101,7 @@ def conditions_text(report: Report) -> str:
 def engine_tables(report: Report) -> str:
     """Every rival at 20 classes and 640x480."""
     parts = [
-        f"{_MODELS[model].capitalize()}, 640x480 frame, 20 classes, {_count(_threads(report))}:\n\n"
+        f"{_MODELS[model]}, 640x480 frame, 20 classes, {_count(_threads(report))}:\n\n"
         + _rival_table(found)
         for model in _MODELS
         if (found := _find(report, Case("frame", model, 20, VGA, _threads(report))))
@@ -135,8 +135,7 @@ def postprocess_tables(report: Report) -> str:
             continue
         names = [rival.name for rival in cases[0].rivals]
         rows = [
-            [f"{case.classes}", _size(case.out_hw)]
-            + [_with_ratio(_rival(case, name)) for name in names]
+            [f"{case.classes}", _size(case.out_hw)] + [_with_ratio(case, name) for name in names]
             for case in sorted(cases, key=lambda case: (case.out_hw, case.classes))
         ]
         threads = f", {_count(cases[0].threads)}, ms (times ours)"
@@ -214,13 +213,8 @@ def _grids(
             continue
         names = dict.fromkeys(rival.name for case in held.values() for rival in case.rivals)
         shown = [_size(value) if isinstance(value, tuple) else str(value) for value in held]
-        rows = [
-            [name, *(_with_ratio(_rival(case, name)) for case in held.values())] for name in names
-        ]
-        parts.append(
-            f"{title.capitalize()}, ms (times ours) by {corner}:\n\n"
-            + _table([corner, *shown], rows)
-        )
+        rows = [[name, *(_with_ratio(case, name) for case in held.values())] for name in names]
+        parts.append(f"{title}, ms (times ours) by {corner}:\n\n" + _table([corner, *shown], rows))
     return "\n\n".join(parts) or _NOT_MEASURED
 
 
@@ -253,10 +247,14 @@ def _ratio(rival: RivalResult) -> str:
     return f"{1 + found.change:.2f} ({1 + found.low:.2f} to {1 + found.high:.2f})"
 
 
-def _with_ratio(rival: RivalResult) -> str:
-    if rival.difference is None:
+def _with_ratio(case: CaseResult, name: str) -> str:
+    """Milliseconds, and how many times ours; of a single call, the plain ratio."""
+    rival, ours = _rival(case, name), case.rivals[0]
+    if rival.difference is not None:
+        return f"{_ms(rival)} ({_times(1 + rival.difference.change)})"
+    if rival.ms is None or ours.ms is None or rival is ours:
         return _ms(rival)
-    return f"{_ms(rival)} ({_times(1 + rival.difference.change)})"
+    return f"{_figure(rival.ms)} ({_times(rival.ms / ours.ms)}, one call)"
 
 
 def _footnote(rivals: Iterable[RivalResult]) -> str:
