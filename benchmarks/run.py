@@ -2,7 +2,7 @@
 
     python benchmarks/run.py --json FILE        # everything: at most 12 minutes on 2 quiet cores
     python benchmarks/run.py classes output --json FILE
-    python benchmarks/run.py --tables FILE      # a report into docs/benchmarks.md and README.md
+    python benchmarks/run.py --tables FILE...   # reports into docs/benchmarks.md and README.md
 
 Each rival is a process of its own. Its labels are compared with the engine's before it is timed; a
 rival with wrong labels is reported, and the exit status is 1. Then all rivals of a case take turns
@@ -23,7 +23,7 @@ from pathlib import Path
 from rivals.cases import GROUPS, INSTALL, RIVALS, Case, cases_of, is_installed, missing_needs
 from rivals.measure import Settings, measure_cases
 from rivals.models import store_model
-from rivals.report import FORMAT, Absent, Report, read_report, write_report
+from rivals.report import FORMAT, Absent, Report, read_reports, write_report
 from rivals.tables import TABLES, fill_documents
 
 from zsseg_rt.errors import ZssegError
@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if args.tables:
-            fill_documents(read_report(args.tables), args.tables)
+            fill_documents(read_reports(args.tables), args.tables)
             return 0
-        if not is_installed("torch"):
+        if not is_installed("torch") and any(case.model for case in cases_asked(args)):
             print(f"torch: expected it, got nothing. Run: {INSTALL['torch']}", file=sys.stderr)
             return LACKING
         report = run(args)
@@ -73,7 +73,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few small cases, under 20 s")
     parser.add_argument("--seconds", type=float, help="of turns for each case of the large model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
-    parser.add_argument("--tables", type=Path, metavar="FILE", help="put a report into documents")
+    parser.add_argument(
+        "--tables", type=Path, metavar="FILE", nargs="+", help="put reports into the documents"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the models here")
     args = parser.parse_args(arguments)
     unknown = sorted(set(args.groups) - set(GROUPS))

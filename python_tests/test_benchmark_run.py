@@ -36,13 +36,22 @@ def run(benchmarks, monkeypatch):
     return run
 
 
-def read(file):
-    from rivals.report import read_report
+def read(*files):
+    from rivals.report import read_reports
 
-    return read_report(file)
+    return read_reports(files)
+
+
+def committed():
+    """The report of the documents."""
+    from rivals.tables import DOCUMENTS, sources_of
+
+    return read(*sources_of(DOCUMENTS[0].read_text(encoding="utf-8")))
 
 
 def test_a_quick_run_measures_every_group(tmp_path, benchmarks):
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "supervision"):
+        pytest.importorskip(package)
     from rivals.cases import GROUPS, RIVALS
     from rivals.tables import TABLES
 
@@ -79,6 +88,7 @@ def test_a_quick_run_measures_every_group(tmp_path, benchmarks):
 
 
 def test_wrong_results_are_not_timed(run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("supervision")
     from rivals import measure
 
     monkeypatch.setattr(measure, "equal_share", lambda pixels, truth: 0.5)
@@ -170,47 +180,64 @@ def test_logits_that_do_not_fit_are_not_made(benchmarks):
 
 @pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])
 def test_documents_hold_what_their_report_says(benchmarks, document):
-    """If this fails, run ``python benchmarks/run.py --tables`` with the report that they name."""
-    from rivals.tables import DOCUMENTS, filled, source_of
+    """If this fails, run ``python benchmarks/run.py --tables`` with the reports that they name."""
+    from rivals.tables import DOCUMENTS, filled, sources_of
 
     file = ROOT / document
     assert file in DOCUMENTS
     text = file.read_text(encoding="utf-8")
-    source = source_of(text)
-    assert filled(text, read(source), source) == text
+    sources = sources_of(text)
+    assert filled(text, read(*sources), sources) == text
 
 
 def test_documents_are_filled_from_any_report(benchmarks, tmp_path):
+    from rivals import tables
     from rivals.report import write_report
-    from rivals.tables import DOCUMENTS, fill_documents, filled, source_of
 
-    report = read(source_of(DOCUMENTS[0].read_text(encoding="utf-8")))
+    report = committed()
     other, file = dataclasses.replace(report, commit="abc1234", cases=()), tmp_path / "other.json"
     write_report(other, file)
     assert read(file) == other
     copy = tmp_path / "page.md"
-    copy.write_text(DOCUMENTS[0].read_text(encoding="utf-8"), encoding="utf-8")
-    fill_documents(other, file, [copy])
+    copy.write_text(tables.DOCUMENTS[0].read_text(encoding="utf-8"), encoding="utf-8")
+    tables.fill_documents(other, [file], [copy])
     text = copy.read_text(encoding="utf-8")
     assert "commit `abc1234`" in text
     assert report.commit not in text
     assert "Not measured in this run." in text
-    assert filled(text, other, file) == text
+    assert tables.filled(text, other, [file]) == text
 
 
-def test_places_for_unknown_tables_are_refused(benchmarks):
-    from rivals.tables import DOCUMENTS, filled, source_of
+def test_parts_of_a_run_are_put_together(benchmarks, tmp_path):
+    from rivals.report import write_report
 
     from zsseg_rt.errors import ArgumentError
 
-    text = DOCUMENTS[0].read_text(encoding="utf-8")
-    report = read(source_of(text))
+    report = committed()
+    parts = []
+    for index, cases in enumerate((report.cases[:1], report.cases[1:])):
+        parts.append(tmp_path / f"{index}.json")
+        part = dataclasses.replace(report, cases=cases, seconds=report.seconds / 2)
+        write_report(part, parts[-1])
+    assert read(*parts).cases == report.cases
+    assert read(*parts).seconds == report.seconds
+    write_report(dataclasses.replace(part, commit="abc1234"), parts[1])
+    with pytest.raises(ArgumentError, match=r"1.json: expected the commit .+, got abc1234"):
+        read(*parts)
+
+
+def test_places_for_unknown_tables_are_refused(benchmarks):
+    from rivals.tables import DOCUMENTS, filled, sources_of
+
+    from zsseg_rt.errors import ArgumentError
+
+    text, report = DOCUMENTS[0].read_text(encoding="utf-8"), committed()
     with pytest.raises(ArgumentError, match="benchmark speed -->: expected one of conditions"):
-        filled(text.replace("benchmark threads", "benchmark speed"), report, DOCUMENTS[0])
+        filled(text.replace("benchmark threads", "benchmark speed"), report, DOCUMENTS)
     with pytest.raises(ArgumentError, match="expected marker comments"):
-        filled("# nothing", report, DOCUMENTS[0])
+        filled("# nothing", report, DOCUMENTS)
     with pytest.raises(ArgumentError, match="names its report"):
-        source_of("# nothing")
+        sources_of("# nothing")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 1}', "no JSON"])
@@ -222,12 +249,12 @@ def test_other_files_are_no_reports(run, tmp_path, content, capsys):
 
 
 def test_reports_of_another_format_are_refused(benchmarks, tmp_path):
-    from rivals.tables import DOCUMENTS, source_of
+    from rivals.report import write_report
 
     from zsseg_rt.errors import ArgumentError
 
-    source = source_of(DOCUMENTS[0].read_text(encoding="utf-8"))
     file = tmp_path / "newer.json"
-    file.write_text(json.dumps(json.loads(source.read_text()) | {"format": 2}))
+    write_report(committed(), file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
     with pytest.raises(ArgumentError, match="expected a report of format 1, got 2"):
         read(file)

@@ -14,7 +14,7 @@ from zsseg_rt.errors import ArgumentError
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 _BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", re.DOTALL)
-_SOURCE = re.compile(r"<!-- benchmark source: (\S+) -->")
+_SOURCE = re.compile(r"<!-- benchmark source: (.+?) -->")
 _MODELS: dict[Model, str] = {
     "real": "ViT-B/16 at 512x512",
     "demo": "The demo's size, 128x128",
@@ -24,12 +24,14 @@ _NONE = "\N{EN DASH}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def fill_documents(report: Report, file: Path, documents: Sequence[Path] = DOCUMENTS) -> None:
+def fill_documents(
+    report: Report, files: Sequence[Path], documents: Sequence[Path] = DOCUMENTS
+) -> None:
     """Write a report's tables into documents.
 
     Args:
         report: The report.
-        file: Where it lies; documents name it by its path in the checkout.
+        files: Where its parts lie; documents name them by their paths in the checkout.
         documents: Which ones.
 
     Raises:
@@ -37,10 +39,10 @@ def fill_documents(report: Report, file: Path, documents: Sequence[Path] = DOCUM
     """
     for document in documents:
         text = document.read_text(encoding="utf-8")
-        document.write_text(filled(text, report, file), encoding="utf-8")
+        document.write_text(filled(text, report, files), encoding="utf-8")
 
 
-def filled(text: str, report: Report, file: Path) -> str:
+def filled(text: str, report: Report, files: Sequence[Path]) -> str:
     """A document's text with the tables of a report.
 
     Raises:
@@ -59,13 +61,15 @@ def filled(text: str, report: Report, file: Path) -> str:
             f"<!-- benchmark {name} -->\n{TABLES[name](report).strip()}\n<!-- end of benchmark -->"
         )
 
-    path = file.resolve()
-    named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    paths = [file.resolve() for file in files]
+    named = " ".join(
+        str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name for path in paths
+    )
     return _BLOCK.sub(block, _SOURCE.sub(f"<!-- benchmark source: {named} -->", text))
 
 
-def source_of(text: str) -> Path:
-    """The report that a document was made from.
+def sources_of(text: str) -> list[Path]:
+    """The reports that a document was made from.
 
     Raises:
         ArgumentError: The document does not say.
@@ -73,7 +77,7 @@ def source_of(text: str) -> Path:
     found = _SOURCE.search(text)
     if found is None:
         raise ArgumentError("document: expected a comment that names its report, got none. Add it.")
-    return ROOT / found[1]
+    return [ROOT / name for name in found[1].split()]
 
 
 def conditions_text(report: Report) -> str:
