@@ -107,7 +107,7 @@ def list_cases(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Measure everything that was asked for."""
-    watch, before = Stopwatch(), take_snapshot()
+    watch, before, commit = Stopwatch(), take_snapshot(), describe_commit(ROOT)
     with tempfile.TemporaryDirectory(prefix="zsseg_benchmark_") as folder:
         scratch = Path(folder)
         os.environ["ZSSEG_HOME"] = str(scratch / "cache")
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> Report:
     chosen = " ".join([*args.groups, *(["--quick"] if args.quick else [])])
     return Report(
         format=FORMAT,
-        commit=describe_commit(ROOT),
+        commit=commit,
         command=f"python benchmarks/run.py {chosen} --seconds {seconds:g}",
         groups=tuple(args.groups),
         machine=describe_machine() | installed_versions(),

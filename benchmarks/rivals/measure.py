@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from rivals.cases import OURS, RIVALS, Case, Rival, is_installed, missing_needs, refused_memory
+from rivals.cases import (
+    OURS,
+    RIVALS,
+    Case,
+    Model,
+    Rival,
+    is_installed,
+    missing_needs,
+    refused_memory,
+)
 from rivals.models import Stored
 from rivals.report import CaseResult, RivalResult
 from zsseg_rt.profiling.candidates import CandidateError
@@ -26,6 +35,7 @@ THRESHOLD = 0.02
 LONG_CALL_MS = 100.0
 _FEWEST_TURNS = 12  # what a rival must fit into a case's time, unless it keeps up with ours
 _KEEPS_UP = 4.0
+_SHARES: dict[Model, float] = {"real": 1.0, "demo": 1 / 3, "": 1 / 2}  # of a case's time
 LEAST_EQUAL = {"float32": 0.99, "uint8": 0.999}
 """Least share of equal pixels by precision: OpenCV rounds the resized frame, and near ties turn."""
 _LEAST_EQUAL_LOWER = 0.9
@@ -36,7 +46,7 @@ class Settings:
     """How a run is made.
 
     Attributes:
-        seconds: Of turns for a case with the real model; others take a third.
+        seconds: Of turns for a case with the real model; others take a half or a third.
         short: Whether only rivals take part that do so in short runs.
         scratch: Folder for results that are compared.
         installed: Tells whether a rival's need is there.
@@ -76,7 +86,7 @@ class Session:
     """The rivals of one task, model and number of threads."""
 
     def __init__(self, first: Case, stored: Callable[[str], Stored], settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._first = settings, first
         self._rivals = {rival.name: rival for rival in RIVALS[first.task]}
         files = stored(first.model) if first.model else None
         with ThreadPoolExecutor(2 if settings.short else 1) as pool:
@@ -168,9 +178,12 @@ class Session:
         if reason := refused_memory(self._rivals[name], case, available_bytes()):
             return replace(entry, note=reason)
         first_s = child.select(classes=case.classes, out_hw=case.out_hw)
+        if case == self._first:
+            first_s = child.started["first_frame_s"]  # with what only a first call does
         called = child.turn(TurnPlan(pause_ms=0.0, cold=False, measuring_ms=0.0)).warm[0]
         child.settle()
-        return replace(entry, first_s=first_s, ms=called.wall_ms)
+        peak_mb = child.peak_memory_mb()
+        return replace(entry, first_s=first_s, ms=called.wall_ms, peak_mb=peak_mb)
 
     def _check(
         self, entry: RivalResult, child: ChildCandidate, truth: Any
@@ -207,7 +220,6 @@ class Session:
             cold_ms=rounds.median_ms(entry.name, cold=True) if rounds.cold(entry.name) else None,
             cpu_ms=fmean(sample.cpu_ms for sample in warm),
             waiting=rounds.waiting[entry.name],
-            peak_mb=self._children[entry.name].peak_memory_mb(),
             compared_with=base,
             difference=rounds.difference(base, entry.name, THRESHOLD) if base else None,
         )
@@ -226,7 +238,7 @@ class Session:
         return same[0] if same else self._ours[0]
 
     def _seconds(self, case: Case) -> float:
-        return self._settings.seconds * (1.0 if case.model == "real" else 1 / 3)
+        return self._settings.seconds * _SHARES[case.model]
 
 
 def equal_share(pixels: Any, truth: Any) -> float:
