@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
+SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
 # These tell how old a frame is: they need the clock by which it was captured.
 AGES = {"rtsp_libraries.py", "stream.py"}
 CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time_ns", "timeit"}

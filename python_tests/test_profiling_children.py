@@ -83,10 +83,22 @@ def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check
         assert sample.stages["total"] <= sample.wall_ms
         assert len(one.pace(200.0, 0.02)) == 4
         out = demo_spec["frames"][0] + ".labels.npy"
-        one.request("labels", index=0, out=out)
+        one.save_labels(out)
         assert np.load(out).shape == np.load(demo_spec["frames"][0]).shape[:2]
     finally:
         one.close()
+
+
+def test_a_function_s_candidate_can_be_given_other_work(child, tmp_path):
+    import numpy as np
+
+    one = child("choosing", "make_choosing", numbers=[1, 2])
+    assert one.described == {"precision": "exact"}
+    assert one.select(numbers=[7, 8]) > 0.0
+    one.save_labels(tmp_path / "labels.npy", 5)
+    assert np.load(tmp_path / "labels.npy").tolist() == [7, 5]
+    with pytest.raises(CandidateError, match="select: expected a candidate that has a choice"):
+        child("counter", "make_counter").select(start=3)
 
 
 def test_two_streams_label_two_frames_at_a_time(demo_spec):

@@ -55,6 +55,27 @@ def make_counter(start=0):
     return itertools.count(start).__next__
 
 
+def make_choosing(numbers):
+    """A candidate that counts within a list, which can be exchanged."""
+
+    class Choosing:
+        def __init__(self):
+            self.described = {"precision": "exact"}
+
+        def select(self, numbers):
+            self._left = list(numbers)
+
+        def __call__(self):
+            self.last = self._left.pop(0)
+
+        def labels(self, index):
+            return [self.last, index]
+
+    choosing = Choosing()
+    choosing.select(numbers)
+    return choosing
+
+
 def make_killed(signal_number=int(signal.SIGKILL), at=3):
     """A candidate whose process is killed in one of its calls."""
     calls = itertools.count(1)

@@ -121,6 +121,14 @@ class ChildCandidate:
         """Make calls until caches and threads are warm; return the fastest one's milliseconds."""
         return float(self.request("warm"))
 
+    def select(self, **values: Any) -> float:
+        """Change what the calls of a function's candidate work on; seconds until a first result."""
+        return float(self.request("select", values=values))
+
+    def save_labels(self, file: Path, index: int = 0) -> None:
+        """Save labels of a frame as ``.npy``; nothing is written for candidates without any."""
+        self.request("labels", out=str(file), index=index)
+
     def self_check(self) -> str:
         """The first stage that left the golden sample, with its error; empty if none did."""
         return str(self.request("check"))

@@ -264,6 +264,6 @@ def _labels(child: ChildCandidate, count: int, folder: Path) -> list[np.ndarray]
     found = []
     for index in range(count):
         out = folder / "labels.npy"
-        child.request("labels", index=index, out=str(out))
+        child.save_labels(out, index)
         found.append(np.load(out))
     return found

@@ -53,6 +53,7 @@ class Opened:
         check: Compares with the golden sample; returns the stage that differs, or "".
         labels: Labels of a frame, by its number.
         nodes: Times the nodes of every graph, the mean of so many runs.
+        select: Changes what calls work on, by keyword arguments.
     """
 
     call: Callable[[], Any]
@@ -64,6 +65,7 @@ class Opened:
     check: Callable[[], str] | None = None
     labels: Callable[[int], Any] | None = None
     nodes: Callable[[int], dict[str, list[list[Any]]]] | None = None
+    select: Callable[..., None] | None = None
 
 
 def open_candidate(spec: Mapping[str, Any]) -> Opened:
@@ -71,7 +73,8 @@ def open_candidate(spec: Mapping[str, Any]) -> Opened:
 
     Args:
         spec: ``{"file", "function", "arguments"}``, a function that returns a call without
-            arguments; or ``{"bundle", "config", "frames"}`` with ``classes`` and, if they are not
+            arguments, whose attributes ``described``, ``labels`` and ``select`` count if it has
+            them; or ``{"bundle", "config", "frames"}`` with ``classes`` and, if they are not
             embedded by the bundle, the ``embeddings`` file.
     """
     return _open_function(spec) if "function" in spec else _open_engine(spec)
@@ -84,7 +87,14 @@ def _open_function(spec: Mapping[str, Any]) -> Opened:
     opened = time.perf_counter()
     call()
     started = {"load_s": opened - begin, "first_frame_s": time.perf_counter() - opened}
-    return Opened(call, lambda: None, started, {})
+    return Opened(
+        call,
+        lambda: None,
+        started,
+        getattr(call, "described", {}),
+        labels=getattr(call, "labels", None),
+        select=getattr(call, "select", None),
+    )
 
 
 def _open_engine(spec: Mapping[str, Any]) -> Opened:
@@ -191,7 +201,7 @@ class Worker:
         action = {
             "open": self._open, "check": self._check, "warm": self._warm_up, "turn": self._turn,
             "pace": self._pace, "labels": self._labels, "memory": self._memory,
-            "nodes": self._nodes, "stretch": self._stretch,
+            "nodes": self._nodes, "stretch": self._stretch, "select": self._select,
         }[request["do"]]  # fmt: skip
         return action(request)
 
@@ -243,6 +253,15 @@ class Worker:
         labels = self._candidate().labels
         if labels is not None:
             np.save(request["out"], np.asarray(labels(request["index"])))
+
+    def _select(self, request: Mapping[str, Any]) -> float:
+        """Return the seconds until the first result of what was selected."""
+        opened, watch = self._candidate(), self._meter_module.Stopwatch()
+        if opened.select is None:
+            raise RuntimeError("select: expected a candidate that has a choice, got another one")
+        opened.select(**request["values"])
+        opened.call()
+        return float(watch.seconds)
 
     def _nodes(self, request: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
         nodes = self._candidate().nodes

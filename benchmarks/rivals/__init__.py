@@ -1,0 +1,1 @@
+"""What the engine is compared with, and how: used by ``benchmarks/run.py``."""

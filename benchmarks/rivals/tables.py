@@ -1,0 +1,293 @@
+"""Tables of a report, and the documents that hold them between marker comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rivals.cases import CLASSES, SIZES, THREADS, VGA, Case, Model
+from rivals.report import CaseResult, Report, RivalResult
+from zsseg_rt.errors import ArgumentError
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+_BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", re.DOTALL)
+_SOURCE = re.compile(r"<!-- benchmark source: (.+?) -->")
+_MODELS: dict[Model, str] = {
+    "real": "ViT-B/16 at 512x512",
+    "demo": "The demo's size, 128x128",
+}
+_NOT_MEASURED = "Not measured in this run."
+_NONE = "\N{EN DASH}"
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def fill_documents(
+    report: Report, files: Sequence[Path], documents: Sequence[Path] = DOCUMENTS
+) -> None:
+    """Write a report's tables into documents.
+
+    Args:
+        report: The report.
+        files: Where its parts lie; documents name them by their paths in the checkout.
+        documents: Which ones.
+
+    Raises:
+        ArgumentError: A document has no place for tables, or one for an unknown table.
+    """
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(filled(text, report, files), encoding="utf-8")
+
+
+def filled(text: str, report: Report, files: Sequence[Path]) -> str:
+    """A document's text with the tables of a report.
+
+    Raises:
+        ArgumentError: There is no place for tables, or one for an unknown table.
+    """
+    if not _SOURCE.search(text) or not _BLOCK.search(text):
+        raise ArgumentError("document: expected marker comments of benchmarks, got none. Add them.")
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise ArgumentError(
+                f"<!-- benchmark {name} -->: expected one of {', '.join(TABLES)}. Correct it."
+            )
+        return (
+            f"<!-- benchmark {name} -->\n{TABLES[name](report).strip()}\n<!-- end of benchmark -->"
+        )
+
+    paths = [file.resolve() for file in files]
+    named = " ".join(
+        str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name for path in paths
+    )
+    return _BLOCK.sub(block, _SOURCE.sub(f"<!-- benchmark source: {named} -->", text))
+
+
+def sources_of(text: str) -> list[Path]:
+    """The reports that a document was made from.
+
+    Raises:
+        ArgumentError: The document does not say.
+    """
+    found = _SOURCE.search(text)
+    if found is None:
+        raise ArgumentError("document: expected a comment that names its report, got none. Add it.")
+    return [ROOT / name for name in found[1].split()]
+
+
+def conditions_text(report: Report) -> str:
+    """Machine, versions, commit, and how busy it was."""
+    machine = report.machine
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in machine.items()
+        if name not in ("cpu", "usable_cpus", "system", "zsseg_rt")
+    )
+    lines = [
+        f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {machine['system']}; {versions}; "
+        f"commit `{report.commit}`; {report.seconds / 60:.1f} min in all. Weights are random: this "
+        "measures speed and agreement, not accuracy."
+    ]
+    if report.busy:
+        lines.append(
+            f"**Other programs ran meanwhile: threads waited for a CPU up to {report.waiting:.0%} "
+            "of the time. Do not quote these times; measure again on a quiet machine.**"
+        )
+    lines += [f"Note: {note}." for note in report.conditions.notes]
+    return "\n\n".join(lines)
+
+
+def engine_tables(report: Report) -> str:
+    """Every rival at 20 classes and 640x480."""
+    parts = [
+        f"{_MODELS[model]}, 640x480 frame, 20 classes, {_count(_threads(report))}:\n\n"
+        + _rival_table(found)
+        for model in _MODELS
+        if (found := _find(report, Case("frame", model, 20, VGA, _threads(report))))
+    ]
+    return "\n\n".join(parts) or _NOT_MEASURED
+
+
+def classes_tables(report: Report) -> str:
+    """Milliseconds by number of classes."""
+    most = _threads(report)
+    return _grids(report, "classes", lambda m, count: Case("frame", m, count, VGA, most), CLASSES)
+
+
+def output_tables(report: Report) -> str:
+    """Milliseconds by size of the frame and its labels."""
+    most, sizes = _threads(report), sorted((*SIZES, VGA))
+    return _grids(report, "frame", lambda m, size: Case("frame", m, 20, size, most), sizes)
+
+
+def threads_tables(report: Report) -> str:
+    """Milliseconds by number of threads."""
+    return _grids(report, "threads", lambda m, count: Case("frame", m, 20, VGA, count), THREADS)
+
+
+def postprocess_tables(report: Report) -> str:
+    """Milliseconds and memory of what follows the network."""
+    parts = []
+    for task, title in (("labels", "Labels from logits"), ("overlay", "Labels on the frame")):
+        cases = [case for case in report.cases if case.task == task]
+        if not cases:
+            continue
+        names = [rival.name for rival in cases[0].rivals]
+        rows = [
+            [f"{case.classes}", _size(case.out_hw)] + [_with_ratio(case, name) for name in names]
+            for case in sorted(cases, key=lambda case: (case.out_hw, case.classes))
+        ]
+        threads = f", {_count(cases[0].threads)}, ms (times ours)"
+        parts.append(f"{title}{threads}:\n\n" + _table(["classes", "size", *names], rows))
+    return "\n\n".join(parts) or _NOT_MEASURED
+
+
+def absent_text(report: Report) -> str:
+    """Rivals that were missing, and how to install them."""
+    if not report.absent:
+        return "Every rival was installed."
+    return "\n".join(
+        f"- {', '.join(absent.rivals)}: missing {absent.need}; `{absent.command}`"
+        for absent in report.absent
+    )
+
+
+def summary_text(report: Report) -> str:
+    """What README shows: the real model, and the conditions."""
+    found = _find(report, Case("frame", "real", 20, VGA, _threads(report)))
+    table = _NOT_MEASURED if found is None else _rival_table(found)
+    return f"{conditions_text(report)}\n\n{table}"
+
+
+TABLES: dict[str, Callable[[Report], str]] = {
+    "conditions": conditions_text,
+    "engine": engine_tables,
+    "classes": classes_tables,
+    "output": output_tables,
+    "threads": threads_tables,
+    "postprocess": postprocess_tables,
+    "absent": absent_text,
+    "summary": summary_text,
+}
+
+
+def _threads(report: Report) -> int:
+    """The number of threads of all tables but that of threads."""
+    return max((case.threads for case in report.cases), default=THREADS[-1])
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread" if threads == 1 else f"{threads} threads"
+
+
+def _rival_table(case: CaseResult) -> str:
+    header = ["", "runs at", "ms per frame", "times ours", "peak MB", "load s", "first s", "equal"]
+    rows = [
+        [
+            rival.name,
+            rival.precision or _NONE,
+            _ms(rival),
+            _ratio(rival),
+            _figure(rival.peak_mb),
+            _figure(rival.load_s),
+            _figure(rival.first_s),
+            _NONE if rival.equal_share is None else _percent(rival.equal_share),
+        ]
+        for rival in case.rivals
+    ]
+    return _table(header, rows) + _footnote(case.rivals)
+
+
+def _grids(
+    report: Report,
+    corner: str,
+    case_of: Callable[[Model, Any], Case],
+    values: Iterable[Any],
+) -> str:
+    parts = []
+    for model, title in _MODELS.items():
+        cases = {value: _find(report, case_of(model, value)) for value in values}
+        held = {value: case for value, case in cases.items() if case is not None}
+        if len(held) < 2:
+            continue
+        names = dict.fromkeys(rival.name for case in held.values() for rival in case.rivals)
+        shown = [_size(value) if isinstance(value, tuple) else str(value) for value in held]
+        rows = [[name, *(_with_ratio(case, name) for case in held.values())] for name in names]
+        parts.append(f"{title}, ms (times ours) by {corner}:\n\n" + _table([corner, *shown], rows))
+    return "\n\n".join(parts) or _NOT_MEASURED
+
+
+def _find(report: Report, wanted: Case) -> CaseResult | None:
+    for case in report.cases:
+        if all(getattr(case, name) == value for name, value in vars(wanted).items()):
+            return case
+    return None
+
+
+def _rival(case: CaseResult, name: str) -> RivalResult:
+    for rival in case.rivals:
+        if rival.name == name:
+            return rival
+    return RivalResult(name=name, note="not measured")
+
+
+def _ms(rival: RivalResult) -> str:
+    if rival.ms is None:
+        return rival.note.partition(":")[0] or _NONE
+    return _figure(rival.ms) + (" (one call)" if rival.note else "")
+
+
+def _ratio(rival: RivalResult) -> str:
+    found = rival.difference
+    if found is None:
+        return _NONE
+    if found.low is None or found.high is None:
+        return f"{1 + found.change:.2f}"
+    return f"{1 + found.change:.2f} ({1 + found.low:.2f} to {1 + found.high:.2f})"
+
+
+def _with_ratio(case: CaseResult, name: str) -> str:
+    """Milliseconds, and how many times ours; of a single call, the plain ratio."""
+    rival, ours = _rival(case, name), case.rivals[0]
+    if rival.difference is not None:
+        return f"{_ms(rival)} ({_times(1 + rival.difference.change)})"
+    if rival.ms is None or ours.ms is None or rival is ours:
+        return _ms(rival)
+    return f"{_figure(rival.ms)} ({_times(rival.ms / ours.ms)}, one call)"
+
+
+def _footnote(rivals: Iterable[RivalResult]) -> str:
+    bases = {rival.difference.basis for rival in rivals if rival.difference is not None}
+    if bases <= {"wall"}:
+        return ""
+    return "\n\nRatios are of CPU time where threads waited for a CPU over 20 % of the time."
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(ratio: float) -> str:
+    shown = f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.2g}" if ratio >= 2 else f"{ratio:.2f}"
+    return shown + _TIMES
+
+
+def _percent(share: float) -> str:
+    """Rounded down: 100 % is all of them."""
+    return "100 %" if share == 1.0 else f"{int(share * 1e4) / 100:.2f} %"
+
+
+def _size(out_hw: tuple[int, int]) -> str:
+    return f"{out_hw[1]}x{out_hw[0]}"
