@@ -14,7 +14,7 @@ from zsseg_rt.profiling.conditions import Conditions, compare_snapshots
 from zsseg_rt.profiling.estimates import Basis
 from zsseg_rt.profiling.measured import Measured
 from zsseg_rt.profiling.meter import Sample
-from zsseg_rt.profiling.nodes import assign_nodes
+from zsseg_rt.profiling.nodes import assign_nodes, sum_by
 from zsseg_rt.profiling.report import (
     Comparison,
     Growth,
@@ -33,6 +33,8 @@ __all__ = ["AROUND", "assemble_report"]
 AROUND = "(around)"
 """What a call takes outside the engine's clock; with it, stages sum to the wall time."""
 
+_NODES_AS_STAGE = 0.05
+
 
 def assemble_report(measured: Measured) -> Report:
     """The report of a measurement, finished or not."""
@@ -40,6 +42,7 @@ def assemble_report(measured: Measured) -> Report:
     conditions = _conditions(measured)
     variants = tuple(_variant(measured, variant) for variant in request.variants)
     notes = [*measured.notes, *conditions.notes]
+    notes += [note for variant in variants for note in _other_node_runs(variant)]
     if measured.interrupted:
         notes.append("interrupted: this is what was measured until then")
     return Report(
@@ -104,6 +107,17 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
         ),
         samples=_samples(rounds, name, stages),
     )
+
+
+def _other_node_runs(variant: VariantReport) -> Iterator[str]:
+    """Say where the runs that counted nodes took another time than the frames did."""
+    for graph, ms in sum_by(variant.nodes, lambda node: node.graph).items():
+        stage = variant.stages.get(graph)
+        if stage is not None and abs(ms / stage.mean - 1.0) > _NODES_AS_STAGE:
+            yield (
+                f"{variant.name}: {graph} took {ms:.3g} ms in the runs that counted nodes, "
+                f"{stage.mean:.3g} ms in the timed frames (means)"
+            )
 
 
 def _size_mb(bundle: Bundle) -> float:

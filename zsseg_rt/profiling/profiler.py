@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.conditions import Reading, take_snapshot
 from zsseg_rt.profiling.energy import EnergyMeter, find_energy_sources
 from zsseg_rt.profiling.measured import Measured, Request
-from zsseg_rt.profiling.meter import TurnPlan, read_memory_mb
+from zsseg_rt.profiling.meter import Sample, TurnPlan, read_memory_mb
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
 from zsseg_rt.profiling.variants import Variant
@@ -26,7 +27,8 @@ __all__ = ["SelfCheckError", "profile"]
 
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
-_NODE_RUNS = 20
+_NODE_RUNS = (20, 200)
+_NODE_MS = 1000.0  # frames for so long between these numbers of runs
 _ENERGY_SECONDS = 2.0
 _MOST_COMPARED = 4  # frames whose labels are compared with float32's
 
@@ -227,11 +229,19 @@ def _time_nodes(measured: Measured, variant: Variant) -> None:
     try:
         child = _open(measured.request, variant, with_node_times=True)
         try:
-            measured.nodes[variant.name] = child.request("nodes", runs=_NODE_RUNS)
+            runs = _node_runs(measured.rounds.warm(variant.name))
+            measured.nodes[variant.name] = child.request("nodes", runs=runs)
         finally:
             child.close()
     except CandidateError as exc:
         measured.notes.append(f"nodes were not timed: {exc}")
+
+
+def _node_runs(frames: Sequence[Sample]) -> int:
+    """Many runs of short frames, which a single wait for a CPU would distort."""
+    least, most = _NODE_RUNS
+    mean = fmean(frame.wall_ms for frame in frames) if frames else _NODE_MS
+    return max(least, min(most, round(_NODE_MS / mean)))
 
 
 def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None:

@@ -136,7 +136,8 @@ class NodeRow:
         name: Its name in the graph; empty if the backend invented it.
         type: The backend's name for what it computes.
         block: The block of the network that it is part of; empty if unknown.
-        kind: ``linear``, ``attention``, ``norm``, ``layout`` or ``other``.
+        kind: ``linear``, ``attention``, ``norm``, ``layout`` or ``other``; or, like the name and
+            the block, ``(outside nodes)``: what the counted runs took beyond their nodes.
         ms: Milliseconds a frame.
     """
 
