@@ -83,6 +83,9 @@ def profile(
     ] = 30.0,
     cold_start: Annotated[bool, typer.Option(help="Also time fresh processes.")] = True,
     nodes: Annotated[bool, typer.Option(help="Also time the nodes of the graphs.")] = True,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx", help="Mark frames and stages for Nsight Systems.")
+    ] = False,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
@@ -110,11 +113,14 @@ def profile(
     for file in (json_file, html, trace):
         _check_writable(file)
     if html is not None:
-        _require_matplotlib()
+        _require_package("matplotlib", "--html", extra="report")
+    if nvtx:
+        _require_package("nvtx", "--nvtx", extra="nvtx")
     bundle = _choose_bundle(targets or [], demo=demo)
     asked = {"device": device, "backend": backend, "precision": precision, "num_threads": threads}
     defaults = {"device": "auto", "backend": "auto", "precision": "auto", "num_threads": 0}
     config = {key: value for key, value in asked.items() if value != defaults[key]}
+    config |= {"with_nvtx": True} if nvtx else {}
     base = Variant(name=bundle.name, bundle=bundle, config=config)
     variants = _variants(base, against or [], against_python, sweep or [])
     names = read_classes(classes, class_name or []) if classes or class_name else None
@@ -308,15 +314,15 @@ def _check_writable(file: Path | None) -> None:
         raise UsageError(f"{file}: expected a file in a folder that can be written to. Check it.")
 
 
-def _require_matplotlib() -> None:
+def _require_package(name: str, option: str, *, extra: str) -> None:
     from importlib.util import find_spec
 
     from zsseg_rt.errors import BackendUnavailableError
 
-    if find_spec("matplotlib") is None:
+    if find_spec(name) is None:
         raise BackendUnavailableError(
-            "matplotlib: expected to be installed for --html, got nothing. "
-            f"Run: {install_command('report')}"
+            f"{name}: expected to be installed for {option}, got nothing. "
+            f"Run: {install_command(extra)}"
         )
 
 
