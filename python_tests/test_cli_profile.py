@@ -230,7 +230,7 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     rail = Rail(name="VDD_IN", read=lambda: next(swing))
     monkeypatch.setattr(
         "zsseg_rt.profiling.profiler.find_energy_sources",
-        lambda: EnergySources(total=(rail,), note="rail VDD_IN"),
+        lambda **_: EnergySources(total=(rail,), note="rail VDD_IN"),
     )
     file = tmp_path / "report.json"
     assert quick("--demo", "--json", file) == 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from zsseg_rt import __version__
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.evaluation.provenance import describe_machine
-from zsseg_rt.profiling.conditions import Conditions, compare_snapshots
+from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
 from zsseg_rt.profiling.estimates import Basis
 from zsseg_rt.profiling.measured import Measured
 from zsseg_rt.profiling.meter import Sample
@@ -63,12 +62,18 @@ def assemble_report(measured: Measured) -> Report:
 
 
 def _conditions(measured: Measured) -> Conditions:
+    readings: tuple[Reading, ...] = ()
+    notes: tuple[str, ...] = ()
+    if measured.gpu is not None:
+        readings, notes = tuple(measured.gpu.readings()), tuple(measured.gpu.notes())
     if measured.before is None or measured.after is None:
-        return Conditions(readings=())
+        return Conditions(readings=readings, notes=notes)
     shares = [share for share in measured.rounds.waiting.values() if share is not None]
     waiting = max(shares) if shares else None
     found = compare_snapshots(measured.before, measured.after, waiting=waiting)
-    return replace(found, readings=(*found.readings, *measured.absent))
+    return Conditions(
+        readings=(*found.readings, *readings, *measured.absent), notes=(*found.notes, *notes)
+    )
 
 
 def _variant(measured: Measured, variant: Variant) -> VariantReport:

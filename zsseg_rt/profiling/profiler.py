@@ -16,7 +16,8 @@ from zsseg_rt.profiling.assemble import assemble_report
 from zsseg_rt.profiling.candidates import CandidateError
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.conditions import Reading, take_snapshot
-from zsseg_rt.profiling.energy import EnergyMeter, find_energy_sources
+from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
+from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
 from zsseg_rt.profiling.measured import Measured, Request
 from zsseg_rt.profiling.meter import Sample, TurnPlan, read_memory_mb
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
@@ -131,8 +132,13 @@ def _time_frames(measured: Measured) -> None:
     # One plan for all: whoever is timed right after a pause must not meet one who is not.
     plan = TurnPlan(cold=min(fastest.values()) < LONG_FRAME_MS)
 
-    def show(rounds: Rounds) -> None:
+    index = _gpu_index(children[0])
+    measured.gpu = None if index is None else GpuWatch(open_gpu(index))
+
+    def between_rounds(rounds: Rounds) -> None:
         request.on_progress(f"round {rounds.count}")
+        if measured.gpu is not None:
+            measured.gpu.read()
 
     if len(children) == 1:
         frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[children[0].name]))
@@ -143,12 +149,18 @@ def _time_frames(measured: Measured) -> None:
         )
     else:
         rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
-    measured.rounds = take_turns(children, plan, rule, on_round=show)
+    measured.rounds = take_turns(children, plan, rule, on_round=between_rounds)
     measured.failures.update(measured.rounds.failures)
     measured.interrupted = measured.rounds.interrupted
     for child in children:
         memory = read_memory_mb(child.process)
         measured.peaks[child.name] = None if memory is None else memory[1]
+
+
+def _gpu_index(child: ChildCandidate) -> int | None:
+    """Which GPU a candidate runs on, as CUDA counts them."""
+    number = str(child.described.get("device", "")).partition(":")[2]
+    return int(number) if child.on_gpu and number.isdecimal() else None
 
 
 def _after_timing(measured: Measured) -> None:
@@ -182,7 +194,7 @@ def _after_timing(measured: Measured) -> None:
 
 def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
     """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
-    sources = find_energy_sources()
+    sources = find_energy_sources(gpu=_gpu_index(alive[0]) or 0) if alive else EnergySources()
     measured.absent = sources.absent
     if not sources.total:
         return
@@ -220,6 +232,8 @@ def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None
 def _failed_sensor(name: str) -> Reading:
     reason = "a sensor failed, or did not change for a second"
     command = "cat /sys/class/hwmon/hwmon*/*_input"
+    if "NVML" in name:
+        command = "nvidia-smi --query-gpu=power.draw --format=csv"
     return Reading(name=name, unit="J", reason=reason, command=command)
 
 
