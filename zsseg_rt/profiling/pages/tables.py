@@ -201,7 +201,10 @@ def _nodes(variant: VariantReport, key: str, nodes: Sequence[NodeRow]) -> TextTa
     graphs = sum_by(nodes, lambda node: node.graph)
     order = list(totals)
     if key == "kind":
-        order.sort(key=lambda name: (name.endswith(OUTSIDE), -totals[name]))
+        places = list(graphs)
+        order.sort(key=lambda name: (
+            places.index(name.partition("  ")[0]), name.endswith(OUTSIDE), -totals[name]
+        ))  # fmt: skip
     rows = []
     for name in order:
         graph, _, group = name.partition("  ")
