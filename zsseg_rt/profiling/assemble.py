@@ -42,6 +42,8 @@ def assemble_report(measured: Measured) -> Report:
     variants = tuple(_variant(measured, variant) for variant in request.variants)
     notes = [*measured.notes, *conditions.notes]
     notes += [note for variant in variants for note in _other_node_runs(variant)]
+    comparisons = tuple(_comparisons(measured))
+    notes += _threads_by_cpu_time(request.variants, comparisons)
     if measured.interrupted:
         notes.append("interrupted: this is what was measured until then")
     return Report(
@@ -54,7 +56,7 @@ def assemble_report(measured: Measured) -> Report:
         seconds=rounds.seconds,
         interrupted=measured.interrupted,
         variants=variants,
-        comparisons=tuple(_comparisons(measured)),
+        comparisons=comparisons,
         growths=tuple(_growths(request.variants, variants, rounds)),
         conditions=conditions,
         notes=tuple(notes),
@@ -122,6 +124,19 @@ def _other_node_runs(variant: VariantReport) -> Iterator[str]:
             yield (
                 f"{variant.name}: {graph} took {ms:.3g} ms in the runs that counted nodes, "
                 f"{stage.mean:.3g} ms in the timed frames (means)"
+            )
+
+
+def _threads_by_cpu_time(
+    variants: Sequence[Variant], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    """Warn where CPU time was compared, which adds up over threads, and their numbers differ."""
+    threads = {one.name: one.config.get("num_threads", 0) for one in variants}
+    for one in comparisons:
+        if one.difference.basis == "cpu" and threads[one.other] != threads[one.base]:
+            yield (
+                f"{one.other}: the machine was busy, so CPU time was compared, which adds up over "
+                "threads. What other numbers of threads gain shows on a quiet machine"
             )
 
 

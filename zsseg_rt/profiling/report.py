@@ -333,10 +333,12 @@ def read_report(path: Path) -> Report:
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}. Check the path.") from exc
     except ValueError as exc:
-        raise ConfigError(f"{path}: expected a profile's JSON, got {exc}") from exc
+        raise ConfigError(f"{path}: expected a profile's JSON, got other text: {exc}. "
+                          "Give a file that zsseg-rt profile --json wrote.") from exc  # fmt: skip
     if not isinstance(raw, Mapping) or raw.get("kind") != KIND:
         kind = raw.get("kind") if isinstance(raw, Mapping) else type(raw).__name__
-        raise ConfigError(f"{path}: expected kind {KIND!r}, got {kind!r}. "
+        shown = "none" if kind is None else repr(kind)
+        raise ConfigError(f"{path}: expected kind {KIND!r}, got {shown}. "
                           "Give a file that zsseg-rt profile --json wrote.")  # fmt: skip
     if raw.get("format") != FORMAT:
         raise ConfigError(
