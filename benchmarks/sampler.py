@@ -1,94 +1,207 @@
 """Try the sampler on what is known: an engine against itself, and against itself made slower.
 
-    python benchmarks/sampler.py [--comparisons 40] [--found 20] [--max-rounds 200] [--json FILE]
-    python benchmarks/sampler.py --simulated      # no engine: times drawn from a busy machine's
+    python benchmarks/sampler.py FORM [--json FILE]
+
+| form | what | minutes, about |
+|---|---|---|
+| quiet-2ms | the demo, one thread, nothing else running: 40 self-comparisons, 20 of 10 % | 2 to 6 |
+| busy-2ms | the same beside 6 busy processes, which it starts | 8 to 15 |
+| quiet-230ms | ViT-B/16 with random weights, two threads: the same | 6 to 15 |
+| busy-230ms | beside 6 busy processes: 8 comparisons with itself, 4 of 10 % | 10 to 20 |
+| cost | what measuring a frame of the demo costs | 1 |
+| simulated | no engine: times drawn from a busy machine's | below 1 |
 
 Goals: of 40 self-comparisons at most 2 get a verdict, a candidate 10 % slower is found in 19 of 20,
 within 200 rounds of a short frame or 30 of a long one, and measuring costs at most 1 %. Engines are
-processes of their own. "Slower" is a fixed amount of work after each frame: 10 % of the CPU time
-of its median frame.
+processes of their own. "Slower" is a fixed amount of work after each frame, on as many threads:
+10 % of the CPU time of its median frame. The three take turns in the same rounds. The 230 ms forms
+need torch and onnx, to export their bundle; --bundle keeps it, or takes one that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
+import random
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zsseg_rt.bundle import Bundle
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-from zsseg_rt.profiling.candidates import Candidate
+from zsseg_rt.profiling.candidates import Candidate, LocalCandidate
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.meter import Meter, Paced, Sample, ThreadTimes, Turn, TurnPlan
-from zsseg_rt.profiling.turns import StopRule, take_turns, take_turns_locally
+from zsseg_rt.profiling.meter import Meter, Paced, Sample, Stopwatch, ThreadTimes, Turn, TurnPlan
+from zsseg_rt.profiling.turns import StopRule, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01}
-THRESHOLD, SLOWER, SETTLED, CALIBRATED = 0.02, 0.10, 30, 200
+THRESHOLD, SLOWER = 0.02, 0.10
 LONG_FRAME_MS = 100.0
+BUSY_FLAG = "--busy-process"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What to try.
+
+    Attributes:
+        comparisons: Of the engine with itself.
+        found: Of the engine with itself made slower, in the rounds of the first of those.
+        max_rounds: Rounds at most.
+        real_size: Whether the bundle is ViT-B/16 and not the demo.
+        busy: Processes that compute meanwhile.
+        threads: CPU threads of an engine.
+    """
+
+    comparisons: int = 40
+    found: int = 20
+    max_rounds: int = 200
+    real_size: bool = False
+    busy: int = 0
+    threads: int = 1
+
+
+FORMS = {
+    "quiet-2ms": Form(),
+    "busy-2ms": Form(busy=6),
+    "quiet-230ms": Form(real_size=True, threads=2, max_rounds=30),
+    "busy-230ms": Form(real_size=True, threads=2, max_rounds=30, busy=6, comparisons=8, found=4),
+    "cost": Form(comparisons=0, found=0),
+    "simulated": Form(),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse arguments, run all trials, print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=demo_bundle())
-    parser.add_argument("--comparisons", type=int, default=40)
-    parser.add_argument("--found", type=int, default=20)
-    parser.add_argument("--max-rounds", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("form", choices=sorted(FORMS))
+    parser.add_argument("--bundle", type=Path, help="where the exported bundle is, or will be")
+    parser.add_argument("--comparisons", type=int, help="fewer or more than the form's")
+    parser.add_argument("--found", type=int, help="fewer or more than the form's")
+    parser.add_argument("--max-rounds", type=int, help="fewer or more than the form's")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    report = {"threshold": THRESHOLD, "slower": SLOWER, "max_rounds": args.max_rounds}
-    report |= simulated(args) if args.simulated else real(args)
+    given = {key: getattr(args, key) for key in ("comparisons", "found", "max_rounds")}
+    settings = vars(FORMS[args.form]) | {k: v for k, v in given.items() if v is not None}
+    form, watch = Form(**settings), Stopwatch()
+    report = {"form": args.form, "threshold": THRESHOLD, "slower": SLOWER} | vars(form)
+    report |= simulated(form) if args.form == "simulated" else real(form, args)
     report |= {"machine": describe_machine(), "commit": describe_commit(ROOT), "goals": GOALS}
+    report["seconds"] = watch.seconds
     print_report(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
-def real(args: argparse.Namespace) -> dict[str, Any]:
+def real(form: Form, args: argparse.Namespace) -> dict[str, Any]:
     """Compare engines in processes of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = args.bundle or demo_bundle()
+        if form.real_size:
+            bundle = args.bundle or Path(folder) / "real.zsseg"
+            if not bundle.exists():
+                export_real_size(bundle)
+        with busy_processes(form.busy):
+            if args.form == "cost":
+                return {"cost_of_measuring": cost_of_measuring(bundle, form.threads)}
+            return compare(form, bundle)
+
+
+def compare(form: Form, bundle: Path) -> dict[str, Any]:
+    """All comparisons of a form."""
 
     def opened(name: str, slower: float) -> ChildCandidate:
-        arguments = {"bundle": str(args.bundle), "threads": args.threads, "slower": slower}
+        arguments = {"bundle": str(bundle), "threads": form.threads, "slower": slower}
         spec = {"file": __file__, "function": "open_engine", "arguments": arguments}
         return ChildCandidate(name, spec)
 
+    same, found = [], []
     first, twin, slow = opened("first", 0.0), opened("twin", 0.0), opened("slow", SLOWER)
     try:
         fastest = min(child.warm_up() for child in (first, twin, slow))
         plan = TurnPlan(cold=fastest < LONG_FRAME_MS)
-        same = [trial((first, twin), plan, args.max_rounds, n) for n in range(args.comparisons)]
-        found = [trial((first, slow), plan, args.max_rounds, n) for n in range(args.found)]
+        for number in range(max(form.comparisons, form.found)):
+            others = [twin] if number < form.comparisons else []
+            others += [slow] if number < form.found else []
+            figures = trials((first, *others), plan, form.max_rounds, number)
+            same += [figures["twin"]] if "twin" in figures else []
+            found += [figures["slow"]] if "slow" in figures else []
+            print(f"{number + 1} of {max(form.comparisons, form.found)}", file=sys.stderr)
     finally:
         for child in (first, twin, slow):
             child.close()
-    figures = {"threads": args.threads, "fastest_frame_ms": fastest, "self": same, "slow": found}
-    return figures | {"cost_of_measuring": cost_of_measuring(args)}
+    return {"fastest_frame_ms": fastest, "self": same, "slow": found}
+
+
+def export_real_size(bundle: Path) -> None:
+    """Write ViT-B/16 with random weights, as benchmarks/engine.py makes it."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import engine
+
+    print("exporting the bundle", file=sys.stderr)
+    engine.export(engine.build_model("real"), bundle)
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Let so many processes compute in bursts, as builds and tests do; they end with this one."""
+    children = [
+        subprocess.Popen([sys.executable, __file__, BUSY_FLAG, str(seed)]) for seed in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def be_busy(seed: int) -> None:
+    """Compute for some 5 to 250 ms, sleep for up to 20 ms, and so on, until the parent ends."""
+    parent, order, work = os.getppid(), random.Random(seed), np.ones(1 << 16, np.float32)
+    while os.getppid() == parent:
+        for _ in range(order.randrange(200, 10_000)):
+            np.multiply(work, 1.0, out=work)
+        time.sleep(order.uniform(0.0, 0.02))
+
+
+def trials(
+    candidates: tuple[Candidate, ...], plan: TurnPlan, rounds: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Compare candidates with the first one, once, as the profiler does."""
+    stop = StopRule(max_seconds=1200.0, max_rounds=rounds, half_width=THRESHOLD / 2)
+    taken = take_turns(candidates, plan, stop, seed=seed)
+    first, *others = (candidate.name for candidate in candidates)
+    figures = {}
+    for other in others:
+        found = taken.difference(first, other, THRESHOLD)
+        assert isinstance(found, Difference)
+        shares = [taken.waiting[name] or 0.0 for name in (first, other)]
+        figures[other] = {**vars(found), "waiting": max(shares), "seconds": taken.seconds}
+    return figures
 
 
 def trial(
     pair: tuple[Candidate, Candidate], plan: TurnPlan, rounds: int, seed: int
 ) -> dict[str, Any]:
-    """Compare two candidates once, as the profiler does."""
-    stop = StopRule(max_seconds=600.0, max_rounds=rounds, half_width=THRESHOLD / 2)
-    taken = take_turns(pair, plan, stop, seed=seed)
-    first, second = (candidate.name for candidate in pair)
-    found = taken.difference(first, second, THRESHOLD)
-    assert isinstance(found, Difference)
-    return {
-        **vars(found),
-        "waiting": max(share or 0.0 for share in taken.waiting.values()),
-        "wall_verdict_seconds": taken.seconds,
-    }
+    """Compare two candidates once."""
+    return trials(pair, plan, rounds, seed)[pair[1].name]
 
 
 def open_engine(bundle: str, threads: int, slower: float) -> Any:
@@ -97,38 +210,63 @@ def open_engine(bundle: str, threads: int, slower: float) -> Any:
     from zsseg_rt.photos import read_photo
 
     engine = Engine(bundle, EngineConfig(device="cpu", num_threads=threads))
-    engine.set_classes(demo_classes())
-    frame = read_photo(demo_photos()[0])
-    meter, work = Meter(), np.ones(4096, np.float32)
-
-    def labelled() -> Any:
-        return engine.segment(frame)
-
+    if Path(bundle) == demo_bundle():
+        engine.set_classes(demo_classes())
+    else:
+        rows = np.random.default_rng(0).standard_normal((20, Bundle.load(bundle).text.embed_dim))
+        unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        engine.set_classes([f"class {index}" for index in range(20)], embeddings=unit)
+    labelled = functools.partial(engine.segment, read_photo(demo_photos()[0]))
     if not slower:
         return labelled
-
-    def busy(steps: int) -> None:
-        for _ in range(steps):
-            np.multiply(work, 1.0, out=work)
-
-    for _ in range(SETTLED):
-        labelled()
-    frames, steps = [], []
-    for _ in range(5 * SETTLED):  # side by side: a busy machine slows both
-        frames.append(meter.measure(labelled).cpu_ms)
-        steps.append(meter.measure(lambda: busy(CALIBRATED)).cpu_ms)
-    extra = round(slower * CALIBRATED * statistics.median(frames) / statistics.median(steps))
+    work = SharedWork(threads)
+    work.calibrate(labelled, slower)
 
     def labelled_slowly() -> None:
         labelled()
-        busy(extra)
+        work.do()
 
     return labelled_slowly
 
 
-def cost_of_measuring(args: argparse.Namespace) -> dict[str, Any]:
+class SharedWork:
+    """A fixed amount of work, spread over threads as a frame is."""
+
+    def __init__(self, threads: int) -> None:
+        self._arrays = [np.ones(1 << 12, np.float32) for _ in range(threads)]
+        if threads > 1:  # long calls: they give way to each other in between
+            self._arrays = [np.ones(1 << 17, np.float32) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
+        self.steps = 200
+
+    def do(self) -> None:
+        """Do it, and wait for all threads."""
+        others = [self._pool.submit(self._work, array) for array in self._arrays[1:]]
+        self._work(self._arrays[0])
+        for other in others:
+            other.result()
+
+    def calibrate(self, call: Any, share: float) -> None:
+        """Make it take a share of the CPU time of a call."""
+        meter = Meter()
+        long = min(meter.measure(call).wall_ms for _ in range(3)) > LONG_FRAME_MS
+        calls, own = [], []
+        for _ in range(0 if long else 30):
+            call()
+        for _ in range(12 if long else 150):  # side by side: a busy machine slows both
+            calls.append(meter.measure(call).cpu_ms)
+            own.append(meter.measure(self.do).cpu_ms)
+        ratio = statistics.median(calls) / statistics.median(own)
+        self.steps = max(1, round(share * self.steps * ratio))
+
+    def _work(self, array: Any) -> None:
+        for _ in range(self.steps):
+            np.multiply(array, 1.0, out=array)
+
+
+def cost_of_measuring(bundle: Path, threads: int) -> dict[str, Any]:
     """Eight frames in a loop, each measured against none measured."""
-    call, meter = open_engine(str(args.bundle), args.threads, 0.0), Meter()
+    call, meter = open_engine(str(bundle), threads, 0.0), Meter()
 
     def measured() -> None:
         for _ in range(8):
@@ -138,8 +276,12 @@ def cost_of_measuring(args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(8):
             call()
 
+    for _ in range(10):
+        bare()
+    candidates = [LocalCandidate("bare", bare), LocalCandidate("measured", measured)]
     plan = TurnPlan(cold=False, measuring_ms=0.0)
-    taken = take_turns_locally({"bare": bare, "measured": measured}, rounds=100, plan=plan)
+    stop = StopRule(max_seconds=60.0, min_rounds=100, half_width=0.002)
+    taken = take_turns(candidates, plan, stop)
     found = taken.difference("bare", "measured", GOALS["cost of measuring"])
     assert isinstance(found, Difference)
     return dict(vars(found))
@@ -192,7 +334,7 @@ class SimulatedCandidate:
         """Nothing to free."""
 
 
-def simulated(args: argparse.Namespace) -> dict[str, Any]:
+def simulated(form: Form) -> dict[str, Any]:
     """Compare simulated candidates, a machine of its own for each comparison."""
 
     def run(seed: int, frame_ms: float) -> dict[str, Any]:
@@ -201,34 +343,40 @@ def simulated(args: argparse.Namespace) -> dict[str, Any]:
             SimulatedCandidate("first", machine, 2.0),
             SimulatedCandidate("second", machine, frame_ms),
         )
-        return trial(pair, TurnPlan(), args.max_rounds, seed)
+        return trial(pair, TurnPlan(), form.max_rounds, seed)
 
     return {
-        "self": [run(seed, 2.0) for seed in range(args.comparisons)],
-        "slow": [run(1000 + seed, 2.0 * (1.0 + SLOWER)) for seed in range(args.found)],
+        "self": [run(seed, 2.0) for seed in range(form.comparisons)],
+        "slow": [run(1000 + seed, 2.0 * (1.0 + SLOWER)) for seed in range(form.found)],
     }
 
 
 def print_report(report: dict[str, Any]) -> None:
-    same, slow = report["self"], report["slow"]
-    wrong = sum(one["verdict"] in ("slower", "faster") for one in same)
-    found = sum(one["verdict"] == "slower" for one in slow)
-    print(f"{report['machine']['cpu']}, commit {report['commit']}")
-    print(f"against itself: {wrong} of {len(same)} got a verdict;  {summary(same)}")
-    print(f"against itself {SLOWER:.0%} slower: found in {found} of {len(slow)};  {summary(slow)}")
+    """Print what was found, beside the goals."""
+    same, slow = report.get("self", ()), report.get("slow", ())
+    print(f"{report['form']}: {report['machine']['cpu']}, commit {report['commit']}, "
+          f"{report['seconds'] / 60:.1f} minutes")  # fmt: skip
+    if same:
+        wrong = sum(one["verdict"] in ("slower", "faster") for one in same)
+        print(f"against itself: {wrong} of {len(same)} got a verdict (goal: at most "
+              f"{GOALS['false verdicts of 40']} of 40);  {summary(same)}")  # fmt: skip
+    if slow:
+        found = sum(one["verdict"] == "slower" for one in slow)
+        print(f"against itself {SLOWER:.0%} slower: found in {found} of {len(slow)} (goal: at "
+              f"least {GOALS['found of 20']} of 20);  {summary(slow)}")  # fmt: skip
     if "cost_of_measuring" in report:
         cost = report["cost_of_measuring"]
-        print(f"measuring costs {cost['change']:.2%} [{cost['low']:.2%}, {cost['high']:.2%}]")
+        print(f"measuring costs {cost['change']:.2%} [{cost['low']:.2%}, {cost['high']:.2%}] of a "
+              f"frame (goal: at most {GOALS['cost of measuring']:.0%}), "
+              f"{cost['rounds']} rounds")  # fmt: skip
 
 
-def summary(trials: list[dict[str, Any]]) -> str:
+def summary(tried: list[dict[str, Any]]) -> str:
     """Rounds, bases and waiting in a few words."""
-    if not trials:
-        return "none tried"
-    bases = sorted({one["basis"] for one in trials})
-    changes = sorted(one["change"] for one in trials)
-    waiting = sorted(one["waiting"] for one in trials)
-    rounds = sorted(one["rounds"] for one in trials)
+    bases = sorted({one["basis"] for one in tried})
+    changes = sorted(one["change"] for one in tried)
+    waiting = sorted(one["waiting"] for one in tried)
+    rounds = sorted(one["rounds"] for one in tried)
     return (
         f"by {' and '.join(bases)} time, changes {changes[0]:+.1%} to {changes[-1]:+.1%}, "
         f"rounds {rounds[0]} to {rounds[-1]}, waiting {waiting[0]:.0%} to {waiting[-1]:.0%}"
@@ -236,4 +384,7 @@ def summary(trials: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    if BUSY_FLAG in sys.argv:
+        be_busy(int(sys.argv[2]))
+        sys.exit(0)
     sys.exit(main())

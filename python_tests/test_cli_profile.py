@@ -230,7 +230,7 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     rail = Rail(name="VDD_IN", read=lambda: next(swing))
     monkeypatch.setattr(
         "zsseg_rt.profiling.profiler.find_energy_sources",
-        lambda: EnergySources(total=(rail,), note="rail VDD_IN"),
+        lambda **_: EnergySources(total=(rail,), note="rail VDD_IN"),
     )
     file = tmp_path / "report.json"
     assert quick("--demo", "--json", file) == 0
@@ -258,3 +258,13 @@ def test_nodes_are_counted_by_kind(written):
     assert {node["graph"] for node in base["nodes"]} == {"image_encoder", "decoder"}
     assert {"linear", "attention"} <= {node["kind"] for node in base["nodes"]}
     assert not any(other["nodes"] for other in others)
+
+
+def test_nodes_sum_to_their_stage_or_a_note_says_why_not(written):
+    report = json.loads(written[0].read_text())
+    base = report["variants"][0]
+    for graph in ("image_encoder", "decoder"):
+        total = sum(node["ms"] for node in base["nodes"] if node["graph"] == graph)
+        near = abs(total / base["stages"][graph]["mean"] - 1.0) <= 0.05
+        noted = [note for note in report["notes"] if f": {graph} took" in note]
+        assert len(noted) == (0 if near else 1)

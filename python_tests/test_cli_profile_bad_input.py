@@ -87,7 +87,10 @@ BAD = [
     (["--demo", "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
     (["--demo", "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
     (["--demo", "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
-    (["--demo", "--json", "{empty}"], EXIT_USAGE, "can be written to"),
+    (["--demo", "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
+    (["--demo", "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
+    (["--demo", "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "another file than --json's"),
+    (["--demo", "--classes", ""], EXIT_USAGE, "--classes"),
     (["--demo", "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
     (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),
     (["--demo", "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
@@ -95,7 +98,8 @@ BAD = [
     (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
     (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
     (["show", "{newer}"], EXIT_USAGE, "expected format 1, got 99"),
-    (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON"),
+    (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON, got other text"),
+    (["show", "{nameless}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got none"),
 ]
 
 
@@ -114,6 +118,8 @@ def test_bad_input_is_refused_before_anything_is_measured(
     arguments, code, message, tmp_path, capsys, never_opened
 ):
     places = {name: tmp_path / name for name in ("empty", "missing", "foreign", "newer", "text")}
+    places["nameless"] = tmp_path / "nameless"
+    places["nameless"].write_text('{"traceEvents": []}')
     places["empty"].mkdir()
     places["foreign"].write_text('{"kind": "trtexec"}')
     places["newer"].write_text('{"kind": "zsseg_rt profile", "format": 99}')

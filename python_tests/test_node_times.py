@@ -2,6 +2,9 @@
 
 import json
 import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,11 +13,15 @@ import pytest
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import _tensorrt, _tensorrt_device
-from zsseg_rt.backends.base import BackendOptions, NodeTime
+from zsseg_rt.backends._openvino_nodes import PastRuns, node_times
+from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundle import Bundle
+from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.profiling.meter import Meter
+from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
 
@@ -55,7 +62,7 @@ def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
     before = {name: np.array(array) for name, array in session.run(feeds).items()}
     nodes = session.profile(feeds, runs=5)
     known = {node.name for node in onnx.load(encoder).graph.node}
-    assert {node.name for node in nodes} - {""} <= known
+    assert {node.name for node in nodes} - {"", OUTSIDE_NODES} <= known
     assert sum(node.ms for node in nodes) > 0.0
     assert all(node.ms >= 0.0 for node in nodes)
     modules = {node.name.partition("/")[0] for node in nodes}
@@ -63,6 +70,97 @@ def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
     assert {f"blocks.{index}.{part}" for index in range(4) for part in parts} <= modules
     for name, array in session.run(feeds).items():
         np.testing.assert_array_equal(array, before[name])
+    session.close()
+
+
+STORED = sorted((Path(__file__).parent / "bundles").glob("v*/*.zsseg"))
+
+
+@pytest.mark.parametrize(
+    "path", [demo_bundle(), *STORED], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_nodes_and_the_rest_sum_to_the_runs_that_were_timed(path):
+    """Within 5 %; a busy machine may come between the two clocks, so one of some tries counts."""
+    bundle = Bundle.load(path)
+    file = bundle.path / bundle.graph("image_encoder", "float32").file
+    graph = get_backend("openvino").load(file, device="cpu", precision="float32", options=COUNTING)
+    session = graph.session()
+    (spec,) = session.inputs
+    shape = [int(size) if str(size).isdecimal() else 1 for size in spec.shape]
+    feeds = {spec.name: np.random.default_rng(0).random(shape, np.float32)}
+    meter, run, walls = Meter(), session.run, []
+
+    def timed(feeds):
+        walls.append(meter.measure(lambda: run(feeds)).wall_ms)
+
+    session.run = timed
+    ratios = []
+    for _ in range(8):
+        walls.clear()
+        nodes = session.profile(feeds, runs=60)
+        counted = walls[1:]  # the first one of profile is not counted
+        ratios.append(sum(node.ms for node in nodes) / (sum(counted) / len(counted)))
+        assert [node.name for node in nodes].count(OUTSIDE_NODES) == 1
+        assert nodes[-1].name == OUTSIDE_NODES
+        if 0.95 <= ratios[-1] <= 1.05:
+            break
+    else:
+        pytest.fail(f"nodes are no share of their runs: {ratios}")
+    session.close()
+
+
+class CountingRequest:
+    """A request whose one node takes 3 ms, after a first run that takes 50."""
+
+    def __init__(self):
+        self.total_ms = 50.0
+        self.past = PastRuns(count=1, ms=60.0)
+
+    def run(self):
+        self.total_ms += 3.0
+        self.past.count += 1
+        self.past.ms += 4.0
+
+    def get_profiling_info(self):
+        mean = timedelta(milliseconds=self.total_ms / self.past.count)
+        return [
+            SimpleNamespace(status="EXECUTED", node_name="a", node_type="MatMul", real_time=mean)
+        ]
+
+
+class CountingModel:
+    def get_property(self, name):
+        return {"PERF_COUNT": True}[name]
+
+    def get_runtime_model(self):
+        return SimpleNamespace(get_ordered_ops=list)
+
+
+@pytest.mark.parametrize("before", [0, 5, 400])
+def test_the_rest_is_of_the_runs_that_the_counters_count(before):
+    request = CountingRequest()
+    for _ in range(before):
+        request.run()
+    node, rest = node_times(CountingModel(), request, request.run, 10, request.past)
+    if before <= 10:  # without the slow first run
+        assert (node.ms, rest.ms) == (pytest.approx(3.0, abs=0.01), pytest.approx(1.0, abs=0.01))
+    else:  # with its share
+        assert node.ms == pytest.approx(3.0 + 47.0 / 411, abs=0.01)
+        assert rest.ms == pytest.approx(1.0 + 9.0 / 411, abs=0.01)
+    assert rest.name == OUTSIDE_NODES
+
+
+def test_nearly_all_of_an_encoder_s_time_has_a_block(encoder, image):
+    graph = get_backend("openvino").load(
+        encoder, device="cpu", precision="float32", options=COUNTING
+    )
+    session = graph.session()
+    nodes = session.profile(image(session), runs=20)
+    rows = assign_nodes("image_encoder", [(n.name, n.type, n.ms) for n in nodes])
+    within = [row for row in rows if row.block != OUTSIDE]
+    of_blocks = sum(row.ms for row in within if row.block)
+    assert of_blocks >= 0.95 * sum(row.ms for row in within) > 0.0
+    assert {f"blocks.{index}" for index in range(4)} <= {row.block for row in rows}
     session.close()
 
 
@@ -136,9 +234,13 @@ def test_a_graph_that_runs_often_counts_as_often():
             return {}
 
         def profile(self, feeds, *, stream=0, runs=10):
-            return (NodeTime(name="a/MatMul", type="x", ms=float(feeds["n"][0])),)
+            rest = NodeTime(name=OUTSIDE_NODES, type="", ms=0.5)
+            return (NodeTime(name="a/MatMul", type="x", ms=float(feeds["n"][0])), rest)
 
     recording = RecordingSession(Session())
     for number in (1.0, 2.0, 4.0):
         recording.run({"n": np.array([number])})
-    assert recording.profile_recorded() == (NodeTime(name="a/MatMul", type="x", ms=7.0),)
+    assert recording.profile_recorded() == (
+        NodeTime(name="a/MatMul", type="x", ms=7.0),
+        NodeTime(name=OUTSIDE_NODES, type="", ms=1.5),
+    )

@@ -95,6 +95,9 @@ class Nvml:
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802 - NVML's name
         return index
 
+    def nvmlDeviceGetName(self, handle):  # noqa: N802 - NVML's name
+        return "a GPU"
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802 - NVML's name
         if self._millijoules is None:
             raise self.NVMLError("Not Supported")

@@ -2,7 +2,14 @@
 
 import pytest
 
-from zsseg_rt.profiling.nodes import assign_nodes, block_of, kind_of, sum_by
+from zsseg_rt.profiling.nodes import (
+    OUTSIDE,
+    assign_nodes,
+    block_of,
+    has_blocks,
+    kind_of,
+    sum_by,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +54,10 @@ def test_invented_nodes_belong_to_the_named_one_before_them():
 def test_older_graphs_have_kinds_but_no_blocks():
     rows = assign_nodes("g", [("node_MatMul_20", "FullyConnected", 1.0), ("MVN_33", "MVN", 1.0)])
     assert [(row.block, row.kind) for row in rows] == [("", "linear"), ("", "norm")]
+
+
+def test_what_lies_outside_the_nodes_belongs_to_none():
+    rows = assign_nodes("g", [("conv1/Conv", "Conv", 2.0), (OUTSIDE, "", 1.0)])
+    assert [(row.block, row.kind) for row in rows] == [("conv1", "linear"), (OUTSIDE, OUTSIDE)]
+    assert has_blocks(rows)
+    assert not has_blocks(assign_nodes("g", [("", "MVN", 2.0), (OUTSIDE, "", 1.0)]))

@@ -8,6 +8,12 @@ and the medians are printed: milliseconds, gigabytes of inputs and outputs per s
 times faster the kernel is than each rival. A turn is a pause, a cold call, warm-up calls, and
 a warm one: a call in a loop over one kernel is warm, one that follows a network in a frame is cold.
 Rivals that are not installed are left out.
+
+On CUDA a call between two events is mostly Python and its launch. So 100 launches that take turns
+on several sets of buffers are captured, and their replay is timed too: milliseconds a launch, and
+the share of the floor, which is the time to move the bytes at the speed of a large copy or to
+do the products at that of a large one, both measured in the same run. Captures need torch with
+CUDA; what cannot be captured is named.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 
 import argparse
+import functools
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -31,6 +38,7 @@ import numpy as np
 from zsseg_rt import ops
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
+from zsseg_rt.profiling.captures import LAUNCHES, CaptureRefusedError, capture_launches
 from zsseg_rt.profiling.device_timer import EventTimer
 from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -54,12 +62,14 @@ class Case:
     num_bytes: int
     check: Callable[[], None]
     candidates: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    flops: int = 0  # of its products
 
 
 class CpuBench:
     """Places arrays on the CPU."""
 
     name = "cpu"
+    sets = 1  # of buffers
     stream = 0
     timer: EventTimer | None = None
 
@@ -89,6 +99,7 @@ class CudaBench(CpuBench):
     """The same on the first GPU, timed by events on one stream that torch shares."""
 
     name = "cuda"
+    sets = 8
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -195,7 +206,8 @@ def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
 
     num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
     sizes = f"C={classes} D=512 E=768"
-    case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours})
+    case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours},
+                flops=2 * classes * 1024 * 768)  # fmt: skip
     if torch := bench.torch:
         cls, text, weight, bias = (bench.tensor(array) for array in arrays)
 
@@ -231,7 +243,8 @@ def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> C
 
     num_bytes = patches.nbytes + text.nbytes + out.nbytes
     sizes = f"N={num_patches} C={classes} D=512"
-    case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours})
+    case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours},
+                flops=2 * num_patches * classes * 512)  # fmt: skip
     if torch := bench.torch:
         normalize = torch.nn.functional.normalize
         left, right = bench.tensor(patches), bench.tensor(text)
@@ -241,6 +254,7 @@ def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> C
     return case
 
 
+@functools.cache
 def smooth_logits(classes: int, grid: int) -> np.ndarray:
     """Logits as networks produce them: slow variation over the image and noise in every cell."""
     generator = np.random.default_rng(0)
@@ -524,9 +538,70 @@ def measure(bench: CpuBench, case: Case, rounds: int) -> dict[str, dict[str, flo
     }
 
 
-def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
-    """Check, measure and describe one case."""
+def measure_floor(bench: CpuBench, rounds: int, *, quick: bool) -> dict[str, float]:
+    """Gigabytes a second of a large copy, and float32 operations a second of a large product."""
+    torch, count, side = bench.torch, (1 << 16) if quick else (1 << 26), 256 if quick else 4096
+    source, target = (torch.zeros(count, device="cuda") for _ in range(2))
+    left, right = (torch.zeros(side, side, device="cuda") for _ in range(2))
+    out = torch.zeros(side, side, device="cuda")
+    calls = {"copy": lambda: target.copy_(source),
+             "product": lambda: torch.matmul(left, right, out=out)}  # fmt: skip
+    replays = {
+        name: capture_launches(torch, [call], stream=bench.stream, launches=10)
+        for name, call in calls.items()
+    }
+    taken = take_turns_locally(replays, rounds=rounds, plan=TURN, device_timer=bench.timer)
+    copied = 10 * 2 * 4 * count / (taken.median_ms("copy") / 1e3)
+    multiplied = 10 * 2 * side**3 / (taken.median_ms("product") / 1e3)
+    return {"copy_gigabytes_per_second": copied / 1e9, "product_teraflops": multiplied / 1e12}
+
+
+def try_floor(bench: CpuBench, rounds: int, *, quick: bool) -> dict[str, float] | None:
+    """The floor, or None and a word why nothing is captured."""
+    problem = "torch with CUDA is not installed"
+    if bench.torch:
+        try:
+            return measure_floor(bench, rounds, quick=quick)
+        except CaptureRefusedError as error:
+            problem = f"a plain copy or product was refused: {error}"
+    print(f"no captures: {problem}. Times hold Python and the launch.")
+    return None
+
+
+def measure_captures(
+    bench: CpuBench, cases: tuple[Case, ...], rounds: int, floor: dict[str, float]
+) -> dict[str, Any]:
+    """Milliseconds a launch of what can be captured, and why the others cannot."""
+    replays, refused = {}, {}
+    for name in cases[0].candidates:
+        calls = [case.candidates[name] for case in cases]
+        try:
+            replays[name] = capture_launches(bench.torch, calls, stream=bench.stream)
+        except CaptureRefusedError as error:
+            refused[name] = str(error)
+            cases[0].check()  # it must work as before
+    found: dict[str, Any] = {"sets": len(cases), "rotated_bytes": len(cases) * cases[0].num_bytes}
+    found |= {"launches": LAUNCHES, "median_ms": {}, "not_captured": refused}
+    if replays:
+        seconds = SLOW_SECONDS * len(replays)
+        taken = take_turns_locally(replays, rounds=rounds, plan=TURN, device_timer=bench.timer,
+                                   max_seconds=seconds)  # fmt: skip
+        found["median_ms"] = {name: taken.median_ms(name) / LAUNCHES for name in replays}
+    moved_ms = cases[0].num_bytes / floor["copy_gigabytes_per_second"] / 1e6
+    computed_ms = cases[0].flops / floor["product_teraflops"] / 1e9
+    found["floor_ms"] = max(moved_ms, computed_ms)
+    if "zsseg_rt" in found["median_ms"]:
+        found["share_of_floor"] = found["floor_ms"] / found["median_ms"]["zsseg_rt"]
+    return found
+
+
+def run_case(
+    bench: CpuBench, cases: tuple[Case, ...], rounds: int, floor: dict[str, float] | None
+) -> dict[str, Any]:
+    """Check, measure and describe one case, which is given once for each set of buffers."""
+    case = cases[0]
     case.check()
+    captures = None if floor is None else measure_captures(bench, cases, rounds, floor)
     medians = measure(bench, case, rounds)
     faster = {
         state: {name: ms / taken["zsseg_rt"] for name, ms in taken.items() if name != "zsseg_rt"}
@@ -540,6 +615,7 @@ def run_case(bench: CpuBench, case: Case, rounds: int) -> dict[str, Any]:
         "gigabytes_per_second": case.num_bytes / medians["warm"]["zsseg_rt"] / 1e6,
         "times_faster_than": faster["warm"],
         "cold_times_faster_than": faster["cold"],
+        "captured": captures,
     }
 
 
@@ -564,6 +640,20 @@ def print_result(result: dict[str, Any]) -> None:
         if state == "warm":
             speed += f", {result['gigabytes_per_second']:.1f} GB/s"
         print(f"{speed}; {rivals or 'no rival installed'}")
+    if result["captured"] is not None:
+        print_captured(result["captured"])
+
+
+def print_captured(captured: dict[str, Any]) -> None:
+    """Print microseconds a launch, and what could not be captured."""
+    shown = ", ".join(f"{name} {1e3 * ms:.3g} us" for name, ms in captured["median_ms"].items())
+    floor = f"floor {1e3 * captured['floor_ms']:.3g} us"
+    if "share_of_floor" in captured:
+        floor += f", {captured['share_of_floor']:.0%} of its speed"
+    sets = f"{captured['sets']} sets of buffers, {captured['rotated_bytes'] / 1e6:.1f} MB"
+    print(f"    captured {shown or 'nothing'}; {floor}; {sets}")
+    for name, reason in captured["not_captured"].items():
+        print(f"    {name}: not captured, only timed call by call: {reason}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -591,16 +681,18 @@ def main(arguments: list[str] | None = None) -> int:
     on_cuda = has_cuda and args.device != "cpu"
     bench = CudaBench(args.threads) if on_cuda else CpuBench(args.threads)
     rounds = 2 if args.quick else args.rounds
+    floor = try_floor(bench, rounds, quick=args.quick) if on_cuda else None
     results = []
     for op in args.op or CASES:
-        for case in CASES[op](bench, quick=args.quick):
+        sets = (CASES[op](bench, quick=args.quick) for _ in range(bench.sets if floor else 1))
+        for cases in zip(*sets, strict=True):
             try:
-                results.append(run_case(bench, case, rounds))
+                results.append(run_case(bench, cases, rounds, floor))
             except MismatchError as error:
-                print(f"{case.op} {case.sizes}: {error}", file=sys.stderr)
+                print(f"{cases[0].op} {cases[0].sizes}: {error}", file=sys.stderr)
                 return 1
             print_result(results[-1])
-    report = {"device": bench.name, "threads": args.threads, "rounds": rounds}
+    report = {"device": bench.name, "threads": args.threads, "rounds": rounds, "floor": floor}
     report |= {"machine": machine_of(bench), "commit": describe_commit(ROOT), "results": results}
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -62,6 +62,8 @@ class EngineConfig:
         with_times: Whether results carry the times of their stages.
         with_node_times: Whether :meth:`Engine.node_times` can time the nodes of the graphs, which
             costs every frame a little time.
+        with_nvtx: Whether frames and their stages are NVTX ranges, which Nsight Systems shows;
+            needs the extra ``nvtx``.
         cache_dir: Folder for compiled models, plans and text embeddings; None takes
             :func:`default_cache_dir`.
         use_cache: False neither reads nor writes any cache.
@@ -84,6 +86,7 @@ class EngineConfig:
     num_lanes: int = 1
     with_times: bool = True
     with_node_times: bool = False
+    with_nvtx: bool = False
     cache_dir: str | Path | None = None
     use_cache: bool = True
     keep_text_encoder: bool = True

@@ -17,6 +17,7 @@ from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig, is_share
 from zsseg_rt.errors import (
     ArgumentError,
@@ -71,10 +72,11 @@ class Lane:
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
+        ranges = NvtxRanges() if config.with_nvtx else None
         self.workspace = Workspace(device)
         self._family = family
         self._pipeline = family.pipeline(sessions, self.workspace)
-        self._clock = self.workspace.clock(enabled=config.with_times)
+        self._clock = self.workspace.clock(enabled=config.with_times, ranges=ranges)
         self._preprocess, self._config = preprocess, config
         self._rule = LabelRule(
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
@@ -361,4 +363,5 @@ class Lane:
                 )
             yield
         finally:
+            self._clock.stop()
             self._lock.release()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from zsseg_rt import _C
 from zsseg_rt.arrays import Array, reshaped
-from zsseg_rt.clock import StageClock
+from zsseg_rt.clock import NvtxRanges, StageClock
 
 __all__ = ["Workspace"]
 
@@ -79,9 +79,9 @@ class Workspace:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def clock(self, *, enabled: bool = True) -> StageClock:
+    def clock(self, *, enabled: bool = True, ranges: NvtxRanges | None = None) -> StageClock:
         """Return a clock for the frames on this stream."""
-        return StageClock(self._stream, enabled=enabled)
+        return StageClock(self._stream, enabled=enabled, ranges=ranges)
 
     def close(self) -> None:
         """Free the buffers and the stream."""

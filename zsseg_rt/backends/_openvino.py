@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends._mapped_files import page_out
 from zsseg_rt.backends._openvino_core import process_core
-from zsseg_rt.backends._openvino_nodes import describe_layer, node_times
+from zsseg_rt.backends._openvino_nodes import PastRuns, describe_layer, node_times
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -117,7 +118,7 @@ class _OpenVinoGraph:
         self._compiled: Any = compiled
         self.inputs, self.outputs = header.inputs, header.outputs
         self.precision, self.ranges = precision, ranges
-        self.runs = 0
+        self.past = PastRuns()
 
     def session(self) -> Session:
         return _OpenVinoSession(self, self.open_model().create_infer_request())
@@ -163,6 +164,7 @@ class _OpenVinoSession:
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         if self._request is None:
             raise BackendError("session: expected an open one, got a closed one. Load it again.")
+        begin = time.perf_counter()
         check_names(feeds, self.inputs)
         for spec in self.inputs:
             self._check_array(spec, feeds[spec.name])
@@ -170,17 +172,19 @@ class _OpenVinoSession:
             for spec in self.inputs:
                 self._request.set_tensor(spec.name, self._share(feeds[spec.name]))
             self._request.infer()
-            self._graph.runs += 1
         except _RAISED as exc:
             raise BackendError(f"OpenVINO failed while running: {_problem(exc)}") from exc
-        return {spec.name: self._request.get_tensor(spec.name).data for spec in self.outputs}
+        results = {spec.name: self._request.get_tensor(spec.name).data for spec in self.outputs}
+        self._graph.past.count += 1
+        self._graph.past.ms += (time.perf_counter() - begin) * 1e3
+        return results
 
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
     ) -> tuple[NodeTime, ...]:
         self.run(feeds)  # what only a first run does is not a node's
-        model, done = self._graph.open_model(), self._graph.runs
-        return node_times(model, self._request, lambda: self.run(feeds), runs, done=done)
+        model, past = self._graph.open_model(), self._graph.past
+        return node_times(model, self._request, lambda: self.run(feeds), runs, past)
 
     def close(self) -> None:
         self._request = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from zsseg_rt.backends.base import LayerInfo, NodeTime
+from zsseg_rt.backends.base import OUTSIDE_NODES, LayerInfo, NodeTime
 from zsseg_rt.errors import BackendError
 
-__all__ = ["describe_layer", "node_times"]
+__all__ = ["PastRuns", "describe_layer", "node_times"]
 
 # OpenVINO's element types -> NumPy's names.
 _NUMPY_NAMES = {
@@ -23,6 +24,19 @@ _NUMPY_NAMES = {
 }
 
 
+@dataclass
+class PastRuns:
+    """The runs of a compiled model so far.
+
+    Attributes:
+        count: How many there were.
+        ms: Their milliseconds, from call to return.
+    """
+
+    count: int = 0
+    ms: float = 0.0
+
+
 def describe_layer(operation: Any) -> LayerInfo:
     """Name, type and precision of a node of the runtime model."""
     told = operation.get_rt_info()
@@ -34,19 +48,20 @@ def describe_layer(operation: Any) -> LayerInfo:
 
 
 def node_times(
-    compiled: Any, request: Any, run: Callable[[], object], runs: int, *, done: int
+    compiled: Any, request: Any, run: Callable[[], object], runs: int, past: PastRuns
 ) -> tuple[NodeTime, ...]:
-    """Time every node of a compiled model.
+    """Time every node of a compiled model, and what the same runs took beyond them.
 
-    Counters are means since the model was compiled, in whole microseconds. If there were few runs
+    Counters are means since the model was compiled, and both they and every run that they count
+    are cut to whole microseconds: a node's time is too short by up to two. If there were few runs
     before, such as the slow first one, their share is taken out.
 
     Args:
         compiled: The model, compiled with ``PERF_COUNT``.
         request: One of its requests.
-        run: Runs the request once.
+        run: Runs the request once and adds the run to ``past``.
         runs: How many runs the times are the mean of.
-        done: How many runs there were before.
+        past: The runs of the model before.
 
     Raises:
         BackendError: The model was compiled without counters.
@@ -56,16 +71,20 @@ def node_times(
             "session: expected a graph that counts times, got one that does not. Load it with "
             "BackendOptions(node_times=True)."
         )
-    before = dict(_counters(request)) if done <= runs else {}
+    told, done, done_ms = dict(_counters(request)), past.count, past.ms
+    if done > runs:  # cutting would cost more than the first runs' share
+        told, done, done_ms = {}, 0, 0.0
     for _ in range(runs):
         run()
+    counted = past.count - done
     named, found = _names(compiled), []
     for name, (kind, mean_ms) in _counters(request):
         ms = mean_ms
-        if name in before:
-            ms = max(0.0, (mean_ms * (done + runs) - before[name][1] * done) / runs)
+        if name in told:
+            ms = max(0.0, (mean_ms * past.count - told[name][1] * done) / counted)
         found.append(NodeTime(name=named.get(name, ""), type=kind, ms=ms))
-    return tuple(found)
+    rest = (past.ms - done_ms) / counted - sum(node.ms for node in found)
+    return (*found, NodeTime(name=OUTSIDE_NODES, type="", ms=max(0.0, rest)))
 
 
 def _counters(request: Any) -> Iterator[tuple[str, tuple[str, float]]]:

@@ -18,6 +18,7 @@ from zsseg_rt.errors import PrecisionNotApplied
 
 __all__ = [
     "ANY_PRECISION",
+    "OUTSIDE_NODES",
     "Backend",
     "BackendOptions",
     "Bounds",
@@ -87,12 +88,20 @@ class LayerInfo:
     precision: str
 
 
+OUTSIDE_NODES = "(outside nodes)"
+"""What a run takes beyond its nodes, as the last :class:`NodeTime`; with it, they sum to the run.
+
+Only backends that count nodes one by one have it; those that mark the end of each leave no gaps.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
     """What one node of a graph took.
 
     Attributes:
-        name: The node's name in the ONNX file; ``""`` for one that the backend invented.
+        name: The node's name in the ONNX file; ``""`` for one that the backend invented;
+            :data:`OUTSIDE_NODES` for the rest of a run.
         type: The backend's name for what it computes.
         ms: Milliseconds a run, the mean of several.
     """
@@ -143,7 +152,7 @@ class Session(Protocol):
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
     ) -> tuple[NodeTime, ...]:
-        """Time every node, in the order they run.
+        """Time every node, in the order they run, and what the same runs took beyond them.
 
         Args:
             feeds: As for :meth:`run`.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
 
 from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.backends.base import NodeTime, Session
+from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Session
 
 __all__ = ["RecordingSession"]
 
@@ -64,10 +65,11 @@ class RecordingSession:
         """
         if len(self._feeds) == 1:
             return self.profile(self._feeds[0], stream=stream, runs=runs)
-        totals: dict[tuple[int, str, str], float] = defaultdict(float)
+        totals: dict[tuple[float, str, str], float] = defaultdict(float)
         for feeds in self._feeds:
             for place, node in enumerate(self.profile(feeds, stream=stream, runs=runs)):
-                totals[place, node.name, node.type] += node.ms
+                last = node.name == OUTSIDE_NODES
+                totals[math.inf if last else place, node.name, node.type] += node.ms
         return tuple(NodeTime(name=n, type=t, ms=ms) for (_, n, t), ms in sorted(totals.items()))
 
     def close(self) -> None:

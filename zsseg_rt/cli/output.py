@@ -70,9 +70,17 @@ def check_file_place(option: str, file: Path | None) -> None:
     """
     if file is None:
         return
+    import tempfile
+
     problem = why_unwritable(file.parent)
     if not problem and not file.parent.is_dir():
         problem = "it does not exist"
+    if not problem:
+        try:
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
+        except OSError as exc:  # permissions do not tell all, least of all to root
+            problem = exc.strerror or str(exc)
     if problem:
         raise UsageError(
             f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"

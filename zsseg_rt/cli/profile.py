@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,14 @@ from zsseg_rt.cli.options import (
     UsageError,
     read_classes,
 )
-from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE, EXIT_OK, terminal, write_json
+from zsseg_rt.cli.output import (
+    EXIT_FAILURE,
+    EXIT_GATE,
+    EXIT_OK,
+    check_file_place,
+    terminal,
+    write_json,
+)
 from zsseg_rt.extras import install_command
 
 if TYPE_CHECKING:
@@ -83,6 +90,9 @@ def profile(
     ] = 30.0,
     cold_start: Annotated[bool, typer.Option(help="Also time fresh processes.")] = True,
     nodes: Annotated[bool, typer.Option(help="Also time the nodes of the graphs.")] = True,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx", help="Mark frames and stages for Nsight Systems.")
+    ] = False,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
@@ -107,17 +117,20 @@ def profile(
         raise UsageError("--strict: expected --fail-above with it, got none")
     if gate is not None and not (against or against_python):
         raise UsageError("--fail-above: expected --against or --against-python with it, got none")
-    for file in (json_file, html, trace):
-        _check_writable(file)
+    _check_places({"--json": json_file, "--html": html, "--trace": trace})
     if html is not None:
-        _require_matplotlib()
+        _require_package("matplotlib", "--html", extra="report")
+    if nvtx:
+        _require_package("nvtx", "--nvtx", extra="nvtx")
     bundle = _choose_bundle(targets or [], demo=demo)
     asked = {"device": device, "backend": backend, "precision": precision, "num_threads": threads}
     defaults = {"device": "auto", "backend": "auto", "precision": "auto", "num_threads": 0}
     config = {key: value for key, value in asked.items() if value != defaults[key]}
+    config |= {"with_nvtx": True} if nvtx else {}
     base = Variant(name=bundle.name, bundle=bundle, config=config)
     variants = _variants(base, against or [], against_python, sweep or [])
-    names = read_classes(classes, class_name or []) if classes or class_name else None
+    named = classes is not None or class_name
+    names = read_classes(classes, class_name or []) if named else None
     settings: dict[str, Any] = {
         "threshold": _share("--threshold", threshold) if gate is None else gate,
         "max_seconds": max_duration,
@@ -300,23 +313,27 @@ def _share(option: str, text: str) -> float:
     return value
 
 
-def _check_writable(file: Path | None) -> None:
-    """Refuse a place that nothing can be written to before anything is measured."""
-    if file is None:
-        return
-    if file.is_dir() or not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
-        raise UsageError(f"{file}: expected a file in a folder that can be written to. Check it.")
+def _check_places(files: Mapping[str, Path | None]) -> None:
+    """Refuse files that cannot all be written, before anything is measured."""
+    taken: dict[Path, str] = {}
+    for option, file in files.items():
+        check_file_place(option, file)
+        if file is None:
+            continue
+        other = taken.setdefault(file.resolve(), option)
+        if other != option:
+            raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
 
 
-def _require_matplotlib() -> None:
+def _require_package(name: str, option: str, *, extra: str) -> None:
     from importlib.util import find_spec
 
     from zsseg_rt.errors import BackendUnavailableError
 
-    if find_spec("matplotlib") is None:
+    if find_spec(name) is None:
         raise BackendUnavailableError(
-            "matplotlib: expected to be installed for --html, got nothing. "
-            f"Run: {install_command('report')}"
+            f"{name}: expected to be installed for {option}, got nothing. "
+            f"Run: {install_command(extra)}"
         )
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from zsseg_rt import __version__
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.evaluation.provenance import describe_machine
-from zsseg_rt.profiling.conditions import Conditions, compare_snapshots
+from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
 from zsseg_rt.profiling.estimates import Basis
 from zsseg_rt.profiling.measured import Measured
 from zsseg_rt.profiling.meter import Sample
-from zsseg_rt.profiling.nodes import assign_nodes
+from zsseg_rt.profiling.nodes import assign_nodes, sum_by
 from zsseg_rt.profiling.report import (
     Comparison,
     Growth,
@@ -33,6 +32,8 @@ __all__ = ["AROUND", "assemble_report"]
 AROUND = "(around)"
 """What a call takes outside the engine's clock; with it, stages sum to the wall time."""
 
+_NODES_AS_STAGE = 0.05
+
 
 def assemble_report(measured: Measured) -> Report:
     """The report of a measurement, finished or not."""
@@ -40,6 +41,9 @@ def assemble_report(measured: Measured) -> Report:
     conditions = _conditions(measured)
     variants = tuple(_variant(measured, variant) for variant in request.variants)
     notes = [*measured.notes, *conditions.notes]
+    notes += [note for variant in variants for note in _other_node_runs(variant)]
+    comparisons = tuple(_comparisons(measured))
+    notes += _threads_by_cpu_time(request.variants, comparisons)
     if measured.interrupted:
         notes.append("interrupted: this is what was measured until then")
     return Report(
@@ -52,7 +56,7 @@ def assemble_report(measured: Measured) -> Report:
         seconds=rounds.seconds,
         interrupted=measured.interrupted,
         variants=variants,
-        comparisons=tuple(_comparisons(measured)),
+        comparisons=comparisons,
         growths=tuple(_growths(request.variants, variants, rounds)),
         conditions=conditions,
         notes=tuple(notes),
@@ -60,12 +64,18 @@ def assemble_report(measured: Measured) -> Report:
 
 
 def _conditions(measured: Measured) -> Conditions:
+    readings: tuple[Reading, ...] = ()
+    notes: tuple[str, ...] = ()
+    if measured.gpu is not None:
+        readings, notes = tuple(measured.gpu.readings()), tuple(measured.gpu.notes())
     if measured.before is None or measured.after is None:
-        return Conditions(readings=())
+        return Conditions(readings=readings, notes=notes)
     shares = [share for share in measured.rounds.waiting.values() if share is not None]
     waiting = max(shares) if shares else None
     found = compare_snapshots(measured.before, measured.after, waiting=waiting)
-    return replace(found, readings=(*found.readings, *measured.absent))
+    return Conditions(
+        readings=(*found.readings, *readings, *measured.absent), notes=(*found.notes, *notes)
+    )
 
 
 def _variant(measured: Measured, variant: Variant) -> VariantReport:
@@ -104,6 +114,30 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
         ),
         samples=_samples(rounds, name, stages),
     )
+
+
+def _other_node_runs(variant: VariantReport) -> Iterator[str]:
+    """Say where the runs that counted nodes took another time than the frames did."""
+    for graph, ms in sum_by(variant.nodes, lambda node: node.graph).items():
+        stage = variant.stages.get(graph)
+        if stage is not None and abs(ms / stage.mean - 1.0) > _NODES_AS_STAGE:
+            yield (
+                f"{variant.name}: {graph} took {ms:.3g} ms in the runs that counted nodes, "
+                f"{stage.mean:.3g} ms in the timed frames (means)"
+            )
+
+
+def _threads_by_cpu_time(
+    variants: Sequence[Variant], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    """Warn where CPU time was compared, which adds up over threads, and their numbers differ."""
+    threads = {one.name: one.config.get("num_threads", 0) for one in variants}
+    for one in comparisons:
+        if one.difference.basis == "cpu" and threads[one.other] != threads[one.base]:
+            yield (
+                f"{one.other}: the machine was busy, so CPU time was compared, which adds up over "
+                "threads. What other numbers of threads gain shows on a quiet machine"
+            )
 
 
 def _size_mb(bundle: Bundle) -> float:

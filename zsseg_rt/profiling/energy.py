@@ -8,7 +8,6 @@ All of them measure a board or a chip, not a process.
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.profiling.conditions import Reading
+from zsseg_rt.profiling.gpu import open_gpu
 
 __all__ = ["EnergyMeter", "EnergySources", "Rail", "Stretch", "find_energy_sources"]
 
@@ -56,7 +56,7 @@ class EnergySources:
         absent: Sources that cannot be read, with reason and command.
     """
 
-    total: tuple[Rail, ...]
+    total: tuple[Rail, ...] = ()
     others: tuple[Rail, ...] = ()
     note: str = ""
     absent: tuple[Reading, ...] = ()
@@ -77,12 +77,15 @@ class Stretch:
     watts: list[tuple[float, float]] = field(default_factory=list)
 
 
-def find_energy_sources(root: Path = _ROOT, nvml: Any | None = None) -> EnergySources:
+def find_energy_sources(
+    root: Path = _ROOT, nvml: Any | None = None, *, gpu: int = 0
+) -> EnergySources:
     """Find what tells energy here: a board's rails, else a GPU's counter, else the CPU's.
 
     Args:
         root: The folder that holds ``sys``.
         nvml: The module ``pynvml``; None imports it, if there is one.
+        gpu: Which GPU, as CUDA counts them.
     """
     rails = tuple(_hwmon_rails(root))
     if rails:
@@ -94,9 +97,9 @@ def find_energy_sources(root: Path = _ROOT, nvml: Any | None = None) -> EnergySo
         return EnergySources(total=rails, note=f"sum of the module's rails ({names})")
     absent = [Reading(name="board rails", unit="W", reason="no ina3221 or ina238 sensor",
                       command="cat /sys/class/hwmon/hwmon*/name")]  # fmt: skip
-    gpu, reason = _nvml_rails(nvml)
-    if gpu:
-        return EnergySources(total=gpu, note="GPU alone, by NVML", absent=tuple(absent))
+    counter, reason = _nvml_rails(gpu, nvml)
+    if counter:
+        return EnergySources(total=counter, note="GPU alone, by NVML", absent=tuple(absent))
     absent.append(Reading(name="GPU energy", unit="J", reason=reason,
                           command="nvidia-smi --query-gpu=power.draw --format=csv"))  # fmt: skip
     cpu, reason = _rapl_rails(root)
@@ -260,19 +263,11 @@ def _rapl_rails(root: Path) -> tuple[tuple[Rail, ...], str]:
     return tuple(rails), ""
 
 
-def _nvml_rails(nvml: Any | None) -> tuple[tuple[Rail, ...], str]:
-    if nvml is None:
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return (), "the package nvidia-ml-py is not installed"
-    module: Any = nvml
-    try:
-        module.nvmlInit()
-        handle = module.nvmlDeviceGetHandleByIndex(0)
-        module.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except module.NVMLError as exc:  # on Jetson boards it starts, then answers NotSupported
-        return (), f"NVML: {exc}"
+def _nvml_rails(index: int, nvml: Any | None) -> tuple[tuple[Rail, ...], str]:
+    gpu = open_gpu(index, nvml)
+    if isinstance(gpu, str):
+        return (), gpu
+    module, handle = gpu.nvml, gpu.handle
 
     def read() -> float:
         try:
@@ -280,6 +275,10 @@ def _nvml_rails(nvml: Any | None) -> tuple[tuple[Rail, ...], str]:
         except module.NVMLError as exc:
             raise OSError(str(exc)) from exc
 
+    try:
+        read()
+    except OSError as exc:  # on Jetson boards it starts, then answers NotSupported
+        return (), f"NVML: {exc}"
     return (Rail(name="GPU", read=read, counts=True),), ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.conditions import Reading, Snapshot
+from zsseg_rt.profiling.gpu import GpuWatch
 from zsseg_rt.profiling.meter import Paced
 from zsseg_rt.profiling.report import ColdStart, EnergyUse
 from zsseg_rt.profiling.turns import Rounds
@@ -68,6 +69,7 @@ class Measured:
         nodes: Name, type and milliseconds of nodes, by variant and graph.
         energy: What a frame takes, by variant.
         absent: Energy sensors that cannot be read.
+        gpu: What the first variant's GPU did meanwhile; None on a CPU.
         before: The machine before.
         after: The machine after.
         notes: What the reader must know.
@@ -87,6 +89,7 @@ class Measured:
     nodes: dict[str, dict[str, list[list[Any]]]] = field(default_factory=dict)
     energy: dict[str, EnergyUse] = field(default_factory=dict)
     absent: tuple[Reading, ...] = ()
+    gpu: GpuWatch | None = None
     before: Snapshot | None = None
     after: Snapshot | None = None
     notes: list[str] = field(default_factory=list)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+from zsseg_rt.backends.base import OUTSIDE_NODES
 from zsseg_rt.profiling.report import NodeRow
 
-__all__ = ["KINDS", "assign_nodes", "block_of", "kind_of", "sum_by"]
+__all__ = ["KINDS", "OUTSIDE", "assign_nodes", "block_of", "has_blocks", "kind_of", "sum_by"]
 
-KINDS = ("linear", "attention", "norm", "layout", "other")
+OUTSIDE = OUTSIDE_NODES
+"""Block and kind of what a run takes beyond its nodes."""
+KINDS = ("linear", "attention", "norm", "layout", "other", OUTSIDE)
 _LINEAR = ("fullyconnected", "matmul", "gemm", "conv", "linear")
 _ATTENTION = ("attention", "sdpa", "mha")
 _NORM = ("norm", "mvn", "rms")
@@ -25,7 +28,8 @@ def assign_nodes(graph: str, nodes: Iterable[Sequence[object]]) -> list[NodeRow]
     Args:
         graph: The graph's name.
         nodes: Name, type and milliseconds, in the order they ran. What a backend invents has no
-            name, and belongs to the named node before it, or at the begin to the one behind.
+            name, and belongs to the named node before it, or at the begin to the one behind. What
+            lies outside the nodes is a block and a kind of its own.
     """
     given = [(str(name), str(kind), float(str(ms))) for name, kind, ms in nodes]
     modules = [_module_of(name) for name, _, _ in given]
@@ -34,10 +38,16 @@ def assign_nodes(graph: str, nodes: Iterable[Sequence[object]]) -> list[NodeRow]
     for (name, kind, ms), module in zip(given, modules, strict=True):
         current = current if module is None else module
         block = "" if current is None else block_of(current)
-        rows.append(
-            NodeRow(graph=graph, name=name, type=kind, block=block, kind=kind_of(name, kind), ms=ms)
-        )
+        work = kind_of(name, kind)
+        if name == OUTSIDE:
+            block = work = OUTSIDE
+        rows.append(NodeRow(graph=graph, name=name, type=kind, block=block, kind=work, ms=ms))
     return rows
+
+
+def has_blocks(rows: Iterable[NodeRow]) -> bool:
+    """Whether any node's block is known; of older bundles, none is."""
+    return any(row.block not in ("", OUTSIDE) for row in rows)
 
 
 def _module_of(name: str) -> str | None:

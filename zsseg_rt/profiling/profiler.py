@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from zsseg_rt.profiling.assemble import assemble_report
 from zsseg_rt.profiling.candidates import CandidateError
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.conditions import Reading, take_snapshot
-from zsseg_rt.profiling.energy import EnergyMeter, find_energy_sources
+from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
+from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
 from zsseg_rt.profiling.measured import Measured, Request
-from zsseg_rt.profiling.meter import TurnPlan, read_memory_mb
+from zsseg_rt.profiling.meter import Sample, TurnPlan, read_memory_mb
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
 from zsseg_rt.profiling.variants import Variant
@@ -26,7 +28,8 @@ __all__ = ["SelfCheckError", "profile"]
 
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
-_NODE_RUNS = 20
+_NODE_RUNS = (20, 200)
+_NODE_MS = 1000.0  # frames for so long between these numbers of runs
 _ENERGY_SECONDS = 2.0
 _MOST_COMPARED = 4  # frames whose labels are compared with float32's
 
@@ -129,8 +132,13 @@ def _time_frames(measured: Measured) -> None:
     # One plan for all: whoever is timed right after a pause must not meet one who is not.
     plan = TurnPlan(cold=min(fastest.values()) < LONG_FRAME_MS)
 
-    def show(rounds: Rounds) -> None:
+    index = _gpu_index(children[0])
+    measured.gpu = None if index is None else GpuWatch(open_gpu(index))
+
+    def between_rounds(rounds: Rounds) -> None:
         request.on_progress(f"round {rounds.count}")
+        if measured.gpu is not None:
+            measured.gpu.read()
 
     if len(children) == 1:
         frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[children[0].name]))
@@ -141,12 +149,18 @@ def _time_frames(measured: Measured) -> None:
         )
     else:
         rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
-    measured.rounds = take_turns(children, plan, rule, on_round=show)
+    measured.rounds = take_turns(children, plan, rule, on_round=between_rounds)
     measured.failures.update(measured.rounds.failures)
     measured.interrupted = measured.rounds.interrupted
     for child in children:
         memory = read_memory_mb(child.process)
         measured.peaks[child.name] = None if memory is None else memory[1]
+
+
+def _gpu_index(child: ChildCandidate) -> int | None:
+    """Which GPU a candidate runs on, as CUDA counts them."""
+    number = str(child.described.get("device", "")).partition(":")[2]
+    return int(number) if child.on_gpu and number.isdecimal() else None
 
 
 def _after_timing(measured: Measured) -> None:
@@ -180,7 +194,7 @@ def _after_timing(measured: Measured) -> None:
 
 def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
     """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
-    sources = find_energy_sources()
+    sources = find_energy_sources(gpu=_gpu_index(alive[0]) or 0) if alive else EnergySources()
     measured.absent = sources.absent
     if not sources.total:
         return
@@ -218,6 +232,8 @@ def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None
 def _failed_sensor(name: str) -> Reading:
     reason = "a sensor failed, or did not change for a second"
     command = "cat /sys/class/hwmon/hwmon*/*_input"
+    if "NVML" in name:
+        command = "nvidia-smi --query-gpu=power.draw --format=csv"
     return Reading(name=name, unit="J", reason=reason, command=command)
 
 
@@ -227,11 +243,19 @@ def _time_nodes(measured: Measured, variant: Variant) -> None:
     try:
         child = _open(measured.request, variant, with_node_times=True)
         try:
-            measured.nodes[variant.name] = child.request("nodes", runs=_NODE_RUNS)
+            runs = _node_runs(measured.rounds.warm(variant.name))
+            measured.nodes[variant.name] = child.request("nodes", runs=runs)
         finally:
             child.close()
     except CandidateError as exc:
         measured.notes.append(f"nodes were not timed: {exc}")
+
+
+def _node_runs(frames: Sequence[Sample]) -> int:
+    """Many runs of short frames, which a single wait for a CPU would distort."""
+    least, most = _NODE_RUNS
+    mean = fmean(frame.wall_ms for frame in frames) if frames else _NODE_MS
+    return max(least, min(most, round(_NODE_MS / mean)))
 
 
 def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None:

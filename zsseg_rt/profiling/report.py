@@ -136,7 +136,8 @@ class NodeRow:
         name: Its name in the graph; empty if the backend invented it.
         type: The backend's name for what it computes.
         block: The block of the network that it is part of; empty if unknown.
-        kind: ``linear``, ``attention``, ``norm``, ``layout`` or ``other``.
+        kind: ``linear``, ``attention``, ``norm``, ``layout`` or ``other``; or, like the name and
+            the block, ``(outside nodes)``: what the counted runs took beyond their nodes.
         ms: Milliseconds a frame.
     """
 
@@ -332,10 +333,12 @@ def read_report(path: Path) -> Report:
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}. Check the path.") from exc
     except ValueError as exc:
-        raise ConfigError(f"{path}: expected a profile's JSON, got {exc}") from exc
+        raise ConfigError(f"{path}: expected a profile's JSON, got other text: {exc}. "
+                          "Give a file that zsseg-rt profile --json wrote.") from exc  # fmt: skip
     if not isinstance(raw, Mapping) or raw.get("kind") != KIND:
         kind = raw.get("kind") if isinstance(raw, Mapping) else type(raw).__name__
-        raise ConfigError(f"{path}: expected kind {KIND!r}, got {kind!r}. "
+        shown = "none" if kind is None else repr(kind)
+        raise ConfigError(f"{path}: expected kind {KIND!r}, got {shown}. "
                           "Give a file that zsseg-rt profile --json wrote.")  # fmt: skip
     if raw.get("format") != FORMAT:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.profiling.nodes import KINDS
+from zsseg_rt.profiling.nodes import KINDS, has_blocks
 from zsseg_rt.profiling.pages.tables import BASIS_WORDS
 from zsseg_rt.profiling.report import Growth, NodeRow, Report, VariantReport
 
@@ -96,6 +96,7 @@ def _histogram(variants: Sequence[VariantReport]) -> Any:
         axes.hist(variant.samples.wall_ms, bins=bins, color=_COLOURS[index % len(_COLOURS)])
         axes.set_title(_short(variant.name), loc="left", fontsize=9)
         axes.set_ylabel("frames", fontsize=9)
+        axes.yaxis.get_major_locator().set_params(integer=True)
         if spread:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -127,8 +128,9 @@ def _timeline(variants: Sequence[VariantReport]) -> Any:
 def _nodes(variant: VariantReport) -> Any:
     """A bar for each block of each graph, or for the graph where blocks are not known."""
     groups: dict[str, list[NodeRow]] = {}
+    blocks = has_blocks(variant.nodes)
     for node in variant.nodes:
-        groups.setdefault(f"{node.graph} {node.block}".strip(), []).append(node)
+        groups.setdefault(f"{node.graph} {node.block if blocks else ''}".strip(), []).append(node)
     figure, axes = _figure(1.1 + 0.3 * len(groups))
     left, rows = np.zeros(len(groups)), np.arange(len(groups))
     for index, kind in enumerate(KINDS):
@@ -152,7 +154,7 @@ def _growth(growth: Growth) -> Any:
     axes.plot(counts, times, "o", color=_COLOURS[0])
     axes.set_xlabel(growth.key if growth.key != "frame" else "megapixels")
     axes.set_ylabel(f"p50 ms of {BASIS_WORDS[growth.basis]}")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(times.max(), line.max()))
     return figure
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.nodes import sum_by
+from zsseg_rt.profiling.nodes import OUTSIDE, has_blocks, sum_by
 from zsseg_rt.profiling.report import NodeRow, Percentiles, Report, VariantReport
 
 __all__ = [
@@ -50,7 +50,7 @@ def report_tables(report: Report) -> list[TextTable]:
         _comparisons(report),
         _paced(report),
         *(_stages(variant) for variant in report.variants if variant.stages),
-        *(_nodes(v, "block", v.nodes) for v in report.variants if any(n.block for n in v.nodes)),
+        *(_nodes(v, "block", v.nodes) for v in report.variants if has_blocks(v.nodes)),
         *(_nodes(v, "kind", v.nodes) for v in report.variants),
         _growths(report),
         _energy(report),
@@ -199,7 +199,12 @@ def _stages(variant: VariantReport) -> TextTable:
 def _nodes(variant: VariantReport, key: str, nodes: Sequence[NodeRow]) -> TextTable:
     totals = sum_by(nodes, lambda node: f"{node.graph}  {getattr(node, key)}")
     graphs = sum_by(nodes, lambda node: node.graph)
-    order = totals if key == "block" else sorted(totals, key=lambda name: -totals[name])
+    order = list(totals)
+    if key == "kind":
+        places = list(graphs)
+        order.sort(key=lambda name: (
+            places.index(name.partition("  ")[0]), name.endswith(OUTSIDE), -totals[name]
+        ))  # fmt: skip
     rows = []
     for name in order:
         graph, _, group = name.partition("  ")

@@ -1,0 +1,142 @@
+"""Frames and stages are NVTX ranges, with a module that stands in for the package."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from support import command_line
+from support.profiling import QUICK
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.cli.output import EXIT_ENVIRONMENT
+from zsseg_rt.clock import NvtxRanges
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.errors import BackendUnavailableError, ShapeError
+from zsseg_rt.photos import read_photo
+
+CPU = {"device": "cpu", "num_threads": 1, "use_cache": False}
+
+# Written for a child process; appends "push NAME" and "pop" to the file beside it.
+STAND_IN = """
+import pathlib
+import threading
+FILE = pathlib.Path(__file__).with_name("ranges.txt")
+def note(text):
+    with FILE.open("a") as file:
+        file.write(text + "\\n")
+def push_range(message=None, color=None, domain=None):
+    assert domain == "zsseg_rt"
+    note("push " + message)
+def pop_range(domain=None):
+    assert domain == "zsseg_rt"
+    note("pop")
+"""
+
+
+class Ranges:
+    """Keeps ranges as paths in the order they ended, like a profiler that understands nesting."""
+
+    def __init__(self):
+        self.open, self.ended = [], []
+
+    def push_range(self, *, message, domain):
+        assert domain == "zsseg_rt"
+        self.open.append(message)
+
+    def pop_range(self, *, domain):
+        assert domain == "zsseg_rt"
+        self.ended.append("/".join(self.open))
+        self.open.pop()
+
+
+@pytest.fixture
+def ranges(monkeypatch):
+    recorded = Ranges()
+    stand_in = SimpleNamespace(push_range=recorded.push_range, pop_range=recorded.pop_range)
+    monkeypatch.setitem(sys.modules, "nvtx", stand_in)
+    return recorded
+
+
+@pytest.mark.parametrize("with_times", [True, False])
+def test_every_stage_of_a_frame_is_a_range_in_the_frame_s(ranges, with_times):
+    frame = read_photo(demo_photos()[0])
+    with Engine(demo_bundle(), EngineConfig(**CPU)) as engine:
+        engine.set_classes(demo_classes())
+        stages = [stage for stage in engine.segment(frame).times if stage != "total"]
+    assert not ranges.ended
+    config = EngineConfig(**CPU, with_nvtx=True, with_times=with_times)
+    with Engine(demo_bundle(), config) as engine:
+        engine.set_classes(demo_classes())
+        engine.segment(frame)
+        assert ranges.ended == ["frame"]  # no stage has been passed, so none has a name yet
+        for _ in range(2):
+            ranges.ended.clear()
+            engine.segment(frame)
+            assert ranges.ended == [*(f"frame/{stage}" for stage in stages), "frame"]
+            assert ranges.open == []
+
+
+def test_a_frame_that_fails_leaves_no_range_open(ranges):
+    frame = read_photo(demo_photos()[0])
+    with Engine(demo_bundle(), EngineConfig(**CPU, with_nvtx=True)) as engine:
+        engine.set_classes(demo_classes())
+        engine.segment(frame)
+        lane = engine._lane
+        usual, lane._pipeline = lane._pipeline, SimpleNamespace(adopt=lambda classes: classes)
+        lane._given = lane._adopted = None
+        with pytest.raises(AttributeError):  # in the middle of the frame: it has no masks
+            engine.segment(frame)
+        assert ranges.open == []
+        assert ranges.ended[-1] == "frame"
+        lane._pipeline, lane._given = usual, None
+        with pytest.raises(ShapeError):  # before it begins
+            engine.segment(np.zeros((4, 4), np.uint8))
+        assert ranges.open == []
+        engine.segment(frame)
+        assert ranges.open == []
+
+
+def test_stages_are_named_after_those_of_the_last_frame(ranges):
+    """A frame that ends early, as one that shows no change does, is told as far as it went."""
+    marks = NvtxRanges()
+    for stages in (["compare", "preprocess"], ["compare"], ["compare", "preprocess"]):
+        marks.begin_frame()
+        for stage in stages:
+            marks.end_stage(stage)
+        marks.end_frame()
+        marks.end_frame()
+    assert ranges.ended == [
+        "frame",
+        "frame/compare", "frame/preprocess", "frame",  # the second was begun, and took no time
+        "frame/compare", "frame/preprocess", "frame",
+    ]  # fmt: skip
+
+
+def test_an_absent_package_is_said_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    with pytest.raises(BackendUnavailableError, match=r"nvtx: expected .*\.\[nvtx\]"):
+        Engine(demo_bundle(), EngineConfig(**CPU, with_nvtx=True))
+
+
+def test_a_profile_without_the_package_is_refused_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("zsseg_rt.profiling.profiler.ChildCandidate", None)
+    assert command_line.run("profile", "--demo", "--nvtx") == EXIT_ENVIRONMENT
+    assert ".[nvtx]" in capsys.readouterr().err
+
+
+def test_the_profiled_process_shows_its_frames(tmp_path, monkeypatch):
+    (tmp_path / "nvtx.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    file = tmp_path / "report.json"
+    assert command_line.run("profile", "--demo", "--nvtx", *QUICK, "--json", file) == 0
+    report = json.loads(file.read_text())
+    assert "--nvtx" in report["command"]
+    lines = (tmp_path / "ranges.txt").read_text().splitlines()
+    frames = lines.count("push frame")
+    assert frames > report["variants"][0]["wall"]["count"]
+    assert frames - 2 <= lines.count("push image_encoder") < frames
+    assert lines.count("pop") == sum(line.startswith("push") for line in lines)
