@@ -27,6 +27,7 @@ def test_present_lists_classes_by_share_and_leaves_unknown_out():
     shares = seg.present()
     assert [(s.name, s.index, s.pixels) for s in shares] == [("road", 1, 3), ("sky", 0, 1)]
     assert shares[0].share == pytest.approx(3 / 8)
+    assert repr(shares[0].share) == "0.375"  # a float of Python's own, in reports too
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

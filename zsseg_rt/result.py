@@ -129,7 +129,10 @@ class Segmentation:
         order = np.argsort(-counts[:-1], kind="stable")
         return [
             ClassShare(
-                name=self.names[i], index=int(i), pixels=int(counts[i]), share=counts[i] / total
+                name=self.names[i],
+                index=int(i),
+                pixels=int(counts[i]),
+                share=float(counts[i] / total),
             )
             for i in order
             if counts[i]
