@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from zsseg_rt.demo import demo_photos
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 NOTEBOOK = EXAMPLES / "first_hour.ipynb"
-RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-WITHOUT_TORCH = f"import sys; sys.modules['torch'] = sys.modules['onnx'] = None; {RUN}"
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = sys.modules["onnx"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 SAYS = {
     "evaluation": ["mIoU(S): ", "hardest: "],
     "first_labels": ["red tiled floor: ", "mask.png: 256 rows of 256 labels"],
@@ -29,8 +34,8 @@ SAYS = {
 ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "ros2_node"}
 
 
-def run(name, folder, *arguments, program=WITHOUT_TORCH):
-    call = [sys.executable, "-c", program, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+def run(name, folder, *arguments):
+    call = [sys.executable, "-c", WITHOUT_TORCH, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
     place = os.environ | {"ZSSEG_HOME": str(folder / "home")}
     done = subprocess.run(
         call, cwd=folder, env=place, capture_output=True, text=True, check=False, timeout=300
@@ -79,10 +84,13 @@ def test_counts_cover_every_frame(tmp_path):
     assert all(sum(map(int, row[2:])) == 64 * 48 for row in rows)
 
 
-def test_own_encoder_becomes_a_bundle(tmp_path):
+def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    said = run("own_encoder", tmp_path, program=RUN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    runpy.run_path(str(EXAMPLES / "own_encoder.py"), run_name="__main__")
+    said = capsys.readouterr().out
     assert "agrees with the graph: True" in said
     assert [line.partition(":")[0] for line in said.splitlines()[-3:]] == ["grey", "red", "green"]
     assert (tmp_path / "colours.jpg").stat().st_size > 1000
