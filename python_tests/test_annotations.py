@@ -156,7 +156,7 @@ def test_a_component_s_score_is_in_its_annotation():
 
 
 def test_supervision_gets_confidence_and_a_detection_per_component():
-    supervision = pytest.importorskip("supervision", reason="needs pip install supervision")
+    supervision = pytest.importorskip("supervision", reason="needs the extra supervision")
     labels = blocks()
     scores = np.where(labels == 1, np.float32(0.75), np.float32(0.5))
     seg = make(labels, scores)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support import documents
 from zsseg_rt import ArgumentError, Engine, EngineConfig, VocabularyError
 from zsseg_rt.integrations.datasets import PhotoSegmenter
 
@@ -167,3 +168,14 @@ def test_several_processes(colour_bundle, photos, expected):
 def test_taken_columns_are_refused(segmenter, photos):
     with pytest.raises(ArgumentError, match="'mask' already"):
         segmenter.features(photos.rename_column("id", "mask").features)
+
+
+def test_the_documented_program_runs(package, photos, monkeypatch, tmp_path):
+    page = documents.ROOT / "docs" / "scale.md"
+    (block,) = (b for b in documents.blocks_of(page) if "load_dataset" in b.code)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(block.code, page.name, "exec"), names)
+    assert names["labelled"].num_rows == len(photos)
+    assert names["labelled"][0]["mask"].size == names["labelled"][0]["image"].size
+    names["segmenter"].close()
