@@ -17,9 +17,7 @@ from zsseg_rt.export.colour_words import colour_embeds, write_encoder
 from zsseg_rt.photos import read_photo
 
 PAGES = documents.pages()
-WITH_PYTHON = [
-    page for page in PAGES if any(b.language == "python" for b in documents.blocks_of(page))
-]
+WITH_PYTHON = [page for page in PAGES if documents.programs_of(page)]
 COMMANDS = [call for page in PAGES for call in documents.commands_of(page, "zsseg-rt")]
 NAMES = ["road", "person", "pedestrian", "forklift", "sky"]
 
@@ -116,9 +114,7 @@ def given(name, folder):
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_python_runs(page, folder):
-    blocks = [b for b in documents.blocks_of(page) if b.language == "python" and not b.not_run]
-    if not blocks:
-        pytest.skip("every block of this page says why it is not run")
+    blocks = documents.programs_of(page)
     code = "\n".join(block.code for block in blocks)
     if ".zsseg" in code or any("engine" in block.given for block in blocks):
         add_bundles(folder)

@@ -29,7 +29,7 @@ SAYS = {
     "own_embeddings": ["sand: ", "sky: ", "mean score 0."],
     "swapping_classes": ["3 [", "4 [", "5 [", "6 [", "'star'", "'yellow sand'"],
     "two_lanes": ["'red tiled floor'", "'yellow sand'"],
-    "webcam": ["frame 0, ", " labelled, "],
+    "webcam": ["frame ", " ms old: ", " labelled, "],
 }
 ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "ros2_node"}
 

@@ -63,6 +63,11 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
+def programs_of(page: Path) -> list[Block]:
+    """A page's blocks of Python that are run, in order."""
+    return [b for b in blocks_of(page) if b.language == "python" and b.not_run is None]
+
+
 def commands_of(page: Path, program: str) -> list[tuple[str, list[str]]]:
     """Calls of a program in a page: in its shell blocks, and inline unless "..." leaves words out.
 
