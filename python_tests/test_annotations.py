@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_a_component_s_score_is_in_its_annotation():
 
 
 def test_supervision_gets_confidence_and_a_detection_per_component():
-    supervision = pytest.importorskip("supervision", reason="needs pip install supervision")
+    supervision = pytest.importorskip("supervision", reason="needs the extra supervision")
     labels = blocks()
     scores = np.where(labels == 1, np.float32(0.75), np.float32(0.5))
     seg = make(labels, scores)
@@ -169,3 +170,88 @@ def test_supervision_gets_confidence_and_a_detection_per_component():
     assert len(parts[parts.confidence > 0.8]) == 0
     plain = dataclasses.replace(seg, scores=None).to_supervision(per_component=True)
     assert plain.confidence is None
+
+
+# --- GeoJSON and labelme ---
+
+
+def drawn(rings, size_hw):
+    """Which pixel centres are in the rings together."""
+    rings = [np.array(ring).astype(int) for ring in rings]
+    return inside(SimpleNamespace(exterior=rings[0], holes=rings[1:]), size_hw)
+
+
+def signed_area(ring):
+    x, y = np.array(ring, float)[:-1].T
+    return (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_geojson_read_back_is_the_labels(seed):
+    seg = make(noise(seed))
+    collection = json.loads(json.dumps(seg.to_geojson()))
+    assert collection["type"] == "FeatureCollection"
+    again = np.full(seg.labels.shape, 255, np.uint8)
+    for feature in collection["features"]:
+        rings = feature["geometry"]["coordinates"]
+        assert feature["geometry"]["type"] == "Polygon"
+        assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in rings)
+        pixels = drawn([ring[:-1] for ring in rings], seg.labels.shape)
+        assert pixels.sum() == feature["properties"]["area"]
+        assert seg.names[feature["properties"]["index"]] == feature["properties"]["name"]
+        again[pixels] = feature["properties"]["index"]
+    np.testing.assert_array_equal(again, seg.labels)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [None, (0.5, 0, 100, 0, -0.5, 900), (0, 2, 5, 2, 0, 7), (1, 0.5, 0, 0, 1, 0, 0, 0, 1)],
+)
+def test_geojson_of_a_map(transform):
+    seg = make(blocks(), scores=np.full((9, 12), 0.25, np.float32))
+    feature = seg.to_geojson(transform=transform)["features"][0]
+    outer, hole = feature["geometry"]["coordinates"]
+    a, b, c, d, e, f = (transform or (1, 0, 0, 0, 1, 0))[:6]
+    corners = {(a * x + b * y + c, d * x + e * y + f) for x in (1, 6) for y in (1, 6)}
+    assert {tuple(corner) for corner in outer} == corners
+    scale = abs(a * e - b * d)
+    assert signed_area(outer) == pytest.approx(25 * scale)  # anticlockwise
+    assert signed_area(hole) == pytest.approx(-scale)
+    assert feature["properties"]["confidence"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [(1, 0, 0, 0, 1), (1, 2, 0, 2, 4, 0), (1, 0, np.nan, 0, 1, 0), "abcdef", 5, (1,) * 9],
+)
+def test_useless_transforms_are_refused(transform):
+    with pytest.raises(ArgumentError, match="transform: expected six numbers"):
+        make(blocks()).to_geojson(transform=transform)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labelme_drawn_in_order_is_the_labels(seed):
+    seg = make(noise(seed))
+    content = json.loads(json.dumps(seg.to_labelme("photo.png")))
+    assert (content["imageHeight"], content["imageWidth"]) == seg.labels.shape
+    assert (content["imagePath"], content["imageData"]) == ("photo.png", None)
+    values = {name: index for index, name in enumerate(NAMES)} | {"_background_": 255}
+    again = np.full(seg.labels.shape, 255, np.uint8)
+    for shape in content["shapes"]:
+        assert shape["shape_type"] == "polygon"
+        again[drawn([shape["points"]], seg.labels.shape)] = values[shape["label"]]
+    np.testing.assert_array_equal(again, seg.labels)
+    assert "_background_" in {shape["label"] for shape in content["shapes"]}
+
+
+def test_labelme_without_unknown_parts():
+    labels = np.full((9, 9), 1, np.uint8)
+    labels[3:5, 3:5] = 255
+    seg = make(labels)
+    named = [shape["label"] for shape in seg.to_labelme("p.png", unknown="nothing")["shapes"]]
+    assert named == ["road", "nothing"]
+    assert len(seg.to_labelme("p.png", unknown=None)["shapes"]) == 1
+    labels[4:, 4] = 255  # the hole opens to the edge: no hole, and no polygon for it
+    assert [shape["label"] for shape in make(labels).to_labelme("p.png")["shapes"]] == ["road"]
+    assert make(np.full((2, 2), 255)).to_labelme("p.png")["shapes"] == []
+    assert make(np.full((2, 2), 255)).to_geojson()["features"] == []

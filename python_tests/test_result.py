@@ -27,6 +27,7 @@ def test_present_lists_classes_by_share_and_leaves_unknown_out():
     shares = seg.present()
     assert [(s.name, s.index, s.pixels) for s in shares] == [("road", 1, 3), ("sky", 0, 1)]
     assert shares[0].share == pytest.approx(3 / 8)
+    assert repr(shares[0].share) == "0.375"  # a float of Python's own, in reports too
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -184,7 +185,7 @@ def test_results_pickle_and_copy_and_their_times_stay_read_only(way):
 
 
 def test_supervision_gets_a_mask_a_box_and_a_name_per_present_class():
-    supervision = pytest.importorskip("supervision", reason="needs pip install supervision")
+    supervision = pytest.importorskip("supervision", reason="needs the extra supervision")
     labels = np.array([[2, 2, 2, 255], [2, 2, 2, 0], [255, 255, 255, 0]], np.uint8)
     found = make(labels).to_supervision()
     assert isinstance(found, supervision.Detections)
@@ -197,13 +198,13 @@ def test_supervision_gets_a_mask_a_box_and_a_name_per_present_class():
 
 
 def test_supervision_gets_nothing_where_all_is_unknown():
-    pytest.importorskip("supervision", reason="needs pip install supervision")
+    pytest.importorskip("supervision", reason="needs the extra supervision")
     assert len(make(np.full((3, 4), 255, np.uint8)).to_supervision()) == 0
 
 
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(BackendUnavailableError, match="pip install supervision"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[supervision\]'"):
         make(np.zeros((2, 2), np.uint8)).to_supervision()
 
 

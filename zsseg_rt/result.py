@@ -13,13 +13,15 @@ import numpy.typing as npt
 from zsseg_rt.annotations.coco import annotate_classes, annotate_components
 from zsseg_rt.annotations.components import Component, find_components
 from zsseg_rt.annotations.detections import detections
+from zsseg_rt.annotations.geojson import to_features
+from zsseg_rt.annotations.labelme import enclosed_parts, to_shapes
 from zsseg_rt.annotations.polygons import Polygon, outline
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.visualize import palette, write_label_png
 from zsseg_rt.visualize.plot import LegendEntry, draw_legend, draw_names, enlarged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["ClassShare", "Frame", "Segmentation"]
 
@@ -129,7 +131,10 @@ class Segmentation:
         order = np.argsort(-counts[:-1], kind="stable")
         return [
             ClassShare(
-                name=self.names[i], index=int(i), pixels=int(counts[i]), share=counts[i] / total
+                name=self.names[i],
+                index=int(i),
+                pixels=int(counts[i]),
+                share=float(counts[i] / total),
             )
             for i in order
             if counts[i]
@@ -332,6 +337,58 @@ class Segmentation:
             scores = self.scores
             found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
         return detections(masks, classes, None if self.scores is None else found)
+
+    def to_geojson(
+        self,
+        *,
+        transform: Sequence[float] | None = None,
+        min_area: int = 1,
+        tolerance: float = 0.0,
+    ) -> dict[str, Any]:
+        """Return a GeoJSON feature collection: a polygon, with its holes, per connected part.
+
+        Args:
+            transform: From pixels to a map, ``(a, b, c, d, e, f)``: the corner at (x, y) pixels is
+                at ``(a x + b y + c, d x + e y + f)``; rasterio's ``dataset.transform`` is one.
+                None keeps pixels.
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        return to_features(parts, transform=transform, tolerance=tolerance)
+
+    def to_labelme(
+        self,
+        image_path: str | Path,
+        *,
+        min_area: int = 1,
+        tolerance: float = 0.0,
+        unknown: str | None = "_background_",
+    ) -> dict[str, Any]:
+        """Return the content of a labelme file: a polygon per connected part, larger ones first.
+
+        labelme's polygons have no holes. Drawn in order, the parts in a hole cover it; unknown
+        pixels that could be in one, those away from the frame's edge, get polygons too.
+
+        Args:
+            image_path: The image's, relative to the folder of the file.
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+            unknown: What to call unknown pixels; None leaves them out.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        if unknown is not None:
+            parts += enclosed_parts(self.labels, (self.unknown, unknown), min_area=min_area)
+        size_hw = self.labels.shape
+        return to_shapes(parts, size_hw=size_hw, image_path=image_path, tolerance=tolerance)
 
 
 def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.extras import install_command
 
 __all__ = ["detections"]
 
@@ -32,7 +33,7 @@ def detections(
         import supervision
     except ImportError as exc:
         raise BackendUnavailableError(
-            "supervision: expected the package, got nothing. Run: pip install supervision"
+            f"supervision: expected the package, got nothing. Run: {install_command('supervision')}"
         ) from exc
     if not masks:
         return supervision.Detections.empty()

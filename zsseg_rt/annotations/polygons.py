@@ -11,7 +11,7 @@ from zsseg_rt.annotations.components import Component
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.extras import import_opencv
 
-__all__ = ["Polygon", "outline"]
+__all__ = ["Polygon", "outline", "ring_area"]
 
 Ring = npt.NDArray[np.int32]
 
@@ -58,13 +58,13 @@ def outline(component: Component, *, tolerance: float = 0.0) -> Polygon:
     rings = [ring + offset for ring in _trace(component.mask)]
     if tolerance:
         rings = [_simplified(ring, tolerance) for ring in rings]
-    outer = [ring for ring in rings if _area(ring) > 0]
+    outer = [ring for ring in rings if ring_area(ring) > 0]
     return Polygon(
         name=component.name,
         index=component.index,
         area=component.area,
         exterior=outer[0],
-        holes=tuple(ring for ring in rings if _area(ring) < 0),
+        holes=tuple(ring for ring in rings if ring_area(ring) < 0),
     )
 
 
@@ -110,7 +110,7 @@ def _edges(mask: npt.NDArray[np.bool_]) -> dict[tuple[int, int], list[int]]:
     return ways
 
 
-def _area(ring: Ring) -> float:
+def ring_area(ring: Ring) -> float:
     """Signed area: above 0 for outlines, below 0 for holes."""
     x, y = ring.astype(np.int64).T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
@@ -120,4 +120,4 @@ def _simplified(ring: Ring, tolerance: float) -> Ring:
     """A ring with fewer corners; as it is where none would be left of it."""
     cv2 = import_opencv("to simplify outlines")
     fewer: Ring = cv2.approxPolyDP(ring.reshape(-1, 1, 2), tolerance, True).reshape(-1, 2)
-    return fewer if _area(fewer) * _area(ring) > 0 else ring
+    return fewer if ring_area(fewer) * ring_area(ring) > 0 else ring

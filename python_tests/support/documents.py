@@ -1,0 +1,117 @@
+"""What the documents hold: their blocks of code, the commands in them, their links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHELLS = ("", "bash", "console")
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_MARK = re.compile(r"<!-- (not run|given): (.+?) -->\n *\Z")
+_NUMBERS = {"N", "M", "S", "T"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code.
+
+    Attributes:
+        page: The page's path in the checkout.
+        line: Where its code begins.
+        language: As written behind the fence; empty if nothing is.
+        code: Its lines, without their indentation.
+        not_run: Why it is not run, or None.
+        given: Names that its page takes for granted.
+    """
+
+    page: str
+    line: int
+    language: str
+    code: str
+    not_run: str | None
+    given: tuple[str, ...]
+
+
+def pages() -> list[Path]:
+    """README and the documents, in no order that matters."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """A page's blocks of code, in order."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for fence in _FENCE.finditer(text):
+        indent, language, code = fence.groups()
+        mark = _MARK.search(text, 0, fence.start())
+        kind, words = mark.groups() if mark else ("", "")
+        found.append(
+            Block(
+                page=page.relative_to(ROOT).as_posix(),
+                line=text.count("\n", 0, fence.start()) + 2,
+                language=language,
+                code=re.sub(f"^{indent}", "", code, flags=re.MULTILINE),
+                not_run=words if kind == "not run" else None,
+                given=tuple(words.split(", ")) if kind == "given" else (),
+            )
+        )
+    return found
+
+
+def programs_of(page: Path) -> list[Block]:
+    """A page's blocks of Python that are run, in order."""
+    return [b for b in blocks_of(page) if b.language == "python" and b.not_run is None]
+
+
+def commands_of(page: Path, program: str) -> list[tuple[str, list[str]]]:
+    """Calls of a program in a page: in its shell blocks, and inline unless "..." leaves words out.
+
+    Square brackets stand around what may be left out, which is kept; N, M, S and T for numbers.
+
+    Returns:
+        Where each is, and its words.
+    """
+    text = page.read_text(encoding="utf-8")
+    where = page.relative_to(ROOT).as_posix()
+    found = []
+    for block in blocks_of(page):
+        if block.language in SHELLS:
+            for line in block.code.replace("\\\n", " ").splitlines():
+                found += [(f"{where}:{block.line}", words) for words in _calls(line, program)]
+    outside = _FENCE.sub("", text)
+    for inline in re.findall(rf"`({program} [^`]+)`", outside):
+        if "..." not in inline:
+            found += [(where, words) for words in _calls(" ".join(inline.split()), program)]
+    return found
+
+
+def _calls(line: str, program: str) -> Iterator[list[str]]:
+    """The words of each call in a line of shell."""
+    if program not in line:
+        return
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    for ends, words in groupby(lexer, lambda word: set(word) <= set("&|;<>()")):
+        call = [word.strip("[]") for word in words]
+        if not ends and program in call:
+            call = call[call.index(program) + 1 :]
+            yield ["1" if word in _NUMBERS else word for word in call]
+
+
+def links_of(page: Path) -> list[str]:
+    """What a page links to, other sites left out."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Names of a page's headings, as links write them."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}

@@ -1,0 +1,237 @@
+"""README and docs say what is so: snippets run, commands parse, links lead somewhere."""
+
+import os
+import shutil
+from dataclasses import fields
+
+import pytest
+import typer
+
+pytest.importorskip("onnx")
+
+from support import documents
+from zsseg_rt import Engine, EngineConfig, cli
+from zsseg_rt.demo import demo_photos
+from zsseg_rt.export import export_dense_bundle
+from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+from zsseg_rt.photos import read_photo
+
+PAGES = documents.pages()
+WITH_PYTHON = [page for page in PAGES if documents.programs_of(page)]
+COMMANDS = [call for page in PAGES for call in documents.commands_of(page, "zsseg-rt")]
+NAMES = ["road", "person", "pedestrian", "forklift", "sky"]
+
+
+def name_of(page):
+    return page.relative_to(documents.ROOT).as_posix()
+
+
+# --- blocks of Python ---
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A cache of the documents' own, so that phrases are embedded once."""
+    before = os.environ.get("ZSSEG_HOME")
+    os.environ["ZSSEG_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield
+    if before is None:
+        del os.environ["ZSSEG_HOME"]
+    else:
+        os.environ["ZSSEG_HOME"] = before
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, home):
+    """Where a reader would be: beside a photo."""
+    frame = read_photo(demo_photos()[0])
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "street.jpg"), frame[..., ::-1])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def add_bundles(folder):
+    """The reader's own, whose every class is a colour."""
+    embeds = colour_embeds()[1]
+    bank = NAMES, embeds[: len(NAMES)]
+    write_encoder(folder / "encoder.onnx")
+    export_dense_bundle(
+        folder / "encoder.onnx",
+        folder / "street.zsseg",
+        image_size=256,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        text_bank=bank,
+        normalize=False,
+    )
+    shutil.copytree(folder / "street.zsseg", folder / "zegclip.zsseg")
+
+
+def add_run(folder):
+    """A configuration that trains for two steps."""
+    from support.small_runs import save_clip
+
+    clip = save_clip(folder / "clip.safetensors")
+    (folder / "photos.toml").write_text(
+        f"""
+[data]
+name = "scenes"
+options = {{ size = 64, length = 4 }}
+augmentation = {{ kind = "center_crop", crop_hw = [64, 64], short_edge = 64 }}
+[model]
+architecture = "zegclip"
+options = {{ pretrained = "{clip.name}", activation = "quick_gelu", image_size = 64 }}
+[loop]
+iterations = 2
+batch_size = 2
+checkpoint_interval = 2
+num_workers = 0
+num_pictures = 0
+device = "cpu"
+[evaluation]
+limit = 2
+[output]
+folder = "runs/photos"
+"""
+    )
+
+
+def given(name, folder):
+    """What a page takes for granted."""
+    if name == "frame":
+        return read_photo(folder / "street.jpg")
+    if name == "dataset":
+        from zsseg_rt.evaluation import create_dataset
+
+        return create_dataset("scenes", split="train", length=16)
+    assert name == "engine", f"{name}: add what it stands for"
+    engine = Engine(folder / "street.zsseg")
+    engine.set_classes(NAMES[:2])
+    return engine
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_python_runs(page, folder):
+    blocks = documents.programs_of(page)
+    code = "\n".join(block.code for block in blocks)
+    if ".zsseg" in code or any("engine" in block.given for block in blocks):
+        add_bundles(folder)
+    if "photos.toml" in code:
+        add_run(folder)
+    names = {name: given(name, folder) for block in blocks for name in block.given}
+    for block in blocks:
+        lines = "\n" * (block.line - 1) + block.code
+        exec(compile(lines, block.page, "exec"), names)
+    if isinstance(names.get("engine"), Engine):
+        names["engine"].close()
+
+
+def test_blocks_that_are_not_run_say_what_they_need():
+    marked = [block for page in PAGES for block in documents.blocks_of(page) if block.not_run]
+    assert marked
+    for block in marked:
+        assert block.language == "python", f"{block.page}:{block.line}: only Python is run"
+        assert block.not_run.startswith("needs "), f"{block.page}:{block.line}"
+
+
+def test_marks_are_read(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- not run: needs a camera -->\n```python\nx\n```\n\n"
+        "- item\n  <!-- given: engine, frame -->\n  ```python\n  if y:\n      z\n  ```\n"
+        "<!-- given: a -->\n\ntext\n```bash\nw\n```\n"
+    )
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    first, second, third = documents.blocks_of(page)
+    assert (first.not_run, first.code, first.line) == ("needs a camera", "x\n", 3)
+    assert second.given == ("engine", "frame")
+    assert second.code == "if y:\n    z\n"
+    assert (third.language, third.not_run, third.given) == ("bash", None, ())
+
+
+# --- commands ---
+
+
+def without_work(command):
+    """The command line, all of which only parses."""
+    for inner in getattr(command, "commands", {}).values():
+        without_work(inner)
+    if not getattr(command, "commands", None):
+        command.callback = lambda **settings: 0
+    return command
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return without_work(typer.main.get_command(cli.app))
+
+
+def parse(parser, words, monkeypatch):
+    """The exit code of a command line that does no work: 2 if it does not parse."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "app", lambda **given: parser(**given))
+        return cli.main(words)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 60
+    assert {where.partition(":")[0] for where, _ in COMMANDS} >= {"README.md", "docs/streams.md"}
+
+
+@pytest.mark.parametrize(("where", "words"), COMMANDS)
+def test_command_parses(where, words, parser, monkeypatch, capsys):
+    assert parse(parser, words, monkeypatch) == 0, f"{where}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("words", [["segment", "--absent", "x"], ["absent"], ["train", "--seed"]])
+def test_wrong_commands_do_not_parse(words, parser, monkeypatch):
+    assert parse(parser, words, monkeypatch) == 2
+
+
+def test_commands_are_found(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\nZSSEG_HOME=x zsseg-rt a \\\n  --b 'c; d, e' > f # g\n"
+        'pip install h && zsseg-rt i --j "k & l" &\n$ zsseg-rt m [--n N]\necho o\n```\n'
+        "and `zsseg-rt p\n--q`, `zsseg-rt ... r`\n```ini\nzsseg-rt s\n```\n"
+    )
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    words = [words for _, words in documents.commands_of(page, "zsseg-rt")]
+    assert words == [
+        ["a", "--b", "c; d, e"],
+        ["i", "--j", "k & l"],
+        ["m", "--n", "1"],
+        ["p", "--q"],
+    ]
+
+
+# --- tables and links ---
+
+
+def test_every_setting_is_in_the_table():
+    page = (documents.ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    table = page.split("\n## Settings\n")[1].split("\n## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
+    told = [(name.strip("| `"), default.strip("`")) for name, default, _ in rows]
+    defaults = [
+        (field.name, repr(field.default).replace("'", '"')) for field in fields(EngineConfig)
+    ]
+    assert told == defaults
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for link in documents.links_of(page):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in documents.anchors_of(target), link
+
+
+def test_readme_links_every_page():
+    readme = documents.ROOT / "README.md"
+    linked = {link.partition("#")[0] for link in documents.links_of(readme)}
+    assert {name_of(page) for page in PAGES if page.parent.name == "docs"} <= linked
