@@ -146,7 +146,7 @@ def _choose_inputs(
         raise UsageError("name a source: --source with a camera, video or @FILE; or try --demo")
     if bundle is None:
         raise UsageError(
-            "name a bundle: --bundle NAME.zsseg; or try --demo"
+            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
         )
     return bundle, sources
 
