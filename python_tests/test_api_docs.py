@@ -11,6 +11,7 @@ PACKAGES = (
     "zsseg_rt",
     "zsseg_rt.evaluation",
     "zsseg_rt.export",
+    "zsseg_rt.fetch",
     "zsseg_rt.integrations.datasets",
     "zsseg_rt.integrations.ray",
     "zsseg_rt.integrations.triton",

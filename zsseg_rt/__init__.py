@@ -36,6 +36,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStateError",
+    "FetchError",
     "Frame",
     "FrameMemory",
     "Lane",

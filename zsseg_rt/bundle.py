@@ -27,6 +27,7 @@ from zsseg_rt.bundle_specs import (
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 from zsseg_rt.files import read_limited, sha256_of
+from zsseg_rt.pretrained import find_bundle
 
 __all__ = ["FAMILIES", "FORMAT_VERSION", "Bundle"]
 
@@ -77,11 +78,15 @@ class Bundle(_Manifest):
     def load(cls, path: str | Path) -> Bundle:
         """Read ``bundle.json`` and check that every file is there with the right size.
 
+        Args:
+            path: The bundle's folder, or the name of a bundle that was fetched, ``"naclip-b16"``.
+
         Raises:
             BundleVersionError: The format is newer than this package reads.
-            BundleError: Not a bundle, or incomplete, altered, or with a path that leads out of it.
+            BundleError: Not a bundle, or incomplete, altered, or with a path that leads out of it;
+                or the name of one that was not fetched.
         """
-        root = Path(path)
+        root = find_bundle(path)
         manifest = _read_manifest(root)
         bundle = cls(path=root, **{k: getattr(manifest, k) for k in _Manifest.__dataclass_fields__})
         bundle._check_family()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from zsseg_rt import schema
 from zsseg_rt.errors import ConfigError
+from zsseg_rt.files.home import default_cache_dir
 
 __all__ = ["BACKENDS", "PRECISIONS", "EngineConfig", "default_cache_dir"]
 
@@ -23,16 +23,6 @@ MAX_THREADS = 1024
 MAX_LANES = 64
 FAMILY_SETTINGS = ("min_region_score",)
 """Settings that only some families have; None keeps the bundle's value."""
-
-
-def default_cache_dir() -> Path:
-    """Where derived data lives: ``$ZSSEG_HOME`` if set, otherwise the user's cache folder."""
-    home = os.environ.get("ZSSEG_HOME")
-    if home:
-        return Path(home)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("zsseg_rt", appauthor=False))
 
 
 @dataclass(frozen=True, kw_only=True)

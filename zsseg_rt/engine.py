@@ -51,7 +51,8 @@ class Engine:
     thread; the swap happens between frames.
 
     Args:
-        bundle: A bundle folder, or one already loaded.
+        bundle: A bundle folder, the name of one that was fetched (``"naclip-b16"``), or one already
+            loaded.
         config: Device, backend, precision and the rest; see :class:`EngineConfig`.
 
     Raises:

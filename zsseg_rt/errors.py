@@ -17,6 +17,7 @@ __all__ = [
     "DeviceError",
     "EndOfSource",
     "EngineStateError",
+    "FetchError",
     "PrecisionNotApplied",
     "ShapeError",
     "SourceError",
@@ -92,6 +93,10 @@ class EndOfSource(SourceError):  # noqa: N818 - a fixed public name
 
 class DatasetError(SourceError):
     """A data set is missing, incomplete or inconsistent; names the file and where to get it."""
+
+
+class FetchError(ZssegError):
+    """Published weights cannot be fetched; names the file, its address and where it belongs."""
 
 
 class TrainingError(ZssegError, RuntimeError):

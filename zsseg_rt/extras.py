@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["import_opencv", "install_command"]
+__all__ = ["import_opencv", "install_command", "needs_extra"]
 
 
 def install_command(*extras: str) -> str:
@@ -40,3 +42,25 @@ def import_opencv(purpose: str) -> Any:
             f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
         ) from exc
     return cv2
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Name the extra that installs a missing package; our own modules are never missing.
+
+    Args:
+        extra: Its name, as in :func:`install_command`.
+        purpose: What the package is for: "to train".
+
+    Raises:
+        BackendUnavailableError: A third-party package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("zsseg_rt"):
+            raise
+        raise BackendUnavailableError(
+            f"{exc.name}: expected to be installed {purpose}, got nothing. "
+            f"Run: {install_command(extra)}"
+        ) from exc

@@ -20,6 +20,7 @@ from zsseg_rt.cli.export import export_app
 from zsseg_rt.cli.export_trained import export_trained
 from zsseg_rt.cli.export_triton import export_triton
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
+from zsseg_rt.cli.fetch import fetch
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
 from zsseg_rt.cli.option_names import in_options, options_of
@@ -59,7 +60,7 @@ app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
 export_app.command("triton")(export_triton)
-for command in (segment, stream, serve, train, evaluate, profile, info, doctor):
+for command in (segment, stream, serve, fetch, train, evaluate, profile, info, doctor):
     app.command()(command)
 
 

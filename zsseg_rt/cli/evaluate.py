@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.argument_names import arguments_called
-from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import (
     BackendOption,
     DeviceOption,
@@ -27,6 +26,7 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import (
     LicenceOption,
     OutOption,
@@ -16,6 +15,7 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import terminal
+from zsseg_rt.extras import needs_extra
 
 
 def export_trained(

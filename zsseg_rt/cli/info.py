@@ -13,7 +13,7 @@ from zsseg_rt.config import EngineConfig
 
 
 def info(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg, or a fetched name.")],
     names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
     check: Annotated[bool, typer.Option(help="Hash all files and run the golden sample.")] = False,
     precision: Annotated[str, typer.Option(help="Precision of the check.")] = "auto",

@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg.")
+    Path | None,
+    typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg, or a name of zsseg-rt fetch."),
 ]
 ClassesOption = Annotated[
     str | None,

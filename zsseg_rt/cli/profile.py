@@ -150,7 +150,9 @@ def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
     if len(targets) > 1:
         raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
     if targets:
-        return Path(targets[0])
+        from zsseg_rt.pretrained import find_bundle
+
+        return find_bundle(targets[0])
     if not demo:
         raise UsageError("name a bundle: zsseg-rt profile NAME.zsseg; or try --demo")
     from zsseg_rt.demo import demo_bundle

@@ -163,7 +163,9 @@ def _choose_inputs(
     if not photos:
         raise UsageError("name at least one photo, folder or pattern; or try --demo")
     if bundle is None:
-        raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
+        raise UsageError(
+            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
+        )
     return bundle, photos
 
 

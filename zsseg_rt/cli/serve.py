@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import (
     BackendOption,
     BackgroundOption,
@@ -36,6 +35,7 @@ from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.server import LiveServer
@@ -145,7 +145,9 @@ def _choose_inputs(
     if not sources:
         raise UsageError("name a source: --source with a camera, video or @FILE; or try --demo")
     if bundle is None:
-        raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
+        raise UsageError(
+            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
+        )
     return bundle, sources
 
 

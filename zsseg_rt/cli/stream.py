@@ -150,7 +150,9 @@ def _choose_inputs(
     if not targets:
         raise UsageError("name a source: a camera, video, folder or @FILE; or try --demo")
     if bundle is None:
-        raise UsageError("name a bundle: --bundle NAME.zsseg; or try --demo")
+        raise UsageError(
+            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
+        )
     return bundle, targets[0], targets[1:]
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.extras import needs_extra
 from zsseg_rt.cli.options import JsonOption, UsageError
 from zsseg_rt.cli.output import EXIT_FAILURE, ProgressBar, terminal, write_json
 from zsseg_rt.errors import DatasetError
+from zsseg_rt.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.training.config import TrainConfig

@@ -12,7 +12,8 @@ from typing import Any
 
 from zsseg_rt import schema
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ConfigError
+from zsseg_rt.errors import BundleError, ConfigError
+from zsseg_rt.pretrained import find_bundle
 
 __all__ = ["SWEEP_UNITS", "Variant", "read_against", "read_sweep", "same_work"]
 
@@ -69,12 +70,12 @@ def read_against(text: str, base: Variant) -> Variant:
         ConfigError: Neither; a key is unknown, a value is bad; or it would be other work.
     """
     if "=" not in text or os.path.isdir(text):  # noqa: PTH112 - before it is a path at all
-        if not (Path(text) / "bundle.json").is_file():
+        if not _names_a_bundle(text):
             raise ConfigError(
                 f"--against: expected a bundle or KEY=VALUE, got {text!r}. "
                 f"Known keys: {', '.join(_known())}"
             )
-        return replace(base, name=_bundle_name(text, base), bundle=Path(text))
+        return replace(base, name=_bundle_name(text, base), bundle=find_bundle(text))
     given = dict(_pair(part, "--against") for part in text.split(","))
     for key, value in given.items():
         if key in _WORK:
@@ -84,6 +85,13 @@ def read_against(text: str, base: Variant) -> Variant:
             )
     config = _with_settings(base.config, given, "--against")
     return replace(base, name=text, config=config)
+
+
+def _names_a_bundle(text: str) -> bool:
+    try:
+        return (find_bundle(text) / "bundle.json").is_file()
+    except BundleError:
+        return False
 
 
 _WHAT = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}

@@ -1,0 +1,154 @@
+"""A server that speaks the Hugging Face Hub's protocol as far as downloads use it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What the server has, how it misbehaves, and what it was asked.
+
+    Attributes:
+        endpoint: Its address, for ``HF_ENDPOINT``.
+        files: Content by ``owner/name/file``.
+        served: Content that really comes, where it differs from the one that is announced.
+        status: Answer everything with this.
+        body_status: Answer requests for content with this.
+        cut_after: Close the next connections after so many bytes of content.
+        pause: Seconds before each part of the content, and before it the rest of an answer.
+        part: Bytes per part.
+        ignores_ranges: Whether to send everything again.
+        is_no_hub: Whether to answer like a login page.
+        mute: Whether to accept connections and never answer.
+        requests: Method, path and range of every request.
+    """
+
+    endpoint: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    served: dict[str, bytes] = field(default_factory=dict)
+    status: int = 0
+    body_status: int = 0
+    cut_after: list[int] = field(default_factory=list)
+    pause: float = 0.0
+    part: int = 1 << 16
+    ignores_ranges: bool = False
+    is_no_hub: bool = False
+    mute: bool = False
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    sent: int = 0
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def ranges(self) -> list[str | None]:
+        """The ranges of requests for content."""
+        return [wanted for _, path, wanted in self.requests if path.startswith("/cdn/")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        hub = self.hub
+        if self.path.startswith("/api/"):  # the library's own statistics
+            self._end(404)
+            return
+        hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        if hub.mute:
+            hub.closing.wait()
+            self.close_connection = True
+        elif hub.status:
+            self._end(hub.status)
+        elif hub.is_no_hub:
+            self._end(200, {"Content-Type": "text/html"})
+        elif self.path.startswith("/cdn/"):
+            self._send_content(self.path.removeprefix("/cdn/"))
+        else:
+            self._redirect()
+
+    def _redirect(self) -> None:
+        owner, name, _, _, file = self.path.strip("/").split("/")
+        key = f"{owner}/{name}/{file}"
+        if key not in self.hub.files:
+            self._end(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        data = self.hub.files[key]
+        port = self.server.server_address[1]
+        self._end(
+            302,
+            {
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": str(len(data)),
+                "ETag": '"of-the-redirect"',
+                "Location": f"http://localhost:{port}/cdn/{key}",
+            },
+        )
+
+    def _send_content(self, key: str) -> None:
+        hub = self.hub
+        if hub.body_status:
+            self._end(hub.body_status)
+            return
+        data = hub.served.get(key, hub.files[key])
+        wanted = self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if hub.ignores_ranges:
+            start = 0
+        headers = {"Content-Length": str(len(data) - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self._end(206 if start else 200, headers, finish=False)
+        end = start + hub.cut_after.pop(0) if hub.cut_after else len(data)
+        with suppress(OSError):
+            for at in range(start, min(end, len(data)), hub.part):
+                time.sleep(hub.pause)
+                chunk = data[at : min(at + hub.part, end)]
+                self.wfile.write(chunk)
+                hub.sent += len(chunk)
+        self.close_connection = end < len(data)
+
+    def _end(self, status: int, headers: dict[str, str] | None = None, finish: bool = True) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if finish and "Content-Length" not in (headers or {}):
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def serve_hub() -> Iterator[Hub]:
+    """Run a server on a free port of this machine."""
+    hub = Hub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,298 @@
+"""Weights from a server that speaks the hub's protocol, and from one that misbehaves."""
+
+import hashlib
+import resource
+import socket
+
+import pytest
+
+from support.hub_server import COMMIT, serve_hub
+from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
+from zsseg_rt.errors import FetchError
+from zsseg_rt.fetch import Progress, checkpoints
+from zsseg_rt.fetch.checkpoints import find_checkpoint
+from zsseg_rt.pretrained import checkpoint_folder
+
+constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install '.[train]'")
+import huggingface_hub  # noqa: E402
+
+
+def use_endpoint(monkeypatch, endpoint):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """This package's folder and the hub's cache, both empty; small parts; no proxy in between."""
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    getattr(huggingface_hub, "close_session", lambda: None)()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def hub(home, monkeypatch):
+    with serve_hub() as server:
+        use_endpoint(monkeypatch, server.endpoint)
+        server.files[KEY] = weights_file()
+        yield server
+
+
+class Heard(Progress):
+    def __init__(self):
+        self.lines, self.bytes = [], []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    def downloaded(self, done, total):
+        self.bytes.append((done, total))
+
+
+def find(heard=None):
+    return find_checkpoint(tiny_set(), heard or Heard())
+
+
+def folder():
+    return checkpoint_folder(REPOSITORY)
+
+
+def left_behind():
+    return sorted(path.name for path in folder().glob("*"))
+
+
+def partial_file():
+    (found,) = folder().glob("*.partial")
+    return found
+
+
+def refused(match, *, in_one_line=True):
+    with pytest.raises(FetchError, match=match) as caught:
+        find()
+    assert not in_one_line or "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_file_comes_whole_and_is_told_beforehand(hub):
+    heard, size = Heard(), len(weights_file())
+    found = find(heard)
+    assert found.path == folder() / FILE
+    assert found.path.read_bytes() == weights_file()
+    assert found.ours
+    assert COMMIT[:12] in found.origin
+    assert left_behind() == [FILE, f"{FILE}.json"]
+    (line,) = heard.lines
+    for part in (f"{hub.endpoint}/{REPOSITORY}/resolve/main/{FILE}", f"{size} bytes", "licence"):
+        assert part in line
+    assert heard.bytes[0] == (0, size)
+    assert heard.bytes[-1] == (size, size)
+    assert heard.bytes == sorted(heard.bytes)
+
+
+def test_a_file_that_is_here_is_not_downloaded_again(hub):
+    find()
+    hub.requests.clear()
+    assert find().ours
+    assert hub.requests == []
+
+
+def test_the_older_name_is_taken_where_the_newer_is_absent(hub):
+    hub.files[f"{REPOSITORY}/open_clip_pytorch_model.bin"] = hub.files.pop(KEY)
+    assert find().path.name == "open_clip_pytorch_model.bin"
+
+
+def test_a_broken_connection_goes_on_by_itself(hub):
+    hub.cut_after = [1 << 20]
+    assert find().path.read_bytes() == weights_file()
+    assert hub.ranges() == [None, f"bytes={1 << 20}-"]
+
+
+def test_another_run_goes_on_where_the_last_one_stopped(hub):
+    hub.cut_after = [1 << 20]
+
+    class Stopped(Heard):
+        def downloaded(self, done, total):
+            if done >= 1 << 20:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find(Stopped())
+    kept = partial_file().stat().st_size
+    assert kept == 1 << 20
+    assert not (folder() / FILE).exists()
+    hub.cut_after, heard = [], Heard()
+    assert find(heard).path.read_bytes() == weights_file()
+    assert hub.ranges()[-1] == f"bytes={kept}-"
+    assert "from an earlier try" in heard.lines[0]
+    assert left_behind() == [FILE, f"{FILE}.json"]
+
+
+def test_a_refused_transfer_says_what_is_kept(hub):
+    hub.body_status = 503
+    assert "HTTP 503" in refused("expected to download")
+    hub.body_status, hub.cut_after = 0, [1 << 20]
+
+    class ThenRefuse(Heard):
+        def downloaded(self, done, total):
+            hub.body_status = 503 if done else 0
+
+    with pytest.raises(FetchError, match=r"HTTP 503.* after \d+ bytes, which are kept"):
+        find(ThenRefuse())
+    assert partial_file().stat().st_size > 0
+
+
+def test_a_server_that_sends_everything_again_does_no_harm(hub):
+    hub.cut_after, hub.ignores_ranges = [1 << 20], True
+    assert find().path.read_bytes() == weights_file()
+    assert hub.ranges() == [None, f"bytes={1 << 20}-"]
+
+
+def test_other_content_than_announced_is_not_kept(hub):
+    damaged = bytearray(weights_file())
+    damaged[len(damaged) // 2] ^= 1
+    hub.served[KEY] = bytes(damaged)
+    message = refused("expected the published file, whose sha256 is")
+    assert "It was removed. Run again: zsseg-rt fetch tiny-set" in message
+    assert left_behind() == []
+    hub.served.clear()
+    assert find().path.read_bytes() == weights_file()
+
+
+def test_a_file_that_is_shorter_than_announced_is_not_taken(hub):
+    hub.served[KEY] = weights_file()[:-100]
+    refused("expected to download")
+    assert not (folder() / FILE).exists()
+    hub.served.clear()
+    assert find().path.read_bytes() == weights_file()
+
+
+def test_partial_files_of_other_content_are_removed(hub):
+    folder().mkdir(parents=True)
+    (folder() / f"{FILE}.aaaaaaaaaaaa.partial").write_bytes(b"old")
+    assert find().path.read_bytes() == weights_file()
+    assert hub.ranges() == [None]
+    assert left_behind() == [FILE, f"{FILE}.json"]
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, "set HF_TOKEN"),
+        (403, "set HF_TOKEN"),
+        (404, "HTTP 404, there is no such file"),
+        (500, "the hub is in trouble; try again later"),
+        (503, "the hub is in trouble; try again later"),
+    ],
+)
+def test_a_refusal_says_what_to_do_by_hand(hub, status, says):
+    hub.status = status
+    message = refused("tiny-set: expected to download")
+    for part in (says, FILE, f"{hub.endpoint}/{REPOSITORY}/resolve/main/", str(folder())):
+        assert part in message
+    assert len(hub.requests) <= 2
+    assert folder().is_dir()  # where the file belongs
+
+
+def test_a_login_page_is_no_hub(hub):
+    hub.is_no_hub = True
+    refused("does not come from a Hugging Face Hub")
+
+
+def test_without_a_server_the_way_by_hand_is_told(home, monkeypatch):
+    with socket.socket() as taken:  # bound, not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        use_endpoint(monkeypatch, f"http://someone:secret@127.0.0.1:{port}")
+        message = refused("no connection")
+    assert f"http://127.0.0.1:{port}/{REPOSITORY}" in message
+    assert "secret" not in message
+
+
+def test_offline_the_hub_is_not_asked(hub, monkeypatch, caplog):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    getattr(huggingface_hub, "close_session", lambda: None)()
+    message = refused("HF_HUB_OFFLINE=1")
+    assert f"put the file into {folder()}, then run: zsseg-rt fetch tiny-set" in message
+    assert hub.requests == []
+    assert caplog.records == []
+
+
+def put_by_hand(content):
+    folder().mkdir(parents=True, exist_ok=True)
+    (folder() / FILE).write_bytes(content)
+
+
+def test_a_file_that_was_put_there_by_hand_is_used(hub, monkeypatch):
+    put_by_hand(weights_file())
+    assert not find().ours  # compared with the hub
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    getattr(huggingface_hub, "close_session", lambda: None)()
+    heard = Heard()
+    assert find(heard).path == folder() / FILE
+    assert "cannot be compared" in heard.lines[0]
+    assert hub.ranges() == []
+
+
+@pytest.mark.parametrize("content", [weights_file()[:-1], weights_file("other")])
+def test_a_file_by_hand_that_is_another_is_refused(hub, content):
+    put_by_hand(content)
+    assert "Remove" in refused("expected")
+    assert (folder() / FILE).exists()  # it is the user's
+
+
+def test_a_download_that_was_altered_later_is_refused(hub):
+    path = find().path
+    path.write_bytes(weights_file("other"))
+    assert "then run: zsseg-rt fetch tiny-set" in refused("expected the published file")
+
+
+def cache_copy(tmp_path, content, name):
+    repository = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    for part in ("blobs", "refs", f"snapshots/{COMMIT}"):
+        (repository / part).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "blobs" / name).write_bytes(content)
+    (repository / "snapshots" / COMMIT / FILE).symlink_to(f"../../blobs/{name}")
+    return repository / "snapshots" / COMMIT / FILE
+
+
+def digest():
+    return hashlib.sha256(weights_file()).hexdigest()
+
+
+def test_the_hugging_face_cache_is_used(hub, tmp_path):
+    copy = cache_copy(tmp_path, weights_file(), digest())
+    found = find()
+    assert found.path.resolve() == copy.resolve()
+    assert not found.ours
+    assert hub.requests == []
+
+
+def test_a_damaged_copy_in_the_cache_is_not_used(hub, tmp_path):
+    cache_copy(tmp_path, weights_file()[:-1], digest())
+    heard = Heard()
+    assert find(heard).path == folder() / FILE
+    assert "is damaged and not used" in heard.lines[0]
+
+
+def test_too_little_space_is_told_before_the_download(hub, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+    assert "Free some, or set ZSSEG_HOME" in refused(r"expected .* of free space")
+    assert hub.ranges() == []
+
+
+def test_a_full_disk_keeps_what_came(hub):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        assert "set ZSSEG_HOME" in refused("cannot be written: File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 0 < partial_file().stat().st_size <= 1 << 20
+    assert find().path.read_bytes() == weights_file()

@@ -1,0 +1,105 @@
+"""Names, what they stand for, and which of a name and a path wins."""
+
+import shutil
+
+import pytest
+
+from support.command_line import run
+from zsseg_rt import Bundle
+from zsseg_rt.cli.output import EXIT_OK
+from zsseg_rt.errors import BundleError, ConfigError
+from zsseg_rt.pretrained import SETS, bundle_place, find_bundle
+from zsseg_rt.profiling.variants import Variant, read_against
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def copy_demo(place):
+    shutil.copytree(Bundle.demo().path, place)
+    return place
+
+
+def test_a_name_stands_for_the_fetched_bundle(home):
+    place = copy_demo(bundle_place("naclip-b16"))
+    assert Bundle.load("naclip-b16").path == place
+
+
+def test_a_bundle_at_the_path_wins(home, tmp_path):
+    copy_demo(bundle_place("naclip-b16"))
+    here = copy_demo(tmp_path / "naclip-b16")
+    assert find_bundle("naclip-b16").resolve() == here
+
+
+def test_other_things_at_the_path_do_not_hide_the_bundle(home, tmp_path):
+    place = copy_demo(bundle_place("naclip-b16"))
+    (tmp_path / "naclip-b16").mkdir()
+    assert find_bundle("naclip-b16") == place
+
+
+@pytest.mark.parametrize("path", ["./naclip-b16", "runs/naclip-b16", "naclip-b16.zsseg"])
+def test_a_path_is_no_name(home, path):
+    copy_demo(bundle_place("naclip-b16"))
+    with pytest.raises(BundleError, match="expected a bundle folder, found nothing"):
+        Bundle.load(path)
+
+
+def test_a_name_that_was_not_fetched_says_how(home):
+    with pytest.raises(BundleError, match=r"Run: zsseg-rt fetch naclip-b16 \(downloads about 598"):
+        Bundle.load("naclip-b16")
+
+
+def test_an_unknown_name_lists_the_known_ones(home):
+    with pytest.raises(BundleError) as caught:
+        Bundle.load("naclip-l41")
+    assert "Did you mean 'naclip-l14'? " in str(caught.value)
+    assert all(name in str(caught.value) for name in SETS)
+
+
+def test_a_folder_that_is_no_bundle_is_told_as_before(home, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(BundleError, match=r"expected a bundle folder with bundle\.json"):
+        Bundle.load("photos")
+
+
+def test_the_profiler_compares_with_a_name(home):
+    base = Variant(name="scenes.zsseg", bundle=Bundle.demo().path)
+    with pytest.raises(ConfigError, match="expected a bundle or KEY=VALUE"):
+        read_against("naclip-b16", base)
+    copy_demo(bundle_place("naclip-b16"))
+    found = read_against("naclip-b16", base)
+    assert (found.name, found.bundle) == ("naclip-b16", bundle_place("naclip-b16"))
+
+
+def test_the_profiler_takes_a_name(home, tmp_path, capsys):
+    copy_demo(bundle_place("naclip-b16"))
+    report = tmp_path / "report.json"
+    assert run("profile", "naclip-b16", "--max-duration", "1", "--json", report) == EXIT_OK
+    assert report.is_file()
+
+
+@pytest.mark.parametrize("chosen", SETS.values(), ids=SETS)
+def test_every_set_agrees_with_open_clip(chosen):
+    open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
+    torch = pytest.importorskip("torch")
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
+    from zsseg_rt.models.dense.encoder import HEADS
+
+    published = get_pretrained_cfg(chosen.clip, chosen.tag)
+    assert published["hf_hub"] == f"{chosen.repository}/"
+    assert (published["mean"], published["std"]) == (CLIP_MEAN, CLIP_STD)
+    quick = published.get("quick_gelu", False)
+    assert chosen.activation == ("quick_gelu" if quick else "gelu")
+    assert chosen.head in HEADS
+    sizes = open_clip.get_model_config(chosen.clip)
+    assert chosen.size % sizes["vision_cfg"]["patch_size"] == 0
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(**sizes)
+    towers = sum(v.numel() for k, v in model.named_parameters() if k != "logit_scale")
+    assert chosen.num_parameters == towers

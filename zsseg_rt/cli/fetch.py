@@ -1,0 +1,109 @@
+"""``zsseg-rt fetch``: published weights by name, as bundles."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from zsseg_rt.cli.options import argument_errors_are_usage
+from zsseg_rt.cli.output import UserInterrupt, terminal
+from zsseg_rt.fetch.progress import Progress
+
+
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(help="What to fetch, such as naclip-b16; none lists the names.")
+    ] = None,
+    list_names: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
+    keep_checkpoint: Annotated[
+        bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights file.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Make a bundle again that is there.")] = False,
+) -> None:
+    """Download published CLIP weights and make a bundle of them, for --bundle NAME.
+
+    A download that was interrupted goes on where it stopped.
+    """
+    if name is None or list_names:
+        _print_names()
+        return
+    from zsseg_rt.fetch import fetch_bundle
+    from zsseg_rt.pretrained import known_set
+
+    with argument_errors_are_usage():
+        known_set(name)
+    try:
+        with _Shown() as shown:
+            fetch_bundle(name, overwrite=overwrite, keep_checkpoint=keep_checkpoint, progress=shown)
+    except KeyboardInterrupt:
+        raise UserInterrupt(
+            f"interrupted; what was downloaded is kept. To go on: zsseg-rt fetch {name}"
+        ) from None
+    terminal().print(
+        f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_names() -> None:
+    from zsseg_rt.fetch.checkpoints import megabytes
+    from zsseg_rt.pretrained import SETS, bundle_place
+
+    console = terminal()
+    for one in SETS.values():
+        here = bundle_place(one.name).is_dir()
+        lines = (
+            f"{one.name}{'  (here)' if here else ''}",
+            f"  {one.good_for}",
+            f"  huggingface.co/{one.repository}, {one.files[0]}, about "
+            f"{megabytes(one.weight_bytes)}; {one.licence}",
+        )
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+class _Shown(Progress):
+    """Prints lines, and a bar while bytes come."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end_bar()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._end_bar()
+        terminal().print(text, highlight=False, soft_wrap=True)
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            self._bar, self._task = _start_bar(total)
+        self._bar.update(self._task, completed=done)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _start_bar(total: int | None) -> tuple[Any, Any]:
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=terminal(),
+        transient=True,
+    )
+    bar.start()
+    return bar, bar.add_task("download", total=total)

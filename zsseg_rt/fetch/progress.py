@@ -1,0 +1,24 @@
+"""What a fetch tells while it runs."""
+
+from __future__ import annotations
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Hears what happens; this one ignores it, a subclass may show it."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line happened.
+
+        Args:
+            text: One sentence or more, without a line break.
+        """
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """More of the file is on the disk; called at least once, from the thread that fetches.
+
+        Args:
+            done: Bytes on the disk, those of an earlier try included.
+            total: Bytes of the whole file; None if the hub does not say.
+        """

@@ -1,0 +1,120 @@
+"""The published weights that can be fetched by name, and what is made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zsseg_rt import schema
+from zsseg_rt.errors import ArgumentError
+
+__all__ = ["SETS", "PretrainedSet", "known_set"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedSet:
+    """Published CLIP weights, and the dense head that makes a bundle of them.
+
+    Attributes:
+        name: What users type.
+        repository: Repository on the Hugging Face Hub, ``owner/name``.
+        clip: open_clip's name of the architecture.
+        tag: open_clip's name of the weights.
+        head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`.
+        activation: The MLPs' activation, which the file does not say.
+        num_parameters: Numbers in both towers; the file holds them as float32.
+        licence: Licence of the weights, as their repository states it.
+        good_for: One line for those who choose.
+        size: Side of the bundle's input in pixels.
+        files: Names that the file may have, the preferred one first.
+    """
+
+    name: str
+    repository: str
+    clip: str
+    tag: str
+    head: str
+    activation: str
+    num_parameters: int
+    licence: str
+    good_for: str
+    size: int = 448
+    files: tuple[str, ...] = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in float32; the file has some tens of kB more."""
+        return 4 * self.num_parameters
+
+
+_B16, _L14 = 149_620_736, 427_616_512
+_OPENAI_LICENCE = "Apache-2.0 as its repository states; OpenAI published it under MIT"
+
+
+def _openai_b16(name: str, head: str, good_for: str) -> PretrainedSet:
+    return PretrainedSet(
+        name=name,
+        repository="timm/vit_base_patch16_clip_224.openai",
+        clip="ViT-B-16",
+        tag="openai",
+        head=head,
+        activation="quick_gelu",
+        num_parameters=_B16,
+        licence=_OPENAI_LICENCE,
+        good_for=good_for,
+    )
+
+
+_ALL = (
+    _openai_b16("naclip-b16", "naclip", "OpenAI's CLIP ViT-B/16 with NACLIP's head: start here"),
+    PretrainedSet(
+        name="naclip-l14",
+        repository="timm/vit_large_patch14_clip_224.openai",
+        clip="ViT-L-14",
+        tag="openai",
+        head="naclip",
+        activation="quick_gelu",
+        num_parameters=_L14,
+        licence=_OPENAI_LICENCE,
+        good_for="OpenAI's CLIP ViT-L/14, 2.9 times the weights, patches of 14 pixels: slower",
+    ),
+    PretrainedSet(
+        name="naclip-b16-laion2b",
+        repository="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+        clip="ViT-B-16",
+        tag="laion2b_s34b_b88k",
+        head="naclip",
+        activation="gelu",
+        num_parameters=_B16,
+        licence="MIT",
+        good_for="ViT-B/16 trained on LAION-2B, where OpenAI's data or licence does not suit",
+    ),
+    PretrainedSet(
+        name="naclip-b16-datacomp",
+        repository="laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+        clip="ViT-B-16",
+        tag="datacomp_xl_s13b_b90k",
+        head="naclip",
+        activation="gelu",
+        num_parameters=_B16,
+        licence="MIT",
+        good_for="ViT-B/16 trained on DataComp-1B, whose data are published as addresses",
+    ),
+    _openai_b16("clearclip-b16", "clearclip", "naclip-b16's weights with ClearCLIP's head"),
+    _openai_b16("sclip-b16", "sclip", "naclip-b16's weights with SCLIP's head"),
+    _openai_b16("maskclip-b16", "maskclip", "naclip-b16's weights with MaskCLIP's head"),
+)
+
+SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
+"""All sets by name, in the order in which they are listed."""
+
+
+def known_set(name: str) -> PretrainedSet:
+    """The set of this name.
+
+    Raises:
+        ArgumentError: There is none; the message lists the names.
+    """
+    if name not in SETS:
+        hint = schema.nearest(name, list(SETS)).replace("Known keys", "Known names")
+        raise ArgumentError(f"name: expected a set that can be fetched, got {name!r}. {hint}")
+    return SETS[name]
