@@ -1,7 +1,7 @@
 """Builds the extension zsseg_rt._C with CMake; everything else is in pyproject.toml.
 
-Environment: ZSSEG_CUDA (AUTO, ON, OFF), ZSSEG_CUDA_ARCHITECTURES (such as "86;89"),
-ZSSEG_WERROR (1 makes warnings errors), CMAKE_ARGS (further arguments for CMake).
+Environment: ZSSEG_CUDA (AUTO, ON, OFF), ZSSEG_CUDA_ARCHITECTURES (AUTO, ALL or such as "86;89";
+docs/install.md), ZSSEG_WERROR (1 makes warnings errors), CMAKE_ARGS (further ones for CMake).
 """
 
 import fcntl

@@ -1,4 +1,5 @@
-# Whether, for which GPUs and how the CUDA part is built. Must run before any add_library.
+# Whether and how the CUDA part is built. Must run before any add_library.
+include(csrc/cmake/cuda_architectures.cmake)
 set(ZSSEG_WITH_CUDA OFF)
 if(NOT ZSSEG_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "ZSSEG_CUDA: expected AUTO, ON or OFF, got ${ZSSEG_CUDA}")
@@ -22,46 +23,6 @@ if(NOT ZSSEG_CUDA STREQUAL "OFF")
     message(STATUS "zsseg: no CUDA compiler, building the CPU part only")
   endif()
 endif()
-
-# Sets `out` to the --generate-code flags: machine code for every wanted architecture that the
-# compiler knows, PTX of the newest for GPUs to come and PTX of the oldest for all between
-# (compute_120 PTX does not serve 10.3 or 11.x).
-function(zsseg_cuda_code_flags out)
-  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known
-                  RESULT_VARIABLE failed)
-  if(failed)
-    message(FATAL_ERROR "${CMAKE_CUDA_COMPILER} --list-gpu-code failed")
-  endif()
-  string(REGEX MATCHALL "sm_[0-9]+" known "${known}")
-  set(kept)
-  foreach(arch IN LISTS ZSSEG_CUDA_ARCHITECTURES)
-    if("sm_${arch}" IN_LIST known)
-      list(APPEND kept ${arch})
-    else()
-      message(STATUS "zsseg: this CUDA compiler does not know sm_${arch}; dropped")
-    endif()
-  endforeach()
-  if(NOT kept)
-    message(FATAL_ERROR "ZSSEG_CUDA_ARCHITECTURES: expected at least one of ${known}, "
-      "got ${ZSSEG_CUDA_ARCHITECTURES}")
-  endif()
-  list(SORT kept COMPARE NATURAL)
-  list(GET kept 0 oldest)
-  list(GET kept -1 newest)
-  if("sm_75" IN_LIST known)
-    set(oldest 75)
-  endif()
-  set(flags)
-  foreach(arch IN LISTS kept)
-    list(APPEND flags "--generate-code=arch=compute_${arch},code=sm_${arch}")
-  endforeach()
-  foreach(arch IN ITEMS ${oldest} ${newest})
-    list(APPEND flags "--generate-code=arch=compute_${arch},code=compute_${arch}")
-  endforeach()
-  list(REMOVE_DUPLICATES flags)
-  message(STATUS "zsseg: CUDA machine code for ${kept}, PTX for ${oldest} and ${newest}")
-  set(${out} "${flags}" PARENT_SCOPE)
-endfunction()
 
 # Adds the device half: the kernels where CUDA is built, else functions that say it was not.
 function(zsseg_add_cuda_kernels target)

@@ -7,6 +7,7 @@ One module per command or group of commands; they are put together here. Exit co
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -33,6 +34,7 @@ from zsseg_rt.cli.output import (
     UserInterrupt,
     escape_unprintable,
     print_less,
+    printable,
 )
 from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
@@ -93,8 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Also after a command's name, where people add them to a call that failed.
     first = [word for word in ("--debug", "--verbose", "--quiet") if word in given]
     debug = "--debug" in first
+    if not debug:
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our errors say what it would add
     given = first + [word for word in given if word not in first]
     try:
+        _expect_classes_once(given)
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
     except UsageError as exc:
         return _fail(EXIT_USAGE, _usage_message(exc))
@@ -115,6 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or EXIT_OK)
 
 
+def _expect_classes_once(given: Sequence[str]) -> None:
+    """Refuse a second ``--classes``, of which the parser would drop the first.
+
+    Raises:
+        UsageError: There are several.
+    """
+    options = given[: given.index("--")] if "--" in given else given
+    times = sum(word.partition("=")[0] == "--classes" for word in options)
+    if times > 1:
+        raise UsageError(
+            f"--classes: expected it once, got it {times} times. Put all names into one, 'a,b', "
+            "or give each its own --class."
+        )
+
+
 def _in_options(error: Exception, given: Sequence[str]) -> str:
     return in_options(str(error), options_of(typer.main.get_command(app), given))
 
@@ -130,5 +150,5 @@ def _fail(code: int, message: str, debug: bool = False) -> int:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"zsseg-rt: {' '.join(message.split())}", err=True)
+    typer.echo(f"zsseg-rt: {printable(' '.join(message.split()))}", err=True)
     return code

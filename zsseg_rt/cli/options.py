@@ -106,10 +106,12 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
         SourceError: The file cannot be read.
     """
     names: list[str | list[str]] = []
+    if classes == "@":
+        raise UsageError("--classes: expected a file's name after @, got none")
     if classes is not None and classes.startswith("@"):
         names += _read_class_file(Path(classes[1:]))
     elif classes is not None and ";" in classes:
-        names += [_one_class(part) for part in split(classes, ";")]
+        names += [_one_class(part) for part in split(classes, ";") if split(part)]
     elif classes is not None:
         names += split(classes)
     for text in single:

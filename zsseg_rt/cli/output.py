@@ -32,6 +32,15 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """The text on one line, with control characters escaped: file names may hold any."""
+    joiners = "\u200c\u200d"  # parts of words and of emoji
+    shown = (c.isprintable() or c in joiners for c in text)
+    return "".join(
+        c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, shown, strict=True)
+    )
+
+
 def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> None:
     """Choose what :func:`terminal` returns, in this process; None leaves a choice as it is.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.output import printable, terminal
 from zsseg_rt.cli.remarks import remark_on
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ def print_table(result: PhotoResult) -> None:
 
     console = terminal()
     if result.error is not None:
-        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
+        failure = f"failed: {printable(result.error)}"
+        console.print(failure, style="red", highlight=False, soft_wrap=True)
         return
     height, width = result.size_hw or (0, 0)
     total = (result.times or {}).get("total", 0.0)
     state = "done earlier" if result.resumed else f"{total:.0f} ms"
-    console.print(f"{result.photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
+    photo = printable(result.photo)
+    console.print(f"{photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
     table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
     for entry in result.classes:
         colour = entry["colour"]
@@ -45,7 +47,8 @@ def print_table(result: PhotoResult) -> None:
     console.print(table)
     if remark := remark_on(result):
         console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"  {result.overlay}\n  {result.mask}", highlight=False, soft_wrap=True)
+    for written in (result.overlay, result.mask):
+        console.print(f"  {printable(written or '')}", highlight=False, soft_wrap=True)
 
 
 def _print_json(result: PhotoResult) -> None:

@@ -40,10 +40,11 @@ _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
     """Expand files, folders (not subfolders) and glob patterns to photos, each once, in order.
 
-    Pictures in a folder that cannot be read here, such as HEIC without a plug-in, are skipped; the
-    log counts and names them. What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and
-    ``*.mask.png``, counts as a photo only if named directly: in folders and patterns it is skipped,
-    and the log says how many were.
+    Hidden files, whose names begin with a dot, count only if named directly. Pictures in a folder
+    that cannot be read here, such as HEIC without a plug-in, are skipped; the log counts and names
+    them. What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and ``*.mask.png``, counts as a
+    photo only if named directly: in folders and patterns it is skipped, and the log says how many
+    were.
 
     Raises:
         SourceError: An argument matches nothing, or is a folder without photos.
@@ -81,9 +82,12 @@ def _expand(argument: str) -> list[Path]:
 
 
 def _photos_in(folder: Path) -> list[Path]:
-    """The photos in a folder; the log tells of pictures that cannot be read."""
+    """The photos in a folder but hidden ones; the log tells of pictures that cannot be read.
+
+    On cards and drives that a Mac has seen, ``._NAME.jpg`` lies beside every photo and is none.
+    """
     readable = (*SUFFIXES, *filter(can_decode, HEIF_SUFFIXES))
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     skipped = [
         path for path in files
         if (suffix := path.suffix.lower()) not in readable
@@ -153,7 +157,8 @@ def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np
         raise SourceError(f"{path}: cannot be decoded: {exc.err}") from exc
     if picture is None:
         raise SourceError(
-            f"{path}: expected an image file, got {len(data)} bytes that cannot be decoded"
+            f"{path}: expected an image file, got {len(data)} bytes that cannot be decoded. "
+            "Copy the file again, or convert it to JPEG or PNG."
         )
     rgb: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
     return rgb

@@ -1,0 +1,248 @@
+"""Odd photos, names and options: each is right, or refused in one line that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PIL.Image")
+
+from support import odd_photos as odd
+from support.command_line import run
+from zsseg_rt.demo import demo_bundle
+
+PNG = odd.saved("PNG")
+JPEG = odd.saved("JPEG", quality=95)
+LARGE = odd.halves("red", "blue", 300, 300)
+WHITE_BLACK = odd.halves("white", "black")
+GREY16 = odd.grey("uint16", 65535)
+
+CLASSES = ("red", "blue", "white", "black", "green")
+COLOURED, GREY = ("red", "blue"), ("white", "black")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A file of the folder; either its two colours and size, or what the refusal says."""
+
+    name: str | bytes
+    data: bytes | Callable[[Path], None]
+    colours: tuple[str, ...] = COLOURED
+    size_hw: tuple[int, int] = (odd.HEIGHT, odd.WIDTH)
+    refused: str = ""
+
+    @property
+    def path_name(self) -> str:
+        return os.fsdecode(self.name if isinstance(self.name, bytes) else self.name.encode())
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def refused(name: str | bytes, data: bytes | Callable[[Path], None], message: str) -> Photo:
+    return Photo(name, data, refused=message)
+
+
+def strip(colours: tuple[str, str], height: int, width: int) -> bytes:
+    return odd.saved("PNG", picture=odd.halves(*colours, height, width))
+
+
+PHOTOS = {
+    "png of 1 bit": Photo("1.png", odd.saved("PNG", "1", picture=WHITE_BLACK), GREY),
+    "png of 16 bits": Photo("16.png", odd.sixteen_bits(".png")),
+    "grey png of 16 bits": Photo("g16.png", odd.raw("PNG", GREY16), GREY),
+    "png with a palette": Photo("p.png", odd.saved("PNG", "P")),
+    "png with alpha": Photo("rgba.png", odd.saved("PNG", "RGBA")),
+    "grey png with alpha": Photo("la.png", odd.saved("PNG", "LA", picture=WHITE_BLACK), GREY),
+    "animated png": Photo("moving.png", odd.frames("PNG")),
+    "progressive jpeg": Photo("p.jpg", odd.saved("JPEG", progressive=True, quality=95)),
+    "cmyk jpeg": Photo("cmyk.jpg", odd.saved("JPEG", "CMYK", quality=95)),
+    "turned jpeg": Photo("turned.jpg", odd.turned(), size_hw=(odd.WIDTH, odd.HEIGHT)),
+    "jpeg with a thumbnail": Photo("thumb.jpg", odd.thumbnailed(JPEG)),
+    "jpeg with a tail": Photo("tail.jpg", JPEG + bytes(99)),
+    "lossy webp": Photo("lossy.webp", odd.saved("WEBP", quality=95)),
+    "webp with alpha": Photo("alpha.webp", odd.saved("WEBP", "RGBA", lossless=True)),
+    "animated webp": Photo("moving.webp", odd.frames("WEBP")),
+    "tiff of several pages": Photo("pages.tif", odd.frames("TIFF")),
+    "tiff of 16 bits": Photo("16.tif", odd.sixteen_bits(".tif")),
+    "cmyk tiff": Photo("cmyk.tif", odd.saved("TIFF", "CMYK")),
+    "float tiff": refused("float.tif", odd.float_tiff(), "convert it to JPEG or PNG"),
+    "bmp": Photo("a.bmp", odd.saved("BMP")),
+    "bmp with a palette": Photo("p.bmp", odd.saved("BMP", "P")),
+    "1x1": Photo("dot.png", strip(("blue", "blue"), 1, 1), ("blue",), (1, 1)),
+    "1x5000": Photo("line.png", strip(COLOURED, 1, 5000), COLOURED, (1, 5000)),
+    "20000x2": Photo("pole.png", strip(COLOURED, 20000, 2), COLOURED, (20000, 2)),
+    "cut jpeg": refused("cut.jpg", odd.saved("JPEG", picture=LARGE)[:900], "image file"),
+    "cut png": refused("cut.png", odd.saved("PNG", picture=LARGE)[:-300], "image file"),
+    "cut tiff": refused("cut.tif", odd.saved("TIFF", picture=LARGE)[:60000], "image file"),
+    "cut bmp": refused("cut.bmp", odd.saved("BMP", picture=LARGE)[:60000], "cut off"),
+    "empty": refused("empty.jpg", b"", "expected an image file, got 0 bytes"),
+    "text": refused("text.jpg", b"no picture, " * 30, "in no known image format"),
+    "gif called jpg": refused("gif.jpg", odd.frames("GIF"), "in no known image format"),
+    "bomb": refused("bomb.png", odd.bomb(), "expected at most 200000000 pixels"),
+    "reading fails": refused("mem.png", link_to("/proc/self/mem"), "cannot be read: Input/output"),
+    "link": Photo("link.png", link_to("a.bmp")),
+    "jpeg called png": Photo("jpeg.png", JPEG),
+    "upper case": Photo("LOUD.PNG", PNG),
+    "space and quotes": Photo("a b'\"c .png", PNG),
+    "line break": Photo("a\nb.png", PNG),
+    "escape": Photo("\x1b[31mred.png", PNG),
+    "emoji": Photo("\U0001f469\u200d\U0001f680.png", PNG),
+    "right to left": Photo("كلب.png", PNG),
+    "not utf-8": Photo(b"caf\xe9.png", PNG),
+    "leading dash": Photo("--out.png", PNG),
+    "percent": Photo("100%s%d.png", PNG),
+    "brackets": Photo("[red]*?.png", PNG),
+    "longest name": refused("x" * 251 + ".png", PNG, "cannot be written: File name too long"),
+}
+
+NO_PHOTOS = {
+    "hidden": (".a.png", PNG),
+    "apple double": ("._a.jpg", b"\0\5\x16\7"),
+    "folder": ("folder.jpg", Path.mkdir),
+    "pipe": ("pipe.png", os.mkfifo),
+    "link in a circle": ("loop.png", link_to("loop.png")),
+    "link to nothing": ("gone.png", link_to("nowhere.png")),
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(colour_bundle, tmp_path_factory):
+    """Every photo above in one folder, labelled by one command: its exit code and its report."""
+    base = tmp_path_factory.mktemp("odd")
+    folder = base / "in"
+    folder.mkdir()
+    rows = [(photo.path_name, photo.data) for photo in PHOTOS.values()]
+    for name, data in (*rows, *NO_PHOTOS.values()):
+        odd.write(folder, os.fsencode(name), data)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("ZSSEG_HOME", str(base / "home"))
+        code = run("segment", folder, "-b", colour_bundle, "--classes", ",".join(CLASSES),
+                   "-o", base / "out", "--json", base / "r.json", "--lanes", 1)  # fmt: skip
+    photos = json.loads((base / "r.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    return code, folder, {Path(entry["photo"]).name: entry for entry in photos["photos"]}
+
+
+@pytest.mark.parametrize("row", PHOTOS)
+def test_a_photo_is_right_or_refused_in_one_line(row, outcome):
+    photo = PHOTOS[row]
+    _, folder, results = outcome
+    result = results[photo.path_name]
+    if photo.refused:
+        assert photo.refused in result["error"]
+        assert result["error"].count("\n") == 0
+        assert photo.path_name.partition(".")[0] in result["error"]
+        return
+    assert result["error"] is None
+    assert tuple(result["size_hw"]) == photo.size_hw
+    shares = {entry["name"]: entry["share"] for entry in result["classes"]}
+    for colour in photo.colours:
+        assert shares[colour] == pytest.approx(1 / len(photo.colours), abs=0.05)
+    assert (folder.parent / "out" / Path(result["mask"]).name).is_file()
+
+
+@pytest.mark.parametrize("row", NO_PHOTOS)
+def test_what_is_no_photo_is_left_out(row, outcome):
+    code, _, results = outcome
+    assert code == 1  # some photos failed
+    assert NO_PHOTOS[row][0] not in results
+    assert len(results) == len(PHOTOS)
+
+
+ARGUMENTS = {
+    "no class": (["--classes", ""], 2, "name at least one class"),
+    "only separators": (["--classes", " ; ,;"], 2, "name at least one class"),
+    "an empty name": (["--class", " "], 1, "--classes[0]: expected a name, got an empty string"),
+    "twice": (["--classes", "blue ball,blue ball"], 1, "every name once, got 'blue ball'"),
+    "twice in two ways": (["--classes", "ball", "--class", "ball"], 1, "every name once"),
+    "a tab": (["--classes", "blue\tball"], 1, "expected plain text, got a control character"),
+    "unknown words": (["--classes", "自転車"], 1, "自転車"),
+    "right to left": (["--classes", "كلب"], 1, "كلب"),
+    "very long": (["--class", "ball" * 3000], 1, "ball"),
+    "a file of nothing": (["--classes", "@empty.txt"], 2, "name at least one class"),
+    "a file in utf-16": (["--classes", "@wide.txt"], 1, "wide.txt: expected a file of class names"),
+    "no file after @": (["--classes", "@"], 2, "--classes: expected a file's name after @"),
+    "a folder after @": (["--classes", "@/"], 1, "/: expected a file of class names"),
+    "classes given twice": (
+        ["--classes", "ball", "--classes=sky"],
+        2,
+        "--classes: expected it once",
+    ),
+    "no number": (["--class", "ball", "--alpha", "nan"], 2, "--alpha"),
+    "out of range": (["--class", "ball", "--threads", "-1"], 2, "--threads: expected from 0"),
+    "a template of nothing": (["--class", "ball", "--template", "no"], 1, "--template: expected"),
+    "nowhere to write": (["--class", "ball", "-o", "/proc/none/x"], 2, "--out: expected a folder"),
+    "no place for json": (["--class", "ball", "--json", ""], 2, "--json: expected a file"),
+    "a link in a circle": (["loop.png", "--class", "ball"], 1, "loop.png: expected a photo"),
+    "a pipe": (["pipe.png", "--class", "ball"], 1, "pipe.png: expected a photo"),
+    "a folder called jpg": (["dir.jpg", "--class", "ball"], 1, "dir.jpg: expected photos"),
+    "escapes": (["\x1b[31m\n.png", "--class", "ball"], 1, r"\x1b[31m .png: expected a photo"),
+    "an option for a photo": (["-photo.png", "--class", "ball"], 2, "-p"),
+    "one class": (["--class", "blue ball"], 0, ""),
+    "many names": (["--classes", "@many.txt"], 0, ""),
+    "options twice": (["--class", "ball", "--device", "x", "--device", "cpu"], 0, ""),
+    "options before photos": (["--class", "ball", "--", "--out.png"], 0, ""),
+}
+
+
+@pytest.fixture
+def odd_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    colours = ("red", "blue", "green", "yellow", "grey", "white", "brown")
+    things = ("ball", "box", "wall", "floor", "sky")
+    names = [f"{colour} {thing}" for colour in colours for thing in things]
+    Path("many.txt").write_text("\n".join(names), encoding="utf-8")
+    Path("empty.txt").write_text("\n\n# nothing\n", encoding="utf-8")
+    Path("wide.txt").write_text("ball\n", encoding="utf-16")
+    Path("loop.png").symlink_to("loop.png")
+    Path("dir.jpg").mkdir()
+    os.mkfifo("pipe.png")
+    for name in ("photo.png", "--out.png"):
+        Path(name).write_bytes(PNG)
+
+
+@pytest.mark.parametrize("row", ARGUMENTS)
+def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
+    arguments, code, message = ARGUMENTS[row]
+    named = [word for word in arguments if word.endswith((".png", ".jpg"))]
+    photo = [] if named else ["photo.png"]
+    assert run("segment", "-b", demo_bundle(), *photo, *arguments) == code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    if code == 0:
+        assert "zsseg-rt: " not in error
+    else:
+        assert error.count("\n") == 1
+        assert error.startswith("zsseg-rt: ")
+        assert message in error
+
+
+def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    odd.write(tmp_path, b"a\x1b[2J\nb.png", PNG)
+    odd.write(tmp_path, b"c\x1b[2J\nd.png", b"none")
+    call = ("segment", tmp_path, "-b", demo_bundle(), "--class", "ball", "-o", tmp_path / "out")
+    assert run(*call) == 1
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert r"a\x1b[2J\nb.png  40x24" in printed
+    assert r"c\x1b[2J\nd.png: expected an image file" in printed.replace("\n", "")
+
+
+def test_libraries_add_nothing_to_the_one_line(tmp_path):
+    photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
+    call = [sys.executable, "-m", "zsseg_rt", "segment", str(photo), "-b", str(demo_bundle())]
+    call += ["--class", "ball", "-o", str(tmp_path / "out")]
+    home = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=home)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "zsseg-rt: 1 of 1 photos failed; see above"
