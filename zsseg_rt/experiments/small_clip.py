@@ -68,7 +68,7 @@ class PretrainingConfig:
                 )
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", min(100, self.steps // 4))
-        if not 0 <= self.warmup < self.steps:
+        if not 0 <= self.warmup < max(self.steps, 2):
             raise ArgumentError(
                 f"warmup_steps: expected 0 to {self.steps - 1}, fewer than the {self.steps} steps, "
                 f"got {self.warmup_steps}. Leave it out for a quarter of a short run."
