@@ -17,6 +17,7 @@ READ_AT_RUN_TIME = (
     "demo/scenes.zsseg/image_encoder.float32.onnx",
     "evaluation/datasets/tables/voc2012.json",
     "experiments/comparisons/scenes.toml",
+    "models/clip/demo.safetensors",
     "server/page.html",
     "training/recipes/zegclip_voc_inductive.toml",
 )

@@ -24,7 +24,7 @@ from zsseg_rt.evaluation.datasets.scenes.captions import (
 )
 from zsseg_rt.evaluation.datasets.scenes.shapes import sprite
 from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
-from zsseg_rt.evaluation.datasets.scenes.words import SHAPES, kind_of
+from zsseg_rt.evaluation.datasets.scenes.words import NEVER_CAPTIONED, SHAPES, kind_of
 from zsseg_rt.evaluation.datasets.scenes.world import visible
 
 UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
@@ -201,3 +201,45 @@ def test_tiles_are_periodic():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
         SceneDataset(**settings)
+
+
+def test_more_names_change_annotation_alone():
+    usual, sixty, every = (SceneDataset("val", length=6, annotated=n) for n in (19, 60, "all"))
+    assert usual.class_names == CLASS_NAMES
+    assert usual.seen == SEEN
+    for other, count in ((sixty, 60), (every, 353)):
+        assert len(other.seen) == count
+        assert len(set(other.class_names)) == count + 9
+        unseen = set(other.class_names) - {other.class_names[index] for index in other.seen}
+        assert unseen == {name for index, name in enumerate(CLASS_NAMES) if index not in SEEN}
+        assert not set(other.class_names) & set(NEVER_CAPTIONED)
+        for index in range(6):
+            plain, more = usual[index], other[index]
+            np.testing.assert_array_equal(plain.image, more.image)
+            known = plain.labels != usual.ignore_label
+            np.testing.assert_array_equal(plain.labels[known], more.labels[known])
+    assert every.ignore_label == 65535
+    annotated = [
+        sum(int((d[i].labels != d.ignore_label).sum()) for i in range(6)) for d in (usual, every)
+    ]
+    assert annotated[1] > annotated[0]
+
+
+def test_scenes_can_have_one_thing_each():
+    dataset = SceneDataset("val", length=8, things=1)
+    for index in range(8):
+        kinds = dataset.world.scene(index, num_captions=0).kinds
+        assert sum(kind.is_thing for kind in kinds) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"things": -1}, "things: expected 0 to 100, got -1"),
+        ({"annotated": 18}, "annotated: expected 19 to 353 names or 'all', got 18"),
+        ({"annotated": "most"}, "annotated: expected 19 to 353 names or 'all', got 'most'"),
+    ],
+)
+def test_worlds_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        SceneDataset("val", **options)

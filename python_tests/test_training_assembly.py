@@ -92,7 +92,7 @@ def test_run_can_be_loaded_and_exported(run, tmp_path):
 
     result, _ = run
     assert result.finished
-    assert set(result.metrics) <= {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU"}
+    assert set(result.metrics) <= {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU", "top class"}
     model = load_trained(result.run_folder)
     weights = load_file(result.best_checkpoint / "model.safetensors")
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())

@@ -43,7 +43,7 @@ def test_every_model_option_is_named(architecture):
     ("row", "takers", "others"),
     [
         ("ZegCLIP, CLIP-RC", [DescriptorTask], ()),
-        ("dense baseline", [DenseTask], ()),
+        ("cosine head", [DenseTask], ()),
         ("ZegFormer", [ZegFormerTask, SegmentWeights], ()),
         (
             "ZeroSeg",

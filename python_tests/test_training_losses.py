@@ -58,6 +58,24 @@ def test_losses_are_their_definitions(num_pictures, num_classes, size):
     )
 
 
+@pytest.mark.parametrize("num_pictures", [1, 3])
+def test_ignored_pixels_count_as_if_cut_out(num_pictures):
+    """Columns without labels change nothing: the losses are those of the other columns alone."""
+    logits, labels = some(num_pictures, 4, (6, 8))
+    labels[:, :, :5] = labels[:, :, :5].clamp(0, 3)
+    labels[:, :, 5:] = IGNORED
+    cut = mask_losses(logits[..., :5], labels[..., :5])
+    found = mask_losses(logits, labels, unannotated="ignore")
+    assert [v.item() for v in found] == pytest.approx([v.item() for v in cut], rel=1e-5)
+    assert mask_losses(logits, labels).focal.item() != pytest.approx(cut.focal.item(), rel=1e-2)
+
+
+def test_a_batch_of_ignored_pixels_costs_nothing():
+    logits, labels = some(1, 3, (4, 4))
+    found = mask_losses(logits, torch.full_like(labels, IGNORED), unannotated="ignore")
+    assert found == (0, 0)
+
+
 def test_a_picture_without_any_class_adds_focal_loss_only():
     logits, labels = some(1, 4, (6, 6))
     empty = torch.cat([labels, torch.full_like(labels, IGNORED)])

@@ -130,6 +130,16 @@ def test_fine_tuning_instead_of_prompts():
     assert losses[-1] < losses[0]
 
 
+def test_the_papers_fixed_baseline_trains_its_head_alone():
+    one = task(sizes=replace(SIZES, num_prompts=0), trained="head", loss="cross_entropy")
+    (head,) = one.parameter_groups()
+    assert not any(p.requires_grad for p in one.model.backbone.parameters())
+    held = {id(p) for p in one.model.decode_head.parameters() if p.requires_grad}
+    assert {id(p) for p in head["params"]} == held
+    losses = train(one, batch())
+    assert losses[-1] < losses[0]
+
+
 def test_cross_entropy_falls():
     losses = train(task(loss="cross_entropy"), batch())
     assert losses[-1] < 0.9 * losses[0]
@@ -139,7 +149,7 @@ def test_cross_entropy_falls():
     ("settings", "message"),
     [
         ({"loss": "l2"}, "loss: expected 'masks' or 'cross_entropy', got 'l2'"),
-        ({"trained": "all"}, "trained: expected 'prompts' or 'backbone', got 'all'"),
+        ({"trained": "all"}, "trained: expected one of prompts, backbone, head, got 'all'"),
         ({"focal_weight": -1.0}, "focal_weight: expected a number of at least 0, got -1"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a number of at least 0"),
     ],
@@ -155,7 +165,7 @@ def test_labels_of_another_size_than_the_pictures_are_refused():
         one(replace(given, labels=given.labels[:1]))
 
 
-# ---------------------------------------------------------------- the dense baseline
+# ---------------------------------------------------------------- the cosine head
 
 
 @pytest.fixture

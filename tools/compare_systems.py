@@ -2,7 +2,7 @@
 
 python tools/compare_systems.py scenes --out runs/scenes
 python tools/compare_systems.py scenes --small --out runs/small
-python tools/compare_systems.py FILE.toml --out DIR --only zegclip dense_baseline --seeds 0 1
+python tools/compare_systems.py FILE.toml --out DIR --only zegclip cosine_head --seeds 0 1
 
 An interrupted call continues where it stopped.
 """

@@ -1,4 +1,4 @@
-"""Make what ``zsseg-rt segment --demo`` uses from scratch: small CLIP, ZegCLIP, bundle, images.
+"""Make what ``--demo`` of segment and train uses from scratch: small CLIP, bundle, images.
 
 ``python tools/make_demo.py --work RUNS`` takes about an hour on one core. An interrupted call
 continues from its last checkpoint.
@@ -19,6 +19,7 @@ import torch
 from zsseg_rt.evaluation.provenance import describe_commit
 from zsseg_rt.experiments.clip_pretraining import pretrain
 from zsseg_rt.experiments.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
+from zsseg_rt.experiments.packed_clip import pack_clip
 from zsseg_rt.experiments.small_clip import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the two runs")
     parser.add_argument("--out", type=Path, default=ROOT / "zsseg_rt" / "demo")
+    parser.add_argument(
+        "--clip-out", type=Path, default=ROOT / "zsseg_rt" / "models" / "clip" / "demo.safetensors"
+    )
     parser.add_argument("--clip-steps", type=int, default=PretrainingConfig.steps)
     parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
@@ -43,6 +47,7 @@ def main() -> None:
     config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
     print(evaluate_demo(model).scores)
+    print(pack_clip(clip, arguments.clip_out))
     print(write_demo(model, clip, config, arguments.out, commit=describe_commit(ROOT)))
 
 

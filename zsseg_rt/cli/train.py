@@ -25,6 +25,10 @@ def train(
     config: Annotated[
         str, typer.Option("--config", "-c", help="TOML file, or the name of a recipe.")
     ] = "",
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Train on drawings, export, draw a picture; needs nothing."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
     ] = False,
@@ -49,24 +53,45 @@ def train(
             for name in list_recipes():
                 terminal().print(name, highlight=False)
             return
-        if not config:
-            raise UsageError("--config: expected a TOML file or a recipe's name; see --recipes")
-        settings = TrainConfig.load(config, changes or [])
+        if bool(config) == demo:
+            raise UsageError(
+                "--config: expected a TOML file or a recipe's name (see --recipes), or --demo; got "
+                f"{'both' if demo else 'neither'}"
+            )
+        settings = TrainConfig.load(config or "demo", changes or [])
         if check_data:
             _check_data(settings, json_file)
         if dry_run:
             _describe(settings)
         if check_data or dry_run:
             return
-        from zsseg_rt.training.assembly import train as run
-
-        result = run(settings, resume=resume)
+        result, lines = _train_demo(settings, resume) if demo else _train(settings, resume)
     if int(os.environ.get("RANK", "0")) == 0:
-        _print_result(result)
+        _print_result(result, lines)
         if json_file is not None:
             write_json(json_file, _as_json(result))
     if not result.finished:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
+    """The result, and what to do with it."""
+    from zsseg_rt.training.assembly import train as run
+
+    result = run(settings, resume=resume)
+    return result, [f"next: zsseg-rt export trained {result.run_folder} --out NAME.zsseg"]
+
+
+def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
+    """The result, where bundle and picture are, and what to do with them."""
+    from zsseg_rt.experiments.first_run import train_and_show
+
+    made = train_and_show(settings, resume=resume)
+    return made.result, [
+        f"bundle: {made.bundle}",
+        f"picture: {made.picture} (scene | truth | labels)",
+        f"next: zsseg-rt evaluate {made.bundle} --dataset scenes --limit 100",
+    ]
 
 
 def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
@@ -132,7 +157,7 @@ def _describe(settings: TrainConfig) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _print_result(result: TrainingResult) -> None:
+def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
     console = terminal()
     if result.finished:
         head = f"finished {result.step} steps"
@@ -149,7 +174,7 @@ def _print_result(result: TrainingResult) -> None:
         lines.append(f"best at step {result.best_step}: {figures}")
     lines.append(f"checkpoint: {result.best_checkpoint}")
     if result.finished:
-        lines.append(f"next: zsseg-rt export trained {result.run_folder} --out NAME.zsseg")
+        lines += next_lines
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

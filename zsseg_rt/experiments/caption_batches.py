@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, world_of_split
+from zsseg_rt.evaluation.datasets.scenes import world_of_split
 from zsseg_rt.evaluation.datasets.scenes.captions import describe_scene
 from zsseg_rt.evaluation.datasets.scenes.crops import Captioned, captioned_views
-from zsseg_rt.evaluation.datasets.scenes.words import all_things
+from zsseg_rt.evaluation.datasets.scenes.words import NEVER_CAPTIONED
 from zsseg_rt.evaluation.datasets.scenes.world import visible
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.text.tokenizer import Tokenizer
@@ -20,13 +20,6 @@ from zsseg_rt.text.tokenizer import Tokenizer
 __all__ = ["NEVER_CAPTIONED", "CaptionBatch", "CaptionBatches"]
 
 _SCENES_PER_STEP = 1024  # room in the numbering: no two steps share a scene
-
-# Things that no pretraining caption names, to measure how words recombine; none is a class.
-NEVER_CAPTIONED: tuple[str, ...] = tuple(
-    kind.name
-    for number, kind in enumerate(all_things())
-    if number % 13 == 4 and kind.name not in CLASS_NAMES
-)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
 from zsseg_rt.evaluation.datasets.scenes import WORLD_VERSION
 from zsseg_rt.experiments.caption_batches import CaptionBatch, CaptionBatches
 from zsseg_rt.experiments.small_clip import PretrainingConfig, SmallClip
@@ -141,8 +141,8 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
             step,
             max_steps=config.steps,
             min_factor=0.01,
-            warmup_steps=config.warmup_steps,
-            warmup_start=1 / config.warmup_steps,
+            warmup_steps=config.warmup,
+            warmup_start=1 / max(config.warmup, 1),
         ),
         run_folder=folder,
         resume=True,
@@ -252,13 +252,13 @@ def _batch_source(config: PretrainingConfig, num_workers: int) -> BatchSource:
     return batches
 
 
-def main() -> None:
-    """Read the command line and train."""
+def main() -> int:
+    """Read the command line and train; an error is one line and exit code 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--threads", type=int, default=2, help="threads for torch")
     for setting in dataclasses.fields(PretrainingConfig):
-        kind = type(setting.default)
+        kind = int if setting.default is None else type(setting.default)
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default
         )
@@ -266,8 +266,13 @@ def main() -> None:
     out, threads = arguments.pop("out"), arguments.pop("threads")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    _log.info("weights: %s", pretrain(PretrainingConfig(**arguments), out))
+    try:
+        _log.info("weights: %s", pretrain(PretrainingConfig(**arguments), out))
+    except ZssegError as error:
+        _log.error("%s", error)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

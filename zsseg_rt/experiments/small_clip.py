@@ -28,7 +28,8 @@ class PretrainingConfig:
         size: Side of whole scenes in pixels.
         whole_every: One step in this many sees whole scenes.
         learning_rate: Peak of the cosine schedule.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up, fewer than ``steps``; None is 100, in runs of fewer
+            than 400 steps a quarter of them.
         checkpoint_interval: Steps between checkpoints.
         weight_decay: Weight decay of matrices; vectors have none.
         patch_weight: Weight of the second contrastive term, which compares captions with the mean
@@ -48,7 +49,7 @@ class PretrainingConfig:
     size: int = 128
     whole_every: int = 4
     learning_rate: float = 1e-3
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     checkpoint_interval: int = 100
     weight_decay: float = 0.05
     patch_weight: float = 0.5
@@ -60,18 +61,18 @@ class PretrainingConfig:
     context_length: int = 24
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "whole_every",
-            "warmup_steps",
-            "num_layers",
-            "text_layers",
-        ):
+        for name in ("steps", "batch_size", "whole_every", "num_layers", "text_layers"):
             if getattr(self, name) < 1:
                 raise ArgumentError(
                     f"{name}: expected at least 1, got {getattr(self, name)}. Choose a larger one."
                 )
+        if self.warmup_steps is None:
+            object.__setattr__(self, "warmup_steps", min(100, self.steps // 4))
+        if not 0 <= self.warmup < max(self.steps, 2):
+            raise ArgumentError(
+                f"warmup_steps: expected 0 to {self.steps - 1}, fewer than the {self.steps} steps, "
+                f"got {self.warmup_steps}. Leave it out for a quarter of a short run."
+            )
         for name in ("width", "text_width"):
             if getattr(self, name) % 64:
                 raise ArgumentError(
@@ -84,6 +85,12 @@ class PretrainingConfig:
                     f"{name}: expected a multiple of the patch size 16, got {getattr(self, name)}."
                     " Choose another."
                 )
+
+    @property
+    def warmup(self) -> int:
+        """``warmup_steps`` as a number."""
+        assert self.warmup_steps is not None
+        return self.warmup_steps
 
 
 class _WindowedImageEncoder(ImageEncoder):

@@ -45,7 +45,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:
-    """Cut dense CLIP or its trained baseline into a bundle's parts.
+    """Cut dense CLIP or the trained cosine head into a bundle's parts.
 
     Raises:
         BackendUnavailableError: CLIP's prompts are needed and open_clip is missing.

@@ -45,8 +45,9 @@ class ExportOptions:
         verify: Whether to compare the bundle with the model it was made from; leave it on.
         class_names: The classes that the model's ``seen_classes`` index; they name the seen classes
             in the bundle and serve the golden sample. At run time the bundle takes any classes.
-        text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary;
-            a module is used instead; None writes none (classes then need embeddings or a bank).
+        text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary
+            (one that was trained on few words is cut down to them); a module is used instead; None
+            writes none (classes then need embeddings or a bank).
         size_hw: Input size in pixels; None is the model's own (ZegFormer: 512x512). Patches must
             fill it; for ZegFormer sides are multiples of 32.
         word_subset: For ZegCLIP and CLIP-RC: a text tower that knows only some words, written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from zsseg_rt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from zsseg_rt.export.word_subset import WordSubset
+    from zsseg_rt.models.clip.text_encoder import TextEncoder
 
 __all__ = ["CLIP_TEMPLATES", "TextSide", "seen_names"]
 
@@ -69,8 +72,10 @@ class TextSide:
         )
         self._set = template_set if options.template_set is None else options.template_set
         self._space = space if options.space is None else options.space
-        self._subset = options.word_subset
-        self.encoder: Any = _choose_encoder(tower, options)
+        self._subset = options.word_subset or _known_words(tower, options)
+        self.encoder: Any = (
+            self._subset.encoder if self._subset else _choose_encoder(tower, options)
+        )
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -179,9 +184,17 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
+def _known_words(tower: nn.Module | None, options: ExportOptions) -> WordSubset | None:
+    """The words that the model's own text tower was trained on, if it was on few; else None."""
+    config: Any = getattr(tower, "config", None)
+    if options.text_encoder != "auto" or not getattr(config, "words", ()):
+        return None
+    from zsseg_rt.export.word_subset import keep_words
+
+    return keep_words(cast("TextEncoder", tower), config.words, config.prompt_words)
+
+
 def _choose_encoder(tower: nn.Module | None, options: ExportOptions) -> Any:
-    if options.word_subset is not None:
-        return options.word_subset.encoder
     encoder: Any = tower if options.text_encoder == "auto" else options.text_encoder
     if encoder is None or encoder.config.vocab_size == _CLIP_VOCAB:
         return encoder

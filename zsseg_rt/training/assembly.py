@@ -45,7 +45,7 @@ from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks.labelled import LabelledTask
 from zsseg_rt.training.tasks.task import TrainingTask
 from zsseg_rt.training.text_space import text_space
-from zsseg_rt.training.trained.card import TrainedClasses, describe_model
+from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
 __all__ = ["Assembly", "assemble", "evaluate_untrained", "train"]
@@ -98,11 +98,12 @@ class Assembly:
         )
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a model in percent, by name."""
+        """Figures of a model in percent, by name; also :data:`TOP_CLASS`."""
         assert self.evaluation_dataset is not None
         limit = self.config.evaluation.limit or None
         found = evaluate(self.segmenter(model), self.evaluation_dataset, limit=limit)
-        return found.scores.as_reported()
+        largest = 100 * float(found.counts.sum(axis=0).max() / max(found.counts.sum(), 1))
+        return found.scores.as_reported() | {TOP_CLASS: round(largest, 2)}
 
     def preview(self, model: nn.Module, count: int) -> list[Picture]:
         """Images of what a model predicts: photo, truth and prediction side by side."""

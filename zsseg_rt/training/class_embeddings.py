@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,15 +18,18 @@ from torch import Tensor, nn
 from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.prompts import check_templates, fill
-from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.training.config import TextConfig
 
 __all__ = ["ClassEmbeddings", "class_embeddings", "embed_phrases", "region_embeddings"]
+
+_log = logging.getLogger(__name__)
 
 _PROMPTS_PER_RUN = 64
 
@@ -116,7 +121,8 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
     """Embed phrases with a CLIP text tower, averaged over prompts.
 
     Args:
-        encoder: Text tower with CLIP's vocabulary.
+        encoder: Text tower with CLIP's vocabulary. If it was trained on few words
+            (``config.words``), others are left out with a warning.
         phrases: What to embed.
         templates: Prompts with one ``{}`` each.
 
@@ -124,16 +130,35 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
         Unit norm, float32 ``[P, D]``, on the CPU.
 
     Raises:
-        VocabularyError: The templates are unusable.
+        VocabularyError: The templates are unusable, or the tower knows no word of a phrase.
     """
     templates = check_templates(templates)
     config: Any = encoder.config
-    tokenizer = Tokenizer(tokenizer_json(), context_length=int(config.context_length))
+    content = tokenizer_json()
+    if config.words:
+        known = keep_words(cast(TextEncoder, encoder), config.words, config.prompt_words)
+        encoder, content = known.encoder, known.tokenizer_json
+        _check_words(phrases, config.words)
+    tokenizer = Tokenizer(content, context_length=int(config.context_length))
     prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
     device = next(encoder.parameters()).device
     batches = torch.split(torch.from_numpy(tokenizer.encode(prompts)), _PROMPTS_PER_RUN)
     features = torch.cat([encoder(batch.to(device)).cpu() for batch in batches])
     return average_templates(features.reshape(len(phrases), len(templates), -1))
+
+
+def _check_words(phrases: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse a phrase of unknown words only; warn of others that contain some."""
+    for phrase in phrases:
+        used = re.findall(r"\w+", clean_text(phrase))
+        unknown = [word for word in used if word not in words]
+        if len(unknown) == len(used):
+            raise VocabularyError(
+                f"class_names: expected words that the text tower learned, got {phrase!r}. It "
+                f"knows: {', '.join(words)}. Train from another CLIP for other words."
+            )
+        if unknown:
+            _log.warning("%r: the text tower never learned %s", phrase, ", ".join(unknown))
 
 
 def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:

@@ -90,7 +90,7 @@ def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[
     that images are fitted into scales in proportion.
 
     Args:
-        model: With a ``crop_hw`` of its own (ZegCLIP, CLIP-RC, the dense baseline), or any other.
+        model: With a ``crop_hw`` of its own (ZegCLIP, CLIP-RC, the cosine head), or any other.
         settings: ``kind`` and fields.
     """
     fields, size_hw = dict(settings), model.crop_hw

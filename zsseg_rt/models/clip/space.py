@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from zsseg_rt.files import sha256_of
+from zsseg_rt.models.clip.shipped import SPACE, is_shipped
 
 __all__ = ["describe_rows", "describe_space"]
 
@@ -23,8 +24,8 @@ def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
     """Give the space of CLIP weights a human-readable name, to tell two spaces apart.
 
     Args:
-        source: As for :func:`zsseg_rt.models.clip.weights.load_clip`: a file or a tag of
-            open_clip.
+        source: As for :func:`zsseg_rt.models.clip.weights.load_clip`: a file, a tag of open_clip
+            or ``"demo"``.
         architecture: open_clip's name of the model, for a tag.
 
     Returns:
@@ -36,6 +37,8 @@ def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
         ('OpenAI CLIP ViT-L/14@336px', 'CLIP ViT-B-16 laion2b_s34b_b88k')
     """
     path = Path(source)
+    if is_shipped(source):
+        return SPACE
     if path.is_file():
         digest = sha256_of(path)
         known = _OPENAI_FILES.get(digest)

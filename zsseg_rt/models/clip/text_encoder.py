@@ -28,6 +28,9 @@ class TextEncoderConfig:
         mlp_width: Hidden width of the MLPs.
         embed_dim: Width D of the joint image-text space.
         activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
+        words: What class names may be made of, for a tower that was trained on few words; empty:
+            anything.
+        prompt_words: Further words and punctuation that such a tower knows.
     """
 
     vocab_size: int = 49408
@@ -38,6 +41,8 @@ class TextEncoderConfig:
     mlp_width: int = 2048
     embed_dim: int = 512
     activation: Activation = "quick_gelu"
+    words: tuple[str, ...] = ()
+    prompt_words: tuple[str, ...] = ()
 
 
 class TextEncoder(nn.Module):

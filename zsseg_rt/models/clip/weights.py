@@ -18,6 +18,7 @@ from zsseg_rt.models.clip.image_encoder import (
     ImageEncoderConfig,
     resize_positional_embedding,
 )
+from zsseg_rt.models.clip.shipped import is_shipped, read_shipped
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
@@ -69,6 +70,8 @@ class ClipWeights:
         num_heads: Heads of the image tower; None is one per 64 channels.
         text_heads: Heads of the text tower; None is one per 64 channels.
         logit_scale: Logarithm of the factor on cosines; None if the weights do not hold it.
+        words: See :class:`zsseg_rt.models.clip.text_encoder.TextEncoderConfig`.
+        prompt_words: See there.
     """
 
     visual: dict[str, Tensor]
@@ -77,6 +80,8 @@ class ClipWeights:
     num_heads: int | None = None
     text_heads: int | None = None
     logit_scale: float | None = None
+    words: tuple[str, ...] = ()
+    prompt_words: tuple[str, ...] = ()
 
     def image_config(self) -> ImageEncoderConfig:
         """Sizes of the image tower; it has no prompts.
@@ -92,7 +97,8 @@ class ClipWeights:
         Raises:
             CheckpointError: A key that a size is read from is missing.
         """
-        return text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
+        found = text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
+        return replace(found, words=self.words, prompt_words=self.prompt_words)
 
 
 def load_clip(
@@ -108,8 +114,9 @@ def load_clip(
 
     Args:
         source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` as ``.pt`` or
-            ``.safetensors``), or a pretrained tag of open_clip such as ``"openai"``, which
-            downloads unless open_clip has it cached.
+            ``.safetensors``), a pretrained tag of open_clip such as ``"openai"``, which downloads
+            unless open_clip has it cached, or ``"demo"``: the small CLIP that ships with the
+            package and knows drawings of a synthetic world only.
         architecture: open_clip's name of the model, for a tag.
         activation: The MLPs' activation, for a ``state_dict`` file, which lacks it. OpenAI's
             archives are ``"quick_gelu"``; a tag brings its own.
@@ -127,6 +134,8 @@ def load_clip(
         BackendUnavailableError: A tag is given and open_clip is not installed.
     """
     path = Path(source)
+    if is_shipped(source):
+        return _load_shipped()
     if not path.is_file():
         if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
             raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
@@ -140,6 +149,12 @@ def load_clip(
         )
     weights = _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
     return replace(weights, num_heads=num_heads, text_heads=text_heads)
+
+
+def _load_shipped() -> ClipWeights:
+    found = read_shipped()
+    weights = _split_towers(found.state_dict, "quick_gelu", "demo")
+    return replace(weights, words=found.words, prompt_words=found.prompt_words)
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
@@ -190,7 +205,7 @@ def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _C
     """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with.
 
     Args:
-        source: As for :func:`load_clip`; only open_clip's tags say, files are assumed to be
+        source: As for :func:`load_clip`; only open_clip's tags say, all else is assumed to be
             normalised like OpenAI's CLIP.
         architecture: open_clip's name of the model, for a tag.
 
@@ -198,7 +213,7 @@ def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _C
         BackendUnavailableError: A tag is given and open_clip is not installed.
     """
     config: Mapping[str, Any] = {}
-    if not Path(source).is_file():
+    if not (Path(source).is_file() or is_shipped(source)):
         config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
     mean, std = (config.get(key) for key in ("mean", "std"))
     return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)

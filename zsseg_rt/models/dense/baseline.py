@@ -1,11 +1,13 @@
-"""The baseline that ZegCLIP improves on: dense CLIP, fine-tuned.
+"""The cosine head: dense CLIP, fine-tuned.
 
 Patches are compared with class names as in dense CLIP, but the image tower, a linear head after it
-and the logit scale are trained on annotated images.
+and the logit scale are trained on annotated images. The head starts as the identity, so that the
+match of patches and texts that CLIP has is there from the first step.
 
-Source:
-    Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023,
-    baseline of one-stage text-patch matching.
+It is *not* the baseline of the ZegCLIP paper, as an earlier version said: that one has three
+decoder layers which start at random (``zegclip`` with ``descriptor = "text"`` and no prompts,
+trained with cross entropy), and the paper does not seem to have measured this head. The names
+``dense_baseline`` and ``DenseBaseline`` are kept because saved runs and bundles hold them.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DenseBaselineConfig(DenseCLIPConfig):
-    """Everything that defines the baseline besides its weights.
+    """Everything that defines the cosine head besides its weights.
 
     Attributes:
         head: ``"vanilla"``: the last block is unchanged.
@@ -201,7 +203,7 @@ def dense_baseline_from_clip(
     text_heads: int | None = None,
     trust: bool = False,
 ) -> DenseBaseline:
-    """Start the baseline from CLIP weights; before training it is dense CLIP's vanilla head.
+    """Start the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
 
     The positional embedding is resized to ``image_size`` (bicubic).
 

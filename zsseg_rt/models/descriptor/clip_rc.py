@@ -42,6 +42,7 @@ from zsseg_rt.models.descriptor.model import (
     official_decoder_config,
     prompted_image_encoder_config,
 )
+from zsseg_rt.models.descriptor.starts import Start, align_cell_head, check_start, copy_layers
 from zsseg_rt.models.functional import describe, patch_text_similarity
 from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
@@ -177,6 +178,19 @@ class CellDecodeHead(nn.Module):
         for stack in (self.decoder_q, self.decoder_v):
             last = stack.decoder_layers()[-1]
             last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
+
+    def start(self, start: Start, offset: float) -> None:
+        """Give the head other initial weights; see ``clip_rc_from_clip``.
+
+        Raises:
+            ArgumentError: The start is unknown or impossible.
+        """
+        check_start(start, offset, self.q_proj.out_features, self.q_proj.in_features // 2)
+        stacks = self.decoder_q, self.decoder_v
+        if start == "copies":
+            copy_layers(stacks)
+        if start == "aligned":
+            align_cell_head(self.q_proj, self.lateral_proj, stacks, offset)
 
     def describe_cells(self, embeds: CellEmbeds, text_embeds: Tensor) -> Tensor:
         """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""

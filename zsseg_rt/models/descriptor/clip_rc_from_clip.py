@@ -19,6 +19,7 @@ from zsseg_rt.models.clip.weights import load_clip
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.model import load_clip_towers, settings_from_clip
+from zsseg_rt.models.descriptor.starts import Start
 from zsseg_rt.models.input_checks import read_class_indices
 
 __all__ = ["clip_rc_from_clip"]
@@ -40,6 +41,8 @@ def clip_rc_from_clip(
     with_recovery_decoder: bool = True,
     unit_inputs: bool = False,
     low_initial_logits: bool = False,
+    start: Start = "random",
+    start_offset: float = 0.0,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -66,6 +69,12 @@ def clip_rc_from_clip(
             short trainings. Not official.
         low_initial_logits: Whether mask logits start as small as ZegCLIP's, for trainings at a
             high rate; see :meth:`CellDecodeHead.lower_initial_logits`. Not official.
+        start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
+            of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
+            14 times the cosine of patch and name, see
+            :mod:`zsseg_rt.models.descriptor.starts`. Not official.
+        start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
+            start empty.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
@@ -82,6 +91,11 @@ def clip_rc_from_clip(
         raise ArgumentError(
             f"num_cells: expected a square number of at least 1, got {num_cells}. "
             "Officially it is 16."
+        )
+    if low_initial_logits and start == "aligned":
+        raise ArgumentError(
+            "low_initial_logits: expected False with start = 'aligned', which sets the logits "
+            "itself, got True. Leave it out."
         )
     weights = load_clip(
         pretrained,
@@ -110,9 +124,10 @@ def clip_rc_from_clip(
     load_clip_towers(model, weights)
     if unit_inputs:
         model.decode_head.scale_for_unit_inputs()
+    model.decode_head.start(start, start_offset)
     if low_initial_logits:
         model.decode_head.lower_initial_logits()
     with torch.no_grad():
-        start = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
-        model.backbone.region_level_bridge.copy_(start.expand(num_cells, -1))
+        token = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
+        model.backbone.region_level_bridge.copy_(token.expand(num_cells, -1))
     return model.eval()

@@ -33,8 +33,8 @@ class DecoderConfig:
         num_layers: Decoder layers.
         num_heads: Heads of the cross attention.
         ffn_dim: Hidden width of the feed-forward networks.
-        dropout: Dropout after the attention and inside and after the feed-forward network, in
-            training.
+        dropout: Dropout on the attention's weights, after the attention, and inside and after the
+            feed-forward network, in training.
     """
 
     query_dim: int = 512
@@ -51,11 +51,14 @@ class CrossAttention(nn.Module):
         query_dim: Query width E.
         memory_dim: Patch width D.
         num_heads: Heads; must divide ``query_dim``.
+        dropout: Dropout on the attention's weights, in training. Mask logits have none.
     """
 
-    def __init__(self, query_dim: int, memory_dim: int, num_heads: int) -> None:
+    def __init__(
+        self, query_dim: int, memory_dim: int, num_heads: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.q = nn.Linear(query_dim, query_dim)
         self.k = nn.Linear(memory_dim, query_dim)
         self.v = nn.Linear(memory_dim, query_dim)
@@ -71,7 +74,9 @@ class CrossAttention(nn.Module):
         """Attend from ``queries`` ``[B, C, E]`` to ``memory`` ``[B, N, D]``; ``[B, C, E]``."""
         projected = (self.q(queries), self.k(memory), self.v(memory))
         q, k, v = (split_heads(part, self.num_heads) for part in projected)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
+        rate = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        return self.proj(merge_heads(attended))  # type: ignore[no-any-return]
 
     def mask_logits(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Scaled scores before the softmax, averaged over heads, ``[B, C, N]``."""
@@ -92,7 +97,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         dim = config.query_dim
         self.dropout = config.dropout
-        self.multihead_attn = CrossAttention(dim, memory_dim, config.num_heads)
+        self.multihead_attn = CrossAttention(dim, memory_dim, config.num_heads, config.dropout)
         self.linear1 = nn.Linear(dim, config.ffn_dim)
         self.linear2 = nn.Linear(config.ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -126,6 +131,13 @@ class DecoderStack(nn.Module):
     def decoder_layers(self) -> list[DecoderLayer]:
         """The layers in order."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    @torch.no_grad()
+    def copy_first_layer(self) -> None:
+        """Start all layers with the first one's weights, as officially."""
+        first, *others = self.decoder_layers()
+        for layer in others:
+            layer.load_state_dict(first.state_dict())
 
 
 class MaskDecoder(DecoderStack):

@@ -37,6 +37,7 @@ from zsseg_rt.models.descriptor.model import (
     prompted_image_encoder_config,
     settings_from_clip,
 )
+from zsseg_rt.models.descriptor.starts import Start, align_head, check_start, copy_layers
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
@@ -122,6 +123,19 @@ class DecodeHead(nn.Module):
             readers += [layer.multihead_attn.k, layer.multihead_attn.v]
         for linear in readers:
             linear.weight.mul_(math.sqrt(width))
+
+    def start(self, start: Start, offset: float) -> None:
+        """Give the head other initial weights; see :func:`zegclip_from_clip`.
+
+        Raises:
+            ArgumentError: The start is unknown or impossible.
+        """
+        keys = self.decoder_1.decoder_layers()[0].multihead_attn.k
+        check_start(start, offset, keys.out_features, keys.in_features)
+        if start == "copies":
+            copy_layers([self.decoder_1])
+        if start == "aligned":
+            align_head(self.q_proj, self.decoder_1, offset)
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
@@ -276,6 +290,8 @@ def zegclip_from_clip(
     score_activation: ScoreActivation = "sigmoid",
     descriptor: Descriptor = "relationship",
     unit_inputs: bool = False,
+    start: Start = "random",
+    start_offset: float = 0.0,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -298,6 +314,12 @@ def zegclip_from_clip(
         descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
         unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
             short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Not official.
+        start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
+            of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
+            14 times the cosine of patch and name, see
+            :mod:`zsseg_rt.models.descriptor.starts`. Not official.
+        start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
+            start empty.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
@@ -331,6 +353,7 @@ def zegclip_from_clip(
     load_clip_towers(model, weights)
     if unit_inputs:
         model.decode_head.scale_for_unit_inputs()
+    model.decode_head.start(start, start_offset)
     return model.eval()
 
 

@@ -56,6 +56,10 @@ class EvaluationLog:
         """Whether a step was evaluated."""
         return step in self._entries
 
+    def of(self, step: int) -> dict[str, float]:
+        """The figures of a step; empty if it was not evaluated."""
+        return self._entries.get(step, {})
+
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add figures that are numbers; the file has either the old content or the new.
 

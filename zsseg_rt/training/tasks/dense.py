@@ -1,4 +1,4 @@
-"""Train the dense baseline: CLIP fine-tuned to compare patches with class names."""
+"""Train the cosine head: CLIP fine-tuned to compare patches with class names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["DenseTask"]
 
 
 class DenseTask(PixelLossTask):
-    """The baseline of ZegCLIP's comparison: image tower, head and logit scale are trained.
+    """The cosine head, CLIP's image tower and the logit scale are trained; no paper's recipe.
 
-    The paper states neither rates nor losses of its baseline: these defaults are this package's,
-    with the tower's rate taken from ZegCLIP's configuration, before its multipliers.
+    The defaults are this package's, with the tower's rate taken from ZegCLIP's configuration,
+    before its multipliers.
 
     Args:
         model: The model to train.

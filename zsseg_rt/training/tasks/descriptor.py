@@ -25,7 +25,7 @@ from zsseg_rt.training.tasks.task import parameter_group
 
 __all__ = ["DescriptorTask", "Trained"]
 
-Trained = Literal["prompts", "backbone"]
+Trained = Literal["prompts", "backbone", "head"]
 
 
 class DescriptorTask(PixelLossTask):
@@ -41,7 +41,8 @@ class DescriptorTask(PixelLossTask):
         recovery_weight: Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50;
             fully supervised 0 and 1.
         trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
-            measure what prompts contribute; the model should then have none.
+            measure what prompts contribute; the model should then have none. ``"head"`` trains the
+            decode head alone, as the paper's Baseline-Fix.
         **options: See :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`. Officially
             ``loss="masks"`` (with ``"cross_entropy"``, to measure what that contributes, the
             model's ``score_activation`` should be ``"softmax"``), ``focal_weight`` 100 (CLIP-RC on
@@ -67,12 +68,13 @@ class DescriptorTask(PixelLossTask):
         super().__init__(model, text_embeds, **options)
         if trained not in get_args(Trained):
             raise ArgumentError(
-                f"trained: expected 'prompts' or 'backbone', got {trained!r}. Check the spelling."
+                f"trained: expected one of {', '.join(get_args(Trained))}, got {trained!r}. "
+                "Check the spelling."
             )
         check_non_negative(recovery_weight=recovery_weight)
         self.recovery_weight, self.trained = recovery_weight, trained
-        if trained == "backbone":
-            model.backbone.requires_grad_(True)
+        if trained != "prompts":
+            model.backbone.requires_grad_(trained == "backbone")
         model.freeze_unread()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

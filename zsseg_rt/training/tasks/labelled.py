@@ -13,7 +13,7 @@ from typing_extensions import Required
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data.batch import Batch, normalize_images
-from zsseg_rt.training.tasks.losses import cross_entropy, mask_losses
+from zsseg_rt.training.tasks.losses import Unannotated, cross_entropy, mask_losses
 from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
 from zsseg_rt.training.tasks.task import TrainingTask
 
@@ -77,6 +77,7 @@ class PixelLossOptions(TypedDict, total=False):
     protocol: Protocol
     ignore_label: int
     loss: PixelLoss
+    unannotated: Unannotated
     focal_weight: float
     dice_weight: float
     label_stride: int
@@ -95,9 +96,13 @@ class PixelLossTask(LabelledTask):
         protocol: What training may know; see
             :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
         ignore_label: The data set's label of unannotated pixels. They are negatives of every class
-            for ``loss="masks"``, and do not count for ``"cross_entropy"``.
+            for ``loss="masks"`` unless ``unannotated`` says otherwise, and do not count for
+            ``"cross_entropy"``.
         loss: ``"masks"`` is focal and dice loss of one mask per class, ``"cross_entropy"`` a
             softmax over classes.
+        unannotated: What pixels without a label to learn are for ``loss="masks"``: ``"negative"``,
+            of every class, is official; ``"ignore"`` leaves them out. Inductive training gives
+            pixels of unseen classes no label, so they are left out too.
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
         label_stride: The loss looks at every ``label_stride``-th row and column of the labels.
@@ -119,6 +124,7 @@ class PixelLossTask(LabelledTask):
         protocol: Protocol = "inductive",
         ignore_label: int = 255,
         loss: PixelLoss = "masks",
+        unannotated: Unannotated = "negative",
         focal_weight: float = 100.0,
         dice_weight: float = 1.0,
         label_stride: int = 1,
@@ -133,6 +139,11 @@ class PixelLossTask(LabelledTask):
             raise ArgumentError(
                 f"loss: expected 'masks' or 'cross_entropy', got {loss!r}. Check the spelling."
             )
+        if unannotated not in get_args(Unannotated):
+            raise ArgumentError(
+                f"unannotated: expected 'negative' or 'ignore', got {unannotated!r}. "
+                "Check the spelling."
+            )
         check_non_negative(
             focal_weight=focal_weight,
             dice_weight=dice_weight,
@@ -144,7 +155,7 @@ class PixelLossTask(LabelledTask):
             raise ArgumentError(
                 f"label_stride: expected at least 1, got {label_stride}. Use 1 or more."
             )
-        self.loss, self.label_stride = loss, label_stride
+        self.loss, self.label_stride, self.unannotated = loss, label_stride, unannotated
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
         self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
         self.weight_decay = weight_decay
@@ -185,7 +196,7 @@ class PixelLossTask(LabelledTask):
             labels = self.label_protocol.complete(labels, self._scores(logits))
         if self.loss == "cross_entropy":
             return {"cross_entropy": cross_entropy(logits, labels)}
-        focal, dice = mask_losses(logits, labels)
+        focal, dice = mask_losses(logits, labels, unannotated=self.unannotated)
         return {"focal": self.focal_weight * focal, "dice": self.dice_weight * dice}
 
     def _scores(self, logits: Tensor) -> Tensor:

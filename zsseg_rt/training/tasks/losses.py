@@ -1,8 +1,8 @@
 """What training minimises, pixel by pixel.
 
 Labels index the text rows used as queries. A label outside ``[0, C)`` names none of them: for the
-mask losses such a pixel is a negative of every class, as in the official code; cross entropy leaves
-it out.
+mask losses such a pixel is a negative of every class, as in the official code, unless it is to be
+ignored; cross entropy leaves it out.
 
 Source:
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; Milletari et al., "V-Net", 3DV
@@ -12,7 +12,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from zsseg_rt.errors import ShapeError
 __all__ = [
     "ALPHA",
     "MaskLosses",
+    "Unannotated",
     "cross_entropy",
     "mask_losses",
     "negative_focal",
@@ -31,6 +32,8 @@ __all__ = [
     "process_mean",
     "recovery_losses",
 ]
+
+Unannotated = Literal["negative", "ignore"]
 
 ALPHA = 0.25  # weight of positives in the focal loss; negatives get the rest
 
@@ -56,7 +59,9 @@ def process_mean(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
+def mask_losses(
+    mask_logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
+) -> MaskLosses:
     """Focal and dice loss of one mask per class, as ZegCLIP and CLIP-RC are trained.
 
     With p the sigmoid of the logits, y whether a pixel has the class, and M the number of classes
@@ -72,7 +77,9 @@ def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
 
     Args:
         mask_logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
-        labels: int64 ``[B, H, W]``; outside ``[0, C)`` is a negative of every class.
+        labels: int64 ``[B, H, W]``.
+        unannotated: What a label outside ``[0, C)`` is: ``"negative"``, of every class, is
+            official; ``"ignore"`` leaves the pixel out of both losses and of their means.
 
     Returns:
         Both losses. A batch without any class still has a focal loss; its dice loss is 0.
@@ -91,12 +98,16 @@ def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
     labelled = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
     at_labels = torch.where(positive, positive_focal(labelled), negative_focal(labelled))
     focal = negative_focal(logits).scatter_(1, classes.unsqueeze(1), at_labels.unsqueeze(1))
-
     probabilities = logits.sigmoid()
+    if unannotated == "ignore":
+        focal, probabilities = (values * positive.unsqueeze(1) for values in (focal, probabilities))
+        focal_mean = focal.sum(dim=2) / positive.sum(dim=1, keepdim=True).clamp(min=1)
+    else:
+        focal_mean = focal.mean(dim=2)
     overlaps = _sum_by_class(labelled.sigmoid() * positive, classes, num_classes)
     ratios = (2 * overlaps + 1) / (probabilities.sum(dim=2) + counts + 1)
     return MaskLosses(
-        focal=focal.mean(dim=2).sum() / normalizer,
+        focal=focal_mean.sum() / normalizer,
         dice=((1 - ratios) * present).sum() / normalizer,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from zsseg_rt.training.trained.card import (
     find_checkpoint,
     load_classes,
     load_trained,
+    share_of_top_class,
 )
 
 __all__ = ["export_trained"]
+
+_log = logging.getLogger(__name__)
+
+_NEARLY_ALL = 98.0  # percent of the evaluation's pixels
 
 
 def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
@@ -26,6 +32,7 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
 
     The bundle knows the classes of the training data by their embeddings (its text bank), so that
     it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
+    A warning tells if the checkpoint gave nearly all pixels of its evaluation to one class.
 
     Args:
         run: A run's folder (its best checkpoint is taken), or a checkpoint's.
@@ -57,7 +64,21 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
             "text_bank": (classes.phrases, embeds.numpy()),
         }
         settings |= _region_settings(model, classes, embeds)
-    return export_bundle(model, path, **settings | options)
+    written = export_bundle(model, path, **settings | options)
+    _warn_of_one_class(run)
+    return written
+
+
+def _warn_of_one_class(run: str | Path) -> None:
+    share = share_of_top_class(run)
+    if share is not None and share >= _NEARLY_ALL:
+        _log.warning(
+            "%s: gives one class %.1f %% of the pixels of its evaluation. It has learned nothing "
+            "useful unless the images show little else: train longer, from a better start, or "
+            "look at the run's pictures.",
+            find_checkpoint(run),
+            share,
+        )
 
 
 def _region_settings(

@@ -29,7 +29,11 @@ from zsseg_rt.training.loop.checkpointing import (
 )
 from zsseg_rt.training.loop.evaluation_log import EvaluationLog
 
-__all__ = ["TrainedClasses", "describe_model", "find_checkpoint", "load_classes", "load_trained"]
+__all__ = ["TOP_CLASS", "TrainedClasses", "describe_model", "find_checkpoint", "load_classes"]
+__all__ += ["load_trained", "share_of_top_class"]
+
+TOP_CLASS = "top class"
+"""Figure of an evaluation: how many percent of the annotated pixels got the commonest label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,25 @@ def find_checkpoint(path: str | Path) -> Path:
         )
     best = EvaluationLog.read(path).best_step
     return folder.at(steps[-1] if best not in steps or best is None else best)
+
+
+def share_of_top_class(path: str | Path) -> float | None:
+    """How many percent of an evaluation's pixels a checkpoint gave to one class.
+
+    Args:
+        path: As for :func:`load_trained`.
+
+    Returns:
+        In ``[0, 100]``; None if the checkpoint was not evaluated.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or the evaluations are damaged.
+    """
+    folder = find_checkpoint(path).resolve()
+    step = folder.name.removeprefix("step-")
+    if folder.parent.name != "checkpoints" or not step.isdecimal():
+        return None  # a copy outside its run
+    return EvaluationLog.read(folder.parents[1]).of(int(step)).get(TOP_CLASS)
 
 
 def load_trained(path: str | Path) -> SegmentationModel:

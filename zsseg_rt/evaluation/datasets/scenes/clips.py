@@ -80,14 +80,14 @@ class SceneClip:
         _check(world, index, speed, length, side, num_moving)
         self._rng_key = [WORLD_VERSION, world.seed, _CLIPS + index]
         rng = np.random.default_rng(self._rng_key)
-        plan = plan_scene(rng, world.size_hw, world.class_share)
+        plan = plan_scene(rng, world.size_hw, world.class_share, world.things)
         movers = rng.permutation(len(plan.things))[:num_moving]
         moving = [plan.things[number] for number in sorted(movers)]
         still = tuple(thing for thing in plan.things if thing not in moving)
         self._plan = replace(plan, things=still)
         self._canvas, self._identities = paint(self._plan, rng)
         kinds = [part.kind for part in (*plan.stretches, *still, *moving)]
-        self._table = label_table(tuple(kinds))
+        self._table = label_table(tuple(kinds), world.class_names)
         self._first = len(kinds) - len(moving)  # number of the first moving thing
         self._movers = [_Mover(thing, self._plan, 0.5 * speed, rng) for thing in moving]
         self._window = _Path(

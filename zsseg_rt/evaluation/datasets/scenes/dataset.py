@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets.base import Sample
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN
-from zsseg_rt.evaluation.datasets.scenes.world import IGNORE, World
+from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
+from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, annotated_names
+from zsseg_rt.evaluation.datasets.scenes.world import World
 
 __all__ = ["SceneDataset", "world_of_split"]
 
@@ -46,6 +46,10 @@ class SceneDataset:
         length: Number of images; None takes the split's own.
         seed: Which world; the published figures use 0.
         class_share: See :class:`World`.
+        things: Things in every scene; None draws how many, 2.5 on average.
+        annotated: Number of annotated seen names, or ``"all"``; see
+            :func:`zsseg_rt.evaluation.datasets.scenes.words.annotated_names`. Images and unseen
+            names stay the same.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -59,14 +63,23 @@ class SceneDataset:
         length: int | None = None,
         seed: int = 0,
         class_share: float = 0.85,
+        things: int | None = None,
+        annotated: int | Literal["all"] = len(SEEN),
     ) -> None:
-        self.world = world_of_split(split, seed, size=size, class_share=class_share)
+        self.class_names = annotated_names(annotated)
+        self.world = world_of_split(
+            split,
+            seed,
+            size=size,
+            class_share=class_share,
+            things=things,
+            class_names=self.class_names,
+        )
         if length is not None and length < 1:
             raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")
         self.name = f"scenes/{split}"
-        self.class_names = CLASS_NAMES
-        self.seen = SEEN
-        self.ignore_label = IGNORE
+        self.seen = SEEN + tuple(range(len(CLASS_NAMES), len(self.class_names)))
+        self.ignore_label = ignore_label(len(self.class_names))
         self._length = _LENGTHS[split] if length is None else length
 
     def __len__(self) -> int:

@@ -108,7 +108,12 @@ class Plan:
         return Plan(size_hw, stretches, things, self.light, self.zoom * zoom)
 
 
-def plan_scene(rng: np.random.Generator, size_hw: tuple[int, int], class_share: float) -> Plan:
+def plan_scene(
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    class_share: float,
+    num_things: int | None = None,
+) -> Plan:
     """Decide what a scene shows.
 
     Args:
@@ -116,10 +121,11 @@ def plan_scene(rng: np.random.Generator, size_hw: tuple[int, int], class_share: 
         size_hw: Height and width in pixels.
         class_share: Probability that a thing or stretch is one of the segmentation classes;
             otherwise it is any combination of words.
+        num_things: How many things; None draws the number.
     """
     horizon = size_hw[0] * rng.uniform(0.36, 0.62)
     stretches = _plan_stretches(rng, size_hw, horizon, class_share)
-    things = _plan_things(rng, size_hw, horizon, class_share)
+    things = _plan_things(rng, size_hw, horizon, class_share, num_things)
     return Plan(size_hw, stretches, things, _plan_light(rng))
 
 
@@ -187,10 +193,15 @@ def _below(
 
 
 def _plan_things(
-    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, class_share: float
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    horizon: float,
+    class_share: float,
+    num_things: int | None,
 ) -> tuple[Thing, ...]:
     expected = max(1.0, size_hw[0] * size_hw[1] / _AREA) * 2.5
     count = int(np.clip(round(rng.normal(expected, 0.4 * expected)), 1, 2 * expected))
+    count = count if num_things is None else num_things
     things = [_plan_thing(rng, size_hw, horizon, class_share) for _ in range(count)]
     return tuple(sorted(things, key=lambda thing: (not thing.floating, _base(thing))))
 

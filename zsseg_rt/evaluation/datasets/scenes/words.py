@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from zsseg_rt.errors import ArgumentError
 
 __all__ = [
     "CLASS_NAMES",
     "COLOURS",
     "GROUNDS",
+    "NEVER_CAPTIONED",
     "SEEN",
     "SHAPES",
     "STUFF_SURFACES",
@@ -16,6 +20,7 @@ __all__ = [
     "Kind",
     "all_stuff",
     "all_things",
+    "annotated_names",
     "kind_of",
     "words_of_world",
 ]
@@ -118,6 +123,40 @@ def all_things() -> tuple[Kind, ...]:
 def all_stuff(nouns: tuple[str, ...]) -> tuple[Kind, ...]:
     """Every kind of stuff with one of the nouns, classes or not."""
     return tuple(Kind(c, s, noun) for noun in nouns for c in COLOURS for s in STUFF_SURFACES[noun])
+
+
+# Things that no pretraining caption names, to measure how words recombine; none is a class.
+NEVER_CAPTIONED: tuple[str, ...] = tuple(
+    kind.name
+    for number, kind in enumerate(all_things())
+    if number % 13 == 4 and kind.name not in CLASS_NAMES
+)
+
+
+def annotated_names(count: int | Literal["all"] = len(SEEN)) -> tuple[str, ...]:
+    """Class names when more than the usual seen ones are annotated.
+
+    Args:
+        count: Number of seen names, at least the usual 19; ``"all"`` is every name but the unseen
+            ones and those that no caption combines, 353.
+
+    Returns:
+        :data:`CLASS_NAMES`, then further seen names, evenly spread over the world's.
+
+    Raises:
+        ArgumentError: The number is out of range.
+    """
+    every = [kind.name for kind in (*all_things(), *all_stuff((*UPRIGHTS, *GROUNDS)))]
+    further = [name for name in every if name not in (*CLASS_NAMES, *NEVER_CAPTIONED)]
+    most = len(SEEN) + len(further)
+    number = most if count == "all" else count
+    if isinstance(number, bool) or not isinstance(number, int) or not len(SEEN) <= number <= most:
+        raise ArgumentError(
+            f"annotated: expected {len(SEEN)} to {most} names or 'all', got {count!r}. "
+            f"Leave it out for {len(SEEN)}."
+        )
+    added = number - len(SEEN)
+    return CLASS_NAMES + tuple(further[index * len(further) // added] for index in range(added))
 
 
 def words_of_world() -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ __all__ = ["IGNORE", "WORLD_VERSION", "Scene", "World", "label_table", "visible"
 
 WORLD_VERSION = 1  # changes whenever the same seed and index give another image
 IGNORE = ignore_label(len(CLASS_NAMES))
+_MOST_THINGS = 100
 _VISIBLE = 60  # pixels; captions mention nothing smaller
 
 
@@ -28,14 +30,15 @@ class Scene:
 
     Attributes:
         image: RGB, uint8 ``[H, W, 3]``.
-        labels: Indices into ``CLASS_NAMES``, uint8 ``[H, W]``; 255 where there is no class.
+        labels: Indices into the world's class names, ``[H, W]``, uint8 and 255 where there is no
+            class; with more than 254 names uint16 and 65535.
         identities: What each pixel belongs to, uint8 ``[H, W]``: index into ``kinds``, or 255.
         kinds: What the scene is made of: stuff, then things.
         captions: Several phrases about the scene.
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
     identities: NDArray[np.uint8]
     kinds: tuple[Kind, ...]
     captions: tuple[str, ...]
@@ -49,7 +52,9 @@ class World:
         size: Side, or (height, width), of images in pixels, at least 64. Things keep their size;
             a larger image shows more of them.
         class_share: Probability that a thing or stretch is one of the segmentation classes; the
-            others are any combination of words and are not labelled.
+            others are any combination of words and are labelled only if ``class_names`` has them.
+        things: Things in every scene; None draws how many.
+        class_names: What is labelled; images do not depend on it.
         zoom: Factor on the pixels per side, for viewing; training uses 1.
 
     Raises:
@@ -67,11 +72,18 @@ class World:
         *,
         size: int | tuple[int, int] = 128,
         class_share: float = 0.85,
+        things: int | None = None,
+        class_names: tuple[str, ...] = CLASS_NAMES,
         zoom: int = 1,
     ) -> None:
         self.seed = seed
         self.size_hw = (size, size) if isinstance(size, int) else size
         self.class_share, self.zoom = class_share, zoom
+        self.things, self.class_names = things, class_names
+        if things is not None and not 0 <= things <= _MOST_THINGS:
+            raise ArgumentError(
+                f"things: expected 0 to {_MOST_THINGS}, got {things}. Leave it out to draw it."
+            )
         if seed < 0:
             raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
         if min(self.size_hw) < 64:
@@ -93,13 +105,13 @@ class World:
             num_captions: How many captions; the image does not depend on it.
         """
         rng = np.random.default_rng([WORLD_VERSION, self.seed, index])
-        plan = plan_scene(rng, self.size_hw, self.class_share).magnified(self.zoom)
+        plan = plan_scene(rng, self.size_hw, self.class_share, self.things).magnified(self.zoom)
         drawing = draw(plan, rng)
         kinds = tuple([part.kind for part in plan.stretches] + [part.kind for part in plan.things])
         seen = visible(drawing.identities, kinds) if num_captions else ()
         return Scene(
             image=drawing.image,
-            labels=label_table(kinds)[drawing.identities],
+            labels=label_table(kinds, self.class_names)[drawing.identities],
             identities=drawing.identities,
             kinds=kinds,
             captions=_captions(seen, rng, num_captions),
@@ -146,13 +158,16 @@ def _captions(seen: tuple[Seen, ...], rng: np.random.Generator, count: int) -> t
     return tuple(captions)
 
 
-@lru_cache(maxsize=1)
-def _index_of() -> dict[str, int]:
-    return {name: index for index, name in enumerate(CLASS_NAMES)}
+@lru_cache(maxsize=8)
+def _index_of(class_names: tuple[str, ...]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(class_names)}
 
 
-def label_table(kinds: tuple[Kind, ...]) -> NDArray[np.uint8]:
-    """The label of every identity, uint8 ``[256]``; :data:`IGNORE` where it is no class."""
-    table = np.full(256, IGNORE, np.uint8)
-    table[: len(kinds)] = [_index_of().get(kind.name, IGNORE) for kind in kinds]
+def label_table(
+    kinds: tuple[Kind, ...], class_names: tuple[str, ...] = CLASS_NAMES
+) -> NDArray[Any]:
+    """The label of every identity, ``[256]``; :func:`ignore_label` where it is no class."""
+    missing, index_of = ignore_label(len(class_names)), _index_of(class_names)
+    table: NDArray[Any] = np.full(256, missing, np.uint8 if missing == IGNORE else np.uint16)
+    table[: len(kinds)] = [index_of.get(kind.name, missing) for kind in kinds]
     return table

@@ -1,0 +1,144 @@
+"""Training works on what ships with the package: no data, no download."""
+
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
+
+from support.small_runs import TABLES, save_clip  # noqa: E402
+from zsseg_rt import Bundle, Engine  # noqa: E402
+from zsseg_rt.cli import main  # noqa: E402
+from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
+from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
+from zsseg_rt.experiments.packed_clip import pack_clip  # noqa: E402
+from zsseg_rt.models import create_model  # noqa: E402
+from zsseg_rt.models.clip.shipped import read_packed  # noqa: E402
+from zsseg_rt.models.clip.weights import build_text_encoder, load_clip  # noqa: E402
+from zsseg_rt.training.assembly import train  # noqa: E402
+from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter  # noqa: E402
+from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
+
+TEMPLATES = ("a photo of a {}.",)
+SHORT = ("loop.iterations=2", "loop.batch_size=2", "loop.num_workers=0", "schedule.warmup_steps=1")
+SHORT += ("loop.num_pictures=0", "evaluation.options.length=2", "loop.checkpoint_interval=2")
+
+
+def run_module(module, *arguments, folder):
+    call = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(
+        call, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def test_one_command_trains_exports_and_draws(tmp_path):
+    settings = [part for change in SHORT for part in ("--set", change)]
+    done = run_module("zsseg_rt", "train", "--demo", *settings, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "runs" / "demo"
+    assert (run / "checkpoints" / "step-00000002").is_dir()
+    assert f"bundle: {run.relative_to(tmp_path) / 'demo.zsseg'}" in done.stdout
+    picture = cv2.imread(str(run / "labelled.png"))
+    assert picture.shape == (2 * 2 * 128, 2 * 3 * 128, 3)  # two scenes, three sides, doubled
+    assert "gives one class" not in done.stderr
+    bundle = Bundle.load(run / "demo.zsseg")
+    assert "fuzzy" in bundle.text.words
+    with Engine(bundle) as engine:
+        engine.set_classes(["purple fuzzy ring", "white sand"])  # not classes of the training
+        labels = engine.segment(np.zeros((128, 128, 3), np.uint8)).labels
+        assert set(np.unique(labels)) <= {0, 1}
+        with pytest.raises(VocabularyError, match="zebra"):
+            engine.set_classes(["zebra"])
+
+
+def test_demo_and_config_exclude_each_other(capsys):
+    assert main(["train", "--demo", "--config", "demo"]) == 2
+    assert "got both" in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "got neither" in capsys.readouterr().err
+
+
+def test_the_clip_that_ships_knows_its_world():
+    model = create_model("dense_clip", pretrained="demo", head="maskclip")
+    embeds = embed_phrases(model.text_encoder, CLASS_NAMES, TEMPLATES)
+    segmenter = TorchSegmenter(model, CLASS_NAMES, embeds)
+    found = evaluate(segmenter, SceneDataset("val", length=12)).scores
+    assert found.pixel_accuracy > 0.3  # 0.44 on 200 scenes; guessing 28 classes has 0.04
+
+
+def test_words_that_the_clip_never_saw_are_refused(caplog):
+    encoder = build_text_encoder(load_clip("demo"))
+    with pytest.raises(VocabularyError, match=r"'a zebra'.* It knows: red, "):
+        embed_phrases(encoder, ["a zebra"], TEMPLATES)
+    both = embed_phrases(encoder, ["red zebra ball", "red ball"], TEMPLATES)
+    assert "never learned zebra" in caplog.text
+    torch.testing.assert_close(both[0], both[1])  # left out, as a bundle does
+
+
+def test_packing_keeps_what_training_saw(tmp_path):
+    clip = save_clip(tmp_path / "clip.safetensors")
+    whole = load_clip(clip, activation="quick_gelu")
+    packed = read_packed(pack_clip(clip, tmp_path / "packed.safetensors"))
+    for key, value in whole.visual.items():
+        assert torch.equal(packed.state_dict[f"visual.{key}"], value.half().float())
+    table = packed.state_dict["token_embedding.weight"]
+    assert table.shape == whole.text["token_embedding.weight"].shape
+    kept = table.abs().sum(dim=1) > 0
+    assert 50 < int(kept.sum()) < 100
+    assert torch.equal(table[kept], whole.text["token_embedding.weight"].half().float()[kept])
+    assert "striped" in packed.words
+
+
+def test_a_damaged_packed_clip_is_refused(tmp_path):
+    path = tmp_path / "packed.safetensors"
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        read_packed(path)
+    path.write_bytes(save_clip(tmp_path / "whole.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="expected the small CLIP that ships"):
+        read_packed(path)
+
+
+def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):
+    clip = save_clip(tmp_path / "tiny.safetensors")
+    options = {"pretrained": str(clip), "activation": "quick_gelu", "image_size": 64}
+    config = TrainConfig.from_dict(
+        {
+            **TABLES,
+            "model": {"options": options | {"num_prompts": 2}},
+            "evaluation": {"options": {"size": 64, "length": 2}},
+            "output": {"folder": str(tmp_path / "run")},
+        }
+    )
+    measured = train(config).metrics["top class"]
+    assert 0 < measured <= 100
+    path = tmp_path / "run" / "evaluations.json"
+    found = json.loads(path.read_text())
+    found["evaluations"]["2"]["top class"] = 99.5
+    path.write_text(json.dumps(found))
+    export_trained(tmp_path / "run", tmp_path / "a.zsseg", precisions=("float32",))
+    assert "gives one class 99.5 % of the pixels of its evaluation" in caplog.text
+
+
+SMALL_CLIP = ("--batch-size", 4, "--view-size", 32, "--width", 64, "--num-layers", 1)
+SMALL_CLIP += ("--text-width", 64, "--text-layers", 1, "--embed-dim", 32, "--threads", 1)
+
+
+def test_a_very_short_pretraining_works(tmp_path):
+    module = "zsseg_rt.experiments.clip_pretraining"
+    done = run_module(module, "--out", "clip", "--steps", 2, *SMALL_CLIP, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_clip(tmp_path / "clip" / "clip.safetensors", activation="quick_gelu")
+    done = run_module(module, "--out", "b", "--steps", 2, "--warmup-steps", 9, folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "warmup_steps: expected 0 to 1" in done.stderr

@@ -1,0 +1,177 @@
+"""Initial weights of decode heads: random as ever, copies of one layer, or aligned with CLIP."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+
+from support import tiny  # noqa: E402
+from zsseg_rt import Bundle  # noqa: E402
+from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.export import export_bundle  # noqa: E402
+from zsseg_rt.models import create_model  # noqa: E402
+from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
+
+SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
+FAMILIES = ("zegclip", "clip_rc")
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(tiny.clip_state_dict(SIZES), path)
+
+    def build(architecture, **settings):
+        given = {"image_size": 64, "num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
+        torch.manual_seed(0)
+        return create_model(architecture, pretrained=path, **given | settings)
+
+    return build
+
+
+def names(count=5, *, centred):
+    """Unit rows; CLIP's own texts are nearly centred, random ones of few channels are not."""
+    rows = torch.randn(count, SIZES.embed_dim, generator=torch.Generator().manual_seed(3))
+    rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+@torch.no_grad()
+def masks_and_cosines(model, text):
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    output = model(image, text)
+    patches = output.patch_embeds.flatten(2)
+    return output.mask_logits.flatten(2), text @ patches, patches
+
+
+def test_zegclip_starts_as_the_cosine(build):
+    model = build("zegclip", start="aligned")
+    found, cosines, _ = masks_and_cosines(model, names(centred=True))
+    assert cosines.std() > 0.05
+    torch.testing.assert_close(found, 14 * cosines, rtol=0, atol=1e-3)  # the norms' eps, 32 wide
+
+
+def test_clip_rc_starts_as_the_cosine(build):
+    found, cosines, patches = masks_and_cosines(
+        build("clip_rc", start="aligned", num_cells=4), names(centred=True)
+    )
+    spread = patches.std(dim=1, unbiased=False)  # its norms centre patches too
+    expected = 14 * cosines / (spread * math.sqrt(SIZES.embed_dim))[:, None]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    assert (found - 14 * cosines).abs().max() < 1.5
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_names_that_are_not_centred_start_close_to_the_cosine(build, architecture):
+    found, cosines, _ = masks_and_cosines(
+        build(architecture, start="aligned"), names(centred=False)
+    )
+    correlation = torch.corrcoef(torch.stack([found.flatten(), cosines.flatten()]))[0, 1]
+    assert correlation > 0.95
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_an_offset_is_added_to_all_masks(build, architecture):
+    text = names(centred=True)
+    plain, moved = (
+        masks_and_cosines(build(architecture, start="aligned", start_offset=o), text)[0]
+        for o in (0.0, -3.0)
+    )
+    torch.testing.assert_close(moved, plain - 3, rtol=0, atol=0.15)  # patches meet it a little
+
+
+def test_the_shipped_clips_names_start_as_the_cosine():
+    from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+    from zsseg_rt.training.class_embeddings import embed_phrases
+
+    for architecture in FAMILIES:
+        model = create_model(architecture, pretrained="demo", image_size=128, start="aligned")
+        text = embed_phrases(model.text_encoder, CLASS_NAMES, ("a photo of a {}.",))
+        with torch.no_grad():
+            output = model(torch.randn(1, 3, 128, 128, generator=torch.Generator()), text)
+        cosines = text @ output.patch_embeds.flatten(2)
+        found = output.mask_logits.flatten(2)
+        torch.testing.assert_close(found, 14 * cosines, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_default_start_is_as_ever(build, architecture):
+    default, named = build(architecture), build(architecture, start="random")
+    aligned = build(architecture, start="aligned")
+    assert default.state_dict().keys() == aligned.state_dict().keys()
+    for name, value in default.state_dict().items():
+        assert torch.equal(value, named.state_dict()[name])
+    first = build(architecture).decode_head.q_proj
+    torch.manual_seed(0)
+    assert not torch.equal(first.weight, aligned.decode_head.q_proj.weight)
+    assert float(first.weight.abs().max()) <= 1 / math.sqrt(first.in_features)  # torch's own
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_layers_can_start_as_copies_of_one(build, architecture):
+    plain, copied = (build(architecture, start=s).decode_head for s in ("random", "copies"))
+    stacks = {"zegclip": ("decoder_1",), "clip_rc": ("decoder_q", "decoder_v")}[architecture]
+    for stack in stacks:
+        first, *others = (layer.state_dict() for layer in getattr(copied, stack).layers)
+        as_drawn = getattr(plain, stack).layers[0].state_dict()
+        for name, value in first.items():
+            assert torch.equal(value, as_drawn[name])
+            assert all(torch.equal(value, other[name]) for other in others)
+    weights = getattr(copied, stacks[0]).layers
+    assert weights[0].linear1.weight is not weights[1].linear1.weight
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_part_can_learn_from_the_aligned_start(build, architecture):
+    model = build(architecture, start="aligned").train()
+    model.freeze_unread()
+    output = model(torch.randn(1, 3, 64, 64), names(centred=True))
+    output.mask_logits.square().sum().backward()
+    last = model.decode_head.q_proj.weight.grad
+    assert last is not None
+    assert last.abs().sum() > 0
+    stack = getattr(model.decode_head, "decoder_1", None) or model.decode_head.decoder_q
+    assert stack.layers[0].linear2.weight.grad.abs().sum() > 0
+    assert stack.layers[0].multihead_attn.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp_path):
+    model = build(architecture, start="aligned", start_offset=-2.0)
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), text_encoder=None)
+    Bundle.load(path).verify()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        ("zegclip", {"start": "alined"}, "start: expected one of random, copies, aligned, got 'al"),
+        ("zegclip", {"start_offset": -3.0}, "start_offset: expected 0 with start = 'random'"),
+        (
+            "zegclip",
+            {"start": "aligned", "decoder": DecoderConfig(query_dim=16, num_heads=2)},
+            "query_dim: expected CLIP's width 32 for start = 'aligned', got 16",
+        ),
+        (
+            "clip_rc",
+            {"start": "aligned", "low_initial_logits": True},
+            "low_initial_logits: expected False",
+        ),
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(build, architecture, settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        build(architecture, **settings)
+
+
+def test_attention_drops_weights_in_training_only():
+    torch.manual_seed(0)
+    attention = CrossAttention(16, 16, 2, dropout=0.5)
+    queries, memory = torch.randn(1, 3, 16), torch.randn(1, 9, 16)
+    torch.testing.assert_close(attention.eval()(queries, memory), attention(queries, memory))
+    first, second = (attention.train()(queries, memory) for _ in range(2))
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(
+        attention.mask_logits(queries, memory), attention.eval().mask_logits(queries, memory)
+    )

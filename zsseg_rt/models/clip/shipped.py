@@ -1,0 +1,82 @@
+"""The small CLIP that ships with the package, which knows drawings of a synthetic world.
+
+Its file holds float16 weights and only the token embeddings that its training saw; the other rows
+of CLIP's table become zeros. :mod:`zsseg_rt.experiments.packed_clip` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zsseg_rt.errors import CheckpointError
+
+__all__ = ["NAME", "SPACE", "ShippedClip", "is_shipped", "read_packed", "read_shipped"]
+
+NAME = "demo"
+"""What configurations and :func:`zsseg_rt.models.clip.weights.load_clip` call it."""
+
+SPACE = "small CLIP of the synthetic world"
+
+_FILE = Path(__file__).with_name("demo.safetensors")
+_VOCAB_SIZE = 49408  # CLIP's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedClip:
+    """A packed CLIP as it was before packing, but for rounding.
+
+    Attributes:
+        state_dict: open_clip's keys, float32.
+        words: What class names may be made of.
+        prompt_words: Further words and punctuation that training saw, such as those of prompts.
+    """
+
+    state_dict: dict[str, Tensor]
+    words: tuple[str, ...]
+    prompt_words: tuple[str, ...]
+
+
+def is_shipped(source: str | Path) -> bool:
+    """Whether a source of CLIP weights is the name of the shipped one, and no file is called so."""
+    return str(source) == NAME and not Path(source).is_file()
+
+
+def read_shipped() -> ShippedClip:
+    """Read the CLIP that ships with the package.
+
+    Raises:
+        CheckpointError: This installation lacks it, or it is damaged.
+    """
+    return read_packed(_FILE)
+
+
+def read_packed(path: Path) -> ShippedClip:
+    """Read a packed CLIP.
+
+    Raises:
+        CheckpointError: The file is missing, or is not a packed CLIP.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            words = json.loads((file.metadata() or {})["words"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        rows, ids = tensors["token_embedding.weight"], tensors.pop("token_ids")
+        table = torch.zeros(_VOCAB_SIZE, rows.shape[1])
+        table[ids] = rows.float()
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the small CLIP that ships with the package, got {error!r}. Install "
+            "the package again, or make it with tools/make_demo.py."
+        ) from error
+    return ShippedClip(
+        state_dict={key: t.float() for key, t in tensors.items()}
+        | {"token_embedding.weight": table},
+        words=tuple(words["names"]),
+        prompt_words=tuple(words["prompts"]),
+    )
