@@ -97,8 +97,26 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 namespace cuda_emulation {
 
-// Enqueues one launch; `thread` is what each of its threads does.
-cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+// Enqueues one launch of the kernel at an address; `thread` is what each of its threads does.
+cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                           std::function<void()> thread);
+
+// Calls that were accepted since the program began. All std::uint64_t, as tests read them by
+// cuda_emulation_counts.
+struct Counts {
+  std::uint64_t launches;
+  std::uint64_t kernels;  // different ones, each instance of a template by itself
+  std::uint64_t allocations;
+  std::uint64_t frees;
+  std::uint64_t copies_to_device;
+  std::uint64_t copies_to_host;
+  std::uint64_t copies_on_device;
+  std::uint64_t events_made;
+  std::uint64_t events_recorded;
+  std::uint64_t stream_waits;  // a stream waits for another's event
+  std::uint64_t host_waits;    // the caller waits: for a stream, an event, a pageable copy to it
+};
+Counts counts();
 
 // Whether a kernel may follow this pointer. Other kinds of parameters pass.
 bool is_device_address(const void* pointer);
@@ -123,7 +141,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     if (!(cuda_emulation::is_fit_parameter(copies) && ...)) {
       return cudaErrorIllegalAddress;
     }
-    return cuda_emulation::enqueue_launch(*config, [=] { kernel(copies...); });
+    return cuda_emulation::enqueue_launch(*config, reinterpret_cast<const void*>(kernel),
+                                          [=] { kernel(copies...); });
   }(static_cast<Arguments&&>(arguments)...);
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,8 @@ struct Runtime {
   cudaError_t sticky = cudaSuccess;  // as on a GPU, after a fault every call fails
   cudaError_t last = cudaSuccess;
   std::string fault;
+  Counts counts = {};
+  std::set<const void*> kernels;  // those launched so far
 };
 
 Runtime& runtime() {
@@ -132,7 +135,13 @@ bool is_device_address(const void* pointer) {
   return is_allocated(pointer);
 }
 
-cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+Counts counts() {
+  const Lock lock(runtime().mutex);
+  return runtime().counts;
+}
+
+cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                           std::function<void()> thread) {
   const Lock lock(runtime().mutex);
   const std::shared_ptr<Stream> stream = find(config.stream);
   if (stream == nullptr) {
@@ -142,12 +151,23 @@ cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void(
     return report(cudaErrorInvalidConfiguration);
   }
   enqueue(*stream, [config, thread = std::move(thread)] { run_grid(config, thread); });
+  runtime().kernels.insert(kernel);
+  runtime().counts.kernels = runtime().kernels.size();
+  ++runtime().counts.launches;
   return report(cudaSuccess);
 }
 
 }  // namespace cuda_emulation
 
 using namespace cuda_emulation;
+
+// For tests in other languages: fills an array of the fields of Counts and returns how many.
+extern "C" __attribute__((visibility("default"), used)) int cuda_emulation_counts(
+    std::uint64_t* fields) {
+  const Counts found = counts();
+  std::memcpy(fields, &found, sizeof found);
+  return sizeof found / sizeof *fields;
+}
 
 cudaError_t cudaGetLastError() {
   const Lock lock(runtime().mutex);
@@ -223,6 +243,7 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   const Lock lock(runtime().mutex);
   *pointer = allocate(bytes);
+  runtime().counts.allocations += *pointer != nullptr ? 1 : 0;
   return report(*pointer != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
@@ -239,6 +260,8 @@ cudaError_t cudaFree(void* pointer) {
   for (const auto& entry : runtime().streams) {
     run_until(*entry.second, entry.second->enqueued);
   }
+  ++runtime().counts.frees;
+  ++runtime().counts.host_waits;
   return pointer == nullptr || release(pointer)
              ? report(cudaSuccess)
              : fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
@@ -250,6 +273,7 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t handle) {
   if (stream == nullptr) {
     return report(cudaErrorInvalidResourceHandle);
   }
+  ++runtime().counts.frees;
   enqueue(*stream, [pointer] {
     if (!release(pointer)) {
       fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
@@ -274,11 +298,16 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     enqueue(*stream, [to, staged = std::vector<char>(first, first + bytes)] {
       copy(to, staged.data(), staged.size());
     });
+    ++runtime().counts.copies_to_device;
     return report(cudaSuccess);
   }
   enqueue(*stream, [=] { copy(to, from, bytes); });
   if (kind == cudaMemcpyDeviceToHost) {
+    ++runtime().counts.copies_to_host;
+    ++runtime().counts.host_waits;
     run_until(*stream, stream->enqueued);
+  } else {
+    ++runtime().counts.copies_on_device;
   }
   return report(cudaSuccess);
 }
@@ -316,6 +345,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
     return report(cudaErrorInvalidResourceHandle);
   }
   run_until(*stream, stream->enqueued);
+  ++runtime().counts.host_waits;
   return report(cudaSuccess);
 }
 
@@ -330,6 +360,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     enqueue(*stream, [earlier = found->second.stream, ticket = found->second.ticket] {
       run_until(*earlier, ticket);
     });
+    ++runtime().counts.stream_waits;
   }
   return report(cudaSuccess);
 }
@@ -338,6 +369,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   const Lock lock(runtime().mutex);
   *event = reinterpret_cast<cudaEvent_t>(runtime().next_handle++);
   runtime().events[*event].timing = (flags & cudaEventDisableTiming) == 0;
+  ++runtime().counts.events_made;
   return report(cudaSuccess);
 }
 
@@ -358,6 +390,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   found->second.stream = stream;
   found->second.ticket = stream->enqueued;
   found->second.reached = reached;
+  ++runtime().counts.events_recorded;
   return report(cudaSuccess);
 }
 
@@ -370,6 +403,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (found->second.stream != nullptr) {
     run_until(*found->second.stream, found->second.ticket);
   }
+  ++runtime().counts.host_waits;
   return report(cudaSuccess);
 }
 
