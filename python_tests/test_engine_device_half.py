@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from conftest import require_cuda
-from support import tiny, tiny_zegformer
 from support.computing_tensorrt import tensorrt_session
-from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig, FrameMemory, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.errors import BackendError
-from zsseg_rt.export import export_bundle
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -104,6 +100,8 @@ def session_kind() -> str:
 @pytest.fixture
 def gpu_config(session_kind, monkeypatch) -> dict[str, Any]:
     """Settings of an engine on ``cuda:0`` whose graphs the host computes."""
+    if not registry.is_installed("openvino"):
+        pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
     host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
 
     class HostBackend:
@@ -155,7 +153,24 @@ def assert_equal_to_the_cpu(bundle, gpu_config, names, embeds, **settings):
 
 
 STORED = Path(__file__).parent / "bundles" / "v1"
-QUICKLY = {"precisions": ("float32",), "verify": False}
+
+
+def export(model, path, **settings):
+    """Write a bundle; skips where what exports one is not installed."""
+    pytest.importorskip("onnxscript")
+    from zsseg_rt.export import export_bundle
+
+    return export_bundle(model, path, precisions=("float32",), verify=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The module that makes models; it needs what torch models need."""
+    for package in ("cv2", "onnxscript"):
+        pytest.importorskip(package)
+    from support import tiny
+
+    return tiny
 
 
 @pytest.mark.parametrize("session_kind", SESSIONS)
@@ -164,10 +179,10 @@ def test_descriptor(gpu_config, settings):
     assert_equal_to_the_cpu(STORED / "descriptor.zsseg", gpu_config, NAMES, None, **settings)
 
 
-def test_clip_rc(gpu_config, tmp_path):
+def test_clip_rc(gpu_config, tmp_path, tiny):
     path = tmp_path / "rc.zsseg"
     model = tiny.clip_rc_model()
-    export_bundle(model, path, class_names=NAMES, text_encoder=None, **QUICKLY)
+    export(model, path, class_names=NAMES, text_encoder=None)
     assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
 
 
@@ -177,18 +192,23 @@ def test_dense(gpu_config):
 
 
 @pytest.fixture(scope="module")
-def zegformer_embeds():
+def tiny_zegformer(tiny):
+    from support import tiny_zegformer
+
+    return tiny_zegformer
+
+
+@pytest.fixture(scope="module")
+def zegformer_embeds(tiny_zegformer):
     return np.stack([tiny_zegformer.text_features(salt).numpy() for salt in ("a", "b")])
 
 
 @pytest.fixture(scope="module")
-def zegformer_bundle(zegformer_embeds, tmp_path_factory):
+def zegformer_bundle(tiny_zegformer, zegformer_embeds, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
     model = tiny_zegformer.model(region_batch=3)
     bank = (NAMES, zegformer_embeds)
-    return export_bundle(
-        model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank, **QUICKLY
-    )
+    return export(model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank)
 
 
 @pytest.mark.parametrize("session_kind", SESSIONS)
@@ -197,8 +217,10 @@ def test_proposals(zegformer_bundle, zegformer_embeds, gpu_config, settings):
     assert_equal_to_the_cpu(zegformer_bundle, gpu_config, NAMES, zegformer_embeds, **settings)
 
 
-def test_segment_tokens(gpu_config, tmp_path):
-    path = export_bundle(zeroseg_model(), tmp_path / "zeroseg.zsseg", **QUICKLY)
+def test_segment_tokens(gpu_config, tmp_path, tiny):
+    from support.tiny_zeroseg import zeroseg_model
+
+    path = export(zeroseg_model(), tmp_path / "zeroseg.zsseg")
     assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
 
 
@@ -224,6 +246,7 @@ def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
 def test_a_memory_stays_on_the_device(gpu_config, monkeypatch, bundle):
     """A pan with a cut in it, labelled with a memory on both devices."""
+    cv2 = pytest.importorskip("cv2")
     names = NAMES if bundle == "descriptor" else ["red", "blue", "green"]
     rng, blended, warp_blend = np.random.default_rng(3), [], ops.warp_blend
     scenes = [cv2.resize(rng.integers(0, 256, (20, 40, 3), np.uint8), (400, 200)) for _ in "ab"]

@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from support.label_agreement import assert_labels_agree, top_two_margin
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -32,38 +31,6 @@ def random_logits(*shape, scale=2.0, dtype=np.float32):
 
 def some_seen(classes):
     return np.arange(classes) % 3 == 0
-
-
-def top_two_margin(logits, out_hw, *, activation, seen, seen_bias, unknown_below=None, **_):
-    """How far the decision is from another, relative to max(1, the winner's magnitude)."""
-    values = reference.upsample_bilinear(logits, out_hw).astype(np.float64)
-    if activation == "sigmoid":
-        values = np.exp(-np.logaddexp(0, -values))
-    elif activation == "softmax":
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        values /= values.sum(axis=1, keepdims=True)
-    if seen is not None:
-        values = values - seen_bias * seen[:, None, None]
-    ordered = np.sort(values, axis=1)
-    first = ordered[:, -1]
-    margin = first - ordered[:, -2] if values.shape[1] > 1 else np.full(first.shape, np.inf)
-    if unknown_below is not None:
-        _, scores = reference.upsample_argmax(
-            logits, out_hw, activation=activation, seen=seen, seen_bias=seen_bias, with_scores=True
-        )
-        margin = np.minimum(margin, np.abs(scores - unknown_below))
-    return margin / np.maximum(1.0, np.abs(first))
-
-
-def assert_labels_agree(logits, out_hw, labels, arguments, *, excluded_share=0.01):
-    expected, _ = reference.upsample_argmax(logits, out_hw, **arguments)
-    tolerance = reference.UPSAMPLE_ARGMAX_TOLERANCE[logits.dtype.name]
-    clear = top_two_margin(logits, out_hw, **arguments) > tolerance
-    assert labels.dtype == expected.dtype
-    np.testing.assert_array_equal(labels[clear], expected[clear])
-    assert np.mean(~clear) <= excluded_share
-    if arguments["activation"] == "none" and arguments["seen_bias"] == 0:
-        np.testing.assert_array_equal(labels, expected)
 
 
 @pytest.mark.parametrize(("shape", "out_hw"), SHAPES)
@@ -191,41 +158,6 @@ def test_every_instruction_set_and_thread_count(dtype, classes):
         arguments = {"activation": activation, "seen": some_seen(classes), "seen_bias": seen_bias}
         labels, _ = ops.upsample_argmax(logits, (61, 117), **arguments)
         assert_labels_agree(logits, (61, 117), labels, arguments)
-
-
-LOGITS = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1.0, 0.5, 30.0, 1e4, -1e4, 1e-30, 65504.0])
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_labels_without_activation_equal_the_reference_in_every_bit(data):
-    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
-    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
-    values = data.draw(st.lists(LOGITS, min_size=1, max_size=64))
-    picks = np.random.default_rng(data.draw(st.integers(0, 99))).integers(len(values), size=shape)
-    logits = np.array(values, np.float32)[picks]
-    labels, scores = ops.upsample_argmax(logits, out_hw, with_scores=True)
-    expected_labels, expected_scores = reference.upsample_argmax(logits, out_hw, with_scores=True)
-    np.testing.assert_array_equal(labels, expected_labels)
-    np.testing.assert_array_equal(scores, expected_scores)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_labels_agree_for_any_settings(data):
-    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
-    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
-    generator = np.random.default_rng(data.draw(st.integers(0, 999)))
-    logits = generator.standard_normal(shape, np.float32)
-    logits *= data.draw(st.sampled_from([0.1, 3.0, 1e4]))
-    arguments = {
-        "activation": data.draw(st.sampled_from(ACTIVATIONS)),
-        "seen": generator.random(shape[1]) < data.draw(st.floats(0, 1)),
-        "seen_bias": data.draw(st.floats(-2, 2, width=32)),
-        "unknown_below": data.draw(st.sampled_from([None, 0.0, 0.5])),
-    }
-    labels, _ = ops.upsample_argmax(logits, out_hw, **arguments)
-    assert_labels_agree(logits, out_hw, labels, arguments, excluded_share=1.0)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
