@@ -46,6 +46,7 @@ struct cudaDeviceProp {
   char name[256];
   int major, minor;
   std::size_t totalGlobalMem;
+  int multiProcessorCount;
 };
 
 struct cudaPointerAttributes {
@@ -73,6 +74,7 @@ cudaError_t cudaGetLastError();
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);

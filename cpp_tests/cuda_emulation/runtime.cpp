@@ -209,6 +209,11 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -219,7 +224,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  *properties = {"emulated on the CPU", 7, 5, std::size_t{1} << 30};
+  *properties = {"emulated on the CPU", 7, 5, std::size_t{1} << 30, 1};
   return cudaSetDevice(device);
 }
 

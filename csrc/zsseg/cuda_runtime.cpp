@@ -50,7 +50,10 @@ DeviceProperties device_properties(int device) {
   expect_device("device", device);
   cudaDeviceProp found;
   ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&found, device));
-  return {found.name, found.major, found.minor, found.totalGlobalMem};
+  int driver = 0;
+  ZSSEG_CUDA_CHECK(cudaDriverGetVersion(&driver));
+  return {found.name, found.major, found.minor, found.totalGlobalMem, found.multiProcessorCount,
+          driver};
 }
 
 int set_current_device(int device) {
