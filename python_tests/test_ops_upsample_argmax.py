@@ -229,3 +229,40 @@ def test_arrays_of_two_devices_are_refused(device):
         pytest.skip("needs arrays on a GPU")
     with pytest.raises(DeviceError, match=r"labels: expected to be on cuda:0 like logits"):
         ops.upsample_argmax(device.place(GOOD["logits"]), (6, 6), out=np.zeros((1, 6, 6), "u1"))
+
+
+def aligned_bytes(size, offset=0):
+    """A host array uint8 [size] that begins ``offset`` bytes past a multiple of 64."""
+    memory = np.empty(size + 128, np.uint8)
+    first = -memory.ctypes.data % 64 + offset
+    return memory[first : first + size]
+
+
+def test_a_lent_workspace_changes_nothing(device):
+    """Whatever it holds."""
+    logits = random_logits(1, 21, 5, 4)
+    size = 4 * logits.size + 21 if device.name != "cpu" else 1 << 20
+    if device.name == "cpu":
+        workspace = aligned_bytes(size)
+        workspace[:] = 0xFF
+    else:
+        workspace = device.poisoned((size,), np.uint8)
+    expected, _ = ops.upsample_argmax(device.place(logits), (33, 29), stream=device.stream)
+    labels, _ = ops.upsample_argmax(
+        device.place(logits), (33, 29), workspace=workspace, stream=device.stream
+    )
+    assert device.holds(labels)
+    np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
+
+
+def test_a_workspace_that_does_not_fit_is_refused(device):
+    logits = device.place(random_logits(1, 21, 5, 4))
+    workspace = aligned_bytes(3) if device.name == "cpu" else device.poisoned((3,), np.uint8)
+    with pytest.raises(ShapeError, match="workspace: expected at least"):
+        ops.upsample_argmax(logits, (33, 29), workspace=workspace, stream=device.stream)
+
+
+def test_an_unaligned_workspace_is_refused():
+    logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(1 << 20, offset=1)
+    with pytest.raises(ShapeError, match="workspace: expected an address at a multiple of 64"):
+        ops.upsample_argmax(logits, (33, 29), workspace=workspace)

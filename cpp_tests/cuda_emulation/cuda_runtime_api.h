@@ -41,12 +41,25 @@ constexpr unsigned cudaEventDisableTiming = 2;
 
 using cudaStream_t = struct EmulatedStreamHandle*;
 using cudaEvent_t = struct EmulatedEventHandle*;
+using cudaMemPool_t = struct EmulatedMemPool*;
 
 struct cudaDeviceProp {
   char name[256];
   int major, minor;
   std::size_t totalGlobalMem;
   int multiProcessorCount;
+};
+
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+struct cudaMemLocation {
+  cudaMemLocationType type;
+  int id;
+};
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  cudaMemLocation location;
 };
 
 struct cudaPointerAttributes {
@@ -82,6 +95,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceReset();
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes);
 cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMallocFromPoolAsync(void** pointer, std::size_t bytes, cudaMemPool_t pool,
+                                    cudaStream_t stream);
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
@@ -109,6 +126,7 @@ struct Counts {
   std::uint64_t launches;
   std::uint64_t kernels;  // different ones, each instance of a template by itself
   std::uint64_t allocations;
+  std::uint64_t kept_allocations;  // of them, from a pool that keeps some freed memory
   std::uint64_t frees;
   std::uint64_t copies_to_device;
   std::uint64_t copies_to_host;

@@ -1,13 +1,10 @@
 // The host API: one device, streams that run as late as they may.
+#include "runtime.h"
+
 #include <cuda_runtime_api.h>
 
-#include <chrono>
 #include <cstring>
-#include <deque>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -16,36 +13,6 @@
 
 namespace cuda_emulation {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Work that nothing has waited for yet. The GPU behind it is as slow as can be: whoever forgets to
-// wait reads what was there before.
-struct Stream {
-  std::deque<std::function<void()>> tasks;
-  std::uint64_t enqueued = 0;
-  std::uint64_t done = 0;
-};
-
-struct Event {
-  std::shared_ptr<Stream> stream;  // null until recorded
-  std::uint64_t ticket = 0;        // tasks of the stream that come before it
-  std::shared_ptr<Clock::time_point> reached;
-  bool timing = false;
-};
-
-struct Runtime {
-  std::recursive_mutex mutex;
-  std::map<cudaStream_t, std::shared_ptr<Stream>> streams;
-  std::map<cudaEvent_t, Event> events;
-  std::shared_ptr<Stream> default_stream = std::make_shared<Stream>();
-  std::uintptr_t next_handle = 0x1000;
-  cudaError_t sticky = cudaSuccess;  // as on a GPU, after a fault every call fails
-  cudaError_t last = cudaSuccess;
-  std::string fault;
-  Counts counts = {};
-  std::set<const void*> kernels;  // those launched so far
-};
 
 Runtime& runtime() {
   static auto* const only = new Runtime;
@@ -176,28 +143,6 @@ cudaError_t cudaGetLastError() {
   return last;
 }
 
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration:
-      return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidDevice:
-      return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidResourceHandle:
-      return "cudaErrorInvalidResourceHandle";
-    case cudaErrorIllegalAddress:
-      return "cudaErrorIllegalAddress";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-  }
-  return "unknown";
-}
-
 const char* cudaGetErrorString(cudaError_t error) {
   const Lock lock(runtime().mutex);
   return error == runtime().sticky && !runtime().fault.empty() ? runtime().fault.c_str()
@@ -256,6 +201,27 @@ cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stre
   const Lock lock(runtime().mutex);
   return find(stream) != nullptr ? cudaMalloc(pointer, bytes)
                                  : report(cudaErrorInvalidResourceHandle);
+}
+
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  if (properties->allocType != cudaMemAllocationTypePinned ||
+      properties->location.type != cudaMemLocationTypeDevice || properties->location.id != 0) {
+    return report(cudaErrorInvalidValue);
+  }
+  *pool = new EmulatedMemPool;  // programs keep theirs to the end
+  return report(cudaSuccess);
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
+  pool->release_threshold = *static_cast<std::uint64_t*>(value);
+  return report(cudaSuccess);
+}
+
+cudaError_t cudaMallocFromPoolAsync(void** pointer, std::size_t bytes, cudaMemPool_t pool,
+                                    cudaStream_t stream) {
+  const Lock lock(runtime().mutex);
+  runtime().counts.kept_allocations += pool->release_threshold > 0 ? 1 : 0;
+  return cudaMallocAsync(pointer, bytes, stream);
 }
 
 // Waits for the device, as CUDA's own does.
