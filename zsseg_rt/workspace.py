@@ -93,9 +93,11 @@ class Workspace:
 
     def close(self) -> None:
         """Free the buffers and the stream."""
-        self.synchronize()
-        self._buffers.clear()
-        self._stream = None
+        try:
+            self.synchronize()
+        finally:
+            self._buffers.clear()
+            self._stream = None
 
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:
