@@ -71,14 +71,16 @@ bool is_valid(const dim3& grid, const dim3& block) {
 
 void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   const DeviceAccess access;
+  static std::uint64_t launch = 0;
   const dim3& grid = config.gridDim;
+  const std::uint64_t plane = std::uint64_t{grid.x} * grid.y;
+  ++launch;
   try {
-    for (unsigned z = 0; z < grid.z; ++z) {
-      for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-          run_block(thread, grid, config.blockDim, {x, y, z}, config.dynamicSmemBytes);
-        }
-      }
+    for (std::uint64_t turn = 0; turn < plane * grid.z; ++turn) {
+      const std::uint64_t at = block_at(turn, plane * grid.z, launch);
+      const uint3 block = {unsigned(at % grid.x), unsigned(at % plane / grid.x),
+                           unsigned(at / plane)};
+      run_block(thread, grid, config.blockDim, block, config.dynamicSmemBytes);
     }
   } catch (const KernelFault& found) {
     fault(cudaErrorLaunchFailure, found.what());
