@@ -1,10 +1,12 @@
 """Measure the engine end to end against torch with the same weights, side by side in one run.
 
     python benchmarks/engine.py [--size real|tiny] [--rounds 7] [--threads 2] [--json FILE]
+    python benchmarks/engine.py --device cuda [--size real|tiny] [--json FILE]
 
 A frame of 640x480 goes in, labels of 640x480 come out. The torch side does the same work: resize,
 normalise, model, upsample, sigmoid, argmax. Weights are random: speed and agreement are measured,
-not accuracy. Rounds are interleaved, so that a busy moment affects every candidate.
+not accuracy. Rounds are interleaved, so that a busy moment affects every candidate. On CUDA there
+are several frame sizes and numbers of classes; see engine_cuda.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt import ops
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.meter import read_memory_mb
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -34,16 +37,21 @@ SECOND_FLAG = "--second"
 def main() -> int:
     """Parse arguments, run everything, print a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--bundle", type=Path, help="reuse or keep the exported bundle here")
     args = parser.parse_args()
+    if args.device == "cuda" and ops.cuda_device_count() == 0:
+        print("--device: expected a CUDA device, got none. Use --device cpu.", file=sys.stderr)
+        return 4
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         os.environ["ZSSEG_HOME"] = str(scratch / "cache")
-        report = run_all(args, args.bundle or scratch / "benchmark.zsseg")
+        measure = run_on_cuda if args.device == "cuda" else run_all
+        report = measure(args, args.bundle or scratch / "benchmark.zsseg")
     print_report(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -68,6 +76,16 @@ def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     return report
 
 
+def run_on_cuda(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:
+    """The same on a GPU."""
+    import engine_cuda
+
+    model = build_model(args.size)
+    if not bundle.exists():
+        export(model, bundle, ("float32", "float16"))
+    return engine_cuda.run(args, bundle, model, engine_cuda.Setting())
+
+
 def build_model(size: str) -> Any:
     """Make a ZegCLIP model with random weights: ViT-B/16 at 512x512, or a tiny one."""
     sys.path.insert(0, str(ROOT / "python_tests"))
@@ -89,11 +107,11 @@ def build_model(size: str) -> Any:
     return tiny.zegclip_model(sizes)
 
 
-def export(model: Any, path: Path) -> None:
+def export(model: Any, path: Path, precisions: tuple[str, ...] = ("float32",)) -> None:
     """Write the bundle."""
     from zsseg_rt.export import export_bundle
 
-    export_bundle(model, path, class_names=class_names(20), precisions=("float32",))
+    export_bundle(model, path, class_names=class_names(20), precisions=precisions)
 
 
 def class_names(count: int) -> list[str]:
@@ -345,6 +363,9 @@ def machine_and_commit() -> dict[str, str]:
 def print_report(report: dict[str, Any]) -> None:
     """Print the report in human-readable form."""
     for section, content in report.items():
+        if section == "cases":
+            print_cases(content)
+            continue
         if not isinstance(content, dict):
             print(f"{section}: {content}")
             continue
@@ -352,6 +373,18 @@ def print_report(report: dict[str, Any]) -> None:
         for name, value in content.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {name:44} {shown}")
+
+
+def print_cases(cases: list[dict[str, Any]]) -> None:
+    """Print what was measured on a GPU, a line a candidate."""
+    for case in cases:
+        height, width = case["frame_hw"]
+        print(f"\n{width}x{height}, {case['classes']} classes; ms: p50, p99, CPU time; launches")
+        for name, row in case["candidates"].items():
+            times = "".join(f"{row[key]:9.3f}" for key in ("p50_ms", "p99_ms", "cpu_ms"))
+            print(f"  {name:34}{times}  {row['launches']}")
+        for name, reason in case["missing"].items():
+            print(f"  {name:34} missing: {reason}")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,12 @@ def test_unknown_precision_is_refused(trt, native, graph_path):
         load(graph_path, precision="fp16")
 
 
+def test_float32_is_not_computed_in_tf32(trt, native, graph_path):
+    """TensorRT's flag is set until it is cleared."""
+    load(graph_path)
+    assert "flags []" in trt.journal
+
+
 def test_full_tensorrt_cannot_build_for_another_gpu(trt, native, graph_path):
     with pytest.raises(BackendError, match="builds only for the GPU it runs on, got '8.6'"):
         BACKEND.build_plan(graph_path, options=BackendOptions(compute_capability="8.6"))
@@ -263,7 +269,10 @@ def test_a_second_load_takes_the_cached_plan(trt, native, graph_path, tmp_path):
     assert second.precision == "float16"
 
 
-@pytest.mark.parametrize("change", ["version", "gpu", "graph", "precision", "axes"])
+CHANGES = ["version", "gpu", "graph", "precision", "axes", "cuda", "multiprocessors"]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "total_memory", "driver"])
 def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_path, change):
     load(graph_path, cache_dir=tmp_path)
     given = {}
@@ -271,6 +280,10 @@ def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_pa
         trt.__version__ = "10.3.1"
     elif change == "gpu":
         native.capability = "11.0"
+    elif change == "cuda":
+        native.cuda_runtime_version = lambda: "13.2"
+    elif change in native.size:
+        native.size[change] //= 2
     elif change == "graph":
         graph_path = write_graph(tmp_path, layers=[["MATRIX_MULTIPLY", "FLOAT"]])
     elif change == "precision":
@@ -412,6 +425,25 @@ def test_a_closed_session_says_so(trt, native, graph_path):
     session.close()
     with pytest.raises(BackendError, match="got a closed one"):
         session.run({"queries": queries(2)})
+
+
+def test_a_process_has_one_logger(trt, native, graph_path, tmp_path, caplog):
+    """A second one would not be heard, and TensorRT warns at it."""
+    load(graph_path)
+    load(graph_path)
+    assert len(trt.loggers) == 4  # two builders, two runtimes
+    assert len({id(logger) for logger in trt.loggers}) == 1
+    assert "logger differs" not in caplog.text
+
+
+def test_what_a_past_build_complained_of_is_forgotten(trt, native, graph_path):
+    trt.faults = ["build"]
+    with pytest.raises(BackendError, match="no implementation for node"):
+        load(graph_path)
+    trt.faults = ["deserialize"]
+    with pytest.raises(BackendError) as failure:
+        load(graph_path)
+    assert "no implementation for node" not in str(failure.value)
 
 
 def test_tensorrt_errors_reach_logging_as_warnings(trt, native, graph_path, caplog):

@@ -5,23 +5,16 @@ else is as on a GPU, also the product's TensorRT session where it is asked for. 
 device, the emulated one included.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from conftest import require_cuda
-from support import tiny, tiny_zegformer
-from support.computing_tensorrt import tensorrt_session
-from support.tiny_zeroseg import zeroseg_model
+from support.host_backend import HostSession, host_backend
 from zsseg_rt import Engine, EngineConfig, FrameMemory, ops
-from zsseg_rt.backends import registry
 from zsseg_rt.errors import BackendError
-from zsseg_rt.export import export_bundle
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -35,67 +28,6 @@ def gpu():
     require_cuda()
 
 
-class ForeignArray:
-    """A device array as another library would own it: only its DLPack interface is known."""
-
-    def __init__(self, array: Any) -> None:
-        self._array, self.shape = array, array.shape
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self._array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
-
-    def view(self, shape: tuple[int, ...]) -> "ForeignArray":
-        return ForeignArray(self._array.view(shape))
-
-
-def fetch(feed: Any, stream: int) -> np.ndarray:
-    assert not isinstance(feed, np.ndarray)
-    if isinstance(feed, ForeignArray):
-        feed = ops.DeviceArray.from_numpy(feed, 0, stream)
-    assert feed.device == "cuda:0"
-    return feed.numpy(stream=stream)
-
-
-@dataclass
-class HostSession:
-    """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
-
-    inner: Any
-    foreign: bool
-    device: str = "cuda:0"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
-        results = self.inner.run({name: fetch(feed, stream) for name, feed in feeds.items()})
-        placed = {
-            name: ops.DeviceArray.from_numpy(np.array(result), 0, stream)
-            for name, result in results.items()
-        }
-        return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
-
-
-@dataclass
-class HostGraph:
-    """A graph of the host's whose sessions stand before it as the device's."""
-
-    inner: Any
-    kind: str
-    device: str = "cuda:0"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def session(self) -> Any:
-        if self.kind == "TensorRT's":
-            return tensorrt_session(self.inner.session())
-        return HostSession(self.inner.session(), self.kind == "foreign arrays")
-
-
 @pytest.fixture
 def session_kind() -> str:
     return "own arrays"
@@ -104,23 +36,7 @@ def session_kind() -> str:
 @pytest.fixture
 def gpu_config(session_kind, monkeypatch) -> dict[str, Any]:
     """Settings of an engine on ``cuda:0`` whose graphs the host computes."""
-    host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
-
-    class HostBackend:
-        name = "torch"
-
-        def choose(self, held, asked, *, device, allowed):
-            return host.choose(held, asked, device="cpu", allowed=allowed)
-
-        def load(self, graph_path, *, device, precision, options):
-            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            return graph if device == "cpu" else HostGraph(graph, session_kind)
-
-    real = registry.get_backend
-    monkeypatch.setattr(
-        registry, "get_backend", lambda name: HostBackend() if name == "torch" else real(name)
-    )
-    return {"device": "cuda:0", "backend": "torch"}
+    return host_backend(monkeypatch, session_kind)
 
 
 def frame(height: int = 81, width: int = 77) -> np.ndarray:
@@ -155,7 +71,24 @@ def assert_equal_to_the_cpu(bundle, gpu_config, names, embeds, **settings):
 
 
 STORED = Path(__file__).parent / "bundles" / "v1"
-QUICKLY = {"precisions": ("float32",), "verify": False}
+
+
+def export(model, path, **settings):
+    """Write a bundle; skips where what exports one is not installed."""
+    pytest.importorskip("onnxscript")
+    from zsseg_rt.export import export_bundle
+
+    return export_bundle(model, path, precisions=("float32",), verify=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The module that makes models; it needs what torch models need."""
+    for package in ("cv2", "onnxscript"):
+        pytest.importorskip(package)
+    from support import tiny
+
+    return tiny
 
 
 @pytest.mark.parametrize("session_kind", SESSIONS)
@@ -164,10 +97,10 @@ def test_descriptor(gpu_config, settings):
     assert_equal_to_the_cpu(STORED / "descriptor.zsseg", gpu_config, NAMES, None, **settings)
 
 
-def test_clip_rc(gpu_config, tmp_path):
+def test_clip_rc(gpu_config, tmp_path, tiny):
     path = tmp_path / "rc.zsseg"
     model = tiny.clip_rc_model()
-    export_bundle(model, path, class_names=NAMES, text_encoder=None, **QUICKLY)
+    export(model, path, class_names=NAMES, text_encoder=None)
     assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
 
 
@@ -177,18 +110,23 @@ def test_dense(gpu_config):
 
 
 @pytest.fixture(scope="module")
-def zegformer_embeds():
+def tiny_zegformer(tiny):
+    from support import tiny_zegformer
+
+    return tiny_zegformer
+
+
+@pytest.fixture(scope="module")
+def zegformer_embeds(tiny_zegformer):
     return np.stack([tiny_zegformer.text_features(salt).numpy() for salt in ("a", "b")])
 
 
 @pytest.fixture(scope="module")
-def zegformer_bundle(zegformer_embeds, tmp_path_factory):
+def zegformer_bundle(tiny_zegformer, zegformer_embeds, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
     model = tiny_zegformer.model(region_batch=3)
     bank = (NAMES, zegformer_embeds)
-    return export_bundle(
-        model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank, **QUICKLY
-    )
+    return export(model, path, class_names=NAMES, size_hw=(64, 96), text_bank=bank)
 
 
 @pytest.mark.parametrize("session_kind", SESSIONS)
@@ -197,8 +135,10 @@ def test_proposals(zegformer_bundle, zegformer_embeds, gpu_config, settings):
     assert_equal_to_the_cpu(zegformer_bundle, gpu_config, NAMES, zegformer_embeds, **settings)
 
 
-def test_segment_tokens(gpu_config, tmp_path):
-    path = export_bundle(zeroseg_model(), tmp_path / "zeroseg.zsseg", **QUICKLY)
+def test_segment_tokens(gpu_config, tmp_path, tiny):
+    from support.tiny_zeroseg import zeroseg_model
+
+    path = export(zeroseg_model(), tmp_path / "zeroseg.zsseg")
     assert_equal_to_the_cpu(path, gpu_config, NAMES, tiny.text_embeds(7, 32).numpy())
 
 
@@ -224,6 +164,7 @@ def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
 def test_a_memory_stays_on_the_device(gpu_config, monkeypatch, bundle):
     """A pan with a cut in it, labelled with a memory on both devices."""
+    cv2 = pytest.importorskip("cv2")
     names = NAMES if bundle == "descriptor" else ["red", "blue", "green"]
     rng, blended, warp_blend = np.random.default_rng(3), [], ops.warp_blend
     scenes = [cv2.resize(rng.integers(0, 256, (20, 40, 3), np.uint8), (400, 200)) for _ in "ab"]

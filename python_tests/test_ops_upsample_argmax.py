@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from support.label_agreement import assert_labels_agree, top_two_margin
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -32,38 +31,6 @@ def random_logits(*shape, scale=2.0, dtype=np.float32):
 
 def some_seen(classes):
     return np.arange(classes) % 3 == 0
-
-
-def top_two_margin(logits, out_hw, *, activation, seen, seen_bias, unknown_below=None, **_):
-    """How far the decision is from another, relative to max(1, the winner's magnitude)."""
-    values = reference.upsample_bilinear(logits, out_hw).astype(np.float64)
-    if activation == "sigmoid":
-        values = np.exp(-np.logaddexp(0, -values))
-    elif activation == "softmax":
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        values /= values.sum(axis=1, keepdims=True)
-    if seen is not None:
-        values = values - seen_bias * seen[:, None, None]
-    ordered = np.sort(values, axis=1)
-    first = ordered[:, -1]
-    margin = first - ordered[:, -2] if values.shape[1] > 1 else np.full(first.shape, np.inf)
-    if unknown_below is not None:
-        _, scores = reference.upsample_argmax(
-            logits, out_hw, activation=activation, seen=seen, seen_bias=seen_bias, with_scores=True
-        )
-        margin = np.minimum(margin, np.abs(scores - unknown_below))
-    return margin / np.maximum(1.0, np.abs(first))
-
-
-def assert_labels_agree(logits, out_hw, labels, arguments, *, excluded_share=0.01):
-    expected, _ = reference.upsample_argmax(logits, out_hw, **arguments)
-    tolerance = reference.UPSAMPLE_ARGMAX_TOLERANCE[logits.dtype.name]
-    clear = top_two_margin(logits, out_hw, **arguments) > tolerance
-    assert labels.dtype == expected.dtype
-    np.testing.assert_array_equal(labels[clear], expected[clear])
-    assert np.mean(~clear) <= excluded_share
-    if arguments["activation"] == "none" and arguments["seen_bias"] == 0:
-        np.testing.assert_array_equal(labels, expected)
 
 
 @pytest.mark.parametrize(("shape", "out_hw"), SHAPES)
@@ -193,41 +160,6 @@ def test_every_instruction_set_and_thread_count(dtype, classes):
         assert_labels_agree(logits, (61, 117), labels, arguments)
 
 
-LOGITS = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1.0, 0.5, 30.0, 1e4, -1e4, 1e-30, 65504.0])
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_labels_without_activation_equal_the_reference_in_every_bit(data):
-    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
-    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
-    values = data.draw(st.lists(LOGITS, min_size=1, max_size=64))
-    picks = np.random.default_rng(data.draw(st.integers(0, 99))).integers(len(values), size=shape)
-    logits = np.array(values, np.float32)[picks]
-    labels, scores = ops.upsample_argmax(logits, out_hw, with_scores=True)
-    expected_labels, expected_scores = reference.upsample_argmax(logits, out_hw, with_scores=True)
-    np.testing.assert_array_equal(labels, expected_labels)
-    np.testing.assert_array_equal(scores, expected_scores)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_labels_agree_for_any_settings(data):
-    shape = data.draw(st.tuples(*[st.integers(1, n) for n in (2, 20, 4, 4)]))
-    out_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
-    generator = np.random.default_rng(data.draw(st.integers(0, 999)))
-    logits = generator.standard_normal(shape, np.float32)
-    logits *= data.draw(st.sampled_from([0.1, 3.0, 1e4]))
-    arguments = {
-        "activation": data.draw(st.sampled_from(ACTIVATIONS)),
-        "seen": generator.random(shape[1]) < data.draw(st.floats(0, 1)),
-        "seen_bias": data.draw(st.floats(-2, 2, width=32)),
-        "unknown_below": data.draw(st.sampled_from([None, 0.0, 0.5])),
-    }
-    labels, _ = ops.upsample_argmax(logits, out_hw, **arguments)
-    assert_labels_agree(logits, out_hw, labels, arguments, excluded_share=1.0)
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("grid", "out_hw"), [((5, 7), (61, 83)), ((9, 8), (4, 5)), ((1, 3), (9, 1))]
@@ -297,3 +229,40 @@ def test_arrays_of_two_devices_are_refused(device):
         pytest.skip("needs arrays on a GPU")
     with pytest.raises(DeviceError, match=r"labels: expected to be on cuda:0 like logits"):
         ops.upsample_argmax(device.place(GOOD["logits"]), (6, 6), out=np.zeros((1, 6, 6), "u1"))
+
+
+def aligned_bytes(size, offset=0):
+    """A host array uint8 [size] that begins ``offset`` bytes past a multiple of 64."""
+    memory = np.empty(size + 128, np.uint8)
+    first = -memory.ctypes.data % 64 + offset
+    return memory[first : first + size]
+
+
+def test_a_lent_workspace_changes_nothing(device):
+    """Whatever it holds."""
+    logits = random_logits(1, 21, 5, 4)
+    size = 4 * logits.size + 21 if device.name != "cpu" else 1 << 20
+    if device.name == "cpu":
+        workspace = aligned_bytes(size)
+        workspace[:] = 0xFF
+    else:
+        workspace = device.poisoned((size,), np.uint8)
+    expected, _ = ops.upsample_argmax(device.place(logits), (33, 29), stream=device.stream)
+    labels, _ = ops.upsample_argmax(
+        device.place(logits), (33, 29), workspace=workspace, stream=device.stream
+    )
+    assert device.holds(labels)
+    np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
+
+
+def test_a_workspace_that_does_not_fit_is_refused(device):
+    logits = device.place(random_logits(1, 21, 5, 4))
+    workspace = aligned_bytes(3) if device.name == "cpu" else device.poisoned((3,), np.uint8)
+    with pytest.raises(ShapeError, match="workspace: expected at least"):
+        ops.upsample_argmax(logits, (33, 29), workspace=workspace, stream=device.stream)
+
+
+def test_an_unaligned_workspace_is_refused():
+    logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(1 << 20, offset=1)
+    with pytest.raises(ShapeError, match="workspace: expected an address at a multiple of 64"):
+        ops.upsample_argmax(logits, (33, 29), workspace=workspace)

@@ -131,8 +131,10 @@ def upsample_argmax(
     unknown_below: float | None,
     with_scores: bool,
     out: Any,
+    workspace: Array | None,
     stream: int,
 ) -> tuple[Array, Array | None]: ...
+def upsample_argmax_device_bytes(num_values: int, num_classes: int) -> int: ...
 def overlay(
     frame: Array,
     labels: Array,

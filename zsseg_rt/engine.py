@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -354,12 +355,13 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            for lane in tuple(self._lanes):
-                lane.close()
-            for graph in self._graphs.values():
-                graph.close()
-            self._embedder.release_encoder()
             self._classes = None
+            with ExitStack() as parts:  # each also where another one fails, lanes first
+                parts.callback(self._embedder.release_encoder)
+                for graph in self._graphs.values():
+                    parts.callback(graph.close)
+                for lane in tuple(self._lanes):
+                    parts.callback(lane.close)
 
     def __enter__(self) -> Engine:
         return self

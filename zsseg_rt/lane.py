@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -206,12 +206,19 @@ class Lane:
             if self._closed:
                 return
             self._closed = True
-            self.workspace.synchronize()
+            try:
+                self.workspace.synchronize()  # also after a frame that ended in an error
+            finally:
+                self._free()
+
+    def _free(self) -> None:
+        """Free everything, each part also where another one fails."""
+        with ExitStack() as parts:
+            parts.callback(self._on_close, self)
+            parts.callback(self.workspace.close)
             for session in self.sessions.values():
-                session.close()
+                parts.callback(session.close)
             self._given = self._adopted = None
-            self.workspace.close()
-        self._on_close(self)
 
     def __enter__(self) -> Lane:
         return self

@@ -46,6 +46,14 @@ class Workspace:
         """Return an uninitialised array on the device that the caller keeps."""
         return reshaped(self._allocate(math.prod(shape), np.dtype(dtype)), shape)
 
+    def scratch(self, name: str, size: int) -> Array | None:
+        """A buffer of at least ``size`` bytes, of no certain content; None on the CPU."""
+        return None if self._index is None else self.array(name, (size,), np.uint8)
+
+    def result(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """Where an operation writes what is fetched at once; None, so a new array, on the CPU."""
+        return None if self._index is None else self.array(name, shape, dtype)
+
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
         if self._index is None:
@@ -85,9 +93,11 @@ class Workspace:
 
     def close(self) -> None:
         """Free the buffers and the stream."""
-        self.synchronize()
-        self._buffers.clear()
-        self._stream = None
+        try:
+            self.synchronize()
+        finally:
+            self._buffers.clear()
+            self._stream = None
 
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:

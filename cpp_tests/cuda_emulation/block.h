@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <functional>
 #include <stdexcept>
 
@@ -19,5 +20,9 @@ class KernelFault : public std::runtime_error {
 // Throws KernelFault where threads wait for each other in ways CUDA leaves undefined.
 void run_block(const std::function<void()>& thread, const dim3& grid, const dim3& block,
                const uint3& block_index, std::size_t shared_bytes);
+
+// Which of `count` blocks runs as number `turn`: launches take turns at ascending, descending and
+// scattered order, so that results that depend on it differ from one launch to the next.
+std::uint64_t block_at(std::uint64_t turn, std::uint64_t count, std::uint64_t launch);
 
 }  // namespace cuda_emulation

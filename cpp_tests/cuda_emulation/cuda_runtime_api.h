@@ -41,11 +41,25 @@ constexpr unsigned cudaEventDisableTiming = 2;
 
 using cudaStream_t = struct EmulatedStreamHandle*;
 using cudaEvent_t = struct EmulatedEventHandle*;
+using cudaMemPool_t = struct EmulatedMemPool*;
 
 struct cudaDeviceProp {
   char name[256];
   int major, minor;
   std::size_t totalGlobalMem;
+  int multiProcessorCount;
+};
+
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+struct cudaMemLocation {
+  cudaMemLocationType type;
+  int id;
+};
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  cudaMemLocation location;
 };
 
 struct cudaPointerAttributes {
@@ -73,6 +87,7 @@ cudaError_t cudaGetLastError();
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
@@ -80,6 +95,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceReset();
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes);
 cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMallocFromPoolAsync(void** pointer, std::size_t bytes, cudaMemPool_t pool,
+                                    cudaStream_t stream);
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
@@ -97,8 +116,27 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 namespace cuda_emulation {
 
-// Enqueues one launch; `thread` is what each of its threads does.
-cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+// Enqueues one launch of the kernel at an address; `thread` is what each of its threads does.
+cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                           std::function<void()> thread);
+
+// Calls that were accepted since the program began. All std::uint64_t, as tests read them by
+// cuda_emulation_counts.
+struct Counts {
+  std::uint64_t launches;
+  std::uint64_t kernels;  // different ones, each instance of a template by itself
+  std::uint64_t allocations;
+  std::uint64_t kept_allocations;  // of them, from a pool that keeps some freed memory
+  std::uint64_t frees;
+  std::uint64_t copies_to_device;
+  std::uint64_t copies_to_host;
+  std::uint64_t copies_on_device;
+  std::uint64_t events_made;
+  std::uint64_t events_recorded;
+  std::uint64_t stream_waits;  // a stream waits for another's event
+  std::uint64_t host_waits;    // the caller waits: for a stream, an event, a pageable copy to it
+};
+Counts counts();
 
 // Whether a kernel may follow this pointer. Other kinds of parameters pass.
 bool is_device_address(const void* pointer);
@@ -123,7 +161,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     if (!(cuda_emulation::is_fit_parameter(copies) && ...)) {
       return cudaErrorIllegalAddress;
     }
-    return cuda_emulation::enqueue_launch(*config, [=] { kernel(copies...); });
+    return cuda_emulation::enqueue_launch(*config, reinterpret_cast<const void*>(kernel),
+                                          [=] { kernel(copies...); });
   }(static_cast<Arguments&&>(arguments)...);
 }
 

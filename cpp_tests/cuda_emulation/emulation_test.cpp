@@ -76,6 +76,26 @@ TEST_F(CudaEmulation, AMissingBarrierShows) {
             kThreads / 2);  // whichever end came first
 }
 
+__global__ void last_block_kernel(unsigned* last, int* count) {
+  *last = blockIdx.x + 10 * blockIdx.y;
+  atomicAdd(count, 1);
+}
+
+TEST_F(CudaEmulation, BlocksRunInSeveralOrders) {
+  unsigned* last = device_array<unsigned>(1);
+  int* count = device_array<int>(1);
+  std::vector<unsigned> found;
+  for (int round = 0; round < 3; ++round) {
+    const int zero = 0;
+    ZSSEG_CUDA_CHECK(cudaMemcpyAsync(count, &zero, sizeof zero, cudaMemcpyHostToDevice, nullptr));
+    launch("last_block_kernel", last_block_kernel, {dim3(5, 3), 1}, nullptr, last, count);
+    found.push_back(fetch(last, 1)[0]);
+    EXPECT_EQ(fetch(count, 1)[0], 15);
+  }
+  std::sort(found.begin(), found.end());
+  EXPECT_EQ(std::unique(found.begin(), found.end()) - found.begin(), 3);
+}
+
 __global__ void diverging_kernel() {
   if (threadIdx.x < 3) {
     __syncthreads();

@@ -1,12 +1,10 @@
 // The host API: one device, streams that run as late as they may.
+#include "runtime.h"
+
 #include <cuda_runtime_api.h>
 
-#include <chrono>
 #include <cstring>
-#include <deque>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,34 +13,6 @@
 
 namespace cuda_emulation {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Work that nothing has waited for yet. The GPU behind it is as slow as can be: whoever forgets to
-// wait reads what was there before.
-struct Stream {
-  std::deque<std::function<void()>> tasks;
-  std::uint64_t enqueued = 0;
-  std::uint64_t done = 0;
-};
-
-struct Event {
-  std::shared_ptr<Stream> stream;  // null until recorded
-  std::uint64_t ticket = 0;        // tasks of the stream that come before it
-  std::shared_ptr<Clock::time_point> reached;
-  bool timing = false;
-};
-
-struct Runtime {
-  std::recursive_mutex mutex;
-  std::map<cudaStream_t, std::shared_ptr<Stream>> streams;
-  std::map<cudaEvent_t, Event> events;
-  std::shared_ptr<Stream> default_stream = std::make_shared<Stream>();
-  std::uintptr_t next_handle = 0x1000;
-  cudaError_t sticky = cudaSuccess;  // as on a GPU, after a fault every call fails
-  cudaError_t last = cudaSuccess;
-  std::string fault;
-};
 
 Runtime& runtime() {
   static auto* const only = new Runtime;
@@ -101,14 +71,16 @@ bool is_valid(const dim3& grid, const dim3& block) {
 
 void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   const DeviceAccess access;
+  static std::uint64_t launch = 0;
   const dim3& grid = config.gridDim;
+  const std::uint64_t plane = std::uint64_t{grid.x} * grid.y;
+  ++launch;
   try {
-    for (unsigned z = 0; z < grid.z; ++z) {
-      for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-          run_block(thread, grid, config.blockDim, {x, y, z}, config.dynamicSmemBytes);
-        }
-      }
+    for (std::uint64_t turn = 0; turn < plane * grid.z; ++turn) {
+      const std::uint64_t at = block_at(turn, plane * grid.z, launch);
+      const uint3 block = {unsigned(at % grid.x), unsigned(at % plane / grid.x),
+                           unsigned(at / plane)};
+      run_block(thread, grid, config.blockDim, block, config.dynamicSmemBytes);
     }
   } catch (const KernelFault& found) {
     fault(cudaErrorLaunchFailure, found.what());
@@ -132,7 +104,13 @@ bool is_device_address(const void* pointer) {
   return is_allocated(pointer);
 }
 
-cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+Counts counts() {
+  const Lock lock(runtime().mutex);
+  return runtime().counts;
+}
+
+cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                           std::function<void()> thread) {
   const Lock lock(runtime().mutex);
   const std::shared_ptr<Stream> stream = find(config.stream);
   if (stream == nullptr) {
@@ -142,6 +120,9 @@ cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void(
     return report(cudaErrorInvalidConfiguration);
   }
   enqueue(*stream, [config, thread = std::move(thread)] { run_grid(config, thread); });
+  runtime().kernels.insert(kernel);
+  runtime().counts.kernels = runtime().kernels.size();
+  ++runtime().counts.launches;
   return report(cudaSuccess);
 }
 
@@ -149,33 +130,19 @@ cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, std::function<void(
 
 using namespace cuda_emulation;
 
+// For tests in other languages: fills an array of the fields of Counts and returns how many.
+extern "C" __attribute__((visibility("default"), used)) int cuda_emulation_counts(
+    std::uint64_t* fields) {
+  const Counts found = counts();
+  std::memcpy(fields, &found, sizeof found);
+  return sizeof found / sizeof *fields;
+}
+
 cudaError_t cudaGetLastError() {
   const Lock lock(runtime().mutex);
   const cudaError_t last = runtime().last;
   runtime().last = runtime().sticky;
   return last;
-}
-
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration:
-      return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidDevice:
-      return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidResourceHandle:
-      return "cudaErrorInvalidResourceHandle";
-    case cudaErrorIllegalAddress:
-      return "cudaErrorIllegalAddress";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-  }
-  return "unknown";
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
@@ -189,6 +156,11 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -199,7 +171,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  *properties = {"emulated on the CPU", 7, 5, std::size_t{1} << 30};
+  *properties = {"emulated on the CPU", 7, 5, std::size_t{1} << 30, 1};
   return cudaSetDevice(device);
 }
 
@@ -223,6 +195,7 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   const Lock lock(runtime().mutex);
   *pointer = allocate(bytes);
+  runtime().counts.allocations += *pointer != nullptr ? 1 : 0;
   return report(*pointer != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
@@ -232,6 +205,27 @@ cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stre
                                  : report(cudaErrorInvalidResourceHandle);
 }
 
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  if (properties->allocType != cudaMemAllocationTypePinned ||
+      properties->location.type != cudaMemLocationTypeDevice || properties->location.id != 0) {
+    return report(cudaErrorInvalidValue);
+  }
+  *pool = new EmulatedMemPool;  // programs keep theirs to the end
+  return report(cudaSuccess);
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
+  pool->release_threshold = *static_cast<std::uint64_t*>(value);
+  return report(cudaSuccess);
+}
+
+cudaError_t cudaMallocFromPoolAsync(void** pointer, std::size_t bytes, cudaMemPool_t pool,
+                                    cudaStream_t stream) {
+  const Lock lock(runtime().mutex);
+  runtime().counts.kept_allocations += pool->release_threshold > 0 ? 1 : 0;
+  return cudaMallocAsync(pointer, bytes, stream);
+}
+
 // Waits for the device, as CUDA's own does.
 cudaError_t cudaFree(void* pointer) {
   const Lock lock(runtime().mutex);
@@ -239,6 +233,8 @@ cudaError_t cudaFree(void* pointer) {
   for (const auto& entry : runtime().streams) {
     run_until(*entry.second, entry.second->enqueued);
   }
+  ++runtime().counts.frees;
+  ++runtime().counts.host_waits;
   return pointer == nullptr || release(pointer)
              ? report(cudaSuccess)
              : fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
@@ -250,6 +246,7 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t handle) {
   if (stream == nullptr) {
     return report(cudaErrorInvalidResourceHandle);
   }
+  ++runtime().counts.frees;
   enqueue(*stream, [pointer] {
     if (!release(pointer)) {
       fault(cudaErrorIllegalAddress, "freed twice, or written outside its bounds");
@@ -274,11 +271,16 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     enqueue(*stream, [to, staged = std::vector<char>(first, first + bytes)] {
       copy(to, staged.data(), staged.size());
     });
+    ++runtime().counts.copies_to_device;
     return report(cudaSuccess);
   }
   enqueue(*stream, [=] { copy(to, from, bytes); });
   if (kind == cudaMemcpyDeviceToHost) {
+    ++runtime().counts.copies_to_host;
+    ++runtime().counts.host_waits;
     run_until(*stream, stream->enqueued);
+  } else {
+    ++runtime().counts.copies_on_device;
   }
   return report(cudaSuccess);
 }
@@ -316,6 +318,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
     return report(cudaErrorInvalidResourceHandle);
   }
   run_until(*stream, stream->enqueued);
+  ++runtime().counts.host_waits;
   return report(cudaSuccess);
 }
 
@@ -330,6 +333,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     enqueue(*stream, [earlier = found->second.stream, ticket = found->second.ticket] {
       run_until(*earlier, ticket);
     });
+    ++runtime().counts.stream_waits;
   }
   return report(cudaSuccess);
 }
@@ -338,6 +342,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   const Lock lock(runtime().mutex);
   *event = reinterpret_cast<cudaEvent_t>(runtime().next_handle++);
   runtime().events[*event].timing = (flags & cudaEventDisableTiming) == 0;
+  ++runtime().counts.events_made;
   return report(cudaSuccess);
 }
 
@@ -358,6 +363,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   found->second.stream = stream;
   found->second.ticket = stream->enqueued;
   found->second.reached = reached;
+  ++runtime().counts.events_recorded;
   return report(cudaSuccess);
 }
 
@@ -370,6 +376,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (found->second.stream != nullptr) {
     run_until(*found->second.stream, found->second.ticket);
   }
+  ++runtime().counts.host_waits;
   return report(cudaSuccess);
 }
 

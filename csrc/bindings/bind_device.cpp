@@ -41,6 +41,8 @@ py::dict device_properties(int device) {
   properties["compute_capability"] =
       std::to_string(found.major) + "." + std::to_string(found.minor);
   properties["total_memory"] = found.total_memory;
+  properties["multiprocessors"] = found.multiprocessors;
+  properties["driver"] = found.driver;
   return properties;
 }
 

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "bindings/register.h"
 #include "zsseg/check.h"
 #include "zsseg/device_array.h"
+#include "zsseg/error.h"
 #include "zsseg/ops/upsample_argmax.h"
 
 namespace py = pybind11;
@@ -44,11 +46,23 @@ std::pair<py::object, py::object> split_out(const py::object& out) {
   return {pair[0], pair[1]};
 }
 
+// Memory that the caller lends for the time of a call.
+ArrayArg lent_workspace(const py::object& given, StreamHandle stream) {
+  ArrayArg workspace = ArrayArg::output(given, "workspace", stream);
+  constexpr std::uintptr_t kAlignment = 64;
+  if (reinterpret_cast<std::uintptr_t>(workspace.view().data) % kAlignment != 0) {
+    throw ShapeError("workspace: expected an address at a multiple of 64 bytes, got another one. " +
+                     std::string("Pass an array of its own, not a slice of a larger one."));
+  }
+  return workspace;
+}
+
 py::tuple bound_upsample_argmax(const py::object& logits,
                                 std::pair<std::int64_t, std::int64_t> out_hw,
                                 const std::string& activation, const py::object& seen,
                                 double seen_bias, std::optional<double> unknown_below,
-                                bool with_scores, const py::object& out, StreamHandle stream) {
+                                bool with_scores, const py::object& out,
+                                const py::object& workspace, StreamHandle stream) {
   const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
   const TensorView& view = logits_arg.view();
   std::optional<ArrayArg> seen_arg;
@@ -72,15 +86,19 @@ py::tuple bound_upsample_argmax(const py::object& logits,
     scores.emplace(scores_out, "scores", shape, DType::float32, view.device, stream);
   }
   const std::size_t bytes = upsample_argmax_workspace_bytes(view, seen_view, params);
+  std::optional<ArrayArg> given;
   std::optional<DeviceArray> on_device;  // from the stream's memory pool, back to it when done
-  if (view.device.is_cuda()) {
+  if (!workspace.is_none()) {
+    given.emplace(lent_workspace(workspace, stream));
+  } else if (view.device.is_cuda()) {
     on_device.emplace(DeviceArray::empty({static_cast<std::int64_t>(bytes)}, DType::uint8,
                                          view.device.index, stream));
   }
-  const TensorView workspace = on_device ? on_device->view() : host_workspace(bytes);
+  const TensorView memory =
+      given ? given->view() : (on_device ? on_device->view() : host_workspace(bytes));
   {
     const py::gil_scoped_release unlocked;
-    upsample_argmax(view, seen_view, labels.view(), scores ? &scores->view() : nullptr, workspace,
+    upsample_argmax(view, seen_view, labels.view(), scores ? &scores->view() : nullptr, memory,
                     params, stream);
   }
   return py::make_tuple(labels.result(), scores ? scores->result() : py::none());
@@ -91,7 +109,9 @@ py::tuple bound_upsample_argmax(const py::object& logits,
 void register_upsample_argmax(py::module_& module) {
   module.def("upsample_argmax", &bound_upsample_argmax, py::arg("logits"), py::arg("out_hw"),
              py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
-             py::arg("with_scores"), py::arg("out"), py::arg("stream"));
+             py::arg("with_scores"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
+  module.def("upsample_argmax_device_bytes", &upsample_argmax_device_bytes, py::arg("num_values"),
+             py::arg("num_classes"));
 }
 
 }  // namespace zsseg::bindings

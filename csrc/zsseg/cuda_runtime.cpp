@@ -2,6 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <mutex>
+
 #include "zsseg/cuda_check.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/error.h"
@@ -17,6 +20,36 @@ bool has_memory_pools(int device) {
   int supported = 0;
   ZSSEG_CUDA_CHECK(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device));
   return supported != 0;
+}
+
+// Freed memory beyond this many bytes goes back to the driver when a stream is waited for. CUDA's
+// own pool keeps none, so that every frame would ask the driver again.
+constexpr std::uint64_t kKeptBytes = std::uint64_t{64} << 20;
+constexpr int kMaxDevices = 64;
+
+cudaMemPool_t make_pool(int device) {
+  cudaMemPoolProps properties = {};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  cudaMemPool_t pool = nullptr;
+  ZSSEG_CUDA_CHECK(cudaMemPoolCreate(&pool, &properties));
+  std::uint64_t kept = kKeptBytes;
+  ZSSEG_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept));
+  return pool;
+}
+
+// The package's pool on a device, made at first use. Never destroyed: arrays may go after static
+// objects have.
+cudaMemPool_t pool_of(int device) {
+  static std::mutex mutex;
+  static auto* const pools = new std::array<cudaMemPool_t, kMaxDevices>{};
+  const std::lock_guard<std::mutex> lock(mutex);
+  cudaMemPool_t& pool = pools->at(static_cast<std::size_t>(device));
+  if (pool == nullptr) {
+    pool = make_pool(device);
+  }
+  return pool;
 }
 
 void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, int device,
@@ -50,7 +83,10 @@ DeviceProperties device_properties(int device) {
   expect_device("device", device);
   cudaDeviceProp found;
   ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&found, device));
-  return {found.name, found.major, found.minor, found.totalGlobalMem};
+  int driver = 0;
+  ZSSEG_CUDA_CHECK(cudaDriverGetVersion(&driver));
+  return {found.name, found.major, found.minor, found.totalGlobalMem, found.multiProcessorCount,
+          driver};
 }
 
 int set_current_device(int device) {
@@ -89,7 +125,8 @@ void* allocate(std::size_t bytes, int device, StreamHandle stream) {
   const DeviceGuard guard(device);
   void* pointer = nullptr;
   if (has_memory_pools(device)) {
-    ZSSEG_CUDA_CHECK(cudaMallocAsync(&pointer, bytes, to_stream(stream)));
+    const cudaMemPool_t pool = pool_of(device);
+    ZSSEG_CUDA_CHECK(cudaMallocFromPoolAsync(&pointer, bytes, pool, to_stream(stream)));
   } else {
     ZSSEG_CUDA_CHECK(cudaMalloc(&pointer, bytes));
   }

@@ -19,6 +19,8 @@ struct DeviceProperties {
   int major = 0;
   int minor = 0;
   std::size_t total_memory = 0;  // bytes
+  int multiprocessors = 0;
+  int driver = 0;  // newest CUDA it serves: 13000 = 13.0
 };
 DeviceProperties device_properties(int device);
 

@@ -18,6 +18,11 @@ ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"]
 STRONGLY_TYPED_BIT = 5  # as no real version has it: a literal would show
 
 
+class BuilderFlag(IntEnum):
+    FP16 = 0
+    TF32 = 7
+
+
 class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = STRONGLY_TYPED_BIT
 
@@ -52,13 +57,14 @@ class FakeTensorRT:
 
     DataType, LayerType = DataType, LayerType
     TensorIOMode, LayerInformationFormat = TensorIOMode, LayerInformationFormat
-    ProfilingVerbosity = ProfilingVerbosity
+    ProfilingVerbosity, BuilderFlag = ProfilingVerbosity, BuilderFlag
     NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
     ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
 
     def __init__(self, version="10.3.0"):
         self.__version__ = version
         self.journal = []
+        self.loggers = []
         self.faults = []
         self.plan_prefix = b"PLAN"
 
@@ -68,8 +74,15 @@ class FakeTensorRT:
             return True
         return False
 
-    def Builder(self, logger):  # noqa: N802 - TensorRT's name
+    def keep_first(self, logger):
+        """As TensorRT does: the first logger of a process stays, every other causes a warning."""
         assert logger.is_initialised
+        if self.loggers and logger is not self.loggers[0]:
+            self.loggers[0].log(ILogger.Severity.WARNING, "logger differs from the one registered")
+        self.loggers.append(logger)
+
+    def Builder(self, logger):  # noqa: N802 - TensorRT's name
+        self.keep_first(logger)
         self.journal.append("Builder")
         return Builder(self, logger)
 
@@ -77,6 +90,7 @@ class FakeTensorRT:
         return OnnxParser(self, network)
 
     def Runtime(self, logger):  # noqa: N802 - TensorRT's name
+        self.keep_first(logger)
         self.journal.append("Runtime")
         return Runtime(self, logger)
 
@@ -97,6 +111,7 @@ class Builder:
 
     def build_serialized_network(self, network, config):
         self.trt.journal.append("build")
+        self.trt.journal.append(f"flags {sorted(flag.name for flag in config.flags)}")
         for spec in network.graph["inputs"]:
             dynamic = any(size == -1 for size in spec["shape"])
             assert not dynamic or spec["name"] in config.profiles[0].shapes
@@ -115,6 +130,10 @@ class Builder:
 class Config:
     def __init__(self, trt):
         self.trt, self.profiles, self.timing = trt, [], None
+        self.flags = {BuilderFlag.TF32}  # as in every version
+
+    def clear_flag(self, flag):
+        self.flags.discard(flag)
 
     def add_optimization_profile(self, profile):
         self.profiles.append(profile)
@@ -281,6 +300,7 @@ class FakeNative:
 
     def __init__(self, count=1, capability="8.7"):
         self.count, self.capability = count, capability
+        self.size = {"multiprocessors": 16, "total_memory": 64 << 30, "driver": 13000}
         self.device, self.allocated, self.waits = 0, [], []
         native = self
 
@@ -306,7 +326,10 @@ class FakeNative:
         return self.count
 
     def cuda_device_properties(self, device):
-        return {"name": "Orin", "compute_capability": self.capability}
+        return {"name": "Orin", "compute_capability": self.capability} | self.size
+
+    def cuda_runtime_version(self):
+        return "13.0"
 
     def cuda_set_device(self, device):
         previous, self.device = self.device, device

@@ -1,7 +1,8 @@
 """ONNX operators in torch: those that this package's exporter and plain CNN encoders use.
 
 Each takes the node's attributes and its inputs and returns its outputs. LayerNorm, softmax and
-norms compute in float32 whatever they are given.
+norms compute in float32 whatever they are given. None waits for a GPU or copies to one what the
+graph holds: sizes and indices are host numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPERATORS", "TORCH_DTYPES"]
+__all__ = ["OPERATORS", "TORCH_DTYPES", "is_run"]
 
 Attributes = dict[str, Any]
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]
@@ -43,6 +44,9 @@ def _layer_norm(
     attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     axis = attributes.get("axis", -1) % x.ndim
+    if x.dtype == scale.dtype and (bias is None or bias.dtype == x.dtype):
+        # torch's kernels for half precisions compute in float32 inside
+        return F.layer_norm(x, x.shape[axis:], scale, bias, attributes.get("epsilon", 1e-5))
     normalized = F.layer_norm(
         x.float(),
         x.shape[axis:],
@@ -54,7 +58,7 @@ def _layer_norm(
 
 
 def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
-    return x.float().softmax(attributes.get("axis", -1)).to(x.dtype)
+    return x.softmax(attributes.get("axis", -1))  # in float32 inside, also for half precisions
 
 
 def _reduce_l2(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -92,9 +96,15 @@ def _slice(
         strict=True,
     )
     for start, end, axis, step in bounds:
-        span = range(*slice(start, end, step).indices(x.shape[axis]))
-        x = x.index_select(axis, torch.tensor(list(span), device=x.device))
+        x = _take(x, axis % x.ndim, range(*slice(start, end, step).indices(x.shape[axis])))
     return x
+
+
+def _take(x: Tensor, axis: int, span: range) -> Tensor:
+    """Indices of an axis that are evenly spaced: a view, where they ascend."""
+    ascending = span if span.step > 0 else span[::-1]
+    picked = x[(slice(None),) * axis + (slice(ascending.start, ascending.stop, ascending.step),)]
+    return picked if span.step > 0 else picked.flip(axis)
 
 
 def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
@@ -108,9 +118,27 @@ def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> Se
 def _gather(attributes: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     axis = attributes.get("axis", 0) % x.ndim
     size = x.shape[axis]
-    wrapped = torch.where(indices < 0, indices + size, indices).long().to(x.device)
+    if indices.device.type == "cpu":
+        found = [index + size if index < 0 else index for index in indices.reshape(-1).tolist()]
+        if any(not 0 <= index < size for index in found):
+            raise IndexError(f"expected indices from {-size} to {size - 1}, got {indices.tolist()}")
+        if indices.ndim == 0:
+            return x.select(axis, found[0])
+        if is_run(indices):
+            return _take(x, axis, range(found[0], found[0] + len(found)))
+    wrapped = torch.remainder(indices, size).long().to(x.device)
     picked = x.index_select(axis, wrapped.reshape(-1))
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def is_run(indices: Tensor) -> bool:
+    """Whether host indices [N] count up by one, so that what they pick is a view."""
+    if indices.device.type != "cpu" or indices.ndim != 1 or not indices.numel():
+        return False
+    first = int(indices[0])
+    # From below zero to above, they name places that are not neighbours.
+    is_wrapping = first < 0 <= first + indices.numel() - 1
+    return not is_wrapping and indices.tolist() == list(range(first, first + indices.numel()))
 
 
 def _unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
@@ -177,7 +205,9 @@ def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
 def _clip(
     attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
 ) -> Tensor:
-    return x.clamp(low if low is None else low.item(), high if high is None else high.item())
+    # Bounds that the graph holds are attributes, as they were before operator set 11.
+    lowest, highest = attributes.get("min", low), attributes.get("max", high)
+    return x if lowest is None and highest is None else x.clamp(lowest, highest)
 
 
 def _expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:

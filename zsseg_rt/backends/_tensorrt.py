@@ -157,7 +157,9 @@ def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
     """What a plan is tied to: RTX to a compute capability, full TensorRT to the exact GPU."""
     if api.is_rtx or gpu is None:
         return f"sm{capability.replace('.', '')}" if capability else "default"
-    return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}"
+    size = f"{gpu.multiprocessors}sm-{round(gpu.total_memory / 2**30)}gb"
+    made_by = f"driver{gpu.driver}-cuda{gpu.runtime}"
+    return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}-{size}-{made_by}"
 
 
 def _hash_graph(graph_path: Path) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import re
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
 from zsseg_rt.extras import install_command
 
-__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "make_logger", "require", "wanted_flavours"]
+__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "require", "start_logging", "wanted_flavours"]
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 MINIMUM_VERSION = (10, 3)
@@ -42,6 +43,8 @@ _REMEDY = (
     "use JetPack's own package through a virtual environment with --system-site-packages."
 )
 _log = logging.getLogger("zsseg_rt.tensorrt")
+_loggers: dict[str, tuple[Any, Any]] = {}  # by flavour: its module and logger
+_loggers_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +93,22 @@ def load_tensorrt() -> TensorRT:
     return api
 
 
-def make_logger(api: TensorRT) -> Any:
-    """Make a TensorRT logger that feeds :mod:`logging` and keeps the last complaints.
+def start_logging(api: TensorRT) -> Any:
+    """Return the process's logger of a flavour, its complaints forgotten.
 
-    Its ``last_messages()`` returns them, newest last, as one line.
+    TensorRT keeps the first logger that it is given, for all that follow, and warns at every other.
+    What it says goes to :mod:`logging`; ``last_messages()`` returns the last complaints, newest
+    last, as one line.
     """
+    with _loggers_lock:
+        held = _loggers.get(api.flavour)
+        if held is None or held[0] is not api.module:
+            held = _loggers[api.flavour] = (api.module, _make_logger(api))
+    held[1].kept.clear()
+    return held[1]
+
+
+def _make_logger(api: TensorRT) -> Any:
     trt = api.module
     levels = {
         int(trt.ILogger.Severity.INTERNAL_ERROR): logging.CRITICAL,

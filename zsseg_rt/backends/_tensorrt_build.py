@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
+from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.plan_cache import Plan
@@ -58,7 +58,7 @@ def build(
         PrecisionNotApplied: The graph does not hold the precision.
         BackendError: The graph cannot be parsed or built; with TensorRT's last messages.
     """
-    trt, logger = api.module, make_logger(api)
+    trt, logger = api.module, start_logging(api)
     builder = _make_builder(api, logger)
     network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
     _parse(trt, network, graph_path, logger)
@@ -271,6 +271,7 @@ def _configure(
 ) -> None:
     trt = api.module
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers keep names and dtypes
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default: float32 would be computed in TF32
     if capability is None:
         if api.is_rtx and report["precision"] == "fp8":
             raise BackendError(

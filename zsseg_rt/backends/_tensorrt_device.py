@@ -27,11 +27,19 @@ class Gpu:
         index: N of ``"cuda:N"``.
         name: The driver's name for it.
         compute_capability: Such as ``"8.9"``.
+        multiprocessors: How many it has; GPUs of one name may differ in it.
+        total_memory: Bytes.
+        driver: Newest CUDA that the driver serves, such as 13000.
+        runtime: CUDA runtime of this package's build, such as ``"13.0"``.
     """
 
     index: int
     name: str
     compute_capability: str
+    multiprocessors: int
+    total_memory: int
+    driver: int
+    runtime: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,10 @@ def open_gpu(device: str) -> Gpu:
         index=index,
         name=properties["name"],
         compute_capability=properties["compute_capability"],
+        multiprocessors=properties["multiprocessors"],
+        total_memory=properties["total_memory"],
+        driver=properties["driver"],
+        runtime=native().cuda_runtime_version(),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
-from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, make_logger, require
+from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
 from zsseg_rt.backends.base import LayerInfo, NodeTime, Session
 from zsseg_rt.backends.feeds import check_names
@@ -55,7 +55,7 @@ class TensorRTGraph:
     """
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
-        self.gpu, self.logger = gpu, make_logger(api)
+        self.gpu, self.logger = gpu, start_logging(api)
         self._profiler_base: Any = getattr(api.module, "IProfiler", None)
         self._report = plan.report
         self.inputs = tuple(_spec(row) for row in plan.report["inputs"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,9 +158,9 @@ class _TorchSession:
             }
             results = self._program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
-        if self.device == "cpu":
-            return {name: tensor.numpy() for name, tensor in ready.items()}
-        return dict(ready)
+            if self.device == "cpu":
+                return {name: tensor.numpy() for name, tensor in ready.items()}
+            return {name: DeviceResult(tensor, stream) for name, tensor in ready.items()}
 
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
@@ -195,22 +196,57 @@ class _TorchSession:
         own: Any = torch.cuda.default_stream(self.device)
         if stream:
             own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.stream(own),
-                torch.backends.cudnn.flags(allow_tf32=False),
-            ):
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+        with torch.cuda.device(self.device), torch.cuda.stream(own), _exact_float32(torch):
+            yield
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
         if self.device == "cpu":
             return _read_host(spec, array, self._graph.ranges)
         return _read_device(spec, array, self.device, self._graph.ranges)
+
+
+class DeviceResult:
+    """A tensor on a GPU as this package's kernels take it: they use it where it was made, at once.
+
+    torch's own ``__dlpack__`` asks which device and stream are current when it is called. After a
+    run those are no longer the session's: each use would wait for the legacy default stream, and be
+    refused on any GPU but the first.
+
+    Args:
+        tensor: Contiguous, on the GPU, written on ``stream``.
+        stream: Handle of that stream; 0 is the legacy default stream.
+    """
+
+    def __init__(self, tensor: Tensor, stream: int) -> None:
+        self.tensor, self._stream = tensor, stream
+        self.shape = tuple(tensor.shape)
+        self.__cuda_array_interface__ = {
+            "shape": self.shape,
+            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
+            "data": (tensor.data_ptr(), False),
+            "strides": None,
+            "version": 3,
+            "stream": stream or 1,  # 1 is its name for the legacy default stream
+        }
+
+    def view(self, shape: tuple[int, ...]) -> DeviceResult:
+        """The leading elements with another shape, no copy."""
+        leading = self.tensor.reshape(-1)[: math.prod(shape)]
+        return DeviceResult(leading.view(shape), self._stream)
+
+
+@contextlib.contextmanager
+def _exact_float32(torch: Any) -> Iterator[None]:
+    """No TF32 in matrix products and convolutions; all other settings stay as they are."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
 
 
 class _NodeMarks:
@@ -266,6 +302,9 @@ def _read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
 def _read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:
     import torch
 
+    if isinstance(array, DeviceResult) and array.tensor.device == torch.device(device):
+        check_feed(spec, str(array.tensor.dtype).removeprefix("torch."), array.shape, ranges)
+        return array.tensor
     if not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__"):
         raise DTypeError(
             f"{spec.name}: expected an array on {device} with __dlpack__ or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Program"]
+
+
+# Operators whose integer inputs are values, or indices, rather than sizes and axes.
+_MEET_VALUES = ("Add", "Concat", "Div", "Equal", "Gather", "Mul", "Sub")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Program:
     ) -> None:
         self.nodes, self.constants, self.outputs = nodes, constants, outputs
         self.lowered: torch.dtype | None = None
+        self._placed: dict[str, Tensor] = {}
 
     @classmethod
     def read(cls, path: Path) -> Program:
@@ -66,8 +71,17 @@ class Program:
         return "float16" if "torch.float16" in kinds else "float32"
 
     def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
-        """Move the weights to a device and cast them; integers stay on the host."""
+        """Move the weights to a device and cast them; integers stay on the host.
+
+        Integers that meet values of the device have a copy there, made once for all runs.
+        """
         self.lowered = lowered
+        for node in self.nodes if device.type != "cpu" else ():
+            for name in node.inputs if node.op_type in _MEET_VALUES else ():
+                held = self.constants.get(name)
+                # torch takes a host scalar beside a device's values without a copy
+                if held is not None and held.ndim > 0 and not held.is_floating_point():
+                    self._placed[name] = held.to(device)
         for name, tensor in self.constants.items():
             if tensor.is_floating_point():
                 self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
@@ -86,6 +100,11 @@ class Program:
         values = {name: self._lower(tensor) for name, tensor in feeds.items()}
         for node in self.nodes:
             inputs = [self._value(values, name) for name in node.inputs]
+            if node.op_type in _MEET_VALUES and _needs_device(node, inputs):
+                inputs = [
+                    self._placed.get(name, held)
+                    for name, held in zip(node.inputs, inputs, strict=True)
+                ]
             try:
                 result = OPERATORS[node.op_type](node.attributes, *inputs)
             except (RuntimeError, IndexError, ValueError, TypeError) as exc:
@@ -128,6 +147,7 @@ def _decode_nodes(
     last_use = _last_uses(graph, set(outputs) | set(constants))
     for index, node in enumerate(graph.node):
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        inputs = tuple(node.input)
         if node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = _to_tensor(attributes["value"])
             continue
@@ -135,6 +155,8 @@ def _decode_nodes(
             narrow: Any = constants[node.input[0]]
             constants[node.output[0]] = cast("Tensor", OPERATORS["Cast"](attributes, narrow))
             continue
+        if node.op_type == "Clip":
+            inputs = _clip_bounds(node, constants, attributes)
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise BackendError(
                 f"{path}: node {node.name!r}: expected an operator that backend 'torch' supports, "
@@ -144,13 +166,34 @@ def _decode_nodes(
             _Node(
                 name=node.name,
                 op_type=node.op_type,
-                inputs=tuple(node.input),
+                inputs=inputs,
                 outputs=tuple(node.output),
                 attributes=attributes,
                 last_uses=tuple(last_use.get(index, ())),
             )
         )
     return nodes
+
+
+def _clip_bounds(
+    node: Any, constants: Mapping[str, Tensor], attributes: dict[str, Any]
+) -> tuple[str, ...]:
+    """Turn bounds that the graph holds into attributes; returns the inputs that are left."""
+    left = list(node.input)
+    for place, name in ((1, "min"), (2, "max")):
+        if place < len(left) and left[place] in constants:
+            attributes[name] = constants[left[place]].item()
+            left[place] = ""
+    return tuple(left)
+
+
+def _needs_device(node: _Node, inputs: Sequence[Any]) -> bool:
+    """Whether host integers among the inputs must be on the device: they meet values there."""
+    from zsseg_rt.backends._onnx_ops_torch import is_run
+
+    if all(held is None or held.device.type == "cpu" for held in inputs):
+        return False
+    return node.op_type != "Gather" or not is_run(inputs[1])
 
 
 def _last_uses(graph: Any, kept: set[str]) -> dict[int, list[str]]:

@@ -21,7 +21,7 @@ from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["Plan", "PlanCache", "PlanKey"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: float32 without TF32, targets with the GPU's size and driver
 MAX_RECORD_BYTES = 64 << 20
 MAX_PLAN_BYTES = 16 << 30
 
@@ -36,7 +36,8 @@ class PlanKey:
         graph_name: Stem of the graph's file; only for a readable file name.
         graph_sha256: Hash of the graph's bytes.
         runtime: Flavour and full version of what builds the plan, such as ``"tensorrt-10.3.0"``.
-        target: GPU the plan is for: compute capability, and its name where that matters.
+        target: GPU the plan is for: compute capability; where a plan is tied to the very GPU, also
+            its name, multiprocessors and memory, the driver and the CUDA runtime.
         precision: The precision that was asked for.
         shapes: ``{axis name: (min, opt, max)}`` of the dynamic axes.
     """

@@ -238,6 +238,7 @@ def upsample_argmax(
     unknown_below: float | None = None,
     with_scores: bool = False,
     out: Array | tuple[Array, Array | None] | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> tuple[Array, Array | None]:
     """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
@@ -254,6 +255,8 @@ def upsample_argmax(
         unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
         with_scores: Also return the winner's activated value without the bias.
         out: Labels to write, or a pair of labels and scores. New ones if None.
+        workspace: Memory on the logits' device to write to, aligned to 64 bytes, on CUDA at least
+            ``4 * logits.size + C`` bytes. None takes and frees some.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -266,18 +269,8 @@ def upsample_argmax(
         ArgumentError: A setting is outside its range.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    labels, scores = native(
-        _C.upsample_argmax,
-        logits,
-        out_hw,
-        activation,
-        seen,
-        seen_bias,
-        unknown_below,
-        with_scores,
-        out,
-        stream,
-    )
+    settings = (activation, seen, seen_bias, unknown_below, with_scores)
+    labels, scores = native(_C.upsample_argmax, logits, out_hw, *settings, out, workspace, stream)
     return labels, scores
 
 

@@ -118,11 +118,15 @@ CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView*
   return layout;
 }
 
+std::size_t upsample_argmax_device_bytes(std::int64_t num_values, std::int64_t num_classes) {
+  return static_cast<std::size_t>(num_values) * sizeof(float) +
+         static_cast<std::size_t>(num_classes);
+}
+
 std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const TensorView* seen,
                                             const UpsampleArgmaxParams& params) {
   if (logits.device.is_cuda()) {  // class vectors of all images, and the seen flags
-    return static_cast<std::size_t>(logits.count()) * sizeof(float) +
-           static_cast<std::size_t>(logits.shape[1]);
+    return upsample_argmax_device_bytes(logits.count(), logits.shape[1]);
   }
   return upsample_argmax_cpu_layout(logits, seen, params, num_threads()).bytes;
 }

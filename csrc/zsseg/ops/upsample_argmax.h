@@ -34,6 +34,9 @@ DType upsample_argmax_label_dtype(const TensorView& logits);
 std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const TensorView* seen,
                                             const UpsampleArgmaxParams& params);
 
+// The same for logits on CUDA, of so many values of so many classes.
+std::size_t upsample_argmax_device_bytes(std::int64_t num_values, std::int64_t num_classes);
+
 // `seen` may be on the CPU for logits on CUDA. `scores` may be null. `workspace` is any array of at
 // least the bytes above, aligned to 64; its content does not matter.
 void upsample_argmax(const TensorView& logits, const TensorView* seen, const TensorView& labels,

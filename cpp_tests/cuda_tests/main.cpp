@@ -1,0 +1,399 @@
+// Launches every CUDA kernel at every dtype on odd sizes and offset pointers and compares its
+// results with the CPU kernels'. Needs a GPU but no test library, and is small enough to run under
+// compute-sanitizer:
+//
+//   zsseg_cuda_tests [--unpoisoned]      exit status 0: all agree, 1: some differ, 4: no GPU
+//
+// --unpoisoned leaves results and workspaces untouched before a kernel runs, for initcheck.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda_tests/tensors.h"
+#include "zsseg/ops/all_finite.h"
+#include "zsseg/ops/count_labels.h"
+#include "zsseg/ops/crop_regions.h"
+#include "zsseg/ops/label_regions.h"
+#include "zsseg/ops/overlay.h"
+#include "zsseg/ops/patch_text_similarity.h"
+#include "zsseg/ops/preprocess.h"
+#include "zsseg/ops/relationship_descriptor.h"
+#include "zsseg/ops/upsample_argmax.h"
+#include "zsseg/ops/warp_blend.h"
+#if defined(ZSSEG_CUDA_EMULATED)
+#include <cuda_runtime_api.h>
+#endif
+
+namespace zsseg::cuda_tests {
+namespace {
+
+using upsample::Activation;
+using Views = std::vector<TensorView>;
+
+// How much a result may differ from the CPU's.
+struct Tolerance {
+  double absolute = 0.0;     // of an element
+  double wrong_share = 0.0;  // elements that may differ by more, at near ties
+};
+constexpr Tolerance kExact{};
+constexpr Tolerance kRounding{2e-5, 0.0};  // sums in another order, and fused products
+constexpr Tolerance kNearTies{2e-5, 2e-3};
+
+struct Result {
+  DType dtype;
+  Shape shape;
+  Tolerance tolerance;
+};
+
+// Runs an operation on both devices. `run` gets the inputs, the results and a workspace.
+class Comparison {
+ public:
+  Comparison(bool poisoned, StreamHandle stream) : poisoned_(poisoned), stream_(stream) {}
+
+  using Run = std::function<void(const Views& inputs, const Views& results, const TensorView& work,
+                                 StreamHandle stream)>;
+  using WorkspaceBytes = std::function<std::size_t(const Views& inputs)>;
+
+  void compare(const std::string& name, const std::vector<HostTensor>& inputs,
+               const std::vector<Result>& results, const Run& run,
+               const WorkspaceBytes& workspace_bytes = nullptr) {
+    std::string wrong;
+    try {
+      wrong = difference(inputs, results, run, workspace_bytes);
+    } catch (const std::exception& error) {
+      wrong = error.what();
+    }
+    ++count_;
+    failures_ += wrong.empty() ? 0 : 1;
+    std::printf("%-6s %s%s%s\n", wrong.empty() ? "ok" : "FAILED", name.c_str(),
+                wrong.empty() ? "" : ": ", wrong.c_str());
+    std::fflush(stdout);
+  }
+
+  int count() const { return count_; }
+  int failures() const { return failures_; }
+
+ private:
+  std::string difference(const std::vector<HostTensor>& inputs, const std::vector<Result>& results,
+                         const Run& run, const WorkspaceBytes& workspace_bytes) const {
+    Views host_inputs, gpu_inputs, host_results, gpu_results;
+    std::vector<GpuTensor> placed, written;
+    std::vector<HostTensor> expected;
+    for (const HostTensor& input : inputs) {
+      host_inputs.push_back(input.view());
+      placed.push_back(GpuTensor::input(input, stream_));
+    }
+    for (const Result& result : results) {
+      expected.emplace_back(result.dtype, result.shape);
+      written.push_back(GpuTensor::result(result.dtype, result.shape, poisoned_, stream_));
+    }
+    for (std::size_t i = 0; i < placed.size(); ++i) {
+      gpu_inputs.push_back(placed[i].view());
+    }
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      host_results.push_back(expected[i].view());
+      gpu_results.push_back(written[i].view());
+    }
+    const std::size_t host_bytes = workspace_bytes ? workspace_bytes(host_inputs) : 0;
+    const HostTensor host_work(DType::uint8, {static_cast<std::int64_t>(host_bytes)});
+    run(host_inputs, host_results, host_work.view(), 0);
+    const std::size_t gpu_bytes = workspace_bytes ? workspace_bytes(gpu_inputs) : 0;
+    const GpuTensor gpu_work = GpuTensor::workspace(gpu_bytes, poisoned_, stream_);
+    run(gpu_inputs, gpu_results, gpu_work.view(), stream_);
+    cuda::synchronize_stream(stream_, 0);
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      std::string wrong = first_difference(expected[i], written[i].fetch(), results[i].tolerance);
+      if (wrong.empty() && written[i].was_written_around()) {
+        wrong = "memory beside it was written";
+      }
+      if (!wrong.empty()) {
+        return "result " + std::to_string(i) + ": " + wrong;
+      }
+    }
+    return gpu_work.was_written_around() ? "memory beside the workspace was written" : "";
+  }
+
+  static std::string first_difference(const HostTensor& expected, const HostTensor& got,
+                                      const Tolerance& tolerance) {
+    const std::int64_t count = expected.view().count();
+    std::int64_t wrong = 0, first = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double a = expected.at(i), b = got.at(i);
+      const double limit = tolerance.absolute * std::max(1.0, std::abs(a));
+      const bool same = a == b || (std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= limit;
+      if (!same && wrong++ == 0) {
+        first = i;
+      }
+    }
+    if (static_cast<double>(wrong) <= tolerance.wrong_share * static_cast<double>(count)) {
+      return "";
+    }
+    return std::to_string(wrong) + " of " + std::to_string(count) +
+           " elements differ, the first, " + std::to_string(first) + ", is " +
+           std::to_string(got.at(first)) + ", expected " + std::to_string(expected.at(first));
+  }
+
+  bool poisoned_;
+  StreamHandle stream_;
+  int count_ = 0, failures_ = 0;
+};
+
+void run_preprocess(Comparison& comparison, Randomness& random) {
+  for (const bool bgr : {false, true}) {
+    PreprocessParams params;
+    params.height = 37;
+    params.width = 41;
+    params.mean = {0.48, 0.46, 0.41};
+    params.std = {0.27, 0.26, 0.28};
+    params.bgr = bgr;
+    comparison.compare(std::string("preprocess ") + (bgr ? "bgr" : "rgb"),
+                       {random.whole(DType::uint8, {29, 53, 3}, 256)},
+                       {{DType::float32, {3, 37, 41}, kRounding}},
+                       [&](const Views& in, const Views& out, const TensorView&,
+                           StreamHandle stream) { preprocess(in[0], out[0], params, stream); });
+  }
+}
+
+void run_descriptor(Comparison& comparison, Randomness& random) {
+  constexpr std::int64_t kBatch = 3, kClasses = 19, kDim = 35, kWidth = 67;
+  for (const bool with_queries : {false, true}) {
+    comparison.compare(
+        std::string("relationship_descriptor ") + (with_queries ? "text queries" : "whole"),
+        {random.normal(DType::float32, {kBatch, kDim}),
+         random.normal(DType::float32, {kClasses, kDim}),
+         random.normal(DType::float32, {kWidth, 2 * kDim}), random.normal(DType::float32, {kWidth}),
+         random.normal(DType::float32, {kClasses, kWidth})},
+        {{DType::float32, {kBatch, kClasses, kWidth}, kRounding}},
+        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          const TensorView queries = with_queries ? in[4] : TensorView{};
+          relationship_descriptor({in[0], in[1], in[2], in[3], queries}, out[0], stream);
+        });
+  }
+  comparison.compare(
+      "relationship_descriptor text half",
+      {random.normal(DType::float32, {kClasses, kDim}),
+       random.normal(DType::float32, {kWidth, 2 * kDim}), random.normal(DType::float32, {kWidth})},
+      {{DType::float32, {kClasses, kWidth}, kRounding}},
+      [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+        relationship_descriptor_text({TensorView{}, in[0], in[1], in[2], TensorView{}}, out[0],
+                                     stream);
+      });
+}
+
+void run_similarity(Comparison& comparison, Randomness& random) {
+  constexpr std::int64_t kBatch = 2, kPatches = 77, kClasses = 21, kDim = 35;
+  for (const DType patch : {DType::float32, DType::float16}) {
+    for (const DType text : {DType::float32, DType::float16}) {
+      for (const bool normalize : {false, true}) {
+        PatchTextSimilarityParams params;
+        params.normalize = normalize;
+        const Shape classes = normalize ? Shape{kClasses, kDim} : Shape{kBatch, kClasses, kDim};
+        comparison.compare(
+            std::string("patch_text_similarity ") + name_of(patch) + " " + name_of(text) +
+                (normalize ? " cosine" : " product"),
+            {random.normal(patch, {kBatch, kPatches, kDim}), random.normal(text, classes)},
+            {{DType::float32, {kBatch, kClasses, kPatches}, kRounding}},
+            [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+              patch_text_similarity(in[0], in[1], out[0], params, stream);
+            });
+      }
+    }
+  }
+}
+
+struct UpsampleCase {
+  DType dtype;
+  std::int64_t classes;
+  Activation activation;
+  bool seen_on_host, with_scores;
+  float unknown_below;
+};
+
+void run_upsample_case(Comparison& comparison, Randomness& random, const UpsampleCase& c) {
+  static const char* const kNames[] = {"none", "sigmoid", "softmax"};
+  UpsampleArgmaxParams params;
+  params.height = 53;
+  params.width = 47;
+  params.activation = c.activation;
+  params.seen_bias = c.activation == Activation::kNone ? 0.0f : 0.1f;
+  params.unknown_below = c.unknown_below;
+  const HostTensor seen = random.whole(DType::boolean, {c.classes}, 2);
+  const auto flags = [&](const Views& in) { return c.seen_on_host ? seen.view() : in[1]; };
+  const Tolerance tolerance = c.activation == Activation::kNone ? kExact : kNearTies;
+  const DType label = c.classes > 254 ? DType::uint16 : DType::uint8;
+  std::vector<Result> results = {{label, {2, 53, 47}, tolerance}};
+  if (c.with_scores) {
+    results.push_back({DType::float32, {2, 53, 47}, tolerance});
+  }
+  comparison.compare(
+      std::string("upsample_argmax ") + name_of(c.dtype) + " " + std::to_string(c.classes) +
+          " classes " + kNames[static_cast<int>(c.activation)] +
+          (c.with_scores ? " with scores" : "") + (c.seen_on_host ? ", flags on the host" : ""),
+      {random.normal(c.dtype, {2, c.classes, 7, 5}), seen}, results,
+      [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+        const TensorView given = flags(in);
+        upsample_argmax(in[0], &given, out[0], c.with_scores ? &out[1] : nullptr, work, params,
+                        stream);
+      },
+      [&](const Views& in) {
+        const TensorView given = flags(in);
+        return upsample_argmax_workspace_bytes(in[0], &given, params);
+      });
+}
+
+void run_upsample(Comparison& comparison, Randomness& random) {
+  constexpr float kNever = -INFINITY;
+  for (const DType dtype : {DType::float32, DType::float16}) {
+    for (const std::int64_t classes : {1, 21, 257}) {
+      for (const Activation activation :
+           {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+        const bool with_scores = activation != Activation::kNone;
+        run_upsample_case(comparison, random,
+                          {dtype, classes, activation, classes == 21, with_scores,
+                           classes == 257 ? kNever : 0.3f});
+      }
+    }
+  }
+}
+
+void run_pictures(Comparison& comparison, Randomness& random) {
+  for (const DType label : {DType::uint8, DType::uint16}) {
+    comparison.compare(
+        std::string("overlay ") + name_of(label),
+        {random.whole(DType::uint8, {31, 45, 3}, 256), random.whole(label, {31, 45}, 256),
+         random.whole(DType::uint8, {9, 3}, 256)},
+        {{DType::uint8, {31, 45, 3}, kExact}},
+        [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          overlay(in[0], in[1], in[2], out[0], {}, stream);
+        });
+    const std::int64_t classes = label == DType::uint8 ? 9 : 4099;  // several windows of bins
+    comparison.compare(std::string("count_labels ") + name_of(label),
+                       {random.whole(label, {31, 45}, label == DType::uint8 ? 256 : 65536)},
+                       {{DType::int64, {classes + 1}, kExact}},
+                       [&](const Views& in, const Views& out, const TensorView&,
+                           StreamHandle stream) { count_labels(in[0], classes, out[0], stream); });
+  }
+}
+
+void run_finite(Comparison& comparison, Randomness& random) {
+  for (const DType dtype : {DType::float32, DType::float16}) {
+    for (const bool finite : {true, false}) {
+      HostTensor values = random.normal(dtype, {3, 7, 101});
+      if (!finite && dtype == DType::float16) {
+        values.as<Half>()[2120] = float_to_half(INFINITY);
+      } else if (!finite) {
+        values.as<float>()[2120] = NAN;
+      }
+      comparison.compare(
+          std::string("all_finite ") + name_of(dtype) + (finite ? " finite" : " not finite"),
+          {values}, {{DType::uint8, {1}, kExact}},
+          [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            all_finite(in[0], out[0], stream);
+          });
+    }
+  }
+}
+
+void run_warp(Comparison& comparison, Randomness& random) {
+  const Shape shape{2, 5, 9, 7};
+  comparison.compare(
+      "warp_blend",
+      {random.normal(DType::float32, shape), random.normal(DType::float32, shape),
+       random.normal(DType::float32, {2, 9, 7, 2}), random.normal(DType::float32, {2, 9, 7})},
+      {{DType::float32, shape, kExact}},
+      [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+        warp_blend({in[0], in[1], in[2], in[3]}, out[0], stream);
+      });
+}
+
+void run_crops(Comparison& comparison, Randomness& random) {
+  constexpr std::int64_t kMasks = 3, kCanvas = 45, kSide = 19;
+  const std::vector<HostTensor> inputs = {random.normal(DType::float32, {kMasks, 11, 13}),
+                                          random.normal(DType::float32, {3, kCanvas, kCanvas})};
+  comparison.compare("mask_boxes", {inputs[0]}, {{DType::int32, {kMasks, 5}, kExact}},
+                     [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+                       mask_boxes(in[0], out[0], kCanvas, kCanvas, stream);
+                     });
+  HostTensor regions(DType::int32, {2}), boxes(DType::int32, {2, 4});
+  const std::int32_t corners[8] = {3, 5, 40, 41, 0, 0, 45, 45};
+  regions.as<std::int32_t>()[0] = 2;
+  regions.as<std::int32_t>()[1] = 0;
+  std::memcpy(boxes.as<char>(), corners, sizeof corners);
+  for (int style = 0; style < 3; ++style) {
+    CropRegionsParams params;
+    params.side = kSide;
+    params.style = static_cast<regions::Style>(style);
+    comparison.compare(
+        "crop_regions style " + std::to_string(style), inputs,
+        {{DType::float32, {2, 3, kSide, kSide}, kRounding}},
+        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          crop_regions(in[1], in[0], regions.view(), boxes.view(), out[0], params, stream);
+        });
+  }
+}
+
+void run_votes(Comparison& comparison, Randomness& random) {
+  for (const std::int64_t classes : {19, 257}) {
+    LabelRegionsParams params;
+    params.canvas_height = 33;
+    params.canvas_width = 35;
+    params.height = 51;
+    params.width = 49;
+    const auto gather = [](const Views& in) { return LabelRegionsInputs{in[0], in[1], &in[2]}; };
+    comparison.compare(
+        "label_regions " + std::to_string(classes) + " classes",
+        {random.normal(DType::float32, {7, 9, 11}), random.normal(DType::float32, {classes, 7}),
+         random.normal(DType::float32, {classes})},
+        {{classes > 254 ? DType::uint16 : DType::uint8, {51, 49}, kNearTies},
+         {DType::float32, {51, 49}, kNearTies}},
+        [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+          label_regions(gather(in), out[0], &out[1], work, params, stream);
+        },
+        [&](const Views& in) { return label_regions_workspace_bytes(gather(in), params); });
+  }
+}
+
+int run_all(bool poisoned) {
+  if (cuda::device_count() == 0) {
+    std::fprintf(stderr, "zsseg_cuda_tests: expected a CUDA device, got none\n");
+    return 4;
+  }
+  const StreamHandle stream = cuda::create_stream(0);
+  Comparison comparison(poisoned, stream);
+  Randomness random;
+  run_preprocess(comparison, random);
+  run_descriptor(comparison, random);
+  run_similarity(comparison, random);
+  run_upsample(comparison, random);
+  run_pictures(comparison, random);
+  run_finite(comparison, random);
+  run_warp(comparison, random);
+  run_crops(comparison, random);
+  run_votes(comparison, random);
+  cuda::destroy_stream(stream, 0);
+#if defined(ZSSEG_CUDA_EMULATED)
+  std::printf("%llu kernels launched\n",
+              static_cast<unsigned long long>(cuda_emulation::counts().kernels));
+#endif
+  std::printf("%d of %d cases passed\n", comparison.count() - comparison.failures(),
+              comparison.count());
+  return comparison.failures() == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace zsseg::cuda_tests
+
+int main(int count, char** arguments) {
+  const std::string option = count > 1 ? arguments[1] : "";
+  if (count > 2 || (count == 2 && option != "--unpoisoned")) {
+    std::fprintf(stderr, "usage: %s [--unpoisoned]\n", arguments[0]);
+    return 2;
+  }
+  return zsseg::cuda_tests::run_all(option.empty());
+}

@@ -1,0 +1,101 @@
+"""A backend for a CUDA device whose graphs the host computes; arrays lie on the device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.computing_tensorrt import tensorrt_session
+from zsseg_rt import ops
+from zsseg_rt.backends import registry
+
+
+class ForeignArray:
+    """A device array as another library would own it: only its DLPack interface is known."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self.shape = array, array.shape
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def view(self, shape: tuple[int, ...]) -> "ForeignArray":
+        return ForeignArray(self._array.view(shape))
+
+
+def fetch(feed: Any, stream: int) -> np.ndarray:
+    assert not isinstance(feed, np.ndarray)
+    if isinstance(feed, ForeignArray):
+        feed = ops.DeviceArray.from_numpy(feed, 0, stream)
+    assert feed.device == "cuda:0"
+    return feed.numpy(stream=stream)
+
+
+@dataclass
+class HostSession:
+    """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
+
+    inner: Any
+    foreign: bool
+    device: str = "cuda:0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
+        results = self.inner.run({name: fetch(feed, stream) for name, feed in feeds.items()})
+        placed = {
+            name: ops.DeviceArray.from_numpy(np.array(result), 0, stream)
+            for name, result in results.items()
+        }
+        return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
+
+
+@dataclass
+class HostGraph:
+    """A graph of the host's whose sessions stand before it as the device's."""
+
+    inner: Any
+    kind: str
+    device: str = "cuda:0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def session(self) -> Any:
+        if self.kind == "TensorRT's":
+            return tensorrt_session(self.inner.session())
+        return HostSession(self.inner.session(), self.kind == "foreign arrays")
+
+
+def host_backend(monkeypatch: pytest.MonkeyPatch, session_kind: str) -> dict[str, Any]:
+    """Put it in the place of backend torch; returns the settings of an engine that uses it.
+
+    Args:
+        monkeypatch: Takes it away again.
+        session_kind: ``"own arrays"``, ``"foreign arrays"`` or ``"TensorRT's"``.
+    """
+    if not registry.is_installed("openvino"):
+        pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
+    host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
+
+    class HostBackend:
+        name = "torch"
+
+        def choose(self, held, asked, *, device, allowed):
+            return host.choose(held, asked, device="cpu", allowed=allowed)
+
+        def load(self, graph_path, *, device, precision, options):
+            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
+            return graph if device == "cpu" else HostGraph(graph, session_kind)
+
+    real = registry.get_backend
+    monkeypatch.setattr(
+        registry, "get_backend", lambda name: HostBackend() if name == "torch" else real(name)
+    )
+    return {"device": "cuda:0", "backend": "torch"}

@@ -1,0 +1,132 @@
+"""How often a frame calls CUDA, counted by the emulated GPU: the figures may only fall."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.host_backend import HostSession, host_backend
+from zsseg_rt import _C, Bundle, Engine, EngineConfig, ops
+
+pytestmark = pytest.mark.needs_cuda
+
+STORED = Path(__file__).parent / "bundles" / "v1"
+# As in cuda_emulation::Counts.
+FIELDS = (
+    "launches",
+    "kernels",
+    "allocations",
+    "kept_allocations",
+    "frees",
+    "copies_to_device",
+    "copies_to_host",
+    "copies_on_device",
+    "events_made",
+    "events_recorded",
+    "stream_waits",
+    "host_waits",
+)
+# What a frame of family descriptor takes after the first, the graphs apart.
+BUDGET = {
+    "launches": 8,  # 7 where the bundle names no seen class
+    "allocations": 0,
+    "frees": 0,
+    "copies_to_device": 1,  # the frame
+    "copies_to_host": 2,  # the finite flag, the labels
+    "copies_on_device": 0,
+    "events_made": 0,
+    "stream_waits": 0,
+    "host_waits": 5,  # the copies to the host are two of them
+}
+
+
+@pytest.fixture
+def counts():
+    """Reads what the emulated GPU has counted so far."""
+    require_cuda()
+    library = ctypes.CDLL(_C.__file__)
+    if not hasattr(library, "cuda_emulation_counts"):
+        pytest.skip("only the emulated GPU counts calls")
+    fields = (ctypes.c_uint64 * len(FIELDS))()
+
+    def read():
+        assert library.cuda_emulation_counts(fields) == len(FIELDS)
+        return dict(zip(FIELDS, fields, strict=True))
+
+    return read
+
+
+def test_the_counts_tell_what_was_asked_for(counts):
+    stream = ops.Stream(0)
+    before = counts()
+    array = ops.DeviceArray.from_numpy(np.ones((4, 5), np.float32), 0, stream.handle)
+    flag = ops.all_finite(array, stream=stream.handle)
+    flag.numpy(stream.handle)
+    event = ops.Event(0)
+    event.record(stream.handle)
+    event.synchronize()
+    del array, flag
+    found = {name: count - before[name] for name, count in counts().items()}
+    assert (found["launches"], found["allocations"], found["frees"]) == (2, 2, 2)
+    assert (found["copies_to_device"], found["copies_to_host"]) == (1, 1)
+    assert (found["events_made"], found["events_recorded"]) == (1, 1)
+    assert found["host_waits"] >= 2
+
+
+def test_memory_comes_from_a_pool_that_keeps_some(counts):
+    """CUDA's own pool gives freed memory back to the driver whenever a stream is waited for."""
+    before = counts()
+    array = ops.DeviceArray.from_numpy(np.ones(3, np.float32))
+    found = {name: count - before[name] for name, count in counts().items()}
+    assert array.shape == (3,)
+    assert found["allocations"] == found["kept_allocations"] == 1
+
+
+@pytest.fixture
+def frame_counts(counts, monkeypatch):
+    """What one frame costs, once the engine has seen one of its size; the graphs are left out."""
+    placed = host_backend(monkeypatch, "own arrays")
+    rng = np.random.default_rng(5)
+    frame = rng.integers(0, 256, (81, 77, 3), np.uint8)
+    graphs, kept = dict.fromkeys(FIELDS, 0), []
+    run = HostSession.run
+
+    def apart(self, feeds, *, stream=0):
+        before = counts()
+        results = run(self, feeds, stream=stream)
+        for name, count in counts().items():
+            graphs[name] += count - before[name]
+        kept.append(results)  # so that nothing of theirs is freed meanwhile
+        return results
+
+    monkeypatch.setattr(HostSession, "run", apart)
+
+    def count(bundle, **settings):
+        path = STORED / f"{bundle}.zsseg"
+        config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
+        with Engine(path, config) as engine:
+            engine.set_classes(list(Bundle.load(path).text_bank.names))
+            engine.segment(frame)
+            engine.segment(frame)
+            for name in graphs:
+                graphs[name] = 0
+            before = counts()
+            engine.segment(frame)
+            after = counts()
+        return {name: after[name] - before[name] - graphs[name] for name in FIELDS}
+
+    return count
+
+
+def test_a_descriptor_frame_keeps_to_its_budget(frame_counts):
+    found = frame_counts("descriptor", with_times=False)
+    assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
+
+
+@pytest.mark.parametrize("bundle", ["dense", "descriptor", "segment_tokens"])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_a_frame_allocates_nothing(frame_counts, bundle, with_scores):
+    found = frame_counts(bundle, with_scores=with_scores)
+    assert (found["allocations"], found["frees"], found["events_made"]) == (0, 0, 0)

@@ -1,0 +1,229 @@
+"""What each CUDA kernel takes of a GPU, as ptxas and the disassembler tell, against a table.
+
+    python tools/cuda_resources.py            compare; exit status 1 if anything became worse
+    python tools/cuda_resources.py --write    write the table anew
+
+Each .cu is compiled for Orin (8.7) and Hopper (9.0); no GPU is needed. What was found is kept in
+build/ until a source or the compiler changes. The table may only improve: fewer registers, less
+stack, spills and shared memory, more warps on a multiprocessor.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "cpp_tests" / "cuda_resources.json"
+FORMAT = 1  # of what is kept; to be raised when something else is measured
+CACHE = ROOT / "build" / "cuda_resources"
+SOURCES = sorted((ROOT / "csrc" / "zsseg" / "ops").glob("*_cuda.cu"))
+# Of a multiprocessor, by architecture: warps, kilobytes of shared memory. Registers: 65536 each.
+LIMITS = {"87": (48, 164), "90": (64, 228)}
+REGISTERS, REGISTERS_AT_ONCE, RESERVED_SHARED = 65536, 256, 1024
+THREADS = 256  # of a block, but for these
+OTHER_THREADS = {
+    "begin_finite_kernel": 1,
+    "label_kernel": 128,
+    "unpack_seen_kernel": 128,
+    "warp_blend_kernel": 128,
+}
+# Dynamic shared memory is not known here: label_regions_kernel may have fewer warps than shown.
+INSTRUCTIONS = {
+    "hmma": re.compile(r"(?<![.\w])HG?MMA\b"),  # HFMA2.MMA is no matrix product
+    "ldl": re.compile(r"\bLDL\b"),
+    "stl": re.compile(r"\bSTL\b"),
+    "wide_loads": re.compile(r"\bLD[GS][\w.]*\.128\b"),
+}
+LESS_IS_BETTER = ("registers", "stack", "spill_stores", "spill_loads", "shared", "ldl", "stl")
+MORE_IS_BETTER = ("warps", "hmma", "wide_loads")
+
+Found = dict[str, dict[str, dict[str, int]]]  # by architecture and kernel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare or write; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the table anew")
+    args = parser.parse_args(arguments)
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        print("nvcc: expected it on PATH, got nothing. Install the CUDA toolkit.", file=sys.stderr)
+        return 4
+    found = measure_all(nvcc)
+    if args.write:
+        TABLE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        print(f"wrote {TABLE.relative_to(ROOT)}")
+        return 0
+    worse = compare(json.loads(TABLE.read_text()), found)
+    print("\n".join(worse) or "no kernel takes more than the table says")
+    return 1 if worse else 0
+
+
+def compare(table: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What became worse, a line each; what the table does not hold counts as worse too.
+
+    Figures of the disassembler are compared where both sides have them.
+    """
+    return list(_differences(table, found))
+
+
+def _differences(table: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    for arch in sorted({*table, *found}):
+        held, taken = table.get(arch, {}), found.get(arch, {})
+        for kernel in sorted({*held, *taken}):
+            if kernel not in held or kernel not in taken:
+                where = "table" if kernel not in held else "sources"
+                yield f"sm_{arch} {kernel}: not in the {where}. Run with --write."
+                continue
+            for name in (*LESS_IS_BETTER, *MORE_IS_BETTER):
+                if name not in held[kernel] or name not in taken[kernel]:
+                    continue
+                before, after = held[kernel][name], taken[kernel][name]
+                if (after > before) if name in LESS_IS_BETTER else (after < before):
+                    yield f"sm_{arch} {kernel}: {name} expected {before} or better, got {after}"
+
+
+def measure_all(nvcc: str) -> Found:
+    """Figures of every kernel on every architecture, from the cache where nothing changed."""
+    dump = find_cuobjdump(nvcc)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found: Found = {arch: {} for arch in LIMITS}
+    headers = sorted((ROOT / "csrc" / "zsseg").rglob("*.h"))
+    shared = b"".join(path.read_bytes() for path in headers)
+    for source in SOURCES:
+        key = hashlib.sha256(
+            shared + source.read_bytes() + f"{FORMAT}{version}{dump is None}".encode()
+        )
+        kept = CACHE / f"{source.stem}-{key.hexdigest()[:32]}.json"
+        if not kept.is_file():
+            measured = measure(nvcc, dump, source)
+            CACHE.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(measured))
+        for arch, kernels in json.loads(kept.read_text()).items():
+            found[arch] |= kernels
+    return found
+
+
+def find_cuobjdump(nvcc: str) -> str | None:
+    """The toolkit's disassembler, or the one inside the triton package; None without either."""
+    beside = Path(nvcc).resolve().with_name("cuobjdump")
+    if beside.is_file():
+        return str(beside)
+    triton = importlib.util.find_spec("triton")
+    for folder in (triton and triton.submodule_search_locations) or ():
+        file = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if file.is_file():
+            return str(file)
+    return shutil.which("cuobjdump")
+
+
+def measure(nvcc: str, dump: str | None, source: Path) -> Found:
+    """Compile one source for every architecture and read what the tools say."""
+    found: Found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for arch in LIMITS:
+            binary = Path(folder) / f"{arch}.cubin"
+            command = [
+                nvcc,
+                "-std=c++17",
+                "-O3",
+                f"-I{ROOT / 'csrc'}",
+                "-cubin",
+                f"-arch=sm_{arch}",
+            ]
+            command += ["-Xptxas", "-v", "-o", str(binary), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise SystemExit(f"{source.name}: nvcc failed:\n{done.stderr}")
+            kernels = read_ptxas(done.stderr, arch)
+            for name, counts in count_instructions(dump, binary).items():
+                kernels[name] |= counts
+            found[arch] = {readable(name): figures for name, figures in kernels.items()}
+    return found
+
+
+def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:
+    """Figures by mangled name, from what ``-Xptxas -v`` prints."""
+    found: dict[str, dict[str, int]] = {}
+    for block in text.split("Compiling entry function '")[1:]:
+        name = block[: block.index("'")]
+
+        def number(pattern: str, block: str = block) -> int:
+            match = re.search(pattern, block)
+            return int(match[1]) if match else 0
+
+        figures = {
+            "registers": number(r"Used (\d+) registers"),
+            "stack": number(r"(\d+) bytes stack frame"),
+            "spill_stores": number(r"(\d+) bytes spill stores"),
+            "spill_loads": number(r"(\d+) bytes spill loads"),
+            "shared": number(r"(\d+) bytes smem"),
+        }
+        figures["warps"] = resident_warps(arch, readable(name), figures)
+        found[name] = figures
+    return found
+
+
+def resident_warps(arch: str, kernel: str, figures: Mapping[str, int]) -> int:
+    """Warps that fit on a multiprocessor, by registers, shared memory and block size."""
+    most, shared_kb = LIMITS[arch]
+    threads = OTHER_THREADS.get(kernel.split("<")[0], THREADS)
+    warps = -(-threads // 32)
+    of_warp = -(-figures["registers"] * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
+    blocks = min(
+        most // warps,
+        REGISTERS // (of_warp * warps) if of_warp else most,
+        shared_kb * 1024 // (figures["shared"] + RESERVED_SHARED),
+        32,
+    )
+    return blocks * warps
+
+
+def count_instructions(dump: str | None, binary: Path) -> dict[str, dict[str, int]]:
+    """Counts by mangled name; empty without a disassembler."""
+    if dump is None:
+        return {}
+    done = subprocess.run([dump, "-sass", str(binary)], capture_output=True, text=True, check=True)
+    found = {}
+    for block in done.stdout.split("Function : ")[1:]:
+        name, _, body = block.partition("\n")
+        counts: Counter[str] = Counter(dict.fromkeys(INSTRUCTIONS, 0))
+        for line in body.splitlines():
+            for key, pattern in INSTRUCTIONS.items():
+                counts[key] += bool(pattern.search(line))
+        found[name.strip()] = dict(counts)
+    return found
+
+
+def readable(mangled: str) -> str:
+    """``kernel<types>``, without the namespace, which depends on the file's path."""
+    done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
+    text = done.stdout.strip()
+    text = re.sub(r"\(anonymous namespace\)::|zsseg::|_GLOBAL__N__\w+::", "", text)
+    match = re.match(r"(?:void )?(\w+(?:<[^(]*>)?)\(", text)
+    return (
+        match[1].replace("unsigned char", "uint8").replace("unsigned short", "uint16")
+        if match
+        else text
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Run steps as processes with time limits, and read the GPU meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+TOTAL_SECONDS = 470.0
+TAIL_LINES = 60
+# Of nvidia-smi, with the names that the record uses.
+GPU_QUERY = {
+    "driver_version": "driver",
+    "clocks.sm": "sm_mhz",
+    "clocks.mem": "memory_mhz",
+    "clocks.max.sm": "sm_max_mhz",
+    "clocks.max.mem": "memory_max_mhz",
+    "power.draw": "power_w",
+    "power.limit": "power_limit_w",
+    "temperature.gpu": "temperature_c",
+    "memory.used": "memory_used_mb",
+}
+
+
+@dataclass(kw_only=True)
+class Step:
+    """Something to run.
+
+    Attributes:
+        name: For the record.
+        command: What runs.
+        limit: Seconds.
+        missing: Why it cannot run; "" if it can.
+        environment: Added to this process's.
+        junit: Where pytest writes its counts.
+        watched: Whether the GPU's clocks and power are noted meanwhile.
+    """
+
+    name: str
+    command: Sequence[str | Path] = ()
+    limit: float = 60.0
+    missing: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    junit: Path | None = None
+    watched: bool = False
+
+
+def run_step(step: Step, began: float) -> dict[str, Any]:
+    """Run a step within its limit and what is left of the whole; returns what the record holds."""
+    left = TOTAL_SECONDS - (time.monotonic() - began)
+    missing = step.missing or ("" if left > 1.0 else "no time was left")
+    if missing:
+        print(f"\n== {step.name}: missing: {missing}", flush=True)
+        return {"name": step.name, "state": "missing", "reason": missing}
+    limit = min(step.limit, left)
+    print(f"\n== {step.name} (at most {limit:.0f} s)", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        status, readings = run_limited(step, limit, log)
+        log.seek(0)
+        lines = log.read().replace(f"{ROOT}{os.sep}", "").splitlines()
+    print("\n".join(lines[-TAIL_LINES:]), flush=True)
+    outcome: dict[str, Any] = {"name": step.name, "state": "passed" if status == 0 else "failed"}
+    outcome["seconds"] = round(time.monotonic() - start, 1)
+    if status is None:
+        outcome["reason"] = f"took longer than {limit:.0f} s"
+    elif status != 0:
+        outcome["reason"] = f"exit status {status}"
+    if status != 0:
+        outcome["output"] = lines[-TAIL_LINES:]
+    if step.junit is not None:
+        outcome["tests"] = read_counts(step.junit)
+    if step.watched:
+        outcome["gpu"] = summarise(readings)
+    return outcome
+
+
+def run_limited(
+    step: Step, limit: float, log: Any
+) -> tuple[int | None, list[dict[str, float | str | None]]]:
+    """Run a command in a group of its own, which is killed at the limit: status None then."""
+    command = [str(part) for part in step.command]
+    # The checkout's own package comes first, also for scripts in other folders.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, **step.environment}
+    readings = []
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        print(error, file=log)
+        return 127, []
+    end = time.monotonic() + limit
+    try:
+        while time.monotonic() < end:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(min(2.0, max(0.0, end - time.monotonic()))), readings
+            if step.watched:
+                readings.append(read_gpu())
+        return None, readings
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a few lines with the checkout's package."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def run_quietly(*command: str) -> str | None:
+    """What a command prints; None if it is absent, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+
+
+def read_gpu() -> dict[str, float | str | None]:
+    """Driver, clocks, power and memory now; None for what nvidia-smi does not tell."""
+    query = f"--query-gpu={','.join(GPU_QUERY)}"
+    output = run_quietly("nvidia-smi", query, "--format=csv,noheader,nounits")
+    values = [value.strip() for value in output.splitlines()[0].split(",")] if output else []
+    values += [""] * (len(GPU_QUERY) - len(values))
+    named = dict(zip(GPU_QUERY.values(), values, strict=False))
+    driver = named.pop("driver")
+    return {"driver": driver or None} | {key: to_number(text) for key, text in named.items()}
+
+
+def to_number(text: str) -> float | None:
+    """A figure of nvidia-smi; "[N/A]" and the like are none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def summarise(readings: Sequence[Mapping[str, float | str | None]]) -> dict[str, float]:
+    """Median of each figure over the readings taken during a step."""
+    found: dict[str, list[float]] = {}
+    for reading in readings:
+        for key, value in reading.items():
+            if isinstance(value, float):
+                found.setdefault(key, []).append(value)
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def read_counts(junit: Path) -> dict[str, Any] | None:
+    """Pytest's counts and why tests were skipped; None if it did not come to write them."""
+    try:
+        root = ElementTree.parse(junit).getroot()
+    except (OSError, ElementTree.ParseError):
+        return None
+    suites = list(root.iter("testsuite"))
+    names = ("tests", "failures", "errors", "skipped")
+    counts = {name: sum(int(suite.get(name) or 0) for suite in suites) for name in names}
+    reasons = sorted({skip.get("message") or "" for skip in root.iter("skipped")})
+    return counts | {"skip_reasons": reasons}
