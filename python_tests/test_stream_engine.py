@@ -97,6 +97,20 @@ def test_several_lanes_give_what_one_gives(colour_bundle, engine, order, tmp_pat
             assert winner(several.segment(found[0].frame.image)) == "red"
 
 
+def test_a_stream_that_cannot_begin_keeps_nothing(colour_bundle, photos, tmp_path):
+    config = EngineConfig(device="cpu", cache_dir=tmp_path / "cache", num_lanes=2)
+    with Engine(colour_bundle, config) as engine:
+        engine.set_classes(NAMES)
+        with pytest.raises(ArgumentError, match="sink"):
+            engine.stream(photos, sinks=["labels.unknown"])
+        with engine.lane():  # the stream gave its own back
+            pass
+        video = tmp_path / "out.mp4"
+        with engine.lane(), pytest.raises(EngineStateError, match="lanes"):
+            engine.stream(photos, sinks=[video])
+        assert not video.exists()
+
+
 def test_cameras_leave_the_further_lanes_alone(colour_bundle, tmp_path):
     config = EngineConfig(device="cpu", cache_dir=tmp_path, num_lanes=2)
     with Engine(colour_bundle, config) as several:

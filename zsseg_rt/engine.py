@@ -279,7 +279,13 @@ class Engine:
         check_settings(policy, max_staleness)
         sources = open_sources(source, self.config.channel_order)
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
-        writers = open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha)
+        lanes = self._stream_lanes(sources, policy) if memories is None else None
+        try:
+            writers = open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha)
+        except BaseException:
+            if lanes is not None:
+                lanes.close()
+            raise
         return Stream(
             sources,
             self.segment,
@@ -287,7 +293,7 @@ class Engine:
             max_staleness=max_staleness,
             writers=writers,
             memories=memories,
-            lanes=self._stream_lanes(sources, policy) if memories is None else None,
+            lanes=lanes,
         )
 
     def _stream_lanes(self, sources: Sequence[Source], policy: Policy | None) -> LanePool | None:
