@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 from zsseg_rt import Bundle, Engine, EngineConfig, ops
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
-from zsseg_rt.profiling.meter import Sample, TurnPlan
+from zsseg_rt.profiling.meter import Sample, Stopwatch, TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,9 +222,9 @@ def measure_swaps(engine: Engine, text: np.ndarray, setting: Setting) -> dict[st
         taken = []
         for turn in range(SWAPS):
             rows = np.ascontiguousarray(np.roll(text[:count], turn, axis=0))
-            begin = time.perf_counter()
+            watch = Stopwatch()
             engine.set_classes(class_names(count), embeddings=rows)
-            taken.append((time.perf_counter() - begin) * 1e3)
+            taken.append(watch.seconds * 1e3)
             engine.segment(frame)
         medians[str(count)] = statistics.median(taken)
     return medians

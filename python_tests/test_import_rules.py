@@ -16,7 +16,7 @@ from zsseg_rt import errors
 PACKAGE = Path(zsseg_rt.__file__).parent
 HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnxruntime"}
 TORCH_SIDE = ("models", "torch_files", "training", "export", "experiments")
-MOST_MODULES, MOST_LINES = 20, 8000
+MOST_MODULES, MOST_LINES = 20, 8400
 
 LOADED = """
 import sys

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
-from zsseg_rt.schema import nearest
+from zsseg_rt.schema import decode, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +94,15 @@ class ExportOptions:
         check_precisions(self.precisions)
 
 
+_KINDS: dict[str, Any] = {
+    "template_set": str | None, "name": str | None, "space": str | None, "source": str,
+    "licence": str, "overwrite": bool, "verify": bool, "embed_output": str | None,
+    "logit_scale": float, "normalize": bool, "activation": str, "unknown_below": float | None,
+    "architecture": str,
+}  # fmt: skip
+"""Of options that are one plain value; what they may be."""
+_PLAIN = (str, bytes, bool, int, float, list, tuple, dict, type(None))
+
 COMMON_OPTIONS = frozenset(
     {
         "precisions", "templates", "template_set", "text_bank", "name",
@@ -121,7 +130,8 @@ def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str
         exported: What is exported, for messages.
 
     Raises:
-        ArgumentError: An option does not exist, or the exporter does not read it.
+        ArgumentError: An option does not exist, is of the wrong type, or the exporter does not
+            read it.
         BundleError: A precision is not one that graphs are written in.
     """
     known = [field.name for field in fields(ExportOptions)]
@@ -134,4 +144,6 @@ def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str
                 f"{name}: expected nothing for {exported}, whose exporter does not read it, got a "
                 "value. Leave it out."
             )
+        if name in _KINDS and isinstance(given[name], _PLAIN):
+            decode(_KINDS[name], given[name], name, ArgumentError)
     return ExportOptions(**given)
