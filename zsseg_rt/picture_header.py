@@ -74,6 +74,8 @@ def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
             f"{width}x{height} pixels, got {len(data)}. The file is cut off or damaged; copy it "
             "again."
         )
+    if header.format == "PNG":
+        _check_png_parts(data)
 
 
 def read_header(data: bytes) -> PictureHeader:
@@ -109,6 +111,19 @@ def _read_png(data: bytes) -> PictureHeader:
     row_bytes = -(-width * depth * _PNG_CHANNELS[colour] // 8)
     least = height * row_bytes // _DEFLATE
     return PictureHeader(format="PNG", size_hw=(height, width), least_bytes=least)
+
+
+def _check_png_parts(data: bytes) -> None:
+    """Refuse what decoders take memory for: parts longer than the file, or no last part."""
+    position, kind = 8, b""
+    while kind != b"IEND" and position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+    if kind != b"IEND" or position > len(data):
+        raise ValueError(
+            f"expected an image file, got {len(data)} bytes of a PNG that is cut off or damaged. "
+            "Copy the file again."
+        )
 
 
 def _read_jpeg(data: bytes) -> PictureHeader:

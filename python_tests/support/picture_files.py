@@ -31,6 +31,11 @@ def tiff(tags, order="<", big=False):
 BOMBS = {
     "67 bytes": (png(30000, 30000, colour=2), "expected at most 200000000 pixels, got 30000x30000"),
     "below the limit": (png(14000, 14000), r"expected at least 189922 bytes .* 14000x14000"),
+    "part of 1 GB": (
+        png(5, 5)[:33] + struct.pack(">I4s", 1 << 30, b"iTXt") + bytes(40),
+        "got 81 bytes of a PNG that is cut off or damaged",
+    ),
+    "no end": (png(5, 5)[:-9], "bytes of a PNG that is cut off or damaged"),
     "jpeg": (
         b"\xff\xd8\xff\xc0" + struct.pack(">HBHH", 11, 8, 14000, 14000) + b"\1\1\x11\0",
         "expected at least 95703 bytes for a JPEG",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
-from zsseg_rt.schema import decode, nearest
+from zsseg_rt.schema import check_plain_text, decode, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,6 +133,7 @@ def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str
         ArgumentError: An option does not exist, is of the wrong type, or the exporter does not
             read it.
         BundleError: A precision is not one that graphs are written in.
+        VocabularyError: A text holds control characters or half of a surrogate pair.
     """
     known = [field.name for field in fields(ExportOptions)]
     for name in given:
@@ -145,5 +146,7 @@ def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str
                 "value. Leave it out."
             )
         if name in _KINDS and isinstance(given[name], _PLAIN):
-            decode(_KINDS[name], given[name], name, ArgumentError)
+            value = decode(_KINDS[name], given[name], name, ArgumentError)
+            for line in value.splitlines() if isinstance(value, str) else ():
+                check_plain_text(line, name)
     return ExportOptions(**given)
