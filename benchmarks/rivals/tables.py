@@ -95,8 +95,8 @@ def conditions_text(report: Report) -> str:
     ]
     if report.busy:
         lines.append(
-            f"**Other programs ran meanwhile: threads waited for a CPU up to {report.waiting:.0%} "
-            "of the time. Do not quote these times; measure again on a quiet machine.**"
+            f"**Other programs ran meanwhile: threads waited for a CPU {report.waiting:.0%} of the "
+            "time. Do not quote these times; measure again on a quiet machine.**"
         )
     lines += [f"Note: {note}." for note in report.conditions.notes]
     return "\n\n".join(lines)
