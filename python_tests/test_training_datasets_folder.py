@@ -198,7 +198,7 @@ def test_a_cut_off_mask_is_refused(tmp_path):
     data = path.read_bytes()
     for share in (0.3, 0.7, 0.95):
         path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(DatasetError, match="expected a whole file"):
+        with pytest.raises(DatasetError, match="a PNG that is cut off or damaged"):
             read_mask(path)
 
 
