@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from zsseg_rt import _C
-from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
+from zsseg_rt.extras import needs_extra
 
 __all__ = ["NVTX_DOMAIN", "STAGES", "NvtxRanges", "StageClock"]
 
@@ -42,13 +41,8 @@ class NvtxRanges:
     """
 
     def __init__(self) -> None:
-        try:
+        with needs_extra("nvtx", "to show ranges"):
             import nvtx
-        except ImportError as exc:
-            raise BackendUnavailableError(
-                "nvtx: expected the package to be installed for ranges, got nothing. "
-                f"Run: {install_command('nvtx')}"
-            ) from exc
         self._nvtx: Any = nvtx
         self._following: dict[str, str] = {}
         self._last, self._open = "", 0

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
+from zsseg_rt.extras import needs_extra
 
 __all__ = ["detections"]
 
@@ -29,12 +28,8 @@ def detections(
     Raises:
         BackendUnavailableError: The package ``supervision`` is not installed.
     """
-    try:
+    with needs_extra("supervision", "for its detections"):
         import supervision
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            f"supervision: expected the package, got nothing. Run: {install_command('supervision')}"
-        ) from exc
     if not masks:
         return supervision.Detections.empty()
     stacked = np.stack(masks)

@@ -12,8 +12,8 @@ import numpy as np
 from zsseg_rt import __version__
 from zsseg_rt.bundle import MANIFEST, Bundle
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
-from zsseg_rt.extras import install_command
+from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.extras import needs_extra
 from zsseg_rt.integrations import ray
 from zsseg_rt.text.class_names import ClassNames, read_groups
 
@@ -117,7 +117,8 @@ class PhotoSegmenter:
             ArgumentError: It has a column with the name of a new one.
             BackendUnavailableError: The package ``datasets`` is not installed.
         """
-        datasets = _import_datasets()
+        with needs_extra("datasets", "for the types of columns"):
+            import datasets
         if taken := sorted(_COLUMNS & given.keys()):
             raise ArgumentError(
                 f"features: has a column {taken[0]!r} already. Rename it: rename_column(...)."
@@ -180,13 +181,3 @@ def _is_one(photos: Any) -> bool:
     """Whether these are one photo instead of several."""
     is_array = isinstance(photos, np.ndarray) and photos.ndim == 3
     return is_array or isinstance(photos, Mapping) or hasattr(photos, "convert")
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            f"datasets: expected the package, got nothing. Run: {install_command('datasets')}"
-        ) from exc
-    return datasets

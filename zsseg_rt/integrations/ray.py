@@ -24,7 +24,7 @@ from zsseg_rt.errors import (
     SourceError,
     ZssegError,
 )
-from zsseg_rt.extras import install_command
+from zsseg_rt.extras import needs_extra
 from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
@@ -280,10 +280,6 @@ def _arrow_table(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
 
 
 def _pyarrow() -> Any:
-    try:
+    with needs_extra("ray", "for Ray's tables"):
         import pyarrow
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            f"pyarrow: expected the package, got nothing. Run: {install_command('ray')}"
-        ) from exc
     return pyarrow
