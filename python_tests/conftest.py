@@ -5,9 +5,7 @@ emulated (cpp_tests/cuda_emulation).
 """
 
 import contextlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-
-def use_extension(path: str) -> None:
-    """Puts the extension module at ``path`` in the place of the installed one."""
-    spec = importlib.util.spec_from_file_location("zsseg_rt._C", path)
-    if spec is None or spec.loader is None:
-        raise pytest.UsageError(f"ZSSEG_EXTENSION: expected an extension module, got {path}")
-    sys.modules["zsseg_rt._C"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["zsseg_rt._C"])
-
+from support.extension import use_extension
 
 # GStreamer runs in child processes alone, of the tests that are about it.
 os.environ.setdefault("ZSSEG_RTSP_LIBRARY", "pyav")
@@ -31,7 +21,7 @@ os.environ.setdefault("ZSSEG_RTSP_LIBRARY", "pyav")
 if os.environ.get("ZSSEG_EXTENSION"):
     use_extension(os.environ["ZSSEG_EXTENSION"])
 
-from zsseg_rt import ops  # noqa: E402  (after the extension has been chosen)
+from zsseg_rt import ops
 
 
 class CpuDevice:

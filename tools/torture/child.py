@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
-import importlib.util
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tools.torture.target import TARGETS, Attempt, Target, case_of
+from tools.torture.target import TARGETS, Attempt, Target, case_of, test_support
 from zsseg_rt.errors import ZssegError
 
 STATE_BYTES = 512
@@ -164,19 +163,9 @@ def try_case(name: str, case: int, attempt: Attempt, log: Log, memory: PeakMemor
         log.fail(name, case, "memory", f"{grown >> 20} MB more for this case")
 
 
-def use_extension(path: str) -> None:
-    """Take another build of the core: the one whose CUDA is an emulated GPU."""
-    spec = importlib.util.spec_from_file_location("zsseg_rt._C", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"ZSSEG_EXTENSION: expected an extension module, got {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["zsseg_rt._C"] = module
-    spec.loader.exec_module(module)
-
-
 if __name__ == "__main__":
     if extension := os.environ.get("ZSSEG_EXTENSION"):
-        use_extension(extension)
+        test_support("extension").use_extension(extension)
     import tools.torture.targets  # noqa: F401 - registers them
 
     sys.exit(main())

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.torture.target import ROOT
+from tools.torture.target import ROOT, test_support
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ZssegError
 
 __all__ = ["Ended", "kill_many"]
 
 _LONGEST = 600.0  # seconds for a command that is not killed
-_ALIVE = "import sys; from zsseg_rt.__main__ import run; sys.exit(run())"
 
 
 @dataclass
@@ -109,7 +108,7 @@ def _kill_one_job(job: _Job, folder: Path, count: int, draw: random.Random, ende
 
 
 def _command(words: list[str]) -> list[str]:
-    return [sys.executable, "-c", _ALIVE, *words]
+    return [sys.executable, "-m", "zsseg_rt", *words]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -198,13 +197,9 @@ def _export(folder: Path) -> _Job:
 
 
 def _import(folder: Path) -> _Job:
-    sys.path.insert(0, str(ROOT / "python_tests"))
-    try:
-        from support import tiny
-    finally:
-        sys.path.pop(0)
     import torch
 
+    tiny = test_support("tiny")
     sizes = tiny.TinySizes(
         width=64,
         num_heads=1,

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from tools.torture.target import ROOT
+from tools.torture.target import test_support
 
 __all__ = ["train_small", "write_settings"]
 
 
 def write_settings(folder: Path, *, iterations: int = 2, interval: int = 2) -> Path:
     """Write a tiny CLIP and the settings of a run that uses it; returns the TOML file."""
-    sys.path.insert(0, str(ROOT / "python_tests"))
-    try:
-        from support.small_runs import TABLES, save_clip
-    finally:
-        sys.path.pop(0)
     from zsseg_rt.training.config import TrainConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    clip = save_clip(folder / "clip.safetensors")
+    small_runs = test_support("small_runs")
+    clip = small_runs.save_clip(folder / "clip.safetensors")
     options = {
         "pretrained": str(clip),
         "activation": "quick_gelu",
         "image_size": 64,
         "num_prompts": 2,
     }
-    loop = {**TABLES["loop"], "iterations": iterations, "checkpoint_interval": interval}
+    loop = {**small_runs.TABLES["loop"], "iterations": iterations, "checkpoint_interval": interval}
     tables = {
-        **TABLES,
+        **small_runs.TABLES,
         "loop": loop,
         "evaluation": {"limit": 2},
         "model": {"architecture": "zegclip", "options": options},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.errors import ZssegError
 
@@ -59,6 +62,14 @@ def target(
         return prepare
 
     return register
+
+
+def test_support(name: str) -> Any:
+    """A module of ``python_tests/support``."""
+    folder = str(ROOT / "python_tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(f"support.{name}")
 
 
 def case_of(seed: int, name: str, number: int) -> random.Random:

@@ -16,10 +16,8 @@ from tools.torture.target import Attempt, RefusedError, target
         by_default=False)  # fmt: skip
 def _itself(_: Path) -> Attempt:
     kept: list[bytearray] = []
-    case = -1
 
     def attempt(draw: random.Random) -> None:
-        nonlocal case
         case = _number(Path("count"))
         if case % 10 == 2:
             os.kill(os.getpid(), signal.SIGSEGV)
