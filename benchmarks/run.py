@@ -1,6 +1,6 @@
 """Compare the engine with its rivals: torch, torch.compile, ONNX Runtime, OpenVINO, OpenCV.
 
-    python benchmarks/run.py --json FILE        # everything: at most 12 minutes on 2 quiet cores
+    python benchmarks/run.py --json FILE        # everything: 13 minutes on 2 quiet cores
     python benchmarks/run.py classes output --json FILE
     python benchmarks/run.py --tables FILE...   # reports into docs/benchmarks.md and README.md
 

@@ -4,7 +4,7 @@
 
 | form | what | minutes, about |
 |---|---|---|
-| quiet-2ms | the demo, one thread, nothing else running: 40 self-comparisons, 20 of 10 % | 2 to 6 |
+| quiet-2ms | the demo, one thread, nothing else running: 40 self-comparisons, 20 of 10 % | 5 to 8 |
 | busy-2ms | the same beside 6 busy processes, which it starts | 8 to 15 |
 | quiet-230ms | ViT-B/16 with random weights, two threads: the same | 6 to 15 |
 | busy-230ms | beside 6 busy processes: 8 comparisons with itself, 4 of 10 % | 10 to 20 |
