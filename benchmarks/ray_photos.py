@@ -1,14 +1,15 @@
 """Measure a folder of photos with Ray Data beside the batch command, and what starting Ray costs.
 
-    python benchmarks/ray_photos.py [--bundle NAME.zsseg] [--photos 200] [--size 640x480]
-                                    [--rounds 3] [--json FILE]
+    python benchmarks/ray_photos.py [--bundle NAME.zsseg | --real] [--photos N] [--size 640x480]
+                                    [--batch-size N] [--rounds 3] [--json FILE]
 
-Needs the extra ``ray``. Both label the same photos with the same number of threads and write masks
-and overlays as PNG: the batch command as files, Ray as Parquet. Each is a process of its own per
-round; they take turns. Ray's rate is that of its last photos: between the moment when a quarter of
-them was done and the end. All that comes before, less the time of that quarter at that rate, is its
-start-up. The report says from how many photos Ray is faster on several machines like this one.
-Bundles need a text encoder.
+Needs the extra ``ray``; ``--real``, ViT-B/16 at 512x512 with random weights, torch and onnx too.
+Both label the same photos with the same number of threads and write masks and overlays as PNG: the
+batch command as files, Ray as Parquet. Each is a process of its own per round; they take turns.
+Ray's rate is that of its last photos: between the moment when a quarter of them was done and the
+end. All that comes before, less the time of that quarter at that rate, is its start-up. The
+report says from how many photos Ray is faster on several machines like this one.
+A bundle without a text encoder gets random classes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+BATCH_SIZE = 32
 sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name
 
 BATCH = """
@@ -32,15 +34,15 @@ from pathlib import Path
 
 begin = time.monotonic()
 from zsseg_rt import Engine, EngineConfig
+from benchmarks.ray_photos import classes_for
 from zsseg_rt.batch import lanes_for, segment_photos
-from zsseg_rt.demo import demo_classes
 
 bundle, folder, out = sys.argv[1:]
 photos, done = sorted(Path(folder).iterdir()), []
 config = EngineConfig(device="cpu")
 config = EngineConfig(device="cpu", num_lanes=lanes_for(len(photos), config))
 with Engine(bundle, config) as engine:
-    engine.set_classes(demo_classes())
+    engine.set_classes(classes_for(bundle))
     results = segment_photos(
         engine, photos, Path(out), on_done=lambda *_: done.append(time.monotonic() - begin)
     )
@@ -55,10 +57,11 @@ begin = time.monotonic()
 import os
 
 import ray
-from zsseg_rt.demo import demo_classes
+from benchmarks.ray_photos import classes_for
 from zsseg_rt.integrations.ray import PhotoSegmenter
 
-bundle, folder, out = sys.argv[1:]
+bundle, folder, out, batch_size = sys.argv[1:]
+settings = {"bundle": bundle, "classes": classes_for(bundle), "overlay_format": "png"}
 cpus = len(os.sched_getaffinity(0))
 ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
 started = time.monotonic() - begin
@@ -74,8 +77,8 @@ class Timed(PhotoSegmenter):
 photos = ray.data.read_binary_files(folder, include_paths=True, num_cpus=0.1)
 photos.map_batches(
     Timed,
-    fn_constructor_kwargs={"bundle": bundle, "classes": demo_classes(), "overlay_format": "png"},
-    batch_size=8, num_cpus=cpus - 0.5, compute=ray.data.ActorPoolStrategy(size=1),
+    fn_constructor_kwargs=settings, batch_size=int(batch_size), num_cpus=cpus - 0.5,
+    compute=ray.data.ActorPoolStrategy(size=1),
 ).write_parquet(out, ray_remote_args={"num_cpus": 0.1})
 total = time.monotonic() - begin
 import pyarrow.parquet as pq
@@ -89,16 +92,19 @@ print(json.dumps({"done": sorted(row["done"] for row in rows), "cluster": starte
 def main() -> int:
     """Parse arguments, run the rounds, print a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path)
+    bundle = parser.add_mutually_exclusive_group()
+    bundle.add_argument("--bundle", type=Path, help="default: the demo's")
+    bundle.add_argument("--real", action="store_true", help="ViT-B/16, random weights")
     parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    from zsseg_rt.demo import demo_bundle
+    from benchmarks.photo_folder import bundle_of
 
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(args, (args.bundle or demo_bundle()).resolve(), Path(folder))
+        report = measure(args, bundle_of(args, Path(folder)).resolve(), Path(folder))
     print(json.dumps(report, indent=2))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -112,8 +118,9 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
     photos = make_photos(scratch / "photos", args.photos, args.size)
     runs: dict[str, list[dict[str, Any]]] = {"batch": [], "ray": []}
     for round_ in range(args.rounds):
-        for name, child in (("batch", BATCH), ("ray", RAY)):
-            runs[name].append(run(child, bundle, photos, scratch / f"{name} {round_}"))
+        for name, child, more in (("batch", BATCH, []), ("ray", RAY, [str(args.batch_size)])):
+            out = scratch / f"{name} {round_}"
+            runs[name].append(run(child, [str(bundle), str(photos), str(out), *more]))
     rates = {name: [rate(one["done"]) for one in each] for name, each in runs.items()}
     ratios = [ray / batch for ray, batch in zip(rates["ray"], rates["batch"], strict=True)]
     startups = {name: [startup(one["done"]) for one in each] for name, each in runs.items()}
@@ -125,6 +132,7 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
         "bundle": bundle.name,
         "photos": args.photos,
         "size": args.size,
+        "batch size": args.batch_size,
         "photos per second": medians,
         "ray / batch": {
             "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)
@@ -137,12 +145,39 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
     }  # fmt: skip
 
 
-def run(code: str, bundle: Path, photos: Path, out: Path) -> dict[str, Any]:
+def classes_for(bundle: str) -> Any:
+    """The demo's classes, or random ones for a bundle that has no text encoder."""
+    import numpy as np
+
+    from zsseg_rt import Bundle, Vocabulary
+    from zsseg_rt.demo import demo_classes
+
+    opened = Bundle.load(bundle)
+    if opened.graphs.get("text_encoder"):
+        return demo_classes()
+    names = tuple(f"class {i}" for i in range(20))
+    rows = np.random.default_rng(0).standard_normal((20, opened.text.embed_dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = np.arange(20, dtype=np.int32)
+    return Vocabulary(names, names, index, rows.astype(np.float32), 1)
+
+
+def run(code: str, arguments: list[str]) -> dict[str, Any]:
     """What a process of one candidate reports."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    call = [sys.executable, "-c", code, str(bundle), str(photos), str(out)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    call = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
-        call, env=environment, cwd=photos.parent, capture_output=True, text=True, check=False
+        call,
+        env=environment,
+        cwd=Path(arguments[1]).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
