@@ -217,9 +217,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define __host__
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
-// One block runs at a time, so its shared memory is the program's; the section lets it be poisoned.
+// One block runs at a time, so its shared memory is the program's; the section, and for templates
+// the symbol, lets it be poisoned.
 #define __shared__ static __attribute__((section("cuda_emulation_shared")))
 
 // Of the thread that runs.
@@ -264,24 +265,24 @@ inline int min(int a, int b) {
 inline int max(int a, int b) {
   return a > b ? a : b;
 }
-// One thread runs at a time.
+// One thread runs at a time; __atomic_ shows who looks for races that these accesses are none.
 inline int atomicAdd(int* at, int value) {
-  const int before = *at;
-  *at += value;
+  const int before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  __atomic_store_n(at, before + value, __ATOMIC_RELAXED);
   return before;
 }
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
-  const unsigned long long before = *at;
-  *at += value;
+  const unsigned long long before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  __atomic_store_n(at, before + value, __ATOMIC_RELAXED);
   return before;
 }
 inline int atomicMin(int* at, int value) {
-  const int before = *at;
-  *at = min(before, value);
+  const int before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  __atomic_store_n(at, min(before, value), __ATOMIC_RELAXED);
   return before;
 }
 inline int atomicMax(int* at, int value) {
-  const int before = *at;
-  *at = max(before, value);
+  const int before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  __atomic_store_n(at, max(before, value), __ATOMIC_RELAXED);
   return before;
 }

@@ -145,6 +145,39 @@ TEST_F(CudaEmulation, ImpossibleLaunchesAreRefused) {
   EXPECT_THROW(launch("nothing", nothing_kernel, {1, 1, 48 * 1024 + 1}, nullptr), zsseg::CudaError);
 }
 
+constexpr int kLargestShared = 48 * 1024 / sizeof(float);
+
+template <int kValues>
+__global__ void __launch_bounds__(kThreads, 2) static_kernel(float* values) {
+  __shared__ float block[kValues];
+  block[threadIdx.x] = 1.0f;
+  __syncthreads();
+  values[threadIdx.x] = block[kThreads - 1 - threadIdx.x];
+}
+
+template <typename T>
+__global__ void unwritten_kernel(float* values) {
+  __shared__ T block[kThreads];
+  values[threadIdx.x] = static_cast<float>(block[threadIdx.x]);
+  block[threadIdx.x] = T{};
+}
+
+TEST_F(CudaEmulation, SharedMemoryOfTemplatesIsPoisonedToo) {
+  float* values = device_array<float>(kThreads);
+  launch("unwritten", unwritten_kernel<float>, {2, kThreads}, nullptr, values);
+  EXPECT_TRUE(std::isnan(fetch(values, kThreads)[5]));
+}
+
+TEST_F(CudaEmulation, StaticSharedMemoryHasALimit) {
+  float* values = device_array<float>(kThreads);
+  launch("static", static_kernel<kLargestShared>, {1, kThreads}, nullptr, values);
+  EXPECT_EQ(fetch(values, kThreads)[3], 1.0f);
+  EXPECT_THROW(launch("static", static_kernel<kLargestShared + 1>, {1, kThreads}, nullptr, values),
+               zsseg::CudaError);
+  EXPECT_THROW(launch("static", static_kernel<kLargestShared>, {1, kThreads, 4}, nullptr, values),
+               zsseg::CudaError);
+}
+
 __global__ void dynamic_kernel(float* values, int index) {
   auto* shared = zsseg::dynamic_shared<float>();
   values[0] = shared[0];

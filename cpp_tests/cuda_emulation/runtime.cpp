@@ -20,18 +20,29 @@ bool is_valid(const dim3& grid, const dim3& block) {
          grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
 }
 
-void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+std::size_t shared_bytes(const std::vector<SharedVariable>& variables) {
+  std::size_t bytes = 0;
+  for (const SharedVariable& variable : variables) {
+    bytes += variable.bytes;
+  }
+  return bytes;
+}
+
+void run_grid(const cudaLaunchConfig_t& config, const void* kernel,
+              const std::function<void()>& thread) {
   const DeviceAccess access;
   static std::uint64_t launch = 0;
   const dim3& grid = config.gridDim;
   const std::uint64_t plane = std::uint64_t{grid.x} * grid.y;
+  const BlockLaunch each = {thread, grid, config.blockDim, config.dynamicSmemBytes,
+                            shared_variables(kernel)};
   ++launch;
   try {
     for (std::uint64_t turn = 0; turn < plane * grid.z; ++turn) {
       const std::uint64_t at = block_at(turn, plane * grid.z, launch);
       const uint3 block = {unsigned(at % grid.x), unsigned(at % plane / grid.x),
                            unsigned(at / plane)};
-      run_block(thread, grid, config.blockDim, block, config.dynamicSmemBytes);
+      run_block(each, block);
     }
   } catch (const KernelFault& found) {
     fault(cudaErrorLaunchFailure, found.what());
@@ -105,13 +116,14 @@ cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
   if (stream == nullptr) {
     return report(cudaErrorInvalidResourceHandle);
   }
-  if (!is_valid(config.gridDim, config.blockDim) || config.dynamicSmemBytes > kMaxDynamicShared) {
+  if (!is_valid(config.gridDim, config.blockDim) ||
+      shared_bytes(shared_variables(kernel)) + config.dynamicSmemBytes > kMaxShared) {
     return report(cudaErrorInvalidConfiguration);
   }
   runtime().kernels.insert(kernel);
   runtime().counts.kernels = runtime().kernels.size();
   return enqueue(
-      *stream, [config, thread = std::move(thread)] { run_grid(config, thread); },
+      *stream, [config, kernel, thread = std::move(thread)] { run_grid(config, kernel, thread); },
       &Counts::launches);
 }
 
