@@ -177,7 +177,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  *value = attribute == cudaDevAttrMemoryPoolsSupported ? 1 : 0;
+  *value = attribute == cudaDevAttrIntegrated ? 0 : 1;
   return cudaSetDevice(device);
 }
 
