@@ -84,8 +84,10 @@ python -m pip install -q --disable-pip-version-check \
 # with the environment's own tools, so that the C++ tests can go on from what is compiled here.
 rtx=()
 [ "$(uname -m)" = x86_64 ] && rtx=("tensorrt-rtx-cu13>=1.7,<2")
+# JetPack 6's compiler, without its toolkit, and its headers: 25 MB.
+cuda12=("nvidia-cuda-nvrtc-cu12==12.6.*" "nvidia-cuda-runtime-cu12==12.6.*")
 ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
-  python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' "${rtx[@]}"
+  python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' "${rtx[@]}" "${cuda12[@]}"
 python tools/fetch_tensorrt_bindings.py
 # GStreamer in the tests' own process. Newer ones need girepository-2.0, which old systems lack.
 gobject="PyGObject<3.52"

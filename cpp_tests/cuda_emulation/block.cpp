@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "races.h"
+
 // The linker marks where the __shared__ variables of all kernels lie; null if there are none.
 extern "C" {
 extern char __start_cuda_emulation_shared[] __attribute__((weak, visibility("hidden")));
@@ -148,6 +150,7 @@ void meet(Scheduler& own, std::size_t first, const Wait& wait) {
       own.answers[first / kLanes][lane] = own.fibers[first + lane].given;
     }
   }
+  order_warp(first / kLanes);
 }
 
 // Whether any lanes of the warp met.
@@ -200,10 +203,21 @@ bool release_barrier(Scheduler& own) {
   return first != nullptr;
 }
 
-constexpr std::size_t kBeyond = 256;  // bytes past dynamic shared memory that are watched
-alignas(16) char dynamic_shared[kMaxDynamicShared + kBeyond];
+void check_races() {
+  const std::string race = take_race();
+  if (!race.empty()) {
+    throw KernelFault(race);
+  }
+}
 
-void poison_shared(std::size_t dynamic_bytes) {
+constexpr std::size_t kBeyond = 256;  // bytes past dynamic shared memory that are watched
+alignas(16) char dynamic_shared[kMaxShared + kBeyond];
+
+void poison_shared(const std::vector<SharedVariable>& variables, std::size_t dynamic_bytes) {
+  for (const SharedVariable& variable : variables) {
+    watch(variable.from, variable.from + variable.bytes);
+    std::memset(variable.from, kPoison, variable.bytes);
+  }
   std::memset(
       __start_cuda_emulation_shared, kPoison,
       static_cast<std::size_t>(__stop_cuda_emulation_shared - __start_cuda_emulation_shared));
@@ -240,6 +254,8 @@ void prepare(Scheduler& own, const dim3& block) {
       throw KernelFault("no memory for the threads' stacks");
     }
     own.stacks = static_cast<char*>(stacks);
+    watch(__start_cuda_emulation_shared, __stop_cuda_emulation_shared);
+    watch(dynamic_shared, dynamic_shared + sizeof dynamic_shared);
   }
   own.num_threads = std::size_t{block.x} * block.y * block.z;
   for (std::size_t index = 0; index < own.num_threads; ++index) {
@@ -259,6 +275,8 @@ void run_to_end(Scheduler& own) {
     for (std::size_t step = 0; step < num_warps; ++step) {
       run_warp(own, (backwards ? num_warps - 1 - step : step) * kLanes);
     }
+    check_races();
+    order_block();
   } while (release_barrier(own));
 }
 
@@ -272,15 +290,14 @@ std::uint64_t block_at(std::uint64_t turn, std::uint64_t count, std::uint64_t la
   return launch % 3 == 0 ? turn : count - 1 - turn;
 }
 
-void run_block(const std::function<void()>& thread, const dim3& grid, const dim3& block,
-               const uint3& block_index, std::size_t shared_bytes) {
+void run_block(const BlockLaunch& launch, const uint3& block_index) {
   Scheduler& own = scheduler();
-  gridDim = grid;
-  blockDim = block;
+  gridDim = launch.grid;
+  blockDim = launch.block;
   blockIdx = block_index;
-  own.thread = &thread;
-  poison_shared(shared_bytes);
-  prepare(own, block);
+  own.thread = &launch.thread;
+  prepare(own, launch.block);
+  poison_shared(launch.variables, launch.shared_bytes);
   try {
     run_to_end(own);
   } catch (const KernelFault&) {
@@ -289,7 +306,7 @@ void run_block(const std::function<void()>& thread, const dim3& grid, const dim3
     }
     throw;
   }
-  check_dynamic_shared(shared_bytes);
+  check_dynamic_shared(launch.shared_bytes);
 }
 
 void barrier(const char* file, int line) {
@@ -307,6 +324,11 @@ unsigned ballot(unsigned mask, bool vote, const char* file, int line) {
     votes |= (mask >> other & 1u) != 0 && answers[other] != 0 ? 1u << other : 0u;
   }
   return votes;
+}
+
+int running_thread() {
+  const Scheduler& own = scheduler();
+  return own.running == nullptr ? -1 : static_cast<int>(own.index_of(*own.running));
 }
 
 int lane() {

@@ -1,12 +1,9 @@
 // The emulated GPU runs right kernels rightly and shows what is wrong with wrong ones.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "zsseg/cuda_launch.h"
-#include "zsseg/cuda_raii.h"
+#include "device_test.h"
 
 namespace {
 
@@ -14,33 +11,11 @@ using zsseg::launch;
 
 constexpr int kThreads = 64;
 
-class CudaEmulation : public testing::Test {
- protected:
-  void SetUp() override { cudaDeviceReset(); }
-  void TearDown() override { cudaDeviceReset(); }
-};
+using CudaEmulation = cuda_emulation::DeviceTest;
 using CudaEmulationDeathTest = CudaEmulation;
-
-template <typename T>
-T* device_array(std::size_t count) {
-  void* pointer = nullptr;
-  ZSSEG_CUDA_CHECK(cudaMalloc(&pointer, count * sizeof(T)));
-  return static_cast<T*>(pointer);
-}
-
-template <typename T>
-std::vector<T> fetch(const T* from, std::size_t count, cudaStream_t stream = nullptr) {
-  std::vector<T> host(count);
-  ZSSEG_CUDA_CHECK(
-      cudaMemcpyAsync(host.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
-  return host;
-}
-
-cudaStream_t new_stream() {
-  cudaStream_t stream = nullptr;
-  ZSSEG_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return stream;
-}
+using cuda_emulation::device_array;
+using cuda_emulation::fetch;
+using cuda_emulation::new_stream;
 
 std::string fault_of(void (*kernel)()) {
   launch("kernel", kernel, {1, kThreads}, nullptr);
@@ -168,6 +143,39 @@ TEST_F(CudaEmulation, ImpossibleLaunchesAreRefused) {
   EXPECT_THROW(launch("nothing", nothing_kernel, {1, 1025}, nullptr), zsseg::CudaError);
   EXPECT_THROW(launch("nothing", nothing_kernel, {dim3(1, 65536), 1}, nullptr), zsseg::CudaError);
   EXPECT_THROW(launch("nothing", nothing_kernel, {1, 1, 48 * 1024 + 1}, nullptr), zsseg::CudaError);
+}
+
+constexpr int kLargestShared = 48 * 1024 / sizeof(float);
+
+template <int kValues>
+__global__ void __launch_bounds__(kThreads, 2) static_kernel(float* values) {
+  __shared__ float block[kValues];
+  block[threadIdx.x] = 1.0f;
+  __syncthreads();
+  values[threadIdx.x] = block[kThreads - 1 - threadIdx.x];
+}
+
+template <typename T>
+__global__ void unwritten_kernel(float* values) {
+  __shared__ T block[kThreads];
+  values[threadIdx.x] = static_cast<float>(block[threadIdx.x]);
+  block[threadIdx.x] = T{};
+}
+
+TEST_F(CudaEmulation, SharedMemoryOfTemplatesIsPoisonedToo) {
+  float* values = device_array<float>(kThreads);
+  launch("unwritten", unwritten_kernel<float>, {2, kThreads}, nullptr, values);
+  EXPECT_TRUE(std::isnan(fetch(values, kThreads)[5]));
+}
+
+TEST_F(CudaEmulation, StaticSharedMemoryHasALimit) {
+  float* values = device_array<float>(kThreads);
+  launch("static", static_kernel<kLargestShared>, {1, kThreads}, nullptr, values);
+  EXPECT_EQ(fetch(values, kThreads)[3], 1.0f);
+  EXPECT_THROW(launch("static", static_kernel<kLargestShared + 1>, {1, kThreads}, nullptr, values),
+               zsseg::CudaError);
+  EXPECT_THROW(launch("static", static_kernel<kLargestShared>, {1, kThreads, 4}, nullptr, values),
+               zsseg::CudaError);
 }
 
 __global__ void dynamic_kernel(float* values, int index) {
