@@ -94,11 +94,12 @@ def set_thread_limit(count: int) -> int:
     """Limit the calling thread's loops, 0 for no limit; return the limit before."""
 
 def preprocess(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     size_hw: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     channel_order: str,
+    colour_matrix: str,
     out: Array | None,
     stream: int,
 ) -> Array: ...

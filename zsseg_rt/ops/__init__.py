@@ -87,12 +87,13 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def preprocess(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     *,
     size_hw: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     channel_order: str = "rgb",
+    colour_matrix: str = "bt601",
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
@@ -101,12 +102,16 @@ def preprocess(
     Half-pixel centres, no antialiasing, edges clamped.
 
     Args:
-        frame: uint8 ``[H, W, 3]``, sides from 1 to 32767.
+        frame: uint8 ``[H, W, 3]``, sides from 1 to 32767; or NV12, as cameras deliver it, in two
+            planes with even H and W: brightness uint8 ``[H, W]`` and colour uint8
+            ``[H / 2, W / 2, 2]``, U then V of every two by two pixels, limited range. It becomes
+            RGB, rounded to bytes, before it is resized.
         size_hw: Height and width of the result, from 1 to 32767.
         mean: One per channel in RGB order, in units of 0..1.
         std: Like ``mean``, above 0.
         channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
-        out: Array to write, float32 ``[3, h, w]``. A new one if None.
+        colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
+        out: Array to write, float32 or float16 ``[3, h, w]``. A new float32 one if None.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -116,10 +121,11 @@ def preprocess(
         ShapeError: An array has the wrong sizes or is not C-contiguous and aligned, or ``size_hw``
             is out of range.
         DTypeError: An array has the wrong dtype.
-        ArgumentError: ``mean``, ``std`` or ``channel_order`` is not as above.
+        ArgumentError: ``mean``, ``std``, ``channel_order`` or ``colour_matrix`` is not as above.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return native(_C.preprocess, frame, size_hw, mean, std, channel_order, out, stream)
+    settings = (size_hw, mean, std, channel_order, colour_matrix)
+    return native(_C.preprocess, frame, *settings, out, stream)
 
 
 def relationship_descriptor(

@@ -7,7 +7,6 @@ Signatures, results and errors are those of the native operations. Arrays are Nu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,7 @@ from zsseg_rt.ops._contract import (
     expect_array,
     expect_out,
     expect_shape,
-    expect_side_range,
     fail_argument,
-    three_numbers,
 )
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
@@ -28,6 +25,7 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
+from zsseg_rt.ops.reference_preprocess import preprocess
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import warp_blend
 
@@ -48,50 +46,6 @@ __all__ = [
     "upsample_bilinear",
     "warp_blend",
 ]
-
-
-def preprocess(
-    frame: Array,
-    *,
-    size_hw: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    channel_order: str = "rgb",
-    out: Array | None = None,
-    stream: int = 0,
-) -> npt.NDArray[np.float32]:
-    """Reference of :func:`zsseg_rt.ops.preprocess`."""
-    frame = expect_array("frame", frame)
-    three_numbers("mean", mean, "3 finite numbers", above=-math.inf)
-    three_numbers("std", std, "3 finite numbers above 0", above=0.0)
-    if channel_order not in ("rgb", "bgr"):
-        fail_argument("channel_order", "'rgb' or 'bgr'", f"'{channel_order}'")
-    expect_array("frame", frame, "uint8")
-    expect_shape("frame", frame, (ANY, ANY, 3))
-    height, width = frame.shape[:2]
-    expect_side_range("frame", (height, width), frame.shape, "Check that the frame was read.")
-    expect_side_range("size_hw", size_hw, size_hw, "Pass (height, width).")
-    result = expect_out("out", out, (3, *size_hw), np.float32)
-
-    rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
-    top, bottom, down = _bilinear_taps(height, size_hw[0])
-    left, right, across = _bilinear_taps(width, size_hw[1])
-    across, down = across[:, None], down[:, None, None]
-    above = (1 - across) * rgb[top][:, left] + across * rgb[top][:, right]
-    below = (1 - across) * rgb[bottom][:, left] + across * rgb[bottom][:, right]
-    resized = (1 - down) * above + down * below
-    normalised = (resized / 255 - np.asarray(mean)) / np.asarray(std)
-    result[...] = normalised.transpose(2, 0, 1)
-    return result
-
-
-def _bilinear_taps(
-    source: int, target: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Lower and upper source index and the upper one's weight, for every target index."""
-    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-    lower = np.floor(position).astype(np.intp)
-    return lower, np.minimum(lower + 1, source - 1), position - lower
 
 
 def relationship_descriptor(
