@@ -137,7 +137,6 @@ def upsample_argmax(
     workspace: Array | None,
     stream: int,
 ) -> tuple[Array, Array | None]: ...
-def upsample_argmax_device_bytes(num_values: int, num_classes: int) -> int: ...
 def overlay(
     frame: Array,
     labels: Array,

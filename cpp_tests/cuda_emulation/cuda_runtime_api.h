@@ -170,7 +170,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define __host__
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 // One block runs at a time, so its shared memory is the program's; the section lets it be poisoned.
 #define __shared__ static __attribute__((section("cuda_emulation_shared")))
@@ -206,6 +206,11 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builti
 inline unsigned __ballot_sync(unsigned mask, bool vote, const char* file = __builtin_FILE(),
                               int line = __builtin_LINE()) {
   return cuda_emulation::ballot(mask, vote, file, line);
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
+                       int line = __builtin_LINE()) {
+  cuda_emulation::ballot(mask, false, file, line);
 }
 
 inline int __popc(unsigned bits) {

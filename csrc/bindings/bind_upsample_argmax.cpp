@@ -11,7 +11,6 @@
 #include "bindings/host_workspace.h"
 #include "bindings/register.h"
 #include "zsseg/check.h"
-#include "zsseg/device_array.h"
 #include "zsseg/error.h"
 #include "zsseg/ops/upsample_argmax.h"
 
@@ -99,17 +98,14 @@ py::tuple bound_upsample_argmax(const py::object& logits,
   if (with_scores) {
     scores.emplace(scores_out, "scores", shape, DType::float32, view.device, stream);
   }
-  const std::size_t bytes = upsample_argmax_workspace_bytes(inputs, params);
   std::optional<ArrayArg> given;
-  std::optional<DeviceArray> on_device;  // from the stream's memory pool, back to it when done
+  TensorView memory{nullptr, DType::uint8, {0}, view.device};
   if (!workspace.is_none()) {
     given.emplace(lent_workspace(workspace, stream));
-  } else if (view.device.is_cuda()) {
-    on_device.emplace(DeviceArray::empty({static_cast<std::int64_t>(bytes)}, DType::uint8,
-                                         view.device.index, stream));
+    memory = given->view();
+  } else if (!view.device.is_cuda()) {
+    memory = host_workspace(upsample_argmax_workspace_bytes(inputs, params));
   }
-  const TensorView memory =
-      given ? given->view() : (on_device ? on_device->view() : host_workspace(bytes));
   {
     const py::gil_scoped_release unlocked;
     upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, memory, params,
@@ -125,8 +121,6 @@ void register_upsample_argmax(py::module_& module) {
              py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
              py::arg("with_scores"), py::arg("label_table"), py::arg("num_classes"), py::arg("out"),
              py::arg("workspace"), py::arg("stream"));
-  module.def("upsample_argmax_device_bytes", &upsample_argmax_device_bytes, py::arg("num_values"),
-             py::arg("num_classes"));
 }
 
 }  // namespace zsseg::bindings

@@ -44,8 +44,8 @@ def upsample_argmax(
             call serves vocabularies of several sizes. On CUDA a number outside 0 to C counts as
             the nearest of them.
         out: Labels to write, or a pair of labels and scores. New ones if None.
-        workspace: Memory on the logits' device to write to, aligned to 64 bytes, on CUDA at least
-            ``4 * logits.size + C`` bytes. None takes and frees some.
+        workspace: Memory on the logits' device to write to, aligned to 64 bytes; CUDA needs none.
+            None keeps some.
         stream: CUDA stream to enqueue on.
 
     Returns:

@@ -156,16 +156,10 @@ CpuLayout upsample_argmax_cpu_layout(const UpsampleArgmaxInputs& inputs,
   return layout;
 }
 
-std::size_t upsample_argmax_device_bytes(std::int64_t num_values, std::int64_t num_classes) {
-  return static_cast<std::size_t>(num_values) * sizeof(float) +
-         static_cast<std::size_t>(num_classes);
-}
-
 std::size_t upsample_argmax_workspace_bytes(const UpsampleArgmaxInputs& inputs,
                                             const UpsampleArgmaxParams& params) {
-  const TensorView& logits = inputs.logits;
-  if (logits.device.is_cuda()) {  // class vectors of all images, and the seen flags
-    return upsample_argmax_device_bytes(logits.count(), logits.shape[1]);
+  if (inputs.logits.device.is_cuda()) {
+    return 0;
   }
   UpsampleArgmaxInputs largest = inputs;
   largest.num_classes = nullptr;
@@ -185,9 +179,8 @@ void upsample_argmax(const UpsampleArgmaxInputs& inputs, const TensorView& label
     return;
   }
   expect_same_device("workspace", workspace, "logits", logits);
-  const std::size_t needed = logits.device.is_cuda()
-                                 ? upsample_argmax_workspace_bytes(inputs, params)
-                                 : upsample_argmax_cpu_layout(inputs, params, 1).bytes;
+  const std::size_t needed =
+      logits.device.is_cuda() ? 0 : upsample_argmax_cpu_layout(inputs, params, 1).bytes;
   if (workspace.bytes() < needed) {
     throw ShapeError("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
                      std::to_string(workspace.bytes()) +

@@ -40,12 +40,10 @@ Shape upsample_argmax_shape(const UpsampleArgmaxInputs& inputs, const UpsampleAr
 // The table's; without one uint8 up to 254 classes, uint16 above.
 DType upsample_argmax_label_dtype(const UpsampleArgmaxInputs& inputs);
 
-// Bytes of workspace, on the logits' device, that a call needs, whatever the number of classes.
+// Bytes of workspace, on the logits' device, that a call needs, whatever the number of classes;
+// none on CUDA.
 std::size_t upsample_argmax_workspace_bytes(const UpsampleArgmaxInputs& inputs,
                                             const UpsampleArgmaxParams& params);
-
-// The same for logits on CUDA, of so many values of so many classes.
-std::size_t upsample_argmax_device_bytes(std::int64_t num_values, std::int64_t num_classes);
 
 // `scores` may be null. `workspace` is any array of at least the bytes above, aligned to 64; its
 // content does not matter.
