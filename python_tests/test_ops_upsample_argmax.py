@@ -60,6 +60,36 @@ def test_matches_reference(device, shape, out_hw, activation, seen_bias, dtype):
     assert_labels_agree(logits, out_hw, device.fetch(bare), arguments)
 
 
+@pytest.mark.parametrize("out_hw", [(90, 300), (1, 1031), (700, 4)])
+@pytest.mark.parametrize("grid", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_cells_of_many_pixels(device, grid, out_hw, with_scores):
+    logits = random_logits(1, 9, *grid)
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), out_hw, with_scores=with_scores, stream=device.stream
+    )
+    expected, expected_scores = reference.upsample_argmax(logits, out_hw, with_scores=with_scores)
+    np.testing.assert_array_equal(device.fetch(labels), expected)
+    if with_scores:
+        np.testing.assert_array_equal(device.fetch(scores), expected_scores)
+
+
+@pytest.mark.parametrize("classes", [7, 300])
+@pytest.mark.parametrize("out_hw", [(64, 80), (53, 67)])
+def test_areas_that_one_class_wins_are_filled(device, classes, out_hw):
+    """Up to where the next one begins, whether rows of the result are aligned or not."""
+    logits = random_logits(2, classes, 6, 8)
+    logits[:, 3, :, :4] += 50
+    logits[:, 5, :, 4:] += 50
+    logits[1, 2, 2, 6] = 90
+    for dtype in (np.float32, np.float16):
+        labels, _ = ops.upsample_argmax(
+            device.place(logits.astype(dtype)), out_hw, stream=device.stream
+        )
+        expected, _ = reference.upsample_argmax(logits.astype(dtype), out_hw)
+        np.testing.assert_array_equal(device.fetch(labels), expected)
+
+
 @pytest.mark.parametrize(
     ("activation", "threshold"), [("none", 2.0), ("sigmoid", 0.9), ("softmax", 0.3)]
 )
