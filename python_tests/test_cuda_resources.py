@@ -51,10 +51,9 @@ def test_every_kernel_of_the_table_is_launched_by_the_program(tool):
     done = subprocess.run([PROGRAMS[-1]], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     launched = re.search(r"^(\d+) kernels launched$", done.stdout, re.MULTILINE)
-    assert {arch: len(kernels) for arch, kernels in table(tool).items()} == {
-        "87": int(launched[1]),
-        "90": int(launched[1]),
-    }
+    assert {arch: len(kernels) for arch, kernels in table(tool).items()} == dict.fromkeys(
+        tool.LIMITS, int(launched[1])
+    )
 
 
 def test_what_ptxas_prints_is_read(tool):
@@ -93,6 +92,19 @@ def test_what_ptxas_prints_is_read(tool):
 )
 def test_instructions_are_told_apart(tool, line, counted):
     assert [name for name, pattern in tool.INSTRUCTIONS.items() if pattern.search(line)] == counted
+
+
+def test_labelling_keeps_half_the_warps_of_a_multiprocessor_busy(tool):
+    """With nothing in local memory."""
+    for arch, kernels in table(tool).items():
+        labelling = {
+            name: each for name, each in kernels.items() if name.startswith("label_kernel")
+        }
+        assert len(labelling) == 6
+        for name, figures in labelling.items():
+            assert 2 * figures["warps"] >= tool.LIMITS[arch][0], (arch, name)
+            local = ("stack", "spill_stores", "spill_loads", "ldl", "stl")
+            assert [figures.get(key, 0) for key in local] == [0] * 5, (arch, name)
 
 
 @pytest.mark.parametrize(

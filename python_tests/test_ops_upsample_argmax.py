@@ -60,6 +60,36 @@ def test_matches_reference(device, shape, out_hw, activation, seen_bias, dtype):
     assert_labels_agree(logits, out_hw, device.fetch(bare), arguments)
 
 
+@pytest.mark.parametrize("out_hw", [(90, 300), (1, 1031), (700, 4)])
+@pytest.mark.parametrize("grid", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_cells_of_many_pixels(device, grid, out_hw, with_scores):
+    logits = random_logits(1, 9, *grid)
+    labels, scores = ops.upsample_argmax(
+        device.place(logits), out_hw, with_scores=with_scores, stream=device.stream
+    )
+    expected, expected_scores = reference.upsample_argmax(logits, out_hw, with_scores=with_scores)
+    np.testing.assert_array_equal(device.fetch(labels), expected)
+    if with_scores:
+        np.testing.assert_array_equal(device.fetch(scores), expected_scores)
+
+
+@pytest.mark.parametrize("classes", [7, 300])
+@pytest.mark.parametrize("out_hw", [(64, 80), (53, 67)])
+def test_areas_that_one_class_wins_are_filled(device, classes, out_hw):
+    """Up to where the next one begins, whether rows of the result are aligned or not."""
+    logits = random_logits(2, classes, 6, 8)
+    logits[:, 3, :, :4] += 50
+    logits[:, 5, :, 4:] += 50
+    logits[1, 2, 2, 6] = 90
+    for dtype in (np.float32, np.float16):
+        labels, _ = ops.upsample_argmax(
+            device.place(logits.astype(dtype)), out_hw, stream=device.stream
+        )
+        expected, _ = reference.upsample_argmax(logits.astype(dtype), out_hw)
+        np.testing.assert_array_equal(device.fetch(labels), expected)
+
+
 @pytest.mark.parametrize(
     ("activation", "threshold"), [("none", 2.0), ("sigmoid", 0.9), ("softmax", 0.3)]
 )
@@ -241,12 +271,11 @@ def aligned_bytes(size, offset=0):
 def test_a_lent_workspace_changes_nothing(device):
     """Whatever it holds."""
     logits = random_logits(1, 21, 5, 4)
-    size = 4 * logits.size + 21 if device.name != "cpu" else 1 << 20
     if device.name == "cpu":
-        workspace = aligned_bytes(size)
+        workspace = aligned_bytes(1 << 20)
         workspace[:] = 0xFF
     else:
-        workspace = device.poisoned((size,), np.uint8)
+        workspace = device.poisoned((64,), np.uint8)
     expected, _ = ops.upsample_argmax(device.place(logits), (33, 29), stream=device.stream)
     labels, _ = ops.upsample_argmax(
         device.place(logits), (33, 29), workspace=workspace, stream=device.stream
@@ -255,11 +284,10 @@ def test_a_lent_workspace_changes_nothing(device):
     np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
 
 
-def test_a_workspace_that_does_not_fit_is_refused(device):
-    logits = device.place(random_logits(1, 21, 5, 4))
-    workspace = aligned_bytes(3) if device.name == "cpu" else device.poisoned((3,), np.uint8)
+def test_a_workspace_that_does_not_fit_is_refused():
+    logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(3)
     with pytest.raises(ShapeError, match="workspace: expected at least"):
-        ops.upsample_argmax(logits, (33, 29), workspace=workspace, stream=device.stream)
+        ops.upsample_argmax(logits, (33, 29), workspace=workspace)
 
 
 def test_an_unaligned_workspace_is_refused():

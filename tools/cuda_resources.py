@@ -3,9 +3,9 @@
     python tools/cuda_resources.py            compare; exit status 1 if anything became worse
     python tools/cuda_resources.py --write    write the table anew
 
-Each .cu is compiled for Orin (8.7) and Hopper (9.0); no GPU is needed. What was found is kept in
-build/ until a source or the compiler changes. The table may only improve: fewer registers, less
-stack, spills and shared memory, more warps on a multiprocessor.
+Each .cu is compiled for Turing (7.5), Orin (8.7) and Hopper (9.0); no GPU is needed. What was found
+is kept in build/ until a source or the compiler changes. The table may only improve: fewer
+registers, less stack, spills and shared memory, more warps on a multiprocessor.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ TABLE = ROOT / "cpp_tests" / "cuda_resources.json"
 FORMAT = 1  # of what is kept; to be raised when something else is measured
 CACHE = ROOT / "build" / "cuda_resources"
 SOURCES = sorted((ROOT / "csrc" / "zsseg" / "ops").glob("*_cuda.cu"))
-# Of a multiprocessor, by architecture: warps, kilobytes of shared memory. Registers: 65536 each.
-LIMITS = {"87": (48, 164), "90": (64, 228)}
-REGISTERS, REGISTERS_AT_ONCE, RESERVED_SHARED = 65536, 256, 1024
+# Of a multiprocessor, by architecture: warps, blocks, kilobytes of shared memory, and bytes of it
+# that each block takes besides. Registers: 65536 each.
+LIMITS = {"75": (32, 16, 64, 0), "87": (48, 32, 164, 1024), "90": (64, 32, 228, 1024)}
+REGISTERS, REGISTERS_AT_ONCE = 65536, 256
 THREADS = 256  # of a block, but for these
 OTHER_THREADS = {
     "begin_finite_kernel": 1,
     "label_kernel": 128,
-    "unpack_seen_kernel": 128,
     "warp_blend_kernel": 128,
 }
-# Dynamic shared memory is not known here: label_regions_kernel may have fewer warps than shown.
+# Dynamic shared memory is not known here: label_regions_kernel may have fewer warps than shown;
+# label_kernel takes 16 bytes for 32 classes.
 INSTRUCTIONS = {
     "hmma": re.compile(r"(?<![.\w])HG?MMA\b"),  # HFMA2.MMA is no matrix product
     "ldl": re.compile(r"\bLDL\b"),
@@ -183,15 +184,15 @@ def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:
 
 def resident_warps(arch: str, kernel: str, figures: Mapping[str, int]) -> int:
     """Warps that fit on a multiprocessor, by registers, shared memory and block size."""
-    most, shared_kb = LIMITS[arch]
+    most, most_blocks, shared_kb, reserved = LIMITS[arch]
     threads = OTHER_THREADS.get(kernel.split("<")[0], THREADS)
     warps = -(-threads // 32)
     of_warp = -(-figures["registers"] * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
     blocks = min(
         most // warps,
         REGISTERS // (of_warp * warps) if of_warp else most,
-        shared_kb * 1024 // (figures["shared"] + RESERVED_SHARED),
-        32,
+        shared_kb * 1024 // max(figures["shared"] + reserved, 1),
+        most_blocks,
     )
     return blocks * warps
 

@@ -172,11 +172,12 @@ def set_thread_limit(count: int) -> int:
     """Limit the calling thread's loops, 0 for no limit; return the limit before."""
 
 def preprocess(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     size_hw: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     channel_order: str,
+    colour_matrix: str,
     out: Array | None,
     stream: int,
 ) -> Array: ...
@@ -208,11 +209,12 @@ def upsample_argmax(
     seen_bias: float,
     unknown_below: float | None,
     with_scores: bool,
+    label_table: Array | None,
+    num_classes: Array | None,
     out: Any,
     workspace: Array | None,
     stream: int,
 ) -> tuple[Array, Array | None]: ...
-def upsample_argmax_device_bytes(num_values: int, num_classes: int) -> int: ...
 def overlay(
     frame: Array,
     labels: Array,

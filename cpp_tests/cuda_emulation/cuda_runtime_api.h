@@ -256,6 +256,11 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, const char* file = __bui
   return cuda_emulation::ballot(mask, vote, file, line);
 }
 
+inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
+                       int line = __builtin_LINE()) {
+  cuda_emulation::ballot(mask, false, file, line);
+}
+
 inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }

@@ -43,6 +43,7 @@ struct Tolerance {
 };
 constexpr Tolerance kExact{};
 constexpr Tolerance kRounding{2e-5, 0.0};  // sums in another order, and fused products
+constexpr Tolerance kHalf{4e-3, 0.0};
 constexpr Tolerance kNearTies{2e-5, 2e-3};
 
 struct Result {
@@ -156,7 +157,29 @@ void run_preprocess(Comparison& comparison, Randomness& random) {
                        {random.whole(DType::uint8, {29, 53, 3}, 256)},
                        {{DType::float32, {3, 37, 41}, kRounding}},
                        [&](const Views& in, const Views& out, const TensorView&,
-                           StreamHandle stream) { preprocess(in[0], out[0], params, stream); });
+                           StreamHandle stream) { preprocess({in[0]}, out[0], params, stream); });
+  }
+}
+
+// NV12, and results in half precision. Two that differ by rounding differ by 2^-9 below 4.
+void run_preprocess_formats(Comparison& comparison, Randomness& random) {
+  PreprocessParams params;
+  params.height = 36;
+  params.width = 42;
+  params.mean = {0.48, 0.46, 0.41};
+  params.std = {0.27, 0.26, 0.28};
+  params.matrix = ColourMatrix::kBt709;
+  for (const DType dtype : {DType::float32, DType::float16}) {
+    for (const bool nv12 : {false, true}) {
+      const Shape pixels = nv12 ? Shape{30, 54} : Shape{30, 54, 3};
+      comparison.compare(
+          std::string("preprocess ") + (nv12 ? "NV12 to " : "to ") + name_of(dtype),
+          {random.whole(DType::uint8, pixels, 256), random.whole(DType::uint8, {15, 27, 2}, 256)},
+          {{dtype, {3, 36, 42}, dtype == DType::float16 ? kHalf : kRounding}},
+          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            preprocess({in[0], nv12 ? &in[1] : nullptr}, out[0], params, stream);
+          });
+    }
   }
 }
 
@@ -221,11 +244,12 @@ void run_upsample_case(Comparison& comparison, Randomness& random, const Upsampl
   params.height = 53;
   params.width = 47;
   params.activation = c.activation;
-  params.seen_bias = c.activation == Activation::kNone ? 0.0f : 0.1f;
+  params.seen_bias = c.classes == 257 ? 0.0f : 0.1f;  // one group of classes, or two
   params.unknown_below = c.unknown_below;
   const HostTensor seen = random.whole(DType::boolean, {c.classes}, 2);
   const auto flags = [&](const Views& in) { return c.seen_on_host ? seen.view() : in[1]; };
-  const Tolerance tolerance = c.activation == Activation::kNone ? kExact : kNearTies;
+  const bool exact = c.activation == Activation::kNone && params.seen_bias == 0.0f;
+  const Tolerance tolerance = exact ? kExact : kNearTies;
   const DType label = c.classes > 254 ? DType::uint16 : DType::uint8;
   std::vector<Result> results = {{label, {2, 53, 47}, tolerance}};
   if (c.with_scores) {
@@ -238,13 +262,38 @@ void run_upsample_case(Comparison& comparison, Randomness& random, const Upsampl
       {random.normal(c.dtype, {2, c.classes, 7, 5}), seen}, results,
       [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
         const TensorView given = flags(in);
-        upsample_argmax(in[0], &given, out[0], c.with_scores ? &out[1] : nullptr, work, params,
+        upsample_argmax({in[0], &given}, out[0], c.with_scores ? &out[1] : nullptr, work, params,
                         stream);
       },
       [&](const Views& in) {
         const TensorView given = flags(in);
-        return upsample_argmax_workspace_bytes(in[0], &given, params);
+        return upsample_argmax_workspace_bytes({in[0], &given}, params);
       });
+}
+
+// A recorded call serves vocabularies of several sizes.
+void run_upsample_tables(Comparison& comparison, Randomness& random) {
+  UpsampleArgmaxParams params;
+  params.height = 53;
+  params.width = 47;
+  for (const DType label : {DType::uint8, DType::uint16}) {
+    for (const std::int32_t counted : {0, 5, 300}) {
+      HostTensor count = random.whole(DType::int32, {1}, 2);
+      *count.view().as<std::int32_t>() = counted;
+      comparison.compare(
+          std::string("upsample_argmax to ") + name_of(label) + " by a table, " +
+              std::to_string(counted) + " of 300 classes",
+          {random.normal(DType::float32, {2, 300, 7, 5}), random.whole(label, {300}, 250), count},
+          {{label, {2, 53, 47}, kExact}},
+          [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+            upsample_argmax({in[0], nullptr, &in[1], &in[2]}, out[0], nullptr, work, params,
+                            stream);
+          },
+          [&](const Views& in) {
+            return upsample_argmax_workspace_bytes({in[0], nullptr, &in[1], &in[2]}, params);
+          });
+    }
+  }
 }
 
 void run_upsample(Comparison& comparison, Randomness& random) {
@@ -368,9 +417,11 @@ int run_all(bool poisoned) {
   Comparison comparison(poisoned, stream);
   Randomness random;
   run_preprocess(comparison, random);
+  run_preprocess_formats(comparison, random);
   run_descriptor(comparison, random);
   run_similarity(comparison, random);
   run_upsample(comparison, random);
+  run_upsample_tables(comparison, random);
   run_pictures(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);

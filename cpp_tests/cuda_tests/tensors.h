@@ -45,6 +45,8 @@ class HostTensor {
         return as<std::int32_t>()[index];
       case DType::int64:
         return static_cast<double>(as<std::int64_t>()[index]);
+      case DType::float16:
+        return half_to_float(as<Half>()[index]);
       default:
         return as<float>()[index];
     }

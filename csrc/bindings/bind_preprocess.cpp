@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,19 +32,61 @@ bool is_bgr(const std::string& channel_order) {
   return channel_order == "bgr";
 }
 
+ColourMatrix parse_matrix(const std::string& name) {
+  if (name != "bt601" && name != "bt709") {
+    fail_argument("colour_matrix", "'bt601' or 'bt709'", "'" + name + "'");
+  }
+  return name == "bt601" ? ColourMatrix::kBt601 : ColourMatrix::kBt709;
+}
+
+// One array, or a tuple of two planes.
+class FrameArg {
+ public:
+  FrameArg(const py::object& given, StreamHandle stream) {
+    if (!py::isinstance<py::tuple>(given)) {
+      pixels_.emplace(ArrayArg::input(given, "frame", stream));
+      return;
+    }
+    const auto planes = given.cast<py::tuple>();
+    if (planes.size() != 2) {
+      fail_argument("frame", "an array or two planes", std::to_string(planes.size()) + " planes");
+    }
+    pixels_.emplace(ArrayArg::input(planes[0], "frame[0]", stream));
+    chroma_.emplace(ArrayArg::input(planes[1], "frame[1]", stream));
+  }
+
+  CameraFrame view() const { return {pixels_->view(), chroma_ ? &chroma_->view() : nullptr}; }
+
+ private:
+  std::optional<ArrayArg> pixels_, chroma_;
+};
+
+// The dtype of the result: that of `out`, if it is one that can be.
+DType result_dtype(const py::object& out, StreamHandle stream) {
+  if (out.is_none()) {
+    return DType::float32;
+  }
+  const ArrayArg given = ArrayArg::output(out, "out", stream);
+  return given.view().dtype == DType::float16 ? DType::float16 : DType::float32;
+}
+
 py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std::int64_t> size_hw,
                             const std::vector<double>& mean, const std::vector<double>& std,
-                            const std::string& channel_order, const py::object& out,
-                            StreamHandle stream) {
-  const ArrayArg frame_arg = ArrayArg::input(frame, "frame", stream);
-  const PreprocessParams params{
-      size_hw.first, size_hw.second, three_numbers("mean", mean, "3 finite numbers"),
-      three_numbers("std", std, "3 finite numbers above 0"), is_bgr(channel_order)};
-  const Shape shape = preprocess_shape(frame_arg.view(), params);
-  const OutputArg result(out, "out", shape, DType::float32, frame_arg.view().device, stream);
+                            const std::string& channel_order, const std::string& colour_matrix,
+                            const py::object& out, StreamHandle stream) {
+  const FrameArg frame_arg(frame, stream);
+  const PreprocessParams params{size_hw.first,
+                                size_hw.second,
+                                three_numbers("mean", mean, "3 finite numbers"),
+                                three_numbers("std", std, "3 finite numbers above 0"),
+                                is_bgr(channel_order),
+                                parse_matrix(colour_matrix)};
+  const CameraFrame view = frame_arg.view();
+  const Shape shape = preprocess_shape(view, params);
+  const OutputArg result(out, "out", shape, result_dtype(out, stream), view.pixels.device, stream);
   {
     const py::gil_scoped_release unlocked;
-    preprocess(frame_arg.view(), result.view(), params, stream);
+    preprocess(view, result.view(), params, stream);
   }
   return result.result();
 }
@@ -52,7 +95,8 @@ py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std
 
 void register_preprocess(py::module_& module) {
   module.def("preprocess", &bound_preprocess, py::arg("frame"), py::arg("size_hw"), py::arg("mean"),
-             py::arg("std"), py::arg("channel_order"), py::arg("out"), py::arg("stream"));
+             py::arg("std"), py::arg("channel_order"), py::arg("colour_matrix"), py::arg("out"),
+             py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

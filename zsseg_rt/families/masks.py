@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt import _C, ops
+from zsseg_rt import ops
 from zsseg_rt.arrays import Array
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ArgumentError
@@ -38,7 +37,7 @@ class ClassLogits:
         clock: StageClock,
     ) -> Labels:
         """See :class:`zsseg_rt.families.base.Masks`."""
-        out, scratch = _label_memory(self.mask_logits.shape, out_hw, rule.with_scores, workspace)
+        out = _label_memory(self.mask_logits.shape, out_hw, rule.with_scores, workspace)
         labels, scores = ops.upsample_argmax(
             self.mask_logits,
             out_hw,
@@ -48,7 +47,6 @@ class ClassLogits:
             unknown_below=rule.threshold,
             with_scores=rule.with_scores,
             out=out,
-            workspace=scratch,
             stream=workspace.stream,
         )
         clock.mark("upsample_argmax")
@@ -133,9 +131,9 @@ class SegmentMasks:
         clock: StageClock,
     ) -> Labels:
         """See :class:`zsseg_rt.families.base.Masks`."""
-        out, scratch = _label_memory(self.mask_logits.shape, out_hw, False, workspace)
+        out = _label_memory(self.mask_logits.shape, out_hw, False, workspace)
         segments, _ = ops.upsample_argmax(
-            self.mask_logits, out_hw, out=out, workspace=scratch, stream=workspace.stream
+            self.mask_logits, out_hw, out=out, stream=workspace.stream
         )
         clock.mark("upsample_argmax")
         host = workspace.fetch(segments)[0]
@@ -169,14 +167,12 @@ class SegmentMasks:
 
 def _label_memory(
     logits_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
-) -> tuple[Any, Array | None]:
-    """On a GPU, the lane's memory for labels, scores and what the kernel needs in between."""
+) -> tuple[Array, Array | None] | None:
+    """On a GPU, the lane's memory for labels and scores."""
     dtype = np.uint8 if logits_shape[1] <= 254 else np.uint16
     labels = workspace.result(f"labels {np.dtype(dtype)}", (1, *out_hw), dtype)
     scores = workspace.result("scores", (1, *out_hw), np.float32) if with_scores else None
-    size = _C.upsample_argmax_device_bytes(math.prod(logits_shape), logits_shape[1])
-    out = None if labels is None else (labels, scores)
-    return out, workspace.scratch("upsample_argmax", size)
+    return None if labels is None else (labels, scores)
 
 
 def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

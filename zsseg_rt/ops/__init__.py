@@ -31,6 +31,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.arrays import Array
+from zsseg_rt.ops.labels import upsample_argmax
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
@@ -86,12 +87,13 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def preprocess(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     *,
     size_hw: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     channel_order: str = "rgb",
+    colour_matrix: str = "bt601",
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
@@ -100,12 +102,16 @@ def preprocess(
     Half-pixel centres, no antialiasing, edges clamped.
 
     Args:
-        frame: uint8 ``[H, W, 3]``, sides from 1 to 32767.
+        frame: uint8 ``[H, W, 3]``, sides from 1 to 32767; or NV12, as cameras deliver it, in two
+            planes with even H and W: brightness uint8 ``[H, W]`` and colour uint8
+            ``[H / 2, W / 2, 2]``, U then V of every two by two pixels, limited range. It becomes
+            RGB, rounded to bytes, before it is resized.
         size_hw: Height and width of the result, from 1 to 32767.
         mean: One per channel in RGB order, in units of 0..1.
         std: Like ``mean``, above 0.
         channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
-        out: Array to write, float32 ``[3, h, w]``. A new one if None.
+        colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
+        out: Array to write, float32 or float16 ``[3, h, w]``. A new float32 one if None.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -115,10 +121,11 @@ def preprocess(
         ShapeError: An array has the wrong sizes or is not C-contiguous and aligned, or ``size_hw``
             is out of range.
         DTypeError: An array has the wrong dtype.
-        ArgumentError: ``mean``, ``std`` or ``channel_order`` is not as above.
+        ArgumentError: ``mean``, ``std``, ``channel_order`` or ``colour_matrix`` is not as above.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return native(_C.preprocess, frame, size_hw, mean, std, channel_order, out, stream)
+    settings = (size_hw, mean, std, channel_order, colour_matrix)
+    return native(_C.preprocess, frame, *settings, out, stream)
 
 
 def relationship_descriptor(
@@ -226,52 +233,6 @@ def patch_text_similarity(
     return native(
         _C.patch_text_similarity, patch_embeds, text_embeds, logit_scale, normalize, out, stream
     )
-
-
-def upsample_argmax(
-    logits: Array,
-    out_hw: tuple[int, int],
-    *,
-    activation: str = "none",
-    seen: Array | None = None,
-    seen_bias: float = 0.0,
-    unknown_below: float | None = None,
-    with_scores: bool = False,
-    out: Array | tuple[Array, Array | None] | None = None,
-    workspace: Array | None = None,
-    stream: int = 0,
-) -> tuple[Array, Array | None]:
-    """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
-
-    Bilinear upsampling (half-pixel centres, edges clamped), activation, minus ``seen_bias`` where
-    ``seen``, argmax with ties to the lowest index.
-
-    Args:
-        logits: float32 or float16 ``[B, C, h, w]``.
-        out_hw: Height and width of the result.
-        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
-        seen: bool ``[C]``; None means that no class is seen.
-        seen_bias: Subtracted from the activated value of seen classes.
-        unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
-        with_scores: Also return the winner's activated value without the bias.
-        out: Labels to write, or a pair of labels and scores. New ones if None.
-        workspace: Memory on the logits' device to write to, aligned to 64 bytes, on CUDA at least
-            ``4 * logits.size + C`` bytes. None takes and frees some.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        Labels ``[B, H, W]``, uint8 up to 254 classes and uint16 above, and scores float32
-        ``[B, H, W]`` or None.
-
-    Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
-        DTypeError: An array has another dtype.
-        ArgumentError: A setting is outside its range.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-    """
-    settings = (activation, seen, seen_bias, unknown_below, with_scores)
-    labels, scores = native(_C.upsample_argmax, logits, out_hw, *settings, out, workspace, stream)
-    return labels, scores
 
 
 def warp_blend(

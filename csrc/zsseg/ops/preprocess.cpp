@@ -8,15 +8,42 @@
 #include "zsseg/kernel_dispatch.h"
 
 namespace zsseg {
+namespace {
 
-Shape preprocess_shape(const TensorView& frame, const PreprocessParams& params) {
-  expect_dtype("frame", frame, {DType::uint8});
-  expect_shape("frame", frame, {kAnySize, kAnySize, 3});
+void check_sides(const TensorView& frame) {
   for (int axis = 0; axis < 2; ++axis) {
     if (frame.shape[axis] < 1 || frame.shape[axis] > kMaxSide) {
       throw ShapeError("frame: expected sides from 1 to " + std::to_string(kMaxSide) + ", got " +
                        to_string(frame.shape) + ". Check that the frame was read.");
     }
+  }
+}
+
+void check_planes(const TensorView& luma, const TensorView& chroma, bool bgr) {
+  expect_dtype("frame[0]", luma, {DType::uint8});
+  expect_shape("frame[0]", luma, {kAnySize, kAnySize});
+  expect_dtype("frame[1]", chroma, {DType::uint8});
+  check_sides(luma);
+  if (luma.shape[0] % 2 != 0 || luma.shape[1] % 2 != 0) {
+    throw ShapeError("frame[0]: expected even sides, got " + to_string(luma.shape) +
+                     ". NV12 has one colour for two by two pixels.");
+  }
+  expect_shape("frame[1]", chroma, {luma.shape[0] / 2, luma.shape[1] / 2, 2});
+  expect_same_device("frame[1]", chroma, "frame[0]", luma);
+  if (bgr) {
+    fail_argument("channel_order", "'rgb' for a frame in two planes", "'bgr'");
+  }
+}
+
+}  // namespace
+
+Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params) {
+  if (frame.chroma != nullptr) {
+    check_planes(frame.pixels, *frame.chroma, params.bgr);
+  } else {
+    expect_dtype("frame", frame.pixels, {DType::uint8});
+    expect_shape("frame", frame.pixels, {kAnySize, kAnySize, 3});
+    check_sides(frame.pixels);
   }
   if (params.height < 1 || params.height > kMaxSide || params.width < 1 ||
       params.width > kMaxSide) {
@@ -35,12 +62,14 @@ Shape preprocess_shape(const TensorView& frame, const PreprocessParams& params) 
   return {3, params.height, params.width};
 }
 
-void preprocess(const TensorView& frame, const TensorView& out, const PreprocessParams& params,
+void preprocess(const CameraFrame& frame, const TensorView& out, const PreprocessParams& params,
                 StreamHandle stream) {
   const Shape shape = preprocess_shape(frame, params);
-  expect_dtype("out", out, {DType::float32});
+  if (out.dtype != DType::float16) {
+    expect_dtype("out", out, {DType::float32});
+  }
   expect_shape("out", out, shape);
-  expect_same_device("out", out, "frame", frame);
+  expect_same_device("out", out, "frame", frame.pixels);
   ZSSEG_RUN_KERNEL(out, preprocess, stream, frame, out, params);
 }
 

@@ -10,25 +10,37 @@ namespace zsseg {
 
 constexpr std::int64_t kMaxSide = 32767;  // longest side of frames and results
 
+// ITU-R's two ways, of limited range, from a camera's brightness and colour to RGB.
+enum class ColourMatrix { kBt601, kBt709 };
+
 struct PreprocessParams {
   std::int64_t height = 0;  // of the result
   std::int64_t width = 0;
   std::array<double, 3> mean{};  // in units of 0..1, in RGB order
   std::array<double, 3> std{};
-  bool bgr = false;  // the frame's channel order; the result is RGB
+  bool bgr = false;                            // the frame's channel order; the result is RGB
+  ColourMatrix matrix = ColourMatrix::kBt601;  // of an NV12 frame
 };
 
-// frame uint8 [H,W,3] -> float32 [3,h,w] = (bilinear(frame) / 255 - mean) / std.
-// Half-pixel centres, no antialiasing, edges clamped. Checks the inputs and returns the shape.
-Shape preprocess_shape(const TensorView& frame, const PreprocessParams& params);
+// What a camera delivers: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
+// colour uint8 [H/2,W/2,2], U then V of every two by two pixels.
+struct CameraFrame {
+  TensorView pixels;
+  const TensorView* chroma = nullptr;
+};
 
-void preprocess(const TensorView& frame, const TensorView& out, const PreprocessParams& params,
+// frame -> float32 or float16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. Half-pixel centres,
+// no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is resized. Checks
+// the inputs and returns the shape.
+Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params);
+
+void preprocess(const CameraFrame& frame, const TensorView& out, const PreprocessParams& params,
                 StreamHandle stream);
 
 // Arguments are checked and not empty.
-ZSSEG_DECLARE_CPU_KERNEL(void preprocess_cpu(const TensorView& frame, const TensorView& out,
+ZSSEG_DECLARE_CPU_KERNEL(void preprocess_cpu(const CameraFrame& frame, const TensorView& out,
                                              const PreprocessParams& params))
-void preprocess_cuda(const TensorView& frame, const TensorView& out, const PreprocessParams& params,
-                     StreamHandle stream);
+void preprocess_cuda(const CameraFrame& frame, const TensorView& out,
+                     const PreprocessParams& params, StreamHandle stream);
 
 }  // namespace zsseg

@@ -33,6 +33,33 @@ ZSSEG_HOST_DEVICE BilinearTap bilinear_tap(std::uint32_t index, std::uint32_t so
           static_cast<float>(offset % (2u * target)) / static_cast<float>(2u * target)};
 }
 
+// From NV12 to RGB in multiples of 2^-20, so that all implementations agree in every bit.
+struct YuvToRgb {
+  int y, v_red, u_green, v_green, u_blue;
+};
+
+ZSSEG_HOST_DEVICE YuvToRgb yuv_to_rgb(ColourMatrix matrix) {
+  if (matrix == ColourMatrix::kBt709) {
+    return {1220945, 1879825, -223607, -558796, 2215014};
+  }
+  return {1220542, 1673527, -409993, -852492, 2116026};  // OpenCV's
+}
+
+ZSSEG_HOST_DEVICE std::uint32_t yuv_byte(int scaled) {
+  const int rounded = (scaled + (1 << 19)) >> 20;
+  return static_cast<std::uint32_t>(rounded < 0 ? 0 : (rounded > 255 ? 255 : rounded));
+}
+
+// Red in the low byte, then green, then blue: as the bytes of an RGB frame lie.
+ZSSEG_HOST_DEVICE std::uint32_t yuv_word(int y, int u, int v, const YuvToRgb& matrix) {
+  const int luma = (y > 16 ? y - 16 : 0) * matrix.y;
+  u -= 128;
+  v -= 128;
+  return yuv_byte(luma + matrix.v_red * v) |
+         yuv_byte(luma + matrix.u_green * u + matrix.v_green * v) << 8 |
+         yuv_byte(luma + matrix.u_blue * u) << 16;
+}
+
 // (1-t)*a + t*b, not a + t*(b-a): exact at both ends and monotone under rounding.
 ZSSEG_HOST_DEVICE float lerp(float a, float b, float t) {
   return (1.0f - t) * a + t * b;

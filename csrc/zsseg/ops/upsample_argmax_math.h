@@ -68,6 +68,28 @@ ZSSEG_HOST_DEVICE CellPosition cell_position(int out_index, int in_size, int out
           static_cast<float>(numerator - cell * denominator) / static_cast<float>(denominator)};
 }
 
+// numerator / denominator as a division rounds it, given 1 / denominator as a division rounds it.
+// For whole numbers 0 <= numerator < denominator < 2^16: tried for every even denominator.
+ZSSEG_HOST_DEVICE float quotient(float numerator, float denominator, float inverse) {
+  const float near = multiply(numerator, inverse);
+  return fmaf(fmaf(-near, denominator, numerator), inverse, near);
+}
+
+// The `t` of cell_position for an index that is known to lie in `cell`, without its divisions;
+// `inverse` is 1 / (2 * out_size).
+ZSSEG_HOST_DEVICE float fraction_in_cell(int out_index, int cell, int in_size, int out_size,
+                                         float inverse) {
+  const int denominator = 2 * out_size;
+  const int numerator = (2 * out_index + 1) * in_size - out_size - cell * denominator;
+  if (numerator <= 0 || in_size == 1) {
+    return 0.0f;
+  }
+  if (numerator >= denominator) {
+    return 1.0f;
+  }
+  return quotient(static_cast<float>(numerator), static_cast<float>(denominator), inverse);
+}
+
 // The first output index that lies in `cell` or a later one.
 ZSSEG_HOST_DEVICE int cell_begin(int cell, int in_size, int out_size) {
   const int num_cells = in_size > 1 ? in_size - 1 : 1;
@@ -75,8 +97,10 @@ ZSSEG_HOST_DEVICE int cell_begin(int cell, int in_size, int out_size) {
     return cell <= 0 ? 0 : out_size;
   }
   // The least i with (2 * i + 1) * in_size - out_size >= cell * 2 * out_size.
-  const std::int64_t wanted = (2 * std::int64_t{cell} + 1) * out_size - in_size;
-  return wanted <= 0 ? 0 : static_cast<int>((wanted + 2 * in_size - 1) / (2 * in_size));
+  const std::uint32_t step = 2u * static_cast<std::uint32_t>(in_size);
+  const std::uint32_t wanted =
+      (2u * static_cast<std::uint32_t>(cell) + 1u) * static_cast<std::uint32_t>(out_size);
+  return wanted <= step / 2 ? 0 : static_cast<int>((wanted + step / 2 - 1u) / step);
 }
 
 // (1-t)*a + t*b with s = 1-t. Non-decreasing in a and in b under rounding, because each rounded
@@ -136,6 +160,18 @@ struct Best {
   int index;
 };
 constexpr int kNoClass = 65535;
+
+// A class as pixels carry it: its index in the high half, so that ids are ordered as classes are,
+// and the label it is stored as in the low half, so that a table of labels costs nothing a pixel.
+constexpr std::int32_t kNoId = 0x7fffffff;  // no class: index kNoClass, stored as unknown
+
+ZSSEG_HOST_DEVICE std::int32_t class_id(int index, std::uint32_t label) {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(index) ^ 0x8000u) << 16 | label);
+}
+
+ZSSEG_HOST_DEVICE int class_of_id(std::int32_t id) {
+  return static_cast<int>((static_cast<std::uint32_t>(id) >> 16) ^ 0x8000u);
+}
 
 ZSSEG_HOST_DEVICE void take_better(Best& best, float logit, int index) {
   if (logit > best.logit || (logit == best.logit && index < best.index && logit > kAbsentLogit)) {
