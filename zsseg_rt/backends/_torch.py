@@ -18,7 +18,7 @@ import numpy as np
 
 from zsseg_rt import _C
 from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.backends._torch_program import Program
+from zsseg_rt.backends._torch_graph.program import Program
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,

@@ -95,7 +95,7 @@ class Program:
             feeds: The graph's inputs.
             on_node: Called after each node.
         """
-        from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+        from zsseg_rt.backends._torch_graph.operators import OPERATORS
 
         values = {name: self._lower(tensor) for name, tensor in feeds.items()}
         for node in self.nodes:
@@ -141,7 +141,7 @@ def _decode_nodes(
 ) -> list[_Node]:
     from onnx import helper
 
-    from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+    from zsseg_rt.backends._torch_graph.operators import OPERATORS
 
     nodes: list[_Node] = []
     last_use = _last_uses(graph, set(outputs) | set(constants))
@@ -189,7 +189,7 @@ def _clip_bounds(
 
 def _needs_device(node: _Node, inputs: Sequence[Any]) -> bool:
     """Whether host integers among the inputs must be on the device: they meet values there."""
-    from zsseg_rt.backends._onnx_ops_torch import is_run
+    from zsseg_rt.backends._torch_graph.operators import is_run
 
     if all(held is None or held.device.type == "cpu" for held in inputs):
         return False
