@@ -60,6 +60,13 @@ def test_average_pool(tmp_path, attributes, include):
     assert_equal_to_onnxruntime(write(tmp_path, node))
 
 
+def test_a_second_result_of_max_pool_is_refused(tmp_path):
+    node = helper.make_node("MaxPool", ["x"], ["y", "places"], kernel_shape=[2, 2])
+    path = write(tmp_path, node)
+    with pytest.raises(BackendError, match="MaxPool .* failed"):
+        run_torch(path)
+
+
 def test_instance_normalization(tmp_path):
     node = helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["y"], epsilon=1e-3)
     held = {"scale": np.array([1, -2, 0.5], np.float32), "bias": np.array([0, 3, -1], np.float32)}
