@@ -12,7 +12,7 @@ from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends.base import LayerInfo, NodeTime, Session
+from zsseg_rt.backends.base import LayerInfo, NodeTime, Recorder, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
@@ -225,6 +225,10 @@ class TensorRTSession:
             )
         finally:
             other.close()
+
+    def recorder(self) -> Recorder | None:
+        """None: TensorRT allocates nothing while it runs."""
+        return None
 
     def close(self) -> None:
         """Free context and buffers. Calling it twice is harmless."""

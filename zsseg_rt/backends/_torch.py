@@ -19,6 +19,7 @@ from zsseg_rt import _C
 from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends._torch_graph.arrays import DeviceResult, read_device, read_host
 from zsseg_rt.backends._torch_graph.program import Program
+from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -26,6 +27,7 @@ from zsseg_rt.backends.base import (
     CompiledGraph,
     LayerInfo,
     NodeTime,
+    Recorder,
     Session,
     pick_choice,
 )
@@ -183,6 +185,9 @@ class _TorchSession:
             NodeTime(name=node.name, type=node.op_type, ms=total / runs)
             for node, total in zip(nodes, totals, strict=True)
         )
+
+    def recorder(self) -> Recorder | None:
+        return None if self.device == "cpu" else TorchRecorder(self.device)
 
     def close(self) -> None:
         self._program = None
