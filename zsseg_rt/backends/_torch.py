@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,13 @@ class _TorchSession:
 
     def recorder(self) -> Recorder | None:
         return None if self.device == "cpu" else TorchRecorder(self.device)
+
+    def capture_state(self) -> Hashable | None:
+        """What a capture of a run depends on besides its feeds: nothing, as its memory is its own.
+
+        None on the CPU, where there are no captures.
+        """
+        return None if self.device == "cpu" else ()
 
     def close(self) -> None:
         self._program = None
