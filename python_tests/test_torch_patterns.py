@@ -10,6 +10,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from support.graphs import write_graph  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
+from zsseg_rt.errors import BackendError  # noqa: E402
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 RNG = np.random.default_rng(0)
@@ -156,7 +157,7 @@ def test_products_of_the_same_rows_are_merged(tmp_path):
     assert left == ["Linear", "Parts"]
 
 
-def quick_gelu(factor="1.702"):
+def quick_gelu():
     yield from (node("MatMul", "x w1", "p"), node("Add", "p b1", "h"))
     yield from (node("Mul", "h c", "s"), node("Sigmoid", "s", "g"), node("Mul", "h g", "a"))
     yield from (node("MatMul", "a w2", "o"), node("Add", "o b2", "y"))
@@ -254,3 +255,13 @@ def test_what_hangs_on_constants_alone_is_computed_once(tmp_path):
     counts, left = check(tmp_path, nodes, X, outputs, {"m": weights(6, WIDTH)})
     assert counts["folded_constants"] == 3
     assert left == ["MatMul", "Identity"]  # a result is computed, not held
+
+
+def test_a_constant_that_cannot_be_computed_is_reported_by_the_run(tmp_path):
+    nodes = [node("Concat", "m other", "both", axis=0), node("MatMul", "x both", "y")]
+    held = {"m": weights(4, 6), "other": weights(4, 5)}  # of different widths
+    program = Program.read(write_graph(tmp_path / "g.onnx", nodes, X, Y, held))
+    assert program.rewrite()["folded_constants"] == 0
+    program.place(torch.device("cpu"), None)
+    with pytest.raises(BackendError, match="Concat .* failed"):
+        program.run({"x": torch.zeros(1, ROWS, WIDTH)})

@@ -98,9 +98,9 @@ class Program:
         for name, tensor in self.constants.items():
             if tensor.is_floating_point():
                 self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
-        for node in self.nodes:
-            for name in node.inputs[3:] if node.op_type == "FusedAttention" else ():
-                self.constants[name] = _aligned(self.constants[name])
+        fused = (node for node in self.nodes if node.op_type == "FusedAttention")
+        for name in {name for node in fused for name in node.inputs[3:]}:
+            self.constants[name] = _aligned(self.constants[name])
 
     def run(
         self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
