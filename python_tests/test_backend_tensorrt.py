@@ -358,6 +358,48 @@ def test_shapes_come_before_addresses_and_running_comes_last(trt, native, graph_
     ]
 
 
+def test_what_has_not_changed_is_not_set_again(trt, native, graph_path):
+    session = load(graph_path)
+    first, other = queries(5), queries(5, address=8192)
+    session.run({"queries": first}, stream=99)
+    trt.journal.clear()
+    session.run({"queries": first}, stream=99)
+    assert trt.journal == ["execute on 99"]
+    session.run({"queries": other}, stream=99)
+    assert trt.journal[1:] == ["address queries", "execute on 99"]
+    trt.journal.clear()
+    session.run({"queries": queries(4, address=8192)}, stream=99)
+    assert trt.journal == ["shape queries (1, 4, 8)", "execute on 99"]  # the buffer is large enough
+
+
+def test_a_shape_that_was_refused_is_set_again(trt, native, graph_path):
+    session = load(graph_path)
+    session.run({"queries": queries(5)})
+    trt.faults = ["set_input_shape"]
+    with pytest.raises(ShapeError):
+        session.run({"queries": queries(4)})
+    trt.journal.clear()
+    session.run({"queries": queries(5)})
+    assert trt.journal[0] == "shape queries (1, 5, 8)"
+
+
+def test_captures_depend_on_shapes_and_addresses(trt, native, graph_path):
+    session = load(graph_path)
+    states = []
+    for feed in (queries(5), queries(5), queries(4), queries(5), queries(5, address=8192)):
+        session.run({"queries": feed})
+        states.append(session.capture_state())
+    assert states[0] == states[1] == states[3]
+    assert len(set(states)) == 3
+
+
+def test_what_cannot_be_captured_says_so(trt, native, graph_path):
+    session = load(graph_path)
+    session.run({"queries": queries(5)}, stream=7)
+    session._context.is_stream_capturable = lambda stream: stream != 7
+    assert session.capture_state() is None
+
+
 def test_output_buffers_grow_and_are_reused(trt, native, graph_path):
     session = load(graph_path)
     addresses = [

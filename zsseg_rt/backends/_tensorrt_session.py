@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
-from zsseg_rt.backends._tensorrt_device import Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends.base import LayerInfo, NodeTime, Session
+from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
+from zsseg_rt.backends._tensorrt_runtime import RuntimeSettings
+from zsseg_rt.backends.base import LayerInfo, NodeTime, Recorder, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
@@ -70,6 +72,12 @@ class TensorRTGraph:
                     f"{self.logger.last_messages()}"
                 )
             self._check_tensors(api)
+            self._settings = self._open_settings(api, plan)
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether TensorRT records its launches as CUDA graphs, so that nobody else may."""
+        return self._settings is not None and self._settings.captures
 
     @property
     def device(self) -> str:
@@ -92,12 +100,26 @@ class TensorRTGraph:
         Raises:
             BackendError: The graph is closed, or no context could be made.
         """
+        return self._open_session(captures=self.captures_itself)
+
+    def profiled_session(self) -> TensorRTSession:
+        """As :meth:`session`, launching layer by layer, so that each has its time."""
+        return self._open_session(captures=False)
+
+    def _open_session(self, *, captures: bool) -> TensorRTSession:
         self._require_open()
+        settings = self._settings
         with on_device(self.gpu.index):
-            context = require(
-                self._engine.create_execution_context(), "create_execution_context", self.logger
-            )
+            given = () if settings is None else (settings.config(captures=captures),)
+            made = self._engine.create_execution_context(*given)
+            context = require(made, "create_execution_context", self.logger)
+            self.keep_kernels()
         return TensorRTSession(self, context)
+
+    def keep_kernels(self) -> None:
+        """Write what was compiled for this GPU beside the plan, if there is more of it."""
+        if self._settings is not None:
+            self._settings.save()
 
     def layers(self) -> list[LayerInfo]:
         """Describe the built engine's layers as TensorRT reports them.
@@ -116,6 +138,7 @@ class TensorRTGraph:
     def close(self) -> None:
         """Free engine and runtime. Calling it twice is harmless."""
         # in this order: the engine needs the runtime alive
+        self._settings = None
         self._engine = None
         self._runtime = None
 
@@ -139,6 +162,12 @@ class TensorRTGraph:
                 self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
 
         return Collector()
+
+    def _open_settings(self, api: TensorRT, plan: Plan) -> RuntimeSettings | None:
+        if not api.is_rtx:
+            return None
+        captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
+        return RuntimeSettings(api, self._engine, plan.path, captures=captures, logger=self.logger)
 
     def _require_open(self) -> None:
         if self._engine is None:
@@ -166,6 +195,9 @@ class TensorRTSession:
         self._gpu, self._logger = graph.gpu, graph.logger
         self._inputs, self._outputs = graph.inputs, graph.outputs
         self._buffers: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of inputs and outputs, as they are set
+        self._addresses: dict[str, int] = {}
+        self._stream = 0
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -192,16 +224,30 @@ class TensorRTSession:
         self._require_open()
         check_names(feeds, self._inputs)
         with on_device(self._gpu.index):
-            addresses = self._shape_inputs(feeds, stream)
-            unknown = self._context.infer_shapes()
-            if unknown:
-                raise BackendError(f"tensorrt: expected all shapes to be known, missing {unknown}")
-            for name, address in addresses.items():
-                self._set_address(name, address)
+            found = self._read_feeds(feeds, stream)
+            self._set_shapes({name: feed.shape for name, feed in found.items()})
+            for name, feed in found.items():
+                self._set_address(name, feed.address)
             results = {spec.name: self._place_output(spec, stream) for spec in self._outputs}
             enqueued = self._context.execute_async_v3(stream)
             require(enqueued, "execute_async_v3", self._logger)
+        self._stream = stream
         return results
+
+    def capture_state(self) -> Hashable | None:
+        """The shapes and addresses that were set; see :class:`zsseg_rt.backends.base.Session`.
+
+        None where TensorRT records its launches itself.
+
+        TensorRT keeps data of its own on the GPU for the shapes that were set last, so a capture is
+        of no use once others have been set.
+        """
+        if self._graph.captures_itself:
+            return None
+        capturable = getattr(self._context, "is_stream_capturable", None)  # of TensorRT-RTX
+        if capturable is not None and not capturable(self._stream):
+            return None
+        return tuple(self._shapes.items()), tuple(self._addresses.items())
 
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
@@ -211,8 +257,7 @@ class TensorRTSession:
         See :meth:`zsseg_rt.backends.base.Session.profile`.
         """
         self._require_open()
-        other = self._graph.session()
-        assert isinstance(other, TensorRTSession)
+        other = self._graph.profiled_session()
         try:
             other.run(feeds, stream=stream)
             collector = self._graph.collector()
@@ -226,8 +271,15 @@ class TensorRTSession:
         finally:
             other.close()
 
+    def recorder(self) -> Recorder | None:
+        """None: TensorRT allocates nothing while it runs."""
+        return None
+
     def close(self) -> None:
         """Free context and buffers. Calling it twice is harmless."""
+        if self._context is not None:
+            with on_device(self._gpu.index):
+                self._graph.keep_kernels()  # also those of shapes that were new
         self._context = None
         self._buffers.clear()
 
@@ -235,21 +287,33 @@ class TensorRTSession:
         if self._context is None:
             raise BackendError("session: expected an open session, got a closed one. Load again.")
 
-    def _shape_inputs(self, feeds: Mapping[str, Array], stream: int) -> dict[str, int]:
-        addresses = {}
+    def _read_feeds(self, feeds: Mapping[str, Array], stream: int) -> dict[str, DeviceFeed]:
+        found = {}
         for spec in self._inputs:
             feed = read_feed(spec.name, feeds[spec.name])
             if feed.dtype != spec.dtype:
                 raise DTypeError(f"{spec.name}: expected {spec.dtype}, got {feed.dtype}")
             self._check_shape(spec, feed.shape)
-            if not self._context.set_input_shape(spec.name, feed.shape):
+            order_after(feed.stream, stream, self._gpu.index)
+            found[spec.name] = feed
+        return found
+
+    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Tell TensorRT the shapes of the inputs, if one is new, and ask for those of outputs."""
+        if all(self._shapes.get(name) == shape for name, shape in shapes.items()):
+            return
+        self._shapes.clear()
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
                 raise ShapeError(
-                    f"{spec.name}: expected a shape the plan takes, got {feed.shape}: "
+                    f"{name}: expected a shape the plan takes, got {shape}: "
                     f"{self._logger.last_messages()}"
                 )
-            order_after(feed.stream, stream, self._gpu.index)
-            addresses[spec.name] = feed.address
-        return addresses
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise BackendError(f"tensorrt: expected all shapes to be known, missing {unknown}")
+        outputs = {spec.name: self._output_shape(spec.name) for spec in self._outputs}
+        self._shapes.update(shapes | outputs)
 
     def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         axes = self._graph.report["axes"]
@@ -261,10 +325,14 @@ class TensorRTSession:
             ranges = {name: f"{low}..{high}" for name, (low, _, high) in axes.items()}
             raise ShapeError(f"{spec.name}: expected shape {spec.shape} {ranges}, got {shape}")
 
-    def _place_output(self, spec: TensorSpec, stream: int) -> Array:
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(spec.name))
+    def _output_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
-            raise BackendError(f"{spec.name}: expected a known shape, got {shape}")
+            raise BackendError(f"{name}: expected a known shape, got {shape}")
+        return shape
+
+    def _place_output(self, spec: TensorSpec, stream: int) -> Array:
+        shape = self._shapes[spec.name]
         size = max(math.prod(shape), 1)
         buffer = self._buffers.get(spec.name)
         if buffer is None or math.prod(buffer.shape) < size:
@@ -276,8 +344,12 @@ class TensorRTSession:
         return buffer.view(shape)
 
     def _set_address(self, name: str, address: int) -> None:
+        if self._addresses.get(name) == address:
+            return
+        self._addresses.pop(name, None)
         placed = self._context.set_tensor_address(name, address)
         require(placed, f"set_tensor_address of {name}", self._logger)
+        self._addresses[name] = address
 
 
 def _make_runtime(api: TensorRT, logger: Any) -> Any:
