@@ -34,7 +34,7 @@ enum cudaMemoryType {
   cudaMemoryTypeDevice,
   cudaMemoryTypeManaged
 };
-enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported = 115 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMemoryPoolsSupported = 115 };
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDefault = 0;
 constexpr unsigned cudaEventDisableTiming = 2;
@@ -185,8 +185,19 @@ void barrier(const char* file, int line);
 // Hands `value` to the other lanes named in `mask` and returns what lane `from` gave.
 std::uint64_t exchange(unsigned mask, std::uint64_t value, int from, const char* file, int line);
 unsigned ballot(unsigned mask, bool vote, const char* file, int line);
+// Hands `value` to all lanes of the warp and returns what each of them gave, valid until the next
+// call.
+const std::uint64_t* exchange_all(std::uint64_t value, const char* file, int line);
 int lane();
 void* dynamic_shared_memory();
+
+// cp.async: copies 16 bytes to shared memory, zeros from null, at once or, by chance, not before
+// the thread waits for them, as both happen on a GPU.
+void copy_later(void* to, const void* from, const char* file, int line);
+void end_copy_group();
+void wait_for_copies(std::size_t groups_left);
+// A fault unless the address is a multiple of `bytes`.
+void check_alignment(const void* address, std::size_t bytes, const char* file, int line);
 
 }  // namespace cuda_emulation
 
@@ -208,6 +219,7 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, const char* file = __bui
   return cuda_emulation::ballot(mask, vote, file, line);
 }
 
+inline void __threadfence() {}  // one thread runs at a time
 inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }
@@ -217,7 +229,6 @@ inline int min(int a, int b) {
 inline int max(int a, int b) {
   return a > b ? a : b;
 }
-// One thread runs at a time.
 inline int atomicAdd(int* at, int value) {
   const int before = *at;
   *at += value;
