@@ -32,9 +32,10 @@ def boxes_of(masks, canvas_hw):
 
 GRIDS = [((1, 1), (1, 1)), ((1, 1), (5, 7)), ((3, 1), (31, 17)), ((7, 5), (28, 20))]
 GRIDS += [((16, 12), (61, 97)), ((9, 13), (9, 13)), ((20, 30), (11, 7))]
+LONG_GRIDS = [((50, 16), (200, 61)), ((3, 1100), (2, 1300)), ((2, 2), (3000, 2))]
 
 
-@pytest.mark.parametrize(("grid_hw", "canvas_hw"), GRIDS)
+@pytest.mark.parametrize(("grid_hw", "canvas_hw"), GRIDS + LONG_GRIDS)
 def test_boxes_are_the_reference_s(device, grid_hw, canvas_hw):
     masks = smooth_masks(6, *grid_hw)
     boxes = ops.mask_boxes(device.place(masks), canvas_hw, stream=device.stream)
@@ -51,6 +52,13 @@ def test_boxes_of_empty_full_and_thin_masks():
     whole = [0, 0, 6, 4]
     expected = [[*whole, 0], [0, 0, 5, 3, 24], [*whole, 6], [2, 1, 4, 2, 6], [*whole, 1]]
     np.testing.assert_array_equal(ops.mask_boxes(masks, (4, 6)), expected)
+
+
+def test_boxes_of_masks_that_almost_vanish(device):
+    masks = np.random.default_rng(3).standard_normal((4, 6, 8)).astype(np.float32)
+    masks *= np.array([1e-30, 1e-38, 1e-44, 0.0], np.float32)[:, None, None]
+    boxes = ops.mask_boxes(device.place(masks), (23, 31), stream=device.stream)
+    np.testing.assert_array_equal(device.fetch(boxes), reference.mask_boxes(masks, (23, 31)))
 
 
 @pytest.mark.parametrize("style", ["cropmask", "crop", "mask"])
@@ -90,6 +98,20 @@ def test_crops_of_any_box(device, box):
         device.place(image), device.place(masks), *arguments, side=20, stream=device.stream
     )
     expected = reference.crop_regions(image, masks, *arguments, side=20)
+    np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP_TOLERANCE)
+
+
+@pytest.mark.parametrize("style", ["cropmask", "crop"])
+@pytest.mark.parametrize(("canvas_hw", "side"), [((12, 700), 2), ((130, 9), 3), ((40, 600), 300)])
+def test_crops_of_long_boxes(device, canvas_hw, side, style):
+    masks, image = smooth_masks(4, 10, 20), picture(*canvas_hw)
+    whole = np.array([[0, 0, canvas_hw[1], canvas_hw[0]]], np.int32)
+    arguments = (np.array([0], np.int32), whole)
+    settings = {"side": side, "style": style, **NORMALISATION}
+    crops = ops.crop_regions(
+        device.place(image), device.place(masks), *arguments, stream=device.stream, **settings
+    )
+    expected = reference.crop_regions(image, masks, *arguments, **settings)
     np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP_TOLERANCE)
 
 
