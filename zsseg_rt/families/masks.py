@@ -88,6 +88,7 @@ class RegionVotes:
         clock: StageClock,
     ) -> Labels:
         """See :class:`zsseg_rt.families.base.Masks`."""
+        out, scratch = _vote_memory(self.class_scores.shape, out_hw, rule.with_scores, workspace)
         labels, scores = ops.label_regions(
             self.mask_logits,
             self.class_scores,
@@ -96,6 +97,8 @@ class RegionVotes:
             bias=classes.bias,
             unknown_below=rule.threshold,
             with_scores=rule.with_scores,
+            out=out,
+            workspace=scratch,
             stream=workspace.stream,
         )
         clock.mark("upsample_argmax")
@@ -177,6 +180,18 @@ def _label_memory(
     size = _C.upsample_argmax_device_bytes(math.prod(logits_shape), logits_shape[1])
     out = None if labels is None else (labels, scores)
     return out, workspace.scratch("upsample_argmax", size)
+
+
+def _vote_memory(
+    scores_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
+) -> tuple[Any, Array | None]:
+    """The same for masks that vote, of class scores [P, Q]."""
+    dtype = np.dtype(np.uint8 if scores_shape[0] <= 254 else np.uint16)
+    labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
+    scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
+    size = _C.label_regions_device_bytes(scores_shape[0], scores_shape[1])
+    out = None if labels is None else (labels, scores)
+    return out, workspace.scratch("label_regions", size)
 
 
 def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
