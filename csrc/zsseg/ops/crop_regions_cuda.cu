@@ -95,6 +95,7 @@ __device__ void sum_column(const CropMemory& memory, const CropProblem& problem,
   const float* pixel = problem.image + std::int64_t{y} * problem.grid.canvas_width + x;
   float corner[4] = {};
   int held = -1;  // the grid row of these corners
+  ZSSEG_UNROLL((kMasked ? 1 : 4))
   for (int i = 0; i < num_rows; ++i, pixel += problem.grid.canvas_width) {
     if (kMasked) {
       const CellPosition row = memory.mask_rows[i];

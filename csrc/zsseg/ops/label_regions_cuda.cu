@@ -163,6 +163,7 @@ __device__ void compete_resized(const Problem& problem, const float* maps, const
   const float* map = maps + taps.at;
   const float above[2] = {(1.0f - taps.y) * (1.0f - taps.x), (1.0f - taps.y) * taps.x};
   const float below[2] = {taps.y * (1.0f - taps.x), taps.y * taps.x};
+  ZSSEG_UNROLL(4)
   for (int c = 0; c < kStepClasses; ++c, map += kMapFloats<kRows>) {
     const float score = above[0] * map[0] + above[1] * map[1] + below[0] * map[kColumns] +
                         below[1] * map[kColumns + 1];
@@ -176,6 +177,7 @@ __device__ void label_resized(const Problem& problem, const Tile& tile, const Re
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   Taps taps[kPasses];
   Best best[kPasses];
+  ZSSEG_UNROLL(kPasses)
   for (int pass = 0; pass < kPasses; ++pass) {
     taps[pass] = find_taps(problem, tile, threadIdx.x + pass * kThreads);
   }
@@ -189,12 +191,14 @@ __device__ void label_resized(const Problem& problem, const Tile& tile, const Re
     __syncthreads();  // the maps before have been read
     store_maps<kRows>(maps, problem.rules + tile16 * 16, sums);
     __syncthreads();
+    ZSSEG_UNROLL(kPasses)
     for (int pass = 0; pass < kPasses; ++pass) {
       if (taps[pass].at >= 0) {
         compete_resized<kRows>(problem, maps, taps[pass], step * kStepClasses, best[pass]);
       }
     }
   }
+  ZSSEG_UNROLL(kPasses)
   for (int pass = 0; pass < kPasses; ++pass) {
     const int pixel = threadIdx.x + pass * kThreads;
     if (taps[pass].at >= 0) {
