@@ -101,7 +101,7 @@ def test_a_descriptor_frame_keeps_to_its_budget(frame_counts):
     assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
 
 
-@pytest.mark.parametrize("bundle", ["dense", "descriptor", "segment_tokens"])
+@pytest.mark.parametrize("bundle", ["dense", "descriptor", "proposals", "segment_tokens"])
 @pytest.mark.parametrize("with_scores", [False, True])
 def test_a_frame_allocates_nothing(frame_counts, bundle, with_scores):
     found = frame_counts(bundle, with_scores=with_scores)

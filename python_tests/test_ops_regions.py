@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zsseg_rt import ops
+from zsseg_rt import _C, ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
 
@@ -32,9 +32,10 @@ def boxes_of(masks, canvas_hw):
 
 GRIDS = [((1, 1), (1, 1)), ((1, 1), (5, 7)), ((3, 1), (31, 17)), ((7, 5), (28, 20))]
 GRIDS += [((16, 12), (61, 97)), ((9, 13), (9, 13)), ((20, 30), (11, 7))]
+LONG_GRIDS = [((50, 16), (200, 61)), ((3, 1100), (2, 1300)), ((2, 2), (3000, 2))]
 
 
-@pytest.mark.parametrize(("grid_hw", "canvas_hw"), GRIDS)
+@pytest.mark.parametrize(("grid_hw", "canvas_hw"), GRIDS + LONG_GRIDS)
 def test_boxes_are_the_reference_s(device, grid_hw, canvas_hw):
     masks = smooth_masks(6, *grid_hw)
     boxes = ops.mask_boxes(device.place(masks), canvas_hw, stream=device.stream)
@@ -51,6 +52,13 @@ def test_boxes_of_empty_full_and_thin_masks():
     whole = [0, 0, 6, 4]
     expected = [[*whole, 0], [0, 0, 5, 3, 24], [*whole, 6], [2, 1, 4, 2, 6], [*whole, 1]]
     np.testing.assert_array_equal(ops.mask_boxes(masks, (4, 6)), expected)
+
+
+def test_boxes_of_masks_that_almost_vanish(device):
+    masks = np.random.default_rng(3).standard_normal((4, 6, 8)).astype(np.float32)
+    masks *= np.array([1e-30, 1e-38, 1e-44, 0.0], np.float32)[:, None, None]
+    boxes = ops.mask_boxes(device.place(masks), (23, 31), stream=device.stream)
+    np.testing.assert_array_equal(device.fetch(boxes), reference.mask_boxes(masks, (23, 31)))
 
 
 @pytest.mark.parametrize("style", ["cropmask", "crop", "mask"])
@@ -90,6 +98,20 @@ def test_crops_of_any_box(device, box):
         device.place(image), device.place(masks), *arguments, side=20, stream=device.stream
     )
     expected = reference.crop_regions(image, masks, *arguments, side=20)
+    np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP_TOLERANCE)
+
+
+@pytest.mark.parametrize("style", ["cropmask", "crop"])
+@pytest.mark.parametrize(("canvas_hw", "side"), [((12, 700), 2), ((130, 9), 3), ((40, 600), 300)])
+def test_crops_of_long_boxes(device, canvas_hw, side, style):
+    masks, image = smooth_masks(4, 10, 20), picture(*canvas_hw)
+    whole = np.array([[0, 0, canvas_hw[1], canvas_hw[0]]], np.int32)
+    arguments = (np.array([0], np.int32), whole)
+    settings = {"side": side, "style": style, **NORMALISATION}
+    crops = ops.crop_regions(
+        device.place(image), device.place(masks), *arguments, stream=device.stream, **settings
+    )
+    expected = reference.crop_regions(image, masks, *arguments, **settings)
     np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP_TOLERANCE)
 
 
@@ -150,6 +172,114 @@ def test_labels_match_the_reference(device, num_classes, grid_hw, canvas_hw, out
     assert found[0].dtype == (np.uint8 if num_classes < 255 else np.uint16)
     expected = reference.label_regions(masks, weights, bias=bias, **sizes)
     assert_labelled_alike(found, expected, masks, weights, bias, canvas_hw, out_hw)
+
+
+VOTES = [  # masks, their grid, canvas, result
+    (100, (7, 5), (28, 21), (28, 21)),
+    (256, (6, 6), (11, 9), (11, 9)),
+    (256, (6, 6), (9, 17), (33, 40)),
+    (120, (4, 4), (13, 12), (20, 31)),
+    (17, (2, 2), (2, 2), (70, 75)),
+    (3, (2, 3), (1, 5), (40, 5)),
+]
+
+
+@pytest.mark.parametrize(("num_regions", "grid_hw", "canvas_hw", "out_hw"), VOTES)
+def test_labels_of_many_masks(device, num_regions, grid_hw, canvas_hw, out_hw):
+    masks = smooth_masks(num_regions, *grid_hw)
+    weights = scores_of(70, num_regions) / num_regions
+    sizes = {"canvas_hw": canvas_hw, "out_hw": out_hw, "with_scores": True}
+    labels, scores = ops.label_regions(
+        device.place(masks), device.place(weights), stream=device.stream, **sizes
+    )
+    expected = reference.label_regions(masks, weights, **sizes)
+    bias = np.zeros(70, np.float32)
+    found = device.fetch(labels), device.fetch(scores)
+    assert_labelled_alike(found, expected, masks, weights, bias, canvas_hw, out_hw)
+
+
+@pytest.mark.parametrize("out_hw", [(12, 10), (17, 25)])
+def test_labels_of_scores_of_any_size(device, out_hw):
+    masks, weights = smooth_masks(20, 4, 5), scores_of(9, 20)
+    # Only a class of its own size can win: each is larger than the others by its bias.
+    sizes = np.array([1e-38, 1e-30, 1e-4, 1e-2, 1.0, 0.0, 1e-20, 1e-10, 1e-7], np.float32)
+    weights = weights * sizes[:, None]
+    settings = {"canvas_hw": (12, 10), "out_hw": out_hw, "with_scores": True}
+    for kept in range(9):
+        bias = np.where(np.arange(9) == kept, 0.0, 100.0).astype(np.float32)
+        labels, scores = ops.label_regions(
+            device.place(masks), device.place(weights), bias=device.place(bias),
+            stream=device.stream, **settings,
+        )  # fmt: skip
+        expected = reference.label_regions(masks, weights, bias=bias, **settings)
+        np.testing.assert_array_equal(device.fetch(labels), expected[0])
+        np.testing.assert_allclose(device.fetch(scores), expected[1], rtol=2e-5, atol=1e-44)
+
+
+@pytest.mark.parametrize("out_hw", [(8, 8), (9, 13)])
+def test_infinite_and_missing_scores(device, out_hw):
+    masks, weights = smooth_masks(6, 4, 4), scores_of(6, 6) / 6
+    infinity = float("inf")
+    weights[1, 3], weights[2, 0], weights[3, 1:3] = float("nan"), -infinity, (infinity, -infinity)
+    settings = {"canvas_hw": (8, 8), "out_hw": out_hw, "with_scores": True}
+    for best in (0.0, infinity):
+        weights[4, 5] = max(weights[4, 5], best)
+        labels, scores = ops.label_regions(
+            device.place(masks), device.place(weights), stream=device.stream, **settings
+        )
+        with np.errstate(invalid="ignore"):
+            expected = reference.label_regions(masks, weights, **settings)
+        np.testing.assert_array_equal(device.fetch(labels), expected[0])
+        np.testing.assert_allclose(device.fetch(scores), expected[1], atol=SCORE_TOLERANCE)
+
+
+def test_labels_fill_what_is_given(device):
+    masks, weights = smooth_masks(5, 4, 4), scores_of(7, 5) / 5
+    sizes = {"canvas_hw": (8, 8), "out_hw": (9, 13)}
+    placed = device.place(masks), device.place(weights)
+    labels = device.poisoned((9, 13), np.uint8)
+    scores = device.poisoned((9, 13), np.float32)
+    found = ops.label_regions(
+        *placed, **sizes, with_scores=True, out=(labels, scores), stream=device.stream
+    )
+    assert found[0] is labels
+    assert found[1] is scores
+    expected = reference.label_regions(masks, weights, **sizes, with_scores=True)
+    bias = np.zeros(7, np.float32)
+    found = device.fetch(labels), device.fetch(scores)
+    assert_labelled_alike(found, expected, masks, weights, bias, (8, 8), (9, 13))
+    alone, _ = ops.label_regions(*placed, **sizes, out=labels, stream=device.stream)
+    assert alone is labels
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ((np.zeros((5, 5), np.uint8),) * 3, "a pair of labels and scores, got 3 arrays"),
+        ((np.zeros((5, 5), np.uint8), np.zeros((5, 5), np.float32)), "got labels and scores"),
+    ],
+)
+def test_results_that_nobody_asked_for(out, message):
+    for module in (ops, reference):
+        with pytest.raises(ArgumentError, match=f"out: expected .*{message}"):
+            module.label_regions(**LABEL, out=out)
+
+
+def test_lent_memory_is_enough_and_too_little_is_refused(device):
+    masks, weights = smooth_masks(5, 4, 4), scores_of(7, 5) / 5
+    placed = device.place(masks), device.place(weights)
+    sizes = {"canvas_hw": (8, 8), "out_hw": (9, 13), "stream": device.stream}
+    expected, _ = ops.label_regions(*placed, **sizes)
+    if device.name == "cpu":
+        pytest.skip("what the CPU needs depends on its threads")
+    size = _C.label_regions_device_bytes(7, 5)
+    assert size == 64 * 16 * 4 + 64 * 16
+    memory = device.poisoned((size,), np.uint8)
+    labels, _ = ops.label_regions(*placed, **sizes, workspace=memory)
+    np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
+    less = device.poisoned((size - 1,), np.uint8)
+    with pytest.raises(ShapeError, match=f"workspace: expected at least {size} bytes"):
+        ops.label_regions(*placed, **sizes, workspace=less)
 
 
 @pytest.mark.usefixtures("cpu_isa", "num_threads")

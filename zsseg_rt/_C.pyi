@@ -256,5 +256,8 @@ def label_regions(
     bias: Array | None,
     unknown_below: float | None,
     with_scores: bool,
+    out: Any,
+    workspace: Array | None,
     stream: int,
 ) -> tuple[Array, Array | None]: ...
+def label_regions_device_bytes(num_classes: int, num_regions: int) -> int: ...

@@ -46,13 +46,30 @@ struct Wait {
   }
 };
 
+// What cp.async still owes; from null, zeros.
+struct Copy {
+  void* to;
+  const void* from;
+};
+using CopyGroup = std::vector<Copy>;
+
+void copy_now(const Copy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, 16);
+  } else {
+    std::memcpy(copy.to, copy.from, 16);
+  }
+}
+
 // One thread of a block, on a stack of its own that serves the next block's thread too.
 struct Fiber {
   jmp_buf left_at;
   bool is_started = false;
   uint3 index = {};
   Wait wait;
-  std::uint64_t given = 0;  // to the other lanes of its warp
+  std::uint64_t given = 0;        // to the other lanes of its warp
+  CopyGroup open;                 // copies since the last group ended
+  std::vector<CopyGroup> groups;  // that nothing waited for, the oldest first
 };
 
 struct Scheduler {
@@ -263,6 +280,8 @@ void prepare(Scheduler& own, const dim3& block) {
     own.fibers[index].index = {linear % block.x, linear / block.x % block.y,
                                linear / block.x / block.y};
     own.states[index] = State::ready;
+    own.fibers[index].open.clear();
+    own.fibers[index].groups.clear();
   }
 }
 
@@ -329,6 +348,41 @@ unsigned ballot(unsigned mask, bool vote, const char* file, int line) {
 int running_thread() {
   const Scheduler& own = scheduler();
   return own.running == nullptr ? -1 : static_cast<int>(own.index_of(*own.running));
+}
+
+const std::uint64_t* exchange_all(std::uint64_t value, const char* file, int line) {
+  return meet_lanes(0xffffffffu, value, file, line);
+}
+
+void check_alignment(const void* address, std::size_t bytes, const char* file, int line) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
+    throw KernelFault(Wait{file, line, 0}.place() + ": an address is not a multiple of " +
+                      std::to_string(bytes) + " bytes");
+  }
+}
+
+void copy_later(void* to, const void* from, const char* file, int line) {
+  check_alignment(to, 16, file, line);
+  check_alignment(from, 16, file, line);
+  Scheduler& own = scheduler();
+  if (own.toss()) {
+    copy_now({to, from});
+  } else {
+    own.running->open.push_back({to, from});
+  }
+}
+
+void end_copy_group() {
+  Fiber& fiber = *scheduler().running;
+  fiber.groups.push_back(std::exchange(fiber.open, {}));
+}
+
+void wait_for_copies(std::size_t groups_left) {
+  std::vector<CopyGroup>& groups = scheduler().running->groups;
+  while (groups.size() > groups_left) {
+    std::for_each(groups.front().begin(), groups.front().end(), copy_now);
+    groups.erase(groups.begin());
+  }
 }
 
 int lane() {

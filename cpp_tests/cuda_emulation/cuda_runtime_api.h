@@ -44,7 +44,11 @@ enum cudaMemoryType {
   cudaMemoryTypeDevice,
   cudaMemoryTypeManaged
 };
-enum cudaDeviceAttr { cudaDevAttrIntegrated = 18, cudaDevAttrMemoryPoolsSupported = 115 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrIntegrated = 18,
+  cudaDevAttrMemoryPoolsSupported = 115
+};
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDefault = 0;
 constexpr unsigned cudaEventBlockingSync = 1;
@@ -233,8 +237,19 @@ void barrier(const char* file, int line);
 // Hands `value` to the other lanes named in `mask` and returns what lane `from` gave.
 std::uint64_t exchange(unsigned mask, std::uint64_t value, int from, const char* file, int line);
 unsigned ballot(unsigned mask, bool vote, const char* file, int line);
+// Hands `value` to all lanes of the warp and returns what each of them gave, valid until the next
+// call.
+const std::uint64_t* exchange_all(std::uint64_t value, const char* file, int line);
 int lane();
 void* dynamic_shared_memory();
+
+// cp.async: copies 16 bytes to shared memory, zeros from null, at once or, by chance, not before
+// the thread waits for them, as both happen on a GPU.
+void copy_later(void* to, const void* from, const char* file, int line);
+void end_copy_group();
+void wait_for_copies(std::size_t groups_left);
+// A fault unless the address is a multiple of `bytes`.
+void check_alignment(const void* address, std::size_t bytes, const char* file, int line);
 
 }  // namespace cuda_emulation
 
@@ -261,6 +276,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin
   cuda_emulation::ballot(mask, false, file, line);
 }
 
+inline void __threadfence() {}  // one thread runs at a time
 inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }

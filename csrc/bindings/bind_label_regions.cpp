@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "bindings/array_arg.h"
-#include "bindings/host_workspace.h"
+#include "bindings/lent_memory.h"
 #include "bindings/register.h"
 #include "zsseg/ops/label_regions.h"
 
@@ -20,6 +20,7 @@ using Size = std::pair<std::int64_t, std::int64_t>;
 py::tuple bound_label_regions(const py::object& mask_logits, const py::object& class_scores,
                               Size canvas_hw, Size out_hw, const py::object& bias,
                               std::optional<double> unknown_below, bool with_scores,
+                              const py::object& out, const py::object& workspace,
                               StreamHandle stream) {
   const ArrayArg masks = ArrayArg::input(mask_logits, "mask_logits", stream);
   const ArrayArg weights = ArrayArg::input(class_scores, "class_scores", stream);
@@ -35,15 +36,17 @@ py::tuple bound_label_regions(const py::object& mask_logits, const py::object& c
       unknown_below ? static_cast<float>(*unknown_below) : no_threshold};
   const Shape shape = label_regions_shape(inputs, params);
   const Device device = masks.view().device;
-  const OutputArg labels(py::none(), "labels", shape, label_regions_dtype(inputs), device, stream);
+  const auto [labels_out, scores_out] = label_results(out, with_scores);
+  const OutputArg labels(labels_out, "labels", shape, label_regions_dtype(inputs), device, stream);
   std::optional<OutputArg> scores;
   if (with_scores) {
-    scores.emplace(py::none(), "scores", shape, DType::float32, device, stream);
+    scores.emplace(scores_out, "scores", shape, DType::float32, device, stream);
   }
-  const TensorView workspace = host_workspace(label_regions_workspace_bytes(inputs, params));
+  const ScratchMemory scratch(workspace, label_regions_workspace_bytes(inputs, params), device,
+                              stream);
   {
     const py::gil_scoped_release unlocked;
-    label_regions(inputs, labels.view(), scores ? &scores->view() : nullptr, workspace, params,
+    label_regions(inputs, labels.view(), scores ? &scores->view() : nullptr, scratch.view(), params,
                   stream);
   }
   return py::make_tuple(labels.result(), scores ? scores->result() : py::none());
@@ -54,7 +57,9 @@ py::tuple bound_label_regions(const py::object& mask_logits, const py::object& c
 void register_label_regions(py::module_& module) {
   module.def("label_regions", &bound_label_regions, py::arg("mask_logits"), py::arg("class_scores"),
              py::arg("canvas_hw"), py::arg("out_hw"), py::arg("bias"), py::arg("unknown_below"),
-             py::arg("with_scores"), py::arg("stream"));
+             py::arg("with_scores"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
+  module.def("label_regions_device_bytes", &label_regions_device_bytes, py::arg("num_classes"),
+             py::arg("num_regions"));
 }
 
 }  // namespace zsseg::bindings

@@ -8,6 +8,14 @@
 
 #include "zsseg/cuda_check.h"
 
+// Before a loop of a kernel: how often its body is repeated, which takes registers.
+#if defined(__CUDACC__)
+#define ZSSEG_PRAGMA(text) _Pragma(#text)
+#define ZSSEG_UNROLL(times) ZSSEG_PRAGMA(unroll times)
+#else
+#define ZSSEG_UNROLL(times)
+#endif
+
 namespace zsseg {
 
 struct LaunchShape {

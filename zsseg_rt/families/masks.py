@@ -86,6 +86,7 @@ class RegionVotes:
         clock: StageClock,
     ) -> Labels:
         """See :class:`zsseg_rt.families.base.Masks`."""
+        out, scratch = _vote_memory(self.class_scores.shape, out_hw, rule.with_scores, workspace)
         labels, scores = ops.label_regions(
             self.mask_logits,
             self.class_scores,
@@ -94,6 +95,8 @@ class RegionVotes:
             bias=classes.bias,
             unknown_below=rule.threshold,
             with_scores=rule.with_scores,
+            out=out,
+            workspace=scratch,
             stream=workspace.stream,
         )
         clock.mark("upsample_argmax")
@@ -173,6 +176,18 @@ def _label_memory(
     labels = workspace.result(f"labels {np.dtype(dtype)}", (1, *out_hw), dtype)
     scores = workspace.result("scores", (1, *out_hw), np.float32) if with_scores else None
     return None if labels is None else (labels, scores)
+
+
+def _vote_memory(
+    scores_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
+) -> tuple[Any, Array | None]:
+    """The same for masks that vote, of class scores [P, Q]."""
+    dtype = np.dtype(np.uint8 if scores_shape[0] <= 254 else np.uint16)
+    labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
+    scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
+    size = _C.label_regions_device_bytes(scores_shape[0], scores_shape[1])
+    out = None if labels is None else (labels, scores)
+    return out, workspace.scratch("label_regions", size)
 
 
 def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

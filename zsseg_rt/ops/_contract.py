@@ -84,6 +84,19 @@ def expect_out(
     return array
 
 
+def expect_label_outs(
+    out: Any, shape: tuple[int, ...], num_classes: int, with_scores: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Labels and scores to write; scores that were not asked for are written and dropped."""
+    pair = out if isinstance(out, tuple) else (out, None)
+    if len(pair) != 2:
+        fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
+    if not with_scores and pair[1] is not None:
+        fail_argument("out", "labels only, because with_scores is False", "labels and scores")
+    labels = expect_out("labels", pair[0], shape, np.uint8 if num_classes <= 254 else np.uint16)
+    return labels, expect_out("scores", pair[1], shape, np.float32)
+
+
 def expect_side_range(
     name: str,
     sides: tuple[int, int],

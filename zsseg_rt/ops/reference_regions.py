@@ -15,6 +15,7 @@ from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
     expect_dtype,
+    expect_label_outs,
     expect_out,
     expect_shape,
     expect_side_range,
@@ -144,6 +145,7 @@ def label_regions(
     bias: Array | None = None,
     unknown_below: float | None = None,
     with_scores: bool = False,
+    out: Array | tuple[Array, Array | None] | None = None,
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], FloatArray | None]:
     """Reference of :func:`zsseg_rt.ops.label_regions`."""
@@ -157,8 +159,7 @@ def label_regions(
     expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
     if unknown_below is not None and math.isnan(unknown_below):
         fail_argument("unknown_below", "a number or None", "nan")
-    labels = np.empty(out_hw, np.uint8 if num_classes <= 254 else np.uint16)
-    scores = np.empty(out_hw, np.float32)
+    labels, scores = expect_label_outs(out, out_hw, num_classes, with_scores)
     for first in range(0, out_hw[0], _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
         values = score_maps(mask_logits, class_scores, canvas_hw, out_hw, rows=band)

@@ -104,6 +104,8 @@ def label_regions(
     bias: Array | None = None,
     unknown_below: float | None = None,
     with_scores: bool = False,
+    out: Array | tuple[Array, Array | None] | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> tuple[Array, Array | None]:
     """Label every pixel from soft masks that vote for classes, without storing ``[C, H, W]``.
@@ -121,6 +123,10 @@ def label_regions(
         bias: Subtracted from each class's score before the argmax, float32 ``[C]``; None for 0.
         unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
         with_scores: Also return the winner's score without the bias, at most 1.
+        out: Labels to write, or a pair of labels and scores. New ones if None.
+        workspace: Memory on the masks' device to write to, aligned to 64 bytes; on CUDA at least
+            ``(4 * Q + 16) * C`` bytes with ``Q`` and ``C`` rounded up to multiples of 16 and 64.
+            None takes and frees some.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -130,7 +136,7 @@ def label_regions(
     Raises:
         ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
-        ArgumentError: ``unknown_below`` is NaN.
+        ArgumentError: ``unknown_below`` is NaN, or ``out`` has scores that are not asked for.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
     Source:
@@ -146,6 +152,8 @@ def label_regions(
         bias,
         unknown_below,
         with_scores,
+        out,
+        workspace,
         stream,
     )
     return labels, scores

@@ -22,15 +22,42 @@ struct MaskGrid {
   int canvas_height, canvas_width;
 };
 
-ZSSEG_HOST_DEVICE float mask_logit(const float* logits,  // [height, width]
-                                   const MaskGrid& grid, int y, int x) {
-  const upsample::CellPosition row = upsample::cell_position(y, grid.height, grid.canvas_height);
-  const upsample::CellPosition column = upsample::cell_position(x, grid.width, grid.canvas_width);
-  const int right = column.cell + (grid.width > 1 ? 1 : 0);
-  const float* above = logits + std::int64_t{row.cell} * grid.width;
+ZSSEG_HOST_DEVICE upsample::CellPosition mask_row(const MaskGrid& grid, int y) {
+  return upsample::cell_position(y, grid.height, grid.canvas_height);
+}
+
+ZSSEG_HOST_DEVICE upsample::CellPosition mask_column(const MaskGrid& grid, int x) {
+  return upsample::cell_position(x, grid.width, grid.canvas_width);
+}
+
+// The logits around a place on their grid: top left, top right, bottom left, bottom right.
+ZSSEG_HOST_DEVICE void load_corners(const float* logits,  // [height, width]
+                                    const MaskGrid& grid, int row_cell, int column_cell,
+                                    float (&corner)[4]) {
+  const int right = grid.width > 1 ? 1 : 0;
+  const float* above = logits + std::int64_t{row_cell} * grid.width + column_cell;
   const float* below = above + (grid.height > 1 ? grid.width : 0);
-  const float corner[4] = {above[column.cell], above[right], below[column.cell], below[right]};
+  corner[0] = above[0];
+  corner[1] = above[right];
+  corner[2] = below[0];
+  corner[3] = below[right];
+}
+
+ZSSEG_HOST_DEVICE float blend_corners(const float (&corner)[4], const upsample::CellPosition& row,
+                                      const upsample::CellPosition& column) {
   return upsample::bilinear(corner, 1.0f - row.t, row.t, 1.0f - column.t, column.t);
+}
+
+ZSSEG_HOST_DEVICE float mask_logit(const float* logits,  // [height, width]
+                                   const MaskGrid& grid, const upsample::CellPosition& row,
+                                   const upsample::CellPosition& column) {
+  float corner[4];
+  load_corners(logits, grid, row.cell, column.cell, corner);
+  return blend_corners(corner, row, column);
+}
+
+ZSSEG_HOST_DEVICE float mask_logit(const float* logits, const MaskGrid& grid, int y, int x) {
+  return mask_logit(logits, grid, mask_row(grid, y), mask_column(grid, x));
 }
 
 // One axis of RoIAlign: `side` bins over [start, end], each the mean of num_samples linear samples.

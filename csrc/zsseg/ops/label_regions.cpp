@@ -114,10 +114,17 @@ std::size_t bytes_of(const LabelRegionsLayout& layout) {
   return static_cast<std::size_t>(floats) * sizeof(float);
 }
 
+std::size_t label_regions_device_bytes(std::int64_t num_classes, std::int64_t num_regions) {
+  constexpr std::int64_t kStepClasses = 64, kDepth = 16;  // of the kernel's matrix products
+  const std::int64_t classes = (num_classes + kStepClasses - 1) / kStepClasses * kStepClasses;
+  const std::int64_t regions = (num_regions + kDepth - 1) / kDepth * kDepth;
+  return static_cast<std::size_t>(classes * regions * 4 + classes * 16);
+}
+
 std::size_t label_regions_workspace_bytes(const LabelRegionsInputs& inputs,
                                           const LabelRegionsParams& params) {
   if (inputs.mask_logits.device.is_cuda()) {
-    return 0;
+    return label_regions_device_bytes(inputs.class_scores.shape[0], inputs.class_scores.shape[1]);
   }
   return bytes_of(label_regions_layout(inputs, params, num_threads()));
 }
@@ -127,8 +134,10 @@ namespace {
 // One task's share is enough; with less memory than for every thread, fewer tasks run.
 void expect_workspace(const TensorView& workspace, const LabelRegionsInputs& inputs,
                       const LabelRegionsParams& params) {
-  const bool on_cuda = inputs.mask_logits.device.is_cuda();
-  const std::size_t needed = on_cuda ? 0 : bytes_of(label_regions_layout(inputs, params, 1));
+  expect_same_device("workspace", workspace, "mask_logits", inputs.mask_logits);
+  const std::size_t needed = inputs.mask_logits.device.is_cuda()
+                                 ? label_regions_workspace_bytes(inputs, params)
+                                 : bytes_of(label_regions_layout(inputs, params, 1));
   if (workspace.bytes() < needed) {
     throw ShapeError("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
                      std::to_string(workspace.bytes()) +

@@ -37,11 +37,16 @@ Shape label_regions_shape(const LabelRegionsInputs& inputs, const LabelRegionsPa
 // uint8 up to 254 classes, uint16 above.
 DType label_regions_dtype(const LabelRegionsInputs& inputs);
 
-// Bytes of host workspace that a call on the CPU needs; 0 on CUDA.
+// Bytes of workspace, on the masks' device, that a call needs.
 std::size_t label_regions_workspace_bytes(const LabelRegionsInputs& inputs,
                                           const LabelRegionsParams& params);
 
-// `scores` may be null. `workspace` is a host array of at least the bytes above, aligned to 64.
+// The same for arrays on CUDA, of so many classes and masks: 4 bytes a class and mask, and 16 a
+// class, rounded up to 64 classes and 16 masks. Its size does not depend on the canvas.
+std::size_t label_regions_device_bytes(std::int64_t num_classes, std::int64_t num_regions);
+
+// `scores` may be null. `workspace` is any array of at least the bytes above, aligned to 64; its
+// content does not matter.
 void label_regions(const LabelRegionsInputs& inputs, const TensorView& labels,
                    const TensorView* scores, const TensorView& workspace,
                    const LabelRegionsParams& params, StreamHandle stream);
