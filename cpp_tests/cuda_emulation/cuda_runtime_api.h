@@ -170,7 +170,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define __host__
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 // One block runs at a time, so its shared memory is the program's; the section lets it be poisoned.
 #define __shared__ static __attribute__((section("cuda_emulation_shared")))
