@@ -90,6 +90,73 @@ def test_nan_stays_nan(device):
     assert np.isnan(device.fetch(out)[0]).tolist() == [[False, True], [False, True]]
 
 
+@pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float32, np.float16)])
+@pytest.mark.parametrize("classes", [5, 40])
+def test_classes_can_come_last(device, dtypes, classes):
+    patch_embeds = random_embeds(2, 67, 64, dtype=dtypes[0])
+    text_embeds = random_embeds(classes, 64, dtype=dtypes[1])
+    out = device.poisoned((2, 67, classes), np.float32)
+    result = ops.patch_text_similarity(
+        device.place(patch_embeds),
+        device.place(text_embeds),
+        classes_last=True,
+        out=out,
+        stream=device.stream,
+    )
+    assert result is out
+    expected = reference.patch_text_similarity(patch_embeds, text_embeds)
+    np.testing.assert_allclose(
+        device.fetch(out), expected.transpose(0, 2, 1), rtol=0, atol=COSINE_TOLERANCE
+    )
+    law = reference.patch_text_similarity(patch_embeds, text_embeds, classes_last=True)
+    np.testing.assert_array_equal(law, expected.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("patches", "classes"), [(131, 67), (131, 3), (0, 3)])
+def test_finite_tells_of_the_result_every_time(device, dtype, patches, classes):
+    patch_embeds = random_embeds(2, patches, 64, dtype=dtype)
+    broken = patch_embeds.copy()
+    broken[-1:, -1:, -1:] = np.inf
+    text_embeds = device.place(random_embeds(classes, 64, dtype=dtype))
+    workspace = device.place(np.zeros(8, np.uint8))
+    for embeds in (patch_embeds, broken, patch_embeds):
+        finite = device.poisoned((1,), np.uint8)
+        ops.patch_text_similarity(
+            device.place(embeds),
+            text_embeds,
+            finite=finite,
+            workspace=workspace,
+            stream=device.stream,
+        )
+        assert device.fetch(finite)[0] == (embeds is patch_embeds or patches == 0)
+        assert not device.fetch(workspace).any()
+        law = np.full(1, 7, np.uint8)
+        with np.errstate(invalid="ignore"):
+            reference.patch_text_similarity(embeds, device.fetch(text_embeds), finite=law)
+        assert law[0] == device.fetch(finite)[0]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_finite_on_cuda_needs_a_workspace(device):
+    arrays = [device.place(random_embeds(*shape)) for shape in ((1, 3, 8), (2, 8))]
+    finite = device.poisoned((1,), np.uint8)
+    for workspace in (None, device.place(np.zeros(4, np.uint8))):
+        with pytest.raises(ArgumentError, match=r"workspace: expected .*8 bytes"):
+            ops.patch_text_similarity(
+                *arrays, finite=finite, workspace=workspace, stream=device.stream
+            )
+
+
+def test_the_same_call_gives_the_same_bits(device):
+    arrays = [device.place(random_embeds(*shape)) for shape in ((1, 131, 200), (67, 200))]
+    first, second = (
+        device.fetch(ops.patch_text_similarity(*arrays, stream=device.stream)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
 GOOD = {"patch_embeds": random_embeds(2, 3, 4), "text_embeds": random_embeds(5, 4)}
 BAD = [
     ({"patch_embeds": random_embeds(3, 4)}, ShapeError, r"shape \(\*, \*, \*\), got \(3, 4\)\."),
@@ -101,6 +168,8 @@ BAD = [
         r"text_embeds: expected float32 or float16, got float64\.",
     ),
     ({"logit_scale": float("inf")}, ArgumentError, r"logit_scale: expected a finite number, got"),
+    ({"finite": np.zeros(2, np.uint8)}, ShapeError, r"finite: expected shape \(1,\), got \(2,\)"),
+    ({"finite": np.zeros(1, bool)}, DTypeError, r"finite: expected uint8, got bool"),
     ({"out": np.zeros((2, 5, 3), np.float16)}, DTypeError, r"out: expected float32, got float16"),
 ]
 

@@ -38,9 +38,10 @@ SOURCES = sorted((ROOT / "csrc" / "zsseg" / "ops").glob("*_cuda.cu"))
 # that each block takes besides. Registers: 65536 each.
 LIMITS = {"75": (32, 16, 64, 0), "87": (48, 32, 164, 1024), "90": (64, 32, 228, 1024)}
 REGISTERS, REGISTERS_AT_ONCE = 65536, 256
-THREADS = 256  # of a block, but for these
+THREADS = 256  # of a block, but for these kernels and types
 OTHER_THREADS = {
     "begin_finite_kernel": 1,
+    "SmallTile": 128,
     "label_kernel": 128,
     "warp_blend_kernel": 128,
 }
@@ -185,7 +186,8 @@ def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:
 def resident_warps(arch: str, kernel: str, figures: Mapping[str, int]) -> int:
     """Warps that fit on a multiprocessor, by registers, shared memory and block size."""
     most, most_blocks, shared_kb, reserved = LIMITS[arch]
-    threads = OTHER_THREADS.get(kernel.split("<")[0], THREADS)
+    words = re.split(r"\W+", kernel)
+    threads = next((OTHER_THREADS[word] for word in words if word in OTHER_THREADS), THREADS)
     warps = -(-threads // 32)
     of_warp = -(-figures["registers"] * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
     blocks = min(

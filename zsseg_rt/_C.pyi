@@ -198,7 +198,10 @@ def patch_text_similarity(
     text_embeds: Array,
     logit_scale: float,
     normalize: bool,
+    classes_last: bool,
     out: Array | None,
+    finite: Array | None,
+    workspace: Array | None,
     stream: int,
 ) -> Array: ...
 def upsample_argmax(

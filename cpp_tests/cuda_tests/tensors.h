@@ -97,14 +97,14 @@ class Randomness {
   std::mt19937 engine_{20261122};
 };
 
-// An array on the GPU that begins one element past an aligned address, with bytes on both sides
-// that no kernel may touch. A result starts as NaN, or untouched where a tool watches for reads of
-// memory that nothing wrote.
+// An array on the GPU that begins one element past an aligned address, or there, with bytes on both
+// sides that no kernel may touch. A result starts as NaN, or untouched where a tool watches for
+// reads of memory that nothing wrote.
 class GpuTensor {
  public:
-  static GpuTensor input(const HostTensor& content, StreamHandle stream) {
-    GpuTensor made(content.view().dtype, content.view().shape, false, size_of(content.view().dtype),
-                   stream);
+  static GpuTensor input(const HostTensor& content, bool aligned, StreamHandle stream) {
+    GpuTensor made(content.view().dtype, content.view().shape, false,
+                   aligned ? 0 : size_of(content.view().dtype), stream);
     const std::vector<unsigned char> poison(made.capacity(), kPoison);
     cuda::copy_to_device(made.base_, poison.data(), poison.size(), 0, stream);
     cuda::copy_to_device(made.data(), content.as<char>(), content.bytes(), 0, stream);

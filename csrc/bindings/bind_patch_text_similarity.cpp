@@ -1,5 +1,7 @@
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
 #include "bindings/array_arg.h"
 #include "bindings/register.h"
 #include "zsseg/ops/patch_text_similarity.h"
@@ -9,17 +11,33 @@ namespace py = pybind11;
 namespace zsseg::bindings {
 namespace {
 
+// Null where no array is given.
+ArrayArg* given_output(std::optional<ArrayArg>& holder, const py::object& array, const char* name,
+                       StreamHandle stream) {
+  return array.is_none() ? nullptr : &holder.emplace(ArrayArg::output(array, name, stream));
+}
+
 py::object bound_patch_text_similarity(const py::object& patch_embeds,
                                        const py::object& text_embeds, double logit_scale,
-                                       bool normalize, const py::object& out, StreamHandle stream) {
+                                       bool normalize, bool classes_last, const py::object& out,
+                                       const py::object& finite, const py::object& workspace,
+                                       StreamHandle stream) {
   const ArrayArg patches = ArrayArg::input(patch_embeds, "patch_embeds", stream);
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
-  const PatchTextSimilarityParams params{logit_scale, normalize};
+  const PatchTextSimilarityParams params{logit_scale, normalize, classes_last};
   const Shape shape = patch_text_similarity_shape(patches.view(), text.view(), params);
   const OutputArg result(out, "out", shape, DType::float32, patches.view().device, stream);
+  std::optional<ArrayArg> held_finite, held_workspace;
+  PatchTextSimilarityCheck check;
+  if (const ArrayArg* given = given_output(held_finite, finite, "finite", stream)) {
+    check.finite = given->view();
+  }
+  if (const ArrayArg* given = given_output(held_workspace, workspace, "workspace", stream)) {
+    check.workspace = given->view();
+  }
   {
     const py::gil_scoped_release unlocked;
-    patch_text_similarity(patches.view(), text.view(), result.view(), params, stream);
+    patch_text_similarity(patches.view(), text.view(), result.view(), params, stream, check);
   }
   return result.result();
 }
@@ -28,7 +46,8 @@ py::object bound_patch_text_similarity(const py::object& patch_embeds,
 
 void register_patch_text_similarity(py::module_& module) {
   module.def("patch_text_similarity", &bound_patch_text_similarity, py::arg("patch_embeds"),
-             py::arg("text_embeds"), py::arg("logit_scale"), py::arg("normalize"), py::arg("out"),
+             py::arg("text_embeds"), py::arg("logit_scale"), py::arg("normalize"),
+             py::arg("classes_last"), py::arg("out"), py::arg("finite"), py::arg("workspace"),
              py::arg("stream"));
 }
 

@@ -205,12 +205,16 @@ def patch_text_similarity(
     *,
     logit_scale: float = 1.0,
     normalize: bool = True,
+    classes_last: bool = False,
     out: Array | None = None,
+    finite: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Compare every patch with every class: ``logit_scale * <patch, text>``, class-major.
 
-    Accumulated in float32 for every input dtype.
+    Accumulated in float32 for every input dtype; on CUDA, two float16 inputs meet in the tensor
+    cores. The same call gives the same bits every time.
 
     Args:
         patch_embeds: float32 or float16 ``[B, N, D]``.
@@ -218,7 +222,13 @@ def patch_text_similarity(
         logit_scale: Finite factor.
         normalize: Divide every row by its L2 norm first (cosine). A row of zeros has similarity 0
             with everything.
-        out: Array to write, float32 ``[B, C, N]``. A new one if None.
+        classes_last: Return ``[B, N, C]``, a patch's classes beside each other.
+        out: Array to write, float32 ``[B, C, N]``, or ``[B, N, C]`` with ``classes_last``. A new
+            one if None.
+        finite: Array to write, uint8 ``[1]``, as :func:`all_finite` of the result does, in the
+            same launch.
+        workspace: On CUDA, ``finite`` needs 8 bytes, uint8, that are zeros before their first use
+            and that no other call uses at the same time. Every call leaves zeros.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -227,11 +237,19 @@ def patch_text_similarity(
     Raises:
         ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array has another dtype.
-        ArgumentError: ``logit_scale`` is not finite.
+        ArgumentError: ``logit_scale`` is not finite, or ``workspace`` is missing or too small.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
+    settings = (logit_scale, normalize, classes_last)
     return native(
-        _C.patch_text_similarity, patch_embeds, text_embeds, logit_scale, normalize, out, stream
+        _C.patch_text_similarity,
+        patch_embeds,
+        text_embeds,
+        *settings,
+        out,
+        finite,
+        workspace,
+        stream,
     )
 
 

@@ -114,7 +114,10 @@ def patch_text_similarity(
     *,
     logit_scale: float = 1.0,
     normalize: bool = True,
+    classes_last: bool = False,
     out: Array | None = None,
+    finite: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Reference of :func:`zsseg_rt.ops.patch_text_similarity`."""
@@ -129,14 +132,18 @@ def patch_text_similarity(
     expect_shape("text_embeds", text_embeds, pattern)
     if not math.isfinite(logit_scale):
         fail_argument("logit_scale", "a finite number", f"{logit_scale:g}")
-    shape = (batch, text_embeds.shape[-2], num_patches)
-    result = expect_out("out", out, shape, np.float32)
+    num_classes = text_embeds.shape[-2]
+    sizes = (num_patches, num_classes) if classes_last else (num_classes, num_patches)
+    result = expect_out("out", out, (batch, *sizes), np.float32)
+    answer = expect_out("finite", finite, (1,), np.uint8)
 
     patches = patch_embeds.astype(np.float32)
     text = text_embeds.astype(np.float32)
     if normalize:
         patches, text = _unit_rows(patches), _unit_rows(text)
-    result[...] = np.float32(logit_scale) * (text @ patches.transpose(0, 2, 1))
+    similarity = np.float32(logit_scale) * (text @ patches.transpose(0, 2, 1))
+    result[...] = similarity.transpose(0, 2, 1) if classes_last else similarity
+    answer[0] = np.isfinite(result).all()
     return result
 
 

@@ -1,66 +1,296 @@
-// A shared-memory tile of dot products between rows: the inner loop of the two matrix-like CUDA
-// kernels. For inclusion in <op>_cuda.cu only.
+// A tile of dot products between rows: what patch_text_similarity and relationship_descriptor have
+// in common on CUDA. For inclusion in <op>_cuda.cu only.
+//
+// A block computes Tile::kRows x Tile::kColumns sums. It goes through the depth in slabs, which
+// 16-byte copies bring to shared memory some slabs ahead. Every warp holds the sums of 32 rows and
+// Tile::kWarpColumns columns; Tile::kDepthWarps warps share the depth of a slab, and their sums are
+// added in a fixed order at the end, so results repeat. Small tiles keep all multiprocessors busy
+// where results are small, without partial sums in global memory and a second pass over them.
 #pragma once
 
-#include <cstdint>
+#include <cuda_runtime.h>
 
+#include <cstdint>
+#include <type_traits>
+
+#include "zsseg/cuda_check.h"
 #include "zsseg/half.h"
+#include "zsseg/ops/ptx.h"
+
+#if defined(__CUDACC__)
+#define ZSSEG_UNROLL _Pragma("unroll")
+#define ZSSEG_KEEP_ROLLED _Pragma("unroll 1")
+#else
+#define ZSSEG_UNROLL
+#define ZSSEG_KEEP_ROLLED
+#endif
 
 namespace zsseg {
+namespace {
 
-constexpr int kTile = 64;  // rows and columns a block
-constexpr int kSlab = 16;  // depth a step
-constexpr int kThreads = 256;
-constexpr int kPerThread = 4;  // rows and columns a thread
+constexpr int kPad = 16;         // bytes after a line of a slab: eight lines meet all banks
+constexpr int kSteps = 4;        // of a slab's depth, which warps share
+constexpr int kMostPitch = 144;  // bytes from a line to the next
 
-__device__ inline float as_float(float value) {
-  return value;
-}
-__device__ inline float as_float(Half value) {
-  return half_to_float(value);
-}
+// kResident blocks at least fit on a multiprocessor.
+// Memory in functions that are no templates: the emulated GPU poisons only such.
+struct SmallTile {
+  static constexpr int kRows = 32, kColumns = 16, kWarpColumns = 16, kDepthWarps = 4;
+  static constexpr int kThreads = 128, kStages = 4, kResident = 4;
+  static constexpr int kStageBytes = (kRows + kColumns + 1) * kMostPitch;
 
-// Shared memory of one block. The extra column keeps the transposed stores off one bank.
-struct DotTileStorage {
-  float rows[kSlab][kTile + 1];
-  float columns[kSlab][kTile + 1];
+  __device__ static unsigned char* memory() {
+    alignas(16) __shared__ unsigned char bytes[kStages * kStageBytes];
+    return bytes;
+  }
 };
 
-// sums[i][j] += sum over k < depth of row(ty + 16 i, k) * column(tx + 16 j, k), where tx and ty are
-// threadIdx.x's low and high four bits. `row` and `column` return 0 outside their matrix and are
-// called by neighbouring threads for neighbouring k. visit(storage) runs on every slab. All
-// kThreads threads of the block call this.
-template <typename Row, typename Column, typename Visit>
-__device__ void add_dot_tile(DotTileStorage& storage, const Row& row, const Column& column,
-                             std::int64_t depth, const Visit& visit,
-                             float (&sums)[kPerThread][kPerThread]) {
-  const int tx = threadIdx.x % 16;
-  const int ty = threadIdx.x / 16;
-  for (std::int64_t start = 0; start < depth; start += kSlab) {
-    for (int index = threadIdx.x; index < kTile * kSlab; index += kThreads) {
-      const int line = index / kSlab;
-      const int k = index % kSlab;
-      const bool inside = start + k < depth;
-      storage.rows[k][line] = inside ? row(line, start + k) : 0.0f;
-      storage.columns[k][line] = inside ? column(line, start + k) : 0.0f;
-    }
-    __syncthreads();
-    visit(storage);
-    for (int k = 0; k < kSlab; ++k) {
-      float left[kPerThread];
-      float right[kPerThread];
-      for (int i = 0; i < kPerThread; ++i) {
-        left[i] = storage.rows[k][ty + 16 * i];
-        right[i] = storage.columns[k][tx + 16 * i];
-      }
-      for (int i = 0; i < kPerThread; ++i) {
-        for (int j = 0; j < kPerThread; ++j) {
-          sums[i][j] += left[i] * right[j];
-        }
-      }
-    }
-    __syncthreads();
+struct LargeTile {
+  static constexpr int kRows = 64, kColumns = 64, kWarpColumns = 32, kDepthWarps = 2;
+  static constexpr int kThreads = 256, kStages = 2, kResident = 1;
+  static constexpr int kStageBytes = (kRows + kColumns + 1) * kMostPitch;
+
+  __device__ static unsigned char* memory() {
+    alignas(16) __shared__ unsigned char bytes[kStages * kStageBytes];
+    return bytes;
+  }
+};
+
+// Where a warp works.
+template <typename Tile>
+struct WarpPlace {
+  int first_row, first_column, first_step;
+
+  __device__ static WarpPlace mine() {
+    constexpr int kAcross = Tile::kColumns / Tile::kWarpColumns;
+    const int warp = threadIdx.x / 32, part = warp / Tile::kDepthWarps;
+    return {part / kAcross * 32, part % kAcross * Tile::kWarpColumns, warp % Tile::kDepthWarps};
+  }
+};
+
+// Four elements of a line, at a multiple of four.
+template <typename Element>
+__device__ void read_four(const unsigned char* line, int k, float (&values)[4]) {
+  struct alignas(4 * sizeof(Element)) Four {
+    Element element[4];
+  };
+  const Four four = reinterpret_cast<const Four*>(line)[k / 4];
+  ZSSEG_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    values[i] = ptx::widen(four.element[i]);
   }
 }
 
+// float16 by matrix units, sums in float32. A step is 16 deep.
+template <typename Tile>
+struct HalfProduct {
+  using Row = Half;
+  using Column = Half;
+  static constexpr int kDepth = 16 * kSteps;  // of a slab
+  static constexpr int kPitch = 2 * kDepth + kPad;
+  static constexpr int kRowPitch = kPitch, kColumnPitch = kPitch;
+  static constexpr int kAtoms = Tile::kWarpColumns / 8;
+  static constexpr int kSums = 8 * kAtoms;  // of a thread
+
+  ptx::Sums sums[2][kAtoms] = {};
+
+  __device__ void add(const unsigned char* rows, const unsigned char* columns) {
+    const auto place = WarpPlace<Tile>::mine();
+    const int lane = threadIdx.x % 32;
+    const unsigned char* left = rows + (place.first_row + lane % 16) * kPitch + lane / 16 * 16;
+    const unsigned char* right =
+        columns + (place.first_column + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
+    ZSSEG_UNROLL
+    for (int step = 0; step < kSteps / Tile::kDepthWarps; ++step) {
+      const int offset = (place.first_step + step * Tile::kDepthWarps) * 32;
+      std::uint32_t a[2][4];
+      ptx::load_matrices(a[0], left + offset);
+      ptx::load_matrices(a[1], left + 16 * kPitch + offset);
+      ZSSEG_UNROLL
+      for (int pair = 0; pair < kAtoms / 2; ++pair) {
+        std::uint32_t b[4];
+        ptx::load_matrices(b, right + pair * 16 * kPitch + offset);
+        ZSSEG_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          ptx::add_product_16(sums[half][2 * pair], a[half], {b[0], b[1]});
+          ptx::add_product_16(sums[half][2 * pair + 1], a[half], {b[2], b[3]});
+        }
+      }
+    }
+  }
+
+  __device__ float value(int i) const { return sums[i / (4 * kAtoms)][i / 4 % kAtoms][i % 4]; }
+  __device__ static int row(int i) {
+    return i / (4 * kAtoms) * 16 + i % 4 / 2 * 8 + threadIdx.x % 32 / 4;
+  }
+  __device__ static int column(int i) { return i / 4 % kAtoms * 8 + threadIdx.x % 4 * 2 + i % 2; }
+};
+
+// Any element types by float32 products. A step is 8 deep. kFactors: line Tile::kRows of the rows
+// holds what each element of every row is multiplied by.
+template <typename Tile, typename RowElement, typename ColumnElement, bool kFactors>
+struct FloatProduct {
+  using Row = RowElement;
+  using Column = ColumnElement;
+  static constexpr int kDepth = 8 * kSteps;
+  static constexpr int kRowPitch = sizeof(Row) * kDepth + kPad;
+  static constexpr int kColumnPitch = sizeof(Column) * kDepth + kPad;
+  static constexpr int kAcross = Tile::kWarpColumns / 4;  // a thread's columns; it has four rows
+  static constexpr int kSums = 4 * kAcross;
+
+  float sums[4][kAcross] = {};
+
+  __device__ void add(const unsigned char* rows, const unsigned char* columns) {
+    const auto place = WarpPlace<Tile>::mine();
+    const int lane = threadIdx.x % 32;
+    const unsigned char* left = rows + (place.first_row + lane / 4) * kRowPitch;
+    const unsigned char* right = columns + (place.first_column + lane % 4) * kColumnPitch;
+    ZSSEG_UNROLL
+    for (int quarter = 0; quarter < 2 * kSteps / Tile::kDepthWarps; ++quarter) {
+      const int k = place.first_step * 8 + quarter / 2 * 8 * Tile::kDepthWarps + quarter % 2 * 4;
+      float of_row[4][4];
+      ZSSEG_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        read_four<Row>(left + 8 * i * kRowPitch, k, of_row[i]);
+      }
+      if (kFactors) {
+        scale(of_row, rows + Tile::kRows * kRowPitch, k);
+      }
+      ZSSEG_UNROLL
+      for (int j = 0; j < kAcross; ++j) {
+        float of_column[4];
+        read_four<Column>(right + 4 * j * kColumnPitch, k, of_column);
+        ZSSEG_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          ZSSEG_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            sums[i][j] += of_row[i][e] * of_column[e];
+          }
+        }
+      }
+    }
+  }
+
+  __device__ static void scale(float (&rows)[4][4], const unsigned char* factors, int k) {
+    float factor[4];
+    read_four<Row>(factors, k, factor);
+    ZSSEG_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      rows[i / 4][i % 4] *= factor[i % 4];
+    }
+  }
+
+  __device__ float value(int i) const { return sums[i / kAcross][i % kAcross]; }
+  __device__ static int row(int i) { return i / kAcross * 8 + threadIdx.x % 32 / 4; }
+  __device__ static int column(int i) { return i % kAcross * 4 + threadIdx.x % 4; }
+};
+
+// Matrix units where both operands are float16.
+template <typename Tile, typename Row, typename Column>
+using ProductOf = std::conditional_t<std::is_same_v<Row, Half> && std::is_same_v<Column, Half>,
+                                     HalfProduct<Tile>, FloatProduct<Tile, Row, Column, false>>;
+
+// Fills kLines lines of a slab, kDepth elements each, from address(line) on; elements from `left`
+// on, and lines whose address is null, are zeros. `wide`: the addresses and `left` are multiples of
+// 16 bytes.
+template <typename Tile, int kLines, int kDepth, typename Element, typename Address>
+__device__ void load_lines(unsigned char* to, const Address& address, std::int64_t left,
+                           bool wide) {
+  constexpr int kChunk = 16 / sizeof(Element), kChunks = kDepth / kChunk;
+  constexpr int kPitch = kDepth * sizeof(Element) + kPad;
+  ZSSEG_KEEP_ROLLED  // nobody waits for a copy here, and addresses take registers
+      for (int index = threadIdx.x; index < kLines * kChunks; index += Tile::kThreads) {
+    const int line = index / kChunks, k = index % kChunks * kChunk;
+    const Element* from = address(line);
+    auto* chunk = reinterpret_cast<Element*>(to + line * kPitch) + k;
+    if (wide) {
+      ptx::copy_16_bytes(chunk, from + k, from != nullptr && k < left);
+      continue;
+    }
+    ZSSEG_KEEP_ROLLED
+    for (int i = 0; i < kChunk; ++i) {
+      chunk[i] = from != nullptr && k + i < left ? from[k + i] : Element{};
+    }
+  }
+}
+
+// Calls load(slab, stage) for `count` slabs, Tile::kStages - 1 slabs ahead of multiply(stage). The
+// stages are free afterwards.
+template <typename Tile, typename Load, typename Multiply>
+__device__ void go_through_slabs(int count, const Load& load, const Multiply& multiply) {
+  constexpr int kAhead = Tile::kStages - 1;
+  for (int slab = 0; slab < kAhead; ++slab) {
+    if (slab < count) {
+      load(slab, Tile::memory() + slab * Tile::kStageBytes);
+    }
+    ptx::end_copy_group();
+  }
+  for (int slab = 0; slab < count; ++slab) {
+    ptx::wait_for_copies<kAhead - 1>();
+    __syncthreads();
+    if (slab + kAhead < count) {
+      load(slab + kAhead, Tile::memory() + (slab + kAhead) % Tile::kStages * Tile::kStageBytes);
+    }
+    ptx::end_copy_group();
+    multiply(Tile::memory() + slab % Tile::kStages * Tile::kStageBytes);
+  }
+  ptx::wait_for_copies<0>();
+  __syncthreads();
+}
+
+// The warps' sums, side by side in the memory of the stages.
+template <typename Tile>
+struct PartialSums {
+  static constexpr int kPitch = Tile::kColumns + 1;
+  static constexpr int kPart = Tile::kRows * kPitch;
+  static constexpr int kCount = Tile::kDepthWarps * kPart;
+
+  __device__ static float* values() { return reinterpret_cast<float*>(Tile::memory()); }
+
+  template <typename Product>
+  __device__ static void put(const Product& product) {
+    const auto place = WarpPlace<Tile>::mine();
+    ZSSEG_UNROLL
+    for (int i = 0; i < Product::kSums; ++i) {
+      const int row = place.first_row + Product::row(i);
+      values()[place.first_step * kPart + row * kPitch + place.first_column + Product::column(i)] =
+          product.value(i);
+    }
+  }
+
+  __device__ static float total(int row, int column) {
+    float sum = values()[row * kPitch + column];
+    ZSSEG_UNROLL
+    for (int part = 1; part < Tile::kDepthWarps; ++part) {
+      sum += values()[part * kPart + row * kPitch + column];
+    }
+    return sum;
+  }
+};
+
+inline bool is_wide(const void* data, std::int64_t line_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(line_bytes)) % 16 ==
+         0;
+}
+
+// Large tiles read less, but only where they keep every multiprocessor busy and are mostly full.
+inline bool fits_large_tiles(std::int64_t rows, std::int64_t columns, std::int64_t batch) {
+  int device = 0, multiprocessors = 1;
+  ZSSEG_CUDA_CHECK(cudaGetDevice(&device));
+  ZSSEG_CUDA_CHECK(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const std::int64_t tiles = ((rows + LargeTile::kRows - 1) / LargeTile::kRows) *
+                             ((columns + LargeTile::kColumns - 1) / LargeTile::kColumns) * batch;
+  return rows > LargeTile::kRows / 2 && tiles >= multiprocessors;
+}
+
+template <typename Tile>
+dim3 tile_grid(std::int64_t rows, std::int64_t columns, std::int64_t batch) {
+  constexpr std::int64_t kMostImages = 65535;
+  return dim3(static_cast<unsigned>((columns + Tile::kColumns - 1) / Tile::kColumns),
+              static_cast<unsigned>((rows + Tile::kRows - 1) / Tile::kRows),
+              static_cast<unsigned>(batch < kMostImages ? batch : kMostImages));
+}
+
+}  // namespace
 }  // namespace zsseg

@@ -1,9 +1,12 @@
 #include "zsseg/ops/patch_text_similarity.h"
 
 #include <cmath>
+#include <cstdint>
+#include <string>
 
 #include "zsseg/check.h"
 #include "zsseg/kernel_dispatch.h"
+#include "zsseg/ops/all_finite.h"
 
 namespace zsseg {
 
@@ -24,18 +27,54 @@ Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorVi
   if (!std::isfinite(params.logit_scale)) {
     fail_argument("logit_scale", "a finite number", to_text(params.logit_scale));
   }
-  return {batch, text_embeds.shape[shared ? 0 : 1], patch_embeds.shape[1]};
+  const std::int64_t num_classes = text_embeds.shape[shared ? 0 : 1];
+  const std::int64_t num_patches = patch_embeds.shape[1];
+  return params.classes_last ? Shape{batch, num_patches, num_classes}
+                             : Shape{batch, num_classes, num_patches};
 }
+
+namespace {
+
+void expect_check(const PatchTextSimilarityCheck& check, const TensorView& patch_embeds) {
+  expect_dtype("finite", check.finite, {DType::uint8});
+  expect_shape("finite", check.finite, {1});
+  expect_same_device("finite", check.finite, "patch_embeds", patch_embeds);
+  if (!patch_embeds.device.is_cuda()) {
+    return;
+  }
+  if (check.workspace.data == nullptr) {
+    fail_argument("workspace", "8 bytes of zeros, which finite needs on CUDA", "None");
+  }
+  expect_dtype("workspace", check.workspace, {DType::uint8});
+  expect_same_device("workspace", check.workspace, "patch_embeds", patch_embeds);
+  constexpr auto kBytes = PatchTextSimilarityCheck::kWorkspaceBytes;
+  if (check.workspace.count() < kBytes ||
+      reinterpret_cast<std::uintptr_t>(check.workspace.data) % sizeof(int) != 0) {
+    fail_argument("workspace", "at least 8 bytes at a multiple of 4",
+                  std::to_string(check.workspace.count()) + " bytes");
+  }
+}
+
+}  // namespace
 
 void patch_text_similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
                            const TensorView& out, const PatchTextSimilarityParams& params,
-                           StreamHandle stream) {
+                           StreamHandle stream, const PatchTextSimilarityCheck& check) {
   const Shape shape = patch_text_similarity_shape(patch_embeds, text_embeds, params);
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "patch_embeds", patch_embeds);
+  if (check.finite.data != nullptr) {
+    expect_check(check, patch_embeds);
+  }
   if (out.count() > 0) {
-    ZSSEG_RUN_KERNEL(out, patch_text_similarity, stream, patch_embeds, text_embeds, out, params);
+    const PatchTextSimilarityOutputs outputs{out, check};
+    ZSSEG_RUN_KERNEL(out, patch_text_similarity, stream, patch_embeds, text_embeds, outputs,
+                     params);
+  }
+  const bool is_told = out.count() > 0 && out.device.is_cuda();  // by the kernel
+  if (check.finite.data != nullptr && !is_told) {
+    all_finite(out, check.finite, stream);
   }
 }
 

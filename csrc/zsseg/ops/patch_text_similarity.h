@@ -8,7 +8,21 @@ namespace zsseg {
 
 struct PatchTextSimilarityParams {
   double logit_scale = 1.0;
-  bool normalize = true;  // cosine: each row is divided by its L2 norm; a zero row gives 0
+  bool normalize = true;      // cosine: each row is divided by its L2 norm; a zero row gives 0
+  bool classes_last = false;  // the result is [B,N,C]: a patch's classes lie beside each other
+};
+
+// What a call may tell beyond its result. An absent array is a default-constructed view.
+struct PatchTextSimilarityCheck {
+  TensorView finite;     // uint8 [1]: 1 if the result holds neither NaN nor infinity, else 0
+  TensorView workspace;  // needed with `finite` on CUDA: uint8, at least so many bytes, at a
+                         // multiple of 4, zeros before the first call; every call leaves zeros
+  static constexpr std::int64_t kWorkspaceBytes = 8;
+};
+
+struct PatchTextSimilarityOutputs {
+  TensorView out;
+  PatchTextSimilarityCheck check;
 };
 
 // patch_embeds [B,N,D], text_embeds [C,D] or [B,C,D], each float32 or float16 -> float32 [B,C,N] =
@@ -19,15 +33,15 @@ Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorVi
 
 void patch_text_similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
                            const TensorView& out, const PatchTextSimilarityParams& params,
-                           StreamHandle stream);
+                           StreamHandle stream, const PatchTextSimilarityCheck& check = {});
 
-// Arguments are checked; out is not empty; D may be 0.
+// Arguments are checked; out is not empty; D may be 0. On the CPU, the caller looks after `check`.
 ZSSEG_DECLARE_CPU_KERNEL(void patch_text_similarity_cpu(const TensorView& patch_embeds,
                                                         const TensorView& text_embeds,
-                                                        const TensorView& out,
+                                                        const PatchTextSimilarityOutputs& outputs,
                                                         const PatchTextSimilarityParams& params))
 void patch_text_similarity_cuda(const TensorView& patch_embeds, const TensorView& text_embeds,
-                                const TensorView& out, const PatchTextSimilarityParams& params,
-                                StreamHandle stream);
+                                const PatchTextSimilarityOutputs& outputs,
+                                const PatchTextSimilarityParams& params, StreamHandle stream);
 
 }  // namespace zsseg

@@ -1,7 +1,9 @@
 #include <cstdint>
 
+#include "zsseg/cpu_scratch.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/dot_tile.h"
+#include "zsseg/ops/packed_product.h"
 #include "zsseg/ops/patch_text_similarity.h"
 #include "zsseg/ops/patch_text_similarity_element.h"
 #include "zsseg/thread_pool.h"
@@ -38,7 +40,8 @@ template <typename Patch, typename Text>
 struct Problem {
   const Patch* patches;  // [num_patches, depth]
   const Text* text;      // [num_classes, depth]
-  float* out;            // [num_classes, num_patches]
+  float* out;            // element (class, patch) at class * class_step + patch * patch_step
+  std::int64_t class_step, patch_step;
   std::int64_t num_patches;
   std::int64_t num_classes;
   std::int64_t depth;
@@ -66,9 +69,11 @@ void similarity_tile(const Problem<Patch, Text>& problem, std::int64_t first_cla
   const std::int64_t num_rows = smaller(kTileRows, problem.num_classes - first_class);
   const std::int64_t num_columns = smaller(kTileColumns, problem.num_patches - first_patch);
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    float* out = problem.out + (first_class + row) * problem.num_patches + first_patch;
+    float* out =
+        problem.out + (first_class + row) * problem.class_step + first_patch * problem.patch_step;
     for (std::int64_t column = 0; column < num_columns; ++column) {
-      out[column] = sums[row][column] * (class_factors[row] * patch_factors[column]);
+      out[column * problem.patch_step] =
+          sums[row][column] * (class_factors[row] * patch_factors[column]);
     }
   }
 }
@@ -97,42 +102,107 @@ void similarity_block(const Problem<Patch, Text>& problem, std::int64_t first_pa
   }
 }
 
+// What a class's sums are multiplied by.
+template <typename Patch, typename Text>
+float class_factor(const Problem<Patch, Text>& problem, std::int64_t index) {
+  return problem.scale *
+         row_factor(problem.text + index * problem.depth, problem.depth, problem.normalize);
+}
+
+// Packs the classes of one image behind their factors.
+template <typename Patch, typename Text>
+void pack_classes(const Problem<Patch, Text>& problem, float* factors, float* packed) {
+  for (std::int64_t index = 0; index < problem.num_classes; ++index) {
+    factors[index] = class_factor(problem, index);
+  }
+  pack_lines(
+      [&](std::int64_t index) { return PlainRow<Text>{problem.text + index * problem.depth}; },
+      problem.num_classes, 0, problem.depth, problem.depth, packed);
+}
+
+template <typename Patch, typename Text>
+void packed_block(const Problem<Patch, Text>& problem, const float* class_factors,
+                  const float* packed, std::int64_t first_patch) {
+  const std::int64_t end_patch = smaller(first_patch + kPackedRows, problem.num_patches);
+  float patch_factors[kPackedRows];
+  for (std::int64_t patch = first_patch; patch < end_patch; ++patch) {
+    patch_factors[patch - first_patch] =
+        row_factor(problem.patches + patch * problem.depth, problem.depth, problem.normalize);
+  }
+  const PackedProduct<Patch> product{packed, problem.patches, problem.num_classes, problem.depth,
+                                     problem.depth};
+  multiply_packed(product, first_patch, end_patch, [&](const PackedSums& sums) {
+    const float* of_patch = patch_factors + (sums.first_row - first_patch);
+    for (std::int64_t c = 0; c < sums.num_lines; ++c) {
+      const float of_class = class_factors[sums.first_line + c];
+      float* out = problem.out + (sums.first_line + c) * problem.class_step +
+                   sums.first_row * problem.patch_step;
+      for (std::int64_t i = 0; i < sums.num_rows; ++i) {
+        out[i * problem.patch_step] = sums.values[i * sums.pitch + c] * (of_class * of_patch[i]);
+      }
+    }
+  });
+}
+
+// All images, each split into blocks of patches for the threads.
+template <typename Patch, typename Text>
+void all_images(const Problem<Patch, Text>& first, std::int64_t batch, std::int64_t text_stride) {
+  const bool is_packed = first.num_classes >= kPackedFrom;
+  const std::int64_t block_patches = is_packed ? kPackedRows : kBlockPatches;
+  const std::int64_t num_blocks = (first.num_patches + block_patches - 1) / block_patches;
+  const std::int64_t grain =
+      kGrainMultiplications / larger(1, block_patches * first.num_classes * first.depth) + 1;
+  const std::int64_t of_factors = packed_count(first.num_classes, 1);
+  float* scratch = is_packed ? cpu_scratch(static_cast<std::size_t>(
+                                   of_factors + packed_count(first.num_classes, first.depth)))
+                             : nullptr;
+  for (std::int64_t image = 0; image < batch; ++image) {
+    Problem<Patch, Text> problem = first;
+    problem.patches += image * first.num_patches * first.depth;
+    problem.text += image * text_stride;
+    problem.out += image * first.num_classes * first.num_patches;
+    if (is_packed && (image == 0 || text_stride != 0)) {
+      pack_classes(problem, scratch, scratch + of_factors);
+    }
+    parallel_for(0, num_blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t block = begin; block < end; ++block) {
+        if (is_packed) {
+          packed_block(problem, scratch, scratch + of_factors, block * block_patches);
+        } else {
+          similarity_block(problem, block * block_patches);
+        }
+      }
+    });
+  }
+}
+
 template <typename Patch, typename Text>
 void similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
                 const TensorView& out, const PatchTextSimilarityParams& params) {
-  const Problem<Patch, Text> first{patch_embeds.as<const Patch>(),
-                                   text_embeds.as<const Text>(),
-                                   out.as<float>(),
-                                   out.shape[2],
-                                   out.shape[1],
-                                   patch_embeds.shape[2],
-                                   static_cast<float>(params.logit_scale),
-                                   params.normalize};
-  const std::int64_t text_stride =
-      text_embeds.shape.rank == 3 ? first.num_classes * first.depth : 0;
-  const std::int64_t num_blocks = (first.num_patches + kBlockPatches - 1) / kBlockPatches;
-  const std::int64_t block_work = larger(1, kBlockPatches * first.num_classes * first.depth);
-  parallel_for(0, out.shape[0] * num_blocks, kGrainMultiplications / block_work + 1,
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t index = begin; index < end; ++index) {
-                   const std::int64_t image = index / num_blocks;
-                   Problem<Patch, Text> problem = first;
-                   problem.patches += image * first.num_patches * first.depth;
-                   problem.text += image * text_stride;
-                   problem.out += image * first.num_classes * first.num_patches;
-                   similarity_block(problem, index % num_blocks * kBlockPatches);
-                 }
-               });
+  Problem<Patch, Text> problem = {};
+  problem.patches = patch_embeds.as<const Patch>();
+  problem.text = text_embeds.as<const Text>();
+  problem.out = out.as<float>();
+  problem.num_patches = patch_embeds.shape[1];
+  problem.depth = patch_embeds.shape[2];
+  problem.num_classes = text_embeds.shape[text_embeds.shape.rank - 2];
+  problem.class_step = params.classes_last ? 1 : problem.num_patches;
+  problem.patch_step = params.classes_last ? problem.num_classes : 1;
+  problem.scale = static_cast<float>(params.logit_scale);
+  problem.normalize = params.normalize;
+  all_images(problem, patch_embeds.shape[0],
+             text_embeds.shape.rank == 3 ? problem.num_classes * problem.depth : 0);
 }
 
 }  // namespace
 
 void patch_text_similarity_cpu(const TensorView& patch_embeds, const TensorView& text_embeds,
-                               const TensorView& out, const PatchTextSimilarityParams& params) {
-  ZSSEG_DISPATCH_FLOAT(
-      patch_embeds.dtype, Patch,
-      ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
-                           similarity<Patch, Text>(patch_embeds, text_embeds, out, params)));
+                               const PatchTextSimilarityOutputs& outputs,
+                               const PatchTextSimilarityParams& params) {
+  ZSSEG_DISPATCH_FLOAT(patch_embeds.dtype, Patch,
+                       ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
+                                            similarity<Patch, Text>(patch_embeds, text_embeds,
+                                                                    outputs.out, params)));
 }
 
 }  // namespace ZSSEG_ISA_NAMESPACE

@@ -1,6 +1,8 @@
 #include <cstdint>
 
+#include "zsseg/cpu_scratch.h"
 #include "zsseg/ops/dot_tile.h"
+#include "zsseg/ops/packed_product.h"
 #include "zsseg/ops/relationship_descriptor.h"
 #include "zsseg/thread_pool.h"
 
@@ -68,6 +70,44 @@ void descriptor_block(const Problem& problem, std::int64_t first_output) {
   }
 }
 
+// Of a class's packed row: the image's half, the text's, or both one after the other.
+std::int64_t packed_depth(const Problem& problem) {
+  return problem.depth *
+         ((problem.cls != nullptr ? 1 : 0) + (problem.text_queries == nullptr ? 1 : 0));
+}
+
+void pack_classes(const Problem& problem, float* packed) {
+  const std::int64_t depth = problem.depth, whole = packed_depth(problem);
+  const bool with_image = problem.cls != nullptr;
+  if (with_image) {
+    pack_lines(
+        [&](std::int64_t index) { return ProductRow{problem.cls, problem.text + index * depth}; },
+        problem.num_classes, 0, depth, whole, packed);
+  }
+  if (problem.text_queries == nullptr) {
+    pack_lines([&](std::int64_t index) { return PlainRow<float>{problem.text + index * depth}; },
+               problem.num_classes, with_image ? depth : 0, depth, whole, packed);
+  }
+}
+
+void packed_block(const Problem& problem, const float* packed, std::int64_t first_output) {
+  const std::int64_t end_output = smaller(first_output + kPackedRows, problem.num_outputs);
+  const float* weight = problem.weight + (problem.cls != nullptr ? 0 : problem.depth);
+  const PackedProduct<float> product{packed, weight, problem.num_classes, 2 * problem.depth,
+                                     packed_depth(problem)};
+  multiply_packed(product, first_output, end_output, [&](const PackedSums& sums) {
+    for (std::int64_t c = 0; c < sums.num_lines; ++c) {
+      const std::int64_t offset = (sums.first_line + c) * problem.num_outputs;
+      const float* rest =
+          problem.text_queries != nullptr ? problem.text_queries + offset : problem.bias;
+      for (std::int64_t i = 0; i < sums.num_rows; ++i) {
+        const std::int64_t output = sums.first_row + i;
+        problem.out[offset + output] = sums.values[i * sums.pitch + c] + rest[output];
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void relationship_descriptor_cpu(const RelationshipDescriptorInputs& inputs,
@@ -82,20 +122,31 @@ void relationship_descriptor_cpu(const RelationshipDescriptorInputs& inputs,
                       inputs.weight.shape[0],
                       inputs.text_embeds.shape[1]};
   const std::int64_t batch = first.cls != nullptr ? inputs.cls_embed.shape[0] : 1;
-  const std::int64_t num_blocks = (first.num_outputs + kBlockOutputs - 1) / kBlockOutputs;
-  const std::int64_t block_work = larger(1, kBlockOutputs * first.num_classes * 2 * first.depth);
-  parallel_for(0, batch * num_blocks, kGrainMultiplications / block_work + 1,
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t index = begin; index < end; ++index) {
-                   const std::int64_t image = index / num_blocks;
-                   Problem problem = first;
-                   if (first.cls != nullptr) {
-                     problem.cls += image * first.depth;
-                   }
-                   problem.out += image * first.num_classes * first.num_outputs;
-                   descriptor_block(problem, index % num_blocks * kBlockOutputs);
-                 }
-               });
+  const bool is_packed = first.num_classes >= kPackedFrom;
+  const std::int64_t block_outputs = is_packed ? kPackedRows : kBlockOutputs;
+  const std::int64_t num_blocks = (first.num_outputs + block_outputs - 1) / block_outputs;
+  const std::int64_t grain =
+      kGrainMultiplications / larger(1, block_outputs * first.num_classes * 2 * first.depth) + 1;
+  float* packed = is_packed ? cpu_scratch(static_cast<std::size_t>(
+                                  packed_count(first.num_classes, packed_depth(first))))
+                            : nullptr;
+  for (std::int64_t image = 0; image < batch; ++image) {
+    Problem problem = first;
+    problem.cls = first.cls != nullptr ? first.cls + image * first.depth : nullptr;
+    problem.out += image * first.num_classes * first.num_outputs;
+    if (is_packed) {
+      pack_classes(problem, packed);
+    }
+    parallel_for(0, num_blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t block = begin; block < end; ++block) {
+        if (is_packed) {
+          packed_block(problem, packed, block * block_outputs);
+        } else {
+          descriptor_block(problem, block * block_outputs);
+        }
+      }
+    });
+  }
 }
 
 }  // namespace ZSSEG_ISA_NAMESPACE
