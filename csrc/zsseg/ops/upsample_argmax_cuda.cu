@@ -28,7 +28,7 @@ namespace {
 using namespace zsseg::upsample;
 
 constexpr int kPixels =
-    512;  // a warp's share of a cell: enough to pay for looking the classes over
+    1024;  // a warp's share of a cell: enough to pay for looking the classes over
 
 // Pixels of a row that a lane takes at once: fewer where more is kept of each.
 template <int kGroups, int kActivation>
