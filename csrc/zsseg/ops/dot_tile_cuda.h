@@ -13,17 +13,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "zsseg/cuda_check.h"
+#include "zsseg/cuda_launch.h"
 #include "zsseg/half.h"
 #include "zsseg/ops/ptx.h"
-
-#if defined(__CUDACC__)
-#define ZSSEG_UNROLL _Pragma("unroll")
-#define ZSSEG_KEEP_ROLLED _Pragma("unroll 1")
-#else
-#define ZSSEG_UNROLL
-#define ZSSEG_KEEP_ROLLED
-#endif
 
 namespace zsseg {
 namespace {
@@ -75,7 +67,7 @@ __device__ void read_four(const unsigned char* line, int k, float (&values)[4]) 
     Element element[4];
   };
   const Four four = reinterpret_cast<const Four*>(line)[k / 4];
-  ZSSEG_UNROLL
+  ZSSEG_UNROLL()
   for (int i = 0; i < 4; ++i) {
     values[i] = ptx::widen(four.element[i]);
   }
@@ -100,17 +92,17 @@ struct HalfProduct {
     const unsigned char* left = rows + (place.first_row + lane % 16) * kPitch + lane / 16 * 16;
     const unsigned char* right =
         columns + (place.first_column + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int step = 0; step < kSteps / Tile::kDepthWarps; ++step) {
       const int offset = (place.first_step + step * Tile::kDepthWarps) * 32;
       std::uint32_t a[2][4];
       ptx::load_matrices(a[0], left + offset);
       ptx::load_matrices(a[1], left + 16 * kPitch + offset);
-      ZSSEG_UNROLL
+      ZSSEG_UNROLL()
       for (int pair = 0; pair < kAtoms / 2; ++pair) {
         std::uint32_t b[4];
         ptx::load_matrices(b, right + pair * 16 * kPitch + offset);
-        ZSSEG_UNROLL
+        ZSSEG_UNROLL()
         for (int half = 0; half < 2; ++half) {
           ptx::add_product_16(sums[half][2 * pair], a[half], {b[0], b[1]});
           ptx::add_product_16(sums[half][2 * pair + 1], a[half], {b[2], b[3]});
@@ -145,24 +137,24 @@ struct FloatProduct {
     const int lane = threadIdx.x % 32;
     const unsigned char* left = rows + (place.first_row + lane / 4) * kRowPitch;
     const unsigned char* right = columns + (place.first_column + lane % 4) * kColumnPitch;
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int quarter = 0; quarter < 2 * kSteps / Tile::kDepthWarps; ++quarter) {
       const int k = place.first_step * 8 + quarter / 2 * 8 * Tile::kDepthWarps + quarter % 2 * 4;
       float of_row[4][4];
-      ZSSEG_UNROLL
+      ZSSEG_UNROLL()
       for (int i = 0; i < 4; ++i) {
         read_four<Row>(left + 8 * i * kRowPitch, k, of_row[i]);
       }
       if (kFactors) {
         scale(of_row, rows + Tile::kRows * kRowPitch, k);
       }
-      ZSSEG_UNROLL
+      ZSSEG_UNROLL()
       for (int j = 0; j < kAcross; ++j) {
         float of_column[4];
         read_four<Column>(right + 4 * j * kColumnPitch, k, of_column);
-        ZSSEG_UNROLL
+        ZSSEG_UNROLL()
         for (int i = 0; i < 4; ++i) {
-          ZSSEG_UNROLL
+          ZSSEG_UNROLL()
           for (int e = 0; e < 4; ++e) {
             sums[i][j] += of_row[i][e] * of_column[e];
           }
@@ -174,7 +166,7 @@ struct FloatProduct {
   __device__ static void scale(float (&rows)[4][4], const unsigned char* factors, int k) {
     float factor[4];
     read_four<Row>(factors, k, factor);
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int i = 0; i < 16; ++i) {
       rows[i / 4][i % 4] *= factor[i % 4];
     }
@@ -198,8 +190,8 @@ __device__ void load_lines(unsigned char* to, const Address& address, std::int64
                            bool wide) {
   constexpr int kChunk = 16 / sizeof(Element), kChunks = kDepth / kChunk;
   constexpr int kPitch = kDepth * sizeof(Element) + kPad;
-  ZSSEG_KEEP_ROLLED  // nobody waits for a copy here, and addresses take registers
-      for (int index = threadIdx.x; index < kLines * kChunks; index += Tile::kThreads) {
+  ZSSEG_UNROLL(1)  // nobody waits for a copy here, and addresses take registers
+  for (int index = threadIdx.x; index < kLines * kChunks; index += Tile::kThreads) {
     const int line = index / kChunks, k = index % kChunks * kChunk;
     const Element* from = address(line);
     auto* chunk = reinterpret_cast<Element*>(to + line * kPitch) + k;
@@ -207,7 +199,7 @@ __device__ void load_lines(unsigned char* to, const Address& address, std::int64
       ptx::copy_16_bytes(chunk, from + k, from != nullptr && k < left);
       continue;
     }
-    ZSSEG_KEEP_ROLLED
+    ZSSEG_UNROLL(1)
     for (int i = 0; i < kChunk; ++i) {
       chunk[i] = from != nullptr && k + i < left ? from[k + i] : Element{};
     }
@@ -250,7 +242,7 @@ struct PartialSums {
   template <typename Product>
   __device__ static void put(const Product& product) {
     const auto place = WarpPlace<Tile>::mine();
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int i = 0; i < Product::kSums; ++i) {
       const int row = place.first_row + Product::row(i);
       values()[place.first_step * kPart + row * kPitch + place.first_column + Product::column(i)] =
@@ -260,7 +252,7 @@ struct PartialSums {
 
   __device__ static float total(int row, int column) {
     float sum = values()[row * kPitch + column];
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int part = 1; part < Tile::kDepthWarps; ++part) {
       sum += values()[part * kPart + row * kPitch + column];
     }

@@ -37,7 +37,7 @@ __device__ float sum_of_squares(const unsigned char* rows, const unsigned char* 
   const int line = threadIdx.x % kLines, first = threadIdx.x / kLines * kHalf;
   float sum = 0.0f;
   if (first < Product::kDepth) {
-    ZSSEG_UNROLL
+    ZSSEG_UNROLL()
     for (int k = 0; k < kHalf; k += 4) {
       float values[4];
       if (line < Tile::kRows) {

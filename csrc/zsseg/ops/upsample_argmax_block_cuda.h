@@ -8,14 +8,6 @@
 #include "zsseg/half.h"
 #include "zsseg/ops/upsample_argmax_math.h"
 
-// Before a loop. The other compilers do as they see fit.
-#if defined(__CUDACC__)
-#define ZSSEG_PRAGMA(text) _Pragma(#text)
-#define ZSSEG_UNROLL(times) ZSSEG_PRAGMA(unroll times)
-#else
-#define ZSSEG_UNROLL(times)
-#endif
-
 namespace zsseg::upsample {
 namespace {
 
