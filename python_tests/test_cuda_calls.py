@@ -1,33 +1,18 @@
 """How often a frame calls CUDA, counted by the emulated GPU: the figures may only fall."""
 
-import ctypes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.cuda_counts import FIELDS, counts_reader
 from support.host_backend import HostSession, host_backend
-from zsseg_rt import _C, Bundle, Engine, EngineConfig, ops
+from zsseg_rt import Bundle, Engine, EngineConfig, ops
 
 pytestmark = pytest.mark.needs_cuda
 
 STORED = Path(__file__).parent / "bundles" / "v1"
-# As in cuda_emulation::Counts.
-FIELDS = (
-    "launches",
-    "kernels",
-    "allocations",
-    "kept_allocations",
-    "frees",
-    "copies_to_device",
-    "copies_to_host",
-    "copies_on_device",
-    "events_made",
-    "events_recorded",
-    "stream_waits",
-    "host_waits",
-)
 # What a frame of family descriptor takes after the first, the graphs apart.
 BUDGET = {
     "launches": 8,  # 7 where the bundle names no seen class
@@ -46,16 +31,7 @@ BUDGET = {
 def counts():
     """Reads what the emulated GPU has counted so far."""
     require_cuda()
-    library = ctypes.CDLL(_C.__file__)
-    if not hasattr(library, "cuda_emulation_counts"):
-        pytest.skip("only the emulated GPU counts calls")
-    fields = (ctypes.c_uint64 * len(FIELDS))()
-
-    def read():
-        assert library.cuda_emulation_counts(fields) == len(FIELDS)
-        return dict(zip(FIELDS, fields, strict=True))
-
-    return read
+    return counts_reader()
 
 
 def test_the_counts_tell_what_was_asked_for(counts):

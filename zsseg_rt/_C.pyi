@@ -29,8 +29,15 @@ class DeviceArray:
         """Copy an array to a device. Pageable memory may be reused when this returns."""
     def copy_from(self, array: Array, stream: int = 0) -> None:
         """Overwrite the contents with an array of this shape and dtype, on the CPU or on CUDA."""
-    def copy_to(self, out: Array, stream: int = 0) -> None:
-        """Copy the contents to a CPU array of this shape and dtype, and wait for them."""
+    def copy_to(self, out: Array, stream: int = 0, *, wait: bool = True) -> None:
+        """Copy the contents to a CPU array of this shape and dtype.
+
+        Args:
+            out: The array to write.
+            stream: CUDA stream to enqueue on.
+            wait: Return when they are there. False needs pinned memory
+                (:attr:`PinnedArray.host`), to be read after a wait for the stream.
+        """
     def numpy(self, stream: int = 0) -> npt.NDArray[Any]:
         """Copy the contents to a new NumPy array, and wait until they are there."""
     def view(self, shape: Sequence[int]) -> DeviceArray:
@@ -67,9 +74,21 @@ class Stream:
         """Wait for everything enqueued so far."""
 
 class Event:
-    """A point in a stream."""
+    """A point in a stream.
 
-    def __init__(self, device: int = 0) -> None: ...
+    Recorded in a :class:`Capture`, an event with ``timing`` is reached anew at every launch, and
+    can be waited for and measured as one recorded in the stream itself. One without orders streams
+    within the capture.
+    """
+
+    def __init__(self, device: int = 0, *, timing: bool = True, blocking: bool = False) -> None:
+        """Make an event.
+
+        Args:
+            device: Index of the GPU.
+            timing: The event can measure time.
+            blocking: Who waits for it sleeps, which takes no CPU time and a little longer.
+        """
     def record(self, stream: int) -> None:
         """Mark the point the stream has been filled to."""
     def wait(self, stream: int) -> None:
@@ -78,6 +97,65 @@ class Event:
         """Make the caller wait for this point."""
     def elapsed_ms(self, later: Event) -> float:
         """Milliseconds from this point to a later one; both must have been reached."""
+
+class Capture:
+    """Work of a stream, recorded once as a CUDA graph and launched as often as needed.
+
+    Every launch works on the addresses that were recorded: the arrays must live as long as the
+    capture is launched, and their contents may change. Between ``begin`` and ``end`` nothing on the
+    stream runs, and the thread may not wait for CUDA, allocate or copy pageable memory; other
+    threads may, on other streams. Arrays that are freed on the stream meanwhile go after ``end``.
+    """
+
+    def __init__(self, device: int = 0) -> None: ...
+    def begin(self, stream: int) -> None:
+        """Record what is enqueued on the stream from now on; a previous recording is dropped.
+
+        Raises:
+            CaptureError: It is recording already, or the stream cannot be captured.
+        """
+    def end(self) -> None:
+        """Stop recording, in the thread that began it.
+
+        Raises:
+            CaptureError: CUDA refused something since ``begin``, or nothing was being recorded. The
+                stream is as before, and the capture may begin again.
+        """
+    def cancel(self) -> None:
+        """Stop recording and drop what was recorded; harmless where nothing is."""
+    def launch(self, stream: int) -> None:
+        """Enqueue the recorded work.
+
+        Raises:
+            CaptureError: Nothing has been recorded.
+        """
+    @property
+    def is_recording(self) -> bool: ...
+    @property
+    def nodes(self) -> int:
+        """Number of kernels, copies and events recorded; 0 where nothing is."""
+
+class PinnedArray:
+    """Host memory that copies and kernels of a GPU reach while the host does other things.
+
+    Its blocks are kept for the next array of their size. Whatever uses the memory must be over when
+    the last of the array, its :attr:`host` and its :meth:`mapped` arrays is collected.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: npt.DTypeLike, device: int = 0) -> None: ...
+    @property
+    def host(self) -> npt.NDArray[Any]:
+        """The memory as a NumPy array, uninitialised at first. It keeps the memory alive."""
+    def mapped(self, stream: int = 0) -> DeviceArray:
+        """The same memory as an array for kernels on this stream.
+
+        Fast where the GPU is integrated; elsewhere for a few bytes, as each access crosses the bus.
+        Not for ``copy_from`` and ``copy_to``.
+        """
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
 def cuda_device_count() -> int: ...
 def cuda_device_properties(device: int = 0) -> dict[str, Any]: ...

@@ -24,6 +24,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "BundleVersionError",
+    "CaptureError",
     "CheckpointError",
     "ClassShare",
     "Component",

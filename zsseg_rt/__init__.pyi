@@ -10,6 +10,7 @@ from zsseg_rt.errors import BackendError as BackendError
 from zsseg_rt.errors import BackendUnavailableError as BackendUnavailableError
 from zsseg_rt.errors import BundleError as BundleError
 from zsseg_rt.errors import BundleVersionError as BundleVersionError
+from zsseg_rt.errors import CaptureError as CaptureError
 from zsseg_rt.errors import CheckpointError as CheckpointError
 from zsseg_rt.errors import ConfigError as ConfigError
 from zsseg_rt.errors import CudaError as CudaError

@@ -9,6 +9,7 @@ __all__ = [
     "BackendUnavailableError",
     "BundleError",
     "BundleVersionError",
+    "CaptureError",
     "CheckpointError",
     "ConfigError",
     "CudaError",
@@ -77,6 +78,10 @@ class PrecisionNotApplied(BackendError):  # noqa: N818 - a fixed public name
 
 class CudaError(ZssegError, RuntimeError):
     """A CUDA call failed."""
+
+
+class CaptureError(CudaError):
+    """A capture, a recorded CUDA graph, cannot hold what was asked for; says what and why."""
 
 
 class VocabularyError(ZssegError, ValueError):

@@ -164,18 +164,26 @@ void copy_from(const DeviceArray& array, const py::object& source, StreamHandle 
   }
 }
 
-void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle stream) {
+void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle stream,
+                  bool wait = true) {
   expect_like("out", to, array.view());
   if (to.device.is_cuda()) {
     throw DeviceError("out: expected an array on the CPU, got " + to_string(to.device) +
                       ". Use copy_from of the other array.");
+  }
+  if (!wait && to.count() > 0 && !cuda::is_pinned(to.data)) {
+    throw DeviceError(
+        "out: expected pinned memory where wait is False, got pageable memory. Use "
+        "PinnedArray.host, or wait.");
   }
   const int device = array.view().device.index;
   cuda::order_streams(array.last_stream(), stream, device);
   array.used_on(stream);
   const py::gil_scoped_release unlocked;
   cuda::copy_to_host(to.data, array.view().data, to.bytes(), device, stream);
-  cuda::synchronize_stream(stream, device);
+  if (wait) {
+    cuda::synchronize_stream(stream, device);
+  }
 }
 
 py::array to_numpy(const DeviceArray& array, StreamHandle stream) {
@@ -261,11 +269,11 @@ void register_device_array(py::module_& module) {
       .def("copy_from", &copy_from, py::arg("array"), py::arg("stream") = 0)
       .def(
           "copy_to",
-          [](const DeviceArray& array, const py::object& out, StreamHandle stream) {
+          [](const DeviceArray& array, const py::object& out, StreamHandle stream, bool wait) {
             const ArrayArg to = ArrayArg::output(out, "out", stream);
-            copy_to_view(array, to.view(), stream);
+            copy_to_view(array, to.view(), stream, wait);
           },
-          py::arg("out"), py::arg("stream") = 0)
+          py::arg("out"), py::arg("stream") = 0, py::kw_only(), py::arg("wait") = true)
       .def("numpy", &to_numpy, py::arg("stream") = 0)
       .def(
           "view",

@@ -19,12 +19,14 @@ namespace {
 
 class Event {
  public:
-  explicit Event(int device) : handle_(cuda::create_event(device, true)), device_(device) {}
+  Event(int device, bool timing, bool blocking)
+      : handle_(cuda::create_event(device, {timing, blocking})), device_(device), timing_(timing) {}
   ~Event() { cuda::destroy_event(handle_, device_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  void record(StreamHandle stream) { cuda::record_event(handle_, stream, device_); }
+  // A time is taken at every launch of a capture; what orders streams is a part of it.
+  void record(StreamHandle stream) { cuda::record_event(handle_, stream, device_, timing_); }
   void wait(StreamHandle stream) const { cuda::wait_event(stream, handle_, device_); }
   void synchronize() const { cuda::synchronize_event(handle_, device_); }
   float elapsed_ms(const Event& later) const { return cuda::elapsed_ms(handle_, later.handle_); }
@@ -32,6 +34,7 @@ class Event {
  private:
   std::uintptr_t handle_;
   int device_;
+  bool timing_;
 };
 
 py::dict device_properties(int device) {
@@ -43,6 +46,7 @@ py::dict device_properties(int device) {
   properties["total_memory"] = found.total_memory;
   properties["multiprocessors"] = found.multiprocessors;
   properties["driver"] = found.driver;
+  properties["integrated"] = found.integrated;
   return properties;
 }
 
@@ -69,7 +73,8 @@ void register_streams(py::module_& module) {
         cuda::synchronize_stream(stream.handle(), stream.device());
       });
   py::class_<Event>(module, "Event")
-      .def(py::init<int>(), py::arg("device") = 0)
+      .def(py::init<int, bool, bool>(), py::arg("device") = 0, py::kw_only(),
+           py::arg("timing") = true, py::arg("blocking") = false)
       .def("record", &Event::record, py::arg("stream"))
       .def("wait", &Event::wait, py::arg("stream"))
       .def("synchronize", &Event::synchronize, py::call_guard<py::gil_scoped_release>())

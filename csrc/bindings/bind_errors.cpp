@@ -25,6 +25,8 @@ void translate(std::exception_ptr thrown) {
     set_error("DeviceError", error);
   } catch (const ArgumentError& error) {
     set_error("ArgumentError", error);
+  } catch (const CaptureError& error) {
+    set_error("CaptureError", error);
   } catch (const CudaError& error) {
     set_error("CudaError", error);
   }

@@ -9,6 +9,8 @@ PYBIND11_MODULE(_C, module) {
   register_errors(module);
   register_device_array(module);
   register_device(module);
+  register_capture(module);
+  register_pinned(module);
   register_preprocess(module);
   register_relationship_descriptor(module);
   register_patch_text_similarity(module);

@@ -7,6 +7,8 @@ namespace zsseg::bindings {
 
 void register_errors(pybind11::module_& module);
 void register_device(pybind11::module_& module);
+void register_capture(pybind11::module_& module);
+void register_pinned(pybind11::module_& module);
 void register_preprocess(pybind11::module_& module);
 void register_relationship_descriptor(pybind11::module_& module);
 void register_patch_text_similarity(pybind11::module_& module);

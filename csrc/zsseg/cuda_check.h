@@ -10,13 +10,43 @@
 
 namespace zsseg {
 
-inline void cuda_check(cudaError_t status, const char* call, const char* file, int line) {
-  if (status != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());  // do not let the next check report it again
-    throw CudaError(std::string(call) + ": expected success, got " + cudaGetErrorName(status) +
-                    " (" + cudaGetErrorString(status) + ") at " + file + ":" +
-                    std::to_string(line) + ". Run 'zsseg-rt doctor'.");
+// What to do about an error of a capture; null for other errors.
+inline const char* capture_advice(cudaError_t status) {
+  switch (status) {
+    case cudaErrorStreamCaptureUnsupported:
+      return "Wait, allocate, free and copy pageable memory before or after the capture.";
+    case cudaErrorStreamCaptureInvalidated:
+      return "A call in this capture was refused before: correct that one.";
+    case cudaErrorStreamCaptureUnjoined:
+      return "Let the captured stream wait for every stream that waited for it.";
+    case cudaErrorStreamCaptureMerge:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorCapturedEvent:
+      return "Wait for other streams before the capture begins, or after it ends.";
+    case cudaErrorStreamCaptureImplicit:
+      return "Use a stream of your own, not the default stream.";
+    case cudaErrorStreamCaptureUnmatched:
+    case cudaErrorStreamCaptureWrongThread:
+      return "End a capture on the stream and in the thread that began it.";
+    default:
+      return nullptr;
   }
+}
+
+inline void cuda_check(cudaError_t status, const char* call, const char* file, int line) {
+  if (status == cudaSuccess) {
+    return;
+  }
+  static_cast<void>(cudaGetLastError());  // do not let the next check report it again
+  const char* advice = capture_advice(status);
+  const std::string text = std::string(call) + ": expected success, got " +
+                           cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ") at " +
+                           file + ":" + std::to_string(line) + ". " +
+                           (advice != nullptr ? advice : "Run 'zsseg-rt doctor'.");
+  if (advice != nullptr) {
+    throw CaptureError(text);
+  }
+  throw CudaError(text);
 }
 
 }  // namespace zsseg

@@ -4,7 +4,9 @@
 
 #include <array>
 #include <mutex>
+#include <utility>
 
+#include "zsseg/cuda_capture.h"
 #include "zsseg/cuda_check.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/error.h"
@@ -16,10 +18,14 @@ cudaEvent_t to_event(std::uintptr_t handle) {
   return reinterpret_cast<cudaEvent_t>(handle);
 }
 
+bool has(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  ZSSEG_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value != 0;
+}
+
 bool has_memory_pools(int device) {
-  int supported = 0;
-  ZSSEG_CUDA_CHECK(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device));
-  return supported != 0;
+  return has(cudaDevAttrMemoryPoolsSupported, device);
 }
 
 // Freed memory beyond this many bytes goes back to the driver when a stream is waited for. CUDA's
@@ -60,6 +66,15 @@ void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, in
   }
 }
 
+// CUDA may record a pageable copy without a word; a launch would then read what is there no more.
+void expect_recordable(const void* host, StreamHandle stream) {
+  if (is_captured(stream) && !is_pinned(host)) {
+    throw CaptureError(
+        "copy: expected pinned host memory in a capture, got pageable memory. Use a PinnedArray, "
+        "or copy before the capture begins.");
+  }
+}
+
 }  // namespace
 
 bool is_built() {
@@ -85,8 +100,13 @@ DeviceProperties device_properties(int device) {
   ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&found, device));
   int driver = 0;
   ZSSEG_CUDA_CHECK(cudaDriverGetVersion(&driver));
-  return {found.name, found.major, found.minor, found.totalGlobalMem, found.multiProcessorCount,
-          driver};
+  return {found.name,
+          found.major,
+          found.minor,
+          found.totalGlobalMem,
+          found.multiProcessorCount,
+          driver,
+          has(cudaDevAttrIntegrated, device)};
 }
 
 int set_current_device(int device) {
@@ -123,6 +143,12 @@ Device device_of(const void* pointer) {
 void* allocate(std::size_t bytes, int device, StreamHandle stream) {
   expect_device("device", device);
   const DeviceGuard guard(device);
+  run_deferred();
+  if (is_captured(stream)) {
+    throw CaptureError(
+        "memory: expected all of it before the capture begins, got an allocation on the stream "
+        "that is recorded. Pass 'out' and 'workspace'.");
+  }
   void* pointer = nullptr;
   if (has_memory_pools(device)) {
     const cudaMemPool_t pool = pool_of(device);
@@ -134,25 +160,62 @@ void* allocate(std::size_t bytes, int device, StreamHandle stream) {
 }
 
 // Errors are dropped: a destructor calls this, possibly after the driver has shut down.
-void release(void* pointer, int device, StreamHandle stream) noexcept {
+void release(void* pointer, int device, StreamHandle stream,
+             std::shared_ptr<const void> owner) noexcept {
   try {
-    const DeviceGuard guard(device);
     if (has_memory_pools(device)) {
-      ZSSEG_CUDA_CHECK(cudaFreeAsync(pointer, to_stream(stream)));
+      run_outside_captures(stream, false, [pointer, device, stream, owner = std::move(owner)] {
+        const DeviceGuard guard(device);
+        ZSSEG_CUDA_CHECK(cudaFreeAsync(pointer, to_stream(stream)));
+      });
     } else {
-      ZSSEG_CUDA_CHECK(cudaFree(pointer));
+      run_outside_captures(stream, true, [pointer, device] {
+        const DeviceGuard guard(device);
+        ZSSEG_CUDA_CHECK(cudaFree(pointer));
+      });
     }
   } catch (const CudaError&) {
     return;
   }
 }
 
+void* allocate_pinned(std::size_t bytes, int device) {
+  expect_device("device", device);
+  const DeviceGuard guard(device);
+  run_deferred();
+  void* pointer = nullptr;
+  ZSSEG_CUDA_CHECK(cudaHostAlloc(&pointer, bytes, cudaHostAllocPortable | cudaHostAllocMapped));
+  return pointer;
+}
+
+void release_pinned(void* pointer, int device) noexcept {
+  run_outside_captures(0, true, [pointer, device] {
+    const DeviceGuard guard(device);
+    ZSSEG_CUDA_CHECK(cudaFreeHost(pointer));
+  });
+}
+
+void* mapped_address(void* pinned, int device) {
+  const DeviceGuard guard(device);
+  void* address = nullptr;
+  ZSSEG_CUDA_CHECK(cudaHostGetDevicePointer(&address, pinned, 0));
+  return address;
+}
+
+bool is_pinned(const void* pointer) {
+  cudaPointerAttributes attributes;
+  ZSSEG_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
+  return attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeManaged;
+}
+
 void copy_to_device(void* to, const void* from, std::size_t bytes, int device,
                     StreamHandle stream) {
+  expect_recordable(from, stream);
   copy(to, from, bytes, cudaMemcpyHostToDevice, device, stream);
 }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream) {
+  expect_recordable(to, stream);
   copy(to, from, bytes, cudaMemcpyDeviceToHost, device, stream);
 }
 
@@ -179,11 +242,12 @@ void synchronize_stream(StreamHandle stream, int device) {
   ZSSEG_CUDA_CHECK(cudaStreamSynchronize(to_stream(stream)));
 }
 
-std::uintptr_t create_event(int device, bool timing) {
+std::uintptr_t create_event(int device, EventKind kind) {
   expect_device("device", device);
   const DeviceGuard guard(device);
   cudaEvent_t event = nullptr;
-  const unsigned flags = timing ? cudaEventDefault : cudaEventDisableTiming;
+  const unsigned flags = (kind.timing ? cudaEventDefault : cudaEventDisableTiming) |
+                         (kind.blocking ? cudaEventBlockingSync : cudaEventDefault);
   ZSSEG_CUDA_CHECK(cudaEventCreateWithFlags(&event, flags));
   return reinterpret_cast<std::uintptr_t>(event);
 }
@@ -193,9 +257,14 @@ void destroy_event(std::uintptr_t event, int device) noexcept {
   static_cast<void>(cudaEventDestroy(to_event(event)));
 }
 
-void record_event(std::uintptr_t event, StreamHandle stream, int device) {
+void record_event(std::uintptr_t event, StreamHandle stream, int device, bool external) {
   const DeviceGuard guard(device);
-  ZSSEG_CUDA_CHECK(cudaEventRecord(to_event(event), to_stream(stream)));
+  if (external && is_captured(stream)) {
+    ZSSEG_CUDA_CHECK(
+        cudaEventRecordWithFlags(to_event(event), to_stream(stream), cudaEventRecordExternal));
+  } else {
+    ZSSEG_CUDA_CHECK(cudaEventRecord(to_event(event), to_stream(stream)));
+  }
 }
 
 void wait_event(StreamHandle stream, std::uintptr_t event, int device) {
@@ -218,7 +287,14 @@ void order_streams(StreamHandle earlier, StreamHandle later, int device) {
   if (earlier == later) {
     return;
   }
-  const std::uintptr_t event = create_event(device, false);
+  // Refused here, where nothing is spoiled: CUDA would end the capture, or draw the other stream
+  // into it.
+  if (is_captured(earlier) != is_captured(later)) {
+    throw CaptureError(
+        "array: expected one last used on the stream that is captured, or no capture of the stream "
+        "that uses it, got a capture of one of the two. Copy it on its stream first.");
+  }
+  const std::uintptr_t event = create_event(device, {});
   try {
     record_event(event, earlier, device);
     wait_event(later, event, device);

@@ -1,4 +1,5 @@
-// What cuda_runtime.h promises of a build without CUDA.
+// What cuda_runtime.h and cuda_capture.h promise of a build without CUDA.
+#include "zsseg/cuda_capture.h"
 #include "zsseg/cuda_runtime.h"
 #include "zsseg/error.h"
 
@@ -37,7 +38,17 @@ Device device_of(const void*) {
 void* allocate(std::size_t, int, StreamHandle) {
   fail("device");
 }
-void release(void*, int, StreamHandle) noexcept {}
+void release(void*, int, StreamHandle, std::shared_ptr<const void>) noexcept {}
+void* allocate_pinned(std::size_t, int) {
+  fail("device");
+}
+void release_pinned(void*, int) noexcept {}
+void* mapped_address(void*, int) {
+  fail("device");
+}
+bool is_pinned(const void*) {
+  return false;
+}
 void copy_to_device(void*, const void*, std::size_t, int, StreamHandle) {
   fail("device");
 }
@@ -54,11 +65,11 @@ void destroy_stream(StreamHandle, int) noexcept {}
 void synchronize_stream(StreamHandle, int) {
   fail("device");
 }
-std::uintptr_t create_event(int, bool) {
+std::uintptr_t create_event(int, EventKind) {
   fail("device");
 }
 void destroy_event(std::uintptr_t, int) noexcept {}
-void record_event(std::uintptr_t, StreamHandle, int) {
+void record_event(std::uintptr_t, StreamHandle, int, bool) {
   fail("device");
 }
 void wait_event(StreamHandle, std::uintptr_t, int) {
@@ -73,5 +84,23 @@ float elapsed_ms(std::uintptr_t, std::uintptr_t) {
 void order_streams(StreamHandle, StreamHandle, int) {
   fail("device");
 }
+bool is_captured(StreamHandle) {
+  return false;
+}
+void begin_capture(StreamHandle, int) {
+  fail("device");
+}
+Recording end_capture(StreamHandle, int) {
+  fail("device");
+}
+void cancel_capture(StreamHandle, int) noexcept {}
+void launch_recording(const Recording&, StreamHandle, int) {
+  fail("device");
+}
+void destroy_recording(const Recording&, int) noexcept {}
+void run_outside_captures(StreamHandle, bool, std::function<void()> task) noexcept {
+  task();
+}
+void run_deferred() noexcept {}
 
 }  // namespace zsseg::cuda

@@ -51,7 +51,8 @@ struct DeviceArray::Memory {
   int device;
   StreamHandle stream;
   std::shared_ptr<OwnedStream> stream_owner;
-  std::mutex mutex;  // guards the two above
+  std::mutex mutex;                    // guards the two above
+  std::shared_ptr<PinnedBlock> block;  // whose memory it is, else the array's own
 
   Memory(void* allocated, std::size_t size, int index, StreamHandle on)
       : pointer(allocated),
@@ -59,7 +60,11 @@ struct DeviceArray::Memory {
         device(index),
         stream(on),
         stream_owner(OwnedStream::find(on)) {}
-  ~Memory() { cuda::release(pointer, device, stream); }
+  ~Memory() {
+    if (block == nullptr) {
+      cuda::release(pointer, device, stream, stream_owner);
+    }
+  }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 };
@@ -70,6 +75,15 @@ DeviceArray DeviceArray::empty(const Shape& shape, DType dtype, int device, Stre
   const std::size_t bytes = std::max<std::size_t>(view.bytes(), 1);
   view.data = cuda::allocate(bytes, device, stream);
   return DeviceArray(std::make_shared<Memory>(view.data, bytes, device, stream), view);
+}
+
+DeviceArray DeviceArray::over(std::shared_ptr<PinnedBlock> block, const Shape& shape, DType dtype,
+                              StreamHandle stream) {
+  const int device = block->device();
+  const TensorView view{block->mapped(), dtype, shape, Device{DeviceKind::cuda, device}};
+  auto memory = std::make_shared<Memory>(view.data, block->bytes(), device, stream);
+  memory->block = std::move(block);
+  return DeviceArray(std::move(memory), view);
 }
 
 DeviceArray DeviceArray::viewed_as(const Shape& shape) const {

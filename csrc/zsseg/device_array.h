@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "zsseg/pinned_block.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -35,6 +36,10 @@ class DeviceArray {
  public:
   // Uninitialised memory, usable on `stream` at once.
   static DeviceArray empty(const Shape& shape, DType dtype, int device, StreamHandle stream);
+
+  // Pinned memory as the GPU sees it; the block lives as long as the array.
+  static DeviceArray over(std::shared_ptr<PinnedBlock> block, const Shape& shape, DType dtype,
+                          StreamHandle stream);
 
   // The same memory seen as another shape of no more elements; throws ShapeError.
   DeviceArray viewed_as(const Shape& shape) const;

@@ -31,4 +31,8 @@ class CudaError : public Error {  // a CUDA call failed
   using Error::Error;
 };
 
+class CaptureError : public CudaError {  // what a capture cannot record
+  using CudaError::CudaError;
+};
+
 }  // namespace zsseg

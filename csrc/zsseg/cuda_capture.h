@@ -1,0 +1,38 @@
+// Work of a stream recorded as a CUDA graph, and what has to wait while a stream is recorded.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "zsseg/tensor_view.h"
+
+namespace zsseg::cuda {
+
+// Whether what is enqueued on the stream is recorded now instead of run.
+bool is_captured(StreamHandle stream);
+
+// A CUDA graph that is ready to launch.
+struct Recording {
+  std::uintptr_t handle = 0;
+  std::size_t nodes = 0;
+};
+
+// From begin to end, work on the stream is recorded and does not run. Both in one thread, which may
+// not wait, query or allocate in between; other threads may, on other streams. Throws CaptureError.
+void begin_capture(StreamHandle stream, int device);
+// Throws CaptureError where CUDA refused anything since; the stream then works as before.
+Recording end_capture(StreamHandle stream, int device);
+void cancel_capture(StreamHandle stream, int device) noexcept;
+
+// Runs the recorded work on the addresses it was recorded with, as one item of the stream.
+void launch_recording(const Recording& recording, StreamHandle stream, int device);
+void destroy_recording(const Recording& recording, int device) noexcept;
+
+// Runs `task`, which frees something, now or as soon as the stream is not captured. `waits` tells
+// that it waits for the device: then as soon as nothing is.
+void run_outside_captures(StreamHandle stream, bool waits, std::function<void()> task) noexcept;
+// Runs what has been put off and may run now. Anything that allocates calls it.
+void run_deferred() noexcept;
+
+}  // namespace zsseg::cuda

@@ -1,0 +1,434 @@
+"""Recorded CUDA graphs, and the pinned memory that goes with them."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.cuda_counts import counts_reader
+from zsseg_rt import _C, ops
+from zsseg_rt.errors import CaptureError, DeviceError, DTypeError, ShapeError
+
+FRAME_HW, GRID_HW, CLASSES = (37, 53), (5, 7), 9
+
+
+@pytest.fixture
+def stream():
+    require_cuda()
+    return ops.Stream(0)
+
+
+class SmallFrame:
+    """From a frame and logits in pinned memory to labels and a flag there, in buffers of its own."""
+
+    def __init__(self, stream):
+        self.stream, handle = stream, stream.handle
+        empty = _C.DeviceArray.empty
+        height, width = FRAME_HW
+        self.frame = _C.PinnedArray((height, width, 3), np.uint8)
+        self.logits = _C.PinnedArray((1, CLASSES, *GRID_HW), np.float32)
+        self.labels = _C.PinnedArray((1, *FRAME_HW), np.uint8)
+        self.finite = _C.PinnedArray((1,), np.uint8)
+        self._flag = self.finite.mapped(handle)
+        self._frame = empty((height, width, 3), "uint8", stream=handle)
+        self._pixels = empty((3, 16, 16), "float32", stream=handle)
+        self._logits = empty((1, CLASSES, *GRID_HW), "float32", stream=handle)
+        self._labels = empty((1, *FRAME_HW), "uint8", stream=handle)
+        size = _C.upsample_argmax_device_bytes(self._logits.nbytes // 4, CLASSES)
+        self._workspace = empty((size,), "uint8", stream=handle)
+        self.began, self.ended = ops.Event(0), ops.Event(0, blocking=True)
+        self.pixels = _C.PinnedArray((3, 16, 16), np.float32)
+
+    def fill(self, seed):
+        rng = np.random.default_rng(seed)
+        self.frame.host[...] = rng.integers(0, 256, self.frame.shape, np.uint8)
+        self.logits.host[...] = rng.standard_normal(self.logits.shape).astype(np.float32)
+
+    def enqueue(self):
+        handle = self.stream.handle
+        self.began.record(handle)
+        self._frame.copy_from(self.frame.host, handle)
+        self._logits.copy_from(self.logits.host, handle)
+        ops.preprocess(
+            self._frame,
+            size_hw=(16, 16),
+            mean=(0.5, 0.4, 0.3),
+            std=(0.2, 0.3, 0.4),
+            out=self._pixels,
+            stream=handle,
+        )
+        ops.all_finite(self._logits, out=self._flag, stream=handle)
+        ops.upsample_argmax(
+            self._logits, FRAME_HW, out=self._labels, workspace=self._workspace, stream=handle
+        )
+        self._labels.copy_to(self.labels.host, handle, wait=False)
+        self._pixels.copy_to(self.pixels.host, handle, wait=False)
+        self.ended.record(handle)
+
+    def results(self):
+        self.ended.synchronize()
+        return self.labels.host.copy(), int(self.finite.host[0]), self.pixels.host.copy()
+
+    def eager(self):
+        self.enqueue()
+        return self.results()
+
+    def recorded(self):
+        capture = _C.Capture(0)
+        capture.begin(self.stream.handle)
+        self.enqueue()
+        capture.end()
+        return capture
+
+
+def assert_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.needs_cuda
+def test_a_capture_runs_on_what_its_inputs_hold_now(stream):
+    small = SmallFrame(stream)
+    small.fill(0)
+    small.eager()
+    capture = small.recorded()
+    assert not capture.is_recording
+    assert capture.nodes >= 8  # 4 copies, 4 kernels or more, 2 events
+    for seed in (1, 2, 3):
+        small.fill(seed)
+        expected = small.eager()
+        small.labels.host[...] = 255
+        small.finite.host[...] = 7
+        small.pixels.host[...] = np.nan
+        capture.launch(stream.handle)
+        assert_equal(small.results(), expected)
+    assert expected[1] == 1
+    small.logits.host[0, 0, 1, 2] = np.nan
+    capture.launch(stream.handle)
+    assert small.results()[1] == 0
+
+
+@pytest.mark.needs_cuda
+def test_recording_runs_nothing(stream):
+    small = SmallFrame(stream)
+    small.fill(0)
+    small.eager()
+    small.labels.host[...] = 255
+    small.recorded()
+    stream.synchronize()
+    assert (small.labels.host == 255).all()
+
+
+@pytest.mark.needs_cuda
+def test_two_captures_share_one_stream(stream):
+    first, second = SmallFrame(stream), SmallFrame(stream)
+    captures = []
+    for seed, small in enumerate((first, second)):
+        small.fill(seed)
+        small.eager()
+        captures.append(small.recorded())
+    for seed in range(10, 13):
+        for small, capture in zip((first, second), captures, strict=True):
+            small.fill(seed)
+            expected = small.eager()
+            small.labels.host[...] = 255
+            capture.launch(stream.handle)
+            assert_equal(small.results(), expected)
+
+
+@pytest.mark.needs_cuda
+def test_each_launch_takes_its_own_times(stream):
+    small = SmallFrame(stream)
+    small.fill(0)
+    small.eager()
+    capture = small.recorded()
+    for _ in range(2):
+        capture.launch(stream.handle)
+        small.results()
+        assert small.began.elapsed_ms(small.ended) >= 0.0
+
+
+@pytest.mark.needs_cuda
+def test_a_launch_is_one_call_and_makes_nothing(stream):
+    counts = counts_reader()
+    small = SmallFrame(stream)
+    small.fill(0)
+    small.eager()
+    before = counts()
+    small.enqueue()
+    launches = counts()["launches"] - before["launches"]
+    small.results()
+    capture = small.recorded()
+    before = counts()
+    capture.launch(stream.handle)
+    small.results()
+    found = {name: count - before[name] for name, count in counts().items()}
+    assert found["graph_launches"] == found["host_waits"] == 1
+    assert found["launches"] == launches
+    assert (found["copies_to_device"], found["copies_to_host"]) == (2, 2)
+    assert found["events_recorded"] == 2
+    for name in ("allocations", "frees", "events_made", "stream_waits", "pinned_allocations"):
+        assert found[name] == 0
+
+
+def synchronize(stream, array):
+    stream.synchronize()
+
+
+def wait_for_an_event(stream, array):
+    event = ops.Event(0, timing=False)
+    event.record(stream.handle)
+    event.synchronize()
+
+
+def copy_pageable_in(stream, array):
+    array.copy_from(np.zeros(array.shape, array.dtype), stream.handle)
+
+
+def copy_pageable_out(stream, array):
+    array.numpy(stream.handle)
+
+
+def allocate(stream, array):
+    ops.DeviceArray.empty((3,), "float32", 0, stream.handle)
+
+
+def use_another_stream(stream, array):
+    other = ops.Stream(0)
+    ops.all_finite(array, stream=other.handle)
+
+
+REFUSED = [
+    (synchronize, "cudaErrorStreamCaptureUnsupported.*Wait, allocate"),
+    (wait_for_an_event, "cudaErrorCapturedEvent.*before the capture begins"),
+    (copy_pageable_in, "expected pinned host memory in a capture, got pageable"),
+    (copy_pageable_out, "expected pinned host memory in a capture, got pageable"),
+    (allocate, "expected all of it before the capture begins, got an allocation"),
+    (use_another_stream, "got a capture of one of the two"),
+]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize(("act", "message"), REFUSED)
+def test_what_cannot_be_recorded_is_an_error_and_harms_nothing(stream, act, message):
+    small = SmallFrame(stream)
+    small.fill(0)
+    expected = small.eager()
+    array = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, stream.handle)
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    with pytest.raises(CaptureError, match=message):
+        act(stream, array)
+    capture.cancel()
+    assert not capture.is_recording
+    assert_equal(small.eager(), expected)
+    recorded = small.recorded()
+    recorded.launch(stream.handle)
+    assert_equal(small.results(), expected)
+    np.testing.assert_array_equal(array.numpy(stream.handle), np.ones(4, np.float32))
+
+
+@pytest.mark.needs_cuda
+def test_a_refusal_that_was_swallowed_is_told_at_the_end(stream):
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    with pytest.raises(CaptureError):
+        stream.synchronize()
+    with pytest.raises(CaptureError, match=r"cudaErrorStreamCaptureInvalidated.*refused before"):
+        capture.end()
+    assert not capture.is_recording
+    stream.synchronize()
+    capture.begin(stream.handle)
+    capture.end()
+
+
+@pytest.mark.needs_cuda
+def test_arrays_of_another_stream_are_named(stream):
+    other = ops.Stream(0)
+    theirs = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, other.handle)
+    ours = ops.DeviceArray.from_numpy(np.zeros(4, np.float32), 0, stream.handle)
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    with pytest.raises(CaptureError, match="array: expected one last used on the stream"):
+        ours.copy_from(theirs, stream.handle)
+    capture.cancel()
+
+
+@pytest.mark.needs_cuda
+def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
+    counts = counts_reader()
+    small = SmallFrame(stream)
+    small.fill(0)
+    expected = small.eager()
+    array = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, stream.handle)
+    pinned = _C.PinnedArray((100 << 20,), np.uint8)  # more than is kept
+    old = small.recorded()
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    small.enqueue()
+    before = counts()
+    del array, pinned, old
+    gc.collect()
+    assert counts() == before
+    capture.end()
+    after = counts()
+    assert after["frees"] - before["frees"] == 1
+    assert after["pinned_frees"] - before["pinned_frees"] == 1
+    capture.launch(stream.handle)
+    assert_equal(small.results(), expected)
+
+
+@pytest.mark.needs_cuda
+def test_other_threads_go_on_during_a_capture(stream):
+    small = SmallFrame(stream)
+    small.fill(0)
+    expected = small.eager()
+    found, done = [], threading.Event()
+
+    def work():
+        own = ops.Stream(0)
+        for value in range(5):
+            array = ops.DeviceArray.from_numpy(np.full(3, value), 0, own.handle)
+            found.append(array.numpy(own.handle)[0])
+        done.set()
+
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert done.wait(60)
+    small.enqueue()
+    capture.end()
+    thread.join(60)
+    assert found == list(range(5))
+    capture.launch(stream.handle)
+    assert_equal(small.results(), expected)
+
+
+@pytest.mark.needs_cuda
+def test_another_thread_may_not_end_a_capture(stream):
+    capture, errors = _C.Capture(0), []
+    capture.begin(stream.handle)
+
+    def end():
+        try:
+            capture.end()
+        except CaptureError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join(60)
+    assert "cudaErrorStreamCaptureWrongThread" in errors[0]
+    assert "in the thread that began it" in errors[0]
+    assert capture.is_recording
+    capture.cancel()
+    stream.synchronize()
+
+
+@pytest.mark.needs_cuda
+def test_a_capture_is_used_in_order(stream):
+    capture = _C.Capture(0)
+    with pytest.raises(CaptureError, match="got one that is empty"):
+        capture.launch(stream.handle)
+    with pytest.raises(CaptureError, match=r"got end\(\) alone"):
+        capture.end()
+    capture.cancel()
+    capture.begin(stream.handle)
+    with pytest.raises(CaptureError, match=r"got a second begin\(\)"):
+        capture.begin(stream.handle)
+    capture.end()
+    assert capture.nodes == 0
+    capture.launch(stream.handle)
+
+
+@pytest.mark.needs_cuda
+def test_the_default_stream_is_refused():
+    require_cuda()
+    with pytest.raises(CaptureError, match="cudaErrorStreamCaptureUnsupported"):
+        _C.Capture(0).begin(0)
+
+
+@pytest.mark.needs_cuda
+def test_a_capture_that_is_dropped_gives_its_stream_back(stream):
+    capture = _C.Capture(0)
+    capture.begin(stream.handle)
+    del capture
+    gc.collect()
+    stream.synchronize()
+
+
+@pytest.mark.needs_cuda
+def test_pinned_memory_lives_as_long_as_its_views():
+    require_cuda()
+    view = _C.PinnedArray((3, 4), np.float32).host[1:]
+    gc.collect()
+    view[...] = 5
+    other = _C.PinnedArray((3, 4), np.float32)
+    other.host[...] = 1
+    assert (view == 5).all()
+    assert other.shape == (3, 4)
+    assert other.dtype == np.float32
+    mapped = other.mapped()
+    del other
+    gc.collect()
+    third = _C.PinnedArray((3, 4), np.float32)
+    third.host[...] = 2
+    assert int(ops.all_finite(mapped).numpy()[0]) == 1
+    assert (view == 5).all()
+
+
+@pytest.mark.needs_cuda
+def test_blocks_of_pinned_memory_are_used_again():
+    require_cuda()
+    counts = counts_reader()
+    sizes = (1237, 4099)
+    for size in sizes:
+        _C.PinnedArray((size,), np.uint8)
+    before = counts()
+    for size in sizes:
+        _C.PinnedArray((size,), np.uint8)
+    assert counts() == before
+
+
+@pytest.mark.needs_cuda
+def test_kernels_write_to_mapped_memory(stream):
+    flag = _C.PinnedArray((1,), np.uint8)
+    mapped = flag.mapped(stream.handle)
+    for value, expected in ((1.0, 1), (np.inf, 0)):
+        array = ops.DeviceArray.from_numpy(np.full(700, value, np.float32), 0, stream.handle)
+        ops.all_finite(array, out=mapped, stream=stream.handle)
+        stream.synchronize()
+        assert flag.host[0] == expected
+
+
+@pytest.mark.needs_cuda
+def test_a_copy_without_waiting_needs_pinned_memory(stream):
+    array = ops.DeviceArray.from_numpy(np.ones(3, np.float32), 0, stream.handle)
+    with pytest.raises(DeviceError, match="out: expected pinned memory where wait is False"):
+        array.copy_to(np.zeros(3, np.float32), stream.handle, wait=False)
+    pinned = _C.PinnedArray((3,), np.float32)
+    pinned.host[...] = 0
+    array.copy_to(pinned.host, stream.handle, wait=False)
+    stream.synchronize()
+    assert pinned.host.tolist() == [1, 1, 1]
+
+
+@pytest.mark.needs_cuda
+def test_pinned_memory_is_checked():
+    require_cuda()
+    with pytest.raises(ShapeError, match="shape: expected at most 4 sizes"):
+        _C.PinnedArray((1,) * 5, np.uint8)
+    with pytest.raises(DTypeError, match="dtype: expected a boolean"):
+        _C.PinnedArray((1,), np.complex64)
+    assert _C.PinnedArray((0, 3), np.uint8).host.shape == (0, 3)
+
+
+def test_a_computer_without_a_gpu_says_so():
+    if ops.cuda_device_count() > 0:
+        pytest.skip("this computer has one")
+    for make in (lambda: _C.Capture(0), lambda: _C.PinnedArray((1,), np.uint8)):
+        with pytest.raises(DeviceError, match="device: expected a"):
+            make()
