@@ -132,17 +132,17 @@ Result kernel(const Case& c, std::vector<float> logits, std::vector<std::uint8_t
   const TensorView logits_view =
       view_of(logits, DType::float32, {c.batch, c.num_classes, c.in_height, c.in_width});
   const TensorView seen_view = view_of(seen, DType::boolean, {c.num_classes});
+  const UpsampleArgmaxInputs inputs{logits_view, &seen_view};
   const UpsampleArgmaxParams params = params_of(c);
-  const Shape shape = upsample_argmax_shape(logits_view, &seen_view, params);
-  const DType dtype = upsample_argmax_label_dtype(logits_view);
+  const Shape shape = upsample_argmax_shape(inputs, params);
+  const DType dtype = upsample_argmax_label_dtype(inputs);
   // One element more than the result, to see whether anything is written past its end.
   std::vector<std::uint8_t> bytes((shape.count() + 1) * size_of(dtype), 0xAB);
   std::vector<float> scores(shape.count() + 1, -7.0f);
   const TensorView labels_view = view_of(bytes, dtype, shape);
   const TensorView scores_view = view_of(scores, DType::float32, shape);
-  std::vector<std::uint8_t> workspace(
-      upsample_argmax_workspace_bytes(logits_view, &seen_view, params));
-  upsample_argmax(logits_view, &seen_view, labels_view, with_scores ? &scores_view : nullptr,
+  std::vector<std::uint8_t> workspace(upsample_argmax_workspace_bytes(inputs, params));
+  upsample_argmax(inputs, labels_view, with_scores ? &scores_view : nullptr,
                   view_of(workspace, DType::uint8, {std::int64_t(workspace.size())}), params, 0);
   EXPECT_EQ(bytes.back(), 0xAB);
   EXPECT_EQ(scores.back(), -7.0f);
@@ -385,13 +385,46 @@ TEST(UpsampleArgmax, TheArithmeticOfCudaCellsEqualsTheDefinition) {
   }
 }
 
+// Classes beyond their number do not exist, and what is stored is the table's.
+TEST(UpsampleArgmax, StoresTheTablesLabelsOfTheClassesThatCount) {
+  Case c{37, 5, 6, 41, 53};
+  std::vector<float> logits = noise(c, 3, 2.0f);
+  std::vector<std::uint8_t> seen = every_third_seen(c);
+  std::vector<std::uint16_t> table(c.num_classes);
+  for (int i = 0; i < c.num_classes; ++i) {
+    table[i] = static_cast<std::uint16_t>(60000 - 3 * i);
+  }
+  for (std::int32_t counted : {0, 1, 16, 30, 37}) {
+    std::vector<std::int32_t> count = {counted};
+    const TensorView seen_view = view_of(seen, DType::boolean, {c.num_classes});
+    const TensorView table_view = view_of(table, DType::uint16, {c.num_classes});
+    const TensorView count_view = view_of(count, DType::int32, {1});
+    const TensorView logits_view = view_of(logits, DType::float32, {1, c.num_classes, 5, 6});
+    const UpsampleArgmaxInputs inputs{logits_view, &seen_view, &table_view, &count_view};
+    Case fewer = c;
+    fewer.num_classes = counted;
+    fewer.seen_bias = 0.25f;
+    const UpsampleArgmaxParams params = params_of(fewer);
+    std::vector<std::uint16_t> labels(std::size_t(c.out_height) * c.out_width, 7);
+    std::vector<std::uint8_t> workspace(upsample_argmax_workspace_bytes(inputs, params));
+    ASSERT_EQ(upsample_argmax_label_dtype(inputs), DType::uint16);
+    upsample_argmax(inputs, view_of(labels, DType::uint16, {1, c.out_height, c.out_width}), nullptr,
+                    view_of(workspace, DType::uint8, {std::int64_t(workspace.size())}), params, 0);
+    const Result expected = definition(fewer, logits, seen);
+    for (std::size_t i = 0; i < labels.size(); ++i) {
+      const int winner = expected.labels[i];
+      ASSERT_EQ(labels[i], winner == kNoClass ? 65535 : table[winner]) << counted << " " << i;
+    }
+  }
+}
+
 TEST(UpsampleArgmax, RejectsASmallWorkspace) {
   Case c{3, 4, 4, 8, 8};
   std::vector<float> logits = noise(c, 1, 1.0f);
   std::vector<std::uint8_t> labels(64), workspace(64);
   const TensorView logits_view = view_of(logits, DType::float32, {1, 3, 4, 4});
-  EXPECT_THROW(upsample_argmax(logits_view, nullptr, view_of(labels, DType::uint8, {1, 8, 8}),
-                               nullptr, view_of(workspace, DType::uint8, {64}), params_of(c), 0),
+  EXPECT_THROW(upsample_argmax({logits_view}, view_of(labels, DType::uint8, {1, 8, 8}), nullptr,
+                               view_of(workspace, DType::uint8, {64}), params_of(c), 0),
                ShapeError);
 }
 

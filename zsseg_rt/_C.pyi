@@ -208,6 +208,8 @@ def upsample_argmax(
     seen_bias: float,
     unknown_below: float | None,
     with_scores: bool,
+    label_table: Array | None,
+    num_classes: Array | None,
     out: Any,
     workspace: Array | None,
     stream: int,

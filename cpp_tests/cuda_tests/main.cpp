@@ -238,13 +238,38 @@ void run_upsample_case(Comparison& comparison, Randomness& random, const Upsampl
       {random.normal(c.dtype, {2, c.classes, 7, 5}), seen}, results,
       [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
         const TensorView given = flags(in);
-        upsample_argmax(in[0], &given, out[0], c.with_scores ? &out[1] : nullptr, work, params,
+        upsample_argmax({in[0], &given}, out[0], c.with_scores ? &out[1] : nullptr, work, params,
                         stream);
       },
       [&](const Views& in) {
         const TensorView given = flags(in);
-        return upsample_argmax_workspace_bytes(in[0], &given, params);
+        return upsample_argmax_workspace_bytes({in[0], &given}, params);
       });
+}
+
+// A recorded call serves vocabularies of several sizes.
+void run_upsample_tables(Comparison& comparison, Randomness& random) {
+  UpsampleArgmaxParams params;
+  params.height = 53;
+  params.width = 47;
+  for (const DType label : {DType::uint8, DType::uint16}) {
+    for (const std::int32_t counted : {0, 5, 300}) {
+      HostTensor count = random.whole(DType::int32, {1}, 2);
+      *count.view().as<std::int32_t>() = counted;
+      comparison.compare(
+          std::string("upsample_argmax to ") + name_of(label) + " by a table, " +
+              std::to_string(counted) + " of 300 classes",
+          {random.normal(DType::float32, {2, 300, 7, 5}), random.whole(label, {300}, 250), count},
+          {{label, {2, 53, 47}, kExact}},
+          [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+            upsample_argmax({in[0], nullptr, &in[1], &in[2]}, out[0], nullptr, work, params,
+                            stream);
+          },
+          [&](const Views& in) {
+            return upsample_argmax_workspace_bytes({in[0], nullptr, &in[1], &in[2]}, params);
+          });
+    }
+  }
 }
 
 void run_upsample(Comparison& comparison, Randomness& random) {
@@ -371,6 +396,7 @@ int run_all(bool poisoned) {
   run_descriptor(comparison, random);
   run_similarity(comparison, random);
   run_upsample(comparison, random);
+  run_upsample_tables(comparison, random);
   run_pictures(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);

@@ -57,35 +57,49 @@ ArrayArg lent_workspace(const py::object& given, StreamHandle stream) {
   return workspace;
 }
 
+// An argument that may be None.
+class OptionalArg {
+ public:
+  OptionalArg(const py::object& given, const char* name, StreamHandle stream) {
+    if (!given.is_none()) {
+      arg_.emplace(ArrayArg::input(given, name, stream));
+    }
+  }
+  const TensorView* view() const { return arg_ ? &arg_->view() : nullptr; }
+
+ private:
+  std::optional<ArrayArg> arg_;
+};
+
 py::tuple bound_upsample_argmax(const py::object& logits,
                                 std::pair<std::int64_t, std::int64_t> out_hw,
                                 const std::string& activation, const py::object& seen,
                                 double seen_bias, std::optional<double> unknown_below,
-                                bool with_scores, const py::object& out,
+                                bool with_scores, const py::object& label_table,
+                                const py::object& num_classes, const py::object& out,
                                 const py::object& workspace, StreamHandle stream) {
   const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
   const TensorView& view = logits_arg.view();
-  std::optional<ArrayArg> seen_arg;
-  if (!seen.is_none()) {
-    seen_arg.emplace(ArrayArg::input(seen, "seen", stream));
-  }
-  const TensorView* seen_view = seen_arg ? &seen_arg->view() : nullptr;
+  const OptionalArg seen_arg(seen, "seen", stream);
+  const OptionalArg table_arg(label_table, "label_table", stream);
+  const OptionalArg count_arg(num_classes, "num_classes", stream);
+  const UpsampleArgmaxInputs inputs{view, seen_arg.view(), table_arg.view(), count_arg.view()};
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
       out_hw.first, out_hw.second, parse_activation(activation), static_cast<float>(seen_bias),
       unknown_below ? static_cast<float>(*unknown_below) : no_threshold};
-  const Shape shape = upsample_argmax_shape(view, seen_view, params);
+  const Shape shape = upsample_argmax_shape(inputs, params);
   const auto [labels_out, scores_out] = split_out(out);
   if (!with_scores && !scores_out.is_none()) {
     fail_argument("out", "labels only, because with_scores is False", "labels and scores");
   }
-  const OutputArg labels(labels_out, "labels", shape, upsample_argmax_label_dtype(view),
+  const OutputArg labels(labels_out, "labels", shape, upsample_argmax_label_dtype(inputs),
                          view.device, stream);
   std::optional<OutputArg> scores;
   if (with_scores) {
     scores.emplace(scores_out, "scores", shape, DType::float32, view.device, stream);
   }
-  const std::size_t bytes = upsample_argmax_workspace_bytes(view, seen_view, params);
+  const std::size_t bytes = upsample_argmax_workspace_bytes(inputs, params);
   std::optional<ArrayArg> given;
   std::optional<DeviceArray> on_device;  // from the stream's memory pool, back to it when done
   if (!workspace.is_none()) {
@@ -98,8 +112,8 @@ py::tuple bound_upsample_argmax(const py::object& logits,
       given ? given->view() : (on_device ? on_device->view() : host_workspace(bytes));
   {
     const py::gil_scoped_release unlocked;
-    upsample_argmax(view, seen_view, labels.view(), scores ? &scores->view() : nullptr, memory,
-                    params, stream);
+    upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, memory, params,
+                    stream);
   }
   return py::make_tuple(labels.result(), scores ? scores->result() : py::none());
 }
@@ -109,7 +123,8 @@ py::tuple bound_upsample_argmax(const py::object& logits,
 void register_upsample_argmax(py::module_& module) {
   module.def("upsample_argmax", &bound_upsample_argmax, py::arg("logits"), py::arg("out_hw"),
              py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
-             py::arg("with_scores"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
+             py::arg("with_scores"), py::arg("label_table"), py::arg("num_classes"), py::arg("out"),
+             py::arg("workspace"), py::arg("stream"));
   module.def("upsample_argmax_device_bytes", &upsample_argmax_device_bytes, py::arg("num_values"),
              py::arg("num_classes"));
 }

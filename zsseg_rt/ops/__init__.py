@@ -31,6 +31,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.arrays import Array
+from zsseg_rt.ops.labels import upsample_argmax
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
@@ -226,52 +227,6 @@ def patch_text_similarity(
     return native(
         _C.patch_text_similarity, patch_embeds, text_embeds, logit_scale, normalize, out, stream
     )
-
-
-def upsample_argmax(
-    logits: Array,
-    out_hw: tuple[int, int],
-    *,
-    activation: str = "none",
-    seen: Array | None = None,
-    seen_bias: float = 0.0,
-    unknown_below: float | None = None,
-    with_scores: bool = False,
-    out: Array | tuple[Array, Array | None] | None = None,
-    workspace: Array | None = None,
-    stream: int = 0,
-) -> tuple[Array, Array | None]:
-    """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
-
-    Bilinear upsampling (half-pixel centres, edges clamped), activation, minus ``seen_bias`` where
-    ``seen``, argmax with ties to the lowest index.
-
-    Args:
-        logits: float32 or float16 ``[B, C, h, w]``.
-        out_hw: Height and width of the result.
-        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
-        seen: bool ``[C]``; None means that no class is seen.
-        seen_bias: Subtracted from the activated value of seen classes.
-        unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
-        with_scores: Also return the winner's activated value without the bias.
-        out: Labels to write, or a pair of labels and scores. New ones if None.
-        workspace: Memory on the logits' device to write to, aligned to 64 bytes, on CUDA at least
-            ``4 * logits.size + C`` bytes. None takes and frees some.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        Labels ``[B, H, W]``, uint8 up to 254 classes and uint16 above, and scores float32
-        ``[B, H, W]`` or None.
-
-    Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
-        DTypeError: An array has another dtype.
-        ArgumentError: A setting is outside its range.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-    """
-    settings = (activation, seen, seen_bias, unknown_below, with_scores)
-    labels, scores = native(_C.upsample_argmax, logits, out_hw, *settings, out, workspace, stream)
-    return labels, scores
 
 
 def warp_blend(

@@ -6,10 +6,8 @@ Signatures, results and errors are those of the native operations. Arrays are Nu
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +16,18 @@ from zsseg_rt.arrays import Array
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
-    expect_logits,
     expect_out,
     expect_shape,
     expect_side_range,
     fail_argument,
     three_numbers,
 )
-from zsseg_rt.ops._sampling import Taps, grid_taps
+from zsseg_rt.ops.reference_labels import (
+    UPSAMPLE_ARGMAX_TOLERANCE,
+    activate,
+    upsample_argmax,
+    upsample_bilinear,
+)
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import warp_blend
 
@@ -189,135 +191,6 @@ def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     divisors: npt.NDArray[np.float32] = np.where(norms == 0, np.float32(1), norms)
     return rows / divisors
-
-
-# Labels of any two implementations may differ where the two best classes, activated and after the
-# bias, are this close, relative to max(1, their magnitude), or the score is this close to
-# unknown_below. By dtype of the logits; float16 logits are widened exactly and processed in
-# float32. Without an activation and a bias the native labels equal the reference's bit for bit.
-UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
-
-_LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
-_BAND_ROWS = 32  # rows of [C, H, W] held at a time
-_ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
-
-
-def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Upsample as :func:`upsample_argmax` does: half-pixel centres, edges clamped.
-
-    Args:
-        logits: float32 or float16 ``[B, C, h, w]``; NaN and infinities become finite, +-1e30.
-        out_hw: Height and width of the result.
-
-    Returns:
-        float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
-    """
-    rows = grid_taps(logits.shape[2], out_hw[0])
-    return _upsample(logits, rows, grid_taps(logits.shape[3], out_hw[1]))
-
-
-def _upsample(logits: Array, rows: Taps, columns: Taps) -> npt.NDArray[np.float32]:
-    wide: npt.NDArray[np.float32] = np.asarray(logits, np.float32)
-    finite = np.where(np.isnan(wide), -_LOGIT_LIMIT, wide)
-    values = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
-    (top, bottom, down), (left, right, across) = rows, columns
-    down = down[:, None]
-    edges = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
-    return np.ascontiguousarray((1 - across) * edges[..., left] + across * edges[..., right])
-
-
-def upsample_argmax(
-    logits: Array,
-    out_hw: tuple[int, int],
-    *,
-    activation: str = "none",
-    seen: Array | None = None,
-    seen_bias: float = 0.0,
-    unknown_below: float | None = None,
-    with_scores: bool = False,
-    out: Array | tuple[Array, Array | None] | None = None,
-    stream: int = 0,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-    """Reference of :func:`zsseg_rt.ops.upsample_argmax`."""
-    if activation not in ("none", "sigmoid", "softmax"):
-        fail_argument("activation", "'none', 'sigmoid' or 'softmax'", f"'{activation}'")
-    logits, seen = _checked_logits(logits, out_hw, seen)
-    if not math.isfinite(seen_bias):
-        fail_argument("seen_bias", "a finite number", f"{seen_bias:g}")
-    if unknown_below is not None and math.isnan(unknown_below):
-        fail_argument("unknown_below", "a number or None", "nan")
-    labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), logits.shape[1], with_scores)
-
-    lowered = np.float32(seen_bias) * seen.astype(np.float32)[:, None, None]
-    columns = grid_taps(logits.shape[3], out_hw[1])
-    rows = grid_taps(logits.shape[2], out_hw[0])
-    for index, first in itertools.product(range(len(logits)), range(0, out_hw[0], _BAND_ROWS)):
-        band = slice(first, first + _BAND_ROWS)
-        band_rows = (rows[0][band], rows[1][band], rows[2][band])
-        values = _upsample(logits[index : index + 1], band_rows, columns)[0]
-        labels[index, band], scores[index, band] = _winners(
-            values, activation, lowered, unknown_below, np.iinfo(labels.dtype).max
-        )
-    return labels, scores if with_scores else None
-
-
-def _winners(
-    values: npt.NDArray[np.float32],
-    activation: str,
-    lowered: npt.NDArray[np.float32],
-    unknown_below: float | None,
-    unknown: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Label and score of every pixel from upsampled logits ``[C, H, W]``."""
-    absent = values <= _ABSENT_LOGIT
-    activated = activate(np.where(absent, -np.inf, values), activation)
-    calibrated = np.where(absent, -np.inf, activated - lowered)
-    winners = calibrated.argmax(axis=0)
-    best = np.take_along_axis(activated, winners[None], axis=0)[0]
-    is_unknown = absent.all(axis=0)
-    if unknown_below is not None:
-        is_unknown |= best < np.float32(unknown_below)
-    return np.where(is_unknown, unknown, winners), best
-
-
-def activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np.float32]:
-    """Apply an activation in float64, rounding once; an absent class (-infinity) gets 0."""
-    if activation == "none":
-        return values
-    wide = values.astype(np.float64)
-    if activation == "sigmoid":
-        tail = np.exp(-np.abs(wide))
-        return (np.where(wide >= 0, 1.0, tail) / (1.0 + tail)).astype(np.float32)
-    peak = wide.max(axis=0)
-    terms = np.exp(wide - np.where(np.isfinite(peak), peak, 0.0))
-    shares: npt.NDArray[np.float64] = terms / np.maximum(terms.sum(axis=0), 1e-300)
-    return shares.astype(np.float32)
-
-
-def _checked_logits(
-    logits: Array, out_hw: tuple[int, int], seen: Array | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    logits = expect_logits("logits", logits, "float32", "float16")
-    classes = logits.shape[1]
-    expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
-    if seen is None:
-        return logits, np.zeros(classes, bool)
-    seen = expect_array("seen", seen, "bool")
-    expect_shape("seen", seen, (classes,))
-    return logits, seen
-
-
-def _label_outputs(
-    out: Any, shape: tuple[int, ...], classes: int, with_scores: bool
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Labels and scores to write; scores that were not asked for are written and dropped."""
-    pair = out if isinstance(out, tuple) else (out, None)
-    if len(pair) != 2:
-        fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
-    if not with_scores and pair[1] is not None:
-        fail_argument("out", "labels only, because with_scores is False", "labels and scores")
-    labels = expect_out("labels", pair[0], shape, np.uint8 if classes <= 254 else np.uint16)
-    return labels, expect_out("scores", pair[1], shape, np.float32)
 
 
 def overlay(

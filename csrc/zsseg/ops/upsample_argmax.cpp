@@ -45,16 +45,40 @@ void expect_result(const char* name, const TensorView& view, DType dtype, const 
   expect_same_device(name, view, "logits", logits);
 }
 
+void check_label_table(const TensorView& logits, const TensorView& table) {
+  expect_dtype("label_table", table, {DType::uint8, DType::uint16});
+  expect_shape("label_table", table, {kAnySize});
+  if (table.shape[0] < logits.shape[1]) {
+    throw ShapeError("label_table: expected at least " + std::to_string(logits.shape[1]) +
+                     " labels, one a class, got " + std::to_string(table.shape[0]) +
+                     ". Make it longer.");
+  }
+  expect_same_device("label_table", table, "logits", logits);
+}
+
+void check_num_classes(const TensorView& logits, const TensorView& num_classes) {
+  expect_dtype("num_classes", num_classes, {DType::int32});
+  expect_shape("num_classes", num_classes, {1});
+  expect_same_device("num_classes", num_classes, "logits", logits);
+  if (!logits.device.is_cuda()) {
+    const std::int32_t count = *num_classes.as<const std::int32_t>();
+    if (count < 0 || count > logits.shape[1]) {
+      fail_argument("num_classes", "from 0 to " + std::to_string(logits.shape[1]),
+                    std::to_string(count));
+    }
+  }
+}
+
 int round_up(std::int64_t count) {
   return static_cast<int>((count + kAlign - 1) / kAlign * kAlign);
 }
 
-// How many classes are in the group that the bias lowers; 0 where one group does for all.
-std::int64_t count_seen(const TensorView& logits, const TensorView* seen, float bias) {
+// How many of the first `num_classes` classes are in the group that the bias lowers; 0 where one
+// group does for all.
+std::int64_t count_seen(const TensorView* seen, std::int64_t num_classes, float bias) {
   if (seen == nullptr || bias == 0.0f) {
     return 0;
   }
-  const std::int64_t num_classes = logits.shape[1];
   const bool* flags = seen->as<const bool>();
   const std::int64_t num_seen = std::count(flags, flags + num_classes, true);
   return num_seen == num_classes ? 0 : num_seen;
@@ -62,13 +86,20 @@ std::int64_t count_seen(const TensorView& logits, const TensorView* seen, float 
 
 }  // namespace
 
-Shape upsample_argmax_shape(const TensorView& logits, const TensorView* seen,
+Shape upsample_argmax_shape(const UpsampleArgmaxInputs& inputs,
                             const UpsampleArgmaxParams& params) {
+  const TensorView& logits = inputs.logits;
   expect_dtype("logits", logits, {DType::float32, DType::float16});
   expect_shape("logits", logits, {kAnySize, kAnySize, kAnySize, kAnySize});
   check_sizes(logits, params);
-  if (seen != nullptr) {
-    check_seen(logits, *seen);
+  if (inputs.seen != nullptr) {
+    check_seen(logits, *inputs.seen);
+  }
+  if (inputs.label_table != nullptr) {
+    check_label_table(logits, *inputs.label_table);
+  }
+  if (inputs.num_classes != nullptr) {
+    check_num_classes(logits, *inputs.num_classes);
   }
   if (!std::isfinite(params.seen_bias)) {
     fail_argument("seen_bias", "a finite number", to_text(params.seen_bias));
@@ -79,17 +110,24 @@ Shape upsample_argmax_shape(const TensorView& logits, const TensorView* seen,
   return {logits.shape[0], params.height, params.width};
 }
 
-DType upsample_argmax_label_dtype(const TensorView& logits) {
-  return logits.shape[1] <= kMaxBytesClasses ? DType::uint8 : DType::uint16;
+DType upsample_argmax_label_dtype(const UpsampleArgmaxInputs& inputs) {
+  if (inputs.label_table != nullptr) {
+    return inputs.label_table->dtype;
+  }
+  return inputs.logits.shape[1] <= kMaxBytesClasses ? DType::uint8 : DType::uint16;
 }
 
-CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView* seen,
+CpuLayout upsample_argmax_cpu_layout(const UpsampleArgmaxInputs& inputs,
                                      const UpsampleArgmaxParams& params, int num_slots) {
-  const std::int64_t num_seen = count_seen(logits, seen, params.seen_bias);
+  const TensorView& logits = inputs.logits;
+  const std::int64_t num_classes =
+      inputs.num_classes == nullptr ? logits.shape[1] : *inputs.num_classes->as<std::int32_t>();
+  const std::int64_t num_seen = count_seen(inputs.seen, num_classes, params.seen_bias);
   const std::int64_t held_points = 2 * logits.shape[3];
   CpuLayout layout = {};
+  layout.num_classes = static_cast<int>(num_classes);
   layout.num_groups = num_seen > 0 ? 2 : 1;
-  layout.group_begin[1] = round_up(logits.shape[1] - num_seen);
+  layout.group_begin[1] = round_up(std::max<std::int64_t>(num_classes - num_seen, 1));
   layout.group_begin[2] = layout.group_begin[1] + round_up(num_seen);
   const std::int64_t positions = layout.group_begin[layout.num_groups];
   layout.num_slots = num_slots;
@@ -99,7 +137,7 @@ CpuLayout upsample_argmax_cpu_layout(const TensorView& logits, const TensorView*
     end += static_cast<std::size_t>((count + 15) / 16 * 64);
     return offset;
   };
-  layout.class_of = take(positions);
+  layout.ids = take(positions);
   layout.row_s = take(params.height + kTablePadding);
   layout.row_t = take(params.height + kTablePadding);
   layout.column_s = take(params.width + kTablePadding);
@@ -123,19 +161,23 @@ std::size_t upsample_argmax_device_bytes(std::int64_t num_values, std::int64_t n
          static_cast<std::size_t>(num_classes);
 }
 
-std::size_t upsample_argmax_workspace_bytes(const TensorView& logits, const TensorView* seen,
+std::size_t upsample_argmax_workspace_bytes(const UpsampleArgmaxInputs& inputs,
                                             const UpsampleArgmaxParams& params) {
+  const TensorView& logits = inputs.logits;
   if (logits.device.is_cuda()) {  // class vectors of all images, and the seen flags
     return upsample_argmax_device_bytes(logits.count(), logits.shape[1]);
   }
-  return upsample_argmax_cpu_layout(logits, seen, params, num_threads()).bytes;
+  UpsampleArgmaxInputs largest = inputs;
+  largest.num_classes = nullptr;
+  return upsample_argmax_cpu_layout(largest, params, num_threads()).bytes;
 }
 
-void upsample_argmax(const TensorView& logits, const TensorView* seen, const TensorView& labels,
+void upsample_argmax(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
                      const TensorView* scores, const TensorView& workspace,
                      const UpsampleArgmaxParams& params, StreamHandle stream) {
-  const Shape shape = upsample_argmax_shape(logits, seen, params);
-  expect_result("labels", labels, upsample_argmax_label_dtype(logits), shape, logits);
+  const TensorView& logits = inputs.logits;
+  const Shape shape = upsample_argmax_shape(inputs, params);
+  expect_result("labels", labels, upsample_argmax_label_dtype(inputs), shape, logits);
   if (scores != nullptr) {
     expect_result("scores", *scores, DType::float32, shape, logits);
   }
@@ -144,15 +186,14 @@ void upsample_argmax(const TensorView& logits, const TensorView* seen, const Ten
   }
   expect_same_device("workspace", workspace, "logits", logits);
   const std::size_t needed = logits.device.is_cuda()
-                                 ? upsample_argmax_workspace_bytes(logits, seen, params)
-                                 : upsample_argmax_cpu_layout(logits, seen, params, 1).bytes;
+                                 ? upsample_argmax_workspace_bytes(inputs, params)
+                                 : upsample_argmax_cpu_layout(inputs, params, 1).bytes;
   if (workspace.bytes() < needed) {
     throw ShapeError("workspace: expected at least " + std::to_string(needed) + " bytes, got " +
                      std::to_string(workspace.bytes()) +
                      ". Ask upsample_argmax_workspace_bytes for the size.");
   }
-  ZSSEG_RUN_KERNEL(labels, upsample_argmax, stream, logits, seen, labels, scores, workspace,
-                   params);
+  ZSSEG_RUN_KERNEL(labels, upsample_argmax, stream, inputs, labels, scores, workspace, params);
 }
 
 }  // namespace zsseg

@@ -23,7 +23,7 @@ struct Image {
   int in_height, in_width, out_height, out_width;
   int num_groups;
   int group_begin[3];                // positions of group g: [group_begin[g], group_begin[g + 1])
-  const std::int32_t* class_of;      // [positions]; kNoClass is padding
+  const std::int32_t* ids;           // [positions] by class_id; kNoId is padding
   float* vectors;                    // [2, in_width, positions]
   float* top_logit;                  // [num_groups, 2, in_width]
   std::int32_t* top;                 // [num_groups, 2, in_width]: the best position, ~position if
@@ -47,7 +47,7 @@ struct Image {
 // The classes of one group that stay in a cell.
 struct Survivors {
   int count;
-  std::int32_t* ids;  // [capacity] class indices
+  std::int32_t* ids;  // [capacity] by class_id
   float* corners;     // [capacity, 4]
   float* sides;       // [capacity, 2, kRows]: values on the cell's left and right edge
 };
@@ -140,7 +140,7 @@ ZSSEG_SIMD_FN uint32_t dominated_lanes(const Cell& cell, int p, const Dominator*
 }
 
 static void add_survivor(const Image& image, const Cell& cell, int position, Survivors& kept) {
-  kept.ids[kept.count] = image.class_of[position];
+  kept.ids[kept.count] = image.ids[position];
   for (int k = 0; k < 4; ++k) {
     kept.corners[4 * kept.count + k] = cell.corner[k][position];
   }
@@ -182,7 +182,7 @@ ZSSEG_SIMD_FN Patch best_of(const Survivors& kept, VecF s, VecF t) {
   Patch best;
   for (int r = 0; r < kRows; ++r) {
     best.logit[r] = splat(kAbsentLogit);
-    best.id[r] = splat_int(kNoClass);
+    best.id[r] = splat_int(kNoId);
   }
   for (int i = 0; i < kept.count; ++i) {
     const float* left = kept.sides + 2 * kRows * i;
@@ -216,7 +216,7 @@ ZSSEG_SIMD_FN VecF activate_vec(VecF logit, VecI id, Activation activation, VecF
   } else if (activation == Activation::kSoftmax) {
     value = exp_vec(logit - peak) / denominator;
   }
-  return id == kNoClass ? splat(-__builtin_inff()) : value;
+  return id == kNoId ? splat(-__builtin_inff()) : value;
 }
 
 }  // namespace

@@ -53,14 +53,14 @@ ZSSEG_SIMD_FN void rank(Ranking& ranking, const float* logits, int position) {
 // padding. Points past the image's end hold anything finite.
 template <typename T>
 ZSSEG_SIMD_FN void fetch(const Image& image, int position, int point, float* to) {
-  const std::int32_t class_index = image.class_of[position];
-  if (class_index == kNoClass) {
+  if (image.ids[position] == kNoId) {
     for (int i = 0; i < kPoints; i += kLanes) {
       store(to + i, splat(-kLogitLimit));
     }
     return;
   }
   const std::int64_t plane = static_cast<std::int64_t>(image.in_height) * image.in_width;
+  const int class_index = class_of_id(image.ids[position]);
   const T* from = static_cast<const T*>(image.logits) + class_index * plane + point;
   __builtin_prefetch(from + kPoints);  // the next points of this class: too far apart to be guessed
   T tail[kPoints] = {};
@@ -183,7 +183,7 @@ Image lay_out(const TensorView& logits, const CpuLayout& layout, char* base,
   for (int i = 0; i < 3; ++i) {
     image.group_begin[i] = layout.group_begin[i];
   }
-  image.class_of = ints(layout.class_of);
+  image.ids = ints(layout.ids);
   lay_axis(image.in_height, image.out_height, floats(layout.row_s), floats(layout.row_t),
            ints(layout.row_begin), kRows);
   lay_axis(image.in_width, image.out_width, floats(layout.column_s), floats(layout.column_t),
@@ -200,15 +200,24 @@ Image lay_out(const TensorView& logits, const CpuLayout& layout, char* base,
   return image;
 }
 
-// Puts each class at its position, the classes of a group in order.
-void place_classes(const CpuLayout& layout, int num_classes, const bool* seen,
-                   std::int32_t* class_of) {
-  for (int p = 0; p < layout.group_begin[layout.num_groups]; ++p) {
-    class_of[p] = kNoClass;
+std::uint32_t stored_label(const TensorView* table, int class_index) {
+  if (table == nullptr) {
+    return static_cast<std::uint32_t>(class_index);
   }
+  return table->dtype == DType::uint8 ? table->as<const std::uint8_t>()[class_index]
+                                      : table->as<const std::uint16_t>()[class_index];
+}
+
+// Puts each class at its position, the classes of a group in order.
+void place_classes(const CpuLayout& layout, const UpsampleArgmaxInputs& inputs, std::int32_t* ids) {
+  for (int p = 0; p < layout.group_begin[layout.num_groups]; ++p) {
+    ids[p] = kNoId;
+  }
+  const bool* seen = inputs.seen == nullptr ? nullptr : inputs.seen->as<const bool>();
   int next[2] = {0, layout.group_begin[1]};
-  for (int c = 0; c < num_classes; ++c) {
-    class_of[next[layout.num_groups == 2 && seen[c] ? 1 : 0]++] = c;
+  for (int c = 0; c < layout.num_classes; ++c) {
+    const int group = layout.num_groups == 2 && seen[c] ? 1 : 0;
+    ids[next[group]++] = class_id(c, stored_label(inputs.label_table, c));
   }
 }
 
@@ -265,21 +274,20 @@ void label_image(const Image& image, const CpuLayout& layout, char* base) {
 
 }  // namespace
 
-void upsample_argmax_cpu(const TensorView& logits, const TensorView* seen, const TensorView& labels,
+void upsample_argmax_cpu(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
                          const TensorView* scores, const TensorView& workspace,
                          const UpsampleArgmaxParams& params) {
-  CpuLayout layout = upsample_argmax_cpu_layout(logits, seen, params, num_threads());
+  const TensorView& logits = inputs.logits;
+  CpuLayout layout = upsample_argmax_cpu_layout(inputs, params, num_threads());
   while (layout.bytes > workspace.bytes() && layout.num_slots > 1) {
-    layout = upsample_argmax_cpu_layout(logits, seen, params, layout.num_slots - 1);
+    layout = upsample_argmax_cpu_layout(inputs, params, layout.num_slots - 1);
   }
   char* base = workspace.as<char>();
   Image image = lay_out(logits, layout, base, params);
   image.needs_scores = scores != nullptr || params.unknown_below > -INFINITY;
   image.needs_denominator =
       params.activation == Activation::kSoftmax && (image.needs_scores || image.num_groups == 2);
-  const int num_classes = static_cast<int>(logits.shape[1]);
-  place_classes(layout, num_classes, seen == nullptr ? nullptr : seen->as<const bool>(),
-                reinterpret_cast<std::int32_t*>(base + layout.class_of));
+  place_classes(layout, inputs, reinterpret_cast<std::int32_t*>(base + layout.ids));
   const std::int64_t in_step = logits.count() / logits.shape[0];
   const std::int64_t out_step = labels.count() / logits.shape[0];
   for (std::int64_t b = 0; b < logits.shape[0]; ++b) {

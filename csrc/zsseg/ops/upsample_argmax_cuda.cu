@@ -34,9 +34,12 @@ struct SeenBits {
 };
 
 struct Problem {
-  const float* vectors;      // [batch, in_height * in_width, num_classes]
-  const std::uint8_t* seen;  // [num_classes], or null: one group
-  float* scores;             // [batch, out_height, out_width] or null
+  const float* vectors;               // [batch, in_height * in_width, num_classes]
+  const std::uint8_t* seen;           // [num_classes], or null: one group
+  const void* label_table;            // Label [num_classes or more], or null
+  const std::int32_t* valid_classes;  // [1]: how many classes count; null: all
+  float* scores;                      // [batch, out_height, out_width] or null
+  int stride;                         // of vectors: classes, whether they count or not
   int num_classes, in_height, in_width, out_height, out_width;
   int cell_rows, cell_columns, slices;
   Activation activation;
@@ -254,8 +257,11 @@ __device__ void label_pixel(const Problem& problem, const Corners& corners, int 
   const Winner winner =
       pick_winner(best[0], best[1], problem.activation, problem.seen_bias, denominator);
   const std::int64_t pixel = image + std::int64_t{y} * problem.out_width + x;
-  labels[pixel] =
-      static_cast<Label>(winner.score < problem.unknown_below ? kNoClass : winner.index);
+  int label = winner.score < problem.unknown_below ? kNoClass : winner.index;
+  if (problem.label_table != nullptr && label != kNoClass) {
+    label = static_cast<const Label*>(problem.label_table)[label];
+  }
+  labels[pixel] = static_cast<Label>(label);
   if (problem.scores != nullptr) {
     problem.scores[pixel] = winner.score;
   }
@@ -266,6 +272,10 @@ template <typename Label>
 __global__ void __launch_bounds__(kThreads)
     label_kernel(Problem problem, Label* __restrict__ labels) {  // [batch, out_height, out_width]
   __shared__ SharedCell shared;
+  if (problem.valid_classes != nullptr) {
+    const int valid = *problem.valid_classes;
+    problem.num_classes = valid < 0 ? 0 : (valid < problem.stride ? valid : problem.stride);
+  }
   const int cell_row = blockIdx.y / problem.slices, slice = blockIdx.y % problem.slices;
   const int cell_column = blockIdx.x;
   const int top = cell_begin(cell_row, problem.in_height, problem.out_height);
@@ -283,8 +293,8 @@ __global__ void __launch_bounds__(kThreads)
       blockIdx.z * points + std::int64_t{cell_row} * problem.in_width + cell_column;
   const int below = problem.in_height > 1 ? problem.in_width : 0;
   const int beside = problem.in_width > 1 ? 1 : 0;
-  const float* at = problem.vectors + point * problem.num_classes;
-  const std::int64_t step = problem.num_classes;
+  const std::int64_t step = problem.stride;
+  const float* at = problem.vectors + point * step;
   const Corners corners = {
       {at, at + beside * step, at + below * step, at + (below + beside) * step}};
   const float slack = problem.needs_denominator ? kSoftmaxSlack : 0.0f;
@@ -337,10 +347,10 @@ int cells(std::int64_t in_size) {
 
 }  // namespace
 
-void upsample_argmax_cuda(const TensorView& logits, const TensorView* seen,
-                          const TensorView& labels, const TensorView* scores,
-                          const TensorView& workspace, const UpsampleArgmaxParams& params,
-                          StreamHandle stream_handle) {
+void upsample_argmax_cuda(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
+                          const TensorView* scores, const TensorView& workspace,
+                          const UpsampleArgmaxParams& params, StreamHandle stream_handle) {
+  const TensorView& logits = inputs.logits;
   const DeviceGuard guard(logits.device.index);
   const cudaStream_t stream = to_stream(stream_handle);
   float* vectors = workspace.as<float>();
@@ -348,11 +358,17 @@ void upsample_argmax_cuda(const TensorView& logits, const TensorView* seen,
   Problem problem = {};
   problem.vectors = vectors;
   if (params.seen_bias != 0.0f) {
-    problem.seen =
-        seen_on_device(seen, reinterpret_cast<std::uint8_t*>(vectors + logits.count()), stream);
+    problem.seen = seen_on_device(
+        inputs.seen, reinterpret_cast<std::uint8_t*>(vectors + logits.count()), stream);
   }
   problem.scores = scores == nullptr ? nullptr : scores->as<float>();
-  problem.num_classes = static_cast<int>(logits.shape[1]);
+  problem.num_classes = problem.stride = static_cast<int>(logits.shape[1]);
+  if (inputs.label_table != nullptr) {
+    problem.label_table = inputs.label_table->data;
+  }
+  if (inputs.num_classes != nullptr) {
+    problem.valid_classes = inputs.num_classes->as<const std::int32_t>();
+  }
   problem.in_height = static_cast<int>(logits.shape[2]);
   problem.in_width = static_cast<int>(logits.shape[3]);
   problem.out_height = static_cast<int>(params.height);

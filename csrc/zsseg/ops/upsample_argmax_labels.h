@@ -58,7 +58,7 @@ ZSSEG_SIMD_FN Pixels decide(const Image& image, int num_groups, const Patch* bes
     pixels.id = seen_wins ? seen_id : pixels.id;
     pixels.score = seen_wins ? seen : pixels.score;
   }
-  pixels.id = pixels.score < splat(image.unknown_below) ? splat_int(kNoClass) : pixels.id;
+  pixels.id = pixels.score < splat(image.unknown_below) ? splat_int(kNoId) : pixels.id;
   if (image.activation != Activation::kNone) {
     pixels.score = max(pixels.score, splat(0.0f));  // no class present: -infinity
   }
@@ -223,7 +223,7 @@ void label_cell_row(const Image& image, int cell_row, int row_begin, int row_end
     const int group = only_group(image, cell);
     const int constant =
         group >= 0 && !image.needs_scores ? constant_position(image, cell, group) : -1;
-    const int label = constant >= 0 ? image.class_of[constant] : -1;
+    const int label = constant >= 0 ? image.ids[constant] & 0xffff : -1;
     if (label != run.label) {
       if (run.label >= 0) {
         fill(image, static_cast<Label>(run.label), row_begin, row_end, run.begin, column_begin);

@@ -137,6 +137,18 @@ struct Best {
 };
 constexpr int kNoClass = 65535;
 
+// A class as pixels carry it: its index in the high half, so that ids are ordered as classes are,
+// and the label it is stored as in the low half, so that a table of labels costs nothing a pixel.
+constexpr std::int32_t kNoId = 0x7fffffff;  // no class: index kNoClass, stored as unknown
+
+ZSSEG_HOST_DEVICE std::int32_t class_id(int index, std::uint32_t label) {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(index) ^ 0x8000u) << 16 | label);
+}
+
+ZSSEG_HOST_DEVICE int class_of_id(std::int32_t id) {
+  return static_cast<int>((static_cast<std::uint32_t>(id) >> 16) ^ 0x8000u);
+}
+
 ZSSEG_HOST_DEVICE void take_better(Best& best, float logit, int index) {
   if (logit > best.logit || (logit == best.logit && index < best.index && logit > kAbsentLogit)) {
     best = {logit, index};

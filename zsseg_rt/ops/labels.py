@@ -1,0 +1,69 @@
+"""The operation that labels pixels from logits of classes."""
+
+from __future__ import annotations
+
+from zsseg_rt import _C
+from zsseg_rt.arrays import Array
+from zsseg_rt.ops.native import native
+
+__all__ = ["upsample_argmax"]
+
+
+def upsample_argmax(
+    logits: Array,
+    out_hw: tuple[int, int],
+    *,
+    activation: str = "none",
+    seen: Array | None = None,
+    seen_bias: float = 0.0,
+    unknown_below: float | None = None,
+    with_scores: bool = False,
+    label_table: Array | None = None,
+    num_classes: Array | None = None,
+    out: Array | tuple[Array, Array | None] | None = None,
+    workspace: Array | None = None,
+    stream: int = 0,
+) -> tuple[Array, Array | None]:
+    """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
+
+    Bilinear upsampling (half-pixel centres, edges clamped), activation, minus ``seen_bias`` where
+    ``seen``, argmax with ties to the lowest index.
+
+    Args:
+        logits: float32 or float16 ``[B, C, h, w]``.
+        out_hw: Height and width of the result.
+        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
+        seen: bool ``[C]``; None means that no class is seen.
+        seen_bias: Subtracted from the activated value of seen classes.
+        unknown_below: Pixels whose score is lower are unknown (255, or 65535 for uint16 labels).
+        with_scores: Also return the winner's activated value without the bias.
+        label_table: uint8 or uint16 ``[C or more]``: what is stored for a pixel of each class. None
+            stores the class.
+        num_classes: int32 ``[1]``: how many of the C classes count, the first ones; logits of the
+            others are not read. None: all. It is read when the kernel runs, so that one recorded
+            call serves vocabularies of several sizes. On CUDA a number outside 0 to C counts as
+            the nearest of them.
+        out: Labels to write, or a pair of labels and scores. New ones if None.
+        workspace: Memory on the logits' device to write to, aligned to 64 bytes, on CUDA at least
+            ``4 * logits.size + C`` bytes. None takes and frees some.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        Labels ``[B, H, W]`` of the table's dtype, without one uint8 up to 254 classes and uint16
+        above, and scores float32 ``[B, H, W]`` or None.
+
+    Raises:
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
+        DTypeError: An array has another dtype.
+        ArgumentError: A setting is outside its range; on the CPU also ``num_classes``.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> logits = np.float32([[[[3, 0]], [[0, 2]], [[9, 9]]]])
+        >>> table = np.uint8([4, 4, 7])
+        >>> upsample_argmax(logits, (1, 2), label_table=table, num_classes=np.int32([2]))[0]
+        array([[[4, 4]]], dtype=uint8)
+    """
+    settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
+    labels, scores = native(_C.upsample_argmax, logits, out_hw, *settings, out, workspace, stream)
+    return labels, scores
