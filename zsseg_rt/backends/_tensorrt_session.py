@@ -259,7 +259,7 @@ class TensorRTSession:
             found[spec.name] = feed
         return found
 
-    def _set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Tell TensorRT the shapes of the inputs, if one is new, and ask for those of outputs."""
         if all(self._shapes.get(name) == shape for name, shape in shapes.items()):
             return
