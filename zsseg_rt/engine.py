@@ -421,7 +421,7 @@ class Engine:
         self._require_open()
         numbered = replace(vocabulary, version=next(self._versions))
         with ops.thread_limit(self.config.num_threads):
-            self._classes = self._family.bind(numbered)
+            self._classes = self._family.bind(numbered, device=self.device)
         return numbered
 
     def _run_golden(
@@ -432,7 +432,7 @@ class Engine:
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._with_embeddings(ClassList.read(names), embeds)
-        return self._lane.run_golden(frame, self._family.bind(vocabulary), head)
+        return self._lane.run_golden(frame, self._family.bind(vocabulary, device=self.device), head)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -115,6 +115,14 @@ class Session(Protocol):
     """One request: a graph's activations. One thread at a time may use it.
 
     The next :meth:`run` may overwrite the results of the last one.
+
+    A session on CUDA whose runs can be captured has one more method; without it they never are:
+
+    ``capture_state() -> Hashable | None``
+        What a capture of :meth:`run` depends on besides the feeds' addresses, such as the shapes
+        that were set and the addresses of buffers that may grow. A capture is launched only while
+        it equals what it was when the capture was recorded, and recorded only after a run that
+        left it as it is. None: runs cannot be captured now.
     """
 
     @property
