@@ -18,6 +18,7 @@ from zsseg_rt.bundle_specs import PreprocessSpec
 from zsseg_rt.captures import FrameCaptures, captures_wanted
 from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import BackendError
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Masks, PixelLabels
 from zsseg_rt.families.base import Trace as Trace
@@ -111,6 +112,43 @@ class FramePath:
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
             class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
+        )
+
+    def label_device(
+        self, frame: Array, classes: BoundClasses, rule: LabelRule
+    ) -> DeviceSegmentation:
+        """Label a frame on the GPU and leave the labels there.
+
+        Args:
+            frame: uint8 [H, W, 3] on the lane's GPU, checked.
+            classes: The classes, as the engine gives them.
+            rule: How scores become labels.
+        """
+        workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        found = self._enqueue(frame, classes, rule)
+        assert isinstance(found, _Labelled), "no memory was given"
+        pixels = found.pixels
+        is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        if is_final:
+            labels: Array = workspace.copy(pixels.labels)
+            scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
+        else:
+            labels, scores = self._download(pixels)
+        clock.mark("results")
+        workspace.synchronize()
+        if is_final:
+            self._require_finite(found)
+        else:
+            labels, scores = self._finish(found, labels, scores, classes)
+            labels = workspace.place(np.ascontiguousarray(labels))
+            scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        return DeviceSegmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
         )
 
     @contextmanager

@@ -13,25 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
+from zsseg_rt.arrays import Array
 from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
 from zsseg_rt.config import EngineConfig, is_share
+from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import (
     ArgumentError,
     ConfigError,
     CudaError,
+    DeviceError,
     EngineStateError,
     VocabularyError,
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
-from zsseg_rt.frame_check import check_frame
+from zsseg_rt.frame_check import check_device_frame, check_frame
 from zsseg_rt.frame_path import FramePath
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["Lane"]
+
+_MOST_SIDE = 32767  # of frames; see ops.preprocess
 
 
 class Lane:
@@ -124,6 +129,57 @@ class Lane:
             if memory is None:
                 return self._path.label(frame, classes, rule)
             return self._label_with(memory, frame, classes, rule, captured_at)
+
+    def segment_device(
+        self,
+        frame: Array,
+        *,
+        unknown_below: float | None = None,
+        with_scores: bool | None = None,
+    ) -> DeviceSegmentation:
+        """Label every pixel of a frame that is on the lane's GPU, and leave the labels there.
+
+        The frame is not copied. What its producer has enqueued on the stream that it names is
+        waited for, by the GPU.
+
+        Args:
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
+                ``__dlpack__`` or ``__cuda_array_interface__``. Borrowed until the call returns.
+            unknown_below: As for :meth:`segment`.
+            with_scores: As for :meth:`segment`.
+
+        Returns:
+            Labels of the frame's own size in arrays of the result's own, which are whole when the
+            call returns. Bundles whose classes are decided on the host take a copy there and back.
+
+        Raises:
+            DeviceError: The lane is on the CPU, or the frame is not on the lane's GPU.
+            ZssegError: As :meth:`segment`.
+        """
+        rule = self._rule_of(unknown_below, with_scores)
+        if self.workspace.device == "cpu":
+            raise DeviceError(
+                "segment_device: expected an engine on a GPU, got one on the CPU. Use segment, or "
+                "EngineConfig(device='cuda:0')."
+            )
+        with self._exclusive():
+            classes = self._classes_in_force()
+            check_device_frame(frame, self.workspace.device)
+            try:
+                return self._path.label_device(frame, classes, rule)
+            except BufferError as exc:
+                raise DeviceError(
+                    f"frame: expected an array that can be lent on {self.workspace.device}, got: "
+                    f"{exc}"
+                ) from exc
+
+    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Where frames may be written for this lane; see :meth:`Engine.frame_buffer`."""
+        for name, size in (("height", height), ("width", width)):
+            if not isinstance(size, (int, np.integer)) or not 1 <= size <= _MOST_SIDE:
+                raise ArgumentError(f"{name}: expected from 1 to {_MOST_SIDE} pixels, got {size!r}")
+        with self._exclusive():
+            return self.workspace.frame_buffer(int(height), int(width))
 
     def run_golden(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, head: HeadSpec

@@ -80,6 +80,12 @@ class Workspace:
         self.synchronize()
         return placed
 
+    def copy(self, array: Array) -> Array:
+        """Copy a device array of ours to one that the caller keeps, on the stream."""
+        copied = self.new_array(array.shape, array.dtype)
+        copied.copy_from(array, stream=self.stream)
+        return copied
+
     def upload(self, name: str, host: npt.NDArray[Any]) -> Array:
         """Copy a host array into the named buffer; on the CPU return it as it is."""
         if self._index is None:
