@@ -85,7 +85,7 @@ def test_only_operators_without_chance_and_text_are_known():
 
 
 def test_operators_of_the_torch_backend_are_known():
-    from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+    from zsseg_rt.backends._torch_graph.operators import OPERATORS
 
     assert all(input_counts(name, 20) for name in OPERATORS)
 

@@ -87,7 +87,11 @@ def test_the_backend_uses_what_the_check_looks_for():
     used = set().union(*(used_attributes(path.read_text()) for path in SOURCES))
     assert {
         "Builder.build_serialized_network",
+        "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+        "ICudaEngine.create_runtime_config",
         "IExecutionContext.execute_async_v3",
+        "IRuntimeCache.deserialize",
+        "IRuntimeConfig.set_runtime_cache",
         "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
         "OnnxParser.parse_from_file",
         "Runtime.deserialize_cuda_engine",

@@ -132,6 +132,10 @@ class Config:
         self.trt, self.profiles, self.timing = trt, [], None
         self.flags = {BuilderFlag.TF32}  # as in every version
 
+    def set_compute_capability(self, member, place):
+        assert place < self.num_compute_capabilities
+        return True
+
     def clear_flag(self, flag):
         self.flags.discard(flag)
 

@@ -29,9 +29,15 @@ KINDS = {
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
     "cache": "ITimingCache",
+    "runtime_config": "IRuntimeConfig",
+    "kernels": "IRuntimeCache",
 }
 RTX_ONLY = (
     "ComputeCapability",
+    "CudaGraphStrategy",
+    "ICudaEngine.create_runtime_config",
+    "IRuntimeCache",
+    "IRuntimeConfig",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends.base import LayerInfo, NodeTime, Session
+from zsseg_rt.backends._tensorrt_runtime import RuntimeSettings
+from zsseg_rt.backends.base import LayerInfo, NodeTime, Recorder, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
@@ -70,6 +72,12 @@ class TensorRTGraph:
                     f"{self.logger.last_messages()}"
                 )
             self._check_tensors(api)
+            self._settings = self._open_settings(api, plan)
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether TensorRT records its launches as CUDA graphs, so that nobody else may."""
+        return self._settings is not None and self._settings.captures
 
     @property
     def device(self) -> str:
@@ -92,12 +100,26 @@ class TensorRTGraph:
         Raises:
             BackendError: The graph is closed, or no context could be made.
         """
+        return self._open_session(captures=self.captures_itself)
+
+    def profiled_session(self) -> TensorRTSession:
+        """As :meth:`session`, launching layer by layer, so that each has its time."""
+        return self._open_session(captures=False)
+
+    def _open_session(self, *, captures: bool) -> TensorRTSession:
         self._require_open()
+        settings = self._settings
         with on_device(self.gpu.index):
-            context = require(
-                self._engine.create_execution_context(), "create_execution_context", self.logger
-            )
+            given = () if settings is None else (settings.config(captures=captures),)
+            made = self._engine.create_execution_context(*given)
+            context = require(made, "create_execution_context", self.logger)
+            self.keep_kernels()
         return TensorRTSession(self, context)
+
+    def keep_kernels(self) -> None:
+        """Write what was compiled for this GPU beside the plan, if there is more of it."""
+        if self._settings is not None:
+            self._settings.save()
 
     def layers(self) -> list[LayerInfo]:
         """Describe the built engine's layers as TensorRT reports them.
@@ -116,6 +138,7 @@ class TensorRTGraph:
     def close(self) -> None:
         """Free engine and runtime. Calling it twice is harmless."""
         # in this order: the engine needs the runtime alive
+        self._settings = None
         self._engine = None
         self._runtime = None
 
@@ -139,6 +162,12 @@ class TensorRTGraph:
                 self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
 
         return Collector()
+
+    def _open_settings(self, api: TensorRT, plan: Plan) -> RuntimeSettings | None:
+        if not api.is_rtx:
+            return None
+        captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
+        return RuntimeSettings(api, self._engine, plan.path, captures=captures, logger=self.logger)
 
     def _require_open(self) -> None:
         if self._engine is None:
@@ -208,9 +237,13 @@ class TensorRTSession:
     def capture_state(self) -> Hashable | None:
         """The shapes and addresses that were set; see :class:`zsseg_rt.backends.base.Session`.
 
+        None where TensorRT records its launches itself.
+
         TensorRT keeps data of its own on the GPU for the shapes that were set last, so a capture is
         of no use once others have been set.
         """
+        if self._graph.captures_itself:
+            return None
         capturable = getattr(self._context, "is_stream_capturable", None)  # of TensorRT-RTX
         if capturable is not None and not capturable(self._stream):
             return None
@@ -224,8 +257,7 @@ class TensorRTSession:
         See :meth:`zsseg_rt.backends.base.Session.profile`.
         """
         self._require_open()
-        other = self._graph.session()
-        assert isinstance(other, TensorRTSession)
+        other = self._graph.profiled_session()
         try:
             other.run(feeds, stream=stream)
             collector = self._graph.collector()
@@ -239,8 +271,15 @@ class TensorRTSession:
         finally:
             other.close()
 
+    def recorder(self) -> Recorder | None:
+        """None: TensorRT allocates nothing while it runs."""
+        return None
+
     def close(self) -> None:
         """Free context and buffers. Calling it twice is harmless."""
+        if self._context is not None:
+            with on_device(self._gpu.index):
+                self._graph.keep_kernels()  # also those of shapes that were new
         self._context = None
         self._buffers.clear()
 

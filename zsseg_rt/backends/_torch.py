@@ -1,24 +1,25 @@
 """torch: the reference backend, and CUDA without TensorRT.
 
-The ONNX graph is run node by node. Integers (shapes, axes) stay on the host, so a run on CUDA
-enqueues without waiting for the device.
+On the CPU the ONNX graph is run node by node, as it is written. On CUDA it is first rewritten into
+fewer and larger operations. Integers (shapes, axes) stay on the host, so a run there enqueues
+without waiting for the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from zsseg_rt import _C
 from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.backends._torch_program import Program
+from zsseg_rt.backends._torch_graph.arrays import DeviceResult, read_device, read_host
+from zsseg_rt.backends._torch_graph.program import Program
+from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -26,18 +27,17 @@ from zsseg_rt.backends.base import (
     CompiledGraph,
     LayerInfo,
     NodeTime,
+    Recorder,
     Session,
     pick_choice,
 )
-from zsseg_rt.backends.feeds import check_feed, check_names
+from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
     DeviceError,
-    DTypeError,
     PrecisionNotApplied,
-    ShapeError,
 )
 from zsseg_rt.extras import install_command
 
@@ -82,10 +82,11 @@ class TorchBackend:
         applied = _choose_precision(precision, program.precision)
         lowered = applied if applied != program.precision else None
         with torch.inference_mode():
+            report = {} if device == "cpu" else program.rewrite()
             program.place(target, getattr(torch, lowered) if lowered else None)
         if options.num_threads and device == "cpu":
             torch.set_num_threads(options.num_threads)
-        return _TorchGraph(program, header, device, applied, options.dynamic_axes)
+        return _TorchGraph(program, header, device, applied, options.dynamic_axes, report)
 
 
 class _TorchGraph:
@@ -98,8 +99,11 @@ class _TorchGraph:
         device: str,
         precision: str,
         ranges: Mapping[str, Bounds] | None,
+        report: Mapping[str, int],
     ) -> None:
+        """``report``: what was rewritten, by kind; ``fused_attention`` counts blocks of it."""
         self._program: Program | None = program
+        self.report = MappingProxyType(dict(report))
         self.inputs, self.outputs = header.inputs, header.outputs
         self.device, self.precision, self.ranges = device, precision, ranges
 
@@ -182,6 +186,9 @@ class _TorchSession:
             for node, total in zip(nodes, totals, strict=True)
         )
 
+    def recorder(self) -> Recorder | None:
+        return None if self.device == "cpu" else TorchRecorder(self.device)
+
     def close(self) -> None:
         self._program = None
 
@@ -201,38 +208,8 @@ class _TorchSession:
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
         if self.device == "cpu":
-            return _read_host(spec, array, self._graph.ranges)
-        return _read_device(spec, array, self.device, self._graph.ranges)
-
-
-class DeviceResult:
-    """A tensor on a GPU as this package's kernels take it: they use it where it was made, at once.
-
-    torch's own ``__dlpack__`` asks which device and stream are current when it is called. After a
-    run those are no longer the session's: each use would wait for the legacy default stream, and be
-    refused on any GPU but the first.
-
-    Args:
-        tensor: Contiguous, on the GPU, written on ``stream``.
-        stream: Handle of that stream; 0 is the legacy default stream.
-    """
-
-    def __init__(self, tensor: Tensor, stream: int) -> None:
-        self.tensor, self._stream = tensor, stream
-        self.shape = tuple(tensor.shape)
-        self.__cuda_array_interface__ = {
-            "shape": self.shape,
-            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
-            "data": (tensor.data_ptr(), False),
-            "strides": None,
-            "version": 3,
-            "stream": stream or 1,  # 1 is its name for the legacy default stream
-        }
-
-    def view(self, shape: tuple[int, ...]) -> DeviceResult:
-        """The leading elements with another shape, no copy."""
-        leading = self.tensor.reshape(-1)[: math.prod(shape)]
-        return DeviceResult(leading.view(shape), self._stream)
+            return read_host(spec, array, self._graph.ranges)
+        return read_device(spec, array, self.device, self._graph.ranges)
 
 
 @contextlib.contextmanager
@@ -279,51 +256,6 @@ class _NodeMarks:
             return [(after - before) * 1e3 for before, after in pairs]
         self._marks[-1].synchronize()
         return [float(before.elapsed_time(after)) for before, after in pairs]
-
-
-def _read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
-    import torch
-
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(
-            f"{spec.name}: expected a NumPy array on device 'cpu', got {type(array).__name__}. "
-            "Feed arrays of the session's device."
-        )
-    check_feed(spec, array.dtype.name, array.shape, ranges)
-    if not array.flags.c_contiguous:
-        raise ShapeError(
-            f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
-            "Call numpy.ascontiguousarray first."
-        )
-    # torch refuses to borrow read-only memory without a warning; only such a feed is copied.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:
-    import torch
-
-    if isinstance(array, DeviceResult) and array.tensor.device == torch.device(device):
-        check_feed(spec, str(array.tensor.dtype).removeprefix("torch."), array.shape, ranges)
-        return array.tensor
-    if not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__"):
-        raise DTypeError(
-            f"{spec.name}: expected an array on {device} with __dlpack__ or "
-            f"__cuda_array_interface__, got {type(array).__name__}."
-        )
-    try:
-        borrowed = (
-            torch.utils.dlpack.from_dlpack(array)
-            if hasattr(array, "__dlpack__")
-            else torch.as_tensor(array, device=device)
-        )
-    except (RuntimeError, BufferError, TypeError, ValueError) as exc:
-        raise DeviceError(f"{spec.name}: expected an array on {device}, got {exc}") from exc
-    if borrowed.device != torch.device(device):
-        raise DeviceError(f"{spec.name}: expected an array on {device}, got {borrowed.device}.")
-    check_feed(spec, str(borrowed.dtype).removeprefix("torch."), tuple(borrowed.shape), ranges)
-    if not borrowed.is_contiguous():
-        raise ShapeError(f"{spec.name}: expected a C-contiguous array, got {borrowed.stride()}")
-    return borrowed
 
 
 def _import_torch() -> Any:

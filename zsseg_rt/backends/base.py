@@ -9,6 +9,7 @@ its activations. Feeds and results are arrays on the session's device: NumPy on 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ __all__ = [
     "CompiledGraph",
     "LayerInfo",
     "NodeTime",
+    "Recorder",
     "Session",
     "pick_choice",
 ]
@@ -111,6 +113,25 @@ class NodeTime:
     ms: float
 
 
+class Recorder(Protocol):
+    """What must be held while a session's launches are captured, and as long as they are replayed.
+
+    One recorder serves one capture. The caller captures the stream; several sessions may run in
+    it, each within its own recorder. Run a session once on the same stream before: what it loads
+    and allocates once does not belong into a capture.
+    """
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Enter this before the capture begins, and leave it after the capture has ended.
+
+        Raises:
+            BackendError: The recorder is closed.
+        """
+
+    def close(self) -> None:
+        """Free what replays need, after the capture is destroyed. Calling it twice is harmless."""
+
+
 class Session(Protocol):
     """One request: a graph's activations. One thread at a time may use it.
 
@@ -171,6 +192,9 @@ class Session(Protocol):
             BackendError: The graph was loaded without ``BackendOptions(node_times=True)``, or the
                 backend does not tell.
         """
+
+    def recorder(self) -> Recorder | None:
+        """Make what a capture of :meth:`run` needs; None where it needs nothing."""
 
     def close(self) -> None:
         """Free the activations. Calling it twice is harmless; ``run`` then raises BackendError."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Session
+from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Recorder, Session
 
 __all__ = ["RecordingSession"]
 
@@ -71,6 +71,10 @@ class RecordingSession:
                 last = node.name == OUTSIDE_NODES
                 totals[math.inf if last else place, node.name, node.type] += node.ms
         return tuple(NodeTime(name=n, type=t, ms=ms) for (_, n, t), ms in sorted(totals.items()))
+
+    def recorder(self) -> Recorder | None:
+        """See :class:`zsseg_rt.backends.base.Session`."""
+        return self._session.recorder()
 
     def close(self) -> None:
         """Forget the feeds; the session stays open."""

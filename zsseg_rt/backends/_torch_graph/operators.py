@@ -7,6 +7,7 @@ graph holds: sizes and indices are host numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPERATORS", "TORCH_DTYPES", "is_run"]
+from zsseg_rt.backends._torch_graph.resize import resize
+
+__all__ = ["OPERATORS", "RUNNABLE", "TORCH_DTYPES", "is_run"]
 
 Attributes = dict[str, Any]
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]
@@ -43,18 +46,21 @@ def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 def _layer_norm(
     attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    axis = attributes.get("axis", -1) % x.ndim
+    shape = x.shape[attributes.get("axis", -1) % x.ndim :]
+    eps = attributes.get("epsilon", 1e-5)
+    return _normed(lambda x, w, b: F.layer_norm(x, shape, w, b, eps), x, scale, bias)
+
+
+def _instance_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    groups, eps = x.shape[1], attributes.get("epsilon", 1e-5)
+    return _normed(lambda x, w, b: F.group_norm(x, groups, w, b, eps), x, scale, bias)
+
+
+def _normed(norm: Callable[..., Tensor], x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Torch's norms compute in float32 inside; where the types differ, they are given float32."""
     if x.dtype == scale.dtype and (bias is None or bias.dtype == x.dtype):
-        # torch's kernels for half precisions compute in float32 inside
-        return F.layer_norm(x, x.shape[axis:], scale, bias, attributes.get("epsilon", 1e-5))
-    normalized = F.layer_norm(
-        x.float(),
-        x.shape[axis:],
-        scale.float(),
-        None if bias is None else bias.float(),
-        attributes.get("epsilon", 1e-5),
-    )
-    return normalized.to(x.dtype)
+        return norm(x, scale, bias)
+    return norm(x.float(), scale.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
@@ -197,9 +203,34 @@ def _same_pads(
 def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
     kernel = attributes["kernel_shape"]
     include = bool(attributes.get("count_include_pad", 0))
-    x, padding = _pad(attributes, x, 0.0, kernel)
-    strides = attributes.get("strides", [1, 1])
-    return F.avg_pool2d(x, kernel, strides, padding, count_include_pad=include)
+    padded, padding = _pad(attributes, x, 0.0, kernel)
+    settings = {
+        "stride": attributes.get("strides", [1, 1]),
+        "padding": padding,
+        "ceil_mode": bool(attributes.get("ceil_mode", 0)),
+        "count_include_pad": include,
+    }
+    pooled = F.avg_pool2d(padded, kernel, **settings)
+    if include or padded is x:
+        return pooled
+    inside, _ = _pad(attributes, torch.ones_like(x[:1, :1]), 0.0, kernel)
+    return pooled / F.avg_pool2d(inside, kernel, **settings)
+
+
+def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
+    kernel = attributes["kernel_shape"]
+    x, padding = _pad(attributes, x, -math.inf, kernel)
+    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):  # torch refuses
+        x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]], value=-math.inf)
+        padding = [0, 0]
+    return F.max_pool2d(
+        x,
+        kernel,
+        stride=attributes.get("strides", [1, 1]),
+        padding=padding,
+        dilation=attributes.get("dilations", [1, 1]),
+        ceil_mode=bool(attributes.get("ceil_mode", 0)),
+    )
 
 
 def _clip(
@@ -243,6 +274,25 @@ def _concat(attributes: Attributes, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=attributes["axis"])
 
 
+def _fused_attention(
+    attributes: Attributes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    scale = attributes["scale"]
+    if q.ndim == k.ndim == v.ndim == 3:  # torch has fused kernels for [B, H, N, D] alone
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).squeeze(0)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def _linear(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.addmm(bias, rows, weight).view(*x.shape[:-1], weight.shape[1])
+
+
+def _parts(attributes: Attributes, x: Tensor) -> Sequence[Tensor]:
+    return torch.split(x, attributes["sizes"], dim=attributes["axis"])
+
+
 def _elementwise(function: Callable[..., Tensor]) -> Operator:
     return lambda attributes, *inputs: function(*inputs)
 
@@ -262,14 +312,17 @@ OPERATORS: dict[str, Operator] = {
     "Gelu": _gelu,
     "GlobalAveragePool": _elementwise(lambda x: x.mean(dim=(2, 3), keepdim=True)),
     "Identity": _elementwise(lambda x: x),
+    "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "MatMul": _elementwise(torch.matmul),
+    "MaxPool": _max_pool,
     "Mul": _elementwise(torch.mul),
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
     "ReduceSum": _reduce_sum,
     "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
+    "Resize": resize,
     "Shape": _shape,
     "Sigmoid": _elementwise(torch.sigmoid),
     "Slice": _slice,
@@ -280,3 +333,14 @@ OPERATORS: dict[str, Operator] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
+
+# What a rewritten graph holds besides; these names are no ONNX operators.
+_FUSED: dict[str, Operator] = {
+    "FusedAttention": _fused_attention,
+    "Linear": _linear,
+    "Parts": _parts,
+    "Silu": _elementwise(F.silu),
+    "SwapLastAxes": _elementwise(lambda x: x.transpose(-1, -2)),
+}
+
+RUNNABLE = OPERATORS | _FUSED

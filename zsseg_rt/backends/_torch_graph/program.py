@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from zsseg_rt.backends._torch_graph.graph import Graph, Node
 from zsseg_rt.errors import BackendError
 
 if TYPE_CHECKING:
@@ -22,27 +22,20 @@ __all__ = ["Program"]
 _MEET_VALUES = ("Add", "Concat", "Div", "Equal", "Gather", "Mul", "Sub")
 
 
-@dataclass(frozen=True)
-class _Node:
-    """One operator with its attributes, decoded."""
-
-    name: str
-    op_type: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    last_uses: tuple[str, ...]
-
-
 class Program:
-    """A graph's nodes in order, and its constants as tensors."""
+    """A graph's nodes in order, and its constants as tensors.
 
-    def __init__(
-        self, nodes: list[_Node], constants: dict[str, Tensor], outputs: tuple[str, ...]
-    ) -> None:
-        self.nodes, self.constants, self.outputs = nodes, constants, outputs
+    Args:
+        graph: What is run.
+        precision: ``"float16"`` if any weight is float16, otherwise ``"float32"``.
+    """
+
+    def __init__(self, graph: Graph, precision: str) -> None:
+        self.precision = precision
         self.lowered: torch.dtype | None = None
         self._placed: dict[str, Tensor] = {}
+        self._graph = graph
+        self._last_uses = graph.last_uses()
 
     @classmethod
     def read(cls, path: Path) -> Program:
@@ -55,20 +48,40 @@ class Program:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
         try:
-            graph = onnx.load(path).graph
-            constants = {t.name: _to_tensor(t) for t in graph.initializer}
+            proto = onnx.load(path).graph
+            constants = {t.name: _to_tensor(t) for t in proto.initializer}
         except (OSError, DecodeError, ValueError, TypeError) as exc:
             raise BackendError(f"{path}: expected an ONNX graph, got {exc}") from exc
-        outputs = tuple(value.name for value in graph.output)
-        nodes = _decode_nodes(graph, constants, outputs, path)
+        outputs = tuple(value.name for value in proto.output)
+        nodes = _decode_nodes(proto, constants, path)
+        graph = Graph(nodes, constants, outputs, _input_dtypes(proto))
         used = {name for node in nodes for name in node.inputs} | set(outputs)
-        return cls(nodes, {n: t for n, t in constants.items() if n in used}, outputs)
+        graph.constants = {name: held for name, held in constants.items() if name in used}
+        kinds = {str(tensor.dtype) for tensor in graph.constants.values()}
+        return cls(graph, "float16" if "torch.float16" in kinds else "float32")
 
     @property
-    def precision(self) -> str:
-        """``"float16"`` if any weight is float16, otherwise ``"float32"``."""
-        kinds = {str(tensor.dtype) for tensor in self.constants.values()}
-        return "float16" if "torch.float16" in kinds else "float32"
+    def nodes(self) -> list[Node]:
+        """The operators, in the order they run."""
+        return self._graph.nodes
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Weights and the like, by name."""
+        return self._graph.constants
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the results."""
+        return self._graph.outputs
+
+    def rewrite(self) -> dict[str, int]:
+        """Fuse what can be fused, before the weights are placed; returns what was, by name."""
+        from zsseg_rt.backends._torch_graph.rewrite import rewrite
+
+        counts = rewrite(self._graph)
+        self._last_uses = self._graph.last_uses()
+        return counts
 
     def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
         """Move the weights to a device and cast them; integers stay on the host.
@@ -85,6 +98,9 @@ class Program:
         for name, tensor in self.constants.items():
             if tensor.is_floating_point():
                 self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
+        for node in self.nodes:
+            for name in node.inputs[3:] if node.op_type == "FusedAttention" else ():
+                self.constants[name] = _aligned(self.constants[name])
 
     def run(
         self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
@@ -95,10 +111,10 @@ class Program:
             feeds: The graph's inputs.
             on_node: Called after each node.
         """
-        from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+        from zsseg_rt.backends._torch_graph.operators import RUNNABLE
 
         values = {name: self._lower(tensor) for name, tensor in feeds.items()}
-        for node in self.nodes:
+        for node, last_uses in zip(self.nodes, self._last_uses, strict=True):
             inputs = [self._value(values, name) for name in node.inputs]
             if node.op_type in _MEET_VALUES and _needs_device(node, inputs):
                 inputs = [
@@ -106,13 +122,12 @@ class Program:
                     for name, held in zip(node.inputs, inputs, strict=True)
                 ]
             try:
-                result = OPERATORS[node.op_type](node.attributes, *inputs)
+                result = RUNNABLE[node.op_type](node.attributes, *inputs)
+                results: Any = (result,) if hasattr(result, "dtype") else result
+                values.update(zip(node.outputs, map(self._lower, results), strict=True))
             except (RuntimeError, IndexError, ValueError, TypeError) as exc:
                 raise BackendError(f"{node.op_type} {node.name!r} failed: {exc}") from exc
-            results: Any = (result,) if hasattr(result, "dtype") else result
-            lowered = map(self._lower, results)
-            values.update(zip(node.outputs, lowered, strict=True))
-            for name in node.last_uses:
+            for name in last_uses:
                 values.pop(name, None)
             if on_node is not None:
                 on_node()
@@ -136,16 +151,13 @@ def _to_tensor(proto: Any) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _decode_nodes(
-    graph: Any, constants: dict[str, Tensor], outputs: tuple[str, ...], path: Path
-) -> list[_Node]:
+def _decode_nodes(proto: Any, constants: dict[str, Tensor], path: Path) -> list[Node]:
     from onnx import helper
 
-    from zsseg_rt.backends._onnx_ops_torch import OPERATORS
+    from zsseg_rt.backends._torch_graph.operators import OPERATORS
 
-    nodes: list[_Node] = []
-    last_use = _last_uses(graph, set(outputs) | set(constants))
-    for index, node in enumerate(graph.node):
+    nodes: list[Node] = []
+    for node in proto.node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         inputs = tuple(node.input)
         if node.op_type == "Constant" and "value" in attributes:
@@ -163,13 +175,12 @@ def _decode_nodes(
                 f"got {node.op_type!r}. Use backend 'openvino' or 'tensorrt'."
             )
         nodes.append(
-            _Node(
+            Node(
                 name=node.name,
                 op_type=node.op_type,
                 inputs=inputs,
                 outputs=tuple(node.output),
                 attributes=attributes,
-                last_uses=tuple(last_use.get(index, ())),
             )
         )
     return nodes
@@ -187,23 +198,28 @@ def _clip_bounds(
     return tuple(left)
 
 
-def _needs_device(node: _Node, inputs: Sequence[Any]) -> bool:
+def _needs_device(node: Node, inputs: Sequence[Any]) -> bool:
     """Whether host integers among the inputs must be on the device: they meet values there."""
-    from zsseg_rt.backends._onnx_ops_torch import is_run
+    from zsseg_rt.backends._torch_graph.operators import is_run
 
     if all(held is None or held.device.type == "cpu" for held in inputs):
         return False
     return node.op_type != "Gather" or not is_run(inputs[1])
 
 
-def _last_uses(graph: Any, kept: set[str]) -> dict[int, list[str]]:
-    """Which values no later node reads, by node index; they are freed there."""
-    final = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    uses: dict[int, list[str]] = {}
-    for name, index in final.items():
-        if name not in kept:
-            uses.setdefault(index, []).append(name)
-    return uses
+def _input_dtypes(proto: Any) -> dict[str, torch.dtype]:
+    from zsseg_rt.backends._torch_graph.operators import TORCH_DTYPES
+
+    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.input}
+    return {name: TORCH_DTYPES[kind] for name, kind in kinds.items() if kind in TORCH_DTYPES}
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """A mask [..., N, M] whose rows begin at multiples of 8, as fused kernels on GPUs want them."""
+    import torch.nn.functional as F
+
+    columns = mask.shape[-1]
+    return F.pad(mask, (0, -columns % 8))[..., :columns]
 
 
 def _widen(tensor: Any) -> Tensor:

@@ -1,0 +1,32 @@
+"""Graphs of tiny models, as the exporter writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zsseg_rt.export.graph_files import save_graphs
+from zsseg_rt.export.onnx import GraphExport, image_graph
+
+
+def export_descriptor_graphs(model: Any, folder: Path) -> dict[str, Path]:
+    """Write image encoder and decoder of a ZegCLIP or CLIP-RC in float32 and float16.
+
+    Returns the files by ``"NAME.PRECISION"``.
+    """
+    parts = model.fold_for_inference()
+    query_dim, num_patches = parts.descriptor_weight.shape[0], parts.grid_hw[0] * parts.grid_hw[1]
+    decoder = GraphExport(
+        module=parts.decoder,
+        inputs={
+            "queries": torch.zeros(parts.num_cells, 3, query_dim),
+            "patch_embeds": torch.zeros(1, num_patches, parts.memory_dim),
+        },
+        outputs=("class_embeds", "patch_keys"),
+        dynamic={"queries": {1: ("classes", 1024)}},
+    )
+    encoder = image_graph(parts.image_encoder, parts.size_hw, ("patch_embeds", "cls_embed"))
+    save_graphs({"image_encoder": encoder, "decoder": decoder}, folder, ("float32", "float16"))
+    return {path.name.removesuffix(".onnx"): path for path in folder.glob("*.onnx")}

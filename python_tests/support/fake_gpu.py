@@ -1,0 +1,125 @@
+"""Runs of backend torch on a GPU that is not there: torch's fake tensors have no values.
+
+Whatever reads a value back fails. What would be launched, and what would be copied between host and
+GPU, is noted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zsseg_rt.backends._torch_graph.program import Program
+
+DEVICE = torch.device("cuda:0")
+DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.INT64: torch.int64,
+}
+# These answer a question, make a view, or take memory: no kernel runs.
+NO_LAUNCHES = {"prim.device.default", "aten._unsafe_view.default", "aten.empty_like.default"}
+
+
+class Watch(TorchDispatchMode):
+    """Notes launches, and copies between host and GPU; work on the host is done there for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[str] = []
+        self.crossed: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        to_gpu = "cuda" in str(kwargs.get("device"))
+        if not to_gpu and not any(isinstance(held, FakeTensor) for held in given):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if "copy" in str(func) and self._crosses(given, kwargs):
+            self.crossed.append(str(func))
+        if not func.is_view and str(func) not in NO_LAUNCHES:
+            self.launched.append(str(func))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _crosses(given: list[torch.Tensor], kwargs: Any) -> bool:
+        places = {held.device.type for held in given}
+        if kwargs.get("device") is not None:
+            places.add(torch.device(kwargs["device"]).type)
+        return len(places) > 1
+
+
+class FusedAttention(TorchFunctionMode):
+    """Stands for torch's fused attention, and is as particular about its arguments.
+
+    On a machine without a GPU torch would take attention apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v, *rest = args
+        mask = rest[0] if rest else None
+        for held in (q, k, v):
+            assert held.ndim == 4
+            assert held.dtype == q.dtype
+            assert held.stride(-1) == 1  # otherwise it is copied first
+            assert held.shape[-1] <= 256
+        if mask is not None:
+            assert mask.dtype == q.dtype
+            assert mask.stride(-1) == 1
+            assert all(stride % 8 == 0 for stride in mask.stride()[:-1])  # otherwise it is copied
+        self.calls += 1
+        rows = q.transpose(1, 2)  # the kernels write heads side by side
+        return torch.empty_like(rows[..., : v.shape[-1]]).transpose(1, 2)
+
+
+class FakeRun:
+    """One run of a graph.
+
+    Args:
+        path: An ONNX file.
+        rewritten: Whether as on a GPU, or node by node.
+        lowered: The precision that a float32 graph is computed in.
+        open_size: Of dynamic axes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rewritten: bool = True,
+        lowered: torch.dtype | None = None,
+        open_size: int = 5,
+    ) -> None:
+        program = Program.read(path)
+        self.report = program.rewrite() if rewritten else {}
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            program.place(DEVICE, lowered)
+            feeds = {}
+            for value in onnx.load(path).graph.input:
+                kind = value.type.tensor_type
+                shape = [axis.dim_value or open_size for axis in kind.shape.dim]
+                feeds[value.name] = torch.empty(shape, device=DEVICE, dtype=DTYPES[kind.elem_type])
+            with FusedAttention() as attention, Watch() as watch:
+                results = program.run(feeds)
+        assert all(result.device == DEVICE for result in results.values())
+        self.crossed, self.fused_attention = watch.crossed, attention.calls
+        self.launched = watch.launched + ["attention"] * attention.calls

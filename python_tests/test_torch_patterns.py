@@ -1,0 +1,256 @@
+"""Each pattern that backend torch rewrites for GPUs: what matches, and what must stay."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from support.graphs import write_graph  # noqa: E402
+from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+RNG = np.random.default_rng(0)
+HEADS, ROWS, WIDTH = 2, 5, 8
+
+
+def node(op_type, inputs, outputs, **attributes):
+    return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
+
+
+def weights(*shape, dtype=np.float32):
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def check(path, nodes, inputs, outputs, constants, *, tolerance=1e-5):
+    """Run a graph as it is written and rewritten; returns what was rewritten, and the operators."""
+    path = write_graph(path / "g.onnx", nodes, inputs, outputs, constants)
+    dtypes = {FLOAT: np.float32, HALF: np.float16}
+    feeds = {
+        name: torch.from_numpy(RNG.standard_normal(shape).astype(dtypes[kind]))
+        for name, (kind, shape) in inputs.items()
+    }
+    plain, rewritten = Program.read(path), Program.read(path)
+    counts = rewritten.rewrite()
+    with torch.inference_mode():
+        for program in (plain, rewritten):
+            program.place(torch.device("cpu"), None)
+        expected = plain.run(feeds)
+        for name, result in rewritten.run(feeds).items():
+            torch.testing.assert_close(result, expected[name], atol=tolerance, rtol=tolerance)
+    return counts, [made.op_type for made in rewritten.nodes]
+
+
+HEAD = [1, HEADS, ROWS, WIDTH]
+QKV = dict.fromkeys("qkv", (FLOAT, HEAD))
+RESULT = {"y": (FLOAT, HEAD)}
+
+
+def attention(mask=False, scale=True, softmax_axis=-1):
+    """As exporters write it: the root of the scale on both sides, K turned in three steps."""
+    yield node("Reshape", "k rows", "k3")
+    yield node("Transpose", "k3", "k3t", perm=[0, 2, 1])
+    yield node("Reshape", "k3t columns", "kt")
+    if scale:
+        yield node("Mul", "q root", "qs")
+        yield node("Mul", "kt root", "ks")
+    yield node("MatMul", "qs ks" if scale else "q kt", "scores")
+    if mask:
+        yield node("Add", "scores mask", "masked")
+    yield node("Softmax", "masked" if mask else "scores", "shares", axis=softmax_axis)
+    yield node("MatMul", "shares v", "y")
+
+
+def shapes(**more):
+    held = {"rows": [-1, ROWS, WIDTH], "columns": [1, HEADS, WIDTH, ROWS]}
+    return {n: np.array(sizes) for n, sizes in held.items()} | more
+
+
+ROOT = np.array([WIDTH**-0.25], np.float32)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_attention_is_fused(tmp_path, scale):
+    constants = shapes(root=ROOT) if scale else shapes()
+    counts, left = check(tmp_path, [*attention(scale=scale)], QKV, RESULT, constants)
+    assert counts["fused_attention"] == 1
+    assert left == ["Reshape", "Transpose", "Reshape", "SwapLastAxes", "FusedAttention"]
+
+
+@pytest.mark.parametrize("shape", [(ROWS, ROWS), (1, 1, ROWS, ROWS), (1, ROWS)])
+def test_constant_scores_are_its_mask(tmp_path, shape):
+    mask = weights(*shape)
+    mask[..., 1] = -np.inf
+    constants = shapes(root=ROOT, mask=mask)
+    counts, left = check(tmp_path, [*attention(mask=True)], QKV, RESULT, constants)
+    assert counts["fused_attention"] == 1
+    assert "Add" not in left
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (1, HEADS, ROWS, ROWS)])
+def test_other_constants_are_left_to_an_add(tmp_path, shape):
+    """Fused kernels take a mask for all heads."""
+    constants = shapes(root=ROOT, mask=weights(*shape))
+    counts, left = check(tmp_path, [*attention(mask=True)], QKV, RESULT, constants)
+    assert counts["fused_attention"] == 0
+    assert "Softmax" in left
+
+
+def test_a_softmax_over_another_axis_is_no_attention(tmp_path):
+    nodes = [*attention(softmax_axis=2)]
+    counts, left = check(tmp_path, nodes, QKV, RESULT, shapes(root=ROOT))
+    assert counts["fused_attention"] == 0
+    assert left == [made.op_type for made in nodes]
+
+
+@pytest.mark.parametrize("kept", ["shares", "scores"])
+def test_attention_whose_inside_is_a_result_is_left(tmp_path, kept):
+    outputs = RESULT | {kept: (FLOAT, [1, HEADS, ROWS, ROWS])}
+    counts, _ = check(tmp_path, [*attention()], QKV, outputs, shapes(root=ROOT))
+    assert counts["fused_attention"] == 0
+
+
+def test_attention_without_a_batch_is_fused(tmp_path):
+    """As [heads, rows, width]."""
+    inputs = dict.fromkeys("qkv", (FLOAT, HEAD[1:]))
+    nodes = [
+        node("Transpose", "k", "kt", perm=[0, 2, 1]),
+        node("MatMul", "q kt", "scores"),
+        node("Softmax", "scores", "shares", axis=-1),
+        node("MatMul", "shares v", "y"),
+    ]
+    counts, _ = check(tmp_path, nodes, inputs, {"y": (FLOAT, HEAD[1:])}, {})
+    assert counts["fused_attention"] == 1
+
+
+X = {"x": (FLOAT, [1, ROWS, WIDTH])}
+Y = {"y": (FLOAT, [1, ROWS, 6])}
+
+
+@pytest.mark.parametrize("order", ["h b", "b h"])
+def test_a_product_and_its_bias_are_one(tmp_path, order):
+    nodes = [node("MatMul", "x w", "h"), node("Add", order, "y")]
+    counts, left = check(tmp_path, nodes, X, Y, {"w": weights(WIDTH, 6), "b": weights(6)})
+    assert counts["fused_linear"] == 1
+    assert left == ["Linear"]
+
+
+@pytest.mark.parametrize("shape", [(1, ROWS, 6), (1,)])
+def test_an_addition_that_is_no_bias_is_left(tmp_path, shape):
+    nodes = [node("MatMul", "x w", "h"), node("Add", "h b", "y")]
+    counts, left = check(tmp_path, nodes, X, Y, {"w": weights(WIDTH, 6), "b": weights(*shape)})
+    assert counts["fused_linear"] == 0
+    assert left == ["MatMul", "Add"]
+
+
+def test_products_of_the_same_rows_are_merged(tmp_path):
+    nodes, outputs, held = [], {}, {}
+    for name, width in (("q", 4), ("k", 6), ("v", 3)):
+        nodes += [node("MatMul", f"x w{name}", f"h{name}"), node("Add", f"h{name} b{name}", name)]
+        outputs[name] = (FLOAT, [1, ROWS, width])
+        held |= {f"w{name}": weights(WIDTH, width), f"b{name}": weights(width)}
+    counts, left = check(tmp_path, nodes, X, outputs, held)
+    assert counts["merged_linear"] == 1
+    assert left == ["Linear", "Parts"]
+
+
+def quick_gelu(factor="1.702"):
+    yield from (node("MatMul", "x w1", "p"), node("Add", "p b1", "h"))
+    yield from (node("Mul", "h c", "s"), node("Sigmoid", "s", "g"), node("Mul", "h g", "a"))
+    yield from (node("MatMul", "a w2", "o"), node("Add", "o b2", "y"))
+
+
+def mlp(dtype=np.float32, factor=1.702):
+    return {
+        "w1": weights(WIDTH, 16, dtype=dtype),
+        "b1": weights(16, dtype=dtype),
+        "c": np.array(factor, dtype),
+        "w2": weights(16, 6, dtype=dtype),
+        "b2": weights(6, dtype=dtype),
+    }
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF])
+def test_quick_gelu_is_silu_between_scaled_weights(tmp_path, kind):
+    dtype = np.float32 if kind == FLOAT else np.float16
+    inputs, outputs = {"x": (kind, X["x"][1])}, {"y": (kind, Y["y"][1])}
+    tolerance = 1e-5 if kind == FLOAT else 2e-2  # the scaled weights are rounded once more
+    nodes = [*quick_gelu()]
+    counts, left = check(tmp_path, nodes, inputs, outputs, mlp(dtype), tolerance=tolerance)
+    assert counts["quick_gelu"] == 1
+    assert left == ["Linear", "Silu", "Linear"]
+
+
+def test_weights_that_others_read_are_not_scaled_for_them(tmp_path):
+    nodes = [*quick_gelu(), node("MatMul", "x w1", "other")]
+    outputs = Y | {"other": (FLOAT, [1, ROWS, 16])}
+    counts, _ = check(tmp_path, nodes, X, outputs, mlp())
+    assert counts["quick_gelu"] == 1
+
+
+@pytest.mark.parametrize("kept", ["h", "a", "g"])
+def test_a_gelu_whose_inside_is_a_result_is_left(tmp_path, kept):
+    outputs = Y | {kept: (FLOAT, [1, ROWS, 16])}
+    counts, left = check(tmp_path, [*quick_gelu()], X, outputs, mlp())
+    assert counts["quick_gelu"] == 0
+    assert "Sigmoid" in left
+
+
+def test_a_gate_of_other_rows_is_left(tmp_path):
+    """``x * sigmoid(c h)`` is not ``silu``."""
+    nodes = [made for made in quick_gelu() if list(made.output) != ["a"]]
+    nodes.insert(4, node("Mul", "other g", "a"))
+    inputs = X | {"other": (FLOAT, [1, ROWS, 16])}
+    counts, _ = check(tmp_path, nodes, inputs, Y, mlp())
+    assert counts["quick_gelu"] == 0
+
+
+NORM = {"scale": weights(WIDTH), "shift": weights(WIDTH)}
+
+
+def casts_around(op_type, more=""):
+    yield node("Cast", "x", "wide", to=FLOAT)
+    yield node(op_type, f"wide{more}", "normed")
+    yield node("Cast", "normed", "y", to=HALF)
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalization", "Softmax"])
+def test_casts_around_norms_are_dropped(tmp_path, op_type):
+    held = NORM if op_type == "LayerNormalization" else {}
+    nodes = [*casts_around(op_type, " scale shift" if held else "")]
+    kind = {"x": (HALF, [2, WIDTH])}
+    counts, left = check(tmp_path, nodes, kind, {"y": (HALF, [2, WIDTH])}, held, tolerance=4e-3)
+    assert counts["dropped_casts"] == 1
+    assert left == [op_type]
+
+
+def test_a_norm_of_float32_stays_so(tmp_path):
+    """The first Cast changes nothing: dropped, the norm would round its input."""
+    counts, left = check(
+        tmp_path, [*casts_around("Softmax")], {"x": (FLOAT, [2, 8])}, {"y": (HALF, [2, 8])}, {}
+    )
+    assert counts["dropped_casts"] == 0
+    assert left == ["Cast", "Softmax", "Cast"]
+
+
+def test_a_norm_that_is_also_read_wide_stays_so(tmp_path):
+    nodes = [*casts_around("Softmax"), node("Add", "normed normed", "twice")]
+    outputs = {"y": (HALF, [2, 8]), "twice": (FLOAT, [2, 8])}
+    counts, _ = check(tmp_path, nodes, {"x": (HALF, [2, 8])}, outputs, {})
+    assert counts["dropped_casts"] == 0
+
+
+def test_what_hangs_on_constants_alone_is_computed_once(tmp_path):
+    nodes = [
+        node("Transpose", "m", "mt", perm=[1, 0]),
+        node("Shape", "mt", "sizes"),
+        node("Mul", "mt mt", "squared"),
+        node("MatMul", "x squared", "y"),
+        node("Identity", "sizes", "z"),
+    ]
+    outputs = {"y": (FLOAT, [1, ROWS, 6]), "z": (TensorProto.INT64, [2])}
+    counts, left = check(tmp_path, nodes, X, outputs, {"m": weights(6, WIDTH)})
+    assert counts["folded_constants"] == 3
+    assert left == ["MatMul", "Identity"]  # a result is computed, not held

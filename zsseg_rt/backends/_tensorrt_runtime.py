@@ -1,0 +1,115 @@
+"""How TensorRT-RTX runs a plan: with the kernels it compiled before, and as a CUDA graph.
+
+RTX compiles a plan's kernels on the GPU that runs it, which takes seconds. They are kept in a file
+beside the plan, so that only the first process waits for them. RTX records its launches as CUDA
+graphs by itself, since only it knows when the kernels for a shape are ready; its allocations forbid
+a capture around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.backends._tensorrt_api import TensorRT, require
+from zsseg_rt.files import read_limited, remove_entry, write_atomically
+
+__all__ = ["RuntimeSettings"]
+
+_MAX_BYTES = 1 << 30
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_log = logging.getLogger(__name__)
+
+
+class RuntimeSettings:
+    """What all execution contexts of one RTX plan share.
+
+    Args:
+        api: TensorRT-RTX.
+        engine: The deserialised plan.
+        plan_path: Where the plan is on disk; None keeps no kernels either.
+        captures: Whether RTX records its launches as CUDA graphs; kept as an attribute.
+        logger: TensorRT's.
+    """
+
+    def __init__(
+        self, api: TensorRT, engine: Any, plan_path: Path | None, *, captures: bool, logger: Any
+    ) -> None:
+        self._engine, self._logger, self.captures = engine, logger, captures
+        self._trt = api.module
+        self._path = None if plan_path is None else plan_path.with_suffix(".kernels")
+        runtime_config = self._new_config()
+        made = runtime_config.create_runtime_cache()
+        self._kernels = require(made, "create_runtime_cache", logger)
+        self._saved = self._load()
+
+    def config(self, *, captures: bool) -> Any:
+        """A configuration for one more execution context; it shares the kernels.
+
+        Args:
+            captures: Whether this context records its launches as CUDA graphs.
+
+        Raises:
+            BackendError: TensorRT refused; with its last messages.
+        """
+        runtime_config = self._new_config()
+        placed = runtime_config.set_runtime_cache(self._kernels)
+        require(placed, "set_runtime_cache", self._logger)
+        trt = self._trt
+        on, off = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE, trt.CudaGraphStrategy.DISABLED
+        runtime_config.cuda_graph_strategy = on if captures else off
+        return runtime_config
+
+    def save(self) -> None:
+        """Write the kernels if there are new ones; where that fails, there is a warning."""
+        serialized = None if self._path is None else self._kernels.serialize()
+        if self._path is None or serialized is None:
+            return
+        data = bytes(serialized)
+        digest = hashlib.sha256(data).digest()
+        if digest == self._saved:
+            return
+        try:
+            write_atomically(self._path, digest + data)
+        except OSError as exc:
+            _log.warning(
+                "tensorrt: cannot keep compiled kernels in %s: %s. Starts stay slow until that is "
+                "fixed.",
+                self._path,
+                exc,
+            )
+        self._saved = digest
+
+    def _new_config(self) -> Any:
+        made = self._engine.create_runtime_config()
+        return require(made, "create_runtime_config", self._logger)
+
+    def _load(self) -> bytes:
+        """Take over what an earlier process compiled; returns its hash."""
+        stored = self._stored()
+        if stored is None:
+            return b""
+        digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            _log.warning("tensorrt: %s was altered (sha256 differs): compiling anew", self._path)
+        elif self._kernels.deserialize(data):
+            return digest
+        else:
+            _log.info("tensorrt: %s is for another GPU or driver: compiling anew", self._path)
+        return b""
+
+    def _stored(self) -> bytes | None:
+        if self._path is None:
+            return None
+        try:
+            return read_limited(self._path, max_bytes=_MAX_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            _log.warning("tensorrt: %s cannot be read: %s. Compiling anew", self._path, exc)
+        with suppress(OSError):  # save() says why it cannot be written
+            remove_entry(self._path)
+        return None

@@ -1,0 +1,1 @@
+"""ONNX graphs as lists of torch operations: reading, rewriting and running them."""
