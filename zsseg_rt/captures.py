@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from zsseg_rt import _C
-from zsseg_rt.backends.base import Session
+from zsseg_rt.backends.base import Recorder, Session
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.workspace import Workspace
@@ -47,7 +47,9 @@ class _Kind(Generic[_Result]):
     capture: _C.Capture | None = None
     result: _Result | None = None
     marks: tuple[tuple[str, Any], ...] = ()
-    recorders: list[Any] = field(default_factory=list)  # the sessions': what replays need of them
+    recorders: list[Recorder] = field(
+        default_factory=list
+    )  # the sessions': what replays need of them
 
     def close(self) -> None:
         """Destroy the capture, then give back what it needed."""
@@ -98,8 +100,8 @@ class FrameCaptures:
             What ``enqueue`` returned: now, or when the capture was recorded.
         """
         state = self._state()
-        if state is None:
-            self._refuse("the backend's session cannot be captured")
+        if self.is_on and state is None:
+            _log.info("Frames are not captured as a whole: the backend's sessions cannot be.")
             self.is_on = False
         if not self.is_on:
             return enqueue()
@@ -147,16 +149,16 @@ class FrameCaptures:
         finally:
             self._clock.restore(before)
 
-    def _recorders(self) -> list[Any]:
+    def _recorders(self) -> list[Recorder]:
         """What sessions need for one capture; see :class:`zsseg_rt.backends.base.Session`."""
-        made = [getattr(session, "recorder", lambda: None)() for session in self._sessions]
+        made = [session.recorder() for session in self._sessions]
         return [recorder for recorder in made if recorder is not None]
 
     def _state(self) -> Hashable | None:
         """What captures depend on; None where one of the sessions cannot be captured."""
         states: list[Hashable] = [self._workspace.generation]
         for session in self._sessions:
-            state = getattr(session, "capture_state", lambda: None)()
+            state = session.capture_state()
             if state is None:
                 return None
             states.append(state)

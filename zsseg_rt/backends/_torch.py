@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -185,6 +185,9 @@ class _TorchSession:
             NodeTime(name=node.name, type=node.op_type, ms=total / runs)
             for node, total in zip(nodes, totals, strict=True)
         )
+
+    def capture_state(self) -> Hashable | None:
+        return None if self.device == "cpu" else self.device  # nothing in it moves or changes
 
     def recorder(self) -> Recorder | None:
         return None if self.device == "cpu" else TorchRecorder(self.device)
