@@ -21,7 +21,7 @@ def stream():
 
 
 class SmallFrame:
-    """From a frame and logits in pinned memory to labels and a flag there, in buffers of its own."""
+    """A frame and logits in pinned memory become labels and a flag there, on its own buffers."""
 
     def __init__(self, stream):
         self.stream, handle = stream, stream.handle

@@ -1,12 +1,9 @@
 // The emulated GPU runs right kernels rightly and shows what is wrong with wrong ones.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "zsseg/cuda_launch.h"
-#include "zsseg/cuda_raii.h"
+#include "device_test.h"
 
 namespace {
 
@@ -14,33 +11,11 @@ using zsseg::launch;
 
 constexpr int kThreads = 64;
 
-class CudaEmulation : public testing::Test {
- protected:
-  void SetUp() override { cudaDeviceReset(); }
-  void TearDown() override { cudaDeviceReset(); }
-};
+using CudaEmulation = cuda_emulation::DeviceTest;
 using CudaEmulationDeathTest = CudaEmulation;
-
-template <typename T>
-T* device_array(std::size_t count) {
-  void* pointer = nullptr;
-  ZSSEG_CUDA_CHECK(cudaMalloc(&pointer, count * sizeof(T)));
-  return static_cast<T*>(pointer);
-}
-
-template <typename T>
-std::vector<T> fetch(const T* from, std::size_t count, cudaStream_t stream = nullptr) {
-  std::vector<T> host(count);
-  ZSSEG_CUDA_CHECK(
-      cudaMemcpyAsync(host.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
-  return host;
-}
-
-cudaStream_t new_stream() {
-  cudaStream_t stream = nullptr;
-  ZSSEG_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return stream;
-}
+using cuda_emulation::device_array;
+using cuda_emulation::fetch;
+using cuda_emulation::new_stream;
 
 std::string fault_of(void (*kernel)()) {
   launch("kernel", kernel, {1, kThreads}, nullptr);
