@@ -212,13 +212,13 @@ class TestFramesOnTheDevice:
             blended = written.numpy(producer.handle)
             np.testing.assert_array_equal(found, engine.segment(blended).labels)
 
-    @pytest.mark.parametrize("bundle", ["segment_tokens"])
-    def test_families_that_decide_on_the_host(self, monkeypatch, bundle):
+    @pytest.mark.parametrize("session_kind", ["own arrays", "foreign arrays"])
+    def test_families_that_decide_on_the_host(self, monkeypatch, session_kind):
         require_cuda()
         config = EngineConfig(
-            precision="float32", use_cache=False, **host_backend(monkeypatch, "own arrays")
+            precision="float32", use_cache=False, **host_backend(monkeypatch, session_kind)
         )
-        with Engine(STORED / f"{bundle}.zsseg", config) as engine:
+        with Engine(STORED / "segment_tokens.zsseg", config) as engine:
             engine.set_classes(engine.bundle.text_bank.names[:4])
             expected = engine.segment(frame(), with_scores=True)
             found = engine.segment_device(on_device(frame()), with_scores=True)

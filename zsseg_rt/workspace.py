@@ -145,8 +145,10 @@ class Workspace:
         if self._index is None:
             return np.asarray(array)
         self._lent = [lent for lent in self._lent if lent() is not None]
-        if not isinstance(array, _C.DeviceArray) or len(self._lent) >= _MOST_LENT:
+        if len(self._lent) >= _MOST_LENT:
             return self.fetch(array)
+        if not isinstance(array, _C.DeviceArray):  # freed on the stream, after the copy
+            array = _C.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
         host: npt.NDArray[Any] = _C.PinnedArray(array.shape, array.dtype, device=self._index).host
         self._lent.append(weakref.ref(host))
         array.copy_to(host, self.stream, wait=False)
