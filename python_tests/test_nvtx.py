@@ -83,14 +83,13 @@ def test_a_frame_that_fails_leaves_no_range_open(ranges):
     with Engine(demo_bundle(), EngineConfig(**CPU, with_nvtx=True)) as engine:
         engine.set_classes(demo_classes())
         engine.segment(frame)
-        lane = engine._lane
-        usual, lane._pipeline = lane._pipeline, SimpleNamespace(adopt=lambda classes: classes)
-        lane._given = lane._adopted = None
+        path = engine._lane._path
+        usual, path.pipeline = path.pipeline, SimpleNamespace()
         with pytest.raises(AttributeError):  # in the middle of the frame: it has no masks
             engine.segment(frame)
         assert ranges.open == []
         assert ranges.ended[-1] == "frame"
-        lane._pipeline, lane._given = usual, None
+        path.pipeline = usual
         with pytest.raises(ShapeError):  # before it begins
             engine.segment(np.zeros((4, 4), np.uint8))
         assert ranges.open == []

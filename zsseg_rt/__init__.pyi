@@ -4,6 +4,7 @@ from zsseg_rt.annotations.components import Component as Component
 from zsseg_rt.annotations.polygons import Polygon as Polygon
 from zsseg_rt.bundle import Bundle as Bundle
 from zsseg_rt.config import EngineConfig as EngineConfig
+from zsseg_rt.device_result import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.engine import Engine as Engine
 from zsseg_rt.errors import ArgumentError as ArgumentError
 from zsseg_rt.errors import BackendError as BackendError

@@ -112,6 +112,15 @@ class StageClock:
             self._ranges.begin_frame()
         self._note("start")
 
+    @property
+    def marks(self) -> tuple[tuple[str, Any], ...]:
+        """What has been marked since :meth:`start`."""
+        return tuple(self._marks)
+
+    def restore(self, marks: tuple[tuple[str, Any], ...]) -> None:
+        """Take over marks: a replayed capture's are made on the events they were recorded on."""
+        self._marks[:] = marks
+
     def mark(self, stage: str) -> None:
         """End a stage, one of :data:`STAGES`, that began at the previous mark."""
         if self._ranges is not None:

@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
+from zsseg_rt.arrays import Array
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
 from zsseg_rt.backends.loading import load_graph, load_text_encoder, usable_cache
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
@@ -213,6 +215,54 @@ class Engine:
             memory=memory,
             captured_at=captured_at,
         )
+
+    def segment_device(
+        self,
+        frame: Array,
+        *,
+        unknown_below: float | None = None,
+        with_scores: bool | None = None,
+    ) -> DeviceSegmentation:
+        """Label a frame that is on the engine's GPU and leave the labels there.
+
+        See :meth:`Lane.segment_device`.
+
+        Args:
+            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``.
+            unknown_below: As for :meth:`segment`.
+            with_scores: As for :meth:`segment`.
+
+        Raises:
+            DeviceError: The engine is on the CPU, or the frame is not on the engine's GPU.
+            ZssegError: As :meth:`segment`.
+        """
+        self._require_open()
+        return self._lane.segment_device(
+            frame, unknown_below=unknown_below, with_scores=with_scores
+        )
+
+    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Where a camera may write frames for :meth:`segment`, to save a copy.
+
+        On CUDA it is pinned memory, from which the GPU copies by itself; an integrated GPU (Jetson)
+        reads it in place. Each call with the same size gives the same memory, up to eight sizes;
+        other frames of that size are copied there too, so write and segment in turns. On the CPU
+        it is a new ordinary array.
+
+        Args:
+            height: Of the frames, from 1 to 32767 pixels.
+            width: Likewise.
+
+        Returns:
+            uint8 [height, width, 3], of no certain content. It stays usable as an ordinary array
+            when the engine is closed.
+
+        Raises:
+            ArgumentError: A size is out of range.
+            EngineStateError: The engine is closed, or busy in another thread.
+        """
+        self._require_open()
+        return self._lane.frame_buffer(height, width)
 
     def segment_batch(self, frames: Iterable[npt.NDArray[np.uint8]]) -> list[Segmentation]:
         """Label several frames, as many at the same time as ``EngineConfig(num_lanes=N)`` says.
@@ -421,7 +471,7 @@ class Engine:
         self._require_open()
         numbered = replace(vocabulary, version=next(self._versions))
         with ops.thread_limit(self.config.num_threads):
-            self._classes = self._family.bind(numbered)
+            self._classes = self._family.bind(numbered, device=self.device)
         return numbered
 
     def _run_golden(
@@ -432,7 +482,7 @@ class Engine:
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._with_embeddings(ClassList.read(names), embeds)
-        return self._lane.run_golden(frame, self._family.bind(vocabulary), head)
+        return self._lane.run_golden(frame, self._family.bind(vocabulary, device=self.device), head)
 
     def _require_open(self) -> None:
         if self._closed:

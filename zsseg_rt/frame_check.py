@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
-__all__ = ["check_frame"]
+__all__ = ["check_device_frame", "check_frame"]
 
+_CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _EXPECTED = "frame: expected a uint8 NumPy array [H, W, 3]"
 
 
@@ -36,6 +37,39 @@ def check_frame(frame: Any) -> None:
             f"frame: expected a C-contiguous array, got strides {frame.strides} of a view. "
             "Use np.ascontiguousarray(frame), which copies it."
         )
+
+
+def check_device_frame(frame: Any, device: str) -> None:
+    """Refuse what is no uint8 array [H, W, 3] on a GPU, as far as the array tells by itself.
+
+    Args:
+        frame: An object with ``__dlpack__`` or ``__cuda_array_interface__``.
+        device: The GPU it should be on, as ``"cuda:N"``.
+
+    Raises:
+        DeviceError: It is in host memory, or on another GPU.
+        ShapeError: It is of another shape, or does not tell its shape.
+        DTypeError: It is not uint8.
+    """
+    place = getattr(frame, "__dlpack_device__", None)
+    on_gpu = place is not None and place()[0] in _CUDA_KINDS
+    if isinstance(frame, np.ndarray) or not (on_gpu or hasattr(frame, "__cuda_array_interface__")):
+        raise DeviceError(
+            f"frame: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
+            f"got {_described(frame)} in host memory. Use segment(frame)."
+        )
+    if place is not None and place()[1] != int(device.partition(":")[2]):
+        raise DeviceError(
+            f"frame: expected an array on {device}, got one on cuda:{place()[1]}. Copy it there, "
+            "or use an engine on its GPU."
+        )
+    shape = getattr(frame, "shape", None)
+    if shape is None or len(shape) != 3 or shape[2] != 3:
+        found = "an array that does not tell" if shape is None else tuple(shape)
+        raise ShapeError(f"frame: expected shape [H, W, 3], got {found}.")
+    dtype = str(getattr(frame, "dtype", "uint8")).removeprefix("torch.")
+    if dtype != "uint8":
+        raise DTypeError(f"frame: expected uint8, got {dtype}. Convert it on the GPU first.")
 
 
 def _described(frame: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -13,26 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.arrays import Array
 from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
-from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig, is_share
+from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import (
     ArgumentError,
-    BackendError,
     ConfigError,
+    CudaError,
+    DeviceError,
     EngineStateError,
     VocabularyError,
 )
-from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Masks, Trace
-from zsseg_rt.frame_check import check_frame as _check_frame
+from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
+from zsseg_rt.frame_check import check_device_frame, check_frame
+from zsseg_rt.frame_path import FramePath
 from zsseg_rt.result import Segmentation
-from zsseg_rt.steady.memory import FrameMemory, Turn, check_family
+from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["Lane"]
+
+_MOST_SIDE = 32767  # of frames; see ops.preprocess
 
 
 class Lane:
@@ -72,18 +76,13 @@ class Lane:
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
-        ranges = NvtxRanges() if config.with_nvtx else None
         self.workspace = Workspace(device)
-        self._family = family
-        self._pipeline = family.pipeline(sessions, self.workspace)
-        self._clock = self.workspace.clock(enabled=config.with_times, ranges=ranges)
-        self._preprocess, self._config = preprocess, config
+        self._family, self._config = family, config
+        self._path = FramePath(family, self.sessions, self.workspace, preprocess, config)
         self._rule = LabelRule(
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
         self._classes, self._on_close = classes, on_close
-        self._given: BoundClasses | None = None  # what the buffers hold, as the engine gave it
-        self._adopted: BoundClasses | None = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -125,13 +124,62 @@ class Lane:
         """
         rule = self._rule_of(unknown_below, with_scores)
         with self._exclusive():
-            classes = self._classes()
-            if classes is None:
-                raise VocabularyError("class_names: expected classes, got none yet. "
-                                      "Call set_classes([...]) first.")  # fmt: skip
+            classes = self._classes_in_force()
+            check_frame(frame)
             if memory is None:
-                return self._label(frame, classes, rule)
+                return self._path.label(frame, classes, rule)
             return self._label_with(memory, frame, classes, rule, captured_at)
+
+    def segment_device(
+        self,
+        frame: Array,
+        *,
+        unknown_below: float | None = None,
+        with_scores: bool | None = None,
+    ) -> DeviceSegmentation:
+        """Label every pixel of a frame that is on the lane's GPU, and leave the labels there.
+
+        The frame is not copied. What its producer has enqueued on the stream that it names is
+        waited for, by the GPU.
+
+        Args:
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
+                ``__dlpack__`` or ``__cuda_array_interface__``. Borrowed until the call returns.
+            unknown_below: As for :meth:`segment`.
+            with_scores: As for :meth:`segment`.
+
+        Returns:
+            Labels of the frame's own size in arrays of the result's own, which are whole when the
+            call returns. Bundles whose classes are decided on the host take a copy there and back.
+
+        Raises:
+            DeviceError: The lane is on the CPU, or the frame is not on the lane's GPU.
+            ZssegError: As :meth:`segment`.
+        """
+        rule = self._rule_of(unknown_below, with_scores)
+        if self.workspace.device == "cpu":
+            raise DeviceError(
+                "segment_device: expected an engine on a GPU, got one on the CPU. Use segment, or "
+                "EngineConfig(device='cuda:0')."
+            )
+        with self._exclusive():
+            classes = self._classes_in_force()
+            check_device_frame(frame, self.workspace.device)
+            try:
+                return self._path.label_device(frame, classes, rule)
+            except BufferError as exc:
+                raise DeviceError(
+                    f"frame: expected an array that can be lent on {self.workspace.device}, got: "
+                    f"{exc}"
+                ) from exc
+
+    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Where frames may be written for this lane; see :meth:`Engine.frame_buffer`."""
+        for name, size in (("height", height), ("width", width)):
+            if not isinstance(size, (int, np.integer)) or not 1 <= size <= _MOST_SIDE:
+                raise ArgumentError(f"{name}: expected from 1 to {_MOST_SIDE} pixels, got {size!r}")
+        with self._exclusive():
+            return self.workspace.frame_buffer(int(height), int(width))
 
     def run_golden(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, head: HeadSpec
@@ -151,7 +199,8 @@ class Lane:
         rule = LabelRule(head=head, unknown_below=None, with_scores=False)
         trace: Trace = {}
         with self._exclusive():
-            labels = self._label(frame, classes, rule, trace).labels
+            check_frame(frame)
+            labels = self._path.label(frame, classes, rule, trace).labels
             fetched = {name: np.array(self.workspace.fetch(a)) for name, a in trace.items()}
         return fetched | {"labels": labels}
 
@@ -179,20 +228,11 @@ class Lane:
                 "EngineConfig(with_node_times=True)."
             )
         with self._exclusive():
-            classes = self._classes()
-            if classes is None:
-                raise VocabularyError("class_names: expected classes, got none yet. "
-                                      "Call set_classes([...]) first.")  # fmt: skip
+            classes = self._classes_in_force()
             recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
-            usual, self._pipeline = (
-                self._pipeline,
-                self._family.pipeline(recorded, self.workspace),
-            )
-            try:
-                self._given = None  # both pipelines keep classes in the same buffers
-                self._label(frame, classes, self._rule)
-            finally:
-                self._pipeline, self._given = usual, None
+            check_frame(frame)
+            with self._path.using(recorded):
+                self._path.label(frame, classes, self._rule)
             with ops.thread_limit(self._config.num_threads):
                 stream = self.workspace.stream
                 return {
@@ -218,7 +258,7 @@ class Lane:
             parts.callback(self.workspace.close)
             for session in self.sessions.values():
                 parts.callback(session.close)
-            self._given = self._adopted = None
+            self._path.close()
 
     def __enter__(self) -> Lane:
         return self
@@ -242,106 +282,21 @@ class Lane:
         if not isinstance(memory, FrameMemory):
             raise ArgumentError(f"memory: expected a FrameMemory, got {type(memory).__name__}")
         check_family(self._family.name)
-        _check_frame(frame)
         order = self._config.channel_order
         with memory.turn(
             frame, classes, rule, channel_order=order, captured_at=captured_at
         ) as turn:
-            seg = self._label(frame, classes, rule, turn=turn)
+            seg = self._path.label(frame, classes, rule, turn=turn)
             if not seg.reused:
                 turn.finish(seg)
         return seg
 
-    def _label(
-        self,
-        frame: npt.NDArray[np.uint8],
-        classes: BoundClasses,
-        rule: LabelRule,
-        trace: Trace | None = None,
-        turn: Turn | None = None,
-    ) -> Segmentation:
-        _check_frame(frame)
-        clock, workspace, vocabulary = self._clock, self.workspace, classes.vocabulary
-        with ops.thread_limit(self._config.num_threads):
-            adopted = self._adopt(classes)
-            clock.start()
-            again = None if turn is None else self._look_back(turn)
-            if again is not None:
-                return again
-            masks, finite = self._checked_masks(frame, adopted, trace)
-            if turn is not None and turn.steadies:
-                masks = turn.steadied(masks, workspace)
-                clock.mark("steady")
-            labels, scores = masks.label(frame.shape[:2], adopted, rule, workspace, clock)
-            low = self._config.with_class_scores
-            maps = None if low is None else masks.grid_scores(rule, workspace)
-        if not workspace.fetch(finite)[0]:
-            raise BackendError(
-                "mask_logits: expected finite numbers, got NaN or infinity at precision "
-                f"{self.sessions['image_encoder'].precision}. Use precision='float32' and run "
-                "self_check(), which tells whether the weights are sound."
-            )
-        if not vocabulary.is_plain:
-            labels = vocabulary.label_table[labels]
-        clock.mark("results")
-        workspace.synchronize()
-        return Segmentation(
-            labels=labels,
-            names=vocabulary.names,
-            vocabulary_version=vocabulary.version,
-            scores=scores,
-            times=MappingProxyType(clock.times()),
-            channel_order=self._config.channel_order,
-            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
-        )
-
-    def _look_back(self, turn: Turn) -> Segmentation | None:
-        again = turn.reused()
-        self._clock.mark("compare")
-        if again is None:
-            return None
-        self.workspace.synchronize()
-        return replace(again, times=MappingProxyType(self._clock.times()))
-
-    def _checked_masks(
-        self, frame: npt.NDArray[np.uint8], classes: BoundClasses, trace: Trace | None
-    ) -> tuple[Masks, Array]:
-        """Masks, and one byte on the device: whether they are finite."""
-        masks = self._masks(frame, classes, trace)
-        finite = ops.all_finite(
-            masks.mask_logits,
-            out=self.workspace.array("finite", (1,), np.uint8),
-            stream=self.workspace.stream,
-        )
-        self._clock.mark("check")
-        return masks, finite
-
-    def _masks(
-        self, frame: npt.NDArray[np.uint8], classes: BoundClasses, trace: Trace | None
-    ) -> Masks:
-        spec, workspace = self._preprocess, self.workspace
-        pixels = ops.preprocess(
-            workspace.upload("frame", frame),
-            size_hw=spec.size_hw,
-            mean=spec.mean,
-            std=spec.std,
-            channel_order=self._config.channel_order,
-            out=workspace.array("image", (3, *spec.size_hw), np.float32),
-            stream=workspace.stream,
-        )
-        image = reshaped(pixels, (1, 3, *spec.size_hw))
-        self._clock.mark("preprocess")
-        if trace is not None:
-            trace["image"] = image
-        return self._pipeline.masks(image, classes, self._clock, trace)
-
-    def _adopt(self, classes: BoundClasses) -> BoundClasses:
-        """Return the classes in this lane's buffers; they are copied there when they change."""
-        if self._adopted is None or self._given is not classes:
-            self._given = None  # a failed copy leaves buffers with neither the old nor the new
-            self._adopted = self._pipeline.adopt(classes)
-            self._given = classes
-        return self._adopted
+    def _classes_in_force(self) -> BoundClasses:
+        classes = self._classes()
+        if classes is None:
+            raise VocabularyError("class_names: expected classes, got none yet. "
+                                  "Call set_classes([...]) first.")  # fmt: skip
+        return classes
 
     def _rule_of(self, unknown_below: float | None, with_scores: bool | None) -> LabelRule:
         if unknown_below is None and with_scores is None:
@@ -357,6 +312,16 @@ class Lane:
         return replace(self._rule, **{k: v for k, v in changes.items() if v is not None})
 
     @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Wait for what a failed frame leaves behind: its memory is used again."""
+        try:
+            yield
+        except BaseException:
+            with suppress(CudaError):  # the frame's own error says more
+                self.workspace.synchronize()
+            raise
+
+    @contextmanager
     def _exclusive(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
             raise EngineStateError(
@@ -368,7 +333,8 @@ class Lane:
                 raise EngineStateError(
                     "lane: is closed, or its engine is. Open another with engine.lane()."
                 )
-            yield
+            with self._settled():
+                yield
         finally:
-            self._clock.stop()
+            self._path.clock.stop()
             self._lock.release()

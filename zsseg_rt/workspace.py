@@ -1,8 +1,13 @@
-"""One lane's buffers, reused from frame to frame, and the stream they are used on."""
+"""One lane's buffers, reused from frame to frame, and the stream they are used on.
+
+On CUDA, frames come from pinned memory and results go there: copies then need no help of the host.
+"""
 
 from __future__ import annotations
 
 import math
+import weakref
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,9 @@ from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.clock import NvtxRanges, StageClock
 
 __all__ = ["Workspace"]
+
+_MOST_FRAME_BUFFERS = 8
+_MOST_LENT = 32  # results in pinned memory that callers hold at the same time
 
 
 class Workspace:
@@ -25,12 +33,21 @@ class Workspace:
         self.device = device
         self._index = None if device == "cpu" else int(device.split(":")[1])
         self._buffers: dict[str, Any] = {}
+        self._frames: dict[tuple[int, ...], Any] = {}  # pinned arrays by frame shape, oldest first
+        self._lent: list[weakref.ref[Any]] = []
+        self.generation = 0
+        """Grows when a buffer moves: captures made before use memory that is no longer its."""
         self._stream = None if self._index is None else _C.Stream(self._index)
 
     @property
     def stream(self) -> int:
         """Handle of the CUDA stream that all work of this lane is enqueued on; 0 on the CPU."""
         return 0 if self._stream is None else int(self._stream.handle)
+
+    @cached_property
+    def _reads_in_place(self) -> bool:
+        """Whether the GPU shares the host's memory."""
+        return bool(_C.cuda_device_properties(self._index or 0)["integrated"])
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return an uninitialised buffer of this shape on the device."""
@@ -40,6 +57,7 @@ class Workspace:
         if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
             buffer = self._allocate(size, kind)
             self._buffers[name] = buffer
+            self.generation += 1
         return reshaped(buffer[:size] if self._index is None else buffer, shape)
 
     def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -62,6 +80,12 @@ class Workspace:
         self.synchronize()
         return placed
 
+    def copy(self, array: Array) -> Array:
+        """Copy a device array of ours to one that the caller keeps, on the stream."""
+        copied = self.new_array(array.shape, array.dtype)
+        copied.copy_from(array, stream=self.stream)
+        return copied
+
     def upload(self, name: str, host: npt.NDArray[Any]) -> Array:
         """Copy a host array into the named buffer; on the CPU return it as it is."""
         if self._index is None:
@@ -69,6 +93,66 @@ class Workspace:
         buffer = self.array(name, host.shape, host.dtype)
         buffer.copy_from(host, stream=self.stream)
         return buffer
+
+    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Where frames of this size are copied from: pinned memory, the same at every call.
+
+        Of eight sizes at most; the one that was asked for longest ago is dropped. On the CPU, a
+        new array.
+        """
+        shape = (height, width, 3)
+        if self._index is None:
+            return np.empty(shape, np.uint8)
+        pinned = self._frames.pop(shape, None)
+        if pinned is None:
+            pinned = _C.PinnedArray(shape, "uint8", device=self._index)
+            for oldest in list(self._frames)[: max(0, len(self._frames) + 1 - _MOST_FRAME_BUFFERS)]:
+                del self._frames[oldest]
+        self._frames[shape] = pinned
+        host: npt.NDArray[np.uint8] = pinned.host
+        return host
+
+    def upload_frame(self, frame: npt.NDArray[np.uint8]) -> Array:
+        """Return a frame's array on the device; on the CPU the frame as it is.
+
+        A frame that is not in its :meth:`frame_buffer` is copied there. An integrated GPU reads it
+        in place.
+        """
+        if self._index is None:
+            return frame
+        staged = self.frame_buffer(*frame.shape[:2])
+        if frame.ctypes.data != staged.ctypes.data:
+            np.copyto(staged, frame)
+        if self._reads_in_place:
+            return self._frames[frame.shape].mapped(self.stream)
+        return self.upload("frame", staged)
+
+    def flag(self) -> tuple[npt.NDArray[np.uint8] | None, Array]:
+        """A byte that the GPU writes and the host reads after a wait: the host's and the GPU's."""
+        if self._index is None:
+            return None, self.array("flag", (1,), np.uint8)
+        pinned = self._buffers.get("flag")
+        if pinned is None:
+            pinned = self._buffers["flag"] = _C.PinnedArray((1,), "uint8", device=self._index)
+        return pinned.host, pinned.mapped(self.stream)
+
+    def download(self, array: Array) -> npt.NDArray[Any]:
+        """Begin to copy a device array to a fresh host array, which is whole after a wait.
+
+        On the CPU, return it as it is. The host array is pinned memory, unless many of them are
+        still held; then the copy is waited for.
+        """
+        if self._index is None:
+            return np.asarray(array)
+        self._lent = [lent for lent in self._lent if lent() is not None]
+        if len(self._lent) >= _MOST_LENT:
+            return self.fetch(array)
+        if not isinstance(array, _C.DeviceArray):  # freed on the stream, after the copy
+            array = _C.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        host: npt.NDArray[Any] = _C.PinnedArray(array.shape, array.dtype, device=self._index).host
+        self._lent.append(weakref.ref(host))
+        array.copy_to(host, self.stream, wait=False)
+        return host
 
     def fetch(self, array: Array) -> npt.NDArray[Any]:
         """Copy a device array to a fresh host array and wait for it; on the CPU return it.
@@ -97,6 +181,7 @@ class Workspace:
             self.synchronize()
         finally:
             self._buffers.clear()
+            self._frames.clear()
             self._stream = None
 
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:

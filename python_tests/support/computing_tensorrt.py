@@ -85,6 +85,6 @@ def tensorrt_session(session: Any) -> TensorRTSession:
     engine = CudaEngine(module, graph)
     engine.create_execution_context = lambda: ComputingContext(engine, session)
     module.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
-    api = SimpleNamespace(module=module, flavour="stand-in", label="stand-in")
+    api = SimpleNamespace(module=module, flavour="stand-in", label="stand-in", is_rtx=False)
     plan = Plan(data=json.dumps(graph).encode(), report=report, path=None)
     return TensorRTGraph(api, open_gpu("cuda:0"), plan).session()

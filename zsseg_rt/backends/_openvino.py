@@ -186,6 +186,9 @@ class _OpenVinoSession:
         model, past = self._graph.open_model(), self._graph.past
         return node_times(model, self._request, lambda: self.run(feeds), runs, past)
 
+    def capture_state(self) -> None:
+        return None
+
     def recorder(self) -> None:
         return None
 

@@ -8,7 +8,7 @@ its activations. Feeds and results are arrays on the session's device: NumPy on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +183,14 @@ class Session(Protocol):
         Raises:
             BackendError: The graph was loaded without ``BackendOptions(node_times=True)``, or the
                 backend does not tell.
+        """
+
+    def capture_state(self) -> Hashable | None:
+        """What a capture of :meth:`run` depends on besides the feeds' addresses.
+
+        For example the shapes that were set, and the addresses of buffers that may grow. A capture
+        is recorded only after a run that left this as it was, and launched only while it is as it
+        was then. None: runs cannot be captured, on the CPU for example.
         """
 
     def recorder(self) -> Recorder | None:

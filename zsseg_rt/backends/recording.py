@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class RecordingSession:
                 last = node.name == OUTSIDE_NODES
                 totals[math.inf if last else place, node.name, node.type] += node.ms
         return tuple(NodeTime(name=n, type=t, ms=ms) for (_, n, t), ms in sorted(totals.items()))
+
+    def capture_state(self) -> Hashable | None:
+        """None: what it is fed is kept, so it is not captured."""
+        return None
 
     def recorder(self) -> Recorder | None:
         """See :class:`zsseg_rt.backends.base.Session`."""

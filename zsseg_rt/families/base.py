@@ -6,7 +6,7 @@ lane and runs one frame at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ __all__ = [
     "Labels",
     "Masks",
     "Pipeline",
+    "PixelLabels",
     "Trace",
 ]
 
@@ -39,7 +40,25 @@ Trace = dict[str, Array]
 """Receives every intermediate array by its name in the golden sample."""
 
 Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
-"""A label for every pixel and, if wanted, its score."""
+"""A label for every pixel and, if wanted, its score, in host memory."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PixelLabels:
+    """What one kernel call made of masks, on the device; it may still be under way.
+
+    Attributes:
+        labels: [H, W] on the device.
+        scores: float32 [H, W] on the device, or None.
+        of_classes: Whether labels are classes; otherwise they are phrases.
+        look_up: What turns labels into phrases and their scores, given the labels in host memory
+            once they are there; None where they need nothing more.
+    """
+
+    labels: Array
+    scores: Array | None = None
+    of_classes: bool = False
+    look_up: Callable[[npt.NDArray[Any]], Labels] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +66,8 @@ class BoundClasses:
     """A vocabulary with what a family computes from it alone.
 
     :meth:`Family.bind` returns it with host arrays, :meth:`Pipeline.adopt` with the same arrays in
-    a lane's buffers.
+    a lane's buffers. There P may be larger than the number of phrases: rows beyond repeat the last
+    phrase, and ``num_phrases`` tells kernels how many count.
 
     Attributes:
         vocabulary: The classes.
@@ -57,13 +77,18 @@ class BoundClasses:
             families without it.
         bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes
             ``seen`` instead.
+        num_phrases: int32 [1] on the device: how many rows count; None where all of them do.
+        label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
+            where the lane maps phrases to classes on the host.
     """
 
     vocabulary: Vocabulary
-    seen: npt.NDArray[np.bool_] | None
+    seen: Array | None
     text_embeds: Array
     text_queries: Array | None = None
     bias: Array | None = None
+    num_phrases: Array | None = None
+    label_table: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +140,8 @@ class Masks(Protocol):
         rule: LabelRule,
         workspace: Workspace,
         clock: StageClock,
-    ) -> Labels:
-        """Label every pixel with a phrase, in one kernel call.
+    ) -> PixelLabels:
+        """Label every pixel in one kernel call, which is enqueued and not waited for.
 
         Args:
             out_hw: Height and width of the result.
@@ -126,7 +151,7 @@ class Masks(Protocol):
             clock: Marked at the end of the stage ``upsample_argmax``.
 
         Returns:
-            Phrase labels [H, W] and their scores float32 [H, W] or None, in host memory.
+            Arrays that are valid until the next frame.
         """
 
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
@@ -147,10 +172,16 @@ class Masks(Protocol):
 class Pipeline(Protocol):
     """From an image to masks, in one lane's buffers and sessions."""
 
-    def adopt(self, classes: BoundClasses) -> BoundClasses:
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy what frames need to know of the classes into this lane's named buffers.
 
         Buffers keep their addresses unless a larger vocabulary needs larger ones.
+
+        Args:
+            classes: What :meth:`Family.bind` returned.
+            num_rows: How many phrases' rows to lay out, at least as many as there are phrases,
+                for vocabularies that share a capture; None: as many as there are, all of which
+                count. Only for families that :attr:`Family.captures` whole frames.
         """
 
     def masks(
@@ -203,8 +234,21 @@ class Family(Protocol):
     def golden(self) -> GoldenRule:
         """How a golden sample is compared."""
 
-    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
-        """Precompute what depends on the classes alone, on the host."""
+    @property
+    def captures(self) -> bool:
+        """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
+
+    def rows_for(self, num_phrases: int) -> int:
+        """How many phrases' rows a capture is made for; see :meth:`Pipeline.adopt`."""
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Precompute what depends on the classes alone, on the host.
+
+        Args:
+            vocabulary: The classes.
+            device: Where lanes run; what is better computed there is left to
+                :meth:`Pipeline.adopt`.
+        """
 
     def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane.

@@ -7,7 +7,6 @@ encoders; any encoder whose patches live in the text space fits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.families.masks import ClassLogits
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -48,7 +48,13 @@ class DenseFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
 
-    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+    captures = True
+
+    def rows_for(self, num_phrases: int) -> int:
+        """Phrases are compared one by one, so that further rows change nothing."""
+        return bucket_of(num_phrases, self.head.max_classes)
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Find the phrases that training saw."""
         return BoundClasses(
             vocabulary=vocabulary,
@@ -67,10 +73,9 @@ class DensePipeline:
     def __init__(self, head: HeadSpec, image_encoder: Session, workspace: Workspace) -> None:
         self._head, self._image_encoder, self._workspace = head, image_encoder, workspace
 
-    def adopt(self, classes: BoundClasses) -> BoundClasses:
-        """Copy the text embeddings."""
-        text_embeds = self._workspace.upload("text_embeds", classes.text_embeds)
-        return replace(classes, text_embeds=text_embeds)
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy the text embeddings and how labels are made of phrases."""
+        return adopt_rows(classes, num_rows, self._workspace)
 
     def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
@@ -80,7 +85,7 @@ class DensePipeline:
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds = encoded["patch_embeds"]
         clock.mark("image_encoder")
-        phrases = len(classes.vocabulary.phrases)
+        phrases = classes.text_embeds.shape[0]
         shape = (1, phrases, patch_embeds.shape[1])
         logits = ops.patch_text_similarity(
             patch_embeds,

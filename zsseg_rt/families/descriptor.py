@@ -25,6 +25,7 @@ from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.families.dense import class_axis
 from zsseg_rt.families.masks import ClassLogits
 from zsseg_rt.text.prompts import PromptSet
@@ -32,6 +33,9 @@ from zsseg_rt.text.vocabulary import Vocabulary
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["DescriptorFamily"]
+
+_INDEPENDENT_QUERIES = ("zegclip",)
+"""Architectures whose decoder treats every query by itself."""
 
 _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -61,14 +65,24 @@ class DescriptorFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._projection = _read_projection(bundle)
+        self._independent = bundle.architecture in _INDEPENDENT_QUERIES
 
-    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
-        """Compute the text half of the class queries."""
+    captures = True
+
+    def rows_for(self, num_phrases: int) -> int:
+        """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
+        return bucket_of(num_phrases, self.head.max_classes) if self._independent else num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Compute the text half of the class queries; on a GPU each lane does."""
+        text_queries = None
+        if device == "cpu":
+            text_queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
         return BoundClasses(
             vocabulary=vocabulary,
             seen=vocabulary.seen(self.head.seen),
             text_embeds=vocabulary.embeds,
-            text_queries=ops.relationship_descriptor_text(vocabulary.embeds, *self._projection),
+            text_queries=text_queries,
         )
 
     def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> DescriptorPipeline:
@@ -90,15 +104,20 @@ class DescriptorPipeline:
         self._weight, self._bias = map(workspace.place, projection)
         self._image_encoder, self._decoder = sessions["image_encoder"], sessions["decoder"]
 
-    def adopt(self, classes: BoundClasses) -> BoundClasses:
-        """Copy the text embeddings and the text half of the class queries."""
-        upload = self._workspace.upload
-        assert classes.text_queries is not None
-        return replace(
-            classes,
-            text_embeds=upload("text_embeds", classes.text_embeds),
-            text_queries=upload("text_queries", classes.text_queries),
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy the text embeddings; on a GPU, compute the text half of the class queries there."""
+        workspace, adopted = self._workspace, adopt_rows(classes, num_rows, self._workspace)
+        if workspace.device == "cpu":
+            return adopted
+        shape = (adopted.text_embeds.shape[0], self._bias.shape[0])
+        text_queries = ops.relationship_descriptor_text(
+            adopted.text_embeds,
+            self._weight,
+            self._bias,
+            out=workspace.array("text_queries", shape, np.float32),
+            stream=workspace.stream,
         )
+        return replace(adopted, text_queries=text_queries)
 
     def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
@@ -108,7 +127,7 @@ class DescriptorPipeline:
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
         clock.mark("image_encoder")
-        phrases, regions = len(classes.vocabulary.phrases), cls_embed.shape[0]
+        phrases, regions = classes.text_embeds.shape[0], cls_embed.shape[0]
         queries = ops.relationship_descriptor(
             cls_embed,
             classes.text_embeds,

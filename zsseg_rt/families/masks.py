@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt import ops
-from zsseg_rt.arrays import Array
+from zsseg_rt import _C, ops
+from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.families.base import BoundClasses, LabelRule, Labels
+from zsseg_rt.families.base import BoundClasses, LabelRule, Labels, PixelLabels
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["ClassLogits", "RegionVotes", "SegmentMasks"]
@@ -35,9 +36,11 @@ class ClassLogits:
         rule: LabelRule,
         workspace: Workspace,
         clock: StageClock,
-    ) -> Labels:
+    ) -> PixelLabels:
         """See :class:`zsseg_rt.families.base.Masks`."""
-        out = _label_memory(self.mask_logits.shape, out_hw, rule.with_scores, workspace)
+        shape, table = self.mask_logits.shape, classes.label_table
+        dtype = _phrase_dtype(shape[1]) if table is None else table.dtype
+        out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
         labels, scores = ops.upsample_argmax(
             self.mask_logits,
             out_hw,
@@ -46,11 +49,17 @@ class ClassLogits:
             seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
             unknown_below=rule.threshold,
             with_scores=rule.with_scores,
+            label_table=table,
+            num_classes=classes.num_phrases,
             out=out,
             stream=workspace.stream,
         )
         clock.mark("upsample_argmax")
-        return workspace.fetch(labels)[0], None if scores is None else workspace.fetch(scores)[0]
+        return PixelLabels(
+            labels=reshaped(labels, out_hw),
+            scores=None if scores is None else reshaped(scores, out_hw),
+            of_classes=table is not None,
+        )
 
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.families.base.Masks`."""
@@ -84,7 +93,7 @@ class RegionVotes:
         rule: LabelRule,
         workspace: Workspace,
         clock: StageClock,
-    ) -> Labels:
+    ) -> PixelLabels:
         """See :class:`zsseg_rt.families.base.Masks`."""
         out, scratch = _vote_memory(self.class_scores.shape, out_hw, rule.with_scores, workspace)
         labels, scores = ops.label_regions(
@@ -100,7 +109,7 @@ class RegionVotes:
             stream=workspace.stream,
         )
         clock.mark("upsample_argmax")
-        return workspace.fetch(labels), None if scores is None else workspace.fetch(scores)
+        return PixelLabels(labels=labels, scores=scores)
 
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.families.base.Masks`."""
@@ -117,13 +126,12 @@ class SegmentMasks:
     Attributes:
         mask_logits: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
             upsampled value is largest.
-        phrases: int64 [G]: the best phrase of each segment.
-        scores: float32 [G]: its score, in [0, 1].
+        judge: Returns the best phrase of each segment, int64 [G], and its score in [0, 1],
+            float32 [G]; called once the GPU's work has been waited for.
     """
 
     mask_logits: Array
-    phrases: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
+    judge: Callable[[], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
 
     def label(
         self,
@@ -132,16 +140,23 @@ class SegmentMasks:
         rule: LabelRule,
         workspace: Workspace,
         clock: StageClock,
-    ) -> Labels:
+    ) -> PixelLabels:
         """See :class:`zsseg_rt.families.base.Masks`."""
-        out = _label_memory(self.mask_logits.shape, out_hw, False, workspace)
+        dtype = _phrase_dtype(self.mask_logits.shape[1])
+        out = _label_memory(out_hw, dtype, False, workspace)
         segments, _ = ops.upsample_argmax(
             self.mask_logits, out_hw, out=out, stream=workspace.stream
         )
         clock.mark("upsample_argmax")
-        host = workspace.fetch(segments)[0]
-        labels, scores = self._tables(len(classes.vocabulary.phrases), rule.threshold)
-        return labels[host], scores[host] if rule.with_scores else None
+
+        def look_up(host: npt.NDArray[Any]) -> Labels:
+            phrases, values = self.judge()
+            labels, scores = _tables(
+                phrases, values, len(classes.vocabulary.phrases), rule.threshold
+            )
+            return labels[host], scores[host] if rule.with_scores else None
+
+        return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)
 
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.families.base.Masks`: segments have one phrase each."""
@@ -150,30 +165,37 @@ class SegmentMasks:
             "segments have one class each, got 'low'."
         )
 
-    def _tables(
-        self, num_phrases: int, unknown_below: float | None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-        """What segment indices stand for: phrase labels [256] and scores float32 [256].
 
-        A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
-        one never is; the entries beyond the segments are unknown with score 0.
-        """
-        dtype = np.uint8 if num_phrases <= 254 else np.uint16
-        unknown, count = np.iinfo(dtype).max, len(self.phrases)
-        labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
-        labels[:count], scores[:count] = self.phrases, self.scores
-        if unknown_below is not None:
-            limit = min(np.float32(unknown_below), np.max(self.scores))
-            labels[:count][self.scores < limit] = unknown
-        return labels, scores
+def _tables(
+    phrases: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    num_phrases: int,
+    unknown_below: float | None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """What segment indices stand for: phrase labels [256] and scores float32 [256].
+
+    A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
+    one never is; the entries beyond the segments are unknown with score 0.
+    """
+    dtype = _phrase_dtype(num_phrases)
+    unknown, count = np.iinfo(dtype).max, len(phrases)
+    labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
+    labels[:count], scores[:count] = phrases, values
+    if unknown_below is not None:
+        limit = min(np.float32(unknown_below), np.max(values))
+        labels[:count][values < limit] = unknown
+    return labels, scores
+
+
+def _phrase_dtype(num_phrases: int) -> np.dtype[Any]:
+    return np.dtype(np.uint8 if num_phrases <= 254 else np.uint16)
 
 
 def _label_memory(
-    logits_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
+    out_hw: tuple[int, int], dtype: np.dtype[Any], with_scores: bool, workspace: Workspace
 ) -> tuple[Array, Array | None] | None:
     """On a GPU, the lane's memory for labels and scores."""
-    dtype = np.uint8 if logits_shape[1] <= 254 else np.uint16
-    labels = workspace.result(f"labels {np.dtype(dtype)}", (1, *out_hw), dtype)
+    labels = workspace.result(f"labels {dtype}", (1, *out_hw), dtype)
     scores = workspace.result("scores", (1, *out_hw), np.float32) if with_scores else None
     return None if labels is None else (labels, scores)
 

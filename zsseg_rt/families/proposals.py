@@ -176,7 +176,13 @@ class ProposalsFamily:
                 ),
             )
 
-    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+    captures = False  # the host chooses the regions that are looked at
+
+    def rows_for(self, num_phrases: int) -> int:
+        """No further rows: nothing is captured."""
+        return num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Lay out the calibration of seen classes."""
         seen = vocabulary.seen(self.head.seen)
         bias = None
@@ -218,7 +224,7 @@ class ProposalsPipeline:
                 family.encoder, family.preprocess, sessions["region_encoder"], workspace
             )
 
-    def adopt(self, classes: BoundClasses) -> BoundClasses:
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings and the calibration of seen classes."""
         upload, bias = self._workspace.upload, classes.bias
         return replace(

@@ -7,6 +7,7 @@ Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "Gr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,13 @@ class SegmentTokensFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
 
-    def bind(self, vocabulary: Vocabulary) -> BoundClasses:
+    captures = False  # segments get their classes on the host
+
+    def rows_for(self, num_phrases: int) -> int:
+        """No further rows: nothing is captured."""
+        return num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Normalise the text embeddings."""
         return BoundClasses(
             vocabulary=vocabulary,
@@ -75,34 +82,41 @@ class SegmentTokensPipeline:
         self._head, self._segments = family.head, family.segments
         self._image_encoder, self._workspace = image_encoder, workspace
 
-    def adopt(self, classes: BoundClasses) -> BoundClasses:
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Keep the text embeddings on the host: a handful of rows is compared with them there."""
         return classes
 
     def masks(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
     ) -> SegmentMasks:
-        """Run the encoder and compare segments with phrases."""
+        """Run the encoder; segments are compared with phrases while pixels are labelled."""
         encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
         clock.mark("image_encoder")
-        segment_embeds = self._workspace.fetch(encoded["segment_embeds"])
-        image_embed = self._workspace.fetch(encoded["image_embed"])
+        segment_embeds = self._workspace.download(encoded["segment_embeds"])
+        image_embed = self._workspace.download(encoded["image_embed"])
+        judge = partial(self._judge, segment_embeds, image_embed, np.asarray(classes.text_embeds))
+        if self._workspace.device == "cpu":
+            judged = judge()
+            judge = partial(lambda: judged)
+        clock.mark("similarity")
+        group_map = encoded["group_map"]
+        if trace is not None:
+            trace.update(encoded, mask_logits=group_map)
+        return SegmentMasks(mask_logits=group_map, judge=judge)
+
+    def _judge(
+        self, segment_embeds: _Rows, image_embed: _Rows, text_embeds: _Rows
+    ) -> tuple[npt.NDArray[np.int64], _Rows]:
+        """The best phrase of each segment and its score."""
         if not (np.isfinite(segment_embeds).all() and np.isfinite(image_embed).all()):
             raise BackendError(
                 "segment_embeds: expected finite numbers, got NaN or infinity at precision "
                 f"{self._image_encoder.precision}. Use precision='float32' and run self_check()."
             )
-        text_embeds = np.asarray(classes.text_embeds)
         scores = segment_scores(
             segment_embeds[0], image_embed[0], text_embeds, self._head, self._segments
         )
-        clock.mark("similarity")
-        group_map = encoded["group_map"]
-        if trace is not None:
-            trace.update(encoded, mask_logits=group_map)
-        return SegmentMasks(
-            mask_logits=group_map, phrases=scores.argmax(axis=1), scores=scores.max(axis=1)
-        )
+        return scores.argmax(axis=1), scores.max(axis=1)
 
 
 def segment_scores(

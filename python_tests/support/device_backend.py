@@ -1,0 +1,128 @@
+"""A backend for a CUDA device whose graphs are a few of our own kernels: CUDA can record them.
+
+A graph's results have the shapes that its file states and depend on all of its inputs' rows. Its
+numbers are its own: compare runs on the device with each other, not with another backend's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zsseg_rt import ops
+from zsseg_rt.backends import registry
+
+
+@dataclass
+class DeviceSession:
+    """Each result is its rows of one input times a matrix."""
+
+    inner: Any
+    fault: str | None
+    device: str = "cuda:0"
+    runs: int = 0
+    _buffers: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def capture_state(self) -> Any:
+        if self.fault == "not capturable":
+            return None
+        return tuple(a.__cuda_array_interface__["data"][0] for a in self._buffers.values())
+
+    def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
+        self.runs += 1
+        sizes = {
+            axis: size
+            for spec in self.inner.inputs
+            for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        }
+        results = {}
+        for spec in self.inner.outputs:
+            shape = tuple(sizes.get(size, size) for size in spec.shape)
+            source = "patch_embeds" if spec.name == "patch_keys" else next(iter(feeds))
+            results[spec.name] = self._multiply(spec.name, feeds[source], shape, stream)
+        if self.fault == "waits":
+            next(iter(results.values())).numpy(stream)
+        return results
+
+    def _multiply(self, name: str, feed: Any, shape: tuple[int, ...], stream: int) -> Any:
+        width, rows = shape[-1], math.prod(shape[:-1])
+        depth = math.prod(feed.shape) // rows
+        matrix = self._buffer(f"{name} matrix", (1, width, depth), stream, filled=True)
+        out = self._buffer(name, (1, rows, width), stream)
+        ops.patch_text_similarity(
+            matrix, feed.view((rows, depth)), normalize=False, out=out, stream=stream
+        )
+        return out.view(shape)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], stream: int, *, filled=False) -> Any:
+        held = self._buffers.get(name)
+        if held is None or math.prod(held.shape) < math.prod(shape):
+            held = ops.DeviceArray.empty((math.prod(shape),), np.float32, 0, stream)
+            if filled:
+                rng = np.random.default_rng(sum(name.encode()))
+                values = rng.normal(size=held.shape) * 4 / math.sqrt(shape[-1])
+                held.copy_from(values.astype(np.float32), stream)
+            self._buffers[name] = held
+        return held.view(shape)
+
+    def close(self) -> None:
+        self._buffers.clear()
+        self.inner.close()
+
+
+@dataclass
+class DeviceGraph:
+    """A graph of the host's, of which only the shapes count."""
+
+    inner: Any
+    fault: str | None
+    sessions: list[DeviceSession]
+    device: str = "cuda:0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def session(self) -> Any:
+        self.sessions.append(DeviceSession(self.inner.session(), self.fault))
+        return self.sessions[-1]
+
+
+def device_backend(
+    monkeypatch: pytest.MonkeyPatch, *, fault: str | None = None
+) -> tuple[dict[str, Any], list[DeviceSession]]:
+    """Put it in the place of backend torch.
+
+    Args:
+        monkeypatch: Takes it away again.
+        fault: ``"waits"``: runs wait for the device, which no capture allows; ``"not capturable"``:
+            sessions say that they cannot be captured.
+
+    Returns:
+        The settings of an engine that uses it, and a list to which its sessions are added.
+    """
+    if not registry.is_installed("openvino"):
+        pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
+    host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
+    sessions: list[DeviceSession] = []
+
+    class DeviceBackend:
+        name = "torch"
+
+        def choose(self, held, asked, *, device, allowed):
+            return host.choose(held, asked, device="cpu", allowed=allowed)
+
+        def load(self, graph_path, *, device, precision, options):
+            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
+            return graph if device == "cpu" else DeviceGraph(graph, fault, sessions)
+
+    real = registry.get_backend
+    monkeypatch.setattr(
+        registry, "get_backend", lambda name: DeviceBackend() if name == "torch" else real(name)
+    )
+    return {"device": "cuda:0", "backend": "torch"}, sessions

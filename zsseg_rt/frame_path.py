@@ -1,0 +1,301 @@
+"""A frame's path on its lane's stream: from pixels to labels, recorded and replayed on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.backends.base import Session
+from zsseg_rt.bundle_specs import PreprocessSpec
+from zsseg_rt.captures import FrameCaptures, captures_wanted
+from zsseg_rt.clock import NvtxRanges
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.device_result import DeviceSegmentation
+from zsseg_rt.errors import BackendError
+from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Masks, PixelLabels
+from zsseg_rt.families.base import Trace as Trace
+from zsseg_rt.result import Segmentation
+from zsseg_rt.steady.memory import Turn
+from zsseg_rt.workspace import Workspace
+
+__all__ = ["FramePath", "Trace"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Labelled:
+    """What a frame's work makes, on the device; it may still be under way."""
+
+    masks: Masks
+    pixels: PixelLabels
+    finite: Array  # uint8 [1]
+    finite_on_host: npt.NDArray[np.uint8] | None  # the same, readable after a wait
+
+
+class FramePath:
+    """Labels one frame at a time; the lane sees to that.
+
+    Args:
+        family: How the bundle's features become masks.
+        sessions: The lane's own sessions by graph name.
+        workspace: The lane's.
+        preprocess: How a frame becomes the encoder's input.
+        config: The engine's settings.
+
+    Raises:
+        ConfigError: ``$ZSSEG_CUDA_GRAPHS`` is neither 0 nor 1.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        sessions: Mapping[str, Session],
+        workspace: Workspace,
+        preprocess: PreprocessSpec,
+        config: EngineConfig,
+    ) -> None:
+        ranges = NvtxRanges() if config.with_nvtx else None
+        self._family, self._sessions, self._workspace = family, sessions, workspace
+        self.pipeline = family.pipeline(sessions, workspace)
+        self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
+        self._preprocess, self._config = preprocess, config
+        wanted = captures_wanted() and family.captures and config.with_class_scores is None
+        self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
+        self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
+        self.adopted: BoundClasses | None = None
+        self._is_warm = workspace.device == "cpu"
+
+    def label(
+        self,
+        frame: npt.NDArray[np.uint8],
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> Segmentation:
+        """Label a frame; see :meth:`zsseg_rt.Lane.segment`.
+
+        Args:
+            frame: uint8 [H, W, 3] in host memory, checked.
+            classes: The classes, as the engine gives them.
+            rule: How scores become labels.
+            trace: Receives every intermediate.
+            turn: The frame's turn with a memory.
+        """
+        workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        with ops.thread_limit(self._config.num_threads):
+            found = self._enqueue(frame, classes, rule, trace, turn)
+            if isinstance(found, Segmentation):
+                return found
+            maps = None
+            if self._config.with_class_scores is not None:
+                maps = found.masks.grid_scores(rule, workspace)
+            labels, scores = self._download(found.pixels)
+        if workspace.device != "cpu":
+            clock.mark("results")
+            workspace.synchronize()
+        labels, scores = self._finish(found, labels, scores, classes)
+        if workspace.device == "cpu":
+            clock.mark("results")
+        return Segmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
+        )
+
+    def label_device(
+        self, frame: Array, classes: BoundClasses, rule: LabelRule
+    ) -> DeviceSegmentation:
+        """Label a frame on the GPU and leave the labels there.
+
+        Args:
+            frame: uint8 [H, W, 3] on the lane's GPU, checked.
+            classes: The classes, as the engine gives them.
+            rule: How scores become labels.
+        """
+        workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        found = self._enqueue(frame, classes, rule)
+        assert isinstance(found, _Labelled), "no memory was given"
+        pixels = found.pixels
+        is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        if is_final:
+            labels: Array = workspace.copy(pixels.labels)
+            scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
+        else:
+            labels, scores = self._download(pixels)
+        clock.mark("results")
+        workspace.synchronize()
+        if is_final:
+            self._require_finite(found)
+        else:
+            labels, scores = self._finish(found, labels, scores, classes)
+            labels = workspace.place(np.ascontiguousarray(labels))
+            scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        return DeviceSegmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+        )
+
+    @contextmanager
+    def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:
+        """Run frames through other sessions inside the block, uncaptured."""
+        usual, was_on = self.pipeline, self._captures.is_on
+        self.pipeline = self._family.pipeline(sessions, self._workspace)
+        self._given, self._captures.is_on = None, False  # both keep classes in the same buffers
+        try:
+            yield
+        finally:
+            self.pipeline, self._given, self._captures.is_on = usual, None, was_on
+
+    def close(self) -> None:
+        """Drop captures and classes."""
+        self._captures.clear()
+        self._given = self.adopted = None
+
+    def _enqueue(
+        self,
+        frame: Array,
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> _Labelled | Segmentation:
+        """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
+        captures = self._captures
+        captured = captures.is_on and trace is None and turn is None
+        num_phrases = len(classes.vocabulary.phrases)
+        rows = self._family.rows_for(num_phrases) if captured else None
+        adopted = self._adopt(classes, rows)
+        out_hw = (int(frame.shape[0]), int(frame.shape[1]))
+        if not self._is_warm:
+            self._warm_up(frame, out_hw, adopted, rule)
+        self.clock.start()
+        again = None if turn is None else self._look_back(turn)
+        if again is not None:
+            return again
+        image = self._image(frame, trace)
+        if not captured:
+            return self._work(image, out_hw, adopted, rule, trace, turn)
+        key = _kind_of(out_hw, adopted, rule)
+        return captures.run(key, lambda: self._work(image, out_hw, adopted, rule))
+
+    def _warm_up(
+        self, frame: Array, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+    ) -> None:
+        """Run a frame that nobody times: kernels and libraries are loaded when first used."""
+        self.clock.start()
+        self._work(self._image(frame), out_hw, classes, rule)
+        self._workspace.synchronize()
+        self._is_warm = True
+
+    def _work(
+        self,
+        image: Array,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> _Labelled:
+        """From the encoder's input to labels."""
+        workspace, clock = self._workspace, self.clock
+        masks = self.pipeline.masks(image, classes, clock, trace)
+        host, flag = workspace.flag()
+        finite = ops.all_finite(masks.mask_logits, out=flag, stream=workspace.stream)
+        clock.mark("check")
+        if turn is not None and turn.steadies:
+            masks = turn.steadied(masks, workspace)
+            clock.mark("steady")
+        pixels = masks.label(out_hw, classes, rule, workspace, clock)
+        return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
+
+    def _image(self, frame: Array, trace: Trace | None = None) -> Array:
+        """The encoder's input, float32 [1, 3, h, w] on the device."""
+        spec, workspace = self._preprocess, self._workspace
+        on_host = isinstance(frame, np.ndarray)
+        pixels = ops.preprocess(
+            workspace.upload_frame(frame) if on_host else frame,
+            size_hw=spec.size_hw,
+            mean=spec.mean,
+            std=spec.std,
+            channel_order=self._config.channel_order,
+            out=workspace.array("image", (3, *spec.size_hw), np.float32),
+            stream=workspace.stream,
+        )
+        image = reshaped(pixels, (1, 3, *spec.size_hw))
+        self.clock.mark("preprocess")
+        if trace is not None:
+            trace["image"] = image
+        return image
+
+    def _look_back(self, turn: Turn) -> Segmentation | None:
+        again = turn.reused()
+        self.clock.mark("compare")
+        if again is None:
+            return None
+        self._workspace.synchronize()
+        return replace(again, times=MappingProxyType(self.clock.times()))
+
+    def _download(
+        self, pixels: PixelLabels
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Labels and scores in host memory, once the stream has been waited for."""
+        scores = None if pixels.scores is None else self._workspace.download(pixels.scores)
+        return self._workspace.download(pixels.labels), scores
+
+    def _finish(
+        self,
+        found: _Labelled,
+        labels: npt.NDArray[Any],
+        scores: npt.NDArray[np.float32] | None,
+        classes: BoundClasses,
+    ) -> Labels:
+        """Do what is left to the host, which has waited."""
+        pixels, vocabulary = found.pixels, classes.vocabulary
+        if pixels.look_up is not None:
+            labels, scores = pixels.look_up(labels)
+        self._require_finite(found)
+        if not (pixels.of_classes or vocabulary.is_plain):
+            labels = vocabulary.label_table[labels]
+        return labels, scores
+
+    def _require_finite(self, found: _Labelled) -> None:
+        flag = found.finite if found.finite_on_host is None else found.finite_on_host
+        if not flag[0]:
+            raise BackendError(
+                "mask_logits: expected finite numbers, got NaN or infinity at precision "
+                f"{self._sessions['image_encoder'].precision}. Use precision='float32' and run "
+                "self_check(), which tells whether the weights are sound."
+            )
+
+    def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
+        """Return the classes in this lane's buffers; they are copied there when they change."""
+        held = self._given
+        if self.adopted is None or held is None or held[0] is not classes or held[1] != rows:
+            self._given = None  # a failed copy leaves buffers with neither the old nor the new
+            self.adopted = self.pipeline.adopt(classes, num_rows=rows)
+            self._given = (classes, rows)
+        return self.adopted
+
+
+def _kind_of(out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule) -> Hashable:
+    """All that a frame's work depends on but the contents of buffers."""
+    table, has_seen = classes.label_table, classes.seen is not None
+    dtype = None if table is None else str(table.dtype)
+    rows = int(classes.text_embeds.shape[0])
+    return out_hw, rows, dtype, has_seen, rule.head, rule.threshold, rule.with_scores
