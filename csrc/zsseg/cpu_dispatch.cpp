@@ -50,7 +50,9 @@ bool system_keeps(unsigned registers) {
   return isa == CpuIsa::v3 ? v3 : v4;
 }
 #else
-[[maybe_unused]] bool cpu_runs(CpuIsa isa) { return isa == CpuIsa::baseline; }
+[[maybe_unused]] bool cpu_runs(CpuIsa isa) {
+  return isa == CpuIsa::baseline;
+}
 #endif
 
 CpuIsa parse_isa(const std::string& name) {
