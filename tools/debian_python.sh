@@ -23,6 +23,7 @@ fi
 if [ ! -e "$folder/complete" ]; then
   rm -rf "$folder"
   mkdir -p "$folder"/apt/{lists/partial,archives/partial} "$folder/root"
+  # shellcheck disable=SC2016  # the names are apt's
   mirror=$(apt-get indextargets --format '$(REPO_URI) $(SUITE) $(CODENAME)' 2>/dev/null |
     awk '$3 ~ /^[a-z]+$/ && $1 ~ /debian\/?$/ {print $1; exit}')
   echo "deb [signed-by=$keys] ${mirror:?this Debian has no mirror: run apt-get update} $suite main" \
@@ -42,6 +43,10 @@ if [ ! -e "$folder/complete" ]; then
   done
   for package in "$folder"/apt/archives/*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar x -C "$folder/root" --keep-directory-symlink
+  done
+  # The header of Python's that differs between machines is elsewhere; put it where others look.
+  for header in "$folder"/root/usr/include/*-linux-gnu/python3.*/pyconfig.h; do
+    cp "$header" "$folder/root/usr/include/$(basename "$(dirname "$header")")/"
   done
   rm -rf "$folder/apt"
   touch "$folder/complete"
