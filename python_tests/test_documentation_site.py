@@ -29,7 +29,7 @@ def build(checkout, site):
     environment = {**os.environ, "ZSSEG_PYTHON": sys.executable}
     call = ["bash", str(checkout / "tools" / "docs.sh"), str(site)]
     return subprocess.run(
-        call, env=environment, capture_output=True, text=True, timeout=300, check=False
+        call, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
