@@ -1,6 +1,7 @@
 """README and docs say what is so: snippets run, commands parse, links lead somewhere."""
 
 import os
+import re
 import shutil
 from dataclasses import fields
 
@@ -195,7 +196,8 @@ def test_commands_are_found(tmp_path, monkeypatch):
     page.write_text(
         "```bash\nZSSEG_HOME=x zsseg-rt a \\\n  --b 'c; d, e' > f # g\n"
         'pip install h && zsseg-rt i --j "k & l" &\n$ zsseg-rt m [--n N]\necho o\n```\n'
-        "and `zsseg-rt p\n--q`, `zsseg-rt ... r`\n```ini\nzsseg-rt s\n```\n"
+        "and `zsseg-rt p\n--q`, `zsseg-rt ... r` or `t zsseg-rt u`\n"
+        "```ini\nExecStart=/opt/bin/zsseg-rt s\n```\n```json\nno zsseg-rt-like `zsseg-rt`\n```\n"
     )
     monkeypatch.setattr(documents, "ROOT", tmp_path)
     words = [words for _, words in documents.commands_of(page, "zsseg-rt")]
@@ -203,8 +205,25 @@ def test_commands_are_found(tmp_path, monkeypatch):
         ["a", "--b", "c; d, e"],
         ["i", "--j", "k & l"],
         ["m", "--n", "1"],
+        ["s"],
         ["p", "--q"],
+        ["u"],
     ]
+    assert documents.unread_lines_of(page, "zsseg-rt") == ["page.md: zsseg-rt ... r"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_command_is_left_unchecked(page):
+    unread = documents.unread_lines_of(page, "zsseg-rt")
+    assert [line for line in unread if "..." not in line] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_scripts_that_are_named_are_there(page):
+    for script in re.findall(
+        r"\b(?:tools|benchmarks|docs/examples)/[\w/]+\.(?:sh|py)\b", page.read_text()
+    ):
+        assert (documents.ROOT / script).is_file(), script
 
 
 # --- tables and links ---

@@ -1,5 +1,6 @@
 """The source distribution holds what a build needs, a build of it what an installation needs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,27 @@ def test_an_installation_from_the_sdist_has_its_data(unpacked, tmp_path):
     assert tracked("zsseg_rt") - files_in(tmp_path) == set()
     for name in READ_AT_RUN_TIME:
         assert (tmp_path / "zsseg_rt" / name).stat().st_size > 0
+
+
+def test_an_installation_from_the_sdist_labels_the_demo(unpacked, tmp_path):
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("cmake and ninja are not on the PATH")
+    source = shutil.copytree(unpacked, tmp_path / "source")  # the build writes into it
+    environment = {**os.environ, "ZSSEG_CUDA": "OFF", "ZSSEG_HOME": str(tmp_path / "home")}
+    environment.pop("PYTHONPATH", None)
+    environment["CMAKE_ARGS"] = "-DCMAKE_CXX_FLAGS_RELEASE=-O0"  # quick to build
+    call = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    call += ["--disable-pip-version-check", "--target", str(tmp_path / "site"), str(source)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    environment.pop("ZSSEG_EXTENSION", None)
+    call = [sys.executable, "-m", "zsseg_rt", "segment", "--demo", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").glob("*.overlay.png"))
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

@@ -110,6 +110,11 @@ ruff check .
 ruff format --check .
 lint-imports --no-cache --no-logo
 mypy
+check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+if command -v zizmor >/dev/null; then # pip has none for aarch64
+  zizmor -q --offline .github/workflows
+fi
+hadolint containers/*.Dockerfile
 git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'cpp_tests/*.cpp' 'cpp_tests/*.h' |
   xargs clang-format --dry-run -Werror
 

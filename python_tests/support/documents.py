@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SHELLS = ("", "bash", "console")
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (not run|given): (.+?) -->\n *\Z")
 _NUMBERS = {"N", "M", "S", "T"}
@@ -38,8 +37,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README and the documents, in no order that matters."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """Everything that tells what is so now, in no order that matters: not the list of changes."""
+    beside = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+    beside += ("benchmarks/kernels.md", "cpp_tests/cuda_emulation/README.md")
+    return [*(ROOT / name for name in beside), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -69,24 +70,37 @@ def programs_of(page: Path) -> list[Block]:
 
 
 def commands_of(page: Path, program: str) -> list[tuple[str, list[str]]]:
-    """Calls of a program in a page: in its shell blocks, and inline unless "..." leaves words out.
+    """Calls of a program in a page: in shell, in units of systemd, and inline.
 
     Square brackets stand around what may be left out, which is kept; N, M, S and T for numbers.
+    "..." leaves words out: such a call is not among them.
 
     Returns:
         Where each is, and its words.
     """
-    text = page.read_text(encoding="utf-8")
+    return [(where, words) for where, line in lines_with(page, program)
+            for words in _calls(line, program) if "..." not in words]  # fmt: skip
+
+
+def unread_lines_of(page: Path, program: str) -> list[str]:
+    """Lines with a program's name that `commands_of` takes nothing from, each with its place."""
+    return [f"{where}: {line}" for where, line in lines_with(page, program)
+            if not any("..." not in words for words in _calls(line, program))]  # fmt: skip
+
+
+def lines_with(page: Path, program: str) -> list[tuple[str, str]]:
+    """Lines of code, and code within text, that call a program, each with its place."""
     where = page.relative_to(ROOT).as_posix()
+    named = re.compile(rf"(?<![\w.-]){re.escape(program)} +\S")
     found = []
     for block in blocks_of(page):
-        if block.language in SHELLS:
-            for line in block.code.replace("\\\n", " ").splitlines():
-                found += [(f"{where}:{block.line}", words) for words in _calls(line, program)]
-    outside = _FENCE.sub("", text)
-    for inline in re.findall(rf"`({program} [^`]+)`", outside):
-        if "..." not in inline:
-            found += [(where, words) for words in _calls(" ".join(inline.split()), program)]
+        lines = block.code.replace("\\\n", " ").splitlines()
+        if block.language == "ini":
+            lines = [line.removeprefix("ExecStart=") for line in lines]
+        found += [(f"{where}:{block.line}", line) for line in lines if named.search(line)]
+    for inline in re.findall(r"`([^`]+)`", without_code(page)):
+        if named.search(line := " ".join(inline.split())):
+            found.append((where, line))
     return found
 
 
@@ -97,21 +111,26 @@ def _calls(line: str, program: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     for ends, words in groupby(lexer, lambda word: set(word) <= set("&|;<>()")):
-        call = [word.strip("[]") for word in words]
+        call = [word.strip("[]").rpartition("/bin/")[2] for word in words]
         if not ends and program in call:
             call = call[call.index(program) + 1 :]
             yield ["1" if word in _NUMBERS else word for word in call]
 
 
+def without_code(page: Path) -> str:
+    """A page without its blocks of code."""
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
 def links_of(page: Path) -> list[str]:
     """What a page links to, other sites left out."""
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    text = without_code(page)
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
 
 
 def anchors_of(page: Path) -> set[str]:
     """Names of a page's headings, as links write them."""
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    text = without_code(page)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     plain = (re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading) for heading in headings)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}

@@ -1,0 +1,19 @@
+"""Shows names that docstrings mark for Sphinx as code: the generator knows no such marks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc|obj):`~?([^`]+)`")
+
+
+class Roles(griffe.Extension):
+    """Takes the marks off when a docstring is read."""
+
+    def on_instance(self, *, obj: griffe.Object, **unused: Any) -> None:
+        """Called by griffe for each object that it finds."""
+        if obj.docstring is not None:
+            obj.docstring.value = _ROLE.sub(r"`\1`", obj.docstring.value)
