@@ -51,7 +51,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600.0, help="for all targets together")
     parser.add_argument("--cases", type=int, default=0, help="at most so many of each target")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--hangs-after", type=float, default=30.0, help="seconds for one case")
+    parser.add_argument(
+        "--hangs-after",
+        type=float,
+        default=30.0,
+        help="seconds for one case, waits for a CPU aside",
+    )
     parser.add_argument("--kills", type=int, default=0, help="commands to end at random moments")
     parser.add_argument("--case", type=int, help="try one case of one target in this process")
     parser.add_argument("--json", type=Path, help="write counts and failures there")
