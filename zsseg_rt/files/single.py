@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "is_file",
+    "is_folder",
     "read_limited",
     "read_npy",
     "remove_entry",
@@ -34,6 +36,22 @@ _NPY_HEADER = re.compile(
     rb"'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>(?:[0-9]{1,18},|[0-9]{1,18}(?:, ?[0-9]{1,18}){1,31},?)?)\),? ?\} *\n"
 )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def sha256_of(path: Path) -> str:
