@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.torture.child import STATE_BYTES, Counts
-from tools.torture.target import ROOT, TARGETS
+from tools.torture.target import ROOT, TARGETS, extension_of
 
 STARTS_WITHIN = 120.0  # seconds until a process that prepares a target counts as hung
 MOST_RESIDENT = 6 << 30  # bytes, above which a process is ended before the machine suffers
@@ -139,8 +139,7 @@ class _Child:
         for name, value in settings.items():
             command += [f"--{name}", str(value)]
         environment = {**os.environ, "TMPDIR": str(folder), "ZSSEG_HOME": str(folder / "home")}
-        if group == "emulated":
-            environment["ZSSEG_EXTENSION"] = environment["ZSSEG_EMULATED_EXTENSION"]
+        environment |= extension_of(group)
         self._begin, self._hangs_after = time.monotonic(), run.hangs_after
         self._queue: CpuQueue | None = None
         with self._said.open("wb") as said, self._errors.open("wb") as errors:
