@@ -58,3 +58,11 @@ def test_a_script_runs_as_a_module(run, name):
 def test_a_script_runs_from_its_own_folder(run):
     run("profile.py", cwd=ROOT / "tools")
     run("benchmark_kernels.py", cwd=ROOT / "tools")
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "tools").glob("*.sh")), ids=lambda path: path.name
+)
+def test_shell_scripts_parse(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

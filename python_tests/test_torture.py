@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.torture.parent import CpuQueue
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,6 +32,25 @@ def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
     assert "itself.py" in hang["trace"]  # where it hung
     assert report["targets"]["itself"] == {"accepted": 2, "refused": 5, "failed": 4}
     assert "itself 1 2: crash: SIGSEGV" in done.stdout
+
+
+def test_waiting_for_a_cpu_is_no_part_of_a_hang(tmp_path):
+    def write(thread, waited_ns):
+        (tmp_path / thread).mkdir(exist_ok=True)
+        (tmp_path / thread / "schedstat").write_text(f"123 {waited_ns} 4\n")  # ran, waited, turns
+
+    write("10", 5_000_000_000)
+    write("11", 9_000_000_000)
+    queue = CpuQueue(tmp_path, since=0.0)
+    assert queue.seconds() == 0.0
+    write("10", 25_000_000_000)
+    write("11", 10_000_000_000)
+    write("12", 2_000_000_000)  # a new thread
+    assert queue.seconds() == 20.0
+
+
+def test_where_linux_does_not_tell_all_time_counts(tmp_path):
+    assert CpuQueue(tmp_path / "gone", since=0.0).seconds() == 0.0
 
 
 @pytest.mark.parametrize(

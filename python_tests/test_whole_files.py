@@ -1,6 +1,10 @@
 """Files: whole or not at all, whoever writes at the same moment and whatever is in the way."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -65,6 +69,45 @@ def test_temporaries_are_named_after_their_file(tmp_path, monkeypatch):
         write_atomically(tmp_path / "file", b"x")
     assert len(set(seen)) == 2
     assert all(name.startswith(".file.") and name.endswith(".tmp") for name in seen)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from zsseg_rt.files import write_atomically
+os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path(sys.argv[1]), b"x" * 5000)
+"""
+
+
+def can_write_nameless(folder):
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_killed_process_leaves_no_temporary(tmp_path):
+    if not can_write_nameless(tmp_path):
+        pytest.skip("this file system has no files without a name")
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path / "file"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["open", "link"])
+def test_it_writes_where_no_file_can_be_nameless(tmp_path, monkeypatch, call):
+    def refuse(*arguments, **settings):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, call, refuse)
+    write_atomically(tmp_path / "file", b"old")
+    write_atomically(tmp_path / "file", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):

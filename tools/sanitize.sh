@@ -3,9 +3,29 @@
 # behaviour, one that watches for data races. Minutes, so not a part of tools/test.sh.
 #
 #   bash tools/sanitize.sh [build folder, default build/sanitize]
+#   bash tools/sanitize.sh --extension [build folder]
+#
+# With --extension it builds the Python extension for the target ops-sanitized of tools/torture.sh
+# instead, and ends with a line that says how to use it. It takes the Python of ZSSEG_PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-folder=${1:-build/sanitize}
+with_extension=
+if [ "${1:-}" = --extension ]; then
+  with_extension=1
+  shift
+fi
+folder=$(realpath -m "${1:-build/sanitize}")
+
+if [ -n "$with_extension" ]; then
+  python=${ZSSEG_PYTHON:-python}
+  cmake -S . -B "$folder/extension" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+    -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -O1" \
+    -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DZSSEG_CUDA=OFF >/dev/null
+  cmake --build "$folder/extension" --target _C
+  echo "export ZSSEG_SANITIZED_EXTENSION=$(ls "$folder"/extension/_C*.so)"
+  exit
+fi
 
 for sanitizer in address,undefined thread; do
   printf '\n== %s\n' "$sanitizer"

@@ -34,11 +34,14 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="zsseg_torture."))
     limits = (arguments.seconds, arguments.cases or _MANY, arguments.hangs_after)
     run = Run(folder, arguments.seed, *limits)
-    ended: kills.Ended | None = None
+    ended = kills.Ended() if arguments.kills else None
     try:
         run.try_all(names)
-        if arguments.kills:
-            ended = kills.kill_many(folder / "kills", arguments.seed, arguments.kills)
+        if ended is not None:
+            commands = arguments.kill or kills.COMMANDS
+            kills.kill_many(folder / "kills", arguments.seed, arguments.kills, ended, commands)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is what was done until then")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _report(run, names, ended, arguments.json)
@@ -51,8 +54,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600.0, help="for all targets together")
     parser.add_argument("--cases", type=int, default=0, help="at most so many of each target")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--hangs-after", type=float, default=30.0, help="seconds for one case")
+    parser.add_argument(
+        "--hangs-after",
+        type=float,
+        default=30.0,
+        help="seconds for one case, waits for a CPU aside",
+    )
     parser.add_argument("--kills", type=int, default=0, help="commands to end at random moments")
+    parser.add_argument(
+        "--kill", action="append", choices=kills.COMMANDS, help="only this command; may be repeated"
+    )
     parser.add_argument("--case", type=int, help="try one case of one target in this process")
     parser.add_argument("--json", type=Path, help="write counts and failures there")
     parser.add_argument("--list", action="store_true", help="name the targets and end")

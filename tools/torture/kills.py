@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from tools.torture.target import ROOT, test_support
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ZssegError
 
-__all__ = ["Ended", "kill_many"]
+__all__ = ["COMMANDS", "Ended", "kill_many"]
 
+_SHARES = {"segment": 0.4, "export": 0.3, "import-checkpoint": 0.15, "train": 0.15}
+COMMANDS = tuple(_SHARES)
 _LONGEST = 600.0  # seconds for a command that is not killed
 
 
@@ -56,7 +58,6 @@ class _Job:
         go_on: What finishes the work after a kill.
         check: Looks at what a killed command left; yields troubles.
         result: The finished work, as hashes by file name.
-        share: Of all kills.
     """
 
     name: str
@@ -65,22 +66,26 @@ class _Job:
     check: Callable[[], Iterator[str]]
     result: Callable[[], dict[str, str]]
     clear: Callable[[], None]
-    share: float
 
 
-def kill_many(folder: Path, seed: int, count: int) -> Ended:
+def kill_many(
+    folder: Path, seed: int, count: int, ended: Ended, names: Sequence[str] = COMMANDS
+) -> None:
     """Kill so many commands, finish the work of each, and compare.
 
     Args:
         folder: For everything that they write.
         seed: Of the moments.
-        count: Kills of all commands together.
+        count: Kills of all commands together, about; every third work is killed twice.
+        ended: What came of it, counted as it comes.
+        names: Which commands, of :data:`COMMANDS`.
     """
     folder.mkdir(parents=True)
-    ended, draw = Ended(), random.Random(f"{seed} kills")
-    for job in _jobs(folder):
-        _kill_one_job(job, folder, max(1, round(count * job.share)), draw, ended)
-    return ended
+    shares = sum(_SHARES[name] for name in names)
+    for name in names:
+        draw = random.Random(f"{seed} kills {name}")
+        works = max(1, round(count * _SHARES[name] / shares * 3 / 4))
+        _kill_one_job(_MAKERS[name](folder), folder, works, draw, ended)
 
 
 def _kill_one_job(job: _Job, folder: Path, count: int, draw: random.Random, ended: Ended) -> None:
@@ -141,10 +146,6 @@ def _kill(words: list[str], folder: Path, moment: float) -> bool:
     return False
 
 
-def _jobs(folder: Path) -> list[_Job]:
-    return [_segment(folder), _export(folder), _import(folder), _train(folder)]
-
-
 def _segment(folder: Path) -> _Job:
     import numpy as np
     from PIL import Image
@@ -169,7 +170,7 @@ def _segment(folder: Path) -> _Job:
 
     return _Job(
         "segment", words, [*words, "--resume"], check,
-        lambda: _hashes(out, without=("zsseg_journal.jsonl",)), lambda: _remove(out), 0.4,
+        lambda: _hashes(out, without=("zsseg_journal.jsonl",)), lambda: _remove(out),
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def _export(folder: Path) -> _Job:
     np.save(folder / "rows.npy", np.eye(3, dtype=np.float32))
     words = ["export", "dense", "encoder.onnx", "--size", "64", "--mean", "clip", "--overwrite"]
     words += ["--bank", "names.txt", "rows.npy", "--out", "dense.zsseg"]
-    return _bundle_job("export", words, folder, 0.3)
+    return _bundle_job("export", words, folder)
 
 
 def _import(folder: Path) -> _Job:
@@ -219,10 +220,10 @@ def _import(folder: Path) -> _Job:
         "float32",
     ]
     words += ["--out", "zegclip.zsseg"]
-    return _bundle_job("import-checkpoint", words, folder, 0.15)
+    return _bundle_job("import-checkpoint", words, folder)
 
 
-def _bundle_job(name: str, words: list[str], folder: Path, share: float) -> _Job:
+def _bundle_job(name: str, words: list[str], folder: Path) -> _Job:
     place = folder / words[words.index("--out") + 1]
 
     def check() -> Iterator[str]:
@@ -237,7 +238,7 @@ def _bundle_job(name: str, words: list[str], folder: Path, share: float) -> _Job
         # The manifest holds the moment of the export.
         return _hashes(place, without=("bundle.json",)) | left
 
-    return _Job(name, words, words, check, result, lambda: None, share)
+    return _Job(name, words, words, check, result, lambda: None)
 
 
 def _train(folder: Path) -> _Job:
@@ -258,8 +259,11 @@ def _train(folder: Path) -> _Job:
                 yield f"half written: {path.name}"
 
     return _Job(
-        "train", words, [*words, "--resume"], check, result, lambda: _remove(run), 0.15
+        "train", words, [*words, "--resume"], check, result, lambda: _remove(run)
     )  # fmt: skip
+
+
+_MAKERS = {"segment": _segment, "export": _export, "import-checkpoint": _import, "train": _train}
 
 
 def _remove(path: Path) -> None:

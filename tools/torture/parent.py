@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tools.torture.child import STATE_BYTES, Counts
-from tools.torture.target import ROOT, TARGETS
+from tools.torture.target import ROOT, TARGETS, extension_of
 
 STARTS_WITHIN = 120.0  # seconds until a process that prepares a target counts as hung
 MOST_RESIDENT = 6 << 30  # bytes, above which a process is ended before the machine suffers
 MOST_DEATHS = 20  # of one group in a row of cases, after which a target's other cases are left out
+MOST_PATIENCE = 10  # times the limit of a case, after which it is ended however busy the machine is
 _POLL = 0.2
 
 
@@ -45,7 +46,7 @@ class Run:
     Attributes:
         seconds: For all targets together.
         cases: The most of each target.
-        hangs_after: Seconds for one case.
+        hangs_after: Seconds for one case, without those in which it waited for a free CPU.
     """
 
     folder: Path
@@ -99,6 +100,29 @@ class Run:
         self.say(str(failure))
 
 
+class CpuQueue:
+    """How long a process has waited for a CPU since a moment: the thread that waited most."""
+
+    def __init__(self, tasks: Path, since: float) -> None:
+        """Begin to count; ``tasks`` is the process's /proc/PID/task."""
+        self.since = since
+        self._tasks = tasks
+        self._before = self._waits()
+
+    def seconds(self) -> float:
+        """Since this was made; 0 where Linux does not tell."""
+        waits = self._waits()
+        return max((ns - self._before.get(task, 0) for task, ns in waits.items()), default=0) / 1e9
+
+    def _waits(self) -> dict[str, int]:
+        found = {}
+        with contextlib.suppress(OSError):
+            for task in self._tasks.iterdir():
+                with contextlib.suppress(OSError, IndexError):
+                    found[task.name] = int((task / "schedstat").read_text().split()[1])
+        return found
+
+
 class _Child:
     def __init__(self, run: Run, group: str, names: list[str], seconds: float, first: int) -> None:
         folder = run.folder / group
@@ -115,9 +139,9 @@ class _Child:
         for name, value in settings.items():
             command += [f"--{name}", str(value)]
         environment = {**os.environ, "TMPDIR": str(folder), "ZSSEG_HOME": str(folder / "home")}
-        if group == "emulated":
-            environment["ZSSEG_EXTENSION"] = environment["ZSSEG_EMULATED_EXTENSION"]
+        environment |= extension_of(group)
         self._begin, self._hangs_after = time.monotonic(), run.hangs_after
+        self._queue: CpuQueue | None = None
         with self._said.open("wb") as said, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=errors,
@@ -175,7 +199,10 @@ class _Child:
         since = entry["since"] if entry else self._begin
         is_trying = entry is not None and entry["case"] >= 0
         patience = self._hangs_after if is_trying else STARTS_WITHIN
-        if now - since > patience:
+        if self._queue is None or self._queue.since != since:
+            self._queue = CpuQueue(Path(f"/proc/{self._process.pid}/task"), since)
+        lasted = now - since
+        if lasted > MOST_PATIENCE * patience or lasted - self._queue.seconds() > patience:
             self._process.send_signal(signal.SIGUSR1)
             time.sleep(1.0)
             return "hang", f"over {patience:.0f} s", self._last_words()

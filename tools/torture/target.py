@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from zsseg_rt.errors import ZssegError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "python_tests/bundles/v1"
+
+# Groups that test another build of the core, and the variables that say where it is.
+BUILDS = {"emulated": "ZSSEG_EMULATED_EXTENSION", "sanitized": "ZSSEG_SANITIZED_EXTENSION"}
 
 Attempt = Callable[[random.Random], None]
 Prepare = Callable[[Path], Attempt]
@@ -70,6 +75,30 @@ def test_support(name: str) -> Any:
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(f"support.{name}")
+
+
+def extension_of(group: str) -> dict[str, str]:
+    """What a group's process has in its environment to load another build of the core."""
+    if group not in BUILDS:
+        return {}
+    environment = {"ZSSEG_EXTENSION": os.environ[BUILDS[group]]}
+    if group == "sanitized":
+        environment |= {
+            "LD_PRELOAD": " ".join(_runtime(name) for name in ("libasan.so", "libubsan.so")),
+            # Python itself keeps memory to its end, and its arrays may be larger than is there.
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+    return environment
+
+
+def _runtime(library: str) -> str:
+    """Where the compiler keeps a sanitizer's library."""
+    command = [os.environ.get("CXX", "c++"), f"-print-file-name={library}"]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(path).is_absolute():
+        raise SystemExit(f"{library}: expected one of {command[0]}'s, got none. Install it.")
+    return path
 
 
 def case_of(seed: int, name: str, number: int) -> random.Random:

@@ -27,6 +27,7 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.extras import needs_extra
+from zsseg_rt.files import is_folder
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -179,7 +180,7 @@ def _read_names(
 
 def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: ExitStack) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
-    if path.is_dir() and not (path / "bundle.json").exists():
+    if is_folder(path) and not (path / "bundle.json").exists():
         return _open_trained(path, asked, config)
     from zsseg_rt.engine import Engine
     from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter

@@ -27,6 +27,7 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import terminal
+from zsseg_rt.files import is_file
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
 
@@ -169,7 +170,7 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
         return None
     from zsseg_rt.models import load_clip
 
-    activation: Any = "quick_gelu" if Path(source).is_file() else None
+    activation: Any = "quick_gelu" if is_file(Path(source)) else None
     with arguments_called({"source": "--clip"}):
         return load_clip(source, activation=activation, trust=trust)
 

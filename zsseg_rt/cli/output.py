@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.cli.options import UsageError
-from zsseg_rt.files import why_unwritable
+from zsseg_rt.files import is_folder, why_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,14 +76,15 @@ def check_file_place(option: str, file: Path | None) -> None:
     """Refuse a file that cannot be written, before any work is done for it.
 
     Raises:
-        UsageError: Its folder is absent or not writable, or the place is taken by a folder.
+        UsageError: Its folder is absent or not writable, the place is taken by a folder, or the
+            system takes no such name.
     """
     if file is None:
         return
     import tempfile
 
     problem = why_unwritable(file.parent)
-    if not problem and not file.parent.is_dir():
+    if not problem and not is_folder(file.parent):
         problem = "it does not exist"
     if not problem:
         try:
@@ -94,8 +96,19 @@ def check_file_place(option: str, file: Path | None) -> None:
         raise UsageError(
             f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"
         )
-    if file.is_dir():
-        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
+    if reason := _why_no_file(file):
+        raise UsageError(f"{option}: expected a file to write, got {reason}, {file}")
+
+
+def _why_no_file(file: Path) -> str:
+    """Why a file of this name cannot be in its folder; empty if it can."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as exc:
+        return getattr(exc, "strerror", None) or str(exc)
+    return "a folder" if stat.S_ISDIR(mode) else ""
 
 
 def check_folder_place(option: str, folder: Path) -> None:

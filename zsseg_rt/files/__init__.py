@@ -1,6 +1,8 @@
 """Read files without trusting them; write files and folders whole or not at all."""
 
 from zsseg_rt.files.single import (
+    is_file,
+    is_folder,
     read_limited,
     read_npy,
     remove_entry,
@@ -10,6 +12,8 @@ from zsseg_rt.files.single import (
 )
 
 __all__ = [
+    "is_file",
+    "is_folder",
     "read_limited",
     "read_npy",
     "remove_entry",

@@ -12,12 +12,14 @@ import shutil
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "is_file",
+    "is_folder",
     "read_limited",
     "read_npy",
     "remove_entry",
@@ -36,6 +38,22 @@ _NPY_HEADER = re.compile(
 )
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
@@ -49,21 +67,43 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside it, then rename it; on failure nothing is left.
 
     Every call has a temporary file of its own, ``.NAME.*.tmp``, so several threads and processes
-    may write one file at the same time: the last to finish wins.
+    may write one file at the same time: the last to finish wins. Where the file system can, it gets
+    that name only when it is written, so that a process that is killed leaves nothing behind.
 
     Raises:
         OSError: The folder is absent or may not be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        if not _write_nameless(temporary, data):
+            with temporary.open("xb") as stream:
+                _write_through(stream, data)
         os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _write_through(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _write_nameless(path: Path, data: bytes) -> bool:
+    """Write a file that has no name before it is whole; False where the system cannot."""
+    try:
+        number = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except OSError:  # whatever it is: a file with a name works, or says why not
+        return False
+    with os.fdopen(number, "wb") as stream:
+        _write_through(stream, data)
+        try:
+            # The folder's number makes Python follow the link to the open file.
+            os.link(f"/proc/self/fd/{number}", path, src_dir_fd=0)
+        except OSError:
+            return False
+    return True
 
 
 def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:

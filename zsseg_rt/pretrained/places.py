@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zsseg_rt import schema
 from zsseg_rt.errors import BundleError
+from zsseg_rt.files import is_file, is_folder
 from zsseg_rt.files.home import default_cache_dir
 from zsseg_rt.pretrained.sets import SETS
 
@@ -43,10 +44,10 @@ def find_bundle(given: str | Path) -> Path:
         BundleError: It is the name of a bundle that was not fetched, or neither a path nor a name.
     """
     path = Path(given)
-    if not _may_be_name(given) or (path / _MANIFEST).is_file():
+    if not _may_be_name(given) or is_file(path / _MANIFEST):
         return path
     fetched = bundle_place(path.name)
-    if fetched.is_dir():
+    if is_folder(fetched):
         return fetched
     if path.name in SETS:
         size = round(SETS[path.name].weight_bytes / 1e6)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
+from zsseg_rt.files import is_folder
 from zsseg_rt.result import Segmentation
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
@@ -106,7 +107,7 @@ def _open_writer(target: SinkTarget, channel_order: str, alpha: float) -> Writer
     if text.lower().startswith("rtsp://"):
         return RtspSink(text, channel_order=channel_order, alpha=alpha)
     if "://" not in text:
-        if text.endswith("/") or path.is_dir():
+        if text.endswith("/") or is_folder(path):
             return MaskFolder(path)
         if path.suffix.lower() == ".mp4":
             return OverlayVideo(path, channel_order=channel_order, alpha=alpha)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.files import read_limited
+from zsseg_rt.files import is_file, is_folder, read_limited
 from zsseg_rt.photos import SUFFIXES
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline
@@ -101,8 +101,8 @@ def _path(text: str, order: str) -> Source:
     if not text or "\0" in text:
         raise ArgumentError(f"source: expected {_KNOWN}; got {text!r}")
     path = Path(text)
-    is_pattern = any(mark in text for mark in "*?[") and not path.exists()
-    if path.is_dir() or path.suffix.lower() in SUFFIXES or is_pattern:
+    is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
+    if is_folder(path) or path.suffix.lower() in SUFFIXES or is_pattern:
         return PhotoSource(name=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)

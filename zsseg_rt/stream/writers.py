@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zsseg_rt.errors import SourceError
+from zsseg_rt.files import is_folder
 from zsseg_rt.result import Frame, Segmentation
 
 __all__ = ["Callback", "JsonLines", "MaskFolder", "frame_of", "require_folder", "unwritable"]
@@ -141,7 +142,7 @@ def require_folder(path: Path) -> None:
     Raises:
         SourceError: There is no such folder.
     """
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise SourceError(f"{path}: cannot be written: the folder {path.parent} does not exist")
 
 

@@ -6,10 +6,19 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from tools.torture.target import TARGETS
-from tools.torture.targets import bundles, files, itself, pictures, services, values
+from tools.torture.target import BUILDS, TARGETS
+from tools.torture.targets import bundles, conditions, files, itself, pictures, services, values
 
-__all__ = ["available", "bundles", "files", "itself", "pictures", "services", "values"]
+__all__ = [
+    "available",
+    "bundles",
+    "conditions",
+    "files",
+    "itself",
+    "pictures",
+    "services",
+    "values",
+]
 
 _NEEDS = {"torch": ("torch", "accelerate"), "stream": ("av",), "server": ("fastapi", "av")}
 
@@ -22,6 +31,8 @@ def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         absent = [part for part in _NEEDS.get(group, ()) if not importlib.util.find_spec(part)]
         if absent:
             missing[name] = f"needs {' and '.join(absent)}"
-        if group == "emulated" and not os.environ.get("ZSSEG_EMULATED_EXTENSION"):
-            missing[name] = "needs ZSSEG_EMULATED_EXTENSION, the core built for the emulated GPU"
+        if group == "disk" and not conditions.can_mount():
+            missing[name] = "needs root, to have a small disk of its own"
+        if group in BUILDS and not os.environ.get(BUILDS[group]):
+            missing[name] = f"needs {BUILDS[group]}, another build of the core"
     return [name for name in names if name not in missing], missing

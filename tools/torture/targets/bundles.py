@@ -235,7 +235,11 @@ def _alter_weight(model: onnx.ModelProto, draw: random.Random) -> None:
 
 def _alter_integers(model: onnx.ModelProto, draw: random.Random) -> None:
     """Shapes and indices that the graph computes with."""
-    found = [w for w in model.graph.initializer if w.data_type == TensorProto.INT64 and w.raw_data]
+    found = [
+        w
+        for w in model.graph.initializer
+        if w.data_type == TensorProto.INT64 and len(w.raw_data) % 8 == 0
+    ]
     if found:
         weight = draw.choice(found)
         values = np.frombuffer(weight.raw_data, np.int64).copy()

@@ -54,7 +54,11 @@ _COMMANDS = (
 _INERT = ("--help", "--version", "--install-completion", "--show-completion")
 
 
-@target("arguments", "command lines with odd, missing, repeated and swapped words", weight=2)
+@target(
+    "arguments",
+    "command lines: odd, missing, repeated and swapped words, bytes that are no UTF-8",
+    weight=2,
+)
 def _arguments(folder: Path) -> Attempt:
     from PIL import Image
 
@@ -68,20 +72,31 @@ def _arguments(folder: Path) -> Attempt:
 
     def attempt(draw: random.Random) -> None:
         words = _odd_words(draw)
-        said, complained = io.StringIO(), io.StringIO()
-        with _within(folder), contextlib.redirect_stdout(said), \
-                contextlib.redirect_stderr(complained):  # fmt: skip
+        with _within(folder), _terminal() as errors:
             code = cli.main(words)
+        complained = errors.getvalue().decode()
         if code not in (0, 1, 2, 3, 4):
             raise AssertionError(f"{words}: exit code {code}")
-        if "Traceback" in complained.getvalue():
-            raise AssertionError(f"{words}: {complained.getvalue()[-400:]}")
+        if "Traceback" in complained:
+            raise AssertionError(f"{words}: {complained[-400:]}")
         if code:
-            if not complained.getvalue().strip():
+            if not complained.strip():
                 raise AssertionError(f"{words}: exit code {code} without a word")
-            raise RefusedError(complained.getvalue()[-200:])
+            raise RefusedError(complained[-200:])
 
     return attempt
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[io.BytesIO]:
+    """Streams as Python makes them for a terminal, which print no text that is no UTF-8."""
+    said, errors = io.BytesIO(), io.BytesIO()
+    out = io.TextIOWrapper(said, "utf-8")
+    error = io.TextIOWrapper(errors, "utf-8", "backslashreplace")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        yield errors
+        out.flush()
+        error.flush()
 
 
 def _odd_words(draw: random.Random) -> list[str]:
@@ -90,9 +105,9 @@ def _odd_words(draw: random.Random) -> list[str]:
     for _ in range(draw.choice((1, 1, 2, 3))):
         place, kind = draw.randrange(1, len(words) + 1), draw.randrange(5)
         if kind == 0:
-            words.insert(place, odd_text(draw)[:300])
+            words.insert(place, _odd_word(draw))
         elif kind == 1 and place < len(words):
-            words[place] = odd_text(draw)[:300]
+            words[place] = _odd_word(draw)
         elif kind == 2 and place < len(words):
             del words[place]
         elif kind == 3:
@@ -100,15 +115,19 @@ def _odd_words(draw: random.Random) -> list[str]:
         elif len(words) > 2:
             other = draw.randrange(1, len(words))
             words[place - 1], words[other] = words[other], words[place - 1]
-    inert = [
-        w
-        for w in words
-        if w not in _INERT and "/" not in w.replace("in/a.png", "").replace("://", "")
-    ]
+    inert = [w for w in words if w not in _INERT and not _leads_out(w)]
     if "stream" in inert:  # without a limit it goes on for ever
         inert = [w for w in inert if w not in ("--frames", "2")]
         inert += ["--frames", "2", "--seconds", "5"]
     return inert
+
+
+def _odd_word(draw: random.Random) -> str:
+    """A word as ``sys.argv`` holds it, also one whose bytes are no UTF-8."""
+    if draw.random() < 0.3:
+        sound = draw.choice(("in", "café", "red ball", "--out=x", "")).encode()
+        return os.fsdecode(spoil_bytes(sound, draw).replace(b"\0", b"\xff"))
+    return odd_text(draw)[:300]
 
 
 def _leads_out(word: str) -> bool:

@@ -196,6 +196,12 @@ def _ops(_: Path) -> Attempt:
     return attempt
 
 
+@target("ops-sanitized", "the same in a build that watches memory and undefined behaviour",
+        group="sanitized", weight=2)  # fmt: skip
+def _ops_sanitized(folder: Path) -> Attempt:
+    return _ops(folder)
+
+
 @target("ops-cuda", "the same in the CUDA kernels, on an emulated GPU", group="emulated", weight=2)
 def _ops_cuda(_: Path) -> Attempt:
     def attempt(draw: random.Random) -> None:

@@ -15,6 +15,7 @@ from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, Val
 from zsseg_rt.evaluation.datasets.layout import Layout, pairs_of_folders
 from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask
 from zsseg_rt.evaluation.datasets.splits import ClassTable
+from zsseg_rt.files import is_file, is_folder
 
 __all__ = ["folder"]
 
@@ -70,13 +71,13 @@ def folder(
 
 def _pairs(place: Path, split: str) -> list[FilePair]:
     images, masks = place / "images", place / "masks"
-    if split != "all" and (images / split).is_dir():
+    if split != "all" and is_folder(images / split):
         return pairs_of_folders(LAYOUT, images / split, masks / split, recursive=True)
     pairs = pairs_of_folders(LAYOUT, images, masks, recursive=True)
     if split == "all":
         return pairs
     list_file = place / f"{split}.txt"
-    if not list_file.exists():
+    if not is_file(list_file):
         raise DatasetError(
             f"split: expected 'all', a folder {images / split} or a list {list_file}, got "
             f"{split!r} with neither. Write the names of its images there, one per line."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets.file_dataset import FilePair
+from zsseg_rt.files import is_folder
 
 __all__ = ["PICTURE_SUFFIXES", "Layout", "pairs_of_folders", "pairs_of_list"]
 __all__ += ["pictures_below", "require_choice"]
@@ -49,9 +50,9 @@ class Layout:
         given = Path(root).expanduser()
         first = first or self.tree[0].split("/")[0]
         for candidate in (given, *(given / folder for folder in self.folders)):
-            if (candidate / first).is_dir():
+            if is_folder(candidate / first):
                 return candidate
-        state = f"no folder {first}/ in it" if given.is_dir() else "no such folder"
+        state = f"no folder {first}/ in it" if is_folder(given) else "no such folder"
         raise DatasetError(
             f"root: expected {self.title} in {given}, got {state}. {self.instructions}"
         )

@@ -10,6 +10,7 @@ from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
 from zsseg_rt.evaluation.datasets.layout import PICTURE_SUFFIXES, pictures_below
 from zsseg_rt.evaluation.datasets.reading import read_picture
+from zsseg_rt.files import is_folder
 
 __all__ = ["PhotoDataset"]
 
@@ -28,7 +29,7 @@ class PhotoDataset:
     def __init__(self, root: str | Path, split: str = "all") -> None:
         place = Path(root).expanduser()
         folder = place if split == "all" else place / split
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DatasetError(
                 f"{folder}: expected a folder of photos, got none. Check data.root, or set "
                 "data.split to 'all' to take everything below it."
