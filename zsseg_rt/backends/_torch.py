@@ -186,9 +186,6 @@ class _TorchSession:
             for node, total in zip(nodes, totals, strict=True)
         )
 
-    def capture_state(self) -> Hashable | None:
-        return None if self.device == "cpu" else self.device  # nothing in it moves or changes
-
     def recorder(self) -> Recorder | None:
         return None if self.device == "cpu" else TorchRecorder(self.device)
 
