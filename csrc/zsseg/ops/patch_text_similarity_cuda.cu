@@ -101,7 +101,7 @@ __device__ void vote(std::uint8_t* out, int* votes, bool finite) {
   }
   __syncthreads();
   if (!finite) {
-    found = 1;
+    atomicMax(&found, 1);
   }
   __syncthreads();
   if (threadIdx.x != 0) {
