@@ -48,14 +48,13 @@ def test_every_case_is_measured(scripts, monkeypatch, tmp_path, capsys):
             row = rows[f"{name} float32, host to host"]
             assert 0 < row["p50_ms"] <= row["p99_ms"]
             assert row["launches"] == "missing: no GPU that torch sees"
-        reason = case["missing"]["engine float32, device to device"]
-        assert reason == "this engine takes no frames on the device"
+        assert rows["engine float32, device to device"]["p50_ms"] > 0
+        assert case["missing"] == {}
         assert case["agreement"]["float32"] > 0.99  # the same weights, the same rule
     assert set(report["set_classes_ms"]) == {"5", "300"}
     scripts.engine.print_report(report)
     printed = capsys.readouterr().out
     assert "40x30, 300 classes" in printed
-    assert "missing: this engine takes no frames on the device" in printed
 
 
 def test_a_missing_gpu_is_said():

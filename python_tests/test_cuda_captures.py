@@ -36,8 +36,6 @@ class SmallFrame:
         self._pixels = empty((3, 16, 16), "float32", stream=handle)
         self._logits = empty((1, CLASSES, *GRID_HW), "float32", stream=handle)
         self._labels = empty((1, *FRAME_HW), "uint8", stream=handle)
-        size = _C.upsample_argmax_device_bytes(self._logits.nbytes // 4, CLASSES)
-        self._workspace = empty((size,), "uint8", stream=handle)
         self.began, self.ended = ops.Event(0), ops.Event(0, blocking=True)
         self.pixels = _C.PinnedArray((3, 16, 16), np.float32)
 
@@ -60,9 +58,7 @@ class SmallFrame:
             stream=handle,
         )
         ops.all_finite(self._logits, out=self._flag, stream=handle)
-        ops.upsample_argmax(
-            self._logits, FRAME_HW, out=self._labels, workspace=self._workspace, stream=handle
-        )
+        ops.upsample_argmax(self._logits, FRAME_HW, out=self._labels, stream=handle)
         self._labels.copy_to(self.labels.host, handle, wait=False)
         self._pixels.copy_to(self.pixels.host, handle, wait=False)
         self.ended.record(handle)

@@ -219,7 +219,7 @@ def finish(child):
 def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
     folder = checkpoint_folder(REPOSITORY)
     with serve_hub() as hub:
-        hub.files[KEY], hub.pause = weights_file(), 0.02
+        hub.files[KEY], hub.pause = weights_file(), 0.5
         environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
         child = start(environment, "fetch", "tiny-set")
         try:

@@ -13,8 +13,9 @@ import pytest
 
 from conftest import require_cuda
 from support.device_backend import device_backend
-from zsseg_rt import _C, Engine, EngineConfig, captures
+from zsseg_rt import _C, Engine, EngineConfig
 from zsseg_rt.errors import ConfigError
+from zsseg_rt.frames import captures
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -213,7 +214,7 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
         engine.set_classes(**words)
         found = [engine.segment(f) for f in frames]
         found += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
-    told = [r for r in caplog.records if r.name == "zsseg_rt.captures"]
+    told = [r for r in caplog.records if r.name == "zsseg_rt.frames.captures"]
     assert [record.levelname for record in told] == [level]
     assert reason in told[0].getMessage()
     expected = run_plainly(monkeypatch, refusing, "descriptor", words, [*frames, *frames[:3]])
@@ -228,7 +229,7 @@ def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog):
         for _ in range(3):
             engine.segment(frame(1))
     assert launched == {"recorded": 0, "launched": 0}
-    assert not [r for r in caplog.records if r.name == "zsseg_rt.captures"]
+    assert not [r for r in caplog.records if r.name == "zsseg_rt.frames.captures"]
 
 
 def test_an_unknown_setting_is_refused(monkeypatch, placed):
@@ -274,3 +275,17 @@ def test_self_check_and_frames_take_turns(monkeypatch, placed, launched):
     expected = run_plainly(monkeypatch, placed, "descriptor", words, map(frame, range(4)))
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other)
+
+
+def test_cosines_beside_the_masks_are_recorded_too(placed, launched, monkeypatch):
+    """Rows that fill up a bucket have no part in the softmax over cosines."""
+    results = []
+    for replayed in ("1", "0"):  # "0": no bucket either
+        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", replayed)
+        with open_engine(placed, cosine_weight=(0.3, 0.7), cosine_scale=12.0) as engine:
+            engine.set_classes(**vocabulary(engine, 11, synonyms=True, background=1))
+            results.append([engine.segment(frame(seed)) for seed in range(4)])
+    assert launched["launched"] > 0
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.scores, expected.scores)

@@ -60,7 +60,7 @@ _HOMES = {
     "Bundle": "bundle",
     "ClassShare": "result",
     "Component": "annotations.components",
-    "DeviceSegmentation": "device_result",
+    "DeviceSegmentation": "frames.device_result",
     "Engine": "engine",
     "EngineConfig": "config",
     "Frame": "result",

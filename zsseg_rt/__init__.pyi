@@ -4,7 +4,6 @@ from zsseg_rt.annotations.components import Component as Component
 from zsseg_rt.annotations.polygons import Polygon as Polygon
 from zsseg_rt.bundle import Bundle as Bundle
 from zsseg_rt.config import EngineConfig as EngineConfig
-from zsseg_rt.device_result import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.engine import Engine as Engine
 from zsseg_rt.errors import ArgumentError as ArgumentError
 from zsseg_rt.errors import BackendError as BackendError
@@ -27,6 +26,7 @@ from zsseg_rt.errors import SourceError as SourceError
 from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
+from zsseg_rt.frames.device_result import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.lane import Lane as Lane
 from zsseg_rt.photos.files import read_photo as read_photo
 from zsseg_rt.result import ClassShare as ClassShare

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.cosine_rule import CosineRule
 from zsseg_rt.files import sha256_of
 from zsseg_rt.schema import check_plain_text
 
@@ -139,6 +140,7 @@ class HeadSpec:
         seen_bias: Subtracted from the activated value of seen classes.
         unknown_below: Default score below which a pixel is unknown; None keeps every pixel.
         max_classes: Largest class axis the graphs accept.
+        cosine: How much the cosine of patches and names counts beside the masks; None: nothing.
     """
 
     logit_scale: float
@@ -149,6 +151,12 @@ class HeadSpec:
     seen_bias: float = 0.0
     unknown_below: float | None = None
     max_classes: int = 1024
+    cosine: CosineRule | None = None
+
+    @property
+    def label_activation(self) -> str:
+        """What makes scores of the grid that is upsampled: blended masks are log-odds."""
+        return self.activation if self.cosine is None else "sigmoid"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -161,6 +169,8 @@ class HeadSpec:
             raise ValueError(
                 f"max_classes: expected from 1 to {MAX_CLASSES}, got {self.max_classes}"
             )
+        if self.cosine is not None and self.activation == "none":
+            raise ValueError("cosine: expected null beside activation 'none', got weights")
         if not math.isfinite(self.seen_bias):
             raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
         if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt import schema
+from zsseg_rt.cosine_rule import MAX_COSINE_SCALE
 from zsseg_rt.errors import ConfigError
 from zsseg_rt.files.home import default_cache_dir
 
@@ -21,7 +22,7 @@ PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
 MAX_THREADS = 1024
 MAX_LANES = 64
-FAMILY_SETTINGS = ("min_region_score",)
+FAMILY_SETTINGS = ("cosine_scale", "cosine_weight", "min_region_score")
 """Settings that only some families have; None keeps the bundle's value."""
 
 
@@ -45,6 +46,11 @@ class EngineConfig:
             any class is lower are judged by their own scores alone, which saves CLIP's look at
             them; 0 looks at all of them, as published. Empty segments never cost a look of their
             own. None takes the bundle's.
+        cosine_weight: For bundles of family ``descriptor``: how much the cosine of patches and
+            names counts beside the masks, for classes that training saw and for all others, each
+            in [0, 1]; see :class:`zsseg_rt.cosine_rule.CosineRule`. (0, 0) leaves it out. None
+            takes the bundle's.
+        cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
         num_threads: CPU threads of this engine; 0 takes all that the process may use. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
@@ -72,6 +78,8 @@ class EngineConfig:
     with_class_scores: str | None = None
     unknown_below: float | None = None
     min_region_score: float | None = None
+    cosine_weight: tuple[float, float] | None = None
+    cosine_scale: float | None = None
     num_threads: int = 0
     num_lanes: int = 1
     with_times: bool = True
@@ -104,6 +112,8 @@ class EngineConfig:
                 f"{self.min_region_score}"
             )
 
+        _check_cosine(self.cosine_weight, self.cosine_scale)
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
         """Build a config from plain data; an unknown key is an error that lists the known ones."""
@@ -133,6 +143,25 @@ def check_device_name(device: str, argument: str = "device") -> None:
 def is_share(value: float | None) -> bool:
     """Whether a value is None or in [0, 1]."""
     return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
+
+
+def _check_cosine(weight: Any, scale: Any) -> None:
+    sound = weight is None or (
+        isinstance(weight, (tuple, list))
+        and len(weight) == 2
+        and all(one is not None and is_share(one) for one in weight)
+    )
+    if not sound:
+        raise ConfigError(
+            "cosine_weight: expected two numbers in [0, 1], for seen and for unseen classes, or "
+            f"None, got {weight!r}"
+        )
+    number = isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool)
+    if scale is not None and not (number and 0.0 < scale <= MAX_COSINE_SCALE):
+        raise ConfigError(
+            f"cosine_scale: expected above 0 and at most {MAX_COSINE_SCALE:g}, or None, got "
+            f"{scale!r}"
+        )
 
 
 def _check_count(name: str, value: Any, low: int, high: int, meaning: str) -> None:

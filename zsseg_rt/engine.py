@@ -23,10 +23,10 @@ from zsseg_rt.backends.loading import load_graph, load_text_encoder, usable_cach
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
+from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.lane import Lane
 from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.result import Segmentation
@@ -385,7 +385,7 @@ class Engine:
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
 
-        The sample's own channel order and threshold apply, not this engine's. With
+        The sample's own channel order, threshold and cosines apply, not this engine's. With
         ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
         Returns:
@@ -482,7 +482,9 @@ class Engine:
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._with_embeddings(ClassList.read(names), embeds)
-        return self._lane.run_golden(frame, self._family.bind(vocabulary, device=self.device), head)
+        as_exported = replace(self.config, cosine_weight=None, cosine_scale=None)
+        family = create_family(self.bundle, as_exported)
+        return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)
 
     def _require_open(self) -> None:
         if self._closed:

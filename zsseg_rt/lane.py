@@ -18,7 +18,6 @@ from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
 from zsseg_rt.config import EngineConfig, is_share
-from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import (
     ArgumentError,
     ConfigError,
@@ -29,7 +28,8 @@ from zsseg_rt.errors import (
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
 from zsseg_rt.frame_check import check_device_frame, check_frame
-from zsseg_rt.frame_path import FramePath
+from zsseg_rt.frames.device_result import DeviceSegmentation
+from zsseg_rt.frames.path import FramePath
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace

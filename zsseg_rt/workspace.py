@@ -136,6 +136,14 @@ class Workspace:
             pinned = self._buffers["flag"] = _C.PinnedArray((1,), "uint8", device=self._index)
         return pinned.host, pinned.mapped(self.stream)
 
+    def votes(self) -> Array | None:
+        """Eight bytes of zeros that kernels leave as zeros; None on the CPU, which needs none."""
+        if self._index is None:
+            return None
+        if "votes" not in self._buffers:
+            self._buffers["votes"] = self.place(np.zeros(8, np.uint8))
+        return self._buffers["votes"]
+
     def download(self, array: Array) -> npt.NDArray[Any]:
         """Begin to copy a device array to a fresh host array, which is whole after a wait.
 

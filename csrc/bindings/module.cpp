@@ -21,4 +21,5 @@ PYBIND11_MODULE(_C, module) {
   register_all_finite(module);
   register_count_labels(module);
   register_warp_blend(module);
+  register_blend_cosines(module);
 }

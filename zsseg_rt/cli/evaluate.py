@@ -14,6 +14,7 @@ import typer
 from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.options import (
     BackendOption,
+    CosineOption,
     DeviceOption,
     JsonOption,
     MinRegionScoreOption,
@@ -21,8 +22,10 @@ from zsseg_rt.cli.options import (
     TemplateOption,
     ThreadsOption,
     UsageError,
+    cosine_rule,
     flat_names,
     read_classes,
+    read_cosine,
 )
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.config import EngineConfig
@@ -79,6 +82,8 @@ def evaluate(
     against_min_region_score: Annotated[
         float | None, typer.Option(help="--min-region-score of --against.")
     ] = None,
+    cosine: CosineOption = None,
+    against_cosine: Annotated[str | None, typer.Option(help="--cosine of --against.")] = None,
     threads: ThreadsOption = 0,
     confusion: Annotated[
         Path | None, typer.Option(help="Write the confusion matrix as a PNG image.")
@@ -102,6 +107,7 @@ def evaluate(
             precision=precision,
             num_threads=threads,
             min_region_score=min_region_score,
+            **read_cosine(cosine),
         )
         first = _open_segmenter(model, asked, config, stack)
         if against is None:
@@ -113,6 +119,7 @@ def evaluate(
                 precision=against_precision,
                 num_threads=threads,
                 min_region_score=against_min_region_score,
+                **read_cosine(against_cosine, "--against-cosine"),
             )
             second = _open_segmenter(against, asked, config, stack)
             result = _run_both(first, second, data, limit)
@@ -208,6 +215,7 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
         templates=asked.templates,
         protocol=asked.protocol,
         device=config.device,
+        cosine=cosine_rule(config.cosine_weight, config.cosine_scale),
     )
 
 

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt.cli.options import (
+    CosineOption,
     LicenceOption,
     OutOption,
     OverwriteOption,
     PrecisionsOption,
+    cosine_rule,
+    read_cosine,
     read_size,
 )
 from zsseg_rt.cli.output import terminal
@@ -25,6 +28,7 @@ def export_trained(
         str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
     precision: PrecisionsOption = None,
+    cosine: CosineOption = None,
     licence: LicenceOption = "",
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -34,6 +38,9 @@ def export_trained(
         options["size_hw"] = read_size(size)
     if precision:
         options["precisions"] = tuple(precision)
+    if cosine is not None:
+        settings = read_cosine(cosine)
+        options["cosine"] = cosine_rule(settings["cosine_weight"], settings.get("cosine_scale"))
     with needs_extra("train", f"to export {run}"):
         from zsseg_rt.training.trained.bundle import export_trained as export
 

@@ -16,6 +16,7 @@ from zsseg_rt.cli.options import (
     BundleOption,
     ClassesOption,
     ClassOption,
+    CosineOption,
     DeviceOption,
     JsonOption,
     MinRegionScoreOption,
@@ -26,6 +27,7 @@ from zsseg_rt.cli.options import (
     UsageError,
     read_background,
     read_classes_or_demo,
+    read_cosine,
 )
 from zsseg_rt.cli.output import (
     UserInterrupt,
@@ -68,6 +70,7 @@ def segment(
     threads: ThreadsOption = 0,
     unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
+    cosine: CosineOption = None,
     alpha: AlphaOption = 0.5,
     overlay_format: Annotated[
         str, typer.Option(help="png, or jpg, which takes less time to write.")
@@ -116,6 +119,7 @@ def segment(
         num_threads=threads,
         unknown_below=unknown_below,
         min_region_score=min_region_score,
+        **read_cosine(cosine),
     )
     config = replace(config, num_lanes=lanes or lanes_for(len(found), config))
     with Engine(bundle, config) as engine:

@@ -17,6 +17,7 @@ from zsseg_rt.cli.options import (
     BundleOption,
     ClassesOption,
     ClassOption,
+    CosineOption,
     DeviceOption,
     MinRegionScoreOption,
     PrecisionOption,
@@ -30,6 +31,7 @@ from zsseg_rt.cli.options import (
     bundle_with_memory,
     read_background,
     read_classes_or_demo,
+    read_cosine,
 )
 from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.cli.service import stopped_by_signals
@@ -83,6 +85,7 @@ def serve(
     threads: ThreadsOption = 0,
     unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
+    cosine: CosineOption = None,
 ) -> None:
     """Show cameras, videos or photos with their labels in a browser.
 
@@ -105,6 +108,7 @@ def serve(
         num_threads=threads,
         unknown_below=unknown_below,
         min_region_score=min_region_score,
+        **read_cosine(cosine),
     )
     with argument_errors_are_usage():
         check_settings(policy, None)

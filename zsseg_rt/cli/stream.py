@@ -20,6 +20,7 @@ from zsseg_rt.cli.options import (
     BundleOption,
     ClassesOption,
     ClassOption,
+    CosineOption,
     DeviceOption,
     JsonOption,
     MinRegionScoreOption,
@@ -34,6 +35,7 @@ from zsseg_rt.cli.options import (
     bundle_with_memory,
     read_background,
     read_classes_or_demo,
+    read_cosine,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
 from zsseg_rt.cli.remarks import print_background
@@ -91,6 +93,7 @@ def stream(
     threads: ThreadsOption = 0,
     unknown_below: UnknownBelowOption = None,
     min_region_score: MinRegionScoreOption = None,
+    cosine: CosineOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Label every frame of cameras, videos or photos, and write what comes of it.
@@ -117,6 +120,7 @@ def stream(
         num_threads=threads,
         unknown_below=unknown_below,
         min_region_score=min_region_score,
+        **read_cosine(cosine),
     )
     checked = bundle_with_memory(chosen) if steady or skip_still else chosen
     with argument_errors_are_usage():

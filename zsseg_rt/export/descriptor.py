@@ -29,13 +29,16 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
 
     Graphs and tensors, all float32 whatever the precision inside: ``image_encoder``: ``image``
     [1, 3, H, W] to ``patch_embeds`` [1, N, M] and ``cls_embed`` [R, D], one row per cell
-    (ZegCLIP: one); ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
-    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E].
+    (ZegCLIP: one), for a CLIP-RC with cosines also ``clip_embeds`` [1, N, D]; ``decoder``:
+    ``queries`` [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and
+    ``patch_keys`` [1, N, E].
 
     Raises:
         ShapeError: The model does not accept this size.
         VocabularyError: Names or templates are unusable.
     """
+    if options.cosine is not None:
+        model = model.with_cosine(options.cosine)
     encoder = model.config.image_encoder
     if options.size_hw is not None:
         check_size(options.size_hw, encoder.patch_size)
@@ -49,7 +52,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     head = _head_spec(model, parts, options.class_names)
     preprocess = PreprocessSpec(size_hw=parts.size_hw, mean=model.image_mean, std=model.image_std)
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
-    outputs = ("patch_embeds", "cls_embed")
+    outputs = _encoder_outputs(model, parts)
     return ExportedModel(
         family="descriptor",
         architecture=model.architecture,
@@ -67,6 +70,12 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
         golden=partial(_golden, model, parts, preprocess, head, text, names),
         provenance=provenance(),
     )
+
+
+def _encoder_outputs(model: DescriptorModel, parts: InferenceParts) -> tuple[str, ...]:
+    """Patches of one cell are CLIP's own; of several, they are made for the decoder."""
+    with_clip = model.config.cosine is not None and parts.num_cells > 1
+    return ("patch_embeds", "cls_embed", *(("clip_embeds",) if with_clip else ()))
 
 
 def _decoder(parts: InferenceParts) -> GraphExport:
@@ -96,6 +105,7 @@ def _head_spec(
         seen=seen,
         seen_bias=float(config.seen_bias) if seen else 0.0,
         max_classes=MAX_CLASSES,
+        cosine=config.cosine,
     )
 
 
@@ -128,10 +138,12 @@ def _golden(
     )
     class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
     seen = torch.tensor([name in head.seen for name in names])
+    rows = tuple(int(row) for row in seen.nonzero())
+    mask_logits = model.with_seen(rows).grid_logits(output, text_embeds)
     labels, scores = functional.upsample_argmax(
-        output.mask_logits,
+        mask_logits,
         (frame.shape[0], frame.shape[1]),
-        activation=model.config.score_activation,
+        activation=model.label_rule.activation,
         seen=seen if head.seen else None,
         seen_bias=head.seen_bias,
         with_scores=True,
@@ -144,10 +156,12 @@ def _golden(
         "queries": queries,
         "class_embeds": class_embeds,
         "patch_keys": patch_keys,
-        "mask_logits": output.mask_logits,
+        "mask_logits": mask_logits,
         "labels": labels[0],
         "scores": scores[0],
     }
+    if "clip_embeds" in _encoder_outputs(model, parts):
+        arrays["clip_embeds"] = output.patch_embeds.flatten(2).transpose(1, 2)
     return (
         as_numpy(arrays)
         | {

@@ -34,7 +34,7 @@ class Exporter:
 
 
 _DENSE_CLIP = Exporter(export=export_dense_clip)
-_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset"})
+_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "cosine"})
 
 EXPORTERS: Mapping[str, Exporter] = {
     "clip_rc": _DESCRIPTOR,
@@ -62,7 +62,8 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
             :func:`zsseg_rt.models.create_model` made.
         path: Folder to write, ``NAME.zsseg``.
         **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
-            ZegCLIP and CLIP-RC also ``word_subset``, for ZegFormer ``region_templates``.
+            ZegCLIP and CLIP-RC also ``word_subset`` and ``cosine``, for ZegFormer
+            ``region_templates``.
 
     Returns:
         The bundle folder.

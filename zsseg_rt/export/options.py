@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
 from zsseg_rt.schema import check_plain_text, decode, nearest
@@ -52,6 +53,8 @@ class ExportOptions:
             fill it; for ZegFormer sides are multiples of 32.
         word_subset: For ZegCLIP and CLIP-RC: a text tower that knows only some words, written
             instead of ``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.
+        cosine: For ZegCLIP and CLIP-RC: how much the cosine of patches and names counts beside the
+            masks; None takes the model's rule, usually none.
         region_templates: For ZegFormer: prompts around the names that regions are compared with;
             None takes CLIP's.
         grid_hw: For foreign encoders, like all that follow: the patch grid; read from a
@@ -81,6 +84,7 @@ class ExportOptions:
     text_encoder: nn.Module | Literal["auto"] | None = "auto"
     size_hw: tuple[int, int] | None = None
     word_subset: WordSubset | None = None
+    cosine: CosineRule | None = None
     region_templates: Sequence[str] | None = None
     grid_hw: tuple[int, int] | None = None
     embed_output: str | None = None

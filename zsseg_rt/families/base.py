@@ -25,6 +25,7 @@ from zsseg_rt.workspace import Workspace
 
 __all__ = [
     "BoundClasses",
+    "BoundCosine",
     "Family",
     "FamilyFactory",
     "GoldenRule",
@@ -62,6 +63,21 @@ class PixelLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundCosine:
+    """A :class:`~zsseg_rt.cosine_rule.CosineRule` for the phrases of a vocabulary.
+
+    Attributes:
+        scale: Factor of the cosines.
+        weights: float32 [P].
+        shares: float32 [P]: one over the number of phrases of a phrase's class.
+    """
+
+    scale: float
+    weights: Array
+    shares: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoundClasses:
     """A vocabulary with what a family computes from it alone.
 
@@ -80,6 +96,7 @@ class BoundClasses:
         num_phrases: int32 [1] on the device: how many rows count; None where all of them do.
         label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
             where the lane maps phrases to classes on the host.
+        cosine: What blends cosines with the masks; None leaves them alone.
     """
 
     vocabulary: Vocabulary
@@ -89,6 +106,7 @@ class BoundClasses:
     bias: Array | None = None
     num_phrases: Array | None = None
     label_table: Array | None = None
+    cosine: BoundCosine | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +150,10 @@ class Masks(Protocol):
     @property
     def mask_logits(self) -> Array:
         """float32 [..., gh, gw] on the device, valid until the next frame."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether the workspace's flag already tells if they are finite."""
 
     def label(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.families.base import BoundClasses
+from zsseg_rt.families.base import BoundClasses, BoundCosine
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["adopt_rows", "bucket_of"]
@@ -58,6 +58,17 @@ def adopt_rows(classes: BoundClasses, num_rows: int | None, workspace: Workspace
         seen=None if seen is None else workspace.upload("seen", seen),
         num_phrases=workspace.upload("num_phrases", np.array([phrases], np.int32)),
         label_table=workspace.upload(f"label_table {table.dtype}", table),
+        cosine=None if classes.cosine is None else _adopt_cosine(classes.cosine, rows, workspace),
+    )
+
+
+def _adopt_cosine(cosine: BoundCosine, rows: int, workspace: Workspace) -> BoundCosine:
+    shares = np.zeros(rows, np.float32)  # rows beyond the last phrase are no part of any class
+    shares[: len(cosine.shares)] = cosine.shares
+    return replace(
+        cosine,
+        weights=workspace.upload("cosine_weights", _padded(cosine.weights, rows)),
+        shares=workspace.upload("cosine_shares", shares),
     )
 
 

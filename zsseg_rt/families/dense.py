@@ -93,10 +93,12 @@ class DensePipeline:
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=self._workspace.array("mask_logits", shape, np.float32),
+            finite=self._workspace.flag()[1],
+            workspace=self._workspace.votes(),
             stream=stream,
         )
         clock.mark("similarity")
         mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits, checked=True)

@@ -10,6 +10,7 @@ decoder graph ends with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,11 +24,13 @@ from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import BundleError
-from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.errors import BundleError, ConfigError
+from zsseg_rt.families.base import BoundClasses, BoundCosine, GoldenRule, Trace
 from zsseg_rt.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.families.dense import class_axis
 from zsseg_rt.families.masks import ClassLogits
+from zsseg_rt.text.class_names import BACKGROUND
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 from zsseg_rt.workspace import Workspace
@@ -37,6 +40,8 @@ __all__ = ["DescriptorFamily"]
 _INDEPENDENT_QUERIES = ("zegclip",)
 """Architectures whose decoder treats every query by itself."""
 
+_CLIP_EMBEDS = "clip_embeds"
+"""Output of an encoder whose ``patch_embeds`` are already made for its decoder: CLIP's own."""
 _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -44,7 +49,7 @@ class DescriptorFamily:
     """Bundles of family ``descriptor``; see :class:`zsseg_rt.families.base.Family`."""
 
     name = "descriptor"
-    settings = ()
+    settings = ("cosine_weight", "cosine_scale")
     graphs = ("image_encoder", "decoder")
     auto_precisions = ANY_PRECISION
     golden = GoldenRule(
@@ -52,6 +57,7 @@ class DescriptorFamily:
             "image",
             "patch_embeds",
             "cls_embed",
+            "clip_embeds",
             "queries",
             "class_embeds",
             "patch_keys",
@@ -65,6 +71,7 @@ class DescriptorFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._projection = _read_projection(bundle)
+        self._cosine = _cosine_rule(bundle, config)
         self._independent = bundle.architecture in _INDEPENDENT_QUERIES
 
     captures = True
@@ -78,10 +85,12 @@ class DescriptorFamily:
         text_queries = None
         if device == "cpu":
             text_queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
+        seen = vocabulary.seen(self.head.seen)
         return BoundClasses(
             vocabulary=vocabulary,
-            seen=vocabulary.seen(self.head.seen),
+            seen=seen,
             text_embeds=vocabulary.embeds,
+            cosine=None if self._cosine is None else _bound(self._cosine, vocabulary, seen),
             text_queries=text_queries,
         )
 
@@ -149,13 +158,99 @@ class DescriptorPipeline:
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
+            finite=workspace.flag()[1],
+            workspace=workspace.votes(),
             stream=stream,
         )
-        clock.mark("similarity")
         mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        if classes.cosine is not None:
+            mask_logits = self._blend(mask_logits, encoded, classes, classes.cosine)
+        clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits)
+        activation = None if classes.cosine is None else "sigmoid"
+        checked = classes.cosine is None
+        return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
+
+    def _blend(
+        self,
+        mask_logits: Array,
+        encoded: Mapping[str, Array],
+        classes: BoundClasses,
+        cosine: BoundCosine,
+    ) -> Array:
+        stream, shape = self._workspace.stream, mask_logits.shape
+        cosines = ops.patch_text_similarity(
+            encoded.get(_CLIP_EMBEDS, encoded["patch_embeds"]),
+            classes.text_embeds,
+            logit_scale=cosine.scale,
+            normalize=True,
+            out=self._workspace.array("cosines", (1, shape[1], math.prod(shape[2:])), np.float32),
+            stream=stream,
+        )
+        return ops.blend_cosines(
+            mask_logits,
+            reshaped(cosines, shape),
+            cosine.weights,
+            cosine.shares,
+            activation=self._head.activation,
+            out=mask_logits,
+            stream=stream,
+        )
+
+
+def _cosine_rule(bundle: Bundle, config: EngineConfig) -> CosineRule | None:
+    """The bundle's rule with what the engine was given in its place; None: cosines do not count."""
+    stored = bundle.head.cosine
+    if config.cosine_weight is None and config.cosine_scale is None:
+        return stored
+    weights = config.cosine_weight
+    if weights is None:
+        if stored is None:
+            raise ConfigError(
+                f"cosine_scale: expected None for {bundle.name}, which has no cosine_weight, got "
+                f"{config.cosine_scale:g}. Give cosine_weight=(SEEN, UNSEEN) too."
+            )
+        weights = (stored.seen_weight, stored.unseen_weight)
+    if not any(weights):
+        return None
+    scale = config.cosine_scale
+    if scale is None:
+        if stored is None:
+            raise ConfigError(
+                f"cosine_scale: expected a number for {bundle.name}, which has none of its own, "
+                "got None. CLIP's logit scale of 100 is the usual start."
+            )
+        scale = stored.scale
+    _check_clip_embeds(bundle)
+    return CosineRule(
+        seen_weight=float(weights[0]), unseen_weight=float(weights[1]), scale=float(scale)
+    )
+
+
+def _check_clip_embeds(bundle: Bundle) -> None:
+    """Refuse a bundle whose patches reach the engine only as its decoder wants them."""
+    outputs = {
+        spec.name: spec for spec in next(iter(bundle.graphs["image_encoder"].values())).outputs
+    }
+    if _CLIP_EMBEDS not in outputs and outputs["cls_embed"].shape[0] != 1:
+        raise ConfigError(
+            f"cosine_weight: expected None for {bundle.name}, whose encoder does not give CLIP's "
+            "patches, got weights. Export it again with a cosine_weight."
+        )
+
+
+def _bound(
+    rule: CosineRule, vocabulary: Vocabulary, seen: npt.NDArray[np.bool_] | None
+) -> BoundCosine:
+    phrases = vocabulary.phrase_classes
+    counts = (phrases[:, None] == phrases).sum(axis=1)
+    counts[phrases == BACKGROUND] = 1
+    return BoundCosine(
+        scale=rule.scale,
+        weights=rule.weights(seen, len(phrases)),
+        shares=(1.0 / counts).astype(np.float32),
+    )
 
 
 def _read_projection(bundle: Bundle) -> _Projection:

@@ -25,9 +25,13 @@ class ClassLogits:
 
     Attributes:
         mask_logits: float32 [1, P, gh, gw] on the device.
+        activation: What makes scores of them; None takes the rule's.
+        checked: Whether the workspace's flag already tells if they are finite.
     """
 
     mask_logits: Array
+    activation: str | None = None
+    checked: bool = False
 
     def label(
         self,
@@ -44,7 +48,7 @@ class ClassLogits:
         labels, scores = ops.upsample_argmax(
             self.mask_logits,
             out_hw,
-            activation=rule.head.activation,
+            activation=self.activation or rule.head.activation,
             seen=classes.seen,
             seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
             unknown_below=rule.threshold,
@@ -64,9 +68,10 @@ class ClassLogits:
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.families.base.Masks`."""
         logits = np.array(workspace.fetch(self.mask_logits)[0], np.float32)
-        if rule.head.activation == "sigmoid":
+        activation = self.activation or rule.head.activation
+        if activation == "sigmoid":
             return _sigmoid(logits)
-        if rule.head.activation == "softmax":
+        if activation == "softmax":
             shares = np.exp(logits - logits.max(axis=0))
             logits = shares / shares.sum(axis=0)
         return logits
@@ -85,6 +90,7 @@ class RegionVotes:
     mask_logits: Array
     class_scores: Array
     canvas_hw: tuple[int, int]
+    checked: bool = False
 
     def label(
         self,
@@ -132,6 +138,7 @@ class SegmentMasks:
 
     mask_logits: Array
     judge: Callable[[], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    checked: bool = False
 
     def label(
         self,

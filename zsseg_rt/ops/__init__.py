@@ -41,6 +41,7 @@ __all__ = [
     "Stream",
     "all_finite",
     "available_cpu_isas",
+    "blend_cosines",
     "count_labels",
     "cpu_isa",
     "crop_regions",
@@ -296,6 +297,58 @@ def warp_blend(
         array([[[[0. , 4. , 1.5]]]], dtype=float32)
     """
     return native(_C.warp_blend, logits, past, flow, past_weight, out, stream)
+
+
+def blend_cosines(
+    mask_logits: Array,
+    cosines: Array,
+    weights: Array,
+    shares: Array,
+    *,
+    activation: str = "sigmoid",
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Blend what a decoder says of each class with the cosine of patch and name.
+
+    At each cell, ``p`` is the activated mask logit and ``c`` the class's part of a softmax over the
+    cosines of all phrases; the result is the log-odds of ``p ** (1 - w) * c ** w``, so it can be
+    upsampled like mask logits, and a sigmoid makes a probability of it. A class with several
+    phrases has no advantage in the softmax if each counts its part of the class.
+
+    Probabilities above 1 - 1e-6 count as that. Absent classes (mask logits of at most -1e20) stay
+    so and have no part in the softmax; NaN and infinite mask logits stay what they are.
+
+    Args:
+        mask_logits: float32 ``[B, C, h, w]``, from 1 to 65534 classes, sides from 1 to 32767.
+        cosines: Scaled cosines, float32 ``[B, C, h, w]``.
+        weights: ``w`` of each class, float32 ``[C]``, in [0, 1].
+        shares: How much of its class each phrase is, float32 ``[C]``; rows of 0 are no phrases and
+            have no part in any softmax.
+        activation: Of the mask logits, ``"sigmoid"`` or ``"softmax"`` over classes.
+        out: Array to write, float32 ``[B, C, h, w]``; may be ``mask_logits`` or ``cosines``. A new
+            one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
+        DTypeError: An array is not float32.
+        ArgumentError: The activation is unknown.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> logits, cosines = np.zeros((2, 1, 2, 1, 1), np.float32)
+        >>> cosines[0, 0] = np.log(3)
+        >>> halves, ones = np.float32([0.5, 0.5]), np.float32([1, 1])
+        >>> odds = blend_cosines(logits, cosines, halves, ones)
+        >>> 1 / (1 + np.exp(-odds.ravel()))  # sqrt(0.5 * 0.75), sqrt(0.5 * 0.25)
+        array([0.6123724 , 0.35355338], dtype=float32)
+    """
+    arrays = (mask_logits, cosines, weights, shares)
+    return native(_C.blend_cosines, *arrays, activation, out, stream)
 
 
 def overlay(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
+    "ABSENT_LOGIT",
     "ANY",
     "MAX_SIDE",
     "expect_array",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 ANY = -1
+ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 MAX_SIDE = 32767  # longest side of frames and of preprocess's results
 
 

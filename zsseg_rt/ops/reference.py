@@ -19,6 +19,7 @@ from zsseg_rt.ops._contract import (
     expect_shape,
     fail_argument,
 )
+from zsseg_rt.ops.reference_blend import blend_cosines
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
     activate,
@@ -33,6 +34,7 @@ __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
     "all_finite",
+    "blend_cosines",
     "count_labels",
     "crop_regions",
     "label_regions",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from zsseg_rt.arrays import Array
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
+    ABSENT_LOGIT,
     ANY,
     expect_array,
     expect_logits,
@@ -32,7 +33,6 @@ UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
 
 _LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
 _BAND_ROWS = 32  # rows of [C, H, W] held at a time
-_ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 
 
 def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -111,7 +111,7 @@ def _winners(
     unknown_below: float | None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Class, -1 if unknown, and score of every pixel from upsampled logits ``[C, H, W]``."""
-    absent = values <= _ABSENT_LOGIT
+    absent = values <= ABSENT_LOGIT
     activated = activate(np.where(absent, -np.inf, values), activation)
     calibrated = np.where(absent, -np.inf, activated - lowered)
     winners = calibrated.argmax(axis=0)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "zsseg/error.h"
 #include "zsseg/ops/upsample_argmax_math.h"
@@ -18,17 +19,17 @@ inline bool is_image_side(std::int64_t side) {
 
 // Throws ShapeError unless a tensor of four axes holds 1 to 65534 classes, sides from 1 to 32767
 // and at most 65535 images.
-inline void expect_class_logits(const TensorView& logits) {
+inline void expect_class_logits(const TensorView& logits, const std::string& name = "logits") {
   if (logits.shape[1] < 1 || logits.shape[1] > kMaxLogitClasses) {
-    throw ShapeError("logits: expected from 1 to 65534 classes, got " + to_string(logits.shape) +
+    throw ShapeError(name + ": expected from 1 to 65534 classes, got " + to_string(logits.shape) +
                      ". Set the classes first.");
   }
   if (!is_image_side(logits.shape[2]) || !is_image_side(logits.shape[3])) {
-    throw ShapeError("logits: expected sides from 1 to 32767, got " + to_string(logits.shape) +
+    throw ShapeError(name + ": expected sides from 1 to 32767, got " + to_string(logits.shape) +
                      ". Check the order of its axes.");
   }
   if (logits.shape[0] > kMaxLogitBatch) {
-    throw ShapeError("logits: expected at most 65535 images, got " + to_string(logits.shape) +
+    throw ShapeError(name + ": expected at most 65535 images, got " + to_string(logits.shape) +
                      ". Split the batch.");
   }
 }

@@ -126,7 +126,7 @@ class FoldedImageEncoder(nn.Module):
         no_bias = torch.zeros(encoder.config.embed_dim, device=positions.device)
         self.norm_post, self.proj = fold_norm(encoder.ln_post, encoder.proj.T, no_bias)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Encode images of the fixed size.
 
         Args:

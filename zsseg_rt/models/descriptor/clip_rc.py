@@ -289,7 +289,12 @@ class ClipRC(DescriptorModel):
         """See :meth:`DescriptorModel.fold_for_inference`."""
         size_hw = size_hw or self.size_hw
         head = self.decode_head
-        image_encoder = FoldedCellEncoder(self.backbone, head.lateral_proj, size_hw)
+        image_encoder = FoldedCellEncoder(
+            self.backbone,
+            head.lateral_proj,
+            size_hw,
+            with_clip_embeds=self.config.cosine is not None,
+        )
         return InferenceParts(
             image_encoder=image_encoder,
             decoder=FoldedTwoWayDecoder(head.decoder_q, head.decoder_v),

@@ -210,6 +210,7 @@ class FoldedCellEncoder(FoldedImageEncoder):
         encoder: The encoder to fold; large unchanged weights are shared with it, not copied.
         patch_proj: Linear layer from ``[cell, class, patch]``, each of width D, to E.
         size_hw: Image size in pixels.
+        with_clip_embeds: Whether CLIP's own patch embeddings are returned too.
     """
 
     cell_tokens: Tensor
@@ -217,9 +218,15 @@ class FoldedCellEncoder(FoldedImageEncoder):
     spread: Tensor
 
     def __init__(
-        self, encoder: CellImageEncoder, patch_proj: nn.Linear, size_hw: tuple[int, int]
+        self,
+        encoder: CellImageEncoder,
+        patch_proj: nn.Linear,
+        size_hw: tuple[int, int],
+        *,
+        with_clip_embeds: bool = False,
     ) -> None:
         super().__init__(encoder, size_hw)
+        self.with_clip_embeds = with_clip_embeds
         self.num_cells = encoder.config.num_cells
         with torch.no_grad():
             self._fold_cells(encoder, patch_proj)
@@ -244,7 +251,7 @@ class FoldedCellEncoder(FoldedImageEncoder):
         self.cls_proj = linear_from(cls.contiguous(), patch_proj.bias)
         self.patch_proj = linear_from(patch.contiguous(), no_bias)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Encode one image of the fixed size.
 
         Args:
@@ -252,7 +259,8 @@ class FoldedCellEncoder(FoldedImageEncoder):
 
         Returns:
             ``patch_embeds`` ``[1, N, E]``, the projected cell-aware patches, and ``cls_embed``
-            ``[R, D]``, the sum of each cell's and the image's unit-norm embeddings.
+            ``[R, D]``, the sum of each cell's and the image's unit-norm embeddings; with
+            ``with_clip_embeds`` also ``[1, N, D]``, the patches' unit-norm embeddings.
         """
         tokens = torch.cat([self.embed_patches(image), self.cell_tokens], dim=1)
         num_keys = tokens.shape[1]
@@ -265,4 +273,5 @@ class FoldedCellEncoder(FoldedImageEncoder):
         cls_embed, patches = seeing_all[:, :1], seeing_all[:, 1:]
         spread = self.spread @ self.cell_proj(cells)
         patch_embeds = self.patch_proj(patches) + (spread + self.cls_proj(cls_embed))
-        return patch_embeds, (cells + cls_embed)[0]
+        outputs = patch_embeds, (cells + cls_embed)[0]
+        return (*outputs, patches) if self.with_clip_embeds else outputs

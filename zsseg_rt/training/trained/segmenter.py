@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import DeviceError, VocabularyError
+from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.errors import ArgumentError, DeviceError, VocabularyError
+from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
@@ -27,6 +30,7 @@ def trained_segmenter(
     templates: Sequence[str] | None = None,
     protocol: str = "whole",
     device: str = "auto",
+    cosine: CosineRule | None = None,
 ) -> TorchSegmenter:
     """Load a run's model and the embeddings of any classes.
 
@@ -40,6 +44,7 @@ def trained_segmenter(
         templates: Prompts with one ``{}`` each; the run's if None.
         protocol: ``"whole"`` or ``"slide"``, see :class:`TorchSegmenter`.
         device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"`` or ``"cuda:N"``.
+        cosine: How much the cosine of patches and names counts, for ZegCLIP and CLIP-RC.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -48,6 +53,8 @@ def trained_segmenter(
         DeviceError: There is no such GPU.
     """
     model = load_trained(path)
+    if cosine is not None:
+        model = _with_cosine(model, cosine)
     known = load_classes(path)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     embeds = _embed(model, phrases, known, templates)
@@ -63,6 +70,15 @@ def trained_segmenter(
         seen_names=seen,
         protocol=protocol,
     )
+
+
+def _with_cosine(model: SegmentationModel, rule: CosineRule) -> SegmentationModel:
+    if not isinstance(model, DescriptorModel):
+        raise ArgumentError(
+            f"cosine: expected None for {model.architecture}, got weights. Only ZegCLIP and "
+            "CLIP-RC have masks to blend with cosines."
+        )
+    return model.with_cosine(rule)
 
 
 def _find_device(name: str) -> torch.device:

@@ -15,13 +15,13 @@ from zsseg_rt import ops
 from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle_specs import PreprocessSpec
-from zsseg_rt.captures import FrameCaptures, captures_wanted
 from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.device_result import DeviceSegmentation
 from zsseg_rt.errors import BackendError
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Masks, PixelLabels
 from zsseg_rt.families.base import Trace as Trace
+from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
+from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import Turn
 from zsseg_rt.workspace import Workspace
@@ -215,8 +215,9 @@ class FramePath:
         """From the encoder's input to labels."""
         workspace, clock = self._workspace, self.clock
         masks = self.pipeline.masks(image, classes, clock, trace)
-        host, flag = workspace.flag()
-        finite = ops.all_finite(masks.mask_logits, out=flag, stream=workspace.stream)
+        host, finite = workspace.flag()
+        if not masks.checked:
+            ops.all_finite(masks.mask_logits, out=finite, stream=workspace.stream)
         clock.mark("check")
         if turn is not None and turn.steadies:
             masks = turn.steadied(masks, workspace)
