@@ -136,13 +136,10 @@ def candidates(
     missing: dict[str, str] = {}
     for precision, engine in engines.items():
         calls[f"engine {precision}, host to host"] = lambda engine=engine: engine.segment(frame)
-        on_device = getattr(engine, "segment_device", None)
-        name = f"engine {precision}, device to device"
-        if on_device is None:
-            missing[name] = "this engine takes no frames on the device"
-        else:
-            placed = ops.DeviceArray.from_numpy(frame)
-            calls[name] = lambda call=on_device, placed=placed: call(placed).synchronize()
+        placed = ops.DeviceArray.from_numpy(frame)
+        calls[f"engine {precision}, device to device"] = lambda engine=engine, placed=placed: (
+            engine.segment_device(placed)
+        )
     for precision, rival in rivals.items():
         tensor = rival.place(frame)
         for name, call in (
