@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,8 @@ def start(environment, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Ctrl-C must reach it, also where the tests run in the background and ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -219,7 +222,7 @@ def finish(child):
 def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
     folder = checkpoint_folder(REPOSITORY)
     with serve_hub() as hub:
-        hub.files[KEY], hub.pause = weights_file(), 0.5
+        hub.files[KEY], hub.pause = weights_file(), 0.05
         environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
         child = start(environment, "fetch", "tiny-set")
         try:

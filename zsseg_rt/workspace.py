@@ -137,7 +137,10 @@ class Workspace:
         return pinned.host, pinned.mapped(self.stream)
 
     def votes(self) -> Array | None:
-        """Eight bytes of zeros that kernels leave as zeros; None on the CPU, which needs none."""
+        """Eight bytes of zeros that kernels leave as zeros; None on the CPU.
+
+        With them a kernel can tell in its own launch whether its result is finite.
+        """
         if self._index is None:
             return None
         if "votes" not in self._buffers:

@@ -434,10 +434,16 @@ void run_crops(Comparison& comparison, Randomness& random) {
   constexpr std::int64_t kMasks = 3, kCanvas = 45, kSide = 19;
   const std::vector<HostTensor> inputs = {random.normal(DType::float32, {kMasks, 11, 13}),
                                           random.normal(DType::float32, {3, kCanvas, kCanvas})};
-  comparison.compare("mask_boxes", {inputs[0]}, {{DType::int32, {kMasks, 5}, kExact}},
-                     [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-                       mask_boxes(in[0], out[0], kCanvas, kCanvas, stream);
-                     });
+  for (const HostTensor& masks : {inputs[0], random.normal(DType::float32, {kMasks, 11, 12})}) {
+    comparison.aligned_inputs = masks.view().shape[2] % 4 == 0;
+    comparison.compare(
+        "mask_boxes of width " + std::to_string(masks.view().shape[2]), {masks},
+        {{DType::int32, {kMasks, 5}, kExact}},
+        [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          mask_boxes(in[0], out[0], kCanvas, kCanvas, stream);
+        });
+  }
+  comparison.aligned_inputs = false;
   HostTensor regions(DType::int32, {2}), boxes(DType::int32, {2, 4});
   const std::int32_t corners[8] = {3, 5, 40, 41, 0, 0, 45, 45};
   regions.as<std::int32_t>()[0] = 2;
@@ -456,24 +462,31 @@ void run_crops(Comparison& comparison, Randomness& random) {
   }
 }
 
+void run_votes_case(Comparison& comparison, Randomness& random, std::int64_t classes,
+                    std::int64_t masks, const Shape& out_hw) {
+  LabelRegionsParams params;
+  params.canvas_height = 33;
+  params.canvas_width = 35;
+  params.height = out_hw[0];
+  params.width = out_hw[1];
+  const auto gather = [](const Views& in) { return LabelRegionsInputs{in[0], in[1], &in[2]}; };
+  comparison.compare(
+      "label_regions " + std::to_string(classes) + " classes, " + std::to_string(masks) + " masks",
+      {random.normal(DType::float32, {masks, 9, 11}),
+       random.normal(DType::float32, {classes, masks}), random.normal(DType::float32, {classes})},
+      {{classes > 254 ? DType::uint16 : DType::uint8, out_hw, kNearTies},
+       {DType::float32, out_hw, kNearTies}},
+      [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+        label_regions(gather(in), out[0], &out[1], work, params, stream);
+      },
+      [&](const Views& in) { return label_regions_workspace_bytes(gather(in), params); });
+}
+
+// With many masks a block takes fewer rows; labels of the canvas's own size are not resized.
 void run_votes(Comparison& comparison, Randomness& random) {
-  for (const std::int64_t classes : {19, 257}) {
-    LabelRegionsParams params;
-    params.canvas_height = 33;
-    params.canvas_width = 35;
-    params.height = 51;
-    params.width = 49;
-    const auto gather = [](const Views& in) { return LabelRegionsInputs{in[0], in[1], &in[2]}; };
-    comparison.compare(
-        "label_regions " + std::to_string(classes) + " classes",
-        {random.normal(DType::float32, {7, 9, 11}), random.normal(DType::float32, {classes, 7}),
-         random.normal(DType::float32, {classes})},
-        {{classes > 254 ? DType::uint16 : DType::uint8, {51, 49}, kNearTies},
-         {DType::float32, {51, 49}, kNearTies}},
-        [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
-          label_regions(gather(in), out[0], &out[1], work, params, stream);
-        },
-        [&](const Views& in) { return label_regions_workspace_bytes(gather(in), params); });
+  for (const std::int64_t masks : {7, 250}) {
+    run_votes_case(comparison, random, 19, masks, {51, 49});
+    run_votes_case(comparison, random, 257, masks, {33, 35});
   }
 }
 

@@ -152,14 +152,15 @@ class DescriptorPipeline:
         )
         clock.mark("decoder")
         patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
+        votes = workspace.votes()
         logits = ops.patch_text_similarity(
             patch_keys,
             class_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
-            finite=workspace.flag()[1],
-            workspace=workspace.votes(),
+            finite=None if votes is None else workspace.flag()[1],
+            workspace=votes,
             stream=stream,
         )
         mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
@@ -169,7 +170,7 @@ class DescriptorPipeline:
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
         activation = None if classes.cosine is None else "sigmoid"
-        checked = classes.cosine is None
+        checked = votes is not None and classes.cosine is None
         return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
 
     def _blend(

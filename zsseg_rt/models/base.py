@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from zsseg_rt.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.functional import preprocess, upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings, slide_predict
@@ -96,6 +97,17 @@ class SegmentationModel(nn.Module, ABC):
         raise ArgumentError(
             f"windows: expected None for {self.architecture}, which only takes whole images, got "
             f"{windows}. Call label()."
+        )
+
+    def with_cosine(self, rule: CosineRule | None) -> Self:
+        """The same weights with another share of cosines beside the masks.
+
+        Raises:
+            ArgumentError: The model has no masks to blend with cosines.
+        """
+        raise ArgumentError(
+            f"cosine: expected None for {self.architecture}, got weights. Only ZegCLIP and "
+            "CLIP-RC have masks to blend with cosines."
         )
 
     def describe_input(self) -> dict[str, Any]:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.cosine_rule import CosineRule
-from zsseg_rt.errors import ArgumentError, DeviceError, VocabularyError
-from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.descriptor.model import DescriptorModel
+from zsseg_rt.errors import DeviceError, VocabularyError
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
@@ -54,7 +52,7 @@ def trained_segmenter(
     """
     model = load_trained(path)
     if cosine is not None:
-        model = _with_cosine(model, cosine)
+        model = model.with_cosine(cosine)
     known = load_classes(path)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     embeds = _embed(model, phrases, known, templates)
@@ -70,15 +68,6 @@ def trained_segmenter(
         seen_names=seen,
         protocol=protocol,
     )
-
-
-def _with_cosine(model: SegmentationModel, rule: CosineRule) -> SegmentationModel:
-    if not isinstance(model, DescriptorModel):
-        raise ArgumentError(
-            f"cosine: expected None for {model.architecture}, got weights. Only ZegCLIP and "
-            "CLIP-RC have masks to blend with cosines."
-        )
-    return model.with_cosine(rule)
 
 
 def _find_device(name: str) -> torch.device:
