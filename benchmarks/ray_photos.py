@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 32
 sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name
+sys.path.append(str(ROOT / "benchmarks"))  # for photo_folder
 
 BATCH = """
 import json, sys, time
@@ -159,7 +160,9 @@ def classes_for(bundle: str) -> Any:
     rows = np.random.default_rng(0).standard_normal((20, opened.text.embed_dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     index = np.arange(20, dtype=np.int32)
-    return Vocabulary(names, names, index, rows.astype(np.float32), 1)
+    return Vocabulary(
+        names=names, phrases=names, phrase_classes=index, embeds=rows.astype(np.float32), version=1
+    )
 
 
 def run(code: str, arguments: list[str]) -> dict[str, Any]:
