@@ -6,8 +6,8 @@
 |---|---|---|
 | quiet-2ms | the demo, one thread, nothing else running: 40 self-comparisons, 20 of 10 % | 5 to 8 |
 | busy-2ms | the same beside 6 busy processes, which it starts | 8 to 15 |
-| quiet-230ms | ViT-B/16 with random weights, two threads: the same | 6 to 15 |
-| busy-230ms | beside 6 busy processes: 8 comparisons with itself, 4 of 10 % | 10 to 20 |
+| quiet-230ms | ViT-B/16 with random weights, two threads: 20 comparisons of each kind | 10 |
+| busy-230ms | the same beside 6 busy processes | 40 |
 | cost | what measuring a frame of the demo costs | 1 |
 | simulated | no engine: times drawn from a busy machine's | below 1 |
 
@@ -15,7 +15,8 @@ Goals: of 40 self-comparisons at most 2 get a verdict, a candidate 10 % slower i
 within 200 rounds of a short frame or 30 of a long one, and measuring costs at most 1 %. Engines are
 processes of their own. "Slower" is a fixed amount of work after each frame, on as many threads:
 10 % of the CPU time of its median frame. The three take turns in the same rounds. The 230 ms forms
-need torch and onnx, to export their bundle; --bundle keeps it, or takes one that is there.
+need torch and onnx, to export their bundle; --bundle keeps it, or takes one that is there. The JSON
+file is written after every comparison, so a form that is ended early keeps what it found.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01
 THRESHOLD, SLOWER = 0.02, 0.10
 LONG_FRAME_MS = 100.0
 BUSY_FLAG = "--busy-process"
+Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,8 @@ class Form:
 FORMS = {
     "quiet-2ms": Form(),
     "busy-2ms": Form(busy=6),
-    "quiet-230ms": Form(real_size=True, threads=2, max_rounds=30),
-    "busy-230ms": Form(real_size=True, threads=2, max_rounds=30, busy=6, comparisons=8, found=4),
+    "quiet-230ms": Form(real_size=True, threads=2, max_rounds=30, comparisons=20),
+    "busy-230ms": Form(real_size=True, threads=2, max_rounds=30, comparisons=20, busy=6),
     "cost": Form(comparisons=0, found=0),
     "simulated": Form(),
 }
@@ -100,16 +102,22 @@ def main(arguments: list[str] | None = None) -> int:
     settings = vars(FORMS[args.form]) | {k: v for k, v in given.items() if v is not None}
     form, watch = Form(**settings), Stopwatch()
     report = {"form": args.form, "threshold": THRESHOLD, "slower": SLOWER} | vars(form)
-    report |= simulated(form) if args.form == "simulated" else real(form, args)
     report |= {"machine": describe_machine(), "commit": describe_commit(ROOT), "goals": GOALS}
-    report["seconds"] = watch.seconds
+
+    def keep(figures: dict[str, Any]) -> None:
+        report.update(figures, seconds=watch.seconds)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    if args.form == "simulated":
+        keep(simulated(form))
+    else:
+        real(form, args, keep)
     print_report(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
-def real(form: Form, args: argparse.Namespace) -> dict[str, Any]:
+def real(form: Form, args: argparse.Namespace, keep: Keep) -> None:
     """Compare engines in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or demo_bundle()
@@ -119,12 +127,13 @@ def real(form: Form, args: argparse.Namespace) -> dict[str, Any]:
                 export_real_size(bundle)
         with busy_processes(form.busy):
             if args.form == "cost":
-                return {"cost_of_measuring": cost_of_measuring(bundle, form.threads)}
-            return compare(form, bundle)
+                keep({"cost_of_measuring": cost_of_measuring(bundle, form.threads)})
+            else:
+                compare(form, bundle, keep)
 
 
-def compare(form: Form, bundle: Path) -> dict[str, Any]:
-    """All comparisons of a form."""
+def compare(form: Form, bundle: Path, keep: Keep) -> None:
+    """All comparisons of a form, kept after each."""
 
     def opened(name: str, slower: float) -> ChildCandidate:
         arguments = {"bundle": str(bundle), "threads": form.threads, "slower": slower}
@@ -142,11 +151,11 @@ def compare(form: Form, bundle: Path) -> dict[str, Any]:
             figures = trials((first, *others), plan, form.max_rounds, number)
             same += [figures["twin"]] if "twin" in figures else []
             found += [figures["slow"]] if "slow" in figures else []
+            keep({"fastest_frame_ms": fastest, "self": same, "slow": found})
             print(f"{number + 1} of {max(form.comparisons, form.found)}", file=sys.stderr)
     finally:
         for child in (first, twin, slow):
             child.close()
-    return {"fastest_frame_ms": fastest, "self": same, "slow": found}
 
 
 def export_real_size(bundle: Path) -> None:
