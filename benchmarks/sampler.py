@@ -96,9 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--comparisons", type=int, help="fewer or more than the form's")
     parser.add_argument("--found", type=int, help="fewer or more than the form's")
     parser.add_argument("--max-rounds", type=int, help="fewer or more than the form's")
+    parser.add_argument("--busy", type=int, help="busy processes, where others are there already")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    given = {key: getattr(args, key) for key in ("comparisons", "found", "max_rounds")}
+    given = {key: getattr(args, key) for key in ("comparisons", "found", "max_rounds", "busy")}
     settings = vars(FORMS[args.form]) | {k: v for k, v in given.items() if v is not None}
     form, watch = Form(**settings), Stopwatch()
     report = {"form": args.form, "threshold": THRESHOLD, "slower": SLOWER} | vars(form)
