@@ -1,13 +1,15 @@
 """Measure a folder of photos with Ray Data beside the batch command, and what starting Ray costs.
 
     python benchmarks/ray_photos.py [--bundle NAME.zsseg | --real] [--photos N] [--size 640x480]
-                                    [--batch-size N] [--rounds 3] [--json FILE]
+                                    [--batch-size N] [--calls N] [--rounds 3] [--json FILE]
 
 Needs the extra ``ray``; ``--real``, ViT-B/16 at 512x512 with random weights, torch and onnx too.
 Both label the same photos with the same number of threads and write masks and overlays as PNG: the
 batch command as files, Ray as Parquet. Each is a process of its own per round; they take turns.
-Ray's rate is that of its last photos: between the moment when a quarter of them was done and the
-end. All that comes before, less the time of that quarter at that rate, is its start-up. The
+Ray's workers get the same priority as the batch command (Ray's default is nice 15) and
+``--calls`` batches at a time. Ray's rate is that of its last photos: between the moment when a quarter of them was done and the
+end. All that comes before, less the time of that quarter at that rate, is its start-up. Processes
+that Ray starts later, to write, count for its rate: take photos enough for half a minute. The
 report says from how many photos Ray is faster on several machines like this one.
 A bundle without a text encoder gets random classes.
 """
@@ -58,10 +60,10 @@ begin = time.monotonic()
 import os
 
 import ray
-from benchmarks.ray_photos import classes_for
+from benchmarks.ray_photos import classes_for, pool
 from zsseg_rt.integrations.ray import PhotoSegmenter
 
-bundle, folder, out, batch_size = sys.argv[1:]
+bundle, folder, out, batch_size, calls = sys.argv[1:]
 settings = {"bundle": bundle, "classes": classes_for(bundle), "overlay_format": "png"}
 cpus = len(os.sched_getaffinity(0))
 ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
@@ -79,7 +81,7 @@ photos = ray.data.read_binary_files(folder, include_paths=True, num_cpus=0.1)
 photos.map_batches(
     Timed,
     fn_constructor_kwargs=settings, batch_size=int(batch_size), num_cpus=cpus - 0.5,
-    compute=ray.data.ActorPoolStrategy(size=1),
+    compute=pool(int(calls)),
 ).write_parquet(out, ray_remote_args={"num_cpus": 0.1})
 total = time.monotonic() - begin
 import pyarrow.parquet as pq
@@ -98,6 +100,7 @@ def main() -> int:
     bundle.add_argument("--real", action="store_true", help="ViT-B/16, random weights")
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--calls", type=int, default=2, help="batches at a time in Ray's actor")
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -117,9 +120,10 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
     from benchmarks.photo_folder import machine_and_commit, make_photos
 
     photos = make_photos(scratch / "photos", args.photos, args.size)
+    settings = [str(args.batch_size), str(args.calls)]
     runs: dict[str, list[dict[str, Any]]] = {"batch": [], "ray": []}
     for round_ in range(args.rounds):
-        for name, child, more in (("batch", BATCH, []), ("ray", RAY, [str(args.batch_size)])):
+        for name, child, more in (("batch", BATCH, []), ("ray", RAY, settings)):
             out = scratch / f"{name} {round_}"
             runs[name].append(run(child, [str(bundle), str(photos), str(out), *more]))
     rates = {name: [rate(one["done"]) for one in each] for name, each in runs.items()}
@@ -134,6 +138,7 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
         "photos": args.photos,
         "size": args.size,
         "batch size": args.batch_size,
+        "calls": args.calls,
         "photos per second": medians,
         "ray / batch": {
             "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)
@@ -144,6 +149,15 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
             f"{machines} machines": pays_from(machines, extra, medians) for machines in (2, 4, 8)
         },
     }  # fmt: skip
+
+
+def pool(calls: int) -> Any:
+    """One actor that has so many batches under way."""
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(
+        size=1, max_concurrent_calls_per_actor=calls, enable_true_multi_threading=calls > 1
+    )
 
 
 def classes_for(bundle: str) -> Any:
@@ -172,6 +186,7 @@ def run(code: str, arguments: list[str]) -> dict[str, Any]:
             [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         ),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
     }
     call = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(

@@ -113,7 +113,9 @@ def label(folder, out, kind, settings):
         fn_constructor_kwargs=settings,
         batch_size=2,
         num_cpus=0.8,
-        compute=ActorPoolStrategy(size=2),
+        compute=ActorPoolStrategy(
+            size=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
     ).write_parquet(str(out), ray_remote_args=READ)
 
 

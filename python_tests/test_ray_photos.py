@@ -1,6 +1,8 @@
 """The class for Ray's ``map_batches`` by itself, without Ray: photos in, descriptions out."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.batch import segment_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
+from zsseg_rt.integrations import ray as integration
 from zsseg_rt.integrations.ray import PhotoSegmenter
 from zsseg_rt.photos import find_photos, read_photo
 
 NAMES = ["red", "blue", "green", "white"]
+LIMIT = 60.0  # seconds
 
 
 @pytest.fixture
@@ -59,6 +63,65 @@ def test_photos_become_what_segment_writes(segmenter, colour_bundle, photos, tmp
             assert (row["height"], row["width"]) == result.size_hw
             assert row["unknown_share"] == pytest.approx(result.unknown_share, abs=1e-6)
     assert [row.keys() == {"error"} for row in rows] == [False] * 4 + [True, False]
+
+
+def test_a_batch_does_not_wait_for_the_end_of_another(segmenter, photos, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    decode = integration.decode_photo
+
+    def held_up(data, path, **limits):
+        if path.name == "slow":
+            begun.set()
+            assert go_on.wait(LIMIT)
+        return decode(data, path, **limits)
+
+    monkeypatch.setattr(integration, "decode_photo", held_up)
+    one, photo = segmenter(), photos[0].read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(one.label, [photo, photo], ["slow", "quick"])
+        try:
+            assert begun.wait(LIMIT)
+            second = one.label([photo])
+            assert not first.done()
+        finally:
+            go_on.set()
+        assert first.result(LIMIT) == second * 2
+
+
+def test_batches_at_the_same_time_share_lanes_and_threads(segmenter, photos, monkeypatch):
+    one, lock, running, most = segmenter(2), threading.Lock(), set(), []
+    decode = integration.decode_photo
+
+    def watched(*args, **limits):
+        with lock:
+            running.add(threading.get_ident())
+            most.append(len(running))
+        try:
+            return decode(*args, **limits)
+        finally:
+            with lock:
+                running.remove(threading.get_ident())
+
+    contents, paths = [path.read_bytes() for path in photos], [path.name for path in photos]
+    expected = one.label(contents, paths)
+    monkeypatch.setattr(integration, "decode_photo", watched)
+    with ThreadPoolExecutor(6) as pool:
+        turned = [pool.submit(one.label, contents[i:], paths[i:]) for i in range(6)]
+        for index, rows in enumerate(turned):
+            assert rows.result(LIMIT) == expected[index:]
+    assert max(most) <= 4  # two lanes and what is decoded or encoded beside them
+
+
+def test_what_ends_a_batch_leaves_later_ones_alone(segmenter, photos, monkeypatch):
+    def absent(*_, **__):
+        raise BackendUnavailableError("opencv: not installed")
+
+    one, contents = segmenter(), [path.read_bytes() for path in photos]
+    with monkeypatch.context() as patch:
+        patch.setattr(integration, "decode_photo", absent)
+        with pytest.raises(BackendUnavailableError, match="opencv"):
+            one.label(contents)
+    assert "mask" in one.label(contents)[0]
 
 
 def test_pictures_are_labelled_as_their_files(segmenter, photos):

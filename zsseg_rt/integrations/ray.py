@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,7 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.extras import needs_extra
-from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.lane_pool import LanePool
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.text.class_names import ClassNames
@@ -38,12 +39,16 @@ if TYPE_CHECKING:
 __all__ = ["PhotoSegmenter"]
 
 _INPUTS = ("bytes", "image")
-_AHEAD = 1  # photos that are decoded or encoded while every lane is busy
+_AHEAD = 2  # photos that are decoded or encoded while every lane is busy
 _JPEG_QUALITY = 90
 
 
 class PhotoSegmenter:
     """Labels the photos of a Ray data set; each of Ray's actors has an engine of its own.
+
+    Several batches may be under way in an actor: photos of the next batch then take the lanes that
+    the last photos of a batch leave free, while Ray fetches and hands on other batches. Ray allows
+    one call at a time unless its actor pool says otherwise, as below.
 
     Rows come with a column ``bytes``, a photo's file as ``ray.data.read_binary_files`` reads it,
     or ``image``, uint8 RGB [H, W, 3]. That column is replaced by:
@@ -76,7 +81,15 @@ class PhotoSegmenter:
         >>> photos = ray.data.read_binary_files("photos", include_paths=True)  # doctest: +SKIP
         >>> settings = {"bundle": "street.zsseg", "classes": ["road", "person"]}
         >>> photos.map_batches(
-        ...     PhotoSegmenter, fn_constructor_kwargs=settings, batch_size=16, num_gpus=0.5
+        >>> pool = ray.data.ActorPoolStrategy(  # doctest: +SKIP
+        ...     size=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ... )
+        >>> photos.map_batches(
+        ...     PhotoSegmenter,
+        ...     fn_constructor_kwargs=settings,
+        ...     compute=pool,
+        ...     batch_size=32,
+        ...     num_gpus=0.5,
         ... ).write_parquet("labels")  # doctest: +SKIP
     """
 
@@ -104,9 +117,10 @@ class PhotoSegmenter:
         self.engine.set_classes(classes, background=background, templates=templates)
         engine = self.engine
         self._lanes = LanePool(engine.segment, engine.lane, engine.config.num_lanes)
+        self._workers = ThreadPoolExecutor(self._lanes.num_lanes + _AHEAD)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
-        """Label the photos of a batch, several at the same time.
+        """Label the photos of a batch, several at the same time; usable from several threads.
 
         Args:
             batch: The columns as NumPy arrays, Ray's default ``batch_format``.
@@ -135,13 +149,21 @@ class PhotoSegmenter:
     ) -> list[dict[str, Any]]:
         """Label photos and describe them, each in a dict of the new columns that it has.
 
+        Calls from several threads share the lanes; photos are begun in the order of the calls.
+
         Args:
             photos: Files' contents, or uint8 RGB [H, W, 3].
             paths: What to call them in messages.
         """
         names = [f"row {i}" for i in range(len(photos))] if paths is None else paths
-        threads = self._lanes.num_lanes + _AHEAD
-        return list(in_order(self._describe, zip(photos, names, strict=True), num_threads=threads))
+        jobs = [
+            self._workers.submit(self._describe, job) for job in zip(photos, names, strict=True)
+        ]
+        try:
+            return [job.result() for job in jobs]
+        finally:
+            for job in jobs:
+                job.cancel()  # those that have not begun, if one failed
 
     def _describe(self, photo: tuple[Any, Any]) -> dict[str, Any]:
         data, name = photo

@@ -32,7 +32,7 @@ from zsseg_rt.errors import ZssegError
 WORDS = (("red ball", "blue sky"), ("yellow wall", "grey floor", "red ball"))
 _CLONE_NEWNS = 0x20000
 _DISK_BYTES = 4 << 20
-_MOST_GROWTH = 48 << 20  # bytes of a process that labels on and on; 20,000 frames add 2 MB
+_MOST_GROWTH = 48 << 20  # bytes of a process that labels on and on; a leak gets there in time
 _ANSWERS_WITHIN = 25.0  # seconds for a forked process
 
 
