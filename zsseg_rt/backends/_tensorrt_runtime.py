@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, require
+from zsseg_rt.backends.plan_cache import kernels_path
 from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["RuntimeSettings"]
@@ -40,7 +41,7 @@ class RuntimeSettings:
     ) -> None:
         self._engine, self._logger, self.captures = engine, logger, captures
         self._trt = api.module
-        self._path = None if plan_path is None else plan_path.with_suffix(".kernels")
+        self._path = None if plan_path is None else kernels_path(plan_path)
         runtime_config = self._new_config()
         made = runtime_config.create_runtime_cache()
         self._kernels = require(made, "create_runtime_cache", logger)

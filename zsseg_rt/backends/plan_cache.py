@@ -19,7 +19,7 @@ from typing import Any
 from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
-__all__ = ["Plan", "PlanCache", "PlanKey"]
+__all__ = ["Plan", "PlanCache", "PlanKey", "kernels_path"]
 
 FORMAT_VERSION = 2  # 2: float32 without TF32, targets with the GPU's size and driver
 MAX_RECORD_BYTES = 64 << 20
@@ -150,6 +150,11 @@ class PlanCache:
         return Plan(data=plan.data, report=plan.report, path=path)
 
 
+def kernels_path(plan_path: Path) -> Path:
+    """Where the kernels that TensorRT-RTX compiles for a plan are kept."""
+    return plan_path.with_suffix(".kernels")
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".json")
 
@@ -182,8 +187,8 @@ def _remove_stale(path: Path) -> None:
 
 
 def _remove_remains(path: Path) -> None:
-    """Remove plans without a record, which are of no use."""
-    for file in (_sidecar(path), path):
+    """Remove a plan with its record and the kernels that a runtime compiled from it."""
+    for file in (_sidecar(path), path, kernels_path(path)):
         _remove_quietly(file)
 
 
