@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +14,15 @@ import numpy.typing as npt
 
 from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
-__all__ = ["RowCache"]
+__all__ = ["KEPT_ROWS", "RowCache"]
 
 _log = logging.getLogger(__name__)
+KEPT_ROWS = 65_536
+"""Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; the least recently used go.
+
+Each process counts them when it first writes, and again whenever it wrote an eighth of that. If
+there are more, they are cut to seven eighths.
+"""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -24,15 +31,20 @@ class RowCache:
 
     A file holds a SHA-256 and then the row, float32 little-endian [D]. The SHA-256 covers encoder,
     templates, phrase and row, so neither an altered file nor one made for another phrase is
-    mistaken for the embedding.
+    mistaken for the embedding. A file's time of change is that of its last use.
 
     Args:
         folder: The cache folder.
         encoder: Identifies the text encoder and its tokenizer.
         embed_dim: Width D of an embedding.
+        max_rows: How many files are kept, at least 8.
     """
 
-    def __init__(self, folder: Path, encoder: str, embed_dim: int) -> None:
+    def __init__(
+        self, folder: Path, encoder: str, embed_dim: int, *, max_rows: int = KEPT_ROWS
+    ) -> None:
+        self._max_rows = max_rows
+        self._until_check = 0  # files to write before they are counted again
         self._folder, self._encoder, self._embed_dim = folder / "text", encoder, embed_dim
 
     def path(self, templates: str, phrase: str) -> Path:
@@ -57,6 +69,8 @@ class RowCache:
         if content[:_DIGEST_BYTES] != self._checksum(templates, phrase, data):
             _discard(path, "was damaged (its checksum differs)")
             return None
+        with suppress(OSError):  # a folder that may only be read still serves
+            os.utime(path)
         row = np.frombuffer(data, "<f4").astype(np.float32)
         if not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4:
             _discard(path, "is not of unit length")
@@ -75,9 +89,34 @@ class RowCache:
                     "text embeddings are kept in memory only, %s cannot be written: %s", path, exc
                 )
                 return
+        self._until_check -= len(rows)
+        if self._until_check <= 0:
+            self._until_check = self._max_rows // 8
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        try:
+            used = sorted(_last_uses(self._folder))
+            if len(used) <= self._max_rows:
+                return
+            for _, path in used[: len(used) - self._max_rows * 7 // 8]:
+                remove_entry(path)
+        except OSError as exc:
+            _log.warning("%s: old text embeddings cannot be removed: %s", self._folder, exc)
 
     def _checksum(self, templates: str, phrase: str, data: bytes) -> bytes:
         return hashlib.sha256(_sha256(self._encoder, templates, phrase) + data).digest()
+
+
+def _last_uses(folder: Path) -> Iterator[tuple[int, Path]]:
+    """When each file of the cache was last used, in ns; files that others remove are left out."""
+    for space in folder.iterdir():
+        if space.is_symlink() or not space.is_dir():
+            continue
+        with suppress(FileNotFoundError), os.scandir(space) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    yield entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)
 
 
 def _sha256(*parts: str) -> bytes:
