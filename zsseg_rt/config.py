@@ -51,7 +51,8 @@ class EngineConfig:
             in [0, 1]; see :class:`zsseg_rt.cosine_rule.CosineRule`. (0, 0) leaves it out. None
             takes the bundle's.
         cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
-        num_threads: CPU threads of this engine; 0 takes all that the process may use. For backend
+        num_threads: CPU threads of this engine; 0 takes all that the process may use:
+            its affinity, or a container's quota of CPU time, rounded up. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
             :meth:`Engine.lane`. On the CPU they share ``num_threads``.

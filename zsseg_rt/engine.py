@@ -29,6 +29,7 @@ from zsseg_rt.families.registry import create_family
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.lane import Lane
 from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.ops.cpus import threads_in_quota
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
@@ -76,8 +77,9 @@ class Engine:
         self._family = create_family(self.bundle, self.config)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
+        threads = self.config.num_threads or threads_in_quota()
         self._options = BackendOptions(
-            num_threads=self.config.num_threads,
+            num_threads=threads,
             num_sessions=self.config.num_lanes,
             cache_dir=usable_cache(self.config.cache_folder),
             dynamic_axes=self._family.axes,
@@ -88,7 +90,7 @@ class Engine:
             partial(
                 load_text_encoder,
                 self.bundle,
-                num_threads=self.config.num_threads,
+                num_threads=threads,
                 cache_dir=self._options.cache_dir,
             ),
             self._options.cache_dir,

@@ -22,6 +22,7 @@ from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.ops.cpus import usable_cpus
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
@@ -128,7 +129,7 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
     placement = registry.choose(config)
     if placement.backend != "openvino" or placement.device != "cpu":
         return 1
-    return max(min(num_photos, config.num_threads or len(os.sched_getaffinity(0)), _MOST_LANES), 1)
+    return max(min(num_photos, config.num_threads or usable_cpus(), _MOST_LANES), 1)
 
 
 class _Work:

@@ -31,6 +31,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.arrays import Array
+from zsseg_rt.ops.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
@@ -62,6 +63,9 @@ __all__ = [
     "upsample_argmax",
     "warp_blend",
 ]
+
+if _quota := threads_in_quota():
+    set_num_threads(_quota)  # the native core knows the affinity only
 
 
 @contextmanager
