@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from zsseg_rt import __version__
+from zsseg_rt.cli.calibrate import calibrate
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
@@ -62,7 +63,8 @@ app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
 export_app.command("triton")(export_triton)
-for command in (segment, stream, serve, fetch, train, evaluate, profile, info, doctor):
+_COMMANDS = (segment, stream, serve, fetch, train, calibrate, evaluate, profile, info, doctor)
+for command in _COMMANDS:
     app.command()(command)
 
 

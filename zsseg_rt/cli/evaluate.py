@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.cli.calibrate import print_calibration
 from zsseg_rt.cli.options import (
     BackendOption,
     CosineOption,
@@ -209,6 +210,8 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
         )
     with needs_extra("train", f"to evaluate {path}"):
         from zsseg_rt.training.trained.segmenter import trained_segmenter
+    if config.cosine_weight is None:
+        print_calibration(path)
     return trained_segmenter(
         path,
         asked.names,
@@ -216,6 +219,7 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
         protocol=asked.protocol,
         device=config.device,
         cosine=cosine_rule(config.cosine_weight, config.cosine_scale),
+        calibrated=config.cosine_weight is None,
     )
 
 

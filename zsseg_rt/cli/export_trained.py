@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.calibrate import print_calibration
 from zsseg_rt.cli.options import (
     CosineOption,
     LicenceOption,
@@ -39,10 +40,12 @@ def export_trained(
     if precision:
         options["precisions"] = tuple(precision)
     if cosine is not None:
-        settings = read_cosine(cosine)
+        settings, options["calibrated"] = read_cosine(cosine), False
         options["cosine"] = cosine_rule(settings["cosine_weight"], settings.get("cosine_scale"))
     with needs_extra("train", f"to export {run}"):
         from zsseg_rt.training.trained.bundle import export_trained as export
 
+        if cosine is None:
+            print_calibration(run)
         written = export(run, out, **options)
     terminal().print(f"wrote {written}", highlight=False)

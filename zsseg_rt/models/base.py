@@ -99,8 +99,12 @@ class SegmentationModel(nn.Module, ABC):
             f"{windows}. Call label()."
         )
 
-    def with_cosine(self, rule: CosineRule | None) -> Self:
+    def with_cosine(self, rule: CosineRule | None, *, seen_bias: float | None = None) -> Self:
         """The same weights with another share of cosines beside the masks.
+
+        Args:
+            rule: How much they count; None: not at all.
+            seen_bias: What the scores of seen classes are lowered by; None leaves it unchanged.
 
         Raises:
             ArgumentError: The model has no masks to blend with cosines.

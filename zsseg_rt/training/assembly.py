@@ -48,7 +48,7 @@ from zsseg_rt.training.text_space import text_space
 from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model
 from zsseg_rt.visualize import palette
 
-__all__ = ["Assembly", "assemble", "evaluate_untrained", "train"]
+__all__ = ["Assembly", "assemble", "evaluate_untrained", "train", "train_assembled"]
 
 _log = logging.getLogger(__name__)
 
@@ -140,8 +140,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
         DatasetError: The data is missing, incomplete or inconsistent.
         TrainingError: A loss is not finite or a checkpoint cannot be written.
     """
-    parts = assemble(config)
-    config, folder = parts.config, Path(config.output.folder)
+    return train_assembled(assemble(config), resume=resume)
+
+
+def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
+    """Train what :func:`assemble` built; see :func:`train`. The task holds the last weights."""
+    config, folder = parts.config, Path(parts.config.output.folder)
     _keep_config(config, folder, resume)
     judged, embeddings = parts.evaluation_dataset is not None, parts.embeddings
     return run_loop(
@@ -161,8 +165,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
     )
 
 
-def assemble(config: TrainConfig) -> Assembly:
+def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None) -> Assembly:
     """Build and check everything a run needs; nothing is trained or written.
+
+    Args:
+        config: What to train, on what data, how.
+        dataset: What to train on instead of the configuration's data.
 
     Raises:
         ArgumentError: A setting is wrong.
@@ -171,7 +179,8 @@ def assemble(config: TrainConfig) -> Assembly:
         VocabularyError: A class has no embedding.
     """
     seed_everything(config.loop.seed)
-    dataset = open_split(config.data, config.data.split, config.data.options)
+    if dataset is None:
+        dataset = open_split(config.data, config.data.split, config.data.options)
     judged = _open_evaluation(config, dataset)
     if len(dataset.seen) == len(dataset.class_names) and config.loop.best_metric == "hIoU":
         _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)

@@ -298,10 +298,11 @@ class DescriptorModel(PixelModel):
             activation=self.config.score_activation,
         )
 
-    def with_cosine(self, rule: CosineRule | None) -> Self:
+    def with_cosine(self, rule: CosineRule | None, *, seen_bias: float | None = None) -> Self:
         """The same weights with another share of cosines; shares everything but ``config``."""
         twin = copy.copy(self)
-        twin.config = replace(self.config, cosine=rule)
+        bias = self.config.seen_bias if seen_bias is None else seen_bias
+        twin.config = replace(self.config, cosine=rule, seen_bias=bias)
         return twin
 
     def activate(self, logits: Tensor) -> Tensor:

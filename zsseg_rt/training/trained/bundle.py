@@ -12,6 +12,7 @@ from torch import Tensor
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.class_embeddings import region_embeddings
+from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import (
     TrainedClasses,
     find_checkpoint,
@@ -27,7 +28,9 @@ _log = logging.getLogger(__name__)
 _NEARLY_ALL = 98.0  # percent of the evaluation's pixels
 
 
-def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
+def export_trained(
+    run: str | Path, path: str | Path, *, calibrated: bool = True, **options: Any
+) -> Path:
     """Write the model of a training run as a bundle.
 
     The bundle knows the classes of the training data by their embeddings (its text bank), so that
@@ -37,6 +40,8 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
     Args:
         run: A run's folder (its best checkpoint is taken), or a checkpoint's.
         path: Folder to write, ``NAME.zsseg``.
+        calibrated: Whether the bundle takes the settings that
+            :func:`zsseg_rt.training.calibration.calibrate.calibrate` chose for the run, if it did.
         **options: Options of :func:`zsseg_rt.export.export_bundle` that are to differ.
 
     Returns:
@@ -47,8 +52,12 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
         CheckpointError: There is no checkpoint, it is damaged, or its model cannot be exported.
     """
     model, known = load_trained(run), load_classes(run)
+    source = f"trained by zsseg_rt, {find_checkpoint(run).name}"
+    chosen = read_calibration(run, known[0] if known else None) if calibrated else None
+    if chosen is not None:
+        model, source = chosen.apply(model), f"{source}, calibrated"
     settings: dict[str, Any] = {
-        "source": f"trained by zsseg_rt, {find_checkpoint(run).name}",
+        "source": source,
         "space": "",
         "size_hw": model.size_hw,
     }

@@ -62,9 +62,14 @@ class TrainedClasses:
     region_templates: tuple[str, ...] = ()
 
     @property
+    def seen_names(self) -> tuple[str, ...]:
+        """Names of the seen classes, with their synonyms."""
+        return tuple(self.names[index] for index in self.seen)
+
+    @property
     def seen_phrases(self) -> tuple[str, ...]:
         """Every synonym of the seen classes."""
-        groups = split_synonyms([self.names[index] for index in self.seen])
+        groups = split_synonyms(self.seen_names)
         return ClassList.of_groups(groups).phrases
 
     @property

@@ -14,6 +14,7 @@ from zsseg_rt.errors import DeviceError, VocabularyError
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
+from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import TrainedClasses, load_classes, load_trained
 
 __all__ = ["trained_segmenter"]
@@ -29,6 +30,7 @@ def trained_segmenter(
     protocol: str = "whole",
     device: str = "auto",
     cosine: CosineRule | None = None,
+    calibrated: bool = True,
 ) -> TorchSegmenter:
     """Load a run's model and the embeddings of any classes.
 
@@ -42,7 +44,10 @@ def trained_segmenter(
         templates: Prompts with one ``{}`` each; the run's if None.
         protocol: ``"whole"`` or ``"slide"``, see :class:`TorchSegmenter`.
         device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"`` or ``"cuda:N"``.
-        cosine: How much the cosine of patches and names counts, for ZegCLIP and CLIP-RC.
+        cosine: How much the cosine of patches and names counts, for ZegCLIP and CLIP-RC; with the
+            run's own seen bias.
+        calibrated: Whether, without ``cosine``, the settings count that
+            :func:`zsseg_rt.training.calibration.calibrate.calibrate` chose for the run, if it did.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -50,10 +55,14 @@ def trained_segmenter(
         ArgumentError: The model does not know the protocol.
         DeviceError: There is no such GPU.
     """
-    model = load_trained(path)
+    model, known = load_trained(path), load_classes(path)
+    chosen = None
     if cosine is not None:
         model = model.with_cosine(cosine)
-    known = load_classes(path)
+    elif calibrated:
+        chosen = read_calibration(path, known[0] if known else None)
+    if chosen is not None:
+        model = chosen.apply(model)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     embeds = _embed(model, phrases, known, templates)
     region_templates = () if known is None else known[0].region_templates
