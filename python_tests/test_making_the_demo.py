@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
@@ -10,14 +11,41 @@ pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 from safetensors.torch import save_file  # noqa: E402
 
 from zsseg_rt import Bundle  # noqa: E402
+from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS  # noqa: E402
-from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
+from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
 from zsseg_rt.experiments.clip_pretraining import pretrain  # noqa: E402
-from zsseg_rt.experiments.make_demo import DemoConfig, train_demo, write_demo  # noqa: E402
+from zsseg_rt.experiments.demo_rule import choose_rule, demo_run, put_rule  # noqa: E402
+from zsseg_rt.experiments.make_demo import (  # noqa: E402
+    DemoConfig,
+    small_zegclip,
+    train_demo,
+    write_demo,
+)
 from zsseg_rt.experiments.small_clip import PretrainingConfig  # noqa: E402
+from zsseg_rt.training.assembly import assemble  # noqa: E402
+from zsseg_rt.training.calibration.calibrate import CalibrationSettings  # noqa: E402
+from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut  # noqa: E402
 
 TOWERS = {"width": 64, "num_layers": 2, "text_width": 64, "text_layers": 1, "embed_dim": 64}
+
+
+RULE = CosineRule(seen_weight=0.1, unseen_weight=0.6, scale=8.0)
+NONE = FoldFigures(seen=0.0, unseen=0.0, harmonic_mean=0.0)
+SMALL = {"iterations": 2, "batch_size": 2, "warmup_steps": 1, "num_prompts": 2, "num_scenes": 4}
+
+
+def chosen(cosine):
+    return Calibration(
+        cosine=cosine,
+        seen_bias=0.2,
+        seen=tuple(CLASS_NAMES[index] for index in SEEN),
+        iterations=1,
+        images=1,
+        seed=0,
+        hold_outs=(HoldOut(names=("blue sky",), before=NONE, after=NONE),),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +55,10 @@ def clip(tmp_path_factory):
 
 
 def test_a_bundle_comes_out_with_its_words_and_history(clip, tmp_path):
-    config = DemoConfig(iterations=2, batch_size=2, warmup_steps=1, num_prompts=2, num_scenes=4)
+    config = DemoConfig(**SMALL)
     model = train_demo(clip, config, tmp_path / "run")
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
-    path = write_demo(model, clip, config, tmp_path, commit="abc")
+    path = write_demo(model, clip, config, tmp_path, chosen=chosen(RULE), commit="abc")
     assert path == tmp_path / BUNDLE
     bundle = Bundle.load(path)
     bundle.verify()
@@ -40,8 +68,39 @@ def test_a_bundle_comes_out_with_its_words_and_history(clip, tmp_path):
     assert source["commit"] == "abc"
     assert source["zegclip"]["iterations"] == 2
     assert source["clip"]["config"]["width"] == 64
+    assert source["settings"]["held_out"] == [["blue sky"]]
+    assert (bundle.head.cosine, bundle.head.seen_bias) == (RULE, 0.2)
     assert (tmp_path / CLASSES).read_text().splitlines() == list(CLASS_NAMES)
     assert all((tmp_path / photo).is_file() for photo in PHOTOS)
+
+
+def test_settings_put_into_a_bundle_equal_those_it_is_exported_with(clip, tmp_path):
+    config = DemoConfig(**SMALL)
+    model = small_zegclip(clip, config).eval()
+    paths = {}
+    for name, cosine in (("exported", RULE), ("put", None)):
+        (tmp_path / name).mkdir()
+        paths[name] = write_demo(model, clip, config, tmp_path / name, chosen=chosen(cosine))
+    assert put_rule(paths["put"], chosen(RULE)) == paths["put"]
+    exported, put = (Bundle.load(paths[name]) for name in ("exported", "put"))
+    put.verify()
+    assert put.head == exported.head
+    assert put.graphs == exported.graphs
+    samples = [dict(np.load(path / "golden.npz")) for path in paths.values()]
+    assert samples[0].keys() == samples[1].keys()
+    np.testing.assert_allclose(samples[1]["mask_logits"], samples[0]["mask_logits"], atol=1e-3)
+    assert (samples[1]["labels"] == samples[0]["labels"]).mean() > 0.999
+    with pytest.raises(BundleError, match="expected a ZegCLIP without cosines"):
+        put_rule(paths["put"], chosen(RULE))
+
+
+def test_settings_are_chosen_on_the_demo_s_own_recipe(clip, tmp_path):
+    config = DemoConfig(**SMALL | {"num_scenes": 24})
+    found, expected = assemble(demo_run(clip, config)).task.model, small_zegclip(clip, config)
+    assert found.config == expected.config
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    brief = CalibrationSettings(iterations=1, folds=1, images=12)
+    assert choose_rule(clip, config, tmp_path, brief).iterations == 1
 
 
 def test_wrong_beginnings_are_refused(tmp_path):

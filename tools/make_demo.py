@@ -1,6 +1,6 @@
 """Make what ``--demo`` of segment and train uses from scratch: small CLIP, bundle, images.
 
-``python tools/make_demo.py --work RUNS`` takes about an hour on one core. An interrupted call
+``python tools/make_demo.py --work RUNS`` takes more than an hour on one core. An interrupted call
 continues from its last checkpoint.
 """
 
@@ -18,6 +18,7 @@ import torch
 
 from zsseg_rt.evaluation.provenance import describe_commit
 from zsseg_rt.experiments.clip_pretraining import pretrain
+from zsseg_rt.experiments.demo_rule import choose_rule
 from zsseg_rt.experiments.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
 from zsseg_rt.experiments.packed_clip import pack_clip
 from zsseg_rt.experiments.small_clip import PretrainingConfig
@@ -46,9 +47,14 @@ def main() -> None:
     )
     config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
-    print(evaluate_demo(model).scores)
+    chosen = choose_rule(clip, config, arguments.work / "settings")
+    if chosen is None:
+        raise SystemExit("stopped; the same command continues")
+    print(chosen.described)
+    print(evaluate_demo(chosen.apply(model)).scores)
     print(pack_clip(clip, arguments.clip_out))
-    print(write_demo(model, clip, config, arguments.out, commit=describe_commit(ROOT)))
+    commit = describe_commit(ROOT)
+    print(write_demo(model, clip, config, arguments.out, chosen=chosen, commit=commit))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ from zsseg_rt.training.loop.schedules import poly
 from zsseg_rt.training.parts import batch_source
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.trained.calibration import Calibration
 
-__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "small_zegclip", "train_demo", "write_demo"]
+__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "provenance_of", "small_zegclip"]
+__all__ += ["train_demo", "write_demo"]
 
 TEMPLATES = ("a photo of a {}.",)
 _PHOTO_INDICES = (3, 82)  # of four hundred, two that the shipped bundle labels well
@@ -189,7 +191,13 @@ def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Ev
 
 
 def write_demo(
-    model: ZegCLIP, clip: Path, config: DemoConfig, folder: Path, *, commit: str = ""
+    model: ZegCLIP,
+    clip: Path,
+    config: DemoConfig,
+    folder: Path,
+    *,
+    chosen: Calibration,
+    commit: str = "",
 ) -> Path:
     """Write bundle, images and class names where the package looks for them.
 
@@ -198,6 +206,7 @@ def write_demo(
         clip: The CLIP it was trained on; its metadata describe its run.
         config: The recipe.
         folder: ``zsseg_rt/demo`` of the project.
+        chosen: How much cosines count, and the seen bias.
         commit: The project's commit, for the provenance.
 
     Returns:
@@ -210,9 +219,10 @@ def write_demo(
         "world_version": WORLD_VERSION,
         "clip": _metadata(clip),
         "zegclip": dataclasses.asdict(config),
+        "settings": provenance_of(chosen),
     }
     bundle = export_bundle(
-        model,
+        chosen.apply(model),
         folder / BUNDLE,
         class_names=CLASS_NAMES,
         word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
@@ -226,6 +236,16 @@ def write_demo(
     (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     _write_photos(folder, config.size)
     return bundle
+
+
+def provenance_of(chosen: Calibration) -> dict[str, Any]:
+    """How the bundle's settings were chosen, for its provenance."""
+    return {
+        "chosen_by": "seen names held out of brief trainings",
+        "held_out": [hold_out.names for hold_out in chosen.hold_outs],
+        "iterations": chosen.iterations,
+        "images": chosen.images,
+    }
 
 
 def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:

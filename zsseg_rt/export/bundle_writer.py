@@ -29,7 +29,7 @@ from zsseg_rt.export.verify import verify_bundle
 from zsseg_rt.files.whole_folder import new_folder, remove_leftovers
 
 __all__ = ["Arrays", "ExportedModel", "new_bundle_folder", "write_golden"]
-__all__ += ["write_model_bundle"]
+__all__ += ["write_manifest", "write_model_bundle"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 SUFFIX = ".zsseg"
@@ -107,7 +107,7 @@ def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptio
             provenance={**exported.provenance, "source": options.source},
             licence=options.licence,
         )
-        _write_manifest(folder, bundle)
+        write_manifest(folder, bundle)
     return path
 
 
@@ -145,7 +145,8 @@ def _bundle_name(path: Path) -> str:
     return path.stem
 
 
-def _write_manifest(folder: Path, bundle: Bundle) -> None:
+def write_manifest(folder: Path, bundle: Bundle) -> None:
+    """Write ``bundle.json``."""
     content = json.dumps(bundle.to_manifest(), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
 
