@@ -1,4 +1,4 @@
-"""Models that start from CLIP weights to be trained: CLIP-RC and the dense baseline."""
+"""Models that start from CLIP weights to be trained: CLIP-RC and the cosine head."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 NAMES = [f"name {index}" for index in range(7)]
-BUILDS = ("clip_rc", "dense_baseline", "zegclip")
+BUILDS = ("clip_rc", "cosine_head", "zegclip")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tower(model):
 @pytest.mark.parametrize("architecture", BUILDS)
 def test_towers_are_clips(build, architecture):
     model, given = build(architecture), tiny.clip_state_dict(SIZES)
-    mode = "bicubic" if architecture == "dense_baseline" else "bilinear"
+    mode = "bicubic" if architecture == "cosine_head" else "bilinear"
     key = "visual.positional_embedding"
     given[key] = resize_positional_embedding(given[key], (4, 4), mode)
     visual, text = tower(model).state_dict(), model.text_encoder.state_dict()
@@ -89,12 +89,12 @@ def test_keywords_of_earlier_versions_are_understood(build):
     assert len(build("clip_rc", num_regions=4).backbone.region_level_bridge) == 4
 
 
-# ---------------------------------------------------------------- the dense baseline
+# ---------------------------------------------------------------- the cosine head
 
 
 def trained(build, **settings):
-    """A baseline whose head and scale are not what they start as."""
-    model = build("dense_baseline", **settings)
+    """A cosine head whose head and scale are not what they start as."""
+    model = build("cosine_head", **settings)
     with torch.no_grad():
         weight = model.image_encoder.head.weight
         weight += 0.3 * torch.from_numpy(tiny.random_normal("head", weight.shape)).float()
@@ -104,10 +104,10 @@ def trained(build, **settings):
 
 @torch.no_grad()
 def test_before_training_it_is_dense_clips_vanilla_head(build):
-    baseline = build("dense_baseline", image_size=48, logit_scale=30.0)
+    trained = build("cosine_head", image_size=48, logit_scale=30.0)
     dense = build("dense_clip", head="vanilla", image_size=48, logit_scale=30.0)
     image, text = tiny.image(2, 3, 48, 48), tiny.text_embeds(7, SIZES.embed_dim)
-    expected, output = dense(image, text), baseline(image, text)
+    expected, output = dense(image, text), trained(image, text)
     for name in ("mask_logits", "patch_embeds", "cls_embed"):
         torch.testing.assert_close(
             getattr(output, name), getattr(expected, name), rtol=1e-5, atol=1e-5
@@ -156,17 +156,17 @@ def test_whole_pictures_slide_as_with_every_model(build):
     assert scores.shape == (7, 50, 70)
 
 
-def test_the_baseline_exports_and_agrees_with_torch(build, tmp_path):
+def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):
     model = trained(build, seen_classes=(0, 3), seen_bias=0.1, score_activation="sigmoid")
     folder = export_bundle(
         model,
-        tmp_path / "baseline.zsseg",
+        tmp_path / "cosine_head.zsseg",
         class_names=NAMES,
         precisions=("float32",),
         templates=("a {}",),
     )
     bundle = Bundle.load(folder)
-    assert (bundle.family, bundle.architecture) == ("dense", "dense_baseline")
+    assert (bundle.family, bundle.architecture) == ("dense", "cosine_head")
     assert bundle.head.activation == "sigmoid"
     assert bundle.head.seen == ("name 0", "name 3")
     assert bundle.head.seen_bias == 0.1
@@ -184,7 +184,7 @@ def test_the_baseline_exports_and_agrees_with_torch(build, tmp_path):
 )
 def test_settings_out_of_range_are_refused(build, settings, message):
     with pytest.raises(ArgumentError, match=message):
-        replace(build("dense_baseline").config, **settings)
+        replace(build("cosine_head").config, **settings)
 
 
 @pytest.mark.parametrize("architecture", ["clip_rc", "zegclip"])

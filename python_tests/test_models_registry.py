@@ -14,6 +14,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.registry import ARCHITECTURES, create_model, from_official
+from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks import TASKS
 
@@ -29,7 +30,7 @@ def models(tmp_path_factory):
     clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
     built = {
         "clip_rc": tiny.clip_rc_model(),
-        "dense_baseline": create_model("dense_baseline", image_size=64, **clip),
+        "cosine_head": create_model("cosine_head", image_size=64, **clip),
         "dense_clip": create_model("dense_clip", image_size=64, **clip),
         "zegclip": tiny.zegclip_model(),
         "zegformer": tiny_zegformer.model(),
@@ -66,6 +67,16 @@ def test_every_architecture_is_segmented_with(models, name, protocol):
     assert set(np.unique(labels)) <= {0, 1, 255}
     assert segmenter.describe()["architecture"] == name
     assert model.config is config  # the caller's model is untouched
+
+
+def test_a_renamed_architecture_is_known_by_its_old_name_and_says_so(tmp_path, caplog):
+    path = tmp_path / "clip.pt"
+    torch.save(tiny.clip_state_dict(tiny.TinySizes(num_layers=2, text_layers=1)), path)
+    clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
+    assert create_model("dense_baseline", image_size=64, **clip).architecture == "cosine_head"
+    assert "'dense_baseline' is called 'cosine_head' now" in caplog.text
+    config = {"data": {"name": "scenes"}, "model": {"architecture": "dense_baseline"}}
+    assert TrainConfig.from_dict(config).model.architecture == "cosine_head"
 
 
 def test_windows_are_refused_where_a_model_takes_whole_images(models):

@@ -19,7 +19,11 @@ from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
 from zsseg_rt.training.parts import build_model  # noqa: E402
-from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained.card import (  # noqa: E402
+    describe_model,
+    load_classes,
+    load_trained,
+)
 
 ZEROSEG_SIZES = """
     width = 32
@@ -167,7 +171,7 @@ def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
     ("architecture", "options"),
     [
         ("clip_rc", "num_prompts = 2\nnum_cells = 4\nimage_size = 64"),
-        ("dense_baseline", "image_size = 64"),
+        ("cosine_head", "image_size = 64"),
     ],
 )
 def test_other_families_train_and_load(architecture, options, clip_file, tmp_path):
@@ -182,6 +186,18 @@ def test_other_families_train_and_load(architecture, options, clip_file, tmp_pat
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert any(not torch.equal(value, before[key]) for key, value in weights.items())
     assert np.isfinite(result.metrics["mIoU"])
+
+
+def test_a_run_of_an_earlier_version_is_known_by_its_old_name(clip_file, tmp_path, monkeypatch):
+    def described(model, classes):
+        return describe_model(model, classes) | {"architecture": "dense_baseline"}
+
+    monkeypatch.setattr("zsseg_rt.training.assembly.describe_model", described)
+    path = tmp_path / "run.toml"
+    text = toml(clip_file, tmp_path / "run").replace('"zegclip"', '"cosine_head"')
+    path.write_text(text.replace("num_prompts = 2\n", ""))
+    train(TrainConfig.load(path, ["loop.iterations=1", "evaluation.split="]))
+    assert load_trained(tmp_path / "run").architecture == "cosine_head"
 
 
 def test_zeroseg_trains_without_classes(clip_file, tmp_path):
@@ -266,13 +282,13 @@ def test_wrong_options_are_named(change, message, clip_file, tmp_path):
         assemble(TrainConfig.load(path, [change]))
 
 
-@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "dense_baseline"])
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "cosine_head"])
 def test_crops_follow_the_size_of_the_model(architecture, clip_file, tmp_path):
     text = toml(clip_file, tmp_path).replace("crop_hw = [64, 64]", "flip_probability = 0")
     path = tmp_path / "run.toml"
     path.write_text(text.replace("scale = [80, 64]", ""))
     changes = [f"model.architecture={architecture}"]
-    if architecture == "dense_baseline":
+    if architecture == "cosine_head":
         path.write_text(path.read_text().replace("num_prompts = 2", ""))
     parts = assemble(TrainConfig.load(path, changes))
     wanted = {"crop_hw": [64, 64], "scale": [256, 64], "flip_probability": 0}

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.schema import setting_names
-from zsseg_rt.training.tasks.dense import DenseTask
+from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.matching import SegmentWeights
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
@@ -25,7 +25,7 @@ def rows_of(page):
     return re.findall(r"^\| (.*?) \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "dense_baseline", "zegformer"])
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "cosine_head", "zegformer"])
 def test_every_model_option_is_named(architecture):
     rows = rows_of(PAGE)
     texts = [
@@ -43,7 +43,7 @@ def test_every_model_option_is_named(architecture):
     ("row", "takers", "others"),
     [
         ("ZegCLIP, CLIP-RC", [DescriptorTask], ()),
-        ("cosine head", [DenseTask], ()),
+        ("cosine head", [CosineHeadTask], ()),
         ("ZegFormer", [ZegFormerTask, SegmentWeights], ()),
         (
             "ZeroSeg",

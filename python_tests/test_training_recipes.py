@@ -114,7 +114,7 @@ def test_zeroseg_recipe_trains_on_photos_without_masks(tmp_path):
     assert result.losses.keys() == {"reconstruction", "views", "segments"}
     assert load_trained(tmp_path / "run").config.grid_side == 4
     labelled = TrainConfig.load(recipe, [f"data.root={tmp_path}/imagenet", "model.options={}"])
-    labelled = replace(labelled, model=replace(labelled.model, architecture="dense_baseline"))
+    labelled = replace(labelled, model=replace(labelled.model, architecture="cosine_head"))
     options = {"pretrained": str(tmp_path / "clip.safetensors"), "activation": "quick_gelu"}
     labelled = replace(labelled, model=replace(labelled.model, options=options))
     with pytest.raises(ArgumentError, match="data.name: expected a data set with classes"):

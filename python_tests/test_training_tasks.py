@@ -11,7 +11,7 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
 from zsseg_rt.schema import setting_names
 from zsseg_rt.training.data.batch import Batch
-from zsseg_rt.training.tasks.dense import DenseTask
+from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import PixelLossOptions, PixelLossTask
 
@@ -172,9 +172,9 @@ def test_labels_of_another_size_than_the_pictures_are_refused():
 def baseline(tmp_path):
     torch.save(tiny.clip_state_dict(SIZES), tmp_path / "clip.pt")
 
-    def build(**settings) -> DenseTask:
+    def build(**settings) -> CosineHeadTask:
         model = create_model(
-            "dense_baseline",
+            "cosine_head",
             pretrained=tmp_path / "clip.pt",
             image_size=64,
             num_heads=4,
@@ -182,7 +182,7 @@ def baseline(tmp_path):
             activation="quick_gelu",
         )
         text = tiny.text_embeds(SIZES.num_classes, SIZES.embed_dim)
-        return DenseTask(model, text, **{"seen": SIZES.seen} | settings).train()
+        return CosineHeadTask(model, text, **{"seen": SIZES.seen} | settings).train()
 
     return build
 
@@ -216,7 +216,7 @@ def test_unseen_classes_are_nothing_to_the_baseline(baseline):
 
 
 def test_settings_are_a_tasks_own_and_those_it_shares():
-    own = {DescriptorTask: {"recovery_weight", "trained"}, DenseTask: {"train_backbone"}}
+    own = {DescriptorTask: {"recovery_weight", "trained"}, CosineHeadTask: {"train_backbone"}}
     shared = {"seen", "protocol", "ignore_label", *PixelLossOptions.__annotations__}
     for kind, names in own.items():
         found = setting_names(kind)

@@ -38,7 +38,7 @@ _DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_su
 
 EXPORTERS: Mapping[str, Exporter] = {
     "clip_rc": _DESCRIPTOR,
-    "dense_baseline": _DENSE_CLIP,
+    "cosine_head": _DENSE_CLIP,
     "dense_clip": _DENSE_CLIP,
     "zegclip": _DESCRIPTOR,
     "zegformer": Exporter(export=export_zegformer, reads=MODEL_OPTIONS | {"region_templates"}),

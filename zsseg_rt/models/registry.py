@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor
 from zsseg_rt import schema
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.dense.baseline import (
-    DenseBaseline,
-    DenseBaselineConfig,
-    dense_baseline_from_clip,
+from zsseg_rt.models.dense.cosine_head import (
+    CosineHeadConfig,
+    CosineHeadModel,
+    cosine_head_from_clip,
 )
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, dense_clip_from_clip
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig, clip_rc_from_official
@@ -33,9 +34,13 @@ from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.models.zeroseg.weights import create_zeroseg
 
-__all__ = ["ARCHITECTURES", "Architecture", "create_model", "find_builder", "from_official"]
+__all__ = ["ARCHITECTURES", "Architecture", "create_model", "current_name", "find_builder"]
+__all__ += ["from_official"]
+
+_log = logging.getLogger(__name__)
 
 Builder = Callable[..., SegmentationModel]
+_RENAMED = {"dense_baseline": "cosine_head"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +67,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         create=clip_rc_from_clip,
         from_official=clip_rc_from_official,
     ),
-    "dense_baseline": Architecture(
-        model=DenseBaseline, config=DenseBaselineConfig, create=dense_baseline_from_clip
+    "cosine_head": Architecture(
+        model=CosineHeadModel, config=CosineHeadConfig, create=cosine_head_from_clip
     ),
     "dense_clip": Architecture(
         model=DenseCLIP, config=DenseCLIPConfig, create=dense_clip_from_clip
@@ -82,6 +87,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=create_zeroseg),
 }
+
+
+def current_name(architecture: str) -> str:
+    """What an architecture is called today; a warning tells if it was renamed.
+
+    Args:
+        architecture: As a user, a run or a configuration of an earlier version names it.
+    """
+    name = _RENAMED.get(architecture, architecture)
+    if name != architecture:
+        _log.warning("architecture: %r is called %r now", architecture, name)
+    return name
 
 
 def from_official(
@@ -111,11 +128,11 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     """Build a model that starts from CLIP or MAE weights, or from our own checkpoints.
 
     Args:
-        architecture: ``"clip_rc"``, ``"dense_baseline"``, ``"dense_clip"``, ``"zegclip"``,
+        architecture: ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"zegclip"``,
             ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
             :func:`zsseg_rt.models.descriptor.clip_rc_from_clip.clip_rc_from_clip`,
-            :func:`zsseg_rt.models.dense.baseline.dense_baseline_from_clip`,
+            :func:`zsseg_rt.models.dense.cosine_head.cosine_head_from_clip`,
             :func:`zsseg_rt.models.dense.dense_clip.dense_clip_from_clip`,
             :func:`zsseg_rt.models.descriptor.zegclip.zegclip_from_clip`,
             :func:`zsseg_rt.models.zegformer.from_clip.zegformer_from_clip` and
@@ -128,6 +145,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     Raises:
         CheckpointError: The architecture is unknown, or the weights cannot be read.
     """
+    architecture = current_name(architecture)
     builder = find_builder(architecture, official=False)
     return builder(**schema.up_to_date(ARCHITECTURES[architecture].config, config))
 

@@ -49,7 +49,7 @@ class ModelConfig:
     """Which model is trained, and what it starts from.
 
     Attributes:
-        architecture: ``"zegclip"``, ``"clip_rc"``, ``"dense_clip"``, ``"zegformer"`` or
+        architecture: ``"zegclip"``, ``"clip_rc"``, ``"cosine_head"``, ``"zegformer"`` or
             ``"zeroseg"``; not needed with a run to start from.
         start_from: A run's folder, one of its checkpoints, or an official checkpoint file, whose
             weights are taken (optimizer, schedule and step start again); empty starts from
@@ -64,6 +64,14 @@ class ModelConfig:
     architecture: str = "zegclip"
     start_from: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
+        """What earlier versions wrote, in today's words."""
+        from zsseg_rt.models.registry import current_name
+
+        named = raw.get("architecture")
+        return dict(raw) | ({"architecture": current_name(named)} if isinstance(named, str) else {})
 
 
 @dataclass(frozen=True, kw_only=True)

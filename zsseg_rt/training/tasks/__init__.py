@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from zsseg_rt.training.tasks.dense import DenseTask
+from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.task import TrainingTask
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
@@ -12,7 +12,7 @@ __all__ = ["TASKS"]
 
 TASKS: Mapping[str, type[TrainingTask]] = {
     "clip_rc": DescriptorTask,
-    "dense_baseline": DenseTask,
+    "cosine_head": CosineHeadTask,
     "zegclip": DescriptorTask,
     "zegformer": ZegFormerTask,
     "zeroseg": ZeroSegTask,

@@ -17,7 +17,7 @@ from zsseg_rt import schema
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.registry import ARCHITECTURES
+from zsseg_rt.models.registry import ARCHITECTURES, current_name
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.training.loop.checkpointing import (
@@ -155,7 +155,7 @@ def load_trained(path: str | Path) -> SegmentationModel:
     """
     folder = find_checkpoint(path)
     card = read_card(folder)
-    architecture = str(card.get("architecture"))
+    architecture = current_name(str(card.get("architecture")))
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{folder / MODEL_CARD}: expected one of {', '.join(ARCHITECTURES)}, got "

@@ -6,8 +6,7 @@ match of patches and texts that CLIP has is there from the first step.
 
 It is *not* the baseline of the ZegCLIP paper, as an earlier version said: that one has three
 decoder layers which start at random (``zegclip`` with ``descriptor = "text"`` and no prompts,
-trained with cross entropy), and the paper does not seem to have measured this head. The names
-``dense_baseline`` and ``DenseBaseline`` are kept because saved runs and bundles hold them.
+trained with cross entropy), and the paper does not seem to have measured this head.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
 
 __all__ = [
-    "BaselineImageEncoder",
-    "DenseBaseline",
-    "DenseBaselineConfig",
-    "dense_baseline_from_clip",
+    "CosineHeadConfig",
+    "CosineHeadEncoder",
+    "CosineHeadModel",
+    "cosine_head_from_clip",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseBaselineConfig(DenseCLIPConfig):
+class CosineHeadConfig(DenseCLIPConfig):
     """Everything that defines the cosine head besides its weights.
 
     Attributes:
@@ -91,7 +90,7 @@ class DenseBaselineConfig(DenseCLIPConfig):
             )
 
 
-class BaselineImageEncoder(DenseImageEncoder):
+class CosineHeadEncoder(DenseImageEncoder):
     """CLIP's image tower and a linear head on its patches, which starts as the identity.
 
     Args:
@@ -113,26 +112,26 @@ class BaselineImageEncoder(DenseImageEncoder):
         return ImageEmbeds(self.embed_dense(tokens[:, 1:]), unit(self.project(tokens[:, 0])))
 
 
-class DenseBaseline(DenseCLIP):
+class CosineHeadModel(DenseCLIP):
     """Dense CLIP whose image tower, head and logit scale are trained.
 
     Args:
         config: Sizes and labelling rule.
     """
 
-    architecture = "dense_baseline"
+    architecture = "cosine_head"
     predicts_logits: ClassVar[bool] = False
-    config: DenseBaselineConfig
-    image_encoder: BaselineImageEncoder
+    config: CosineHeadConfig
+    image_encoder: CosineHeadEncoder
 
-    def __init__(self, config: DenseBaselineConfig) -> None:
+    def __init__(self, config: CosineHeadConfig) -> None:
         super().__init__(config)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
         if self.text_encoder is not None:
             self.text_encoder.requires_grad_(False)
 
     def _make_encoder(self) -> DenseImageEncoder:
-        return BaselineImageEncoder(self.config.image_encoder)
+        return CosineHeadEncoder(self.config.image_encoder)
 
     @property
     def description(self) -> str:
@@ -188,7 +187,7 @@ class DenseBaseline(DenseCLIP):
         return lower_seen(scores, self.seen_classes, self.seen_bias)
 
 
-def dense_baseline_from_clip(
+def cosine_head_from_clip(
     *,
     pretrained: str | Path,
     clip: str = "ViT-B-16",
@@ -202,7 +201,7 @@ def dense_baseline_from_clip(
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
-) -> DenseBaseline:
+) -> CosineHeadModel:
     """Start the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
 
     The positional embedding is resized to ``image_size`` (bicubic).
@@ -212,9 +211,9 @@ def dense_baseline_from_clip(
         clip: open_clip's name of the ViT, for a tag.
         image_size: Side of training crops and of a bundle's input, in pixels.
         logit_scale: Initial value of the trained scale.
-        score_activation: See :class:`DenseBaselineConfig`.
+        score_activation: See :class:`CosineHeadConfig`.
         seen_classes: Rows of the text embeddings that are trained on.
-        seen_bias: See :class:`DenseBaselineConfig`.
+        seen_bias: See :class:`CosineHeadConfig`.
         templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
         activation: For a ``state_dict`` file, which does not store it.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
@@ -242,7 +241,7 @@ def dense_baseline_from_clip(
     check_size(size_hw, encoder.patch_size)
     side = image_size // encoder.patch_size
     mean, std = normalisation_of(pretrained, clip)
-    config = DenseBaselineConfig(
+    config = CosineHeadConfig(
         image_encoder=replace(encoder, grid_side=side),
         text_encoder=weights.text_config(),
         size_hw=size_hw,
@@ -254,7 +253,7 @@ def dense_baseline_from_clip(
         image_mean=mean,
         image_std=std,
     )
-    model = DenseBaseline(config)
+    model = CosineHeadModel(config)
     name, mode = "positional_embedding", model.image_encoder.position_mode
     resized = resize_positional_embedding(weights.visual[name], (side, side), mode)
     towers = {"image_encoder": weights.visual | {name: resized}, "text_encoder": weights.text}

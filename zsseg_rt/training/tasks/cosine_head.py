@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Unpack
 
-from zsseg_rt.models.dense.baseline import DenseBaseline
+from zsseg_rt.models.dense.cosine_head import CosineHeadModel
 from zsseg_rt.training.tasks.labelled import PixelLossOptions, PixelLossTask
 from zsseg_rt.training.tasks.task import parameter_group
 
-__all__ = ["DenseTask"]
+__all__ = ["CosineHeadTask"]
 
 
-class DenseTask(PixelLossTask):
+class CosineHeadTask(PixelLossTask):
     """The cosine head, CLIP's image tower and the logit scale are trained; no paper's recipe.
 
     The defaults are this package's, with the tower's rate taken from ZegCLIP's configuration,
@@ -31,11 +31,11 @@ class DenseTask(PixelLossTask):
         ArgumentError: A setting is unknown or negative.
     """
 
-    model: DenseBaseline
+    model: CosineHeadModel
 
     def __init__(
         self,
-        model: DenseBaseline,
+        model: CosineHeadModel,
         text_embeds: Tensor,
         *,
         train_backbone: bool = True,
