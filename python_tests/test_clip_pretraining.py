@@ -193,14 +193,16 @@ def full_disk(monkeypatch):
     """Let writing the file of this name fail; the space before the failure is used up."""
 
     def fill(name):
-        replace = os.replace
+        def failing(call):
+            def fail(source, target, **settings):
+                if os.fspath(target).endswith(name):
+                    raise OSError(28, "No space left on device")
+                call(source, target, **settings)
 
-        def fail(source, target):
-            if os.fspath(target).endswith(name):
-                raise OSError(28, "No space left on device")
-            replace(source, target)
+            return fail
 
-        monkeypatch.setattr(os, "replace", fail)
+        for call in ("link", "replace"):
+            monkeypatch.setattr(os, call, failing(getattr(os, call)))
 
     return fill
 

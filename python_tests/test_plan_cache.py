@@ -163,7 +163,7 @@ def test_a_full_or_forbidden_disk_is_a_warning_and_leaves_nothing(
     def refuse(*args):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
     assert plan.data == b"plan bytes"
     assert plan.path is None
@@ -173,16 +173,20 @@ def test_a_full_or_forbidden_disk_is_a_warning_and_leaves_nothing(
 
 
 def test_disk_full_between_plan_and_record_leaves_nothing(tmp_path, monkeypatch):
-    replace_file = os.replace
+    stored(tmp_path / "first")  # what a disk with space holds
+    assert len(files(tmp_path / "first")) == 2
+    write_through, calls = os.fsync, []
 
-    def refuse_records(source, target):
-        if str(target).endswith(".json"):
+    def refuse_second(number):
+        calls.append(number)
+        if len(calls) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        replace_file(source, target)
+        write_through(number)
 
-    monkeypatch.setattr(os, "replace", refuse_records)
-    PlanCache(tmp_path).get_or_build(KEY, Builder())
-    assert files(tmp_path) == []
+    monkeypatch.setattr(os, "fsync", refuse_second)
+    PlanCache(tmp_path / "full").get_or_build(KEY, Builder())
+    assert len(calls) == 2
+    assert files(tmp_path / "full") == []
 
 
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):

@@ -77,10 +77,10 @@ def test_label_png_refuses_other_arrays(tmp_path):
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(source, target):
+    def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(SourceError, match="No space left on device"):
         save_file(tmp_path / "a.png", b"content")
     assert list(tmp_path.iterdir()) == []

@@ -176,10 +176,10 @@ def test_another_text_side_has_its_own_entries(bundle, tmp_path, change):
 
 
 def test_full_disk_keeps_working_and_says_so(bundle, tmp_path, monkeypatch, caplog):
-    def full(source, target):
+    def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.fsync", full)
     rows = PhraseEmbedder(bundle, CountingEncoder, tmp_path / "cache").embed(["cat"])
     assert rows.shape == (1, 3)
     assert "No space left on device" in caplog.text

@@ -52,31 +52,52 @@ def test_the_umask_decides_who_may_read(tmp_path):
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
-def test_an_interrupt_leaves_no_temporary(tmp_path, monkeypatch):
-    def interrupt(source, target):
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+def test_an_interrupt_leaves_no_temporary(tmp_path, monkeypatch, call):
+    def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupt)
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, call, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "file", b"x")
-    assert list(tmp_path.iterdir()) == []
+        write_atomically(path, b"x")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
 
 
-def test_temporaries_are_named_after_their_file(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(os, "replace", lambda source, target: seen.append(source.name))
-    for _ in range(2):
-        write_atomically(tmp_path / "file", b"x")
-    assert len(set(seen)) == 2
-    assert all(name.startswith(".file.") and name.endswith(".tmp") for name in seen)
+@pytest.mark.parametrize("nameless", [True, False])
+def test_writers_at_the_same_time_leave_each_others_temporaries(tmp_path, monkeypatch, nameless):
+    path, replace, seen = tmp_path / "file", os.replace, []
+    path.write_bytes(b"old")
+    if not nameless:
+        monkeypatch.setattr(os, "link", refuse)
+
+    def write_another_first(source, target):
+        seen.append(source.name)
+        if len(seen) < 3:
+            write_atomically(path, b"another")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", write_another_first)
+    write_atomically(path, b"last")
+    assert path.read_bytes() == b"last"
+    assert seen == [".file.0.tmp", ".file.1.tmp", ".file.2.tmp"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def refuse(*arguments, **settings):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
 from zsseg_rt.files import write_atomically
-os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
-write_atomically(Path(sys.argv[1]), b"x" * 5000)
+setattr(os, sys.argv[1], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+if "nameless" not in sys.argv[3:]:
+    os.O_TMPFILE = os.O_DIRECTORY  # a folder cannot be opened for writing
+write_atomically(Path(sys.argv[2]), b"x" * 5000)
 """
 
 
@@ -88,20 +109,43 @@ def can_write_nameless(folder):
     return True
 
 
+def write_and_die(path, call, *words):
+    """Write in a process that is killed at its call of the system; returns the exit code."""
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, call, path, *words]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+
+
 def test_a_killed_process_leaves_no_temporary(tmp_path):
     if not can_write_nameless(tmp_path):
         pytest.skip("this file system has no files without a name")
-    command = [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path / "file"]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert write_and_die(tmp_path / "file", "fsync", "nameless") == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_under_a_free_name_is_never_renamed(tmp_path):
+    if not can_write_nameless(tmp_path):
+        pytest.skip("this file system has no files without a name")
+    assert write_and_die(tmp_path / "file", "replace", "nameless") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("words", [["replace", "nameless"], ["replace"], ["fsync"]])
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path, words):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    if "nameless" in words and not can_write_nameless(tmp_path):
+        pytest.skip("this file system has no files without a name")
+    assert write_and_die(path, words[0], *words[1:]) == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2  # otherwise this tests nothing
+    (tmp_path / ".file.1.tmp").write_bytes(b"of another that was killed")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("call", ["open", "link"])
 def test_it_writes_where_no_file_can_be_nameless(tmp_path, monkeypatch, call):
-    def refuse(*arguments, **settings):
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
     monkeypatch.setattr(os, call, refuse)
     write_atomically(tmp_path / "file", b"old")
     write_atomically(tmp_path / "file", b"new")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
+import itertools
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,30 +67,20 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it; on failure nothing is left.
+    """Write a file whole or not at all; on failure nothing is left.
 
-    Every call has a temporary file of its own, ``.NAME.*.tmp``, so several threads and processes
-    may write one file at the same time: the last to finish wins. Where the file system can, it gets
-    that name only when it is written, so that a process that is killed leaves nothing behind.
+    Where the file system can, the bytes go to a file without a name, which gets the name when it is
+    whole: a process that is killed leaves nothing. To overwrite, it takes a temporary name beside
+    the file, ``.NAME.0.tmp``, for the moment until the rename, and where the file system knows no
+    nameless files, for all the time it writes. A process that is killed then leaves that file, and
+    the next call for the same path removes it. Several threads and processes may write one file at
+    the same time, each under a number of its own: the last to finish wins.
 
     Raises:
         OSError: The folder is absent or may not be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        if not _write_nameless(temporary, data):
-            with temporary.open("xb") as stream:
-                _write_through(stream, data)
-        os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write_through(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
-    stream.flush()
-    os.fsync(stream.fileno())
+    if not _write_nameless(path, data):
+        _write_named(path, data)
 
 
 def _write_nameless(path: Path, data: bytes) -> bool:
@@ -99,10 +92,104 @@ def _write_nameless(path: Path, data: bytes) -> bool:
     with os.fdopen(number, "wb") as stream:
         _write_through(stream, data)
         try:
-            # The folder's number makes Python follow the link to the open file.
-            os.link(f"/proc/self/fd/{number}", path, src_dir_fd=0)
+            if _link(number, path):
+                return True
+            _lock(number)
+            temporary = next(name for name in _temporary_names(path) if _link(number, name))
         except OSError:
             return False
+        _rename(temporary, path)
+    return True
+
+
+def _write_named(path: Path, data: bytes) -> None:
+    for temporary in _temporary_names(path):
+        stream = _create(temporary)
+        if stream is None:
+            continue
+        with stream:
+            try:
+                _write_through(stream, data)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _rename(temporary, path)
+        return
+
+
+def _write_through(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _link(number: int, path: Path) -> bool:
+    """Give an open file without a name this one; False where something has it."""
+    try:
+        # The folder's number makes Python follow the link to the open file.
+        os.link(f"/proc/self/fd/{number}", path, src_dir_fd=0)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _create(path: Path) -> BinaryIO | None:
+    """A new file that its lock shows to be in use; None where something has the name."""
+    try:
+        stream = path.open("xb")
+    except FileExistsError:
+        return None
+    _lock(stream.fileno())
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
+            return stream
+    stream.close()  # before it was locked, another writer took it for a dead one's
+    return None
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        os.replace(temporary, path)  # noqa: PTH105 - the tests make exactly this call fail
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _lock(number: int) -> None:
+    """Show that the writer of an open file is alive, until it is closed."""
+    with contextlib.suppress(OSError):  # without locks, nothing that is left is ever removed
+        fcntl.flock(number, fcntl.LOCK_EX)
+
+
+def _temporary_names(path: Path) -> Iterator[Path]:
+    """Names to try in turn; a name that a dead writer's file had comes a second time."""
+    for number in itertools.count():
+        _remove_dead(path.with_name(f".{path.name}.{number + 1}.tmp"))
+        temporary = path.with_name(f".{path.name}.{number}.tmp")
+        yield temporary
+        if _remove_dead(temporary):
+            yield temporary
+
+
+def _remove_dead(path: Path) -> bool:
+    """Remove a temporary file whose writer is dead; whether the name is free now."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # With the lock held, nobody else removes this file, so the name cannot become another's.
+        if os.path.samestat(os.fstat(number), path.lstat()):
+            path.unlink()
+    except FileNotFoundError:
+        return True  # its writer has just renamed it
+    except OSError:
+        return False
+    finally:
+        os.close(number)
     return True
 
 
