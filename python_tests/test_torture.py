@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.torture import parent, targets  # noqa: F401 - registers them
 from tools.torture.parent import CpuQueue
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +67,28 @@ def test_no_case_of_a_minute_fails(tmp_path):
     """The short form; its number of cases depends on the machine, their content does not."""
     pytest.importorskip("torch")
     path = tmp_path / "report.json"
-    done = torture("--seconds", 60, "--json", path, timeout=900)
+    done = torture("--seconds", 60, "--json", path, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    tried = json.loads(path.read_text())["targets"]
-    assert min(sum(counts.values()) for counts in tried.values()) > 0
-    assert sum(sum(counts.values()) for counts in tried.values()) > 200
+    report = json.loads(path.read_text())
+    tried = {name for name, counts in report["targets"].items() if sum(counts.values())}
+    assert tried
+    assert not tried & set(report["untried"])  # a busy machine may not come to all of them
+    for name in report["untried"]:
+        assert f"{name}: not tried: no time was left" in done.stdout
+
+
+def test_time_that_is_up_ends_a_process_and_is_no_failure(tmp_path):
+    path = tmp_path / "report.json"
+    done = torture("--seconds", 0.01, "--json", path, "itself", timeout=120)
+    assert done.returncode == 0, done.stdout
+    report = json.loads(path.read_text())
+    assert report["failures"] == []
+    assert set(report["untried"]) <= {"itself"}
+
+
+def test_a_run_that_waits_in_its_last_case_ends_with_its_time(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(parent, "GRACE", 0.0)
+    run = parent.Run(tmp_path, seed=1, seconds=4.0, cases=1 << 40, hangs_after=1e6, say=said.append)
+    run.try_all(["itself"])  # its fifth case hangs
+    assert [failure.kind for failure in run.failures] in ([], ["crash"])

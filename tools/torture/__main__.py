@@ -51,7 +51,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/torture.sh", description="Hostile input for every reader of the package."
     )
-    parser.add_argument("--seconds", type=float, default=600.0, help="for all targets together")
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="for all targets together, starts included"
+    )
     parser.add_argument("--cases", type=int, default=0, help="at most so many of each target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -101,6 +103,7 @@ def _report(run: Run, names: list[str], ended: kills.Ended | None, path: Path | 
         report = {
             "seed": run.seed,
             "targets": {name: asdict(counts) for name, counts in run.counts.items()},
+            "untried": run.untried,
             "failures": [asdict(failure) for failure in run.failures],
             "kills": None if ended is None else asdict(ended),
         }

@@ -1,10 +1,11 @@
 """The process that tries cases and may die of one; what it is about to try is always on disk.
 
-    python -m tools.torture.child --state FILE --failures FILE --folder DIR --seed S --seconds N
+    python -m tools.torture.child --state FILE --failures FILE --folder DIR --seed S --until T
                                   --cases N --first K TARGET...
 
 Started by the parent. ``state`` holds one JSON object: the target and the case under way, since
-when, and the target's counts so far.
+when, and the target's counts so far. T is a moment of ``time.monotonic``, which
+processes share; each target is tried once at least.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> None:
     first = arguments.first
     for name in arguments.targets:
         log.counts = Counts()
-        seconds = arguments.seconds * TARGETS[name].weight / weights
+        seconds = (arguments.until - time.monotonic()) * TARGETS[name].weight / weights
+        weights -= TARGETS[name].weight
         _try_target(TARGETS[name], first, seconds, arguments, log)
         first = 0
     os._exit(0)  # threads that a case left behind must not keep the parent waiting
@@ -109,7 +111,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("state", "failures", "folder"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name, kind in (("seed", int), ("seconds", float), ("cases", int), ("first", int)):
+    for name, kind in (("seed", int), ("until", float), ("cases", int), ("first", int)):
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("targets", nargs="+", choices=list(TARGETS))
     return parser.parse_args()
@@ -130,12 +132,13 @@ def _prepare_process(folder: Path) -> None:
 def _try_target(
     target: Target, first: int, seconds: float, arguments: argparse.Namespace, log: Log
 ) -> None:
+    end = time.monotonic() + seconds
     log.note(target.name, -1)
     folder = arguments.folder / target.name
     folder.mkdir(exist_ok=True)
     attempt = target.prepare(folder)
-    end, memory, case = time.monotonic() + seconds, PeakMemory(), first
-    while case < arguments.cases and time.monotonic() < end:
+    memory, case = PeakMemory(), first
+    while case < arguments.cases and (case == first or time.monotonic() < end):
         log.note(target.name, case)
         try_case(target.name, case, attempt, log, memory)
         case += 1

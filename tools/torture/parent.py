@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tools.torture.target import ROOT, TARGETS, extension_of
 STARTS_WITHIN = 120.0  # seconds until a process that prepares a target counts as hung
 MOST_RESIDENT = 6 << 30  # bytes, above which a process is ended before the machine suffers
 MOST_DEATHS = 20  # of one group in a row of cases, after which a target's other cases are left out
+GRACE = 5.0  # seconds after the last one for the case under way, which then counts for nothing
 MOST_PATIENCE = 10  # times the limit of a case, after which it is ended however busy the machine is
 _POLL = 0.2
 
@@ -44,7 +46,7 @@ class Run:
     """What is to be tried, and what came of it.
 
     Attributes:
-        seconds: For all targets together.
+        seconds: For all targets together, starts of processes included.
         cases: The most of each target.
         hangs_after: Seconds for one case, without those in which it waited for a free CPU.
     """
@@ -56,22 +58,34 @@ class Run:
     hangs_after: float = 30.0
     say: Callable[[str], None] = print
     counts: dict[str, Counts] = field(default_factory=dict)
+    untried: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    end: float = math.inf
+    starts_in: float = 2.0  # seconds: the longest start of a process so far
 
     def try_all(self, names: Sequence[str]) -> None:
         """Try the targets, those of one group in one process."""
-        whole = sum(TARGETS[name].weight for name in names)
-        for group in dict.fromkeys(TARGETS[name].group for name in names):
-            members = [name for name in names if TARGETS[name].group == group]
-            share = self.seconds * sum(TARGETS[name].weight for name in members) / whole
-            self._try_group(group, members, share)
+        self.end = time.monotonic() + self.seconds
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(TARGETS[name].group, []).append(name)
+        weights = {g: sum(TARGETS[name].weight for name in groups[g]) for g in groups}
+        for group, members in groups.items():
+            left = self.end - time.monotonic() - self.starts_in * len(weights)
+            share = max(left, 0.0) * weights[group] / sum(weights.values())
+            del weights[group]
+            self._try_group(group, members, time.monotonic() + self.starts_in + share)
+        for name in names:
+            if not sum(asdict(self.counts.get(name, Counts())).values()):
+                self.untried.append(name)
+                self.say(f"{name}: not tried: no time was left")
 
-    def _try_group(self, group: str, names: list[str], seconds: float) -> None:
-        first, deaths, remaining = 0, 0, seconds
-        while names:
-            child = _Child(self, group, names, remaining, first)
+    def _try_group(self, group: str, names: list[str], until: float) -> None:
+        first, deaths = 0, 0
+        while names and time.monotonic() < self.end:
+            child = _Child(self, group, names, until, first)
             death = child.watch()
-            remaining = max(remaining - child.lasted, 1.0)
+            self.starts_in = max(self.starts_in, child.started_in)
             self._take(child)
             if death is None:
                 return
@@ -124,7 +138,7 @@ class CpuQueue:
 
 
 class _Child:
-    def __init__(self, run: Run, group: str, names: list[str], seconds: float, first: int) -> None:
+    def __init__(self, run: Run, group: str, names: list[str], until: float, first: int) -> None:
         folder = run.folder / group
         folder.mkdir(parents=True, exist_ok=True)
         self._state, self._failures = folder / "state.json", folder / "failures.jsonl"
@@ -134,33 +148,35 @@ class _Child:
             path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tools.torture.child", *names]
         settings = {"state": self._state, "failures": self._failures, "folder": folder,
-                    "seed": run.seed, "seconds": seconds, "cases": run.cases,
+                    "seed": run.seed, "until": until, "cases": run.cases,
                     "first": first}  # fmt: skip
         for name, value in settings.items():
             command += [f"--{name}", str(value)]
         environment = {**os.environ, "TMPDIR": str(folder), "ZSSEG_HOME": str(folder / "home")}
         environment |= extension_of(group)
         self._begin, self._hangs_after = time.monotonic(), run.hangs_after
+        self._last_moment = run.end + GRACE
         self._queue: CpuQueue | None = None
         with self._said.open("wb") as said, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=errors,
                 env=environment, start_new_session=True,
             )  # fmt: skip
-        self.lasted = 0.0
+        self.started_in = 0.0
 
     def watch(self) -> tuple[str, str, str] | None:
-        """Wait for its end; None if it came there by itself, otherwise kind, message and trace."""
+        """Wait for its end; None if it or the run's time is up, else kind, message and trace."""
         death = None
         try:
             while self._process.poll() is None and death is None:
                 time.sleep(_POLL)
+                if time.monotonic() > self._last_moment:
+                    return None
                 death = self._why_to_end()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
-        self.lasted = time.monotonic() - self._begin
         if death is not None or code == 0:
             return death
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -197,6 +213,7 @@ class _Child:
     def _why_to_end(self) -> tuple[str, str, str] | None:
         entry, now = self._entry(), time.monotonic()
         since = entry["since"] if entry else self._begin
+        self.started_in = self.started_in or since - self._begin
         is_trying = entry is not None and entry["case"] >= 0
         patience = self._hangs_after if is_trying else STARTS_WITHIN
         if self._queue is None or self._queue.since != since:
