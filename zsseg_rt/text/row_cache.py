@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ KEPT_ROWS = 65_536
 Each process counts them when it first writes, and again whenever it wrote an eighth of that. If
 there are more, they are cut to seven eighths.
 """
+_ABANDONED_NS = 3600 * 10**9  # a temporary file so old has no writer
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -116,7 +118,9 @@ def _last_uses(folder: Path) -> Iterator[tuple[int, Path]]:
         with suppress(FileNotFoundError), os.scandir(space) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    yield entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)
+                    used = entry.stat(follow_symlinks=False).st_mtime_ns
+                    if entry.name.endswith(".row") or time.time_ns() - used > _ABANDONED_NS:
+                        yield used, Path(entry.path)
 
 
 def _sha256(*parts: str) -> bytes:
