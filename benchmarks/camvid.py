@@ -96,7 +96,7 @@ def main() -> int:
         features = Features.compute(session, training, args.limit)
         reports = []
         for seed in range(args.seeds):
-            head = train(features, words, training, seed=seed, epochs=args.epochs)
+            head = train(features, words, seed=seed, epochs=args.epochs)
             bundle = args.out if args.out and seed == 0 else Path(folder) / f"seed{seed}.zsseg"
             export(head, words, encoder, bundle)
             reports.append(measure(bundle, head, words, session, validation, args))
@@ -107,8 +107,8 @@ def main() -> int:
     return 0
 
 
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_arguments(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    parser = parser or argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--camvid", "--encoder", "--encoder-rows", "--text-names", "--text-rows"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=40.0)
@@ -141,14 +141,16 @@ class Words:
     seen: Tensor
 
     @classmethod
-    def read(cls, names_file: Path, rows_file: Path, encoder_rows: Path) -> Words:
+    def read(
+        cls, names_file: Path, rows_file: Path, encoder_rows: Path, unseen: Sequence[str] = UNSEEN
+    ) -> Words:
         """Read the table and the encoder's rows, whose first is background."""
         names = names_file.read_text().split("\n")[: len(np.load(rows_file))]
         rows = torch.from_numpy(np.load(rows_file).astype(np.float32))
         known = torch.from_numpy(np.load(encoder_rows).astype(np.float32))[1:]
         # What all words share tells none apart; without it, mixtures of words stay distinct.
         shared = F.normalize(rows.mean(dim=0), dim=0)
-        seen = [names.index(word) for name, word in WORDS.items() if name not in UNSEEN]
+        seen = [names.index(word) for name, word in WORDS.items() if name not in unseen]
 
         def centred(embeds: Tensor) -> Tensor:
             return F.normalize(embeds - (embeds @ shared)[:, None] * shared, dim=1)
@@ -255,9 +257,7 @@ def _to_grid(x: Tensor) -> Tensor:
     return F.interpolate(x, size=(GRID, GRID), mode="bilinear", align_corners=True)
 
 
-def train(
-    features: Features, words: Words, data: SegmentationDataset, *, seed: int, epochs: float
-) -> WordHead:
+def train(features: Features, words: Words, *, seed: int, epochs: float) -> WordHead:
     """Train with cross-entropy over seen words; pixels of unseen classes are ignored.
 
     Rare classes weigh more, by the inverse square root of their share of pixels.
@@ -267,7 +267,7 @@ def train(
     steps = max(round(epochs * len(features.labels) / batch_size), 1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
-    counts = features.labels.flatten().long().bincount(minlength=256)[: len(data.seen)]
+    counts = features.labels.flatten().long().bincount(minlength=256)[: len(words.seen)]
     weight = counts.clamp(min=1).float().rsqrt()
     size, watch = (LABEL_GRID, LABEL_GRID), Stopwatch()
     for step, (tensors, labels) in enumerate(features.batches(seed, batch_size), start=1):

@@ -86,7 +86,7 @@ def test_a_few_steps_learn_the_halves(camvid, words, capsys):
     data = TwoClasses((0, 1))
     features = camvid.Features.compute(FakeSession(camvid.TAPS), data, None)
     two = camvid.Words(words.names, words.rows, words.encoder, words.seen[:2])
-    head = camvid.train(features, two, data, seed=0, epochs=24)
+    head = camvid.train(features, two, seed=0, epochs=24)
     assert "step 6/6" in capsys.readouterr().out
     with torch.no_grad():
         tensors = {name: tensor[:1].float() for name, tensor in features.tensors.items()}
@@ -154,3 +154,54 @@ def test_summary_is_mean_and_deviation_over_seeds(camvid):
         "hIoU": "12.00 +- 2.83", "mIoU(U)": "-", "IoU sky": "12.00 +- 2.83",
     }  # fmt: skip
     json.dumps(summary, allow_nan=False)
+
+
+@pytest.fixture
+def rows(camvid, monkeypatch):
+    monkeypatch.setitem(sys.modules, "camvid", camvid)
+    spec = importlib.util.spec_from_file_location(
+        "camvid_rows", BENCHMARK.parent / "camvid_rows.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def table(camvid):
+    """A table of CLIP's words with random rows, of which eight are taught."""
+    names = list(camvid.WORDS.values())
+    embeds = torch.nn.functional.normalize(torch.randn(11, 16, generator=seeded(3)), dim=1)
+    taught = [row for row, name in enumerate(camvid.WORDS) if name not in camvid.UNSEEN]
+    return camvid.Words(names, embeds, embeds[:20].repeat(2, 1)[:20], embeds[taught])
+
+
+def test_self_training_uses_where_unseen_classes_are_and_not_which(camvid, rows, table):
+    features = camvid.Features.compute(FakeSession(camvid.TAPS), TwoClasses((0, 1)), 1)
+    head = camvid.WordHead(table).eval()
+    names = list(camvid.WORDS)
+    unseen = [names.index(name) for name in camvid.UNSEEN]
+    seen = [row for row in range(len(names)) if row not in unseen]
+    every = torch.full_like(features.labels, seen[0])
+    every[:, 40:80], every[:, 80:90] = unseen[0], 255
+    mixed = every.clone()
+    mixed[:, 40:60] = unseen[2]
+    found = rows.pseudo_labels(head, features, every, seen, table)
+    assert torch.equal(found, rows.pseudo_labels(head, features, mixed, seen, table))
+    assert set(found[:, 40:80].unique().tolist()) <= set(unseen)
+    known = torch.ones(found.shape[1], dtype=torch.bool)
+    known[40:80] = False
+    assert torch.equal(found[:, known], every[:, known])
+
+
+def test_a_bias_is_chosen_that_finds_the_names_left_out(camvid, rows, table, monkeypatch):
+    """Seen names lead by a little everywhere; half of the photo shows the other one."""
+    features = camvid.Features.compute(FakeSession(camvid.TAPS), TwoClasses((0, 1)), 1)
+    logits = torch.zeros(1, 2, camvid.GRID, camvid.GRID)
+    logits[:, 0] = 0.4
+    logits[:, 0, : camvid.GRID // 2] = 3.0
+    monkeypatch.setattr(rows, "_logits", lambda *_: logits)
+    bias = rows.best_bias(camvid.WordHead(table), features, table.rows[:2], [0])
+    assert bias in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    monkeypatch.setattr(rows, "_logits", lambda *_: 100 * (logits - 1.5))
+    assert rows.best_bias(camvid.WordHead(table), features, table.rows[:2], [0]) == 0.0

@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from zsseg_rt import __version__
-from zsseg_rt.cli.calibrate import calibrate
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
@@ -41,7 +40,7 @@ from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
-from zsseg_rt.cli.train import train
+from zsseg_rt.cli.train import calibrate, train
 from zsseg_rt.errors import (
     BackendUnavailableError,
     ConfigError,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.argument_names import arguments_called
-from zsseg_rt.cli.calibrate import print_calibration
 from zsseg_rt.cli.options import (
     BackendOption,
     CosineOption,
@@ -29,6 +28,7 @@ from zsseg_rt.cli.options import (
     read_cosine,
 )
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
+from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.extras import needs_extra
 from zsseg_rt.files import is_folder

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.calibrate import print_calibration
 from zsseg_rt.cli.options import (
     CosineOption,
     LicenceOption,
@@ -19,6 +18,7 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.extras import needs_extra
 
 
