@@ -281,14 +281,21 @@ def agreement(run, bundle, folder, *options):
     return json.loads(report.read_text())["agreement"]
 
 
-def test_a_cosine_of_the_caller_s_own_leaves_it_out(own_run, tmp_path, capsys):
+def test_a_cosine_of_the_caller_s_own_leaves_it_out(own_run, tmp_path, capsys, monkeypatch):
     written().write(own_run)
-    bundle = tmp_path / "run.zsseg"
-    call = ["export", "trained", str(own_run), "-o", str(bundle), "--precision", "float32"]
+    given = []
+
+    def export_bundle(model, path, **options):
+        given.append((model.config.cosine, model.config.seen_bias, options.get("cosine")))
+        return path
+
+    monkeypatch.setattr("zsseg_rt.training.trained.bundle.export_bundle", export_bundle)
+    call = ["export", "trained", str(own_run), "-o", str(tmp_path / "run.zsseg")]
     assert main([*call, "--cosine", "0,0"]) == 0
+    assert main([*call, "--cosine", "0.1,0.2,9"]) == 0
     assert "calibration" not in capsys.readouterr().out
-    head = Bundle.load(bundle).head
-    assert (head.cosine, head.seen_bias) == (None, 0.1)
+    own = CosineRule(seen_weight=0.1, unseen_weight=0.2, scale=9.0)
+    assert given == [(None, 0.1, None), (None, 0.1, own)]
 
 
 def test_settings_that_are_damaged_or_another_run_s(own_run):

@@ -54,12 +54,18 @@ def clip(tmp_path_factory):
     return pretrain(config, tmp_path_factory.mktemp("clip"), num_workers=0)
 
 
-def test_a_bundle_comes_out_with_its_words_and_history(clip, tmp_path):
-    config = DemoConfig(**SMALL)
-    model = train_demo(clip, config, tmp_path / "run")
+@pytest.fixture(scope="module")
+def exported(clip, tmp_path_factory):
+    """A trained model, and the bundle with settings that was made of it."""
+    config, folder = DemoConfig(**SMALL), tmp_path_factory.mktemp("demo")
+    model = train_demo(clip, config, folder / "run")
+    return model, write_demo(model, clip, config, folder, chosen=chosen(RULE), commit="abc")
+
+
+def test_a_bundle_comes_out_with_its_words_and_history(exported):
+    model, path = exported
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
-    path = write_demo(model, clip, config, tmp_path, chosen=chosen(RULE), commit="abc")
-    assert path == tmp_path / BUNDLE
+    assert path.name == BUNDLE
     bundle = Bundle.load(path)
     bundle.verify()
     assert bundle.text.words == words_of_world()
@@ -70,28 +76,24 @@ def test_a_bundle_comes_out_with_its_words_and_history(clip, tmp_path):
     assert source["clip"]["config"]["width"] == 64
     assert source["settings"]["held_out"] == [["blue sky"]]
     assert (bundle.head.cosine, bundle.head.seen_bias) == (RULE, 0.2)
-    assert (tmp_path / CLASSES).read_text().splitlines() == list(CLASS_NAMES)
-    assert all((tmp_path / photo).is_file() for photo in PHOTOS)
+    assert (path.parent / CLASSES).read_text().splitlines() == list(CLASS_NAMES)
+    assert all((path.parent / photo).is_file() for photo in PHOTOS)
 
 
-def test_settings_put_into_a_bundle_equal_those_it_is_exported_with(clip, tmp_path):
-    config = DemoConfig(**SMALL)
-    model = small_zegclip(clip, config).eval()
-    paths = {}
-    for name, cosine in (("exported", RULE), ("put", None)):
-        (tmp_path / name).mkdir()
-        paths[name] = write_demo(model, clip, config, tmp_path / name, chosen=chosen(cosine))
-    assert put_rule(paths["put"], chosen(RULE)) == paths["put"]
-    exported, put = (Bundle.load(paths[name]) for name in ("exported", "put"))
-    put.verify()
-    assert put.head == exported.head
-    assert put.graphs == exported.graphs
-    samples = [dict(np.load(path / "golden.npz")) for path in paths.values()]
+def test_settings_put_into_a_bundle_equal_those_it_is_exported_with(clip, exported, tmp_path):
+    model, path = exported
+    put = write_demo(model, clip, DemoConfig(**SMALL), tmp_path, chosen=chosen(None))
+    assert put_rule(put, chosen(RULE)) == put
+    bundles = [Bundle.load(folder) for folder in (path, put)]
+    bundles[1].verify()
+    assert bundles[1].head == bundles[0].head
+    assert bundles[1].graphs == bundles[0].graphs
+    samples = [dict(np.load(folder / "golden.npz")) for folder in (path, put)]
     assert samples[0].keys() == samples[1].keys()
     np.testing.assert_allclose(samples[1]["mask_logits"], samples[0]["mask_logits"], atol=1e-3)
     assert (samples[1]["labels"] == samples[0]["labels"]).mean() > 0.999
     with pytest.raises(BundleError, match="expected a ZegCLIP without cosines"):
-        put_rule(paths["put"], chosen(RULE))
+        put_rule(put, chosen(RULE))
 
 
 def test_settings_are_chosen_on_the_demo_s_own_recipe(clip, tmp_path):
