@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from dataclasses import fields
 
 import pytest
@@ -11,16 +10,14 @@ import typer
 pytest.importorskip("onnx")
 
 from support import documents
+from support.reader_folder import NAMES, add_bundles, add_photos, add_run
 from zsseg_rt import Engine, EngineConfig, cli
 from zsseg_rt.demo import demo_photos
-from zsseg_rt.export import export_dense_bundle
-from zsseg_rt.export.colour_words import colour_embeds, write_encoder
 from zsseg_rt.photos import read_photo
 
 PAGES = documents.pages()
 WITH_PYTHON = [page for page in PAGES if documents.programs_of(page)]
 COMMANDS = [call for page in PAGES for call in documents.commands_of(page, "zsseg-rt")]
-NAMES = ["road", "person", "pedestrian", "forklift", "sky"]
 
 
 def name_of(page):
@@ -53,52 +50,6 @@ def folder(tmp_path, monkeypatch, home):
     return tmp_path
 
 
-def add_bundles(folder):
-    """The reader's own, whose every class is a colour."""
-    embeds = colour_embeds()[1]
-    bank = NAMES, embeds[: len(NAMES)]
-    write_encoder(folder / "encoder.onnx")
-    export_dense_bundle(
-        folder / "encoder.onnx",
-        folder / "street.zsseg",
-        image_size=256,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        text_bank=bank,
-        normalize=False,
-    )
-    shutil.copytree(folder / "street.zsseg", folder / "zegclip.zsseg")
-
-
-def add_run(folder):
-    """A configuration that trains for two steps."""
-    from support.small_runs import save_clip
-
-    clip = save_clip(folder / "clip.safetensors")
-    (folder / "photos.toml").write_text(
-        f"""
-[data]
-name = "scenes"
-options = {{ size = 64, length = 4 }}
-augmentation = {{ kind = "center_crop", crop_hw = [64, 64], short_edge = 64 }}
-[model]
-architecture = "zegclip"
-options = {{ pretrained = "{clip.name}", activation = "quick_gelu", image_size = 64 }}
-[loop]
-iterations = 2
-batch_size = 2
-checkpoint_interval = 2
-num_workers = 0
-num_pictures = 0
-device = "cpu"
-[evaluation]
-limit = 2
-[output]
-folder = "runs/photos"
-"""
-    )
-
-
 def given(name, folder):
     """What a page takes for granted."""
     if name == "frame":
@@ -119,6 +70,9 @@ def test_python_runs(page, folder):
     code = "\n".join(block.code for block in blocks)
     if ".zsseg" in code or any("engine" in block.given for block in blocks):
         add_bundles(folder)
+    if '"photos"' in code:
+        (folder / "street.jpg").unlink()
+        add_photos(folder)
     if "photos.toml" in code:
         add_run(folder)
     names = {name: given(name, folder) for block in blocks for name in block.given}

@@ -1,0 +1,83 @@
+"""Commands in the documents work, one after the other, as a reader types them."""
+
+import glob
+import re
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+
+from support import documents
+from support.reader_folder import add_bundles, add_photos, add_run
+from zsseg_rt import Bundle, cli
+
+# What is only parsed (test_documents.py), and why.
+NOT_RUN = {
+    r"^fetch \w|naclip|openai|student": "needs a download of 600 MB or more",
+    r"^import-checkpoint": "needs published weights; test_cli_import.py has small ones",
+    r"rtsp:|csi:|cameras|^serve|^stream$": "needs a camera, or ends when somebody ends it",
+    r"cuda": "needs a GPU",
+    r"^profile": "measures for a minute; test_cli_profile.py measures shortly",
+    r"^train --demo|--limit 300": "takes minutes",
+    r"voc|VOC": "needs PASCAL VOC",
+    r"\b(MODEL|ENCODER|RUN|FILE|B|D)\b": "has names in capitals for what is the reader's own",
+    r"--check-data": "finds classes without pixels in so few scenes",
+    r"^segment DIR": "leaves out what the text is not about",
+    r"--cosine": "needs a bundle that was trained with its cosines",
+}
+# Other than 0: what a check finds, and what is not on every machine.
+CODES = {"doctor": {0, 3, 4}}
+
+
+def reason(words):
+    line = " ".join(words)
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+def runnable():
+    """The commands of each page in order; those of the demo, which need nothing, once in all."""
+    found, demos = {}, []
+    for page in documents.pages():
+        for _, words in documents.commands_of(page, "zsseg-rt"):
+            if reason(words) is None and words not in demos:
+                found.setdefault(page, []).append(words)
+                demos += [words] if "--demo" in words else []
+    return found
+
+
+RUN = runnable()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader")
+    add_bundles(folder)
+    add_photos(folder)
+    add_run(folder)
+    (folder / "zsseg_rt/demo").mkdir(parents=True)
+    shutil.copytree(Bundle.demo().path, folder / "zsseg_rt/demo/scenes.zsseg")
+    shutil.copytree(folder / "street.zsseg", folder / "NAME.zsseg")
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_commands_of_a_page_work_in_order(page, made, tmp_path, monkeypatch, capfd):
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("ZSSEG_HOME", str(made / "home"))
+    for words in RUN[page]:
+        given = [name for word in words for name in sorted(glob.glob(word)) or [word]]
+        code = cli.main(given)
+        printed = capfd.readouterr()
+        assert code in CODES.get(words[0], {0}), f"{' '.join(words)}: {printed.err}{printed.out}"
+        assert printed.out.strip(), f"{' '.join(words)}: printed nothing"
+        for option in ("--out", "--json"):
+            if option in words:
+                path = tmp_path / "here" / words[words.index(option) + 1]
+                assert path.exists(), " ".join(words)
+
+
+def test_most_kinds_of_commands_are_run():
+    kinds = {words[0] for calls in RUN.values() for words in calls}
+    assert kinds >= {"doctor", "segment", "stream", "train", "export", "evaluate", "info"}
