@@ -102,18 +102,18 @@ demo() { # wheel, Python: installs it where nothing else is, and labels the demo
 
 demo_emulated() { # wheel, version: the same in an emulated CPU
   local home=$work/clean suite root python platforms=() glibc began=$SECONDS
-  if ! command -v "qemu-$portable" >/dev/null || ! suite=$(suite_of "$2"); then
-    echo "not run: needs qemu-user and Python $2 for $portable from Debian"
-    return
-  fi
-  root=$here/build/pythons/$suite-$portable
-  python=$(bash "$here/tools/debian_python.sh" "$suite" "$portable" "$root")
   for glibc in 17 24 26 27 28 31 34 35; do
     platforms+=(--platform "manylinux_2_${glibc}_$portable")
   done
   pip install -q --target "$home" --python-version "$2" --only-binary=:all: \
     --platform "manylinux2014_$portable" "${platforms[@]}" "$1"
   echo "installed in $((SECONDS - began)) s; with what it needs, $(du -sm "$home" | cut -f 1) MB"
+  if ! command -v "qemu-$portable" >/dev/null || ! suite=$(suite_of "$2"); then
+    echo "not run: needs qemu-user and a Debian with Python $2"
+    return
+  fi
+  root=$here/build/pythons/$suite-$portable
+  python=$(bash "$here/tools/debian_python.sh" "$suite" "$portable" "$root")
   began=$SECONDS
   (cd "$work" && PYTHONPATH=$home ZSSEG_HOME="$home/cache" "qemu-$portable" -L "$root/root" \
     "$python" -m zsseg_rt segment --demo --out "$home/out")
