@@ -112,7 +112,7 @@ def order_after(feed_stream: int | None, stream: int, index: int) -> None:
     """
     if feed_stream is None or feed_stream == (stream or 1):
         return
-    event = native().Event(index)
+    event = native().Event(index, timing=False)  # orders streams within a capture
     event.record(feed_stream)
     event.wait(stream)
 
