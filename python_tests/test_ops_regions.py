@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from conftest import require_cuda
 from zsseg_rt import _C, ops
-from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
+from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
 
 # Means of up to 9 float32 samples of values up to 4, summed in another order: worst seen 1.5e-6.
@@ -122,6 +123,48 @@ def test_an_empty_mask_shows_nothing_whatever_the_offset(device):
         np.array([[0, 0, 32, 32]], np.int32), side=8, offset=(1.0, 1.0, 1.0), stream=device.stream,
     )  # fmt: skip
     assert not device.fetch(crops).any()
+
+
+@pytest.mark.parametrize("style", ["cropmask", "crop", "mask"])
+def test_crops_of_boxes_as_they_were_found(device, style):
+    """On a GPU neither regions nor boxes come back to the host in between."""
+    masks, image = smooth_masks(6, 16, 12), picture(61, 97)
+    regions = np.array([5, 0, 3, 4, 1, 1], np.int32)
+    placed = device.place(masks)
+    boxes = ops.mask_boxes(placed, (61, 97), stream=device.stream)
+    settings = {"side": 33, "style": style, **NORMALISATION}
+    crops = ops.crop_regions(
+        device.place(image), placed, device.place(regions), boxes, stream=device.stream, **settings
+    )
+    own = boxes_of(masks, (61, 97))[regions]
+    expected = reference.crop_regions(image, masks, regions, own, **settings)
+    np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP_TOLERANCE)
+    every = reference.mask_boxes(masks, (61, 97))
+    again = reference.crop_regions(image, masks, regions, every, **settings)
+    np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.needs_cuda
+def test_what_lies_outside_on_a_gpu_is_moved_inside():
+    require_cuda()
+    masks, image = smooth_masks(3, 8, 8), picture(20, 30)
+    place = ops.DeviceArray.from_numpy
+    wild = np.array([[-9, -9, 99, 99, 1], [40, 50, 3, 2, 1], [5, 6, 5, 6, 1]], np.int32)
+    tame = np.array([[0, 0, 30, 20], [29, 19, 30, 20], [5, 6, 6, 7]], np.int32)
+    regions, inside = np.array([-7, 1, 2, 99], np.int32), np.array([0, 1, 2, 2], np.int32)
+    crops = ops.crop_regions(place(image), place(masks), place(regions), place(wild), side=9)
+    expected = reference.crop_regions(image, masks, inside, tame[inside], side=9)
+    np.testing.assert_allclose(crops.numpy(), expected, rtol=0, atol=CROP_TOLERANCE)
+    placed = place(image), place(masks)
+    with pytest.raises(DeviceError, match="boxes"):
+        ops.crop_regions(*placed, place(regions), wild, side=9)
+    with pytest.raises(DeviceError, match="regions"):
+        ops.crop_regions(image, masks, place(regions), place(wild), side=9)
+    with pytest.raises(ShapeError, match=r"boxes: expected shape \(3, 5\), got \(3, 4\)"):
+        ops.crop_regions(*placed, place(regions), place(tame), side=9)
+    none = place(np.zeros((0, 8, 8), np.float32)), place(regions), place(wild[:0])
+    with pytest.raises(ArgumentError, match="regions: expected none, as there are no masks"):
+        ops.crop_regions(placed[0], *none, side=9)
 
 
 def test_crops_fill_what_is_given_and_none_is_no_crop(device):
@@ -344,7 +387,9 @@ BAD_CROPS = [
     ({"regions": np.array([-1, 0], np.int32)}, ArgumentError, "below 3, got -1"),
     ({"regions": np.zeros(65, np.int32)}, ShapeError, "regions: expected at most 64, got 65"),
     ({"regions": np.zeros(2, np.int64)}, DTypeError, "regions: expected int32, got int64"),
-    ({"boxes": np.zeros((2, 5), np.int32)}, ShapeError, r"boxes: expected shape \(2, 4\)"),
+    ({"boxes": np.zeros((2, 6), np.int32)}, ShapeError, r"boxes: expected shape \(2, 4\)"),
+    ({"boxes": np.zeros((2, 5), np.int32)}, ShapeError, r"boxes: expected shape \(3, 5\)"),
+    ({"boxes": np.zeros((3, 5), np.int32)}, ArgumentError, "x1 < x2 and y1 < y2 within the image"),
     ({"boxes": np.array([[0, 0, 21, 16]] * 2, np.int32)}, ArgumentError, BOX_ERROR),
     ({"boxes": np.array([[4, 0, 4, 16]] * 2, np.int32)}, ArgumentError, BOX_ERROR),
     ({"side": 0}, ArgumentError, "side: expected from 1 to 1024, got 0"),

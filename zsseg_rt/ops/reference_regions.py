@@ -79,7 +79,7 @@ def crop_regions(
         if len(values) != 3:
             fail_argument(name, "3 finite numbers", f"{len(values)} numbers")
     image, mask_logits = _checked_picture(image, mask_logits)
-    _check_regions(image, mask_logits, regions, boxes)
+    boxes = _checked_boxes(image, mask_logits, regions, boxes)
     if not 1 <= side <= MAX_CROP_SIDE:
         fail_argument("side", f"from 1 to {MAX_CROP_SIDE}", str(side))
     three_numbers("scale", scale, "3 finite numbers", above=-math.inf)
@@ -235,7 +235,10 @@ def _checked_picture(image: Array, mask_logits: Array) -> tuple[FloatArray, Floa
     return image, _checked_masks(mask_logits)
 
 
-def _check_regions(image: FloatArray, mask_logits: FloatArray, regions: Any, boxes: Any) -> None:
+def _checked_boxes(
+    image: FloatArray, mask_logits: FloatArray, regions: Any, boxes: Any
+) -> npt.NDArray[np.int32]:
+    """The boxes of these regions, [R, 4], given as such or as those of every mask, [Q, 5]."""
     indices = expect_array("regions", regions, "int32")
     expect_shape("regions", indices, (ANY,))
     if len(indices) > MAX_CROP_REGIONS:
@@ -247,11 +250,15 @@ def _check_regions(image: FloatArray, mask_logits: FloatArray, regions: Any, box
         if not 0 <= index < len(mask_logits):
             expected = f"indices of the masks, below {len(mask_logits)}"
             fail_argument("regions", expected, str(index))
-    corners = expect_array("boxes", boxes, "int32")
+    corners: npt.NDArray[np.int32] = expect_array("boxes", boxes, "int32")
+    if corners.ndim == 2 and corners.shape[1] == 5:
+        expect_shape("boxes", corners, (len(mask_logits), 5))
+        corners = corners[indices, :4]
     expect_shape("boxes", corners, (len(indices), 4))
     for x1, y1, x2, y2 in corners.tolist():
         if not (0 <= x1 < x2 <= image.shape[2] and 0 <= y1 < y2 <= image.shape[1]):
             fail_argument("boxes", "x1 < x2 and y1 < y2 within the image", str((x1, y1, x2, y2)))
+    return corners
 
 
 def _checked_votes(mask_logits: Array, class_scores: Array) -> tuple[FloatArray, FloatArray]:

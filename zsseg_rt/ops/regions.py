@@ -67,8 +67,10 @@ def crop_regions(
     Args:
         image: float32 ``[3, H, W]``, sides up to 4096; its size is the masks' canvas.
         mask_logits: float32 ``[Q, h, w]``, finite; see :func:`mask_boxes`.
-        regions: Which masks, int32 ``[R]`` in host memory, up to 64.
-        boxes: ``x1, y1, x2, y2`` of each region, int32 ``[R, 4]`` in host memory, within the image.
+        regions: Which masks, int32 ``[R]``, up to 64. In host memory, or with ``boxes`` on the
+            GPU, where neither is checked: what lies outside is moved inside.
+        boxes: ``x1, y1, x2, y2`` of each region, int32 ``[R, 4]`` in host memory, within the image;
+            or what :func:`mask_boxes` returned, int32 ``[Q, 5]``, of every mask.
         side: Side of the crops, from 1 to 1024.
         style: ``"cropmask"``, ``"mask"`` or ``"crop"``.
         scale: One per plane; with ``offset`` it turns one normalisation into another.
@@ -83,8 +85,8 @@ def crop_regions(
         ShapeError: An array has the wrong sizes or is not C-contiguous and aligned.
         DTypeError: An array has the wrong dtype.
         ArgumentError: A region, a box or a setting is outside its range.
-        DeviceError: Image and masks are not on one device, regions or boxes are not in host
-            memory, or the build has no CUDA.
+        DeviceError: Image and masks are not on one device, regions and boxes are neither both in
+            host memory nor both on that device, or the build has no CUDA.
 
     Source:
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; He et al., "Mask

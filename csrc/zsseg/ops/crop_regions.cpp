@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "zsseg/check.h"
 #include "zsseg/error.h"
@@ -25,20 +26,27 @@ void expect_masks(const TensorView& mask_logits) {
                mask_logits.shape, "Check the order of its axes.");
 }
 
-void expect_host(const char* name, const TensorView& view) {
-  if (view.device.is_cuda()) {
-    throw DeviceError(std::string(name) + ": expected an array on cpu, got one on " +
-                      to_string(view.device) + ". Fetch it first.");
-  }
+constexpr std::int64_t kBoundsSize = 5;  // of a mask, as mask_boxes writes them
+
+bool is_of_every_mask(const TensorView& boxes) {
+  return boxes.shape.rank == 2 && boxes.shape[1] == kBoundsSize;
 }
 
 void expect_regions(const TensorView& mask_logits, const TensorView& regions) {
   expect_dtype("regions", regions, {DType::int32});
   expect_shape("regions", regions, {kAnySize});
-  expect_host("regions", regions);
+  if (regions.device.is_cuda()) {
+    expect_same_device("regions", regions, "mask_logits", mask_logits);
+  }
   if (regions.shape[0] > kMaxCropRegions) {
     throw ShapeError("regions: expected at most " + std::to_string(kMaxCropRegions) + ", got " +
                      std::to_string(regions.shape[0]) + ". Cut them out in several calls.");
+  }
+  if (regions.device.is_cuda()) {
+    if (mask_logits.shape[0] == 0 && regions.shape[0] > 0) {
+      fail_argument("regions", "none, as there are no masks", std::to_string(regions.shape[0]));
+    }
+    return;
   }
   const auto* indices = regions.as<const std::int32_t>();
   for (std::int64_t i = 0; i < regions.shape[0]; ++i) {
@@ -50,19 +58,43 @@ void expect_regions(const TensorView& mask_logits, const TensorView& regions) {
   }
 }
 
-void expect_boxes(const TensorView& image, const TensorView& regions, const TensorView& boxes) {
-  expect_dtype("boxes", boxes, {DType::int32});
-  expect_shape("boxes", boxes, {regions.shape[0], 4});
-  expect_host("boxes", boxes);
-  const auto* box = boxes.as<const std::int32_t>();
-  for (std::int64_t i = 0; i < boxes.shape[0]; ++i, box += 4) {
-    const bool fits = box[0] >= 0 && box[0] < box[2] && box[2] <= image.shape[2] && box[1] >= 0 &&
-                      box[1] < box[3] && box[3] <= image.shape[1];
-    if (!fits) {
-      fail_argument("boxes", "x1 < x2 and y1 < y2 within the image",
-                    to_string(Shape{box[0], box[1], box[2], box[3]}));
-    }
+void expect_fitting(const TensorView& image, const std::int32_t* box) {
+  const bool fits = box[0] >= 0 && box[0] < box[2] && box[2] <= image.shape[2] && box[1] >= 0 &&
+                    box[1] < box[3] && box[3] <= image.shape[1];
+  if (!fits) {
+    fail_argument("boxes", "x1 < x2 and y1 < y2 within the image",
+                  to_string(Shape{box[0], box[1], box[2], box[3]}));
   }
+}
+
+// Once regions are known to be right.
+void expect_boxes(const TensorView& image, const TensorView& mask_logits, const TensorView& regions,
+                  const TensorView& boxes) {
+  expect_dtype("boxes", boxes, {DType::int32});
+  expect_same_device("boxes", boxes, "regions", regions);
+  const bool of_every_mask = is_of_every_mask(boxes) || regions.device.is_cuda();
+  expect_shape(
+      "boxes", boxes,
+      of_every_mask ? Shape{mask_logits.shape[0], kBoundsSize} : Shape{regions.shape[0], 4});
+  if (regions.device.is_cuda()) {
+    return;
+  }
+  const auto* box = boxes.as<const std::int32_t>();
+  for (std::int64_t i = 0; i < regions.shape[0]; ++i) {
+    expect_fitting(image, of_every_mask ? box + kBoundsSize * regions.as<const std::int32_t>()[i]
+                                        : box + 4 * i);
+  }
+}
+
+// The boxes of these regions alone, [R,4], of host arrays.
+std::vector<std::int32_t> own_boxes(const TensorView& regions, const TensorView& boxes) {
+  std::vector<std::int32_t> own;
+  for (std::int64_t i = 0; i < regions.shape[0]; ++i) {
+    const auto* box =
+        boxes.as<const std::int32_t>() + kBoundsSize * regions.as<const std::int32_t>()[i];
+    own.insert(own.end(), box, box + 4);
+  }
+  return own;
 }
 
 }  // namespace
@@ -95,7 +127,7 @@ Shape crop_regions_shape(const TensorView& image, const TensorView& mask_logits,
   expect_masks(mask_logits);
   expect_same_device("mask_logits", mask_logits, "image", image);
   expect_regions(mask_logits, regions);
-  expect_boxes(image, regions, boxes);
+  expect_boxes(image, mask_logits, regions, boxes);
   if (params.side < 1 || params.side > kMaxCropSide) {
     fail_argument("side", "from 1 to " + std::to_string(kMaxCropSide), std::to_string(params.side));
   }
@@ -117,9 +149,18 @@ void crop_regions(const TensorView& image, const TensorView& mask_logits, const 
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "image", image);
-  if (out.count() > 0) {
-    ZSSEG_RUN_KERNEL(out, crop_regions, stream, image, mask_logits, regions, boxes, out, params);
+  if (out.count() == 0) {
+    return;
   }
+  if (regions.device.is_cuda() || !is_of_every_mask(boxes)) {
+    ZSSEG_RUN_KERNEL(out, crop_regions, stream, image, mask_logits, regions, boxes, out, params);
+    return;
+  }
+  std::vector<std::int32_t> corners = own_boxes(regions, boxes);
+  TensorView own = boxes;
+  own.data = corners.data();
+  own.shape = {regions.shape[0], 4};
+  ZSSEG_RUN_KERNEL(out, crop_regions, stream, image, mask_logits, regions, own, out, params);
 }
 
 }  // namespace zsseg

@@ -27,8 +27,10 @@ void mask_boxes(const TensorView& mask_logits, const TensorView& boxes, std::int
                 std::int64_t width, StreamHandle stream);
 
 // image float32 [3,H,W], mask_logits float32 [Q,h,w], regions int32 [R] (which masks), boxes int32
-// [R,4] -> [R,3,side,side]. regions and boxes are host arrays wherever the others are. A pixel is
-// image * scale + offset, or zero where the style hides it.
+// [R,4] of these regions, or [Q,5] of every mask as mask_boxes writes them -> [R,3,side,side].
+// regions and boxes are host arrays wherever the others are; or both are on the device of the
+// others, boxes [Q,5], and what they hold is not checked: indices and corners outside are moved
+// inside. A pixel is image * scale + offset, or zero where the style hides it.
 Shape crop_regions_shape(const TensorView& image, const TensorView& mask_logits,
                          const TensorView& regions, const TensorView& boxes,
                          const CropRegionsParams& params);
@@ -36,7 +38,7 @@ void crop_regions(const TensorView& image, const TensorView& mask_logits, const 
                   const TensorView& boxes, const TensorView& out, const CropRegionsParams& params,
                   StreamHandle stream);
 
-// Arguments are checked and not empty.
+// Arguments are checked and not empty; host boxes are [R,4], boxes on the device [Q,5].
 ZSSEG_DECLARE_CPU_KERNEL(void mask_boxes_cpu(const TensorView& mask_logits, const TensorView& boxes,
                                              std::int64_t height, std::int64_t width))
 void mask_boxes_cuda(const TensorView& mask_logits, const TensorView& boxes, std::int64_t height,

@@ -26,11 +26,33 @@ constexpr int kCropRows = 4;  // of a crop, made by one block together
 constexpr int kChunk = 256;   // columns of the canvas summed at once
 constexpr int kSlice = 32;    // rows of the canvas weighed at once
 
-// What differs between the regions of one launch; small enough for a launch's parameters.
+// What differs between the regions of one launch: in its parameters, for which it is small enough,
+// or, where `chosen` is not null, on the device.
 struct Regions {
   std::int32_t mask[kMaxCropRegions];
   std::int32_t box[kMaxCropRegions][4];
+  const std::int32_t* chosen;  // [R], which masks
+  const std::int32_t* bounds;  // [Q, 5], of every mask
+  int num_masks;
 };
+
+struct Region {
+  int mask, x1, y1, x2, y2;
+};
+
+// Nobody has checked what is on the device: whatever lies outside is moved inside.
+__device__ Region region_at(const Regions& of, int index, const MaskGrid& grid) {
+  if (of.chosen == nullptr) {
+    const std::int32_t* box = of.box[index];
+    return {of.mask[index], box[0], box[1], box[2], box[3]};
+  }
+  const int mask = min(max(of.chosen[index], 0), of.num_masks - 1);
+  const std::int32_t* box = of.bounds + 5 * std::int64_t{mask};
+  const int x1 = min(max(box[0], 0), grid.canvas_width - 1);
+  const int y1 = min(max(box[1], 0), grid.canvas_height - 1);
+  return {mask, x1, y1, min(max(box[2], x1 + 1), grid.canvas_width),
+          min(max(box[3], y1 + 1), grid.canvas_height)};
+}
 
 struct Planes {
   float scale[3];
@@ -189,10 +211,10 @@ __global__ void __launch_bounds__(kThreads)
   const int last_column = min(first_column + static_cast<int>(blockDim.x), side) - 1;
   const int column = first_column + threadIdx.x;
   const int first_row = blockIdx.y * kCropRows;
-  const std::int32_t* box = regions_of.box[blockIdx.z];
-  const BinAxis rows = regions::bin_axis(box[1], box[3], side, problem.grid.canvas_height);
-  const BinAxis columns = regions::bin_axis(box[0], box[2], side, problem.grid.canvas_width);
-  const float* logits = problem.logits(regions_of.mask[blockIdx.z]);
+  const Region region = region_at(regions_of, blockIdx.z, problem.grid);
+  const BinAxis rows = regions::bin_axis(region.y1, region.y2, side, problem.grid.canvas_height);
+  const BinAxis columns = regions::bin_axis(region.x1, region.x2, side, problem.grid.canvas_width);
+  const float* logits = problem.logits(region.mask);
   const int last_x = regions::bin_sample(columns, last_column, columns.num_samples - 1).upper;
   float value[kCropRows][3] = {};
   int k = 0;
@@ -221,7 +243,9 @@ __device__ ResizedPosition resized_position(int index, int side, int canvas, int
 }
 
 // Style kMask: kCropRows rows a block, one thread a column; positions of rows are shared. Bound by
-// its loads, four corners of the picture's planes and up to sixteen logits a pixel.
+// its loads, four corners of the picture's planes and up to sixteen logits a pixel. kOnDevice tells
+// where the regions are: looking there takes registers.
+template <bool kOnDevice>
 __global__ void __launch_bounds__(kThreads)
     mask_picture_kernel(CropProblem problem, Regions regions_of) {
   __shared__ ResizedPosition rows[kCropRows];
@@ -237,7 +261,8 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= side) {
     return;
   }
-  const float* logits = problem.logits(regions_of.mask[blockIdx.z]);
+  const float* logits = problem.logits(kOnDevice ? region_at(regions_of, blockIdx.z, grid).mask
+                                                 : regions_of.mask[blockIdx.z]);
   const ResizedPosition x = resized_position(column, side, grid.canvas_width, grid.width);
   const MaskGrid picture{grid.canvas_height, grid.canvas_width, side, side};
   float* to = problem.out + (std::int64_t{blockIdx.z} * 3 * side + first_row) * side + column;
@@ -267,15 +292,26 @@ int num_parts(int whole, int part) {
   return (whole + part - 1) / part;
 }
 
+Regions regions_of(const TensorView& regions, const TensorView& boxes) {
+  Regions of{};
+  if (regions.device.is_cuda()) {
+    of.chosen = regions.as<const std::int32_t>();
+    of.bounds = boxes.as<const std::int32_t>();
+    of.num_masks = static_cast<int>(boxes.shape[0]);
+  } else {
+    std::copy_n(regions.as<const std::int32_t>(), regions.shape[0], of.mask);
+    std::copy_n(boxes.as<const std::int32_t>(), boxes.count(), &of.box[0][0]);
+  }
+  return of;
+}
+
 }  // namespace
 
 void crop_regions_cuda(const TensorView& image, const TensorView& mask_logits,
                        const TensorView& regions, const TensorView& boxes, const TensorView& out,
                        const CropRegionsParams& params, StreamHandle stream) {
   const DeviceGuard guard(out.device.index);
-  Regions of{};
-  std::copy_n(regions.as<const std::int32_t>(), regions.shape[0], of.mask);
-  std::copy_n(boxes.as<const std::int32_t>(), boxes.count(), &of.box[0][0]);
+  const Regions of = regions_of(regions, boxes);
   CropProblem problem{};
   problem.image = image.as<const float>();
   problem.mask_logits = mask_logits.as<const float>();
@@ -290,7 +326,9 @@ void crop_regions_cuda(const TensorView& image, const TensorView& mask_logits,
   const dim3 blocks(static_cast<unsigned>(num_parts(problem.side, threads)),
                     static_cast<unsigned>(num_parts(problem.side, kCropRows)),
                     static_cast<unsigned>(regions.shape[0]));
-  const auto kernel = params.style == Style::kMask       ? mask_picture_kernel
+  const auto mask_picture =
+      regions.device.is_cuda() ? mask_picture_kernel<true> : mask_picture_kernel<false>;
+  const auto kernel = params.style == Style::kMask       ? mask_picture
                       : params.style == Style::kCropMask ? crop_regions_kernel<true>
                                                          : crop_regions_kernel<false>;
   launch("crop_regions_kernel", kernel, {blocks, static_cast<unsigned>(threads)}, to_stream(stream),
