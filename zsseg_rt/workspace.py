@@ -147,6 +147,50 @@ class Workspace:
             self._buffers["votes"] = self.place(np.zeros(8, np.uint8))
         return self._buffers["votes"]
 
+    def own(self, name: str, array: Array) -> Array:
+        """A float32 array where it is ours, else a copy in the named buffer, made on the stream."""
+        if self._index is None or isinstance(array, _C.DeviceArray):
+            return array
+        buffer = self.array(name, tuple(array.shape), np.float32)
+        buffer.copy_from(array, stream=self.stream)
+        return buffer
+
+    def on_host(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
+        kind = np.dtype(dtype)
+        size, key = math.prod(shape), f"{name} on the host"
+        held = self._buffers.get(key)
+        if held is None or held.dtype != kind or math.prod(held.shape) < size:
+            held = self._host_memory(size, kind)
+            self._buffers[key] = held
+            self.generation += 1
+        flat: npt.NDArray[Any] = held if self._index is None else held.host
+        return flat[:size].reshape(shape)
+
+    def copy_out(self, array: Array, out: npt.NDArray[Any]) -> None:
+        """Begin to copy to a part of a buffer of :meth:`on_host`, whole after a wait.
+
+        The array is ours, or on the CPU.
+        """
+        if self._index is None:
+            np.copyto(out, array)
+        else:
+            array.copy_to(out, self.stream, wait=False)
+
+    def read_back(self, name: str, array: Array) -> npt.NDArray[Any]:
+        """Begin to copy an array of ours to the named buffer on the host, whole after a wait.
+
+        On the CPU, return it as it is.
+
+        Unlike what :meth:`download` returns, it is overwritten when the name is used again, so
+        captures may hold the copy.
+        """
+        if self._index is None:
+            return np.asarray(array)
+        out = self.on_host(name, array.shape, array.dtype)
+        self.copy_out(array, out)
+        return out
+
     def download(self, array: Array) -> npt.NDArray[Any]:
         """Begin to copy a device array to a fresh host array, which is whole after a wait.
 
@@ -194,6 +238,11 @@ class Workspace:
             self._buffers.clear()
             self._frames.clear()
             self._stream = None
+
+    def _host_memory(self, size: int, dtype: np.dtype[Any]) -> Any:
+        if self._index is None:
+            return np.empty(size, dtype)
+        return _C.PinnedArray((size,), dtype.name, device=self._index)
 
     def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:

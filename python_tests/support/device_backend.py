@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.host_backend import ForeignArray
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 
@@ -22,6 +23,7 @@ class DeviceSession:
 
     inner: Any
     fault: str | None
+    foreign: bool
     device: str = "cuda:0"
     runs: int = 0
     _buffers: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class DeviceSession:
             results[spec.name] = self._multiply(spec.name, feeds[source], shape, stream)
         if self.fault == "waits":
             next(iter(results.values())).numpy(stream)
-        return results
+        return {n: ForeignArray(a) for n, a in results.items()} if self.foreign else results
 
     def _multiply(self, name: str, feed: Any, shape: tuple[int, ...], stream: int) -> Any:
         width, rows = shape[-1], math.prod(shape[:-1])
@@ -82,6 +84,7 @@ class DeviceGraph:
 
     inner: Any
     fault: str | None
+    foreign: bool
     sessions: list[DeviceSession]
     device: str = "cuda:0"
 
@@ -89,12 +92,12 @@ class DeviceGraph:
         return getattr(self.inner, name)
 
     def session(self) -> Any:
-        self.sessions.append(DeviceSession(self.inner.session(), self.fault))
+        self.sessions.append(DeviceSession(self.inner.session(), self.fault, self.foreign))
         return self.sessions[-1]
 
 
 def device_backend(
-    monkeypatch: pytest.MonkeyPatch, *, fault: str | None = None
+    monkeypatch: pytest.MonkeyPatch, *, fault: str | None = None, foreign: bool = False
 ) -> tuple[dict[str, Any], list[DeviceSession]]:
     """Put it in the place of backend torch.
 
@@ -102,6 +105,8 @@ def device_backend(
         monkeypatch: Takes it away again.
         fault: ``"waits"``: runs wait for the device, which no capture allows; ``"not capturable"``:
             sessions say that they cannot be captured.
+        foreign: Whether results are another library's arrays; for bundles of one graph, or whose
+            graphs do not feed each other.
 
     Returns:
         The settings of an engine that uses it, and a list to which its sessions are added.
@@ -119,7 +124,7 @@ def device_backend(
 
         def load(self, graph_path, *, device, precision, options):
             graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            return graph if device == "cpu" else DeviceGraph(graph, fault, sessions)
+            return graph if device == "cpu" else DeviceGraph(graph, fault, foreign, sessions)
 
     real = registry.get_backend
     monkeypatch.setattr(

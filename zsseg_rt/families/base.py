@@ -6,9 +6,9 @@ lane and runs one frame at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ __all__ = [
     "LabelRule",
     "Labels",
     "Masks",
+    "PartRunner",
     "Pipeline",
     "PixelLabels",
     "Trace",
@@ -43,6 +44,28 @@ Trace = dict[str, Array]
 Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
 """A label for every pixel and, if wanted, its score, in host memory."""
 
+_Result = TypeVar("_Result")
+
+
+class PartRunner(Protocol):
+    """Runs a part of a frame, which may be recorded once and replayed."""
+
+    def __call__(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
+        """Enqueue the part's work.
+
+        Args:
+            key: All that ``enqueue`` depends on but the contents of the workspace's buffers.
+            enqueue: Enqueues work and marks stages; it neither waits nor reads what was computed.
+
+        Returns:
+            What ``enqueue`` returned, now or when it was recorded.
+        """
+
+
+def run_plainly(key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
+    """Record nothing; a :class:`PartRunner`."""
+    return enqueue()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelLabels:
@@ -53,13 +76,13 @@ class PixelLabels:
         scores: float32 [H, W] on the device, or None.
         of_classes: Whether labels are classes; otherwise they are phrases.
         look_up: What turns labels into phrases and their scores, given the labels in host memory
-            once they are there; None where they need nothing more.
+            once they are there, and the classes; None where they need nothing more.
     """
 
     labels: Array
     scores: Array | None = None
     of_classes: bool = False
-    look_up: Callable[[npt.NDArray[Any]], Labels] | None = None
+    look_up: Callable[[npt.NDArray[Any], BoundClasses], Labels] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +226,16 @@ class Pipeline(Protocol):
             classes: What :meth:`Family.bind` returned.
             num_rows: How many phrases' rows to lay out, at least as many as there are phrases,
                 for vocabularies that share a capture; None: as many as there are, all of which
-                count. Only for families that :attr:`Family.captures` whole frames.
+                count.
         """
 
     def masks(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
     ) -> Masks:
         """Run the graphs and compare their output with the classes.
 
@@ -215,6 +243,8 @@ class Pipeline(Protocol):
             image: float32 [1, 3, h, w], preprocessed, on the device.
             classes: What :meth:`adopt` returned.
             clock: Marked at the end of every stage.
+            run: Runs what is enqueued between two looks of the host; families in one part have no
+                use for it.
             trace: Receives every intermediate, for self-checks.
 
         Returns:
@@ -257,7 +287,7 @@ class Family(Protocol):
         """How a golden sample is compared."""
 
     @property
-    def captures(self) -> bool:
+    def in_one_part(self) -> bool:
         """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
 
     def rows_for(self, num_phrases: int) -> int:

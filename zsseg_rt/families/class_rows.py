@@ -13,7 +13,7 @@ import numpy.typing as npt
 from zsseg_rt.families.base import BoundClasses, BoundCosine
 from zsseg_rt.workspace import Workspace
 
-__all__ = ["adopt_rows", "bucket_of"]
+__all__ = ["adopt_rows", "bucket_of", "repeated_rows"]
 
 
 def bucket_of(num_phrases: int, most: int) -> int:
@@ -51,10 +51,10 @@ def adopt_rows(classes: BoundClasses, num_rows: int | None, workspace: Workspace
     vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
     rows = phrases if num_rows is None else num_rows
     table = vocabulary.label_table[:rows]
-    seen = None if classes.seen is None else _padded(np.asarray(classes.seen), rows)
+    seen = None if classes.seen is None else repeated_rows(np.asarray(classes.seen), rows)
     return replace(
         classes,
-        text_embeds=workspace.upload("text_embeds", _padded(classes.text_embeds, rows)),
+        text_embeds=workspace.upload("text_embeds", repeated_rows(classes.text_embeds, rows)),
         seen=None if seen is None else workspace.upload("seen", seen),
         num_phrases=workspace.upload("num_phrases", np.array([phrases], np.int32)),
         label_table=workspace.upload(f"label_table {table.dtype}", table),
@@ -67,12 +67,12 @@ def _adopt_cosine(cosine: BoundCosine, rows: int, workspace: Workspace) -> Bound
     shares[: len(cosine.shares)] = cosine.shares
     return replace(
         cosine,
-        weights=workspace.upload("cosine_weights", _padded(cosine.weights, rows)),
+        weights=workspace.upload("cosine_weights", repeated_rows(cosine.weights, rows)),
         shares=workspace.upload("cosine_shares", shares),
     )
 
 
-def _padded(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+def repeated_rows(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     """So many rows: those beyond the last repeat it, which keeps them as finite as the others."""
     if rows == len(values):
         return values

@@ -17,7 +17,7 @@ from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.base import BoundClasses, GoldenRule, PartRunner, Trace
 from zsseg_rt.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.families.masks import ClassLogits
 from zsseg_rt.text.prompts import PromptSet
@@ -48,7 +48,7 @@ class DenseFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
 
-    captures = True
+    in_one_part = True
 
     def rows_for(self, num_phrases: int) -> int:
         """Phrases are compared one by one, so that further rows change nothing."""
@@ -78,7 +78,12 @@ class DensePipeline:
         return adopt_rows(classes, num_rows, self._workspace)
 
     def masks(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
     ) -> ClassLogits:
         """Run the encoder and compare."""
         stream = self._workspace.stream

@@ -26,7 +26,7 @@ from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.cosine_rule import CosineRule
 from zsseg_rt.errors import BundleError, ConfigError
-from zsseg_rt.families.base import BoundClasses, BoundCosine, GoldenRule, Trace
+from zsseg_rt.families.base import BoundClasses, BoundCosine, GoldenRule, PartRunner, Trace
 from zsseg_rt.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.families.dense import class_axis
 from zsseg_rt.families.masks import ClassLogits
@@ -74,7 +74,7 @@ class DescriptorFamily:
         self._cosine = _cosine_rule(bundle, config)
         self._independent = bundle.architecture in _INDEPENDENT_QUERIES
 
-    captures = True
+    in_one_part = True
 
     def rows_for(self, num_phrases: int) -> int:
         """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
@@ -129,7 +129,12 @@ class DescriptorPipeline:
         return replace(adopted, text_queries=text_queries)
 
     def masks(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
     ) -> ClassLogits:
         """Decode every phrase's query and compare it with the patches."""
         stream, workspace = self._workspace.stream, self._workspace

@@ -133,11 +133,11 @@ class SegmentMasks:
         mask_logits: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
             upsampled value is largest.
         judge: Returns the best phrase of each segment, int64 [G], and its score in [0, 1],
-            float32 [G]; called once the GPU's work has been waited for.
+            float32 [G], given the classes; called once the GPU's work has been waited for.
     """
 
     mask_logits: Array
-    judge: Callable[[], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
     checked: bool = False
 
     def label(
@@ -156,11 +156,9 @@ class SegmentMasks:
         )
         clock.mark("upsample_argmax")
 
-        def look_up(host: npt.NDArray[Any]) -> Labels:
-            phrases, values = self.judge()
-            labels, scores = _tables(
-                phrases, values, len(classes.vocabulary.phrases), rule.threshold
-            )
+        def look_up(host: npt.NDArray[Any], named: BoundClasses) -> Labels:
+            phrases, values = self.judge(named)
+            labels, scores = _tables(phrases, values, len(named.vocabulary.phrases), rule.threshold)
             return labels[host], scores[host] if rule.with_scores else None
 
         return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)

@@ -9,7 +9,8 @@ Source: Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ from zsseg_rt.bundle_specs import PreprocessSpec, RegionEncoderSpec
 from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
-from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.base import BoundClasses, GoldenRule, PartRunner, Trace
+from zsseg_rt.families.class_rows import bucket_of, repeated_rows
 from zsseg_rt.families.dense import class_axis
 from zsseg_rt.families.fusion import class_probabilities, fuse
 from zsseg_rt.families.masks import RegionVotes
@@ -64,6 +66,18 @@ def distinct_crops(
     return regions.astype(np.int32), places
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Proposal:
+    """What comes before the host's first look; what is on the host is whole after a wait."""
+
+    encoded: Mapping[str, Array]
+    masks: Array  # float32 [Q, h, w] on the device
+    logits: FloatArray  # [1, rows, Q] on the host
+    no_object: FloatArray  # [1, Q] on the host
+    boxes: Array | None  # int32 [Q, 5] on the device; None without a region encoder
+    boxes_on_host: npt.NDArray[np.int32] | None
+
+
 class _RegionJudge:
     """Shows regions to the region encoder and compares what it sees with the classes."""
 
@@ -83,16 +97,19 @@ class _RegionJudge:
             float((a - b) / c) for a, b, c in zip(image.mean, spec.mean, spec.std, strict=True)
         ]
 
-    def boxes(self, masks: Array) -> npt.NDArray[np.int32]:
-        """Bounds of every mask [Q, h, w], int32 [Q, 5] in host memory."""
+    def boxes(self, masks: Array) -> Array:
+        """Bounds of every mask [Q, h, w], int32 [Q, 5] on the device."""
         workspace = self._workspace
         out = workspace.array("boxes", (masks.shape[0], 5), np.int32)
-        return workspace.fetch(
-            ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
-        )
+        return ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
 
     def embeds(
-        self, image: Array, masks: Array, boxes: npt.NDArray[np.int32], chosen: npt.NDArray[np.intp]
+        self,
+        image: Array,
+        proposal: _Proposal,
+        boxes: npt.NDArray[np.int32],
+        chosen: npt.NDArray[np.intp],
+        run: PartRunner,
     ) -> FloatArray:
         """Embeddings of the chosen regions, float32 [len(chosen), D] in host memory."""
         height, width = self._canvas_hw
@@ -100,39 +117,64 @@ class _RegionJudge:
         regions = chosen[own].astype(np.int32)
         # The crop of an empty mask is blank in every frame (unless the style ignores masks).
         blank = np.flatnonzero((boxes[regions, 4] == 0) & (self._spec.style != "crop"))
-        if len(blank) and self._blank is None:
-            self._blank = self._encode(image, masks, boxes, regions[blank])
         shown = np.delete(regions, blank)
-        batches = np.array_split(shown, max(1, -(-len(shown) // self._spec.batch)))
-        rows = [self._encode(image, masks, boxes, batch) for batch in batches if len(batch)]
+        batches = np.array_split(shown, -(-len(shown) // self._spec.batch)) if len(shown) else []
+        if len(blank) and self._blank is None:
+            batches = [regions[blank], *batches]
+        rows = self._look(image, proposal, batches, run)
         if len(blank):
-            assert self._blank is not None
+            if self._blank is None:
+                self._blank = rows.pop(0)
             rows = [np.insert(np.concatenate([self._blank[:0], *rows]), blank, self._blank, axis=0)]
         seen: FloatArray = np.concatenate(rows)[places]
         return seen
 
-    def _encode(
+    def _look(
         self,
         image: Array,
-        masks: Array,
-        boxes: npt.NDArray[np.int32],
-        regions: npt.NDArray[np.int32],
-    ) -> FloatArray:
+        proposal: _Proposal,
+        batches: list[npt.NDArray[np.int32]],
+        run: PartRunner,
+    ) -> list[FloatArray]:
+        """Embeddings of every batch of regions, after one wait.
+
+        On a GPU all batches have one size, so that one capture serves them: the last region of a
+        smaller one is shown again.
+        """
+        workspace, spec = self._workspace, self._spec
+        most = -(-int(proposal.masks.shape[0]) // spec.batch) + 1  # one for the blank
+        staged = workspace.on_host("regions", (most, spec.batch), np.int32)
+        rows = []
+        for place, batch in enumerate(batches):
+            size = len(batch) if workspace.device == "cpu" else spec.batch
+            staged[place, :size] = repeated_rows(batch, size)
+            regions = workspace.upload("regions", staged[place, :size])
+            found = run("regions", partial(self._encode, image, proposal, regions))
+            host = workspace.on_host(
+                "region_embeds", (most, spec.batch, found.shape[1]), np.float32
+            )
+            workspace.copy_out(found, host[place, :size])
+            rows.append(host[place, : len(batch)])
+        workspace.synchronize()
+        return [np.array(row) for row in rows]
+
+    def _encode(self, image: Array, proposal: _Proposal, regions: Array) -> Array:
+        """Enqueue the encoder's look at some regions, float32 [R, D] on the device."""
         spec, workspace = self._spec, self._workspace
         crops = ops.crop_regions(
             image,
-            masks,
-            np.ascontiguousarray(regions),
-            np.ascontiguousarray(boxes[regions, :4]),
+            proposal.masks,
+            regions,
+            proposal.boxes,
             side=spec.side,
             style=spec.style,
             scale=self._scale,
             offset=self._offset,
-            out=workspace.array("crops", (len(regions), 3, spec.side, spec.side), np.float32),
+            out=workspace.array("crops", (regions.shape[0], 3, spec.side, spec.side), np.float32),
             stream=workspace.stream,
         )
         encoded = self._session.run({"crops": crops}, stream=workspace.stream)
-        return np.array(workspace.fetch(encoded["region_embeds"]))
+        return workspace.own("region_embeds", encoded["region_embeds"])
 
 
 class ProposalsFamily:
@@ -176,11 +218,11 @@ class ProposalsFamily:
                 ),
             )
 
-    captures = False  # the host chooses the regions that are looked at
+    in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
 
     def rows_for(self, num_phrases: int) -> int:
-        """No further rows: nothing is captured."""
-        return num_phrases
+        """Further rows repeat the last phrase, to which the lower of equal labels belongs."""
+        return bucket_of(num_phrases, self.head.max_classes)
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Lay out the calibration of seen classes."""
@@ -226,27 +268,33 @@ class ProposalsPipeline:
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings and the calibration of seen classes."""
-        upload, bias = self._workspace.upload, classes.bias
+        workspace, bias = self._workspace, classes.bias
+        rows = len(classes.vocabulary.phrases) if num_rows is None else num_rows
+        embeds = repeated_rows(classes.text_embeds, rows)
         return replace(
             classes,
-            text_embeds=upload("text_embeds", classes.text_embeds),
-            bias=None if bias is None else upload("bias", bias),
+            text_embeds=workspace.upload("text_embeds", embeds),
+            bias=None if bias is None else workspace.upload("bias", repeated_rows(bias, rows)),
         )
 
     def masks(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
     ) -> RegionVotes:
-        """Run the networks and fuse their opinions."""
-        workspace = self._workspace
-        proposed = self._image_encoder.run({"image": image}, stream=workspace.stream)
-        clock.mark("image_encoder")
-        masks = reshaped(proposed["region_masks"], proposed["region_masks"].shape[1:])
-        logits, no_object = self._segment_logits(proposed, classes)
-        by_text, objectness = class_probabilities(logits, no_object)
-        clock.mark("similarity")
+        """Run the networks and fuse their opinions, with a wait before each look of the host."""
+        workspace, num_phrases = self._workspace, len(classes.vocabulary.phrases)
+        rows = int(classes.text_embeds.shape[0])
+        proposal = run(("proposals", rows), lambda: self._propose(image, classes, clock))
+        workspace.synchronize()
+        no_object = proposal.no_object[0]
+        by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
         by_region = None
         if self._judge is not None:
-            by_region = self._ask(image, masks, classes, by_text, no_object, objectness)
+            by_region = self._ask(image, proposal, classes, by_text, objectness, run)
             clock.mark("regions")
         scores = fuse(by_text, by_region, self._family.fusion, classes.seen)
         if not np.isfinite(scores).all():
@@ -256,44 +304,59 @@ class ProposalsPipeline:
                 "self_check()."
             )
         if trace is not None:
-            trace.update(proposed, class_scores=workspace.place(scores))
+            trace.update(proposal.encoded, class_scores=workspace.place(scores))
         return RegionVotes(
-            mask_logits=masks,
-            class_scores=workspace.upload("class_scores", np.ascontiguousarray(scores)),
+            mask_logits=proposal.masks,
+            class_scores=self._upload_scores(scores, rows),
             canvas_hw=self._canvas_hw,
         )
 
-    def _segment_logits(
-        self, proposed: dict[str, Array], classes: BoundClasses
-    ) -> tuple[FloatArray, FloatArray]:
-        """The segments' logits of the classes [P, Q] and of "no object" [Q], in host memory."""
-        embeds, workspace = proposed["segment_embeds"], self._workspace
+    def _propose(self, image: Array, classes: BoundClasses, clock: StageClock) -> _Proposal:
+        """Enqueue all that comes before the host's first look."""
+        workspace = self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
+        clock.mark("image_encoder")
+        masks, embeds = (
+            workspace.own("region_masks", encoded["region_masks"]),
+            encoded["segment_embeds"],
+        )
+        masks = reshaped(masks, tuple(masks.shape[1:]))
+        shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
         logits = ops.patch_text_similarity(
             embeds,
             classes.text_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
-            out=workspace.array(
-                "logits", (1, len(classes.vocabulary.phrases), embeds.shape[1]), np.float32
-            ),
+            out=workspace.array("logits", shape, np.float32),
             stream=workspace.stream,
         )
-        return workspace.fetch(logits)[0], workspace.fetch(proposed["no_object"])[0]
+        clock.mark("similarity")
+        no_object = workspace.own("no_object", encoded["no_object"])
+        boxes = None if self._judge is None else self._judge.boxes(masks)
+        return _Proposal(
+            encoded=encoded,
+            masks=masks,
+            logits=workspace.read_back("logits", logits),
+            no_object=workspace.read_back("no_object", no_object),
+            boxes=boxes,
+            boxes_on_host=None if boxes is None else workspace.read_back("boxes", boxes),
+        )
 
     def _ask(
         self,
         image: Array,
-        masks: Array,
+        proposal: _Proposal,
         classes: BoundClasses,
         by_text: FloatArray,
-        no_object: FloatArray,
         objectness: FloatArray,
+        run: PartRunner,
     ) -> FloatArray:
         """The region encoder's class probabilities, or the segments' own where it is not asked."""
         spec, text = self._family.encoder, classes.vocabulary.prompt_embeds[REGION_PROMPTS]
-        assert self._judge is not None
+        judge, boxes, no_object = self._judge, proposal.boxes_on_host, proposal.no_object[0]
+        assert judge is not None
         assert spec is not None
-        boxes = self._judge.boxes(masks)
+        assert boxes is not None
         asked = np.ones(len(boxes), np.bool_)
         if spec.min_score > 0:
             # Empty masks are encoded once, and their soft masks vote: CLIP's opinion of them costs
@@ -303,7 +366,16 @@ class ProposalsPipeline:
         by_region = by_text.copy()
         if len(chosen):
             planes = reshaped(image, image.shape[1:])
-            embeds = self._judge.embeds(planes, masks, boxes, chosen)
+            embeds = judge.embeds(planes, proposal, boxes, chosen, run)
             logits = np.float32(spec.logit_scale) * (text @ embeds.T)
             by_region[:, chosen] = class_probabilities(logits, no_object[chosen])[0]
         return by_region
+
+    def _upload_scores(self, scores: FloatArray, rows: int) -> Array:
+        """Class scores [P, Q] on the device, [rows, Q]."""
+        workspace = self._workspace
+        if workspace.device == "cpu":
+            return np.ascontiguousarray(scores)
+        staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
+        staged[...] = repeated_rows(scores, rows)
+        return workspace.upload("class_scores", staged)

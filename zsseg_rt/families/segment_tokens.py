@@ -6,7 +6,7 @@ Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "Gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from zsseg_rt.bundle_specs import HeadSpec, SegmentSpec
 from zsseg_rt.clock import StageClock
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError, BundleError
-from zsseg_rt.families.base import BoundClasses, GoldenRule, Trace
+from zsseg_rt.families.base import BoundClasses, GoldenRule, PartRunner, Trace
 from zsseg_rt.families.dense import class_axis
 from zsseg_rt.families.masks import SegmentMasks
 from zsseg_rt.text.prompts import PromptSet
@@ -29,6 +29,7 @@ from zsseg_rt.workspace import Workspace
 __all__ = ["SegmentTokensFamily", "segment_scores"]
 
 _Rows = npt.NDArray[np.float32]
+_Judged = tuple[npt.NDArray[np.int64], _Rows]  # the best phrase of each segment, its score
 
 
 class SegmentTokensFamily:
@@ -52,10 +53,10 @@ class SegmentTokensFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
 
-    captures = False  # segments get their classes on the host
+    in_one_part = True  # segments get their classes on the host, after the last kernel
 
     def rows_for(self, num_phrases: int) -> int:
-        """No further rows: nothing is captured."""
+        """No further rows: on the GPU, nothing depends on the phrases."""
         return num_phrases
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
@@ -87,26 +88,33 @@ class SegmentTokensPipeline:
         return classes
 
     def masks(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None = None
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
     ) -> SegmentMasks:
-        """Run the encoder; segments are compared with phrases while pixels are labelled."""
-        encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
+        """Run the encoder; on a GPU, segments are compared with phrases when its work is over."""
+        workspace = self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
         clock.mark("image_encoder")
-        segment_embeds = self._workspace.download(encoded["segment_embeds"])
-        image_embed = self._workspace.download(encoded["image_embed"])
-        judge = partial(self._judge, segment_embeds, image_embed, np.asarray(classes.text_embeds))
-        if self._workspace.device == "cpu":
-            judged = judge()
-            judge = partial(lambda: judged)
+        segment_embeds, image_embed = (
+            workspace.read_back(name, workspace.own(name, encoded[name]))
+            for name in ("segment_embeds", "image_embed")
+        )
+        judge: Callable[[BoundClasses], _Judged]
+        judge = partial(self._judge, segment_embeds, image_embed)
+        if workspace.device == "cpu":
+            judged = judge(classes)
+            judge = partial(lambda _: judged)
         clock.mark("similarity")
         group_map = encoded["group_map"]
         if trace is not None:
             trace.update(encoded, mask_logits=group_map)
         return SegmentMasks(mask_logits=group_map, judge=judge)
 
-    def _judge(
-        self, segment_embeds: _Rows, image_embed: _Rows, text_embeds: _Rows
-    ) -> tuple[npt.NDArray[np.int64], _Rows]:
+    def _judge(self, segment_embeds: _Rows, image_embed: _Rows, classes: BoundClasses) -> _Judged:
         """The best phrase of each segment and its score."""
         if not (np.isfinite(segment_embeds).all() and np.isfinite(image_embed).all()):
             raise BackendError(
@@ -114,7 +122,11 @@ class SegmentTokensPipeline:
                 f"{self._image_encoder.precision}. Use precision='float32' and run self_check()."
             )
         scores = segment_scores(
-            segment_embeds[0], image_embed[0], text_embeds, self._head, self._segments
+            segment_embeds[0],
+            image_embed[0],
+            np.asarray(classes.text_embeds),
+            self._head,
+            self._segments,
         )
         return scores.argmax(axis=1), scores.max(axis=1)
 

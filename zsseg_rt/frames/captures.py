@@ -1,4 +1,7 @@
-"""Frames as captures: what a lane enqueues for a kind of frame is recorded once, then replayed."""
+"""Frames as captures: what a lane enqueues for a part of a frame is recorded once, then replayed.
+
+Where the host looks at nothing before the end, a frame is one part.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def captures_wanted() -> bool:
 
 @dataclass(kw_only=True, eq=False)
 class _Kind(Generic[_Result]):
-    """A kind of frame: what its memory was when it last ran, and its capture once there is one."""
+    """A kind of part: what its memory was when it last ran, and its capture once there is one."""
 
     state: Hashable
     is_refused: bool = False
@@ -60,10 +63,10 @@ class _Kind(Generic[_Result]):
 
 
 class FrameCaptures:
-    """One lane's captures, by kind of frame; the least used are dropped beyond eight.
+    """One lane's captures, by kind of part; the least used are dropped beyond eight.
 
-    A kind's first frame runs plainly, which allocates what it needs. The second is recorded and
-    launched, later ones are only launched. A capture holds addresses: once a buffer has moved or a
+    A kind's first run is plain, which allocates what it needs. The second is recorded and launched,
+    later ones are only launched. A capture holds addresses: once a buffer has moved or a
     session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly
     from then on.
 
@@ -89,16 +92,7 @@ class FrameCaptures:
         self.is_on = wanted and workspace.device != "cpu"
 
     def run(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
-        """Enqueue a frame's work.
-
-        Args:
-            key: The kind of frame: all that ``enqueue`` depends on but the contents of buffers.
-            enqueue: Enqueues the work on the lane's stream and marks stages; it neither waits nor
-                reads what was computed.
-
-        Returns:
-            What ``enqueue`` returned: now, or when the capture was recorded.
-        """
+        """Enqueue a part's work; a :class:`zsseg_rt.families.base.PartRunner`."""
         state = self._state()
         if self.is_on and state is None:
             _log.info("Frames are not captured as a whole: the backend's sessions cannot be.")

@@ -18,7 +18,16 @@ from zsseg_rt.bundle_specs import PreprocessSpec
 from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
-from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Masks, PixelLabels
+from zsseg_rt.families.base import (
+    BoundClasses,
+    Family,
+    LabelRule,
+    Labels,
+    Masks,
+    PartRunner,
+    PixelLabels,
+    run_plainly,
+)
 from zsseg_rt.families.base import Trace as Trace
 from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
 from zsseg_rt.frames.device_result import DeviceSegmentation
@@ -66,7 +75,7 @@ class FramePath:
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
         self._preprocess, self._config = preprocess, config
-        wanted = captures_wanted() and family.captures and config.with_class_scores is None
+        wanted = captures_wanted() and config.with_class_scores is None
         self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
         self.adopted: BoundClasses | None = None
@@ -190,16 +199,18 @@ class FramePath:
             return again
         image = self._image(frame, trace)
         if not captured:
-            return self._work(image, out_hw, adopted, rule, trace, turn)
+            return self._work(image, out_hw, adopted, rule, run_plainly, trace, turn)
+        if not self._family.in_one_part:
+            return self._work(image, out_hw, adopted, rule, captures.run)
         key = _kind_of(out_hw, adopted, rule)
-        return captures.run(key, lambda: self._work(image, out_hw, adopted, rule))
+        return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
 
     def _warm_up(
         self, frame: Array, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
     ) -> None:
         """Run a frame that nobody times: kernels and libraries are loaded when first used."""
         self.clock.start()
-        self._work(self._image(frame), out_hw, classes, rule)
+        self._work(self._image(frame), out_hw, classes, rule, run_plainly)
         self._workspace.synchronize()
         self._is_warm = True
 
@@ -209,12 +220,24 @@ class FramePath:
         out_hw: tuple[int, int],
         classes: BoundClasses,
         rule: LabelRule,
+        run: PartRunner,
         trace: Trace | None = None,
         turn: Turn | None = None,
     ) -> _Labelled:
         """From the encoder's input to labels."""
+        masks = self.pipeline.masks(image, classes, self.clock, run, trace)
+        key = ("labels", *_kind_of(out_hw, classes, rule))
+        return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn))
+
+    def _label_pixels(
+        self,
+        masks: Masks,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        turn: Turn | None,
+    ) -> _Labelled:
         workspace, clock = self._workspace, self.clock
-        masks = self.pipeline.masks(image, classes, clock, trace)
         host, finite = workspace.flag()
         if not masks.checked:
             ops.all_finite(masks.mask_logits, out=finite, stream=workspace.stream)
@@ -269,7 +292,7 @@ class FramePath:
         """Do what is left to the host, which has waited."""
         pixels, vocabulary = found.pixels, classes.vocabulary
         if pixels.look_up is not None:
-            labels, scores = pixels.look_up(labels)
+            labels, scores = pixels.look_up(labels, classes)
         self._require_finite(found)
         if not (pixels.of_classes or vocabulary.is_plain):
             labels = vocabulary.label_table[labels]
@@ -294,9 +317,16 @@ class FramePath:
         return self.adopted
 
 
-def _kind_of(out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule) -> Hashable:
+def _kind_of(
+    out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+) -> tuple[Hashable, ...]:
     """All that a frame's work depends on but the contents of buffers."""
-    table, has_seen = classes.label_table, classes.seen is not None
-    dtype = None if table is None else str(table.dtype)
-    rows = int(classes.text_embeds.shape[0])
-    return out_hw, rows, dtype, has_seen, rule.head, rule.threshold, rule.with_scores
+    arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
+    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores
+
+
+def _layout_of(array: Array | None) -> Hashable:
+    """None for one that is on the host, of which a capture has nothing."""
+    if array is None or isinstance(array, np.ndarray):
+        return None
+    return tuple(array.shape), str(array.dtype)
