@@ -31,7 +31,7 @@ struct Problem {
   }
   RelationshipDescriptorInputs inputs() {
     return {view(cls, {batch, depth}), view(text, {classes, depth}),
-            view(weight, {outputs, 2 * depth}), view(bias, {outputs}), TensorView{}};
+            view(weight, {outputs, 2 * depth}), view(bias, {outputs}), TensorView{}, TensorView{}};
   }
   TensorView result() { return view(out, {batch, classes, outputs}); }
 
