@@ -30,7 +30,8 @@ class Bfloat16Array:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Where the bits are."""
-        return self.bits.__dlpack_device__()
+        kind, index = self.bits.__dlpack_device__()
+        return int(kind), int(index)
 
     def __dlpack__(self, **wishes: Any) -> Any:
         """The bits' capsule, with another type in it."""
