@@ -30,8 +30,12 @@ struct Problem {
     return {values.data(), DType::float32, shape, {}};
   }
   RelationshipDescriptorInputs inputs() {
-    return {view(cls, {batch, depth}), view(text, {classes, depth}),
-            view(weight, {outputs, 2 * depth}), view(bias, {outputs}), TensorView{}};
+    return {view(cls, {batch, depth}),
+            view(text, {classes, depth}),
+            view(weight, {outputs, 2 * depth}),
+            view(bias, {outputs}),
+            TensorView{},
+            TensorView{}};
   }
   TensorView result() { return view(out, {batch, classes, outputs}); }
 

@@ -165,7 +165,7 @@ BAD = [
     (
         {"text_embeds": np.zeros((5, 4))},
         DTypeError,
-        r"text_embeds: expected float32 or float16, got float64\.",
+        r"text_embeds: expected float32 or float16 or bfloat16, got float64\.",
     ),
     ({"logit_scale": float("inf")}, ArgumentError, r"logit_scale: expected a finite number, got"),
     ({"finite": np.zeros(2, np.uint8)}, ShapeError, r"finite: expected shape \(1,\), got \(2,\)"),

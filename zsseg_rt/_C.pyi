@@ -188,11 +188,20 @@ def relationship_descriptor(
     bias: Array,
     text_queries: Array | None,
     out: Array | None,
+    workspace: Array | None,
     stream: int,
 ) -> Array: ...
 def relationship_descriptor_text(
-    text_embeds: Array, weight: Array, bias: Array, out: Array | None, stream: int
+    text_embeds: Array,
+    weight: Array,
+    bias: Array,
+    out: Array | None,
+    workspace: Array | None,
+    stream: int,
 ) -> Array: ...
+
+DEPTH_WORKSPACE_BYTES: int
+
 def patch_text_similarity(
     patch_embeds: Array,
     text_embeds: Array,

@@ -189,6 +189,10 @@ struct Counts {
 };
 Counts counts();
 
+// How many multiprocessors the device says it has, 1 at first; also exported, as
+// cuda_emulation_set_multiprocessors.
+void set_multiprocessors(int count);
+
 // Whether a kernel may follow this pointer. Other kinds of parameters pass.
 bool is_device_address(const void* pointer);
 template <typename T>

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -13,6 +14,8 @@
 
 namespace cuda_emulation {
 namespace {
+
+std::atomic<int> multiprocessors{1};
 
 bool is_valid(const dim3& grid, const dim3& block) {
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
@@ -109,6 +112,10 @@ Counts counts() {
   return runtime().counts;
 }
 
+void set_multiprocessors(int count) {
+  multiprocessors = count;
+}
+
 cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
                            std::function<void()> thread) {
   const Lock lock(runtime().mutex);
@@ -131,7 +138,13 @@ cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
 
 using namespace cuda_emulation;
 
-// For tests in other languages: fills an array of the fields of Counts and returns how many.
+// For tests in other languages.
+extern "C" __attribute__((visibility("default"), used)) void cuda_emulation_set_multiprocessors(
+    int count) {
+  set_multiprocessors(count);
+}
+
+// The same: fills an array of the fields of Counts and returns how many.
 extern "C" __attribute__((visibility("default"), used)) int cuda_emulation_counts(
     std::uint64_t* fields) {
   const Counts found = counts();
@@ -177,7 +190,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  *value = attribute == cudaDevAttrIntegrated ? 0 : 1;
+  *value = attribute == cudaDevAttrIntegrated            ? 0
+           : attribute == cudaDevAttrMultiProcessorCount ? multiprocessors.load()
+                                                         : 1;
   return cudaSetDevice(device);
 }
 

@@ -187,49 +187,88 @@ void run_preprocess_formats(Comparison& comparison, Randomness& random) {
   }
 }
 
+// Matrix units take cls * text rounded to 11 or 8 bits, which moves each of `depth` terms by a
+// third of its last bit, as a rule: twelve times what random signs leave of that, because few terms
+// are far larger than the rest, and the result's rounding.
+Tolerance descriptor_tolerance(DType embeds, std::int64_t depth) {
+  if (embeds == DType::float32) {
+    return kLongSums;
+  }
+  const double bits = embeds == DType::float16 ? 2048.0 : 256.0;
+  return {(4.0 * std::sqrt(static_cast<double>(depth)) + 1.0) / bits, 0.0};
+}
+
 struct ProductSizes {
   std::int64_t batch, classes, columns, depth;  // columns: patches or outputs
   bool aligned;
+  int multiprocessors;  // of an emulated GPU
 };
-// Small tiles, and large ones on every GPU; element by element, and 16 bytes at a time.
-constexpr ProductSizes kProducts[] = {{2, 19, 67, 35, false},
-                                      {2, 19, 67, 136, true},
-                                      {160, 35, 3, 35, false},
-                                      {160, 35, 3, 72, true}};
+// Small tiles, large ones on every GPU, and small ones whose depth several blocks share; element by
+// element, and 16 bytes at a time.
+constexpr ProductSizes kProducts[] = {{2, 19, 67, 35, false, 1},      {2, 19, 67, 136, true, 1},
+                                      {160, 35, 3, 35, false, 1},     {160, 35, 3, 72, true, 1},
+                                      {1, 19, 67, 515, false, 40},    {1, 35, 19, 648, true, 132},
+                                      {2, 35, 19, 520, true, 1000000}};
 
 std::string name_of(const ProductSizes& sizes) {
   return " " + std::to_string(sizes.batch) + "x" + std::to_string(sizes.classes) + "x" +
          std::to_string(sizes.depth);
 }
 
-void run_descriptor(Comparison& comparison, Randomness& random, const ProductSizes& sizes) {
+// Prepares for one case: the GPU's size, where it is emulated, and where arrays begin.
+void begin_product(Comparison& comparison, const ProductSizes& sizes) {
+  comparison.aligned_inputs = sizes.aligned;
+#if defined(ZSSEG_CUDA_EMULATED)
+  cuda_emulation::set_multiprocessors(sizes.multiprocessors);
+#endif
+}
+
+// What an input of zeros holds from `bytes` past a multiple of 4; nothing on the CPU.
+TensorView part_of_zeros(const TensorView& zeros, std::int64_t bytes, bool aligned) {
+  if (!zeros.device.is_cuda()) {
+    return TensorView{};
+  }
+  TensorView workspace = zeros;
+  workspace.shape = {bytes};
+  workspace.data = zeros.as<char>() + (aligned ? 0 : 3);
+  return workspace;
+}
+
+void run_descriptor(Comparison& comparison, Randomness& random, const ProductSizes& sizes,
+                    DType embeds, DType result) {
   const std::int64_t width = sizes.columns;
   const std::int64_t batch = sizes.batch, classes = sizes.classes, depth = sizes.depth;
-  comparison.aligned_inputs = sizes.aligned;
+  const std::string dtypes = std::string(name_of(embeds)) + " to " + name_of(result);
+  const Tolerance tolerance = descriptor_tolerance(embeds, depth);
+  const HostTensor zeros(DType::uint8, {DepthWorkspace::kBytes + 4});
+  begin_product(comparison, sizes);
   for (const bool with_queries : {false, true}) {
     comparison.compare(
-        std::string("relationship_descriptor ") + (with_queries ? "text queries" : "whole") +
+        "relationship_descriptor " + dtypes + (with_queries ? " text queries" : " whole") +
             name_of(sizes),
-        {random.normal(DType::float32, {batch, depth}),
-         random.normal(DType::float32, {classes, depth}),
-         random.normal(DType::float32, {width, 2 * depth}), random.normal(DType::float32, {width}),
-         random.normal(DType::float32, {classes, width})},
-        {{DType::float32, {batch, classes, width}, kLongSums}},
+        {random.normal(embeds, {batch, depth}), random.normal(embeds, {classes, depth}),
+         random.normal(embeds, {width, 2 * depth}), random.normal(DType::float32, {width}),
+         random.normal(DType::float32, {classes, width}), zeros},
+        {{result, {batch, classes, width}, tolerance}},
         [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
           const TensorView queries = with_queries ? in[4] : TensorView{};
-          relationship_descriptor({in[0], in[1], in[2], in[3], queries}, out[0], stream);
+          const TensorView work = part_of_zeros(in[5], DepthWorkspace::kBytes, sizes.aligned);
+          for (int repeat = 0; repeat < 2; ++repeat) {  // the first leaves zeros for the second
+            relationship_descriptor({in[0], in[1], in[2], in[3], queries, work}, out[0], stream);
+          }
         });
   }
   comparison.compare(
-      "relationship_descriptor text half" + name_of(sizes),
-      {random.normal(DType::float32, {classes, depth}),
-       random.normal(DType::float32, {width, 2 * depth}), random.normal(DType::float32, {width})},
-      {{DType::float32, {classes, width}, kLongSums}},
-      [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-        relationship_descriptor_text({TensorView{}, in[0], in[1], in[2], TensorView{}}, out[0],
-                                     stream);
+      "relationship_descriptor " + dtypes + " text half" + name_of(sizes),
+      {random.normal(embeds, {classes, depth}), random.normal(embeds, {width, 2 * depth}),
+       random.normal(DType::float32, {width}), zeros},
+      {{result, {classes, width}, tolerance}},
+      [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+        const TensorView work = part_of_zeros(in[3], DepthWorkspace::kBytes, sizes.aligned);
+        relationship_descriptor_text({TensorView{}, in[0], in[1], in[2], TensorView{}, work},
+                                     out[0], stream);
       });
-  comparison.aligned_inputs = false;
+  begin_product(comparison, {1, 1, 1, 1, false, 1});
 }
 
 void run_similarity_case(Comparison& comparison, Randomness& random, const ProductSizes& sizes,
@@ -246,31 +285,38 @@ void run_similarity_case(Comparison& comparison, Randomness& random, const Produ
   if (!normalize && patch == DType::float32) {
     patches.as<float>()[5] = NAN;
   }
-  comparison.aligned_inputs = sizes.aligned;
+  const bool is_shared = sizes.multiprocessors > 1;
+  const std::int64_t work_bytes =
+      is_shared ? DepthWorkspace::kBytes : PatchTextSimilarityCheck::kWorkspaceBytes;
+  begin_product(comparison, sizes);
   comparison.compare(
       std::string("patch_text_similarity ") + name_of(patch) + " " + name_of(text) +
           (normalize ? " cosine" : " product") + name_of(sizes),
-      {patches, random.normal(text, text_shape), HostTensor(DType::uint8, {64})},
+      {patches, random.normal(text, text_shape), HostTensor(DType::uint8, {work_bytes + 56})},
       {{DType::float32, shape, kLongSums}, {DType::uint8, {1}, kExact}},
       [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-        TensorView workspace = in[2];
-        workspace.shape = {8};
-        workspace.data = in[2].as<char>() + (sizes.aligned ? 0 : 3);  // at a multiple of 4
-        if (!in[2].device.is_cuda()) {
-          workspace = TensorView{};
-        }
+        const TensorView workspace = part_of_zeros(in[2], work_bytes, sizes.aligned);
         for (int repeat = 0; repeat < 2; ++repeat) {  // the first leaves zeros for the second
           patch_text_similarity(in[0], in[1], out[0], params, stream, {out[1], workspace});
         }
       });
-  comparison.aligned_inputs = false;
+  begin_product(comparison, {1, 1, 1, 1, false, 1});
 }
 
 void run_products(Comparison& comparison, Randomness& random) {
+  constexpr DType kTypes[] = {DType::float32, DType::float16, DType::bfloat16};
   for (const ProductSizes& sizes : kProducts) {
-    run_descriptor(comparison, random, sizes);
-    for (const DType patch : {DType::float32, DType::float16}) {
-      for (const DType text : {DType::float32, DType::float16}) {
+    for (const DType embeds : kTypes) {
+      run_descriptor(comparison, random, sizes, embeds, DType::float32);
+      if (embeds != DType::float32 && sizes.batch == 2) {
+        run_descriptor(comparison, random, sizes, embeds, embeds);
+      }
+    }
+    for (const DType patch : kTypes) {
+      for (const DType text : kTypes) {
+        if (patch != text && patch != DType::float32 && text != DType::float32) {
+          continue;
+        }
         for (const bool normalize : {false, true}) {
           run_similarity_case(comparison, random, sizes, patch, text, normalize);
         }

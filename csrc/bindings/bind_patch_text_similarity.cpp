@@ -45,6 +45,7 @@ py::object bound_patch_text_similarity(const py::object& patch_embeds,
 }  // namespace
 
 void register_patch_text_similarity(py::module_& module) {
+  module.attr("DEPTH_WORKSPACE_BYTES") = DepthWorkspace::kBytes;
   module.def("patch_text_similarity", &bound_patch_text_similarity, py::arg("patch_embeds"),
              py::arg("text_embeds"), py::arg("logit_scale"), py::arg("normalize"),
              py::arg("classes_last"), py::arg("out"), py::arg("finite"), py::arg("workspace"),

@@ -11,22 +11,42 @@ namespace py = pybind11;
 namespace zsseg::bindings {
 namespace {
 
+// The dtype of the result: that of `out`, if it is one that can be.
+DType descriptor_dtype(const py::object& out, DType text, StreamHandle stream) {
+  if (out.is_none()) {
+    return DType::float32;
+  }
+  return ArrayArg::output(out, "out", stream).view().dtype == text ? text : DType::float32;
+}
+
+std::optional<ArrayArg> descriptor_array(const py::object& array, const char* name, bool is_output,
+                                         StreamHandle stream) {
+  if (array.is_none()) {
+    return std::nullopt;
+  }
+  return is_output ? ArrayArg::output(array, name, stream) : ArrayArg::input(array, name, stream);
+}
+
+TensorView view_or_none(const std::optional<ArrayArg>& given) {
+  return given ? given->view() : TensorView{};
+}
+
 py::object bound_relationship_descriptor(const py::object& cls_embed, const py::object& text_embeds,
                                          const py::object& weight, const py::object& bias,
                                          const py::object& text_queries, const py::object& out,
-                                         StreamHandle stream) {
+                                         const py::object& workspace, StreamHandle stream) {
   const ArrayArg cls = ArrayArg::input(cls_embed, "cls_embed", stream);
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const ArrayArg weights = ArrayArg::input(weight, "weight", stream);
   const ArrayArg biases = ArrayArg::input(bias, "bias", stream);
-  std::optional<ArrayArg> queries;
-  if (!text_queries.is_none()) {
-    queries = ArrayArg::input(text_queries, "text_queries", stream);
-  }
-  const RelationshipDescriptorInputs inputs{cls.view(), text.view(), weights.view(), biases.view(),
-                                            queries ? queries->view() : TensorView{}};
+  const auto queries = descriptor_array(text_queries, "text_queries", false, stream);
+  const auto work = descriptor_array(workspace, "workspace", true, stream);
+  const RelationshipDescriptorInputs inputs{
+      cls.view(),    text.view(),           weights.view(),
+      biases.view(), view_or_none(queries), view_or_none(work)};
   const Shape shape = relationship_descriptor_shape(inputs);
-  const OutputArg result(out, "out", shape, DType::float32, text.view().device, stream);
+  const OutputArg result(out, "out", shape, descriptor_dtype(out, text.view().dtype, stream),
+                         text.view().device, stream);
   {
     const py::gil_scoped_release unlocked;
     relationship_descriptor(inputs, result.view(), stream);
@@ -36,14 +56,17 @@ py::object bound_relationship_descriptor(const py::object& cls_embed, const py::
 
 py::object bound_relationship_descriptor_text(const py::object& text_embeds,
                                               const py::object& weight, const py::object& bias,
-                                              const py::object& out, StreamHandle stream) {
+                                              const py::object& out, const py::object& workspace,
+                                              StreamHandle stream) {
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const ArrayArg weights = ArrayArg::input(weight, "weight", stream);
   const ArrayArg biases = ArrayArg::input(bias, "bias", stream);
-  const RelationshipDescriptorInputs inputs{TensorView{}, text.view(), weights.view(),
-                                            biases.view(), TensorView{}};
+  const auto work = descriptor_array(workspace, "workspace", true, stream);
+  const RelationshipDescriptorInputs inputs{TensorView{},  text.view(),  weights.view(),
+                                            biases.view(), TensorView{}, view_or_none(work)};
   const Shape shape = relationship_descriptor_text_shape(inputs);
-  const OutputArg result(out, "out", shape, DType::float32, text.view().device, stream);
+  const OutputArg result(out, "out", shape, descriptor_dtype(out, text.view().dtype, stream),
+                         text.view().device, stream);
   {
     const py::gil_scoped_release unlocked;
     relationship_descriptor_text(inputs, result.view(), stream);
@@ -56,10 +79,10 @@ py::object bound_relationship_descriptor_text(const py::object& text_embeds,
 void register_relationship_descriptor(py::module_& module) {
   module.def("relationship_descriptor", &bound_relationship_descriptor, py::arg("cls_embed"),
              py::arg("text_embeds"), py::arg("weight"), py::arg("bias"), py::arg("text_queries"),
-             py::arg("out"), py::arg("stream"));
+             py::arg("out"), py::arg("workspace"), py::arg("stream"));
   module.def("relationship_descriptor_text", &bound_relationship_descriptor_text,
              py::arg("text_embeds"), py::arg("weight"), py::arg("bias"), py::arg("out"),
-             py::arg("stream"));
+             py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from zsseg_rt import _C
 from zsseg_rt._C import (
+    DEPTH_WORKSPACE_BYTES,
     DeviceArray,
     Event,
     Stream,
@@ -37,6 +38,7 @@ from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
 __all__ = [
+    "DEPTH_WORKSPACE_BYTES",
     "DeviceArray",
     "Event",
     "Stream",
@@ -141,6 +143,7 @@ def relationship_descriptor(
     *,
     text_queries: Array | None = None,
     out: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Describe how an image relates to every class: ``[cls * text, text] Wᵀ + b``.
@@ -148,14 +151,25 @@ def relationship_descriptor(
     The concatenation is never stored. Its text half does not depend on the image:
     :func:`relationship_descriptor_text` computes it once for many images.
 
+    ``cls_embed``, ``text_embeds`` and ``weight`` are all float32, all float16 or all bfloat16; sums
+    are float32. On CUDA, float16 and bfloat16 meet in the tensor cores, which get ``cls * text``
+    rounded to that dtype. The same call gives the same bits every time.
+
+    NumPy has no bfloat16: such arrays come through DLPack, as torch tensors do, on every device.
+
     Args:
-        cls_embed: Global image embeddings, float32 ``[B, D]``.
-        text_embeds: Class embeddings, float32 ``[C, D]``.
-        weight: float32 ``[E, 2 * D]``; the first D columns meet ``cls * text``.
+        cls_embed: Global image embeddings ``[B, D]``.
+        text_embeds: Class embeddings ``[C, D]``.
+        weight: ``[E, 2 * D]``; the first D columns meet ``cls * text``.
         bias: float32 ``[E]``; not added again if ``text_queries`` is given.
         text_queries: ``relationship_descriptor_text(text_embeds, weight, bias)``, float32
             ``[C, E]``. Computed here if None.
-        out: Array to write, float32 ``[B, C, E]``. A new one if None.
+        out: Array to write, ``[B, C, E]``, float32 or of the embeddings' dtype. A new float32 one
+            if None.
+        workspace: On CUDA, :data:`DEPTH_WORKSPACE_BYTES` bytes, uint8, at a multiple of 4, that are
+            zeros before their first use and that no other call uses at the same time. With it,
+            several blocks share the sums where the result alone would not fill the GPU; results
+            then differ in rounding. Without it, or with fewer bytes, fewer blocks do.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -163,15 +177,15 @@ def relationship_descriptor(
 
     Raises:
         ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
-        DTypeError: An array is not float32.
+        DTypeError: An array has another dtype.
+        ArgumentError: ``workspace`` is not at a multiple of 4.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
     """
-    return native(
-        _C.relationship_descriptor, cls_embed, text_embeds, weight, bias, text_queries, out, stream
-    )
+    halves = (cls_embed, text_embeds, weight, bias, text_queries)
+    return native(_C.relationship_descriptor, *halves, out, workspace, stream)
 
 
 def relationship_descriptor_text(
@@ -180,6 +194,7 @@ def relationship_descriptor_text(
     bias: Array,
     *,
     out: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Compute the half of :func:`relationship_descriptor` that does not depend on the image.
@@ -187,10 +202,12 @@ def relationship_descriptor_text(
     ``text W[:, D:]ᵀ + b``.
 
     Args:
-        text_embeds: Class embeddings, float32 ``[C, D]``.
-        weight: float32 ``[E, 2 * D]``.
+        text_embeds: Class embeddings ``[C, D]``, float32, float16 or bfloat16.
+        weight: ``[E, 2 * D]``, of the same dtype.
         bias: float32 ``[E]``.
-        out: Array to write, float32 ``[C, E]``. A new one if None.
+        out: Array to write, ``[C, E]``, float32 or of the embeddings' dtype. A new float32 one if
+            None. Only float32 can be another call's ``text_queries``.
+        workspace: As :func:`relationship_descriptor`'s.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -198,10 +215,13 @@ def relationship_descriptor_text(
 
     Raises:
         ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
-        DTypeError: An array is not float32.
+        DTypeError: An array has another dtype.
+        ArgumentError: ``workspace`` is not at a multiple of 4.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return native(_C.relationship_descriptor_text, text_embeds, weight, bias, out, stream)
+    return native(
+        _C.relationship_descriptor_text, text_embeds, weight, bias, out, workspace, stream
+    )
 
 
 def patch_text_similarity(
@@ -218,12 +238,17 @@ def patch_text_similarity(
 ) -> Array:
     """Compare every patch with every class: ``logit_scale * <patch, text>``, class-major.
 
-    Accumulated in float32 for every input dtype; on CUDA, two float16 inputs meet in the tensor
-    cores. The same call gives the same bits every time.
+    Accumulated in float32 for every input dtype; on CUDA, two float16 or two bfloat16 inputs meet
+    in the tensor cores (bfloat16 from sm_80 on). The same call gives the same bits every time.
+
+    Each input may be float32; beside it, or beside one of its own dtype, the other may be float16
+    or bfloat16. NumPy has no bfloat16: such arrays come through DLPack, as torch tensors do, on
+    every device.
 
     Args:
-        patch_embeds: float32 or float16 ``[B, N, D]``.
-        text_embeds: float32 or float16 ``[C, D]``, or ``[B, C, D]`` if they differ by image.
+        patch_embeds: float32, float16 or bfloat16 ``[B, N, D]``.
+        text_embeds: float32 or the patches' dtype, or any of the three beside float32;
+            ``[C, D]``, or ``[B, C, D]`` if they differ by image.
         logit_scale: Finite factor.
         normalize: Divide every row by its L2 norm first (cosine). A row of zeros has similarity 0
             with everything.
@@ -233,7 +258,10 @@ def patch_text_similarity(
         finite: Array to write, uint8 ``[1]``, as :func:`all_finite` of the result does, in the
             same launch.
         workspace: On CUDA, ``finite`` needs 8 bytes, uint8, that are zeros before their first use
-            and that no other call uses at the same time. Every call leaves zeros.
+            and that no other call uses at the same time. Every call leaves zeros there. With
+            :data:`DEPTH_WORKSPACE_BYTES` bytes, at a multiple of 4, the first 2048 zeros, several
+            blocks share the sums where the result alone would not fill the GPU; results then differ
+            in rounding.
         stream: CUDA stream to enqueue on.
 
     Returns:

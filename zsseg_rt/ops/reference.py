@@ -7,6 +7,7 @@ Signatures, results and errors are those of the native operations. Arrays are Nu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from zsseg_rt.arrays import Array
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
+    expect_dtype,
     expect_out,
     expect_shape,
     fail_argument,
@@ -58,24 +60,26 @@ def relationship_descriptor(
     *,
     text_queries: Array | None = None,
     out: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.relationship_descriptor`."""
     cls_embed = expect_array("cls_embed", cls_embed)
     text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
     num_classes, embed_dim = text_embeds.shape
-    expect_array("cls_embed", cls_embed, "float32")
+    expect_array("cls_embed", cls_embed, text_embeds.dtype.name)
     expect_shape("cls_embed", cls_embed, (ANY, embed_dim))
+    text, weights = text_embeds.astype(np.float32), weight.astype(np.float32)
     if text_queries is None:
-        text_half = text_embeds @ weight[:, embed_dim:].T + bias
+        text_half = text @ weights[:, embed_dim:].T + bias
     else:
         text_half = expect_array("text_queries", text_queries, "float32")
         expect_shape("text_queries", text_half, (num_classes, weight.shape[0]))
     shape = (cls_embed.shape[0], num_classes, weight.shape[0])
-    result = expect_out("out", out, shape, np.float32)
+    result = _descriptor_out(out, shape, text_embeds.dtype)
 
-    related = cls_embed[:, None, :] * text_embeds
-    result[...] = related @ weight[:, :embed_dim].T + text_half
+    related = cls_embed.astype(np.float32)[:, None, :] * text
+    result[...] = related @ weights[:, :embed_dim].T + text_half
     return result
 
 
@@ -85,25 +89,39 @@ def relationship_descriptor_text(
     bias: Array,
     *,
     out: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.relationship_descriptor_text`."""
     text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
     num_classes, embed_dim = text_embeds.shape
-    result = expect_out("out", out, (num_classes, weight.shape[0]), np.float32)
-    result[...] = text_embeds @ weight[:, embed_dim:].T + bias
+    result = _descriptor_out(out, (num_classes, weight.shape[0]), text_embeds.dtype)
+    text, weights = text_embeds.astype(np.float32), weight.astype(np.float32)
+    result[...] = text @ weights[:, embed_dim:].T + bias
+    return result
+
+
+def _descriptor_out(
+    out: Array | None, shape: tuple[int, ...], embeds: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """The caller's array may also be of the embeddings' dtype."""
+    allowed = list(dict.fromkeys(("float32", embeds.name)))
+    result = expect_array("out", np.empty(shape, np.float32) if out is None else out)
+    if result.dtype.name in allowed:
+        return expect_out("out", result, shape, result.dtype)
+    expect_dtype("out", result, *allowed)
     return result
 
 
 def _text_half_arrays(
     text_embeds: Array, weight: Array, bias: Array
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     text_embeds = expect_array("text_embeds", text_embeds)
     weight = expect_array("weight", weight)
     bias = expect_array("bias", bias)
-    expect_array("text_embeds", text_embeds, "float32")
+    expect_array("text_embeds", text_embeds, "float32", "float16", "bfloat16")
     expect_shape("text_embeds", text_embeds, (ANY, ANY))
-    expect_array("weight", weight, "float32")
+    expect_array("weight", weight, text_embeds.dtype.name)
     expect_shape("weight", weight, (ANY, 2 * text_embeds.shape[1]))
     expect_array("bias", bias, "float32")
     expect_shape("bias", bias, (weight.shape[0],))
@@ -125,9 +143,11 @@ def patch_text_similarity(
     """Reference of :func:`zsseg_rt.ops.patch_text_similarity`."""
     patch_embeds = expect_array("patch_embeds", patch_embeds)
     text_embeds = expect_array("text_embeds", text_embeds)
-    expect_array("patch_embeds", patch_embeds, "float32", "float16")
+    expect_array("patch_embeds", patch_embeds, "float32", "float16", "bfloat16")
     expect_shape("patch_embeds", patch_embeds, (ANY, ANY, ANY))
-    expect_array("text_embeds", text_embeds, "float32", "float16")
+    beside = patch_embeds.dtype.name
+    others = ("float16", "bfloat16") if beside == "float32" else (beside,)
+    expect_array("text_embeds", text_embeds, "float32", *others)
     batch, num_patches, embed_dim = patch_embeds.shape
     shared = text_embeds.ndim != 3
     pattern = (ANY, embed_dim) if shared else (batch, ANY, embed_dim)

@@ -70,11 +70,19 @@ inline Vector load_vector(const Half* from) {
 #endif
 }
 
+inline Vector load_vector(const Bfloat16* from) {
+  const HalfBits halves = *reinterpret_cast<const UnalignedHalfBits*>(from);
+  return reinterpret_cast<Vector>(__builtin_convertvector(halves, VectorBits) << 16);
+}
+
 inline float load_scalar(const float* from) {
   return *from;
 }
 inline float load_scalar(const Half* from) {
   return half_to_float(*from);
+}
+inline float load_scalar(const Bfloat16* from) {
+  return bfloat16_to_float(*from);
 }
 
 ZSSEG_SIMD_FN Vec4F fold_to_four(const Vector& vector) {
@@ -110,12 +118,13 @@ struct PlainRow {
 };
 
 // The elementwise product of two rows, never stored.
+template <typename Element>
 struct ProductRow {
-  const float* left = nullptr;
-  const float* right = nullptr;
+  const Element* left = nullptr;
+  const Element* right = nullptr;
 
   Vector vector(std::int64_t k) const { return load_vector(left + k) * load_vector(right + k); }
-  float scalar(std::int64_t k) const { return left[k] * right[k]; }
+  float scalar(std::int64_t k) const { return load_scalar(left + k) * load_scalar(right + k); }
 };
 
 // sums[r][c] += dot(rows[r], columns[c]). Vector lanes run along the rows, so nothing is packed.

@@ -4,8 +4,9 @@
 // A block computes Tile::kRows x Tile::kColumns sums. It goes through the depth in slabs, which
 // 16-byte copies bring to shared memory some slabs ahead. Every warp holds the sums of 32 rows and
 // Tile::kWarpColumns columns; Tile::kDepthWarps warps share the depth of a slab, and their sums are
-// added in a fixed order at the end, so results repeat. Small tiles keep all multiprocessors busy
-// where results are small, without partial sums in global memory and a second pass over them.
+// added in a fixed order at the end, so results repeat. Small tiles keep more multiprocessors busy
+// where results are small; depth_parts_cuda.h shares the depth among blocks where they do not
+// suffice.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,6 +30,7 @@ constexpr int kMostPitch = 144;  // bytes from a line to the next
 struct SmallTile {
   static constexpr int kRows = 32, kColumns = 16, kWarpColumns = 16, kDepthWarps = 4;
   static constexpr int kThreads = 128, kStages = 4, kResident = 4;
+  static constexpr bool kSplits = true;  // several blocks may share the depth of one
   static constexpr int kStageBytes = (kRows + kColumns + 1) * kMostPitch;
 
   __device__ static unsigned char* memory() {
@@ -40,6 +42,7 @@ struct SmallTile {
 struct LargeTile {
   static constexpr int kRows = 64, kColumns = 64, kWarpColumns = 32, kDepthWarps = 2;
   static constexpr int kThreads = 256, kStages = 2, kResident = 1;
+  static constexpr bool kSplits = false;
   static constexpr int kStageBytes = (kRows + kColumns + 1) * kMostPitch;
 
   __device__ static unsigned char* memory() {
@@ -73,11 +76,12 @@ __device__ void read_four(const unsigned char* line, int k, float (&values)[4]) 
   }
 }
 
-// float16 by matrix units, sums in float32. A step is 16 deep.
-template <typename Tile>
-struct HalfProduct {
-  using Row = Half;
-  using Column = Half;
+// float16 or bfloat16 by matrix units, sums in float32. A step is 16 deep. kFactors: line
+// Tile::kRows of the rows holds what each element of every row is multiplied by, which rounds it.
+template <typename Tile, typename Element, bool kFactors>
+struct PairProduct {
+  using Row = Element;
+  using Column = Element;
   static constexpr int kDepth = 16 * kSteps;  // of a slab
   static constexpr int kPitch = 2 * kDepth + kPad;
   static constexpr int kRowPitch = kPitch, kColumnPitch = kPitch;
@@ -98,15 +102,41 @@ struct HalfProduct {
       std::uint32_t a[2][4];
       ptx::load_matrices(a[0], left + offset);
       ptx::load_matrices(a[1], left + 16 * kPitch + offset);
+      if (kFactors) {
+        scale(a, rows + Tile::kRows * kPitch + offset);
+      }
       ZSSEG_UNROLL()
       for (int pair = 0; pair < kAtoms / 2; ++pair) {
         std::uint32_t b[4];
         ptx::load_matrices(b, right + pair * 16 * kPitch + offset);
         ZSSEG_UNROLL()
         for (int half = 0; half < 2; ++half) {
-          ptx::add_product_16(sums[half][2 * pair], a[half], {b[0], b[1]});
-          ptx::add_product_16(sums[half][2 * pair + 1], a[half], {b[2], b[3]});
+          add_product(sums[half][2 * pair], a[half], {b[0], b[1]});
+          add_product(sums[half][2 * pair + 1], a[half], {b[2], b[3]});
         }
+      }
+    }
+  }
+
+  __device__ static void add_product(ptx::Sums& sums, const std::uint32_t (&a)[4],
+                                     const std::uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<Element, Half>) {
+      ptx::add_product_16(sums, a, b);
+    } else {
+      ptx::add_product_16_bfloat16(sums, a, b);
+    }
+  }
+
+  __device__ static void scale(std::uint32_t (&a)[2][4], const unsigned char* factors) {
+    ZSSEG_UNROLL()
+    for (int i = 0; i < 8; ++i) {
+      const auto pair =
+          reinterpret_cast<const std::uint32_t*>(factors + i % 4 / 2 * 16)[threadIdx.x % 4];
+      std::uint32_t& value = a[i / 4][i % 4];
+      if constexpr (std::is_same_v<Element, Half>) {
+        value = ptx::multiply_pairs(value, pair);
+      } else {
+        value = ptx::multiply_pairs_bfloat16(value, pair);
       }
     }
   }
@@ -177,10 +207,15 @@ struct FloatProduct {
   __device__ static int column(int i) { return i % kAcross * 4 + threadIdx.x % 4; }
 };
 
-// Matrix units where both operands are float16.
-template <typename Tile, typename Row, typename Column>
-using ProductOf = std::conditional_t<std::is_same_v<Row, Half> && std::is_same_v<Column, Half>,
-                                     HalfProduct<Tile>, FloatProduct<Tile, Row, Column, false>>;
+// Matrix units where both operands are float16, or both bfloat16 and the GPU has units for it.
+template <typename Row, typename Column>
+constexpr bool kByMatrixUnits =
+    std::is_same_v<Row, Column> &&
+    (std::is_same_v<Row, Half> || (std::is_same_v<Row, Bfloat16> && !ZSSEG_PTX_SM75));
+
+template <typename Tile, typename Row, typename Column, bool kFactors>
+using ProductOf = std::conditional_t<kByMatrixUnits<Row, Column>, PairProduct<Tile, Row, kFactors>,
+                                     FloatProduct<Tile, Row, Column, kFactors>>;
 
 // Fills kLines lines of a slab, kDepth elements each, from address(line) on; elements from `left`
 // on, and lines whose address is null, are zeros. `wide`: the addresses and `left` are multiples of
@@ -258,6 +293,15 @@ struct PartialSums {
     }
     return sum;
   }
+
+  // Makes total(row, column) this value.
+  __device__ static void set(int row, int column, float value) {
+    values()[row * kPitch + column] = value;
+    ZSSEG_UNROLL()
+    for (int part = 1; part < Tile::kDepthWarps; ++part) {
+      values()[part * kPart + row * kPitch + column] = 0.0f;
+    }
+  }
 };
 
 inline bool is_wide(const void* data, std::int64_t line_bytes) {
@@ -265,15 +309,19 @@ inline bool is_wide(const void* data, std::int64_t line_bytes) {
          0;
 }
 
+// Of the current device.
+inline std::int64_t multiprocessors() {
+  int device = 0, count = 1;
+  ZSSEG_CUDA_CHECK(cudaGetDevice(&device));
+  ZSSEG_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
 // Large tiles read less, but only where they keep every multiprocessor busy and are mostly full.
 inline bool fits_large_tiles(std::int64_t rows, std::int64_t columns, std::int64_t batch) {
-  int device = 0, multiprocessors = 1;
-  ZSSEG_CUDA_CHECK(cudaGetDevice(&device));
-  ZSSEG_CUDA_CHECK(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   const std::int64_t tiles = ((rows + LargeTile::kRows - 1) / LargeTile::kRows) *
                              ((columns + LargeTile::kColumns - 1) / LargeTile::kColumns) * batch;
-  return rows > LargeTile::kRows / 2 && tiles >= multiprocessors;
+  return rows > LargeTile::kRows / 2 && tiles >= multiprocessors();
 }
 
 template <typename Tile>

@@ -38,10 +38,11 @@ inline std::int64_t packed_count(std::int64_t num_lines, std::int64_t depth) {
 ZSSEG_SIMD_FN Vec4F four_of(const PlainRow<float>& row, std::int64_t k) {
   return load4(row.data + k);
 }
-ZSSEG_SIMD_FN Vec4F four_of(const PlainRow<Half>& row, std::int64_t k) {
+template <typename Row>
+ZSSEG_SIMD_FN Vec4F four_of(const Row& row, std::int64_t k) {
   return Vec4F{row.scalar(k), row.scalar(k + 1), row.scalar(k + 2), row.scalar(k + 3)};
 }
-ZSSEG_SIMD_FN Vec4F four_of(const ProductRow& row, std::int64_t k) {
+ZSSEG_SIMD_FN Vec4F four_of(const ProductRow<float>& row, std::int64_t k) {
   return load4(row.left + k) * load4(row.right + k);
 }
 
@@ -103,13 +104,14 @@ inline __attribute__((always_inline)) void add_panel(const float* panel,
 inline const float* widened(const float* row, std::int64_t, float*) {
   return row;
 }
-inline const float* widened(const Half* row, std::int64_t count, float* scratch) {
+template <typename Element>
+inline const float* widened(const Element* row, std::int64_t count, float* scratch) {
   std::int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
     *reinterpret_cast<UnalignedVector*>(scratch + k) = load_vector(row + k);
   }
   for (; k < count; ++k) {
-    scratch[k] = half_to_float(row[k]);
+    scratch[k] = load_scalar(row + k);
   }
   return scratch;
 }

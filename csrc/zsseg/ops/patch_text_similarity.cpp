@@ -9,12 +9,24 @@
 #include "zsseg/ops/all_finite.h"
 
 namespace zsseg {
+namespace {
+
+// What text embeddings may be beside patches of a dtype.
+void expect_text_dtype(const TensorView& text_embeds, DType patches) {
+  if (patches == DType::float32) {
+    expect_dtype("text_embeds", text_embeds, {DType::float32, DType::float16, DType::bfloat16});
+  } else {
+    expect_dtype("text_embeds", text_embeds, {DType::float32, patches});
+  }
+}
+
+}  // namespace
 
 Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorView& text_embeds,
                                   const PatchTextSimilarityParams& params) {
-  expect_dtype("patch_embeds", patch_embeds, {DType::float32, DType::float16});
+  expect_dtype("patch_embeds", patch_embeds, {DType::float32, DType::float16, DType::bfloat16});
   expect_shape("patch_embeds", patch_embeds, {kAnySize, kAnySize, kAnySize});
-  expect_dtype("text_embeds", text_embeds, {DType::float32, DType::float16});
+  expect_text_dtype(text_embeds, patch_embeds.dtype);
   const std::int64_t batch = patch_embeds.shape[0];
   const std::int64_t embed_dim = patch_embeds.shape[2];
   const bool shared = text_embeds.shape.rank != 3;
@@ -45,12 +57,9 @@ void expect_check(const PatchTextSimilarityCheck& check, const TensorView& patch
   if (check.workspace.data == nullptr) {
     fail_argument("workspace", "8 bytes of zeros, which finite needs on CUDA", "None");
   }
-  expect_dtype("workspace", check.workspace, {DType::uint8});
-  expect_same_device("workspace", check.workspace, "patch_embeds", patch_embeds);
   constexpr auto kBytes = PatchTextSimilarityCheck::kWorkspaceBytes;
-  if (check.workspace.count() < kBytes ||
-      reinterpret_cast<std::uintptr_t>(check.workspace.data) % sizeof(int) != 0) {
-    fail_argument("workspace", "at least 8 bytes at a multiple of 4",
+  if (check.workspace.count() < kBytes) {
+    fail_argument("workspace", "at least 8 bytes",
                   std::to_string(check.workspace.count()) + " bytes");
   }
 }
@@ -64,6 +73,7 @@ void patch_text_similarity(const TensorView& patch_embeds, const TensorView& tex
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "patch_embeds", patch_embeds);
+  expect_workspace(check.workspace, "patch_embeds", patch_embeds);
   if (check.finite.data != nullptr) {
     expect_check(check, patch_embeds);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "zsseg/cpu_dispatch.h"
+#include "zsseg/ops/depth_parts.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -16,7 +17,9 @@ struct PatchTextSimilarityParams {
 struct PatchTextSimilarityCheck {
   TensorView finite;     // uint8 [1]: 1 if the result holds neither NaN nor infinity, else 0
   TensorView workspace;  // needed with `finite` on CUDA: uint8, at least so many bytes, at a
-                         // multiple of 4, zeros before the first call; every call leaves zeros
+                         // multiple of 4, zeros before the first call; every call leaves zeros in
+                         // the first DepthWorkspace::kHeadBytes. With DepthWorkspace::kBytes,
+                         // blocks share the depth where a GPU would else idle
   static constexpr std::int64_t kWorkspaceBytes = 8;
 };
 
@@ -25,8 +28,9 @@ struct PatchTextSimilarityOutputs {
   PatchTextSimilarityCheck check;
 };
 
-// patch_embeds [B,N,D], text_embeds [C,D] or [B,C,D], each float32 or float16 -> float32 [B,C,N] =
-// logit_scale * <patch_embeds[b,n], text_embeds[c]>, accumulated in float32.
+// patch_embeds [B,N,D], text_embeds [C,D] or [B,C,D], each float32, float16 or bfloat16, but not
+// one float16 and the other bfloat16 -> float32 [B,C,N] = logit_scale * <patch_embeds[b,n],
+// text_embeds[c]>, accumulated in float32.
 // Checks the inputs and returns the result's shape.
 Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorView& text_embeds,
                                   const PatchTextSimilarityParams& params);

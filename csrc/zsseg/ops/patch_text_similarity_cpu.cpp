@@ -199,10 +199,9 @@ void similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
 void patch_text_similarity_cpu(const TensorView& patch_embeds, const TensorView& text_embeds,
                                const PatchTextSimilarityOutputs& outputs,
                                const PatchTextSimilarityParams& params) {
-  ZSSEG_DISPATCH_FLOAT(patch_embeds.dtype, Patch,
-                       ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
-                                            similarity<Patch, Text>(patch_embeds, text_embeds,
-                                                                    outputs.out, params)));
+  ZSSEG_DISPATCH_SIMILARITY(
+      patch_embeds.dtype, text_embeds.dtype,
+      (similarity<Patch, Text>(patch_embeds, text_embeds, outputs.out, params)));
 }
 
 }  // namespace ZSSEG_ISA_NAMESPACE

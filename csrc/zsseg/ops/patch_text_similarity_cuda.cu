@@ -1,16 +1,20 @@
 // patch_text_similarity on CUDA, in one launch: products, norms, scale and whether all is finite.
 //
 // Bytes: both inputs once and the result once, for 1024 patches, 171 classes and depth 512 3.1 MB
-// in float32 and 1.9 MB in float16. Operations: 2 * patches * classes * depth = 0.18 G. Floors of
-// that size on an H200 (4.8 TB/s; 67 T float32 and 990 T float16 operations a second): 0.7 and 0.4
-// us by bytes, 2.7 and 0.2 us by operations; on an Orin AGX (205 GB/s; 5.3 and 43 T): 15 and 9 us
-// by bytes, 34 and 4 us by operations.
+// in float32 and 1.9 MB in float16 or bfloat16. Operations: 2 * patches * classes * depth = 0.18 G.
+// Floors of that size on an H200 (4.8 TB/s; 67 T float32 and 990 T half operations a second): 0.7
+// and 0.4 us by bytes, 2.7 and 0.2 us by operations; on an Orin AGX (205 GB/s; 5.3 and 43 T): 15
+// and 9 us by bytes, 34 and 4 us by operations. For 20 classes, where blocks may share the depth,
+// 2.2 and 1.2 MB and 0.02 G: 0.5 and 0.2 us by bytes, 0.3 and 0.02 us by operations on an H200; 11
+// and 6 us by bytes, 4 and 0.5 us by operations on an Orin AGX. sm_75 has no matrix units for
+// bfloat16: there it is widened to float32.
 #include <cstdint>
 
 #include "zsseg/cuda_launch.h"
 #include "zsseg/cuda_raii.h"
 #include "zsseg/dtype_dispatch.h"
 #include "zsseg/ops/all_finite.h"
+#include "zsseg/ops/depth_parts_cuda.h"
 #include "zsseg/ops/dot_tile_cuda.h"
 #include "zsseg/ops/patch_text_similarity.h"
 #include "zsseg/ops/patch_text_similarity_element.h"
@@ -28,6 +32,7 @@ struct Problem {
   std::int64_t batch, num_classes, num_patches, depth, text_stride, class_step, patch_step;
   float scale;
   bool normalize, wide;
+  DepthParts parts;
 };
 
 // The squares of one half of one line of a slab; threads beyond two a line have none.
@@ -53,21 +58,28 @@ __device__ float sum_of_squares(const unsigned char* rows, const unsigned char* 
   return sum;
 }
 
-// Puts the sums of squares behind the partial sums and turns them into factors there.
+// Puts the lines' sums of squares behind the partial sums.
 template <typename Tile>
-__device__ const float* line_factors(float squares, bool normalize) {
+__device__ float* line_squares(float squares) {
   constexpr int kLines = Tile::kRows + Tile::kColumns;
-  float* factors = PartialSums<Tile>::values() + PartialSums<Tile>::kCount;
+  float* of_lines = PartialSums<Tile>::values() + PartialSums<Tile>::kCount;
   if (threadIdx.x < 2 * kLines) {
-    factors[threadIdx.x] = squares;
+    of_lines[threadIdx.x] = squares;
   }
   __syncthreads();
   if (threadIdx.x < kLines) {
-    factors[threadIdx.x] =
-        normalize ? inverse_norm(factors[threadIdx.x] + factors[kLines + threadIdx.x]) : 1.0f;
+    of_lines[threadIdx.x] += of_lines[kLines + threadIdx.x];
+  }
+  return of_lines;  // this thread's; the others' after a barrier
+}
+
+// Turns them into factors.
+template <typename Tile>
+__device__ void make_factors(float* of_lines, bool normalize) {
+  if (threadIdx.x < Tile::kRows + Tile::kColumns) {
+    of_lines[threadIdx.x] = normalize ? inverse_norm(of_lines[threadIdx.x]) : 1.0f;
   }
   __syncthreads();
-  return factors;
 }
 
 // Returns whether what this thread wrote is finite.
@@ -93,7 +105,7 @@ __device__ bool write_tile(const Problem& problem, std::int64_t image, const flo
 }
 
 // The last block to come here writes the answer of all and leaves zeros behind.
-__device__ void vote(std::uint8_t* out, int* votes, bool finite) {
+__device__ void vote(std::uint8_t* out, int* votes, int voters, bool finite) {
   __shared__ int found;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -111,8 +123,7 @@ __device__ void vote(std::uint8_t* out, int* votes, bool finite) {
     atomicAdd(&votes[1], 1);
     __threadfence();
   }
-  const auto blocks = static_cast<int>(gridDim.x * gridDim.y * gridDim.z);
-  if (atomicAdd(&votes[0], 1) == blocks - 1) {
+  if (atomicAdd(&votes[0], 1) == voters - 1) {
     __threadfence();
     *out = atomicAdd(&votes[1], 0) == 0 ? 1 : 0;
     votes[0] = 0;
@@ -125,16 +136,19 @@ __device__ void vote(std::uint8_t* out, int* votes, bool finite) {
 template <typename Patch, typename Text, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     patch_text_similarity_kernel(Problem<Patch, Text> problem) {
-  using Product = ProductOf<Tile, Text, Patch>;
+  using Product = ProductOf<Tile, Text, Patch, false>;
   constexpr int kDepth = Product::kDepth, kRowBytes = Tile::kRows * Product::kRowPitch;
   const std::int64_t first_class = std::int64_t{blockIdx.y} * Tile::kRows;
   const std::int64_t first_patch = std::int64_t{blockIdx.x} * Tile::kColumns;
+  const DepthParts& parts = problem.parts;
+  const auto slabs = static_cast<int>((problem.depth + kDepth - 1) / kDepth);
+  const int first_slab = parts.first_of(slabs, parts.own());
   bool finite = true;
-  for (std::int64_t image = blockIdx.z; image < problem.batch; image += gridDim.z) {
+  for (std::int64_t image = parts.image(); image < problem.batch; image += parts.image_step()) {
     const Text* text = problem.text + image * problem.text_stride;
     const Patch* patches = problem.patches + image * problem.num_patches * problem.depth;
     const auto load = [&](int slab, unsigned char* stage) {
-      const std::int64_t start = std::int64_t{slab} * kDepth;
+      const std::int64_t start = (std::int64_t{first_slab} + slab) * kDepth;
       load_lines<Tile, Tile::kRows, kDepth, Text>(
           stage,
           [&](int line) {
@@ -152,7 +166,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     };
     Product product;
     float squares = 0.0f;
-    go_through_slabs<Tile>(static_cast<int>((problem.depth + kDepth - 1) / kDepth), load,
+    go_through_slabs<Tile>(parts.first_of(slabs, parts.own() + 1) - first_slab, load,
                            [&](const unsigned char* stage) {
                              product.add(stage, stage + kRowBytes);
                              if (problem.normalize) {
@@ -160,20 +174,29 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
                              }
                            });
     PartialSums<Tile>::put(product);
-    const float* factors = line_factors<Tile>(squares, problem.normalize);
+    float* factors = line_squares<Tile>(squares);
+    if (!add_parts<Tile>(parts, factors)) {
+      return;
+    }
+    make_factors<Tile>(factors, problem.normalize);
     finite = write_tile<Tile>(problem, image, factors) && finite;
     __syncthreads();
   }
   if (problem.finite != nullptr) {
-    vote(problem.finite, problem.votes, finite);
+    vote(problem.finite, problem.votes,
+         static_cast<int>(gridDim.x * gridDim.y * gridDim.z) / parts.count, finite);
   }
 }
 
 template <typename Patch, typename Text, typename Tile>
-void launch_tiles(const Problem<Patch, Text>& problem, StreamHandle stream) {
+void launch_tiles(Problem<Patch, Text> problem, const TensorView& workspace, StreamHandle stream) {
+  // A GPU without matrix units for the type has more slabs, each less deep.
+  constexpr int kDepth = ProductOf<Tile, Text, Patch, false>::kDepth;
+  dim3 grid = tile_grid<Tile>(problem.num_classes, problem.num_patches, problem.batch);
+  problem.parts = depth_parts<Tile>(workspace, grid, (problem.depth + kDepth - 1) / kDepth);
+  grid.z *= static_cast<unsigned>(problem.parts.count);
   launch("patch_text_similarity_kernel", patch_text_similarity_kernel<Patch, Text, Tile>,
-         {tile_grid<Tile>(problem.num_classes, problem.num_patches, problem.batch), Tile::kThreads},
-         to_stream(stream), problem);
+         {grid, Tile::kThreads}, to_stream(stream), problem);
 }
 
 template <typename Patch, typename Text>
@@ -199,9 +222,9 @@ void similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
   const auto text_bytes = problem.depth * static_cast<std::int64_t>(sizeof(Text));
   problem.wide = is_wide(problem.patches, depth_bytes) && is_wide(problem.text, text_bytes);
   if (fits_large_tiles(problem.num_classes, problem.num_patches, problem.batch)) {
-    launch_tiles<Patch, Text, LargeTile>(problem, stream);
+    launch_tiles<Patch, Text, LargeTile>(problem, outputs.check.workspace, stream);
   } else {
-    launch_tiles<Patch, Text, SmallTile>(problem, stream);
+    launch_tiles<Patch, Text, SmallTile>(problem, outputs.check.workspace, stream);
   }
 }
 
@@ -211,10 +234,9 @@ void patch_text_similarity_cuda(const TensorView& patch_embeds, const TensorView
                                 const PatchTextSimilarityOutputs& outputs,
                                 const PatchTextSimilarityParams& params, StreamHandle stream) {
   const DeviceGuard guard(outputs.out.device.index);
-  ZSSEG_DISPATCH_FLOAT(patch_embeds.dtype, Patch,
-                       ZSSEG_DISPATCH_FLOAT(text_embeds.dtype, Text,
-                                            similarity<Patch, Text>(patch_embeds, text_embeds,
-                                                                    outputs, params, stream)));
+  ZSSEG_DISPATCH_SIMILARITY(
+      patch_embeds.dtype, text_embeds.dtype,
+      (similarity<Patch, Text>(patch_embeds, text_embeds, outputs, params, stream)));
 }
 
 }  // namespace zsseg

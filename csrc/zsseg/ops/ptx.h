@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "zsseg/half.h"
 
@@ -82,6 +83,12 @@ inline void add_product_of_pairs(Sums& sums, const std::uint32_t (&a)[kDepth / 4
       sums[i] += widen(left >> shift & 0xffffu) * widen(right >> shift & 0xffffu);
     }
   }
+}
+
+inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, float (*widen)(std::uint32_t),
+                                    std::uint16_t (*round)(float)) {
+  const std::uint32_t low = round(widen(a & 0xffffu) * widen(b & 0xffffu));
+  return low | static_cast<std::uint32_t>(round(widen(a >> 16) * widen(b >> 16))) << 16;
 }
 
 }  // namespace twin
@@ -196,6 +203,55 @@ __device__ inline float widen(Half value) {
   return wide;
 #else
   return half_to_float(value);
+#endif
+}
+
+__device__ inline float widen(Bfloat16 value) {
+  return bfloat16_to_float(value);
+}
+
+// The element with the nearest value.
+template <typename Element>
+__device__ inline Element narrow(float value) {
+  if constexpr (std::is_same_v<Element, Half>) {
+#if defined(__CUDACC__)
+    std::uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return Half{bits};
+#else
+    return float_to_half(value);
+#endif
+  } else if constexpr (std::is_same_v<Element, Bfloat16>) {
+    return float_to_bfloat16(value);
+  } else {
+    return value;
+  }
+}
+
+// Both halves of a register times those of another, each product rounded once.
+__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDACC__)
+  std::uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return twin::multiply_pairs(a, b, twin::from_half,
+                              [](float value) { return float_to_half(value).bits; });
+#endif
+}
+
+// The same for bfloat16, from sm_80 on: a product and the sum with -0, which changes nothing.
+__device__ inline std::uint32_t multiply_pairs_bfloat16(std::uint32_t a, std::uint32_t b) {
+#if !defined(__CUDACC__)
+  return twin::multiply_pairs(a, b, twin::from_bfloat16,
+                              [](float value) { return float_to_bfloat16(value).bits; });
+#elif ZSSEG_PTX_SM75
+  __trap();  // callers look at ZSSEG_PTX_SM75
+  return 0;
+#else
+  std::uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
 #endif
 }
 

@@ -3,21 +3,25 @@
 #pragma once
 
 #include "zsseg/cpu_dispatch.h"
+#include "zsseg/ops/depth_parts.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
 
-// All float32. An absent array is a default-constructed view.
+// cls_embed, text_embeds and weight are all float32, all float16 or all bfloat16; the rest is
+// float32. An absent array is a default-constructed view.
 struct RelationshipDescriptorInputs {
   TensorView cls_embed;     // [B,D]; absent for the text half alone
   TensorView text_embeds;   // [C,D]
   TensorView weight;        // [E,2D]
   TensorView bias;          // [E]
   TensorView text_queries;  // [C,E], the text half computed before; absent to compute it now
+  TensorView workspace;     // as DepthWorkspace says, or absent: then no blocks share the depth
 };
 
 // -> [B,C,E] = (cls[b] * text[c]) W[:, :D]^T + (text_queries[c] or text[c] W[:, D:]^T + b).
-// Checks the inputs and returns the result's shape.
+// The sums are float32, and the result is that or of the text's dtype. Checks the inputs and
+// returns the result's shape.
 Shape relationship_descriptor_shape(const RelationshipDescriptorInputs& inputs);
 void relationship_descriptor(const RelationshipDescriptorInputs& inputs, const TensorView& out,
                              StreamHandle stream);

@@ -1,0 +1,52 @@
+"""bfloat16 arrays, which NumPy has not: their bits as uint16, handed over by DLPack."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+DLPACK_UINT, DLPACK_BFLOAT = 1, 4
+# Bytes from the start of the managed tensor to its dtype's code, by the capsule's name.
+CODE_AT = {b"dltensor": 20, b"dltensor_versioned": 52}
+
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """The same numbers as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class Bfloat16Array:
+    """What a library with a bfloat16 type would hand over for an array of its bits."""
+
+    def __init__(self, bits: Any) -> None:
+        """Keep an array of uint16 on any device."""
+        self.bits = bits
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Where the bits are."""
+        kind, index = self.bits.__dlpack_device__()
+        return int(kind), int(index)
+
+    def __dlpack__(self, **wishes: Any) -> Any:
+        """The bits' capsule, with another type in it."""
+        capsule = self.bits.__dlpack__(**wishes)
+        name_of, pointer_of = (
+            ctypes.pythonapi.PyCapsule_GetName,
+            ctypes.pythonapi.PyCapsule_GetPointer,
+        )
+        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+        pointer_of.restype, pointer_of.argtypes = (
+            ctypes.c_void_p,
+            [ctypes.py_object, ctypes.c_char_p],
+        )
+        name = name_of(capsule)
+        code = ctypes.c_uint8.from_address(pointer_of(capsule, name) + CODE_AT[name])
+        assert code.value == DLPACK_UINT
+        code.value = DLPACK_BFLOAT
+        return capsule
