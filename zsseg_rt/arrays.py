@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "TensorSpec", "reshaped"]
+__all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_of", "reshaped", "widened"]
+
+HALF_PRECISIONS = ("float16", "bfloat16")
 
 Array = Any
 """A ``numpy.ndarray``, or an object with ``__dlpack__`` / ``__cuda_array_interface__`` on a GPU."""
@@ -26,6 +29,18 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The same tensors with float32 in the place of half precision."""
+    return tuple(
+        replace(spec, dtype="float32") if spec.dtype in HALF_PRECISIONS else spec for spec in specs
+    )
+
+
+def dtype_of(name: str, specs: Iterable[TensorSpec]) -> str:
+    """The dtype of a named input or output; ``"float32"`` if there is none of this name."""
+    return next((spec.dtype for spec in specs if spec.name == name), "float32")
 
 
 def reshaped(array: Array, shape: tuple[int, ...]) -> Array:

@@ -14,7 +14,7 @@ from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DeviceResult", "read_device", "read_host"]
+__all__ = ["DeviceResult", "read_device", "read_host", "wide"]
 
 
 class DeviceResult:
@@ -45,6 +45,11 @@ class DeviceResult:
         """The leading elements with another shape, no copy."""
         leading = self.tensor.reshape(-1)[: math.prod(shape)]
         return DeviceResult(leading.view(shape), self._stream)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32, anything else as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
