@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_of", "reshaped", "widened"]
+__all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_name", "dtype_of", "reshaped"]
+__all__ += ["typestr_of", "widened"]
 
 HALF_PRECISIONS = ("float16", "bfloat16")
 
@@ -36,6 +38,16 @@ def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(
         replace(spec, dtype="float32") if spec.dtype in HALF_PRECISIONS else spec for spec in specs
     )
+
+
+def dtype_name(dtype: npt.DTypeLike) -> str:
+    """NumPy's name of a dtype; ``"bfloat16"``, which NumPy does not have, is its own."""
+    return "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
+
+
+def typestr_of(name: str) -> str:
+    """How ``__cuda_array_interface__`` writes a dtype; bfloat16 as ml_dtypes does."""
+    return "<V2" if name == "bfloat16" else np.dtype(name).str
 
 
 def dtype_of(name: str, specs: Iterable[TensorSpec]) -> str:

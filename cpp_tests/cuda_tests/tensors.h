@@ -47,6 +47,8 @@ class HostTensor {
         return static_cast<double>(as<std::int64_t>()[index]);
       case DType::float16:
         return half_to_float(as<Half>()[index]);
+      case DType::bfloat16:
+        return bfloat16_to_float(as<Bfloat16>()[index]);
       default:
         return as<float>()[index];
     }
@@ -71,6 +73,8 @@ class Randomness {
       const float value = deviates(engine_);
       if (dtype == DType::float16) {
         made.as<Half>()[i] = float_to_half(value);
+      } else if (dtype == DType::bfloat16) {
+        made.as<Bfloat16>()[i] = float_to_bfloat16(value);
       } else {
         made.as<float>()[i] = value;
       }

@@ -17,6 +17,17 @@
     }                                         \
   } while (false)
 
+// As above with three types: float, zsseg::Half or zsseg::Bfloat16.
+#define ZSSEG_DISPATCH_ANY_FLOAT(dtype, T, ...)      \
+  do {                                               \
+    if ((dtype) == ::zsseg::DType::bfloat16) {       \
+      using T = ::zsseg::Bfloat16;                   \
+      __VA_ARGS__;                                   \
+    } else {                                         \
+      ZSSEG_DISPATCH_FLOAT((dtype), T, __VA_ARGS__); \
+    }                                                \
+  } while (false)
+
 // As above for label types: std::uint8_t or std::uint16_t.
 #define ZSSEG_DISPATCH_LABEL(dtype, T, ...)  \
   do {                                       \

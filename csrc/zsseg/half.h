@@ -1,4 +1,5 @@
-// float16 bits <-> float32 where the compiler has no half type: exact, subnormals and NaN included.
+// float16 and bfloat16 bits <-> float32 where the compiler has no such types: exact, subnormals and
+// NaN included.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +57,23 @@ ZSSEG_HOST_DEVICE Half float_to_half(float value) {
     result = (magnitude - 0x38000000u + 0xfffu + odd) >> 13;
   }
   return Half{static_cast<std::uint16_t>(sign | result)};
+}
+
+// The upper half of a float32.
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+ZSSEG_HOST_DEVICE float bfloat16_to_float(Bfloat16 value) {
+  return bits_to_float(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+// Rounds to nearest, ties to even; overflows to infinity; every NaN becomes a quiet one.
+ZSSEG_HOST_DEVICE Bfloat16 float_to_bfloat16(float value) {
+  const std::uint32_t bits = float_to_bits(value);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return Bfloat16{static_cast<std::uint16_t>(is_nan ? (bits >> 16 | 0x40u) : rounded)};
 }
 
 }  // namespace zsseg

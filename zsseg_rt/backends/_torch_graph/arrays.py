@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.backends.feeds import check_feed
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
@@ -34,7 +34,7 @@ class DeviceResult:
         self.shape = tuple(tensor.shape)
         self.__cuda_array_interface__ = {
             "shape": self.shape,
-            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
+            "typestr": typestr_of(str(tensor.dtype).removeprefix("torch.")),
             "data": (tensor.data_ptr(), False),
             "strides": None,
             "version": 3,
