@@ -145,21 +145,44 @@ def expect_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
 
 
 def preprocess_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """A full-HD frame to a network's input."""
+    """A full-HD frame, RGB and NV12, to a network's input in float32 and in half precision."""
     height, width, side = (90, 160, 64) if quick else (1080, 1920, 512)
-    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    generator = np.random.default_rng(0)
+    frame = generator.integers(0, 256, (height, width, 3), np.uint8)
+    chroma = generator.integers(0, 256, (height // 2, width // 2, 2), np.uint8)
+    for dtype in (np.float32, np.float16):
+        yield preprocess_case(bench, frame, side, dtype)
+    yield preprocess_case(bench, (frame[..., 0].copy(), chroma), side, np.float16)
+
+
+def preprocess_case(bench: CpuBench, frame: Any, side: int, dtype: Any) -> Case:
+    """Measure against torch and OpenCV, where the frame is RGB."""
+    nv12 = isinstance(frame, tuple)
+    height, width = (frame[0] if nv12 else frame).shape[:2]
     settings: dict[str, Any] = {"size_hw": (side, side), "mean": MEAN, "std": STD}
-    placed = bench.place(frame)
-    out = bench.place(np.empty((3, side, side), np.float32))
+    placed = tuple(map(bench.place, frame)) if nv12 else bench.place(frame)
+    out = bench.place(np.empty((3, side, side), dtype))
 
     def ours() -> Any:
         return ops.preprocess(placed, **settings, out=out, stream=bench.stream)
 
     def check() -> None:
-        expect_close(bench.fetch(ours()), reference.preprocess(frame, **settings), 1e-5)
+        tolerance = 1e-5 if dtype == np.float32 else 5e-4  # float16 has 11 bits
+        expect_close(bench.fetch(ours()), reference.preprocess(frame, **settings), tolerance)
 
-    sizes = f"{height}x{width} -> {side}x{side}"
-    case = Case("preprocess", sizes, frame.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+    sizes = f"{height}x{width}{' NV12' if nv12 else ''} -> {side}x{side} {np.dtype(dtype).name}"
+    num_bytes = sum(plane.nbytes for plane in (frame if nv12 else (frame,))) + out.nbytes
+    case = Case("preprocess", sizes, num_bytes, check, {"zsseg_rt": ours})
+    if not nv12:
+        case.candidates |= preprocess_rivals(bench, frame, side, dtype)
+    return case
+
+
+def preprocess_rivals(
+    bench: CpuBench, frame: np.ndarray, side: int, dtype: Any
+) -> dict[str, Callable[[], Any]]:
+    """Return other ways to compute the same planes."""
+    rivals: dict[str, Callable[[], Any]] = {}
     if torch := bench.torch:
         tensor = bench.tensor(frame)
         mean, std = (bench.tensor(np.array(v, np.float32).reshape(3, 1, 1)) for v in (MEAN, STD))
@@ -167,19 +190,20 @@ def preprocess_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
         def in_torch() -> Any:
             planes = tensor.permute(2, 0, 1)[None].float()
             resized = torch.nn.functional.interpolate(planes, (side, side), mode="bilinear")
-            return (resized[0] / 255 - mean) / std
+            normalised = (resized[0] / 255 - mean) / std
+            return normalised if dtype == np.float32 else normalised.half()
 
-        case.candidates["torch"] = in_torch
+        rivals["torch"] = in_torch
     if cv2 := bench.cv2:
         shift, scale = np.array(MEAN, np.float32), np.array(STD, np.float32)
 
         def in_opencv() -> Any:
             resized = cv2.resize(frame, (side, side), interpolation=cv2.INTER_LINEAR)
             normalised = (resized.astype(np.float32) / 255 - shift) / scale
-            return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+            return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype)
 
-        case.candidates["OpenCV"] = in_opencv
-    yield case
+        rivals["OpenCV"] = in_opencv
+    return rivals
 
 
 def descriptor_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
@@ -264,9 +288,15 @@ def smooth_logits(classes: int, grid: int) -> np.ndarray:
 
 
 def upsample_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """Smooth logits and white noise; first labels alone, then with ZegCLIP's settings."""
+    """Smooth logits and white noise; first labels alone, then with ZegCLIP's settings.
+
+    The last two: logits in float16, and labels by a table of 171 phrases' 20 classes.
+    """
     if quick:
-        yield upsample_case(bench, "smooth", smooth_logits(12, 8), (60, 70), {})
+        logits, table = smooth_logits(12, 8), np.arange(12, dtype=np.uint8) % 5
+        yield upsample_case(bench, "smooth", logits, (60, 70), {})
+        yield upsample_case(bench, "smooth", logits.astype(np.float16), (60, 70), {})
+        yield upsample_case(bench, "smooth", logits, (60, 70), {"label_table": table})
         return
     sizes = ((20, (512, 512)), (171, (512, 512)), (20, (1080, 1920)), (150, (1080, 1920)))
     for classes, out_hw in sizes:
@@ -281,31 +311,39 @@ def upsample_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
         yield upsample_case(bench, "smooth", smooth_logits(classes, 32), (512, 512), settings)
     noise = np.random.default_rng(0).standard_normal((1, 171, 32, 32), np.float32)
     yield upsample_case(bench, "noise", noise, (512, 512), {})
+    logits, table = smooth_logits(171, 32), np.arange(171, dtype=np.uint8) % 20
+    yield upsample_case(bench, "smooth", logits.astype(np.float16), (512, 512), {})
+    yield upsample_case(bench, "smooth", logits, (512, 512), {"label_table": table})
 
 
 def upsample_case(
     bench: CpuBench, kind: str, logits: np.ndarray, out_hw: tuple[int, int], settings: dict
 ) -> Case:
     """Measure against both reductions of torch and a running maximum in OpenCV."""
-    placed = bench.place(logits)
+    placed, scored = bench.place(logits), bool(settings.get("with_scores"))
     labels = bench.place(np.empty((1, *out_hw), np.uint8))
-    scores = bench.place(np.empty((1, *out_hw), np.float32)) if settings else None
+    scores = bench.place(np.empty((1, *out_hw), np.float32)) if scored else None
+    given = dict(settings)
+    if "label_table" in given:
+        given["label_table"] = bench.place(given["label_table"])
 
     def ours() -> Any:
         return ops.upsample_argmax(
-            placed, out_hw, **settings, out=(labels, scores), stream=bench.stream
+            placed, out_hw, **given, out=(labels, scores), stream=bench.stream
         )[0]
 
     def check() -> None:
         expected, _ = reference.upsample_argmax(logits, out_hw, **settings)
         share = np.mean(bench.fetch(ours()) != expected)
-        if share > (1e-4 if settings else 0.0):  # with an activation, near ties may differ
+        if share > (1e-4 if scored else 0.0):  # with an activation, near ties may differ
             raise MismatchError(f"{share:.2%} of the labels differ from the reference")
 
     grid = "x".join(str(side) for side in logits.shape[2:])
     name = f"{kind} C={logits.shape[1]} {grid} -> {out_hw[0]}x{out_hw[1]}"
-    name += " sigmoid, seen bias, scores" if settings else ""
-    num_bytes = logits.nbytes + labels.nbytes * (5 if settings else 1)
+    name += " sigmoid, seen bias, scores" if scored else ""
+    name += " by a table" if "label_table" in settings else ""
+    name += "" if logits.dtype == np.float32 else f" {logits.dtype}"
+    num_bytes = logits.nbytes + labels.nbytes * (5 if scored else 1)
     case = Case("upsample_argmax", name, num_bytes, check, {"zsseg_rt": ours})
     case.candidates |= upsample_rivals(bench, logits, out_hw, settings)
     return case
@@ -318,15 +356,19 @@ def upsample_rivals(
     rivals: dict[str, Callable[[], Any]] = {}
     if torch := bench.torch:
         tensor = bench.tensor(logits)
-        seen = bench.tensor(settings["seen"])[:, None, None] if settings else None
+        seen = bench.tensor(settings["seen"])[:, None, None] if "seen" in settings else None
+        table = bench.tensor(settings["label_table"]) if "label_table" in settings else None
 
         def full_size() -> Any:
             values = torch.nn.functional.interpolate(tensor, out_hw, mode="bilinear")
-            return values.sigmoid() - settings["seen_bias"] * seen if settings else values
+            return values if seen is None else values.sigmoid() - settings["seen_bias"] * seen
 
-        rivals["torch argmax"] = lambda: full_size().argmax(1)
-        rivals["torch max"] = lambda: full_size().max(1)
-    if bench.cv2 and not settings:
+        def classes_of(phrases: Any) -> Any:
+            return phrases if table is None else table[phrases]
+
+        rivals["torch argmax"] = lambda: classes_of(full_size().argmax(1))
+        rivals["torch max"] = lambda: classes_of(full_size().max(1).indices)
+    if bench.cv2 and not settings and logits.dtype == np.float32:
         rivals["OpenCV running max"] = lambda: opencv_running_max(bench.cv2, logits[0], out_hw)
     return rivals
 

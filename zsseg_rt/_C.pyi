@@ -23,7 +23,7 @@ class DeviceArray:
     def empty(
         shape: Sequence[int], dtype: npt.DTypeLike, device: int = 0, stream: int = 0
     ) -> DeviceArray:
-        """Allocate uninitialised memory."""
+        """Allocate uninitialised memory; ``"bfloat16"`` is a dtype too."""
     @staticmethod
     def from_numpy(array: Array, device: int = 0, stream: int = 0) -> DeviceArray:
         """Copy an array to a device. Pageable memory may be reused when this returns."""
@@ -39,13 +39,17 @@ class DeviceArray:
                 (:attr:`PinnedArray.host`), to be read after a wait for the stream.
         """
     def numpy(self, stream: int = 0) -> npt.NDArray[Any]:
-        """Copy the contents to a new NumPy array, and wait until they are there."""
+        """Copy the contents to a new NumPy array, and wait until they are there.
+
+        bfloat16, which NumPy does not have, becomes float32 of the same values.
+        """
     def view(self, shape: Sequence[int]) -> DeviceArray:
         """Return the first elements of the same memory as another shape."""
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> Any:
+        """NumPy's dtype; for bfloat16, which NumPy does not have, the text ``"bfloat16"``."""
     @property
     def device(self) -> str: ...
     @property

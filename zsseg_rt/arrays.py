@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Array", "TensorSpec", "reshaped"]
+__all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_name", "dtype_of", "reshaped"]
+__all__ += ["typestr_of", "widened"]
+
+HALF_PRECISIONS = ("float16", "bfloat16")
 
 Array = Any
 """A ``numpy.ndarray``, or an object with ``__dlpack__`` / ``__cuda_array_interface__`` on a GPU."""
@@ -26,6 +31,28 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The same tensors with float32 in the place of half precision."""
+    return tuple(
+        replace(spec, dtype="float32") if spec.dtype in HALF_PRECISIONS else spec for spec in specs
+    )
+
+
+def dtype_name(dtype: npt.DTypeLike) -> str:
+    """NumPy's name of a dtype; ``"bfloat16"``, which NumPy does not have, is its own."""
+    return "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
+
+
+def typestr_of(name: str) -> str:
+    """How ``__cuda_array_interface__`` writes a dtype; bfloat16 as ml_dtypes does."""
+    return "<V2" if name == "bfloat16" else np.dtype(name).str
+
+
+def dtype_of(name: str, specs: Iterable[TensorSpec]) -> str:
+    """The dtype of a named input or output; ``"float32"`` if there is none of this name."""
+    return next((spec.dtype for spec in specs if spec.name == name), "float32")
 
 
 def reshaped(array: Array, shape: tuple[int, ...]) -> Array:

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zsseg_rt import schema
-from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.arrays import HALF_PRECISIONS, TensorSpec
 from zsseg_rt.bundle_specs import (
+    HALF_TENSORS,
     FileEntry,
     GraphEntry,
     HeadSpec,
@@ -34,6 +35,7 @@ __all__ = ["FAMILIES", "FORMAT_VERSION", "Bundle"]
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
+_DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half precision
 # What the format demands of each family: graphs, and further keys of bundle.json.
 FAMILIES = {
     "descriptor": (("image_encoder", "decoder"), ("weights",)),
@@ -90,6 +92,7 @@ class Bundle(_Manifest):
         manifest = _read_manifest(root)
         bundle = cls(path=root, **{k: getattr(manifest, k) for k in _Manifest.__dataclass_fields__})
         bundle._check_family()
+        bundle._check_tensors()
         for entry in bundle.files():
             bundle._locate(entry)
         return bundle
@@ -237,6 +240,27 @@ class Bundle(_Manifest):
         for key in keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")
+
+    def _check_tensors(self) -> None:
+        """Refuse element types that the family does not take, and graphs that do not fit."""
+        where, held = self.path / MANIFEST, dict[tuple[str, str], str]()
+        halves = HALF_TENSORS[self.family]
+        for name, variants in self.graphs.items():
+            for variant, entry in variants.items():
+                for spec in (*entry.inputs, *entry.outputs):
+                    key = f"{where}: graphs.{name}.{variant}: {spec.name}"
+                    allowed = _DTYPES + (HALF_PRECISIONS if spec.name in halves else ())
+                    if spec.dtype not in allowed:
+                        raise BundleError(
+                            f"{key}: expected {' or '.join(allowed)} in family {self.family!r}, "
+                            f"got {spec.dtype!r}. Export the bundle again."
+                        )
+                    other = held.setdefault((variant, spec.name), spec.dtype)
+                    if spec.dtype != other:
+                        raise BundleError(
+                            f"{key}: expected {other}, as in another graph, got {spec.dtype}. "
+                            "Export the bundle again."
+                        )
 
 
 def _manifest_bytes(root: Path, where: Path) -> bytes:

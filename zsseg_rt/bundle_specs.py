@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from zsseg_rt.schema import check_plain_text
 __all__ = [
     "ACTIVATIONS",
     "FUSIONS",
+    "HALF_TENSORS",
     "MAX_CLASSES",
     "MAX_WIDTH",
     "STYLES",
@@ -33,6 +35,14 @@ MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
 STYLES = ("cropmask", "mask", "crop")
+HALF_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "descriptor": ("image", "patch_embeds", "clip_embeds", "class_embeds", "patch_keys"),
+    "dense": ("image", "patch_embeds"),
+    "segment_tokens": ("image",),
+    "proposals": (),
+}
+"""By family, the inputs and outputs of graphs that may be in half precision: large, and read or
+written by kernels that take it. All others are float32 in graphs of every precision."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,12 @@ from zsseg_rt import ops
 from zsseg_rt.arrays import Array
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
-from zsseg_rt.backends.loading import load_graph, load_text_encoder, usable_cache
+from zsseg_rt.backends.loading import (
+    check_connections,
+    load_graph,
+    load_text_encoder,
+    usable_cache,
+)
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
@@ -106,6 +111,7 @@ class Engine:
             )
             for name in self._family.graphs
         }
+        check_connections(self.bundle, self._graphs)
         encoder = self._graphs["image_encoder"]
         self.bundle.check_sizes((*encoder.inputs, *encoder.outputs))
         self._versions = itertools.count(1)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import _C
-from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.arrays import Array, dtype_name, reshaped
 from zsseg_rt.clock import NvtxRanges, StageClock
 
 __all__ = ["Workspace"]
@@ -50,9 +50,11 @@ class Workspace:
         return bool(_C.cuda_device_properties(self._index or 0)["integrated"])
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return an uninitialised buffer of this shape on the device."""
-        kind = np.dtype(dtype)
-        size = math.prod(shape)
+        """Return an uninitialised buffer of this shape on the device.
+
+        On CUDA ``"bfloat16"`` is a dtype too.
+        """
+        kind, size = dtype_name(dtype), math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
             buffer = self._allocate(size, kind)
@@ -62,7 +64,7 @@ class Workspace:
 
     def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return an uninitialised array on the device that the caller keeps."""
-        return reshaped(self._allocate(math.prod(shape), np.dtype(dtype)), shape)
+        return reshaped(self._allocate(math.prod(shape), dtype_name(dtype)), shape)
 
     def scratch(self, name: str, size: int) -> Array | None:
         """A buffer of at least ``size`` bytes, of no certain content; None on the CPU."""
@@ -244,7 +246,7 @@ class Workspace:
             return np.empty(size, dtype)
         return _C.PinnedArray((size,), dtype.name, device=self._index)
 
-    def _allocate(self, size: int, dtype: np.dtype[Any]) -> Any:
+    def _allocate(self, size: int, dtype: str) -> Any:
         if self._index is None:
             return np.empty(size, dtype)
-        return _C.DeviceArray.empty((size,), dtype.name, device=self._index, stream=self.stream)
+        return _C.DeviceArray.empty((size,), dtype, device=self._index, stream=self.stream)

@@ -45,6 +45,7 @@ struct Tolerance {
 constexpr Tolerance kExact{};
 constexpr Tolerance kRounding{2e-5, 0.0};  // sums in another order, and fused products
 constexpr Tolerance kHalf{4e-3, 0.0};
+constexpr Tolerance kBfloat16{2e-2, 0.0};
 constexpr Tolerance kLongSums{5e-5, 0.0};  // matrix units cut off what float32 would round
 constexpr Tolerance kNearTies{2e-5, 2e-3};
 
@@ -165,7 +166,8 @@ void run_preprocess(Comparison& comparison, Randomness& random) {
   }
 }
 
-// NV12, and results in half precision. Two that differ by rounding differ by 2^-9 below 4.
+// NV12, and results in half precision. Two that differ by rounding differ, below 4, by 2^-9 in
+// float16 and by 2^-6 in bfloat16.
 void run_preprocess_formats(Comparison& comparison, Randomness& random) {
   PreprocessParams params;
   params.height = 36;
@@ -173,13 +175,14 @@ void run_preprocess_formats(Comparison& comparison, Randomness& random) {
   params.mean = {0.48, 0.46, 0.41};
   params.std = {0.27, 0.26, 0.28};
   params.matrix = ColourMatrix::kBt709;
-  for (const DType dtype : {DType::float32, DType::float16}) {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    const Tolerance rounded = dtype == DType::float16 ? kHalf : kBfloat16;
     for (const bool nv12 : {false, true}) {
       const Shape pixels = nv12 ? Shape{30, 54} : Shape{30, 54, 3};
       comparison.compare(
           std::string("preprocess ") + (nv12 ? "NV12 to " : "to ") + name_of(dtype),
           {random.whole(DType::uint8, pixels, 256), random.whole(DType::uint8, {15, 27, 2}, 256)},
-          {{dtype, {3, 36, 42}, dtype == DType::float16 ? kHalf : kRounding}},
+          {{dtype, {3, 36, 42}, dtype == DType::float32 ? kRounding : rounded}},
           [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
             preprocess({in[0], nv12 ? &in[1] : nullptr}, out[0], params, stream);
           });
@@ -393,7 +396,7 @@ void run_upsample_tables(Comparison& comparison, Randomness& random) {
 
 void run_upsample(Comparison& comparison, Randomness& random) {
   constexpr float kNever = -INFINITY;
-  for (const DType dtype : {DType::float32, DType::float16}) {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const std::int64_t classes : {1, 21, 257}) {
       for (const Activation activation :
            {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
@@ -426,11 +429,13 @@ void run_pictures(Comparison& comparison, Randomness& random) {
 }
 
 void run_finite(Comparison& comparison, Randomness& random) {
-  for (const DType dtype : {DType::float32, DType::float16}) {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const bool finite : {true, false}) {
       HostTensor values = random.normal(dtype, {3, 7, 101});
       if (!finite && dtype == DType::float16) {
         values.as<Half>()[2120] = float_to_half(INFINITY);
+      } else if (!finite && dtype == DType::bfloat16) {
+        values.as<Bfloat16>()[2120] = float_to_bfloat16(-INFINITY);
       } else if (!finite) {
         values.as<float>()[2120] = NAN;
       }

@@ -110,6 +110,9 @@ DType dtype_from_code(char kind, std::int64_t bytes) {  // as in NumPy's typestr
   if (kind == 'b') {
     return DType::boolean;
   }
+  if (kind == 'V') {
+    return bytes == 2 ? DType::bfloat16 : DType::other;
+  }
   for (const DType dtype : {DType::uint8, DType::int8, DType::uint16, DType::int16, DType::int32,
                             DType::int64, DType::float16, DType::float32, DType::float64}) {
     if (name_of(dtype)[0] == kind && static_cast<std::int64_t>(size_of(dtype)) == bytes) {

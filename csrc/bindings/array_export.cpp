@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 #include "zsseg/cuda_runtime.h"
 #include "zsseg/device_array.h"
 #include "zsseg/error.h"
+#include "zsseg/half.h"
 
 namespace py = pybind11;
 
@@ -24,9 +26,10 @@ constexpr DType kNumpyTypes[] = {DType::boolean, DType::uint8,  DType::int8,  DT
                                  DType::int16,   DType::int32,  DType::int64, DType::float16,
                                  DType::float32, DType::float64};
 
+// b, u, i, f as in typestr; V, as NumPy writes the types that others add to it, for bfloat16.
 char kind_of(DType dtype) {
-  return name_of(dtype)[0];
-}  // b, u, i, f as in typestr
+  return dtype == DType::bfloat16 ? 'V' : name_of(dtype)[0];
+}
 
 dlpack::DataType dlpack_type(DType dtype) {
   const auto bits = static_cast<std::uint8_t>(8 * size_of(dtype));
@@ -37,6 +40,8 @@ dlpack::DataType dlpack_type(DType dtype) {
       return {dlpack::kUInt, bits, 1};
     case 'i':
       return {dlpack::kInt, bits, 1};
+    case 'V':
+      return {dlpack::kBfloat, bits, 1};
     default:
       return {dlpack::kFloat, bits, 1};
   }
@@ -186,7 +191,21 @@ void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle s
   }
 }
 
+// NumPy has no bfloat16; float32 holds the same values.
+py::array bfloat16_to_numpy(const DeviceArray& array, StreamHandle stream) {
+  const TensorView& view = array.view();
+  std::vector<Bfloat16> held(static_cast<std::size_t>(view.count()));
+  copy_to_view(array, TensorView{held.data(), view.dtype, view.shape, {}}, stream);
+  py::array result = new_numpy_array(view.shape, DType::float32);
+  std::transform(held.begin(), held.end(), static_cast<float*>(result.mutable_data()),
+                 bfloat16_to_float);
+  return result;
+}
+
 py::array to_numpy(const DeviceArray& array, StreamHandle stream) {
+  if (array.view().dtype == DType::bfloat16) {
+    return bfloat16_to_numpy(array, stream);
+  }
   py::array result = new_numpy_array(array.view().shape, array.view().dtype);
   copy_to_view(array, TensorView{result.mutable_data(), array.view().dtype, array.view().shape, {}},
                stream);
@@ -232,6 +251,9 @@ py::array new_numpy_array(const Shape& shape, DType dtype) {
 }
 
 DType parse_dtype(const py::object& dtype) {
+  if (py::isinstance<py::str>(dtype) && dtype.cast<std::string>() == name_of(DType::bfloat16)) {
+    return DType::bfloat16;
+  }
   const auto name = py::dtype::from_args(dtype).attr("name").cast<std::string>();
   for (const DType known : kNumpyTypes) {
     if (name == name_of(known)) {
@@ -283,8 +305,12 @@ void register_device_array(py::module_& module) {
           py::arg("shape"))
       .def_property_readonly(
           "shape", [](const DeviceArray& array) { return shape_tuple(array.view().shape); })
-      .def_property_readonly(
-          "dtype", [](const DeviceArray& array) { return numpy_dtype(array.view().dtype); })
+      .def_property_readonly("dtype",
+                             [](const DeviceArray& array) -> py::object {
+                               const DType dtype = array.view().dtype;
+                               return dtype == DType::bfloat16 ? py::object(py::str(name_of(dtype)))
+                                                               : py::object(numpy_dtype(dtype));
+                             })
       .def_property_readonly(
           "device", [](const DeviceArray& array) { return to_string(array.view().device); })
       .def_property_readonly("nbytes",

@@ -67,7 +67,8 @@ DType result_dtype(const py::object& out, StreamHandle stream) {
     return DType::float32;
   }
   const ArrayArg given = ArrayArg::output(out, "out", stream);
-  return given.view().dtype == DType::float16 ? DType::float16 : DType::float32;
+  const DType dtype = given.view().dtype;
+  return dtype == DType::float16 || dtype == DType::bfloat16 ? dtype : DType::float32;
 }
 
 py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std::int64_t> size_hw,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zsseg_rt.bundle_specs import HALF_TENSORS
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.onnx import GraphExport, image_graph
 
 
-def export_descriptor_graphs(model: Any, folder: Path) -> dict[str, Path]:
+def export_descriptor_graphs(
+    model: Any, folder: Path, *, half: Collection[str] = HALF_TENSORS["descriptor"]
+) -> dict[str, Path]:
     """Write image encoder and decoder of a ZegCLIP or CLIP-RC in float32 and float16.
+
+    The float16 graphs take and give ``half`` in float16, by default as bundles have them.
 
     Returns the files by ``"NAME.PRECISION"``.
     """
@@ -28,5 +34,6 @@ def export_descriptor_graphs(model: Any, folder: Path) -> dict[str, Path]:
         dynamic={"queries": {1: ("classes", 1024)}},
     )
     encoder = image_graph(parts.image_encoder, parts.size_hw, ("patch_embeds", "cls_embed"))
-    save_graphs({"image_encoder": encoder, "decoder": decoder}, folder, ("float32", "float16"))
+    graphs = {"image_encoder": encoder, "decoder": decoder}
+    save_graphs(graphs, folder, ("float32", "float16"), half)
     return {path.name.removesuffix(".onnx"): path for path in folder.glob("*.onnx")}

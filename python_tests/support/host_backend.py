@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.computing_tensorrt import tensorrt_session
+from support.computing_tensorrt import run_on_host, tensorrt_session
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
+from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 
 
 class ForeignArray:
@@ -42,16 +43,18 @@ class HostSession:
 
     inner: Any
     foreign: bool
+    header: GraphHeader
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
-        results = self.inner.run({name: fetch(feed, stream) for name, feed in feeds.items()})
+        results = run_on_host(
+            self.inner, self.header, {name: fetch(feed, stream) for name, feed in feeds.items()}
+        )
         placed = {
-            name: ops.DeviceArray.from_numpy(np.array(result), 0, stream)
-            for name, result in results.items()
+            name: ops.DeviceArray.from_numpy(result, 0, stream) for name, result in results.items()
         }
         return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
 
@@ -62,27 +65,32 @@ class HostGraph:
 
     inner: Any
     kind: str
+    header: GraphHeader
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def session(self) -> Any:
         if self.kind == "TensorRT's":
-            return tensorrt_session(self.inner.session())
-        return HostSession(self.inner.session(), self.kind == "foreign arrays")
+            return tensorrt_session(self.inner.session(), self.header)
+        return HostSession(self.inner.session(), self.kind == "foreign arrays", self.header)
 
 
-def host_backend(monkeypatch: pytest.MonkeyPatch, session_kind: str) -> dict[str, Any]:
+def host_backend(
+    monkeypatch: pytest.MonkeyPatch, session_kind: str, *, host_name: str | None = None
+) -> dict[str, Any]:
     """Put it in the place of backend torch; returns the settings of an engine that uses it.
 
     Args:
         monkeypatch: Takes it away again.
         session_kind: ``"own arrays"``, ``"foreign arrays"`` or ``"TensorRT's"``.
+        host_name: The backend that computes; None: OpenVINO where it is installed, else torch.
     """
     if not registry.is_installed("openvino"):
         pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
-    host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
+    usual = "openvino" if registry.is_installed("openvino") else "torch"
+    host = registry.get_backend(host_name or usual)
 
     class HostBackend:
         name = "torch"
@@ -92,7 +100,8 @@ def host_backend(monkeypatch: pytest.MonkeyPatch, session_kind: str) -> dict[str
 
         def load(self, graph_path, *, device, precision, options):
             graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            return graph if device == "cpu" else HostGraph(graph, session_kind)
+            header = check_graph(graph_path)
+            return graph if device == "cpu" else HostGraph(graph, session_kind, header)
 
     real = registry.get_backend
     monkeypatch.setattr(

@@ -19,10 +19,12 @@ def build_image_encoder_plan(
     from zsseg_rt.backends.base import BackendOptions
 
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
-    file = bundle / Bundle.load(bundle).graphs["image_encoder"][precision].file
+    entry = Bundle.load(bundle).graphs["image_encoder"][precision]
+    file = bundle / entry.file
     options = BackendOptions(compute_capability="8.9")
     report: dict[str, Any] = BACKEND.build_plan(file, precision=precision, options=options).report
     multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
     assert multiplied == {precision}
-    assert {spec["dtype"] for spec in report["inputs"] + report["outputs"]} == {"float32"}
+    stated = [(spec.name, spec.dtype) for spec in (*entry.inputs, *entry.outputs)]
+    assert [(row["name"], row["dtype"]) for row in report["inputs"] + report["outputs"]] == stated
     return report

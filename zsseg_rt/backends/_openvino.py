@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.arrays import Array, TensorSpec, widened
 from zsseg_rt.backends._mapped_files import page_out
-from zsseg_rt.backends._openvino_core import process_core
+from zsseg_rt.backends._openvino_core import process_core, widened_model
 from zsseg_rt.backends._openvino_nodes import PastRuns, describe_layer, node_times
 from zsseg_rt.backends.base import (
     BackendOptions,
@@ -116,7 +116,7 @@ class _OpenVinoGraph:
         ranges: Mapping[str, Bounds] | None,
     ) -> None:
         self._compiled: Any = compiled
-        self.inputs, self.outputs = header.inputs, header.outputs
+        self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.precision, self.ranges = precision, ranges
         self.past = PastRuns()
 
@@ -315,7 +315,7 @@ def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folde
 
 def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
     try:
-        return core.compile_model(str(graph_path), "CPU", settings)
+        return core.compile_model(widened_model(core, graph_path), "CPU", settings)
     except _RAISED as exc:
         raise BackendError(
             f"{graph_path}: OpenVINO cannot compile the graph: {_problem(exc)}"

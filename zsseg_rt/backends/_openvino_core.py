@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+from zsseg_rt.arrays import HALF_PRECISIONS
+from zsseg_rt.backends.graph_check.graph import map_file, read_graph
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["process_core"]
+__all__ = ["process_core", "widened_model"]
 
 _lock = threading.Lock()
 _core: Any = None
@@ -35,3 +38,33 @@ def process_core() -> Any:
         if _core is None:
             _core = openvino.Core()
         return _core
+
+
+def widened_model(core: Any, path: Path) -> Any:
+    """What is compiled for a graph: its path, or a model, if it has to be changed first.
+
+    Inputs and outputs of half precision become float32. The conversions are part of the model, and
+    compiled for float32 they vanish.
+
+    Args:
+        core: The process's core.
+        path: A checked ``.onnx`` file.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read the file.
+    """
+    header = read_graph(map_file(path))
+    if all(spec.dtype not in HALF_PRECISIONS for spec in (*header.inputs, *header.outputs)):
+        return str(path)
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    model = core.read_model(str(path))
+    halves, edges = (Type.f16, Type.bf16), PrePostProcessor(model)
+    for index, value in enumerate(model.inputs):
+        if value.get_element_type() in halves:
+            edges.input(index).tensor().set_element_type(Type.f32)
+    for index, value in enumerate(model.outputs):
+        if value.get_element_type() in halves:
+            edges.output(index).tensor().set_element_type(Type.f32)
+    return edges.build()

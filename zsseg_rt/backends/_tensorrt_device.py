@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from zsseg_rt.arrays import typestr_of
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
 __all__ = ["DeviceFeed", "Gpu", "native", "on_device", "open_gpu", "order_after", "read_feed"]
@@ -147,6 +148,8 @@ def read_feed(name: str, array: Any) -> DeviceFeed:
 def _dtype_name(name: str, typestr: str) -> str:
     kinds = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
     kind, width = typestr[1], typestr[2:]
+    if typestr == typestr_of("bfloat16"):
+        return "bfloat16"
     if typestr[0] not in "<|=" or kind not in kinds:
         raise DTypeError(f"{name}: expected native numbers, got dtype {typestr!r}. Convert it.")
     return "bool" if kind == "b" else f"{kinds[kind]}{int(width) * 8}"

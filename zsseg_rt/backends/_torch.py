@@ -16,8 +16,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt import _C
-from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.backends._torch_graph.arrays import DeviceResult, read_device, read_host
+from zsseg_rt.arrays import Array, TensorSpec, widened
+from zsseg_rt.backends._torch_graph.arrays import (
+    DeviceResult,
+    read_device,
+    read_host,
+    wide,
+)
 from zsseg_rt.backends._torch_graph.program import Program
 from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
 from zsseg_rt.backends.base import (
@@ -105,6 +110,8 @@ class _TorchGraph:
         self._program: Program | None = program
         self.report = MappingProxyType(dict(report))
         self.inputs, self.outputs = header.inputs, header.outputs
+        if device == "cpu":
+            self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.device, self.precision, self.ranges = device, precision, ranges
 
     def session(self) -> Session:
@@ -163,7 +170,7 @@ class _TorchSession:
             results = self._program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
-                return {name: tensor.numpy() for name, tensor in ready.items()}
+                return {name: wide(tensor).numpy() for name, tensor in ready.items()}
             return {name: DeviceResult(tensor, stream) for name, tensor in ready.items()}
 
     def profile(

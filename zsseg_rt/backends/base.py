@@ -140,11 +140,15 @@ class Session(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's inputs, in graph order."""
+        """What :meth:`run` takes, in graph order.
+
+        On CUDA of the dtypes that the graph's file states. On the CPU half precision is float32:
+        NumPy has no bfloat16, and the backends widen within the graph, which rounds nothing.
+        """
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's outputs, in graph order."""
+        """What :meth:`run` gives, in graph order; of the dtypes that :attr:`inputs` explains."""
 
     @property
     def device(self) -> str:
@@ -205,11 +209,11 @@ class CompiledGraph(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's inputs, in graph order."""
+        """What its sessions take; see :attr:`Session.inputs`."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's outputs, in graph order."""
+        """What its sessions give; see :attr:`Session.inputs`."""
 
     @property
     def device(self) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.backends.graph_check.graph import map_file, read_graph
 from zsseg_rt.backends.registry import Placement
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundle import MANIFEST, Bundle
+from zsseg_rt.bundle_specs import GraphEntry
+from zsseg_rt.errors import BundleError
 from zsseg_rt.files import why_unwritable
 
-__all__ = ["load_graph", "load_text_encoder", "usable_cache"]
+__all__ = ["check_connections", "load_graph", "load_text_encoder", "usable_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,24 +60,61 @@ def load_graph(
         options: Settings of the backend.
 
     Raises:
-        BundleError: The bundle lacks the graph, or its file is altered.
+        BundleError: The bundle lacks the graph, its file is altered, or it takes or gives other
+            dtypes than the manifest states.
         PrecisionNotApplied: The precision cannot be given.
     """
     backend = registry.get_backend(placement.backend)
     choice = backend.choose(
         bundle.variants(name), precision, device=placement.device, allowed=allowed
     )
-    graph = backend.load(
-        bundle.open_path(bundle.graph(name, choice.variant)),
-        device=placement.device,
-        precision=choice.precision,
-        options=options,
-    )
+    entry = bundle.graph(name, choice.variant)
+    path = bundle.open_path(entry)
+    graph = backend.load(path, device=placement.device, precision=choice.precision, options=options)
+    try:
+        _check_stated(f"{bundle.path / MANIFEST}: graphs.{name}.{choice.variant}", entry, path)
+    except BundleError:
+        graph.close()
+        raise
     _log.info(
         "%s: %s on %s at %s, from the %s graph",
         name, placement.backend, placement.device, graph.precision, choice.variant,
     )  # fmt: skip
     return graph
+
+
+def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> None:
+    """Refuse graphs of which one gives another dtype than the next one takes.
+
+    Within one precision the manifest is checked; here the graphs may be of several.
+
+    Raises:
+        BundleError: Two graphs do not fit each other.
+    """
+    given = {
+        spec.name: (name, spec.dtype) for name, graph in graphs.items() for spec in graph.outputs
+    }
+    for name, graph in graphs.items():
+        for spec in graph.inputs:
+            maker, dtype = given.get(spec.name, (name, spec.dtype))
+            if dtype != spec.dtype:
+                raise BundleError(
+                    f"{bundle.path}: {spec.name}: expected {spec.dtype}, which {name} in "
+                    f"{graph.precision} takes, got {dtype} from {maker} in "
+                    f"{graphs[maker].precision}. Export both graphs in the same precisions."
+                )
+
+
+def _check_stated(where: str, entry: GraphEntry, path: Path) -> None:
+    header = read_graph(map_file(path))
+    for side in ("inputs", "outputs"):
+        stated = {spec.name: spec.dtype for spec in getattr(entry, side)}
+        found = {spec.name: spec.dtype for spec in getattr(header, side)}
+        if stated != found:
+            raise BundleError(
+                f"{where}.{side}: expected the graph's {found}, got {stated}. Export the bundle "
+                "again."
+            )
 
 
 def load_text_encoder(bundle: Bundle, *, num_threads: int, cache_dir: Path | None) -> Session:

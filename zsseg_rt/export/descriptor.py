@@ -27,11 +27,11 @@ __all__ = ["export_descriptor"]
 def export_descriptor(model: DescriptorModel, options: ExportOptions) -> ExportedModel:
     """Split a ZegCLIP or CLIP-RC into a bundle's parts.
 
-    Graphs and tensors, all float32 whatever the precision inside: ``image_encoder``: ``image``
-    [1, 3, H, W] to ``patch_embeds`` [1, N, M] and ``cls_embed`` [R, D], one row per cell
-    (ZegCLIP: one), for a CLIP-RC with cosines also ``clip_embeds`` [1, N, D]; ``decoder``:
-    ``queries`` [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and
-    ``patch_keys`` [1, N, E].
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
+    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one), for a CLIP-RC with cosines also
+    ``clip_embeds`` [1, N, D]; ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
+    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]. Float16 graphs have those of
+    :data:`zsseg_rt.bundle_specs.HALF_TENSORS` in float16; all others are float32.
 
     Raises:
         ShapeError: The model does not accept this size.

@@ -1,12 +1,13 @@
 """Turn a float32 ONNX graph into a float16 one that keeps what overflows in float32.
 
 LayerNorm, softmax and L2 norms stay float32 between explicit casts; every other floating-point
-operation and weight becomes float16. Inputs and outputs stay float32, so callers see one interface.
+operation and weight becomes float16. So do the inputs and outputs that are named; the others stay
+float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
@@ -23,11 +24,13 @@ _MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsque
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float16 version of a float32 graph, with float32 inputs and outputs.
+def to_float16(model: onnx.ModelProto, *, half: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a float16 version of a float32 graph.
 
     Args:
         model: A graph without control flow, its value types inferable, weights inside the file.
+        half: Names of inputs and outputs that become float16, where the graph has them and they are
+            float32; the others stay as they are.
 
     Returns:
         A new model; ``model`` is not changed.
@@ -35,11 +38,11 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         CheckpointError: A weight does not fit into float16.
     """
-    return _Converter(model).convert()
+    return _Converter(model, half).convert()
 
 
 class _Converter:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, half: Collection[str]) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         self._model = model
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -48,7 +51,9 @@ class _Converter:
             for value in _values(inferred.graph)
             if value.type.tensor_type.elem_type == TensorProto.FLOAT
         } | {n for n, t in self._initializers.items() if t.data_type == TensorProto.FLOAT}
-        self._in_float32 = {value.name for value in model.graph.input} & self._is_float
+        self._half = set(half) & self._is_float
+        inputs = {value.name for value in model.graph.input}
+        self._in_float32 = (inputs & self._is_float) - self._half
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, TensorProto] = {}
         self._casts: dict[tuple[str, int], str] = {}
@@ -63,6 +68,9 @@ class _Converter:
             result.graph.ClearField(field)
         result.graph.node.extend(self._nodes)
         result.graph.initializer.extend(self._weights.values())
+        for value in (*result.graph.input, *result.graph.output):
+            if value.name in self._half:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT16
         onnx.checker.check_model(result)
         return result
 
@@ -78,12 +86,22 @@ class _Converter:
         for index, name in enumerate(node.output):
             if name not in self._is_float:
                 continue
-            if wide:
+            if name in outputs and wide == (name in self._half):
+                self._cast_output(copy, index)
+            elif wide:
                 self._in_float32.add(name)
-            elif name in outputs:
-                copy.output[index] = f"{name}.float16"
-                self._nodes.append(_cast(copy.output[index], name, TensorProto.FLOAT))
-                self._in_float32.add(name)
+
+    def _cast_output(self, node: onnx.NodeProto, index: int) -> None:
+        """Give an output of the graph the type it is stated with; both stay available inside."""
+        name = node.output[index]
+        narrow = name in self._half
+        inside = f"{name}.float32" if narrow else f"{name}.float16"
+        node.output[index] = inside
+        kind = TensorProto.FLOAT16 if narrow else TensorProto.FLOAT
+        self._nodes.append(_cast(inside, name, kind))
+        self._casts[name, TensorProto.FLOAT if narrow else TensorProto.FLOAT16] = inside
+        if not narrow:
+            self._in_float32.add(name)
 
     def _stays_float32(self, node: onnx.NodeProto) -> bool:
         if node.op_type in _FLOAT32_OPS:

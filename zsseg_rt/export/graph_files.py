@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,10 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def save_graphs(
-    graphs: Mapping[str, GraphSource], folder: Path, precisions: Sequence[str]
+    graphs: Mapping[str, GraphSource],
+    folder: Path,
+    precisions: Sequence[str],
+    half: Collection[str] = (),
 ) -> GraphFiles:
     """Write ``NAME.PRECISION.onnx`` for every graph and precision.
 
@@ -55,6 +58,7 @@ def save_graphs(
         graphs: What to write, by graph name.
         folder: Existing folder to write into.
         precisions: Variants, of ``"float32"`` and ``"float16"``.
+        half: Names of inputs and outputs that the float16 graphs take and give in float16.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
@@ -64,19 +68,27 @@ def save_graphs(
         CheckpointError: A weight does not fit into float16.
     """
     return {
-        name: save_variants(graph.to_onnx(name), name, folder, precisions)
+        name: save_variants(graph.to_onnx(name), name, folder, precisions, half)
         for name, graph in graphs.items()
     }
 
 
 def save_variants(
-    graph: onnx.ModelProto, name: str, folder: Path, precisions: Sequence[str]
+    graph: onnx.ModelProto,
+    name: str,
+    folder: Path,
+    precisions: Sequence[str],
+    half: Collection[str] = (),
 ) -> dict[str, GraphEntry]:
-    """Write one float32 graph in several precisions and describe the files."""
+    """Write one float32 graph in several precisions and describe the files.
+
+    ``half`` names inputs and outputs as in :func:`save_graphs`.
+    """
     entries = {}
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
-        onnx.save(to_float16(graph) if precision == "float16" else store_exact_halves(graph), path)
+        is_half = precision == "float16"
+        onnx.save(to_float16(graph, half=half) if is_half else store_exact_halves(graph), path)
         entries[precision] = describe_graph(path, folder)
     return entries
 

@@ -111,7 +111,7 @@ class BoundClasses:
     Attributes:
         vocabulary: The classes.
         seen: bool [P], phrases that training saw; None if the bundle names no seen class.
-        text_embeds: float32 [P, D].
+        text_embeds: float32 [P, D]; where adopted beside patches in float16, maybe float16.
         text_queries: float32 [P, E]: the image-independent half of the class queries; None in
             families without it.
         bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes
@@ -240,7 +240,8 @@ class Pipeline(Protocol):
         """Run the graphs and compare their output with the classes.
 
         Args:
-            image: float32 [1, 3, h, w], preprocessed, on the device.
+            image: [1, 3, h, w], preprocessed, on the device, of the dtype that the encoder
+                takes.
             classes: What :meth:`adopt` returned.
             clock: Marked at the end of every stage.
             run: Runs what is enqueued between two looks of the host; families in one part have no

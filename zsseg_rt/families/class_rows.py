@@ -36,7 +36,13 @@ def _sizes() -> Iterator[int]:
     return chain((8, 16, 32, 64, 128, 254), (1 << power for power in count(9)))
 
 
-def adopt_rows(classes: BoundClasses, num_rows: int | None, workspace: Workspace) -> BoundClasses:
+def adopt_rows(
+    classes: BoundClasses,
+    num_rows: int | None,
+    workspace: Workspace,
+    *,
+    text_dtype: str = "float32",
+) -> BoundClasses:
     """Copy text embeddings, seen flags and the label table into a lane's buffers.
 
     On the CPU, arrays are used where they are, and the lane maps phrases to classes.
@@ -45,16 +51,18 @@ def adopt_rows(classes: BoundClasses, num_rows: int | None, workspace: Workspace
         classes: Host arrays.
         num_rows: See :meth:`zsseg_rt.families.base.Pipeline.adopt`.
         workspace: The lane's.
+        text_dtype: What the copied text embeddings are rounded to, ``"float32"`` or ``"float16"``.
     """
     if workspace.device == "cpu":
         return classes
+    text_embeds = classes.text_embeds.astype(text_dtype, copy=False)
     vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
     rows = phrases if num_rows is None else num_rows
     table = vocabulary.label_table[:rows]
     seen = None if classes.seen is None else repeated_rows(np.asarray(classes.seen), rows)
     return replace(
         classes,
-        text_embeds=workspace.upload("text_embeds", repeated_rows(classes.text_embeds, rows)),
+        text_embeds=workspace.upload("text_embeds", repeated_rows(text_embeds, rows)),
         seen=None if seen is None else workspace.upload("seen", seen),
         num_phrases=workspace.upload("num_phrases", np.array([phrases], np.int32)),
         label_table=workspace.upload(f"label_table {table.dtype}", table),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.arrays import Array, dtype_of, reshaped
 from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
@@ -74,8 +74,14 @@ class DensePipeline:
         self._head, self._image_encoder, self._workspace = head, image_encoder, workspace
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
-        """Copy the text embeddings and how labels are made of phrases."""
-        return adopt_rows(classes, num_rows, self._workspace)
+        """Copy the text embeddings and how labels are made of phrases.
+
+        Beside patches in float16 the embeddings are rounded to float16 too: matrix units multiply
+        two arrays of one type.
+        """
+        patches = dtype_of("patch_embeds", self._image_encoder.outputs)
+        text_dtype = "float16" if patches == "float16" else "float32"
+        return adopt_rows(classes, num_rows, self._workspace, text_dtype=text_dtype)
 
     def masks(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.arrays import Array, dtype_of, reshaped
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle_specs import PreprocessSpec
 from zsseg_rt.clock import NvtxRanges
@@ -249,8 +249,9 @@ class FramePath:
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
 
     def _image(self, frame: Array, trace: Trace | None = None) -> Array:
-        """The encoder's input, float32 [1, 3, h, w] on the device."""
+        """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
         spec, workspace = self._preprocess, self._workspace
+        dtype = dtype_of("image", self._sessions["image_encoder"].inputs)
         on_host = isinstance(frame, np.ndarray)
         pixels = ops.preprocess(
             workspace.upload_frame(frame) if on_host else frame,
@@ -258,7 +259,7 @@ class FramePath:
             mean=spec.mean,
             std=spec.std,
             channel_order=self._config.channel_order,
-            out=workspace.array("image", (3, *spec.size_hw), np.float32),
+            out=workspace.array("image", (3, *spec.size_hw), dtype),
             stream=workspace.stream,
         )
         image = reshaped(pixels, (1, 3, *spec.size_hw))

@@ -4,7 +4,8 @@ Arrays are NumPy arrays, or anything with the buffer protocol, ``__dlpack__`` or
 ``__cuda_array_interface__``. They must be C-contiguous, aligned (at an address that is a multiple
 of their elements' size) and of the stated dtype: nothing is copied or converted silently. All
 arrays of a call are on one device, and so is the result: a NumPy array on the CPU and a
-:class:`DeviceArray` on CUDA, unless ``out`` is given.
+:class:`DeviceArray` on CUDA, unless ``out`` is given. bfloat16, which NumPy does not have, is taken
+from other libraries' arrays (torch's, by DLPack) and from a :class:`DeviceArray`.
 
 On CUDA a call returns before the work has run: it is enqueued on ``stream`` (a ``cudaStream_t`` as
 an integer; 0 is the legacy default stream), and the inputs must stay alive until then.
@@ -118,7 +119,7 @@ def preprocess(
         std: Like ``mean``, above 0.
         channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
         colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
-        out: Array to write, float32 or float16 ``[3, h, w]``. A new float32 one if None.
+        out: Array to write, float32, float16 or bfloat16 ``[3, h, w]``. A new float32 one if None.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -422,7 +423,7 @@ def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> A
     """Tell whether an array holds neither NaN nor infinity, on the array's own device.
 
     Args:
-        values: float32 or float16, any shape.
+        values: float32, float16 or bfloat16, any shape.
         out: Array to write, uint8 ``[1]``. A new one if None.
         stream: CUDA stream to enqueue on.
 

@@ -30,7 +30,7 @@ def upsample_argmax(
     ``seen``, argmax with ties to the lowest index.
 
     Args:
-        logits: float32 or float16 ``[B, C, h, w]``.
+        logits: float32, float16 or bfloat16 ``[B, C, h, w]``, widened exactly.
         out_hw: Height and width of the result.
         activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` (over classes).
         seen: bool ``[C]``; None means that no class is seen.

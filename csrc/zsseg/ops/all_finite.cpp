@@ -6,7 +6,7 @@
 namespace zsseg {
 
 Shape all_finite_shape(const TensorView& values) {
-  expect_dtype("values", values, {DType::float32, DType::float16});
+  expect_dtype("values", values, {DType::float32, DType::float16, DType::bfloat16});
   return {1};
 }
 

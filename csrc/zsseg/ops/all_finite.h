@@ -14,9 +14,12 @@ ZSSEG_HOST_DEVICE bool is_finite(float value) {
 ZSSEG_HOST_DEVICE bool is_finite(Half value) {
   return (value.bits & 0x7c00u) != 0x7c00u;
 }
+ZSSEG_HOST_DEVICE bool is_finite(Bfloat16 value) {
+  return (value.bits & 0x7f80u) != 0x7f80u;
+}
 
-// values float32 or float16 of any shape -> uint8 [1]: 1 if every value is finite, else 0.
-// Checks the input and returns the result's shape.
+// values float32, float16 or bfloat16 of any shape -> uint8 [1]: 1 if every value is finite, else
+// 0. Checks the input and returns the result's shape.
 Shape all_finite_shape(const TensorView& values);
 
 void all_finite(const TensorView& values, const TensorView& out, StreamHandle stream);

@@ -26,7 +26,7 @@ bool finite_range(const T* values, std::int64_t count) {
 void all_finite_cpu(const TensorView& values, const TensorView& out) {
   std::atomic<bool> finite{true};
   parallel_for(0, values.count(), kGrainValues, [&](std::int64_t begin, std::int64_t end) {
-    ZSSEG_DISPATCH_FLOAT(values.dtype, T, {
+    ZSSEG_DISPATCH_ANY_FLOAT(values.dtype, T, {
       if (!finite_range(values.as<const T>() + begin, end - begin)) {
         finite.store(false, std::memory_order_relaxed);
       }

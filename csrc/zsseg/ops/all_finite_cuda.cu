@@ -42,7 +42,7 @@ void all_finite_cuda(const TensorView& values, const TensorView& out, StreamHand
       std::clamp<std::int64_t>((count + kBlockValues - 1) / kBlockValues, 1, kMostBlocks));
   launch("begin_finite_kernel", begin_finite_kernel, {1, 1}, to_stream(stream),
          out.as<std::uint8_t>());
-  ZSSEG_DISPATCH_FLOAT(
+  ZSSEG_DISPATCH_ANY_FLOAT(
       values.dtype, T,
       launch("all_finite_kernel", all_finite_kernel<T>, {blocks, kBlockValues}, to_stream(stream),
              values.as<const T>(), count, out.as<std::uint8_t>()));

@@ -65,9 +65,7 @@ Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params)
 void preprocess(const CameraFrame& frame, const TensorView& out, const PreprocessParams& params,
                 StreamHandle stream) {
   const Shape shape = preprocess_shape(frame, params);
-  if (out.dtype != DType::float16) {
-    expect_dtype("out", out, {DType::float32});
-  }
+  expect_dtype("out", out, {DType::float32, DType::float16, DType::bfloat16});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "frame", frame.pixels);
   ZSSEG_RUN_KERNEL(out, preprocess, stream, frame, out, params);

@@ -29,9 +29,9 @@ struct CameraFrame {
   const TensorView* chroma = nullptr;
 };
 
-// frame -> float32 or float16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. Half-pixel centres,
-// no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is resized. Checks
-// the inputs and returns the shape.
+// frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. Half-pixel
+// centres, no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is
+// resized. Checks the inputs and returns the shape.
 Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params);
 
 void preprocess(const CameraFrame& frame, const TensorView& out, const PreprocessParams& params,

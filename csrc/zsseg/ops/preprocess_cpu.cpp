@@ -65,6 +65,13 @@ inline float channel_of(std::uint32_t word, int shift) {
   return static_cast<float>(static_cast<std::int32_t>((word >> shift) & 0xffu));
 }
 
+inline void narrow(float value, Half& to) {
+  to = float_to_half(value);
+}
+inline void narrow(float value, Bfloat16& to) {
+  to = float_to_bfloat16(value);
+}
+
 // One block of one result row, all three planes.
 template <typename T>
 void preprocess_block(const Source& source, const BilinearTap& row, const ColumnTaps& taps,
@@ -97,7 +104,7 @@ void preprocess_block(const Source& source, const BilinearTap& row, const Column
     }
     if constexpr (!std::is_same_v<T, float>) {
       for (int column = 0; column < count; ++column) {
-        plane_out[column] = float_to_half(wide[column]);
+        narrow(wide[column], plane_out[column]);
       }
     }
   }
@@ -152,8 +159,8 @@ void preprocess_cpu(const CameraFrame& frame, const TensorView& out,
   const Source source = {
       pixels, frame.chroma == nullptr ? nullptr : frame.chroma->as<const std::uint8_t>(),
       pixel_bytes * width, pixels + pixel_bytes * (height * width - 1), yuv_to_rgb(params.matrix)};
-  ZSSEG_DISPATCH_FLOAT(out.dtype, T,
-                       preprocess_rows(source, frame.pixels, pixel_bytes, out.as<T>(), params));
+  ZSSEG_DISPATCH_ANY_FLOAT(out.dtype, T,
+                           preprocess_rows(source, frame.pixels, pixel_bytes, out.as<T>(), params));
 }
 
 }  // namespace ZSSEG_ISA_NAMESPACE

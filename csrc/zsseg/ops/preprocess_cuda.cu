@@ -18,7 +18,7 @@ constexpr int kColumns = kBlockX * kRun;
 struct Problem {
   const std::uint8_t* pixels;  // [height, width, 3], or [height, width] with
   const std::uint8_t* chroma;  // [height / 2, width / 2, 2]
-  void* out;                   // float or Half [3, out_height, out_width]
+  void* out;                   // float, Half or Bfloat16 [3, out_height, out_width]
   std::uint32_t height, width, out_height, out_width;
   bool words;  // the frame may be read in words of four bytes
   bool runs;   // the result may be written in runs
@@ -84,6 +84,9 @@ __device__ void convert(float value, Half& to) {
 #else
   to = float_to_half(value);
 #endif
+}
+__device__ void convert(float value, Bfloat16& to) {
+  to = float_to_bfloat16(value);
 }
 
 // A block computes the taps of its kColumns x kBlockY pixels once; a thread then takes kRun pixels
@@ -159,7 +162,7 @@ void preprocess_cuda(const CameraFrame& frame, const TensorView& out,
   problem.matrix = yuv_to_rgb(params.matrix);
   const dim3 grid((problem.out_width + kColumns - 1) / kColumns,
                   (problem.out_height + kBlockY - 1) / kBlockY);
-  ZSSEG_DISPATCH_FLOAT(out.dtype, T, {
+  ZSSEG_DISPATCH_ANY_FLOAT(out.dtype, T, {
     launch("preprocess_kernel",
            frame.chroma == nullptr ? preprocess_kernel<T, false> : preprocess_kernel<T, true>,
            {grid, dim3(kBlockX, kBlockY)}, to_stream(stream), problem);

@@ -89,7 +89,7 @@ std::int64_t count_seen(const TensorView* seen, std::int64_t num_classes, float 
 Shape upsample_argmax_shape(const UpsampleArgmaxInputs& inputs,
                             const UpsampleArgmaxParams& params) {
   const TensorView& logits = inputs.logits;
-  expect_dtype("logits", logits, {DType::float32, DType::float16});
+  expect_dtype("logits", logits, {DType::float32, DType::float16, DType::bfloat16});
   expect_shape("logits", logits, {kAnySize, kAnySize, kAnySize, kAnySize});
   check_sizes(logits, params);
   if (inputs.seen != nullptr) {

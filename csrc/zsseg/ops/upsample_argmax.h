@@ -20,7 +20,7 @@ struct UpsampleArgmaxParams {
 
 // Null is left out. All on the logits' device, but `seen` may be on the CPU.
 struct UpsampleArgmaxInputs {
-  TensorView logits;                 // float32 or float16 [B,C,h,w]
+  TensorView logits;                 // float32, float16 or bfloat16 [B,C,h,w]
   const TensorView* seen = nullptr;  // bool [C]
   const TensorView* label_table =
       nullptr;  // uint8 or uint16 [C or more]: stored in a class's stead

@@ -25,9 +25,9 @@ constexpr int kSeenBit = 1 << 16;  // of a survivor: above its class index
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 struct Problem {
-  const void* logits;                 // float or Half [batch, num_classes, in_height, in_width]
-  const std::uint8_t* seen;           // [num_classes], or null: the bits below
-  const void* label_table;            // Label [num_classes], or null
+  const void* logits;        // float, Half or Bfloat16 [batch, num_classes, in_height, in_width]
+  const std::uint8_t* seen;  // [num_classes], or null: the bits below
+  const void* label_table;   // Label [num_classes], or null
   const std::int32_t* valid_classes;  // [1]: how many classes count, or null: all
   void* labels;                       // Label [batch, out_height, out_width]
   float* scores;                      // [batch, out_height, out_width], or null
@@ -35,7 +35,7 @@ struct Problem {
   int cell_columns, slices;
   float row_inverse, column_inverse;  // of 2 * out_height and 2 * out_width
   float seen_bias, unknown_below;
-  bool is_half, wide_labels, aligned, needs_scores, needs_denominator;
+  bool is_half, is_bfloat16, wide_labels, aligned, needs_scores, needs_denominator;
   std::uint32_t seen_bits[kSeenWords];  // from host memory, a bit a class
 };
 
@@ -64,6 +64,9 @@ __device__ float widen(float value) {
 }
 __device__ float widen(Half value) {
   return half_to_float(value);
+}
+__device__ float widen(Bfloat16 value) {
+  return bfloat16_to_float(value);
 }
 
 template <int kGroups>
@@ -97,6 +100,9 @@ __device__ float logit_at(const Problem& problem, int c, int row, int column) {
   column = column < problem.in_width ? column : problem.in_width - 1;
   const std::int64_t at = first_logit(problem) +
                           (std::int64_t{c} * problem.in_height + row) * problem.in_width + column;
+  if (problem.is_bfloat16) {
+    return sanitize(widen(static_cast<const Bfloat16*>(problem.logits)[at]));
+  }
   return sanitize(problem.is_half ? widen(static_cast<const Half*>(problem.logits)[at])
                                   : static_cast<const float*>(problem.logits)[at]);
 }
@@ -136,6 +142,8 @@ class Staged {
     __syncthreads();
     if (problem.is_half) {
       stage<Half>(problem, cell, first, count(cell), tile_);
+    } else if (problem.is_bfloat16) {
+      stage<Bfloat16>(problem, cell, first, count(cell), tile_);
     } else {
       stage<float>(problem, cell, first, count(cell), tile_);
     }

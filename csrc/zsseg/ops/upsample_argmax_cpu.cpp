@@ -26,9 +26,15 @@ ZSSEG_SIMD_FN void load_points(const float* from, float* to) {
   }
 }
 
-ZSSEG_SIMD_FN void load_points(const std::uint16_t* from, float* to) {
+ZSSEG_SIMD_FN void load_points(const Half* from, float* to) {
   for (int i = 0; i < kPoints; i += kLanes) {
-    store(to + i, widen_half(from + i));
+    store(to + i, widen_half(&from[i].bits));
+  }
+}
+
+ZSSEG_SIMD_FN void load_points(const Bfloat16* from, float* to) {
+  for (int i = 0; i < kPoints; i += kLanes) {
+    store(to + i, widen_bfloat16(&from[i].bits));
   }
 }
 
@@ -295,11 +301,7 @@ void upsample_argmax_cpu(const UpsampleArgmaxInputs& inputs, const TensorView& l
     image.labels = labels.as<char>() + b * out_step * size_of(labels.dtype);
     image.scores = scores == nullptr ? nullptr : scores->as<float>() + b * out_step;
     ZSSEG_DISPATCH_LABEL(labels.dtype, Label, {
-      if (logits.dtype == DType::float16) {
-        label_image<std::uint16_t, Label>(image, layout, base);
-      } else {
-        label_image<float, Label>(image, layout, base);
-      }
+      ZSSEG_DISPATCH_ANY_FLOAT(logits.dtype, T, (label_image<T, Label>(image, layout, base)));
     });
   }
 }

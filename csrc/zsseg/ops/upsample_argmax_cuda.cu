@@ -269,6 +269,7 @@ Problem describe(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
   problem.seen_bias = params.seen_bias;
   problem.unknown_below = params.unknown_below;
   problem.is_half = logits.dtype == DType::float16;
+  problem.is_bfloat16 = logits.dtype == DType::bfloat16;
   problem.wide_labels = labels.dtype == DType::uint16;
   problem.aligned = problem.out_width % 4 == 0 &&
                     is_aligned(labels.data, 4 * size_of(labels.dtype)) &&

@@ -96,6 +96,11 @@ ZSSEG_SIMD_FN VecF widen_half(const uint16_t* from) {
   return (VecF)((VecI)value | ((half & 0x8000) << 16));
 }
 
+ZSSEG_SIMD_FN VecF widen_bfloat16(const uint16_t* from) {
+  return (VecF)(__builtin_convertvector(*reinterpret_cast<const HalfBitsMemory*>(from), VecI)
+                << 16);
+}
+
 // exp(x) for x in [-87, 88], clamped to it; within 2 units in the last place.
 ZSSEG_SIMD_FN VecF exp_vec(VecF x) {
   x = max(min(x, splat(88.0f)), splat(-87.0f));

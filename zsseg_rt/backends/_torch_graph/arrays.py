@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.backends.feeds import check_feed
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DeviceResult", "read_device", "read_host"]
+__all__ = ["DeviceResult", "read_device", "read_host", "wide"]
 
 
 class DeviceResult:
@@ -34,7 +34,7 @@ class DeviceResult:
         self.shape = tuple(tensor.shape)
         self.__cuda_array_interface__ = {
             "shape": self.shape,
-            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
+            "typestr": typestr_of(str(tensor.dtype).removeprefix("torch.")),
             "data": (tensor.data_ptr(), False),
             "strides": None,
             "version": 3,
@@ -45,6 +45,11 @@ class DeviceResult:
         """The leading elements with another shape, no copy."""
         leading = self.tensor.reshape(-1)[: math.prod(shape)]
         return DeviceResult(leading.view(shape), self._stream)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32, anything else as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:

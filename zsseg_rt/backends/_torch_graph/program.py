@@ -28,10 +28,14 @@ class Program:
     Args:
         graph: What is run.
         precision: ``"float16"`` if any weight is float16, otherwise ``"float32"``.
+        output_dtypes: What the file says of the results, by name.
     """
 
-    def __init__(self, graph: Graph, precision: str) -> None:
+    def __init__(
+        self, graph: Graph, precision: str, output_dtypes: Mapping[str, torch.dtype]
+    ) -> None:
         self.precision = precision
+        self._output_dtypes = output_dtypes
         self.lowered: torch.dtype | None = None
         self._placed: dict[str, Tensor] = {}
         self._graph = graph
@@ -54,11 +58,12 @@ class Program:
             raise BackendError(f"{path}: expected an ONNX graph, got {exc}") from exc
         outputs = tuple(value.name for value in proto.output)
         nodes = _decode_nodes(proto, constants, path)
-        graph = Graph(nodes, constants, outputs, _input_dtypes(proto))
+        graph = Graph(nodes, constants, outputs, _dtypes(proto.input))
         used = {name for node in nodes for name in node.inputs} | set(outputs)
         graph.constants = {name: held for name, held in constants.items() if name in used}
         kinds = {str(tensor.dtype) for tensor in graph.constants.values()}
-        return cls(graph, "float16" if "torch.float16" in kinds else "float32")
+        precision = "float16" if "torch.float16" in kinds else "float32"
+        return cls(graph, precision, _dtypes(proto.output))
 
     @property
     def nodes(self) -> list[Node]:
@@ -105,15 +110,15 @@ class Program:
     def run(
         self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the graph's outputs; floating-point results are float32.
+        """Compute the graph's outputs, of the dtypes that its file states.
 
         Args:
-            feeds: The graph's inputs.
+            feeds: The graph's inputs; floating-point ones are cast to the stated dtypes.
             on_node: Called after each node.
         """
         from zsseg_rt.backends._torch_graph.operators import RUNNABLE
 
-        values = {name: self._lower(tensor) for name, tensor in feeds.items()}
+        values = {name: self._take(name, tensor) for name, tensor in feeds.items()}
         for node, last_uses in zip(self.nodes, self._last_uses, strict=True):
             inputs = [self._value(values, name) for name in node.inputs]
             if node.op_type in _MEET_VALUES and _needs_device(node, inputs):
@@ -131,12 +136,20 @@ class Program:
                 values.pop(name, None)
             if on_node is not None:
                 on_node()
-        return {name: _widen(self._value(values, name)) for name in self.outputs}
+        return {name: self._give(name, self._value(values, name)) for name in self.outputs}
 
     def _value(self, values: dict[str, Tensor], name: str) -> Any:
         if not name:
             return None  # an optional input that was left out
         return values[name] if name in values else self.constants[name]
+
+    def _take(self, name: str, feed: Tensor) -> Tensor:
+        stated = self._graph.input_dtypes.get(name, feed.dtype)
+        return self._lower(feed.to(stated) if feed.is_floating_point() else feed)
+
+    def _give(self, name: str, result: Tensor) -> Tensor:
+        stated = self._output_dtypes.get(name, result.dtype)
+        return result.to(stated) if result.is_floating_point() else result
 
     def _lower(self, tensor: Tensor) -> Tensor:
         lower = self.lowered is not None and tensor.is_floating_point()
@@ -207,10 +220,11 @@ def _needs_device(node: Node, inputs: Sequence[Any]) -> bool:
     return node.op_type != "Gather" or not is_run(inputs[1])
 
 
-def _input_dtypes(proto: Any) -> dict[str, torch.dtype]:
+def _dtypes(values: Any) -> dict[str, torch.dtype]:
+    """What inputs or outputs are, by name."""
     from zsseg_rt.backends._torch_graph.operators import TORCH_DTYPES
 
-    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.input}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
     return {name: TORCH_DTYPES[kind] for name, kind in kinds.items() if kind in TORCH_DTYPES}
 
 
@@ -220,8 +234,3 @@ def _aligned(mask: Tensor) -> Tensor:
 
     columns = mask.shape[-1]
     return F.pad(mask, (0, -columns % 8))[..., :columns]
-
-
-def _widen(tensor: Any) -> Tensor:
-    widened: Tensor = tensor.float() if tensor.is_floating_point() else tensor
-    return widened

@@ -1,0 +1,78 @@
+"""Bundles of tiny models whose graphs take and give half precision, beside the same in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import tiny
+from support.tiny_zeroseg import zeroseg_model
+from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.export import bundle_writer
+from zsseg_rt.export.bundle_writer import write_model_bundle
+from zsseg_rt.export.exporters import EXPORTERS
+from zsseg_rt.export.options import read_options
+from zsseg_rt.models import create_model
+
+NAMES = [f"name {index}" for index in range(7)]
+FAMILIES = ("dense", "zegclip", "clip_rc", "zeroseg")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph that was traced already."""
+
+    model: Any
+
+    def to_onnx(self, name: str) -> Any:
+        """The float32 graph."""
+        return self.model
+
+
+def make_model(family: str, folder: Path) -> Any:
+    """A tiny model of the architecture."""
+    if family == "zegclip":
+        return tiny.zegclip_model()
+    if family == "clip_rc":
+        return tiny.clip_rc_model()
+    if family == "zeroseg":
+        return zeroseg_model()
+    sizes = tiny.TinySizes(text_vocab=49408, text_length=77)
+    path = folder / "clip.pt"
+    torch.save(tiny.clip_state_dict(sizes), path)
+    heads = {"num_heads": sizes.num_heads, "text_heads": sizes.text_heads}
+    return create_model("dense_clip", pretrained=path, activation="quick_gelu", **heads,
+                        image_size=(64, 96), head="maskclip")  # fmt: skip
+
+
+def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Path]:
+    """A bundle of float16 graphs with inputs and outputs in float16, and one with float32 ones.
+
+    Args:
+        family: One of :data:`FAMILIES`.
+        folder: Where the bundles are written.
+        **settings: Options of the export.
+    """
+    options: dict[str, Any] = {
+        "precisions": ("float16",),
+        "templates": ["a {}"],
+        "text_encoder": None,
+        "text_bank": (NAMES, tiny.text_embeds(7, 32).numpy()),
+        "class_names": NAMES,
+        "verify": False,  # float16 weights computed in float32 are judged as float32
+    }
+    model = make_model(family, folder)
+    exporter = EXPORTERS[model.architecture]
+    chosen = read_options(options | settings, exporter.reads, model.architecture)
+    exported = exporter.export(model.eval(), chosen)
+    traced = {name: Traced(graph.to_onnx(name)) for name, graph in exported.graphs.items()}
+    exported = replace(exported, graphs=traced)
+    half = write_model_bundle(folder / f"{family}-half.zsseg", exported, chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_writer, "HALF_TENSORS", dict.fromkeys(HALF_TENSORS, ()))
+        wide = write_model_bundle(folder / f"{family}-wide.zsseg", exported, chosen)
+    return half, wide
