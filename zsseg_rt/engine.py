@@ -27,8 +27,9 @@ from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.frames.device_result import DeviceSegmentation
-from zsseg_rt.lane import Lane
+from zsseg_rt.lane import Lane, Planes
 from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.nv12 import Nv12Frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
@@ -185,7 +186,7 @@ class Engine:
 
     def segment(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: npt.NDArray[np.uint8] | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -195,7 +196,8 @@ class Engine:
         """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`.
 
         Args:
-            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order.
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order; or NV12 in two
+                planes, an :class:`Nv12Frame` or a tuple.
             unknown_below: Score in [0, 1] below which a pixel is unknown; None: as configured.
             with_scores: Whether the result carries per-pixel scores; None: as configured.
             memory: What the source's past frames left behind; None labels the frame by itself.
@@ -218,7 +220,7 @@ class Engine:
 
     def segment_device(
         self,
-        frame: Array,
+        frame: Array | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -228,7 +230,8 @@ class Engine:
         See :meth:`Lane.segment_device`.
 
         Args:
-            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``.
+            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``;
+                or NV12 in two such planes, an :class:`Nv12Frame` or a tuple.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
 

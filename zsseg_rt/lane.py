@@ -30,6 +30,7 @@ from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
 from zsseg_rt.frame_check import check_device_frame, check_frame
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.frames.path import FramePath
+from zsseg_rt.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace
@@ -37,6 +38,9 @@ from zsseg_rt.workspace import Workspace
 __all__ = ["Lane"]
 
 _MOST_SIDE = 32767  # of frames; see ops.preprocess
+
+Planes = tuple[Array, Array]
+"""Brightness uint8 [H, W] and colour uint8 [H / 2, W / 2, 2]; see :class:`Nv12Frame`."""
 
 
 class Lane:
@@ -88,7 +92,7 @@ class Lane:
 
     def segment(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: npt.NDArray[np.uint8] | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -99,7 +103,8 @@ class Lane:
 
         Args:
             frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
-                order. Borrowed until the call returns.
+                order; or NV12 in two planes of NumPy arrays: an :class:`Nv12Frame`, or a tuple
+                of brightness and colour, which is BT.601. Borrowed until the call returns.
             unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
                 takes the engine's setting.
             with_scores: Whether the result carries per-pixel scores; None takes the engine's
@@ -115,8 +120,8 @@ class Lane:
         Raises:
             ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
             DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1], or the bundle's family has no use
-                for a memory.
+            ArgumentError: ``unknown_below`` is outside [0, 1], the bundle's family has no use for
+                a memory, or the frame is in planes, of which a memory knows nothing.
             VocabularyError: No classes have been named yet.
             EngineStateError: The lane or its engine is closed, or it or the memory is busy in
                 another thread.
@@ -125,14 +130,20 @@ class Lane:
         rule = self._rule_of(unknown_below, with_scores)
         with self._exclusive():
             classes = self._classes_in_force()
+            planes = as_nv12(frame)
+            if planes is not None:
+                check_nv12(planes, "cpu")
+                _refuse_memory(memory)
+                return self._path.label(planes, classes, rule)
             check_frame(frame)
+            assert isinstance(frame, np.ndarray)
             if memory is None:
                 return self._path.label(frame, classes, rule)
             return self._label_with(memory, frame, classes, rule, captured_at)
 
     def segment_device(
         self,
-        frame: Array,
+        frame: Array | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -144,7 +155,9 @@ class Lane:
 
         Args:
             frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
-                ``__dlpack__`` or ``__cuda_array_interface__``. Borrowed until the call returns.
+                ``__dlpack__`` or ``__cuda_array_interface__``; or NV12 in two such planes: an
+                :class:`Nv12Frame`, or a tuple of brightness and colour, which is BT.601. Borrowed
+                until the call returns.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
 
@@ -164,9 +177,13 @@ class Lane:
             )
         with self._exclusive():
             classes = self._classes_in_force()
-            check_device_frame(frame, self.workspace.device)
+            planes = as_nv12(frame)
+            if planes is None:
+                check_device_frame(frame, self.workspace.device)
+            else:
+                check_nv12(planes, self.workspace.device)
             try:
-                return self._path.label_device(frame, classes, rule)
+                return self._path.label_device(frame if planes is None else planes, classes, rule)
             except BufferError as exc:
                 raise DeviceError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
@@ -338,3 +355,11 @@ class Lane:
         finally:
             self._path.clock.stop()
             self._lock.release()
+
+
+def _refuse_memory(memory: FrameMemory | None) -> None:
+    if memory is not None:
+        raise ArgumentError(
+            "memory: expected None for a frame in two planes, got one. Convert the frame to RGB "
+            "first."
+        )

@@ -22,11 +22,15 @@ from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Mask
 from zsseg_rt.families.base import Trace as Trace
 from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
 from zsseg_rt.frames.device_result import DeviceSegmentation
+from zsseg_rt.nv12 import Nv12Frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import Turn
 from zsseg_rt.workspace import Workspace
 
-__all__ = ["FramePath", "Trace"]
+__all__ = ["Frame", "FramePath", "Trace"]
+
+Frame = Array | Nv12Frame
+"""uint8 [H, W, 3], or the same in two planes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +78,7 @@ class FramePath:
 
     def label(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: Frame,
         classes: BoundClasses,
         rule: LabelRule,
         trace: Trace | None = None,
@@ -83,7 +87,7 @@ class FramePath:
         """Label a frame; see :meth:`zsseg_rt.Lane.segment`.
 
         Args:
-            frame: uint8 [H, W, 3] in host memory, checked.
+            frame: uint8 [H, W, 3], or two planes, in host memory, checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
             trace: Receives every intermediate.
@@ -115,12 +119,12 @@ class FramePath:
         )
 
     def label_device(
-        self, frame: Array, classes: BoundClasses, rule: LabelRule
+        self, frame: Frame, classes: BoundClasses, rule: LabelRule
     ) -> DeviceSegmentation:
         """Label a frame on the GPU and leave the labels there.
 
         Args:
-            frame: uint8 [H, W, 3] on the lane's GPU, checked.
+            frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
         """
@@ -169,7 +173,7 @@ class FramePath:
 
     def _enqueue(
         self,
-        frame: Array,
+        frame: Frame,
         classes: BoundClasses,
         rule: LabelRule,
         trace: Trace | None = None,
@@ -195,7 +199,7 @@ class FramePath:
         return captures.run(key, lambda: self._work(image, out_hw, adopted, rule))
 
     def _warm_up(
-        self, frame: Array, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+        self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
     ) -> None:
         """Run a frame that nobody times: kernels and libraries are loaded when first used."""
         self.clock.start()
@@ -225,16 +229,17 @@ class FramePath:
         pixels = masks.label(out_hw, classes, rule, workspace, clock)
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
 
-    def _image(self, frame: Array, trace: Trace | None = None) -> Array:
+    def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
         """The encoder's input, float32 [1, 3, h, w] on the device."""
         spec, workspace = self._preprocess, self._workspace
-        on_host = isinstance(frame, np.ndarray)
+        is_nv12 = isinstance(frame, Nv12Frame)
         pixels = ops.preprocess(
-            workspace.upload_frame(frame) if on_host else frame,
+            self._on_device(frame),
             size_hw=spec.size_hw,
             mean=spec.mean,
             std=spec.std,
-            channel_order=self._config.channel_order,
+            channel_order="rgb" if is_nv12 else self._config.channel_order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
             out=workspace.array("image", (3, *spec.size_hw), np.float32),
             stream=workspace.stream,
         )
@@ -243,6 +248,15 @@ class FramePath:
         if trace is not None:
             trace["image"] = image
         return image
+
+    def _on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
+        """The frame, or its two planes, where the lane works."""
+        upload = self._workspace.upload_frame
+        if not isinstance(frame, Nv12Frame):
+            return upload(frame) if isinstance(frame, np.ndarray) else frame
+        if not isinstance(frame.luma, np.ndarray):
+            return frame.luma, frame.chroma
+        return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
 
     def _look_back(self, turn: Turn) -> Segmentation | None:
         again = turn.reused()
