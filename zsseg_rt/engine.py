@@ -224,6 +224,8 @@ class Engine:
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        with_overlay: bool = False,
+        alpha: float = 0.5,
     ) -> DeviceSegmentation:
         """Label a frame that is on the engine's GPU and leave the labels there.
 
@@ -234,6 +236,9 @@ class Engine:
                 or NV12 in two such planes, an :class:`Nv12Frame` or a tuple.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
+            with_overlay: Whether the result carries the frame with the labels' colours on it,
+                drawn in the same pass as the labels where the family allows it.
+            alpha: Weight of the colours, in [0, 1].
 
         Raises:
             DeviceError: The engine is on the CPU, or the frame is not on the engine's GPU.
@@ -241,7 +246,11 @@ class Engine:
         """
         self._require_open()
         return self._lane.segment_device(
-            frame, unknown_below=unknown_below, with_scores=with_scores
+            frame,
+            unknown_below=unknown_below,
+            with_scores=with_scores,
+            with_overlay=with_overlay,
+            alpha=alpha,
         )
 
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -147,6 +147,8 @@ class Lane:
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        with_overlay: bool = False,
+        alpha: float = 0.5,
     ) -> DeviceSegmentation:
         """Label every pixel of a frame that is on the lane's GPU, and leave the labels there.
 
@@ -160,12 +162,16 @@ class Lane:
                 until the call returns.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
+            with_overlay: Whether the result carries the frame with the labels' colours on it,
+                drawn in the same pass as the labels where the family allows it.
+            alpha: Weight of the colours, in [0, 1].
 
         Returns:
             Labels of the frame's own size in arrays of the result's own, which are whole when the
             call returns. Bundles whose classes are decided on the host take a copy there and back.
 
         Raises:
+            ArgumentError: ``alpha`` is out of range, or an overlay is asked for of two planes.
             DeviceError: The lane is on the CPU, or the frame is not on the lane's GPU.
             ZssegError: As :meth:`segment`.
         """
@@ -182,8 +188,10 @@ class Lane:
                 check_device_frame(frame, self.workspace.device)
             else:
                 check_nv12(planes, self.workspace.device)
+            drawn = _overlay_weight(with_overlay, alpha, planes)
+            given = frame if planes is None else planes
             try:
-                return self._path.label_device(frame if planes is None else planes, classes, rule)
+                return self._path.label_device(given, classes, rule, alpha=drawn)
             except BufferError as exc:
                 raise DeviceError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
@@ -363,3 +371,17 @@ def _refuse_memory(memory: FrameMemory | None) -> None:
             "memory: expected None for a frame in two planes, got one. Convert the frame to RGB "
             "first."
         )
+
+
+def _overlay_weight(wanted: bool, alpha: float, planes: Nv12Frame | None) -> float | None:
+    """The colours' weight; None for no overlay."""
+    if alpha is None or not is_share(alpha):
+        raise ArgumentError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+    if not wanted:
+        return None
+    if planes is not None:
+        raise ArgumentError(
+            "with_overlay: expected False for a frame in two planes, got True. Draw on an RGB "
+            "frame with zsseg_rt.ops.overlay."
+        )
+    return float(alpha)

@@ -18,13 +18,23 @@ from zsseg_rt.bundle_specs import PreprocessSpec
 from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
-from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Labels, Masks, PixelLabels
+from zsseg_rt.families.base import (
+    BoundClasses,
+    Family,
+    LabelRule,
+    Labels,
+    Masks,
+    Painting,
+    PixelLabels,
+)
 from zsseg_rt.families.base import Trace as Trace
 from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.nv12 import Nv12Frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import Turn
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.visualize import palette
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["Frame", "FramePath", "Trace"]
@@ -119,7 +129,12 @@ class FramePath:
         )
 
     def label_device(
-        self, frame: Frame, classes: BoundClasses, rule: LabelRule
+        self,
+        frame: Frame,
+        classes: BoundClasses,
+        rule: LabelRule,
+        *,
+        alpha: float | None = None,
     ) -> DeviceSegmentation:
         """Label a frame on the GPU and leave the labels there.
 
@@ -127,8 +142,11 @@ class FramePath:
             frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
+            alpha: Weight of the colours in an overlay; None draws none.
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        if alpha is not None:
+            rule = replace(rule, painting=self._painting(frame, vocabulary, alpha))
         found = self._enqueue(frame, classes, rule)
         assert isinstance(found, _Labelled), "no memory was given"
         pixels = found.pixels
@@ -146,14 +164,41 @@ class FramePath:
             labels, scores = self._finish(found, labels, scores, classes)
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        if rule.painting is not None and not pixels.painted:
+            self._paint(labels, rule.painting)
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,
             vocabulary_version=vocabulary.version,
             scores=scores,
+            picture=None if rule.painting is None else rule.painting.picture,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
         )
+
+    def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
+        """Of a frame on the device, into a picture that the caller keeps."""
+        workspace, colours = self._workspace, palette(vocabulary.names)
+        if self._config.channel_order == "bgr":
+            colours = np.ascontiguousarray(colours[:, ::-1])
+        return Painting(
+            frame=frame,
+            palette=workspace.upload("palette", colours),
+            picture=workspace.new_array((*frame.shape[:2], 3), np.uint8),
+            alpha=alpha,
+        )
+
+    def _paint(self, labels: Array, painting: Painting) -> None:
+        """Draw labels that became classes on the host, or were no classes' logits."""
+        ops.overlay(
+            painting.frame,
+            labels,
+            painting.palette,
+            alpha=painting.alpha,
+            out=painting.picture,
+            stream=self._workspace.stream,
+        )
+        self._workspace.synchronize()
 
     @contextmanager
     def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:
@@ -182,6 +227,7 @@ class FramePath:
         """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
         captures = self._captures
         captured = captures.is_on and trace is None and turn is None
+        captured = captured and rule.painting is None  # of a frame that lies elsewhere each time
         num_phrases = len(classes.vocabulary.phrases)
         rows = self._family.rows_for(num_phrases) if captured else None
         adopted = self._adopt(classes, rows)

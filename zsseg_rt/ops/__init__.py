@@ -31,7 +31,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.arrays import Array
-from zsseg_rt.ops.labels import upsample_argmax
+from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
@@ -60,6 +60,7 @@ __all__ = [
     "set_num_threads",
     "thread_limit",
     "upsample_argmax",
+    "upsample_argmax_overlay",
     "warp_blend",
 ]
 
