@@ -107,6 +107,15 @@ def test_labelling_keeps_half_the_warps_of_a_multiprocessor_busy(tool):
             assert [figures.get(key, 0) for key in local] == [0] * 5, (arch, name)
 
 
+def test_drawing_beside_the_labels_needs_no_local_memory(tool):
+    for arch, kernels in table(tool).items():
+        drawing = {k: v for k, v in kernels.items() if k.startswith("label_overlay_kernel")}
+        assert len(drawing) == 6
+        for name, figures in drawing.items():
+            local = ("stack", "spill_stores", "spill_loads", "ldl", "stl")
+            assert [figures.get(key, 0) for key in local] == [0] * 5, (arch, name)
+
+
 @pytest.mark.parametrize(
     ("registers", "shared", "warps"), [(32, 0, 48), (64, 0, 32), (255, 0, 8), (32, 90 * 1024, 8)]
 )

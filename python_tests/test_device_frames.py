@@ -190,6 +190,35 @@ class TestFramesOnTheDevice:
                 assert (host.names, host.vocabulary_version) == (expected.names, 1)
         assert "47x31 uint8 on cuda:0" in repr(found)
 
+    @pytest.mark.parametrize("order", ["rgb", "bgr"])
+    @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+    def test_the_overlay_is_that_of_the_host(self, on_gpu, bundle, order):
+        names = ["red", ["green", "blue"], "black"] if bundle == "dense" else NAMES
+        with on_gpu(bundle, names, channel_order=order) as engine:
+            pictures = []
+            for seed in range(4):
+                expected = engine.segment(frame(seed))
+                found = engine.segment_device(on_device(frame(seed)), with_overlay=True, alpha=0.3)
+                np.testing.assert_array_equal(found.labels.numpy(), expected.labels)
+                pictures.append((found.picture, expected.overlay(frame(seed), alpha=0.3)))
+                assert engine.segment_device(on_device(frame(seed))).picture is None
+            for picture, drawn in pictures:  # a result keeps its own
+                np.testing.assert_array_equal(picture.numpy(), drawn)
+
+    def test_the_overlay_of_a_foreign_frame_and_what_is_refused(self, on_gpu):
+        with on_gpu() as engine:
+            given = ForeignArray(on_device(frame(2)))
+            found = engine.segment_device(given, with_overlay=True).picture.numpy()
+            expected = engine.segment(frame(2)).overlay(frame(2))
+            np.testing.assert_array_equal(found, expected)
+            for alpha in (1.5, -0.1, float("nan"), None):
+                with pytest.raises(ArgumentError, match=r"alpha: expected a number in \[0, 1\]"):
+                    engine.segment_device(given, with_overlay=True, alpha=alpha)
+            planes = on_device(frame(2)[..., 0].copy()[:30, :46].copy())
+            chroma = on_device(np.zeros((15, 23, 2), np.uint8))
+            with pytest.raises(ArgumentError, match="with_overlay: expected False for a frame in"):
+                engine.segment_device((planes, chroma), with_overlay=True)
+
     def test_labels_are_the_result_s_own(self, on_gpu):
         with on_gpu() as engine:
             results = [engine.segment_device(on_device(frame(seed))) for seed in range(5)]
@@ -224,6 +253,8 @@ class TestFramesOnTheDevice:
             found = engine.segment_device(on_device(frame()), with_scores=True)
             np.testing.assert_array_equal(found.labels.numpy(), expected.labels)
             np.testing.assert_array_equal(found.scores.numpy(), expected.scores)
+            drawn = engine.segment_device(on_device(frame()), with_overlay=True).picture
+            np.testing.assert_array_equal(drawn.numpy(), expected.overlay(frame()))
 
     @pytest.mark.parametrize(
         ("made", "error", "message"),

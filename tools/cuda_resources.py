@@ -44,6 +44,7 @@ OTHER_THREADS = {
     "begin_finite_kernel": 1,
     "SmallTile": 128,
     "label_kernel": 128,
+    "label_overlay_kernel": 128,
     "warp_blend_kernel": 128,
 }
 # Dynamic shared memory is not known here: label_regions_kernel may have fewer warps than shown;

@@ -227,10 +227,14 @@ def upsample_argmax(
     with_scores: bool,
     label_table: Array | None,
     num_classes: Array | None,
+    frame: Array | None,
+    palette: Array | None,
+    alpha: float,
     out: Any,
+    picture: Array | None,
     workspace: Array | None,
     stream: int,
-) -> tuple[Array, Array | None]: ...
+) -> tuple[Array, Array | None, Array | None]: ...
 def overlay(
     frame: Array,
     labels: Array,

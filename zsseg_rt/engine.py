@@ -32,8 +32,9 @@ from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.frames.device_result import DeviceSegmentation
-from zsseg_rt.lane import Lane
+from zsseg_rt.lane import Lane, Planes
 from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.nv12 import Nv12Frame
 from zsseg_rt.ops.cpus import threads_in_quota
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
@@ -193,7 +194,7 @@ class Engine:
 
     def segment(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: npt.NDArray[np.uint8] | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -203,7 +204,8 @@ class Engine:
         """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`.
 
         Args:
-            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order.
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order; or NV12 in two
+                planes, an :class:`Nv12Frame` or a tuple.
             unknown_below: Score in [0, 1] below which a pixel is unknown; None: as configured.
             with_scores: Whether the result carries per-pixel scores; None: as configured.
             memory: What the source's past frames left behind; None labels the frame by itself.
@@ -226,19 +228,25 @@ class Engine:
 
     def segment_device(
         self,
-        frame: Array,
+        frame: Array | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        with_overlay: bool = False,
+        alpha: float = 0.5,
     ) -> DeviceSegmentation:
         """Label a frame that is on the engine's GPU and leave the labels there.
 
         See :meth:`Lane.segment_device`.
 
         Args:
-            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``.
+            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``;
+                or NV12 in two such planes, an :class:`Nv12Frame` or a tuple.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
+            with_overlay: Whether the result carries the frame with the labels' colours on it,
+                drawn in the same pass as the labels where the family allows it.
+            alpha: Weight of the colours, in [0, 1].
 
         Raises:
             DeviceError: The engine is on the CPU, or the frame is not on the engine's GPU.
@@ -246,7 +254,11 @@ class Engine:
         """
         self._require_open()
         return self._lane.segment_device(
-            frame, unknown_below=unknown_below, with_scores=with_scores
+            frame,
+            unknown_below=unknown_below,
+            with_scores=with_scores,
+            with_overlay=with_overlay,
+            alpha=alpha,
         )
 
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
 from zsseg_rt.frame_check import check_device_frame, check_frame
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.frames.path import FramePath
+from zsseg_rt.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace
@@ -37,6 +38,9 @@ from zsseg_rt.workspace import Workspace
 __all__ = ["Lane"]
 
 _MOST_SIDE = 32767  # of frames; see ops.preprocess
+
+Planes = tuple[Array, Array]
+"""Brightness uint8 [H, W] and colour uint8 [H / 2, W / 2, 2]; see :class:`Nv12Frame`."""
 
 
 class Lane:
@@ -88,7 +92,7 @@ class Lane:
 
     def segment(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: npt.NDArray[np.uint8] | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
@@ -99,7 +103,8 @@ class Lane:
 
         Args:
             frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
-                order. Borrowed until the call returns.
+                order; or NV12 in two planes of NumPy arrays: an :class:`Nv12Frame`, or a tuple
+                of brightness and colour, which is BT.601. Borrowed until the call returns.
             unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
                 takes the engine's setting.
             with_scores: Whether the result carries per-pixel scores; None takes the engine's
@@ -115,8 +120,8 @@ class Lane:
         Raises:
             ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
             DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1], or the bundle's family has no use
-                for a memory.
+            ArgumentError: ``unknown_below`` is outside [0, 1], the bundle's family has no use for
+                a memory, or the frame is in planes, of which a memory knows nothing.
             VocabularyError: No classes have been named yet.
             EngineStateError: The lane or its engine is closed, or it or the memory is busy in
                 another thread.
@@ -125,17 +130,25 @@ class Lane:
         rule = self._rule_of(unknown_below, with_scores)
         with self._exclusive():
             classes = self._classes_in_force()
+            planes = as_nv12(frame)
+            if planes is not None:
+                check_nv12(planes, "cpu")
+                _refuse_memory(memory)
+                return self._path.label(planes, classes, rule)
             check_frame(frame)
+            assert isinstance(frame, np.ndarray)
             if memory is None:
                 return self._path.label(frame, classes, rule)
             return self._label_with(memory, frame, classes, rule, captured_at)
 
     def segment_device(
         self,
-        frame: Array,
+        frame: Array | Nv12Frame | Planes,
         *,
         unknown_below: float | None = None,
         with_scores: bool | None = None,
+        with_overlay: bool = False,
+        alpha: float = 0.5,
     ) -> DeviceSegmentation:
         """Label every pixel of a frame that is on the lane's GPU, and leave the labels there.
 
@@ -144,15 +157,21 @@ class Lane:
 
         Args:
             frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
-                ``__dlpack__`` or ``__cuda_array_interface__``. Borrowed until the call returns.
+                ``__dlpack__`` or ``__cuda_array_interface__``; or NV12 in two such planes: an
+                :class:`Nv12Frame`, or a tuple of brightness and colour, which is BT.601. Borrowed
+                until the call returns.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
+            with_overlay: Whether the result carries the frame with the labels' colours on it,
+                drawn in the same pass as the labels where the family allows it.
+            alpha: Weight of the colours, in [0, 1].
 
         Returns:
             Labels of the frame's own size in arrays of the result's own, which are whole when the
             call returns. Bundles whose classes are decided on the host take a copy there and back.
 
         Raises:
+            ArgumentError: ``alpha`` is out of range, or an overlay is asked for of two planes.
             DeviceError: The lane is on the CPU, or the frame is not on the lane's GPU.
             ZssegError: As :meth:`segment`.
         """
@@ -164,9 +183,15 @@ class Lane:
             )
         with self._exclusive():
             classes = self._classes_in_force()
-            check_device_frame(frame, self.workspace.device)
+            planes = as_nv12(frame)
+            if planes is None:
+                check_device_frame(frame, self.workspace.device)
+            else:
+                check_nv12(planes, self.workspace.device)
+            drawn = _overlay_weight(with_overlay, alpha, planes)
+            given = frame if planes is None else planes
             try:
-                return self._path.label_device(frame, classes, rule)
+                return self._path.label_device(given, classes, rule, alpha=drawn)
             except BufferError as exc:
                 raise DeviceError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
@@ -338,3 +363,25 @@ class Lane:
         finally:
             self._path.clock.stop()
             self._lock.release()
+
+
+def _refuse_memory(memory: FrameMemory | None) -> None:
+    if memory is not None:
+        raise ArgumentError(
+            "memory: expected None for a frame in two planes, got one. Convert the frame to RGB "
+            "first."
+        )
+
+
+def _overlay_weight(wanted: bool, alpha: float, planes: Nv12Frame | None) -> float | None:
+    """The colours' weight; None for no overlay."""
+    if alpha is None or not is_share(alpha):
+        raise ArgumentError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+    if not wanted:
+        return None
+    if planes is not None:
+        raise ArgumentError(
+            "with_overlay: expected False for a frame in two planes, got True. Draw on an RGB "
+            "frame with zsseg_rt.ops.overlay."
+        )
+    return float(alpha)

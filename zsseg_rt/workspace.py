@@ -102,7 +102,9 @@ class Workspace:
         Of eight sizes at most; the one that was asked for longest ago is dropped. On the CPU, a
         new array.
         """
-        shape = (height, width, 3)
+        return self._staging((height, width, 3))
+
+    def _staging(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         if self._index is None:
             return np.empty(shape, np.uint8)
         pinned = self._frames.pop(shape, None)
@@ -114,20 +116,20 @@ class Workspace:
         host: npt.NDArray[np.uint8] = pinned.host
         return host
 
-    def upload_frame(self, frame: npt.NDArray[np.uint8]) -> Array:
-        """Return a frame's array on the device; on the CPU the frame as it is.
+    def upload_frame(self, frame: npt.NDArray[np.uint8], name: str = "frame") -> Array:
+        """Return the array of a frame, or of a plane, on the device; on the CPU it as it is.
 
         A frame that is not in its :meth:`frame_buffer` is copied there. An integrated GPU reads it
         in place.
         """
         if self._index is None:
             return frame
-        staged = self.frame_buffer(*frame.shape[:2])
+        staged = self._staging(frame.shape)
         if frame.ctypes.data != staged.ctypes.data:
             np.copyto(staged, frame)
         if self._reads_in_place:
             return self._frames[frame.shape].mapped(self.stream)
-        return self.upload("frame", staged)
+        return self.upload(name, staged)
 
     def flag(self) -> tuple[npt.NDArray[np.uint8] | None, Array]:
         """A byte that the GPU writes and the host reads after a wait: the host's and the GPU's."""

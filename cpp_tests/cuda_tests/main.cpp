@@ -394,6 +394,40 @@ void run_upsample_tables(Comparison& comparison, Randomness& random) {
   }
 }
 
+// Labels and, in the same launch, their colours on a frame.
+void run_upsample_overlay(Comparison& comparison, Randomness& random) {
+  for (const Activation activation :
+       {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
+    for (const float bias : {0.0f, 0.1f}) {
+      for (const std::int64_t width : {47, 52}) {
+        UpsampleArgmaxParams params;
+        params.height = 53;
+        params.width = width;
+        params.activation = activation;
+        params.seen_bias = bias;
+        params.unknown_below = activation == Activation::kNone ? -INFINITY : 0.05f;
+        const auto inputs = [](const Views& in, const LabelOverlay* drawn) {
+          return UpsampleArgmaxInputs{in[0], &in[1], nullptr, nullptr, drawn};
+        };
+        comparison.compare(
+            std::string("upsample_argmax and overlay ") + kNames[static_cast<int>(activation)] +
+                (bias == 0.0f ? "" : " with a bias") + ", width " + std::to_string(width),
+            {random.normal(DType::float32, {1, 30, 7, 5}), random.whole(DType::boolean, {30}, 2),
+             random.whole(DType::uint8, {53, width, 3}, 256),
+             random.whole(DType::uint8, {25, 3}, 256)},
+            {{DType::uint8, {1, 53, width}, kNearTies}, {DType::uint8, {53, width, 3}, kNearTies}},
+            [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
+              const LabelOverlay drawn{in[2], in[3], out[1], 0.4};
+              upsample_argmax(inputs(in, &drawn), out[0], nullptr, work, params, stream);
+            },
+            [&](const Views& in) {
+              return upsample_argmax_workspace_bytes(inputs(in, nullptr), params);
+            });
+      }
+    }
+  }
+}
+
 void run_upsample(Comparison& comparison, Randomness& random) {
   constexpr float kNever = -INFINITY;
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
@@ -554,6 +588,7 @@ int run_all(bool poisoned) {
   run_products(comparison, random);
   run_upsample(comparison, random);
   run_upsample_tables(comparison, random);
+  run_upsample_overlay(comparison, random);
   run_pictures(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);

@@ -32,26 +32,6 @@ Shape checked_shape(const char* name, const std::int64_t* sizes, int rank) {
   return shape;
 }
 
-// `strides` are in units of `unit` bytes. Axes of one element may have any stride.
-void expect_contiguous(const char* name, const Shape& shape, const std::int64_t* strides,
-                       std::int64_t unit, std::int64_t item_bytes) {
-  std::int64_t expected = item_bytes;
-  bool contiguous = true;
-  for (int axis = shape.rank - 1; axis >= 0; --axis) {
-    contiguous = contiguous && (shape[axis] == 1 || strides[axis] * unit == expected);
-    expected *= shape[axis];
-  }
-  if (contiguous || shape.count() == 0) {
-    return;
-  }
-  Shape in_bytes = shape;
-  for (int axis = 0; axis < shape.rank; ++axis) {
-    in_bytes.dims[axis] = strides[axis] * unit;
-  }
-  throw ShapeError(std::string(name) + ": expected a C-contiguous array, got strides " +
-                   to_string(in_bytes) + " in bytes. Copy it with numpy.ascontiguousarray.");
-}
-
 // Kernels read elements where they lie, which the language allows at multiples of their size only.
 void expect_aligned(const char* name, const TensorView& view) {
   const std::size_t item_bytes = size_of(view.dtype);
@@ -173,20 +153,6 @@ Device device_from_dlpack(const char* name, const dlpack::Device& device) {
   }
 }
 
-TensorView view_of_dlpack(const char* name, const dlpack::Tensor& tensor) {
-  TensorView view;
-  view.device = device_from_dlpack(name, tensor.device);
-  view.dtype = dtype_from_dlpack(tensor.dtype);
-  view.shape = checked_shape(name, tensor.shape, tensor.ndim);
-  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  if (tensor.strides != nullptr) {
-    const std::int64_t item_bytes = tensor.dtype.bits * tensor.dtype.lanes / 8;
-    expect_contiguous(name, view.shape, tensor.strides, item_bytes, item_bytes);
-  }
-  expect_aligned(name, view);
-  return view;
-}
-
 // Calls __dlpack__ the way its specification asks, falling back for producers that predate 1.0.
 py::capsule dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream) {
   py::dict arguments;
@@ -207,8 +173,10 @@ py::capsule dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream)
 
 }  // namespace
 
-ArrayArg::ArrayArg(py::handle object, const char* name, StreamHandle stream, bool writable) {
-  if (take_device_array(object, stream) || take_buffer(object, name, writable) ||
+ArrayArg::ArrayArg(py::handle object, const char* name, StreamHandle stream, bool writable,
+                   bool may_be_pitched)
+    : may_be_pitched_(may_be_pitched) {
+  if (take_device_array(object, name, stream) || take_buffer(object, name, writable) ||
       take_dlpack(object, name, stream, writable) ||
       take_cuda_array_interface(object, name, stream, writable)) {
     return;
@@ -219,12 +187,50 @@ ArrayArg::ArrayArg(py::handle object, const char* name, StreamHandle stream, boo
                    "__cuda_array_interface__.");
 }
 
-bool ArrayArg::take_device_array(py::handle object, StreamHandle stream) {
+// Axes of one element may have any stride.
+void ArrayArg::take_strides(const char* name, const std::int64_t* strides, std::int64_t unit,
+                            std::int64_t item_bytes) {
+  const Shape& shape = view_.shape;
+  std::int64_t expected = item_bytes;
+  bool fits = true;
+  for (int axis = shape.rank - 1; axis >= 0; --axis) {
+    const std::int64_t found =
+        strides == nullptr || shape[axis] == 1 ? expected : strides[axis] * unit;
+    if (axis == 0) {
+      row_bytes_ = found;
+    }
+    fits = fits && (axis == 0 && may_be_pitched_ ? found >= expected : found == expected);
+    expected *= shape[axis];
+  }
+  if (fits || shape.count() == 0) {
+    return;
+  }
+  Shape in_bytes = shape;
+  for (int axis = 0; axis < shape.rank; ++axis) {
+    in_bytes.dims[axis] = strides[axis] * unit;
+  }
+  const char* wanted = may_be_pitched_ ? "rows without gaps in them" : "a C-contiguous array";
+  throw ShapeError(std::string(name) + ": expected " + wanted + ", got strides " +
+                   to_string(in_bytes) + " in bytes. Copy it with numpy.ascontiguousarray.");
+}
+
+void ArrayArg::take_dlpack_tensor(const char* name, const dlpack::Tensor& tensor) {
+  view_.device = device_from_dlpack(name, tensor.device);
+  view_.dtype = dtype_from_dlpack(tensor.dtype);
+  view_.shape = checked_shape(name, tensor.shape, tensor.ndim);
+  view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  const std::int64_t item_bytes = tensor.dtype.bits * tensor.dtype.lanes / 8;
+  take_strides(name, tensor.strides, item_bytes, item_bytes);
+  expect_aligned(name, view_);
+}
+
+bool ArrayArg::take_device_array(py::handle object, const char* name, StreamHandle stream) {
   if (!py::isinstance<DeviceArray>(object)) {
     return false;
   }
   auto array = std::make_shared<DeviceArray>(object.cast<const DeviceArray&>());
   view_ = array->view();
+  take_strides(name, nullptr, 1, static_cast<std::int64_t>(size_of(view_.dtype)));
   cuda::order_streams(array->last_stream(), stream, view_.device.index);
   array->used_on(stream);
   keeps_alive_ = std::move(array);
@@ -252,7 +258,7 @@ bool ArrayArg::take_buffer(py::handle object, const char* name, bool writable) {
   view_.shape = checked_shape(name, sizes.data(), buffer->ndim);
   view_.dtype = dtype_from_format(buffer->format, buffer->itemsize);
   view_.data = buffer->buf;
-  expect_contiguous(name, view_.shape, strides.data(), 1, buffer->itemsize);
+  take_strides(name, strides.data(), 1, buffer->itemsize);
   expect_aligned(name, view_);
   keeps_alive_ = buffer;
   return true;
@@ -275,7 +281,7 @@ bool ArrayArg::take_dlpack(py::handle object, const char* name, StreamHandle str
                        std::to_string(managed->version.major) + ".x. Convert it to NumPy first.");
     }
     expect_writable(name, writable && (managed->flags & dlpack::kReadOnlyFlag) != 0);
-    view_ = view_of_dlpack(name, managed->dl_tensor);
+    take_dlpack_tensor(name, managed->dl_tensor);
     keeps_alive_ = owner;
     return true;
   }
@@ -287,7 +293,7 @@ bool ArrayArg::take_dlpack(py::handle object, const char* name, StreamHandle str
   auto* managed = capsule.get_pointer<dlpack::ManagedTensor>();
   PyCapsule_SetName(capsule.ptr(), dlpack::kUsedName);
   const std::shared_ptr<dlpack::ManagedTensor> owner(managed, ManagedTensorDeleter{});
-  view_ = view_of_dlpack(name, managed->dl_tensor);
+  take_dlpack_tensor(name, managed->dl_tensor);
   keeps_alive_ = owner;
   return true;
 }
@@ -307,10 +313,11 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
   view_.dtype =
       type.size() > 2 && type[0] != '>' ? dtype_from_code(type[1], item_bytes) : DType::other;
   view_.data = reinterpret_cast<void*>(data.first);
+  std::vector<std::int64_t> strides;
   if (fields.contains("strides") && !fields["strides"].is_none()) {
-    const auto strides = fields["strides"].cast<std::vector<std::int64_t>>();
-    expect_contiguous(name, view_.shape, strides.data(), 1, item_bytes);
+    strides = fields["strides"].cast<std::vector<std::int64_t>>();
   }
+  take_strides(name, strides.empty() ? nullptr : strides.data(), 1, item_bytes);
   expect_aligned(name, view_);
   // An empty array may have no address; any device then does.
   view_.device = view_.count() == 0 && view_.data == nullptr ? Device{DeviceKind::cuda, 0}

@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "bindings/dlpack_abi.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg::bindings {
@@ -22,18 +23,31 @@ class ArrayArg {
   static ArrayArg output(pybind11::handle object, const char* name, StreamHandle stream) {
     return ArrayArg(object, name, stream, true);
   }
+  // Whose rows, along the first axis, may lie further apart than they are long.
+  static ArrayArg pitched(pybind11::handle object, const char* name, StreamHandle stream) {
+    return ArrayArg(object, name, stream, false, true);
+  }
 
   const TensorView& view() const { return view_; }
+  // From one row to the next, where `pitched` was asked.
+  std::int64_t row_bytes() const { return row_bytes_; }
 
  private:
-  ArrayArg(pybind11::handle object, const char* name, StreamHandle stream, bool writable);
-  bool take_device_array(pybind11::handle object, StreamHandle stream);
+  ArrayArg(pybind11::handle object, const char* name, StreamHandle stream, bool writable,
+           bool may_be_pitched = false);
+  // `strides` are in units of `unit` bytes, or null for none.
+  void take_strides(const char* name, const std::int64_t* strides, std::int64_t unit,
+                    std::int64_t item_bytes);
+  bool take_device_array(pybind11::handle object, const char* name, StreamHandle stream);
   bool take_buffer(pybind11::handle object, const char* name, bool writable);
   bool take_dlpack(pybind11::handle object, const char* name, StreamHandle stream, bool writable);
+  void take_dlpack_tensor(const char* name, const dlpack::Tensor& tensor);
   bool take_cuda_array_interface(pybind11::handle object, const char* name, StreamHandle stream,
                                  bool writable);
 
   TensorView view_;
+  bool may_be_pitched_ = false;
+  std::int64_t row_bytes_ = 0;
   std::shared_ptr<void> keeps_alive_;
 };
 

@@ -51,11 +51,16 @@ class FrameArg {
     if (planes.size() != 2) {
       fail_argument("frame", "an array or two planes", std::to_string(planes.size()) + " planes");
     }
-    pixels_.emplace(ArrayArg::input(planes[0], "frame[0]", stream));
-    chroma_.emplace(ArrayArg::input(planes[1], "frame[1]", stream));
+    pixels_.emplace(ArrayArg::pitched(planes[0], "frame[0]", stream));
+    chroma_.emplace(ArrayArg::pitched(planes[1], "frame[1]", stream));
   }
 
-  CameraFrame view() const { return {pixels_->view(), chroma_ ? &chroma_->view() : nullptr}; }
+  CameraFrame view() const {
+    if (!chroma_) {
+      return {pixels_->view()};
+    }
+    return {pixels_->view(), &chroma_->view(), pixels_->row_bytes(), chroma_->row_bytes()};
+  }
 
  private:
   std::optional<ArrayArg> pixels_, chroma_;

@@ -70,19 +70,47 @@ class OptionalArg {
   std::optional<ArrayArg> arg_;
 };
 
+// What is drawn of the labels, if anything.
+class OverlayArg {
+ public:
+  OverlayArg(const py::object& frame, const py::object& palette, double alpha,
+             const py::object& picture, StreamHandle stream) {
+    if (frame.is_none()) {
+      return;
+    }
+    frame_.emplace(ArrayArg::input(frame, "frame", stream));
+    palette_.emplace(ArrayArg::input(palette, "palette", stream));
+    const TensorView& view = frame_->view();
+    picture_.emplace(picture, "picture", view.shape, DType::uint8, view.device, stream);
+    overlay_ = {view, palette_->view(), picture_->view(), alpha};
+  }
+
+  const LabelOverlay* overlay() const { return frame_ ? &overlay_ : nullptr; }
+  py::object result() const { return picture_ ? picture_->result() : py::none(); }
+
+ private:
+  std::optional<ArrayArg> frame_, palette_;
+  std::optional<OutputArg> picture_;
+  LabelOverlay overlay_;
+};
+
 py::tuple bound_upsample_argmax(const py::object& logits,
                                 std::pair<std::int64_t, std::int64_t> out_hw,
                                 const std::string& activation, const py::object& seen,
                                 double seen_bias, std::optional<double> unknown_below,
                                 bool with_scores, const py::object& label_table,
-                                const py::object& num_classes, const py::object& out,
-                                const py::object& workspace, StreamHandle stream) {
+                                const py::object& num_classes, const py::object& frame,
+                                const py::object& palette, double alpha, const py::object& out,
+                                const py::object& picture, const py::object& workspace,
+                                StreamHandle stream) {
   const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
   const TensorView& view = logits_arg.view();
   const OptionalArg seen_arg(seen, "seen", stream);
   const OptionalArg table_arg(label_table, "label_table", stream);
   const OptionalArg count_arg(num_classes, "num_classes", stream);
-  const UpsampleArgmaxInputs inputs{view, seen_arg.view(), table_arg.view(), count_arg.view()};
+  const OverlayArg overlay_arg(frame, palette, alpha, picture, stream);
+  const UpsampleArgmaxInputs inputs{view, seen_arg.view(), table_arg.view(), count_arg.view(),
+                                    overlay_arg.overlay()};
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
       out_hw.first, out_hw.second, parse_activation(activation), static_cast<float>(seen_bias),
@@ -111,7 +139,8 @@ py::tuple bound_upsample_argmax(const py::object& logits,
     upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, memory, params,
                     stream);
   }
-  return py::make_tuple(labels.result(), scores ? scores->result() : py::none());
+  return py::make_tuple(labels.result(), scores ? scores->result() : py::none(),
+                        overlay_arg.result());
 }
 
 }  // namespace
@@ -119,8 +148,9 @@ py::tuple bound_upsample_argmax(const py::object& logits,
 void register_upsample_argmax(py::module_& module) {
   module.def("upsample_argmax", &bound_upsample_argmax, py::arg("logits"), py::arg("out_hw"),
              py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
-             py::arg("with_scores"), py::arg("label_table"), py::arg("num_classes"), py::arg("out"),
-             py::arg("workspace"), py::arg("stream"));
+             py::arg("with_scores"), py::arg("label_table"), py::arg("num_classes"),
+             py::arg("frame"), py::arg("palette"), py::arg("alpha"), py::arg("out"),
+             py::arg("picture"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

@@ -32,6 +32,7 @@ __all__ = [
     "LabelRule",
     "Labels",
     "Masks",
+    "Painting",
     "PartRunner",
     "Pipeline",
     "PixelLabels",
@@ -77,12 +78,14 @@ class PixelLabels:
         of_classes: Whether labels are classes; otherwise they are phrases.
         look_up: What turns labels into phrases and their scores, given the labels in host memory
             once they are there, and the classes; None where they need nothing more.
+        painted: Whether the rule's painting is done.
     """
 
     labels: Array
     scores: Array | None = None
     of_classes: bool = False
     look_up: Callable[[npt.NDArray[Any], BoundClasses], Labels] | None = None
+    painted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,23 @@ class BoundClasses:
     cosine: BoundCosine | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Painting:
+    """What is drawn of a frame's labels as they are stored, all on the device.
+
+    Attributes:
+        frame: uint8 [H, W, 3].
+        palette: uint8 [C, 3], a colour for each class.
+        picture: uint8 [H, W, 3], which is written.
+        alpha: Weight of the colours, in [0, 1].
+    """
+
+    frame: Array
+    palette: Array
+    picture: Array
+    alpha: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
     """How scores become labels.
@@ -140,11 +160,13 @@ class LabelRule:
         head: The bundle's rule.
         unknown_below: Score below which a pixel is unknown; None takes the bundle's.
         with_scores: Whether scores are wanted.
+        painting: What is drawn in the same kernel, by masks that can; None draws nothing.
     """
 
     head: HeadSpec
     unknown_below: float | None
     with_scores: bool
+    painting: Painting | None = None
 
     @property
     def threshold(self) -> float | None:

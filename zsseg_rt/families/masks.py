@@ -45,24 +45,35 @@ class ClassLogits:
         shape, table = self.mask_logits.shape, classes.label_table
         dtype = _phrase_dtype(shape[1]) if table is None else table.dtype
         out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
-        labels, scores = ops.upsample_argmax(
-            self.mask_logits,
-            out_hw,
-            activation=self.activation or rule.head.activation,
-            seen=classes.seen,
-            seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
-            unknown_below=rule.threshold,
-            with_scores=rule.with_scores,
-            label_table=table,
-            num_classes=classes.num_phrases,
-            out=out,
-            stream=workspace.stream,
-        )
+        settings: dict[str, Any] = {
+            "activation": self.activation or rule.head.activation,
+            "seen": classes.seen,
+            "seen_bias": rule.head.seen_bias if classes.seen is not None else 0.0,
+            "unknown_below": rule.threshold,
+            "with_scores": rule.with_scores,
+            "label_table": table,
+            "num_classes": classes.num_phrases,
+            "out": out,
+            "stream": workspace.stream,
+        }
+        painting = rule.painting if table is not None else None  # colours are those of classes
+        if painting is None:
+            labels, scores = ops.upsample_argmax(self.mask_logits, out_hw, **settings)
+        else:
+            labels, scores, _ = ops.upsample_argmax_overlay(
+                self.mask_logits,
+                painting.frame,
+                painting.palette,
+                alpha=painting.alpha,
+                picture=painting.picture,
+                **settings,
+            )
         clock.mark("upsample_argmax")
         return PixelLabels(
             labels=reshaped(labels, out_hw),
             scores=None if scores is None else reshaped(scores, out_hw),
             of_classes=table is not None,
+            painted=painting is not None,
         )
 
     def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:

@@ -27,6 +27,8 @@ class DeviceSegmentation:
         names: Class names in the caller's order.
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W] on the engine's GPU, the winning class's activated value, or None.
+        picture: uint8 [H, W, 3] on the engine's GPU, the frame with the labels' colours on it, as
+            :meth:`Segmentation.overlay` draws it; None unless asked for.
         times: Milliseconds per stage, ``"total"`` included.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``.
     """
@@ -35,6 +37,7 @@ class DeviceSegmentation:
     names: tuple[str, ...]
     vocabulary_version: int
     scores: DeviceArray | None = None
+    picture: DeviceArray | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     channel_order: str = "rgb"
 

@@ -24,6 +24,7 @@ from zsseg_rt.families.base import (
     LabelRule,
     Labels,
     Masks,
+    Painting,
     PartRunner,
     PixelLabels,
     run_plainly,
@@ -31,11 +32,17 @@ from zsseg_rt.families.base import (
 from zsseg_rt.families.base import Trace as Trace
 from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
 from zsseg_rt.frames.device_result import DeviceSegmentation
+from zsseg_rt.nv12 import Nv12Frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import Turn
+from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.visualize import palette
 from zsseg_rt.workspace import Workspace
 
-__all__ = ["FramePath", "Trace"]
+__all__ = ["Frame", "FramePath", "Trace"]
+
+Frame = Array | Nv12Frame
+"""uint8 [H, W, 3], or the same in two planes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +90,7 @@ class FramePath:
 
     def label(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: Frame,
         classes: BoundClasses,
         rule: LabelRule,
         trace: Trace | None = None,
@@ -92,7 +99,7 @@ class FramePath:
         """Label a frame; see :meth:`zsseg_rt.Lane.segment`.
 
         Args:
-            frame: uint8 [H, W, 3] in host memory, checked.
+            frame: uint8 [H, W, 3], or two planes, in host memory, checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
             trace: Receives every intermediate.
@@ -124,16 +131,24 @@ class FramePath:
         )
 
     def label_device(
-        self, frame: Array, classes: BoundClasses, rule: LabelRule
+        self,
+        frame: Frame,
+        classes: BoundClasses,
+        rule: LabelRule,
+        *,
+        alpha: float | None = None,
     ) -> DeviceSegmentation:
         """Label a frame on the GPU and leave the labels there.
 
         Args:
-            frame: uint8 [H, W, 3] on the lane's GPU, checked.
+            frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
+            alpha: Weight of the colours in an overlay; None draws none.
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        if alpha is not None:
+            rule = replace(rule, painting=self._painting(frame, vocabulary, alpha))
         found = self._enqueue(frame, classes, rule)
         assert isinstance(found, _Labelled), "no memory was given"
         pixels = found.pixels
@@ -151,14 +166,41 @@ class FramePath:
             labels, scores = self._finish(found, labels, scores, classes)
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        if rule.painting is not None and not pixels.painted:
+            self._paint(labels, rule.painting)
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,
             vocabulary_version=vocabulary.version,
             scores=scores,
+            picture=None if rule.painting is None else rule.painting.picture,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
         )
+
+    def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
+        """Of a frame on the device, into a picture that the caller keeps."""
+        workspace, colours = self._workspace, palette(vocabulary.names)
+        if self._config.channel_order == "bgr":
+            colours = np.ascontiguousarray(colours[:, ::-1])
+        return Painting(
+            frame=frame,
+            palette=workspace.upload("palette", colours),
+            picture=workspace.new_array((*frame.shape[:2], 3), np.uint8),
+            alpha=alpha,
+        )
+
+    def _paint(self, labels: Array, painting: Painting) -> None:
+        """Draw labels that became classes on the host, or were no classes' logits."""
+        ops.overlay(
+            painting.frame,
+            labels,
+            painting.palette,
+            alpha=painting.alpha,
+            out=painting.picture,
+            stream=self._workspace.stream,
+        )
+        self._workspace.synchronize()
 
     @contextmanager
     def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:
@@ -178,7 +220,7 @@ class FramePath:
 
     def _enqueue(
         self,
-        frame: Array,
+        frame: Frame,
         classes: BoundClasses,
         rule: LabelRule,
         trace: Trace | None = None,
@@ -187,6 +229,7 @@ class FramePath:
         """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
         captures = self._captures
         captured = captures.is_on and trace is None and turn is None
+        captured = captured and rule.painting is None  # of a frame that lies elsewhere each time
         num_phrases = len(classes.vocabulary.phrases)
         rows = self._family.rows_for(num_phrases) if captured else None
         adopted = self._adopt(classes, rows)
@@ -206,7 +249,7 @@ class FramePath:
         return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
 
     def _warm_up(
-        self, frame: Array, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+        self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
     ) -> None:
         """Run a frame that nobody times: kernels and libraries are loaded when first used."""
         self.clock.start()
@@ -248,17 +291,18 @@ class FramePath:
         pixels = masks.label(out_hw, classes, rule, workspace, clock)
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
 
-    def _image(self, frame: Array, trace: Trace | None = None) -> Array:
+    def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
         """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
         spec, workspace = self._preprocess, self._workspace
         dtype = dtype_of("image", self._sessions["image_encoder"].inputs)
-        on_host = isinstance(frame, np.ndarray)
+        is_nv12 = isinstance(frame, Nv12Frame)
         pixels = ops.preprocess(
-            workspace.upload_frame(frame) if on_host else frame,
+            self._on_device(frame),
             size_hw=spec.size_hw,
             mean=spec.mean,
             std=spec.std,
-            channel_order=self._config.channel_order,
+            channel_order="rgb" if is_nv12 else self._config.channel_order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
             out=workspace.array("image", (3, *spec.size_hw), dtype),
             stream=workspace.stream,
         )
@@ -267,6 +311,15 @@ class FramePath:
         if trace is not None:
             trace["image"] = image
         return image
+
+    def _on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
+        """The frame, or its two planes, where the lane works."""
+        upload = self._workspace.upload_frame
+        if not isinstance(frame, Nv12Frame):
+            return upload(frame) if isinstance(frame, np.ndarray) else frame
+        if not isinstance(frame.luma, np.ndarray):
+            return frame.luma, frame.chroma
+        return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
 
     def _look_back(self, turn: Turn) -> Segmentation | None:
         again = turn.reused()

@@ -34,7 +34,7 @@ from zsseg_rt._C import (
 )
 from zsseg_rt.arrays import Array
 from zsseg_rt.ops.cpus import threads_in_quota
-from zsseg_rt.ops.labels import upsample_argmax
+from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 
@@ -64,6 +64,7 @@ __all__ = [
     "set_num_threads",
     "thread_limit",
     "upsample_argmax",
+    "upsample_argmax_overlay",
     "warp_blend",
 ]
 
@@ -112,8 +113,9 @@ def preprocess(
     Args:
         frame: uint8 ``[H, W, 3]``, sides from 1 to 32767; or NV12, as cameras deliver it, in two
             planes with even H and W: brightness uint8 ``[H, W]`` and colour uint8
-            ``[H / 2, W / 2, 2]``, U then V of every two by two pixels, limited range. It becomes
-            RGB, rounded to bytes, before it is resized.
+            ``[H / 2, W / 2, 2]``, U then V of every two by two pixels, limited range. Their rows
+            may lie further apart than they are long. It becomes RGB, rounded to bytes, before it
+            is resized.
         size_hw: Height and width of the result, from 1 to 32767.
         mean: One per channel in RGB order, in units of 0..1.
         std: Like ``mean``, above 0.

@@ -19,6 +19,7 @@ __all__ = [
     "expect_dtype",
     "expect_logits",
     "expect_out",
+    "expect_rows",
     "expect_shape",
     "expect_side_range",
     "fail_argument",
@@ -49,6 +50,19 @@ def expect_array(name: str, array: Any, *dtypes: str) -> npt.NDArray[Any]:
         )
     if dtypes:
         expect_dtype(name, array, *dtypes)
+    return array
+
+
+def expect_rows(name: str, array: Any) -> npt.NDArray[Any]:
+    """Return ``array`` if it is C-contiguous but for gaps between rows; otherwise raise."""
+    if not (isinstance(array, np.ndarray) and array.ndim and array.size):
+        return expect_array(name, array)
+    row = array.nbytes // len(array)
+    if not array[0].flags.c_contiguous or (len(array) > 1 and array.strides[0] < row):
+        raise ShapeError(
+            f"{name}: expected rows without gaps in them, got strides {_text(array.strides)} in "
+            "bytes. Copy it with numpy.ascontiguousarray."
+        )
     return array
 
 

@@ -6,7 +6,7 @@ from zsseg_rt import _C
 from zsseg_rt.arrays import Array
 from zsseg_rt.ops.native import native
 
-__all__ = ["upsample_argmax"]
+__all__ = ["upsample_argmax", "upsample_argmax_overlay"]
 
 
 def upsample_argmax(
@@ -65,5 +65,73 @@ def upsample_argmax(
         array([[[4, 4]]], dtype=uint8)
     """
     settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
-    labels, scores = native(_C.upsample_argmax, logits, out_hw, *settings, out, workspace, stream)
+    drawn = (None, None, 0.0)
+    labels, scores, _ = native(
+        _C.upsample_argmax, logits, out_hw, *settings, *drawn, out, None, workspace, stream
+    )
     return labels, scores
+
+
+def upsample_argmax_overlay(
+    logits: Array,
+    frame: Array,
+    palette: Array,
+    *,
+    alpha: float = 0.5,
+    activation: str = "none",
+    seen: Array | None = None,
+    seen_bias: float = 0.0,
+    unknown_below: float | None = None,
+    with_scores: bool = False,
+    label_table: Array | None = None,
+    num_classes: Array | None = None,
+    out: Array | tuple[Array, Array | None] | None = None,
+    picture: Array | None = None,
+    stream: int = 0,
+) -> tuple[Array, Array | None, Array]:
+    """Label every pixel of a frame, and blend the labels' colours onto it, in one pass.
+
+    The results are those of :func:`upsample_argmax`, at the frame's size, and of
+    :func:`zsseg_rt.ops.overlay` after it, bit for bit. On CUDA it is one launch.
+
+    Args:
+        logits: float32 or float16 ``[1, C, h, w]``.
+        frame: uint8 ``[H, W, 3]``: its size is the result's.
+        palette: uint8 ``[K, 3]``, a colour for each label that is stored.
+        alpha: Weight of the colour, in [0, 1].
+        activation: As for :func:`upsample_argmax`, like all up to ``out``.
+        seen: See there.
+        seen_bias: See there.
+        unknown_below: See there.
+        with_scores: See there.
+        label_table: See there.
+        num_classes: See there.
+        out: See there.
+        picture: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        Labels ``[1, H, W]``, scores float32 ``[1, H, W]`` or None, and ``picture``.
+
+    Raises:
+        ShapeError: There is more than one image, sizes differ or are out of range, or an array is
+            not C-contiguous and aligned.
+        DTypeError: An array has another dtype.
+        ArgumentError: A setting is outside its range; on the CPU also ``num_classes``.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> frame, palette = np.zeros((1, 2, 3), np.uint8), np.uint8([[200, 0, 0], [0, 100, 0]])
+        >>> logits = np.float32([[[[3, 0]], [[0, 2]]]])
+        >>> upsample_argmax_overlay(logits, frame, palette)[2]
+        array([[[100,   0,   0],
+                [  0,  50,   0]]], dtype=uint8)
+    """
+    settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
+    shape: tuple[int, ...] = getattr(frame, "shape", ())
+    out_hw = (int(shape[0]), int(shape[1])) if len(shape) == 3 else (1, 1)  # refused further down
+    drawn = (frame, palette, alpha)
+    labels, scores, drawing = native(
+        _C.upsample_argmax, logits, out_hw, *settings, *drawn, out, picture, None, stream
+    )
+    return labels, scores, drawing

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array
+from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
@@ -47,6 +48,7 @@ __all__ = [
     "relationship_descriptor",
     "relationship_descriptor_text",
     "upsample_argmax",
+    "upsample_argmax_overlay",
     "upsample_bilinear",
     "warp_blend",
 ]
@@ -207,6 +209,28 @@ def overlay(
     blended = frame * (np.uint32(65536) - weight) + colours * weight + np.uint32(32768)
     result[...] = blended >> np.uint32(16)
     return result
+
+
+def upsample_argmax_overlay(
+    logits: Array,
+    frame: Array,
+    palette: Array,
+    *,
+    alpha: float = 0.5,
+    out: Array | tuple[Array, Array | None] | None = None,
+    picture: Array | None = None,
+    stream: int = 0,
+    **rule: Any,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.uint8]]:
+    """Reference of :func:`zsseg_rt.ops.upsample_argmax_overlay`; ``rule``: its other settings."""
+    expect_shape("frame", expect_array("frame", frame, "uint8"), (ANY, ANY, 3))
+    labels, scores = upsample_argmax(logits, frame.shape[:2], out=out, **rule)
+    if len(labels) != 1:
+        raise ShapeError(
+            f"logits: expected one image to draw an overlay of, got {len(labels)}. Draw them one "
+            "by one."
+        )
+    return labels, scores, overlay(frame, labels[0], palette, alpha=alpha, out=picture)
 
 
 def all_finite(

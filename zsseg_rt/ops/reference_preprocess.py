@@ -14,7 +14,9 @@ from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ANY,
     expect_array,
+    expect_dtype,
     expect_out,
+    expect_rows,
     expect_shape,
     expect_side_range,
     fail_argument,
@@ -74,7 +76,7 @@ def _arrays_of(frame: Any) -> tuple[npt.NDArray[Any], ...]:
         return (expect_array("frame", frame),)
     if len(frame) != 2:
         fail_argument("frame", "an array or two planes", f"{len(frame)} planes")
-    return expect_array("frame[0]", frame[0]), expect_array("frame[1]", frame[1])
+    return expect_rows("frame[0]", frame[0]), expect_rows("frame[1]", frame[1])
 
 
 def _checked_rgb(frame: npt.NDArray[Any], channel_order: str) -> npt.NDArray[np.uint8]:
@@ -88,9 +90,9 @@ def _rgb_of_nv12(
     luma: npt.NDArray[Any], chroma: npt.NDArray[Any], channel_order: str, colour_matrix: str
 ) -> npt.NDArray[np.uint8]:
     """Every pixel takes the colour of its two by two."""
-    expect_array("frame[0]", luma, "uint8")
+    expect_dtype("frame[0]", luma, "uint8")
     expect_shape("frame[0]", luma, (ANY, ANY))
-    expect_array("frame[1]", chroma, "uint8")
+    expect_dtype("frame[1]", chroma, "uint8")
     height, width = luma.shape
     expect_side_range("frame", (height, width), luma.shape, "Check that the frame was read.")
     if height % 2 or width % 2:

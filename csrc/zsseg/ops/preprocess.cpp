@@ -40,6 +40,9 @@ void check_planes(const TensorView& luma, const TensorView& chroma, bool bgr) {
 Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params) {
   if (frame.chroma != nullptr) {
     check_planes(frame.pixels, *frame.chroma, params.bgr);
+    if (frame.luma_row() > INT32_MAX || frame.chroma_row() > INT32_MAX) {
+      throw ShapeError("frame: expected rows less than 2 GiB apart, got planes that are not.");
+    }
   } else {
     expect_dtype("frame", frame.pixels, {DType::uint8});
     expect_shape("frame", frame.pixels, {kAnySize, kAnySize, 3});

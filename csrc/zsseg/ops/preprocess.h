@@ -27,6 +27,14 @@ struct PreprocessParams {
 struct CameraFrame {
   TensorView pixels;
   const TensorView* chroma = nullptr;
+  // Of NV12: bytes from one row of a plane to the next, at least W; 0 means W.
+  std::int64_t luma_row_bytes = 0;
+  std::int64_t chroma_row_bytes = 0;
+
+  std::int64_t luma_row() const { return luma_row_bytes == 0 ? pixels.shape[1] : luma_row_bytes; }
+  std::int64_t chroma_row() const {
+    return chroma_row_bytes == 0 ? pixels.shape[1] : chroma_row_bytes;
+  }
 };
 
 // frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. Half-pixel

@@ -42,7 +42,7 @@ inline void load_words(const std::uint8_t* row, const std::uint32_t* offsets, in
 struct Source {
   const std::uint8_t* pixels;
   const std::uint8_t* chroma;  // null: three bytes a pixel
-  std::int64_t row_bytes;
+  std::int64_t row_bytes, chroma_row_bytes;
   const std::uint8_t* last_pixel;
   YuvToRgb matrix;
 };
@@ -54,7 +54,7 @@ void load_row(const Source& source, std::uint32_t row, const std::uint32_t* offs
     load_words(pixels, offsets, count, source.last_pixel, words);
     return;
   }
-  const std::uint8_t* chroma = source.chroma + source.row_bytes * (row / 2);
+  const std::uint8_t* chroma = source.chroma + source.chroma_row_bytes * (row / 2);
   for (int column = 0; column < count; ++column) {
     const std::uint8_t* uv = chroma + (offsets[column] & ~1u);
     words[column] = yuv_word(pixels[offsets[column]], uv[0], uv[1], source.matrix);
@@ -156,9 +156,14 @@ void preprocess_cpu(const CameraFrame& frame, const TensorView& out,
   const std::int64_t width = frame.pixels.shape[1];
   const std::uint32_t pixel_bytes = frame.chroma == nullptr ? 3 : 1;
   const auto* pixels = frame.pixels.as<const std::uint8_t>();
-  const Source source = {
-      pixels, frame.chroma == nullptr ? nullptr : frame.chroma->as<const std::uint8_t>(),
-      pixel_bytes * width, pixels + pixel_bytes * (height * width - 1), yuv_to_rgb(params.matrix)};
+  Source source = {
+      pixels, nullptr, 3 * width, 0, pixels + 3 * (height * width - 1), yuv_to_rgb(params.matrix)};
+  if (frame.chroma != nullptr) {
+    source.chroma = frame.chroma->as<const std::uint8_t>();
+    source.row_bytes = frame.luma_row();
+    source.chroma_row_bytes = frame.chroma_row();
+    source.last_pixel = nullptr;
+  }
   ZSSEG_DISPATCH_ANY_FLOAT(out.dtype, T,
                            preprocess_rows(source, frame.pixels, pixel_bytes, out.as<T>(), params));
 }

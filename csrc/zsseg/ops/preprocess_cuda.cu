@@ -16,9 +16,10 @@ constexpr int kRun = 2;  // pixels of a row that a thread takes
 constexpr int kColumns = kBlockX * kRun;
 
 struct Problem {
-  const std::uint8_t* pixels;  // [height, width, 3], or [height, width] with
-  const std::uint8_t* chroma;  // [height / 2, width / 2, 2]
-  void* out;                   // float, Half or Bfloat16 [3, out_height, out_width]
+  const std::uint8_t* pixels;          // [height, width, 3], or [height, width] with
+  const std::uint8_t* chroma;          // [height / 2, width / 2, 2]
+  std::uint32_t luma_row, chroma_row;  // bytes from one row of these two to the next
+  void* out;                           // float, Half or Bfloat16 [3, out_height, out_width]
   std::uint32_t height, width, out_height, out_width;
   bool words;  // the frame may be read in words of four bytes
   bool runs;   // the result may be written in runs
@@ -58,8 +59,8 @@ __device__ Pair rgb_pair(const Problem& problem, std::uint32_t row, const Biline
 }
 
 __device__ std::uint32_t nv12_pixel(const Problem& problem, std::uint32_t row, std::uint32_t x) {
-  const std::uint8_t* uv = problem.chroma + std::int64_t{row / 2} * problem.width + (x & ~1u);
-  const int y = problem.pixels[std::int64_t{row} * problem.width + x];
+  const std::uint8_t* uv = problem.chroma + std::int64_t{row / 2} * problem.chroma_row + (x & ~1u);
+  const int y = problem.pixels[std::int64_t{row} * problem.luma_row + x];
   return yuv_word(y, uv[0], uv[1], problem.matrix);
 }
 
@@ -151,6 +152,8 @@ void preprocess_cuda(const CameraFrame& frame, const TensorView& out,
   Problem problem = {};
   problem.pixels = frame.pixels.as<const std::uint8_t>();
   problem.chroma = frame.chroma == nullptr ? nullptr : frame.chroma->as<const std::uint8_t>();
+  problem.luma_row = static_cast<std::uint32_t>(frame.luma_row());
+  problem.chroma_row = static_cast<std::uint32_t>(frame.chroma_row());
   problem.out = out.data;
   problem.height = static_cast<std::uint32_t>(frame.pixels.shape[0]);
   problem.width = static_cast<std::uint32_t>(frame.pixels.shape[1]);

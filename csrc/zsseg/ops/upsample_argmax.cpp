@@ -8,6 +8,7 @@
 #include "zsseg/error.h"
 #include "zsseg/kernel_dispatch.h"
 #include "zsseg/ops/class_logits.h"
+#include "zsseg/ops/overlay.h"
 #include "zsseg/thread_pool.h"
 
 namespace zsseg {
@@ -69,6 +70,18 @@ void check_num_classes(const TensorView& logits, const TensorView& num_classes) 
   }
 }
 
+// The frame tells the size of the result.
+void check_overlay(const TensorView& logits, const TensorView& labels, const LabelOverlay& drawn) {
+  if (logits.shape[0] != 1) {
+    throw ShapeError("logits: expected one image to draw an overlay of, got " +
+                     std::to_string(logits.shape[0]) + ". Draw them one by one.");
+  }
+  TensorView one = labels;
+  one.shape = {labels.shape[1], labels.shape[2]};
+  const Shape shape = overlay_shape(drawn.frame, one, drawn.palette, {drawn.alpha});
+  expect_result("picture", drawn.picture, DType::uint8, shape, logits);
+}
+
 int round_up(std::int64_t count) {
   return static_cast<int>((count + kAlign - 1) / kAlign * kAlign);
 }
@@ -100,6 +113,10 @@ Shape upsample_argmax_shape(const UpsampleArgmaxInputs& inputs,
   }
   if (inputs.num_classes != nullptr) {
     check_num_classes(logits, *inputs.num_classes);
+  }
+  if (inputs.overlay != nullptr) {
+    expect_dtype("frame", inputs.overlay->frame, {DType::uint8});
+    expect_shape("frame", inputs.overlay->frame, {params.height, params.width, 3});
   }
   if (!std::isfinite(params.seen_bias)) {
     fail_argument("seen_bias", "a finite number", to_text(params.seen_bias));
@@ -175,6 +192,9 @@ void upsample_argmax(const UpsampleArgmaxInputs& inputs, const TensorView& label
   if (scores != nullptr) {
     expect_result("scores", *scores, DType::float32, shape, logits);
   }
+  if (inputs.overlay != nullptr) {
+    check_overlay(logits, labels, *inputs.overlay);
+  }
   if (labels.count() == 0) {
     return;
   }
@@ -187,6 +207,12 @@ void upsample_argmax(const UpsampleArgmaxInputs& inputs, const TensorView& label
                      ". Ask upsample_argmax_workspace_bytes for the size.");
   }
   ZSSEG_RUN_KERNEL(labels, upsample_argmax, stream, inputs, labels, scores, workspace, params);
+  if (inputs.overlay != nullptr && !labels.device.is_cuda()) {
+    const LabelOverlay& drawn = *inputs.overlay;
+    TensorView one = labels;
+    one.shape = {labels.shape[1], labels.shape[2]};
+    overlay(drawn.frame, one, drawn.palette, drawn.picture, {drawn.alpha}, stream);
+  }
 }
 
 }  // namespace zsseg

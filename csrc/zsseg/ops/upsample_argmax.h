@@ -18,6 +18,14 @@ struct UpsampleArgmaxParams {
   float unknown_below = -std::numeric_limits<float>::infinity();  // no threshold
 };
 
+// What is drawn of the labels as they are stored: as `overlay` does afterwards, bit for bit.
+struct LabelOverlay {
+  TensorView frame;    // uint8 [H,W,3]
+  TensorView palette;  // uint8 [K,3]
+  TensorView picture;  // uint8 [H,W,3]; may be `frame` itself
+  double alpha = 0.5;  // weight of the palette's colour, in [0, 1]
+};
+
 // Null is left out. All on the logits' device, but `seen` may be on the CPU.
 struct UpsampleArgmaxInputs {
   TensorView logits;                 // float32, float16 or bfloat16 [B,C,h,w]
@@ -27,6 +35,7 @@ struct UpsampleArgmaxInputs {
   // int32 [1]: how many of the C classes count, the first ones; read when the kernel runs. Outside
   // 0 to C: an error on the CPU, on CUDA as the nearest of them.
   const TensorView* num_classes = nullptr;
+  const LabelOverlay* overlay = nullptr;  // of one image; part of the same launch on CUDA
 };
 
 // -> labels [B,H,W], scores float32 [B,H,W]: bilinear upsampling (half-pixel centres, edges

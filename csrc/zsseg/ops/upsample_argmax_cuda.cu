@@ -20,6 +20,7 @@
 #include "zsseg/cuda_raii.h"
 #include "zsseg/ops/upsample_argmax.h"
 #include "zsseg/ops/upsample_argmax_block_cuda.h"
+#include "zsseg/ops/upsample_argmax_paint_cuda.h"
 #include "zsseg/wide_cuda.h"
 
 namespace zsseg {
@@ -55,9 +56,9 @@ __device__ void store_run(T* to, const Wide<T, kCount>& run, const WarpCell& cel
   }
 }
 
-template <typename Label, int kCount>
-__device__ void store_labels(const Problem& problem, const WarpCell& cell, int x, std::int64_t at,
-                             const Winner (&winner)[kCount]) {
+template <typename Label, typename Paint, int kCount>
+__device__ void store_labels(const Problem& problem, const Paint& paint, const WarpCell& cell,
+                             int x, std::int64_t at, const Winner (&winner)[kCount]) {
   Wide<Label, kCount> labels;
   for (int p = 0; p < kCount; ++p) {
     int label = winner[p].score < problem.unknown_below ? kNoClass : winner[p].index;
@@ -67,16 +68,17 @@ __device__ void store_labels(const Problem& problem, const WarpCell& cell, int x
     labels.value[p] = static_cast<Label>(label);
   }
   store_run(static_cast<Label*>(problem.labels) + at, labels, cell, x, problem.aligned);
+  paint_run(paint, labels, cell, x, at);
 }
 
 // Labels and, if wanted, scores of the pixels from column `x` and number `at` of the result on.
-template <int kCount>
-__device__ void store_pixels(const Problem& problem, const WarpCell& cell, int x, std::int64_t at,
-                             const Winner (&winner)[kCount]) {
+template <typename Paint, int kCount>
+__device__ void store_pixels(const Problem& problem, const Paint& paint, const WarpCell& cell,
+                             int x, std::int64_t at, const Winner (&winner)[kCount]) {
   if (problem.wide_labels) {
-    store_labels<std::uint16_t>(problem, cell, x, at, winner);
+    store_labels<std::uint16_t>(problem, paint, cell, x, at, winner);
   } else {
-    store_labels<std::uint8_t>(problem, cell, x, at, winner);
+    store_labels<std::uint8_t>(problem, paint, cell, x, at, winner);
   }
   if (problem.scores != nullptr) {
     Wide<float, kCount> scores;
@@ -150,8 +152,9 @@ __device__ std::int64_t first_pixel(const Problem& problem) {
 }
 
 // Labels the warp's pixels: lanes over the runs of a row, and over rows where a row has few.
-template <int kGroups, int kActivation>
-__device__ void label_cell(const Problem& problem, Survivors<kGroups>& survivors) {
+template <int kGroups, int kActivation, typename Paint>
+__device__ void label_cell(const Problem& problem, const Paint& paint,
+                           Survivors<kGroups>& survivors) {
   constexpr int kCount = kRun<kGroups, kActivation>;
   const WarpCell& cell = survivors.cell();
   const int only = problem.needs_scores ? -1 : survivors.only_one();
@@ -180,7 +183,7 @@ __device__ void label_cell(const Problem& problem, Survivors<kGroups>& survivors
       }
       if (lane_row < rows && y < cell.row_end) {
         const std::int64_t at = first_pixel(problem) + std::int64_t{y} * problem.out_width + x;
-        store_pixels(problem, cell, x, at, winner);
+        store_pixels(problem, paint, cell, x, at, winner);
       }
     }
   }
@@ -204,10 +207,11 @@ __device__ void place(const Problem& problem, WarpCell& cell) {
   cell.column_end = cell_begin(cell.cell_column + 1, problem.in_width, problem.out_width);
 }
 
-// blockIdx.x over kWarps columns of cells, .y over rows of cells times slices, .z over images.
-template <int kGroups, int kActivation>
-__global__ void __launch_bounds__(kThreads, 8) label_kernel(Problem problem) {
-  __shared__ SharedBlock<kGroups> shared;
+// Labels a block's cells: blockIdx.x over kWarps columns of cells, .y over rows of cells times
+// slices, .z over images.
+template <int kGroups, int kActivation, typename Paint>
+__device__ void label_block(const Problem& problem, const Paint& paint,
+                            SharedBlock<kGroups>& shared) {
   WarpShared<kGroups>& own = shared.warps[WarpCell::warp()];
   if (WarpCell::lane() == 0) {
     place(problem, own.cell);
@@ -220,8 +224,29 @@ __global__ void __launch_bounds__(kThreads, 8) label_kernel(Problem problem) {
   find_survivors(problem, staged, own);
   if (!own.cell.is_empty()) {
     Survivors<kGroups> survivors(problem, staged, own);
-    label_cell<kGroups, kActivation>(problem, survivors);
+    label_cell<kGroups, kActivation>(problem, paint, survivors);
   }
+}
+
+template <int kGroups, int kActivation>
+__global__ void __launch_bounds__(kThreads, 8) label_kernel(Problem problem) {
+  __shared__ SharedBlock<kGroups> shared;
+  label_block<kGroups, kActivation>(problem, NoPainting{}, shared);
+}
+
+// Before sm_90, 64 registers are too few for the kernel that also draws.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define ZSSEG_OVERLAY_BLOCKS 7
+#else
+#define ZSSEG_OVERLAY_BLOCKS 8
+#endif
+
+// The same, and the overlay of what it stores, which reads and writes three bytes a pixel more.
+template <int kGroups, int kActivation>
+__global__ void __launch_bounds__(kThreads, ZSSEG_OVERLAY_BLOCKS)
+    label_overlay_kernel(Problem problem, Painting painting) {
+  __shared__ SharedBlock<kGroups> shared;
+  label_block<kGroups, kActivation>(problem, painting, shared);
 }
 
 void take_seen(const TensorView* seen, Problem& problem) {
@@ -278,17 +303,40 @@ Problem describe(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
   return problem;
 }
 
-using Kernel = void (*)(Problem);
+Painting describe(const LabelOverlay& overlay, const Problem& problem) {
+  Painting painting = {};
+  painting.frame = overlay.frame.as<const std::uint8_t>();
+  painting.palette = overlay.palette.as<const std::uint8_t>();
+  painting.picture = overlay.picture.as<std::uint8_t>();
+  painting.num_colours = overlay.palette.shape[0];
+  painting.weight = overlay_weight(overlay.alpha);
+  painting.aligned = problem.out_width % 4 == 0 && is_aligned(painting.frame, 4) &&
+                     is_aligned(painting.picture, 4);
+  return painting;
+}
+
+template <int kGroups, int kActivation>
+void launch_kernel(const Problem& problem, const LabelOverlay* overlay, const LaunchShape& shape,
+                   StreamHandle stream) {
+  if (overlay == nullptr) {
+    launch("label_kernel", label_kernel<kGroups, kActivation>, shape, to_stream(stream), problem);
+  } else {
+    launch("label_overlay_kernel", label_overlay_kernel<kGroups, kActivation>, shape,
+           to_stream(stream), problem, describe(*overlay, problem));
+  }
+}
+
+using Launch = void (*)(const Problem&, const LabelOverlay*, const LaunchShape&, StreamHandle);
 
 template <int kGroups>
-Kernel kernel_for(Activation activation) {
+Launch launch_for(Activation activation) {
   switch (activation) {
     case Activation::kSigmoid:
-      return label_kernel<kGroups, static_cast<int>(Activation::kSigmoid)>;
+      return launch_kernel<kGroups, static_cast<int>(Activation::kSigmoid)>;
     case Activation::kSoftmax:
-      return label_kernel<kGroups, static_cast<int>(Activation::kSoftmax)>;
+      return launch_kernel<kGroups, static_cast<int>(Activation::kSoftmax)>;
     default:
-      return label_kernel<kGroups, static_cast<int>(Activation::kNone)>;
+      return launch_kernel<kGroups, static_cast<int>(Activation::kNone)>;
   }
 }
 
@@ -311,8 +359,8 @@ void upsample_argmax_cuda(const UpsampleArgmaxInputs& inputs, const TensorView& 
   const dim3 grid((problem.cell_columns + kWarps - 1) / kWarps, cell_rows * problem.slices,
                   static_cast<unsigned>(labels.shape[0]));
   const std::size_t stay_bytes = sizeof(std::uint32_t) * kWarps * ((problem.num_classes + 31) / 32);
-  launch("label_kernel", two_groups ? kernel_for<2>(activation) : kernel_for<1>(activation),
-         {grid, kThreads, stay_bytes}, to_stream(stream), problem);
+  const Launch launch_it = two_groups ? launch_for<2>(activation) : launch_for<1>(activation);
+  launch_it(problem, inputs.overlay, {grid, kThreads, stay_bytes}, stream);
 }
 
 }  // namespace zsseg
