@@ -140,16 +140,17 @@ class Workspace:
             pinned = self._buffers["flag"] = _C.PinnedArray((1,), "uint8", device=self._index)
         return pinned.host, pinned.mapped(self.stream)
 
-    def votes(self) -> Array | None:
-        """Eight bytes of zeros that kernels leave as zeros; None on the CPU.
+    def products(self) -> Array | None:
+        """What products share between blocks: zeros that kernels leave as zeros; None on the CPU.
 
-        With them a kernel can tell in its own launch whether its result is finite.
+        With it a kernel tells in its own launch whether its result is finite, and several blocks
+        share a sum's depth where few classes leave a GPU idle.
         """
         if self._index is None:
             return None
-        if "votes" not in self._buffers:
-            self._buffers["votes"] = self.place(np.zeros(8, np.uint8))
-        return self._buffers["votes"]
+        if "products" not in self._buffers:
+            self._buffers["products"] = self.place(np.zeros(_C.DEPTH_WORKSPACE_BYTES, np.uint8))
+        return self._buffers["products"]
 
     def own(self, name: str, array: Array) -> Array:
         """A float32 array where it is ours, else a copy in the named buffer, made on the stream."""

@@ -98,19 +98,19 @@ class DensePipeline:
         clock.mark("image_encoder")
         phrases = classes.text_embeds.shape[0]
         shape = (1, phrases, patch_embeds.shape[1])
-        votes = self._workspace.votes()
+        products = self._workspace.products()
         logits = ops.patch_text_similarity(
             patch_embeds,
             classes.text_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=self._workspace.array("mask_logits", shape, np.float32),
-            finite=None if votes is None else self._workspace.flag()[1],
-            workspace=votes,
+            finite=None if products is None else self._workspace.flag()[1],
+            workspace=products,
             stream=stream,
         )
         clock.mark("similarity")
         mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits, checked=votes is not None)
+        return ClassLogits(mask_logits=mask_logits, checked=products is not None)

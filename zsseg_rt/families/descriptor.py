@@ -149,6 +149,7 @@ class DescriptorPipeline:
             self._bias,
             text_queries=classes.text_queries,
             out=workspace.array("queries", (regions, phrases, self._bias.shape[0]), np.float32),
+            workspace=workspace.products(),
             stream=stream,
         )
         clock.mark("descriptor")
@@ -157,15 +158,15 @@ class DescriptorPipeline:
         )
         clock.mark("decoder")
         patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
-        votes = workspace.votes()
+        products = workspace.products()
         logits = ops.patch_text_similarity(
             patch_keys,
             class_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
-            finite=None if votes is None else workspace.flag()[1],
-            workspace=votes,
+            finite=None if products is None else workspace.flag()[1],
+            workspace=products,
             stream=stream,
         )
         mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
@@ -175,7 +176,7 @@ class DescriptorPipeline:
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
         activation = None if classes.cosine is None else "sigmoid"
-        checked = votes is not None and classes.cosine is None
+        checked = products is not None and classes.cosine is None
         return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
 
     def _blend(
