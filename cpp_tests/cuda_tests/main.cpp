@@ -34,6 +34,8 @@
 namespace zsseg::cuda_tests {
 namespace {
 
+constexpr const char* kActivationNames[] = {"none", "sigmoid", "softmax"};  // by value
+
 using upsample::Activation;
 using Views = std::vector<TensorView>;
 
@@ -337,7 +339,6 @@ struct UpsampleCase {
 };
 
 void run_upsample_case(Comparison& comparison, Randomness& random, const UpsampleCase& c) {
-  static const char* const kNames[] = {"none", "sigmoid", "softmax"};
   UpsampleArgmaxParams params;
   params.height = 53;
   params.width = 47;
@@ -355,7 +356,7 @@ void run_upsample_case(Comparison& comparison, Randomness& random, const Upsampl
   }
   comparison.compare(
       std::string("upsample_argmax ") + name_of(c.dtype) + " " + std::to_string(c.classes) +
-          " classes " + kNames[static_cast<int>(c.activation)] +
+          " classes " + kActivationNames[static_cast<int>(c.activation)] +
           (c.with_scores ? " with scores" : "") + (c.seen_on_host ? ", flags on the host" : ""),
       {random.normal(c.dtype, {2, c.classes, 7, 5}), seen}, results,
       [&](const Views& in, const Views& out, const TensorView& work, StreamHandle stream) {
@@ -410,7 +411,8 @@ void run_upsample_overlay(Comparison& comparison, Randomness& random) {
           return UpsampleArgmaxInputs{in[0], &in[1], nullptr, nullptr, drawn};
         };
         comparison.compare(
-            std::string("upsample_argmax and overlay ") + kNames[static_cast<int>(activation)] +
+            std::string("upsample_argmax and overlay ") +
+                kActivationNames[static_cast<int>(activation)] +
                 (bias == 0.0f ? "" : " with a bias") + ", width " + std::to_string(width),
             {random.normal(DType::float32, {1, 30, 7, 5}), random.whole(DType::boolean, {30}, 2),
              random.whole(DType::uint8, {53, width, 3}, 256),
