@@ -255,6 +255,7 @@ def test_arrays_of_another_stream_are_named(stream):
 @pytest.mark.needs_cuda
 def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     counts = counts_reader()
+    gc.collect()  # what other tests left behind counts too
     small = SmallFrame(stream)
     small.fill(0)
     expected = small.eager()
