@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "zsseg/cuda_launch.h"
@@ -168,6 +169,77 @@ TEST_F(Ptx, ProductsFollowTheDefinition) {
 
 TEST_F(Ptx, ProductsOfFloatsLoseTheLowestBits) {
   expect_product<Kind::tf32, 4, 2>(8, tf32_of_a, tf32_of_b);
+}
+
+// A number of either type by its fields: sign, exponent with its bias, fraction.
+struct HalfFormat {
+  static constexpr int kFraction = 10, kBias = 15, kExponent = 11;
+};
+struct Bfloat16Format {
+  static constexpr int kFraction = 7, kBias = 127, kExponent = 120;
+};
+
+template <typename Format>
+std::uint32_t bits_of(int number) {
+  const int exponent = Format::kExponent + number % 9;
+  const int fraction = number * 37 % (1 << Format::kFraction);
+  return static_cast<std::uint32_t>(number % 3 == 0 ? 0x8000 : 0) |
+         static_cast<std::uint32_t>(exponent << Format::kFraction | fraction);
+}
+
+template <typename Format>
+double value_of(std::uint32_t bits) {
+  const int fraction = static_cast<int>(bits & ((1u << Format::kFraction) - 1));
+  const int exponent = static_cast<int>((bits & 0x7fffu) >> Format::kFraction);
+  const double size =
+      std::ldexp((1 << Format::kFraction) + fraction, exponent - Format::kBias - Format::kFraction);
+  return (bits & 0x8000u) != 0 ? -size : size;
+}
+
+// With one digit before the binary point and kFraction behind it; ties go to the even neighbour.
+template <typename Format>
+double rounded(double value) {
+  int exponent = 0;
+  const double digits = std::ldexp(std::frexp(value, &exponent), Format::kFraction + 1);
+  return std::ldexp(std::nearbyint(digits), exponent - Format::kFraction - 1);
+}
+
+template <typename Format>
+__global__ void pairs_kernel(const std::uint32_t* a, const std::uint32_t* b,
+                             std::uint32_t* products) {
+  const auto i = threadIdx.x;
+  if constexpr (std::is_same_v<Format, HalfFormat>) {
+    products[i] = ptx::multiply_pairs(a[i], b[i]);
+  } else {
+    products[i] = ptx::multiply_pairs_bfloat16(a[i], b[i]);
+  }
+}
+
+template <typename Format>
+void expect_products_of_pairs() {
+  constexpr int kCount = 1024;
+  std::vector<std::uint32_t> a, b;
+  for (int i = 0; i < kCount; ++i) {
+    a.push_back(bits_of<Format>(i) | bits_of<Format>(i + 5) << 16);
+    b.push_back(bits_of<Format>(7 * i + 1) | bits_of<Format>(3 * i + 2) << 16);
+  }
+  auto* products = on_device(std::vector<std::uint32_t>(kCount));
+  launch("pairs_kernel", pairs_kernel<Format>, {1, kCount}, nullptr,
+         static_cast<const std::uint32_t*>(on_device(a)),
+         static_cast<const std::uint32_t*>(on_device(b)), products);
+  const std::vector<std::uint32_t> found = fetch(products, kCount);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    for (const int shift : {0, 16}) {
+      const double exact =
+          value_of<Format>(a[i] >> shift & 0xffffu) * value_of<Format>(b[i] >> shift & 0xffffu);
+      EXPECT_EQ(value_of<Format>(found[i] >> shift & 0xffffu), rounded<Format>(exact));
+    }
+  }
+}
+
+TEST_F(Ptx, ProductsOfPairsAreRoundedOnce) {
+  expect_products_of_pairs<HalfFormat>();
+  expect_products_of_pairs<Bfloat16Format>();
 }
 
 // Matrix m, row r, element e holds 64 m + 8 r + e. "Each thread receives the elements of row
