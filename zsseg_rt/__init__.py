@@ -67,7 +67,7 @@ _HOMES = {
     "Frame": "result",
     "FrameMemory": "steady.memory",
     "Lane": "lane",
-    "Nv12Frame": "nv12",
+    "Nv12Frame": "inputs.nv12",
     "Polygon": "annotations.polygons",
     "Segmentation": "result",
     "Stream": "stream.runner",

@@ -27,8 +27,8 @@ from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
 from zsseg_rt.frames.device_result import DeviceSegmentation as DeviceSegmentation
+from zsseg_rt.inputs.nv12 import Nv12Frame as Nv12Frame
 from zsseg_rt.lane import Lane as Lane
-from zsseg_rt.nv12 import Nv12Frame as Nv12Frame
 from zsseg_rt.photos.files import read_photo as read_photo
 from zsseg_rt.result import ClassShare as ClassShare
 from zsseg_rt.result import Frame as Frame

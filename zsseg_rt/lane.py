@@ -27,10 +27,10 @@ from zsseg_rt.errors import (
     VocabularyError,
 )
 from zsseg_rt.families.base import BoundClasses, Family, LabelRule, Trace
-from zsseg_rt.frame_check import check_device_frame, check_frame
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.frames.path import FramePath
-from zsseg_rt.nv12 import Nv12Frame, as_nv12, check_nv12
+from zsseg_rt.inputs.checks import check_device_frame, check_frame
+from zsseg_rt.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import FrameMemory, check_family
 from zsseg_rt.workspace import Workspace

@@ -32,7 +32,7 @@ from zsseg_rt.families.base import (
 from zsseg_rt.families.base import Trace as Trace
 from zsseg_rt.frames.captures import FrameCaptures, captures_wanted
 from zsseg_rt.frames.device_result import DeviceSegmentation
-from zsseg_rt.nv12 import Nv12Frame
+from zsseg_rt.inputs.nv12 import Nv12Frame
 from zsseg_rt.result import Segmentation
 from zsseg_rt.steady.memory import Turn
 from zsseg_rt.text.vocabulary import Vocabulary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zsseg_rt import schema
+from zsseg_rt.earlier_names import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.dense.cosine_head import (
@@ -34,13 +34,9 @@ from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.models.zeroseg.weights import create_zeroseg
 
-__all__ = ["ARCHITECTURES", "Architecture", "create_model", "current_name", "find_builder"]
-__all__ += ["from_official"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["ARCHITECTURES", "Architecture", "create_model", "find_builder", "from_official"]
 
 Builder = Callable[..., SegmentationModel]
-_RENAMED = {"dense_baseline": "cosine_head"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +83,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=create_zeroseg),
 }
-
-
-def current_name(architecture: str) -> str:
-    """What an architecture is called today; a warning tells if it was renamed.
-
-    Args:
-        architecture: As a user, a run or a configuration of an earlier version names it.
-    """
-    name = _RENAMED.get(architecture, architecture)
-    if name != architecture:
-        _log.warning("architecture: %r is called %r now", architecture, name)
-    return name
 
 
 def from_official(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zsseg_rt import schema
+from zsseg_rt.earlier_names import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml
@@ -68,8 +69,6 @@ class ModelConfig:
     @staticmethod
     def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
         """What earlier versions wrote, in today's words."""
-        from zsseg_rt.models.registry import current_name
-
         named = raw.get("architecture")
         return dict(raw) | ({"architecture": current_name(named)} if isinstance(named, str) else {})
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt import schema
+from zsseg_rt.earlier_names import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.registry import ARCHITECTURES, current_name
+from zsseg_rt.models.registry import ARCHITECTURES
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.training.loop.checkpointing import (

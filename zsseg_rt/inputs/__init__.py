@@ -1,0 +1,1 @@
+"""What a frame may be when it is given to an engine."""
