@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "zsseg/check.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -21,16 +20,6 @@ struct DepthWorkspace {
 };
 
 // Nothing is asked of an absent workspace.
-inline void expect_workspace(const TensorView& workspace, const char* other_name,
-                             const TensorView& other) {
-  if (workspace.data == nullptr) {
-    return;
-  }
-  expect_dtype("workspace", workspace, {DType::uint8});
-  expect_same_device("workspace", workspace, other_name, other);
-  if (reinterpret_cast<std::uintptr_t>(workspace.data) % 4 != 0) {
-    fail_argument("workspace", "an address that is a multiple of 4", "another");
-  }
-}
+void expect_workspace(const TensorView& workspace, const char* other_name, const TensorView& other);
 
 }  // namespace zsseg

@@ -100,7 +100,7 @@ DepthParts depth_parts(const TensorView& workspace, const dim3& grid, std::int64
   }
   const std::int64_t fitting =
       (bytes - DepthWorkspace::kHeadBytes) / DepthWorkspace::kBlockBytes / tiles;
-  const std::int64_t count = std::min({multiprocessors() / tiles, slabs / 2, fitting});
+  const std::int64_t count = std::min(std::min(multiprocessors() / tiles, slabs / 2), fitting);
   if (count > 1) {
     parts.count = static_cast<int>(count);
     parts.arrived = reinterpret_cast<int*>(workspace.as<char>() + DepthWorkspace::kVoteBytes);
