@@ -113,6 +113,17 @@ OPERATIONS = {
         },
         {},
     ),
+    "upsample_argmax_overlay": (
+        {
+            "logits": zeros(1, 3, 2, 2),
+            "frame": zeros(4, 4, 3, dtype=np.uint8),
+            "palette": zeros(3, 3, dtype=np.uint8),
+            "seen": zeros(3, dtype=bool),
+            "label_table": zeros(3, dtype=np.uint16),
+            "picture": zeros(4, 4, 3, dtype=np.uint8),
+        },
+        {},
+    ),
     "all_finite": ({"values": zeros(7, dtype=np.float16)}, {}),
     "count_labels": (
         {"labels": zeros(7, dtype=np.uint16), "out": zeros(4, dtype=np.int64)},

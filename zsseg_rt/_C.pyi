@@ -219,7 +219,7 @@ def patch_text_similarity(
 ) -> Array: ...
 def upsample_argmax(
     logits: Array,
-    out_hw: tuple[int, int],
+    out_hw: tuple[int, int] | None,
     activation: str,
     seen: Array | None,
     seen_bias: float,

@@ -88,6 +88,13 @@ class OverlayArg {
   const LabelOverlay* overlay() const { return frame_ ? &overlay_ : nullptr; }
   py::object result() const { return picture_ ? picture_->result() : py::none(); }
 
+  // Of the frame; what is no frame is refused with the other arguments.
+  std::pair<std::int64_t, std::int64_t> size_hw() const {
+    const Shape& shape = overlay_.frame.shape;
+    return shape.rank == 3 ? std::pair(shape[0], shape[1])
+                           : std::pair<std::int64_t, std::int64_t>(1, 1);
+  }
+
  private:
   std::optional<ArrayArg> frame_, palette_;
   std::optional<OutputArg> picture_;
@@ -95,7 +102,7 @@ class OverlayArg {
 };
 
 py::tuple bound_upsample_argmax(const py::object& logits,
-                                std::pair<std::int64_t, std::int64_t> out_hw,
+                                std::optional<std::pair<std::int64_t, std::int64_t>> out_hw,
                                 const std::string& activation, const py::object& seen,
                                 double seen_bias, std::optional<double> unknown_below,
                                 bool with_scores, const py::object& label_table,
@@ -111,9 +118,10 @@ py::tuple bound_upsample_argmax(const py::object& logits,
   const OverlayArg overlay_arg(frame, palette, alpha, picture, stream);
   const UpsampleArgmaxInputs inputs{view, seen_arg.view(), table_arg.view(), count_arg.view(),
                                     overlay_arg.overlay()};
+  const auto [height, width] = out_hw ? *out_hw : overlay_arg.size_hw();
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
-      out_hw.first, out_hw.second, parse_activation(activation), static_cast<float>(seen_bias),
+      height, width, parse_activation(activation), static_cast<float>(seen_bias),
       unknown_below ? static_cast<float>(*unknown_below) : no_threshold};
   const Shape shape = upsample_argmax_shape(inputs, params);
   const auto [labels_out, scores_out] = split_out(out);

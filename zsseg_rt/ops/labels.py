@@ -95,7 +95,7 @@ def upsample_argmax_overlay(
     :func:`zsseg_rt.ops.overlay` after it, bit for bit. On CUDA it is one launch.
 
     Args:
-        logits: float32 or float16 ``[1, C, h, w]``.
+        logits: float32, float16 or bfloat16 ``[1, C, h, w]``.
         frame: uint8 ``[H, W, 3]``: its size is the result's.
         palette: uint8 ``[K, 3]``, a colour for each label that is stored.
         alpha: Weight of the colour, in [0, 1].
@@ -128,10 +128,8 @@ def upsample_argmax_overlay(
                 [  0,  50,   0]]], dtype=uint8)
     """
     settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
-    shape: tuple[int, ...] = getattr(frame, "shape", ())
-    out_hw = (int(shape[0]), int(shape[1])) if len(shape) == 3 else (1, 1)  # refused further down
     drawn = (frame, palette, alpha)
     labels, scores, drawing = native(
-        _C.upsample_argmax, logits, out_hw, *settings, *drawn, out, picture, None, stream
+        _C.upsample_argmax, logits, None, *settings, *drawn, out, picture, None, stream
     )
     return labels, scores, drawing
