@@ -237,7 +237,7 @@ def all_finite(
     values: Array, *, out: Array | None = None, stream: int = 0
 ) -> npt.NDArray[np.uint8]:
     """Reference of :func:`zsseg_rt.ops.all_finite`."""
-    values = expect_array("values", values, "float32", "float16")
+    values = expect_array("values", values, "float32", "float16", "bfloat16")
     result = expect_out("out", out, (1,), np.uint8)
     result[0] = np.isfinite(values).all()
     return result

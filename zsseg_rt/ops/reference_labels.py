@@ -139,7 +139,7 @@ def activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np
 def _checked_logits(
     logits: Array, out_hw: tuple[int, int], seen: Array | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    logits = expect_logits("logits", logits, "float32", "float16")
+    logits = expect_logits("logits", logits, "float32", "float16", "bfloat16")
     classes = logits.shape[1]
     expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
     if seen is None:

@@ -57,8 +57,10 @@ def preprocess(
     else:
         rgb = _checked_rgb(planes[0], channel_order)
     expect_side_range("size_hw", size_hw, size_hw, "Pass (height, width).")
-    half = getattr(out, "dtype", None) == np.float16
-    result = expect_out("out", out, (3, *size_hw), np.float16 if half else np.float32)
+    given = None if out is None else expect_array("out", out)
+    if given is not None:
+        expect_dtype("out", given, "float32", "float16", "bfloat16")
+    result = expect_out("out", given, (3, *size_hw), np.float32 if given is None else given.dtype)
 
     top, bottom, down = _bilinear_taps(rgb.shape[0], size_hw[0])
     left, right, across = _bilinear_taps(rgb.shape[1], size_hw[1])
