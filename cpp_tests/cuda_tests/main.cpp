@@ -536,6 +536,11 @@ void run_crops(Comparison& comparison, Randomness& random) {
   regions.as<std::int32_t>()[0] = 2;
   regions.as<std::int32_t>()[1] = 0;
   std::memcpy(boxes.as<char>(), corners, sizeof corners);
+  HostTensor bounds(DType::int32, {kMasks, 5});  // of every mask, as mask_boxes writes them
+  for (int region = 0; region < 2; ++region) {
+    std::int32_t* of_mask = bounds.as<std::int32_t>() + 5 * regions.as<std::int32_t>()[region];
+    std::copy_n(boxes.as<std::int32_t>() + 4 * region, 4, of_mask);
+  }
   for (int style = 0; style < 3; ++style) {
     CropRegionsParams params;
     params.side = kSide;
@@ -545,6 +550,13 @@ void run_crops(Comparison& comparison, Randomness& random) {
         {{DType::float32, {2, 3, kSide, kSide}, kRounding}},
         [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
           crop_regions(in[1], in[0], regions.view(), boxes.view(), out[0], params, stream);
+        });
+    comparison.compare(
+        "crop_regions style " + std::to_string(style) + " of regions on the device",
+        {inputs[0], inputs[1], regions, bounds},
+        {{DType::float32, {2, 3, kSide, kSide}, kRounding}},
+        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          crop_regions(in[1], in[0], in[2], in[3], out[0], params, stream);
         });
   }
 }
