@@ -123,7 +123,7 @@ build=build/$(python -c 'import sys, sysconfig
 print(f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}")')
 cmake -S . -B "$build" -DZSSEG_BUILD_TESTS=ON >/dev/null
 cmake --build "$build"
-ctest --test-dir "$build" --output-on-failure
+ctest --test-dir "$build" --output-on-failure --parallel 2
 ZSSEG_EMULATED_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*)
 export ZSSEG_EMULATED_EXTENSION
 
