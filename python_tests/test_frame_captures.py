@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.cuda_counts import count_captures
 from support.device_backend import device_backend
-from zsseg_rt import _C, Engine, EngineConfig
+from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ConfigError
 from zsseg_rt.frames import captures
 
@@ -34,19 +35,7 @@ def gpu():
 @pytest.fixture
 def launched(monkeypatch):
     """Counts how often captures are recorded and launched."""
-    counts = {"recorded": 0, "launched": 0}
-
-    class Counting(_C.Capture):
-        def end(self):
-            super().end()
-            counts["recorded"] += 1
-
-        def launch(self, stream):
-            counts["launched"] += 1
-            super().launch(stream)
-
-    monkeypatch.setattr(_C, "Capture", Counting)
-    return counts
+    return count_captures(monkeypatch)
 
 
 @pytest.fixture

@@ -36,13 +36,21 @@ ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
 STYLES = ("cropmask", "mask", "crop")
 HALF_TENSORS: Mapping[str, tuple[str, ...]] = {
-    "descriptor": ("image", "patch_embeds", "clip_embeds", "class_embeds", "patch_keys"),
+    "descriptor": (
+        "image",
+        "patch_embeds",
+        "cls_embed",
+        "clip_embeds",
+        "queries",
+        "class_embeds",
+        "patch_keys",
+    ),
     "dense": ("image", "patch_embeds"),
     "segment_tokens": ("image",),
     "proposals": (),
 }
-"""By family, the inputs and outputs of graphs that may be in half precision: large, and read or
-written by kernels that take it. All others are float32 in graphs of every precision."""
+"""By family, the inputs and outputs of graphs that may be in half precision: read or written by
+kernels that take it. All others are float32 in graphs of every precision."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,14 @@
 #define ZSSEG_UNROLL(times)
 #endif
 
+// Before a function of a kernel that is called: what it computes with takes no registers of the
+// caller's loops.
+#if defined(__CUDACC__)
+#define ZSSEG_CALLED __noinline__
+#else
+#define ZSSEG_CALLED
+#endif
+
 namespace zsseg {
 
 struct LaunchShape {

@@ -1,4 +1,4 @@
-"""What the emulated GPU has been asked to do."""
+"""What the GPU has been asked to do."""
 
 import ctypes
 from collections.abc import Callable
@@ -39,3 +39,20 @@ def counts_reader() -> Callable[[], dict[str, int]]:
         return dict(zip(FIELDS, fields, strict=True))
 
     return read
+
+
+def count_captures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return counts that grow while captures are ``recorded`` and ``launched``."""
+    counts = {"recorded": 0, "launched": 0}
+
+    class Counting(_C.Capture):
+        def end(self) -> None:
+            super().end()
+            counts["recorded"] += 1
+
+        def launch(self, stream: int) -> None:
+            counts["launched"] += 1
+            super().launch(stream)
+
+    monkeypatch.setattr(_C, "Capture", Counting)
+    return counts

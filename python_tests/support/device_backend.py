@@ -15,13 +15,15 @@ import pytest
 from support.host_backend import ForeignArray
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
+from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 
 
 @dataclass
 class DeviceSession:
-    """Each result is its rows of one input times a matrix."""
+    """Each result is its rows of one input times a matrix, of the dtype that the file states."""
 
     inner: Any
+    header: GraphHeader
     fault: str | None
     foreign: bool
     device: str = "cuda:0"
@@ -29,7 +31,7 @@ class DeviceSession:
     _buffers: dict[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def capture_state(self) -> Any:
         if self.fault == "not capturable":
@@ -40,36 +42,43 @@ class DeviceSession:
         self.runs += 1
         sizes = {
             axis: size
-            for spec in self.inner.inputs
+            for spec in self.inputs
             for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
         }
         results = {}
-        for spec in self.inner.outputs:
+        for spec in self.inputs:
+            assert str(feeds[spec.name].dtype) == spec.dtype, spec.name
+        for spec in self.outputs:
             shape = tuple(sizes.get(size, size) for size in spec.shape)
             source = "patch_embeds" if spec.name == "patch_keys" else next(iter(feeds))
-            results[spec.name] = self._multiply(spec.name, feeds[source], shape, stream)
+            results[spec.name] = self._multiply(spec, feeds[source], shape, stream)
         if self.fault == "waits":
             next(iter(results.values())).numpy(stream)
         return {n: ForeignArray(a) for n, a in results.items()} if self.foreign else results
 
-    def _multiply(self, name: str, feed: Any, shape: tuple[int, ...], stream: int) -> Any:
-        width, rows = shape[-1], math.prod(shape[:-1])
+    def _multiply(self, spec: Any, feed: Any, shape: tuple[int, ...], stream: int) -> Any:
+        width, rows, name = shape[-1], math.prod(shape[:-1]), spec.name
         depth = math.prod(feed.shape) // rows
-        matrix = self._buffer(f"{name} matrix", (1, width, depth), stream, filled=True)
-        out = self._buffer(name, (1, rows, width), stream)
-        ops.patch_text_similarity(
-            matrix, feed.view((rows, depth)), normalize=False, out=out, stream=stream
-        )
+        out, feed = self._buffer(name, (rows, width), spec.dtype, stream), feed.view((rows, depth))
+        if str(feed.dtype) == "float32":
+            matrix = self._buffer(f"{name} matrix", (1, width, depth), "float32", stream)
+            ops.patch_text_similarity(
+                matrix, feed, normalize=False, out=out.view((1, rows, width)), stream=stream
+            )
+        else:  # of the operations, this writes half precision
+            matrix = self._buffer(f"{name} matrix", (width, 2 * depth), feed.dtype, stream)
+            bias = self._buffer(f"{name} bias matrix", (width,), "float32", stream)
+            ops.relationship_descriptor_text(feed, matrix, bias, out=out, stream=stream)
         return out.view(shape)
 
-    def _buffer(self, name: str, shape: tuple[int, ...], stream: int, *, filled=False) -> Any:
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any, stream: int) -> Any:
         held = self._buffers.get(name)
         if held is None or math.prod(held.shape) < math.prod(shape):
-            held = ops.DeviceArray.empty((math.prod(shape),), np.float32, 0, stream)
-            if filled:
+            held = ops.DeviceArray.empty((math.prod(shape),), dtype, 0, stream)
+            if name.endswith("matrix"):
                 rng = np.random.default_rng(sum(name.encode()))
                 values = rng.normal(size=held.shape) * 4 / math.sqrt(shape[-1])
-                held.copy_from(values.astype(np.float32), stream)
+                held.copy_from(values.astype(dtype), stream)
             self._buffers[name] = held
         return held.view(shape)
 
@@ -80,19 +89,21 @@ class DeviceSession:
 
 @dataclass
 class DeviceGraph:
-    """A graph of the host's, of which only the shapes count."""
+    """A graph of the host's, of which only the shapes and dtypes count."""
 
     inner: Any
+    header: GraphHeader
     fault: str | None
     foreign: bool
     sessions: list[DeviceSession]
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def session(self) -> Any:
-        self.sessions.append(DeviceSession(self.inner.session(), self.fault, self.foreign))
+        inner = self.inner.session()
+        self.sessions.append(DeviceSession(inner, self.header, self.fault, self.foreign))
         return self.sessions[-1]
 
 
@@ -124,7 +135,9 @@ def device_backend(
 
         def load(self, graph_path, *, device, precision, options):
             graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            return graph if device == "cpu" else DeviceGraph(graph, fault, foreign, sessions)
+            if device == "cpu":
+                return graph
+            return DeviceGraph(graph, check_graph(graph_path), fault, foreign, sessions)
 
     real = registry.get_backend
     monkeypatch.setattr(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 from support import tiny
 from support.tiny_zeroseg import zeroseg_model
+from zsseg_rt import Bundle
 from zsseg_rt.bundle_specs import HALF_TENSORS
 from zsseg_rt.export import bundle_writer
-from zsseg_rt.export.bundle_writer import write_model_bundle
+from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
+from zsseg_rt.export.graph_files import save_variants
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
 
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
 FAMILIES = ("dense", "zegclip", "clip_rc", "zeroseg")
 
@@ -76,3 +81,16 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
         patch.setattr(bundle_writer, "HALF_TENSORS", dict.fromkeys(HALF_TENSORS, ()))
         wide = write_model_bundle(folder / f"{family}-wide.zsseg", exported, chosen)
     return half, wide
+
+
+def stored_in_half(name: str, folder: Path) -> Path:
+    """A stored bundle whose float32 graphs became float16 graphs with float16 edges."""
+    path = Path(shutil.copytree(STORED / f"{name}.zsseg", folder / f"{name}.zsseg"))
+    bundle = Bundle.load(path)
+    graphs = dict(bundle.graphs)
+    for graph in set(graphs) - {"text_encoder"}:
+        wide = onnx.load(path / bundle.graph(graph, "float32").file)
+        half = HALF_TENSORS[bundle.family]
+        graphs[graph] = save_variants(wide, graph, path, ("float16",), half)
+    write_manifest(path, replace(bundle, graphs=graphs))
+    return path

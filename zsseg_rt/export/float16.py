@@ -54,6 +54,7 @@ class _Converter:
         self._half = set(half) & self._is_float
         inputs = {value.name for value in model.graph.input}
         self._in_float32 = (inputs & self._is_float) - self._half
+        self._read = {name for node in model.graph.node for name in node.input}
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, TensorProto] = {}
         self._casts: dict[tuple[str, int], str] = {}
@@ -110,7 +111,13 @@ class _Converter:
         computed = [name for name in data if name not in self._initializers]
         if node.op_type == "Div":  # the division by a norm
             return any(name in self._in_float32 for name in computed)
-        return node.op_type in _MOVES and bool(computed) and set(computed) <= self._in_float32
+        if node.op_type not in _MOVES or not computed or self._only_leaves_as_half(node):
+            return False
+        return set(computed) <= self._in_float32
+
+    def _only_leaves_as_half(self, node: onnx.NodeProto) -> bool:
+        """Whether results leave the graph in float16: parts of one tensor then share its cast."""
+        return all(name in self._half and name not in self._read for name in node.output)
 
     def _take(self, name: str, kind: int) -> str:
         """The name under which a value is available as ``kind``; casts it at most once."""

@@ -114,7 +114,7 @@ class BoundClasses:
     Attributes:
         vocabulary: The classes.
         seen: bool [P], phrases that training saw; None if the bundle names no seen class.
-        text_embeds: float32 [P, D]; where adopted beside patches in float16, maybe float16.
+        text_embeds: float32 [P, D]; where adopted beside embeddings in float16, maybe float16.
         text_queries: float32 [P, E]: the image-independent half of the class queries; None in
             families without it.
         bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes

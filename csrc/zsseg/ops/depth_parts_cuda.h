@@ -88,6 +88,23 @@ __device__ bool add_parts(const DepthParts& parts, float* of_lines) {
   return true;
 }
 
+template <typename Tile>
+ZSSEG_CALLED __device__ bool called_add_parts(int count, int* arrived, float* sums,
+                                              float* of_lines) {
+  return add_parts<Tile>({count, arrived, sums}, of_lines);
+}
+
+// add_parts by a call.
+template <typename Tile>
+__device__ bool call_add_parts(const DepthParts& parts, float* of_lines) {
+  if constexpr (Tile::kSplits) {
+    return parts.count == 1 ||
+           called_add_parts<Tile>(parts.count, parts.arrived, parts.sums, of_lines);
+  } else {
+    return true;
+  }
+}
+
 // As many blocks a tile as keep the multiprocessors busy and fit into the workspace, each with two
 // slabs at least.
 template <typename Tile>

@@ -131,10 +131,14 @@ __device__ void vote(std::uint8_t* out, int* votes, int voters, bool finite) {
   }
 }
 
+// Blocks at least on a multiprocessor. Six of small tiles leave each thread 80 registers.
+template <typename Tile>
+constexpr int kResident = Tile::kSplits ? 6 : Tile::kResident;
+
 // One block a tile of classes by patches of one image; the norms come from the same slabs as the
 // products. Caller guarantees: contiguous arrays, no empty result.
 template <typename Patch, typename Text, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+__global__ void __launch_bounds__(Tile::kThreads, kResident<Tile>)
     patch_text_similarity_kernel(Problem<Patch, Text> problem) {
   using Product = ProductOf<Tile, Text, Patch, false>;
   constexpr int kDepth = Product::kDepth, kRowBytes = Tile::kRows * Product::kRowPitch;
@@ -175,7 +179,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
                            });
     PartialSums<Tile>::put(product);
     float* factors = line_squares<Tile>(squares);
-    if (!add_parts<Tile>(parts, factors)) {
+    if (!call_add_parts<Tile>(parts, factors)) {
       return;
     }
     make_factors<Tile>(factors, problem.normalize);
