@@ -132,8 +132,14 @@ __device__ void vote(std::uint8_t* out, int* votes, int voters, bool finite) {
 }
 
 // Blocks at least on a multiprocessor. Six of small tiles leave each thread 80 registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define ZSSEG_RESIDENT_PARTS 4  // 80 registers would not hold the float32 product there
+#else
+#define ZSSEG_RESIDENT_PARTS 6
+#endif
+
 template <typename Tile>
-constexpr int kResident = Tile::kSplits ? 6 : Tile::kResident;
+constexpr int kResident = Tile::kSplits ? ZSSEG_RESIDENT_PARTS : Tile::kResident;
 
 // One block a tile of classes by patches of one image; the norms come from the same slabs as the
 // products. Caller guarantees: contiguous arrays, no empty result.
