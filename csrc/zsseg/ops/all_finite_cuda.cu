@@ -17,7 +17,9 @@ __global__ void begin_finite_kernel(std::uint8_t* out) {  // [1]
 }
 
 // A thread takes every stride-th value, neighbours beside each other. Bound by memory: every value
-// is read once. Threads that find one that is not finite write the same zero.
+// is read once. Threads that find one that is not finite write the same zero. 171 x 32 x 32
+// float32: 0.7 MB, about 3 operations a value. Floors: 0.15 us by bytes, 0.02 us by operations on
+// an H200 (4.8 TB/s, 33 T/s); 3.4 and 0.2 us on an Orin AGX (205 GB/s, 2.7 T/s).
 template <typename T>
 __global__ void all_finite_kernel(const T* __restrict__ values,  // [count]
                                   std::int64_t count,

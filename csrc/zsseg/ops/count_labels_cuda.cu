@@ -22,7 +22,9 @@ __global__ void begin_counts_kernel(std::int64_t* __restrict__ out,  // [num_cla
   }
 }
 
-// Neighbours are mostly equal: one addition a run, not one a label.
+// Neighbours are mostly equal: one addition a run, not one a label. Every label is read once, about
+// 3 operations each; 1080p in uint8: 2.1 MB. Floors: 0.4 us by bytes, 0.2 us by operations on an
+// H200 (4.8 TB/s, 33 T/s); 10 and 2.3 us on an Orin AGX (205 GB/s, 2.7 T/s).
 template <typename Label>
 __device__ void count_run(const Label* labels, int count, std::int64_t first, int* bins) {
   int bin = label_bin(labels[0], first);

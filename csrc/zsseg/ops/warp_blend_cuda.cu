@@ -12,7 +12,9 @@ constexpr int kThreads = 128;
 constexpr int kThreadClasses = 8;
 
 // One thread a cell and kThreadClasses classes (blockIdx.y), which share its tap; blockIdx.z counts
-// the images. Neighbours read and write neighbours. Bound by memory: two floats read, one written.
+// the images. Neighbours read and write neighbours. Bound by memory: two floats read, one written,
+// about 12 operations. 171 x 1024 values: 2.1 MB. Floors: 0.4 us by bytes, 0.06 us by operations on
+// an H200 (4.8 TB/s, 33 T/s); 10 and 0.8 us on an Orin AGX (205 GB/s, 2.7 T/s).
 // Caller guarantees: sides of at most 32767 (a plane fits int32), at most 65535 images, no empty
 // dimension.
 __global__ void warp_blend_kernel(const float* logits,             // [B, C, h, w]; may be `out`
