@@ -7,7 +7,8 @@ Needs the extra ``ray``; ``--real``, ViT-B/16 at 512x512 with random weights, to
 Both label the same photos with the same number of threads and write masks and overlays as PNG: the
 batch command as files, Ray as Parquet. Each is a process of its own per round; they take turns.
 Ray's workers get the same priority as the batch command (Ray's default is nice 15) and ``--calls``
-batches at a time. Ray's rate is that of its last photos: between the moment when a quarter of them
+batches at a time. Ray keeps idle workers (``RAY_num_workers_soft_limit``): by default it ends all
+but as many as CPUs are free, and starts a new process to write each batch. Ray's rate is that of its last photos: between the moment when a quarter of them
 was done and the end. All that comes before, less the time of that quarter at that rate, is its
 start-up. Processes that Ray starts later, to write, count for its rate: take photos enough for half
 a minute. The report says from how many photos Ray is faster on several machines like this one.
@@ -187,6 +188,7 @@ def run(code: str, arguments: list[str]) -> dict[str, Any]:
         ),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        "RAY_num_workers_soft_limit": "16",
     }
     call = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(

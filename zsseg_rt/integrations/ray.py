@@ -80,7 +80,6 @@ class PhotoSegmenter:
     Example:
         >>> photos = ray.data.read_binary_files("photos", include_paths=True)  # doctest: +SKIP
         >>> settings = {"bundle": "street.zsseg", "classes": ["road", "person"]}
-        >>> photos.map_batches(
         >>> pool = ray.data.ActorPoolStrategy(  # doctest: +SKIP
         ...     size=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         ... )
