@@ -71,10 +71,14 @@ def test_no_case_of_a_minute_fails(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     report = json.loads(path.read_text())
     tried = {name for name, counts in report["targets"].items() if sum(counts.values())}
-    assert tried
-    assert not tried & set(report["untried"])  # a busy machine may not come to all of them
+    assert not tried & set(report["untried"])
     for name in report["untried"]:
         assert f"{name}: not tried: no time was left" in done.stdout
+    if report["untried"]:  # a busy machine does not come to all of them in a minute
+        options = ("--seconds", 400, "--cases", 2, "--json", path)
+        done = torture(*options, *report["untried"], timeout=500)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        assert json.loads(path.read_text())["untried"] == []
 
 
 def test_time_that_is_up_ends_a_process_and_is_no_failure(tmp_path):
