@@ -208,19 +208,18 @@ def preprocess_rivals(
 
 def descriptor_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """Queries of 20 and 171 classes."""
+    embed_dim, query_dim = (32, 48) if quick else (512, 768)
     for classes in (5,) if quick else (20, 171):
-        arrays = [
-            np.random.default_rng(0).standard_normal(shape, np.float32)
-            for shape in ((1, 512), (classes, 512), (768, 1024), (768,))
-        ]
+        shapes = (1, embed_dim), (classes, embed_dim), (query_dim, 2 * embed_dim), (query_dim,)
+        arrays = [np.random.default_rng(0).standard_normal(shape, np.float32) for shape in shapes]
         yield descriptor_case(bench, arrays)
 
 
 def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
     """Measure against torch, which materialises the concatenation."""
-    classes = arrays[1].shape[0]
+    (classes, embed_dim), query_dim = arrays[1].shape, arrays[3].size
     placed = [bench.place(array) for array in arrays]
-    out = bench.place(np.empty((1, classes, 768), np.float32))
+    out = bench.place(np.empty((1, classes, query_dim), np.float32))
 
     def ours() -> Any:
         return ops.relationship_descriptor(*placed, out=out, stream=bench.stream)
@@ -229,9 +228,9 @@ def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
         expect_close(bench.fetch(ours()), reference.relationship_descriptor(*arrays), 1e-5)
 
     num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
-    sizes = f"C={classes} D=512 E=768"
+    sizes = f"C={classes} D={embed_dim} E={query_dim}"
     case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours},
-                flops=2 * classes * 1024 * 768)  # fmt: skip
+                flops=4 * classes * embed_dim * query_dim)  # fmt: skip
     if torch := bench.torch:
         cls, text, weight, bias = (bench.tensor(array) for array in arrays)
 
@@ -246,16 +245,17 @@ def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
 
 def similarity_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """Cosine similarity of 32 x 32 patches with 20 and 171 classes."""
+    num_patches, embed_dim = (16, 32) if quick else (1024, 512)
     for classes in (5,) if quick else (20, 171):
         generator = np.random.default_rng(0)
-        patches = generator.standard_normal((1, 64 if quick else 1024, 512), np.float32)
-        text = generator.standard_normal((classes, 512), np.float32)
+        patches = generator.standard_normal((1, num_patches, embed_dim), np.float32)
+        text = generator.standard_normal((classes, embed_dim), np.float32)
         yield similarity_case(bench, patches, text)
 
 
 def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> Case:
     """Measure against torch's normalisation and matrix product."""
-    num_patches, classes = patches.shape[1], text.shape[0]
+    num_patches, (classes, embed_dim) = patches.shape[1], text.shape
     placed = bench.place(patches), bench.place(text)
     out = bench.place(np.empty((1, classes, num_patches), np.float32))
 
@@ -266,9 +266,9 @@ def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> C
         expect_close(bench.fetch(ours()), reference.patch_text_similarity(patches, text), 1e-5)
 
     num_bytes = patches.nbytes + text.nbytes + out.nbytes
-    sizes = f"N={num_patches} C={classes} D=512"
+    sizes = f"N={num_patches} C={classes} D={embed_dim}"
     case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours},
-                flops=2 * num_patches * classes * 512)  # fmt: skip
+                flops=2 * num_patches * classes * embed_dim)  # fmt: skip
     if torch := bench.torch:
         normalize = torch.nn.functional.normalize
         left, right = bench.tensor(patches), bench.tensor(text)
@@ -293,10 +293,10 @@ def upsample_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     The last two: logits in float16, and labels by a table of 171 phrases' 20 classes.
     """
     if quick:
-        logits, table = smooth_logits(12, 8), np.arange(12, dtype=np.uint8) % 5
-        yield upsample_case(bench, "smooth", logits, (60, 70), {})
-        yield upsample_case(bench, "smooth", logits.astype(np.float16), (60, 70), {})
-        yield upsample_case(bench, "smooth", logits, (60, 70), {"label_table": table})
+        logits, table = smooth_logits(5, 4), np.arange(5, dtype=np.uint8) % 3
+        yield upsample_case(bench, "smooth", logits, (18, 20), {})
+        yield upsample_case(bench, "smooth", logits.astype(np.float16), (18, 20), {})
+        yield upsample_case(bench, "smooth", logits, (18, 20), {"label_table": table})
         return
     sizes = ((20, (512, 512)), (171, (512, 512)), (20, (1080, 1920)), (150, (1080, 1920)))
     for classes, out_hw in sizes:
