@@ -8,10 +8,11 @@ Both label the same photos with the same number of threads and write masks and o
 batch command as files, Ray as Parquet. Each is a process of its own per round; they take turns.
 Ray's workers get the same priority as the batch command (Ray's default is nice 15) and ``--calls``
 batches at a time. Ray keeps idle workers (``RAY_num_workers_soft_limit``): by default it ends all
-but as many as CPUs are free, and starts a new process to write each batch. Ray's rate is that of its last photos: between the moment when a quarter of them
-was done and the end. All that comes before, less the time of that quarter at that rate, is its
-start-up. Processes that Ray starts later, to write, count for its rate: take photos enough for half
-a minute. The report says from how many photos Ray is faster on several machines like this one.
+but as many as CPUs are free, and starts a new process to write each batch. Ray's rate is that of
+its last photos: between the moment when a quarter of them was done and the end. All that comes
+before, less the time of that quarter at that rate, is its start-up. Processes that Ray starts
+later, to write, count for its rate: take photos enough for half a minute. The report says from how
+many photos Ray is faster on several machines like this one.
 A bundle without a text encoder gets random classes.
 """
 
