@@ -7,7 +7,7 @@ import torch
 from support import tiny
 from support.descriptor_models import run_parts
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.models import slide_predict
+from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.sliding import slide_scores
 
 SIZES = [
@@ -44,6 +44,49 @@ def test_folded_parts_equal_the_model_at_other_sizes(size_hw):
     assert output.patch_embeds.shape == (1, 32, *grid_hw)
     torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
     assert model.predict(image, text).shape == (1, 7, *size_hw)
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(tiny.clip_state_dict(), path)
+    return path
+
+
+def overlapping(clip_file, stride, size=64):
+    return create_model(
+        "zegclip", pretrained=clip_file, activation="quick_gelu", num_heads=4, text_heads=4,
+        image_size=size, patch_stride=stride, num_prompts=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+@torch.no_grad()
+def test_overlapping_patches_make_a_finer_grid(clip_file, stride):
+    model, side = overlapping(clip_file, stride), 64 // stride
+    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    output = model(image, text)
+    assert model.size_hw == (64, 64)
+    assert output.mask_logits.shape == (1, 7, side, side)
+    parts = model.fold_for_inference()
+    assert parts.grid_hw == (side, side)
+    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
+    # A patch sees 16 pixels around the middle of its cell; outside of the image are zeros.
+    encoder = model.backbone
+    rim = (16 - stride) // 2
+    padded = torch.nn.functional.pad(image, (rim,) * 4)
+    row, column = 1, side - 1
+    window = padded[0, :, row * stride :, column * stride :][:, :16, :16]
+    token = (encoder.conv1.weight * window).sum((1, 2, 3))
+    place = 1 + row * side + column
+    found = encoder.input_tokens(image)[0, place] - encoder.patch_positions((side, side))[place - 1]
+    torch.testing.assert_close(found, token, rtol=0, atol=1e-5)
+
+
+def test_impossible_strides_are_refused(clip_file):
+    for stride in (3, 0, 32):
+        with pytest.raises(ShapeError, match=f"one of 2, 4, 8, 16 for .* 16 pixels, got {stride}"):
+            overlapping(clip_file, stride)
 
 
 @torch.no_grad()

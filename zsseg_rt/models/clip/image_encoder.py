@@ -78,7 +78,15 @@ class ImageEncoderConfig:
         mlp_width: Hidden width of the MLPs.
         embed_dim: Width D of the joint image-text space.
         patch_size: Side of a patch, in pixels.
+        patch_stride: Pixels from one patch to the next; None is ``patch_size``. Half of it makes
+            patches overlap, twice as many along each side: a finer grid of patches that look as
+            they did when CLIP was trained (Amir et al., "Deep ViT Features as Dense Visual
+            Descriptors", 2021).
         grid_side: Side of the square grid the positional embedding is stored for.
+
+    Raises:
+        ShapeError: The stride does not divide the patch size, or patches would not overlap by as
+            much on either side.
         activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
         num_prompts: Visual prompts P per layer.
         num_deep_prompts: Layers after the first that replace the prompts with their own.
@@ -92,6 +100,7 @@ class ImageEncoderConfig:
     mlp_width: int = 3072
     embed_dim: int = 512
     patch_size: int = 16
+    patch_stride: int | None = None
     grid_side: int = 32
     activation: Activation = "quick_gelu"
     num_prompts: int = 10
@@ -100,6 +109,25 @@ class ImageEncoderConfig:
     num_cells: int = 0
 
     from_earlier = staticmethod(with_cells)
+
+    def __post_init__(self) -> None:
+        patch = self.patch_size
+        possible = [n for n in range(1, patch + 1) if patch % n == 0 and (patch - n) % 2 == 0]
+        if self.stride not in possible:
+            raise ShapeError(
+                f"patch_stride: expected one of {', '.join(map(str, possible))} for patches of "
+                f"{patch} pixels, got {self.stride}. Choose another."
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch_size if self.patch_stride is None else self.patch_stride
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of the image that the positional embedding is stored for."""
+        return self.grid_side * self.stride
 
 
 class ImageEmbeds(NamedTuple):
@@ -129,9 +157,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        width, patch = config.width, config.patch_size
+        width, patch, stride = config.width, config.patch_size, config.stride
         scale = width**-0.5
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.conv1 = nn.Conv2d(
+            3, width, kernel_size=patch, stride=stride, padding=(patch - stride) // 2, bias=False
+        )
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         rows = 1 + config.grid_side**2
         self.positional_embedding = nn.Parameter(scale * torch.randn(rows, width))
@@ -143,7 +173,7 @@ class ImageEncoder(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The patch grid of an image of ``size_hw`` pixels; a remainder below one patch is cut off.
+        """The patch grid of an image of ``size_hw`` pixels; a remainder below one step is cut off.
 
         Raises:
             ShapeError: The image is smaller than one patch.
@@ -154,7 +184,7 @@ class ImageEncoder(nn.Module):
                 f"image: expected at least {patch}x{patch} pixels, got {size_hw[0]}x{size_hw[1]}. "
                 "Resize the image first."
             )
-        return size_hw[0] // patch, size_hw[1] // patch
+        return size_hw[0] // self.config.stride, size_hw[1] // self.config.stride
 
     def class_token(self) -> Tensor:
         """The class token before ``ln_pre``, ``[W]``."""

@@ -367,9 +367,7 @@ def clip_rc_from_official(
         image_encoder=image_encoder,
         decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
         text_encoder=text_encoder_config(sizes, _TEXT, text_heads) if has_text else None,
-        image_size=(
-            image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
-        ),
+        image_size=image_encoder.side if image_size is None else image_size,
         seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         exact=exact,

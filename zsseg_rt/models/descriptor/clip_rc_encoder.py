@@ -153,10 +153,10 @@ class CellImageEncoder(PromptedImageEncoder):
                 not the official one.
         """
         grid_hw = super().grid_hw(size_hw)
-        side, patch = self.config.grid_side, self.config.patch_size
-        if self.exact and grid_hw != (side, side):
+        grid_side, side = self.config.grid_side, self.config.side
+        if self.exact and grid_hw != (grid_side, grid_side):
             raise ShapeError(
-                f"image: expected {side * patch}x{side * patch} pixels in exact mode, got "
+                f"image: expected {side}x{side} pixels in exact mode, got "
                 f"{size_hw[0]}x{size_hw[1]}. The official cell mask has one size: resize or crop "
                 "the image, or build the model with exact=False."
             )

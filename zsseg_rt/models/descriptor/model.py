@@ -224,8 +224,7 @@ class DescriptorModel(PixelModel):
     @property
     def size_hw(self) -> tuple[int, int]:
         """The input size in pixels that the positional embedding is stored for."""
-        encoder = self.config.image_encoder
-        return (encoder.grid_side * encoder.patch_size,) * 2
+        return (self.config.image_encoder.side,) * 2
 
     @property
     def crop_hw(self) -> tuple[int, int]:
@@ -369,6 +368,7 @@ def settings_from_clip(
     num_prompts: int,
     decoder: DecoderConfig | None = None,
     num_cells: int = 0,
+    patch_stride: int | None = None,
 ) -> dict[str, Any]:
     """The fields of a :class:`DescriptorConfig` that come from CLIP weights.
 
@@ -378,15 +378,16 @@ def settings_from_clip(
         num_prompts: Visual prompts per layer.
         decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
         num_cells: Cell tokens, a square number.
+        patch_stride: Pixels from one patch to the next; None is the patch size.
 
     Returns:
         ``image_encoder``, ``text_encoder``, ``decoder`` and ``image_size``.
 
     Raises:
         CheckpointError: The weights are not a CLIP ViT's.
-        ShapeError: Patches do not fill ``image_size`` exactly.
+        ShapeError: Patches do not fill ``image_size`` exactly, or the stride is not possible.
     """
-    encoder = weights.image_config()
+    encoder = replace(weights.image_config(), patch_stride=patch_stride)
     if image_size < 1 or image_size % encoder.patch_size:
         raise ShapeError(
             f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
@@ -395,7 +396,7 @@ def settings_from_clip(
     return {
         "image_encoder": replace(
             encoder,
-            grid_side=image_size // encoder.patch_size,
+            grid_side=image_size // encoder.stride,
             num_prompts=num_prompts,
             num_deep_prompts=encoder.num_layers - 1,
             num_cells=num_cells,

@@ -262,9 +262,7 @@ def zegclip_from_official(
         image_encoder=image_encoder,
         decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
         text_encoder=text_encoder_config(sizes, "text_encoder.", text_heads) if has_text else None,
-        image_size=(
-            image_encoder.grid_side * image_encoder.patch_size if image_size is None else image_size
-        ),
+        image_size=image_encoder.side if image_size is None else image_size,
         seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,
         score_activation=score_activation,
@@ -284,6 +282,7 @@ def zegclip_from_clip(
     activation: Activation | None = None,
     num_prompts: int = 10,
     image_size: int = 512,
+    patch_stride: int | None = None,
     decoder: DecoderConfig | None = None,
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
@@ -307,6 +306,8 @@ def zegclip_from_clip(
         num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a
             backbone that is fine-tuned instead.
         image_size: Side of training crops, in pixels; a multiple of the patch size.
+        patch_stride: Pixels from one patch to the next, such as half the patch size for a grid
+            that is twice as fine at four times the cost; None is the patch size, as officially.
         decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
         seen_classes: Rows of the text embeddings that are trained on.
         self_trained: Whether training is self-training; see :class:`ZegCLIPConfig`.
@@ -342,7 +343,11 @@ def zegclip_from_clip(
     )
     config = ZegCLIPConfig(
         **settings_from_clip(
-            weights, image_size=image_size, num_prompts=num_prompts, decoder=decoder
+            weights,
+            image_size=image_size,
+            num_prompts=num_prompts,
+            decoder=decoder,
+            patch_stride=patch_stride,
         ),
         seen_classes=read_class_indices("seen_classes", seen_classes),
         self_trained=self_trained,

@@ -35,7 +35,7 @@ class Clip(TextEncoder):
     @property
     def image_side(self) -> int:
         """Side in pixels of the images that the image tower was trained on."""
-        return self.visual.config.grid_side * self.visual.config.patch_size
+        return self.visual.config.side
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed normalised images ``[K, 3, s, s]`` into ``[K, D]``, **not** normalised."""
