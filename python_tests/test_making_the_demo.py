@@ -57,7 +57,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(clip, tmp_path_factory):
     """A trained model, and the bundle with settings that was made of it."""
-    config, folder = DemoConfig(**SMALL), tmp_path_factory.mktemp("demo")
+    config, folder = DemoConfig(**SMALL, patch_stride=8), tmp_path_factory.mktemp("demo")
     model = train_demo(clip, config, folder / "run")
     return model, write_demo(model, clip, config, folder, chosen=chosen(RULE), commit="abc")
 
@@ -68,6 +68,7 @@ def test_a_bundle_comes_out_with_its_words_and_history(exported):
     assert path.name == BUNDLE
     bundle = Bundle.load(path)
     bundle.verify()
+    assert (bundle.preprocess.size_hw, bundle.head.grid_hw) == ((128, 128), (16, 16))
     assert bundle.text.words == words_of_world()
     assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
     source = json.loads(bundle.provenance["source"])
@@ -111,3 +112,8 @@ def test_wrong_beginnings_are_refused(tmp_path):
         train_demo(tmp_path / "foreign.safetensors", DemoConfig(), tmp_path / "run")
     with pytest.raises(ArgumentError, match="size: expected a multiple of the patch size 16"):
         DemoConfig(size=100)
+
+
+def test_the_shipped_clip_will_do():
+    model = small_zegclip("demo", DemoConfig())
+    assert (model.config.image_encoder.width, model.config.image_encoder.grid_side) == (128, 8)

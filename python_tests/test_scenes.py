@@ -232,6 +232,14 @@ def test_scenes_can_have_one_thing_each():
         assert sum(kind.is_thing for kind in kinds) == 1
 
 
+def test_a_zoom_shows_the_same_scene_in_more_pixels():
+    small, large = (SceneDataset("val", size=96, length=2, zoom=zoom)[1] for zoom in (1, 2))
+    assert large.image.shape == (192, 192, 3)
+    assert (large.labels[::2, ::2] == small.labels).mean() > 0.95
+    with pytest.raises(ArgumentError, match="zoom: expected at least 1, got 0"):
+        SceneDataset("val", zoom=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -35,6 +35,9 @@ def main() -> None:
         "--clip-out", type=Path, default=ROOT / "zsseg_rt" / "models" / "clip" / "demo.safetensors"
     )
     parser.add_argument("--clip-steps", type=int, default=PretrainingConfig.steps)
+    parser.add_argument(
+        "--clip", help="weights to use instead of training CLIP; 'demo': the shipped ones"
+    )
     parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads for torch")
@@ -42,7 +45,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
     torch.set_num_threads(arguments.threads)
-    clip = pretrain(
+    clip = arguments.clip or pretrain(
         PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
     )
     config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
@@ -51,8 +54,10 @@ def main() -> None:
     if chosen is None:
         raise SystemExit("stopped; the same command continues")
     print(chosen.described)
-    print(evaluate_demo(chosen.apply(model)).scores)
-    print(pack_clip(clip, arguments.clip_out))
+    for zoom in (1, 2):
+        print(f"zoom {zoom}:", evaluate_demo(chosen.apply(model), zoom=zoom).scores)
+    if arguments.clip is None:
+        print(pack_clip(clip, arguments.clip_out))
     commit = describe_commit(ROOT)
     print(write_demo(model, clip, config, arguments.out, chosen=chosen, commit=commit))
 

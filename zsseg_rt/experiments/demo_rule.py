@@ -53,6 +53,7 @@ def demo_run(clip: str | Path, config: DemoConfig) -> TrainConfig:
         "pretrained": str(clip),
         "activation": "quick_gelu",
         "image_size": side,
+        "patch_stride": config.patch_stride,
         "num_prompts": config.num_prompts,
         "unit_inputs": True,
         "decoder": {"query_dim": dim, "ffn_dim": 4 * dim, "num_heads": config.decoder_heads},

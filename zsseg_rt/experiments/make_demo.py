@@ -31,6 +31,7 @@ from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models import create_model
+from zsseg_rt.models.clip.shipped import FILE, is_shipped
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
@@ -65,7 +66,9 @@ class DemoConfig:
         num_prompts: Visual prompts per layer.
         decoder_heads: Heads of the mask decoder.
         num_scenes: Scenes per epoch.
-        size: Side of scenes in pixels.
+        size: Side of scenes and of the segmenter's input, in pixels.
+        patch_stride: Pixels from one patch to the next; 8 doubles the grid. The shipped demo has
+            None, the patch size.
         label_stride: The loss uses one row and column of labels in this many, which costs less;
             masks are learned on a grid that is coarser still.
         seed: Seed of the scenes, the initial weights and every other choice.
@@ -79,6 +82,7 @@ class DemoConfig:
     decoder_heads: int = 4
     num_scenes: int = 20_000
     size: int = 128
+    patch_stride: int | None = None
     label_stride: int = 4
     seed: int = 0
 
@@ -89,11 +93,12 @@ class DemoConfig:
             )
 
 
-def small_zegclip(clip: Path, config: DemoConfig) -> ZegCLIP:
+def small_zegclip(clip: str | Path, config: DemoConfig) -> ZegCLIP:
     """A ZegCLIP on a small CLIP, before training.
 
     Args:
-        clip: ``clip.safetensors`` of :mod:`zsseg_rt.experiments.clip_pretraining`.
+        clip: ``clip.safetensors`` of :mod:`zsseg_rt.experiments.clip_pretraining`, or ``"demo"``,
+            the shipped one.
         config: Sizes.
 
     Raises:
@@ -106,6 +111,7 @@ def small_zegclip(clip: Path, config: DemoConfig) -> ZegCLIP:
         pretrained=clip,
         activation="quick_gelu",
         image_size=config.size,
+        patch_stride=config.patch_stride,
         num_prompts=config.num_prompts,
         seen_classes=SEEN,
         decoder=DecoderConfig(
@@ -124,12 +130,12 @@ def embed_classes(model: ZegCLIP) -> Tensor:
 
 
 def train_demo(
-    clip: Path, config: DemoConfig, run_folder: Path, *, resume: bool = False
+    clip: str | Path, config: DemoConfig, run_folder: Path, *, resume: bool = False
 ) -> ZegCLIP:
     """Train the segmenter on masks of the seen classes.
 
     Args:
-        clip: Weights of the small CLIP.
+        clip: Weights of the small CLIP, as for :func:`small_zegclip`.
         config: The recipe.
         run_folder: Where checkpoints and the history are written.
         resume: Whether to continue from the last checkpoint.
@@ -182,17 +188,19 @@ def _scenes(config: DemoConfig) -> TrainingSamples:
     return TrainingSamples(dataset, augmentation, config.seed)
 
 
-def evaluate_demo(model: nn.Module, *, size: int = 128, length: int = 300) -> Evaluation:
+def evaluate_demo(
+    model: nn.Module, *, size: int = 128, zoom: int = 1, length: int = 300
+) -> Evaluation:
     """Seen and unseen figures on scenes of the ``val`` split."""
     zegclip = cast(ZegCLIP, model)
     names = tuple(CLASS_NAMES[index] for index in SEEN)
     segmenter = TorchSegmenter(zegclip, CLASS_NAMES, embed_classes(zegclip), seen_names=names)
-    return evaluate(segmenter, SceneDataset("val", size=size, length=length))
+    return evaluate(segmenter, SceneDataset("val", size=size, zoom=zoom, length=length))
 
 
 def write_demo(
     model: ZegCLIP,
-    clip: Path,
+    clip: str | Path,
     config: DemoConfig,
     folder: Path,
     *,
@@ -234,7 +242,7 @@ def write_demo(
         overwrite=True,
     )
     (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
-    _write_photos(folder, config.size)
+    _write_photos(folder)
     return bundle
 
 
@@ -255,16 +263,16 @@ def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
     return copy.deepcopy(model.text_encoder).half().float()
 
 
-def _write_photos(folder: Path, size: int) -> None:
-    world = world_of_split("demo", size=size, zoom=2)
+def _write_photos(folder: Path) -> None:
+    world = world_of_split("demo", size=128, zoom=2)
     for name, index in zip(PHOTOS, _PHOTO_INDICES, strict=True):
         cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
 
 
-def _metadata(clip: Path) -> dict[str, Any]:
+def _metadata(clip: str | Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    with safe_open(clip, framework="np") as file:
+    with safe_open(FILE if is_shipped(clip) else clip, framework="np") as file:
         text = (file.metadata() or {}).get("provenance")
     if text is None:
         raise CheckpointError(

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from zsseg_rt.errors import CheckpointError
 
-__all__ = ["NAME", "SPACE", "ShippedClip", "is_shipped", "read_packed", "read_shipped"]
+__all__ = ["FILE", "NAME", "SPACE", "ShippedClip", "is_shipped", "read_packed", "read_shipped"]
 
 NAME = "demo"
 """What configurations and :func:`zsseg_rt.models.clip.weights.load_clip` call it."""
 
 SPACE = "small CLIP of the synthetic world"
 
-_FILE = Path(__file__).with_name("demo.safetensors")
+FILE = Path(__file__).with_name("demo.safetensors")
 _VOCAB_SIZE = 49408  # CLIP's
 
 
@@ -53,7 +53,7 @@ def read_shipped() -> ShippedClip:
     Raises:
         CheckpointError: This installation lacks it, or it is damaged.
     """
-    return read_packed(_FILE)
+    return read_packed(FILE)
 
 
 def read_packed(path: Path) -> ShippedClip:

@@ -42,7 +42,7 @@ class SceneDataset:
     Args:
         split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``; their scenes have nothing in
             common.
-        size: Side, or (height, width), of images in pixels.
+        size: Side, or (height, width), of images in pixels, at zoom 1.
         length: Number of images; None takes the split's own.
         seed: Which world; the published figures use 0.
         class_share: See :class:`World`.
@@ -50,6 +50,7 @@ class SceneDataset:
         annotated: Number of annotated seen names, or ``"all"``; see
             :func:`zsseg_rt.evaluation.datasets.scenes.words.annotated_names`. Images and unseen
             names stay the same.
+        zoom: Factor on the pixels per side; the same scenes with more detail.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -65,6 +66,7 @@ class SceneDataset:
         class_share: float = 0.85,
         things: int | None = None,
         annotated: int | Literal["all"] = len(SEEN),
+        zoom: int = 1,
     ) -> None:
         self.class_names = annotated_names(annotated)
         self.world = world_of_split(
@@ -74,6 +76,7 @@ class SceneDataset:
             class_share=class_share,
             things=things,
             class_names=self.class_names,
+            zoom=zoom,
         )
         if length is not None and length < 1:
             raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")
