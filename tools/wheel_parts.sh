@@ -54,7 +54,9 @@ build_wheel() { # Python: $work/wheel gets a wheel of $work/source
   fi
   if command -v ccache >/dev/null; then
     args+=" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache"
-    [ -z "$portable" ] || settings+=(CCACHE_COMPILERTYPE=clang)
+    settings+=(CCACHE_BASEDIR="$work" CCACHE_NOHASHDIR=1) # its name differs from run to run
+    [ -z "$portable" ] || settings+=(CCACHE_COMPILERTYPE=clang
+      CCACHE_COMPILERCHECK="string:zig $("$work/tools/bin/python" -m ziglang version) $portable")
   fi
   env PATH="$work/build/bin:$PATH" "${settings[@]}" CMAKE_ARGS="$args ${CMAKE_ARGS:-}" \
     "$work/build/bin/python" -m build -q --wheel --no-isolation -o "$work/wheel" "$work/source"

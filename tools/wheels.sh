@@ -63,9 +63,13 @@ for version in "${versions[@]}"; do
   rm -rf "$work/wheel" "$work/repaired" "$work/build" "$work/clean"
   began=$SECONDS
   build_wheel "$python"
-  auditwheel -v repair ${portable:+--plat "manylinux_2_17_$portable"} -w "$work/repaired" \
-    "$work"/wheel/*.whl 2>"$work/audit.log" || { cat "$work/audit.log" >&2 && exit 1; }
+  auditwheel -v repair -w "$work/repaired" "$work"/wheel/*.whl 2>"$work/audit.log" ||
+    { cat "$work/audit.log" >&2 && exit 1; }
   wheel=("$work"/repaired/*.whl)
+  if [ -n "$portable" ] && [[ ${wheel[0]} != *manylinux_2_17_"$portable".whl ]]; then
+    echo "wheels: expected a wheel for manylinux_2_17_$portable, got ${wheel[0]}" >&2
+    exit 1
+  fi
   twine check --strict "${wheel[0]}"
   echo "$(basename "${wheel[0]}"): $(($(stat -c %s "${wheel[0]}") / 1000)) kB in $((SECONDS - began)) s"
   if [ -n "$portable" ] && [ "$portable" != "$(uname -m)" ]; then
