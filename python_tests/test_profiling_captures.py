@@ -179,7 +179,7 @@ def test_a_captured_kernel_stands_beside_its_floor(tool, fake_gpu, tmp_path, cap
     floor_ms = moved / floor["copy_gigabytes_per_second"] / 1e6
     assert overlaid["captured"]["floor_ms"] == pytest.approx(floor_ms)
     assert overlaid["captured"]["rotated_bytes"] == 3 * moved
-    computed_ms = 2 * 64 * 5 * 512 / floor["product_teraflops"] / 1e9
+    computed_ms = 2 * 16 * 5 * 32 / floor["product_teraflops"] / 1e9
     assert similar["captured"]["floor_ms"] >= computed_ms * 0.999
     printed = capsys.readouterr().out
     assert "us, " in printed
