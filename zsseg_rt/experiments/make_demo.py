@@ -242,7 +242,7 @@ def write_demo(
         overwrite=True,
     )
     (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
-    _write_photos(folder)
+    _write_photos(folder, config.size)
     return bundle
 
 
@@ -263,8 +263,8 @@ def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
     return copy.deepcopy(model.text_encoder).half().float()
 
 
-def _write_photos(folder: Path) -> None:
-    world = world_of_split("demo", size=128, zoom=2)
+def _write_photos(folder: Path, size: int) -> None:
+    world = world_of_split("demo", size=size, zoom=2)
     for name, index in zip(PHOTOS, _PHOTO_INDICES, strict=True):
         cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
 

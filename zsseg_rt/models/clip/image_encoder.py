@@ -83,15 +83,15 @@ class ImageEncoderConfig:
             they did when CLIP was trained (Amir et al., "Deep ViT Features as Dense Visual
             Descriptors", 2021).
         grid_side: Side of the square grid the positional embedding is stored for.
-
-    Raises:
-        ShapeError: The stride does not divide the patch size, or patches would not overlap by as
-            much on either side.
         activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
         num_prompts: Visual prompts P per layer.
         num_deep_prompts: Layers after the first that replace the prompts with their own.
         prompt_dropout: Dropout on the projected prompts, in training.
         num_cells: Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers.
+
+    Raises:
+        ShapeError: The stride does not divide the patch size, or patches would not overlap by as
+            much on either side.
     """
 
     width: int = 768

@@ -326,8 +326,7 @@ def _build(
     if with_text_encoder:
         text = weights.text_config()
         state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
-    native = encoder.grid_side * encoder.patch_size
-    side = native if image_size is None else image_size
+    side = encoder.side if image_size is None else image_size
     size_hw = side if isinstance(side, tuple) else (side, side)
     config = DenseCLIPConfig(image_encoder=encoder, text_encoder=text, size_hw=size_hw, **settings)
     with torch.device("meta"):

@@ -306,8 +306,8 @@ def zegclip_from_clip(
         num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a
             backbone that is fine-tuned instead.
         image_size: Side of training crops, in pixels; a multiple of the patch size.
-        patch_stride: Pixels from one patch to the next, such as half the patch size for a grid
-            that is twice as fine at four times the cost; None is the patch size, as officially.
+        patch_stride: Pixels from one patch to the next, such as half the patch size for four
+            times as many patches; None is the patch size, as officially.
         decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
         seen_classes: Rows of the text embeddings that are trained on.
         self_trained: Whether training is self-training; see :class:`ZegCLIPConfig`.
