@@ -112,7 +112,7 @@ def test_photographs_shown_to_the_demo_are_told_apart(tmp_path, capsys):
 
 
 def test_a_picture_without_any_class_is_remarked_upon(tmp_path, capsys):
-    there = "yellow sand,grey sky,blue striped ball,green metal cylinder,orange wooden cone"
+    there = "yellow sand,blue water,yellow brick wall,red striped ball,orange wooden cone"
     call = ("segment", demo_photos()[1], "--demo", "--classes", "purple ring", "-o", tmp_path)
     assert run(*call, "--background", there) == 0
     assert "remark: nearly every pixel is unknown" in capsys.readouterr().out

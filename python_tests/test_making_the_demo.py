@@ -57,7 +57,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(clip, tmp_path_factory):
     """A trained model, and the bundle with settings that was made of it."""
-    config, folder = DemoConfig(**SMALL, patch_stride=8), tmp_path_factory.mktemp("demo")
+    config, folder = DemoConfig(**SMALL), tmp_path_factory.mktemp("demo")
     model = train_demo(clip, config, folder / "run")
     return model, write_demo(model, clip, config, folder, chosen=chosen(RULE), commit="abc")
 
@@ -116,4 +116,4 @@ def test_wrong_beginnings_are_refused(tmp_path):
 
 def test_the_shipped_clip_will_do():
     model = small_zegclip("demo", DemoConfig())
-    assert (model.config.image_encoder.width, model.config.image_encoder.grid_side) == (128, 8)
+    assert (model.config.image_encoder.width, model.config.image_encoder.grid_side) == (128, 16)

@@ -12,7 +12,7 @@ from zsseg_rt.photos import read_photo
 @pytest.fixture(scope="module")
 def frames():
     """Twelve frames of several sizes."""
-    first, second = (read_photo(photo) for photo in demo_photos())
+    first, second = (read_photo(photo) for photo in demo_photos()[:2])
     cut = [np.ascontiguousarray(first[: 60 + 10 * n, n:]) for n in range(5)]
     return [first, second, *cut, np.ascontiguousarray(second[::-1]), *cut[:4]]
 

@@ -94,7 +94,7 @@ def segment(
 ) -> None:
     """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
-    --demo alone labels two images that ship with the package; you may give it other --classes,
+    --demo alone labels four images that ship with the package; you may give it other --classes,
     made of the words it lists.
     """
     from zsseg_rt.batch import lanes_for

@@ -1,4 +1,4 @@
-"""What ``--demo`` shows: a small bundle, two images and class names that ship with the package.
+"""What ``--demo`` shows: a small bundle, four images and class names that ship with the package.
 
 The bundle was trained on a synthetic world of things and stuff; see docs/training.md.
 """
@@ -13,7 +13,7 @@ __all__ = ["BUNDLE", "CLASSES", "PHOTOS", "demo_bundle", "demo_classes", "demo_p
 
 BUNDLE = "scenes.zsseg"
 CLASSES = "classes.txt"
-PHOTOS = ("playroom.png", "beach.png")
+PHOTOS = ("playroom.png", "beach.png", "hall.png", "terrace.png")
 
 
 def demo_bundle() -> Path:
