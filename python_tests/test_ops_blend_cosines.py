@@ -113,6 +113,14 @@ class TestLaw:
         np.testing.assert_equal(odds[0, 1, 0, 0], np.float32(broken))
         assert np.isfinite(odds[..., 1]).all()
 
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_a_broken_cosine_is_not_hidden(self, implementation, activation):
+        logits, cosines, weights, shares = random_arguments((1, 3, 2, 2))
+        cosines[0, 1, 0, 0] = np.nan
+        odds = implementation.blend_cosines(logits, cosines, weights, shares, activation=activation)
+        assert np.isnan(odds[0, :, 0, 0]).all()
+        assert np.isfinite(odds[..., 1]).all()
+
 
 def test_out_may_be_an_input(device):
     arguments = random_arguments((2, 5, 9, 8))
