@@ -1,6 +1,5 @@
 """Bundles of every format version ever written still load and give what they gave."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundle import FAMILIES, FORMAT_VERSION
-from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
-from zsseg_rt.photos import read_photo
 
 FOLDER = Path(__file__).parent / "bundles"
 BUNDLES = sorted(FOLDER.glob("v*/*.zsseg"))
@@ -37,11 +34,6 @@ def test_old_bundle_still_runs(path):
 
 def stored_inputs(name):
     """Bundle, class names and frames of what ``labels.npz`` holds."""
-    if name == "demo":
-        bundle = Bundle.load(demo_bundle())
-        head = replace(bundle.head, cosine=None, seen_bias=0.1)  # as version 0.1 shipped it
-        bundle = replace(bundle, head=head)
-        return bundle, demo_classes(), [read_photo(photo) for photo in demo_photos()]
     path = FOLDER / "v1" / f"{name}.zsseg"
     with np.load(path / "golden.npz") as golden:
         frame = golden["frame"]
@@ -50,7 +42,7 @@ def stored_inputs(name):
     return path, list(Bundle.load(path).text_bank.names), [frame, blocks]
 
 
-@pytest.mark.parametrize("name", [*sorted(FAMILIES), "demo"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_labels_are_those_of_version_0_1(name):
     """Equal bit for bit: no pixel here is so near a tie that another backend labels it otherwise.
 

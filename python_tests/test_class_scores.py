@@ -49,7 +49,7 @@ def test_the_best_class_of_a_frame_of_the_grid_s_size_is_its_label():
     """Sampled at the grid's points, labels are the best score, less the bias of seen classes."""
     with Engine(Bundle.demo(), EngineConfig(**LOW)) as engine:
         vocabulary = engine.set_classes(["ball", "wall", "floor", "box"])
-        seg = engine.segment(np.ascontiguousarray(FRAME[:8, :8]))
+        seg = engine.segment(np.ascontiguousarray(FRAME[:16, :16]))
         assert vocabulary.seen(engine.bundle.head.seen) is not None
     np.testing.assert_array_equal(seg.class_scores.argmax(axis=0), seg.labels)
     np.testing.assert_array_equal(seg.top_k(1)[0][0], seg.labels)
