@@ -198,17 +198,11 @@ class Features:
     def compute(cls, session: Session, data: SegmentationDataset, limit: int | None) -> Features:
         """Run the encoder once over the images."""
         found: dict[str, list[Tensor]] = {name: [] for name in TAPS}
-        labels = []
-        table = torch.full((256,), 255)
-        table[list(data.seen)] = torch.arange(len(data.seen))
         for sample in read_ahead(data, range(min(len(data), limit or len(data)))):
             for name, tensor in encode(session, sample.image).items():
                 found[name].append(tensor.half())
-            seen = table[torch.from_numpy(sample.labels).long()]
-            size = (LABEL_GRID, LABEL_GRID)
-            small = F.interpolate(seen[None, None].float(), size=size, mode="nearest-exact")
-            labels.append(small[0].to(torch.uint8))
-        return cls({name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels))
+        tensors = {name: torch.cat(parts) for name, parts in found.items()}
+        return cls(tensors, shrunk_labels(data, limit))
 
     def batches(self, seed: int, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Endless random batches, each mirrored or not."""
@@ -218,6 +212,18 @@ class Features:
                 mirror = [-1] if torch.rand((), generator=generator) < 0.5 else []
                 tensors = {n: t[chosen].float().flip(mirror) for n, t in self.tensors.items()}
                 yield tensors, self.labels[chosen].long().flip(mirror)
+
+
+def shrunk_labels(data: SegmentationDataset, limit: int | None) -> Tensor:
+    """Labels of the images as :class:`Features` has them, uint8 ``[N, LABEL_GRID, LABEL_GRID]``."""
+    table = torch.full((256,), 255)
+    table[list(data.seen)] = torch.arange(len(data.seen))
+    found = []
+    for sample in read_ahead(data, range(min(len(data), limit or len(data)))):
+        seen = table[torch.from_numpy(sample.labels).long()][None, None].float()
+        small = F.interpolate(seen, size=(LABEL_GRID, LABEL_GRID), mode="nearest-exact")
+        found.append(small[0].to(torch.uint8))
+    return torch.cat(found)
 
 
 class WordHead(nn.Module):

@@ -76,6 +76,7 @@ class Study:
     ) -> None:
         self.args, self.session, self.features = args, session, features
         self.training, self.everything = training, everything
+        self._heads: dict[int, camvid.WordHead] = {}
 
     @classmethod
     def open(cls, args: argparse.Namespace) -> Study:
@@ -85,10 +86,8 @@ class Study:
         with tempfile.TemporaryDirectory() as folder:
             encoder = camvid.tap_encoder(args.encoder, Path(folder) / "encoder.onnx")
             session = camvid.load_encoder(encoder, args.threads)
-        features, whole = (
-            camvid.Features.compute(session, data, args.limit) for data in (training, every)
-        )
-        return cls(args, session, features, training, whole.labels)
+        features = camvid.Features.compute(session, training, args.limit)
+        return cls(args, session, features, training, camvid.shrunk_labels(every, args.limit))
 
     def run(self, row: str, seed: int) -> dict[str, Any]:
         """Train one row and evaluate it on ``val``."""
@@ -97,7 +96,7 @@ class Study:
         if row == "ceiling":
             head, words = self._train(self.everything, every, seed), every
         else:
-            head = self._train(self.features.labels, words, seed)
+            head = self._inductive(seed)
         if row == "transductive":
             labels = pseudo_labels(head, self.features, self.everything, self.training.seen, every)
             head, words = self._train(labels, every, seed), every
@@ -108,6 +107,13 @@ class Study:
         segmenter = BiasedSegmenter(head, words, self.session, names)
         segmenter.seen, segmenter.seen_bias = torch.tensor(data.seen), bias
         return evaluate(segmenter, data, limit=args.limit).to_json() | {"seen_bias": bias}
+
+    def _inductive(self, seed: int) -> camvid.WordHead:
+        """The head that knows the seen classes; rows of one seed share it."""
+        if seed not in self._heads:
+            words = self._words(camvid.UNSEEN)
+            self._heads[seed] = self._train(self.features.labels, words, seed)
+        return self._heads[seed]
 
     def _words(self, unseen: Sequence[str]) -> camvid.Words:
         args = self.args
