@@ -1,4 +1,5 @@
-// The arithmetic of one class at one cell, shared by the CPU and CUDA kernels.
+// The arithmetic of one class at one cell, for the CUDA kernel; the CPU kernel has it in vectors
+// and shares the constants.
 #pragma once
 
 #include <cmath>
