@@ -50,6 +50,7 @@ class HeadRow:
         cosine: Whether it is the cosine head instead of the mask decoder.
         descriptor: What the decoder's queries are made of.
         start: The decoder's initial weights.
+        start_offset: Added to all mask logits of the aligned start.
         loss: Settings of the loss; see :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`.
         rotated: Whether patches are turned by a random rotation: the same information, without
             the match of patches and texts.
@@ -59,6 +60,7 @@ class HeadRow:
     cosine: bool = False
     descriptor: Descriptor = "relationship"
     start: Start = "random"
+    start_offset: float = 0.0
     loss: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({"loss": "masks"}))
     rotated: bool = False
 
@@ -86,6 +88,9 @@ ROWS: Mapping[str, HeadRow] = {
     "zegclip_ignored": HeadRow(title="ZegCLIP, unannotated left out", loss=_IGNORING),
     "zegclip_copies": HeadRow(title="ZegCLIP, layers start as copies", start="copies"),
     "aligned": HeadRow(title="ZegCLIP, aligned start", start="aligned"),
+    "aligned_offset": HeadRow(
+        title="ZegCLIP, aligned start, offset -3.6", start="aligned", start_offset=-3.6
+    ),
     "aligned_cross_entropy": HeadRow(
         title="ZegCLIP, aligned start, cross entropy", start="aligned", loss=_ENTROPY
     ),
@@ -297,7 +302,7 @@ def _make_head(row: HeadRow, dim: int) -> nn.Module:
         return CosineHead(dim)
     head = DecodeHead(DecoderConfig(query_dim=dim, ffn_dim=4 * dim), dim, row.descriptor)
     head.scale_for_unit_inputs()
-    head.start(row.start, 0.0)
+    head.start(row.start, row.start_offset)
     return head
 
 
