@@ -6,10 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from zsseg_rt import Engine, EngineConfig
+from zsseg_rt import Engine, EngineConfig, cpus
 from zsseg_rt.batch import lanes_for
-from zsseg_rt.ops import cpus
-from zsseg_rt.ops.cpus import cpu_quota, threads_in_quota, usable_cpus
+from zsseg_rt.cpus import cpu_quota, threads_in_quota, usable_cpus
+from zsseg_rt.doctor import examine
+from zsseg_rt.evaluation.provenance import describe_machine
 
 GROUPS = "sys/fs/cgroup"
 CASES = {
@@ -101,3 +102,12 @@ def test_an_engine_keeps_to_the_quota(monkeypatch, colour_bundle):
         engine.set_classes(["red", "blue"])
         assert engine.segment(np.zeros((8, 8, 3), np.uint8)).labels.shape == (8, 8)
         assert engine.config == config
+
+
+def test_loaders_and_the_doctor_keep_to_the_quota(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: 2.5)
+    assert examine()[0].detail.partition(", ")[2].startswith("3 usable CPU(s)")
+    assert describe_machine()["usable_cpus"] == "3"
+    loading = pytest.importorskip("zsseg_rt.training.data.loading", exc_type=ImportError)
+    assert loading.default_num_workers() == 2

@@ -1,13 +1,17 @@
-"""Word errors in the user's terms: name the option, not our argument."""
+"""Names in the user's terms: an option instead of our argument, and names of earlier versions."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from zsseg_rt.errors import ZssegError
 
-__all__ = ["arguments_called"]
+__all__ = ["arguments_called", "current_name"]
+
+_log = logging.getLogger(__name__)
+_RENAMED = {"dense_baseline": "cosine_head"}
 
 
 @contextmanager
@@ -34,3 +38,15 @@ def arguments_called(
         if not colon or not known:
             raise
         raise type(error)(f"{known}:{rest}") from error
+
+
+def current_name(architecture: str) -> str:
+    """What an architecture is called today; a warning tells if it was renamed.
+
+    Args:
+        architecture: As a user, a run or a configuration of an earlier version names it.
+    """
+    name = _RENAMED.get(architecture, architecture)
+    if name != architecture:
+        _log.warning("architecture: %r is called %r now", architecture, name)
+    return name

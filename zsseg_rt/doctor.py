@@ -17,6 +17,7 @@ from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
 from zsseg_rt.checkout import remedy
 from zsseg_rt.config import EngineConfig, default_cache_dir
+from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.extras import install_command
 from zsseg_rt.files import why_unwritable
@@ -71,7 +72,7 @@ def _python() -> Finding:
         topic="python",
         status="ok",
         detail=f"{platform.python_version()} on {platform.machine()}, "
-        f"{len(os.sched_getaffinity(0))} usable CPU(s), {sys.executable}",
+        f"{usable_cpus()} usable CPU(s), {sys.executable}",
     )
 
 

@@ -28,6 +28,7 @@ from zsseg_rt.backends.loading import (
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.cpus import threads_in_quota
 from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
@@ -35,7 +36,6 @@ from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.inputs.nv12 import Nv12Frame
 from zsseg_rt.lane import Lane, Planes
 from zsseg_rt.lane_pool import LanePool, in_order
-from zsseg_rt.ops.cpus import threads_in_quota
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
 from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories

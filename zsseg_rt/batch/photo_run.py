@@ -19,10 +19,10 @@ from zsseg_rt.backends import registry
 from zsseg_rt.batch.budget import Budget
 from zsseg_rt.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
+from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.lane_pool import LanePool, in_order
-from zsseg_rt.ops.cpus import usable_cpus
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import numpy as np
 
 import zsseg_rt
+from zsseg_rt.cpus import usable_cpus
 
 __all__ = ["describe_commit", "describe_machine"]
 
@@ -23,7 +23,7 @@ def describe_machine(*modules: ModuleType) -> dict[str, str]:
     """
     machine = {
         "cpu": _cpu_name(),
-        "usable_cpus": str(len(os.sched_getaffinity(0))),
+        "usable_cpus": str(usable_cpus()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zsseg_rt import schema
-from zsseg_rt.earlier_names import current_name
+from zsseg_rt.argument_names import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.dense.cosine_head import (

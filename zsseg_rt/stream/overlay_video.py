@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.i420 import I420
 from zsseg_rt.stream.painting import Painter
@@ -118,8 +118,7 @@ class _Recording:
         options = {**_X264, **(_WHOLE_FRAMES if is_file else {})}
         self._stream = self._container.add_stream("libx264", rate=30, options=options)
         if is_file:
-            cpus = len(os.sched_getaffinity(0))
-            self._stream.codec_context.thread_count = min(cpus + 1, _MOST_THREADS)
+            self._stream.codec_context.thread_count = min(usable_cpus() + 1, _MOST_THREADS)
         height, self._stream.width = self._i420.planes.shape
         self._stream.height = height * 2 // 3
         self._stream.pix_fmt = "yuv420p"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zsseg_rt import schema
-from zsseg_rt.earlier_names import current_name
+from zsseg_rt.argument_names import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml

@@ -6,7 +6,6 @@ exactly the same images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.training.data.batch import Batch
@@ -242,7 +242,7 @@ def make_loader(
 
 def default_num_workers() -> int:
     """One worker fewer than the CPUs this process may use, at least 1 and at most 8."""
-    return min(max(len(os.sched_getaffinity(0)) - 1, 1), 8)
+    return min(max(usable_cpus() - 1, 1), 8)
 
 
 class _ErrorsAsItems(Dataset[Any]):
