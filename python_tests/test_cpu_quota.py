@@ -93,9 +93,14 @@ def test_a_quota_is_rounded_up(monkeypatch, cpus_run_on, quota, used, limit):
     assert (usable_cpus(), threads_in_quota()) == (used, limit)
 
 
-def test_an_engine_keeps_to_the_quota(monkeypatch, colour_bundle):
+@pytest.fixture
+def quota_of_three(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(cpus, "cpu_quota", lambda: 2.5)
+
+
+@pytest.mark.usefixtures("quota_of_three")
+def test_an_engine_keeps_to_the_quota(colour_bundle):
     config = EngineConfig(device="cpu", use_cache=False)
     assert lanes_for(100, config) == 3
     with Engine(colour_bundle, config) as engine:
@@ -104,10 +109,15 @@ def test_an_engine_keeps_to_the_quota(monkeypatch, colour_bundle):
         assert engine.config == config
 
 
-def test_loaders_and_the_doctor_keep_to_the_quota(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(cpus, "cpu_quota", lambda: 2.5)
+@pytest.mark.usefixtures("quota_of_three")
+def test_reports_name_the_quota():
     assert examine()[0].detail.partition(", ")[2].startswith("3 usable CPU(s)")
     assert describe_machine()["usable_cpus"] == "3"
-    loading = pytest.importorskip("zsseg_rt.training.data.loading", exc_type=ImportError)
-    assert loading.default_num_workers() == 2
+
+
+@pytest.mark.usefixtures("quota_of_three")
+def test_loaders_keep_to_the_quota():
+    pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    from zsseg_rt.training.data.loading import default_num_workers
+
+    assert default_num_workers() == 2
