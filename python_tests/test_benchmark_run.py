@@ -178,7 +178,7 @@ def test_logits_that_do_not_fit_are_not_made(benchmarks):
     assert refused_memory(Rival("a", "labels"), case, 1 << 30) == ""
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("document", ["docs/benchmarks.md"])
 def test_documents_hold_what_their_report_says(benchmarks, document):
     """If this fails, run ``python benchmarks/run.py --tables`` with the reports that they name."""
     from rivals.tables import DOCUMENTS, filled, sources_of

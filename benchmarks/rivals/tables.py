@@ -12,7 +12,7 @@ from rivals.report import CaseResult, Report, RivalResult
 from zsseg_rt.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md",)
 _BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", re.DOTALL)
 _SOURCE = re.compile(r"<!-- benchmark source: (.+?) -->")
 _MODELS: dict[Model, str] = {
