@@ -157,13 +157,6 @@ def absent_text(report: Report) -> str:
     )
 
 
-def summary_text(report: Report) -> str:
-    """What README shows: the real model, and the conditions."""
-    found = _find(report, Case("frame", "real", 20, VGA, _threads(report)))
-    table = _NOT_MEASURED if found is None else _rival_table(found)
-    return f"{conditions_text(report)}\n\n{table}"
-
-
 TABLES: dict[str, Callable[[Report], str]] = {
     "conditions": conditions_text,
     "engine": engine_tables,
@@ -172,7 +165,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "threads": threads_tables,
     "postprocess": postprocess_tables,
     "absent": absent_text,
-    "summary": summary_text,
 }
 
 
