@@ -18,26 +18,19 @@ _RENAMED = {"dense_baseline": "cosine_head"}
 def arguments_called(
     names: Mapping[str, str], table: str = "", fields: Collection[str] = ()
 ) -> Iterator[None]:
-    """Begin messages with the name under which the user gave the argument.
+    """Raise errors of the block under the name by which the user gave the argument.
 
-    Applies to messages of the form *argument: expected X, got Y*; others stay unchanged.
-
-    Args:
-        names: For each argument, an option (``"--rename"``) or a key (``"text.clip"``).
-        table: A configuration's table, such as ``"model.options"``.
-        fields: Arguments that are keys of that table.
-
-    Raises:
-        ZssegError: Whatever the block raises, in the same class.
+    ``names`` maps arguments to options (``"--rename"``) or keys (``"text.clip"``); arguments among
+    ``fields`` are keys of ``table``, such as ``"model.options"``. Other errors pass unchanged.
     """
     try:
         yield
     except ZssegError as error:
-        argument, colon, rest = str(error).partition(":")
+        argument = error.argument or ""
         known = names.get(argument, f"{table}.{argument}" if argument in fields else "")
-        if not colon or not known:
+        if not known:
             raise
-        raise type(error)(f"{known}:{rest}") from error
+        raise error.renamed(known) from error
 
 
 def current_name(architecture: str) -> str:

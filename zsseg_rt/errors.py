@@ -3,6 +3,10 @@
 A message reads *argument: expected X, got Y. What to do.*
 """
 
+from __future__ import annotations
+
+import re
+
 __all__ = [
     "ArgumentError",
     "BackendError",
@@ -28,8 +32,25 @@ __all__ = [
 ]
 
 
+_ARGUMENT = re.compile(r"((?:--)?[A-Za-z_][\w.-]*)((?:\[[^\]]*\])*): ")
+
+
 class ZssegError(Exception):
-    """Base of every deliberate error of this package."""
+    """Base of every deliberate error of this package.
+
+    Attributes:
+        argument: The name of what was wrong: ``"policy"`` if the message reads *policy: expected
+            ...*, ``"class_names"`` if it reads *class_names[3]: ...*. None if it names nothing.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        named = _ARGUMENT.match(message)
+        self.argument = None if named is None else named[1]
+
+    def renamed(self, argument: str) -> ZssegError:
+        """The same error, of an argument that the caller knows by another name."""
+        return type(self)(argument + str(self).removeprefix(self.argument or ""))
 
 
 class ShapeError(ZssegError, ValueError):

@@ -137,7 +137,7 @@ def _expect_classes_once(given: Sequence[str]) -> None:
 
 
 def _in_options(error: Exception, given: Sequence[str]) -> str:
-    return in_options(str(error), options_of(typer.main.get_command(app), given))
+    return in_options(error, options_of(typer.main.get_command(app), given))
 
 
 def _usage_message(error: Exception) -> str:

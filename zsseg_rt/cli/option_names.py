@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from zsseg_rt.errors import ZssegError
 
 __all__ = ["in_options", "options_of"]
 
@@ -17,27 +18,20 @@ _CALLED = {
     "size_hw": "--size",
     "templates": "--template",
 }
-_ARGUMENT = re.compile(r"([a-z_]+)(?=(?:\[[^\]]*\])?: )")
 
 
-def in_options(message: str, options: Collection[str]) -> str:
-    """Begin a message with the option that an argument stands for, where the command has it.
-
-    Args:
-        message: It reads *argument: expected X, got Y*; others stay unchanged.
-        options: The command's options, with their dashes.
+def in_options(error: Exception, options: Collection[str]) -> str:
+    """The message, with the option that the argument stands for, where the command has it.
 
     Example:
-        >>> in_options("unknown_below: expected a score", {"--unknown-below"})
+        >>> in_options(ArgumentError("unknown_below: expected a score"), {"--unknown-below"})
         '--unknown-below: expected a score'
     """
-    found = _ARGUMENT.match(message)
-    if found is None:
-        return message
-    called = _CALLED.get(found[1], "--" + found[1].replace("_", "-"))
-    if called not in options and called.startswith("--"):
-        return message
-    return called + message[found.end() :]
+    if not isinstance(error, ZssegError) or error.argument is None:
+        return str(error)
+    option = _CALLED.get(error.argument, "--" + error.argument.replace("_", "-"))
+    known = option in options or not option.startswith("--")
+    return str(error.renamed(option) if known else error)
 
 
 def options_of(command: Any, words: Sequence[str]) -> set[str]:

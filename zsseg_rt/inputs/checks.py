@@ -12,7 +12,7 @@ from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 __all__ = ["check_device_frame", "check_frame"]
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
-_EXPECTED = "frame: expected a uint8 NumPy array [H, W, 3]"
+_EXPECTED = "a uint8 NumPy array [H, W, 3]"
 
 
 def check_frame(frame: Any) -> None:
@@ -23,7 +23,9 @@ def check_frame(frame: Any) -> None:
         DTypeError: A masked array, or not uint8.
     """
     if not isinstance(frame, np.ndarray):
-        raise ShapeError(f"{_EXPECTED}, got {_described(frame)}. {_conversion(frame)}")
+        raise ShapeError(
+            f"frame: expected {_EXPECTED}, got {_described(frame)}. {_conversion(frame)}"
+        )
     if isinstance(frame, np.ma.MaskedArray):
         raise DTypeError("frame: expected a plain array, got a masked one. Use .filled(0).")
     if frame.ndim != 3 or frame.shape[2] != 3:
