@@ -68,7 +68,7 @@ def choose(monkeypatch):
             monkeypatch.setattr(_openvino, "process_core", lambda: core(*CPUS[machine]))
         properties = {"compute_capability": machine}
         native = SimpleNamespace(cuda_device_properties=lambda index: properties)
-        monkeypatch.setattr(_torch, "_C", native)
+        monkeypatch.setattr(_torch, "core", native)
         device = "cpu" if machine == "cpu" or machine in CPUS else "cuda:0"
         return BACKENDS[backend].choose(held, asked, device=device, allowed=allowed)
 

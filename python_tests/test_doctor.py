@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from support.gstreamer import require_gstreamer
-from zsseg_rt import _C
 from zsseg_rt.backends import registry
 from zsseg_rt.doctor import examine
+from zsseg_rt.ops import core
 
 
 def finding(topic):
@@ -178,8 +178,8 @@ def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, kind):
 )
 def test_the_gpu_s_precision_is_told(monkeypatch, installed, capability, told):
     properties = {"name": "Orin", "compute_capability": capability}
-    monkeypatch.setattr(_C, "cuda_device_count", lambda: 1)
-    monkeypatch.setattr(_C, "cuda_device_properties", lambda index: properties)
+    monkeypatch.setattr(core, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(core, "cuda_device_properties", lambda index: properties)
     monkeypatch.setattr(registry, "is_installed", lambda name: name in installed)
     assert f"cuda:0 Orin sm {capability}; {told}" in finding("CUDA").detail
 

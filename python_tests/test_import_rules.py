@@ -4,6 +4,7 @@ Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,9 @@ def test_folders_can_be_taken_in_at_a_glance(folder):
     if folder != PACKAGE:
         files = [path for path in folder.rglob("*.py") if not path.name.startswith("__")]
         assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
+
+
+def test_only_operations_import_the_compiled_core():
+    pattern = re.compile(r"import _C\b|zsseg_rt\._C import")
+    found = [path for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())]
+    assert {path.parent.name for path in found} == {"ops"}

@@ -11,9 +11,9 @@ import pytest
 from conftest import require_cuda
 from support.device_backend import device_backend
 from support.host_backend import ForeignArray
-from zsseg_rt import _C, Engine, EngineConfig, FrameMemory, Nv12Frame, ops
+from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
-from zsseg_rt.ops import reference
+from zsseg_rt.ops import core, reference
 
 STORED = Path(__file__).parent / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
@@ -216,12 +216,12 @@ class TestOnTheGpu:
     def test_one_capture_serves_rgb_and_planes_of_a_size(self, on_gpu, monkeypatch):
         recorded = []
 
-        class Counting(_C.Capture):
+        class Counting(core.Capture):
             def end(self):
                 super().end()
                 recorded.append(self)
 
-        monkeypatch.setattr(_C, "Capture", Counting)
+        monkeypatch.setattr(core, "Capture", Counting)
         with on_gpu() as engine:
             expected = [engine.segment(rgb_of(planes(seed))).labels for seed in range(4)]
             assert len(recorded) == 1

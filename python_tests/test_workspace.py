@@ -47,7 +47,7 @@ class HostStream:
 @pytest.fixture
 def gpu_workspace(monkeypatch):
     native = SimpleNamespace(DeviceArray=HostDeviceArray, Stream=HostStream)
-    monkeypatch.setattr(workspace, "_C", native)
+    monkeypatch.setattr(workspace, "core", native)
     return Workspace("cuda:0")
 
 

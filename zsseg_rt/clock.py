@@ -6,8 +6,8 @@ import itertools
 import time
 from typing import Any
 
-from zsseg_rt import _C
 from zsseg_rt.extras import needs_extra
+from zsseg_rt.ops import core
 
 __all__ = ["NVTX_DOMAIN", "STAGES", "NvtxRanges", "StageClock"]
 
@@ -102,7 +102,7 @@ class StageClock:
         self._enabled = enabled
         self._events: dict[str, Any] = {}
         if enabled and stream is not None:
-            self._events = {stage: _C.Event(stream.device) for stage in ("start", *STAGES)}
+            self._events = {stage: core.Event(stream.device) for stage in ("start", *STAGES)}
         self._marks: list[tuple[str, Any]] = []
 
     def start(self) -> None:

@@ -78,7 +78,7 @@ def _python() -> Finding:
 
 def _native_core() -> Finding:
     try:
-        from zsseg_rt import _C
+        from zsseg_rt.ops import core
     except ImportError as exc:
         return Finding(
             topic="native core",
@@ -87,7 +87,7 @@ def _native_core() -> Finding:
             remedy=remedy(Path(zsseg_rt.__file__).parent),
         )
     try:
-        instruction_set = _C.cpu_isa()
+        instruction_set = core.cpu_isa()
     except ArgumentError as exc:
         return Finding(
             topic="native core",
@@ -99,21 +99,21 @@ def _native_core() -> Finding:
         topic="native core",
         status="ok",
         detail=f"kernels for {instruction_set}; CUDA kernels "
-        f"{'built in' if _C.built_with_cuda else 'not built in'}",
+        f"{'built in' if core.built_with_cuda else 'not built in'}",
         remedy=""
-        if _C.built_with_cuda
+        if core.built_with_cuda
         else "For GPU kernels, install the CUDA toolkit (nvcc) and install the package again.",
     )
 
 
 def _cuda() -> Finding:
     try:
-        from zsseg_rt import _C
+        from zsseg_rt.ops import core
     except ImportError:
         return Finding(topic="CUDA", status="absent", detail="unknown without the native core")
     try:
-        count = _C.cuda_device_count()
-        devices = [_C.cuda_device_properties(index) for index in range(count)]
+        count = core.cuda_device_count()
+        devices = [core.cuda_device_properties(index) for index in range(count)]
     except CudaError as exc:
         return Finding(
             topic="CUDA",

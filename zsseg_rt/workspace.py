@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt import _C
 from zsseg_rt.arrays import Array, dtype_name, reshaped
 from zsseg_rt.clock import NvtxRanges, StageClock
+from zsseg_rt.ops import core
 
 __all__ = ["Workspace"]
 
@@ -37,7 +37,7 @@ class Workspace:
         self._lent: list[weakref.ref[Any]] = []
         self.generation = 0
         """Grows when a buffer moves: captures made before use memory that is no longer its."""
-        self._stream = None if self._index is None else _C.Stream(self._index)
+        self._stream = None if self._index is None else core.Stream(self._index)
 
     @property
     def stream(self) -> int:
@@ -47,7 +47,7 @@ class Workspace:
     @cached_property
     def _reads_in_place(self) -> bool:
         """Whether the GPU shares the host's memory."""
-        return bool(_C.cuda_device_properties(self._index or 0)["integrated"])
+        return bool(core.cuda_device_properties(self._index or 0)["integrated"])
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return an uninitialised buffer of this shape on the device.
@@ -78,7 +78,7 @@ class Workspace:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
         if self._index is None:
             return host
-        placed = _C.DeviceArray.from_numpy(host, device=self._index, stream=self.stream)
+        placed = core.DeviceArray.from_numpy(host, device=self._index, stream=self.stream)
         self.synchronize()
         return placed
 
@@ -109,7 +109,7 @@ class Workspace:
             return np.empty(shape, np.uint8)
         pinned = self._frames.pop(shape, None)
         if pinned is None:
-            pinned = _C.PinnedArray(shape, "uint8", device=self._index)
+            pinned = core.PinnedArray(shape, "uint8", device=self._index)
             for oldest in list(self._frames)[: max(0, len(self._frames) + 1 - _MOST_FRAME_BUFFERS)]:
                 del self._frames[oldest]
         self._frames[shape] = pinned
@@ -137,7 +137,7 @@ class Workspace:
             return None, self.array("flag", (1,), np.uint8)
         pinned = self._buffers.get("flag")
         if pinned is None:
-            pinned = self._buffers["flag"] = _C.PinnedArray((1,), "uint8", device=self._index)
+            pinned = self._buffers["flag"] = core.PinnedArray((1,), "uint8", device=self._index)
         return pinned.host, pinned.mapped(self.stream)
 
     def products(self) -> Array | None:
@@ -149,12 +149,12 @@ class Workspace:
         if self._index is None:
             return None
         if "products" not in self._buffers:
-            self._buffers["products"] = self.place(np.zeros(_C.DEPTH_WORKSPACE_BYTES, np.uint8))
+            self._buffers["products"] = self.place(np.zeros(core.DEPTH_WORKSPACE_BYTES, np.uint8))
         return self._buffers["products"]
 
     def own(self, name: str, array: Array) -> Array:
         """A float32 array where it is ours, else a copy in the named buffer, made on the stream."""
-        if self._index is None or isinstance(array, _C.DeviceArray):
+        if self._index is None or isinstance(array, core.DeviceArray):
             return array
         buffer = self.array(name, tuple(array.shape), np.float32)
         buffer.copy_from(array, stream=self.stream)
@@ -207,9 +207,9 @@ class Workspace:
         self._lent = [lent for lent in self._lent if lent() is not None]
         if len(self._lent) >= _MOST_LENT:
             return self.fetch(array)
-        if not isinstance(array, _C.DeviceArray):  # freed on the stream, after the copy
-            array = _C.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
-        host: npt.NDArray[Any] = _C.PinnedArray(array.shape, array.dtype, device=self._index).host
+        if not isinstance(array, core.DeviceArray):  # freed on the stream, after the copy
+            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        host: npt.NDArray[Any] = core.PinnedArray(array.shape, array.dtype, device=self._index).host
         self._lent.append(weakref.ref(host))
         array.copy_to(host, self.stream, wait=False)
         return host
@@ -221,8 +221,8 @@ class Workspace:
         """
         if self._index is None:
             return np.asarray(array)
-        if not isinstance(array, _C.DeviceArray):
-            array = _C.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        if not isinstance(array, core.DeviceArray):
+            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
         host: npt.NDArray[Any] = array.numpy(stream=self.stream)
         return host
 
@@ -247,9 +247,9 @@ class Workspace:
     def _host_memory(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:
             return np.empty(size, dtype)
-        return _C.PinnedArray((size,), dtype.name, device=self._index)
+        return core.PinnedArray((size,), dtype.name, device=self._index)
 
     def _allocate(self, size: int, dtype: str) -> Any:
         if self._index is None:
             return np.empty(size, dtype)
-        return _C.DeviceArray.empty((size,), dtype, device=self._index, stream=self.stream)
+        return core.DeviceArray.empty((size,), dtype, device=self._index, stream=self.stream)

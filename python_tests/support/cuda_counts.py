@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from zsseg_rt import _C
+from zsseg_rt.ops import core
 
 # As in cuda_emulation::Counts.
 FIELDS = (
@@ -45,7 +46,7 @@ def count_captures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Return counts that grow while captures are ``recorded`` and ``launched``."""
     counts = {"recorded": 0, "launched": 0}
 
-    class Counting(_C.Capture):
+    class Counting(core.Capture):
         def end(self) -> None:
             super().end()
             counts["recorded"] += 1
@@ -54,5 +55,5 @@ def count_captures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts["launched"] += 1
             super().launch(stream)
 
-    monkeypatch.setattr(_C, "Capture", Counting)
+    monkeypatch.setattr(core, "Capture", Counting)
     return counts

@@ -55,9 +55,9 @@ class DeviceFeed:
 
 def native() -> Any:
     """Return the compiled module of this package."""
-    from zsseg_rt import _C
+    from zsseg_rt.ops import core
 
-    return _C
+    return core
 
 
 def open_gpu(device: str) -> Gpu:

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt import _C
 from zsseg_rt.arrays import Array, TensorSpec, widened
 from zsseg_rt.backends._torch_graph.arrays import (
     DeviceResult,
@@ -45,6 +44,7 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
 )
 from zsseg_rt.extras import install_command
+from zsseg_rt.ops import core
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -312,7 +312,7 @@ def _offers(held: Collection[str], device: str) -> list[Choice]:
 
 def _computes_bfloat16(device: str) -> bool:
     """Whether a GPU has bfloat16 in hardware: Ampere and newer."""
-    properties = _C.cuda_device_properties(int(device.partition(":")[2]))
+    properties = core.cuda_device_properties(int(device.partition(":")[2]))
     return float(properties["compute_capability"]) >= 8.0
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt import _C, ops
+from zsseg_rt import ops
 from zsseg_rt.arrays import Array, reshaped
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.families.base import BoundClasses, LabelRule, Labels, PixelLabels
+from zsseg_rt.ops import core
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["ClassLogits", "RegionVotes", "SegmentMasks"]
@@ -223,7 +224,7 @@ def _vote_memory(
     dtype = np.dtype(np.uint8 if scores_shape[0] <= 254 else np.uint16)
     labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
     scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
-    size = _C.label_regions_device_bytes(scores_shape[0], scores_shape[1])
+    size = core.label_regions_device_bytes(scores_shape[0], scores_shape[1])
     out = None if labels is None else (labels, scores)
     return out, workspace.scratch("label_regions", size)
 

@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from zsseg_rt import _C
 from zsseg_rt.backends.base import Recorder, Session
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ConfigError, ZssegError
+from zsseg_rt.ops import core
 from zsseg_rt.workspace import Workspace
 
 __all__ = ["FrameCaptures", "captures_wanted"]
@@ -47,7 +47,7 @@ class _Kind(Generic[_Result]):
 
     state: Hashable
     is_refused: bool = False
-    capture: _C.Capture | None = None
+    capture: core.Capture | None = None
     result: _Result | None = None
     marks: tuple[tuple[str, Any], ...] = ()
     recorders: list[Recorder] = field(
@@ -123,7 +123,7 @@ class FrameCaptures:
         self._kinds.clear()
 
     def _record(self, kind: _Kind[_Result], enqueue: Callable[[], _Result]) -> None:
-        capture, before = _C.Capture(self._index), self._clock.marks
+        capture, before = core.Capture(self._index), self._clock.marks
         try:
             with ExitStack() as recording:
                 kind.recorders += self._recorders()

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from zsseg_rt._C import DeviceArray
+from zsseg_rt.ops import DeviceArray
 from zsseg_rt.result import Segmentation
 
 __all__ = ["DeviceSegmentation"]
