@@ -88,10 +88,12 @@ def conditions_text(report: Report) -> str:
         for name, version in machine.items()
         if name not in ("cpu", "usable_cpus", "system", "zsseg_rt")
     )
+    commit, dirty, _ = report.commit.partition("-dirty")
     lines = [
         f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {machine['system']}; {versions}; "
-        f"commit `{report.commit}`; {report.seconds / 60:.1f} min in all. Weights are random: this "
-        "measures speed and agreement, not accuracy."
+        f"commit `{commit}`{' with changes that no commit holds' if dirty else ''}; "
+        f"{report.seconds / 60:.1f} min in all. Weights are random: this measures "
+        "speed and agreement, not accuracy."
     ]
     if report.busy:
         lines.append(

@@ -1,4 +1,4 @@
-"""The five kernels in torch, as used in training; differentiable where that makes sense.
+"""Kernels in torch, as used in training; differentiable where that makes sense.
 
 Names and meanings are those of :mod:`zsseg_rt.ops.reference`; ``out`` and ``stream`` do not apply.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "blend_cosines",
     "describe",
     "overlay",
     "patch_text_similarity",
