@@ -212,6 +212,7 @@ def test_after_an_error_the_past_is_forgotten(engine, monkeypatch):
 BAD_FRAMES = [
     (np.zeros((4, 4), np.uint8), ShapeError),
     (np.zeros((0, 4, 3), np.uint8), ShapeError),
+    (np.zeros((32768, 1, 3), np.uint8), ShapeError),
     (np.zeros((8, 8, 3), np.uint8)[:, ::2], ShapeError),
     (np.zeros((4, 4, 3), np.float32), DTypeError),
     ([1, 2], ShapeError),

@@ -12,6 +12,7 @@ from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 __all__ = ["check_device_frame", "check_frame"]
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
+_MAX_SIDE = 32767  # of what kernels take
 _EXPECTED = "a uint8 NumPy array [H, W, 3]"
 
 
@@ -19,7 +20,7 @@ def check_frame(frame: Any) -> None:
     """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence.
 
     Raises:
-        ShapeError: Not an array, of another shape, or not C-contiguous.
+        ShapeError: Not an array, of another shape, empty, too large, or not C-contiguous.
         DTypeError: A masked array, or not uint8.
     """
     if not isinstance(frame, np.ndarray):
@@ -31,6 +32,11 @@ def check_frame(frame: Any) -> None:
     if frame.ndim != 3 or frame.shape[2] != 3:
         raise ShapeError(
             f"frame: expected shape [H, W, 3], got {frame.shape}.{_reshaping(frame.shape)}"
+        )
+    if not all(1 <= side <= _MAX_SIDE for side in frame.shape[:2]):
+        raise ShapeError(
+            f"frame: expected sides from 1 to {_MAX_SIDE}, got {frame.shape}. Check that the frame "
+            "was read."
         )
     if frame.dtype != np.uint8:
         raise DTypeError(f"frame: expected uint8, got {frame.dtype}. {_scaling(frame)}")

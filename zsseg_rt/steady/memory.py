@@ -101,7 +101,7 @@ class FrameMemory:
         """Take part in labelling one frame; for lanes. Any error makes the memory forget.
 
         Args:
-            frame: uint8 [H, W, 3].
+            frame: uint8 [H, W, 3], checked.
             classes: The classes, as the engine gives them.
             rule: How scores become labels.
             channel_order: The frame's.
@@ -161,11 +161,7 @@ class Turn:
         return self._memory.steady
 
     def reused(self) -> Segmentation | None:
-        """The last result again, freshly owned, if the picture stood still; else None.
-
-        Raises:
-            ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
-        """
+        """The last result again, freshly owned, if the picture stood still; else None."""
         self._glance = self._look()
         past = self._memory._past
         if past is None or past.result is None or past.rule != self._rule:
