@@ -1,12 +1,18 @@
 """Bundles of every format version ever written still load and give what they gave."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.bundle import FAMILIES, FORMAT_VERSION
+from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig, FrameMemory
+from zsseg_rt.bundle import FORMAT_VERSION
+from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.families import registry
+from zsseg_rt.families.dense import DenseFamily
 
 FOLDER = Path(__file__).parent / "bundles"
 BUNDLES = sorted(FOLDER.glob("v*/*.zsseg"))
@@ -59,3 +65,42 @@ def test_labels_are_those_of_version_0_1(name):
             for threshold in (0.0, 0.3):
                 labels = engine.segment(frame, unknown_below=threshold).labels
                 np.testing.assert_array_equal(labels, stored[f"{name}.{index}.{threshold}"])
+
+
+def stored_as(tmp_path, family, name="dense", **changes):
+    """A copy of a stored bundle that names another family, with changes to its head."""
+    path = Path(shutil.copytree(FOLDER / "v1" / f"{name}.zsseg", tmp_path / f"{family}.zsseg"))
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["family"] = family
+    manifest["head"].update(changes)
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
+    """What CONTRIBUTING.md says; every room takes the rest from the row."""
+
+    class Twin(DenseFamily):
+        name = "twin"
+
+    path = stored_as(tmp_path, "twin")
+    with pytest.raises(BundleError, match="family: expected one of .*, got 'twin'"):
+        Bundle.load(path)
+    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("cosine_weight",)))
+    with pytest.raises(BundleError, match=r"families/registry.py names \(dense, .*got 'twin'"):
+        Engine(path, EngineConfig(**CPU))
+    monkeypatch.setitem(registry._FACTORIES, "twin", Twin)
+    config = EngineConfig(cosine_weight=(0.5, 0.5), **CPU)
+    _, names, (frame, _) = stored_inputs("dense")
+    with Engine(path, config) as engine, Engine(FOLDER / "v1" / "dense.zsseg") as dense:
+        assert engine.self_check().passed
+        for each in (engine, dense):
+            each.set_classes(names)
+        memory = FrameMemory()
+        expected = dense.segment(frame, memory=FrameMemory()).labels
+        np.testing.assert_array_equal(engine.segment(frame, memory=memory).labels, expected)
+    with pytest.raises(ArgumentError, match="min_region_score: expected None for .*'twin'"):
+        Engine(path, EngineConfig(min_region_score=0.5, **CPU))
+    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["twin"], keys=("segments",)))
+    with pytest.raises(BundleError, match="missing key 'segments'"):
+        Bundle.load(path)

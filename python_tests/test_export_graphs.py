@@ -10,7 +10,7 @@ from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.graph_files import refuse_control_flow
@@ -70,7 +70,7 @@ def test_float16_keeps_norms_and_softmax_in_float32(bundle):
             elif node.op_type in ("MatMul", "Conv"):
                 assert given == {TensorProto.FLOAT16}, (name, node.name)
         for value in (*model.graph.input, *model.graph.output):
-            half = value.name in HALF_TENSORS["descriptor"]
+            half = value.name in FAMILIES["descriptor"].half_tensors
             expected = TensorProto.FLOAT16 if half else TensorProto.FLOAT
             assert value.type.tensor_type.elem_type == expected, value.name
 

@@ -15,7 +15,7 @@ from support.cuda_counts import count_captures, counts_reader
 from support.device_backend import device_backend
 from support.half_bundles import half_and_wide, stored_in_half
 from zsseg_rt import Engine, EngineConfig, ops
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.bundle_specs import FAMILIES
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -103,7 +103,7 @@ def test_kernels_are_given_what_graphs_state(monkeypatch, backend, bundle):
             watch(name)
         engine.segment(FRAMES[1])
         engine.segment(FRAMES[2])
-        halves = HALF_TENSORS[engine.bundle.family]
+        halves = FAMILIES[engine.bundle.family].half_tensors
         for session in backend[1]:
             for spec in (*session.inputs, *session.outputs):
                 assert spec.dtype == ("float16" if spec.name in halves else "float32"), spec

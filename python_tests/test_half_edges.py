@@ -19,12 +19,16 @@ from support.fakes import edit_manifest  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
 from support.host_backend import host_backend  # noqa: E402
-from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
+from zsseg_rt import (  # noqa: E402
+    Bundle,
+    Engine,
+    EngineConfig,
+    bundle_specs,
+)
 from zsseg_rt.arrays import TensorSpec  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
 from zsseg_rt.backends.loading import check_connections  # noqa: E402
 from zsseg_rt.backends.registry import get_backend  # noqa: E402
-from zsseg_rt.bundle_specs import HALF_TENSORS  # noqa: E402
 from zsseg_rt.errors import BundleError  # noqa: E402
 from zsseg_rt.export.float16 import to_float16  # noqa: E402
 from zsseg_rt.families.registry import create_family  # noqa: E402
@@ -62,7 +66,7 @@ def frame(height=81, width=77):
 def test_the_manifest_states_what_the_graphs_take_and_give(bundles):
     _, half, wide = bundles
     bundle = Bundle.load(half)
-    names = HALF_TENSORS[bundle.family]
+    names = bundle_specs.FAMILIES[bundle.family].half_tensors
     for spec in tensors(bundle):
         assert spec.dtype == ("float16" if spec.name in names else "float32"), spec
     assert "image" in {spec.name for spec in tensors(bundle) if spec.dtype == "float16"}
@@ -105,7 +109,7 @@ def test_a_graph_computes_the_same_bits_with_half_edges(bundles):
             inputs = {spec.name: golden[spec.name] for spec in variants["float16"].inputs}
             expected, found = run(wide, name, inputs), run(half, name, inputs)
             for tensor, result in found.items():
-                is_half = tensor in HALF_TENSORS[bundle.family]
+                is_half = tensor in bundle_specs.FAMILIES[bundle.family].half_tensors
                 rounded = expected[tensor].astype(np.float16 if is_half else np.float32)
                 np.testing.assert_array_equal(result, rounded, err_msg=tensor)
             feeds |= found

@@ -1,6 +1,7 @@
 """What a viewer sees: frames after their acknowledgement, news, and how it is let go."""
 
 import contextlib
+import dataclasses
 import json
 import time
 
@@ -24,6 +25,7 @@ from support.live_server import (
 )
 from support.streams import MjpegServer
 from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.photos import read_photo
@@ -409,7 +411,8 @@ def test_still_pictures_get_the_last_labels_again(monkeypatch):
 
 
 def test_memories_are_refused_where_they_have_no_use(monkeypatch):
-    monkeypatch.setattr("zsseg_rt.steady.memory._FAMILIES", ("dense",))
+    other = dataclasses.replace(FAMILIES["descriptor"], has_class_logits=False)
+    monkeypatch.setitem(FAMILIES, "descriptor", other)
     with (
         pytest.raises(ArgumentError, match="descriptor"),
         demo_server(stream={"steady": True}),

@@ -6,7 +6,7 @@ import pytest
 
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
 
 TARGETS = ("8.6", "8.9", "12.0")
@@ -67,7 +67,7 @@ def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precis
     assert multiplied == {precision}
     kept = {r["dtype"] for r in report["layers"] if r["type"] in ("NORMALIZATION", "SOFTMAX")}
     assert kept == {"float32"}
-    halves = HALF_TENSORS["descriptor"] if precision == "float16" else ()
+    halves = FAMILIES["descriptor"].half_tensors if precision == "float16" else ()
     for spec in report["inputs"] + report["outputs"]:
         assert spec["dtype"] == ("float16" if spec["name"] in halves else "float32"), spec
     assert len(plan.data) > path.stat().st_size * 0.9  # the weights are inside, at their width

@@ -15,7 +15,7 @@ from typing import Any
 from zsseg_rt import schema
 from zsseg_rt.arrays import HALF_PRECISIONS, TensorSpec
 from zsseg_rt.bundle_specs import (
-    HALF_TENSORS,
+    FAMILIES,
     FileEntry,
     GraphEntry,
     HeadSpec,
@@ -30,19 +30,12 @@ from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 from zsseg_rt.files import read_limited, sha256_of
 from zsseg_rt.pretrained import find_bundle
 
-__all__ = ["FAMILIES", "FORMAT_VERSION", "Bundle"]
+__all__ = ["FORMAT_VERSION", "Bundle"]
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
 _DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half precision
-# What the format demands of each family: graphs, and further keys of bundle.json.
-FAMILIES = {
-    "descriptor": (("image_encoder", "decoder"), ("weights",)),
-    "dense": (("image_encoder",), ()),
-    "segment_tokens": (("image_encoder",), ("segments",)),
-    "proposals": (("image_encoder",), ("regions",)),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,20 +224,21 @@ class Bundle(_Manifest):
                 f"{where}: family: expected one of {', '.join(FAMILIES)}, got {self.family!r}. "
                 "Update zsseg_rt if the bundle was made by a newer version."
             )
-        graphs, keys = FAMILIES[self.family]
+        family = FAMILIES[self.family]
+        graphs = family.graphs
         if self.regions is not None and self.regions.encoder is not None:
             graphs += ("region_encoder",)
         for name in graphs:
             if not self.graphs.get(name):
                 raise BundleError(f"{where}: graphs: missing key {name!r}")
-        for key in keys:
+        for key in family.keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")
 
     def _check_tensors(self) -> None:
         """Refuse element types that the family does not take, and graphs that do not fit."""
         where, held = self.path / MANIFEST, dict[tuple[str, str], str]()
-        halves = HALF_TENSORS[self.family]
+        halves = FAMILIES[self.family].half_tensors
         for name, variants in self.graphs.items():
             for variant, entry in variants.items():
                 for spec in (*entry.inputs, *entry.outputs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from zsseg_rt.schema import check_plain_text
 
 __all__ = [
     "ACTIVATIONS",
+    "FAMILIES",
     "FUSIONS",
-    "HALF_TENSORS",
     "MAX_CLASSES",
     "MAX_WIDTH",
     "STYLES",
+    "FamilySpec",
     "FileEntry",
     "GraphEntry",
     "HeadSpec",
@@ -28,6 +28,7 @@ __all__ = [
     "SegmentSpec",
     "TextBankEntry",
     "TextSpec",
+    "family_settings",
 ]
 
 MAX_WIDTH = 1 << 16  # of images, grids and embeddings
@@ -35,22 +36,54 @@ MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
 STYLES = ("cropmask", "mask", "crop")
-HALF_TENSORS: Mapping[str, tuple[str, ...]] = {
-    "descriptor": (
-        "image",
-        "patch_embeds",
-        "cls_embed",
-        "clip_embeds",
-        "queries",
-        "class_embeds",
-        "patch_keys",
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySpec:
+    """What the format asks of a family's bundles, and what settings they have.
+
+    Attributes:
+        graphs: Graphs that a bundle must hold.
+        keys: Further keys of ``bundle.json`` that it must hold.
+        half_tensors: Inputs and outputs of graphs that may be in half precision: read or written
+            by kernels that take it. All others are float32 in graphs of every precision.
+        settings: Optional settings of ``EngineConfig`` that the family reads; others are refused.
+        has_class_logits: Whether masks are logits of classes, which a ``FrameMemory`` can blend.
+    """
+
+    graphs: tuple[str, ...] = ("image_encoder",)
+    keys: tuple[str, ...] = ()
+    half_tensors: tuple[str, ...] = ("image",)
+    settings: tuple[str, ...] = ()
+    has_class_logits: bool = False
+
+
+FAMILIES: dict[str, FamilySpec] = {
+    "descriptor": FamilySpec(
+        graphs=("image_encoder", "decoder"),
+        keys=("weights",),
+        half_tensors=(
+            "image",
+            "patch_embeds",
+            "cls_embed",
+            "clip_embeds",
+            "queries",
+            "class_embeds",
+            "patch_keys",
+        ),
+        settings=("cosine_scale", "cosine_weight"),
+        has_class_logits=True,
     ),
-    "dense": ("image", "patch_embeds"),
-    "segment_tokens": ("image",),
-    "proposals": (),
+    "dense": FamilySpec(half_tensors=("image", "patch_embeds"), has_class_logits=True),
+    "segment_tokens": FamilySpec(keys=("segments",)),
+    "proposals": FamilySpec(keys=("regions",), half_tensors=(), settings=("min_region_score",)),
 }
-"""By family, the inputs and outputs of graphs that may be in half precision: read or written by
-kernels that take it. All others are float32 in graphs of every precision."""
+"""All that is known of a family outside its file; ``families/registry.py`` names its class."""
+
+
+def family_settings() -> tuple[str, ...]:
+    """Settings of ``EngineConfig`` that only some families have; None keeps the bundle's value."""
+    return tuple(sorted({name for family in FAMILIES.values() for name in family.settings}))
 
 
 @dataclass(frozen=True, kw_only=True)

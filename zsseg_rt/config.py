@@ -22,8 +22,6 @@ PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
 MAX_THREADS = 1024
 MAX_LANES = 64
-FAMILY_SETTINGS = ("cosine_scale", "cosine_weight", "min_region_score")
-"""Settings that only some families have; None keeps the bundle's value."""
 
 
 @dataclass(frozen=True, kw_only=True)

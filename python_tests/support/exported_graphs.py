@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.onnx import GraphExport, image_graph
 
 
 def export_descriptor_graphs(
-    model: Any, folder: Path, *, half: Collection[str] = HALF_TENSORS["descriptor"]
+    model: Any, folder: Path, *, half: Collection[str] = FAMILIES["descriptor"].half_tensors
 ) -> dict[str, Path]:
     """Write image encoder and decoder of a ZegCLIP or CLIP-RC in float32 and float16.
 

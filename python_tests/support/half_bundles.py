@@ -13,8 +13,7 @@ import torch
 
 from support import tiny
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt import Bundle
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt import Bundle, bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
@@ -78,7 +77,8 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
     exported = replace(exported, graphs=traced)
     half = write_model_bundle(folder / f"{family}-half.zsseg", exported, chosen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_writer, "HALF_TENSORS", dict.fromkeys(HALF_TENSORS, ()))
+        none = {n: replace(f, half_tensors=()) for n, f in bundle_specs.FAMILIES.items()}
+        patch.setattr(bundle_writer, "FAMILIES", none)
         wide = write_model_bundle(folder / f"{family}-wide.zsseg", exported, chosen)
     return half, wide
 
@@ -90,7 +90,7 @@ def stored_in_half(name: str, folder: Path) -> Path:
     graphs = dict(bundle.graphs)
     for graph in set(graphs) - {"text_encoder"}:
         wide = onnx.load(path / bundle.graph(graph, "float32").file)
-        half = HALF_TENSORS[bundle.family]
+        half = bundle_specs.FAMILIES[bundle.family].half_tensors
         graphs[graph] = save_variants(wide, graph, path, ("float16",), half)
     write_manifest(path, replace(bundle, graphs=graphs))
     return path

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from zsseg_rt.backends import registry
 from zsseg_rt.batch.budget import Budget
 from zsseg_rt.batch.journal import JOURNAL, Journal, PhotoResult
-from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
+from zsseg_rt.bundle_specs import family_settings
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
@@ -267,7 +268,7 @@ def _settings_key(engine: Engine, alpha: float, overlay_format: str) -> str:
         overlay_format,
         engine.bundle.to_manifest(),  # the hash of every file, the calibration
         [engine.backend, engine.precision, config.channel_order, config.unknown_below, alpha],
-        [getattr(config, name) for name in FAMILY_SETTINGS],
+        [getattr(config, name) for name in family_settings()],
     ]
     if vocabulary is not None:
         settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt.bundle import FORMAT_VERSION, MANIFEST, Bundle
 from zsseg_rt.bundle_specs import (
-    HALF_TENSORS,
+    FAMILIES,
     FileEntry,
     HeadSpec,
     PreprocessSpec,
@@ -89,7 +89,7 @@ def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptio
         text_bank = _write_text_bank(folder, options.text_bank, text.embed_dim)
         tokenizer = text.write_tokenizer(folder)
         golden = write_golden(folder, exported.golden())
-        half = HALF_TENSORS[exported.family]
+        half = FAMILIES[exported.family].half_tensors
         graphs = save_graphs(exported.graphs, folder, options.precisions, half)
         graphs |= text.write_graph(folder)
         bundle = Bundle(

@@ -31,7 +31,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one), for a CLIP-RC with cosines also
     ``clip_embeds`` [1, N, D]; ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
     ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]. Float16 graphs have those of
-    :data:`zsseg_rt.bundle_specs.HALF_TENSORS` in float16; all others are float32.
+    :attr:`zsseg_rt.bundle_specs.FamilySpec.half_tensors` in float16; all others are float32.
 
     Raises:
         ShapeError: The model does not accept this size.

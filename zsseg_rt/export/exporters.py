@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.bundle_specs import HALF_TENSORS
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.dense_clip import export_dense_clip
@@ -100,7 +100,9 @@ def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
         ShapeError: The model does not take images of ``size_hw``.
     """
     exported, chosen = _cut(model, {"text_encoder": None, **options})
-    graphs = save_graphs(exported.graphs, folder, chosen.precisions, HALF_TENSORS[exported.family])
+    graphs = save_graphs(
+        exported.graphs, folder, chosen.precisions, FAMILIES[exported.family].half_tensors
+    )
     return graphs | exported.text.write_graph(folder)
 
 

@@ -286,10 +286,6 @@ class Family(Protocol):
         """What ``bundle.json`` calls the family."""
 
     @property
-    def settings(self) -> tuple[str, ...]:
-        """Optional settings of :class:`EngineConfig` that this family reads; others are refused."""
-
-    @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the graphs for which a lane needs a session."""
 

@@ -36,7 +36,6 @@ class DenseFamily:
     """Bundles of family ``dense``; see :class:`zsseg_rt.families.base.Family`."""
 
     name = "dense"
-    settings = ()
     graphs = ("image_encoder",)
     auto_precisions = ANY_PRECISION
     golden = GoldenRule(

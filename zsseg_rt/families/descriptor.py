@@ -50,7 +50,6 @@ class DescriptorFamily:
     """Bundles of family ``descriptor``; see :class:`zsseg_rt.families.base.Family`."""
 
     name = "descriptor"
-    settings = ("cosine_weight", "cosine_scale")
     graphs = ("image_encoder", "decoder")
     auto_precisions = ANY_PRECISION
     golden = GoldenRule(

@@ -181,7 +181,6 @@ class ProposalsFamily:
     """Bundles of family ``proposals``; see :class:`zsseg_rt.families.base.Family`."""
 
     name = "proposals"
-    settings = ("min_region_score",)
     auto_precisions = ANY_PRECISION
     golden = GoldenRule(
         stages=(

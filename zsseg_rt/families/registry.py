@@ -1,10 +1,11 @@
-"""Find the family of a bundle."""
+"""Find the class of a bundle's family; ``bundle_specs.FAMILIES`` has all else."""
 
 from __future__ import annotations
 
 from zsseg_rt.bundle import Bundle
-from zsseg_rt.config import FAMILY_SETTINGS, EngineConfig
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.bundle_specs import FAMILIES, family_settings
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError, BundleError
 from zsseg_rt.families.base import Family, FamilyFactory
 from zsseg_rt.families.dense import DenseFamily
 from zsseg_rt.families.descriptor import DescriptorFamily
@@ -13,7 +14,7 @@ from zsseg_rt.families.segment_tokens import SegmentTokensFamily
 
 __all__ = ["create_family"]
 
-_FAMILIES: dict[str, FamilyFactory] = {
+_FACTORIES: dict[str, FamilyFactory] = {
     "dense": DenseFamily,
     "descriptor": DescriptorFamily,
     "proposals": ProposalsFamily,
@@ -28,12 +29,17 @@ def create_family(bundle: Bundle, config: EngineConfig) -> Family:
         BundleError: Something the family needs is missing or damaged.
         ArgumentError: A setting was given that the family does not have.
     """
-    family = _FAMILIES[bundle.family](bundle, config)
-    for name in FAMILY_SETTINGS:
+    factory = _FACTORIES.get(bundle.family)
+    if factory is None:
+        raise BundleError(
+            f"family: expected one that families/registry.py names ({', '.join(_FACTORIES)}), got "
+            f"{bundle.family!r}. Add it there."
+        )
+    for name in family_settings():
         value = getattr(config, name)
-        if value is not None and name not in family.settings:
+        if value is not None and name not in FAMILIES[bundle.family].settings:
             raise ArgumentError(
                 f"{name}: expected None for {bundle.name}, whose family {bundle.family!r} has no "
                 f"such setting, got {value!r}. Leave it out."
             )
-    return family
+    return factory(bundle, config)

@@ -39,7 +39,6 @@ class SegmentTokensFamily:
     """
 
     name = "segment_tokens"
-    settings = ()
     graphs = ("image_encoder",)
     auto_precisions = ("float32",)
     golden = GoldenRule(

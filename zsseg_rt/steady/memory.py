@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.arrays import Array
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.errors import ArgumentError, EngineStateError
 from zsseg_rt.families.base import BoundClasses, LabelRule, Masks
 from zsseg_rt.families.masks import ClassLogits
@@ -31,7 +32,6 @@ from zsseg_rt.workspace import Workspace
 __all__ = ["FrameMemory", "Turn", "check_family", "source_memories"]
 
 LONGEST_REUSE = 1.0  # seconds
-_FAMILIES = ("dense", "descriptor")
 
 
 class FrameMemory:
@@ -249,9 +249,10 @@ def check_family(name: str) -> None:
     Raises:
         ArgumentError: It is another one.
     """
-    if name not in _FAMILIES:
+    if not FAMILIES[name].has_class_logits:
+        able = sorted(other for other, family in FAMILIES.items() if family.has_class_logits)
         raise ArgumentError(
-            f"memory: expected a bundle of family {' or '.join(_FAMILIES)}, got {name}. Its frames "
+            f"memory: expected a bundle of family {' or '.join(able)}, got {name}. Its frames "
             "can only be labelled one by one: leave out memory, steady and skip_still."
         )
 

@@ -20,9 +20,9 @@ from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.text.tokenizer import Tokenizer
 
-FAMILIES = ("dense", "descriptor", "proposals", "segment_tokens")
 CONFIG = EngineConfig(device="cpu", precision="float32", num_threads=1, use_cache=False)
 _MANIFEST = "bundle.json"
 
@@ -96,7 +96,7 @@ def _rehashed(folder: Path) -> Attempt:
 def _copies(folder: Path) -> dict[Path, bytes]:
     """Copies of the stored bundles, with what their manifests hold."""
     found = {}
-    for family in FAMILIES:
+    for family in sorted(FAMILIES):
         copy = folder / f"{family}.zsseg"
         if not copy.exists():
             shutil.copytree(BUNDLES / copy.name, copy)
