@@ -13,6 +13,7 @@ from zsseg_rt.bundle import FORMAT_VERSION
 from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.families import registry
 from zsseg_rt.families.dense import DenseFamily
+from zsseg_rt.families.registry import create_family
 
 FOLDER = Path(__file__).parent / "bundles"
 BUNDLES = sorted(FOLDER.glob("v*/*.zsseg"))
@@ -104,3 +105,15 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["twin"], keys=("segments",)))
     with pytest.raises(BundleError, match="missing key 'segments'"):
         Bundle.load(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stated", "rows"),
+    [("zegclip", {}, 8), ("clip_rc", {}, 3), ("next", {"independent_queries": True}, 8),
+     ("zegclip", {"independent_queries": False}, 3)],
+)  # fmt: skip
+def test_captures_share_rows_where_queries_are_independent(tmp_path, architecture, stated, rows):
+    bundle = Bundle.load(stored_as(tmp_path, "descriptor", "descriptor", **stated))
+    family = create_family(replace(bundle, architecture=architecture), EngineConfig(**CPU))
+    assert family.rows_for(3) == rows
+    assert ("independent_queries" in bundle.to_manifest()["head"]) == bool(stated)

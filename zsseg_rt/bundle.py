@@ -188,6 +188,8 @@ class Bundle(_Manifest):
             del data["segments"]
         if self.regions is None:
             del data["regions"]
+        if self.head.independent_queries is None:
+            del data["head"]["independent_queries"]
         return data
 
     def _locate(self, entry: FileEntry) -> Path:

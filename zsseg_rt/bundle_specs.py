@@ -192,6 +192,8 @@ class HeadSpec:
         unknown_below: Default score below which a pixel is unknown; None keeps every pixel.
         max_classes: Largest class axis the graphs accept.
         cosine: How much the cosine of patches and names counts beside the masks; None: nothing.
+        independent_queries: Whether the decoder treats every class query by itself, in family
+            ``descriptor``; None: not stated.
     """
 
     logit_scale: float
@@ -203,6 +205,7 @@ class HeadSpec:
     unknown_below: float | None = None
     max_classes: int = 1024
     cosine: CosineRule | None = None
+    independent_queries: bool | None = None
 
     @property
     def label_activation(self) -> str:

@@ -106,6 +106,7 @@ def _head_spec(
         seen_bias=float(config.seen_bias) if seen else 0.0,
         max_classes=MAX_CLASSES,
         cosine=config.cosine,
+        independent_queries=model.independent_queries,
     )
 
 

@@ -37,9 +37,6 @@ from zsseg_rt.workspace import Workspace
 
 __all__ = ["DescriptorFamily"]
 
-_INDEPENDENT_QUERIES = ("zegclip",)
-"""Architectures whose decoder treats every query by itself."""
-
 _CLIP_EMBEDS = "clip_embeds"
 """Output of an encoder whose ``patch_embeds`` are already made for its decoder: CLIP's own."""
 _QUERY_DTYPES = ("float32", "float16")
@@ -72,7 +69,9 @@ class DescriptorFamily:
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._projection = _read_projection(bundle)
         self._cosine = _cosine_rule(bundle, config)
-        self._independent = bundle.architecture in _INDEPENDENT_QUERIES
+        stated = bundle.head.independent_queries
+        # Bundles before this key are of two architectures.
+        self._independent = bundle.architecture == "zegclip" if stated is None else stated
 
     in_one_part = True
 

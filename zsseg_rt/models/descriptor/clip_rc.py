@@ -248,6 +248,7 @@ class ClipRC(DescriptorModel):
     """
 
     architecture = "clip_rc"
+    independent_queries = False
     config: ClipRCConfig
     backbone: CellImageEncoder
     decode_head: CellDecodeHead

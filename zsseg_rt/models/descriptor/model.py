@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class DescriptorModel(PixelModel):
 
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`
     (ImageNet's, not CLIP's). Only the prompts, ``prompt_norm`` and the decode head require
-    gradients.
+    gradients. ``independent_queries``: whether the decoder treats every class query by itself.
 
     Args:
         config: Sizes and the evaluation rule.
@@ -153,6 +153,7 @@ class DescriptorModel(PixelModel):
 
     image_mean = IMAGE_MEAN
     image_std = IMAGE_STD
+    independent_queries: ClassVar[bool]
     config: DescriptorConfig
 
     def __init__(

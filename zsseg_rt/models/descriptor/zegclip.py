@@ -165,6 +165,7 @@ class ZegCLIP(DescriptorModel):
     """
 
     architecture = "zegclip"
+    independent_queries = True
     decode_head: DecodeHead
 
     def __init__(self, config: ZegCLIPConfig) -> None:
