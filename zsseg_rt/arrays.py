@@ -10,12 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_name", "dtype_of", "reshaped"]
-__all__ += ["typestr_of", "widened"]
+__all__ += ["label_dtype", "typestr_of", "widened"]
 
 HALF_PRECISIONS = ("float16", "bfloat16")
 
 Array = Any
 """A ``numpy.ndarray``, or an object with ``__dlpack__`` / ``__cuda_array_interface__`` on a GPU."""
+
+
+def label_dtype(num_classes: int) -> np.dtype[Any]:
+    """Labels are uint8 up to 254 classes, then uint16; the largest value means unknown."""
+    return np.dtype(np.uint8 if num_classes <= 254 else np.uint16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
@@ -201,7 +202,7 @@ def _golden_arrays(
     if regions.encoder is not None:
         golden["region_text_embeds"] = region_embeds
     return golden | {
-        "labels": maps.argmax(dim=0).numpy().astype(np.uint8 if len(names) < 255 else np.uint16),
+        "labels": maps.argmax(dim=0).numpy().astype(label_dtype(len(names))),
         "frame": frame,
         "class_names": np.array(list(names)),
         "text_embeds": embeds,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec, SegmentSpec
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
@@ -83,7 +84,7 @@ def _golden(
     labels, scores = model.segment(
         torch.from_numpy(image), torch.from_numpy(embeds), (frame.shape[0], frame.shape[1])
     )
-    unknown_as = np.uint8 if len(names) <= 254 else np.uint16  # -1 becomes the largest value
+    unknown_as = label_dtype(len(names))  # -1 becomes the largest value
     return {
         "frame": frame,
         "class_names": np.array(names),

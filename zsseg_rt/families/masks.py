@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import Array, reshaped
+from zsseg_rt.arrays import Array, label_dtype, reshaped
 from zsseg_rt.clock import StageClock
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.families.base import BoundClasses, LabelRule, Labels, PixelLabels
@@ -44,7 +44,7 @@ class ClassLogits:
     ) -> PixelLabels:
         """See :class:`zsseg_rt.families.base.Masks`."""
         shape, table = self.mask_logits.shape, classes.label_table
-        dtype = _phrase_dtype(shape[1]) if table is None else table.dtype
+        dtype = label_dtype(shape[1]) if table is None else table.dtype
         out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
         settings: dict[str, Any] = {
             "activation": self.activation or rule.head.activation,
@@ -161,7 +161,7 @@ class SegmentMasks:
         clock: StageClock,
     ) -> PixelLabels:
         """See :class:`zsseg_rt.families.base.Masks`."""
-        dtype = _phrase_dtype(self.mask_logits.shape[1])
+        dtype = label_dtype(self.mask_logits.shape[1])
         out = _label_memory(out_hw, dtype, False, workspace)
         segments, _ = ops.upsample_argmax(
             self.mask_logits, out_hw, out=out, stream=workspace.stream
@@ -194,7 +194,7 @@ def _tables(
     A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
     one never is; the entries beyond the segments are unknown with score 0.
     """
-    dtype = _phrase_dtype(num_phrases)
+    dtype = label_dtype(num_phrases)
     unknown, count = np.iinfo(dtype).max, len(phrases)
     labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
     labels[:count], scores[:count] = phrases, values
@@ -202,10 +202,6 @@ def _tables(
         limit = min(np.float32(unknown_below), np.max(values))
         labels[:count][values < limit] = unknown
     return labels, scores
-
-
-def _phrase_dtype(num_phrases: int) -> np.dtype[Any]:
-    return np.dtype(np.uint8 if num_phrases <= 254 else np.uint16)
 
 
 def _label_memory(
@@ -221,7 +217,7 @@ def _vote_memory(
     scores_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
 ) -> tuple[Any, Array | None]:
     """The same for masks that vote, of class scores [P, Q]."""
-    dtype = np.dtype(np.uint8 if scores_shape[0] <= 254 else np.uint16)
+    dtype = label_dtype(scores_shape[0])
     labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
     scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
     size = core.label_regions_device_bytes(scores_shape[0], scores_shape[1])

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from zsseg_rt.arrays import label_dtype
 
 __all__ = [
     "blend_cosines",
@@ -150,8 +153,9 @@ def upsample_argmax(
     unknown = (values == nothing).all(dim=1)
     if unknown_below is not None:
         unknown |= scores < unknown_below
-    dtype, mark = (torch.uint8, 255) if logits.shape[1] <= 254 else (torch.int32, 65535)
-    labels = winners.to(dtype).masked_fill(unknown, mark)
+    narrow = label_dtype(logits.shape[1])
+    labels = winners.to(torch.uint8 if narrow.itemsize == 1 else torch.int32)
+    labels.masked_fill_(unknown, int(np.iinfo(narrow).max))
     return labels, scores if with_scores else None
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
@@ -109,7 +110,7 @@ def expect_label_outs(
         fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
     if not with_scores and pair[1] is not None:
         fail_argument("out", "labels only, because with_scores is False", "labels and scores")
-    labels = expect_out("labels", pair[0], shape, np.uint8 if num_classes <= 254 else np.uint16)
+    labels = expect_out("labels", pair[0], shape, label_dtype(num_classes))
     return labels, expect_out("scores", pair[1], shape, np.float32)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array
+from zsseg_rt.arrays import Array, label_dtype
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.ops._contract import (
     ABSENT_LOGIT,
@@ -152,7 +152,7 @@ def _checked_logits(
 def _checked_table(table: Array | None, classes: int) -> npt.NDArray[Any]:
     """What is stored for each class; without a table the class itself."""
     if table is None:
-        return np.arange(classes, dtype=np.uint8 if classes <= 254 else np.uint16)
+        return np.arange(classes, dtype=label_dtype(classes))
     table = expect_array("label_table", expect_array("label_table", table), "uint8", "uint16")
     expect_shape("label_table", table, (ANY,))
     if len(table) < classes:

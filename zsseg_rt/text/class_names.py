@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import VocabularyError
 from zsseg_rt.schema import check_plain_text
 from zsseg_rt.text.tokenizer import clean_text
@@ -117,9 +118,9 @@ class ClassList:
     @cached_property
     def label_table(self) -> npt.NDArray[Any]:
         """Map phrase labels to class labels and unknown; uint8, or uint16 above 254 classes."""
-        dtype = np.uint8 if len(self.names) <= 254 else np.uint16
+        dtype = label_dtype(len(self.names))
         unknown = np.iinfo(dtype).max
-        size = 256 if len(self.phrases) <= 254 else 65536
+        size = np.iinfo(label_dtype(len(self.phrases))).max + 1
         table = np.full(size, unknown, dtype)
         used = self.phrase_classes != BACKGROUND
         table[: len(self.phrases)][used] = self.phrase_classes[used]

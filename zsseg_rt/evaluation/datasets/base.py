@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg_rt.arrays import label_dtype
+
 __all__ = ["Sample", "SegmentationDataset", "ignore_label"]
 
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
@@ -64,4 +66,4 @@ class SegmentationDataset(Protocol):
 
 def ignore_label(num_classes: int) -> int:
     """The label of unannotated pixels for a number of classes: 255, or 65535 above 254 classes."""
-    return 255 if num_classes <= 254 else 65535
+    return int(np.iinfo(label_dtype(num_classes)).max)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, ignore_label
 from zsseg_rt.evaluation.datasets.reading import Mask, read_mask, read_picture
@@ -42,7 +43,7 @@ class ValueTable:
         self.values = tuple(values)
         self.ignored = tuple(ignored)
         self._ignore = ignore_label(len(self.values))
-        self._dtype = np.uint8 if self._ignore == 255 else np.uint16
+        self._dtype = label_dtype(len(self.values))
         self._table = np.full(65536, _UNKNOWN, np.uint16)
         self._table[list(self.ignored)] = self._ignore
         self._table[list(self.values)] = np.arange(len(self.values))

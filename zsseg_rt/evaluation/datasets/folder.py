@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, ignore_label
 from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, ValueTable
@@ -150,8 +151,7 @@ class _ColourTable:
         labels = np.array([indices.get(name, self._ignore) for name in colours.values()])
         order = np.argsort(codes)
         self._codes = codes[order]
-        dtype = np.uint8 if self._ignore == 255 else np.uint16
-        self._labels: NDArray[Any] = labels[order].astype(dtype)
+        self._labels: NDArray[Any] = labels[order].astype(label_dtype(len(names)))
         self._path = path
 
     def __call__(self, mask: Mask, path: Path) -> LabelMap:

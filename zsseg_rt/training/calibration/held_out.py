@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.datasets.base import Sample
@@ -44,7 +45,7 @@ class AnnotatedPart:
         self.name, self.class_names = dataset.name, dataset.class_names
         self.ignore_label, self.seen = dataset.ignore_label, tuple(sorted(seen))
         self._dataset, self.images = dataset, tuple(images)
-        dtype = np.uint8 if self.ignore_label == 255 else np.uint16
+        dtype = label_dtype(len(self.class_names))
         self._table: npt.NDArray[Any] = np.full(65536, self.ignore_label, dtype)
         self._table[list(annotated)] = list(annotated)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms
@@ -75,7 +76,7 @@ class Phrases:
     def to_classes(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Class indices of row indices; -1 and indices beyond the rows become unknown."""
         if self._counts is not None:
-            return labels.astype(np.uint8 if len(self._counts) <= 254 else np.uint16)
+            return labels.astype(label_dtype(len(self._counts)))
         classes: npt.NDArray[Any] = self._classes.label_table[labels]
         return classes
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg_rt.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import ignore_label
 from zsseg_rt.evaluation.datasets.scenes.captions import Seen, describe_one, describe_scene
@@ -168,6 +169,6 @@ def label_table(
 ) -> NDArray[Any]:
     """The label of every identity, ``[256]``; :func:`ignore_label` where it is no class."""
     missing, index_of = ignore_label(len(class_names)), _index_of(class_names)
-    table: NDArray[Any] = np.full(256, missing, np.uint8 if missing == IGNORE else np.uint16)
+    table: NDArray[Any] = np.full(256, missing, label_dtype(len(class_names)))
     table[: len(kinds)] = [index_of.get(kind.name, missing) for kind in kinds]
     return table
