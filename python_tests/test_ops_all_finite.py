@@ -46,10 +46,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_errors_are_the_reference_s(change, error, message):
+def test_bad_arguments_are_refused(change, error, message):
     given = {"values": np.zeros(3, np.float32), **change}
-    with pytest.raises(error, match=message) as native:
+    with pytest.raises(error, match=message):
         ops.all_finite(**given)
-    with pytest.raises(error) as defined:
-        reference.all_finite(**given)
-    assert str(native.value) == str(defined.value)

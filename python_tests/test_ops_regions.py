@@ -303,9 +303,8 @@ def test_labels_fill_what_is_given(device):
     ],
 )
 def test_results_that_nobody_asked_for(out, message):
-    for module in (ops, reference):
-        with pytest.raises(ArgumentError, match=f"out: expected .*{message}"):
-            module.label_regions(**LABEL, out=out)
+    with pytest.raises(ArgumentError, match=f"out: expected .*{message}"):
+        ops.label_regions(**LABEL, out=out)
 
 
 def test_lent_memory_is_enough_and_too_little_is_refused(device):
@@ -419,19 +418,15 @@ CASES += [("mask_boxes", {"mask_logits": MASKS, "canvas_hw": (8, 8)}, *case) for
 
 
 @pytest.mark.parametrize(("name", "good", "change", "error", "message"), CASES)
-def test_errors_are_the_reference_s(name, good, change, error, message):
-    with pytest.raises(error, match=message) as native:
+def test_bad_arguments_are_refused(name, good, change, error, message):
+    with pytest.raises(error, match=message):
         getattr(ops, name)(**{**good, **change})
-    with pytest.raises(error) as defined:
-        getattr(reference, name)(**{**good, **change})
-    assert str(native.value) == str(defined.value)
 
 
 def test_too_many_masks_to_vote():
     masks = np.zeros((257, 2, 2), np.float32)
-    for module in (ops, reference):
-        with pytest.raises(ShapeError, match="from 1 to 256 regions"):
-            module.label_regions(masks, scores_of(2, 257), canvas_hw=(4, 4), out_hw=(4, 4))
+    with pytest.raises(ShapeError, match="from 1 to 256 regions"):
+        ops.label_regions(masks, scores_of(2, 257), canvas_hw=(4, 4), out_hw=(4, 4))
 
 
 def test_crops_are_those_of_the_trained_model():

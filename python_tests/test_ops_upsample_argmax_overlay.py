@@ -95,6 +95,5 @@ LOGITS, FRAME, PALETTE = make(4, (6, 8))
 )
 def test_what_is_refused(change, error, message):
     arguments = {"logits": LOGITS, "frame": FRAME, "palette": PALETTE, **change}
-    for function in (ops.upsample_argmax_overlay, reference.upsample_argmax_overlay):
-        with pytest.raises(error, match=message):
-            function(**arguments)
+    with pytest.raises(error, match=message):
+        ops.upsample_argmax_overlay(**arguments)

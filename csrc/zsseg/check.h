@@ -1,5 +1,4 @@
 // Argument checks with uniform wording; every <op>.cpp is written in these.
-// zsseg_rt/ops/_contract.py words the same checks for the NumPy reference: change both together.
 #pragma once
 
 #include <initializer_list>

@@ -1,4 +1,4 @@
-"""Where bilinear samples are taken, for the NumPy reference."""
+"""What the NumPy references share: results to write, where bilinear samples are taken."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Taps", "grid_taps", "resize"]
+__all__ = ["ABSENT_LOGIT", "Taps", "grid_taps", "label_outputs", "out_or_new", "resize"]
+
+ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 
 Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def out_or_new(
+    out: npt.NDArray[Any] | None, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """The caller's array, or a new one."""
+    return np.empty(shape, dtype) if out is None else out
+
+
+def label_outputs(
+    out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Labels and scores to write; scores that were not asked for are written and dropped."""
+    labels, scores = out if isinstance(out, tuple) else (out, None)
+    return out_or_new(labels, shape, dtype), out_or_new(scores, shape, np.float32)
 
 
 def grid_taps(source: int, target: int) -> Taps:

@@ -6,14 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array
-from zsseg_rt.ops._contract import (
-    ABSENT_LOGIT,
-    expect_array,
-    expect_logits,
-    expect_out,
-    expect_shape,
-    fail_argument,
-)
+from zsseg_rt.ops._sampling import ABSENT_LOGIT, out_or_new
 
 __all__ = ["LARGEST_LOG", "blend_cosines"]
 
@@ -32,26 +25,19 @@ def blend_cosines(
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Reference of :func:`zsseg_rt.ops.blend_cosines`, in float64."""
-    if activation not in ("sigmoid", "softmax"):
-        fail_argument("activation", "'sigmoid' or 'softmax'", f"'{activation}'")
-    logits = expect_logits("mask_logits", mask_logits, "float32")
-    columns = {"cosines": (cosines, logits.shape), "weights": (weights, (logits.shape[1],))}
-    columns["shares"] = (shares, (logits.shape[1],))
-    checked = {name: expect_array(name, given, "float32") for name, (given, _) in columns.items()}
-    for name, (_, shape) in columns.items():
-        expect_shape(name, checked[name], shape)
-    result = expect_out("out", out, logits.shape, np.float32)
+    logits = mask_logits
+    result = out_or_new(out, logits.shape, np.float32)
     kept = ~(np.abs(logits) < -ABSENT_LOGIT)
-    share = checked["shares"].astype(np.float64)[:, None, None]
+    share = shares.astype(np.float64)[:, None, None]
     apart = kept | ~(share > 0)
     wide = np.where(kept, -np.inf, logits.astype(np.float64))
-    near = np.where(kept, -np.inf, checked["cosines"].astype(np.float64))
+    near = np.where(kept, -np.inf, cosines.astype(np.float64))
     sigmoid = activation == "sigmoid"
     total = _log_sum(np.where(apart, -np.inf, wide))
     mask_logs = -np.logaddexp(0.0, -wide) if sigmoid else wide - total
     with np.errstate(divide="ignore"):
         cosine_logs = near - _log_sum(np.where(apart, -np.inf, near + np.log(share)))
-    weight = checked["weights"].astype(np.float64)[:, None, None]
+    weight = weights.astype(np.float64)[:, None, None]
     with np.errstate(invalid="ignore", divide="ignore"):  # where nothing is blended
         logs = np.minimum((1.0 - weight) * mask_logs + weight * cosine_logs, LARGEST_LOG)
         odds = logs - np.log(-np.expm1(logs))

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array, label_dtype
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.ops._contract import (
-    ABSENT_LOGIT,
-    ANY,
-    expect_array,
-    expect_logits,
-    expect_out,
-    expect_shape,
-    expect_side_range,
-    fail_argument,
-)
-from zsseg_rt.ops._sampling import Taps, grid_taps
+from zsseg_rt.ops._sampling import ABSENT_LOGIT, Taps, grid_taps, label_outputs
 
 __all__ = ["UPSAMPLE_ARGMAX_TOLERANCE", "activate", "upsample_argmax", "upsample_bilinear"]
 
@@ -74,16 +62,11 @@ def upsample_argmax(
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
     """Reference of :func:`zsseg_rt.ops.upsample_argmax`."""
-    if activation not in ("none", "sigmoid", "softmax"):
-        fail_argument("activation", "'none', 'sigmoid' or 'softmax'", f"'{activation}'")
-    logits, seen = _checked_logits(logits, out_hw, seen)
-    table = _checked_table(label_table, logits.shape[1])
-    count = _checked_count(num_classes, logits.shape[1])
-    if not math.isfinite(seen_bias):
-        fail_argument("seen_bias", "a finite number", f"{seen_bias:g}")
-    if unknown_below is not None and math.isnan(unknown_below):
-        fail_argument("unknown_below", "a number or None", "nan")
-    labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), table.dtype, with_scores)
+    batch, classes = logits.shape[:2]
+    table = np.arange(classes, dtype=label_dtype(classes)) if label_table is None else label_table
+    count = classes if num_classes is None else int(num_classes[0])
+    seen = np.zeros(classes, bool) if seen is None else seen
+    labels, scores = label_outputs(out, (batch, *out_hw), table.dtype)
 
     if count == 0:
         labels[...] = np.iinfo(table.dtype).max
@@ -134,54 +117,3 @@ def activate(values: npt.NDArray[np.float32], activation: str) -> npt.NDArray[np
     terms = np.exp(wide - np.where(np.isfinite(peak), peak, 0.0))
     shares: npt.NDArray[np.float64] = terms / np.maximum(terms.sum(axis=0), 1e-300)
     return shares.astype(np.float32)
-
-
-def _checked_logits(
-    logits: Array, out_hw: tuple[int, int], seen: Array | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    logits = expect_logits("logits", logits, "float32", "float16", "bfloat16")
-    classes = logits.shape[1]
-    expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
-    if seen is None:
-        return logits, np.zeros(classes, bool)
-    seen = expect_array("seen", seen, "bool")
-    expect_shape("seen", seen, (classes,))
-    return logits, seen
-
-
-def _checked_table(table: Array | None, classes: int) -> npt.NDArray[Any]:
-    """What is stored for each class; without a table the class itself."""
-    if table is None:
-        return np.arange(classes, dtype=label_dtype(classes))
-    table = expect_array("label_table", expect_array("label_table", table), "uint8", "uint16")
-    expect_shape("label_table", table, (ANY,))
-    if len(table) < classes:
-        raise ShapeError(
-            f"label_table: expected at least {classes} labels, one a class, got {len(table)}. "
-            "Make it longer."
-        )
-    return table
-
-
-def _checked_count(num_classes: Array | None, classes: int) -> int:
-    """How many classes count."""
-    if num_classes is None:
-        return classes
-    given = expect_array("num_classes", expect_array("num_classes", num_classes), "int32")
-    expect_shape("num_classes", given, (1,))
-    if not 0 <= given[0] <= classes:
-        fail_argument("num_classes", f"from 0 to {classes}", str(given[0]))
-    return int(given[0])
-
-
-def _label_outputs(
-    out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, with_scores: bool
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Labels and scores to write; scores that were not asked for are written and dropped."""
-    pair = out if isinstance(out, tuple) else (out, None)
-    if len(pair) != 2:
-        fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
-    if not with_scores and pair[1] is not None:
-        fail_argument("out", "labels only, because with_scores is False", "labels and scores")
-    labels = expect_out("labels", pair[0], shape, dtype)
-    return labels, expect_out("scores", pair[1], shape, np.float32)

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.ops._contract import (
-    ANY,
-    expect_array,
-    expect_dtype,
-    expect_label_outs,
-    expect_out,
-    expect_shape,
-    expect_side_range,
-    fail_argument,
-    three_numbers,
-)
-from zsseg_rt.ops._sampling import grid_taps, resize
+from zsseg_rt.arrays import Array, label_dtype
+from zsseg_rt.ops._sampling import grid_taps, label_outputs, out_or_new, resize
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]
 
-MAX_CANVAS_SIDE = 4096
-MAX_CROP_SIDE = 1024
-MAX_CROP_REGIONS = 64
-MAX_REGIONS = 256
-STYLES = ("cropmask", "mask", "crop")
 _BAND_ROWS = 16  # rows of [C, H, W] held at a time
 
 FloatArray = npt.NDArray[np.float32]
@@ -44,11 +26,7 @@ def mask_boxes(
     stream: int = 0,
 ) -> npt.NDArray[np.int32]:
     """Reference of :func:`zsseg_rt.ops.mask_boxes`."""
-    mask_logits = _checked_masks(mask_logits)
-    expect_side_range(
-        "canvas_hw", canvas_hw, canvas_hw, "Pass (height, width).", longest=MAX_CANVAS_SIDE
-    )
-    result = expect_out("out", out, (len(mask_logits), 5), np.int32)
+    result = out_or_new(out, (len(mask_logits), 5), np.int32)
     for box, logits in zip(result, mask_logits, strict=True):
         inside = resize(logits, canvas_hw) > 0
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
@@ -73,18 +51,8 @@ def crop_regions(
     stream: int = 0,
 ) -> FloatArray:
     """Reference of :func:`zsseg_rt.ops.crop_regions`."""
-    if style not in STYLES:
-        fail_argument("style", "'cropmask', 'mask' or 'crop'", f"'{style}'")
-    for name, values in (("scale", scale), ("offset", offset)):
-        if len(values) != 3:
-            fail_argument(name, "3 finite numbers", f"{len(values)} numbers")
-    image, mask_logits = _checked_picture(image, mask_logits)
-    boxes = _checked_boxes(image, mask_logits, regions, boxes)
-    if not 1 <= side <= MAX_CROP_SIDE:
-        fail_argument("side", f"from 1 to {MAX_CROP_SIDE}", str(side))
-    three_numbers("scale", scale, "3 finite numbers", above=-math.inf)
-    three_numbers("offset", offset, "3 finite numbers", above=-math.inf)
-    result = expect_out("out", out, (len(regions), 3, side, side), np.float32)
+    boxes = boxes[regions, :4] if boxes.shape[1] == 5 else boxes
+    result = out_or_new(out, (len(regions), 3, side, side), np.float32)
 
     factors = np.asarray(scale, np.float32)[:, None, None]
     shown = image * factors + np.asarray(offset, np.float32)[:, None, None]
@@ -149,17 +117,9 @@ def label_regions(
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], FloatArray | None]:
     """Reference of :func:`zsseg_rt.ops.label_regions`."""
-    mask_logits, class_scores = _checked_votes(mask_logits, class_scores)
     num_classes = len(class_scores)
-    lowered = np.zeros(num_classes, np.float32)
-    if bias is not None:
-        lowered = expect_array("bias", bias, "float32")
-        expect_shape("bias", lowered, (num_classes,))
-    expect_side_range("canvas_hw", canvas_hw, canvas_hw, "Pass (height, width).")
-    expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
-    if unknown_below is not None and math.isnan(unknown_below):
-        fail_argument("unknown_below", "a number or None", "nan")
-    labels, scores = expect_label_outs(out, out_hw, num_classes, with_scores)
+    lowered = np.zeros(num_classes, np.float32) if bias is None else bias
+    labels, scores = label_outputs(out, out_hw, label_dtype(num_classes))
     for first in range(0, out_hw[0], _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
         values = score_maps(mask_logits, class_scores, canvas_hw, out_hw, rows=band)
@@ -209,76 +169,3 @@ def _winners(
     scores = np.where(absent, np.float32(0), np.minimum(scores, np.float32(1)))
     unknown = absent if unknown_below is None else absent | (scores < np.float32(unknown_below))
     return np.where(unknown, np.iinfo(dtype).max, winners), scores
-
-
-def _checked_masks(mask_logits: Array) -> FloatArray:
-    masks: FloatArray = expect_array("mask_logits", mask_logits)
-    expect_dtype("mask_logits", masks, "float32")
-    expect_shape("mask_logits", masks, (ANY, ANY, ANY))
-    sides, remedy = (masks.shape[1], masks.shape[2]), "Check the order of its axes."
-    expect_side_range("mask_logits", sides, masks.shape, remedy, longest=MAX_CANVAS_SIDE)
-    return masks
-
-
-def _checked_picture(image: Array, mask_logits: Array) -> tuple[FloatArray, FloatArray]:
-    image = expect_array("image", image)
-    mask_logits = expect_array("mask_logits", mask_logits)
-    expect_dtype("image", image, "float32")
-    expect_shape("image", image, (3, ANY, ANY))
-    expect_side_range(
-        "image",
-        (image.shape[1], image.shape[2]),
-        image.shape,
-        "Resize it first.",
-        longest=MAX_CANVAS_SIDE,
-    )
-    return image, _checked_masks(mask_logits)
-
-
-def _checked_boxes(
-    image: FloatArray, mask_logits: FloatArray, regions: Any, boxes: Any
-) -> npt.NDArray[np.int32]:
-    """The boxes of these regions, [R, 4], given as such or as those of every mask, [Q, 5]."""
-    indices = expect_array("regions", regions, "int32")
-    expect_shape("regions", indices, (ANY,))
-    if len(indices) > MAX_CROP_REGIONS:
-        raise ShapeError(
-            f"regions: expected at most {MAX_CROP_REGIONS}, got {len(indices)}. "
-            "Cut them out in several calls."
-        )
-    for index in indices.tolist():
-        if not 0 <= index < len(mask_logits):
-            expected = f"indices of the masks, below {len(mask_logits)}"
-            fail_argument("regions", expected, str(index))
-    corners: npt.NDArray[np.int32] = expect_array("boxes", boxes, "int32")
-    if corners.ndim == 2 and corners.shape[1] == 5:
-        expect_shape("boxes", corners, (len(mask_logits), 5))
-        corners = corners[indices, :4]
-    expect_shape("boxes", corners, (len(indices), 4))
-    for x1, y1, x2, y2 in corners.tolist():
-        if not (0 <= x1 < x2 <= image.shape[2] and 0 <= y1 < y2 <= image.shape[1]):
-            fail_argument("boxes", "x1 < x2 and y1 < y2 within the image", str((x1, y1, x2, y2)))
-    return corners
-
-
-def _checked_votes(mask_logits: Array, class_scores: Array) -> tuple[FloatArray, FloatArray]:
-    mask_logits = expect_array("mask_logits", mask_logits)
-    class_scores = expect_array("class_scores", class_scores)
-    expect_dtype("mask_logits", mask_logits, "float32")
-    expect_shape("mask_logits", mask_logits, (ANY, ANY, ANY))
-    height, width = mask_logits.shape[1:]
-    remedy = "Check the order of its axes."
-    expect_side_range("mask_logits", (height, width), mask_logits.shape, remedy)
-    expect_dtype("class_scores", class_scores, "float32")
-    expect_shape("class_scores", class_scores, (ANY, len(mask_logits)))
-    if not 1 <= class_scores.shape[1] <= MAX_REGIONS:
-        raise ShapeError(
-            f"class_scores: expected from 1 to {MAX_REGIONS} regions, got {class_scores.shape}. "
-            "Drop regions."
-        )
-    if not 1 <= len(class_scores) <= 65534:
-        raise ShapeError(
-            f"class_scores: expected from 1 to 65534 classes, got {class_scores.shape}. "
-            "Set the classes first."
-        )
-    return mask_logits, class_scores

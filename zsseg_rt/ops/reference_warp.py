@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.ops._contract import expect_array, expect_logits, expect_out, expect_shape
+from zsseg_rt.ops._sampling import out_or_new
 
 __all__ = ["warp_blend"]
 
@@ -22,20 +21,8 @@ def warp_blend(
     stream: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Reference of :func:`zsseg_rt.ops.warp_blend`."""
-    arrays = {"past": past, "flow": flow, "past_weight": past_weight}
-    logits = expect_logits("logits", logits, "float32")
-    batch, _, height, width = logits.shape
-    grid = (batch, height, width)
-    for (name, array), shape in zip(arrays.items(), (logits.shape, (*grid, 2), grid), strict=True):
-        arrays[name] = expect_array(name, array, "float32")
-        expect_shape(name, arrays[name], shape)
-    past, flow, past_weight = arrays.values()
-    result = expect_out("out", out, logits.shape, np.float32)
-    if np.may_share_memory(result, past):
-        raise ArgumentError(
-            "out: expected memory apart from past's, got an overlap. Cells read their neighbours' "
-            "past: write elsewhere."
-        )
+    height, width = logits.shape[2:]
+    result = out_or_new(out, logits.shape, np.float32)
     x = np.arange(width, dtype=np.float32) + flow[..., 0]
     y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
