@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.evaluation.datasets.cocostuff import _table as cocostuff_table
+from zsseg_rt.evaluation.datasets.published import PUBLISHED
 from zsseg_rt.evaluation.datasets.splits import class_table
 
 TABLES = (
@@ -84,7 +84,7 @@ def test_ade20k_full_list(shared_dir):
 @pytest.mark.needs_shared
 def test_zegformer_order_of_cocostuff(shared_dir):
     expected = json.loads((shared_dir / "specs" / "cocostuff_171_zegformer_order.json").read_text())
-    table = cocostuff_table("zegformer")
+    table = PUBLISHED["cocostuff164k"].zegformer(class_table("cocostuff164k"))
     assert list(table.names) == [entry["name"] for entry in expected]
     assert list(table.map_values) == [entry["id"] for entry in expected]
     assert list(table.seen) == [entry["trainId"] for entry in expected if entry["seen"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,19 @@ from typing import Any
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.evaluation.datasets.layout import require_choice
+from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
 from zsseg_rt.schema import checked_settings
 
 __all__ = ["DATASETS", "create_dataset"]
 
-# Imported on first use. All but the last take (root, split, **options).
+# The others, imported on first use.
 _MODULES = {
-    "ade20k": "ade20k:ade20k",
-    "ade20k_full": "ade20k:ade20k_full",
-    "camvid": "camvid:camvid",
-    "cityscapes": "cityscapes:cityscapes",
-    "cocostuff164k": "cocostuff:cocostuff164k",
-    "context": "context:pascal_context",
     "folder": "folder:folder",
     "photos": "photos:PhotoDataset",
-    "voc2012": "voc:voc2012",
     "scenes": "scenes:SceneDataset",
 }
 
-DATASETS = tuple(sorted(_MODULES))
+DATASETS = tuple(sorted({*PUBLISHED, *_MODULES}))
 """Names that :func:`create_dataset` knows."""
 
 
@@ -51,9 +46,7 @@ def create_dataset(
         DatasetError: Its files are missing or inconsistent; the message says what to download.
     """
     require_choice("name", name, DATASETS)
-    module, attribute = _MODULES[name].split(":")
-    factory = getattr(import_module(f"zsseg_rt.evaluation.datasets.{module}"), attribute)
-    known = [key for key in inspect.signature(factory).parameters if key not in ("root", "split")]
+    factory, known = _factory(name)
     for option in options:
         require_choice(f"options of {name}", option, known)
     options = checked_settings(factory, options, f"options of {name}")
@@ -64,5 +57,16 @@ def create_dataset(
         return scenes
     if root is None:
         raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
-    dataset: SegmentationDataset = factory(root, split, **options)
+    place = (name, root) if name in PUBLISHED else (root,)
+    dataset: SegmentationDataset = factory(*place, split, **options)
     return dataset
+
+
+def _factory(name: str) -> tuple[Callable[..., Any], Sequence[str]]:
+    """What opens a data set, and the options that it takes."""
+    if name in PUBLISHED:
+        return open_published, PUBLISHED[name].options
+    module, attribute = _MODULES[name].split(":")
+    factory = getattr(import_module(f"zsseg_rt.evaluation.datasets.{module}"), attribute)
+    settings = inspect.signature(factory).parameters
+    return factory, [key for key in settings if key not in ("root", "split")]
