@@ -93,13 +93,17 @@ class MjpegServer:
             self.pictures.acquire()
             if self.gone.is_set():
                 return
-            _, jpeg = cv2.imencode(".jpg", numbered(number % 28))
+            jpeg = self.encode(number)
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
             try:
                 request.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
             except OSError:
                 return
             number += 1
+
+    def encode(self, number: int) -> np.ndarray:
+        """The JPEG file of a picture."""
+        return cv2.imencode(".jpg", numbered(number % 28))[1]
 
     def stop(self) -> None:
         self.gone.set()
