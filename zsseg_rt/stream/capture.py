@@ -143,6 +143,12 @@ class Capture:
             self._drop_attempt()
             self.watch.over(self._now(), attempt.error)
 
+    def refuse(self, error: ZssegError) -> None:
+        """Lose the source: a frame of it cannot be labelled. What it has waiting is dropped."""
+        self._drop_attempt()
+        self._hand_off.discard(self._slot)  # wakes the thread, which may wait for room
+        self.watch.refuse(self._now(), error)
+
     @property
     def damaged(self) -> int:
         """Packets and frames that could not be decoded."""

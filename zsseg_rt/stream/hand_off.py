@@ -159,6 +159,13 @@ class HandOff:
             self._drop_stale()
             return not any(slot.waiting for slot in self._slots)
 
+    def discard(self, slot: int) -> None:
+        """Drop what a source has waiting."""
+        with self._changed:
+            while self._slots[slot].waiting:
+                self._slots[slot].drop_oldest()
+            self._changed.notify_all()
+
     def lets_wait(self, slot: int) -> bool:
         """Whether a source has to wait for room."""
         return self._slots[slot].settings.keeps_all and self._slots[slot].is_full

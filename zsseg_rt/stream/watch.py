@@ -91,6 +91,11 @@ class SourceWatch:
         self.error = error
         self._change("ended")
 
+    def refuse(self, at: float, error: ZssegError) -> None:
+        """A frame of it could not be labelled; the next one may be no better, so it can wait."""
+        self._retry_after = self._patience.longest_retry
+        self.over(at, error)
+
     def tick(self, now: float) -> Action:
         """What to do with it now: open it, abandon the thread that reads it, or nothing."""
         if self.state == "ended":
