@@ -10,7 +10,13 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Picture", "Reader", "Source", "redact"]
+from zsseg_rt.errors import SourceError
+
+__all__ = ["MOST_PIXELS", "Picture", "Reader", "Source", "check_size", "redact"]
+
+MOST_PIXELS = 139_264 * 256
+"""The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
+kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled."""
 
 _LOGIN = re.compile(r"(?<=://)\S*@")
 _SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|auth)[^=&\s]*=)[^&\s]*", re.I)
@@ -64,6 +70,19 @@ class Source(Protocol):
             SourceError: It cannot be opened or read, or has no picture at all.
             BackendUnavailableError: A package that it needs is not installed.
         """
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """Refuse frames that are larger than any camera's.
+
+    Raises:
+        SourceError: They have more than :data:`MOST_PIXELS` pixels.
+    """
+    if width * height > MOST_PIXELS:
+        raise SourceError(
+            f"{name}: expected frames of at most {MOST_PIXELS} pixels, got {width}x{height} = "
+            f"{width * height}. Make them smaller with ffmpeg, or in the camera's settings."
+        )
 
 
 def redact(text: str) -> str:
