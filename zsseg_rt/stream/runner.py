@@ -61,6 +61,7 @@ class SourceStats:
             frames; empty before the first.
         error: What is wrong with it, or None.
         reused: Labelled frames that got the labels of an earlier one.
+        fell_behind: How often it was opened anew since its frames came too late.
     """
 
     state: SourceState
@@ -72,6 +73,7 @@ class SourceStats:
     age_ms: Mapping[str, float]
     error: str | None = None
     reused: int = 0
+    fell_behind: int = 0
 
 
 @dataclass
@@ -291,6 +293,7 @@ class Stream:
             age_ms=ages.percentiles(),
             error=None if watch.error is None else str(watch.error),
             reused=ages.reused,
+            fell_behind=capture.fell_behind,
         )
 
 

@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import SourceError
 
-__all__ = ["MOST_PIXELS", "Picture", "Reader", "Source", "check_size", "redact"]
+__all__ = ["MOST_PIXELS", "Lateness", "Picture", "Reader", "Source", "check_size", "redact"]
+
+_SKEW = 2e-4
+"""How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
 
 MOST_PIXELS = 139_264 * 256
 """The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
@@ -31,12 +34,44 @@ class Picture:
         captured_at: Seconds of ``time.monotonic()``.
         clock: Whose time that is.
         pts_seconds: The stream's own time stamp in seconds, or None.
+        late: Seconds that it came later than the source's best; ``captured_at`` is before them.
+        dropped_before: Frames that the source itself dropped since the last picture.
     """
 
     image: npt.NDArray[np.uint8] = field(repr=False)
     captured_at: float
     clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
+    late: float = 0.0
+    dropped_before: int = 0
+
+
+class Lateness:
+    """How much later than the source's best each frame comes, by the source's own clock.
+
+    Frames wait on a slow link, or for a decoder that cannot keep up, before they arrive here.
+    """
+
+    def __init__(self) -> None:
+        self._newest: tuple[float, float] | None = None  # the last frame's stamp and arrival
+        self._best = 0.0  # the least of arrival less stamp
+
+    def of(self, stamp: float | None, arrived_at: float) -> float:
+        """Seconds that a frame is late.
+
+        Args:
+            stamp: The source's own time stamp in seconds; None says nothing, and counts as in time.
+            arrived_at: When it arrived, seconds of ``time.monotonic()``.
+        """
+        if stamp is None:
+            return 0.0
+        offset = arrived_at - stamp
+        if self._newest is None or stamp < self._newest[0]:  # the source set its clock back
+            self._best = offset
+        else:
+            self._best = min(self._best + _SKEW * (arrived_at - self._newest[1]), offset)
+        self._newest = stamp, arrived_at
+        return offset - self._best
 
 
 class Reader(Protocol):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.conversion import Converter
-from zsseg_rt.stream.source import MOST_PIXELS, Picture, Reader, check_size
+from zsseg_rt.stream.source import MOST_PIXELS, Lateness, Picture, Reader, check_size
 from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
 __all__ = ["VideoKind", "VideoSource", "capture_time"]
@@ -47,19 +47,7 @@ _OPTIONS: Mapping[VideoKind, Mapping[str, str]] = MappingProxyType(
 _FORMATS: Mapping[VideoKind, str] = MappingProxyType({"rtsp": "rtsp", "v4l2": "v4l2"})
 # Texts that name other files or addresses, which FFmpeg would open whatever the text's own name is.
 _PLAYLISTS = frozenset(
-    [
-        "concat",
-        "dash",
-        "hls",
-        "imf",
-        "lavfi",
-        "rtp",
-        "rtsp",
-        "sap",
-        "sdp",
-        "vapoursynth",
-        "webm_dash_manifest",
-    ]
+    ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest")
 )
 _CLOCK_SLACK = 10.0  # seconds; a driver whose times are further off does not use our clock
 
@@ -102,10 +90,12 @@ class VideoSource:
         # Closed last: packets and frames of a camera lie in its driver's memory.
         with closing(container):
             stream = self._video_stream(container)
+            # FFmpeg makes up the times of JPEGs over HTTP, which have none.
+            tells_time = self.kind in ("http", "rtsp") and "jpeg" not in container.format.name
             found = False
             with (
                 closing(container.demux(stream)) as packets,
-                closing(self._read(av, packets, reader)) as pictures,
+                closing(self._read(av, packets, reader, tells_time)) as pictures,
             ):
                 for picture in pictures:
                     found = True
@@ -143,20 +133,23 @@ class VideoSource:
         return stream
 
     def _read(
-        self, av: Any, packets: Iterator[Any], reader: Reader
+        self, av: Any, packets: Iterator[Any], reader: Reader, tells_time: bool
     ) -> Generator[Picture, None, None]:
         """The pictures of sound frames; holds no frame of a camera while it waits."""
         converter = Converter(self.channel_order, turns=self.kind == "file")
         start: float | None = None
+        lateness = Lateness()
         while (decoded := self._next_frames(av, packets, reader)) is not None:
             frames, arrived_at = decoded
             while frames:
                 frame = frames.pop(0)
                 start = frame.time if start is None else start
                 captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
+                late = lateness.of(frame.time, arrived_at) if tells_time else 0.0
                 picture = Picture(
                     image=converter.image(frame),
-                    captured_at=captured_at,
+                    captured_at=captured_at - late,
+                    late=late,
                     clock=clock,
                     pts_seconds=None if frame.time is None or start is None else frame.time - start,
                 )
