@@ -173,6 +173,18 @@ def test_a_camera_that_gives_nothing_at_the_start_is_an_error():
     never.set()
 
 
+def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplog):
+    patience = Patience(first_retry=0.0, longest_retry=0.0, at_start=True)
+    forever = threading.Event()
+    camera = Script("cam", [lost()], [lost()], [lost()], [0, forever])
+    absent = Script("file", [SourceError("file: absent")], live=False)
+    assert seen(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
+    forever.set()
+    assert caplog.messages[0] == "cam: lost: cam: gone"
+    with pytest.raises(SourceError, match="file: absent"):
+        next(Stream([absent], label, patience=patience))
+
+
 def test_a_file_that_fails_leaves_the_others():
     broken = Script("broken", [SourceError("broken: absent")], live=False)
     stream = Stream([broken, file("a", 3)], label)

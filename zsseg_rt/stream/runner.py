@@ -277,6 +277,8 @@ class Stream:
             if isinstance(watch.error, BackendUnavailableError):
                 raise watch.error
         first = watches[0].error
+        if any(watch.is_awaited for watch in watches):
+            return
         if first is not None and all(w.error is not None and not w.ran for w in watches):
             raise first
 

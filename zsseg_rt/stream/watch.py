@@ -30,6 +30,7 @@ class Patience:
         late_by: Where only the newest frame counts, a camera whose frames come so late by its own
             clock is opened anew.
         late_for: Once they have been late for this long.
+        at_start: Whether cameras that fail before any has given a frame are waited for too.
     """
 
     stalled_after: float = 2.0
@@ -38,6 +39,7 @@ class Patience:
     longest_retry: float = 5.0
     late_by: float = 3.0
     late_for: float = 1.0
+    at_start: bool = False
 
 
 def jitter() -> float:
@@ -75,6 +77,11 @@ class SourceWatch:
         self._seen_at = 0.0  # when it was opened, or gave its last frame
         self._retry_at = float("-inf")
         self._retry_after = patience.first_retry
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it is a camera that may be away at the start."""
+        return self._live and self.patience.at_start
 
     def frame(self, at: float) -> None:
         """It gave a frame at that time, or waits for one to be taken."""
