@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from support.command_line import run
-from support.streams import write_video
+from support.streams import MjpegServer, write_video
 from zsseg_rt.export.colour_words import COLOUR_WORDS
+from zsseg_rt.stream import source
 
 SMALL = "test://?size=64x48&rate=200"
 
@@ -40,6 +42,33 @@ def count_frames(path):
 
 def stream(*arguments):
     return run("stream", *arguments, "--classes", "red,blue", "--device", "cpu")
+
+
+def test_a_camera_that_is_off_at_the_start_is_waited_for(colour_bundle, tmp_path):
+    with MjpegServer() as gone:
+        pass
+    lines = tmp_path / "labels.jsonl"
+    call = (gone.url, lines, "-b", colour_bundle, "--frames", "1")
+    assert stream(*call) == 1
+    cameras = []
+
+    def switch_on():
+        cameras.append(MjpegServer(port=gone.port))
+        cameras[0].pictures.release(40)
+
+    timer = threading.Timer(1.0, switch_on)
+    timer.start()
+    assert stream(*call, "--wait") == 0
+    cameras[0].stop()
+    assert len(lines.read_text().splitlines()) == 1
+
+
+def test_a_video_whose_frames_are_too_large_is_a_failure(
+    clip, colour_bundle, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(source, "MOST_PIXELS", 48 * 64 - 1)
+    assert stream(clip, tmp_path / "out.mp4", "-b", colour_bundle) == 1
+    assert "expected frames of at most 3071 pixels" in capsys.readouterr().err
 
 
 def test_a_video_becomes_all_kinds_of_files(clip, colour_bundle, tmp_path, capsys):

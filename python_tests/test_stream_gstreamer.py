@@ -1,11 +1,13 @@
 """GStreamer's sources against a real GStreamer: own pipelines, CSI cameras, RTSP cameras."""
 
+import itertools
 import time
 
 import pytest
 
 from support.gstreamer import read, reading, require_gstreamer
 from support.streams import level, numbered, write_video
+from support.throttle import SlowLink
 
 LIVE = "gst:videotestsrc is-live=true"
 CSI = ("nvarguscamerasrc", "nvvidconv")
@@ -190,6 +192,34 @@ def test_a_camera_may_change_its_size(rtsp_cameras):
         assert changed["shape"] == [360, 480, 3]
         after = [next(lines) for _ in range(5)]
     assert ordered([line["shown"] for line in after])
+
+
+def test_frames_that_the_appsink_drops_are_counted():
+    told = read(f"{LIVE} ! video/x-raw,framerate=50/1", 12, "--slow", "0.2")
+    numbers = [round(p["pts"] * 50) for p in told.pictures]
+    gaps = [newer - older - 1 for older, newer in itertools.pairwise(numbers)]
+    assert sum(gaps) > 40
+    # The count comes with the next frame taken, after those that waited in the appsink's queue.
+    assert sum(gaps) <= sum(p["dropped"] for p in told.pictures) <= sum(gaps) + 50
+    file = read("gst-file:videotestsrc num-buffers=30", 40, "--slow", "0.02")
+    assert {p["dropped"] for p in file.pictures} == {0}
+    assert len(file.pictures) == 30
+
+
+def test_what_waits_on_a_slow_link_counts_as_age(rtsp_cameras):
+    camera = rtsp_cameras()
+    with SlowLink(camera.port, bytes_per_second=4000, buffer_bytes=1 << 24) as link:
+        told = read(camera.url.replace(str(camera.port), str(link.port)), 60)
+    last = told.pictures[-1]
+    assert last["late"] > 1.0
+    assert last["captured_at"] - last["shown"] < last["taken_at"] - last["shown"] - 1.0
+    assert "CRITICAL" not in told.log
+
+
+def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
+    end = read(rtsp_cameras().url, 1, "--most-pixels", "76799").end
+    assert end["error"] == "SourceError"
+    assert "expected frames of at most 76799 pixels, got 320x240 = 76800" in end["message"]
 
 
 def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):

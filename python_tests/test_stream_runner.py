@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from support.streams import MjpegServer, number_of, numbered, write_video
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
 from zsseg_rt.result import Segmentation
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
@@ -173,11 +173,53 @@ def test_a_camera_that_gives_nothing_at_the_start_is_an_error():
     never.set()
 
 
+def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplog):
+    patience = Patience(first_retry=0.0, longest_retry=0.0, at_start=True)
+    forever = threading.Event()
+    camera = Script("cam", [lost()], [lost()], [lost()], [0, forever])
+    absent = Script("file", [SourceError("file: absent")], live=False)
+    assert seen(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
+    forever.set()
+    assert caplog.messages[0] == "cam: lost: cam: gone"
+    with pytest.raises(SourceError, match="file: absent"):
+        next(Stream([absent], label, patience=patience))
+
+
 def test_a_file_that_fails_leaves_the_others():
     broken = Script("broken", [SourceError("broken: absent")], live=False)
     stream = Stream([broken, file("a", 3)], label)
     assert len(seen(stream)) == 3
     assert stream.stats()["broken"].error == "broken: absent"
+
+
+def picky(image):
+    """Takes no picture numbered 2 or more."""
+    if number_of(image) >= 2:
+        raise ShapeError("frame: expected another")
+    return label(image)
+
+
+def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
+    camera, forever = Script("cam", [5, 6], [0, 1, 0]), threading.Event()
+    camera.attempts[1].append(forever)
+    stream = Stream([camera, file("a", 4), file("b", 2)], picky, policy="all", patience=AT_ONCE)
+    found = seen(stream, 7)
+    assert sorted(f for f in found if f[0] != "cam") == [
+        ("a", 0, 0), ("a", 1, 1), ("b", 0, 0), ("b", 1, 1),
+    ]  # fmt: skip
+    assert [f[2] for f in found if f[0] == "cam"] == [0, 1, 0]
+    stats = stream.stats()
+    assert stats["a"].state == stats["b"].state == "ended"
+    assert stats["a"].error == "a: cannot be labelled: frame: expected another"
+    assert (stats["b"].error, stats["cam"].error) == (None, None)
+    forever.set()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_source_of_which_no_frame_can_be_labelled_is_an_error(live):
+    source = Script("cam", [3, 4, 5, 6, 7, 8], live=live)
+    with pytest.raises(SourceError, match="cam: cannot be labelled: frame: expected another"):
+        next(Stream([source], picky, patience=AT_ONCE))
 
 
 def test_an_absent_package_is_told_at_once():

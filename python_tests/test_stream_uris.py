@@ -49,7 +49,11 @@ def test_videos_and_cameras(uri, url, kind, live):
 def test_network_cameras(uri):
     source = one(uri, "bgr")
     assert isinstance(source, RtspSource)
-    assert (source.url, source.live, source.channel_order) == (uri, True, "bgr")
+    assert (source.url, source.live, source.channel_order) == (
+        uri.replace("RTSP", "rtsp"),
+        True,
+        "bgr",
+    )
 
 
 def test_csi_cameras_take_size_rate_and_flip():

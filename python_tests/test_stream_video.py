@@ -1,5 +1,6 @@
 """Videos and network cameras, made on the spot: whole, damaged, absent."""
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
 from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.stream import source, video
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import capture_time
 from zsseg_rt.stream.video_errors import explain
@@ -166,6 +168,73 @@ def test_a_camera_that_refuses_is_told_with_its_remedy(status, told):
 )
 def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
     assert told in str(explain(OSError(code, "Reason"), "0", "v4l2"))
+
+
+def test_a_host_that_is_not_known_is_told_and_schemes_may_be_in_capitals():
+    for scheme in ("http", "HTTP", "RTSP", "rtsp"):
+        with pytest.raises(SourceError, match=r"\*\*\*@no\.such\.invalid.* no such host"):
+            read(f"{scheme}://user:secret@no.such.invalid:81/x")
+    with pytest.raises(SourceError, match="Connection refused"):
+        read("RTSP://user:secret@127.0.0.1:1/x")
+
+
+def test_a_camera_leads_to_no_other_address():
+    if int(av.__version__.split(".")[0]) < 18:
+        pytest.skip("FFmpeg before 8.1 follows a redirect, whatever it is told")
+    with MjpegServer() as inside, MjpegServer(status=302, leads_to=inside.url) as camera:
+        inside.pictures.release(40)
+        with pytest.raises(SourceError, match="redirects are not followed"):
+            read(camera.url, limit=1)
+        assert (inside.requests, camera.requests) == (0, 1)
+
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile clip.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\nclip.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ffconcat", "list.sdp"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_a_text_reads_no_files_beside_it(kind, name, clip, tmp_path):
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    write_video(tmp_path / "clip.ts", [numbered(1)] * 4)
+    (tmp_path / name).write_text(PLAYLISTS[kind])
+    with pytest.raises(SourceError, match="Is it a video"):
+        read(tmp_path / name)
+
+
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(SourceError, match=r"at most 3071 pixels, got 64x48 = 3072\. Make them"):
+        read(clip)
+    for module in (source, video):
+        monkeypatch.setattr(module, "MOST_PIXELS", 48 * 64)
+    both = tmp_path / "both.ts"
+    parts = [write_video(tmp_path / f"{size[0]}.ts", [numbered(1, size)] * 8)
+             for size in ((48, 64), (96, 64))]  # fmt: skip
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    pictures, reader = read(both)
+    assert {p.image.shape for p in pictures} == {(48, 64, 3)}
+    assert reader.damaged > 0
+
+
+def test_a_camera_s_huge_picture_takes_no_memory():
+    class Camera(MjpegServer):
+        def encode(self, number):
+            jpeg = super().encode(number)
+            place = jpeg.tobytes().index(b"\xff\xc0") + 5
+            jpeg[place : place + 4] = (0x40, 0, 0x40, 0)  # 16384x16384
+            return jpeg
+
+    with Camera() as camera:
+        camera.pictures.release(40)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+            read(camera.url, limit=1)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_a_network_camera_is_live_and_its_end_is_a_loss():

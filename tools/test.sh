@@ -89,6 +89,12 @@ cuda12=("nvidia-cuda-nvrtc-cu12==12.6.*" "nvidia-cuda-runtime-cu12==12.6.*")
 ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
   python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' "${rtx[@]}" "${cuda12[@]}"
 python tools/fetch_tensorrt_bindings.py
+# The oldest PyAV that pyproject.toml allows, beside the newest, for test_stream_widths.py.
+oldest_pyav=$PWD/build/pyav-15
+if [ -d "$oldest_pyav/av" ] || python -m pip install -q --disable-pip-version-check --no-deps \
+  --only-binary :all: --target "$oldest_pyav" "av==15.0.*"; then
+  export ZSSEG_OLDEST_PYAV=$oldest_pyav
+fi
 # GStreamer in the tests' own process. Newer ones need girepository-2.0, which old systems lack.
 gobject="PyGObject<3.52"
 has_gstreamer() {

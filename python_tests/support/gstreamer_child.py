@@ -1,7 +1,7 @@
 """A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
-                              [--opens-within S] [--silent-for S]
+                              [--opens-within S] [--silent-for S] [--slow S] [--most-pixels N]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
 """
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt.errors import ZssegError
+from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import rtsp_camera
 from zsseg_rt.stream.gstreamer import source as gstreamer_source
 from zsseg_rt.stream.uris import open_sources
@@ -30,7 +31,7 @@ def tell(**facts):
     print(json.dumps(facts), flush=True)
 
 
-def read(source, count):
+def read(source, count, slow):
     """Tell of so many pictures; returns whether the source ended by itself."""
     reader, pictures = ReaderNow(), None
     try:
@@ -51,7 +52,10 @@ def read(source, count):
                 pts=picture.pts_seconds,
                 shown=shown_time(image),
                 writable=image.flags.writeable,
+                late=picture.late,
+                dropped=picture.dropped_before,
             )
+            time.sleep(slow)
     except ZssegError as exc:
         tell(error=type(exc).__name__, message=str(exc), name=source.name, damaged=reader.damaged)
     else:
@@ -77,6 +81,8 @@ def main():
     parser.add_argument("--opens-within", type=float, default=PATIENCE)
     parser.add_argument("--silent-for", type=float, default=PATIENCE)
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
+    parser.add_argument("--slow", type=float, default=0.0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     if options.jetson is not None:
@@ -84,10 +90,11 @@ def main():
 
         jetson_elements.register(*options.jetson)
     rtsp_camera.ANSWERS_WITHIN = PATIENCE
+    stream_source.MOST_PIXELS = options.most_pixels
     gstreamer_source.OPENS_WITHIN = options.opens_within
     gstreamer_source.SILENT_FOR = options.silent_for
     for uri in options.uris * options.times:
-        read(*open_sources(uri, options.order), options.count)
+        read(*open_sources(uri, options.order), options.count, options.slow)
         if options.times > 1:
             tell_resources()
 

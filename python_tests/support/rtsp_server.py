@@ -118,8 +118,8 @@ def require_login(server, factory, login):
 
 def size(text):
     width, height = (int(side) for side in text.split("x"))
-    if width % (2 * COLUMNS) or height % (2 * ROWS):
-        raise ValueError(f"expected sides divisible by {2 * COLUMNS} and {2 * ROWS}, got {text}")
+    if width % COLUMNS or height % (2 * ROWS):
+        raise ValueError(f"expected sides divisible by {COLUMNS} and {2 * ROWS}, got {text}")
     return width, height
 
 

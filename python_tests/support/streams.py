@@ -62,10 +62,10 @@ class MjpegServer:
     that loses its power: connections are cut and refused.
     """
 
-    def __init__(self, port: int = 0, *, status: int = 200) -> None:
+    def __init__(self, port: int = 0, *, status: int = 200, leads_to: str = "") -> None:
         self.pictures = threading.Semaphore(0)
         self.gone = threading.Event()
-        self.status = status
+        self.status, self.leads_to, self.requests = status, leads_to, 0
         self._sockets = []
         outer = self
 
@@ -85,7 +85,10 @@ class MjpegServer:
         self._thread.start()
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
+        self.requests += 1
         request.send_response(self.status)
+        if self.leads_to:
+            request.send_header("Location", self.leads_to)
         request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         request.end_headers()
         number = 0
@@ -93,13 +96,17 @@ class MjpegServer:
             self.pictures.acquire()
             if self.gone.is_set():
                 return
-            _, jpeg = cv2.imencode(".jpg", numbered(number % 28))
+            jpeg = self.encode(number)
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
             try:
                 request.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
             except OSError:
                 return
             number += 1
+
+    def encode(self, number: int) -> np.ndarray:
+        """The JPEG file of a picture."""
+        return cv2.imencode(".jpg", numbered(number % 28))[1]
 
     def stop(self) -> None:
         self.gone.set()

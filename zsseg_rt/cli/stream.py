@@ -84,6 +84,9 @@ def stream(
     max_staleness: Annotated[
         float | None, typer.Option(help="Drop frames that waited longer than these seconds.")
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
+    ] = False,
     steady: SteadyOption = False,
     skip_still: SkipStillOption = False,
     alpha: AlphaOption = 0.5,
@@ -124,7 +127,7 @@ def stream(
     )
     checked = bundle_with_memory(chosen) if steady or skip_still else chosen
     with argument_errors_are_usage():
-        settings = _stream_settings(policy, max_staleness)
+        settings = _stream_settings(policy, max_staleness, wait=wait)
         sources = open_sources(source, config.channel_order)
         if waits_for_labels(sources, settings["policy"]) and not (steady or skip_still):
             config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
@@ -160,11 +163,15 @@ def _choose_inputs(
     return bundle, targets[0], targets[1:]
 
 
-def _stream_settings(policy: str | None, max_staleness: float | None) -> dict[str, Any]:
+def _stream_settings(
+    policy: str | None, max_staleness: float | None, *, wait: bool
+) -> dict[str, Any]:
     from zsseg_rt.stream.runner import check_settings
+    from zsseg_rt.stream.watch import Patience
 
     check_settings(policy, max_staleness)
-    return {"policy": policy, "max_staleness": max_staleness}
+    patience = Patience(at_start=wait)
+    return {"policy": policy, "max_staleness": max_staleness, "patience": patience}
 
 
 def _open(sources: Sequence[Any], engine: Engine, **settings: Any) -> Stream:
@@ -250,6 +257,7 @@ def _source_line(name: str, stats: SourceStats) -> str:
         "dropped": stats.dropped,
         "damaged": stats.damaged,
         "reconnects": stats.reconnects,
+        "times opened anew, too far behind": stats.fell_behind,
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     if stats.age_ms:

@@ -22,7 +22,10 @@ _OF_SOURCES = {
     "dropped": ("zsseg_frames_dropped_total", "Frames that were dropped before labelling."),
     "damaged": ("zsseg_frames_damaged_total", "Packets and frames that could not be decoded."),
     "reconnects": ("zsseg_source_reconnects_total", "Times that a lost source came back."),
-}
+    "fell_behind": (
+        "zsseg_source_fell_behind_total", "Times that a source was opened anew, being too late.",
+    ),
+}  # fmt: skip
 _OF_SERVER = {
     "frames_sent": ("zsseg_frames_sent_total", "Frames that were sent to viewers."),
     "bytes_sent": ("zsseg_bytes_sent_total", "Bytes of frames that were sent to viewers."),

@@ -28,6 +28,7 @@ class _Attempt:
         self.frames = 0
         self.seen_at = 0.0  # when it gave the last of them
         self.damaged = 0
+        self.late_since: float | None = None
         self._source, self._offer = source, offer
         self._stop = threading.Event()
         self._on_over: Callable[[], None] = lambda: None
@@ -103,6 +104,7 @@ class Capture:
     ) -> None:
         self.watch = watch
         self.name = source.name
+        self.fell_behind = 0  # times that it was opened anew since its frames came late
         self._source, self._slot, self._hand_off, self._now = source, slot, hand_off, now
         self._paced = paced
         self._start: float | None = None
@@ -143,6 +145,12 @@ class Capture:
             self._drop_attempt()
             self.watch.over(self._now(), attempt.error)
 
+    def refuse(self, error: ZssegError) -> None:
+        """Lose the source: a frame of it cannot be labelled. What it has waiting is dropped."""
+        self._drop_attempt()
+        self._hand_off.discard(self._slot)  # wakes the thread, which may wait for room
+        self.watch.refuse(self._now(), error)
+
     @property
     def damaged(self) -> int:
         """Packets and frames that could not be decoded."""
@@ -169,8 +177,28 @@ class Capture:
         if self._paced and self._is_stopped_before_its_time(attempt, picture):
             return False
         attempt.seen_at = self._now()
+        if self._source.live and not self._hand_off.keeps_all(self._slot):
+            self._refuse_if_late(attempt, picture)
         attempt.frames += 1
         return self._hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
+
+    def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:
+        """Give a source up that is behind and does not catch up: what waits on the way goes then.
+
+        Raises:
+            SourceError: It is.
+        """
+        patience = self.watch.patience
+        if picture.late < patience.late_by:
+            attempt.late_since = None
+            return
+        attempt.late_since = attempt.late_since or attempt.seen_at
+        if attempt.seen_at - attempt.late_since >= patience.late_for and not attempt.is_stopped:
+            self.fell_behind += 1
+            raise SourceError(
+                f"{self.name}: frames come {picture.late:.1f} s late. The link or this machine is "
+                "too slow for them: choose a smaller picture or rate in the camera's settings."
+            )
 
     def _is_stopped_before_its_time(self, attempt: _Attempt, picture: Picture) -> bool:
         stamp, now = picture.pts_seconds or 0.0, self._now()

@@ -32,13 +32,14 @@ class Converter:
         self._matrix: tuple[int, ...] | None = None
 
     def image(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """An image in memory that nothing else writes to, uint8 [H, W, 3]."""
+        """An image in memory that nothing else writes to, uint8 [H, W, 3], C-contiguous."""
         if self._turns:
             self._matrix, self._turns = _display_matrix(frame), False
         image = self._convert(frame, format=self._format).to_ndarray()
         if frame.format.name == self._format:
             image = image.copy()  # it would be the decoder's memory, or the driver's
-        return upright(image, self._matrix)
+        # From PyAV 17 on it is a view of rows that are padded to a multiple of 16 pixels.
+        return upright(np.ascontiguousarray(image), self._matrix)
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:

@@ -44,6 +44,8 @@ class _Slot:
         return len(self.waiting) >= (QUEUE if self.settings.keeps_all else 1)
 
     def add(self, picture: Picture) -> None:
+        self.given += picture.dropped_before
+        self.dropped += picture.dropped_before
         if self.is_full:
             self.drop_oldest()
         self.waiting.append((self.given, picture))
@@ -158,6 +160,17 @@ class HandOff:
         with self._changed:
             self._drop_stale()
             return not any(slot.waiting for slot in self._slots)
+
+    def discard(self, slot: int) -> None:
+        """Drop what a source has waiting."""
+        with self._changed:
+            while self._slots[slot].waiting:
+                self._slots[slot].drop_oldest()
+            self._changed.notify_all()
+
+    def keeps_all(self, slot: int) -> bool:
+        """Whether no picture of a source may be lost."""
+        return self._slots[slot].settings.keeps_all
 
     def lets_wait(self, slot: int) -> bool:
         """Whether a source has to wait for room."""

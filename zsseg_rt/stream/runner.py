@@ -17,7 +17,10 @@ import numpy as np
 from zsseg_rt.errors import (
     ArgumentError,
     BackendUnavailableError,
+    DTypeError,
     EndOfSource,
+    ShapeError,
+    SourceError,
     ZssegError,
 )
 from zsseg_rt.result import Frame, Segmentation
@@ -58,6 +61,7 @@ class SourceStats:
             frames; empty before the first.
         error: What is wrong with it, or None.
         reused: Labelled frames that got the labels of an earlier one.
+        fell_behind: How often it was opened anew since its frames came too late.
     """
 
     state: SourceState
@@ -69,6 +73,7 @@ class SourceStats:
     age_ms: Mapping[str, float]
     error: str | None = None
     reused: int = 0
+    fell_behind: int = 0
 
 
 @dataclass
@@ -170,7 +175,9 @@ class Stream:
             BackendUnavailableError: A package that a source needs is not installed.
         """
         try:
-            seg, age = self._next_labelled()
+            while isinstance(labelled := self._next_labelled(), _Refused):
+                self._lose(labelled)
+            seg, age = labelled
         except EndOfSource:
             self.close()
             raise StopIteration from None
@@ -239,7 +246,7 @@ class Stream:
                 return frame
         raise EndOfSource("source: no more frames")
 
-    def _next_labelled(self) -> tuple[Segmentation, float]:
+    def _next_labelled(self) -> _Labelled:
         """The next result, and its age when the labels were there."""
         if self._ahead is None:
             return self._label(self._next_frame())
@@ -251,6 +258,15 @@ class Stream:
                 raise
         return self._ahead.take()
 
+    def _lose(self, refused: _Refused) -> None:
+        """Lose a source for one of its frames; the others go on."""
+        name = refused.source
+        (capture,) = (capture for capture in self._captures if capture.name == name)
+        error = SourceError(f"{name}: cannot be labelled: {refused.error}")
+        capture.refuse(error)
+        if all(not ages.count for ages in self._ages.values()):
+            capture.watch.ran = False  # the stream ends with this error if no source is better
+
     def _is_exhausted(self) -> bool:
         ended = all(capture.watch.state == "ended" for capture in self._captures)
         return ended and self._hand_off.is_empty
@@ -261,6 +277,8 @@ class Stream:
             if isinstance(watch.error, BackendUnavailableError):
                 raise watch.error
         first = watches[0].error
+        if any(watch.is_awaited for watch in watches):
+            return
         if first is not None and all(w.error is not None and not w.ran for w in watches):
             raise first
 
@@ -277,7 +295,19 @@ class Stream:
             age_ms=ages.percentiles(),
             error=None if watch.error is None else str(watch.error),
             reused=ages.reused,
+            fell_behind=capture.fell_behind,
         )
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A frame that the engine does not take, which is its source's fault alone."""
+
+    source: str
+    error: ZssegError
+
+
+_Labelled = tuple[Segmentation, float] | _Refused
 
 
 @dataclass(kw_only=True)
@@ -290,18 +320,18 @@ class _EndPatience:
 
 def _label(
     segment: Callable[..., Segmentation], memories: Mapping[str, FrameMemory] | None, frame: Frame
-) -> tuple[Segmentation, float]:
+) -> _Labelled:
     """Label a frame; returns the result and its age in seconds."""
-    if memories is None:
-        seg = segment(frame.image)
-    else:
+    given: dict[str, Any] = {}
+    if memories is not None:
         # A file's frames are read faster than they were taken: its own time stamps count.
         own_time = frame.pts_seconds if frame.clock == "file" else None
-        seg = segment(
-            frame.image,
-            memory=memories[frame.source],
-            captured_at=frame.captured_at if own_time is None else own_time,
-        )
+        captured_at = frame.captured_at if own_time is None else own_time
+        given = {"memory": memories[frame.source], "captured_at": captured_at}
+    try:
+        seg = segment(frame.image, **given)
+    except (ShapeError, DTypeError) as exc:
+        return _Refused(frame.source, exc)
     return replace(seg, frame=frame), time.monotonic() - frame.captured_at
 
 

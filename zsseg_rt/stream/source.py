@@ -10,7 +10,16 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Picture", "Reader", "Source", "redact"]
+from zsseg_rt.errors import SourceError
+
+__all__ = ["MOST_PIXELS", "Lateness", "Picture", "Reader", "Source", "check_size", "redact"]
+
+_SKEW = 2e-4
+"""How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
+
+MOST_PIXELS = 139_264 * 256
+"""The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
+kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled."""
 
 _LOGIN = re.compile(r"(?<=://)\S*@")
 _SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|auth)[^=&\s]*=)[^&\s]*", re.I)
@@ -25,12 +34,44 @@ class Picture:
         captured_at: Seconds of ``time.monotonic()``.
         clock: Whose time that is.
         pts_seconds: The stream's own time stamp in seconds, or None.
+        late: Seconds that it came later than the source's best; ``captured_at`` is before them.
+        dropped_before: Frames that the source itself dropped since the last picture.
     """
 
     image: npt.NDArray[np.uint8] = field(repr=False)
     captured_at: float
     clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
+    late: float = 0.0
+    dropped_before: int = 0
+
+
+class Lateness:
+    """How much later than the source's best each frame comes, by the source's own clock.
+
+    Frames wait on a slow link, or for a decoder that cannot keep up, before they arrive here.
+    """
+
+    def __init__(self) -> None:
+        self._newest: tuple[float, float] | None = None  # the last frame's stamp and arrival
+        self._best = 0.0  # the least of arrival less stamp
+
+    def of(self, stamp: float | None, arrived_at: float) -> float:
+        """Seconds that a frame is late.
+
+        Args:
+            stamp: The source's own time stamp in seconds; None says nothing, and counts as in time.
+            arrived_at: When it arrived, seconds of ``time.monotonic()``.
+        """
+        if stamp is None:
+            return 0.0
+        offset = arrived_at - stamp
+        if self._newest is None or stamp < self._newest[0]:  # the source set its clock back
+            self._best = offset
+        else:
+            self._best = min(self._best + _SKEW * (arrived_at - self._newest[1]), offset)
+        self._newest = stamp, arrived_at
+        return offset - self._best
 
 
 class Reader(Protocol):
@@ -64,6 +105,19 @@ class Source(Protocol):
             SourceError: It cannot be opened or read, or has no picture at all.
             BackendUnavailableError: A package that it needs is not installed.
         """
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """Refuse frames that are larger than any camera's.
+
+    Raises:
+        SourceError: They have more than :data:`MOST_PIXELS` pixels.
+    """
+    if width * height > MOST_PIXELS:
+        raise SourceError(
+            f"{name}: expected frames of at most {MOST_PIXELS} pixels, got {width}x{height} = "
+            f"{width * height}. Make them smaller with ffmpeg, or in the camera's settings."
+        )
 
 
 def redact(text: str) -> str:

@@ -29,6 +29,7 @@ _KNOWN = (
     "test://, rtsp://, http://, https://, csi://N, v4l2:///dev/videoN, a number, gst:PIPELINE, or "
     "a path"
 )
+_SCHEMES = ["csi", "gst", "gst-file", "http", "https", "rtsp", "rtsps", "test", "v4l2"]
 _MOST_SENSORS = 16
 
 _Value = TypeVar("_Value")
@@ -80,6 +81,8 @@ def _expand(text: str) -> list[str]:
 
 def _source(uri: str, order: str) -> Source:
     scheme = uri.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) else ""
+    if scheme in _SCHEMES:
+        uri = scheme + uri[len(scheme) :]  # libraries know them in small letters alone
     if scheme in ("gst", "gst-file"):
         return _pipeline(uri, order, live=scheme == "gst")
     if scheme == "csi":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import re
+import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.conversion import Converter
-from zsseg_rt.stream.source import Picture, Reader
+from zsseg_rt.stream.source import MOST_PIXELS, Lateness, Picture, Reader, check_size
 from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
 __all__ = ["VideoKind", "VideoSource", "capture_time"]
@@ -24,8 +29,25 @@ SILENT_FOR = 10.0
 # Without a limit FFmpeg studies an RTSP stream for 0.9 s before the first frame. Its option
 # nobuffer is not used: it discards the first key frame, which costs as much again.
 _NETWORK: Mapping[str, str] = MappingProxyType({"analyzeduration": "100000"})
+# Each kind opens by its own protocols alone. FFmpeg before 8.1, PyAV before 18, knows no
+# max_redirects and follows a camera to other addresses.
 _OPTIONS: Mapping[VideoKind, Mapping[str, str]] = MappingProxyType(
-    {"http": _NETWORK, "rtsp": {**_NETWORK, "rtsp_transport": "tcp"}, "file": {}, "v4l2": {}}
+    {
+        "http": {
+            **_NETWORK, "max_redirects": "0", "protocol_whitelist": "http,https,tcp,tls,httpproxy",
+        },
+        "rtsp": {
+            **_NETWORK, "rtsp_transport": "tcp",
+            "protocol_whitelist": "rtsp,rtp,srtp,tcp,udp,tls,http,https",
+        },
+        "file": {"protocol_whitelist": "file"},
+        "v4l2": {},
+    }
+)  # fmt: skip
+_FORMATS: Mapping[VideoKind, str] = MappingProxyType({"rtsp": "rtsp", "v4l2": "v4l2"})
+# Texts that name other files or addresses, which FFmpeg would open whatever the text's own name is.
+_PLAYLISTS = frozenset(
+    ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest")
 )
 _CLOCK_SLACK = 10.0  # seconds; a driver whose times are further off does not use our clock
 
@@ -68,10 +90,12 @@ class VideoSource:
         # Closed last: packets and frames of a camera lie in its driver's memory.
         with closing(container):
             stream = self._video_stream(container)
+            # FFmpeg makes up the times of JPEGs over HTTP, which have none.
+            tells_time = self.kind in ("http", "rtsp") and "jpeg" not in container.format.name
             found = False
             with (
                 closing(container.demux(stream)) as packets,
-                closing(self._read(av, packets, reader)) as pictures,
+                closing(self._read(av, packets, reader, tells_time)) as pictures,
             ):
                 for picture in pictures:
                     found = True
@@ -82,10 +106,13 @@ class VideoSource:
             raise SourceError(f"{self.name}: expected a video, decoded no frame. Is it whole?")
 
     def _open(self, av: Any) -> Any:
+        options = {**_OPTIONS[self.kind], "max_pixels": str(MOST_PIXELS), **self.options}
+        if self.kind not in _FORMATS:
+            options["format_whitelist"] = _single_files(av)
         return av.open(
             self.url,
-            format="v4l2" if self.kind == "v4l2" else None,
-            options={**_OPTIONS[self.kind], **self.options},
+            format=_FORMATS.get(self.kind),
+            options=options,
             timeout=(OPENS_WITHIN, SILENT_FOR) if self.live else None,
             metadata_errors="replace",
         )
@@ -99,24 +126,30 @@ class VideoSource:
                 "name the file."
             )
         stream = container.streams.video[0]
+        check_size(self.name, stream.codec_context.width, stream.codec_context.height)
+        # A size that comes later, or differs from what the container says, is refused by decoders.
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads add delay
         return stream
 
     def _read(
-        self, av: Any, packets: Iterator[Any], reader: Reader
+        self, av: Any, packets: Iterator[Any], reader: Reader, tells_time: bool
     ) -> Generator[Picture, None, None]:
         """The pictures of sound frames; holds no frame of a camera while it waits."""
         converter = Converter(self.channel_order, turns=self.kind == "file")
         start: float | None = None
+        lateness = Lateness()
         while (decoded := self._next_frames(av, packets, reader)) is not None:
             frames, arrived_at = decoded
             while frames:
                 frame = frames.pop(0)
                 start = frame.time if start is None else start
                 captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
+                late = lateness.of(frame.time, arrived_at) if tells_time else 0.0
                 picture = Picture(
                     image=converter.image(frame),
-                    captured_at=captured_at,
+                    captured_at=captured_at - late,
+                    late=late,
                     clock=clock,
                     pts_seconds=None if frame.time is None or start is None else frame.time - start,
                 )
@@ -161,7 +194,25 @@ class VideoSource:
             )
 
     def _error(self, error: Any) -> SourceError:
+        if self.kind in ("http", "rtsp") and error.errno == errno.EIO and not _is_known(self.url):
+            return SourceError(f"{self.name}: cannot be read: no such host. Check its name.")
         return explain(error, self.name, self.kind)
+
+
+@functools.cache
+def _single_files(av: Any) -> str:
+    """The formats that hold pictures themselves, as FFmpeg takes a list."""
+    return ",".join(sorted(av.formats_available - _PLAYLISTS))
+
+
+def _is_known(url: str) -> bool:
+    """Whether the host of an address can be found; FFmpeg calls it an input/output error."""
+    authority = re.sub(r"^\w+://|[/?#].*", "", url, flags=re.DOTALL)
+    try:
+        socket.getaddrinfo(urlsplit(f"//{authority.rpartition('@')[2]}").hostname, None)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def capture_time(

@@ -12,6 +12,10 @@ __all__ = ["VideoKind", "explain", "import_av"]
 
 VideoKind = Literal["file", "http", "rtsp", "v4l2"]
 
+_NO_PLAYLISTS = (
+    "Is it a video? Playlists and lists of files are not followed; gst:uridecodebin uri=ADDRESS "
+    "plays one."
+)
 _REMEDIES = {
     "HTTPUnauthorizedError": "Check user and password.",
     "HTTPForbiddenError": "Check user, password and the user's rights.",
@@ -22,11 +26,14 @@ _REMEDIES = {
     "FileNotFoundError": "Check the path.",
     "IsADirectoryError": "Name a file in it.",
     "InvalidDataError": "Is it a video?",
+    "ArgumentError": _NO_PLAYLISTS,
+    "ValueError": _NO_PLAYLISTS,  # as PyAV 15 calls it
     "ProtocolNotFoundError": "PyAV was built without this protocol. Use another.",
 }
 # FFmpeg calls it invalid data when a camera answers nothing.
 _NETWORK_REMEDIES = {
     "InvalidDataError": "Nothing readable came. Check the address, and that the camera is on.",
+    "OSError": "If it redirects to another address, give that one: redirects are not followed.",
 }
 _DEVICE_REMEDIES = {
     errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists those that are there.",

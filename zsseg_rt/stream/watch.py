@@ -27,12 +27,19 @@ class Patience:
         lost_after: Without a frame, it counts as lost and is opened anew.
         first_retry: From the loss to the first attempt to open it again.
         longest_retry: The wait doubles with every attempt, up to this.
+        late_by: Where only the newest frame counts, a camera whose frames come so late by its own
+            clock is opened anew.
+        late_for: Once they have been late for this long.
+        at_start: Whether cameras that fail before any has given a frame are waited for too.
     """
 
     stalled_after: float = 2.0
     lost_after: float = 10.0
     first_retry: float = 0.5
     longest_retry: float = 5.0
+    late_by: float = 3.0
+    late_for: float = 1.0
+    at_start: bool = False
 
 
 def jitter() -> float:
@@ -64,12 +71,17 @@ class SourceWatch:
         self.error: ZssegError | None = None
         self.reconnects = 0
         self.ran = False
-        self._name, self._live, self._patience, self._spread = name, live, patience, spread
+        self._name, self._live, self.patience, self._spread = name, live, patience, spread
         self._news: list[tuple[int, str]] = []
         self._is_open = False
         self._seen_at = 0.0  # when it was opened, or gave its last frame
         self._retry_at = float("-inf")
         self._retry_after = patience.first_retry
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it is a camera that may be away at the start."""
+        return self._live and self.patience.at_start
 
     def frame(self, at: float) -> None:
         """It gave a frame at that time, or waits for one to be taken."""
@@ -79,7 +91,7 @@ class SourceWatch:
         if self.state == "lost" and self.ran:
             self.reconnects += 1
         self.ran, self.error = True, None
-        self._retry_after = self._patience.first_retry
+        self._retry_after = self.patience.first_retry
         self._change("running")
 
     def over(self, at: float, error: ZssegError | None) -> None:
@@ -91,6 +103,11 @@ class SourceWatch:
         self.error = error
         self._change("ended")
 
+    def refuse(self, at: float, error: ZssegError) -> None:
+        """A frame of it could not be labelled; the next one may be no better, so it can wait."""
+        self._retry_after = self.patience.longest_retry
+        self.over(at, error)
+
     def tick(self, now: float) -> Action:
         """What to do with it now: open it, abandon the thread that reads it, or nothing."""
         if self.state == "ended":
@@ -101,9 +118,9 @@ class SourceWatch:
             self._is_open, self._seen_at = True, now
             return "open"
         silent = now - self._seen_at
-        if not self._live or silent < self._patience.stalled_after:
+        if not self._live or silent < self.patience.stalled_after:
             return "none"
-        if silent >= self._patience.lost_after:
+        if silent >= self.patience.lost_after:
             self._is_open = False
             self._lose(now, SourceError(f"{self._name}: expected frames, none came for "
                                         f"{silent:.0f} s. Check the camera."))  # fmt: skip
@@ -118,7 +135,7 @@ class SourceWatch:
             return None
         if not self._is_open:
             return max(self._retry_at - now, 0.0)
-        silent, patience = now - self._seen_at, self._patience
+        silent, patience = now - self._seen_at, self.patience
         stalls = silent < patience.stalled_after
         return max((patience.stalled_after if stalls else patience.lost_after) - silent, 0.0)
 
@@ -131,7 +148,7 @@ class SourceWatch:
     def _lose(self, at: float, error: ZssegError) -> None:
         self.error = error
         self._retry_at = at + self._retry_after * self._spread()
-        self._retry_after = min(2.0 * self._retry_after, self._patience.longest_retry)
+        self._retry_after = min(2.0 * self._retry_after, self.patience.longest_retry)
         self._change("lost")
 
     def _change(self, state: SourceState) -> None:

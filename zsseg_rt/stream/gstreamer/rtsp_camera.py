@@ -15,6 +15,7 @@ from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
 from zsseg_rt.stream.gstreamer.messages import explain
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse
+from zsseg_rt.stream.source import check_size
 
 __all__ = ["RtspCamera", "decoder_of", "rtsp_elements", "split_login"]
 
@@ -94,6 +95,9 @@ class RtspCamera:
         for key, value in settings.items():
             camera.set_property(key, value)
         gst.util_set_object_arg(camera, "protocols", "+".join(self.protocols))
+        if set(self.protocols) <= {"tcp", "http"}:
+            # The camera's own times, which are not fitted to arrivals: lateness shows by them.
+            gst.util_set_object_arg(camera, "buffer-mode", "none")
         return self._wired(gst, built, camera, name)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
@@ -195,14 +199,24 @@ class _Wiring:
 
     def _prepare(self, decoder: Any) -> None:
         pad = decoder.get_static_pad("sink")
-        self._probe = pad, pad.add_probe(self._gst.PadProbeType.BUFFER, self._note)
+        kinds = self._gst.PadProbeType.BUFFER | self._gst.PadProbeType.EVENT_DOWNSTREAM
+        self._probe = pad, pad.add_probe(kinds, self._note)
         for key, value in {"thread-type": "slice", "output-corrupt": "true"}.items():
             # One frame per thread would delay frames; what is corrupt is counted, then dropped.
             if decoder.find_property(key) is not None:
                 self._gst.util_set_object_arg(decoder, key, value)
 
     def _note(self, _pad: Any, info: Any) -> Any:
-        self.arrivals.note(info.get_buffer().pts)
+        """Note when a frame arrives, and keep sizes from the decoder that are too large."""
+        if info.type & self._gst.PadProbeType.BUFFER:
+            self.arrivals.note(info.get_buffer().pts)
+        elif (event := info.get_event()).type == self._gst.EventType.CAPS:
+            caps = event.parse_caps().get_structure(0)
+            try:
+                check_size(self._name, *(caps.get_int(side)[1] for side in ("width", "height")))
+            except SourceError as exc:
+                self.problem = exc.with_traceback(None)
+                return self._gst.PadProbeReturn.DROP
         return self._gst.PadProbeReturn.OK
 
     def forget(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError, ZssegError
@@ -13,7 +14,7 @@ from zsseg_rt.stream.gstreamer.frames import copy_image, stamp_of
 from zsseg_rt.stream.gstreamer.library import Library, load
 from zsseg_rt.stream.gstreamer.messages import is_damage
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
-from zsseg_rt.stream.source import Picture, Reader
+from zsseg_rt.stream.source import Lateness, Picture, Reader
 
 __all__ = ["GstSource"]
 
@@ -49,12 +50,23 @@ class GstSource:
         """
         library = load()
         built = self.recipe.build(library.Gst, self.name)
-        with self._playing(library.Gst, built) as is_live:
+        queue = _Queue(library.Gst, built, drops=self.live)
+        with closing(queue), self._playing(library.Gst, built) as is_live:
             start: int | None = None
-            for sample in self._samples(library.Gst, built, reader):
+            lateness = Lateness()
+            for sample in self._samples(library.Gst, built, reader, queue):
                 stamp = sample.get_buffer().pts
                 start = stamp if start is None else start
-                yield self._picture(library, built, sample, start, is_live)
+                picture = self._picture(library, built, sample, start, is_live)
+                late = 0.0
+                if built.arrivals is not None:
+                    late = lateness.of(picture.pts_seconds, picture.captured_at)
+                yield replace(
+                    picture,
+                    captured_at=picture.captured_at - late,
+                    late=late,
+                    dropped_before=queue.dropped(),
+                )
 
     @contextmanager
     def _playing(self, gst: Any, built: Pipeline) -> Iterator[bool]:
@@ -77,11 +89,12 @@ class GstSource:
             built.forget()
             pipeline.set_state(gst.State.NULL)
 
-    def _samples(self, gst: Any, built: Pipeline, reader: Reader) -> Iterator[Any]:
+    def _samples(self, gst: Any, built: Pipeline, reader: Reader, queue: _Queue) -> Iterator[Any]:
         """Sound frames, until the pipeline ends or the reader has enough."""
         watch = _Watch(self, gst, built, reader)
         while not reader.wait(0.0):
             sample = built.sink.try_pull_sample(int(_LOOK * 1e9))
+            queue.take(sample)
             watch.read_bus()
             if sample is None:
                 if watch.is_over():
@@ -112,6 +125,40 @@ class GstSource:
             clock=clock,
             pts_seconds=(stamp - start) / 1e9 if has_time else None,
         )
+
+
+class _Queue:
+    """Counts what an appsink drops: its oldest frame, for each that finds it full."""
+
+    def __init__(self, gst: Any, built: Pipeline, *, drops: bool) -> None:
+        self._gst, self._drops = gst, drops
+        self._lock = threading.Lock()
+        self._waiting = self._dropped = 0
+        self._pad = built.sink.get_static_pad("sink")
+        self._probe = self._pad.add_probe(gst.PadProbeType.BUFFER, self._add)
+
+    def _add(self, _pad: Any, _info: Any) -> Any:
+        with self._lock:
+            if self._drops and self._waiting == _QUEUE:
+                self._dropped += 1
+            else:
+                self._waiting += 1
+        return self._gst.PadProbeReturn.OK
+
+    def take(self, sample: Any) -> None:
+        """A frame was taken, or None, as there was none."""
+        with self._lock:
+            self._waiting = 0 if sample is None else max(self._waiting - 1, 0)
+
+    def dropped(self) -> int:
+        """How many were dropped since the last call."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def close(self) -> None:
+        """Count no more."""
+        self._pad.remove_probe(self._probe)
 
 
 class _Watch:
@@ -149,7 +196,7 @@ class _Watch:
         name, hint = self._source.name, self._source.recipe.hint
         has_ended = self._built.sink.is_eos()
         self.read_bus()  # an error comes before the end that it causes
-        self._error = self._error or self._built.problem()
+        self._error = self._built.problem() or self._error  # what follows from a problem
         if self._error is not None:
             if self._source.live or not self._found:
                 raise self._give_error()
