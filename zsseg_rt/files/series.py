@@ -124,7 +124,7 @@ class Series:
         self._has_begun = self._refused = False
 
     def begin(self) -> Path:
-        """Make the next one, empty, and remove what is not kept any more.
+        """Remove what is not kept any more, then make the next one, empty.
 
         Raises:
             OSError: It cannot be made.
@@ -132,9 +132,9 @@ class Series:
         takes_base = bool(self._suffix) and not self._has_begun and not self.rotation.is_on
         if takes_base and is_device(self.base):
             return self.base
+        self.remove_old()
         made = next(path for path in self._names(takes_base) if self._make(path))
         self._has_begun = True
-        self._remove_old(made)
         return made
 
     def resume(self) -> tuple[Path, float]:
@@ -148,8 +148,29 @@ class Series:
         newest = max(past, key=lambda path: path.name, default=None)
         if newest is None or self.rotation.is_due(ages[newest], newest.lstat().st_size):
             return self.begin(), 0.0
-        self._remove_old(newest)
+        self.remove_old(but=newest)
         return newest, ages[newest]
+
+    def remove_old(self, but: Path | None = None) -> None:
+        """Remove what is not kept any more; what cannot be removed is logged once.
+
+        Args:
+            but: One that is still written.
+        """
+        kept = self.rotation
+        if kept.keep_seconds == kept.keep_bytes == math.inf:
+            return
+        try:
+            written = {path: path.lstat().st_mtime for path in self._found() if path != but}
+            total = 0
+            for path in sorted(written, key=lambda p: (written[p], p.name), reverse=True):
+                total += _size(path)
+                if self._now() - written[path] > kept.keep_seconds or total > kept.keep_bytes:
+                    _remove(path)
+        except OSError as exc:
+            if not self._refused:
+                _log.warning("%s: old files cannot be removed: %s", self.base, exc.strerror)
+            self._refused = True
 
     def _names(self, takes_base: bool) -> Iterator[Path]:
         if takes_base:
@@ -188,22 +209,6 @@ class Series:
             return calendar.timegm(time.strptime(found["stamp"], _STAMP)) if found else math.inf
         except ValueError:  # no such day
             return math.inf
-
-    def _remove_old(self, current: Path) -> None:
-        kept = self.rotation
-        if kept.keep_seconds == kept.keep_bytes == math.inf:
-            return
-        try:
-            written = {path: path.lstat().st_mtime for path in self._found() if path != current}
-            total = 0
-            for path in sorted(written, key=lambda p: (written[p], p.name), reverse=True):
-                total += _size(path)
-                if self._now() - written[path] > kept.keep_seconds or total > kept.keep_bytes:
-                    _remove(path)
-        except OSError as exc:
-            if not self._refused:
-                _log.warning("%s: old files cannot be removed: %s", self.base, exc.strerror)
-            self._refused = True
 
 
 def is_device(path: Path) -> bool:

@@ -93,6 +93,11 @@ class OverlayVideo:
         if errors:
             raise errors[0]
 
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        for series in self._series.values():
+            series.remove_old()
+
     def _forget_empty(self) -> None:
         """Remove the file that is written if nothing came of it."""
         if str(self._at) in self.whose and is_empty(self._at):

@@ -68,6 +68,9 @@ class Writer(Protocol):
             ZssegError: It cannot be finished.
         """
 
+    def remove_old(self) -> None:
+        """Remove what is not kept any more, where there is no space."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SinkStats:
@@ -317,12 +320,17 @@ class Sink:
             self._drop_waiting()
         if is_news:
             _log.error("%s It is tried again every %.0f s.", error, RETRY)
-        with self._changed:
-            while not self._changed.wait_for(lambda: self._closed, RETRY):
-                if _device_of(folder) == self._device and _has_room(folder):
+        while not self._is_closed_within(RETRY):
+            if _device_of(folder) == self._device:
+                self._writer.remove_old()
+                if _has_room(folder):
                     self._is_paused = False
                     return True
         return False
+
+    def _is_closed_within(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
 
     def _drop_waiting(self) -> None:
         self._dropped += len(self._waiting)

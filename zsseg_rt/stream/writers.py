@@ -86,6 +86,7 @@ class MaskFolder:
         self.folder: Path | None = folder
         self._folder, self._tags, self._rotation = folder, tags, rotation
         self._begun: dict[str, _Pictures] = {}
+        self._series: dict[str, Series] = {}
 
     def write(self, seg: Segmentation) -> None:
         """Write one picture.
@@ -104,7 +105,14 @@ class MaskFolder:
             pictures.num_bytes += path.stat().st_size
 
     def close(self) -> None:
-        """Nothing is left to finish."""
+        """Nothing is left to finish; with rotation, a next frame begins a new folder."""
+        if self._rotation.is_on:
+            self._begun.clear()
+
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        for series in self._series.values():
+            series.remove_old()
 
     def _begin(self, source: str) -> _Pictures:
         tag = self._tags.of(source)
@@ -112,7 +120,7 @@ class MaskFolder:
         try:
             if self._rotation.is_on or self._has_pictures(tag):
                 series = Series(self._folder, tag, "", self._rotation)
-                start = f"{series.begin()}/"
+                start = f"{self._series.setdefault(source, series).begin()}/"
         except OSError as exc:
             raise unwritable(self._folder, exc) from exc
         self.whose[f"{start}*.png"] = source
@@ -185,6 +193,10 @@ class JsonLines:
         except OSError as exc:
             raise unwritable(self._path, exc) from exc
 
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        self._series.remove_old()
+
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
@@ -234,6 +246,9 @@ class Callback:
 
     def close(self) -> None:
         """Nothing is left to finish."""
+
+    def remove_old(self) -> None:
+        """Nothing is kept."""
 
 
 def describe(seg: Segmentation) -> dict[str, Any]:

@@ -83,6 +83,9 @@ class RtspSink:
         """Part with the viewers and free the port."""
         self._server.close()
 
+    def remove_old(self) -> None:
+        """Nothing is kept."""
+
     def _add(self, source: str, size_hw: tuple[int, int]) -> Channel:
         path = self._tags.join(self._address.path, source)
         self.whose[self._tags.join(self.name, source)] = source
