@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.recordings import frames_of, result, write
+from support.recordings import frames_of, open_writer, result, write
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.files.series import Rotation, Series
 from zsseg_rt.stream.sinks import open_writers
@@ -143,6 +143,17 @@ def test_rotation_during_changes_of_size_loses_no_frame(tmp_path):
     assert (stats.error, stats.written) == (None, 60)
     assert sum(len(frames_of(name)) for name in stats.files) == 60
     assert names_in(tmp_path) == sorted(Path(name).name for name in stats.files)
+
+
+def test_a_video_that_somebody_removes_is_followed_by_another(tmp_path):
+    rotation = Rotation.parse("1h")
+    writer = open_writer(tmp_path / "out.mp4", rotation=rotation)
+    writer.write(result(0))
+    Path(writer.files[0]).unlink()
+    for number in range(1, 15):
+        writer.write(result(number))
+    writer.close()
+    assert len(frames_of(writer.files[1])) == 5  # from the next key frame on
 
 
 def test_lines_continue_the_newest_file_until_it_is_due(tmp_path):

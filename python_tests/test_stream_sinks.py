@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -245,6 +246,22 @@ def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
 def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
     with pytest.raises(SourceError, match="does not exist"):
         open_sink(tmp_path / "absent" / name)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "new.jsonl", "old.jsonl", "masks/"])
+def test_a_folder_or_file_that_is_read_only_is_told_before_the_first_frame(
+    tmp_path, name, monkeypatch
+):
+    (tmp_path / "old.jsonl").write_text("")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(SourceError, match="is not writable. Choose another place"):
+        open_sink(f"{tmp_path}/{name}")
+
+
+def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path, monkeypatch):
+    (tmp_path / "old.jsonl").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, _: str(path).endswith(".jsonl"))
+    assert write(tmp_path / "old.jsonl", [result()]).written == 1
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):

@@ -55,7 +55,7 @@ class OverlayVideo:
     def __init__(
         self, path: Path, *, channel_order: str, alpha: float, tags: Tags, rotation: Rotation
     ) -> None:
-        require_folder(path)
+        require_folder(path, may_exist=False)
         self._av = import_av()
         self.name = str(path)
         self.files: list[str] = []
@@ -166,7 +166,10 @@ class _Recording:
         seconds = _time_of(frame) - self._start
         if not rotation.is_on or seconds < self._last_key + _KEY_EVERY:  # before a fragment's end
             return False
-        return rotation.is_due(seconds, self.path.stat().st_size)
+        try:
+            return rotation.is_due(seconds, self.path.stat().st_size)
+        except FileNotFoundError:  # somebody removed it
+            return True
 
     def add(self, frame: Frame) -> None:
         """Encode the canvas at the frame's time."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.errors import SourceError
-from zsseg_rt.files import is_folder
+from zsseg_rt.files import is_file, is_folder, why_unwritable
 from zsseg_rt.files.series import Rotation, Series, is_device
 from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName
@@ -80,6 +80,7 @@ class MaskFolder:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise SourceError(f"{folder}: cannot be made: {exc.strerror}") from exc
+        require_folder(folder / "INDEX.png", may_exist=False)
         self.name = str(folder)
         self.files = [str(folder)]
         self.whose: dict[str, str] = {}
@@ -155,7 +156,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, rotation: Rotation) -> None:
-        require_folder(path)
+        require_folder(path, may_exist=not rotation.is_on)
         self.name = str(path)
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
@@ -279,14 +280,25 @@ def frame_of(seg: Segmentation) -> Frame:
     return seg.frame
 
 
-def require_folder(path: Path) -> None:
-    """Refuse a file in a folder that does not exist, before the first frame is labelled.
+def require_folder(path: Path, *, may_exist: bool) -> None:
+    """Refuse a file that cannot be written, before the first frame is labelled.
+
+    Args:
+        path: The file.
+        may_exist: Whether one that exists is continued, whatever its folder allows.
 
     Raises:
-        SourceError: There is no such folder.
+        SourceError: There is no such folder, or it takes no files.
     """
     if not is_folder(path.parent):
         raise SourceError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+    is_there = is_device(path) or (may_exist and is_file(path))
+    if is_there:
+        problem = "" if os.access(path, os.W_OK) else f"{path} is not writable"
+    else:
+        problem = why_unwritable(path.parent)
+    if problem:
+        raise SourceError(f"{path}: cannot be written: {problem}. Choose another place.")
 
 
 def unwritable(path: Path, error: OSError | ValueError) -> SourceError:
