@@ -117,6 +117,13 @@ def test_the_demo_needs_no_arguments(tmp_path, capsys):
         (("ftp://u:secret@cam/1", "-b", "x"), 2, "source: expected test://"),
         (("test://?size=1", "-b", "x"), 2, "size=WIDTHxHEIGHT"),
         (("0", "out.avi", "-b", "x"), 2, "sink: expected NAME.mp4"),
+        (("0", "", "-b", "x"), 2, "got an empty name"),
+        (("0", "  ", "-b", "x"), 2, "got an empty name"),
+        (("0", "rtsp://u:se cret@:1/a b", "-b", "x"), 2, "got rtsp://:1/a b"),
+        (("0", "a.mp4", "-b", "x", "--rotate", "10m"), 2, "rotate: expected a time above 0"),
+        (("0", "a.mp4", "-b", "x", "--keep", "7d"), 2, "keep: expected rotate beside it"),
+        (("0", "-b", "x", "--rotate", "1h"), 2, "rotate: expected a sink that is a file"),
+        (("u:secret@cam/1", "-b", "x"), 2, "an address with its scheme"),
         (("0", "rtsp://u:secret@cam", "-b", "x"), 2, "sink: expected rtsp://@:PORT/NAME"),
         (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
         (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
@@ -185,6 +192,86 @@ def test_a_sink_that_fails_leaves_the_rest_and_is_told(clip, colour_bundle, tmp_
     assert len(good.read_text().splitlines()) == 10
 
 
+def test_a_stream_whose_sinks_have_all_failed_ends(colour_bundle, tmp_path, capsys):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    endless = "test://?size=64x48&rate=100&frames=1000000"
+    started = time.monotonic()
+    assert stream(endless, tmp_path / "full.jsonl", "-b", colour_bundle) == 1
+    assert time.monotonic() - started < 60
+    assert "0 of 1 sources and 1 of 1 sinks failed" in capsys.readouterr().err
+
+
+def test_a_sink_that_is_not_finished_is_an_error(
+    clip, colour_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("zsseg_rt.stream.runner._EndPatience.sinks", 0.1)
+    monkeypatch.setattr("zsseg_rt.stream.writers.JsonLines.write", lambda *_: time.sleep(3))
+    assert stream(clip, tmp_path / "a.jsonl", "-b", colour_bundle) == 1
+    assert "failed: " in (captured := capsys.readouterr()).out
+    assert "not finished in time" in captured.out
+    assert "0 of 1 sources and 1 of 1 sinks failed" in captured.err
+
+
+def test_a_restart_keeps_what_was_recorded_and_names_whose_it_is(colour_bundle, tmp_path, capsys):
+    pytest.importorskip("av")
+    listed, report = tmp_path / "cameras.txt", tmp_path / "report.json"
+    listed.write_text(f"slow = test://?size=64x48&rate=20&frames=2\n{SMALL}&frames=9\n")
+    lines, video = tmp_path / "a.jsonl", tmp_path / "a.mp4"
+    for _ in range(2):
+        code = stream(f"@{listed}", lines, video, "-b", colour_bundle, "--json", report)
+        assert code == 0
+    sources = [json.loads(line)["source"] for line in lines.read_text().splitlines()]
+    assert (sources.count("slow"), len(sources)) == (4, 22)
+    assert count_frames(tmp_path / "a-slow.mp4") == 2
+    assert count_frames(tmp_path / "a-2.mp4") == 9
+    written = json.loads(report.read_text())
+    assert set(written["sources"]) == {"slow", f"{SMALL}&frames=9"}
+    whose = written["sinks"][1]["whose"]
+    assert list(whose.values()).count("slow") == 1
+    assert set(whose) == set(written["sinks"][1]["files"])
+    assert len(list(tmp_path.glob("a*.mp4"))) == 4
+    assert f"{tmp_path}/a-slow.mp4 (slow)" in capsys.readouterr().out
+
+
+def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
+    old = tmp_path / "a-20200101T000000Z.jsonl"
+    old.write_text("")
+    os.utime(old, (1e9, 1e9))
+    named = tmp_path / "a.jsonl"
+    named.write_text("mine\n")
+    options = ("--rotate", "1h,2kB", "--keep", "7d", "--frames", 30)
+    assert stream(SMALL, named, "-b", colour_bundle, *options) == 0
+    assert named.read_text() == "mine\n"
+    assert not old.exists()
+    made = list(tmp_path.glob("a-*Z*.jsonl"))
+    assert len(made) > 3
+    assert sum(len(path.read_text().splitlines()) for path in made) == 30
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
+def test_a_full_or_closed_output_is_one_line_and_loses_no_file(out, unbuffered, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "--frames", "3", str(lines)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    if out == "/dev/full":
+        taken = os.open(out, os.O_WRONLY)
+    else:
+        read, taken = os.pipe()
+        os.close(read)
+    done = subprocess.run(
+        call, stdout=taken, stderr=subprocess.PIPE, text=True, timeout=120, env=environment
+    )
+    os.close(taken)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(lines.read_text().splitlines()) == 3
+    if out == "/dev/full":
+        assert done.stderr.count("\n") == 1
+        assert "standard output: cannot be written: No space left" in done.stderr
+
+
 def test_a_broken_source_leaves_the_others_and_is_told(colour_bundle, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
     (tmp_path / "bad.png").write_bytes(b"x")
@@ -221,7 +308,7 @@ def recording(tmp_path):
     child.communicate()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_stream_and_leaves_its_files_playable(kind, recording, tmp_path):
     child, pipe = recording
     first = [pipe.readline() for _ in range(20)]

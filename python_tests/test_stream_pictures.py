@@ -8,7 +8,7 @@ from support.streams import ReaderNow
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.photo_folder import PhotoSource
-from zsseg_rt.stream.source import redact
+from zsseg_rt.stream.source import redact, shown
 
 
 def camera(**settings):
@@ -91,14 +91,43 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("rtsp://user:secret@cam:554/1", "rtsp://***@cam:554/1"),
-        ("cannot open 'http://u:se@cr@et@cam/a?b=1': no", "cannot open 'http://***@cam/a?b=1': no"),
-        ("rtsp://u:se/cr?et@cam/1", "rtsp://***@cam/1"),
-        ("http://cam/v?user=u&Password=secret&x=1", "http://cam/v?user=u&Password=***&x=1"),
-        ("http://cam/v?access_token=secret", "http://cam/v?access_token=***"),
+        ("rtsp://user:secret@cam:554/1", "rtsp://cam:554/1"),
+        ("cannot open 'http://u:se@cr@et@cam/a?b=1': no", "cannot open 'http://cam/a': no"),
+        ("rtsp://u:se/cr?et@cam/1", "rtsp://cam/1"),
+        ("rtsp://u:se#cret@[fe80::1]:554/1", "rtsp://[fe80::1]:554/1"),
+        ("http://cam/v?user=u&Password=secret&x=1", "http://cam/v"),
+        ("http://cam/v?loginpas=secret", "http://cam/v"),
+        ("http://cam/v?psw=secret", "http://cam/v"),
+        ("http://cam/v?pw=secret", "http://cam/v"),
+        ("http://cam/v?p=secret", "http://cam/v"),
+        ("http://cam/v#sig=secret", "http://cam/v"),
+        ("rtsp://cam/user=admin_password=secret_channel=1_stream=0.sdp", "rtsp://cam/"),
+        ("rtsp://cam:554/live/user=admin&password=se/cret&channel=1", "rtsp://cam:554/live/"),
+        ("rtsp://cam/user%3Dadmin_password%253Dsecret", "rtsp://cam/"),
+        ("rtsp://cam/1;pass=secret", "rtsp://cam/1"),
+        ("rtsp://cam/1&sig=secret/2", "rtsp://cam/1"),
+        ("rtsp://u:12/secret@cam/1", "rtsp://***"),
+        ("rtsp://u:p@cam/secret@1", "rtsp://***"),
+        (
+            "Failed to connect to rtsp://cam/pw=secret. (Generic)",
+            "Failed to connect to rtsp://cam/. (Generic)",
+        ),
         ("test://?size=1x1", "test://?size=1x1"),
         ("a@b.mp4", "a@b.mp4"),
     ],
 )
 def test_passwords_are_blanked_out(given, shown):
     assert redact(given) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("rtsp://u:se cret@cam/1", "rtsp://cam/1"),
+        ("rtsp://u:se\ncret@cam/1", "rtsp://cam/1"),
+        ("rtsp:/u:secret@cam/1", "***"),
+        ("u:secret@cam rtsp://x", "***"),
+    ],
+)
+def test_an_address_is_shown_without_any_login(address, told):
+    assert shown(address) == told

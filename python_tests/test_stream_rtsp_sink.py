@@ -112,6 +112,16 @@ def test_each_source_has_a_path_of_its_own(serve):
         assert is_overlay(next(second))
 
 
+def test_paths_follow_the_list_and_carry_names(serve):
+    server = serve("rtsp://@127.0.0.1:0/seg", "--sources", "late", "first", "=Yard")
+    server.tell("source Yard")
+    begun = server.facts()["written"]
+    server.wait_until(lambda facts: facts["written"] >= begun + 2)
+    with watch(server.url("seg-2")) as first, watch(server.url("seg-Yard")) as named:
+        assert is_overlay(next(first))
+        assert is_overlay(next(named))
+
+
 def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
     server = serve("rtsp://@127.0.0.1:0/seg", "--noise", "--bits-per-pixel", "6", "--rate", "90")
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -14,50 +15,14 @@ import cv2
 import numpy as np
 import pytest
 
+from support.recordings import LONG, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
-from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.visualize import palette
 
-av = pytest.importorskip("av")
-
-LONG = 30
-
-
-def result(index=0, size_hw=(48, 64), source="cam", label=0, **frame):
-    image = np.full((*size_hw, 3), 40, np.uint8)
-    frame = {"captured_at": index / 10, "clock": "arrival"} | frame
-    return Segmentation(
-        labels=np.full(size_hw, label, np.uint8),
-        names=("road", "sky", "tree"),
-        vocabulary_version=3,
-        frame=Frame(source=source, index=index, image=image, **frame),
-    )
-
-
-def open_writer(target, alpha=1.0, channel_order="rgb"):
-    (writer,) = open_writers([target], channel_order=channel_order, alpha=alpha)
-    return writer
-
-
-def open_sink(target, **settings):
-    return Sink(open_writer(str(target), **settings))
-
-
-def write(target, results, **settings):
-    sink = open_sink(target, **settings)
-    for seg in results:
-        sink.put(seg, waits=True)
-    sink.finish()
-    sink.join(LONG)
-    return sink.stats()
-
-
-def frames_of(path):
-    with av.open(str(path)) as container:
-        return [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+pytest.importorskip("av")
 
 
 @pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
@@ -99,16 +64,6 @@ def test_odd_sizes_are_made_even(tmp_path, size_hw):
     found = frames_of(tmp_path / "out.mp4")
     assert len(found) == 3
     assert found[0][1].shape == (size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2, 3)
-
-
-def test_a_new_size_or_source_goes_on_in_a_new_file(tmp_path):
-    sizes = [(48, 64), (48, 64), (64, 48), (48, 64)]
-    results = [result(n, size) for n, size in enumerate(sizes)]
-    results.append(result(0, source="other"))
-    stats = write(tmp_path / "out.mp4", results)
-    names = ["out.mp4", "out-2.mp4", "out-3.mp4", "out-4.mp4"]
-    assert [name.rsplit("/", 1)[1] for name in stats.files] == names
-    assert [len(frames_of(tmp_path / name)) for name in names] == [2, 1, 1, 1]
 
 
 def test_a_power_cut_leaves_a_playable_video(tmp_path):
@@ -170,12 +125,12 @@ def test_label_pictures_are_named_by_their_frames(tmp_path):
 
 
 def test_lines_say_what_is_in_each_frame(tmp_path):
-    seg = result(5, label=1, source="rtsp://***@cam", captured_at=time.monotonic())
+    seg = result(5, label=1, source="rtsp://cam", captured_at=time.monotonic())
     seg.labels[:12] = 255
     before = time.time()
     write(tmp_path / "a.jsonl", [seg, replace(result(6), reused=True)])
     first, second = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
-    assert (first["source"], first["index"], second["index"]) == ("rtsp://***@cam", 5, 6)
+    assert (first["source"], first["index"], second["index"]) == ("rtsp://cam", 5, 6)
     assert first["classes"] == [{"name": "sky", "index": 1, "pixels": 36 * 64, "share": 0.75}]
     assert first["unknown_share"] == 0.25
     assert first["vocabulary_version"] == 3
@@ -200,7 +155,7 @@ class Held:
     """A writer that writes when the test allows it."""
 
     def __init__(self, error=None):
-        self.name, self.files, self.error = "held", [], error
+        self.name, self.files, self.whose, self.folder, self.error = "held", [], {}, None, error
         self.allowed, self.began, self.closed = threading.Event(), threading.Event(), 0
 
     def write(self, seg):
@@ -291,6 +246,22 @@ def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
 def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
     with pytest.raises(SourceError, match="does not exist"):
         open_sink(tmp_path / "absent" / name)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "new.jsonl", "old.jsonl", "masks/"])
+def test_a_folder_or_file_that_is_read_only_is_told_before_the_first_frame(
+    tmp_path, name, monkeypatch
+):
+    (tmp_path / "old.jsonl").write_text("")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(SourceError, match="is not writable. Choose another place"):
+        open_sink(f"{tmp_path}/{name}")
+
+
+def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path, monkeypatch):
+    (tmp_path / "old.jsonl").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, _: str(path).endswith(".jsonl"))
+    assert write(tmp_path / "old.jsonl", [result()]).written == 1
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):

@@ -26,6 +26,7 @@ from zsseg_rt.errors import SourceError as SourceError
 from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
+from zsseg_rt.files.series import Rotation as Rotation
 from zsseg_rt.frames.device_result import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.inputs.nv12 import Nv12Frame as Nv12Frame
 from zsseg_rt.lane import Lane as Lane

@@ -32,6 +32,7 @@ from zsseg_rt.cpus import threads_in_quota
 from zsseg_rt.errors import EngineStateError
 from zsseg_rt.families.base import BoundClasses
 from zsseg_rt.families.registry import create_family
+from zsseg_rt.files.series import Rotation
 from zsseg_rt.frames.device_result import DeviceSegmentation
 from zsseg_rt.inputs.nv12 import Nv12Frame
 from zsseg_rt.lane import Lane, Planes
@@ -313,6 +314,7 @@ class Engine:
         alpha: float = 0.5,
         steady: bool = False,
         skip_still: bool = False,
+        rotation: Rotation | None = None,
     ) -> Stream:
         """Label the frames of cameras, videos or photos.
 
@@ -331,6 +333,8 @@ class Engine:
             alpha: Weight of the colours in overlays, in [0, 1].
             steady: Whether labels are steadied along the motion; see :class:`FrameMemory`.
             skip_still: Whether frames that stand still get the last labels again.
+            rotation: When sinks that are files or folders begin new ones, and what is kept of the
+                old ones; None begins none and keeps all.
 
         Returns:
             An iterator of results that carry their ``frame``.
@@ -351,7 +355,13 @@ class Engine:
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
         lanes = self._stream_lanes(sources, policy) if memories is None else None
         try:
-            writers = open_writers(sinks, channel_order=self.config.channel_order, alpha=alpha)
+            writers = open_writers(
+                sinks,
+                channel_order=self.config.channel_order,
+                alpha=alpha,
+                sources=[source.name for source in sources],
+                rotation=rotation,
+            )
         except BaseException:
             if lanes is not None:
                 lanes.close()

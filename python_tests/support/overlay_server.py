@@ -25,6 +25,7 @@ from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.gstreamer import encoders, rtsp_server
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import open_writers
+from zsseg_rt.stream.source import GivenName
 
 
 def size(text):
@@ -107,6 +108,7 @@ def main():
     parser.add_argument("--jetson", nargs="*")
     parser.add_argument("--nvenc", type=Path)
     parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
+    parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     encoders._BITS_PER_PIXEL = options.bits_per_pixel
@@ -120,7 +122,12 @@ def main():
     counted(Painter, "paint", counts)
     counted(rtsp_server.Channel, "configure", counts)
     try:
-        (writer,) = open_writers([options.address], channel_order=options.order, alpha=0.5)
+        (writer,) = open_writers(
+            [options.address],
+            channel_order=options.order,
+            alpha=0.5,
+            sources=[GivenName(s[1:]) if s.startswith("=") else s for s in options.sources],
+        )
     except ZssegError as exc:
         tell(error=type(exc).__name__, message=str(exc))
         return

@@ -6,6 +6,7 @@ One module per command or group of commands; they are put together here. Exit co
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -33,6 +34,8 @@ from zsseg_rt.cli.output import (
     EXIT_USAGE,
     UserInterrupt,
     escape_unprintable,
+    flush_output,
+    is_output_error,
     print_less,
     printable,
 )
@@ -91,6 +94,20 @@ def _global_options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what the console script calls."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            flush_output()
+    except OSError as exc:
+        if not is_output_error(exc):
+            raise
+        with contextlib.suppress(OSError):  # of a full disk for both
+            _fail(EXIT_FAILURE, f"standard output: cannot be written: {exc.strerror}")
+        return EXIT_FAILURE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Also after a command's name, where people add them to a call that failed.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import stat
 import sys
 from pathlib import Path
@@ -31,6 +33,27 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Write what standard output still holds; what it does not take is dropped.
+
+    Raises:
+        OSError: It does not take all.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - else Python tries again at its end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise
+
+
+def is_output_error(error: OSError) -> bool:
+    """Whether standard output is full or closed: our files say their names."""
+    kinds = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EFBIG, errno.EDQUOT)
+    return error.filename is None and error.errno in kinds
 
 
 def printable(text: str) -> str:

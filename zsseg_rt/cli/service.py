@@ -50,7 +50,10 @@ class Notifier:
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call a function at SIGINT or SIGTERM; a second one acts as without this."""
+    """Call a function at SIGINT, SIGTERM or SIGHUP; a second one acts as without this.
+
+    A SIGHUP that is ignored, as under ``nohup``, stays ignored.
+    """
     before: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _: Any) -> None:
@@ -58,7 +61,10 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         stop()
 
     if threading.current_thread() is threading.main_thread():
-        for kind in (signal.SIGINT, signal.SIGTERM):
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            kinds.append(signal.SIGHUP)
+        for kind in kinds:
             before[kind] = signal.signal(kind, handle)
     try:
         yield

@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
     from zsseg_rt.result import Segmentation
     from zsseg_rt.stream.runner import SourceStats, Stream
+    from zsseg_rt.stream.sinks import SinkStats
 
 DEMO_SOURCE = "test://"
 DEMO_FRAMES = 300
 _REDRAW = 0.5  # seconds
+_MOST_PLACES = 40  # that a report names of a sink
 
 
 def stream(
@@ -87,6 +89,20 @@ def stream(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
     ] = False,
+    rotate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME,SIZE",
+            help="Begin new files after 10min, at 500MB, or whichever comes first: 10min,500MB.",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME,SIZE",
+            help="With --rotate: remove old files after 7d, beyond 20GB per source, or both.",
+        ),
+    ] = None,
     steady: SteadyOption = False,
     skip_still: SkipStillOption = False,
     alpha: AlphaOption = 0.5,
@@ -101,12 +117,13 @@ def stream(
 ) -> None:
     """Label every frame of cameras, videos or photos, and write what comes of it.
 
-    A camera that is lost is opened again. Ctrl-C (or SIGTERM) ends the stream and finishes its
+    A camera that is lost is opened again. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
     files. docs/streams.md tells sources, sinks and policies.
     """
     from zsseg_rt.batch.photo_run import lanes_for
     from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
+    from zsseg_rt.files.series import Rotation
     from zsseg_rt.steady.memory import source_memories
     from zsseg_rt.stream.runner import waits_for_labels
     from zsseg_rt.stream.sinks import open_writers
@@ -132,7 +149,13 @@ def stream(
         if waits_for_labels(sources, settings["policy"]) and not (steady or skip_still):
             config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
         settings["memories"] = source_memories(sources, steady=steady, skip_still=skip_still)
-        writers = open_writers(sinks, channel_order=config.channel_order, alpha=alpha)
+        writers = open_writers(
+            sinks,
+            channel_order=config.channel_order,
+            alpha=alpha,
+            sources=[one.name for one in sources],
+            rotation=Rotation.parse(rotate, keep),
+        )
     with Engine(checked, config) as engine:
         chosen_background = read_background(background, len(names))
         engine.set_classes(names, background=chosen_background, templates=template)
@@ -194,6 +217,8 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
         last_drawn, systemd = 0.0, Notifier()
         for seg in itertools.islice(labelled, frames):
             systemd.frame()
+            if labelled.has_lost_its_sinks:
+                break
             if time.monotonic() - last_drawn >= _REDRAW:
                 last_drawn = time.monotonic()
                 status.update(_status_line(seg, labelled))
@@ -228,18 +253,14 @@ def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
         SourceError: One of them failed.
     """
     sources, sinks = labelled.stats(), labelled.sink_stats()
+    if json_file is not None:
+        content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
+        write_json(json_file, content)
     console = terminal()
     for name, stats in sources.items():
         console.print(_source_line(name, stats), highlight=False, soft_wrap=True)
     for sink in sinks:
-        files = ", ".join(sink.files) or sink.name
-        dropped = f", {sink.dropped} dropped" if sink.dropped else ""
-        problem = f"; failed: {sink.error}" if sink.error else ""
-        line = f"{files}  {sink.written} frames{dropped}{problem}"
-        console.print(line, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
-        write_json(json_file, content)
+        console.print(_sink_line(sink, len(sources)), highlight=False, soft_wrap=True)
     failed = [s for s in sources.values() if s.error and (s.state == "ended" or not s.captured)]
     broken = [s for s in sinks if s.error]
     if failed or broken:
@@ -247,6 +268,16 @@ def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
             f"{len(failed)} of {len(sources)} sources and {len(broken)} of {len(sinks)} sinks "
             "failed; see above"
         )
+
+
+def _sink_line(sink: SinkStats, num_sources: int) -> str:
+    named = [f"{p} ({name})" if num_sources > 1 else p for p, name in sink.whose.items()]
+    places = named or list(sink.files) or [sink.name]
+    if len(places) > _MOST_PLACES:
+        places[2:-2] = [f"... ({len(places) - 4} more)"]
+    dropped = f", {sink.dropped} dropped" if sink.dropped else ""
+    problem = f"; failed: {sink.error}" if sink.error else ""
+    return f"{', '.join(places)}  {sink.written} frames{dropped}{problem}"
 
 
 def _source_line(name: str, stats: SourceStats) -> str:

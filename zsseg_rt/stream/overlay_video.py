@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.cpus import usable_cpus
+from zsseg_rt.errors import SourceError
+from zsseg_rt.files.series import Rotation, Series, is_empty
 from zsseg_rt.result import Frame, Segmentation
 from zsseg_rt.stream.i420 import I420
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
-from zsseg_rt.stream.writers import frame_of, require_folder, unwritable
+from zsseg_rt.stream.writers import Tags, frame_of, require_folder, unwritable
 
 __all__ = ["OverlayVideo"]
 
@@ -34,25 +36,34 @@ _MOST_THREADS = 8
 class OverlayVideo:
     """Writes ``NAME.mp4``, H.264: each frame with its labels' colours laid over it.
 
-    A source whose frames change their size, and every further source, goes on in a file of its
-    own, ``NAME-2.mp4`` and so on. Sides are made even by repeating the last row or column.
+    A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
+    and with rotation, files are ``NAME-STAMP.mp4``; see :class:`~zsseg_rt.files.series.Series`.
+    Sides are made even by repeating the last row or column.
 
     Args:
-        path: The first file.
+        path: The file of a source without a tag.
         channel_order: Of the frames.
         alpha: Weight of the colours, in [0, 1].
+        tags: What sources are called in names.
+        rotation: When a new file begins, and what is kept.
 
     Raises:
         SourceError: The file's folder is absent.
         BackendUnavailableError: PyAV is not installed.
     """
 
-    def __init__(self, path: Path, *, channel_order: str, alpha: float) -> None:
-        require_folder(path)
+    def __init__(
+        self, path: Path, *, channel_order: str, alpha: float, tags: Tags, rotation: Rotation
+    ) -> None:
+        require_folder(path, may_exist=False)
         self._av = import_av()
         self.name = str(path)
         self.files: list[str] = []
-        self._path, self._order = path, channel_order
+        self.whose: dict[str, str] = {}
+        self._path, self._order, self._tags, self._rotation = path, channel_order, tags, rotation
+        self._at = path  # the file that is written now
+        self.folder: Path | None = path.parent
+        self._series: dict[str, Series] = {}
         self._recordings: dict[str, _Recording] = {}
         self._painter = Painter(channel_order=channel_order, alpha=alpha)
 
@@ -63,12 +74,14 @@ class OverlayVideo:
             SourceError: It cannot be written.
         """
         frame = frame_of(seg)
-        recording = self._recording(frame)
-        self._painter.paint(seg, recording.canvas)
         try:
+            recording = self._recording(frame)
+            self._painter.paint(seg, recording.canvas)
             recording.add(frame)
-        except self._av.FFmpegError as exc:
-            raise unwritable(recording.path, exc) from exc
+        except (OSError, self._av.FFmpegError) as exc:
+            self._finish(frame.source)
+            self._forget_empty()
+            raise unwritable(self._at, exc) from exc
 
     def close(self) -> None:
         """Finish all files, as far as that is possible.
@@ -76,31 +89,53 @@ class OverlayVideo:
         Raises:
             SourceError: One of them cannot be finished; it stays playable.
         """
-        recordings, self._recordings = list(self._recordings.values()), {}
-        errors = []
-        for recording in recordings:
-            try:
-                recording.close()
-            except self._av.FFmpegError as exc:
-                errors.append(unwritable(recording.path, exc))
+        errors = [error for source in list(self._recordings) if (error := self._finish(source))]
         if errors:
             raise errors[0]
 
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        for series in self._series.values():
+            series.remove_old()
+
+    def _forget_empty(self) -> None:
+        """Remove the file that is written if nothing came of it."""
+        if str(self._at) in self.whose and is_empty(self._at):
+            self._at.unlink()
+            self.files.remove(str(self._at))
+            del self.whose[str(self._at)]
+
+    def _finish(self, source: str) -> SourceError | None:
+        """Finish a source's file; says what kept it from that."""
+        recording = self._recordings.pop(source, None)
+        if recording is None:
+            return None
+        try:
+            recording.close()
+        except (OSError, self._av.FFmpegError) as exc:
+            error = unwritable(recording.path, exc)
+            error.__cause__ = exc
+            return error
+        return None
+
     def _recording(self, frame: Frame) -> _Recording:
         recording = self._recordings.get(frame.source)
-        if recording is not None and recording.canvas.shape == frame.image.shape:
-            return recording
-        number = len(self.files) + 1
-        stem = self._path.stem if number == 1 else f"{self._path.stem}-{number}"
-        path = self._path.with_name(stem + self._path.suffix)
-        try:
-            if recording is not None:
-                recording.close()
-            begun = _Recording(self._av, path, frame, self._order)
-        except self._av.FFmpegError as exc:
-            raise unwritable(path, exc) from exc
+        if recording is not None:
+            self._at = recording.path
+            if not recording.is_over(frame, self._rotation):
+                return recording
+            if error := self._finish(frame.source):
+                raise error
+        if frame.source not in self._series:
+            stem = self._tags.join(self._path.stem, frame.source)
+            self._series[frame.source] = Series(
+                self._path.parent, stem, self._path.suffix, self._rotation
+            )
+        self._at = self._series[frame.source].begin()
+        self.files.append(str(self._at))
+        self.whose[str(self._at)] = frame.source
+        begun = _Recording(self._av, self._at, frame, self._order)
         self._recordings[frame.source] = begun
-        self.files.append(str(path))
         return begun
 
 
@@ -123,6 +158,18 @@ class _Recording:
         self._stream.height = height * 2 // 3
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
+
+    def is_over(self, frame: Frame, rotation: Rotation) -> bool:
+        """Whether a frame belongs into the next file: for its size, or by rotation."""
+        if self.canvas.shape != frame.image.shape:
+            return True
+        seconds = _time_of(frame) - self._start
+        if not rotation.is_on or seconds < self._last_key + _KEY_EVERY:  # before a fragment's end
+            return False
+        try:
+            return rotation.is_due(seconds, self.path.stat().st_size)
+        except FileNotFoundError:  # somebody removed it
+            return True
 
     def add(self, frame: Frame) -> None:
         """Encode the canvas at the frame's time."""

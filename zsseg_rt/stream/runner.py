@@ -154,7 +154,8 @@ class Stream:
         ]
         self._ages = {source.name: _Ages() for source in sources}
         self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
-        self._sinks = [Sink(writer) for writer in writers]
+        resumes = any(source.live for source in sources)
+        self._sinks = [Sink(writer, resumes=resumes) for writer in writers]
         self._patience = _EndPatience()
         # A bound method would keep a stream that is forgotten.
         label = functools.partial(_label, self._segment, memories)
@@ -195,7 +196,7 @@ class Stream:
 
         What waits in a sink longer than 0.5 s after that is not written.
         """
-        self._patience.source, self._patience.sinks = 0.1, 0.5
+        self._patience.source, self._patience.sinks, self._patience.files = 0.1, 0.5, 5.0
         self._hand_off.close()
         for capture in self._captures:
             capture.stop()
@@ -205,7 +206,8 @@ class Stream:
     def close(self) -> None:
         """Stop reading, write what waits in the sinks, and finish their files.
 
-        Threads that hang are left behind: in a source after 0.3 s, in a sink after 10 s.
+        Threads that hang are left behind: in a source after 0.3 s, in a sink after 10 s, which is
+        an error of the sink.
         """
         self._close()
 
@@ -215,6 +217,11 @@ class Stream:
             capture.name: self._stats_of(slot, capture)
             for slot, capture in enumerate(self._captures)
         }
+
+    @property
+    def has_lost_its_sinks(self) -> bool:
+        """Whether there were sinks, and each has failed for good."""
+        return bool(self._sinks) and all(sink.has_failed for sink in self._sinks)
 
     def sink_stats(self) -> list[SinkStats]:
         """How each sink is doing, in the order in which they were given."""
@@ -316,6 +323,7 @@ class _EndPatience:
 
     source: float = 0.3
     sinks: float = 10.0
+    files: float = 0.0  # to be finished, after the frames that waited were dropped
 
 
 def _label(
@@ -349,14 +357,16 @@ def _close(
         ahead.close()
     for sink in sinks:
         sink.finish()
-    _join(captures, patience.source)
-    _join(sinks, patience.sinks)
+    _share(patience.source, [capture.join for capture in captures])
+    _share(patience.sinks, [sink.wait for sink in sinks])
+    _share(patience.files, [sink.join for sink in sinks])
 
 
-def _join(threads: Sequence[Capture] | Sequence[Sink], seconds: float) -> None:
+def _share(seconds: float, waits: Sequence[Callable[[float], None]]) -> None:
+    """Wait for several, so long in all."""
     last = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(last - time.monotonic(), 0.0))
+    for wait in waits:
+        wait(max(last - time.monotonic(), 0.0))
 
 
 def waits_for_labels(sources: Sequence[Source], policy: Policy | None) -> bool:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.files import is_folder
+from zsseg_rt.files.series import Rotation
 from zsseg_rt.result import Segmentation
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
-from zsseg_rt.stream.source import redact
-from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder
+from zsseg_rt.stream.source import shown
+from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags
 
 __all__ = ["Sink", "SinkStats", "SinkTarget", "Writer", "open_writers"]
 
 QUEUE = 8
 """Frames that wait for a sink at most."""
+RETRY = 5.0
+"""Seconds until a folder that took no files is tried again."""
 
 SinkTarget = str | Path | Callable[[Segmentation], object]
 
+_ROOM = 1 << 22  # bytes that are free again before a sink goes on
 _LOOK = 0.3  # seconds; see runner: a signal handler may ask to hurry just before a wait begins
 _log = logging.getLogger(__name__)
 
@@ -40,11 +46,19 @@ class Writer(Protocol):
     def files(self) -> list[str]:
         """The files that were begun."""
 
+    @property
+    def whose(self) -> dict[str, str]:
+        """Files, patterns and addresses that hold one source's frames, with its name."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it writes into; None if it cannot be tried again after an error."""
+
     def write(self, seg: Segmentation) -> None:
         """Write one labelled frame.
 
         Raises:
-            ZssegError: It cannot be written; nothing more will be.
+            ZssegError: It cannot be written.
         """
 
     def close(self) -> None:
@@ -54,6 +68,9 @@ class Writer(Protocol):
             ZssegError: It cannot be finished.
         """
 
+    def remove_old(self) -> None:
+        """Remove what is not kept any more, where there is no space."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SinkStats:
@@ -62,9 +79,10 @@ class SinkStats:
     Attributes:
         name: Its file, folder or function.
         written: Frames that were written.
-        dropped: Frames of cameras that it was too slow for.
+        dropped: Frames of cameras that it was too slow for, or that came while it failed.
         files: The files that were begun; a folder for masks.
-        error: Why it ended early, or None.
+        error: Why it ended early, was not finished or cannot write now; or None.
+        whose: The source of each file, of each folder's pictures, or of each address.
     """
 
     name: str
@@ -72,10 +90,16 @@ class SinkStats:
     dropped: int
     files: tuple[str, ...]
     error: str | None = None
+    whose: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_writers(
-    targets: Sequence[SinkTarget], *, channel_order: str, alpha: float
+    targets: Sequence[SinkTarget],
+    *,
+    channel_order: str,
+    alpha: float,
+    sources: Sequence[str] = (),
+    rotation: Rotation | None = None,
 ) -> list[Writer]:
     """Read what sinks shall be; folders are made, files are begun with the first frame.
 
@@ -85,54 +109,86 @@ def open_writers(
             :class:`~zsseg_rt.Segmentation`.
         channel_order: Of the frames.
         alpha: Weight of the overlay's colours, in [0, 1].
+        sources: The sources' names, in the order in which files are numbered.
+        rotation: When files and folders are followed by new ones, and what is kept; None keeps on.
 
     Raises:
-        ArgumentError: One is none of these, or a file is named twice.
+        ArgumentError: One is none of these, a file is meant twice, or nothing can be rotated.
         SourceError: A folder is absent or cannot be made, or a port cannot be had.
         BackendUnavailableError: PyAV or GStreamer is needed and not installed.
     """
-    paths = [Path(target) for target in targets if not callable(target)]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ArgumentError(f"sink: expected different files, got {path} twice")
     if not 0.0 <= alpha <= 1.0:
         raise ArgumentError(f"alpha: expected a weight in [0, 1], got {alpha}")
-    return [_open_writer(target, channel_order, alpha) for target in targets]
+    named = [str(target) for target in targets if not callable(target)]
+    places = [place for text in named for place in _places(text, sources)]
+    for place in places:
+        if places.count(place) > 1:
+            raise ArgumentError(
+                f"sink: expected different files, got {_shown(place)} twice. Choose names that "
+                "also differ with each source's number or name behind them."
+            )
+    if rotation is not None and rotation.is_on and all("://" in text for text in named):
+        raise ArgumentError("rotate: expected a sink that is a file or a folder, got none")
+
+    def open_writer(target: SinkTarget) -> Writer:
+        if callable(target):
+            return Callback(target)
+        return _open_writer(
+            str(target), channel_order, alpha, Tags(sources), rotation or Rotation()
+        )
+
+    return [open_writer(target) for target in targets]
 
 
-def _open_writer(target: SinkTarget, channel_order: str, alpha: float) -> Writer:
-    if callable(target):
-        return Callback(target)
-    text, path = str(target), Path(target)
+def _places(text: str, sources: Sequence[str]) -> list[str]:
+    """What a sink is going to write, before any stamp."""
+    path = Path(text)
+    if "://" in text or path.suffix.lower() != ".mp4":
+        return [text if "://" in text else str(path)]
+    return [str(base) for base in Tags(sources).bases(path)]
+
+
+def _shown(text: str) -> str:
+    return shown(text) if "://" in text else text
+
+
+def _open_writer(
+    text: str, channel_order: str, alpha: float, tags: Tags, rotation: Rotation
+) -> Writer:
+    path = Path(text)
     if text.lower().startswith("rtsp://"):
-        return RtspSink(text, channel_order=channel_order, alpha=alpha)
-    if "://" not in text:
+        return RtspSink(text, channel_order=channel_order, alpha=alpha, tags=tags)
+    if text.strip() and "://" not in text:
         if text.endswith("/") or is_folder(path):
-            return MaskFolder(path)
+            return MaskFolder(path, tags=tags, rotation=rotation)
         if path.suffix.lower() == ".mp4":
-            return OverlayVideo(path, channel_order=channel_order, alpha=alpha)
+            return OverlayVideo(
+                path, channel_order=channel_order, alpha=alpha, tags=tags, rotation=rotation
+            )
         if path.suffix.lower() == ".jsonl":
-            return JsonLines(path)
+            return JsonLines(path, rotation=rotation)
     raise ArgumentError(
         "sink: expected NAME.mp4, NAME.jsonl, a folder NAME/ or rtsp://@:PORT/NAME, got "
-        f"{redact(text)}"
+        f"{_shown(text).strip() or 'an empty name'}"
     )
 
 
 class Sink:
-    """Hands frames to a writer in a thread of its own; the first error ends it, once and for all.
+    """Hands frames to a writer in a thread of its own; an error ends it, or is waited out.
 
     Args:
         writer: What writes; closed by the sink.
+        resumes: Whether a writer of files is tried again once its folder takes files again.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, *, resumes: bool = False) -> None:
         self.name = writer.name
-        self._writer = writer
+        self._writer, self._resumes = writer, resumes
+        self._device = None if writer.folder is None else _device_of(writer.folder)
         self._waiting: deque[Segmentation] = deque()
         self._changed = threading.Condition(threading.RLock())
-        self._closed = self._hurried = self._is_over = False
-        self._written = self._dropped = 0
+        self._closed = self._hurried = self._is_paused = self._is_over = self._is_left = False
+        self._written = self._dropped = self._dropped_before = 0
         self._error: ZssegError | None = None
         self._thread = threading.Thread(target=self._work, name=f"write {self.name}", daemon=True)
         self._thread.start()
@@ -149,7 +205,7 @@ class Sink:
                 self._changed.wait(_LOOK)
             if self._is_over:
                 return
-            if self._is_full:
+            if self._is_full or self._is_paused:
                 self._dropped += 1
                 return
             self._waiting.append(seg)
@@ -167,13 +223,31 @@ class Sink:
             self._closed = True
             self._changed.notify_all()
 
-    def join(self, seconds: float) -> None:
-        """Wait until all is written; after so many seconds the rest is left to itself."""
+    def wait(self, seconds: float) -> None:
+        """Wait so long until all is written; frames of one that was hurried wait no longer."""
         if threading.current_thread() is self._thread:  # a forgotten stream ends in any thread
             return
         self._thread.join(seconds)
-        if self._thread.is_alive():
-            _log.error("%s: not finished in time, left as it is", self.name)
+        with self._changed:
+            if self._hurried:
+                self._drop_waiting()
+
+    def join(self, seconds: float) -> None:
+        """Wait until all is written; after so many seconds the rest is left to itself."""
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(seconds)
+        with self._changed:
+            if self._is_over:
+                return
+            self._is_left = True
+            self._error = SourceError(f"{self.name}: not finished in time, left as it is")
+        _log.error("%s", self._error)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an error ended it for good."""
+        return self._is_over and self._error is not None
 
     def stats(self) -> SinkStats:
         """How it is doing."""
@@ -184,6 +258,7 @@ class Sink:
                 dropped=self._dropped,
                 files=tuple(self._writer.files),
                 error=None if self._error is None else str(self._error),
+                whose=dict(self._writer.whose),
             )
 
     @property
@@ -191,31 +266,76 @@ class Sink:
         return len(self._waiting) >= QUEUE
 
     def _work(self) -> None:
-        # Any other error, such as one of a caller's function, is printed by the thread.
-        error: ZssegError | None = SourceError(
-            f"{self.name}: writing failed, see the traceback above"
-        )
+        error: ZssegError | None = None
         try:
-            self._write_all()
-            error = None
-        except ZssegError as exc:
-            error = exc
+            while (error := self._write_all()) is not None and self._is_mended(error):
+                pass
+        except BaseException:  # such as one of a caller's function: printed by the thread
+            error = SourceError(f"{self.name}: writing failed, see the traceback above")
+            raise
         finally:
             with self._changed:
-                self._error, self._is_over = error, True
+                is_told = self._error is not None
+                if not self._is_left:
+                    self._error = error
+                self._is_over = True
                 self._waiting.clear()
                 self._changed.notify_all()
-            if error is not None:
+            if error is not None and not is_told:
                 _log.error("%s", error)
 
-    def _write_all(self) -> None:
+    def _write_all(self) -> ZssegError | None:
         try:
-            while (seg := self._next()) is not None:
-                self._writer.write(seg)
-                with self._changed:
-                    self._written += 1
-        finally:
-            self._writer.close()
+            try:
+                while (seg := self._next()) is not None:
+                    self._writer.write(seg)
+                    self._count_written()
+            finally:
+                self._writer.close()
+        except ZssegError as exc:
+            return exc
+        return None
+
+    def _count_written(self) -> None:
+        with self._changed:
+            self._written += 1
+            is_mended = self._error is not None and not self._is_left
+            if is_mended:
+                self._error = None
+        if is_mended:
+            missed = self._dropped - self._dropped_before
+            _log.warning("%s: written again, %d frames are missing", self.name, missed)
+
+    def _is_mended(self, error: ZssegError) -> bool:
+        """Wait until the folder takes files again; False if that is not waited for, or the end."""
+        folder = self._writer.folder
+        is_disk = isinstance(error.__cause__, OSError)
+        if not (self._resumes and is_disk) or folder is None or self._closed:
+            return False
+        with self._changed:
+            is_news, self._is_paused = self._error is None, True
+            if is_news:
+                self._error, self._dropped_before = error, self._dropped
+            self._dropped += 1
+            self._drop_waiting()
+        if is_news:
+            _log.error("%s It is tried again every %.0f s.", error, RETRY)
+        while not self._is_closed_within(RETRY):
+            if _device_of(folder) == self._device:
+                self._writer.remove_old()
+                if _has_room(folder):
+                    self._is_paused = False
+                    return True
+        return False
+
+    def _is_closed_within(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
+    def _drop_waiting(self) -> None:
+        self._dropped += len(self._waiting)
+        self._waiting.clear()
+        self._changed.notify_all()
 
     def _next(self) -> Segmentation | None:
         with self._changed:
@@ -224,3 +344,20 @@ class Sink:
                 return None
             self._changed.notify_all()
             return self._waiting.popleft()
+
+
+def _device_of(folder: Path) -> int | None:
+    """The number of the file system; a folder whose disk was taken out has another one."""
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return None
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOM)
+    except OSError:
+        return False
+    return True

@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import SourceError
 
-__all__ = ["MOST_PIXELS", "Lateness", "Picture", "Reader", "Source", "check_size", "redact"]
+__all__ = [
+    "MOST_PIXELS",
+    "GivenName",
+    "Lateness",
+    "Picture",
+    "Reader",
+    "Source",
+    "check_size",
+    "redact",
+    "shown",
+]
 
 _SKEW = 2e-4
 """How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
@@ -21,8 +31,12 @@ MOST_PIXELS = 139_264 * 256
 """The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
 kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled."""
 
-_LOGIN = re.compile(r"(?<=://)\S*@")
-_SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|auth)[^=&\s]*=)[^&\s]*", re.I)
+# An address in a text, without what closes the sentence or the quotation.
+_ADDRESS = re.compile(
+    r"""\b(?!(?:test|csi|v4l2)://)[a-z][a-z0-9+.-]*://(?:\\\s|\S)*?(?=['")\].,:;]*(?:\s|$))""", re.I
+)
+_PLAIN_HOST = re.compile(r"[^:]*(?::[0-9]*)?|\[[0-9A-Fa-f:.%]*\](?::[0-9]*)?")
+_OPEN_PATH = re.compile(r"(?:/(?![^/?#;&]*(?:=|%(?:25)*3[dD]))[^/?#;&]*)*/?")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +88,10 @@ class Lateness:
         return offset - self._best
 
 
+class GivenName(str):
+    """A source's name that the user chose; other sources are called by their address."""
+
+
 class Reader(Protocol):
     """Who reads a source; what the source may ask and tell while it is read."""
 
@@ -118,15 +136,41 @@ def check_size(name: str, width: int, height: int) -> None:
             f"{name}: expected frames of at most {MOST_PIXELS} pixels, got {width}x{height} = "
             f"{width * height}. Make them smaller with ffmpeg, or in the camera's settings."
         )
+def shown(address: str) -> str:
+    """An address as everybody may see it: scheme, host, port and path.
+
+    The path ends before its first query, parameter or part with ``=``. Where an ``@`` leaves open
+    what is a password and what is not, the scheme alone is shown.
+
+    Example:
+        >>> shown("rtsp://admin:pa@ss@camera:554/live/1?channel=2")
+        'rtsp://camera:554/live/1'
+        >>> shown("rtsp://camera/user=admin_password=1234_channel=1")
+        'rtsp://camera/'
+    """
+    scheme, mark, rest = address.partition("://")
+    if "@" in scheme or not mark:
+        return "***"
+    host, path = _split(rest)
+    if "@" in path:
+        if "@" in host or _PLAIN_HOST.fullmatch(host):
+            return f"{scheme}://***"
+        host, path = _split(rest.rpartition("@")[2])  # a password with / or ? in it
+    found = _OPEN_PATH.match(path)
+    return f"{scheme}://{host.rpartition('@')[2]}{found[0] if found else ''}"
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """The host with its login, and what comes behind it."""
+    length = len(re.split(r"[/?#]", rest, maxsplit=1)[0])
+    return rest[:length], rest[length:]
 
 
 def redact(text: str) -> str:
-    """Blank out logins and secrets in the URIs of a text.
+    """A text whose addresses are as :func:`shown` gives them; settings of ours stay whole.
 
     Example:
         >>> redact("rtsp://admin:pa@ss@camera/1 is refused")
-        'rtsp://***@camera/1 is refused'
-        >>> redact("http://camera/video?user=me&pwd=1234")
-        'http://camera/video?user=me&pwd=***'
+        'rtsp://camera/1 is refused'
     """
-    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
+    return _ADDRESS.sub(lambda found: shown(found[0]), text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -18,7 +19,7 @@ from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
 from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
-from zsseg_rt.stream.source import Source, redact
+from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 
 __all__ = ["open_sources"]
@@ -41,28 +42,57 @@ def open_sources(
     """Read which sources are meant; none is opened yet.
 
     Args:
-        given: A URI or path, ``@FILE`` with one per line, or several of them.
+        given: A URI or path, ``@FILE`` with one per line, ``NAME = `` before it or not, or several
+            of them.
         channel_order: Of the frames.
 
     Raises:
-        ArgumentError: A URI is none of those that are known, or one is given twice.
+        ArgumentError: A URI is none of those that are known, or a source or name is given twice.
         SourceError: A file of URIs cannot be read.
     """
     texts = [given] if isinstance(given, (str, Path)) else list(given)
-    uris = [uri for text in texts for uri in _expand(str(text))]
-    if not uris:
+    asked = [asked for text in texts for asked in _expand(str(text))]
+    if not asked:
         raise ArgumentError(f"source: expected {_KNOWN}; got none")
-    sources = [_source(uri, channel_order) for uri in uris]
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise ArgumentError(f"source: expected different sources, got {name} twice")
+    cameras = [re.sub(r"(?<=://)[^/?#]*@", "", uri) for _, uri in asked]  # whoever logs in
+    sources: list[Source] = []
+    for number, (given_name, uri) in enumerate(asked, 1):
+        source = _source(uri, channel_order)
+        if cameras.count(cameras[number - 1]) > 1:
+            raise ArgumentError(f"source: expected different sources, got {source.name} twice")
+        name: str | None = given_name
+        if name is None and any(source.name == other.name for other in sources):
+            name = f"{source.name} #{number}"  # addresses that differ where it is not shown
+        sources.append(source if name is None else _named(source, name))
+    _check_names([source.name for source in sources])
     return sources
 
 
-def _expand(text: str) -> list[str]:
+def _named(source: Source, name: str) -> Source:
+    return replace(source, name=name)  # type: ignore[type-var]  # all are dataclasses
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names that files could not tell apart.
+
+    Raises:
+        ArgumentError: Two differ in case only, one is another source's number or a time stamp.
+    """
+    numbers = [str(n) for n, name in enumerate(names, 1) if not isinstance(name, GivenName)]
+    given = [name for name in names if isinstance(name, GivenName)]
+    tags = [tag.casefold() for tag in (*numbers, *given)]
+    for name in given:
+        if tags.count(name.casefold()) > 1 or re.fullmatch(r"\d{8}T\d{6}Z", name, re.IGNORECASE):
+            raise ArgumentError(
+                "source: expected names that also differ without their case, from other sources' "
+                f"numbers and from time stamps, got {name!r}. Choose another name."
+            )
+
+
+def _expand(text: str) -> list[tuple[GivenName | None, str]]:
+    """Names and URIs of what is given."""
     if not text.startswith("@"):
-        return [text]
+        return [(None, text)]
     path = Path(text[1:])
     try:
         lines = read_limited(path, max_bytes=_LONGEST_LIST).decode("utf-8-sig").splitlines()
@@ -73,10 +103,28 @@ def _expand(text: str) -> list[str]:
             f"{path}: expected a file with one source per line, cannot read it: {reason}"
         ) from None
     stripped = (line.strip() for line in lines)
-    uris = [line for line in stripped if line and not line.startswith("#")]
-    if not uris:
+    found = [_name(line) for line in stripped if line and not line.startswith("#")]
+    if not found:
         raise SourceError(f"{path}: expected one source per line, found none")
-    return uris
+    return found
+
+
+def _name(line: str) -> tuple[GivenName | None, str]:
+    """The name and the URI of a line ``NAME = URI``; a name has nothing of an address in it.
+
+    Raises:
+        ArgumentError: The name or the URI is not one.
+    """
+    parts = re.fullmatch(r"([^=:/?]*)=(.*)", line)
+    if parts is None:
+        return None, line
+    name, uri = parts[1].strip(), parts[2].strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or not uri:
+        raise ArgumentError(
+            "source: expected NAME = URI with a NAME of at most 64 letters, digits, - and _, got "
+            f"NAME {name!r}{'' if uri else ' without a URI'}. A path with = begins with ./"
+        )
+    return GivenName(name), uri
 
 
 def _source(uri: str, order: str) -> Source:
@@ -92,11 +140,11 @@ def _source(uri: str, order: str) -> Source:
     if scheme in ("rtsp", "rtsps"):
         return _rtsp(uri, order)
     if scheme in ("http", "https"):
-        return VideoSource(name=redact(uri), url=uri, kind="http", channel_order=order)
+        return VideoSource(name=shown(uri), url=uri, kind="http", channel_order=order)
     if scheme == "v4l2" or uri.isdecimal() or uri.startswith("/dev/video"):
         return _device(uri, order)
     if "://" in uri:
-        raise ArgumentError(f"source: expected {_KNOWN}; got {redact(uri)}")
+        raise ArgumentError(f"source: expected {_KNOWN}; got {shown(uri)}")
     return _path(uri, order)
 
 
@@ -104,6 +152,11 @@ def _path(text: str, order: str) -> Source:
     if not text or "\0" in text:
         raise ArgumentError(f"source: expected {_KNOWN}; got {text!r}")
     path = Path(text)
+    if re.search(r":[^/]*@", text) and not (is_file(path) or is_folder(path)):
+        raise ArgumentError(  # a login, and nothing that says so
+            "source: expected an address with its scheme, such as rtsp://, got one without. Put "
+            "the scheme before it."
+        )
     is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
     if is_folder(path) or path.suffix.lower() in SUFFIXES or is_pattern:
         return PhotoSource(name=text, channel_order=order)
@@ -139,9 +192,9 @@ def _csi(uri: str, order: str) -> Source:
 
 def _rtsp(uri: str, order: str) -> Source:
     if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri, re.IGNORECASE):
-        raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {redact(uri)}")
+        raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {shown(uri)}")
     return RtspSource(
-        name=redact(uri),
+        name=shown(uri),
         url=uri,
         channel_order=order,
         settings=RtspSettings.from_environment(),

@@ -3,36 +3,91 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from zsseg_rt.errors import SourceError
-from zsseg_rt.files import is_folder
+from zsseg_rt.files import is_file, is_folder, why_unwritable
+from zsseg_rt.files.series import Rotation, Series, is_device
 from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.stream.source import GivenName
 
-__all__ = ["Callback", "JsonLines", "MaskFolder", "frame_of", "require_folder", "unwritable"]
+__all__ = [
+    "Callback",
+    "JsonLines",
+    "MaskFolder",
+    "Tags",
+    "frame_of",
+    "require_folder",
+    "unwritable",
+]
+
+
+class Tags:
+    """What each source's files carry in their names: the name it was given, or its number.
+
+    The first source's carry nothing if it has no name.
+
+    Args:
+        sources: The sources' names in their order. Others are numbered behind them as they come.
+    """
+
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self._tags: dict[str, str] = {}
+        for source in sources:
+            self.of(source)
+
+    def of(self, source: str) -> str:
+        """The tag of a source."""
+        if source not in self._tags:
+            number = len(self._tags) + 1
+            named = str(source) if isinstance(source, GivenName) else str(number)
+            self._tags[source] = "" if named == "1" else named
+        return self._tags[source]
+
+    def join(self, stem: str, source: str) -> str:
+        """``STEM-TAG``, or what there is of it."""
+        return "-".join(part for part in (stem, self.of(source)) if part)
+
+    def bases(self, path: Path) -> list[Path]:
+        """The files of all sources, before any stamp."""
+        return [path.with_name(self.join(path.stem, s) + path.suffix) for s in self._tags] or [path]
 
 
 class MaskFolder:
     """Writes ``FOLDER/INDEX.png``: palette pictures whose pixel values are the labels.
 
-    The second source's pictures are ``FOLDER/2-INDEX.png``, and so on.
+    Those of a source with a tag are ``FOLDER/TAG-INDEX.png``. Where a source has pictures already,
+    and with rotation, they are ``FOLDER/STAMP/INDEX.png`` and ``FOLDER/TAG-STAMP/INDEX.png``.
+
+    Args:
+        folder: The folder; made if it is absent.
+        tags: What sources are called in names.
+        rotation: When a new folder begins, and what is kept.
 
     Raises:
         SourceError: The folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tags: Tags, rotation: Rotation) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise SourceError(f"{folder}: cannot be made: {exc.strerror}") from exc
+        require_folder(folder / "INDEX.png", may_exist=False)
         self.name = str(folder)
         self.files = [str(folder)]
-        self._folder = folder
-        self._sources: dict[str, int] = {}
+        self.whose: dict[str, str] = {}
+        self.folder: Path | None = folder
+        self._folder, self._tags, self._rotation = folder, tags, rotation
+        self._begun: dict[str, _Pictures] = {}
+        self._series: dict[str, Series] = {}
 
     def write(self, seg: Segmentation) -> None:
         """Write one picture.
@@ -41,27 +96,76 @@ class MaskFolder:
             SourceError: It cannot be written.
         """
         frame = frame_of(seg)
-        number = self._sources.setdefault(frame.source, len(self._sources) + 1)
-        prefix = "" if number == 1 else f"{number}-"
-        seg.save(self._folder / f"{prefix}{frame.index:08d}.png")
+        pictures = self._begun.get(frame.source)
+        age = 0.0 if pictures is None else time.monotonic() - pictures.begun
+        if pictures is None or self._rotation.is_due(age, pictures.num_bytes):
+            pictures = self._begun[frame.source] = self._begin(frame.source)
+        path = Path(f"{pictures.start}{frame.index:08d}.png")
+        seg.save(path)
+        if self._rotation.is_on:
+            pictures.num_bytes += path.stat().st_size
 
     def close(self) -> None:
-        """Nothing is left to finish."""
+        """Nothing is left to finish; with rotation, a next frame begins a new folder."""
+        if self._rotation.is_on:
+            self._begun.clear()
+
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        for series in self._series.values():
+            series.remove_old()
+
+    def _begin(self, source: str) -> _Pictures:
+        tag = self._tags.of(source)
+        start = f"{self._folder}/{tag}{'-' if tag else ''}"
+        try:
+            if self._rotation.is_on or self._has_pictures(tag):
+                series = Series(self._folder, tag, "", self._rotation)
+                start = f"{self._series.setdefault(source, series).begin()}/"
+        except OSError as exc:
+            raise unwritable(self._folder, exc) from exc
+        self.whose[f"{start}*.png"] = source
+        return _Pictures(start)
+
+    def _has_pictures(self, tag: str) -> bool:
+        ours = re.compile(rf"{tag}{'-' if tag else ''}[0-9]{{8,}}\.png")
+        with os.scandir(self._folder) as entries:
+            return any(ours.fullmatch(entry.name) for entry in entries)
+
+
+@dataclass
+class _Pictures:
+    """Where a source's pictures go: what their paths begin with."""
+
+    start: str
+    begun: float = field(default_factory=time.monotonic)
+    num_bytes: int = 0
 
 
 class JsonLines:
     """Writes one line of JSON per frame: its source, times, and the classes in it.
 
+    An existing file is continued, with rotation the newest one unless it is full or old.
+
+    Args:
+        path: The file; with rotation, ``NAME-STAMP.jsonl`` beside it.
+        rotation: When a new file begins, and what is kept.
+
     Raises:
         SourceError: The file's folder is absent.
     """
 
-    def __init__(self, path: Path) -> None:
-        require_folder(path)
+    def __init__(self, path: Path, *, rotation: Rotation) -> None:
+        require_folder(path, may_exist=not rotation.is_on)
         self.name = str(path)
         self.files: list[str] = []
+        self.whose: dict[str, str] = {}
+        self.folder: Path | None = path.parent
         self._path = path
-        self._stream: IO[str] | None = None
+        self._series = Series(path.parent, path.stem, path.suffix, rotation)
+        self._stream: FileIO | None = None
+        self._begun = 0.0
+        self._num_bytes = 0
 
     def write(self, seg: Segmentation) -> None:
         """Write one line, at once.
@@ -69,13 +173,14 @@ class JsonLines:
         Raises:
             SourceError: It cannot be written.
         """
+        line = (json.dumps(describe(seg), ensure_ascii=False) + "\n").encode()
         try:
-            if self._stream is None:
-                self._stream = self._path.open("w", encoding="utf-8")
-                self.files.append(str(self._path))
-            self._stream.write(json.dumps(describe(seg), ensure_ascii=False) + "\n")
-            self._stream.flush()
+            age = time.monotonic() - self._begun
+            if self._stream is None or self._series.rotation.is_due(age, self._num_bytes):
+                self._open(is_due=self._stream is not None)
+            self._append(line)
         except OSError as exc:
+            self._drop()
             raise unwritable(self._path, exc) from exc
 
     def close(self) -> None:
@@ -84,12 +189,46 @@ class JsonLines:
         Raises:
             SourceError: The last lines cannot be written.
         """
-        if self._stream is None:
-            return
         try:
-            self._stream.close()
+            self._drop()
         except OSError as exc:
             raise unwritable(self._path, exc) from exc
+
+    def remove_old(self) -> None:
+        """Remove what is not kept any more."""
+        self._series.remove_old()
+
+    def _drop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def _open(self, *, is_due: bool) -> None:
+        self._drop()
+        path, age = self._path, 0.0
+        if is_due:
+            path = self._series.begin()
+        elif self._series.rotation.is_on:
+            path, age = self._series.resume()
+        self._begun = time.monotonic() - age
+        self._stream = FileIO(path, "ab")
+        self._num_bytes = 0 if is_device(path) else path.stat().st_size
+        if str(path) not in self.files:
+            self.files.append(str(path))
+        if self._num_bytes and not _ends_a_line(path):
+            self._append(b"\n")  # a power cut tore the last line: it stays, on a line of its own
+
+    def _append(self, line: bytes) -> None:
+        assert self._stream is not None, "opened before"
+        self._num_bytes += len(line)
+        while line:  # a disk that fills up takes a part
+            line = line[self._stream.write(line) :]
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
 
 
 class Callback:
@@ -98,6 +237,8 @@ class Callback:
     def __init__(self, function: Callable[[Segmentation], object]) -> None:
         self.name = getattr(function, "__qualname__", type(function).__name__)
         self.files: list[str] = []
+        self.whose: dict[str, str] = {}
+        self.folder: Path | None = None
         self._function = function
 
     def write(self, seg: Segmentation) -> None:
@@ -106,6 +247,9 @@ class Callback:
 
     def close(self) -> None:
         """Nothing is left to finish."""
+
+    def remove_old(self) -> None:
+        """Nothing is kept."""
 
 
 def describe(seg: Segmentation) -> dict[str, Any]:
@@ -136,14 +280,25 @@ def frame_of(seg: Segmentation) -> Frame:
     return seg.frame
 
 
-def require_folder(path: Path) -> None:
-    """Refuse a file in a folder that does not exist, before the first frame is labelled.
+def require_folder(path: Path, *, may_exist: bool) -> None:
+    """Refuse a file that cannot be written, before the first frame is labelled.
+
+    Args:
+        path: The file.
+        may_exist: Whether one that exists is continued, whatever its folder allows.
 
     Raises:
-        SourceError: There is no such folder.
+        SourceError: There is no such folder, or it takes no files.
     """
     if not is_folder(path.parent):
         raise SourceError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+    is_there = is_device(path) or (may_exist and is_file(path))
+    if is_there:
+        problem = "" if os.access(path, os.W_OK) else f"{path} is not writable"
+    else:
+        problem = why_unwritable(path.parent)
+    if problem:
+        raise SourceError(f"{path}: cannot be written: {problem}. Choose another place.")
 
 
 def unwritable(path: Path, error: OSError | ValueError) -> SourceError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.stream.source import redact
+from zsseg_rt.stream.source import shown
 
 __all__ = ["Address"]
 
@@ -48,7 +48,7 @@ class Address:
         if found is None or port > 65535 or (login and not (user and password)):
             raise ArgumentError(
                 "sink: expected rtsp://@:PORT/NAME, rtsp://@127.0.0.1:PORT/NAME for this machine "
-                f"alone, or rtsp://USER:PASSWORD@:PORT/NAME; got {redact(text)}"
+                f"alone, or rtsp://USER:PASSWORD@:PORT/NAME; got {shown(text)}"
             )
         return Address(
             host=found["host"].strip("[]") or "0.0.0.0",

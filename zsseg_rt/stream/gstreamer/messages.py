@@ -6,13 +6,18 @@ import re
 from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.stream.source import redact
+from zsseg_rt.stream.source import redact, shown
 
 __all__ = ["explain", "is_damage", "redact_pipeline"]
 
+_VALUE = r"""(?:\([^)]*\)\s*)?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
 _PROPERTY = re.compile(
-    r"""\b((?:[\w-]*-)?(?:pass(?:word|wd|phrase)|pwd|pw|token|secret)\s*=\s*)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
+    r"([\w-]*(?:pass|pwd|psw|pw|token|secret|key|auth|cookie|header|cred|login|sig|user)[\w-]*"
+    rf"\s*=\s*){_VALUE}",
+    re.IGNORECASE,
 )
+_SET = re.compile(r'(property "[^"]*" .* to )"(?:[^"\\]|\\.)*"')
+_QUOTED = re.compile(r"""(["'])(\w[\w+.-]*://(?:(?!\1).)*)\1""")
 _REMEDIES = {
     "NOT_AUTHORIZED": "Check user and password.",
     "NOT_FOUND": "Check the path.",
@@ -64,9 +69,10 @@ def redact_pipeline(text: str) -> str:
 
     Example:
         >>> redact_pipeline('rtspsrc location=rtsp://me:pw@cam user-pw="a b" ! decodebin')
-        'rtspsrc location=rtsp://***@cam user-pw=*** ! decodebin'
+        'rtspsrc location=rtsp://cam user-pw=*** ! decodebin'
     """
-    return redact(_PROPERTY.sub(r"\1***", text))
+    text = redact(_QUOTED.sub(lambda found: found[1] + shown(found[2]) + found[1], text))
+    return _SET.sub(r'\1"***"', _PROPERTY.sub(r"\1***", text))
 
 
 def _remedy(gst: Any, error: Any, reason: str) -> str:

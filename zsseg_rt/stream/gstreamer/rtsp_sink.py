@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from zsseg_rt.stream.gstreamer.encoders import encoder_text
 from zsseg_rt.stream.gstreamer.library import load
 from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
 from zsseg_rt.stream.painting import Painter
-from zsseg_rt.stream.writers import frame_of
+from zsseg_rt.stream.writers import Tags, frame_of
 
 __all__ = ["RtspSink"]
 
@@ -22,14 +23,15 @@ _log = logging.getLogger(__name__)
 class RtspSink:
     """Serves each frame with its labels' colours laid over it, as H.264 over RTSP.
 
-    Nothing is painted or encoded unless somebody watches. Each further source has a path of its
-    own, ``/seg-2`` and so on, from its first frame on. Sides are made even by repeating the last
-    row or column.
+    Nothing is painted or encoded unless somebody watches. A source with a tag has a path of its
+    own, ``/seg-TAG``; each path is there from the source's first frame on. Sides are made even by
+    repeating the last row or column.
 
     Args:
         text: The address, ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
         channel_order: Of the frames.
         alpha: Weight of the colours, in [0, 1].
+        tags: What sources are called in paths.
 
     Raises:
         ArgumentError: The address is not of this form.
@@ -37,10 +39,12 @@ class RtspSink:
         BackendUnavailableError: GStreamer, its RTSP server or an encoder is not installed.
     """
 
-    def __init__(self, text: str, *, channel_order: str, alpha: float) -> None:
+    def __init__(self, text: str, *, channel_order: str, alpha: float, tags: Tags) -> None:
         self._address = Address.parse(text)
         self.files: list[str] = []
-        self._order = channel_order
+        self.whose: dict[str, str] = {}
+        self.folder: Path | None = None
+        self._order, self._tags = channel_order, tags
         name = self._address.shown()
         encoder_text(load().Gst, (16, 16), name)  # refuses where there is none
         self._server = RtspServer(name, self._address)
@@ -79,9 +83,12 @@ class RtspSink:
         """Part with the viewers and free the port."""
         self._server.close()
 
+    def remove_old(self) -> None:
+        """Nothing is kept."""
+
     def _add(self, source: str, size_hw: tuple[int, int]) -> Channel:
-        number = len(self._channels) + 1
-        path = self._address.path if number == 1 else f"{self._address.path}-{number}"
+        path = self._tags.join(self._address.path, source)
+        self.whose[self._tags.join(self.name, source)] = source
         channel = self._server.add(path, size_hw, self._order)
         self._channels[source] = channel
         return channel

@@ -1,0 +1,178 @@
+"""Sinks whose disk is full: cameras' go on when there is space, what is not kept makes room."""
+
+import json
+import logging
+import os
+import re
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from support.recordings import frames_of, result
+from zsseg_rt.errors import SourceError
+from zsseg_rt.files.series import Rotation
+from zsseg_rt.stream import sinks
+from zsseg_rt.stream.sinks import Sink, open_writers
+
+pytest.importorskip("av")
+
+
+class Disk:
+    """Whether files can be written, as the test says."""
+
+    def __init__(self, monkeypatch):
+        self.is_full = False
+        monkeypatch.setattr(sinks, "RETRY", 0.01)
+        monkeypatch.setattr(sinks, "_has_room", lambda folder: not self.is_full)
+
+
+class OnDisk:
+    """A writer of numbers onto a disk that fills up."""
+
+    def __init__(self, disk, folder):
+        self.name, self.files, self.whose, self.folder = "on disk", [], {}, folder
+        self.disk, self.written, self.error = disk, [], OSError(28, "No space left on device")
+
+    def write(self, seg):
+        if self.disk.is_full:
+            raise SourceError("on disk: full.") from self.error
+        self.written.append(seg.frame.index)
+
+    def close(self):
+        pass
+
+    def remove_old(self):
+        pass
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_a_sink_of_a_camera_goes_on_when_there_is_space_again(disk, tmp_path, caplog):
+    writer = OnDisk(disk, tmp_path)
+    sink = Sink(writer, resumes=True)
+    sink.put(result(0), waits=True)
+    wait_for(lambda: sink.stats().written == 1)
+    disk.is_full = True
+    for number in range(1, 40):  # more than wait: nobody is held up
+        sink.put(result(number), waits=True)
+    wait_for(lambda: sink.stats().error == "on disk: full.")
+    assert not sink.has_failed
+    disk.is_full = False
+    wait_for(lambda: not sink._is_paused)
+    sink.put(result(40), waits=True)
+    sink.finish()
+    sink.join(30)
+    stats = sink.stats()
+    assert (stats.written, stats.dropped, stats.error) == (2, 39, None)
+    assert writer.written == [0, 40]
+    assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.WARNING]
+    assert "written again, 39 frames are missing" in caplog.text
+
+
+def test_a_sink_whose_disk_stays_full_ends_with_its_error(disk, tmp_path, caplog):
+    disk.is_full = True
+    sink = Sink(OnDisk(disk, tmp_path), resumes=True)
+    sink.put(result(), waits=True)
+    wait_for(lambda: sink.stats().error)
+    sink.finish()
+    sink.join(30)
+    assert (sink.stats().error, sink.stats().dropped, sink.has_failed) == (
+        "on disk: full.",
+        1,
+        True,
+    )
+    assert len(caplog.records) == 1
+
+
+def test_errors_that_no_space_mends_end_a_sink(disk, tmp_path):
+    writer = OnDisk(disk, tmp_path)
+    disk.is_full, writer.error = True, ValueError("no such codec")
+    sink = Sink(writer, resumes=True)
+    sink.put(result(), waits=True)
+    wait_for(lambda: sink.has_failed)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks/"])
+def test_what_is_not_kept_makes_room_on_a_full_disk(disk, name, tmp_path, monkeypatch):
+    rotation = Rotation.parse("1h", "1s")
+    (writer,) = open_writers(
+        [f"{tmp_path}/{name}"], channel_order="rgb", alpha=0.5, rotation=rotation
+    )
+    writer.write(result())
+    writer.close()
+    (old,) = [p for p in tmp_path.rglob("*") if re.search(r"\dT\d{6}Z", p.name)]
+    os.utime(old, (1e9, 1e9))
+    monkeypatch.setattr(sinks, "_has_room", lambda folder: not old.exists())
+    write_of_the_class, full = type(writer).write, OSError(28, "No space left on device")
+
+    def write_if_there_is_room(self, seg):
+        if old.exists():
+            raise SourceError("full") from full
+        write_of_the_class(self, seg)
+
+    monkeypatch.setattr(type(writer), "write", write_if_there_is_room)
+    sink = Sink(writer, resumes=True)
+    sink.put(result(1), waits=True)
+    wait_for(lambda: not old.exists() and not sink._is_paused)
+    sink.put(result(2), waits=True)
+    sink.finish()
+    sink.join(30)
+    assert (sink.stats().error, sink.stats().written) == (None, 1)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
+def test_real_files_go_on_when_there_is_space_again(disk, name, tmp_path, monkeypatch):
+    (writer,) = open_writers([tmp_path / name], channel_order="rgb", alpha=0.5)
+    sink = Sink(writer, resumes=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    disk.is_full = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
+    try:
+        for number in range(60):
+            sink.put(result(number), waits=True)
+        wait_for(lambda: sink.stats().error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    disk.is_full = False
+    wait_for(lambda: not sink._is_paused)
+    for number in range(100, 110):
+        sink.put(result(number), waits=True)
+    sink.finish()
+    sink.join(30)
+    assert sink.stats().error is None
+    if name == "out.mp4":
+        assert len(frames_of(sink.stats().files[-1])) == 10
+        assert all(Path(file).stat().st_size for file in sink.stats().files)
+    else:
+        lines = (tmp_path / name).read_text().splitlines()
+        assert [json.loads(line)["index"] for line in lines[-10:]] == list(range(100, 110))
+
+
+def test_a_sink_that_is_not_finished_in_time_has_failed(tmp_path, disk):
+    held = threading.Event()
+
+    class Slow(OnDisk):
+        def write(self, seg):
+            held.wait(30)
+
+    sink = Sink(Slow(disk, tmp_path))
+    sink.put(result(), waits=True)
+    sink.finish()
+    sink.join(0.01)
+    assert "not finished in time" in sink.stats().error
+    held.set()
+    sink._thread.join(30)
+    assert "not finished in time" in sink.stats().error
