@@ -138,6 +138,16 @@ def test_more_players_than_may_are_told_to_come_again():
         assert (status, told["error"]) == (503, "BusyError")
 
 
+def test_of_a_burst_of_players_no_more_than_may_are_let_in():
+    request = b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with demo_server(motion_jpegs=2) as server, contextlib.ExitStack() as stack:
+        players = [stack.enter_context(raw(server)) for _ in range(20)]
+        for player in players:
+            player.sendall(request)
+        codes = [player.recv(12)[-3:] for player in players]
+    assert sorted(codes) == [b"200"] * 2 + [b"503"] * 18
+
+
 def test_connections_beyond_the_limit_are_refused_in_words():
     with demo_server(connections=5) as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(raw(server)) for _ in range(5)]
