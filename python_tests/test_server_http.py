@@ -82,6 +82,32 @@ def test_classes_can_be_replaced(server, classes):
     assert len({tuple(one["colour"]) for one in told["classes"]}) == 2
 
 
+def test_each_change_of_classes_is_answered_with_its_own(server, classes):
+    """However many clients change them at the same time."""
+    told = []
+
+    def change(word):
+        for _ in range(8):
+            status, answer = ask(server, "PUT", "/v1/vocabulary", {"classes": [word]})
+            told.append((status, word, answer))
+
+    threads = [threading.Thread(target=change, args=[f"{colour} ball"]) for colour in COLOURS[:4]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _, _ in told} == {200}
+    assert all([one["name"] for one in answer["classes"]] == [word] for _, word, answer in told)
+    assert len({answer["version"] for _, _, answer in told}) == len(told) == 32
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "image/jpeg"])
+def test_a_picture_says_of_which_classes_its_labels_are(server, accept):
+    headers = request(server, "POST", "/v1/segment", PHOTO, Accept=accept)[1]
+    version = ask(server, "GET", "/v1/vocabulary")[1]["version"]
+    assert headers["X-Vocabulary-Version"] == str(version)
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [

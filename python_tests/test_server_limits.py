@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import socket
+import threading
 import time
 
 import numpy as np
@@ -69,6 +70,36 @@ def test_on_a_slow_link_a_viewer_sees_what_is_new():
             page.acknowledge(frame)
         assert len(ages) >= 3
         assert np.median(ages[len(ages) // 2 :]) < 3000.0
+
+
+def test_constant_changes_of_classes_do_not_starve_viewers():
+    """Each picture comes with its own classes, and most pictures come."""
+    over, counts = threading.Event(), {"changes": 0, "frames": 0}
+    with demo_server() as server, viewer(server) as page:
+
+        def change():
+            while not over.is_set():
+                words = ["red ball", "blue sky"][: 1 + counts["changes"] % 2]
+                counts["changes"] += (
+                    ask(server, "PUT", "/v1/vocabulary", {"classes": words})[0] == 200
+                )
+
+        page.acknowledge(page.frame())
+        threads = [threading.Thread(target=change) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        before, end = metric(server, "zsseg_frames_labelled_total"), time.monotonic() + 3.0
+        while time.monotonic() < end:
+            frame = page.frame()
+            assert frame.header["vocabulary_version"] == page.told("vocabulary")["version"]
+            page.acknowledge(frame)
+            counts["frames"] += 1
+        labelled = metric(server, "zsseg_frames_labelled_total") - before
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert counts["changes"] >= 10
+    assert counts["frames"] >= 0.4 * labelled, counts
 
 
 @pytest.mark.parametrize(

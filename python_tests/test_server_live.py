@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 
 import cv2
@@ -329,6 +330,7 @@ def test_motion_jpeg_shows_the_newest_overlay(server):
         assert answer.readline() == b"--frame\r\n"
         assert answer.readline() == b"Content-Type: image/jpeg\r\n"
         length = int(answer.readline().removeprefix(b"Content-Length: "))
+        assert re.fullmatch(rb"X-Vocabulary-Version: [1-9]\d*\r\n", answer.readline())
         assert answer.readline() == b"\r\n"
         image = cv2.imdecode(np.frombuffer(answer.read(length), np.uint8), cv2.IMREAD_COLOR)
         assert image.shape == (120, 160, 3)

@@ -132,9 +132,9 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
     async def put_vocabulary(new: NewVocabulary) -> dict[str, Any]:
         """Look for other classes, from the next frame on."""
         with desk.place():
-            await desk.run(lambda: labeller.set_classes(new.classes, new.background))
+            mine = await desk.run(lambda: labeller.set_classes(new.classes, new.background))
         hub.tell_vocabulary()
-        return hub.vocabulary
+        return labeller.describe(mine)
 
     @app.get("/v1/settings")
     async def get_settings() -> Settings:

@@ -43,7 +43,7 @@ class Hub:
         self.watchers: Counter[str] = Counter()
         self.state: dict[str, Any] = {}
         self.state_number = 0
-        self.vocabulary: dict[str, Any] = labeller.describe_vocabulary()
+        self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
         self._encoder = Worker("encode")
         self._lock = threading.Lock()
@@ -124,7 +124,7 @@ class Hub:
 
     def tell_vocabulary(self) -> None:
         """Let viewers know that classes or settings have changed."""
-        self.vocabulary = self.labeller.describe_vocabulary()
+        self.vocabulary = self.labeller.describe(self.labeller.vocabulary)
         self._wake_all()
 
     def close(self) -> None:

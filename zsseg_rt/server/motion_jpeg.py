@@ -8,6 +8,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.pictures import VERSION_HEADER
 from zsseg_rt.server.worker import Busy
 
 __all__ = ["MotionJpeg"]
@@ -62,7 +63,10 @@ async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
             sent[result.source] = result.number
             jpeg = await result.overlay()
             # Players show a part when they see the boundary after it.
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            head = (
+                f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
+                f"{VERSION_HEADER}: {result.seg.vocabulary_version}\r\n\r\n"
+            )
             yield b"".join((head.encode(), jpeg, f"\r\n--{_BOUNDARY}\r\n".encode()))
     finally:
         hub.leave(news)
