@@ -58,9 +58,7 @@ class Gate:
             self._rules.check_host(headers.get("host"))
             if scope["method"] not in _SAFE:
                 self._rules.check_origin(headers.get("origin"), headers.get("host"))
-            if scope["path"] not in _OPEN_PATHS:
-                query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
-                self._rules.check_token(headers.get("authorization"), query=query)
+            scope["state"]["shows_token"] = self._shows_token(scope, headers)
         except Refused as exc:
             body = {"error": exc.kind, "message": str(exc)}
             challenge = {"www-authenticate": "Bearer"} if exc.status == 401 else None
@@ -70,6 +68,21 @@ class Gate:
         most = self._limits.picture_bytes if is_picture else self._limits.json_bytes
         limited = _limited(receive, headers, most, self._limits.request_seconds)
         await self._app(scope, limited, send)
+
+    def _shows_token(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the request shows the token, or none is asked for.
+
+        Raises:
+            Refused: It does not, and must.
+        """
+        query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
+        try:
+            self._rules.check_token(headers.get("authorization"), query=query)
+        except Refused:
+            if scope["path"] in _OPEN_PATHS:
+                return False
+            raise
+        return True
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, protocols = Headers(scope=scope), scope["subprotocols"]
