@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,6 +24,7 @@ PROTOCOL = "zsseg.v1"
 _OPEN_PATHS = ("/", "/healthz")
 _TOKEN_IN_QUERY = ("/stream.mjpg",)  # for players, which cannot send headers
 _SAFE = ("GET", "HEAD")
+_ABSOLUTE = re.compile(rb"(?:http|ws)s?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _PROTECTION = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -47,6 +50,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""
+        scope = _with_origin_form(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
@@ -98,6 +102,19 @@ class Gate:
             await send({"type": "websocket.close", "code": exc.close_code, "reason": exc.kind})
             return
         await self._app(scope, receive, send)
+
+
+def _with_origin_form(scope: Scope) -> Scope:
+    """Take a target such as ``http://host/path`` apart; its host counts, not that of the header."""
+    found = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if found is None:
+        return scope
+    raw_path = found[2] or b"/"
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    path = unquote(raw_path.decode("ascii"))
+    return {
+        **scope, "raw_path": raw_path, "path": path, "headers": [*headers, (b"host", found[1])],
+    }  # fmt: skip
 
 
 def _protected(send: Send) -> Callable[[Message], Awaitable[None]]:
