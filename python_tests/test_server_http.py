@@ -265,6 +265,14 @@ def test_a_body_that_is_too_long_is_refused(is_announced):
             assert (status, told["error"]) == (413, "SizeError")
 
 
+def test_whoever_closes_after_one_request_is_told_that_its_body_is_too_long():
+    """The answer would be lost in a reset if the server closed while the client still sends."""
+    with demo_server(picture_bytes=100_000) as server:
+        status, told = ask(server, "POST", "/v1/segment", b"x" * 33_000_000, Connection="close")
+        assert (status, told["error"]) == (413, "SizeError")
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "the server goes on")
+
+
 def test_targets_in_absolute_form_are_understood(server):
     """Proxies send them; the host of the target counts, whatever the header says."""
     own = f"http://127.0.0.1:{server.port}"
