@@ -82,6 +82,32 @@ def test_classes_can_be_replaced(server, classes):
     assert len({tuple(one["colour"]) for one in told["classes"]}) == 2
 
 
+def test_each_change_of_classes_is_answered_with_its_own(server, classes):
+    """However many clients change them at the same time."""
+    told = []
+
+    def change(word):
+        for _ in range(8):
+            status, answer = ask(server, "PUT", "/v1/vocabulary", {"classes": [word]})
+            told.append((status, word, answer))
+
+    threads = [threading.Thread(target=change, args=[f"{colour} ball"]) for colour in COLOURS[:4]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _, _ in told} == {200}
+    assert all([one["name"] for one in answer["classes"]] == [word] for _, word, answer in told)
+    assert len({answer["version"] for _, _, answer in told}) == len(told) == 32
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "image/jpeg"])
+def test_a_picture_says_of_which_classes_its_labels_are(server, accept):
+    headers = request(server, "POST", "/v1/segment", PHOTO, Accept=accept)[1]
+    version = ask(server, "GET", "/v1/vocabulary")[1]["version"]
+    assert headers["X-Vocabulary-Version"] == str(version)
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -237,6 +263,25 @@ def test_a_body_that_is_too_long_is_refused(is_announced):
             headers = {"Content-Type": "application/json"}
             status, told = ask(server, method, path, body, **headers)
             assert (status, told["error"]) == (413, "SizeError")
+
+
+def test_whoever_closes_after_one_request_is_told_that_its_body_is_too_long():
+    """The answer would be lost in a reset if the server closed while the client still sends."""
+    with demo_server(picture_bytes=100_000) as server:
+        status, told = ask(server, "POST", "/v1/segment", b"x" * 33_000_000, Connection="close")
+        assert (status, told["error"]) == (413, "SizeError")
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "the server goes on")
+
+
+def test_targets_in_absolute_form_are_understood(server):
+    """Proxies send them; the host of the target counts, whatever the header says."""
+    own = f"http://127.0.0.1:{server.port}"
+    assert ask(server, "GET", f"{own}/v1/vocabulary")[0] == 200
+    assert ask(server, "GET", f"{own.upper()}/v1/vocabulary?x=1")[0] == 200
+    assert request(server, "GET", own)[0] == 200
+    assert ask(server, "GET", "http://evil.example/healthz")[1]["error"] == "HostError"
+    assert ask(server, "GET", f"http://evil@127.0.0.1:{server.port}/")[1]["error"] == "HostError"
+    assert ask(server, "GET", f"{own}/v1/vocabulary", Host="evil.example")[0] == 200
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():

@@ -4,7 +4,10 @@ import contextlib
 import os
 import select
 import socket
+import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,18 +22,21 @@ from support.live_server import (
 )
 from support.serve_process import serve_process
 from support.throttle import SlowLink
+from zsseg_rt.server import ServerSettings
+from zsseg_rt.server.connections import ConnectionGuard
 
 LARGE = "test://?size=640x360&rate=30"
 
 
 @contextlib.contextmanager
-def raw(server, request=b"", receive_buffer=None):
+def raw(server, request=b"", receive_buffer=None, address="127.0.0.1"):
     """A connection that sends a few bytes, and reads only what the test reads."""
     client = socket.socket()
     client.settimeout(PATIENCE)
     if receive_buffer is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     with client:
+        client.bind((address, 0))
         client.connect(("127.0.0.1", server.port))
         client.sendall(request)
         yield client
@@ -69,6 +75,36 @@ def test_on_a_slow_link_a_viewer_sees_what_is_new():
             page.acknowledge(frame)
         assert len(ages) >= 3
         assert np.median(ages[len(ages) // 2 :]) < 3000.0
+
+
+def test_constant_changes_of_classes_do_not_starve_viewers():
+    """Each picture comes with its own classes, and most pictures come."""
+    over, counts = threading.Event(), {"changes": 0, "frames": 0}
+    with demo_server() as server, viewer(server) as page:
+
+        def change():
+            while not over.is_set():
+                words = ["red ball", "blue sky"][: 1 + counts["changes"] % 2]
+                counts["changes"] += (
+                    ask(server, "PUT", "/v1/vocabulary", {"classes": words})[0] == 200
+                )
+
+        page.acknowledge(page.frame())
+        threads = [threading.Thread(target=change) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        before, end = metric(server, "zsseg_frames_labelled_total"), time.monotonic() + 3.0
+        while time.monotonic() < end:
+            frame = page.frame()
+            assert frame.header["vocabulary_version"] == page.told("vocabulary")["version"]
+            page.acknowledge(frame)
+            counts["frames"] += 1
+        labelled = metric(server, "zsseg_frames_labelled_total") - before
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert counts["changes"] >= 10
+    assert counts["frames"] >= 0.4 * labelled, counts
 
 
 @pytest.mark.parametrize(
@@ -138,11 +174,21 @@ def test_more_players_than_may_are_told_to_come_again():
         assert (status, told["error"]) == (503, "BusyError")
 
 
+def test_of_a_burst_of_players_no_more_than_may_are_let_in():
+    request = b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with demo_server(motion_jpegs=2) as server, contextlib.ExitStack() as stack:
+        players = [stack.enter_context(raw(server)) for _ in range(20)]
+        for player in players:
+            player.sendall(request)
+        codes = [player.recv(12)[-3:] for player in players]
+    assert sorted(codes) == [b"200"] * 2 + [b"503"] * 18
+
+
 def test_connections_beyond_the_limit_are_refused_in_words():
     with demo_server(connections=5) as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(raw(server)) for _ in range(5)]
         wait_until(lambda: refused(server), "it is full")
-        with raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+        with raw(server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
             answer = read_all(client)
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
         assert b'"BusyError"' in answer
@@ -152,8 +198,57 @@ def test_connections_beyond_the_limit_are_refused_in_words():
         assert metric(server, "zsseg_connections_refused_total") >= 2
 
 
-def refused(server):
-    with raw(server, b"GET /v1/settings HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+def test_slow_heads_do_not_keep_the_health_from_being_asked():
+    """A liveness probe that fails would have a healthy server killed."""
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with demo_server(connections=20) as server, contextlib.ExitStack() as stack:
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "frames are labelled")
+        for _ in range(200):
+            stack.enter_context(raw(server, b"GET / HTTP/1.1\r\nX-Slow: "))
+        assert refused(server)
+        for _ in range(3):
+            with raw(server, health) as client:
+                assert read_all(client).startswith(b"HTTP/1.1 200"), "it is closed after one answer"
+            for _ in range(30):
+                stack.enter_context(raw(server, b"GET /healthz HTTP/1.1\r\nX-Slow: "))
+
+
+def test_one_address_does_not_take_the_connections_of_others():
+    with demo_server(connections_per_address=5) as server, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(raw(server))
+        wait_until(lambda: refused(server), "this address is full")
+        assert not refused(server, "127.0.0.2")
+    with (
+        demo_server(connections_per_address=5, settings={"proxies": ("127.0.0.0/30",)}) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(8):
+            stack.enter_context(raw(server))
+        assert not refused(server)
+
+
+@pytest.mark.parametrize(
+    ("address", "whose"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("192.168.1.9", ""),
+        ("::ffff:192.168.1.9", ""),
+        (None, ""),
+    ],
+)
+def test_whose_connection_it_is(address, whose):
+    guard = ConnectionGuard(ServerSettings(proxies=("192.168.1.0/24", "fd00::/8")), Counter())
+    peer = address and (address, 1234, 0, 0)
+    assert guard._who(SimpleNamespace(get_extra_info=lambda _: peer)) == whose
+
+
+def refused(server, address="127.0.0.1"):
+    asked = b"GET /v1/settings HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with raw(server, asked, address=address) as client:
         try:
             return client.recv(12) != b"HTTP/1.1 200"
         except ConnectionError:

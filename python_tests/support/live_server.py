@@ -100,6 +100,10 @@ class Viewer:
         """The next frame; :meth:`acknowledge` it to get another."""
         return self._next(lambda message: isinstance(message, SeenFrame))
 
+    def told(self, kind):
+        """The last text of a kind that came."""
+        return next(text for text in reversed(self.texts) if text["type"] == kind)
+
     def say(self, kind, **content):
         self.socket.send(json.dumps({"type": kind, **content}))
 

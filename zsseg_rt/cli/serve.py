@@ -67,6 +67,10 @@ def serve(
         list[str] | None,
         typer.Option(help="A further name of the server, such as a proxy's; may repeat."),
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of a proxy that brings many clients; may repeat."),
+    ] = None,
     stale_after: Annotated[
         float, typer.Option(help="Seconds without a new frame after which /healthz answers 503.")
     ] = 5.0,
@@ -118,6 +122,7 @@ def serve(
             port=port,
             token=_token(token),
             allowed_hosts=tuple(allow_host or ()),
+            proxies=tuple(proxy or ()),
             stale_seconds=stale_after,
         )
         listener = listen(host, port)

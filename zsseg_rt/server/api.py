@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from zsseg_rt import __version__
 from zsseg_rt.errors import ArgumentError, SourceError, VocabularyError, ZssegError
 from zsseg_rt.server.gate import PROTOCOL
+from zsseg_rt.server.health import describe_health
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.metrics import CONTENT_TYPE, write_metrics
 from zsseg_rt.server.motion_jpeg import MotionJpeg
@@ -99,20 +100,18 @@ def _serve_page(app: FastAPI, hub: Hub, page: Page) -> None:
 def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
-    async def healthz() -> Response:
-        """Whether frames are labelled: 200 if so, else 503 with the reason."""
-        since = hub.seconds_since_frame()
-        reason = None
-        if since is None:
-            reason = "no frame has been labelled yet"
-        elif since > stale_seconds:
-            reason = f"no frame was labelled for {since:.0f} s"
-        content = {
-            "status": "failing" if reason else "ok",
-            "reason": reason,
-            "seconds_since_frame": since and round(since, 3),
-        }
-        return JSONResponse(content, 503 if reason else 200)
+    async def healthz(request: Request, strict: bool = False) -> Response:
+        """Whether frames are labelled: 200 if so, else 503 with the reason.
+
+        With ``strict`` it is 503, too, when any source gives none.
+        """
+        is_well, content = describe_health(
+            hub,
+            stale_seconds=stale_seconds,
+            strict=strict,
+            with_names=request.state.shows_token,
+        )
+        return JSONResponse(content, 200 if is_well else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -132,9 +131,9 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
     async def put_vocabulary(new: NewVocabulary) -> dict[str, Any]:
         """Look for other classes, from the next frame on."""
         with desk.place():
-            await desk.run(lambda: labeller.set_classes(new.classes, new.background))
+            mine = await desk.run(lambda: labeller.set_classes(new.classes, new.background))
         hub.tell_vocabulary()
-        return hub.vocabulary
+        return labeller.describe(mine)
 
     @app.get("/v1/settings")
     async def get_settings() -> Settings:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from zsseg_rt.server.settings import Limits
+from zsseg_rt.server.settings import ServerSettings
 
 __all__ = ["ConnectionGuard", "guarded_protocol"]
 
 _LOOK_EVERY = 0.5  # seconds
+_RESERVE = 8  # connections beyond the limits that may ask for the health
+_HEALTH = (b"GET /healthz", b"HEAD /healthz")
 _GOODBYE = 1.0  # seconds that a refused or closing connection gets to take its last bytes
 _BUSY = b'{"error":"BusyError","message":"connections: expected fewer at a time. Try again."}'
 _REFUSAL = (
@@ -29,8 +34,9 @@ _REFUSAL = (
 @dataclass(kw_only=True)
 class _Watch:
     transport: asyncio.Transport
-    opened_at: float
-    is_refused: bool
+    address: str
+    state: Literal["admitted", "waiting", "health", "refused", "lingering"]
+    until: float = 0.0  # for all states but the first
     cycle: RequestResponseCycle | None = None
     idle_since: float
     pending: int = 0
@@ -41,33 +47,93 @@ class ConnectionGuard:
     """Knows all connections; used in the loop's thread.
 
     Args:
-        limits: The most that clients may use.
+        settings: Its limits, and the proxies that count for many clients.
         counts: Where refused and dropped connections are counted.
     """
 
-    def __init__(self, limits: Limits, counts: Counter[str]) -> None:
-        self._limits, self._counts = limits, counts
+    def __init__(self, settings: ServerSettings, counts: Counter[str]) -> None:
+        self._limits, self._counts = settings.limits, counts
+        self._proxies = [ipaddress.ip_network(network) for network in settings.proxies]
         self._watched: dict[H11Protocol, _Watch] = {}
 
-    def admit(self, protocol: H11Protocol, transport: asyncio.Transport) -> bool:
-        """Take in a connection, unless there are too many; then call :meth:`refuse`."""
-        open_now = len(self._watched)
-        refused = open_now >= self._limits.connections
-        if open_now >= 2 * self._limits.connections:  # no room even for refusals
-            transport.abort()
-        else:
-            now = time.monotonic()
-            self._watched[protocol] = _Watch(
-                transport=transport, opened_at=now, is_refused=refused, idle_since=now
-            )
-        return not refused
+    def take(self, protocol: H11Protocol, transport: asyncio.Transport) -> None:
+        """Take in a connection; beyond the limits it may only ask for the health."""
+        limits, now, address = self._limits, time.monotonic(), self._who(transport)
+        admitted = self._of_state("admitted", "lingering")
+        mine = sum(one.address == address for one in admitted) if address else 0
+        is_full = len(admitted) >= limits.connections or mine >= limits.connections_per_address
+        self._watched[protocol] = _Watch(
+            transport=transport,
+            address=address,
+            state="waiting" if is_full else "admitted",
+            until=now + _GOODBYE,
+            idle_since=now,
+        )
+        # Whoever asks for the health does so at once; whoever is silent makes room for him.
+        if len(waiting := self._of_state("waiting", "health")) > _RESERVE:
+            self._refuse(waiting[0])
+        if len(refused := self._of_state("refused")) > limits.connections:
+            refused[0].transport.abort()
 
-    def refuse(self, transport: asyncio.Transport) -> None:
+    def lets(self, protocol: H11Protocol, data: bytes) -> bool:
+        """Whether what a connection sends is heard."""
+        watch = self._watched.get(protocol)
+        if watch is None or watch.state in ("refused", "lingering"):
+            return False
+        if watch.state == "waiting":
+            if not data.startswith(_HEALTH):
+                self._refuse(watch)
+                return False
+            watch.state = "health"
+        return True
+
+    def linger(self, protocol: H11Protocol) -> bool:
+        """Whether a connection that has its answer stays open for what its client still sends.
+
+        Else the client gets a reset in place of the answer.
+        """
+        watch = self._watched.get(protocol)
+        if watch is None or protocol.conn.their_state is not h11.SEND_BODY:
+            return False
+        if watch.state != "lingering":
+            watch.state, watch.until = "lingering", time.monotonic() + self._limits.request_seconds
+            with contextlib.suppress(OSError):  # it has gone already
+                watch.transport.write_eof()
+            watch.transport.resume_reading()
+        return True
+
+    def is_of_the_reserve(self, protocol: H11Protocol) -> bool:
+        """Whether a connection gets one answer and no more."""
+        return protocol in self._watched and self._watched[protocol].state == "health"
+
+    def _of_state(self, *states: str) -> list[_Watch]:
+        return [watch for watch in self._watched.values() if watch.state in states]
+
+    def _refuse(self, watch: _Watch) -> None:
         """Say why in a few words; the client, which may still be sending, is left to close."""
+        was_heard, watch.state = watch.state == "health", "refused"
+        watch.until = time.monotonic() + _GOODBYE
         self._counts["connections_refused"] += 1
-        transport.write(_REFUSAL)
+        if was_heard:
+            watch.transport.abort()
+            return
+        watch.transport.write(_REFUSAL)
         with contextlib.suppress(OSError):  # it has gone already
-            transport.write_eof()
+            watch.transport.write_eof()
+
+    def _who(self, transport: asyncio.Transport) -> str:
+        """Whose connection it is; empty if it is not counted by address."""
+        peer = transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):  # it has gone already
+            return ""
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        if any(address in network for network in self._proxies):
+            return ""
+        if address.version == 6:  # one client has as many as it likes of these
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return str(address)
 
     def forget(self, protocol: H11Protocol) -> None:
         """Make room for another: it is closed. :meth:`look` finds those that became WebSockets."""
@@ -85,7 +151,12 @@ class ConnectionGuard:
             transport = watch.transport
             if transport.is_closing() and not transport.get_write_buffer_size():
                 del self._watched[protocol]
-            elif self._is_refused_for_long(watch, now) or self._is_stuck(watch, now):
+            elif watch.state in ("waiting", "health") and now > watch.until:
+                self._refuse(watch)
+            elif watch.state in ("refused", "lingering"):
+                if now > watch.until:
+                    transport.abort()
+            elif self._is_stuck(watch, now):
                 transport.abort()
             elif self._is_idle(protocol, watch, now):
                 self._counts["connections_dropped"] += 1
@@ -95,9 +166,6 @@ class ConnectionGuard:
         """Cut every connection."""
         for watch in self._watched.values():
             watch.transport.abort()
-
-    def _is_refused_for_long(self, watch: _Watch, now: float) -> bool:
-        return watch.is_refused and now - watch.opened_at > _GOODBYE
 
     def _is_stuck(self, watch: _Watch, now: float) -> bool:
         """Whether the client has taken no byte for too long, though bytes wait for it."""
@@ -126,22 +194,36 @@ class ConnectionGuard:
 def guarded_protocol(guard: ConnectionGuard) -> type[H11Protocol]:
     """The protocol of a server whose connections a guard looks after."""
 
-    class GuardedProtocol(H11Protocol):
-        _is_admitted = True
+    class Lingering:
+        """A transport that closes once its client has stopped sending."""
 
+        def __init__(self, transport: asyncio.Transport, protocol: H11Protocol) -> None:
+            self._transport, self._protocol, self._lingers = transport, protocol, False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+        def is_closing(self) -> bool:
+            return self._lingers or self._transport.is_closing()
+
+        def close(self) -> None:
+            self._lingers = guard.linger(self._protocol)
+            if not self._lingers:
+                self._transport.close()
+
+    class GuardedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._is_admitted = guard.admit(self, transport)
-            if not self._is_admitted:
-                self.connections.discard(self)
-                guard.refuse(transport)
+            super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
+            guard.take(self, transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
             guard.forget(self)
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._is_admitted:
+            if guard.lets(self, data):
                 super().data_received(data)
+                if self.cycle is not None and guard.is_of_the_reserve(self):
+                    self.cycle.keep_alive = False
 
     return GuardedProtocol

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,6 +24,7 @@ PROTOCOL = "zsseg.v1"
 _OPEN_PATHS = ("/", "/healthz")
 _TOKEN_IN_QUERY = ("/stream.mjpg",)  # for players, which cannot send headers
 _SAFE = ("GET", "HEAD")
+_ABSOLUTE = re.compile(rb"(?:http|ws)s?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _PROTECTION = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -47,6 +50,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""
+        scope = _with_origin_form(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
@@ -58,9 +62,7 @@ class Gate:
             self._rules.check_host(headers.get("host"))
             if scope["method"] not in _SAFE:
                 self._rules.check_origin(headers.get("origin"), headers.get("host"))
-            if scope["path"] not in _OPEN_PATHS:
-                query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
-                self._rules.check_token(headers.get("authorization"), query=query)
+            scope["state"]["shows_token"] = self._shows_token(scope, headers)
         except Refused as exc:
             body = {"error": exc.kind, "message": str(exc)}
             challenge = {"www-authenticate": "Bearer"} if exc.status == 401 else None
@@ -70,6 +72,21 @@ class Gate:
         most = self._limits.picture_bytes if is_picture else self._limits.json_bytes
         limited = _limited(receive, headers, most, self._limits.request_seconds)
         await self._app(scope, limited, send)
+
+    def _shows_token(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the request shows the token, or none is asked for.
+
+        Raises:
+            Refused: It does not, and must.
+        """
+        query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
+        try:
+            self._rules.check_token(headers.get("authorization"), query=query)
+        except Refused:
+            if scope["path"] in _OPEN_PATHS:
+                return False
+            raise
+        return True
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, protocols = Headers(scope=scope), scope["subprotocols"]
@@ -85,6 +102,19 @@ class Gate:
             await send({"type": "websocket.close", "code": exc.close_code, "reason": exc.kind})
             return
         await self._app(scope, receive, send)
+
+
+def _with_origin_form(scope: Scope) -> Scope:
+    """Take a target such as ``http://host/path`` apart; its host counts, not that of the header."""
+    found = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if found is None:
+        return scope
+    raw_path = found[2] or b"/"
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    path = unquote(raw_path.decode("ascii"))
+    return {
+        **scope, "raw_path": raw_path, "path": path, "headers": [*headers, (b"host", found[1])],
+    }  # fmt: skip
 
 
 def _protected(send: Send) -> Callable[[Message], Awaitable[None]]:

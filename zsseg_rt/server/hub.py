@@ -37,13 +37,13 @@ class Hub:
     """
 
     def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
-        self._sources = frozenset(stream.stats())
+        self._sources = tuple(stream.stats())
         self.stream, self.labeller, self.limits = stream, labeller, limits
         self.counts: Counter[str] = Counter()
         self.watchers: Counter[str] = Counter()
         self.state: dict[str, Any] = {}
         self.state_number = 0
-        self.vocabulary: dict[str, Any] = labeller.describe_vocabulary()
+        self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
         self._encoder = Worker("encode")
         self._lock = threading.Lock()
@@ -51,6 +51,7 @@ class Hub:
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
         self._labelled_at: deque[float] = deque()
+        self._last_at: dict[str, float] = {}  # per source
         self._began_at = 0.0
         self._wakes: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,6 +113,12 @@ class Hub:
         with self._lock:
             return time.monotonic() - self._labelled_at[-1] if self._labelled_at else None
 
+    def silences(self) -> dict[str, float | None]:
+        """As :meth:`seconds_since_frame`, for each source."""
+        with self._lock:
+            now, last = time.monotonic(), self._last_at
+            return {name: now - last[name] if name in last else None for name in self._sources}
+
     def news(self) -> asyncio.Event:
         """An event that is set whenever there is something new; give it back to :meth:`leave`."""
         event = asyncio.Event()
@@ -124,7 +131,7 @@ class Hub:
 
     def tell_vocabulary(self) -> None:
         """Let viewers know that classes or settings have changed."""
-        self.vocabulary = self.labeller.describe_vocabulary()
+        self.vocabulary = self.labeller.describe(self.labeller.vocabulary)
         self._wake_all()
 
     def close(self) -> None:
@@ -153,6 +160,7 @@ class Hub:
             self._began_at = now
         self._ages[frame.source].add(now - frame.captured_at)
         self._labelled_at.append(now)
+        self._last_at[frame.source] = now
         while self._labelled_at[0] < now - _RATE_OVER:
             self._labelled_at.popleft()
 

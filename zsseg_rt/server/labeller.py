@@ -23,6 +23,9 @@ from zsseg_rt.visualize import palette
 
 __all__ = ["Labeller"]
 
+_SETTLE = 0.25  # seconds that the next change waits for a frame with the classes of the last
+_REMEMBERED = 16  # versions of the classes whose frames may still be on their way
+
 
 class Labeller:
     """Labels the stream's frames and clients' pictures with the same classes and threshold.
@@ -41,6 +44,9 @@ class Labeller:
         self._engine, self._limits = engine, limits
         self._unknown_below = engine.config.unknown_below or 0.0
         self._turns = _Turns()
+        self._is_seen = threading.Event()  # whether a frame has been labelled with these classes
+        self._is_seen.set()
+        self._described = {self.vocabulary.version: self.describe(self.vocabulary)}
 
     @property
     def channel_order(self) -> str:
@@ -66,13 +72,24 @@ class Labeller:
         return self._unknown_below
 
     def set_classes(self, classes: ClassNames, background: Sequence[str]) -> Vocabulary:
-        """Name other classes, from the next frame on.
+        """Name other classes, from the next frame on; for one thread.
+
+        However many changes come, each gets a frame, unless none comes at all: else viewers would
+        see hardly any.
+
+        Returns:
+            The classes of this very change.
 
         Raises:
             VocabularyError: A name cannot be used.
         """
         _refuse_long_names(classes, background, self._limits.name_length)
-        return self._engine.set_classes(classes, background=background)
+        self._is_seen.wait(_SETTLE)
+        vocabulary = self._engine.set_classes(classes, background=background)
+        self._is_seen.clear()
+        kept = list(self._described.items())[1 - _REMEMBERED :]
+        self._described = {**dict(kept), vocabulary.version: self.describe(vocabulary)}
+        return vocabulary
 
     def set_unknown_below(self, value: float) -> None:
         """Set the score below which a pixel is unknown, from the next frame on.
@@ -92,7 +109,10 @@ class Labeller:
             options: Further ones of :meth:`Engine.segment`.
         """
         with self._turns.take("frame"):
-            return self._engine.segment(image, unknown_below=self._unknown_below, **options)
+            seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)
+        if seg.vocabulary_version == self.vocabulary.version:
+            self._is_seen.set()
+        return seg
 
     def segment_picture(self, content: bytes) -> tuple[npt.NDArray[np.uint8], Segmentation]:
         """Label a client's picture.
@@ -112,12 +132,20 @@ class Labeller:
         with self._turns.take("picture"):
             return image, self._engine.segment(image, unknown_below=self._unknown_below)
 
-    def describe_vocabulary(self) -> dict[str, Any]:
-        """The classes in force as clients see them."""
-        return describe_vocabulary(self.vocabulary, self._unknown_below)
+    def describe(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """Classes as clients see them, with the threshold that is set now."""
+        return {**_describe(vocabulary), "unknown_below": self._unknown_below}
+
+    def describe_version(self, version: int) -> dict[str, Any] | None:
+        """The classes that had this version; None if that was many changes ago."""
+        in_force = self.vocabulary
+        if in_force.version == version:
+            return self.describe(in_force)
+        found = self._described.get(version)
+        return None if found is None else {**found, "unknown_below": self._unknown_below}
 
 
-def describe_vocabulary(vocabulary: Vocabulary, unknown_below: float) -> dict[str, Any]:
+def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
     """Classes as clients see them: a class's label is its position."""
     colours = palette(vocabulary.names).tolist()
     synonyms: list[list[str]] = [[] for _ in vocabulary.names]
@@ -132,7 +160,6 @@ def describe_vocabulary(vocabulary: Vocabulary, unknown_below: float) -> dict[st
         ],
         "background": background,
         "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
-        "unknown_below": unknown_below,
     }
 
 

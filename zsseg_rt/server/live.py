@@ -87,7 +87,7 @@ class LiveServer:
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
         self._stream = Stream(sources, labeller.segment_frame, policy=policy, memories=memories)
         self._hub = Hub(self._stream, labeller, self.settings.limits)
-        self._guard = ConnectionGuard(self.settings.limits, self._hub.counts)
+        self._guard = ConnectionGuard(self.settings, self._hub.counts)
         app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)
         self._uvicorn = uvicorn.Server(_configure(app, self.settings, self._guard))
         self._listener = listener or listen(self.settings.host, self.settings.port)

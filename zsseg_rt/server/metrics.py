@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
@@ -81,10 +82,11 @@ def _of_server(hub: Hub) -> Iterable[str]:
     )  # fmt: skip
     version = hub.labeller.vocabulary.version
     yield _single("zsseg_vocabulary_version", "gauge", "Version of the classes.", version)
-    since = hub.seconds_since_frame()
     yield _family(
-        "zsseg_seconds_since_frame", "gauge", "Since the last frame was labelled.",
-        [] if since is None else [("", {}, since)],
+        "zsseg_seconds_since_frame", "gauge",
+        "Since the last frame of the source was labelled; infinite before the first.",
+        [("", {"source": name}, math.inf if since is None else since)
+         for name, since in hub.silences().items()],
     )  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def _family(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> str:
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     for suffix, labels, value in samples:
         inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        lines.append(f"{name}{suffix}{{{inside}}} {value}" if inside else f"{name}{suffix} {value}")
+        where = f"{name}{suffix}{{{inside}}}" if inside else f"{name}{suffix}"
+        lines.append(f"{where} {'+Inf' if value == math.inf else value}")
     return "\n".join(lines) + "\n"
 
 

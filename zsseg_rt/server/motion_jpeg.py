@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.pictures import VERSION_HEADER
 from zsseg_rt.server.worker import Busy
 
 __all__ = ["MotionJpeg"]
@@ -24,21 +26,32 @@ class MotionJpeg(StreamingResponse):
         hub: What all clients share.
         source: The source to show; None shows all in turns.
 
-    Raises:
-        Busy: As many clients have it as may.
     """
 
     def __init__(self, hub: Hub, source: str | None) -> None:
-        if hub.watchers["motion_jpegs"] >= hub.limits.motion_jpegs:
-            raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         super().__init__(_parts(hub, source), media_type=kind)
+        self._hub = hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, unless as many clients have it as may: checked and counted in one step.
+
+        Raises:
+            Busy: As many clients have it as may.
+        """
+        watchers = self._hub.watchers
+        if watchers["motion_jpegs"] >= self._hub.limits.motion_jpegs:
+            raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")
+        watchers["motion_jpegs"] += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            watchers["motion_jpegs"] -= 1
 
 
 async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
     sent: dict[str, int] = {}
     news = hub.news()
-    hub.watchers["motion_jpegs"] += 1
     try:
         yield f"--{_BOUNDARY}\r\n".encode()
         while not hub.is_closed:
@@ -50,8 +63,10 @@ async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
             sent[result.source] = result.number
             jpeg = await result.overlay()
             # Players show a part when they see the boundary after it.
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            head = (
+                f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
+                f"{VERSION_HEADER}: {result.seg.vocabulary_version}\r\n\r\n"
+            )
             yield b"".join((head.encode(), jpeg, f"\r\n--{_BOUNDARY}\r\n".encode()))
     finally:
-        hub.watchers["motion_jpegs"] -= 1
         hub.leave(news)

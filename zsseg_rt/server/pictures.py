@@ -13,7 +13,10 @@ from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_overlay
 from zsseg_rt.visualize import encode_label_png, palette
 
-__all__ = ["answer_picture"]
+__all__ = ["VERSION_HEADER", "answer_picture"]
+
+VERSION_HEADER = "X-Vocabulary-Version"
+"""Says of which classes a picture's labels are."""
 
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
@@ -31,13 +34,14 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     """
     _refuse_large(content, labeller.most_pixels)
     image, seg = labeller.segment_picture(content)
-    wanted = _wanted(accept)
+    wanted, headers = _wanted(accept), {VERSION_HEADER: str(seg.vocabulary_version)}
+    if wanted == "application/json":
+        return JSONResponse(_describe(seg), headers=headers)
     if wanted == "image/png":
-        return Response(encode_label_png(seg.labels, palette(seg.names)), media_type=wanted)
-    if wanted == "image/jpeg":
-        overlay = encode_overlay(image, seg.labels, seg.names, labeller.channel_order)
-        return Response(overlay, media_type=wanted)
-    return JSONResponse(_describe(seg))
+        content = encode_label_png(seg.labels, palette(seg.names))
+    else:
+        content = encode_overlay(image, seg.labels, seg.names, labeller.channel_order)
+    return Response(content, media_type=wanted, headers=headers)
 
 
 def _wanted(accept: str) -> str:

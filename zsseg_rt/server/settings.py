@@ -23,6 +23,7 @@ class Limits:
 
     Attributes:
         connections: Open connections, of all kinds.
+        connections_per_address: Those of one address; of IPv6, of one network of 64 bits.
         viewers: WebSockets that watch.
         motion_jpegs: Clients of ``/stream.mjpg``.
         ack_seconds: Until a viewer has acknowledged a frame.
@@ -38,6 +39,7 @@ class Limits:
     """
 
     connections: int = 128
+    connections_per_address: int = 32
     viewers: int = 16
     motion_jpegs: int = 8
     ack_seconds: float = 15.0
@@ -61,6 +63,8 @@ class ServerSettings:
         port: TCP port; 0 takes a free one.
         token: What clients must show, 16 to 128 letters, digits, ``-._~``; None lets all in.
         allowed_hosts: Further names that clients may call the server by, such as a proxy's.
+        proxies: Addresses or networks whose connections carry many clients: they count together
+            only, not per address.
         stale_seconds: Without a new frame for so long, the server reports that it is not healthy.
         limits: The most that clients may use.
 
@@ -72,6 +76,7 @@ class ServerSettings:
     port: int = 8000
     token: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     stale_seconds: float = 5.0
     limits: Limits = field(default_factory=Limits)
 
@@ -92,6 +97,14 @@ class ServerSettings:
                 raise ArgumentError(
                     f"allow-host: expected a name or an address without a port, got {name!r}"
                 )
+        for network in self.proxies:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ArgumentError(
+                    "proxy: expected an address or network such as 10.0.0.7 or 10.0.0.0/24, got "
+                    f"{network!r}"
+                ) from None
         if not self.stale_seconds > 0.0:
             raise ArgumentError(f"stale-after: expected seconds above 0, got {self.stale_seconds}")
 

@@ -117,7 +117,8 @@ class _Viewer:
         return self._unacknowledged is not None and waited > self._hub.limits.ack_seconds
 
     async def _send_news(self) -> None:
-        await self._send_vocabulary()
+        if self._is_behind():
+            await self._send_vocabulary(self._hub.vocabulary)
         if self._state_number != self._hub.state_number:
             self._state_number = self._hub.state_number
             await self._send_json(self._hub.state)
@@ -135,9 +136,11 @@ class _Viewer:
         self._sent[result.source] = result.number
         if result.seg.vocabulary_version > self._hub.vocabulary["version"]:
             self._hub.tell_vocabulary()
-        await self._send_vocabulary()
         if result.seg.vocabulary_version != self._vocabulary["version"]:
-            return  # of the classes before; a newer one follows
+            theirs = self._hub.labeller.describe_version(result.seg.vocabulary_version)
+            if theirs is None:
+                return  # of classes that were replaced long ago; a newer frame follows
+            await self._send_vocabulary(theirs)
         message = await result.message()
         self._unacknowledged, self._sent_at = result.number, time.monotonic()
         data = message.pack(_now_ms())
@@ -145,10 +148,16 @@ class _Viewer:
         self._hub.counts["frames_sent"] += 1
         self._hub.counts["bytes_sent"] += len(data)
 
-    async def _send_vocabulary(self) -> None:
-        if self._vocabulary is not self._hub.vocabulary:
-            self._vocabulary = self._hub.vocabulary
-            await self._send_json({"type": "vocabulary", **self._vocabulary})
+    def _is_behind(self) -> bool:
+        """Whether the viewer hears of new classes now; others come with their first frame."""
+        told, new = self._vocabulary, self._hub.vocabulary
+        if told and told["version"] == new["version"]:
+            return bool(told["unknown_below"] != new["unknown_below"])
+        return not told or time.monotonic() - self._sent_at > _LOOK
+
+    async def _send_vocabulary(self, vocabulary: dict[str, Any]) -> None:
+        self._vocabulary = vocabulary
+        await self._send_json({"type": "vocabulary", **vocabulary})
 
     async def _send_json(self, message: Mapping[str, Any]) -> None:
         await self._socket.send_text(json.dumps(message, separators=(",", ":")))
