@@ -136,6 +136,8 @@ def check_size(name: str, width: int, height: int) -> None:
             f"{name}: expected frames of at most {MOST_PIXELS} pixels, got {width}x{height} = "
             f"{width * height}. Make them smaller with ffmpeg, or in the camera's settings."
         )
+
+
 def shown(address: str) -> str:
     """An address as everybody may see it: scheme, host, port and path.
 
