@@ -165,7 +165,7 @@ def _path(text: str, order: str) -> Source:
         )
     is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
     if is_folder(path) or path.suffix.lower() in SUFFIXES or is_pattern:
-        return PhotoSource(name=text, channel_order=order)
+        return PhotoSource(name=text, path=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)
 
