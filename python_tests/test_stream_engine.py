@@ -1,6 +1,7 @@
 """Engine.stream: the frames of real sources, labelled by a real engine."""
 
 import itertools
+import re
 import threading
 
 import cv2
@@ -14,6 +15,7 @@ from zsseg_rt import (
     EngineConfig,
     EngineStateError,
     FrameMemory,
+    Rotation,
     SourceError,
 )
 from zsseg_rt.demo import demo_bundle, demo_classes
@@ -155,6 +157,18 @@ def test_sinks_are_called_beside_the_loop(engine, photos):
     assert len(list(stream)) == 3
     assert len(called) == 3
     assert main not in called
+
+
+def test_recordings_are_rotated_and_say_whose_they_are(engine, photos, tmp_path):
+    listed = tmp_path / "sources.txt"
+    listed.write_text(f"one = {photos}/0.png\n{photos}/[12].png\n")
+    rotation = Rotation.parse("1h", keep="7d")
+    with engine.stream(f"@{listed}", sinks=[tmp_path / "out.mp4"], rotation=rotation) as stream:
+        assert sum(1 for _ in stream) == 3
+    (sink,) = stream.sink_stats()
+    named, second = sorted(sink.whose, key=sink.whose.get, reverse=True)
+    assert re.fullmatch(rf"{tmp_path}/out-one-\d+T\d+Z\.mp4", named)
+    assert re.fullmatch(rf"{tmp_path}/out-2-\d+T\d+Z\.mp4", second)
 
 
 def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine, tmp_path):

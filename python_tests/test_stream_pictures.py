@@ -55,7 +55,7 @@ def test_channels_come_in_the_order_asked_for(tmp_path):
     np.testing.assert_array_equal(rgb, bgr[..., ::-1])
     cv2.imwrite(str(tmp_path / "a.png"), np.full((2, 3, 3), (1, 2, 3), np.uint8))
     for order, expected in (("rgb", [3, 2, 1]), ("bgr", [1, 2, 3])):
-        source = PhotoSource(name=str(tmp_path), channel_order=order)
+        source = PhotoSource(name="photos", path=str(tmp_path), channel_order=order)
         (picture,) = source.pictures(ReaderNow())
         assert picture.image[0, 0].tolist() == expected
 
@@ -63,7 +63,7 @@ def test_channels_come_in_the_order_asked_for(tmp_path):
 def test_photos_come_in_order(tmp_path):
     for number in (2, 0, 1):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
-    pictures = list(PhotoSource(name=str(tmp_path / "*.png")).pictures(ReaderNow()))
+    pictures = list(PhotoSource(name="photos", path=str(tmp_path / "*.png")).pictures(ReaderNow()))
     assert [p.image[0, 0, 0] for p in pictures] == [0, 1, 2]
     assert [p.pts_seconds for p in pictures] == [0.0, 1.0, 2.0]
     assert {p.clock for p in pictures} == {"file"}
@@ -74,18 +74,18 @@ def test_a_broken_photo_is_left_out(tmp_path):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
     (tmp_path / "1.png").write_bytes(b"x")
     reader = ReaderNow()
-    pictures = list(PhotoSource(name=str(tmp_path)).pictures(reader))
+    pictures = list(PhotoSource(name="photos", path=str(tmp_path)).pictures(reader))
     assert [p.image[0, 0, 0] for p in pictures] == [0, 2]
     assert reader.damaged == 1
     for number in (0, 2):
         (tmp_path / f"{number}.png").write_bytes(b"x")
     with pytest.raises(SourceError, match="expected photos, 3 cannot be read"):
-        list(PhotoSource(name=str(tmp_path)).pictures(reader))
+        list(PhotoSource(name="photos", path=str(tmp_path)).pictures(reader))
 
 
 def test_a_folder_without_photos_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="found nothing"):
-        next(PhotoSource(name=str(tmp_path)).pictures(ReaderNow()))
+        next(PhotoSource(name="photos", path=str(tmp_path)).pictures(ReaderNow()))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.source import GivenName
-from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.uris import open_sources, source_names
 from zsseg_rt.stream.video import VideoSource
 
 
@@ -217,6 +217,16 @@ def test_an_address_without_its_scheme_keeps_its_password(text):
     with pytest.raises(ArgumentError) as raised:
         open_sources(text)
     assert "secret" not in str(raised.value)
+
+
+def test_reports_name_sources_without_secrets():
+    given = [
+        "http://u:se cret@cam/x?pw=secret",
+        "@list.txt",
+        "gst:x user-pw=secret",
+        "test://?rate=9",
+    ]
+    assert source_names(given) == ["http://cam/x", "@list.txt", "gst:x user-pw=***", given[3]]
 
 
 def test_pipelines_show_no_secrets():

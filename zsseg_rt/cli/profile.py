@@ -189,10 +189,10 @@ def _run(
     from zsseg_rt.profiling.profiler import SelfCheckError
     from zsseg_rt.profiling.profiler import profile as run
     from zsseg_rt.profiling.workload import Workload, read_frames
-    from zsseg_rt.stream.source import redact
+    from zsseg_rt.stream.uris import source_names
 
     frames = read_frames(source or demo_photos())
-    shown = ", ".join(map(redact, source)) if source else "the demo's images"
+    shown = ", ".join(source_names(source)) if source else "the demo's images"
     with tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder, _status() as tell:
         workload = Workload(Path(folder), frames, names, templates)
         request = Request(
@@ -341,7 +341,7 @@ def _require_package(name: str, option: str, *, extra: str) -> None:
 
 def _repeat(context: typer.Context) -> str:
     """The command line that does this again; without passwords."""
-    from zsseg_rt.stream.source import redact
+    from zsseg_rt.stream.uris import source_names
 
     words = ["zsseg-rt", "profile"]
     for parameter in context.command.params:
@@ -353,8 +353,9 @@ def _repeat(context: typer.Context) -> str:
         elif isinstance(value, bool):
             words.append((parameter.opts if value else parameter.secondary_opts)[0])
         else:
-            for part in value if isinstance(value, (list, tuple)) else [value]:
-                words += [parameter.opts[0], redact(str(part))]
+            parts = [str(part) for part in (value if isinstance(value, (list, tuple)) else [value])]
+            for part in source_names(parts) if parameter.name == "source" else parts:
+                words += [parameter.opts[0], part]
     return shlex.join(words)
 
 

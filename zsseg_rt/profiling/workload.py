@@ -15,7 +15,7 @@ from zsseg_rt.errors import ArgumentError, ConfigError, SourceError
 from zsseg_rt.families.registry import create_family
 from zsseg_rt.profiling.variants import Variant
 from zsseg_rt.self_check import read_golden
-from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.uris import open_sources, source_names
 
 __all__ = ["MOST_FRAMES", "ClassRequest", "Workload", "read_frames"]
 
@@ -53,7 +53,8 @@ def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
     except (ArgumentError, SourceError) as exc:
         raise ConfigError(f"--source: {exc}") from exc
     if not frames:
-        raise ConfigError(f"--source: expected frames, got none from {', '.join(sources)}")
+        names = ", ".join(source_names(sources))
+        raise ConfigError(f"--source: expected frames, got none from {names}")
     return frames[:most]
 
 

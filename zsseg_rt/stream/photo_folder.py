@@ -21,11 +21,13 @@ class PhotoSource:
     """Shows photos in order, one per second of the stream's own time.
 
     Attributes:
-        name: A file, folder or glob pattern; see :func:`zsseg_rt.photos.find_photos`.
+        name: What it is called.
+        path: A file, folder or glob pattern; see :func:`zsseg_rt.photos.find_photos`.
         channel_order: Of the frames.
     """
 
     name: str
+    path: str
     channel_order: str = "rgb"
     live = False
 
@@ -36,7 +38,7 @@ class PhotoSource:
             SourceError: There is none that can be read.
             BackendUnavailableError: OpenCV is not installed.
         """
-        photos = find_photos([self.name])
+        photos = find_photos([self.path])
         found = 0
         for path in photos:
             try:

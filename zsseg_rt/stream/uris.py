@@ -22,7 +22,7 @@ from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 
-__all__ = ["open_sources"]
+__all__ = ["open_sources", "source_names"]
 
 _LONGEST_LIST = 1 << 20  # bytes
 _MOST_PIXELS = 1 << 26
@@ -66,6 +66,15 @@ def open_sources(
         sources.append(source if name is None else _named(source, name))
     _check_names([source.name for source in sources])
     return sources
+
+
+def source_names(given: Sequence[str]) -> list[str]:
+    """What sources are called where everybody may read it; a list stays ``@FILE``.
+
+    Raises:
+        ArgumentError: A URI is none of those that are known.
+    """
+    return [text if text.startswith("@") else open_sources(text)[0].name for text in given]
 
 
 def _named(source: Source, name: str) -> Source:
@@ -159,7 +168,7 @@ def _path(text: str, order: str) -> Source:
         )
     is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
     if is_folder(path) or path.suffix.lower() in SUFFIXES or is_pattern:
-        return PhotoSource(name=text, channel_order=order)
+        return PhotoSource(name=text, path=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)
 
