@@ -220,6 +220,12 @@ def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
     end = read(rtsp_cameras().url, 1, "--most-pixels", "76799").end
     assert end["error"] == "SourceError"
     assert "expected frames of at most 76799 pixels, got 320x240 = 76800" in end["message"]
+    camera = rtsp_cameras(sizes=("320x240", "480x360"))
+    with reading(camera.url, "--most-pixels", "76800") as lines:
+        assert next(lines)["shape"] == [240, 320, 3]
+        camera.change_size()
+        end = next(line for line in lines if line.get("shape") != [240, 320, 3])
+    assert "got 480x360" in end["message"]
 
 
 def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):

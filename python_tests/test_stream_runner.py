@@ -3,6 +3,7 @@
 import gc
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -289,6 +290,23 @@ def test_a_file_is_played_at_its_own_speed_when_only_the_latest_frame_counts(tmp
     found = seen(Stream(open_sources(path), label, policy="latest"))
     assert found[-1][1] == 9
     assert len(found) > 3  # nearly all, on a machine that is not busy
+
+
+@pytest.mark.parametrize("jump", [-500.0, 500.0])
+def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
+    class Joined:
+        name, live = "joined", False
+
+        def pictures(self, reader):
+            for number in range(8):
+                stamp = number / 10 + (jump if number > 3 else 0.0)
+                yield Picture(image=numbered(number), captured_at=0.0, clock="file",
+                              pts_seconds=stamp)  # fmt: skip
+
+    began_at = time.monotonic()
+    found = seen(Stream([Joined()], label, policy="latest"))
+    assert found[-1][1] == 7
+    assert 0.5 < time.monotonic() - began_at < LONG  # both parts at their own speed
 
 
 @pytest.mark.parametrize(

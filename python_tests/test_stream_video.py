@@ -111,6 +111,13 @@ def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
     assert "file:" not in str(raised.value)
 
 
+def test_a_format_that_ffmpeg_does_not_decode_is_an_error(clip, tmp_path):
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(SourceError, match="a format that FFmpeg does not decode"):
+        read(path)
+
+
 def test_sound_alone_is_an_error(tmp_path):
     path = tmp_path / "sound.mka"
     with av.open(str(path), "w") as container:

@@ -14,6 +14,8 @@ from zsseg_rt.stream.watch import SourceWatch
 
 __all__ = ["Capture"]
 
+_LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobody waits for them
+
 
 class _Attempt:
     """One thread that reads a source until it ends, fails or is told to stop.
@@ -108,6 +110,7 @@ class Capture:
         self._source, self._slot, self._hand_off, self._now = source, slot, hand_off, now
         self._paced = paced
         self._start: float | None = None
+        self._last_stamp = 0.0
         self._attempt: _Attempt | None = None
         self._frames = 0  # of this attempt that the watch knows of
         self._damaged = 0  # in attempts that are over
@@ -202,6 +205,8 @@ class Capture:
 
     def _is_stopped_before_its_time(self, attempt: _Attempt, picture: Picture) -> bool:
         stamp, now = picture.pts_seconds or 0.0, self._now()
-        if self._start is None:
+        jumps = not 0.0 <= stamp - self._last_stamp <= _LONGEST_GAP
+        if self._start is None or jumps:
             self._start = now - stamp
+        self._last_stamp = stamp
         return attempt.wait(self._start + stamp - now)

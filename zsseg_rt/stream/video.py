@@ -126,6 +126,9 @@ class VideoSource:
                 "name the file."
             )
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise SourceError(f"{self.name}: expected a video, got one in a format that FFmpeg "
+                              "does not decode. Convert it to H.264.")  # fmt: skip
         check_size(self.name, stream.codec_context.width, stream.codec_context.height)
         # A size that comes later, or differs from what the container says, is refused by decoders.
         stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}

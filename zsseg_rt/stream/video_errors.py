@@ -33,7 +33,8 @@ _REMEDIES = {
 # FFmpeg calls it invalid data when a camera answers nothing.
 _NETWORK_REMEDIES = {
     "InvalidDataError": "Nothing readable came. Check the address, and that the camera is on.",
-    "OSError": "If it redirects to another address, give that one: redirects are not followed.",
+    "OSError": "Check that the camera is on. If it redirects to another address, give that one: "
+    "redirects are not followed.",
 }
 _DEVICE_REMEDIES = {
     errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists those that are there.",

@@ -7,11 +7,21 @@ import os
 from collections.abc import Sequence
 
 from tools.torture.target import BUILDS, TARGETS
-from tools.torture.targets import bundles, conditions, files, itself, pictures, services, values
+from tools.torture.targets import (
+    bundles,
+    cameras,
+    conditions,
+    files,
+    itself,
+    pictures,
+    services,
+    values,
+)
 
 __all__ = [
     "available",
     "bundles",
+    "cameras",
     "conditions",
     "files",
     "itself",

@@ -216,8 +216,9 @@ class _Wiring:
                 check_size(self._name, *(caps.get_int(side)[1] for side in ("width", "height")))
             except SourceError as exc:
                 self.problem = exc.with_traceback(None)
-                return self._gst.PadProbeReturn.DROP
-        return self._gst.PadProbeReturn.OK
+        # A decoder reads the size in the frames too: none must come through.
+        returns = self._gst.PadProbeReturn
+        return returns.OK if self.problem is None else returns.DROP
 
     def forget(self) -> None:
         if self._probe is not None:
