@@ -7,11 +7,21 @@ import os
 from collections.abc import Sequence
 
 from tools.torture.target import BUILDS, TARGETS
-from tools.torture.targets import bundles, conditions, files, itself, pictures, services, values
+from tools.torture.targets import (
+    bundles,
+    clients,
+    conditions,
+    files,
+    itself,
+    pictures,
+    services,
+    values,
+)
 
 __all__ = [
     "available",
     "bundles",
+    "clients",
     "conditions",
     "files",
     "itself",
@@ -31,6 +41,8 @@ def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         absent = [part for part in _NEEDS.get(group, ()) if not importlib.util.find_spec(part)]
         if absent:
             missing[name] = f"needs {' and '.join(absent)}"
+        if group == "rtsp" and not clients.can_serve():
+            missing[name] = "needs GStreamer's RTSP server"
         if group == "disk" and not conditions.can_mount():
             missing[name] = "needs root, to have a small disk of its own"
         if group in BUILDS and not os.environ.get(BUILDS[group]):
