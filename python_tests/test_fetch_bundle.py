@@ -251,7 +251,7 @@ def test_offline_one_line_says_it_all_at_once(home, child_environment):
     assert (code, out, err.count("\n")) == (EXIT_FAILURE, "", 1)
     for part in (
         "open_clip_model.safetensors",
-        "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/",
+        "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/977e3dd0ec55",
         str(home / "checkpoints" / "timm--vit_base_patch16_clip_224.openai"),
     ):
         assert part in err

@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -54,8 +55,8 @@ class Heard(Progress):
         self.bytes.append((done, total))
 
 
-def find(heard=None):
-    return find_checkpoint(tiny_set(), heard or Heard())
+def find(heard=None, **pins):
+    return find_checkpoint(replace(tiny_set(), **pins), heard or Heard())
 
 
 def folder():
@@ -71,9 +72,9 @@ def partial_file():
     return found
 
 
-def refused(match, *, in_one_line=True):
+def refused(match, *, in_one_line=True, **pins):
     with pytest.raises(FetchError, match=match) as caught:
-        find()
+        find(**pins)
     assert not in_one_line or "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -296,3 +297,34 @@ def test_a_full_disk_keeps_what_came(hub):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert 0 < partial_file().stat().st_size <= 1 << 20
     assert find().path.read_bytes() == weights_file()
+
+
+def test_the_pinned_commit_is_asked_for(hub):
+    found = find(revision=COMMIT, sha256={FILE: digest()})
+    assert found.path.read_bytes() == weights_file()
+    asked = [path for _, path, _ in hub.requests if "/resolve/" in path]
+    assert asked
+    assert all(f"/resolve/{COMMIT}/" in path for path in asked)
+
+
+def test_another_commit_than_the_pinned_one_is_refused(hub):
+    assert f"for the pinned {'1' * 12}" in refused("expected to download", revision="1" * 40)
+    assert hub.ranges() == []
+
+
+def test_a_hub_that_states_another_content_than_the_pinned_one_is_refused(hub):
+    """Whoever replaces a file at the hub also replaces the hash that the hub states."""
+    pins = {"revision": COMMIT, "sha256": {FILE: digest()}}
+    hub.files[KEY] = weights_file("other")
+    refused(f"expected {FILE} with the sha256 {digest()[:12]}.* Nothing was downloaded", **pins)
+    assert hub.ranges() == []
+
+
+def test_a_file_by_hand_is_compared_with_the_pinned_content_without_a_network(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    getattr(huggingface_hub, "close_session", lambda: None)()
+    put_by_hand(weights_file("other"))
+    refused("expected the published file", sha256={FILE: digest()})
+    put_by_hand(weights_file())
+    assert not find(sha256={FILE: digest()}).ours
+    assert hub.requests == []

@@ -1,5 +1,6 @@
 """Names, what they stand for, and which of a name and a path wins."""
 
+import re
 import shutil
 
 import pytest
@@ -91,6 +92,9 @@ def test_every_set_agrees_with_open_clip(chosen):
     from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
     from zsseg_rt.models.dense.encoder import HEADS
 
+    assert re.fullmatch("[0-9a-f]{40}", chosen.revision)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in chosen.sha256.values())
+    assert set(chosen.sha256) <= set(chosen.files)
     published = get_pretrained_cfg(chosen.clip, chosen.tag)
     assert published["hf_hub"] == f"{chosen.repository}/"
     assert (published["mean"], published["std"]) == (CLIP_MEAN, CLIP_STD)

@@ -191,3 +191,11 @@ def test_the_page_needs_nothing_that_the_policy_forbids():
 def test_a_page_without_one_style_and_one_script_is_refused(html):
     with pytest.raises(SourceError, match="expected one"):
         policy_for(html)
+
+
+@pytest.mark.parametrize(
+    "network", ["", "proxy.example", "10.0.0.7/24", "10.0.0.0/33", "fd00::1/8"]
+)
+def test_a_proxy_is_an_address_or_a_network(network):
+    with pytest.raises(ArgumentError, match="proxy: expected an address or network such as"):
+        ServerSettings(proxies=(network,))

@@ -64,6 +64,7 @@ def test_every_metric_is_in_the_table(server):
 def test_the_limits_are_those_of_the_table():
     limits = Limits()
     assert f"| connections | {limits.connections};" in PAGE
+    assert f"| {limits.connections_per_address}; the same |" in PAGE
     assert f"| {limits.viewers}; {limits.motion_jpegs} |" in PAGE
     assert f"{limits.json_bytes >> 10} KiB; {limits.picture_bytes >> 20} MiB" in PAGE
     assert f"{limits.picture_pixels / 1e6:.0f} million pixels" in PAGE

@@ -96,11 +96,11 @@ def reading(uri: str, *options: str):
 
 
 @contextmanager
-def watch(url: str):
+def watch(url: str, transport: str = "tcp"):
     """The images, uint8 RGB, that a viewer of FFmpeg's sees."""
     import av
 
-    options = {"rtsp_transport": "tcp", "analyzeduration": "100000"}
+    options = {"rtsp_transport": transport, "analyzeduration": "100000"}
     with av.open(url, options=options, timeout=WITHIN) as container:
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"

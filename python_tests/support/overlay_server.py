@@ -2,6 +2,7 @@
 
     python overlay_server.py ADDRESS [--size HxW] [--order rgb] [--rate R] [--noise]
                              [--jetson [ELEMENT...]] [--nvenc FILE] [--bits-per-pixel N]
+                             [--until-setup SECONDS]
 
 It tells ``{"port": ..., "name": ...}``, or its error. Lines on its standard input are commands:
 ``facts`` tells what the sink did so far, ``size HxW`` goes on with frames of that size, ``source
@@ -109,9 +110,14 @@ def main():
     parser.add_argument("--nvenc", type=Path)
     parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
     parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
+    parser.add_argument("--until-setup", type=float)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     encoders._BITS_PER_PIXEL = options.bits_per_pixel
+    if options.until_setup is not None:
+        from zsseg_rt.stream.gstreamer import visitors
+
+        visitors._UNTIL_SETUP = options.until_setup
     if options.jetson is not None:
         from support import jetson_elements
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zsseg_rt.errors import FetchError
@@ -59,16 +59,23 @@ def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
     for file in chosen.files:
         if (folder / file).is_file():
             return _local(chosen, folder / file, progress)
-    for copy, sha256 in hub.cached_copies(chosen.repository, chosen.files):
-        if sha256_of(copy) == sha256:
+    for copy, sha256 in hub.cached_copies(chosen.repository, chosen.files, chosen.revision):
+        if sha256_of(copy) == chosen.sha256.get(copy.name, sha256):
             progress.say(f"using {copy}, which the Hugging Face cache has")
             return Checkpoint(path=copy, origin=f"{chosen.repository} {copy.name}", ours=False)
         progress.say(f"{copy} in the Hugging Face cache is damaged and not used")
     try:
-        remote = hub.look_up(chosen.repository, chosen.files)
+        remote = hub.look_up(chosen.repository, chosen.files, chosen.revision)
     except hub.HubError as exc:
         raise _by_hand(chosen, chosen.files[0], None, str(exc)) from exc
-    return _download(chosen, remote, folder / remote.file, progress)
+    pinned = _pinned(chosen, remote)
+    if remote.sha256 not in (None, pinned.sha256):
+        raise FetchError(
+            f"{chosen.name}: expected {remote.file} with the sha256 {str(pinned.sha256)[:12]}..., "
+            f"which is known, got {str(remote.sha256)[:12]}... from the hub. "
+            "Nothing was downloaded. If HF_ENDPOINT names a mirror, try without it; else report it."
+        )
+    return _download(chosen, pinned, folder / remote.file, progress)
 
 
 def check_free_space(chosen: PretrainedSet, folder: Path, download_bytes: int) -> None:
@@ -107,6 +114,7 @@ def _local(chosen: PretrainedSet, path: Path, progress: Progress) -> Checkpoint:
     """A file that lies where downloads go: compared with its note, or else with the hub."""
     record = _read_record(path)
     known = record or _ask_about(chosen, path, progress)
+    known = known and _pinned(chosen, known)
     if known is not None:
         _compare(path, known, f"Remove {path}, then run: zsseg-rt fetch {chosen.name}")
     progress.say(f"using {path}")
@@ -115,9 +123,22 @@ def _local(chosen: PretrainedSet, path: Path, progress: Progress) -> Checkpoint:
     return Checkpoint(path=path, origin=origin, ours=record is not None)
 
 
+def _pinned(chosen: PretrainedSet, remote: hub.RemoteFile) -> hub.RemoteFile:
+    """The file with the SHA-256 that is known here, if it is."""
+    return replace(remote, sha256=chosen.sha256.get(remote.file, remote.sha256))
+
+
 def _ask_about(chosen: PretrainedSet, path: Path, progress: Progress) -> hub.RemoteFile | None:
+    if sha256 := chosen.sha256.get(path.name):
+        return hub.RemoteFile(
+            repository=chosen.repository,
+            file=path.name,
+            commit=chosen.revision,
+            size=None,
+            sha256=sha256,
+        )
     try:
-        return hub.look_up(chosen.repository, [path.name])
+        return hub.look_up(chosen.repository, [path.name], chosen.revision)
     except hub.HubError as exc:
         progress.say(f"{path} cannot be compared with the published file: {exc}")
         return None
@@ -132,8 +153,8 @@ def _download(
     check_free_space(chosen, path.parent, max(0, size - done))
     rest = f", {megabytes(done)} of which are here from an earlier try" if done else ""
     progress.say(
-        f"downloading {hub.address_of(remote.repository, remote.file)} ({size} bytes{rest}; "
-        f"licence: {chosen.licence})"
+        f"downloading {hub.address_of(remote.repository, remote.file, chosen.revision)} "
+        f"({size} bytes{rest}; licence: {chosen.licence})"
     )
     try:
         _download_rest(remote, partial, progress)
@@ -214,8 +235,8 @@ def _by_hand(chosen: PretrainedSet, file: str, size: int | None, problem: str) -
     shown = f"{size} bytes" if size is not None else f"about {megabytes(chosen.weight_bytes)}"
     return FetchError(
         f"{chosen.name}: expected to download {file} ({shown}) from "
-        f"{hub.address_of(chosen.repository, file)}, got {problem}. To do it by hand, put the file "
-        f"into {folder}, then run: zsseg-rt fetch {chosen.name}"
+        f"{hub.address_of(chosen.repository, file, chosen.revision)}, got {problem}. To do it by "
+        f"hand, put the file into {folder}, then run: zsseg-rt fetch {chosen.name}"
     )
 
 

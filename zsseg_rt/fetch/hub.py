@@ -63,19 +63,19 @@ def address_of(repository: str, file: str, revision: str = "main") -> str:
     return str(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 
 
-def look_up(repository: str, files: Sequence[str]) -> RemoteFile:
-    """Ask for size and hash of the first file that the repository has.
+def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
+    """Ask for size and hash of the first file that the repository has at a revision.
 
     Raises:
         HubError: None of the files is there, or there is no answer.
     """
     for file in files[:-1]:
         try:
-            return _look_up_one(repository, file)
+            return _look_up_one(repository, file, revision)
         except HubError as exc:
             if not exc.absent:
                 raise
-    return _look_up_one(repository, files[-1])
+    return _look_up_one(repository, files[-1], revision)
 
 
 def download(
@@ -112,7 +112,9 @@ def download(
             )
 
 
-def cached_copies(repository: str, files: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def cached_copies(
+    repository: str, files: Sequence[str], revision: str
+) -> Iterator[tuple[Path, str]]:
     """Copies in the Hugging Face cache, whose names say their SHA-256.
 
     Yields:
@@ -121,20 +123,22 @@ def cached_copies(repository: str, files: Sequence[str]) -> Iterator[tuple[Path,
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        found = try_to_load_from_cache(repository, file)
+        found = try_to_load_from_cache(repository, file, revision=revision)
         blob = Path(found).resolve() if isinstance(found, str) else None
         if blob is not None and blob.is_file() and _SHA256.fullmatch(blob.name):
             yield Path(str(found)), blob.name
 
 
-def _look_up_one(repository: str, file: str) -> RemoteFile:
+def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with _errors_as_phrases():
-        found = get_hf_file_metadata(hf_hub_url(repository, file))
+        found = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
     commit, etag = found.commit_hash or "", found.etag or ""
     if not _COMMIT.fullmatch(commit):
         raise HubError("an answer that does not come from a Hugging Face Hub")
+    if _COMMIT.fullmatch(revision) and commit != revision:
+        raise HubError(f"commit {commit[:12]} for the pinned {revision[:12]}")
     return RemoteFile(
         repository=repository,
         file=file,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
 
 __all__ = ["SETS", "PretrainedSet", "known_set"]
+
+
+_FILE = "open_clip_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class PretrainedSet:
         good_for: One line for those who choose.
         size: Side of the bundle's input in pixels.
         files: Names that the file may have, the preferred one first.
+        revision: Commit of the repository; its files never change.
+        sha256: Of files whose SHA-256 is known beside what the hub says, in hex by name.
     """
 
     name: str
@@ -38,7 +44,9 @@ class PretrainedSet:
     licence: str
     good_for: str
     size: int = 448
-    files: tuple[str, ...] = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
+    revision: str = "main"
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -61,6 +69,8 @@ def _openai_b16(name: str, head: str, good_for: str) -> PretrainedSet:
         num_parameters=_B16,
         licence=_OPENAI_LICENCE,
         good_for=good_for,
+        revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        sha256={_FILE: "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"},
     )
 
 
@@ -76,6 +86,8 @@ _ALL = (
         num_parameters=_L14,
         licence=_OPENAI_LICENCE,
         good_for="OpenAI's CLIP ViT-L/14, 2.9 times the weights, patches of 14 pixels: slower",
+        revision="18d0535469bb561bf468d76c1d73aa35156c922b",
+        sha256={_FILE: "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"},
     ),
     PretrainedSet(
         name="naclip-b16-laion2b",
@@ -87,6 +99,7 @@ _ALL = (
         num_parameters=_B16,
         licence="MIT",
         good_for="ViT-B/16 trained on LAION-2B, where OpenAI's data or licence does not suit",
+        revision="7288da5a0d6f0b51c4a2b27c624837a9236d0112",
     ),
     PretrainedSet(
         name="naclip-b16-datacomp",
@@ -98,6 +111,7 @@ _ALL = (
         num_parameters=_B16,
         licence="MIT",
         good_for="ViT-B/16 trained on DataComp-1B, whose data are published as addresses",
+        revision="d110532e8d4ff91c574ee60a342323f28468b287",
     ),
     _openai_b16("clearclip-b16", "clearclip", "naclip-b16's weights with ClearCLIP's head"),
     _openai_b16("sclip-b16", "sclip", "naclip-b16's weights with SCLIP's head"),

@@ -17,6 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from zsseg_rt.server.settings import ServerSettings
+from zsseg_rt.stream.gstreamer.address import network_of
 
 __all__ = ["ConnectionGuard", "guarded_protocol"]
 
@@ -129,11 +130,8 @@ class ConnectionGuard:
         address = ipaddress.ip_address(peer[0].partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
-        if any(address in network for network in self._proxies):
-            return ""
-        if address.version == 6:  # one client has as many as it likes of these
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return str(address)
+        is_proxy = any(address in network for network in self._proxies)
+        return "" if is_proxy else network_of(str(address))
 
     def forget(self, protocol: H11Protocol) -> None:
         """Make room for another: it is closed. :meth:`look` finds those that became WebSockets."""

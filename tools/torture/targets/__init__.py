@@ -10,6 +10,7 @@ from tools.torture.target import BUILDS, TARGETS
 from tools.torture.targets import (
     bundles,
     cameras,
+    clients,
     conditions,
     files,
     itself,
@@ -22,6 +23,7 @@ __all__ = [
     "available",
     "bundles",
     "cameras",
+    "clients",
     "conditions",
     "files",
     "itself",
@@ -41,6 +43,8 @@ def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         absent = [part for part in _NEEDS.get(group, ()) if not importlib.util.find_spec(part)]
         if absent:
             missing[name] = f"needs {' and '.join(absent)}"
+        if group == "rtsp" and not clients.can_serve():
+            missing[name] = "needs GStreamer's RTSP server"
         if group == "disk" and not conditions.can_mount():
             missing[name] = "needs root, to have a small disk of its own"
         if group in BUILDS and not os.environ.get(BUILDS[group]):

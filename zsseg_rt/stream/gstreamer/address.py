@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -9,7 +10,7 @@ from urllib.parse import unquote
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.stream.source import shown
 
-__all__ = ["Address"]
+__all__ = ["Address", "network_of"]
 
 _FORM = re.compile(
     r"rtsp://(?P<login>[^/?#]*)@(?P<host>[^/?#@:\[\]]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
@@ -68,3 +69,14 @@ class Address:
         """Whether other machines may watch without a password."""
         here = self.host.startswith("127.") or self.host in ("localhost", "::1")
         return self.login is None and not here
+
+
+def network_of(peer: str) -> str:
+    """What counts as one client's address: of IPv6 a network of 64 bits, all of which it has."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))

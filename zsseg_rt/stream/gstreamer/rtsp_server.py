@@ -14,10 +14,14 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import encoder_text
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
+from zsseg_rt.stream.gstreamer.visitors import Visitors
 
 __all__ = ["Channel", "RtspServer"]
 
 _MOST_VIEWERS = 32
+_LONGEST_BODY = 1 << 16  # bytes, of a request; GStreamer reads it before it asks for the password
+_BACKLOG = 64  # connections that wait to be taken; of five, a few silent ones keep all others out
+_LOOKS_PER_SECOND = 4
 _CLEAN_EVERY = 2  # seconds; viewers over UDP that vanished are forgotten after a minute
 _KEY_EVERY = 1_000_000_000  # nanoseconds; how long a new viewer waits for a picture
 _ROLE = "viewer"
@@ -132,11 +136,14 @@ class RtspServer:
         self._server.set_address(address.host)
         self._server.set_service(str(address.port))
         self._server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
+        self._server.set_content_length_limit(_LONGEST_BODY)
+        self._server.set_backlog(_BACKLOG)
         if address.login is not None:
             self._server.set_auth(_auth(self._library, address.login))
         self._channels: list[Channel] = []
-        self._server.connect("client-connected", _greet, self._channels)
-        loop = _Loop(self._library, self._server, name)
+        visitors = Visitors()
+        self._server.connect("client-connected", _greet, self._channels, visitors)
+        loop = _Loop(self._library, self._server, name, visitors)
         self.port = int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
@@ -174,8 +181,9 @@ class RtspServer:
 class _Loop:
     """The thread in which a server hears of its viewers; holds no reference to its owner."""
 
-    def __init__(self, library: Server, server: Any, name: str) -> None:
-        self._library, self._server = library, server
+    def __init__(self, library: Server, server: Any, name: str, visitors: Visitors) -> None:
+        self._library, self._server, self._visitors = library, server, visitors
+        self._looks = 0
         self._context = library.GLib.MainContext.new()
         self._stopped = threading.Event()
         self._sources = [self._listen(name), self._cleaning()]
@@ -203,13 +211,16 @@ class _Loop:
         return source
 
     def _cleaning(self) -> Any:
-        source = self._library.GLib.timeout_source_new_seconds(_CLEAN_EVERY)
+        source = self._library.GLib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
         source.set_callback(self._clean)
         source.attach(self._context)
         return source
 
     def _clean(self, *_: object) -> bool:
-        self._server.get_session_pool().cleanup()
+        self._visitors.look()
+        self._looks += 1
+        if self._looks % (_CLEAN_EVERY * _LOOKS_PER_SECOND) == 0:
+            self._server.get_session_pool().cleanup()
         return True
 
     def _run(self) -> None:
@@ -223,8 +234,9 @@ class _Loop:
         self._context.pop_thread_default()
 
 
-def _greet(_server: Any, client: Any, channels: Sequence[Channel]) -> None:
+def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
     """Somebody connected; when he presses play, he shall not have to wait for a key frame."""
+    visitors.take(client)
 
     def play(*_: object) -> None:
         for channel in channels:
