@@ -22,7 +22,9 @@ __all__ = [
     "expect_rows",
     "expect_shape",
     "expect_side_range",
+    "expect_writable",
     "fail_argument",
+    "label_pair",
     "three_numbers",
 ]
 
@@ -86,31 +88,42 @@ def expect_shape(name: str, array: npt.NDArray[Any], pattern: Sequence[int]) -> 
         )
 
 
+def expect_writable(name: str, array: Any) -> npt.NDArray[Any]:
+    """Return ``array`` if it is one that can be written; otherwise raise."""
+    out = expect_array(name, array)
+    if not out.flags.writeable:
+        raise ShapeError(f"{name}: expected a writable array, got a read-only one. Pass a copy.")
+    return out
+
+
 def expect_out(
     name: str, out: Any | None, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> npt.NDArray[Any]:
     """Return a new array, or the caller's if it can take a result of this shape and dtype."""
     if out is None:
         return np.empty(shape, dtype)
-    array = expect_array(name, out)
-    if not array.flags.writeable:
-        raise ShapeError(f"{name}: expected a writable array, got a read-only one. Pass a copy.")
+    array = expect_writable(name, out)
     expect_dtype(name, array, np.dtype(dtype).name)
     expect_shape(name, array, shape)
     return array
 
 
-def expect_label_outs(
-    out: Any, shape: tuple[int, ...], num_classes: int, with_scores: bool
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Labels and scores to write; scores that were not asked for are written and dropped."""
+def label_pair(out: Any, with_scores: bool) -> dict[str, Any]:
+    """The labels and scores of ``out``, each None if not given."""
     pair = out if isinstance(out, tuple) else (out, None)
     if len(pair) != 2:
         fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
     if not with_scores and pair[1] is not None:
         fail_argument("out", "labels only, because with_scores is False", "labels and scores")
-    labels = expect_out("labels", pair[0], shape, np.uint8 if num_classes <= 254 else np.uint16)
-    return labels, expect_out("scores", pair[1], shape, np.float32)
+    return {"labels": pair[0], "scores": pair[1]}
+
+
+def expect_label_outs(
+    pair: dict[str, Any], shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Labels and scores to write; scores that were not asked for are written and dropped."""
+    labels = expect_out("labels", pair["labels"], shape, dtype)
+    return labels, expect_out("scores", pair["scores"], shape, np.float32)
 
 
 def expect_side_range(

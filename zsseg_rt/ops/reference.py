@@ -21,7 +21,9 @@ from zsseg_rt.ops._contract import (
     expect_out,
     expect_shape,
     fail_argument,
+    label_pair,
 )
+from zsseg_rt.ops._overlap import expect_apart
 from zsseg_rt.ops.reference_blend import blend_cosines
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
@@ -78,6 +80,8 @@ def relationship_descriptor(
         text_half = expect_array("text_queries", text_queries, "float32")
         expect_shape("text_queries", text_half, (num_classes, weight.shape[0]))
     shape = (cls_embed.shape[0], num_classes, weight.shape[0])
+    inputs = {"cls_embed": cls_embed, "text_embeds": text_embeds, "weight": weight, "bias": bias}
+    expect_apart({"out": out}, {**inputs, "text_queries": text_queries})
     result = _descriptor_out(out, shape, text_embeds.dtype)
 
     related = cls_embed.astype(np.float32)[:, None, :] * text
@@ -97,6 +101,7 @@ def relationship_descriptor_text(
     """Reference of :func:`zsseg_rt.ops.relationship_descriptor_text`."""
     text_embeds, weight, bias = _text_half_arrays(text_embeds, weight, bias)
     num_classes, embed_dim = text_embeds.shape
+    expect_apart({"out": out}, {"text_embeds": text_embeds, "weight": weight, "bias": bias})
     result = _descriptor_out(out, (num_classes, weight.shape[0]), text_embeds.dtype)
     text, weights = text_embeds.astype(np.float32), weight.astype(np.float32)
     result[...] = text @ weights[:, embed_dim:].T + bias
@@ -158,6 +163,8 @@ def patch_text_similarity(
         fail_argument("logit_scale", "a finite number", f"{logit_scale:g}")
     num_classes = text_embeds.shape[-2]
     sizes = (num_patches, num_classes) if classes_last else (num_classes, num_patches)
+    inputs = {"patch_embeds": patch_embeds, "text_embeds": text_embeds}
+    expect_apart({"out": out, "finite": finite}, inputs)
     result = expect_out("out", out, (batch, *sizes), np.float32)
     answer = expect_out("finite", finite, (1,), np.uint8)
 
@@ -199,6 +206,8 @@ def overlay(
     expect_shape("palette", palette, (ANY, 3))
     if not 0.0 <= alpha <= 1.0:
         fail_argument("alpha", "a number in [0, 1]", f"{alpha:g}")
+    inputs = {"frame": frame, "labels": labels, "palette": palette}
+    expect_apart({"out": out}, inputs, in_place=("frame",))
     result = expect_out("out", out, frame.shape, np.uint8)
 
     unknown = np.iinfo(labels.dtype).max
@@ -224,6 +233,10 @@ def upsample_argmax_overlay(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.uint8]]:
     """Reference of :func:`zsseg_rt.ops.upsample_argmax_overlay`; ``rule``: its other settings."""
     expect_shape("frame", expect_array("frame", frame, "uint8"), (ANY, ANY, 3))
+    written = {**label_pair(out, bool(rule.get("with_scores"))), "picture": picture}
+    tables = {name: rule.get(name) for name in ("seen", "label_table", "num_classes")}
+    inputs = {"logits": logits, **tables, "frame": frame, "palette": palette}
+    expect_apart(written, inputs, in_place=("frame",))
     labels, scores = upsample_argmax(logits, frame.shape[:2], out=out, **rule)
     if len(labels) != 1:
         raise ShapeError(
@@ -238,6 +251,7 @@ def all_finite(
 ) -> npt.NDArray[np.uint8]:
     """Reference of :func:`zsseg_rt.ops.all_finite`."""
     values = expect_array("values", values, "float32", "float16", "bfloat16")
+    expect_apart({"out": out}, {"values": values})
     result = expect_out("out", out, (1,), np.uint8)
     result[0] = np.isfinite(values).all()
     return result
@@ -250,6 +264,7 @@ def count_labels(
     labels = expect_array("labels", labels, "uint8", "uint16")
     if not 0 <= num_classes <= 65534:
         fail_argument("num_classes", "from 0 to 65534", str(num_classes))
+    expect_apart({"out": out}, {"labels": labels})
     result = expect_out("out", out, (num_classes + 1,), np.int64)
     known = labels[labels != np.iinfo(labels.dtype).max]
     result[:-1] = np.bincount(known, minlength=num_classes)[:num_classes]

@@ -14,6 +14,7 @@ from zsseg_rt.ops._contract import (
     expect_shape,
     fail_argument,
 )
+from zsseg_rt.ops._overlap import expect_apart
 
 __all__ = ["LARGEST_LOG", "blend_cosines"]
 
@@ -40,6 +41,8 @@ def blend_cosines(
     checked = {name: expect_array(name, given, "float32") for name, (given, _) in columns.items()}
     for name, (_, shape) in columns.items():
         expect_shape(name, checked[name], shape)
+    inputs = {"mask_logits": logits, **checked}
+    expect_apart({"out": out}, inputs, in_place=("mask_logits", "cosines"))
     result = expect_out("out", out, logits.shape, np.float32)
     kept = ~(np.abs(logits) < -ABSENT_LOGIT)
     share = checked["shares"].astype(np.float64)[:, None, None]

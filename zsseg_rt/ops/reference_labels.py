@@ -15,12 +15,14 @@ from zsseg_rt.ops._contract import (
     ABSENT_LOGIT,
     ANY,
     expect_array,
+    expect_label_outs,
     expect_logits,
-    expect_out,
     expect_shape,
     expect_side_range,
     fail_argument,
+    label_pair,
 )
+from zsseg_rt.ops._overlap import expect_apart
 from zsseg_rt.ops._sampling import Taps, grid_taps
 
 __all__ = ["UPSAMPLE_ARGMAX_TOLERANCE", "activate", "upsample_argmax", "upsample_bilinear"]
@@ -83,7 +85,10 @@ def upsample_argmax(
         fail_argument("seen_bias", "a finite number", f"{seen_bias:g}")
     if unknown_below is not None and math.isnan(unknown_below):
         fail_argument("unknown_below", "a number or None", "nan")
-    labels, scores = _label_outputs(out, (logits.shape[0], *out_hw), table.dtype, with_scores)
+    pair = label_pair(out, with_scores)
+    tables = {"seen": seen, "label_table": label_table, "num_classes": num_classes}
+    expect_apart(pair, {"logits": logits, **tables})
+    labels, scores = expect_label_outs(pair, (logits.shape[0], *out_hw), table.dtype)
 
     if count == 0:
         labels[...] = np.iinfo(table.dtype).max
@@ -172,16 +177,3 @@ def _checked_count(num_classes: Array | None, classes: int) -> int:
     if not 0 <= given[0] <= classes:
         fail_argument("num_classes", f"from 0 to {classes}", str(given[0]))
     return int(given[0])
-
-
-def _label_outputs(
-    out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, with_scores: bool
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Labels and scores to write; scores that were not asked for are written and dropped."""
-    pair = out if isinstance(out, tuple) else (out, None)
-    if len(pair) != 2:
-        fail_argument("out", "labels or a pair of labels and scores", f"{len(pair)} arrays")
-    if not with_scores and pair[1] is not None:
-        fail_argument("out", "labels only, because with_scores is False", "labels and scores")
-    labels = expect_out("labels", pair[0], shape, dtype)
-    return labels, expect_out("scores", pair[1], shape, np.float32)

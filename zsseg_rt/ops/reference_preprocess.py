@@ -22,6 +22,7 @@ from zsseg_rt.ops._contract import (
     fail_argument,
     three_numbers,
 )
+from zsseg_rt.ops._overlap import expect_apart
 
 __all__ = ["preprocess"]
 
@@ -57,6 +58,8 @@ def preprocess(
     else:
         rgb = _checked_rgb(planes[0], channel_order)
     expect_side_range("size_hw", size_hw, size_hw, "Pass (height, width).")
+    names = ("frame",) if len(planes) == 1 else ("frame[0]", "frame[1]")
+    expect_apart({"out": out}, dict(zip(names, planes, strict=True)))
     given = None if out is None else expect_array("out", out)
     if given is not None:
         expect_dtype("out", given, "float32", "float16", "bfloat16")

@@ -20,8 +20,10 @@ from zsseg_rt.ops._contract import (
     expect_shape,
     expect_side_range,
     fail_argument,
+    label_pair,
     three_numbers,
 )
+from zsseg_rt.ops._overlap import expect_apart
 from zsseg_rt.ops._sampling import grid_taps, resize
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]
@@ -48,6 +50,7 @@ def mask_boxes(
     expect_side_range(
         "canvas_hw", canvas_hw, canvas_hw, "Pass (height, width).", longest=MAX_CANVAS_SIDE
     )
+    expect_apart({"out": out}, {"mask_logits": mask_logits})
     result = expect_out("out", out, (len(mask_logits), 5), np.int32)
     for box, logits in zip(result, mask_logits, strict=True):
         inside = resize(logits, canvas_hw) > 0
@@ -79,11 +82,13 @@ def crop_regions(
         if len(values) != 3:
             fail_argument(name, "3 finite numbers", f"{len(values)} numbers")
     image, mask_logits = _checked_picture(image, mask_logits)
+    inputs = {"image": image, "mask_logits": mask_logits, "regions": regions, "boxes": boxes}
     boxes = _checked_boxes(image, mask_logits, regions, boxes)
     if not 1 <= side <= MAX_CROP_SIDE:
         fail_argument("side", f"from 1 to {MAX_CROP_SIDE}", str(side))
     three_numbers("scale", scale, "3 finite numbers", above=-math.inf)
     three_numbers("offset", offset, "3 finite numbers", above=-math.inf)
+    expect_apart({"out": out}, inputs)
     result = expect_out("out", out, (len(regions), 3, side, side), np.float32)
 
     factors = np.asarray(scale, np.float32)[:, None, None]
@@ -159,7 +164,10 @@ def label_regions(
     expect_side_range("out_hw", out_hw, out_hw, "Pass (height, width).")
     if unknown_below is not None and math.isnan(unknown_below):
         fail_argument("unknown_below", "a number or None", "nan")
-    labels, scores = expect_label_outs(out, out_hw, num_classes, with_scores)
+    pair = label_pair(out, with_scores)
+    expect_apart(pair, {"mask_logits": mask_logits, "class_scores": class_scores, "bias": bias})
+    dtype = np.uint8 if num_classes <= 254 else np.uint16
+    labels, scores = expect_label_outs(pair, out_hw, dtype)
     for first in range(0, out_hw[0], _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
         values = score_maps(mask_logits, class_scores, canvas_hw, out_hw, rows=band)

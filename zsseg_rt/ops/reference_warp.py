@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.arrays import Array
-from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops._contract import expect_array, expect_logits, expect_out, expect_shape
+from zsseg_rt.ops._overlap import expect_apart
 
 __all__ = ["warp_blend"]
 
@@ -30,12 +30,8 @@ def warp_blend(
         arrays[name] = expect_array(name, array, "float32")
         expect_shape(name, arrays[name], shape)
     past, flow, past_weight = arrays.values()
+    expect_apart({"out": out}, {"logits": logits, **arrays}, in_place=("logits",))
     result = expect_out("out", out, logits.shape, np.float32)
-    if np.may_share_memory(result, past):
-        raise ArgumentError(
-            "out: expected memory apart from past's, got an overlap. Cells read their neighbours' "
-            "past: write elsewhere."
-        )
     x = np.arange(width, dtype=np.float32) + flow[..., 0]
     y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
