@@ -1,14 +1,16 @@
 """Initial weights of decode heads: random as ever, copies of one layer, or aligned with CLIP."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from support import tiny  # noqa: E402
-from zsseg_rt import Bundle  # noqa: E402
-from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
+from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
+from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
@@ -79,6 +81,52 @@ def test_an_offset_is_added_to_all_masks(build, architecture):
         for o in (0.0, -3.0)
     )
     torch.testing.assert_close(moved, plain - 3, rtol=0, atol=0.15)  # patches meet it a little
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_an_offset_needs_no_second_layer(build, architecture):
+    text, decoder = names(centred=False), DecoderConfig(query_dim=32, num_heads=4, num_layers=1)
+    plain, moved = (
+        masks_and_cosines(
+            build(architecture, start="aligned", start_offset=offset, decoder=decoder), text
+        )[0]
+        for offset in (0.0, -3.0)
+    )
+    centred = names(centred=True)
+    assert (text.mean(dim=1).abs() > 10 * centred.mean(dim=1).abs()).any()
+    assert (moved - plain + 3).abs().max() < 2.5  # names lose their mean over channels
+    assert abs(float((moved - plain).mean()) + 3) < 0.5
+
+
+def test_overlapping_patches_start_and_export_in_both(build, tmp_path):
+    for architecture in FAMILIES:
+        model = build(architecture, start="aligned", patch_stride=8)
+        plain = build(architecture, start="aligned")
+        text = names(centred=True)
+        finer, coarse = (masks_and_cosines(each, text)[0].shape[-1] for each in (model, plain))
+        assert finer == 4 * coarse
+        path = tmp_path / f"{architecture}.zsseg"
+        export_bundle(model, path, precisions=("float32",), text_encoder=None)
+        Bundle.load(path).verify()
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+def test_cosines_are_of_clips_patches_whatever_the_cells(build, tmp_path, cells):
+    model = build("clip_rc", num_cells=cells)
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), text_encoder=None)
+    settings = EngineConfig(
+        backend="openvino", use_cache=False, cosine_weight=(0.2, 0.5), cosine_scale=9.0
+    )
+    with pytest.raises(ConfigError, match="whose encoder does not give CLIP's patches"):
+        Engine(path, settings)
+    model = build("clip_rc", num_cells=cells)
+    model.config = replace(
+        model.config, cosine=CosineRule(seen_weight=0.2, unseen_weight=0.5, scale=9.0)
+    )
+    path = export_bundle(model, tmp_path / "b.zsseg", precisions=("float32",), text_encoder=None)
+    Bundle.load(path).verify()
+    with Engine(path, settings):
+        pass
 
 
 def test_the_shipped_clips_names_start_as_the_cosine():

@@ -248,6 +248,7 @@ class ClipRC(DescriptorModel):
     """
 
     architecture = "clip_rc"
+    gives_clip_patches = False
     config: ClipRCConfig
     backbone: CellImageEncoder
     decode_head: CellDecodeHead

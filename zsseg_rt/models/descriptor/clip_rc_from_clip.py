@@ -33,6 +33,7 @@ def clip_rc_from_clip(
     num_prompts: int = 10,
     num_cells: int = 16,
     image_size: int = 512,
+    patch_stride: int | None = None,
     decoder: DecoderConfig | None = None,
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
@@ -59,6 +60,7 @@ def clip_rc_from_clip(
         num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff.
         num_cells: Cell tokens, a square number.
         image_size: Side of training crops, in pixels; a multiple of the patch size.
+        patch_stride: Pixels from one patch to the next; None is the patch size, as officially.
         decoder: Sizes of the decoders; None is the official ones at CLIP's embedding width.
         seen_classes: Rows of the text embeddings that are trained on.
         self_trained: Whether training is self-training; see :class:`ClipRCConfig`.
@@ -111,6 +113,7 @@ def clip_rc_from_clip(
         num_prompts=num_prompts,
         decoder=decoder,
         num_cells=num_cells,
+        patch_stride=patch_stride,
     )
     config = ClipRCConfig(
         **settings,

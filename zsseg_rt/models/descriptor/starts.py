@@ -71,7 +71,8 @@ def align_head(q_proj: nn.Linear, decoder: MaskDecoder, offset: float) -> None:
     All layers but the last pass queries on, each norm centring and scaling them, so that texts
     count without their mean over channels. The last layer's queries and keys are ``g I`` with
     ``g^2 = 14 sqrt(heads * E / D)``. The offset is a product of constant parts of queries and keys
-    along the direction that centred queries do not have.
+    along the direction that centred queries do not have; where no layer's norm centres them, that
+    is ``q_proj``'s to do.
 
     Args:
         q_proj: From class descriptors to queries.
@@ -88,6 +89,8 @@ def align_head(q_proj: nn.Linear, decoder: MaskDecoder, offset: float) -> None:
     for linear in (attention.q, attention.k):
         linear.weight.copy_(gain * torch.eye(query_dim))
         linear.bias.zero_()
+    if offset and not refining:
+        q_proj.weight -= q_proj.weight.mean(dim=0)
     if offset:
         attention.k.bias.fill_(_SPREAD)
         attention.q.bias.fill_(offset / (attention.logit_scale * query_dim * _SPREAD))
