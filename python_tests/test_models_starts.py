@@ -14,6 +14,7 @@ from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
+from zsseg_rt.models.descriptor.starts import scale_for  # noqa: E402
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 FAMILIES = ("zegclip", "clip_rc")
@@ -81,6 +82,30 @@ def test_an_offset_is_added_to_all_masks(build, architecture):
         for o in (0.0, -3.0)
     )
     torch.testing.assert_close(moved, plain - 3, rtol=0, atol=0.15)  # patches meet it a little
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_cosine_s_factor_is_an_option(build, architecture):
+    text = names(centred=True)
+    plain, scaled, moved = (
+        masks_and_cosines(build(architecture, start="aligned", **settings), text)[0]
+        for settings in ({}, {"start_scale": 56.0}, {"start_scale": 56.0, "start_offset": -3.0})
+    )
+    torch.testing.assert_close(scaled, 4 * plain, rtol=0, atol=1e-3)
+    torch.testing.assert_close(moved, scaled - 3, rtol=0, atol=0.3)
+
+
+def test_the_factor_fits_the_names():
+    from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+    from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+    from zsseg_rt.training.class_embeddings import embed_phrases
+
+    encoder = build_text_encoder(load_clip("demo"))
+    assert scale_for(embed_phrases(encoder, CLASS_NAMES, ("a photo of a {}.",))) == 14.0
+    near = names(20, centred=True) * 0.2 + torch.eye(SIZES.embed_dim)[0]
+    assert scale_for(torch.nn.functional.normalize(near, dim=-1)) > 50.0
+    assert scale_for(names(2, centred=True)) == 14.0
+    assert scale_for(torch.ones(5, 4) / 2) == 14.0
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -195,6 +220,8 @@ def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp
     ("architecture", "settings", "message"),
     [
         ("zegclip", {"start": "alined"}, "start: expected one of random, copies, aligned, got 'al"),
+        ("zegclip", {"start_scale": 5.0}, "start_scale: expected None with start = 'random'"),
+        ("clip_rc", {"start": "aligned", "start_scale": 0.0}, "start_scale: expected a number ab"),
         ("zegclip", {"start_offset": -3.0}, "start_offset: expected 0 with start = 'random'"),
         (
             "zegclip",
