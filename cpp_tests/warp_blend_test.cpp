@@ -126,11 +126,6 @@ TEST(WarpBlend, NothingOfThePastWhereItIsUnknown) {
   EXPECT_EQ(problem.out, problem.logits);
 }
 
-TEST(WarpBlend, RefusesToWriteOverThePast) {
-  Problem problem(1, 2, 4, 4);
-  EXPECT_THROW(problem.run(problem.past), ArgumentError);
-}
-
 TEST(WarpBlend, RefusesOtherSizesAndTypes) {
   Problem problem(1, 2, 4, 4);
   const TensorView logits = Problem::view(problem.logits, problem.shape());

@@ -3,6 +3,7 @@
 import pickle
 import random
 import struct
+import time
 import tracemalloc
 import zipfile
 
@@ -15,6 +16,8 @@ from torch import nn  # noqa: E402
 
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
+from zsseg_rt.torch_files import inert_pickle  # noqa: E402
+from zsseg_rt.torch_files.checkpoints import Sizes  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
@@ -193,3 +196,97 @@ def test_nothing_that_a_pickle_names_is_imported_or_called(tmp_path):
     with pytest.raises(CheckpointError, match=r"names '\w+\.open', which can run code"):
         load_checkpoint(tmp_path / "a.pth")
     assert not (tmp_path / "opened").exists()
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def huge(value):
+    return b"\x8a\xff" + value.to_bytes(255, "little")
+
+
+def entries(keys, value=b"N"):
+    return b"(" + b"".join(key + value for key in keys) + b"u"
+
+
+TENSOR = pickled(number(0), b"K\x04\x85", b"K\x01\x85")[9:-2]  # without the dictionary around it
+ORDERED = b"ccollections\nOrderedDict\n"
+SHAPED = TENSOR.split(b"Q")[0] + b"QK\x00"  # to be followed by shape, strides and the rest
+PAIRS = b"](" + b"".join(text(f"{i:03}") + b"K\x01\x86" for i in range(300)) + b"eq\x01"
+WIDE = b"](" + b"(" + b"K\x01" * 100_000 + b"tq\x01"  # a list that begins with a wide tuple
+END = b"\x89}tR"
+COLLIDING = (number(i * (2**61 - 1)) for i in range(1, 60_000))
+ASKING = {  # each asks for far more than its own size
+    "one list made into many dictionaries": b"]("
+    + PAIRS
+    + (ORDERED + b"h\x01\x85R") * 60_000
+    + b"e.",
+    "pairs of many parts": WIDE + b"(" + b"h\x01" * 4000 + b"tq\x02" + ORDERED + b"h\x02\x85Re.",
+    "a shape of huge numbers": b"]"
+    + huge(2**2039 - 1)
+    + b"q\x01a}"
+    + text("w")
+    + (SHAPED + b"(" + b"h\x01" * 100_000 + b"t(" + b"K\x01" * 100_000 + b"t" + END + b"s."),
+    "a shape of many axes": WIDE + (SHAPED + b"h\x01h\x01" + END) * 20_000 + b"e.",
+    "many tuples as keys": b"}" + entries(text(str(i)) + b"K\x01\x86" for i in range(2000)) + b".",
+    "a wide tuple as key": WIDE + b"}" + entries([b"h\x01"] * 60_000) + b"e.",
+    "numbers as keys that share a hash": b"}" + entries(COLLIDING) + b".",
+    "tuples of long texts as names": b"}("
+    + (text("y" * (1 << 20)) + b"q\x01K\x01\x86" + TENSOR + b"q\x02")
+    + b"".join(b"h\x01h\x01M" + struct.pack("<H", i) + b"\x87h\x02" for i in range(500))
+    + b"u.",
+}
+
+
+@pytest.mark.parametrize("asked", ASKING.values(), ids=ASKING)
+def test_what_a_pickle_asks_for_is_bounded(tmp_path, asked):
+    save_archive(tmp_path / "a.pth", b"\x80\x02" + asked)
+    began = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"a\.pth: expected") as error:
+        load_checkpoint(tmp_path / "a.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (256 << 20)
+    assert time.process_time() - began < 20
+    assert len(str(error.value)) < 2000
+
+
+def test_a_pickle_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(inert_pickle, "_MAX_STEPS", 1000)
+    save_archive(tmp_path / "a.pth", b"\x80\x02](" + b"]" * 1000 + b"e.")
+    with pytest.raises(CheckpointError, match="a pickle longer than any checkpoint's"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_modules_within_modules_are_bounded(tmp_path):
+    """A hundred attributes that are one module, whose hundred are one: a million tensors."""
+    names = [text(f"{i:03}" + "n" * 90) for i in range(100)]
+    module = b"cm\nM\n)\x81}(" + names[0] + TENSOR + b"q\x01"
+    module += b"".join(name + b"h\x01" for name in names[1:]) + b"ubq\x02"
+    for level in (3, 4):
+        inner = bytes([ord("h"), level - 1])
+        module = b"cm\nM\n)\x81}(" + names[0] + module
+        module += b"".join(name + inner for name in names[1:]) + b"ubq" + bytes([level])
+    save_archive(tmp_path / "a.pt", b"\x80\x02" + module + b".")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        archive.writestr("a/constants.pkl", b"")
+        archive.writestr("a/code/m.py", "class M(Module):\n  __parameters__ = []\n")
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="without end"):
+        load_checkpoint(tmp_path / "a.pt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (128 << 20)
+
+
+@pytest.mark.parametrize("number", ["1", "99999999999", "9" * 5000])
+def test_layers_are_counted_by_those_there(number):
+    """Not by the number in a name, which a model of as many layers would be made for."""
+    there = {"layers.0.weight": torch.zeros(1), f"layers.{number}.weight": torch.zeros(1)}
+    if number == "1":
+        assert Sizes(there, "CLIP").count("layers.") == 2
+        return
+    with pytest.raises(CheckpointError, match=r"layers\.: expected layers 0 to 1, got 9+"):
+        Sizes(there, "CLIP").count("layers.")

@@ -183,6 +183,22 @@ def count_crops(engine, monkeypatch):
     return labels, sum(counts), max(counts, default=0)
 
 
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1].copy(), lambda rows: rows.ravel()])
+def test_a_region_encoder_that_gives_other_rows_is_named(bundle, monkeypatch, change):
+    with Engine(bundle, EngineConfig(**EXACT)) as engine:
+        engine.set_classes(NAMES[3:4], embeddings=embeddings()[:, 3:4])
+        session = engine._lane.sessions["region_encoder"]
+        run = type(session).run
+
+        def odd(self, feeds, *, stream=0):
+            found = run(self, feeds, stream=stream)
+            return {k: change(v) for k, v in found.items()} if "crops" in feeds else found
+
+        monkeypatch.setattr(type(session), "run", odd)
+        with pytest.raises(BackendError, match=r"region_embeds: expected \d+ rows, got shape"):
+            engine.segment(frame())
+
+
 def test_a_few_crops_at_a_time_and_fewer_with_a_threshold(bundle, monkeypatch):
     shown = {}
     for score in (None, 0.0, 0.3, 1.0):

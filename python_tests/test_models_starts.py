@@ -1,17 +1,20 @@
 """Initial weights of decode heads: random as ever, copies of one layer, or aligned with CLIP."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from support import tiny  # noqa: E402
-from zsseg_rt import Bundle  # noqa: E402
-from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
+from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
+from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
+from zsseg_rt.models.descriptor.starts import scale_for  # noqa: E402
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 FAMILIES = ("zegclip", "clip_rc")
@@ -81,6 +84,76 @@ def test_an_offset_is_added_to_all_masks(build, architecture):
     torch.testing.assert_close(moved, plain - 3, rtol=0, atol=0.15)  # patches meet it a little
 
 
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_cosine_s_factor_is_an_option(build, architecture):
+    text = names(centred=True)
+    plain, scaled, moved = (
+        masks_and_cosines(build(architecture, start="aligned", **settings), text)[0]
+        for settings in ({}, {"start_scale": 56.0}, {"start_scale": 56.0, "start_offset": -3.0})
+    )
+    torch.testing.assert_close(scaled, 4 * plain, rtol=0, atol=1e-3)
+    torch.testing.assert_close(moved, scaled - 3, rtol=0, atol=0.3)
+
+
+def test_the_factor_fits_the_names():
+    from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+    from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+    from zsseg_rt.training.class_embeddings import embed_phrases
+
+    encoder = build_text_encoder(load_clip("demo"))
+    assert scale_for(embed_phrases(encoder, CLASS_NAMES, ("a photo of a {}.",))) == 14.0
+    near = names(20, centred=True) * 0.2 + torch.eye(SIZES.embed_dim)[0]
+    assert scale_for(torch.nn.functional.normalize(near, dim=-1)) > 50.0
+    assert scale_for(names(2, centred=True)) == 14.0
+    assert scale_for(torch.ones(5, 4) / 2) == 14.0
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_an_offset_needs_no_second_layer(build, architecture):
+    text, decoder = names(centred=False), DecoderConfig(query_dim=32, num_heads=4, num_layers=1)
+    plain, moved = (
+        masks_and_cosines(
+            build(architecture, start="aligned", start_offset=offset, decoder=decoder), text
+        )[0]
+        for offset in (0.0, -3.0)
+    )
+    centred = names(centred=True)
+    assert (text.mean(dim=1).abs() > 10 * centred.mean(dim=1).abs()).any()
+    assert (moved - plain + 3).abs().max() < 2.5  # names lose their mean over channels
+    assert abs(float((moved - plain).mean()) + 3) < 0.5
+
+
+def test_overlapping_patches_start_and_export_in_both(build, tmp_path):
+    for architecture in FAMILIES:
+        model = build(architecture, start="aligned", patch_stride=8)
+        plain = build(architecture, start="aligned")
+        text = names(centred=True)
+        finer, coarse = (masks_and_cosines(each, text)[0].shape[-1] for each in (model, plain))
+        assert finer == 4 * coarse
+        path = tmp_path / f"{architecture}.zsseg"
+        export_bundle(model, path, precisions=("float32",), text_encoder=None)
+        Bundle.load(path).verify()
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+def test_cosines_are_of_clips_patches_whatever_the_cells(build, tmp_path, cells):
+    model = build("clip_rc", num_cells=cells)
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), text_encoder=None)
+    settings = EngineConfig(
+        backend="openvino", use_cache=False, cosine_weight=(0.2, 0.5), cosine_scale=9.0
+    )
+    with pytest.raises(ConfigError, match="whose encoder does not give CLIP's patches"):
+        Engine(path, settings)
+    model = build("clip_rc", num_cells=cells)
+    model.config = replace(
+        model.config, cosine=CosineRule(seen_weight=0.2, unseen_weight=0.5, scale=9.0)
+    )
+    path = export_bundle(model, tmp_path / "b.zsseg", precisions=("float32",), text_encoder=None)
+    Bundle.load(path).verify()
+    with Engine(path, settings):
+        pass
+
+
 def test_the_shipped_clips_names_start_as_the_cosine():
     from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
     from zsseg_rt.training.class_embeddings import embed_phrases
@@ -147,6 +220,8 @@ def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp
     ("architecture", "settings", "message"),
     [
         ("zegclip", {"start": "alined"}, "start: expected one of random, copies, aligned, got 'al"),
+        ("zegclip", {"start_scale": 5.0}, "start_scale: expected None with start = 'random'"),
+        ("clip_rc", {"start": "aligned", "start_scale": 0.0}, "start_scale: expected a number ab"),
         ("zegclip", {"start_offset": -3.0}, "start_offset: expected 0 with start = 'random'"),
         (
             "zegclip",

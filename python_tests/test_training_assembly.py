@@ -1,6 +1,7 @@
 """From a TOML file to a trained model, an evaluation and a bundle; on a synthetic world."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -325,6 +326,26 @@ def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
     np.testing.assert_allclose(found.class_embeds[:1], mean, atol=1e-6)
     with pytest.raises(VocabularyError, match="got none for boat"):
         class_embeddings(["car", "boat"], config)
+
+
+@pytest.mark.parametrize("name", ["header", "cut", "text", "objects", "names", "pipe"])
+def test_damaged_banks_are_named(tmp_path, name):
+    path, names = tmp_path / "rows.npy", tmp_path / "names.txt"
+    np.save(path, unit_rows(tiny.text_embeds(4, 8).numpy()))
+    names.write_text("[" * 100_000 if name == "names" else "a\nb\nc\nd\n")
+    content = path.read_bytes()
+    odd = {"header": content.replace(b"'shape': (4, 8)", b"'shape': (4**8)"), "cut": content[:-1]}
+    path.write_bytes(odd.get(name, content))
+    if name == "text":
+        np.save(path, np.array([["a"]]))
+    elif name == "objects":
+        np.save(path, np.array([{}], object), allow_pickle=True)
+    elif name == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    config = TextConfig(bank=str(path), bank_names=str(names))
+    with pytest.raises(ArgumentError, match=r"text\.bank(_names)?: expected"):
+        class_embeddings(["a"], config)
 
 
 def test_no_source_of_embeddings_is_an_error():

@@ -58,6 +58,22 @@ def test_text_that_cannot_be_written_again_is_refused(tmp_path):
         TrainConfig.load(tmp_path / "a.toml", ["data.root=photos\udcff"])
 
 
+@pytest.mark.parametrize("text", ["a\\u007fb", "\\r\\n", "\\u0085", '\\"', "\\u0000", "😀"])
+def test_settings_survive_being_written(tmp_path, text):
+    (tmp_path / "a.toml").write_text(DATA)
+    config = TrainConfig.load(tmp_path / "a.toml", [f'model.options={{ "{text}" = ["{text}"] }}'])
+    (tmp_path / "b.toml").write_text(config.to_toml(), encoding="utf-8")
+    again = TrainConfig.load(tmp_path / "b.toml")
+    assert again == config
+    assert not config.differences(again)
+
+
+def test_no_setting_is_nan(tmp_path):
+    (tmp_path / "a.toml").write_text(DATA)
+    with pytest.raises(ArgumentError, match="--set: expected numbers, got nan"):
+        TrainConfig.load(tmp_path / "a.toml", ["model.options.pull=nan"])
+
+
 def test_what_is_not_toml_is_a_word(tmp_path):
     (tmp_path / "a.toml").write_text(DATA)
     config = TrainConfig.load(tmp_path / "a.toml", ["data.root=2024-02-30"])  # no such day

@@ -167,9 +167,9 @@ def test_cache_serves_a_picture_once_computed(tmp_path):
     assert teacher.seen == start + 30
     assert torch.equal(mixed[:2], before)
     assert torch.equal(mixed[2:], again.compute(images[2:]))
-    files = list(tmp_path.rglob("*.npy"))
+    files = list(tmp_path.rglob("*.features"))
     assert len(files) == 3
-    assert files[0].stat().st_size == 128 + 2 * 30 * 32
+    assert files[0].stat().st_size == 32 + 2 * 30 * 32
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -186,20 +186,25 @@ def test_cache_is_kept_apart_by_teacher_and_views(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", None])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "a bit", "another's", "a folder"])
 def test_damaged_features_are_computed_again(tmp_path, damage, caplog):
     features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path)
-    images = pictures(1)
+    images = pictures(2)
     expected = features(images)
-    file = next(tmp_path.rglob("*.npy"))
-    if damage is None:
-        np.save(file, np.zeros((30, 31), np.float16))
-    else:
-        file.write_bytes(damage)
+    file, other = tmp_path.rglob("*.features")
+    content = file.read_bytes()
+    flipped = content[:100] + bytes([content[100] ^ 4]) + content[101:]
+    changes = {"empty": b"", "cut": content[:-1], "longer": content + b"x", "a bit": flipped}
+    if damage == "a folder":
+        file.unlink()
+        file.mkdir()
+        assert features.cache.read(f"{file.parent.name}{file.stem}") is None
+        return
+    file.write_bytes(changes.get(damage, other.read_bytes()))
     with caplog.at_level(logging.WARNING):
         assert torch.equal(features(images), expected)
     assert "computed again" in caplog.text
-    assert np.load(file).shape == (30, 32)
+    assert file.read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

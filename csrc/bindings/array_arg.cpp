@@ -175,7 +175,7 @@ py::capsule dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream)
 
 ArrayArg::ArrayArg(py::handle object, const char* name, StreamHandle stream, bool writable,
                    bool may_be_pitched)
-    : may_be_pitched_(may_be_pitched) {
+    : name_(name), may_be_pitched_(may_be_pitched) {
   if (take_device_array(object, name, stream) || take_buffer(object, name, writable) ||
       take_dlpack(object, name, stream, writable) ||
       take_cuda_array_interface(object, name, stream, writable)) {
@@ -330,7 +330,8 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
 }
 
 OutputArg::OutputArg(const py::object& given, const char* name, const Shape& shape, DType dtype,
-                     const Device& device, StreamHandle stream) {
+                     const Device& device, StreamHandle stream)
+    : name_(name) {
   if (!given.is_none()) {
     given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream));
     view_ = given_->view();
@@ -343,6 +344,48 @@ OutputArg::OutputArg(const py::object& given, const char* name, const Shape& sha
     py::array array = new_numpy_array(shape, dtype);
     view_ = TensorView{array.mutable_data(), dtype, shape, device};
     result_ = std::move(array);
+  }
+}
+
+CallArray::CallArray(const ArrayArg& array)
+    : name_(array.name()), begin_(reinterpret_cast<std::uintptr_t>(array.view().data)) {
+  const TensorView& view = array.view();
+  if (view.count() > 0) {
+    const std::int64_t rows = view.shape.rank == 0 ? 1 : view.shape[0];
+    end_ = begin_ + view.bytes() / static_cast<std::uintptr_t>(rows) +
+           static_cast<std::uintptr_t>((rows - 1) * array.row_bytes());
+  }
+}
+
+CallArray::CallArray(const OutputArg& array)
+    : name_(array.name()), begin_(reinterpret_cast<std::uintptr_t>(array.view().data)) {
+  end_ = array.view().count() > 0 ? begin_ + array.view().bytes() : 0;
+}
+
+CallArray CallArray::or_in_place(const CallArray& output) const {
+  CallArray input = *this;
+  input.in_place_ = output.begin_;
+  return input;
+}
+
+void expect_apart(std::initializer_list<CallArray> written, std::initializer_list<CallArray> read) {
+  const auto refuse = [](const CallArray& output, const CallArray& other) {
+    const std::string name = other.name_;
+    throw ArgumentError(std::string(output.name_) + ": expected memory apart from " + name +
+                        "'s, got an overlap. Pass an array of its own.");
+  };
+  for (const CallArray& output : written) {
+    for (const CallArray& input : read) {
+      const bool is_same = input.begin_ == output.begin_ && input.end_ == output.end_;
+      if (output.overlaps(input) && !(is_same && input.in_place_ == output.begin_)) {
+        refuse(output, input);
+      }
+    }
+    for (const CallArray* other = written.begin(); other != &output; ++other) {
+      if (output.overlaps(*other)) {
+        refuse(output, *other);
+      }
+    }
   }
 }
 

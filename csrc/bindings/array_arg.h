@@ -4,7 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <memory>
+#include <optional>
 
 #include "bindings/dlpack_abi.h"
 #include "zsseg/tensor_view.h"
@@ -28,6 +30,7 @@ class ArrayArg {
     return ArrayArg(object, name, stream, false, true);
   }
 
+  const char* name() const { return name_; }
   const TensorView& view() const { return view_; }
   // From one row to the next, where `pitched` was asked.
   std::int64_t row_bytes() const { return row_bytes_; }
@@ -45,6 +48,7 @@ class ArrayArg {
   bool take_cuda_array_interface(pybind11::handle object, const char* name, StreamHandle stream,
                                  bool writable);
 
+  const char* name_;
   TensorView view_;
   bool may_be_pitched_ = false;
   std::int64_t row_bytes_ = 0;
@@ -57,13 +61,45 @@ class OutputArg {
   OutputArg(const pybind11::object& given, const char* name, const Shape& shape, DType dtype,
             const Device& device, StreamHandle stream);
 
+  const char* name() const { return name_; }
   const TensorView& view() const { return view_; }
   const pybind11::object& result() const { return result_; }
 
  private:
+  const char* name_;
   pybind11::object result_;
   TensorView view_;
   std::shared_ptr<ArrayArg> given_;
 };
+
+// The memory of one argument; none where an optional one is not given.
+class CallArray {
+ public:
+  CallArray(const ArrayArg& array);   // NOLINT(google-explicit-constructor)
+  CallArray(const OutputArg& array);  // NOLINT(google-explicit-constructor)
+  template <typename Arg>
+  CallArray(const std::optional<Arg>& arg) {  // NOLINT(google-explicit-constructor)
+    if (arg) {
+      *this = CallArray(*arg);
+    }
+  }
+
+  // For an input that `output` may be, wholly: the operation reads each element before it writes
+  // there.
+  CallArray or_in_place(const CallArray& output) const;
+
+ private:
+  friend void expect_apart(std::initializer_list<CallArray> written,
+                           std::initializer_list<CallArray> read);
+  bool overlaps(const CallArray& other) const { return begin_ < other.end_ && other.begin_ < end_; }
+
+  const char* name_ = "";
+  std::uintptr_t begin_ = 0, end_ = 0;
+  std::uintptr_t in_place_ = 0;  // where the output that this may be begins
+};
+
+// The one rule of all operations: throws ArgumentError where an array that is written shares memory
+// with another argument, because what is read or was checked there changes under the operation.
+void expect_apart(std::initializer_list<CallArray> written, std::initializer_list<CallArray> read);
 
 }  // namespace zsseg::bindings

@@ -13,6 +13,7 @@ py::object bound_all_finite(const py::object& values, const py::object& out, Str
   const ArrayArg values_arg = ArrayArg::input(values, "values", stream);
   const OutputArg result(out, "out", all_finite_shape(values_arg.view()), DType::uint8,
                          values_arg.view().device, stream);
+  expect_apart({result}, {values_arg});
   {
     const py::gil_scoped_release unlocked;
     all_finite(values_arg.view(), result.view(), stream);

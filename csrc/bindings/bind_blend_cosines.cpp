@@ -35,6 +35,8 @@ py::object bound_blend_cosines(const py::object& mask_logits, const py::object& 
                               shares_arg.view(), parsed};
   const OutputArg result(out, "out", blend_cosines_shape(args), DType::float32,
                          logits_arg.view().device, stream);
+  expect_apart({result}, {CallArray(logits_arg).or_in_place(result),
+                          CallArray(cosines_arg).or_in_place(result), weights_arg, shares_arg});
   {
     const py::gil_scoped_release unlocked;
     blend_cosines(args, result.view(), stream);

@@ -14,6 +14,7 @@ py::object bound_count_labels(const py::object& labels, std::int64_t num_classes
   const ArrayArg labels_arg = ArrayArg::input(labels, "labels", stream);
   const OutputArg result(out, "out", count_labels_shape(labels_arg.view(), num_classes),
                          DType::int64, labels_arg.view().device, stream);
+  expect_apart({result}, {labels_arg});
   {
     const py::gil_scoped_release unlocked;
     count_labels(labels_arg.view(), num_classes, result.view(), stream);

@@ -43,6 +43,7 @@ py::object bound_mask_boxes(const py::object& mask_logits,
   const ArrayArg masks = ArrayArg::input(mask_logits, "mask_logits", stream);
   const Shape shape = mask_boxes_shape(masks.view(), canvas_hw.first, canvas_hw.second);
   const OutputArg result(out, "out", shape, DType::int32, masks.view().device, stream);
+  expect_apart({result}, {masks});
   {
     const py::gil_scoped_release unlocked;
     mask_boxes(masks.view(), result.view(), canvas_hw.first, canvas_hw.second, stream);
@@ -67,6 +68,7 @@ py::object bound_crop_regions(const py::object& image, const py::object& mask_lo
   const Shape shape =
       crop_regions_shape(pixels.view(), masks.view(), indices.view(), corners.view(), params);
   const OutputArg result(out, "out", shape, DType::float32, pixels.view().device, stream);
+  expect_apart({result}, {pixels, masks, indices, corners});
   {
     const py::gil_scoped_release unlocked;
     crop_regions(pixels.view(), masks.view(), indices.view(), corners.view(), result.view(), params,

@@ -44,6 +44,7 @@ py::tuple bound_label_regions(const py::object& mask_logits, const py::object& c
   }
   const ScratchMemory scratch(workspace, label_regions_workspace_bytes(inputs, params), device,
                               stream);
+  expect_apart({labels, scores, scratch.lent()}, {masks, weights, lowered});
   {
     const py::gil_scoped_release unlocked;
     label_regions(inputs, labels.view(), scores ? &scores->view() : nullptr, scratch.view(), params,

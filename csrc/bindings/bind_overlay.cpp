@@ -19,6 +19,7 @@ py::object bound_overlay(const py::object& frame, const py::object& labels,
   const Shape shape =
       overlay_shape(frame_arg.view(), labels_arg.view(), palette_arg.view(), params);
   const OutputArg result(out, "out", shape, DType::uint8, frame_arg.view().device, stream);
+  expect_apart({result}, {CallArray(frame_arg).or_in_place(result), labels_arg, palette_arg});
   {
     const py::gil_scoped_release unlocked;
     overlay(frame_arg.view(), labels_arg.view(), palette_arg.view(), result.view(), params, stream);

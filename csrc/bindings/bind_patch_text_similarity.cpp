@@ -35,6 +35,7 @@ py::object bound_patch_text_similarity(const py::object& patch_embeds,
   if (const ArrayArg* given = given_output(held_workspace, workspace, "workspace", stream)) {
     check.workspace = given->view();
   }
+  expect_apart({result, held_finite, held_workspace}, {patches, text});
   {
     const py::gil_scoped_release unlocked;
     patch_text_similarity(patches.view(), text.view(), result.view(), params, stream, check);

@@ -55,6 +55,8 @@ class FrameArg {
     chroma_.emplace(ArrayArg::pitched(planes[1], "frame[1]", stream));
   }
 
+  CallArray pixels() const { return pixels_; }
+  CallArray chroma() const { return chroma_; }
   CameraFrame view() const {
     if (!chroma_) {
       return {pixels_->view()};
@@ -90,6 +92,7 @@ py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std
   const CameraFrame view = frame_arg.view();
   const Shape shape = preprocess_shape(view, params);
   const OutputArg result(out, "out", shape, result_dtype(out, stream), view.pixels.device, stream);
+  expect_apart({result}, {frame_arg.pixels(), frame_arg.chroma()});
   {
     const py::gil_scoped_release unlocked;
     preprocess(view, result.view(), params, stream);

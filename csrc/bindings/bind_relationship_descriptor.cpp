@@ -47,6 +47,7 @@ py::object bound_relationship_descriptor(const py::object& cls_embed, const py::
   const Shape shape = relationship_descriptor_shape(inputs);
   const OutputArg result(out, "out", shape, descriptor_dtype(out, text.view().dtype, stream),
                          text.view().device, stream);
+  expect_apart({result, work}, {cls, text, weights, biases, queries});
   {
     const py::gil_scoped_release unlocked;
     relationship_descriptor(inputs, result.view(), stream);
@@ -67,6 +68,7 @@ py::object bound_relationship_descriptor_text(const py::object& text_embeds,
   const Shape shape = relationship_descriptor_text_shape(inputs);
   const OutputArg result(out, "out", shape, descriptor_dtype(out, text.view().dtype, stream),
                          text.view().device, stream);
+  expect_apart({result, work}, {text, weights, biases});
   {
     const py::gil_scoped_release unlocked;
     relationship_descriptor_text(inputs, result.view(), stream);

@@ -64,6 +64,7 @@ class OptionalArg {
       arg_.emplace(ArrayArg::input(given, name, stream));
     }
   }
+  CallArray array() const { return arg_; }
   const TensorView* view() const { return arg_ ? &arg_->view() : nullptr; }
 
  private:
@@ -85,6 +86,9 @@ class OverlayArg {
     overlay_ = {view, palette_->view(), picture_->view(), alpha};
   }
 
+  CallArray picture() const { return picture_; }
+  CallArray frame() const { return CallArray(frame_).or_in_place(picture()); }
+  CallArray palette() const { return palette_; }
   const LabelOverlay* overlay() const { return frame_ ? &overlay_ : nullptr; }
   py::object result() const { return picture_ ? picture_->result() : py::none(); }
 
@@ -142,6 +146,9 @@ py::tuple bound_upsample_argmax(const py::object& logits,
   } else if (!view.device.is_cuda()) {
     memory = host_workspace(upsample_argmax_workspace_bytes(inputs, params));
   }
+  expect_apart({labels, scores, overlay_arg.picture(), given},
+               {logits_arg, seen_arg.array(), table_arg.array(), count_arg.array(),
+                overlay_arg.frame(), overlay_arg.palette()});
   {
     const py::gil_scoped_release unlocked;
     upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, memory, params,

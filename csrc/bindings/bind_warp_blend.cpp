@@ -19,6 +19,8 @@ py::object bound_warp_blend(const py::object& logits, const py::object& past,
   const WarpBlendArgs args{logits_arg.view(), past_arg.view(), flow_arg.view(), weight_arg.view()};
   const OutputArg result(out, "out", warp_blend_shape(args), DType::float32,
                          logits_arg.view().device, stream);
+  expect_apart({result},
+               {CallArray(logits_arg).or_in_place(result), past_arg, flow_arg, weight_arg});
   {
     const py::gil_scoped_release unlocked;
     warp_blend(args, result.view(), stream);

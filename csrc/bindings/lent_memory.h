@@ -26,6 +26,7 @@ class ScratchMemory {
                 StreamHandle stream);
 
   const TensorView& view() const { return view_; }
+  CallArray lent() const { return lent_; }
 
  private:
   std::optional<ArrayArg> lent_;

@@ -73,8 +73,8 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
 
 
 def _encoder_outputs(model: DescriptorModel, parts: InferenceParts) -> tuple[str, ...]:
-    """Patches of one cell are CLIP's own; of several, they are made for the decoder."""
-    with_clip = model.config.cosine is not None and parts.num_cells > 1
+    """With CLIP's patches apart, where those for the decoder are others and cosines count."""
+    with_clip = model.config.cosine is not None and not model.gives_clip_patches
     return ("patch_embeds", "cls_embed", *(("clip_embeds",) if with_clip else ()))
 
 

@@ -267,7 +267,7 @@ def _check_clip_embeds(bundle: Bundle) -> None:
     outputs = {
         spec.name: spec for spec in next(iter(bundle.graphs["image_encoder"].values())).outputs
     }
-    if _CLIP_EMBEDS not in outputs and outputs["cls_embed"].shape[0] != 1:
+    if _CLIP_EMBEDS not in outputs and bundle.architecture == "clip_rc":
         raise ConfigError(
             f"cosine_weight: expected None for {bundle.name}, whose encoder does not give CLIP's "
             "patches, got weights. Export it again with a cosine_weight."

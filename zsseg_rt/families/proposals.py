@@ -150,6 +150,11 @@ class _RegionJudge:
             staged[place, :size] = repeated_rows(batch, size)
             regions = workspace.upload("regions", staged[place, :size])
             found = run("regions", partial(self._encode, image, proposal, regions))
+            if len(found.shape) != 2 or found.shape[0] != size:
+                raise BackendError(
+                    f"region_embeds: expected {size} rows, got shape {tuple(found.shape)}. Export "
+                    "the bundle again."
+                )
             host = workspace.on_host(
                 "region_embeds", (most, spec.batch, found.shape[1]), np.float32
             )

@@ -7,6 +7,10 @@ arrays of a call are on one device, and so is the result: a NumPy array on the C
 :class:`DeviceArray` on CUDA, unless ``out`` is given. bfloat16, which NumPy does not have, is taken
 from other libraries' arrays (torch's, by DLPack) and from a :class:`DeviceArray`.
 
+An array that is written (``out``, ``picture``, ``finite``, ``workspace``) shares no memory with
+another argument: an overlap is an ArgumentError. Where an output may be an input, that operation
+says so; then it is the whole of it.
+
 On CUDA a call returns before the work has run: it is enqueued on ``stream`` (a ``cudaStream_t`` as
 an integer; 0 is the legacy default stream), and the inputs must stay alive until then.
 :mod:`zsseg_rt.ops.reference` defines every result.
@@ -312,7 +316,7 @@ def warp_blend(
         flow: float32 ``[B, h, w, 2]``: x, then y, from a cell to where it was, in cells. NaN leads
             out of the grid.
         past_weight: Weight of the past, float32 ``[B, h, w]``. Above 1 counts as 1, NaN as 0.
-        out: Array to write, float32 ``[B, C, h, w]``; may be ``logits``, must not overlap ``past``.
+        out: Array to write, float32 ``[B, C, h, w]``; may be ``logits``.
             A new one if None.
         stream: CUDA stream to enqueue on.
 
@@ -322,7 +326,7 @@ def warp_blend(
     Raises:
         ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
-        ArgumentError: ``out`` overlaps ``past``.
+        ArgumentError: ``out`` overlaps another array.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
     Example:

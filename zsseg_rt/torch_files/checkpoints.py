@@ -47,7 +47,7 @@ _READING_ERRORS = (
     ValueError,
 )
 _T = TypeVar("_T")
-_LISTED = 5  # offending keys that an error lists
+_LISTED, _SHOWN = 5, 160  # offending keys that an error lists, and characters of each
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
@@ -151,13 +151,17 @@ def _find_state_dict(content: Any, path: Path, kind: type[_T]) -> dict[str, _T]:
             f"{'a tensor' if isinstance(content, kind) else type(content).__name__}. "
             "Save the model's state_dict()."
         )
-    others = [str(key)[:80] for key, value in content.items() if not isinstance(value, kind)]
+    others = [
+        key if isinstance(key, str) else f"a {type(key).__name__}"  # its text may be of any length
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, kind))
+    ]
     if others:
         raise CheckpointError(
-            f"{path.name}: expected only tensors in the state_dict, got other values under "
+            f"{path.name}: expected only tensors by name in the state_dict, got other values under "
             f"{_some(others)}. Save the model's state_dict()."
         )
-    return {str(key): value for key, value in content.items()}
+    return dict(content)
 
 
 def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -256,14 +260,18 @@ class Sizes:
         """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on.
 
         Raises:
-            CheckpointError: There are none.
+            CheckpointError: There are none, or some are missing in between.
         """
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        matches = (pattern.match(key) for key in self._state_dict)
-        count = 1 + max((int(match[1]) for match in matches if match), default=-1)
-        if not count:
+        numbers = {match[1] for key in self._state_dict if (match := pattern.match(key))}
+        if not numbers:
             self.of(prefix + "0", 0)
-        return count
+        if gaps := numbers - {str(number) for number in range(len(numbers))}:
+            raise CheckpointError(
+                f"{prefix}: expected layers 0 to {len(numbers) - 1}, got {_some(gaps)}. "
+                "Check that the checkpoint is complete."
+            )
+        return len(numbers)
 
     def heads(self, name: str, given: int | None, width: int) -> int:
         """The number of heads: as given, or one per 64 channels.
@@ -324,5 +332,5 @@ def load_weights(
 
 def _some(items: Iterable[str]) -> str:
     items = list(items)
-    listed = ", ".join(items[:_LISTED]) or "none"
+    listed = ", ".join(item[:_SHOWN] for item in items[:_LISTED]) or "none"
     return listed + (f", and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

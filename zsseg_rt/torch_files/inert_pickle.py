@@ -51,6 +51,10 @@ _DTYPES = {
     "torch.LongStorage": torch.int64,
     "torch.ShortStorage": torch.int16,
 }
+# More than any checkpoint has: its pickle takes about fifteen instructions per tensor.
+_MAX_STEPS = 1 << 20  # and items that one instruction copies
+_MAX_AXES = 64
+_MAX_TUPLE_KEYS, _MAX_KEY_PARTS = 1000, 8  # every look-up hashes a tuple again
 _TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 _PARAMETERS = {
     "torch._utils._rebuild_parameter",
@@ -149,9 +153,11 @@ class Machine:
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}
+        self._steps_left, self._tuple_keys_left = _MAX_STEPS, _MAX_TUPLE_KEYS
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 break
+            self._spend(1)
             self._step(opcode.name, argument)
         return self._stack.pop()
 
@@ -168,6 +174,11 @@ class Machine:
             _ACTIONS[name](self, argument)
         else:
             raise pickle.UnpicklingError(f"instruction {name}, which torch does not write")
+
+    def _spend(self, steps: int) -> None:
+        self._steps_left -= steps
+        if self._steps_left < 0:
+            raise pickle.UnpicklingError("a pickle longer than any checkpoint's")
 
     def _protocol(self, version: int) -> None:
         if version != 2:
@@ -195,11 +206,11 @@ class Machine:
 
     def _set_item(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        _put(self._top(dict), [key, value])
+        self._put(self._top(dict), [key, value])
 
     def _set_items(self, _: Any) -> None:
         items = self._pop_to_mark()
-        _put(self._top(dict), items)
+        self._put(self._top(dict), items)
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
@@ -214,11 +225,24 @@ class Machine:
     def _recall(self, index: int) -> None:
         self._stack.append(self._memo[index])
 
+    def _put(self, target: dict[Any, Any], items: list[Any]) -> None:
+        """Add alternating keys and values."""
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, tuple):
+                self._tuple_keys_left -= 1
+                if self._tuple_keys_left < 0 or len(key) > _MAX_KEY_PARTS:
+                    raise pickle.UnpicklingError("keys of more tuples than a checkpoint has")
+                if any(isinstance(part, tuple) for part in key):
+                    raise pickle.UnpicklingError("a key of nested tuples")  # hashed in C, deeply
+            elif isinstance(key, int) and abs(key) >= 1 << 60:  # many of these share a hash
+                raise pickle.UnpicklingError("a key that is a huge number")
+            target[key] = value
+
     def _name(self, text: str) -> None:
         self._stack.append(_Name(text.replace(" ", ".")))
 
     def _name_storage(self, _: Any) -> None:
-        what, kind, key, _, _, *view = self._stack.pop()
+        what, kind, key, _, _, *view = _parts(self._stack.pop(), most=6)
         dtype = _DTYPES.get(kind.text)
         if what != "storage" or type(key) is not str or dtype is None or view not in ([], [None]):
             raise pickle.UnpicklingError(f"a storage of {kind.text}, which is not read")
@@ -229,13 +253,14 @@ class Machine:
     def _call(self, _: Any) -> None:
         arguments, name = self._stack.pop(), self._stack.pop().text
         if name in _TENSORS:
-            self._stack.append(_stored_tensor(*arguments))
+            self._stack.append(_stored_tensor(*_parts(arguments, most=7)))
         elif name in _PARAMETERS:
             self._stack.append(arguments[0])
         elif name == "collections.OrderedDict":
             pairs = arguments[0] if arguments else []
             made: dict[Any, Any] = {}
-            _put(made, [part for pair in pairs for part in pair])
+            self._spend(len(pairs))
+            self._put(made, [part for pair in pairs for part in _parts(pair, most=2)])
             self._stack.append(made)
         elif name.startswith("torch._utils."):
             raise pickle.UnpicklingError(f"a tensor made by {name[:80]}, which is not read")
@@ -278,20 +303,18 @@ _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
 }
 
 
-def _put(target: dict[Any, Any], items: list[Any]) -> None:
-    """Add alternating keys and values."""
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
-            raise pickle.UnpicklingError("a key of nested tuples")  # hashing them recurses in C
-        target[key] = value
+def _parts(given: Any, *, most: int) -> tuple[Any, ...] | list[Any]:
+    if not isinstance(given, (tuple, list)) or len(given) > most:
+        raise pickle.UnpicklingError("a description that makes no sense")
+    return given
 
 
 def _stored_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, *notes: Any
 ) -> StoredTensor:
     """``notes`` hold whether it needs gradients, its hooks, and flags such as *conjugate*."""
-    numbers = (offset, *shape, *strides)
-    whole = all(type(number) is int and number >= 0 for number in numbers)
+    numbers = (offset, *_parts(shape, most=_MAX_AXES), *_parts(strides, most=_MAX_AXES))
+    whole = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
     if not isinstance(storage, _Storage) or not whole or len(shape) != len(strides) or notes[2:3]:
         raise pickle.UnpicklingError("a tensor whose description makes no sense")
     return StoredTensor(storage.key, storage.dtype, offset, tuple(shape), tuple(strides))

@@ -18,9 +18,9 @@ from zsseg_rt.torch_files.inert_pickle import Instance, Machine, StoredTensor
 
 __all__ = ["is_torchscript", "read_torchscript"]
 
-_MAX_CODE = 1 << 26  # bytes of source text
+_MAX_CODE, _MAX_NAMES = 1 << 25, 1 << 16  # characters of source text, of a module's names
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_MAX_ATTRIBUTES, _MAX_KEY = 1_000_000, 500  # of nested modules
+_MAX_ATTRIBUTES, _MAX_KEY = 100_000, 500  # of nested modules
 # A module's class in an archive's source text. Before torch 1.6 it does not list buffers.
 _MODULE = re.compile(
     r"^class (\w+)\(Module\):\n"
@@ -80,6 +80,8 @@ def _module_classes(archive: Archive) -> dict[str, _Names]:
             text = stream.read(entry.file_size).decode()  # also limits the unpacked size
         for found in _MODULE.finditer(text):
             name, parameters, buffers = found.groups()
+            if len(parameters) + len(buffers or "") > _MAX_NAMES:
+                raise ValueError("a module of more names than a model has")
             listed = None if buffers is None else re.findall(r'"([^"]*)"', parameters + buffers)
             classes[f"{module}.{name}"] = listed
     return classes

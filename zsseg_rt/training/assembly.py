@@ -19,12 +19,13 @@ from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.files import write_atomically
 from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.descriptor.starts import COSINE_SCALE, scale_for
 from zsseg_rt.training.class_embeddings import (
     ClassEmbeddings,
     class_embeddings,
     region_embeddings,
 )
-from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
+from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TrainConfig
 from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
@@ -225,6 +226,7 @@ def _build_objective(
                 f"needs, got {config.data.name!r}. Name another, or train ZeroSeg."
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
+        _fit_start(config.model, model, embeddings)
         return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
     has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
     has_text = has_text and bool(dataset.class_names)
@@ -237,6 +239,15 @@ def _build_objective(
     task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
     names = dataset.class_names
     return class_embeddings(names, config.text, model) if has_text else None, task
+
+
+def _fit_start(config: ModelConfig, model: SegmentationModel, names: ClassEmbeddings) -> None:
+    """Let an aligned start tell these names apart, unless a scale is given."""
+    options, head = config.options, getattr(model, "decode_head", None)
+    if options.get("start") == "aligned" and "start_scale" not in options and head is not None:
+        scale = scale_for(names.class_embeds)
+        head.scale_start(scale / COSINE_SCALE)
+        _log.info("model.options.start_scale: %g, by how far apart the names are", scale)
 
 
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
@@ -263,6 +274,7 @@ def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     dataset = open_split(config.data, settings.split, options)
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
     embeddings = class_embeddings(dataset.class_names, config.text, model)
+    _fit_start(config.model, model, embeddings)
     segmenter = TorchSegmenter(
         model,
         dataset.class_names,

@@ -19,6 +19,7 @@ from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.files import read_limited, read_npy
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
@@ -32,6 +33,7 @@ __all__ = ["ClassEmbeddings", "class_embeddings", "embed_phrases", "region_embed
 _log = logging.getLogger(__name__)
 
 _PROMPTS_PER_RUN = 64
+_MOST_BANK = 1 << 30  # bytes of rows: 349,000 names of ViT-L/14
 
 
 class ClassEmbeddings:
@@ -195,7 +197,9 @@ def _read_rows(path: Path) -> Tensor:
         if path.suffix == ".safetensors":
             rows: Tensor = load_file(path)["embeds"]
         else:
-            rows = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+            content = read_limited(path, max_bytes=_MOST_BANK)
+            values = read_npy(content, what=path.name, max_bytes=_MOST_BANK)
+            rows = torch.from_numpy(values.astype(np.float32))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ArgumentError(
             f"text.bank: expected .npy rows or .safetensors with 'embeds', got {path}: {error}. "
@@ -213,7 +217,7 @@ def _read_names(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(
             f"text.bank_names: expected one per line or a JSON list, got {path}: {error}"
         ) from error

@@ -297,7 +297,12 @@ def _toml_table(path: tuple[str, ...], fields: Mapping[str, Any]) -> str:
 
 def _toml_key(key: str) -> str:
     plain = key.replace("_", "").replace("-", "")
-    return key if plain.isascii() and plain.isalnum() else json.dumps(key)
+    return key if plain.isascii() and plain.isalnum() else _toml_text(key)
+
+
+def _toml_text(value: Any) -> str:
+    """As JSON has it; TOML also wants the one control character escaped that JSON does not."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _toml_value(value: Any) -> str:
@@ -308,4 +313,4 @@ def _toml_value(value: Any) -> str:
         return f"[{', '.join(_toml_value(item) for item in value)}]"
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+    return _toml_text(value)

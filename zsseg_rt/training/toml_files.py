@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,8 @@ def _check_value(value: Any, where: str) -> None:
             f"{where}: expected text, numbers, true or false, lists and tables, got the "
             f"{type(value).__name__} {value}. Put it in quotes."
         )
+    if isinstance(value, float) and math.isnan(value):  # differs from itself when a run goes on
+        raise ArgumentError(f"{where}: expected numbers, got nan. Write the number that is meant.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise _too_large(where)
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):

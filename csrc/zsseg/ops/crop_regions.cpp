@@ -97,6 +97,18 @@ std::vector<std::int32_t> own_boxes(const TensorView& regions, const TensorView&
   return own;
 }
 
+// A copy of an array in host memory: another thread may write to that between check and use.
+TensorView held_apart(const TensorView& array, std::vector<std::int32_t>& copy) {
+  if (array.device.is_cuda() || array.dtype != DType::int32) {
+    return array;
+  }
+  const auto* values = array.as<const std::int32_t>();
+  copy.assign(values, values + array.count());
+  TensorView own = array;
+  own.data = copy.data();
+  return own;
+}
+
 }  // namespace
 
 Shape mask_boxes_shape(const TensorView& mask_logits, std::int64_t height, std::int64_t width) {
@@ -142,9 +154,12 @@ Shape crop_regions_shape(const TensorView& image, const TensorView& mask_logits,
   return {regions.shape[0], 3, params.side, params.side};
 }
 
-void crop_regions(const TensorView& image, const TensorView& mask_logits, const TensorView& regions,
-                  const TensorView& boxes, const TensorView& out, const CropRegionsParams& params,
-                  StreamHandle stream) {
+void crop_regions(const TensorView& image, const TensorView& mask_logits,
+                  const TensorView& given_regions, const TensorView& given_boxes,
+                  const TensorView& out, const CropRegionsParams& params, StreamHandle stream) {
+  std::vector<std::int32_t> own_regions, bounds;
+  const TensorView regions = held_apart(given_regions, own_regions);
+  const TensorView boxes = held_apart(given_boxes, bounds);
   const Shape shape = crop_regions_shape(image, mask_logits, regions, boxes, params);
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);

@@ -137,6 +137,13 @@ def _warp(d: random.Random) -> _Call:
     ], {}
 
 
+def _blend(d: random.Random) -> _Call:
+    height, width, classes = *_sides(d), d.choice((1, 3, 40))
+    maps = [_floats(d, 1, classes, height, width) for _ in range(2)]
+    weights = np.full(classes, d.choice((0.0, 0.3, 1.0)), np.float32)
+    return [*maps, weights, np.ones(classes, np.float32)], {}
+
+
 def _overlay(d: random.Random) -> _Call:
     height, width = _sides(d)
     return [_bytes(d, height, width, 3), _bytes(d, height, width), _bytes(d, 256, 3)], {
@@ -176,6 +183,7 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "patch_text_similarity": _similarity,
     "upsample_argmax": _upsample,
     "warp_blend": _warp,
+    "blend_cosines": _blend,
     "overlay": _overlay,
     "all_finite": _finite,
     "count_labels": _count,
@@ -205,12 +213,12 @@ def _ops_sanitized(folder: Path) -> Attempt:
 @target("ops-cuda", "the same in the CUDA kernels, on an emulated GPU", group="emulated", weight=2)
 def _ops_cuda(_: Path) -> Attempt:
     def attempt(draw: random.Random) -> None:
-        _call_oddly(draw, _on_gpu)
+        _call_oddly(draw, on_gpu)
 
     return attempt
 
 
-def _on_gpu(value: Any) -> Any:
+def on_gpu(value: Any) -> Any:
     """A device array of what the GPU holds; regions and boxes (int32) stay in host memory."""
     if (
         not isinstance(value, np.ndarray)

@@ -192,6 +192,13 @@ class CellDecodeHead(nn.Module):
         if start == "aligned":
             align_cell_head(self.q_proj, self.lateral_proj, stacks, offset)
 
+    @torch.no_grad()
+    def scale_start(self, factor: float) -> None:
+        """Multiply the cosine of the aligned start; the offset stays."""
+        if factor != 1.0:
+            for stack in (self.decoder_q, self.decoder_v):
+                stack.decoder_layers()[-1].norm3.weight.mul_(math.sqrt(factor))
+
     def describe_cells(self, embeds: CellEmbeds, text_embeds: Tensor) -> Tensor:
         """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""
         cells = embeds.cell_embeds + embeds.cls_embed[:, None]
@@ -249,6 +256,7 @@ class ClipRC(DescriptorModel):
 
     architecture = "clip_rc"
     independent_queries = False
+    gives_clip_patches = False
     config: ClipRCConfig
     backbone: CellImageEncoder
     decode_head: CellDecodeHead

@@ -19,7 +19,7 @@ from zsseg_rt.models.clip.weights import load_clip
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.model import load_clip_towers, settings_from_clip
-from zsseg_rt.models.descriptor.starts import Start
+from zsseg_rt.models.descriptor.starts import COSINE_SCALE, Start, check_scale
 from zsseg_rt.models.input_checks import read_class_indices
 
 __all__ = ["clip_rc_from_clip"]
@@ -33,6 +33,7 @@ def clip_rc_from_clip(
     num_prompts: int = 10,
     num_cells: int = 16,
     image_size: int = 512,
+    patch_stride: int | None = None,
     decoder: DecoderConfig | None = None,
     seen_classes: Sequence[int] = (),
     self_trained: bool = False,
@@ -43,6 +44,7 @@ def clip_rc_from_clip(
     low_initial_logits: bool = False,
     start: Start = "random",
     start_offset: float = 0.0,
+    start_scale: float | None = None,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -59,6 +61,7 @@ def clip_rc_from_clip(
         num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff.
         num_cells: Cell tokens, a square number.
         image_size: Side of training crops, in pixels; a multiple of the patch size.
+        patch_stride: Pixels from one patch to the next; None is the patch size, as officially.
         decoder: Sizes of the decoders; None is the official ones at CLIP's embedding width.
         seen_classes: Rows of the text embeddings that are trained on.
         self_trained: Whether training is self-training; see :class:`ClipRCConfig`.
@@ -71,10 +74,13 @@ def clip_rc_from_clip(
             high rate; see :meth:`CellDecodeHead.lower_initial_logits`. Not official.
         start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
             of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
-            14 times the cosine of patch and name, see
+            a multiple of the cosine of patch and name, see
             :mod:`zsseg_rt.models.descriptor.starts`. Not official.
         start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
             start empty.
+        start_scale: Factor on the cosine of the aligned start; None is 14, which
+            training replaces by one that fits its names; see
+            :func:`zsseg_rt.models.descriptor.starts.scale_for`.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
@@ -111,6 +117,7 @@ def clip_rc_from_clip(
         num_prompts=num_prompts,
         decoder=decoder,
         num_cells=num_cells,
+        patch_stride=patch_stride,
     )
     config = ClipRCConfig(
         **settings,
@@ -124,7 +131,9 @@ def clip_rc_from_clip(
     load_clip_towers(model, weights)
     if unit_inputs:
         model.decode_head.scale_for_unit_inputs()
+    scale = check_scale(start, start_scale)
     model.decode_head.start(start, start_offset)
+    model.decode_head.scale_start(scale / COSINE_SCALE)
     if low_initial_logits:
         model.decode_head.lower_initial_logits()
     with torch.no_grad():

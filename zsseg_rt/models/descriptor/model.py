@@ -154,6 +154,7 @@ class DescriptorModel(PixelModel):
     image_mean = IMAGE_MEAN
     image_std = IMAGE_STD
     independent_queries: ClassVar[bool]
+    gives_clip_patches = True  # whether the decoder's patches are CLIP's own
     config: DescriptorConfig
 
     def __init__(

@@ -17,12 +17,23 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer, DecoderStack, MaskDecoder
 
-__all__ = ["COSINE_SCALE", "Start", "align_cell_head", "align_head", "check_start", "copy_layers"]
+__all__ = [
+    "COSINE_SCALE",
+    "Start",
+    "align_cell_head",
+    "align_head",
+    "check_scale",
+    "check_start",
+    "copy_layers",
+    "scale_for",
+]
 
 Start = Literal["random", "copies", "aligned"]
 
 COSINE_SCALE = 14.0
 """Factor on the cosine of the aligned start: CLIP's own first logit scale, 1 / 0.07."""
+
+_USUAL_SPREAD = 0.193  # of the cosines between the scenes' names in the shipped CLIP
 
 _SPREAD = 10.0  # of the keys' constant part; the queries' is so small that patches hardly meet it
 
@@ -58,6 +69,35 @@ def check_start(start: str, offset: float, query_dim: int, embed_dim: int) -> No
         )
 
 
+def scale_for(class_embeds: Tensor) -> float:
+    """The factor that tells names apart as 14 does the shipped CLIP's, to two digits.
+
+    It is inverse to the standard deviation of the cosines between names: 0.193 in the shipped CLIP,
+    0.04 to 0.05 in OpenAI's, whose names differ less.
+
+    Args:
+        class_embeds: Unit norm ``[C, D]``; fewer than three names have no spread, and get 14.
+    """
+    rows, columns = torch.triu_indices(len(class_embeds), len(class_embeds), offset=1)
+    cosines = (class_embeds @ class_embeds.T)[rows, columns]
+    spread = float(cosines.std(unbiased=False)) if len(cosines) > 1 else 0.0
+    return float(f"{COSINE_SCALE * _USUAL_SPREAD / spread:.2g}") if spread > 1e-3 else COSINE_SCALE
+
+
+def check_scale(start: str, scale: float | None) -> float:
+    """The factor of the aligned start; ArgumentError if it is none, or of another start."""
+    if scale is not None and start != "aligned":
+        raise ArgumentError(
+            f"start_scale: expected None with start = {start!r}, got {scale}. Leave it out, or use "
+            "start = 'aligned'."
+        )
+    if scale is not None and not 0.0 < scale <= 1000.0:
+        raise ArgumentError(
+            f"start_scale: expected a number above 0 and at most 1000, got {scale}. Change it."
+        )
+    return COSINE_SCALE if scale is None else scale
+
+
 def copy_layers(stacks: Sequence[DecoderStack]) -> None:
     """Start every layer of each stack with the weights of its first."""
     for stack in stacks:
@@ -71,7 +111,8 @@ def align_head(q_proj: nn.Linear, decoder: MaskDecoder, offset: float) -> None:
     All layers but the last pass queries on, each norm centring and scaling them, so that texts
     count without their mean over channels. The last layer's queries and keys are ``g I`` with
     ``g^2 = 14 sqrt(heads * E / D)``. The offset is a product of constant parts of queries and keys
-    along the direction that centred queries do not have.
+    along the direction that centred queries do not have; where no layer's norm centres them, that
+    is ``q_proj``'s to do.
 
     Args:
         q_proj: From class descriptors to queries.
@@ -88,6 +129,8 @@ def align_head(q_proj: nn.Linear, decoder: MaskDecoder, offset: float) -> None:
     for linear in (attention.q, attention.k):
         linear.weight.copy_(gain * torch.eye(query_dim))
         linear.bias.zero_()
+    if offset and not refining:
+        q_proj.weight -= q_proj.weight.mean(dim=0)
     if offset:
         attention.k.bias.fill_(_SPREAD)
         attention.q.bias.fill_(offset / (attention.logit_scale * query_dim * _SPREAD))

@@ -37,7 +37,14 @@ from zsseg_rt.models.descriptor.model import (
     prompted_image_encoder_config,
     settings_from_clip,
 )
-from zsseg_rt.models.descriptor.starts import Start, align_head, check_start, copy_layers
+from zsseg_rt.models.descriptor.starts import (
+    COSINE_SCALE,
+    Start,
+    align_head,
+    check_scale,
+    check_start,
+    copy_layers,
+)
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
@@ -136,6 +143,14 @@ class DecodeHead(nn.Module):
             copy_layers([self.decoder_1])
         if start == "aligned":
             align_head(self.q_proj, self.decoder_1, offset)
+
+    @torch.no_grad()
+    def scale_start(self, factor: float) -> None:
+        """Multiply the cosine of the aligned start; the offset stays."""
+        if factor != 1.0:
+            attention = self.decoder_1.decoder_layers()[-1].multihead_attn
+            for linear in (attention.q, attention.k):
+                linear.weight.mul_(math.sqrt(factor))
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
@@ -292,6 +307,7 @@ def zegclip_from_clip(
     unit_inputs: bool = False,
     start: Start = "random",
     start_offset: float = 0.0,
+    start_scale: float | None = None,
     num_heads: int | None = None,
     text_heads: int | None = None,
     trust: bool = False,
@@ -318,10 +334,13 @@ def zegclip_from_clip(
             short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Not official.
         start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
             of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
-            14 times the cosine of patch and name, see
+            a multiple of the cosine of patch and name, see
             :mod:`zsseg_rt.models.descriptor.starts`. Not official.
         start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
             start empty.
+        start_scale: Factor on the cosine of the aligned start; None is 14, which
+            training replaces by one that fits its names; see
+            :func:`zsseg_rt.models.descriptor.starts.scale_for`.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
@@ -359,7 +378,9 @@ def zegclip_from_clip(
     load_clip_towers(model, weights)
     if unit_inputs:
         model.decode_head.scale_for_unit_inputs()
+    scale = check_scale(start, start_scale)
     model.decode_head.start(start, start_offset)
+    model.decode_head.scale_start(scale / COSINE_SCALE)
     return model.eval()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.files import write_atomically
+from zsseg_rt.files import read_limited, write_atomically
 from zsseg_rt.training.data.transforms import CenterCropAugmentation
 from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews
@@ -27,6 +26,7 @@ __all__ = ["FeatureCache", "TeacherFeatures", "cache_features", "picture_key"]
 _log = logging.getLogger(__name__)
 
 Features = npt.NDArray[np.float16]
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def picture_key(image: Tensor) -> str:
@@ -40,8 +40,8 @@ def picture_key(image: Tensor) -> str:
 class FeatureCache:
     """Features by image, one file each: 30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB.
 
-    Files are written whole or not at all, so processes may share a folder; a damaged one counts
-    as missing.
+    Files are written whole or not at all, so processes may share a folder. Each begins with a
+    SHA-256 of identity, image and values, so a damaged or misplaced one counts as missing.
 
     Args:
         folder: Where to keep them; made if it is missing.
@@ -54,8 +54,8 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path, identity: str, shape: tuple[int, int]) -> None:
         self.shape = shape
-        name = hashlib.sha256(f"{identity} {shape}".encode()).hexdigest()[:16]
-        self.folder = Path(folder) / name
+        self._name = hashlib.sha256(f"{identity} {shape}".encode()).hexdigest()
+        self.folder = Path(folder) / self._name[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             described = json.dumps({"identity": identity, "shape": list(shape)}, indent=2)
@@ -65,18 +65,19 @@ class FeatureCache:
 
     def read(self, key: str) -> Features | None:
         """Features float16 ``[views, D]`` of an image, or None."""
-        path = self._path(key)
+        path, num_bytes = self._path(key), 2 * self.shape[0] * self.shape[1]
         try:
-            features: Features = np.load(path, allow_pickle=False)
+            content = read_limited(path, max_bytes=_DIGEST_BYTES + num_bytes)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
             _log.warning("%s is damaged and is computed again: %s", path, error)
             return None
-        if features.shape != self.shape or features.dtype != np.float16:
-            _log.warning("%s holds %s and is computed again", path, features.shape)
+        values = content[_DIGEST_BYTES:]
+        if len(values) != num_bytes or content[:_DIGEST_BYTES] != self._checksum(key, values):
+            _log.warning("%s is damaged and is computed again: its checksum differs", path)
             return None
-        return features
+        return np.frombuffer(values, "<f2").astype(np.float16).reshape(self.shape)
 
     def write(self, key: str, features: Features) -> None:
         """Store features float16 ``[views, D]`` of an image.
@@ -84,17 +85,18 @@ class FeatureCache:
         Raises:
             TrainingError: The disk is full, or the folder cannot be written.
         """
-        path = self._path(key)
-        content = io.BytesIO()
-        np.save(content, features, allow_pickle=False)
+        path, values = self._path(key), features.astype("<f2").tobytes()
         try:
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, content.getvalue())
+            write_atomically(path, self._checksum(key, values) + values)
         except OSError as error:
             raise _unwritable(path, error) from error
 
     def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key[2:]}.npy"
+        return self.folder / key[:2] / f"{key[2:]}.features"
+
+    def _checksum(self, key: str, values: bytes) -> bytes:
+        return hashlib.sha256(f"{self._name} {key} ".encode() + values).digest()
 
 
 def _unwritable(path: Path, error: OSError) -> TrainingError:

@@ -1,0 +1,195 @@
+"""What an operation writes shares no memory with its other arguments, unless documented."""
+
+import contextlib
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.operations import OPERATIONS
+from zsseg_rt import ops
+from zsseg_rt.errors import ArgumentError, DTypeError
+
+PAIRED = ("upsample_argmax", "upsample_argmax_overlay", "label_regions")
+IN_PLACE = {
+    ("warp_blend", "out", "logits"),
+    ("blend_cosines", "out", "mask_logits"),
+    ("blend_cosines", "out", "cosines"),
+    ("overlay", "out", "frame"),
+    ("upsample_argmax_overlay", "picture", "frame"),
+}
+
+
+def results_of(operation):
+    """What a call writes, by name."""
+    arrays, settings = OPERATIONS[operation]
+    rows = np.random.default_rng(0)
+    arrays = {
+        name: rows.random(array.shape, np.float32) if array.dtype == np.float32 else array
+        for name, array in arrays.items()
+        if name not in ("out", "picture")
+    }
+    if operation not in PAIRED:
+        written = {"out": getattr(ops, operation)(**arrays, **settings)}
+        if operation == "patch_text_similarity":
+            written["finite"] = np.zeros(1, np.uint8)
+        return arrays, settings, written
+    results = getattr(ops, operation)(**arrays, **settings, with_scores=True)
+    return arrays, settings, dict(zip(("labels", "scores", "picture"), results, strict=False))
+
+
+PAIRS = [
+    (operation, output, other)
+    for operation in OPERATIONS
+    for output in results_of(operation)[2]
+    for other in [*results_of(operation)[0], *results_of(operation)[2]]
+    if other != output
+]
+SHIFTS = {"same start": 0, "in the last element": 1}
+
+
+def shared(written, other, shift):
+    """Both arrays in one memory, aligned: one begins where the other does, or ends there."""
+    memory = np.zeros(written.nbytes + other.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    step = max(written.itemsize, other.itemsize)
+    at = start + shift * max(0, written.nbytes - step) // 8 * 8
+    beside = memory[at : at + other.nbytes].view(other.dtype).reshape(other.shape)
+    beside[...] = other
+    mine = memory[start : start + written.nbytes].view(written.dtype).reshape(written.shape)
+    return mine, beside
+
+
+def call(operation, arrays, settings, written, module=ops):
+    settings = dict(settings)
+    if operation in PAIRED:
+        settings |= {"out": (written["labels"], written["scores"]), "with_scores": True}
+        written = {name: array for name, array in written.items() if name == "picture"}
+    return getattr(module, operation)(**arrays, **settings, **written)
+
+
+def overlapping(operation, output, other, shift):
+    arrays, settings, written = results_of(operation)
+    written = {name: np.zeros_like(array) for name, array in written.items()}
+    source = arrays if other in arrays else written
+    written[output], source[other] = shared(written[output], source[other], shift)
+    return arrays, settings, written
+
+
+@pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
+@pytest.mark.parametrize(("operation", "output", "other"), PAIRS)
+def test_overlap_is_refused(operation, output, other, shift):
+    given = overlapping(operation, output, other, shift)
+    if (operation, output, other) in IN_PLACE and not shift:
+        expected = call(operation, *given[:2], results_of(operation)[2])
+        for result, sound in zip(call(operation, *given), expected, strict=True):
+            np.testing.assert_array_equal(result, sound)
+        return
+    names = list(given[2])
+    if other in names and names.index(other) > names.index(output):
+        output, other = other, output  # of two outputs, the later one is named first
+    words = rf"{output}: expected memory apart from {re.escape(other)}'s, got an overlap\. Pass"
+    with pytest.raises(ArgumentError, match=words):
+        call(operation, *given)
+
+
+@pytest.mark.parametrize("operation", ["upsample_argmax", "label_regions"])
+def test_a_lent_workspace_overlaps_nothing(operation):
+    arrays, settings, written = results_of(operation)
+    name = "logits" if operation == "upsample_argmax" else "mask_logits"
+    memory = np.zeros((1 << 20) + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :][: 1 << 20]
+    inside = memory[64 : 64 + arrays[name].nbytes]
+    arrays[name] = inside.view(np.float32).reshape(arrays[name].shape)
+    with pytest.raises(ArgumentError, match=f"workspace: expected memory apart from {name}'s"):
+        call(operation, arrays, settings | {"workspace": memory}, written)
+
+
+def test_boxes_that_a_crop_would_overwrite_are_refused():
+    arrays, settings, _ = results_of("crop_regions")
+    out = np.zeros((2, 3, 2, 2), np.float32)
+    for name, wanted in (("boxes", (2, 4)), ("regions", (2,))):
+        inside = out.reshape(-1)[: np.prod(wanted)].view(np.int32).reshape(wanted)
+        inside[...] = arrays[name]
+        with pytest.raises(ArgumentError, match=f"out: expected memory apart from {name}'s"):
+            ops.crop_regions(**{**arrays, name: inside}, **settings, out=out)
+
+
+def test_overlap_is_seen_through_dlpack_and_gaps_between_rows():
+    torch = pytest.importorskip("torch")
+    memory = torch.zeros(64)
+    logits, past = memory[:4].view(1, 1, 2, 2), memory[3:7].view(1, 1, 2, 2)
+    rest = (torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2))
+    with pytest.raises(ArgumentError, match="out: expected memory apart from past's"):
+        ops.warp_blend(torch.zeros(1, 1, 2, 2), past, *rest, out=logits.numpy())
+    with pytest.raises(ArgumentError, match="out: expected memory apart from logits's"):
+        ops.warp_blend(logits.numpy(), torch.zeros(1, 1, 2, 2), *rest, out=past)
+    camera = np.zeros((8, 16), np.uint8)  # two rows of brightness, pitched; `out` lies in the last
+    luma, chroma, out = camera[:6:4, :2], camera[6:7, :2].reshape(1, 1, 2), camera[4:5].view("f4")
+    settings = {"size_hw": (1, 1), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    out = out.reshape(-1)[:3].reshape(3, 1, 1)
+    with pytest.raises(ArgumentError, match=r"out: expected memory apart from frame\[0\]'s"):
+        ops.preprocess((luma, chroma), **settings, out=out)
+
+
+def test_arrays_beside_each_other_and_empty_ones_are_sound():
+    memory = np.zeros(8, np.float32)
+    logits, out = memory[:4].reshape(1, 1, 2, 2), memory[4:].reshape(1, 1, 2, 2)
+    rest = (np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
+    assert ops.warp_blend(logits, logits, *rest, out=out) is out
+    empty = memory[2:2].reshape(0, 5).view(np.int32)
+    assert ops.mask_boxes(memory.reshape(2, 2, 2)[:0], (8, 8), out=empty) is empty
+
+
+def test_of_two_faults_both_name_the_overlap():
+    arrays, settings, _ = results_of("crop_regions")
+    with pytest.raises(ArgumentError, match="out: expected memory apart from boxes's"):
+        ops.crop_regions(**arrays, **settings, out=arrays["boxes"])
+    with pytest.raises(DTypeError, match="out: expected float32"):
+        ops.crop_regions(**arrays, **settings, out=arrays["boxes"].copy())
+
+
+def test_boxes_may_change_while_crops_are_cut():
+    """Another thread's writes are seen before the check or not at all."""
+    image, masks = np.zeros((3, 32, 32), np.float32), np.ones((1, 4, 4), np.float32)
+    regions = np.zeros(64, np.int32)
+    sound = np.tile(np.int32([0, 0, 32, 32]), (64, 1))
+    boxes, done = sound.copy(), threading.Event()
+
+    def spoil():
+        while not done.is_set():
+            boxes[...] = 1 << 30
+            boxes[...] = sound
+
+    other = threading.Thread(target=spoil)
+    other.start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(ArgumentError):
+                ops.crop_regions(image, masks, regions, boxes, side=32)
+    finally:
+        done.set()
+        other.join()
+
+
+@pytest.mark.needs_cuda
+def test_overlap_on_a_gpu_is_refused():
+    require_cuda()
+    whole = ops.DeviceArray.from_numpy(np.zeros((2, 3, 2, 2), np.float32))
+    arrays, settings, _ = results_of("crop_regions")
+    arrays["boxes"] = np.int32([[0, 0, 7, 7, 9], [1, 1, 3, 3, 9]])
+    on_gpu = {name: ops.DeviceArray.from_numpy(array) for name, array in arrays.items()}
+    on_gpu["mask_logits"] = whole.view((2, 2, 2))
+    with pytest.raises(ArgumentError, match="out: expected memory apart from mask_logits's"):
+        ops.crop_regions(**on_gpu, **settings, out=whole)
+    rest = (np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
+    rest = [ops.DeviceArray.from_numpy(array) for array in rest]
+    past, logits = (
+        whole.view((1, 3, 2, 2)),
+        ops.DeviceArray.from_numpy(np.ones((1, 3, 2, 2), np.float32)),
+    )
+    with pytest.raises(ArgumentError, match="out: expected memory apart from past's"):
+        ops.warp_blend(logits, past, *rest, out=whole.view((1, 3, 2, 2)))
+    assert ops.warp_blend(logits, past, *rest, out=logits) is logits

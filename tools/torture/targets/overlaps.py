@@ -1,0 +1,81 @@
+"""Arrays of one memory: an operation that would write where it reads refuses, or is right."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.torture.target import Attempt, target
+from tools.torture.targets.values import CALLS, on_gpu
+from zsseg_rt import ops
+
+_PAIRED = ("upsample_argmax", "label_regions")
+
+
+@target("overlaps", "arrays that share memory with what an operation writes", weight=2)
+def _overlaps(_: Path) -> Attempt:
+    isas = ops.available_cpu_isas()
+
+    def attempt(draw: random.Random) -> None:
+        ops.set_cpu_isa(draw.choice(isas))
+        _try(draw, gpu=False)
+
+    return attempt
+
+
+@target("overlaps-cuda", "the same on an emulated GPU", group="emulated")
+def _overlaps_cuda(_: Path) -> Attempt:
+    return lambda draw: _try(draw, gpu=True)
+
+
+def _try(draw: random.Random, *, gpu: bool) -> None:
+    name = draw.choice(list(CALLS))
+    arguments, settings = CALLS[name](draw)
+    sound = getattr(ops, name)(*arguments, **settings)
+    written = [a for a in (sound if name in _PAIRED else (sound,)) if a is not None]
+    movable = [a for a in arguments if isinstance(a, np.ndarray) and a.nbytes]
+    given = draw.choice([a for a in movable if not gpu or a.dtype != np.int32])
+    result = draw.choice(written)
+    memory, begin, start = _places(given, result, draw)
+    whole, part = (ops.DeviceArray.from_numpy(memory), _Part) if gpu else (memory, _slice)
+    place = on_gpu if gpu else lambda array: array
+    inputs = [part(whole, start, given) if a is given else place(a) for a in arguments]
+    outs = [part(whole, begin, a) if a is result else place(np.zeros_like(a)) for a in written]
+    out = (*outs, None)[:2] if name in _PAIRED else outs[0]
+    getattr(ops, name)(*inputs, **settings, out=out)
+    for mine, wanted in zip(outs, written, strict=True):
+        if not gpu and not np.array_equal(mine, wanted, equal_nan=mine.dtype.kind == "f"):
+            raise AssertionError(f"{name} accepted an overlap and gave another result")
+
+
+def _places(given: Any, result: Any, draw: random.Random) -> tuple[Any, int, int]:
+    """Memory for both that holds the first, where the result begins in it, and where the first."""
+    begin = -(-given.nbytes // 64) * 64
+    size = begin + result.nbytes + given.nbytes
+    memory = np.zeros(size + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :][:size]
+    start = begin + draw.randrange(-given.nbytes, result.nbytes + 1)
+    start = begin if draw.random() < 0.3 else start - start % given.itemsize
+    _slice(memory, start, given)[...] = given
+    return memory, begin, start
+
+
+def _slice(memory: Any, at: int, like: Any) -> Any:
+    return memory[at : at + like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+class _Part:
+    """Part of a GPU's memory."""
+
+    def __init__(self, memory: ops.DeviceArray, at: int, like: Any) -> None:
+        self._memory = memory
+        fields = memory.__cuda_array_interface__
+        self.__cuda_array_interface__ = {
+            **fields,
+            "data": (fields["data"][0] + at, False),
+            "shape": like.shape,
+            "typestr": like.dtype.str,
+        }
