@@ -113,3 +113,8 @@ def test_nothing_outside_asks_which_model_it_is():
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
                     asked = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
                     assert not asked & kinds, f"{path}:{node.lineno}"
+
+
+def test_a_start_without_weights_is_refused():
+    with pytest.raises(ArgumentError, match="pretrained: expected a CLIP file or an open_clip tag"):
+        create_model("zegclip", pretrained=None)

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 from zsseg_rt import schema
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.models.descriptor.zegclip import zegclip_from_clip
+from zsseg_rt.models.descriptor.builders import ZegCLIPStart
 from zsseg_rt.schema import checked_settings
 from zsseg_rt.training.config import ModelConfig
 from zsseg_rt.training.parts import build_model
@@ -60,7 +60,7 @@ def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value, message
 def test_values_that_only_code_can_give_pass():
     decoder = object()
     given = {"pretrained": Path("a"), "decoder": decoder}
-    assert checked_settings(zegclip_from_clip, given, "options")["decoder"] is decoder
+    assert checked_settings(ZegCLIPStart, given, "options")["decoder"] is decoder
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,8 @@ def _required(target: Callable[..., Any]) -> list[str]:
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    if isinstance(target, type) and dataclasses.is_dataclass(target):
+        return typing.get_type_hints(target)  # each base's in its own module
     hints: dict[str, Any] = {}
     for function in _functions(target):
         hints = typing.get_type_hints(function) | hints

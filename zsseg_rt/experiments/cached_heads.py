@@ -26,9 +26,10 @@ from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.models.base import lower_seen
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
 from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.models.descriptor.builders import ZegCLIPStart
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.starts import Start
-from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor, zegclip_from_clip
+from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.loop.schedules import poly
 from zsseg_rt.training.tasks.labelled import PixelLossTask, upsample
@@ -189,9 +190,9 @@ def open_world(clip: str | Path, options: Mapping[str, Any], settings: HeadSetti
         ArgumentError: An option is out of range.
         CheckpointError: The weights cannot be read.
     """
-    model = zegclip_from_clip(
+    model = ZegCLIPStart(
         pretrained=clip, activation="quick_gelu", num_prompts=0, image_size=_SIZE
-    )
+    ).build()
     assert model.text_encoder is not None
     train = SceneDataset("train", size=_SIZE, length=settings.num_scenes, **options)
     judged = SceneDataset("val", size=_SIZE, length=settings.num_judged, **options)

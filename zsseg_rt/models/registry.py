@@ -12,31 +12,28 @@ from zsseg_rt import schema
 from zsseg_rt.argument_names import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.dense.cosine_head import (
-    CosineHeadConfig,
-    CosineHeadModel,
-    cosine_head_from_clip,
+from zsseg_rt.models.clip.source import ClipSource
+from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
+from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, DenseCLIPStart
+from zsseg_rt.models.descriptor.builders import (
+    ClipRCStart,
+    OfficialClipRC,
+    OfficialZegCLIP,
+    ZegCLIPStart,
 )
-from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, dense_clip_from_clip
-from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig, clip_rc_from_official
-from zsseg_rt.models.descriptor.clip_rc_from_clip import clip_rc_from_clip
-from zsseg_rt.models.descriptor.zegclip import (
-    ZegCLIP,
-    ZegCLIPConfig,
-    zegclip_from_clip,
-    zegclip_from_official,
-)
+from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
+from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
-from zsseg_rt.models.zegformer.from_clip import zegformer_from_clip
+from zsseg_rt.models.zegformer.from_clip import ZegFormerStart
 from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zegformer.official import zegformer_from_official
+from zsseg_rt.models.zegformer.official import OfficialZegFormer
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.models.zeroseg.weights import create_zeroseg
 
 __all__ = ["ARCHITECTURES", "Architecture", "create_model", "find_builder", "from_official"]
 
-Builder = Callable[..., SegmentationModel]
+Builder = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,10 @@ class Architecture:
     Attributes:
         model: Their class; called with a ``config``, it returns an untrained model.
         config: The class of their configuration.
-        create: Builds one to train; called by :func:`create_model`.
-        from_official: Builds one from its authors' ``state_dict``; None where none was published.
+        create: Takes the settings of one to train; returns the model, or what ``build()`` makes it
+            of.
+        from_official: Takes the settings of one from its authors' weights, which ``build`` gets;
+            None where none were published.
     """
 
     model: Callable[[Any], SegmentationModel]
@@ -60,26 +59,24 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "clip_rc": Architecture(
         model=ClipRC,
         config=ClipRCConfig,
-        create=clip_rc_from_clip,
-        from_official=clip_rc_from_official,
+        create=ClipRCStart,
+        from_official=OfficialClipRC,
     ),
     "cosine_head": Architecture(
-        model=CosineHeadModel, config=CosineHeadConfig, create=cosine_head_from_clip
+        model=CosineHeadModel, config=CosineHeadConfig, create=CosineHeadStart
     ),
-    "dense_clip": Architecture(
-        model=DenseCLIP, config=DenseCLIPConfig, create=dense_clip_from_clip
-    ),
+    "dense_clip": Architecture(model=DenseCLIP, config=DenseCLIPConfig, create=DenseCLIPStart),
     "zegclip": Architecture(
         model=ZegCLIP,
         config=ZegCLIPConfig,
-        create=zegclip_from_clip,
-        from_official=zegclip_from_official,
+        create=ZegCLIPStart,
+        from_official=OfficialZegCLIP,
     ),
     "zegformer": Architecture(
         model=ZegFormer,
         config=ZegFormerConfig,
-        create=zegformer_from_clip,
-        from_official=zegformer_from_official,
+        create=ZegFormerStart,
+        from_official=OfficialZegFormer,
     ),
     "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=create_zeroseg),
 }
@@ -94,9 +91,9 @@ def from_official(
         architecture: ``"clip_rc"``, ``"zegclip"`` or ``"zegformer"``.
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds.
         **config: What cannot be read from shapes, with official defaults; see
-            :func:`zsseg_rt.models.descriptor.clip_rc.clip_rc_from_official`,
-            :func:`zsseg_rt.models.descriptor.zegclip.zegclip_from_official` and
-            :func:`zsseg_rt.models.zegformer.official.zegformer_from_official`.
+            :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
+            :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
+            :class:`zsseg_rt.models.zegformer.official.OfficialZegFormer`.
 
     Returns:
         The model, in evaluation mode.
@@ -105,7 +102,8 @@ def from_official(
         CheckpointError: The architecture is unknown, or the ``state_dict`` does not match it; the
             message lists the first offending keys.
     """
-    return find_builder(architecture, official=True)(state_dict, **config)
+    model: SegmentationModel = find_builder(architecture, official=True)(**config).build(state_dict)
+    return model
 
 
 def create_model(architecture: str, **config: Any) -> SegmentationModel:
@@ -115,11 +113,11 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
         architecture: ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"zegclip"``,
             ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
-            :func:`zsseg_rt.models.descriptor.clip_rc_from_clip.clip_rc_from_clip`,
-            :func:`zsseg_rt.models.dense.cosine_head.cosine_head_from_clip`,
-            :func:`zsseg_rt.models.dense.dense_clip.dense_clip_from_clip`,
-            :func:`zsseg_rt.models.descriptor.zegclip.zegclip_from_clip`,
-            :func:`zsseg_rt.models.zegformer.from_clip.zegformer_from_clip` and
+            :class:`zsseg_rt.models.descriptor.builders.ClipRCStart`,
+            :class:`zsseg_rt.models.dense.cosine_head.CosineHeadStart`,
+            :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,
+            :class:`zsseg_rt.models.descriptor.builders.ZegCLIPStart`,
+            :class:`zsseg_rt.models.zegformer.from_clip.ZegFormerStart` and
             :func:`zsseg_rt.models.zeroseg.weights.create_zeroseg`. Names of earlier versions, such
             as ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
 
@@ -131,11 +129,13 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     """
     architecture = current_name(architecture)
     builder = find_builder(architecture, official=False)
-    return builder(**schema.up_to_date(ARCHITECTURES[architecture].config, config))
+    made = builder(**schema.up_to_date(ARCHITECTURES[architecture].config, config))
+    model: SegmentationModel = made.build() if isinstance(made, ClipSource) else made
+    return model
 
 
 def find_builder(architecture: str, *, official: bool) -> Builder:
-    """The function behind :func:`create_model`; with ``official``, behind :func:`from_official`.
+    """What is behind :func:`create_model`; with ``official``, behind :func:`from_official`.
 
     Its signature lists the architecture's settings.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, get_args
 
 import torch
@@ -28,11 +27,8 @@ from zsseg_rt.models.clip.image_encoder import (
     resize_positional_embedding,
     unit,
 )
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import (
-    load_clip,
-    normalisation_of,
-)
+from zsseg_rt.models.clip.source import ClipSource
+from zsseg_rt.models.clip.weights import normalisation_of
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, check_size
 from zsseg_rt.models.input_checks import read_class_indices
@@ -42,7 +38,7 @@ __all__ = [
     "CosineHeadConfig",
     "CosineHeadEncoder",
     "CosineHeadModel",
-    "cosine_head_from_clip",
+    "CosineHeadStart",
 ]
 
 
@@ -187,78 +183,61 @@ class CosineHeadModel(DenseCLIP):
         return lower_seen(scores, self.seen_classes, self.seen_bias)
 
 
-def cosine_head_from_clip(
-    *,
-    pretrained: str | Path,
-    clip: str = "ViT-B-16",
-    image_size: int = 512,
-    logit_scale: float = 1 / 0.07,
-    score_activation: ScoreActivation = "softmax",
-    seen_classes: Sequence[int] = (),
-    seen_bias: float = 0.0,
-    templates: Sequence[str] | None = None,
-    activation: Activation | None = None,
-    num_heads: int | None = None,
-    text_heads: int | None = None,
-    trust: bool = False,
-) -> CosineHeadModel:
-    """Start the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
+@dataclass(frozen=True, kw_only=True)
+class CosineHeadStart(ClipSource):
+    """Starts the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
 
     The positional embedding is resized to ``image_size`` (bicubic).
 
-    Args:
-        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.weights.load_clip`.
-        clip: open_clip's name of the ViT, for a tag.
+    Attributes:
         image_size: Side of training crops and of a bundle's input, in pixels.
         logit_scale: Initial value of the trained scale.
         score_activation: See :class:`CosineHeadConfig`.
         seen_classes: Rows of the text embeddings that are trained on.
         seen_bias: See :class:`CosineHeadConfig`.
         templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
-        activation: For a ``state_dict`` file, which does not store it.
-        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-    Returns:
-        The model, in evaluation mode, with its text tower, which is frozen.
-
-    Raises:
-        ArgumentError: A setting is out of its range.
-        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
-        ShapeError: Patches do not fill ``image_size`` exactly.
     """
-    weights = load_clip(
-        pretrained,
-        architecture=clip,
-        activation=activation,
-        num_heads=num_heads,
-        text_heads=text_heads,
-        trust=trust,
-    )
-    encoder = weights.image_config()
-    size_hw = (image_size, image_size)
-    check_size(size_hw, encoder.patch_size)
-    side = image_size // encoder.patch_size
-    mean, std = normalisation_of(pretrained, clip)
-    config = CosineHeadConfig(
-        image_encoder=replace(encoder, grid_side=side),
-        text_encoder=weights.text_config(),
-        size_hw=size_hw,
-        logit_scale=logit_scale,
-        score_activation=score_activation,
-        seen_classes=read_class_indices("seen_classes", seen_classes),
-        seen_bias=seen_bias,
-        templates=None if templates is None else tuple(templates),
-        image_mean=mean,
-        image_std=std,
-    )
-    model = CosineHeadModel(config)
-    name, mode = "positional_embedding", model.image_encoder.position_mode
-    resized = resize_positional_embedding(weights.visual[name], (side, side), mode)
-    towers = {"image_encoder": weights.visual | {name: resized}, "text_encoder": weights.text}
-    state_dict = model.state_dict() | {
-        f"{tower}.{key}": value for tower, held in towers.items() for key, value in held.items()
-    }
-    load_weights(model, state_dict, architecture="CLIP")
-    return model.eval()
+
+    image_size: int = 512
+    logit_scale: float = 1 / 0.07
+    score_activation: ScoreActivation = "softmax"
+    seen_classes: Sequence[int] = ()
+    seen_bias: float = 0.0
+    templates: Sequence[str] | None = None
+
+    def build(self) -> CosineHeadModel:
+        """Make the model, in evaluation mode, with its text tower, which is frozen.
+
+        Raises:
+            ArgumentError: A setting is out of its range.
+            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+            ShapeError: Patches do not fill ``image_size`` exactly.
+        """
+        weights = self.load()
+        assert self.pretrained is not None, "it was loaded"
+        encoder = weights.image_config()
+        size_hw = (self.image_size, self.image_size)
+        check_size(size_hw, encoder.patch_size)
+        side = self.image_size // encoder.patch_size
+        mean, std = normalisation_of(self.pretrained, self.clip)
+        config = CosineHeadConfig(
+            image_encoder=replace(encoder, grid_side=side),
+            text_encoder=weights.text_config(),
+            size_hw=size_hw,
+            logit_scale=self.logit_scale,
+            score_activation=self.score_activation,
+            seen_classes=read_class_indices("seen_classes", self.seen_classes),
+            seen_bias=self.seen_bias,
+            templates=None if self.templates is None else tuple(self.templates),
+            image_mean=mean,
+            image_std=std,
+        )
+        model = CosineHeadModel(config)
+        name, mode = "positional_embedding", model.image_encoder.position_mode
+        resized = resize_positional_embedding(weights.visual[name], (side, side), mode)
+        towers = {"image_encoder": weights.visual | {name: resized}, "text_encoder": weights.text}
+        state_dict = model.state_dict() | {
+            f"{tower}.{key}": value for tower, held in towers.items() for key, value in held.items()
+        }
+        load_weights(model, state_dict, architecture="CLIP")
+        return model.eval()

@@ -18,13 +18,12 @@ from torch import Tensor
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.models.clip.weights import (
     CLIP_MEAN,
     CLIP_STD,
     ClipWeights,
-    load_clip,
     normalisation_of,
     random_clip,
 )
@@ -46,10 +45,10 @@ __all__ = [
     "HEADS",
     "DenseCLIP",
     "DenseCLIPConfig",
+    "DenseCLIPStart",
     "DenseImageEncoder",
     "FoldedDenseEncoder",
     "Head",
-    "dense_clip_from_clip",
     "neighbour_prior",
 ]
 
@@ -242,30 +241,12 @@ _WINDOWS: Mapping[Head, SlideSettings] = {
 }
 
 
-def dense_clip_from_clip(
-    *,
-    pretrained: str | Path | None = None,
-    clip: str = "ViT-B-16",
-    head: Head = "naclip",
-    image_size: int | tuple[int, int] | None = None,
-    logit_scale: float | None = None,
-    unknown_below: float | None = None,
-    templates: Sequence[str] | None = None,
-    prior_std: float = 5.0,
-    image_mean: tuple[float, float, float] | None = None,
-    image_std: tuple[float, float, float] | None = None,
-    activation: Activation | None = None,
-    num_heads: int | None = None,
-    text_heads: int | None = None,
-    with_text_encoder: bool = True,
-    trust: bool = False,
-) -> DenseCLIP:
-    """Build dense CLIP from CLIP weights; nothing is trained.
+@dataclass(frozen=True, kw_only=True)
+class DenseCLIPStart(ClipSource):
+    """Builds dense CLIP from CLIP weights; nothing is trained.
 
-    Args:
-        pretrained: A file or an open_clip tag, see :func:`zsseg_rt.models.clip.weights.load_clip`;
-            None is open_clip's random initialisation.
-        clip: open_clip's name of the ViT, for a tag and for None.
+    Attributes:
+        pretrained: As of :class:`ClipSource`; None is open_clip's random initialisation.
         head: ``"naclip"``, ``"clearclip"``, ``"sclip"``, ``"maskclip"`` or ``"vanilla"``.
         image_size: Input size in pixels that a bundle is built for, a side or (height, width);
             None is the size the weights were trained at.
@@ -276,43 +257,44 @@ def dense_clip_from_clip(
         prior_std: Standard deviation of NACLIP's prior, in patches.
         image_mean: Mean of R, G, B, in ``[0, 1]``; None is the weights'.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
-        activation: For a ``state_dict`` file, which does not store it.
-        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
         with_text_encoder: Whether to build the text tower.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-    Returns:
-        The model, in evaluation mode, with no trainable parameters.
-
-    Raises:
-        ArgumentError: The head is unknown or a setting is out of range.
-        CheckpointError: The weights cannot be read or are not a CLIP ViT's.
-        ShapeError: Patches do not fill ``image_size`` exactly.
     """
-    settings: dict[str, Any] = {"head": head, "prior_std": prior_std}
-    if head in RULES:
-        settings["logit_scale"] = RULES[head].logit_scale
-    if logit_scale is not None:
-        settings["logit_scale"] = logit_scale
-    settings["unknown_below"] = unknown_below
-    settings["templates"] = None if templates is None else tuple(templates)
-    DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
-    if pretrained is None:
-        weights, normalisation = random_clip(clip), (CLIP_MEAN, CLIP_STD)
-    else:
-        weights = load_clip(
-            pretrained,
-            architecture=clip,
-            activation=activation,
-            num_heads=num_heads,
-            text_heads=text_heads,
-            trust=trust,
-        )
-        normalisation = normalisation_of(pretrained, clip)
-    settings["image_mean"] = image_mean or normalisation[0]
-    settings["image_std"] = image_std or normalisation[1]
-    return _build(weights, settings, image_size, with_text_encoder)
+
+    pretrained: str | Path | None = None
+    head: Head = "naclip"
+    image_size: int | tuple[int, int] | None = None
+    logit_scale: float | None = None
+    unknown_below: float | None = None
+    templates: Sequence[str] | None = None
+    prior_std: float = 5.0
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    with_text_encoder: bool = True
+
+    def build(self) -> DenseCLIP:
+        """Make the model, in evaluation mode, with no trainable parameters.
+
+        Raises:
+            ArgumentError: The head is unknown or a setting is out of range.
+            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+            ShapeError: Patches do not fill ``image_size`` exactly.
+        """
+        settings: dict[str, Any] = {"head": self.head, "prior_std": self.prior_std}
+        if self.head in RULES:
+            settings["logit_scale"] = RULES[self.head].logit_scale
+        if self.logit_scale is not None:
+            settings["logit_scale"] = self.logit_scale
+        settings["unknown_below"] = self.unknown_below
+        settings["templates"] = None if self.templates is None else tuple(self.templates)
+        DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
+        if self.pretrained is None:
+            weights, normalisation = random_clip(self.clip), (CLIP_MEAN, CLIP_STD)
+        else:
+            weights = self.load()
+            normalisation = normalisation_of(self.pretrained, self.clip)
+        settings["image_mean"] = self.image_mean or normalisation[0]
+        settings["image_std"] = self.image_std or normalisation[1]
+        return _build(weights, settings, self.image_size, self.with_text_encoder)
 
 
 def _build(

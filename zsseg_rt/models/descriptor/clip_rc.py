@@ -13,16 +13,13 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, with_cells
-from zsseg_rt.models.clip.weights import text_encoder_config
 from zsseg_rt.models.descriptor.clip_rc_encoder import (
     CellEmbeds,
     CellImageEncoder,
@@ -39,13 +36,10 @@ from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
     InferenceParts,
-    official_decoder_config,
-    prompted_image_encoder_config,
 )
 from zsseg_rt.models.descriptor.starts import Start, align_cell_head, check_start, copy_layers
 from zsseg_rt.models.functional import describe, patch_text_similarity
-from zsseg_rt.models.input_checks import check_text_embeds, read_class_indices
-from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.models.input_checks import check_text_embeds
 
 __all__ = [
     "CellDecodeHead",
@@ -54,7 +48,6 @@ __all__ = [
     "ClipRCConfig",
     "Recovery",
     "RecoveryDecoder",
-    "clip_rc_from_official",
 ]
 
 
@@ -180,7 +173,7 @@ class CellDecodeHead(nn.Module):
             last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
 
     def start(self, start: Start, offset: float) -> None:
-        """Give the head other initial weights; see ``clip_rc_from_clip``.
+        """Give the head other initial weights; see ``DescriptorStart``.
 
         Raises:
             ArgumentError: The start is unknown or impossible.
@@ -316,94 +309,3 @@ class ClipRC(DescriptorModel):
             memory_dim=self.config.decoder.query_dim,
             num_cells=self.config.image_encoder.num_cells,
         )
-
-
-def clip_rc_from_official(
-    state_dict: Mapping[str, Tensor],
-    *,
-    num_heads: int | None = None,
-    decoder_heads: int = 8,
-    text_heads: int | None = None,
-    image_size: int | None = None,
-    seen_classes: Sequence[int] = (),
-    self_trained: bool = False,
-    exact: bool = False,
-    with_text_encoder: bool = True,
-    with_recovery_decoder: bool = True,
-    prompt_dropout: float = 0.1,
-    decoder_dropout: float = 0.1,
-) -> ClipRC:
-    """Build CLIP-RC from an official checkpoint's ``state_dict``; sizes are read from shapes.
-
-    The layers' ``self_attn.*`` and ``norm1.*`` (never run) are ignored; checkpoints of the Jittor
-    port lack them.
-
-    Args:
-        state_dict: Official keys, float32; see
-            :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        decoder_heads: Heads of the decoder.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        image_size: Side in pixels that masks are upsampled to before the sigmoid; None is the
-            size the positional embedding is stored for (512 officially).
-        seen_classes: Rows of the text embeddings whose classes were trained on. Official: 0 to 14
-            for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` lowers no score.
-        self_trained: Whether the weights come from self-training; then no score is lowered.
-        exact: Whether to refuse input sizes other than the official one.
-        with_text_encoder: Whether to build the text tower when the checkpoint holds one.
-        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only,
-            when the checkpoint holds one.
-        prompt_dropout: Dropout on the projected prompts, in training.
-        decoder_dropout: Dropout in the decoder's layers, in training.
-
-    Returns:
-        The model, in evaluation mode. The weights are copies.
-
-    Raises:
-        CheckpointError: Keys are missing, unknown or of another shape or dtype.
-    """
-    check_float32(state_dict, "clip_rc")
-    sizes = Sizes(state_dict, "clip_rc")
-    image_encoder = replace(
-        prompted_image_encoder_config(sizes, num_heads, prompt_dropout),
-        num_cells=_num_cells(sizes),
-    )
-    has_text, has_recovery = (
-        wanted and any(key.startswith(prefix) for key in state_dict)
-        for wanted, prefix in ((with_text_encoder, _TEXT), (with_recovery_decoder, _RECOVERY))
-    )
-    config = ClipRCConfig(
-        image_encoder=image_encoder,
-        decoder=official_decoder_config(sizes, _LAYERS, decoder_heads, decoder_dropout),
-        text_encoder=text_encoder_config(sizes, _TEXT, text_heads) if has_text else None,
-        image_size=image_encoder.side if image_size is None else image_size,
-        seen_classes=read_class_indices("seen_classes", seen_classes),
-        self_trained=self_trained,
-        exact=exact,
-        with_recovery=has_recovery,
-    )
-    with torch.device("meta"):
-        model = ClipRC(config)
-    ignored = [_UNUSED_KEYS]
-    ignored += [] if has_text else [r"text_encoder\..*"]
-    ignored += [] if has_recovery else [r"decode_head\.recovery_decoder\..*"]
-    load_weights(model, state_dict, architecture="clip_rc", ignored=ignored)
-    return model.eval()
-
-
-_LAYERS = "decode_head.decoder_q.layers."
-_TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
-_UNUSED_KEYS = (
-    r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
-    r"\.\d+\.(self_attn|norm1)\..*"
-)
-
-
-def _num_cells(sizes: Sizes) -> int:
-    num_cells = sizes.of("backbone.region_level_bridge", 2)[0]
-    if not num_cells or math.isqrt(num_cells) ** 2 != num_cells:
-        raise CheckpointError(
-            "backbone.region_level_bridge: expected one row per cell of a square grid, got "
-            f"{num_cells} rows. Check that the checkpoint is complete and from this architecture."
-        )
-    return num_cells

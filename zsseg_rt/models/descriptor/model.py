@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
@@ -26,23 +26,16 @@ from zsseg_rt.models.base import (
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoderConfig,
     PromptedImageEncoder,
-    resize_positional_embedding,
 )
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.weights import ClipWeights, image_encoder_config
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.functional import blend_cosines, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
-from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
 
 __all__ = [
     "DescriptorConfig",
     "DescriptorModel",
     "InferenceParts",
-    "load_clip_towers",
-    "official_decoder_config",
-    "prompted_image_encoder_config",
-    "settings_from_clip",
 ]
 
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -320,109 +313,3 @@ def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
     if x.shape[2:] == size_hw:
         return x
     return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
-
-
-def prompted_image_encoder_config(
-    sizes: Sizes, num_heads: int | None, prompt_dropout: float
-) -> ImageEncoderConfig:
-    """Read the sizes of an official ``backbone.*`` with deep prompts from shapes.
-
-    Raises:
-        CheckpointError: A key that a size is read from is missing.
-    """
-    num_deep_prompts, num_prompts, _ = sizes.of("backbone.deep_prompt_embeddings", 3)
-    return replace(
-        image_encoder_config(sizes, "backbone.", num_heads),
-        num_prompts=num_prompts,
-        num_deep_prompts=num_deep_prompts,
-        prompt_dropout=prompt_dropout,
-    )
-
-
-def official_decoder_config(
-    sizes: Sizes, layers: str, num_heads: int, dropout: float
-) -> DecoderConfig:
-    """Read a decoder's sizes from shapes.
-
-    Args:
-        sizes: Shapes of an official checkpoint.
-        layers: Prefix of the keys of its layers.
-        num_heads: Attention heads.
-        dropout: Dropout in training.
-
-    Raises:
-        CheckpointError: A key that a size is read from is missing.
-    """
-    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
-    return DecoderConfig(
-        query_dim=query_dim,
-        num_layers=sizes.count(layers),
-        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
-        ffn_dim=sizes.of(f"{layers}0.linear1.weight", 2)[0],
-        dropout=dropout,
-    )
-
-
-def settings_from_clip(
-    weights: ClipWeights,
-    *,
-    image_size: int,
-    num_prompts: int,
-    decoder: DecoderConfig | None = None,
-    num_cells: int = 0,
-    patch_stride: int | None = None,
-) -> dict[str, Any]:
-    """The fields of a :class:`DescriptorConfig` that come from CLIP weights.
-
-    Args:
-        weights: CLIP weights.
-        image_size: Side of training crops, in pixels; a multiple of the patch size.
-        num_prompts: Visual prompts per layer.
-        decoder: Sizes of the decoder; None is the official ones at CLIP's embedding width.
-        num_cells: Cell tokens, a square number.
-        patch_stride: Pixels from one patch to the next; None is the patch size.
-
-    Returns:
-        ``image_encoder``, ``text_encoder``, ``decoder`` and ``image_size``.
-
-    Raises:
-        CheckpointError: The weights are not a CLIP ViT's.
-        ShapeError: Patches do not fill ``image_size`` exactly, or the stride is not possible.
-    """
-    encoder = replace(weights.image_config(), patch_stride=patch_stride)
-    if image_size < 1 or image_size % encoder.patch_size:
-        raise ShapeError(
-            f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
-            f"{image_size}. Choose the next multiple."
-        )
-    return {
-        "image_encoder": replace(
-            encoder,
-            grid_side=image_size // encoder.stride,
-            num_prompts=num_prompts,
-            num_deep_prompts=encoder.num_layers - 1,
-            num_cells=num_cells,
-        ),
-        "text_encoder": weights.text_config(),
-        "decoder": decoder
-        or DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim),
-        "image_size": image_size,
-    }
-
-
-def load_clip_towers(model: DescriptorModel, weights: ClipWeights) -> None:
-    """Copy CLIP's towers into a model; the positional embedding is resized to its grid (bilinear).
-
-    Raises:
-        CheckpointError: The weights do not have the model's sizes.
-    """
-    name, side = "positional_embedding", model.config.image_encoder.grid_side
-    visual = weights.visual | {
-        name: resize_positional_embedding(weights.visual[name], (side, side))
-    }
-    state_dict = (
-        model.state_dict()
-        | {f"backbone.{key}": value for key, value in visual.items()}
-        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
-    )
-    load_weights(model, state_dict, architecture="CLIP")

@@ -9,18 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import (
-    ClipWeights,
-    load_clip,
-)
+from zsseg_rt.models.clip.source import ClipSource
+from zsseg_rt.models.clip.weights import ClipWeights
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.zegformer.backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
@@ -30,7 +27,7 @@ from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
 
-__all__ = ["BACKBONES", "load_torchvision_backbone", "zegformer_from_clip"]
+__all__ = ["BACKBONES", "ZegFormerStart", "load_torchvision_backbone"]
 
 BACKBONES: Mapping[str, ResNetConfig] = {
     "resnet50": ResNetConfig(),
@@ -47,38 +44,17 @@ _RENAMED = (
 )
 
 
-def zegformer_from_clip(
-    *,
-    pretrained: str | Path,
-    clip: str = "ViT-B-16",
-    activation: Activation | None = None,
-    backbone: str | ResNetConfig = "resnet50",
-    backbone_weights: str | Path | None = None,
-    backbone_norm: BackboneNorm | None = None,
-    queries: int = 100,
-    decoder: QueryDecoderConfig | None = None,
-    image_size: int = 512,
-    seen_classes: Sequence[int] = (),
-    calibration: float = 0.1,
-    fusion: Fusion = "seen_and_unseen",
-    region_style: RegionStyle = "cropmask",
-    region_batch: int = 10,
-    num_heads: int | None = None,
-    text_heads: int | None = None,
-    trust: bool = False,
-) -> ZegFormer:
-    """Start ZegFormer: CLIP frozen, decoders initialised officially, the backbone as given.
+@dataclass(frozen=True, kw_only=True)
+class ZegFormerStart(ClipSource):
+    """Starts ZegFormer: CLIP frozen, decoders initialised officially, the backbone as given.
 
     Convolutions of the pixel decoder and the projection of its coarsest map are Xavier-uniform as
     in Caffe2 (``sqrt(3 / fan_in)``), an untrained backbone is Kaiming-normal by fan-out as in
     detectron2, "no object" is uniform within ``1 / sqrt(D)``.
 
-    Args:
-        pretrained: CLIP weights, a file or an open_clip tag; see
-            :func:`zsseg_rt.models.clip.weights.load_clip`. Regions are shown to it at its native
-            size, and its embedding width is also the segments'.
-        clip: open_clip's name of the model, for a tag.
-        activation: For a ``state_dict`` file, which does not store it.
+    Regions are shown to CLIP at its native size, and its embedding width is also the segments'.
+
+    Attributes:
         backbone: ``"resnet50"``, ``"resnet101"``, or the sizes of another ResNet.
         backbone_weights: A ``state_dict`` file of torchvision's ResNet of these sizes, such as
             ``resnet50-0676ba61.pth``; its classifier is not used. None starts untrained.
@@ -93,45 +69,49 @@ def zegformer_from_clip(
         fusion: Who decides; see :class:`zsseg_rt.models.zegformer.config.ZegFormerConfig`.
         region_style: What CLIP is shown of each segment: ``"cropmask"``, ``"mask"`` or ``"crop"``.
         region_batch: Regions that are cut out and encoded at once; limits memory use.
-        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-    Returns:
-        The model, in evaluation mode, with both towers of CLIP.
-
-    Raises:
-        ArgumentError: A setting is unknown or out of its range.
-        CheckpointError: Weights cannot be read or do not have these sizes.
     """
-    weights = load_clip(
-        pretrained,
-        architecture=clip,
-        activation=activation,
-        num_heads=num_heads,
-        text_heads=text_heads,
-        trust=trust,
-    )
-    image = weights.image_config()
-    norm = backbone_norm or ("learned" if backbone_weights is None else "frozen")
-    config = ZegFormerConfig(
-        backbone=replace(_backbone(backbone), norm=norm),
-        decoder=_decoder(decoder, queries, image.embed_dim),
-        clip_image=image,
-        clip_text=weights.text_config(),
-        seen_classes=read_class_indices("seen_classes", seen_classes),
-        calibration=calibration,
-        fusion=fusion,
-        region_style=region_style,
-        region_batch=region_batch,
-        image_size=image_size,
-    )
-    model = ZegFormer(config)
-    _initialise(model)
-    _load_clip_model(model, weights)
-    if backbone_weights is not None:
-        load_torchvision_backbone(model.backbone, load_checkpoint(backbone_weights, trust=trust))
-    return model.eval()
+
+    backbone: str | ResNetConfig = "resnet50"
+    backbone_weights: str | Path | None = None
+    backbone_norm: BackboneNorm | None = None
+    queries: int = 100
+    decoder: QueryDecoderConfig | None = None
+    image_size: int = 512
+    seen_classes: Sequence[int] = ()
+    calibration: float = 0.1
+    fusion: Fusion = "seen_and_unseen"
+    region_style: RegionStyle = "cropmask"
+    region_batch: int = 10
+
+    def build(self) -> ZegFormer:
+        """Make the model, in evaluation mode, with both towers of CLIP.
+
+        Raises:
+            ArgumentError: A setting is unknown or out of its range.
+            CheckpointError: Weights cannot be read or do not have these sizes.
+        """
+        weights = self.load()
+        image = weights.image_config()
+        norm = self.backbone_norm or ("learned" if self.backbone_weights is None else "frozen")
+        config = ZegFormerConfig(
+            backbone=replace(_backbone(self.backbone), norm=norm),
+            decoder=_decoder(self.decoder, self.queries, image.embed_dim),
+            clip_image=image,
+            clip_text=weights.text_config(),
+            seen_classes=read_class_indices("seen_classes", self.seen_classes),
+            calibration=self.calibration,
+            fusion=self.fusion,
+            region_style=self.region_style,
+            region_batch=self.region_batch,
+            image_size=self.image_size,
+        )
+        model = ZegFormer(config)
+        _initialise(model)
+        _load_clip_model(model, weights)
+        if self.backbone_weights is not None:
+            found = load_checkpoint(self.backbone_weights, trust=self.trust)
+            load_torchvision_backbone(model.backbone, found)
+        return model.eval()
 
 
 def load_torchvision_backbone(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 
-__all__ = ["zegformer_from_official"]
+__all__ = ["OfficialZegFormer"]
 
 _CLIP = "sem_seg_head.predictor.clip_model."
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -34,32 +35,15 @@ _UNUSED_KEYS = (
 )
 
 
-def zegformer_from_official(
-    state_dict: Mapping[str, Tensor],
-    *,
-    seen_classes: Sequence[int] = (),
-    num_heads: int = 8,
-    calibration: float = 0.1,
-    fusion: Fusion | None = None,
-    ensemble: bool = True,
-    ensemble_all_classes: bool = False,
-    clip_classification: bool | None = None,
-    region_style: RegionStyle = "cropmask",
-    region_batch: int = 10,
-    clip: ClipWeights | None = None,
-    clip_heads: int | None = None,
-    text_heads: int | None = None,
-    dropout: float = 0.1,
-) -> ZegFormer:
-    """Build ZegFormer from an official checkpoint's ``state_dict``; sizes are read from shapes.
+@dataclass(frozen=True, kw_only=True)
+class OfficialZegFormer:
+    """Builds ZegFormer from an official checkpoint; sizes are read from shapes.
 
     Training checkpoints hold no CLIP: its weights are OpenAI's ViT-B/16, given as ``clip``.
     ``criterion.empty_weight`` is ignored. CLIP's tensors may be float16, as the official code
     runs them; they are converted to float32.
 
-    Args:
-        state_dict: Official keys, float32; see
-            :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+    Attributes:
         seen_classes: Rows of the class embeddings whose classes were trained on. Official: 0 to
             14 for VOC, 0 to 155 for COCO-Stuff in ZegFormer's order. Empty: no class was.
         num_heads: Heads of the query decoder.
@@ -77,52 +61,80 @@ def zegformer_from_official(
         clip_heads: Heads of CLIP's image tower; None is as ``clip`` says, or one per 64 channels.
         text_heads: Heads of CLIP's text tower; likewise.
         dropout: Dropout in the query decoder, in training.
-
-    Returns:
-        The model, in evaluation mode. The weights are copies.
-
-    Raises:
-        CheckpointError: Keys are missing, unknown or of another shape or dtype, or CLIP is needed
-            but not given.
-        ArgumentError: A setting is outside its range, or contradicts another.
     """
-    state_dict = _with_clip(state_dict, clip)
-    check_float32(state_dict, "zegformer")
-    sizes = Sizes(state_dict, "zegformer")
-    has_clip = any(key.startswith(_CLIP) for key in state_dict)
-    flags = (ensemble, ensemble_all_classes, clip_classification)
-    if fusion is None:
-        looks = has_clip or ensemble or ensemble_all_classes
-        fusion = fusion_of_flags(
-            ensemble=ensemble,
-            ensemble_all_classes=ensemble_all_classes,
-            clip_classification=looks if clip_classification is None else clip_classification,
+
+    seen_classes: Sequence[int] = ()
+    num_heads: int = 8
+    calibration: float = 0.1
+    fusion: Fusion | None = None
+    ensemble: bool = True
+    ensemble_all_classes: bool = False
+    clip_classification: bool | None = None
+    region_style: RegionStyle = "cropmask"
+    region_batch: int = 10
+    clip: ClipWeights | None = None
+    clip_heads: int | None = None
+    text_heads: int | None = None
+    dropout: float = 0.1
+
+    def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
+        """Make the model, in evaluation mode; the weights are copies.
+
+        Args:
+            state_dict: Official keys, float32; see
+                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+        Raises:
+            CheckpointError: Keys are missing, unknown or of another shape or dtype, or CLIP is
+                needed but not given.
+            ArgumentError: A setting is outside its range, or contradicts another.
+        """
+        state_dict = _with_clip(state_dict, self.clip)
+        check_float32(state_dict, "zegformer")
+        sizes = Sizes(state_dict, "zegformer")
+        has_clip = any(key.startswith(_CLIP) for key in state_dict)
+        fusion = self._fusion(has_clip)
+        backbone = _backbone_config(sizes)
+        decoder = _decoder_config(sizes, self.num_heads, self.dropout)
+        if fusion != "segments" and not has_clip:
+            raise _no_clip()
+        towers = None
+        if has_clip:
+            towers = _clip_configs(sizes, decoder, self.clip, self.clip_heads, self.text_heads)
+        config = ZegFormerConfig(
+            backbone=backbone,
+            decoder=decoder,
+            clip_image=towers[0] if towers else None,
+            clip_text=towers[1] if towers else None,
+            seen_classes=read_class_indices("seen_classes", self.seen_classes),
+            calibration=self.calibration,
+            fusion=fusion,
+            region_style=self.region_style,
+            region_batch=self.region_batch,
         )
-    elif flags != (True, False, None):
-        raise ArgumentError(
-            f"fusion: expected none besides the official flags ensemble, ensemble_all_classes and "
-            f"clip_classification, got {fusion!r}. Leave the flags out."
-        )
-    backbone = _backbone_config(sizes)
-    decoder = _decoder_config(sizes, num_heads, dropout)
-    if fusion != "segments" and not has_clip:
-        raise _no_clip()
-    towers = _clip_configs(sizes, decoder, clip, clip_heads, text_heads) if has_clip else None
-    config = ZegFormerConfig(
-        backbone=backbone,
-        decoder=decoder,
-        clip_image=towers[0] if towers else None,
-        clip_text=towers[1] if towers else None,
-        seen_classes=read_class_indices("seen_classes", seen_classes),
-        calibration=calibration,
-        fusion=fusion,
-        region_style=region_style,
-        region_batch=region_batch,
-    )
-    with torch.device("meta"):
-        model = ZegFormer(config)
-    load_weights(model, state_dict, architecture="zegformer", ignored=_UNUSED_KEYS)
-    return model.eval()
+        with torch.device("meta"):
+            model = ZegFormer(config)
+        load_weights(model, state_dict, architecture="zegformer", ignored=_UNUSED_KEYS)
+        return model.eval()
+
+    def _fusion(self, has_clip: bool) -> Fusion:
+        """Who decides: as given, or as the official flags say."""
+        together = (self.ensemble, self.ensemble_all_classes)
+        if self.fusion is None:
+            looks = has_clip or any(together)
+            return fusion_of_flags(
+                ensemble=self.ensemble,
+                ensemble_all_classes=self.ensemble_all_classes,
+                clip_classification=looks
+                if self.clip_classification is None
+                else self.clip_classification,
+            )
+        if (*together, self.clip_classification) != (True, False, None):
+            raise ArgumentError(
+                f"fusion: expected none besides the official flags ensemble, ensemble_all_classes "
+                f"and clip_classification, got {self.fusion!r}. Leave the flags out."
+            )
+        return self.fusion
 
 
 def _no_clip() -> CheckpointError:

@@ -1,0 +1,396 @@
+"""ZegCLIP and CLIP-RC from CLIP weights, to be trained, and from official checkpoints.
+
+Source:
+    Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023.
+    Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.models.base import ScoreActivation
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
+from zsseg_rt.models.clip.source import ClipSource
+from zsseg_rt.models.clip.weights import ClipWeights, image_encoder_config, text_encoder_config
+from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
+from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
+from zsseg_rt.models.descriptor.model import DescriptorModel
+from zsseg_rt.models.descriptor.starts import COSINE_SCALE, Start, check_scale
+from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
+from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+
+__all__ = ["ClipRCStart", "OfficialClipRC", "OfficialZegCLIP", "ZegCLIPStart"]
+
+_TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorStart(ClipSource):
+    """Starts a model from CLIP weights, prompts and decode head initialised for training.
+
+    The positional embedding is resized to ``image_size`` (bilinear).
+
+    Attributes:
+        num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a
+            backbone that is fine-tuned instead.
+        image_size: Side of training crops, in pixels; a multiple of the patch size.
+        patch_stride: Pixels from one patch to the next, such as half the patch size for four times
+            as many patches; None is the patch size, as officially.
+        decoder: Sizes of the decoders; None is the official ones at CLIP's embedding width.
+        seen_classes: Rows of the text embeddings that are trained on.
+        self_trained: Whether training is self-training; see :class:`DescriptorConfig`.
+        score_activation: What turns mask logits into probabilities; see :class:`DescriptorConfig`.
+        unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
+            short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Not official.
+        start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
+            of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
+            a multiple of the cosine of patch and name, see
+            :mod:`zsseg_rt.models.descriptor.starts`. Not official.
+        start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
+            start empty.
+        start_scale: Factor on the cosine of the aligned start; None is 14, which training replaces
+            by one that fits its names; see :func:`zsseg_rt.models.descriptor.starts.scale_for`.
+    """
+
+    num_prompts: int = 10
+    image_size: int = 512
+    patch_stride: int | None = None
+    decoder: DecoderConfig | None = None
+    seen_classes: Sequence[int] = ()
+    self_trained: bool = False
+    score_activation: ScoreActivation = "sigmoid"
+    unit_inputs: bool = False
+    start: Start = "random"
+    start_offset: float = 0.0
+    start_scale: float | None = None
+
+    def build(self) -> DescriptorModel:
+        """Make the model, in evaluation mode, with its text tower.
+
+        Raises:
+            ArgumentError: A setting is unknown or out of its range.
+            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
+            ShapeError: Patches do not fill ``image_size`` exactly, or a stride is not possible.
+        """
+        self._check()
+        weights = self.load()
+        model = self._untrained(weights)
+        _load_clip_towers(model, weights)
+        head: Any = model.decode_head
+        if self.unit_inputs:
+            head.scale_for_unit_inputs()
+        scale = check_scale(self.start, self.start_scale)
+        head.start(self.start, self.start_offset)
+        head.scale_start(scale / COSINE_SCALE)
+        self._finish(model, weights)
+        return model.eval()
+
+    def _check(self) -> None:
+        """Refuse bad settings before weights are read."""
+
+    @abstractmethod
+    def _untrained(self, weights: ClipWeights) -> DescriptorModel:
+        """A model with these sizes."""
+
+    def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
+        """What comes after the head's start."""
+
+    def _fields(self, weights: ClipWeights, **encoder_fields: Any) -> dict[str, Any]:
+        """The configuration's fields that both have."""
+        encoder = replace(weights.image_config(), patch_stride=self.patch_stride, **encoder_fields)
+        if self.image_size < 1 or self.image_size % encoder.patch_size:
+            raise ShapeError(
+                f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
+                f"{self.image_size}. Choose the next multiple."
+            )
+        sizes = DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim)
+        return {
+            "image_encoder": replace(
+                encoder,
+                grid_side=self.image_size // encoder.stride,
+                num_prompts=self.num_prompts,
+                num_deep_prompts=encoder.num_layers - 1,
+            ),
+            "text_encoder": weights.text_config(),
+            "decoder": self.decoder or sizes,
+            "image_size": self.image_size,
+            "seen_classes": read_class_indices("seen_classes", self.seen_classes),
+            "self_trained": self.self_trained,
+            "score_activation": self.score_activation,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZegCLIPStart(DescriptorStart):
+    """Starts ZegCLIP.
+
+    Attributes:
+        descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
+    """
+
+    descriptor: Descriptor = "relationship"
+
+    def _untrained(self, weights: ClipWeights) -> ZegCLIP:
+        fields = self._fields(weights)
+        return ZegCLIP(ZegCLIPConfig(**fields, descriptor=self.descriptor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRCStart(DescriptorStart):
+    """Starts CLIP-RC. Every cell token starts, and stays, as the class embedding with its position.
+
+    Attributes:
+        num_cells: Cell tokens, a square number.
+        exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
+        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
+        low_initial_logits: Whether mask logits start as small as ZegCLIP's, for trainings at a
+            high rate; see :meth:`CellDecodeHead.lower_initial_logits`. Not official.
+    """
+
+    num_cells: int = 16
+    exact: bool = False
+    with_recovery_decoder: bool = True
+    low_initial_logits: bool = False
+
+    def _check(self) -> None:
+        if self.num_cells < 1 or math.isqrt(self.num_cells) ** 2 != self.num_cells:
+            raise ArgumentError(
+                f"num_cells: expected a square number of at least 1, got {self.num_cells}. "
+                "Officially it is 16."
+            )
+        if self.low_initial_logits and self.start == "aligned":
+            raise ArgumentError(
+                "low_initial_logits: expected False with start = 'aligned', which sets the logits "
+                "itself, got True. Leave it out."
+            )
+
+    def _untrained(self, weights: ClipWeights) -> ClipRC:
+        fields = self._fields(weights, num_cells=self.num_cells)
+        recovery = self.with_recovery_decoder
+        return ClipRC(ClipRCConfig(**fields, exact=self.exact, with_recovery=recovery))
+
+    @torch.no_grad()
+    def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
+        assert isinstance(model, ClipRC)
+        if self.low_initial_logits:
+            model.decode_head.lower_initial_logits()
+        token = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
+        model.backbone.region_level_bridge.copy_(token.expand(self.num_cells, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialDescriptor(ABC):
+    """Builds a model from an official checkpoint; sizes are read from shapes.
+
+    The decoder's ``self_attn.*`` and ``norm1.*``, which never run, are ignored; checkpoints of
+    CLIP-RC's Jittor port lack them.
+
+    Attributes:
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        decoder_heads: Heads of the decoder.
+        text_heads: Heads of the text tower; None is one per 64 channels.
+        image_size: Side in pixels that masks are upsampled to before the sigmoid; None is the
+            size the positional embedding is stored for (512 officially).
+        seen_classes: Rows of the text embeddings whose classes were trained on. Official: 0 to 14
+            for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` lowers no score.
+        self_trained: Whether the weights come from self-training; then no score is lowered.
+        with_text_encoder: Whether to build the text tower when the checkpoint holds one.
+        prompt_dropout: Dropout on the projected prompts, in training.
+        decoder_dropout: Dropout in the decoder's layers, in training.
+    """
+
+    architecture: ClassVar[str]
+    layers: ClassVar[str]
+
+    num_heads: int | None = None
+    decoder_heads: int = 8
+    text_heads: int | None = None
+    image_size: int | None = None
+    seen_classes: Sequence[int] = ()
+    self_trained: bool = False
+    with_text_encoder: bool = True
+    prompt_dropout: float = 0.1
+    decoder_dropout: float = 0.1
+
+    def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
+        """Make the model, in evaluation mode; the weights are copies.
+
+        Args:
+            state_dict: Official keys, float32; see
+                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+
+        Raises:
+            CheckpointError: Keys are missing, unknown or of another shape or dtype.
+        """
+        check_float32(state_dict, self.architecture)
+        sizes = Sizes(state_dict, self.architecture)
+        encoder = self._encoder(sizes)
+        has_text = self.with_text_encoder and _holds(state_dict, _TEXT)
+        fields: dict[str, Any] = {
+            "decoder": _official_decoder_config(
+                sizes, self.layers, self.decoder_heads, self.decoder_dropout
+            ),
+            "image_size": encoder.side if self.image_size is None else self.image_size,
+            "seen_classes": read_class_indices("seen_classes", self.seen_classes),
+            "self_trained": self.self_trained,
+        }
+        if has_text:
+            fields["text_encoder"] = text_encoder_config(sizes, _TEXT, self.text_heads)
+        with torch.device("meta"):
+            model, ignored = self._untrained(sizes, encoder, fields, state_dict)
+        ignored += () if has_text else (r"text_encoder\..*",)
+        load_weights(model, state_dict, architecture=self.architecture, ignored=ignored)
+        return model.eval()
+
+    def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:
+        return _prompted_image_encoder_config(sizes, self.num_heads, self.prompt_dropout)
+
+    @abstractmethod
+    def _untrained(
+        self,
+        sizes: Sizes,
+        encoder: ImageEncoderConfig,
+        fields: dict[str, Any],
+        state_dict: Mapping[str, Tensor],
+    ) -> tuple[DescriptorModel, tuple[str, ...]]:
+        """A model with these sizes, and the keys that it has no use for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialZegCLIP(OfficialDescriptor):
+    """Builds ZegCLIP. ``decode_head.loss_decode.*`` is ignored, too.
+
+    Attributes:
+        score_activation: What turns mask logits into probabilities; see :class:`ZegCLIPConfig`.
+    """
+
+    architecture = "zegclip"
+    layers = "decode_head.decoder_1.layers."
+
+    score_activation: ScoreActivation = "sigmoid"
+
+    def _untrained(
+        self,
+        sizes: Sizes,
+        encoder: ImageEncoderConfig,
+        fields: dict[str, Any],
+        state_dict: Mapping[str, Tensor],
+    ) -> tuple[ZegCLIP, tuple[str, ...]]:
+        inputs = sizes.of("decode_head.q_proj.weight", 2)[1]
+        config = ZegCLIPConfig(
+            image_encoder=encoder,
+            score_activation=self.score_activation,
+            descriptor="text" if inputs == encoder.embed_dim else "relationship",
+            **fields,
+        )
+        unused = (
+            r"decode_head\.decoder_1\.layers\.\d+\.(self_attn|norm1)\..*",
+            r"decode_head\.loss_decode\..*",
+        )
+        return ZegCLIP(config), unused
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialClipRC(OfficialDescriptor):
+    """Builds CLIP-RC.
+
+    Attributes:
+        exact: Whether to refuse input sizes other than the official one.
+        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only,
+            when the checkpoint holds one.
+    """
+
+    architecture = "clip_rc"
+    layers = "decode_head.decoder_q.layers."
+
+    exact: bool = False
+    with_recovery_decoder: bool = True
+
+    def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:
+        return replace(super()._encoder(sizes), num_cells=_num_cells(sizes))
+
+    def _untrained(
+        self,
+        sizes: Sizes,
+        encoder: ImageEncoderConfig,
+        fields: dict[str, Any],
+        state_dict: Mapping[str, Tensor],
+    ) -> tuple[ClipRC, tuple[str, ...]]:
+        has_recovery = self.with_recovery_decoder and _holds(state_dict, _RECOVERY)
+        config = ClipRCConfig(
+            image_encoder=encoder,
+            exact=self.exact,
+            with_recovery=has_recovery,
+            **fields,
+        )
+        unused: tuple[str, ...] = (
+            r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
+            r"\.\d+\.(self_attn|norm1)\..*",
+        )
+        unused += () if has_recovery else (r"decode_head\.recovery_decoder\..*",)
+        return ClipRC(config), unused
+
+
+def _holds(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in state_dict)
+
+
+def _num_cells(sizes: Sizes) -> int:
+    num_cells = sizes.of("backbone.region_level_bridge", 2)[0]
+    if not num_cells or math.isqrt(num_cells) ** 2 != num_cells:
+        raise CheckpointError(
+            "backbone.region_level_bridge: expected one row per cell of a square grid, got "
+            f"{num_cells} rows. Check that the checkpoint is complete and from this architecture."
+        )
+    return num_cells
+
+
+def _prompted_image_encoder_config(
+    sizes: Sizes, num_heads: int | None, prompt_dropout: float
+) -> ImageEncoderConfig:
+    """Read the sizes of an official ``backbone.*`` with deep prompts from shapes."""
+    num_deep_prompts, num_prompts, _ = sizes.of("backbone.deep_prompt_embeddings", 3)
+    return replace(
+        image_encoder_config(sizes, "backbone.", num_heads),
+        num_prompts=num_prompts,
+        num_deep_prompts=num_deep_prompts,
+        prompt_dropout=prompt_dropout,
+    )
+
+
+def _official_decoder_config(
+    sizes: Sizes, layers: str, num_heads: int, dropout: float
+) -> DecoderConfig:
+    """Read a decoder's sizes from the shapes of its layers, whose keys begin with ``layers``."""
+    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
+    return DecoderConfig(
+        query_dim=query_dim,
+        num_layers=sizes.count(layers),
+        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
+        ffn_dim=sizes.of(f"{layers}0.linear1.weight", 2)[0],
+        dropout=dropout,
+    )
+
+
+def _load_clip_towers(model: DescriptorModel, weights: ClipWeights) -> None:
+    """Copy CLIP's towers into a model; the positional embedding is resized (bilinear)."""
+    name, side = "positional_embedding", model.config.image_encoder.grid_side
+    visual = weights.visual | {
+        name: resize_positional_embedding(weights.visual[name], (side, side))
+    }
+    state_dict = (
+        model.state_dict()
+        | {f"backbone.{key}": value for key, value in visual.items()}
+        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
+    )
+    load_weights(model, state_dict, architecture="CLIP")
