@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError
@@ -25,22 +26,26 @@ def install_command(*extras: str) -> str:
     return f"{commands} in a checkout of zsseg_rt"
 
 
-def import_opencv(purpose: str) -> Any:
+def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread") -> Any:
     """The module ``cv2``.
 
     Args:
         purpose: What it is for: "to read photos".
+        argument: What asks for it.
+        needs: A function that it must have.
 
     Raises:
-        BackendUnavailableError: It is not installed.
+        BackendUnavailableError: It is not installed, or lacks the function.
     """
     try:
-        import cv2
-    except ImportError as exc:
+        cv2: Any = import_module("cv2")
+    except ImportError:
+        cv2 = None
+    if not hasattr(cv2, needs):
         raise BackendUnavailableError(
-            f"cv2: expected OpenCV {purpose}, got nothing. "
+            f"{argument}: expected OpenCV {purpose}, got nothing. "
             f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-        ) from exc
+        )
     return cv2
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError, ShapeError, SourceError
-from zsseg_rt.extras import install_command
+from zsseg_rt.errors import ShapeError, SourceError
+from zsseg_rt.extras import import_opencv
 from zsseg_rt.visualize import save_file
 
 __all__ = ["draw_confusion", "write_confusion_png"]
@@ -38,7 +37,7 @@ def write_confusion_png(
         BackendUnavailableError: OpenCV is not installed.
     """
     picture = draw_confusion(counts, class_names, seen=seen)
-    cv2 = _opencv()
+    cv2 = import_opencv("to draw")
     ok, encoded = cv2.imencode(".png", picture[:, :, ::-1])
     if not ok:
         raise SourceError(f"{path}: the image cannot be encoded as PNG. Check its size.")
@@ -166,12 +165,12 @@ def _text_strip(text: str, colour: tuple[int, int, int], font: float) -> Picture
 def _put_text(
     picture: Picture, text: str, place: tuple[int, int], colour: tuple[int, int, int], font: float
 ) -> None:
-    cv2 = _opencv()
+    cv2 = import_opencv("to draw")
     cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, font, colour, 1, cv2.LINE_AA)
 
 
 def _text_width(text: str, font: float) -> int:
-    cv2 = _opencv()
+    cv2 = import_opencv("to draw")
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, 1)
     return int(width)
 
@@ -180,14 +179,3 @@ def _short(name: str) -> str:
     """Printable ASCII, all that OpenCV's font has, and not too long."""
     plain = name.encode("ascii", "replace").decode()
     return plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 3] + "..."
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            "cv2: expected OpenCV to draw, got nothing. "
-            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-        ) from exc
-    return cv2

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
+from zsseg_rt.extras import import_opencv
 
 __all__ = ["BlendSettings", "Glance", "Motion", "MotionEstimator", "is_still", "load_opencv"]
 
@@ -177,25 +176,13 @@ def is_still(past: Glance, now: Glance) -> bool:
 
 
 def load_opencv() -> Any:
-    """Import OpenCV.
+    """Import OpenCV with its optical flow.
 
     Raises:
         BackendUnavailableError: It is not installed, or lacks optical flow.
     """
-    try:
-        import cv2
-    except ImportError as exc:
-        raise _absent() from exc
-    if not hasattr(cv2, "DISOpticalFlow_create"):
-        raise _absent()
-    return cv2
-
-
-def _absent() -> BackendUnavailableError:
-    return BackendUnavailableError(
-        "memory: expected OpenCV with its optical flow, got none. "
-        f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-    )
+    purpose = "with its optical flow"
+    return import_opencv(purpose, argument="memory", needs="DISOpticalFlow_create")
 
 
 def _is_cut(cv2: Any, grey: Bytes, difference: Bytes, inside: Bytes) -> bool:
