@@ -43,11 +43,10 @@ from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_lab
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
-from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
-from zsseg_rt.text.prompts import check_templates
-from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary, refuse_beside_vocabulary
+from zsseg_rt.text.embeddings import PhraseEmbedder
+from zsseg_rt.text.making import VocabularyMaker
+from zsseg_rt.text.vocabulary import Vocabulary
 
 __all__ = ["Engine"]
 
@@ -101,6 +100,7 @@ class Engine:
             ),
             self._options.cache_dir,
         )
+        self._maker = VocabularyMaker(self.bundle, self._family.prompt_sets, self._embedder)
         self._graphs = {
             name: load_graph(
                 self.bundle,
@@ -170,26 +170,13 @@ class Engine:
             EngineStateError: The engine is closed.
         """
         self._require_open()
-        if isinstance(class_names, Vocabulary):
-            refuse_beside_vocabulary(embeddings, background, templates)
-            check_vocabulary(
-                class_names,
-                embed_dim=self.bundle.text.embed_dim,
-                max_phrases=self.bundle.head.max_classes,
-                prompt_sets=[prompt_set.name for prompt_set in self._family.prompt_sets[1:]],
-            )
-            with self._vocabulary_lock:
-                return self._put_in_force(class_names)
-        most = self.bundle.head.max_classes
-        known = partial(self._embedder.can_embed, with_bank=templates is None)
-        backdrop = read_background(background, class_names, known)
-        classes = ClassList.read(class_names, backdrop, max_phrases=most)
         with self._vocabulary_lock:
             self._require_open()
-            if embeddings is None:
-                vocabulary = self._embed(classes, templates)
-            else:
-                vocabulary = self._with_embeddings(classes, embeddings)
+            vocabulary = self._maker.make(
+                class_names, embeddings=embeddings, background=background, templates=templates
+            )
+            if not self.config.keep_text_encoder:
+                self._embedder.release_encoder()
             return self._put_in_force(vocabulary)
 
     def segment(
@@ -201,21 +188,31 @@ class Engine:
         memory: FrameMemory | None = None,
         captured_at: float | None = None,
     ) -> Segmentation:
-        """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`.
+        """Label every pixel of a frame, in the engine's own lane.
 
         Args:
-            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order; or NV12 in two
-                planes, an :class:`Nv12Frame` or a tuple.
-            unknown_below: Score in [0, 1] below which a pixel is unknown; None: as configured.
+            frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
+                order; or NV12 in two planes of NumPy arrays: an :class:`Nv12Frame`, or a tuple
+                of brightness and colour, which is BT.601. Borrowed until the call returns.
+            unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
+                takes the configuration's.
             with_scores: Whether the result carries per-pixel scores; None: as configured.
             memory: What the source's past frames left behind; None labels the frame by itself.
-            captured_at: When the frame was captured, for the memory; None: now.
+            captured_at: When the frame was captured, in seconds of the source's clock, for a
+                memory that skips still frames; None takes ``time.monotonic()``.
 
         Returns:
-            Labels of the frame's own size, freshly owned.
+            Labels of the frame's own size, freshly owned, for the classes that were in force when
+            the call began.
 
         Raises:
-            ZssegError: As :meth:`Lane.segment`.
+            ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
+            DTypeError: The frame is not uint8, or is a masked array.
+            ArgumentError: ``unknown_below`` is outside [0, 1], the bundle's family has no use for
+                a memory, or the frame is in planes, of which a memory knows nothing.
+            VocabularyError: No classes have been named yet.
+            EngineStateError: The engine is closed, or it or the memory is busy in another thread.
+            BackendError: The graphs gave NaN or infinity, or the backend failed.
         """
         self._require_open()
         return self._lane.segment(
@@ -235,21 +232,29 @@ class Engine:
         with_overlay: bool = False,
         alpha: float = 0.5,
     ) -> DeviceSegmentation:
-        """Label a frame that is on the engine's GPU and leave the labels there.
+        """Label every pixel of a frame that is on the engine's GPU, and leave the labels there.
 
-        See :meth:`Lane.segment_device`.
+        The frame is not copied. What its producer has enqueued on the stream that it names is
+        waited for, by the GPU.
 
         Args:
-            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``;
-                or NV12 in two such planes, an :class:`Nv12Frame` or a tuple.
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
+                ``__dlpack__`` or ``__cuda_array_interface__``; or NV12 in two such planes: an
+                :class:`Nv12Frame`, or a tuple of brightness and colour, which is BT.601. Borrowed
+                until the call returns.
             unknown_below: As for :meth:`segment`.
             with_scores: As for :meth:`segment`.
             with_overlay: Whether the result carries the frame with the labels' colours on it,
                 drawn in the same pass as the labels where the family allows it.
             alpha: Weight of the colours, in [0, 1].
 
+        Returns:
+            Labels of the frame's own size in arrays of the result's own, which are whole when the
+            call returns. Bundles whose classes are decided on the host take a copy there and back.
+
         Raises:
-            DeviceError: The engine is on the CPU, or the frame is not on the engine's GPU.
+            ArgumentError: ``alpha`` is out of range, or an overlay is asked for of two planes.
+            DeviceError: The engine is on the CPU, or the frame is not on its GPU.
             ZssegError: As :meth:`segment`.
         """
         self._require_open()
@@ -460,36 +465,6 @@ class Engine:
             f"precision={self.precision!r})"
         )
 
-    def _embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
-        chosen = None if templates is None else check_templates(templates)
-        embeds = [
-            self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
-            for prompt_set in self._family.prompt_sets
-        ]
-        if not self.config.keep_text_encoder:
-            self._embedder.release_encoder()
-        return self._vocabulary_of(classes, embeds)
-
-    def _with_embeddings(
-        self, classes: ClassList, embeddings: npt.NDArray[np.float32]
-    ) -> Vocabulary:
-        sets, embed_dim = self._family.prompt_sets, self.bundle.text.embed_dim
-        embeds = read_embeddings(embeddings, len(classes.phrases), embed_dim, len(sets))
-        return self._vocabulary_of(classes, embeds)
-
-    def _vocabulary_of(
-        self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]
-    ) -> Vocabulary:
-        further = zip(self._family.prompt_sets[1:], embeds[1:], strict=True)
-        return Vocabulary(
-            names=classes.names,
-            phrases=classes.phrases,
-            phrase_classes=classes.phrase_classes,
-            embeds=embeds[0],
-            version=0,
-            prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
-        )
-
     def _put_in_force(self, vocabulary: Vocabulary) -> Vocabulary:
         """Number a vocabulary and let every lane's next frame use it; the caller holds the lock."""
         self._require_open()
@@ -505,7 +480,7 @@ class Engine:
         embeds: npt.NDArray[np.float32],
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
-        vocabulary = self._with_embeddings(ClassList.read(names), embeds)
+        vocabulary = self._maker.from_rows(ClassList.read(names), embeds)
         as_exported = replace(self.config, cosine_weight=None, cosine_scale=None)
         family = create_family(self.bundle, as_exported)
         return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)

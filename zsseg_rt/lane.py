@@ -99,34 +99,7 @@ class Lane:
         memory: FrameMemory | None = None,
         captured_at: float | None = None,
     ) -> Segmentation:
-        """Label every pixel of a frame.
-
-        Args:
-            frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
-                order; or NV12 in two planes of NumPy arrays: an :class:`Nv12Frame`, or a tuple
-                of brightness and colour, which is BT.601. Borrowed until the call returns.
-            unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
-                takes the engine's setting.
-            with_scores: Whether the result carries per-pixel scores; None takes the engine's
-                setting.
-            memory: What the source's past frames left behind; None labels the frame by itself.
-            captured_at: When the frame was captured, in seconds of the source's clock, for a
-                memory that skips still frames; None takes ``time.monotonic()``.
-
-        Returns:
-            Labels of the frame's own size, freshly owned, for the classes that were in force when
-            the call began.
-
-        Raises:
-            ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
-            DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1], the bundle's family has no use for
-                a memory, or the frame is in planes, of which a memory knows nothing.
-            VocabularyError: No classes have been named yet.
-            EngineStateError: The lane or its engine is closed, or it or the memory is busy in
-                another thread.
-            BackendError: The graphs gave NaN or infinity, or the backend failed.
-        """
+        """Label every pixel of a frame; see :meth:`Engine.segment`."""
         rule = self._rule_of(unknown_below, with_scores)
         with self._exclusive():
             classes = self._classes_in_force()
@@ -150,31 +123,7 @@ class Lane:
         with_overlay: bool = False,
         alpha: float = 0.5,
     ) -> DeviceSegmentation:
-        """Label every pixel of a frame that is on the lane's GPU, and leave the labels there.
-
-        The frame is not copied. What its producer has enqueued on the stream that it names is
-        waited for, by the GPU.
-
-        Args:
-            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
-                ``__dlpack__`` or ``__cuda_array_interface__``; or NV12 in two such planes: an
-                :class:`Nv12Frame`, or a tuple of brightness and colour, which is BT.601. Borrowed
-                until the call returns.
-            unknown_below: As for :meth:`segment`.
-            with_scores: As for :meth:`segment`.
-            with_overlay: Whether the result carries the frame with the labels' colours on it,
-                drawn in the same pass as the labels where the family allows it.
-            alpha: Weight of the colours, in [0, 1].
-
-        Returns:
-            Labels of the frame's own size in arrays of the result's own, which are whole when the
-            call returns. Bundles whose classes are decided on the host take a copy there and back.
-
-        Raises:
-            ArgumentError: ``alpha`` is out of range, or an overlay is asked for of two planes.
-            DeviceError: The lane is on the CPU, or the frame is not on the lane's GPU.
-            ZssegError: As :meth:`segment`.
-        """
+        """Label a frame that is on the lane's GPU; see :meth:`Engine.segment_device`."""
         rule = self._rule_of(unknown_below, with_scores)
         if self.workspace.device == "cpu":
             raise DeviceError(
