@@ -75,14 +75,14 @@ def test_every_pair_of_values_is_kept():
     [
         ("test_a.py", "import numpy\n", "unit"),
         ("test_a.py", "def test_a():\n    import subprocess\n", "system"),
-        ("test_a.py", "from zsseg_rt.export import export_bundle\n", "torch"),
-        ("test_a.py", "from support import tiny\n", "torch"),
+        ("test_a.py", "from zsseg_rt.export import export_bundle\n", "torch_side"),
+        ("test_a.py", "from support import tiny\n", "torch_side"),
         ("test_a.py", "from support.live_server import *\n", "system"),
-        ("test_a.py", "def test_a(zegclip_bundle): pass\n", "torch"),
-        ("test_a.py", "import pytest\nx = pytest.importorskip('torch')\n", "torch"),
+        ("test_a.py", "def test_a(zegclip_bundle): pass\n", "torch_side"),
+        ("test_a.py", "import pytest\nx = pytest.importorskip('torch')\n", "torch_side"),
         ("test_a.py", "import pytest\np = pytest.mark.usefixtures('v4l2_driver')\n", "system"),
         ("test_cuda_a.py", "", "cuda"),
-        ("test_training_a.py", "import subprocess\n", "torch"),
+        ("test_training_a.py", "import subprocess\n", "torch_side"),
     ],
 )
 def test_a_file_s_room_follows_what_it_imports_and_starts(tmp_path, name, text, room):

@@ -3,7 +3,7 @@
 ``python python_tests/support/rooms.py ROOM`` prints the files of one room:
 
 - ``unit``: no torch, no other process, no server, no camera: seconds.
-- ``torch``: models, export, training, and whatever else imports torch or ONNX.
+- ``torch_side``: models, export, training, and whatever else imports torch or ONNX.
 - ``system``: processes, servers, cameras, browsers, the documents that run.
 - ``cuda``: what is about the emulated GPU or a real one. Operations' tests on CUDA stay beside
   those on a CPU.
@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+# No room is named torch: its folder would pass for the package where that is not installed.
 TESTS = Path(__file__).resolve().parents[1]
-ROOMS = ("unit", "torch", "system", "cuda")
+ROOMS = ("unit", "torch_side", "system", "cuda")
 # What a file is about decides before what it imports.
 _BY_NAME = (
     (re.compile(r"test_(cuda|gpu)_"), "cuda"),
-    (re.compile(r"test_(models|export|training)_"), "torch"),
+    (re.compile(r"test_(models|export|training)_"), "torch_side"),
 )
 _TORCH = {"torch", "torchvision", "onnx", "onnxscript", "open_clip", "accelerate"}
 _TORCH_SIDE = ("experiments", "export", "models", "torch_files", "training")
@@ -42,7 +43,7 @@ def room_of(path: Path) -> str:
     if imported & (_PROCESSES | _SERVERS) or fixtures & _SYSTEM_FIXTURES:
         return "system"
     if imported & _TORCH or fixtures & _TORCH_FIXTURES:
-        return "torch"
+        return "torch_side"
     return "unit"
 
 
