@@ -22,7 +22,7 @@ case "${1:-}" in
     shift
     ;;
 esac
-export ZSSEG_TEST_CACHE=${ZSSEG_TEST_CACHE-${XDG_CACHE_HOME:-$HOME/.cache}/zsseg_rt_tests}
+export ZSSEG_TEST_CACHE=${ZSSEG_TEST_CACHE-${XDG_CACHE_HOME:-${HOME:-$PWD/build}/.cache}/zsseg_rt_tests}
 venv=${ZSSEG_VENV:-$PWD/.venv}
 needed_gb=10 # torch with its CUDA libraries is 6 of them
 say() { printf '\n== %s\n' "$*"; }
