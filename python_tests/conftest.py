@@ -6,6 +6,7 @@ emulated (cpp_tests/cuda_emulation).
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support import kept_graphs
+from support.choice import pytest_addoption, pytest_collection_modifyitems  # noqa: F401
 from support.extension import use_extension
 
 # GStreamer runs in child processes alone, of the tests that are about it.
@@ -22,6 +25,14 @@ if os.environ.get("ZSSEG_EXTENSION"):
     use_extension(os.environ["ZSSEG_EXTENSION"])
 
 from zsseg_rt import ops
+
+KEPT = kept_graphs.folder()  # before a test changes the environment
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep exported graphs between runs, where the chosen tests can export any."""
+    if KEPT is not None and "torch" in sys.modules and not session.config.option.collectonly:
+        kept_graphs.install(KEPT)
 
 
 class CpuDevice:

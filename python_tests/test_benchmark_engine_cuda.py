@@ -27,6 +27,7 @@ def scripts(monkeypatch):
     return SimpleNamespace(**{n: importlib.import_module(n) for n in ("engine", "engine_cuda")})
 
 
+@pytest.mark.nightly
 @pytest.mark.needs_cuda
 def test_every_case_is_measured(scripts, monkeypatch, tmp_path, capsys):
     require_cuda()

@@ -77,6 +77,7 @@ def test_a_missing_gpu_is_said(tool, monkeypatch, capsys):
     assert "expected a CUDA device, got none" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.needs_cuda
 def test_a_quick_run_on_the_gpu(tool, tmp_path):
     require_cuda()

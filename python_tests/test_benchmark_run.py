@@ -49,6 +49,7 @@ def committed():
     return read(*sources_of(DOCUMENTS[0].read_text(encoding="utf-8")))
 
 
+@pytest.mark.nightly
 def test_a_quick_run_measures_every_group(tmp_path, benchmarks):
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "supervision"):
         pytest.importorskip(package)

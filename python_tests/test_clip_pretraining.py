@@ -102,6 +102,7 @@ def test_captions_fit_and_leave_out_what_is_held_back():
             assert not any(name in text for name in NEVER_CAPTIONED), text
 
 
+@pytest.mark.nightly
 def test_workers_start_where_opencv_has_threads():
     code = """
 import cv2, numpy as np
@@ -123,6 +124,7 @@ print(len(batch.tokens))
     assert int(done.stdout) > 0
 
 
+@pytest.mark.nightly
 def test_loss_falls():
     torch.manual_seed(0)
     config = dataclasses.replace(TINY, batch_size=32, whole_every=100)
@@ -248,6 +250,7 @@ def test_another_configuration_is_not_resumed(run):
         pretrain(other, run.parent, num_workers=0)
 
 
+@pytest.mark.nightly
 def test_checks_are_chances_for_untrained_weights(run):
     model = load_run(run.parent)
     scores = classify_views(model, num_scenes=20)

@@ -26,12 +26,14 @@ def world():
     return open_world("demo", {}, SHORT)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_trains_and_is_judged(world, row):
     figures = train_head(ROWS[row], world, SHORT, seed=0)
     assert all(0 <= figures[name] <= 100 for name in ("pAcc", "mIoU(S)", "mIoU(U)"))
 
 
+@pytest.mark.nightly
 def test_a_head_that_knows_the_match_is_ahead_from_the_start(world):
     found = {
         name: train_head(ROWS[name], world, SHORT, seed=0)["pAcc"]
@@ -41,6 +43,7 @@ def test_a_head_that_knows_the_match_is_ahead_from_the_start(world):
     assert found["aligned_cross_entropy"] > found["zegclip_cross_entropy"] + 5
 
 
+@pytest.mark.nightly
 def test_a_run_depends_on_its_seed_alone(world):
     first, again, other = (train_head(ROWS["zegclip"], world, SHORT, seed=s) for s in (1, 1, 2))
     assert first == again
@@ -67,6 +70,7 @@ def call(out, *more):
     return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.nightly
 def test_the_tool_writes_each_run_once(tmp_path):
     out = tmp_path / "heads.json"
     done = call(out)

@@ -38,10 +38,13 @@ def table(tool):
     return json.loads(tool.TABLE.read_text())
 
 
-def test_no_kernel_takes_more_than_the_table_says(tool, capsys):
+@pytest.mark.parametrize(
+    "architectures", [["87"], pytest.param(["75", "90"], marks=pytest.mark.nightly)]
+)
+def test_no_kernel_takes_more_than_the_table_says(tool, capsys, architectures):
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on PATH")
-    assert tool.main([]) == 0, capsys.readouterr().out
+    assert tool.main(architectures) == 0, capsys.readouterr().out
 
 
 def test_every_kernel_of_the_table_is_launched_by_the_program(tool):

@@ -93,6 +93,7 @@ def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
+@pytest.mark.nightly
 @needs_generator
 @pytest.mark.parametrize(
     ("page", "added", "told"),

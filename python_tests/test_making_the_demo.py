@@ -81,6 +81,7 @@ def test_a_bundle_comes_out_with_its_words_and_history(exported):
     assert all((path.parent / photo).is_file() for photo in PHOTOS)
 
 
+@pytest.mark.nightly
 def test_settings_put_into_a_bundle_equal_those_it_is_exported_with(clip, exported, tmp_path):
     model, path = exported
     put = write_demo(model, clip, DemoConfig(**SMALL), tmp_path, chosen=chosen(None))
@@ -97,6 +98,7 @@ def test_settings_put_into_a_bundle_equal_those_it_is_exported_with(clip, export
         put_rule(put, chosen(RULE))
 
 
+@pytest.mark.nightly
 def test_settings_are_chosen_on_the_demo_s_own_recipe(clip, tmp_path):
     config = DemoConfig(**SMALL | {"num_scenes": 24})
     found, expected = assemble(demo_run(clip, config)).task.model, small_zegclip(clip, config)

@@ -85,6 +85,7 @@ def test_an_installation_from_the_sdist_has_its_data(unpacked, tmp_path):
         assert (tmp_path / "zsseg_rt" / name).stat().st_size > 0
 
 
+@pytest.mark.nightly
 def test_an_installation_from_the_sdist_labels_the_demo(unpacked, tmp_path):
     if shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("cmake and ninja are not on the PATH")

@@ -25,6 +25,7 @@ def soak():
     return module
 
 
+@pytest.mark.nightly
 def test_a_short_run_is_within_its_limits(tmp_path):
     if what_is_missing():
         without_streams(what_is_missing())

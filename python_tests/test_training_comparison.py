@@ -50,6 +50,7 @@ def three_variants(clip_file):
     )
 
 
+@pytest.mark.nightly
 def test_every_run_is_done_once_and_can_be_loaded(clip_file, tmp_path):
     chosen = three_variants(clip_file)
     told = []

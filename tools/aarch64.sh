@@ -79,14 +79,15 @@ print(*(line for line in requires("zsseg_rt") if "extra ==" not in line), sep="\
 }
 
 python_tests() {
-  local tests=$PWD/python_tests bundle
+  local tests=$PWD/python_tests bundle files
   cd "$folder/package" # where zsseg_rt is found first
   export ZSSEG_HOME=$folder/home PYTHONDONTWRITEBYTECODE=1
   for bundle in zsseg_rt/demo/scenes.zsseg "$tests"/bundles/v1/*.zsseg; do
     "$folder/python/python" -m zsseg_rt info "$bundle" --check
   done
-  "$folder/python/python" -m pytest -q -p no:cacheprovider "$tests"/test_ops_*.py \
-    "$tests"/test_vocabulary.py "$tests"/test_text_embeddings.py "$tests"/test_tokenizer.py
+  mapfile -t files < <(find "$tests" -name 'test_ops_*.py' -o -name test_vocabulary.py \
+    -o -name test_text_embeddings.py -o -name test_tokenizer.py)
+  "$folder/python/python" -m pytest -q -p no:cacheprovider "${files[@]}"
 }
 
 if [ -n "$with_python" ]; then

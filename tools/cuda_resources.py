@@ -1,11 +1,12 @@
 """What each CUDA kernel takes of a GPU, as ptxas and the disassembler tell, against a table.
 
-    python tools/cuda_resources.py            compare; exit status 1 if anything became worse
-    python tools/cuda_resources.py --write    write the table anew
+    python tools/cuda_resources.py [ARCHITECTURE...]    compare; exit status 1 if it became worse
+    python tools/cuda_resources.py --write              write the table anew
 
-Each .cu is compiled for Turing (7.5), Orin (8.7) and Hopper (9.0); no GPU is needed. What was found
-is kept in build/ until a source or the compiler changes. The table may only improve: fewer
-registers, less stack, spills and shared memory, more warps on a multiprocessor.
+Each .cu is compiled for Turing (75), Orin (87) and Hopper (90), or those named; no GPU is needed.
+What was found is kept in build/, or in ZSSEG_TEST_CACHE, until a source or the compiler changes.
+The table may only improve: fewer registers, less stack, spills and shared memory, more warps on a
+multiprocessor.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "cpp_tests" / "cuda_resources.json"
-FORMAT = 1  # of what is kept; to be raised when something else is measured
-CACHE = ROOT / "build" / "cuda_resources"
+FORMAT = 2  # of what is kept; to be raised when something else is measured
+CACHE = Path(os.environ.get("ZSSEG_TEST_CACHE") or ROOT / "build") / "cuda_resources"
 SOURCES = sorted((ROOT / "csrc" / "zsseg" / "ops").glob("*_cuda.cu"))
 # Of a multiprocessor, by architecture: warps, blocks, kilobytes of shared memory, and bytes of it
 # that each block takes besides. Registers: 65536 each.
@@ -65,17 +67,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Compare or write; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument(
+        "architectures", nargs="*", choices=[*LIMITS, []], metavar="ARCHITECTURE", default=[]
+    )
     args = parser.parse_args(arguments)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         print("nvcc: expected it on PATH, got nothing. Install the CUDA toolkit.", file=sys.stderr)
         return 4
-    found = measure_all(nvcc)
+    chosen = list(LIMITS) if args.write or not args.architectures else args.architectures
+    found = measure_all(nvcc, chosen)
     if args.write:
         TABLE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         print(f"wrote {TABLE.relative_to(ROOT)}")
         return 0
-    worse = compare(json.loads(TABLE.read_text()), found)
+    table = json.loads(TABLE.read_text())
+    worse = compare({arch: table.get(arch, {}) for arch in chosen}, found)
     print("\n".join(worse) or "no kernel takes more than the table says")
     return 1 if worse else 0
 
@@ -104,24 +111,26 @@ def _differences(table: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
                     yield f"sm_{arch} {kernel}: {name} expected {before} or better, got {after}"
 
 
-def measure_all(nvcc: str) -> Found:
-    """Figures of every kernel on every architecture, from the cache where nothing changed."""
+def measure_all(nvcc: str, architectures: Sequence[str]) -> Found:
+    """Figures of every kernel on these architectures, from the cache where nothing changed."""
     dump = find_cuobjdump(nvcc)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found: Found = {arch: {} for arch in LIMITS}
+    found: Found = {arch: {} for arch in architectures}
     headers = sorted((ROOT / "csrc" / "zsseg").rglob("*.h"))
     shared = b"".join(path.read_bytes() for path in headers)
+    CACHE.mkdir(parents=True, exist_ok=True)
     for source in SOURCES:
         key = hashlib.sha256(
             shared + source.read_bytes() + f"{FORMAT}{version}{dump is None}".encode()
         )
-        kept = CACHE / f"{source.stem}-{key.hexdigest()[:32]}.json"
-        if not kept.is_file():
-            measured = measure(nvcc, dump, source)
-            CACHE.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(measured))
-        for arch, kernels in json.loads(kept.read_text()).items():
-            found[arch] |= kernels
+        for arch in architectures:
+            kept = CACHE / f"{source.stem}-{arch}-{key.hexdigest()[:32]}.json"
+            if not kept.is_file():
+                measured = json.dumps(measure(nvcc, dump, source, arch))
+                partial = kept.with_suffix(f".{os.getpid()}")
+                partial.write_text(measured)
+                partial.replace(kept)
+            found[arch] |= json.loads(kept.read_text())
     return found
 
 
@@ -138,29 +147,19 @@ def find_cuobjdump(nvcc: str) -> str | None:
     return shutil.which("cuobjdump")
 
 
-def measure(nvcc: str, dump: str | None, source: Path) -> Found:
-    """Compile one source for every architecture and read what the tools say."""
-    found: Found = {}
+def measure(nvcc: str, dump: str | None, source: Path, arch: str) -> dict[str, dict[str, int]]:
+    """Compile one source for one architecture and read what the tools say."""
     with tempfile.TemporaryDirectory() as folder:
-        for arch in LIMITS:
-            binary = Path(folder) / f"{arch}.cubin"
-            command = [
-                nvcc,
-                "-std=c++17",
-                "-O3",
-                f"-I{ROOT / 'csrc'}",
-                "-cubin",
-                f"-arch=sm_{arch}",
-            ]
-            command += ["-Xptxas", "-v", "-o", str(binary), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise SystemExit(f"{source.name}: nvcc failed:\n{done.stderr}")
-            kernels = read_ptxas(done.stderr, arch)
-            for name, counts in count_instructions(dump, binary).items():
-                kernels[name] |= counts
-            found[arch] = {readable(name): figures for name, figures in kernels.items()}
-    return found
+        binary = Path(folder) / f"{arch}.cubin"
+        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-cubin", f"-arch=sm_{arch}"]
+        command += ["-Xptxas", "-v", "-o", str(binary), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{source.name}: nvcc failed:\n{done.stderr}")
+        kernels = read_ptxas(done.stderr, arch)
+        for name, counts in count_instructions(dump, binary).items():
+            kernels[name] |= counts
+    return {readable(name): figures for name, figures in kernels.items()}
 
 
 def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:

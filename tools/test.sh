@@ -2,15 +2,27 @@
 # Sets up everything that testing needs, then lints, type-checks and runs the C++ and Python tests.
 #
 #   bash tools/test.sh [pytest arguments; -n 0 runs one test at a time, as --pdb needs]
+#   bash tools/test.sh --fast [pytest arguments]     minutes: lint, types, tests that need no torch
+#   bash tools/test.sh --nightly [pytest arguments]  also what takes long and rarely breaks
 #
 # As root it installs the system packages that are missing. What tests of streams and of the browser
 # page need may be absent; those tests are skipped then. Where all of it is there, none may be.
 #
-# ZSSEG_VENV=DIR    virtual environment to make or reuse (default: .venv in the project)
-# ZSSEG_PYTHON=EXE  interpreter for a new environment (default: python3)
+# ZSSEG_VENV=DIR        virtual environment to make or reuse (default: .venv in the project)
+# ZSSEG_PYTHON=EXE      interpreter for a new environment (default: python3)
+# ZSSEG_TEST_CACHE=DIR  what is kept between runs: exported graphs, figures of kernels, mypy's cache
+#                       (default: zsseg_rt_tests in the user's cache folder; it may be deleted)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+mode=whole
+case "${1:-}" in
+  --fast | --nightly)
+    mode=${1#--}
+    shift
+    ;;
+esac
+export ZSSEG_TEST_CACHE=${ZSSEG_TEST_CACHE-${XDG_CACHE_HOME:-${HOME:-$PWD/build}/.cache}/zsseg_rt_tests}
 venv=${ZSSEG_VENV:-$PWD/.venv}
 needed_gb=10 # torch with its CUDA libraries is 6 of them
 say() { printf '\n== %s\n' "$*"; }
@@ -76,19 +88,47 @@ if [ ! -x "$venv/bin/python" ]; then
   "${ZSSEG_PYTHON:-python3}" -m venv "$venv"
 fi
 export PATH="$venv/bin:$PATH"
-python -m pip install -q --disable-pip-version-check --upgrade pip
-# What pyproject.toml requires to build: the package is built without an environment of its own.
-python -m pip install -q --disable-pip-version-check \
-  "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22"
-# The package with every extra that tests use; CUDA code for few GPUs keeps the build short. Built
-# with the environment's own tools, so that the C++ tests can go on from what is compiled here.
-rtx=()
-[ "$(uname -m)" = x86_64 ] && rtx=("tensorrt-rtx-cu13>=1.7,<2")
-# JetPack 6's compiler, without its toolkit, and its headers: 25 MB.
-cuda12=("nvidia-cuda-nvrtc-cu12==12.6.*" "nvidia-cuda-runtime-cu12==12.6.*")
-ZSSEG_WERROR=1 ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-86}" \
-  python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' "${rtx[@]}" "${cuda12[@]}"
-python tools/fetch_tensorrt_bindings.py
+build=build/$(python -c 'import sys, sysconfig
+print(f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}")')
+export ZSSEG_CUDA_ARCHITECTURES=${ZSSEG_CUDA_ARCHITECTURES:-86} # few, which keeps the build short
+
+# A hash of all that decides what is installed and built, for which interpreter and checkout.
+what_is_installed() {
+  local files=(pyproject.toml setup.py CMakeLists.txt tools/test.sh tools/fetch_tensorrt_bindings.py)
+  {
+    printf '%s\n' "$PWD" "$ZSSEG_CUDA_ARCHITECTURES" "${ZSSEG_CUDA:-}" "${CMAKE_ARGS:-}"
+    python -VV
+    find csrc cpp_tests "${files[@]}" -type f -print0 | sort -z | xargs -0 sha256sum
+  } | sha256sum
+}
+
+install_package() {
+  python -m pip install -q --disable-pip-version-check --upgrade pip
+  # What pyproject.toml requires to build: the package is built without an environment of its own.
+  python -m pip install -q --disable-pip-version-check \
+    "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22"
+  # The package with every extra that tests use. Built with the environment's own tools, so that the
+  # C++ tests can go on from what is compiled here.
+  local rtx=()
+  [ "$(uname -m)" = x86_64 ] && rtx=("tensorrt-rtx-cu13>=1.7,<2")
+  # JetPack 6's compiler, without its toolkit, and its headers: 25 MB.
+  local cuda12=("nvidia-cuda-nvrtc-cu12==12.6.*" "nvidia-cuda-runtime-cu12==12.6.*")
+  ZSSEG_WERROR=1 python -m pip install -q --disable-pip-version-check --no-build-isolation \
+    -e '.[dev]' "${rtx[@]}" "${cuda12[@]}"
+  python tools/fetch_tensorrt_bindings.py
+}
+
+stamp=$venv/installed_for_tests
+wanted=$(what_is_installed)
+extension=(zsseg_rt/_C.*.so)
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -e "${extension[0]}" ] &&
+  [ -e "$build/CMakeCache.txt" ]; then
+  echo "nothing that is installed or compiled has changed"
+else
+  rm -f "$stamp"
+  install_package
+  echo "$wanted" >"$stamp"
+fi
 # The oldest PyAV that pyproject.toml allows, beside the newest, for test_stream_widths.py.
 oldest_pyav=$PWD/build/pyav-15
 if [ -d "$oldest_pyav/av" ] || python -m pip install -q --disable-pip-version-check --no-deps \
@@ -111,46 +151,70 @@ else
   printf '%s\n' "${skipped[@]}"
 fi
 
-say "lint and types"
-ruff check .
-ruff format --check .
-lint-imports --no-cache --no-logo
-mypy
-check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
-if command -v zizmor >/dev/null; then # pip has none for aarch64
-  zizmor -q --offline .github/workflows
+lint() { # [fast]
+  ruff check .
+  ruff format --check .
+  lint-imports --no-cache --no-logo
+  mypy --cache-dir "${ZSSEG_TEST_CACHE:-$PWD/build}/mypy"
+  [ "${1:-}" != fast ] || return 0
+  check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  if command -v zizmor >/dev/null; then # pip has none for aarch64
+    zizmor -q --offline .github/workflows
+  fi
+  hadolint containers/*.Dockerfile
+  git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'cpp_tests/*.cpp' 'cpp_tests/*.h' |
+    xargs clang-format --dry-run -Werror
+}
+
+# Two tests at a time, on machines of any size: each process may hold a few GB, and torch's threads
+# would only take the other process's core. A process keeps to the files that it began with, for
+# their fixtures, until the other has nothing left.
+export OMP_NUM_THREADS=1
+at_once=(-n 2 --dist worksteal)
+
+if [ "$mode" = fast ]; then
+  say "lint and types"
+  lint fast
+  say "Python tests that need no torch and no other process"
+  mapfile -t unit < <(python python_tests/support/rooms.py unit)
+  exec python -m pytest -q "${at_once[@]}" --fast "${unit[@]}" "$@"
 fi
-hadolint containers/*.Dockerfile
-git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'cpp_tests/*.cpp' 'cpp_tests/*.h' |
-  xargs clang-format --dry-run -Werror
+
+say "lint and types"
+lint
 
 say "C++ tests"
-build=build/$(python -c 'import sys, sysconfig
-print(f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}")')
 cmake -S . -B "$build" -DZSSEG_BUILD_TESTS=ON >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure --parallel 2
 ZSSEG_EMULATED_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*)
 export ZSSEG_EMULATED_EXTENSION
 
-if [ "$(uname -m)" = x86_64 ]; then
-  say "C++ tests on an emulated aarch64 CPU"
-  code=0
-  bash tools/aarch64.sh "$build/aarch64" || code=$?
-  case $code in
-    0) ;;
-    4) echo "skipped: parts are missing" ;;
-    *) exit "$code" ;;
-  esac
+nightly=()
+if [ "$mode" = nightly ]; then
+  nightly=(--nightly)
+  if [ "$(uname -m)" = x86_64 ]; then
+    say "C++ tests on an emulated aarch64 CPU"
+    code=0
+    bash tools/aarch64.sh "$build/aarch64" || code=$?
+    case $code in
+      0) ;;
+      4) echo "skipped: parts are missing" ;;
+      *) exit "$code" ;;
+    esac
+  fi
 fi
 
-# Two files of tests at a time, on machines of any size: each may hold a few GB.
-at_once=(-n 2 --dist loadfile)
 say "Python tests"
-python -m pytest "${at_once[@]}" "$@"
+python -m pytest "${at_once[@]}" "${nightly[@]}" "$@"
 
 if [ $# = 0 ]; then
   say "CUDA tests on an emulated GPU"
+  # Only these files are imported; test_gpu_* are for real ones.
+  mapfile -t cuda < <(
+    grep -rlE --include='test_*.py' 'needs_cuda|def test_.*\bdevice\b' python_tests |
+      grep -v /test_gpu_ | sort
+  )
   ZSSEG_EXTENSION=$ZSSEG_EMULATED_EXTENSION ZSSEG_REQUIRE_CUDA=1 \
-    python -m pytest -q "${at_once[@]}" -m needs_cuda python_tests --ignore-glob='*test_gpu_*'
+    python -m pytest -q "${at_once[@]}" "${nightly[@]}" -m needs_cuda "${cuda[@]}"
 fi

@@ -65,7 +65,8 @@ def check_steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     few = ["-k", "overlay or all_finite or addresses"] if args.quick else []
     yield pytest_step("kernel tests", [*kernel_tests, *few], work, limit=120.0)
     no_engine = why_no_engine()
-    yield pytest_step("engine tests", [f"python_tests/{ENGINE_TESTS}"], work, missing=no_engine)
+    engine_tests = [name for name in tests if name.endswith(ENGINE_TESTS)]
+    yield pytest_step("engine tests", engine_tests, work, missing=no_engine)
     kernels = [sys.executable, "tools/benchmark_kernels.py", "--device", "cuda"]
     quick = ["--quick", "--op", "overlay", "--op", "all_finite"] if args.quick else []
     yield benchmark_step("kernels", [*kernels, *quick], work)
@@ -90,7 +91,7 @@ def sanitizer_steps(program: Path, no_program: str) -> Iterator[Step]:
 
 def gpu_test_files() -> list[Path]:
     """Test files that hold tests for a GPU."""
-    files = (ROOT / "python_tests").glob("test_*.py")
+    files = (ROOT / "python_tests").rglob("test_*.py")
     return [path for path in files if GPU_TESTS.search(path.read_text(encoding="utf-8"))]
 
 
@@ -99,7 +100,8 @@ def pytest_step(
 ) -> Step:
     """GPU tests of some files, none of which may skip for want of a GPU."""
     junit = work / f"{name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "--nightly", "-m", "needs_cuda"]
+    command += ["-p", "no:cacheprovider"]
     return Step(
         name=name,
         command=[*command, f"--junitxml={junit}", *files],
