@@ -33,7 +33,7 @@ from zsseg_rt.backends.base import (
     pick_choice,
 )
 from zsseg_rt.backends.cache_lock import locked
-from zsseg_rt.backends.feeds import check_feed, check_names
+from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.errors import (
     BackendError,
@@ -118,6 +118,7 @@ class _OpenVinoGraph:
         self._compiled: Any = compiled
         self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.precision, self.ranges = precision, ranges
+        self.token_rows = header.token_rows
         self.past = PastRuns()
 
     def session(self) -> Session:
@@ -168,6 +169,7 @@ class _OpenVinoSession:
         check_names(feeds, self.inputs)
         for spec in self.inputs:
             self._check_array(spec, feeds[spec.name])
+        check_tokens(feeds, self._graph.token_rows)
         try:
             for spec in self.inputs:
                 self._request.set_tensor(spec.name, self._share(feeds[spec.name]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.arrays import HALF_PRECISIONS
-from zsseg_rt.backends.graph_check.graph import map_file, read_graph
+from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.errors import BackendUnavailableError
 
 __all__ = ["process_core", "widened_model"]
@@ -53,8 +53,8 @@ def widened_model(core: Any, path: Path) -> Any:
     Raises:
         RuntimeError: OpenVINO cannot read the file.
     """
-    header = read_graph(map_file(path))
-    if all(spec.dtype not in HALF_PRECISIONS for spec in (*header.inputs, *header.outputs)):
+    inputs, outputs = read_interface(map_file(path))
+    if all(spec.dtype not in HALF_PRECISIONS for spec in (*inputs, *outputs)):
         return str(path)
     from openvino import Type
     from openvino.preprocess import PrePostProcessor
