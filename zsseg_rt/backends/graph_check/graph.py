@@ -328,32 +328,43 @@ def _tensor(message: memoryview) -> WeightTensor:
     )
 
 
+_Type = tuple[int, "tuple[int | str, ...] | None"]
+
+
 def _spec(message: memoryview) -> TensorSpec:
     """An input or output of the graph."""
-    name, dtype, dims = _value_info(message)
+    name, (dtype, dims) = _value_info(message, {})
     if dtype not in _DTYPES:
         raise ValueError(f"a tensor {name!r} that is not of numbers")
     return TensorSpec(name=name, dtype=_DTYPES[dtype], shape=dims or ())
 
 
-def _value_info(message: memoryview) -> tuple[str, int, tuple[int | str, ...] | None]:
-    """Name, data type (0 if none is stated) and shape (None if none is stated) of a value."""
+def _value_info(message: memoryview, seen: dict[bytes, _Type]) -> tuple[str, _Type]:
+    """A value's name, and its type; few values have one of their own, so each is decoded once."""
     fields = decode(message, _VALUE_INFO)
-    name = fields.get("name", "")
-    kind = decode(fields["type"], _TYPE) if "type" in fields else {}
+    content = bytes(fields.get("type", b""))
+    if content not in seen:
+        seen[content] = _type(memoryview(content))
+    return fields.get("name", ""), seen[content]
+
+
+def _type(message: memoryview) -> _Type:
+    """Data type, 0 if none is stated, and shape, None if none is stated."""
+    kind = decode(message, _TYPE)
     tensor = decode(kind["tensor_type"], _TENSOR_TYPE) if "tensor_type" in kind else {}
     if "shape" not in tensor:
-        return name, tensor.get("elem_type", 0), None
+        return tensor.get("elem_type", 0), None
     dims = decode(tensor["shape"], _SHAPE).get("dim", ())
-    return name, tensor.get("elem_type", 0), tuple(_dim(item) for item in dims)
+    return tensor.get("elem_type", 0), tuple(_dim(item) for item in dims)
 
 
 def _stated(graph: dict[str, Any]) -> dict[str, Stated]:
     """What the file says of its values' types and shapes."""
     found: dict[str, Stated] = {}
+    seen: dict[bytes, _Type] = {}
     for group in ("value_info", "output", "input"):
         for message in graph.get(group, ()):
-            name, dtype, dims = _value_info(message)
+            name, (dtype, dims) = _value_info(message, seen)
             shape = [size if isinstance(size, int) else None for size in dims or ()]
             found[name] = Stated(dtype=dtype, shape=None if dims is None else tuple(shape))
     return found
