@@ -238,6 +238,18 @@ def test_unbounded_indices_are_refused(case):
         check(gather(UNBOUNDED[case], {**NUMBERS, "huge": np.array(2**40)}))
 
 
+@pytest.mark.parametrize("name", ["ConstantOfShape", "Expand", "Reshape", "Range", "Tile"])
+def test_sizes_that_follow_from_pixels_are_refused(name):
+    """Two places of an axis of 2^16 ask for 16 GB."""
+    nodes = [helper.make_node("ArgMax", ["x"], ["n"], axis=1, keepdims=0)]
+    inputs = {"ConstantOfShape": ["n"], "Range": ["zero", "one_n", "one"]}.get(name, ["x", "n"])
+    if name == "Range":
+        nodes.append(helper.make_node("ReduceMax", ["n"], ["one_n"], keepdims=0))
+    model = chain([*nodes, helper.make_node(name, inputs, ["y"])], NUMBERS)
+    with pytest.raises(BackendError, match=rf"\({name}\): .*expected constants or sizes, got comp"):
+        check(model)
+
+
 def test_chains_of_as_many_nodes_as_may_be_are_checked():
     nodes = [helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(16_000)]
     nodes.append(helper.make_node("Relu", ["v16000"], ["y"]))

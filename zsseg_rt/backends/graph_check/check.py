@@ -2,8 +2,9 @@
 
 Runtimes trust the graphs they are given: a node without its inputs ends the process, a constant of
 two thousand million elements is allocated, weights are read from any file a graph names. A graph
-passes here if it uses known operators on tensors whose values are in the file. Sizes that the graph
-states are bounded; what it computes from its own shapes is bounded by the runtime alone.
+passes here if it uses known operators on tensors whose values are in the file, with indices inside
+their axes and sizes that fit. Sizes that follow from fixed inputs are bounded; those that follow
+from axes that are open until a run are bounded by the runtime alone.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def check_graph(path: Path) -> GraphHeader:
     """Check an ONNX file and read its interface.
 
     Refused are: external data, sparse weights, functions, subgraphs, training information, operator
-    sets and operators that encoders do not need, nodes with too few or too many inputs or outputs,
-    values used before they are made or made twice, weights whose size is not that of their data,
-    and sizes beyond ``sizes.MAX_ELEMENTS``.
+    sets, operators and attributes that encoders do not need, nodes with too few or too many inputs
+    or outputs, values used before they are made or made twice, weights whose size is not that of
+    their data, sizes beyond ``sizes.MAX_ELEMENTS`` or that contradict each other or what is stated,
+    and indices that are not known to be inside their axis.
 
     Raises:
         BackendError: The file is missing or damaged, or holds something that is refused.
@@ -143,7 +145,7 @@ def _check_node(where: str, node: Node, opset: int, made: set[str]) -> None:
         domain = f" of domain {node.domain!r}" if node.domain else ""
         raise ValueError(
             f"{where}: expected an operator that encoders use, in the standard operator set "
-            f"{opset}, got {node.op_type!r}{domain}"
+            f"{opset}, got {node.op_type!r}{domain}. Cut the graph before that node, or replace it"
         )
     _check_count(where, "inputs", node.inputs, inputs)
     _check_count(where, "outputs", node.outputs, output_counts(node.op_type))

@@ -52,7 +52,12 @@ def _same(call: Call) -> Value:
         call.axis(len(value.shape), -1 if call.opset >= 13 or call.op_type[0] == "L" else 1)
     if call.op_type == "Identity":
         return value
-    return Value(value.dtype, value.shape)
+    return Value(value.dtype, value.shape, known=_sized([value], value.shape))
+
+
+def _sized(values: list[Value], shape: Shape) -> Known | None:
+    """Numbers that follow from sizes, but are not worked out here."""
+    return full(shape, None) if all(value.is_sized() for value in values) else None
 
 
 def _negative(call: Call) -> Value:
@@ -65,7 +70,7 @@ def _cast(call: Call) -> Value:
     if dtype not in (*_INTEGERS, *_FLOATS, BOOL):
         raise ValueError(f"to: expected a type of numbers, got {dtype}")
     if value.dtype not in (INT32, INT64, BOOL) or dtype not in (INT32, INT64):
-        return Value(dtype, value.shape)
+        return Value(dtype, value.shape, known=_sized([value], value.shape))
     return Value(
         dtype, value.shape, known=value.known(), bounds=value.bounds(), source=value.source
     )
@@ -123,7 +128,7 @@ def _combine(call: Call) -> Value:
     if call.op_type == "PRelu" and shape != values[0].shape and None not in shape:
         raise ValueError(f"slope: expected one that fits {list(values[0].shape)}, got {shape}")
     if values[0].dtype not in _INTEGERS:
-        return Value(dtype, shape)
+        return Value(dtype, shape, known=_sized(values, shape))
     if call.op_type in ("Div", "Mod"):
         return _quotient(call, values, shape)
     bounds = None
@@ -136,7 +141,7 @@ def _known(call: Call, values: list[Value]) -> Known | None:
     function = _ON_INTEGERS.get(call.op_type)
     parts = [value.known() for value in values]
     if function is None or len(parts) != 2 or parts[0] is None or parts[1] is None:
-        return None
+        return _sized(values, broadcast([value.shape for value in values]))
     return _each(function, parts[0], parts[1])
 
 
@@ -217,7 +222,7 @@ def _reduce(call: Call) -> Value:
         shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
     else:
         shape = tuple(size for axis, size in enumerate(value.shape) if axis not in axes)
-    known, numbers = full(shape, None), value.known()
+    known, numbers = _sized([value], shape), value.known()
     if call.op_type == "ReduceProd" and known is not None and numbers is not None:
         whole = None not in numbers.reshape(-1) and not shape
         known = full(shape, int(np.prod(numbers)) if whole else None)

@@ -155,6 +155,8 @@ def _range(call: Call) -> Value:
     dtype = call.value(0).dtype
     if any(call.value(index).size != 1 or call.value(index).dtype != dtype for index in (1, 2)):
         raise ValueError("expected three numbers of one type, got others")
+    if not all(call.value(index).is_sized() for index in range(3)):
+        raise ValueError("expected constants or sizes, got computed numbers")
     parts = [_constant(call, index) for index in range(3)]
     if any(part is None for part in parts):
         return Value(dtype, (None,))

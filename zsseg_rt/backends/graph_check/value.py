@@ -79,6 +79,11 @@ class Value:
             self._known = self.numbers().astype(object)
         return self._known
 
+    def is_sized(self) -> bool:
+        """Whether its numbers follow from sizes and constants, known before a run or not."""
+        is_small = self.tensor is not None and self.size <= _MOST_KNOWN
+        return is_small or self.known() is not None
+
     def _is_list(self) -> bool:
         return self.tensor is not None and self.dtype in INTEGERS and self.size <= _MOST_KNOWN
 
@@ -90,7 +95,7 @@ class Value:
         """
         found = None if self.tensor is None else self.tensor.array()
         if found is None or found.size != self.size:
-            raise ValueError("expected a constant of float32, int32 or int64, got another value")
+            raise ValueError("expected a constant of float32, int32 or int64, got a computed value")
         return found.reshape(known_size(self.shape))
 
     def bounds(self) -> tuple[int, int] | None:
@@ -175,9 +180,7 @@ class Call:
             )
         known = value.known()
         if known is None:
-            known = full(value.shape, None)
-        if known is None:
-            raise ValueError(f"input {index}: expected at most {_MOST_KNOWN} integers")
+            raise ValueError(f"input {index}: expected constants or sizes, got computed numbers")
         return list(known.reshape(-1))
 
     def mapped(self, index: int, change: Callable[[Known], Known]) -> Known | None:
