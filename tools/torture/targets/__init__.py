@@ -7,7 +7,16 @@ import os
 from collections.abc import Sequence
 
 from tools.torture.target import BUILDS, TARGETS
-from tools.torture.targets import bundles, conditions, files, itself, pictures, services, values
+from tools.torture.targets import (
+    bundles,
+    conditions,
+    files,
+    itself,
+    operators,
+    pictures,
+    services,
+    values,
+)
 
 __all__ = [
     "available",
@@ -15,6 +24,7 @@ __all__ = [
     "conditions",
     "files",
     "itself",
+    "operators",
     "pictures",
     "services",
     "values",
