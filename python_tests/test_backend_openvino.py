@@ -15,7 +15,7 @@ from support.graphs import write_graph, write_scale
 from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND
-from zsseg_rt.backends._openvino_core import process_core
+from zsseg_rt.backends._openvino_core import RAISED, problem, process_core
 from zsseg_rt.backends.base import BackendOptions, Choice
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
@@ -49,6 +49,51 @@ def cache_files(cache_dir, pattern="*.blob"):
     return sorted((cache_dir / "openvino").glob(f"*/{pattern}"))
 
 
+RESHAPED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from zsseg_rt.backends._openvino import BACKEND
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.errors import BackendError
+
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))] if sys.argv[2] == "one CPU" else [0, 1, 2])
+options = BackendOptions(num_threads=int(sys.argv[3]))
+for _ in range(3):
+    graph = BACKEND.load(Path(sys.argv[1]), device="cpu", precision="float32", options=options)
+    session = graph.session()
+    for rows in (5, 7, 5):
+        try:
+            print(session.run({"x": np.ones((rows, 4), np.float32)})["y"].sum())
+        except BackendError as error:
+            print("failed" if "OpenVINO failed while running" in str(error) else "refused")
+"""
+
+
+@pytest.mark.parametrize("num_threads", ["0", "1", "2"])
+@pytest.mark.parametrize("cpus", ["one CPU", "several"])
+def test_what_a_node_throws_is_an_error_with_any_number_of_threads(tmp_path, cpus, num_threads):
+    """infer() of OpenVINO 2026.4 drops it if one thread runs the graph; the labels are noise.
+
+    Whatever runs next in a graph of open sizes takes some of them from the run that failed.
+    """
+    path = write_graph(
+        tmp_path / "five_rows.onnx",
+        [
+            helper.make_node("Mul", ["x", "x"], ["squares"]),
+            helper.make_node("Reshape", ["squares", "shape"], ["twenty"]),
+            helper.make_node("Relu", ["twenty"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["rows", 4])},
+        {"y": (TensorProto.FLOAT, [20])},
+        {"shape": np.array([20])},
+    )
+    command = [sys.executable, "-c", RESHAPED, str(path), cpus, num_threads]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["20.0", "failed", "refused"] * 3
+
+
 OVERLAPPING = """
 import gc, signal, sys
 from pathlib import Path
@@ -70,17 +115,12 @@ signal.raise_signal(signal.SIGUSR1)
 """
 
 
-def test_message_that_quotes_bytes_is_a_backend_error(tmp_path):
-    """OpenVINO quotes the attribute in its message, which its binding cannot decode."""
-    path = write_graph(
-        tmp_path / "g.onnx",
-        [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], auto_pad="SAME_UPPER")],
-        {"x": (TensorProto.FLOAT, [1, 3, 4, 4])},
-        {"y": (TensorProto.FLOAT, [1, 3, 4, 4])},
-    )
-    path.write_bytes(path.read_bytes().replace(b"SAME_UPPER", b"\xff" * 10))
-    with pytest.raises(BackendError, match=r"g.onnx: OpenVINO cannot compile the graph: .*MaxPool"):
-        load(path)
+def test_message_that_quotes_bytes_is_readable():
+    """OpenVINO quotes texts of a graph in its messages, which its binding cannot decode."""
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"Exception from x.cpp:7:\nMaxPool: \xff".decode()
+    assert isinstance(caught.value, RAISED)
+    assert problem(caught.value) == "MaxPool: \\xff"
 
 
 def test_signals_are_handled_after_overlapping_sessions(graph):

@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+
+from support.graphs import write_graph
 
 torch = pytest.importorskip("torch")
 
+from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.evaluation.datasets.base import Sample  # noqa: E402
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "camvid.py"
@@ -121,6 +126,33 @@ def test_other_words_were_never_trained_on(camvid):
             assert phrase not in camvid.WORDS.values()
             assert phrase not in voc
     assert set(camvid.UNSEEN) < set(camvid.WORDS)
+
+
+def write_encoder(path, taps):
+    """The taps of the benchmark's encoder, at their sizes, from one small graph."""
+    sizes = {"deep": (320, 33), "fine": (32, 65), "logits": (21, 33)}
+    nodes, weights, outputs = [], {}, {}
+    for name, (channels, side) in sizes.items():
+        weights[f"{name}.w"] = np.full((channels, 3, 1, 1), 0.1, np.float32)
+        weights[f"{name}.hw"] = np.array([1, 3, side, side])
+        inputs = ["pixel_values", "", "", f"{name}.hw"]
+        nodes.append(helper.make_node("Resize", inputs, [f"{name}.small"], mode="nearest"))
+        nodes.append(helper.make_node("Conv", [f"{name}.small", f"{name}.w"], [taps[name]]))
+        outputs[taps[name]] = (TensorProto.FLOAT, [1, channels, side, side])
+    image = {"pixel_values": (TensorProto.FLOAT, [1, 3, 513, 513])}
+    return write_graph(path, nodes, image, outputs, weights)
+
+
+def test_encoder_and_head_are_exported_as_one_graph(camvid, words, tmp_path):
+    """onnx.compose lists the operator set once for each of the two."""
+    head = camvid.WordHead(words).eval()
+    encoder = write_encoder(tmp_path / "encoder.onnx", camvid.TAPS)
+    path = camvid.export(head, words, encoder, tmp_path / "camvid.zsseg")
+    bundle = Bundle.load(path)
+    assert bundle.text_bank.names == tuple(words.names)
+    graph = onnx.load(bundle.open_path(bundle.graph("image_encoder", "float32")))
+    standard = [opset.version for opset in graph.opset_import if not opset.domain]
+    assert standard == [camvid.OPSET]
 
 
 @pytest.mark.needs_shared

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.arrays import HALF_PRECISIONS
-from zsseg_rt.backends.graph_check.graph import map_file, read_graph
+from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["process_core", "widened_model"]
+__all__ = ["RAISED", "problem", "process_core", "widened_model"]
+
+# What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
+# UnicodeDecodeError, a ValueError.
+RAISED = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
+# Lines of OpenVINO's messages that name its own source code, not the problem.
+_BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary:")
 
 _lock = threading.Lock()
 _core: Any = None
@@ -53,8 +59,8 @@ def widened_model(core: Any, path: Path) -> Any:
     Raises:
         RuntimeError: OpenVINO cannot read the file.
     """
-    header = read_graph(map_file(path))
-    if all(spec.dtype not in HALF_PRECISIONS for spec in (*header.inputs, *header.outputs)):
+    inputs, outputs = read_interface(map_file(path))
+    if all(spec.dtype not in HALF_PRECISIONS for spec in (*inputs, *outputs)):
         return str(path)
     from openvino import Type
     from openvino.preprocess import PrePostProcessor
@@ -68,3 +74,13 @@ def widened_model(core: Any, path: Path) -> Any:
         if value.get_element_type() in halves:
             edges.output(index).tensor().set_element_type(Type.f32)
     return edges.build()
+
+
+def problem(exc: Exception) -> str:
+    """The line of OpenVINO's message that names the problem."""
+    text = str(exc)
+    if isinstance(exc, UnicodeDecodeError):
+        text = exc.object.decode("utf-8", "backslashreplace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    informative = [line for line in lines if not line.startswith(_BOILERPLATE)]
+    return (informative or lines or [type(exc).__name__])[0]

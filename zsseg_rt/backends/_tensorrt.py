@@ -143,7 +143,12 @@ class _PlanJob:
             self._api.label,
             self._key.target,
         )
-        check_graph(self._graph_path)
+        header = check_graph(self._graph_path)
+        if header.token_rows:
+            raise BackendError(
+                f"{self._graph_path}: expected a graph of images, got one that looks up tokens "
+                f"({', '.join(header.token_rows)}). Run text encoders with openvino or torch."
+            )
         return build(
             self._api,
             self._graph_path,

@@ -35,7 +35,7 @@ from zsseg_rt.backends.base import (
     Session,
     pick_choice,
 )
-from zsseg_rt.backends.feeds import check_names
+from zsseg_rt.backends.feeds import check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.errors import (
     BackendError,
@@ -113,6 +113,7 @@ class _TorchGraph:
         if device == "cpu":
             self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.device, self.precision, self.ranges = device, precision, ranges
+        self.token_rows = header.token_rows
 
     def session(self) -> Session:
         return _TorchSession(self, self._open())
@@ -163,6 +164,8 @@ class _TorchSession:
         if self._program is None:
             raise BackendError("session: expected an open one, got a closed one. Load it again.")
         check_names(feeds, self.inputs)
+        if self.device == "cpu":  # on a GPU, Gather takes a number modulo the rows
+            check_tokens(feeds, self._graph.token_rows)
         with torch.inference_mode(), self._on_stream(stream):
             tensors = {
                 spec.name: self._read(spec, feeds[spec.name], stream) for spec in self.inputs

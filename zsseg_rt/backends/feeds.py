@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zsseg_rt.arrays import Array, TensorSpec
-from zsseg_rt.errors import DTypeError, ShapeError
+import numpy as np
 
-__all__ = ["check_feed", "check_names"]
+from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = ["check_feed", "check_names", "check_tokens"]
 
 AxisRanges = Mapping[str, tuple[int, int, int]]
 
@@ -50,6 +52,26 @@ def check_feed(
             f"{spec.name}: expected shape ({_describe(spec, ranges)}), got {shape}. "
             "Named axes take any size in their range."
         )
+
+
+def check_tokens(feeds: Mapping[str, Array], token_rows: Mapping[str, int]) -> None:
+    """Refuse integers that point beyond the table that they choose rows of.
+
+    Args:
+        feeds: Checked feeds.
+        token_rows: Inputs that choose rows of a table, and how many rows there are.
+
+    Raises:
+        ArgumentError: An integer is less than 0, or not less than the number of rows.
+    """
+    for name, rows in token_rows.items():
+        numbers = np.asarray(feeds[name])
+        low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+        if low < 0 or high >= rows:
+            raise ArgumentError(
+                f"{name}: expected integers from 0 to {rows - 1}, got {low if low < 0 else high}. "
+                "Use the tokenizer that was exported with the graph."
+            )
 
 
 def _fits(axis: int | str, size: int, ranges: AxisRanges | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
-from zsseg_rt.backends.graph_check.graph import map_file, read_graph
+from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundle import MANIFEST, Bundle
 from zsseg_rt.bundle_specs import GraphEntry
@@ -106,10 +106,9 @@ def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> No
 
 
 def _check_stated(where: str, entry: GraphEntry, path: Path) -> None:
-    header = read_graph(map_file(path))
-    for side in ("inputs", "outputs"):
+    for side, specs in zip(("inputs", "outputs"), read_interface(map_file(path)), strict=True):
         stated = {spec.name: spec.dtype for spec in getattr(entry, side)}
-        found = {spec.name: spec.dtype for spec in getattr(header, side)}
+        found = {spec.name: spec.dtype for spec in specs}
         if stated != found:
             raise BundleError(
                 f"{where}.{side}: expected the graph's {found}, got {stated}. Export the bundle "

@@ -189,12 +189,30 @@ def _read_encoder(
             "Name the embeddings with embed_output."
         )
     _fix_input(path, inputs[0], size_hw)
-    del model.graph.value_info[:]
+    _cut(model, outputs[wanted])
+    _check(path, model)
     with _onnx_errors(path, f"takes {size_hw[0]}x{size_hw[1]} pixels"):
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        cut = onnx.utils.Extractor(model).extract_model([inputs[0].name], [wanted])
-    shape = _shape(cut.graph.output[0])
-    return _describe_output(path, cut, wanted, shape, grid_hw)
+    return _describe_output(path, model, wanted, _shape(model.graph.output[0]), grid_hw)
+
+
+def _cut(model: onnx.ModelProto, output: onnx.ValueInfoProto) -> None:
+    """Keep what one output needs; what was noted about sizes may be of another input size."""
+    needed = {output.name}
+    nodes, weights = model.graph.node, model.graph.initializer
+    for index in reversed(range(len(nodes))):
+        if needed.intersection(nodes[index].output):
+            needed.update(nodes[index].input)
+        else:
+            del nodes[index]
+    for index in reversed(range(len(weights))):
+        if weights[index].name not in needed:
+            del weights[index]
+    output.type.tensor_type.ClearField("shape")
+    for index in reversed(range(len(model.graph.output))):
+        if model.graph.output[index].name != output.name:
+            del model.graph.output[index]
+    del model.graph.value_info[:]
 
 
 def _describe_output(
@@ -225,19 +243,26 @@ def _describe_output(
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    """The graph with its weights loaded, checked as the runtime will check what is made from it."""
+    """The graph with its weights, without what onnx.compose and older exporters list twice."""
     try:
         model = onnx.load(path)
     except (OSError, DecodeError, *_ONNX_RAISES) as exc:
         raise BundleError(f"{path}: expected an ONNX graph, got {exc}") from exc
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in weights]:
-        model.graph.input.remove(value)  # a weight's default, which older exporters list as inputs
+        model.graph.input.remove(value)  # a weight's default
+    opsets = {(opset.domain, opset.version): opset for opset in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(opsets.values())
+    return model
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    """Check a graph as the runtime will check what is made from it."""
     try:
         check_model(memoryview(model.SerializeToString()), str(path))
-    except BackendError as exc:
+    except (BackendError, ValueError, DecodeError) as exc:
         raise BundleError(str(exc)) from exc
-    return model
 
 
 def _fix_input(path: Path, value: onnx.ValueInfoProto, size_hw: tuple[int, int]) -> None:

@@ -16,10 +16,9 @@ from onnx import TensorProto
 
 from tools.torture.damage import odd_text, odd_value, spoil_bytes, spoil_json
 from tools.torture.target import BUNDLES, Attempt, target
+from tools.torture.targets.operators import run_graph
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.check import check_graph
-from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.text.tokenizer import Tokenizer
 
@@ -147,35 +146,15 @@ def _graphs(folder: Path) -> Attempt:
     return attempt
 
 
-@target(
-    "graph-runs",
-    "the same run by OpenVINO if they pass the check; it crashes on some (SECURITY.md)",
-    group="graphs",
-    by_default=False,
-)
+@target("graph-runs", "the same, run by OpenVINO if they pass the check", group="operators")
 def _graph_runs(folder: Path) -> Attempt:
     def attempt(draw: random.Random) -> None:
         path = folder / "graph.onnx"
         path.unlink(missing_ok=True)  # it may still be mapped
         path.write_bytes(_spoilt_graph(draw))
-        _run_graph(path)
+        run_graph(path, draw)
 
     return attempt
-
-
-def _run_graph(path: Path) -> None:
-    check_graph(path)
-    options = BackendOptions(num_threads=1)
-    backend = get_backend("openvino")
-    session = backend.load(path, device="cpu", precision="float32", options=options).session()
-    try:
-        feeds = {
-            spec.name: np.zeros([n if isinstance(n, int) else 2 for n in spec.shape], spec.dtype)
-            for spec in session.inputs
-        }
-        session.run(feeds)
-    finally:
-        session.close()
 
 
 def _number(draw: random.Random) -> int:

@@ -2,20 +2,24 @@
 
 Runtimes trust the graphs they are given: a node without its inputs ends the process, a constant of
 two thousand million elements is allocated, weights are read from any file a graph names. A graph
-passes here if it uses known operators on tensors whose values are in the file. Sizes that the graph
-states are bounded; what it computes from its own shapes is bounded by the runtime alone.
+passes here if it uses known operators on tensors whose values are in the file, with indices inside
+their axes and sizes that fit. Sizes that follow from fixed inputs are bounded; those that follow
+from axes that are open until a run are bounded by the runtime alone.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.backends.graph_check.flow import Flow, read_attributes
 from zsseg_rt.backends.graph_check.graph import Graph, Node, WeightTensor, map_file, read_graph
 from zsseg_rt.backends.graph_check.operators import OPSETS, input_counts, output_counts
-from zsseg_rt.backends.graph_check.sizes import check_node_sizes, check_shape, check_weight
+from zsseg_rt.backends.graph_check.sizes import check_shape, check_weight
 from zsseg_rt.errors import BackendError
 
 __all__ = ["GraphHeader", "check_graph", "check_model"]
@@ -24,24 +28,32 @@ _STANDARD = ("", "ai.onnx")
 _IR_VERSIONS = range(4, 15)
 _NEWEST_OPSET = 1000  # of a foreign domain that is named but not used
 _MAX_NODES = 1 << 14  # ViT-L has 1,500; runtimes walk the graph recursively
-_CONSTANTS = ("value", "value_int", "value_ints", "value_float", "value_floats")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphHeader:
-    """The interface of an ONNX graph, in graph order; dynamic axes are names."""
+    """The interface of an ONNX graph.
+
+    Attributes:
+        inputs: In graph order; dynamic axes are names.
+        outputs: In graph order.
+        token_rows: Inputs whose integers choose rows of a table, and how many rows there are.
+            Whoever runs the graph checks these integers first.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    token_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_graph(path: Path) -> GraphHeader:
     """Check an ONNX file and read its interface.
 
     Refused are: external data, sparse weights, functions, subgraphs, training information, operator
-    sets and operators that encoders do not need, nodes with too few or too many inputs or outputs,
-    values used before they are made or made twice, weights whose size is not that of their data,
-    and sizes beyond ``sizes.MAX_ELEMENTS``.
+    sets, operators and attributes that encoders do not need, nodes with too few or too many inputs
+    or outputs, values used before they are made or made twice, weights whose size is not that of
+    their data, sizes beyond ``sizes.MAX_ELEMENTS`` or that contradict each other or what is stated,
+    and indices that are not known to be inside their axis.
 
     Raises:
         BackendError: The file is missing or damaged, or holds something that is refused.
@@ -68,15 +80,16 @@ def check_model(content: memoryview, what: str) -> GraphHeader:
             f"{what}: expected an ONNX graph, got {exc}. Copy the file again."
         ) from exc
     try:
-        _check(graph)
+        token_rows = _check(graph)
     except ValueError as exc:
         raise BackendError(
             f"{what}: {exc}. Export the model again, and do not use a graph of unknown origin."
         ) from exc
-    return GraphHeader(inputs=graph.inputs, outputs=graph.outputs)
+    return GraphHeader(inputs=graph.inputs, outputs=graph.outputs, token_rows=token_rows)
 
 
-def _check(graph: Graph) -> None:
+def _check(graph: Graph) -> dict[str, int]:
+    """Refuse what is not sound; returns the inputs that choose rows of tables, with the rows."""
     opset = _check_versions(graph)
     if graph.extras:
         raise ValueError(f"graph: expected only nodes and weights, got {', '.join(graph.extras)}")
@@ -92,16 +105,19 @@ def _check(graph: Graph) -> None:
     made: set[str] = set()
     _add_values("graph inputs", made, [spec.name for spec in graph.inputs])
     _add_values("weights", made, [tensor.name for tensor in graph.weights])
-    constants = {tensor.name: tensor for tensor in graph.weights}
+    flow = Flow(graph, opset)
     for index, node in enumerate(graph.nodes):
         where = f"node {node.name or index!r} ({node.op_type})"
         _check_node(where, node, opset, made)
+        attributes = read_attributes(where, node)
         if node.op_type == "Constant":
-            constants[node.outputs[0]] = _constant(where, node)
-        check_node_sizes(where, node, constants)
+            flow.constant(node.outputs[0], _constant(where, attributes))
+        else:
+            flow.follow(where, node, attributes)
     lost = [spec.name for spec in graph.outputs if spec.name not in made]
     if lost:
         raise ValueError(f"graph output {lost[0]!r}: expected a value of the graph, got nothing")
+    return flow.token_rows
 
 
 def _check_versions(graph: Graph) -> int:
@@ -110,7 +126,8 @@ def _check_versions(graph: Graph) -> int:
         raise ValueError(
             f"ir_version: expected {_IR_VERSIONS[0]} to {_IR_VERSIONS[-1]}, got {graph.ir_version}"
         )
-    standard = [version for domain, version in graph.opsets if domain in _STANDARD]
+    # onnx.compose lists a set once for each graph that it merged.
+    standard = sorted({version for domain, version in graph.opsets if domain in _STANDARD})
     if len(standard) != 1 or standard[0] not in OPSETS:
         raise ValueError(
             f"opset_import: expected one version of {OPSETS[0]} to {OPSETS[-1]} for the standard "
@@ -128,7 +145,7 @@ def _check_node(where: str, node: Node, opset: int, made: set[str]) -> None:
         domain = f" of domain {node.domain!r}" if node.domain else ""
         raise ValueError(
             f"{where}: expected an operator that encoders use, in the standard operator set "
-            f"{opset}, got {node.op_type!r}{domain}"
+            f"{opset}, got {node.op_type!r}{domain}. Cut the graph before that node, or replace it"
         )
     _check_count(where, "inputs", node.inputs, inputs)
     _check_count(where, "outputs", node.outputs, output_counts(node.op_type))
@@ -136,21 +153,6 @@ def _check_node(where: str, node: Node, opset: int, made: set[str]) -> None:
     if missing:
         raise ValueError(f"{where}: expected inputs that earlier nodes make, got {missing[0]!r}")
     _add_values(where, made, [name for name in node.outputs if name])
-    _check_attributes(where, node)
-
-
-def _check_attributes(where: str, node: Node) -> None:
-    names = [attribute.name for attribute in node.attributes]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{where}: expected each attribute once, got {', '.join(names)}")
-    for attribute in node.attributes:
-        if attribute.value is None:
-            raise ValueError(
-                f"{where}: {attribute.name}: expected a number, text or tensor of its type, "
-                "got a subgraph or another type"
-            )
-        if isinstance(attribute.value, WeightTensor):
-            check_weight(f"{where}: {attribute.name}", attribute.value)
 
 
 def _check_count(where: str, what: str, names: tuple[str, ...], expected: tuple[int, int]) -> None:
@@ -169,22 +171,19 @@ def _add_values(where: str, made: set[str], names: list[str]) -> None:
         made.add(name)
 
 
-def _constant(where: str, node: Node) -> WeightTensor:
+def _constant(where: str, attributes: dict[str, Any]) -> WeightTensor:
     """The value of a Constant node."""
-    names = [attribute.name for attribute in node.attributes]
-    if len(names) != 1 or names[0] not in _CONSTANTS:
-        raise ValueError(f"{where}: expected one of {', '.join(_CONSTANTS)}, got {names}")
-    value = node.attributes[0].value
-    if isinstance(value, WeightTensor) != (names[0] == "value"):
-        raise ValueError(f"{where}: {names[0]}: expected the type in its name, got another")
+    if len(attributes) != 1:
+        raise ValueError(f"{where}: expected one value, got {', '.join(attributes) or 'nothing'}")
+    name, value = next(iter(attributes.items()))
     if isinstance(value, WeightTensor):
         return value
     values = value if isinstance(value, list) else [value]
-    code, data_type = ("q", 7) if names[0] in ("value_int", "value_ints") else ("f", 1)
+    code, data_type = ("q", 7) if name in ("value_int", "value_ints") else ("f", 1)
     try:
         content = struct.pack(f"<{len(values)}{code}", *values)
     except struct.error as exc:
-        raise ValueError(f"{where}: {names[0]}: expected numbers, got {exc}") from exc
+        raise ValueError(f"{where}: {name}: expected numbers, got {exc}") from exc
     dims = (len(values),) if isinstance(value, list) else ()
     return WeightTensor(
         name="",

@@ -8,11 +8,13 @@ can be read in more than one way.
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends.graph_check.protobuf import (
@@ -29,7 +31,8 @@ from zsseg_rt.backends.graph_check.protobuf import (
     packed_ints,
 )
 
-__all__ = ["Attribute", "Graph", "Node", "WeightTensor", "map_file", "read_graph"]
+__all__ = ["Attribute", "Graph", "Node", "Stated", "WeightTensor", "map_file", "read_graph"]
+__all__ += ["read_interface"]
 
 _DTYPES = {
     1: "float32",
@@ -134,14 +137,7 @@ _TENSOR_TYPE: Schema = {1: ("elem_type", INT), 2: ("shape", BYTES)}
 _SHAPE: Schema = {1: ("dim", MANY_BYTES)}
 _DIM: Schema = {1: ("dim_value", INT), 2: ("dim_param", TEXT), 3: ("denotation", TEXT)}
 _STORED = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-_NUMBERS = {
-    ("raw_data", 1): "f",
-    ("raw_data", 6): "i",
-    ("raw_data", 7): "q",
-    ("raw_data", 11): "d",
-    ("float_data", 1): "f",
-    ("double_data", 11): "d",
-}
+_NUMBERS = {1: "<f4", 6: "<i4", 7: "<i8", 11: "<f8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +160,20 @@ class WeightTensor:
     external: bool
     has_strings: bool
 
+    def array(self) -> npt.NDArray[Any] | None:
+        """The values of a float32, float64, int32 or int64 tensor; None for other types."""
+        kind, content = next(iter(self.stored.items()), ("raw_data", memoryview(b"")))
+        dtype = _NUMBERS.get(self.data_type)
+        if dtype is None:
+            return None
+        if kind in ("int32_data", "int64_data"):
+            return np.array(packed_ints(content), np.int64).astype(dtype)  # as readers cut them
+        return np.frombuffer(content, dtype)
+
     def numbers(self) -> Sequence[float]:
-        """The values of a float32, float64, int32 or int64 tensor; none for other types."""
-        for kind, content in self.stored.items():
-            if kind in ("int32_data", "int64_data"):
-                return packed_ints(content)
-            code = _NUMBERS.get((kind, self.data_type))
-            if code is None:
-                return ()
-            return [value for (value,) in struct.iter_unpack(f"<{code}", content)]
-        return ()
+        """The same as a list; none for other types."""
+        found = self.array()
+        return () if found is None else list(found.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,13 @@ class Node:
     attributes: tuple[Attribute, ...]
 
 
+class Stated(NamedTuple):
+    """What the file says of a value: data type, 0 if not stated, and sizes, None if not stated."""
+
+    dtype: int
+    shape: tuple[int | None, ...] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """An ONNX model, decoded but not yet checked.
@@ -212,6 +219,7 @@ class Graph:
         opsets: (domain, version) of every operator set it names.
         inputs: In graph order; dynamic axes are names.
         outputs: In graph order.
+        stated: What it says of inputs, outputs and the values between them, by name.
         nodes: In graph order.
         weights: The initializers.
         extras: Which parts it has beyond these, such as ``"functions"``.
@@ -221,6 +229,7 @@ class Graph:
     opsets: tuple[tuple[str, int], ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    stated: dict[str, Stated]
     nodes: tuple[Node, ...]
     weights: tuple[WeightTensor, ...]
     extras: tuple[str, ...] = field(default=())
@@ -248,13 +257,12 @@ def read_graph(content: memoryview) -> Graph:
     if "graph" not in model:
         raise ValueError("a file without a graph")
     graph = decode(model["graph"], _GRAPH)
-    for note in graph.get("value_info", ()):
-        decode(note, _VALUE_INFO)
     return Graph(
         ir_version=model.get("ir_version", 0),
         opsets=tuple(_opset(item) for item in model.get("opset_import", ())),
-        inputs=tuple(_value_info(item) for item in graph.get("input", ())),
-        outputs=tuple(_value_info(item) for item in graph.get("output", ())),
+        inputs=tuple(map(_spec, graph.get("input", ()))),
+        outputs=tuple(map(_spec, graph.get("output", ()))),
+        stated=_stated(graph),
         nodes=tuple(_node(item) for item in graph.get("node", ())),
         weights=tuple(_tensor(item) for item in graph.get("initializer", ())),
         extras=tuple(
@@ -263,6 +271,18 @@ def read_graph(content: memoryview) -> Graph:
             if name in model or name in graph
         ),
     )
+
+
+def read_interface(
+    content: memoryview,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded.
+
+    Raises:
+        ValueError: The content is damaged.
+    """
+    graph = decode(decode(content, _MODEL)["graph"], _GRAPH)
+    return tuple(map(_spec, graph.get("input", ()))), tuple(map(_spec, graph.get("output", ())))
 
 
 def _opset(message: memoryview) -> tuple[str, int]:
@@ -308,20 +328,46 @@ def _tensor(message: memoryview) -> WeightTensor:
     )
 
 
-def _value_info(message: memoryview) -> TensorSpec:
+_Type = tuple[int, "tuple[int | str, ...] | None"]
+
+
+def _spec(message: memoryview) -> TensorSpec:
+    """An input or output of the graph."""
+    name, (dtype, dims) = _value_info(message, {})
+    if dtype not in _DTYPES:
+        raise ValueError(f"a tensor {name!r} that is not of numbers")
+    return TensorSpec(name=name, dtype=_DTYPES[dtype], shape=dims or ())
+
+
+def _value_info(message: memoryview, seen: dict[bytes, _Type]) -> tuple[str, _Type]:
+    """A value's name, and its type; few values have one of their own, so each is decoded once."""
     fields = decode(message, _VALUE_INFO)
-    name = fields.get("name", "")
-    if "type" not in fields:
-        raise ValueError(f"a tensor {name!r} without a type")
-    kind = decode(fields["type"], _TYPE)
-    if "tensor_type" not in kind:
-        raise ValueError(f"a value {name!r} that is not a tensor")
-    tensor = decode(kind["tensor_type"], _TENSOR_TYPE)
-    if tensor.get("elem_type", 0) not in _DTYPES:
-        raise ValueError(f"a tensor {name!r} of an unknown type")
-    dims = decode(tensor["shape"], _SHAPE).get("dim", ()) if "shape" in tensor else ()
-    shape = tuple(_dim(item) for item in dims)
-    return TensorSpec(name=name, dtype=_DTYPES[tensor["elem_type"]], shape=shape)
+    content = bytes(fields.get("type", b""))
+    if content not in seen:
+        seen[content] = _type(memoryview(content))
+    return fields.get("name", ""), seen[content]
+
+
+def _type(message: memoryview) -> _Type:
+    """Data type, 0 if none is stated, and shape, None if none is stated."""
+    kind = decode(message, _TYPE)
+    tensor = decode(kind["tensor_type"], _TENSOR_TYPE) if "tensor_type" in kind else {}
+    if "shape" not in tensor:
+        return tensor.get("elem_type", 0), None
+    dims = decode(tensor["shape"], _SHAPE).get("dim", ())
+    return tensor.get("elem_type", 0), tuple(_dim(item) for item in dims)
+
+
+def _stated(graph: dict[str, Any]) -> dict[str, Stated]:
+    """What the file says of its values' types and shapes."""
+    found: dict[str, Stated] = {}
+    seen: dict[bytes, _Type] = {}
+    for group in ("value_info", "output", "input"):
+        for message in graph.get(group, ()):
+            name, (dtype, dims) = _value_info(message, seen)
+            shape = [size if isinstance(size, int) else None for size in dims or ()]
+            found[name] = Stated(dtype=dtype, shape=None if dims is None else tuple(shape))
+    return found
 
 
 def _dim(message: memoryview) -> int | str:

@@ -1,0 +1,296 @@
+"""Operators are judged by what they would do: indices inside their axes, shapes that fit."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from support.graphs import write_graph
+from support.operator_graphs import FLOAT, INT32, INT64, SAMPLES, Fed, floats, ints, operator_model
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.graph_check import flow
+from zsseg_rt.backends.graph_check.check import check_graph, check_model
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.errors import ArgumentError, BackendError
+
+
+def check(model):
+    return check_model(memoryview(model.SerializeToString()), "g.onnx")
+
+
+def chain(nodes, weights, inputs=None, outputs=None):
+    """A graph of several nodes from ``x`` [2, 6] to ``y``."""
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [
+            helper.make_tensor_value_info(name, kind, shape)
+            for name, (kind, shape) in (inputs or {"x": (FLOAT, [2, 6])}).items()
+        ],
+        [
+            helper.make_tensor_value_info(name, kind, shape)
+            for name, (kind, shape) in (outputs or {"y": (FLOAT, None)}).items()
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+# --- every operator -------------------------------------------------------------------------------
+
+
+def test_every_operator_has_a_sample():
+    assert set(SAMPLES) == {*flow.RULES, "Constant"}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sizes_are_those_of_onnx(name, monkeypatch):
+    found, check_sizes = {}, flow.Flow._check
+
+    def spy(self, where, result, value):
+        found[result] = (value.dtype, value.shape)
+        check_sizes(self, where, result, value)
+
+    monkeypatch.setattr(flow.Flow, "_check", spy)
+    model = operator_model(name, SAMPLES[name])
+    check(model)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    for value in inferred.graph.output:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+        if name != "Constant" and tensor.HasField("shape"):  # onnx knows most
+            assert found[value.name] == (tensor.elem_type, shape)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+BEYOND = {
+    "Gather": [ints(0, 6), ints(-7)],
+    "GatherElements": [np.array([[0, 6], [1, 2]]), np.array([[0, 0], [-7, 0]])],
+    "GatherND": [np.array([[0, 6]]), np.array([[2, 0]]), np.array([[-3, 0]]), ints(2**40, 0)],
+    "ScatterElements": [np.array([[0, 6], [1, 2]]), np.array([[-(2**18), 0], [1, 2]])],
+    "ScatterND": [np.array([[0, 5], [-3, 2]]), np.array([[0, 2**33], [1, 2]])],
+    "OneHot": [ints(0, 3, 1), ints(-4, 0, 1)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"), [(name, each) for name, cases in BEYOND.items() for each in cases]
+)
+def test_index_outside_its_axis_is_refused(name, indices):
+    sample = copy.deepcopy(SAMPLES[name])
+    sample.inputs[name != "OneHot"] = indices
+    with pytest.raises(BackendError, match=rf"node 'node' \({name}\): indices: expected constants"):
+        check(operator_model(name, sample))
+
+
+@pytest.mark.parametrize("name", [name for name in BEYOND if name != "Gather"])
+def test_fed_indices_are_refused(name):
+    sample = copy.deepcopy(SAMPLES[name])
+    place = int(name != "OneHot")
+    sample.inputs[place] = Fed(list(sample.inputs[place].shape), INT64)
+    with pytest.raises(BackendError, match=r"indices: expected constants.*unbounded"):
+        check(operator_model(name, sample))
+
+
+ODD = {
+    "unknown operator": ("NonZero", [Fed([1, 4, 4])], {}, "that encoders use"),
+    "unknown attribute": ("Relu", [Fed([2])], {"alpha": 1.0}, "expected attributes of Relu"),
+    "attribute of another type": ("Concat", [Fed([2])], {"axis": 1.0}, "got 'axis'"),
+    "odd text": ("Pad", [Fed([2]), ints(0, 0)], {"mode": "wrap"}, "mode: expected one of constant"),
+    "axis outside": ("Softmax", [Fed([2, 6])], {"axis": 2}, "axis: expected one of 2 axes, got 2"),
+    "axis twice": ("ReduceMean", [Fed([2, 6]), ints(1, -1)], {}, "axes: expected each axis once"),
+    "contradictory zeros": ("Reshape", [Fed([2, 6]), ints(0, 0, 0)], {}, "expected 0 only for"),
+    "two open sizes": ("Reshape", [Fed([2, 6]), ints(-1, -1)], {}, "at most one -1"),
+    "other number of elements": ("Reshape", [Fed([2, 6]), ints(5, -1)], {}, "expected one for"),
+    "groups that do not divide": (
+        "Conv", [Fed([1, 4, 6, 6]), floats(6, 1, 3, 3)], {"group": 3}, "channels that fit"
+    ),
+    "kernel beyond the image": (
+        "Conv", [Fed([1, 4, 2, 6]), floats(6, 4, 3, 3)], {}, "expected at most 2 pixels, got 3"
+    ),
+    "stride of 0": (
+        "Conv", [Fed([1, 4, 6, 6]), floats(6, 4, 3, 3)], {"strides": [0, 1]}, "1 to 65536, got .0"
+    ),
+    "dilation of 0": (
+        "MaxPool", [Fed([1, 4, 6, 6])], {"kernel_shape": [2, 2], "dilations": [0, 1]}, "1 to 65536"
+    ),
+    "padding of a whole window": (
+        "MaxPool", [Fed([1, 4, 6, 6])], {"kernel_shape": [2, 2], "pads": [0, 2, 0, 0]}, "pads: exp"
+    ),
+    "padding beyond a mirror": (
+        "Pad", [Fed([2, 6]), ints(0, 6, 0, 0)], {"mode": "reflect"}, "expected 0 to 5 with mode"
+    ),
+    "cropped away": ("Pad", [Fed([2, 6]), ints(-2, 0, 0, 0)], {}, "expected some of size 2"),
+    "split that leaves some": ("Split", [Fed([2, 6]), ints(1)], {"axis": 1}, "split: expected 1"),
+    "step of 0": ("Slice", [Fed([2, 6]), ints(0), ints(1), ints(0), ints(0)], {}, "steps: exp"),
+    "nothing left": ("Slice", [Fed([2, 6]), ints(5), ints(5), ints(1)], {}, "expected a result"),
+    "fed nothing": ("ReduceMax", [Fed([1, 4, 0, 8]), ints(1, 2)], {}, "inputs with elements"),
+    "more than there are": ("TopK", [Fed([2, 6]), ints(7)], {}, "k: expected 1 to 6"),
+    "integers by 0": ("Div", [Fed([2], INT64), ints(0)], {}, "divisor: expected constants of 1"),
+    "integers by -1": ("Div", [Fed([2], INT64), ints(-1)], {}, "divisor: expected constants of 1"),
+    "integers by what is fed": ("Mod", [Fed([2], INT64), Fed([2], INT64)], {}, "divisor: expected"),
+    "sizes that do not fit": ("MatMul", [Fed([2, 6]), floats(5, 3)], {}, "inner sizes"),
+    "types that do not fit": ("Add", [Fed([2]), ints(1, 2)], {}, "inputs of one type"),
+    "absurd scale": (
+        "Resize", [Fed([1, 1, 2, 2]), None, np.array([1, 1, 1, 1e9], np.float32)], {}, "scales: ex"
+    ),
+    "scale to nothing": (
+        "Resize", [Fed([1, 1, 2, 2]), None, np.array([1, 1, 1, 1e-9], np.float32)], {}, "1 or more"
+    ),
+    "scales of another axis": (
+        "QuantizeLinear", [Fed([1, 4, 6, 6]), floats(3)], {}, "scale: expected one or 4 numbers"
+    ),
+    "letters of other sizes": (
+        "Einsum", [Fed([2, 3]), Fed([2, 3])], {"equation": "ij,jk->ik"}, "sizes of j: expected"
+    ),
+    "repeated letter": ("Einsum", [Fed([2, 2])], {"equation": "ii->i"}, "each once, got 'ii'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_node_is_refused(case):
+    name, inputs, attributes, message = ODD[case]
+    sample = copy.deepcopy(SAMPLES["Relu"])
+    sample.inputs, sample.attributes = inputs, attributes
+    sample.results = (FLOAT, INT64) if name == "TopK" else (FLOAT,)
+    with pytest.raises(BackendError, match=rf"node 'node' \({name}\): .*{message}"):
+        check(operator_model(name, sample))
+
+
+@pytest.mark.parametrize("place", ["output", "value_info"])
+@pytest.mark.parametrize(("kind", "shape"), [(FLOAT, [2, 7]), (FLOAT, [2]), (INT32, [2, 6])])
+def test_stated_shape_that_contradicts_the_nodes_is_refused(place, kind, shape):
+    model = chain(
+        [helper.make_node("Relu", ["x"], ["r"], "r"), helper.make_node("Relu", ["r"], ["y"], "y")],
+        {},
+    )
+    name = "y" if place == "output" else "r"
+    del getattr(model.graph, place)[:]
+    getattr(model.graph, place).append(helper.make_tensor_value_info(name, kind, shape))
+    if place == "value_info":
+        assert model.graph.output
+    with pytest.raises(BackendError, match=rf"node '{name}' \(Relu\): {name}: expected what it"):
+        check(model)
+
+
+# --- what common encoders need --------------------------------------------------------------------
+
+
+def gather(index_nodes, weights):
+    """Rows of ``x`` [2, 6] picked by what other nodes compute."""
+    return chain([*index_nodes, helper.make_node("Gather", ["x", "i"], ["y"], axis=1)], weights)
+
+
+BOUNDED = {
+    "places of the largest": [helper.make_node("ArgMax", ["x"], ["i"], axis=1)],
+    "the largest few": [helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=1)],
+    "a range": [helper.make_node("Range", ["zero", "six", "one"], ["i"])],
+    "modulo": [
+        helper.make_node("ArgMax", ["x"], ["a"], axis=0),
+        helper.make_node("Add", ["a", "many"], ["b"]),
+        helper.make_node("Mod", ["b", "six"], ["i"]),
+    ],
+    "clipped": [
+        helper.make_node("Cast", ["x"], ["c"], to=INT64),
+        helper.make_node("Clip", ["c", "zero", "five"], ["i"]),
+    ],
+    "the last place of a shape": [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "one"], ["n"]),
+        helper.make_node("Sub", ["n", "one"], ["i"]),
+    ],
+}
+NUMBERS = {
+    name: np.array(value, np.int64)
+    for name, value in {"zero": 0, "one": 1, "five": 5, "six": 6, "many": 900, "k": [3]}.items()
+}
+
+
+@pytest.mark.parametrize("case", BOUNDED)
+def test_bounded_indices_pass(case):
+    check(gather(BOUNDED[case], NUMBERS))
+
+
+UNBOUNDED = {
+    "cast from numbers": [helper.make_node("Cast", ["x"], ["i"], to=INT64)],
+    "one beyond the largest": [
+        helper.make_node("ArgMax", ["x"], ["a"], axis=1),
+        helper.make_node("Add", ["a", "one"], ["i"]),
+    ],
+    "of a longer axis": [
+        helper.make_node("Concat", ["x", "x"], ["two"], axis=1),
+        helper.make_node("ArgMax", ["two"], ["i"], axis=1),
+    ],
+    "overflowing": [
+        helper.make_node("ArgMax", ["x"], ["a"], axis=1),
+        helper.make_node("Mul", ["a", "huge"], ["b"]),
+        helper.make_node("Sub", ["b", "b"], ["i"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", UNBOUNDED)
+def test_unbounded_indices_are_refused(case):
+    with pytest.raises(BackendError, match=r"\(Gather\): indices: expected constants"):
+        check(gather(UNBOUNDED[case], {**NUMBERS, "huge": np.array(2**40)}))
+
+
+@pytest.mark.parametrize("name", ["ConstantOfShape", "Expand", "Reshape", "Range", "Tile"])
+def test_sizes_that_follow_from_pixels_are_refused(name):
+    """Two places of an axis of 2^16 ask for 16 GB."""
+    nodes = [helper.make_node("ArgMax", ["x"], ["n"], axis=1, keepdims=0)]
+    inputs = {"ConstantOfShape": ["n"], "Range": ["zero", "one_n", "one"]}.get(name, ["x", "n"])
+    if name == "Range":
+        nodes.append(helper.make_node("ReduceMax", ["n"], ["one_n"], keepdims=0))
+    model = chain([*nodes, helper.make_node(name, inputs, ["y"])], NUMBERS)
+    with pytest.raises(BackendError, match=rf"\({name}\): .*expected constants or sizes, got comp"):
+        check(model)
+
+
+def test_chains_of_as_many_nodes_as_may_be_are_checked():
+    nodes = [helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(16_000)]
+    nodes.append(helper.make_node("Relu", ["v16000"], ["y"]))
+    check(chain(nodes, {}, {"v0": (FLOAT, [2])}))
+
+
+# --- token numbers --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lookup(tmp_path):
+    return write_graph(
+        tmp_path / "lookup.onnx",
+        [helper.make_node("Gather", ["table", "token_ids"], ["y"])],
+        {"token_ids": (INT64, ["prompts", 2])},
+        {"y": (FLOAT, ["prompts", 2, 3])},
+        {"table": floats(5, 3)},
+    )
+
+
+def test_token_numbers_are_left_to_whoever_feeds_them(lookup):
+    assert dict(check_graph(lookup).token_rows) == {"token_ids": 5}
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_token_numbers_are_checked_when_they_are_fed(lookup, backend):
+    options = BackendOptions(num_threads=1)
+    graph = get_backend(backend).load(lookup, device="cpu", precision="float32", options=options)
+    session = graph.session()
+    np.testing.assert_array_equal(
+        session.run({"token_ids": ints(4, 0)[None]})["y"][0, 0], floats(5, 3)[4]
+    )
+    for token in (5, -1, 2**40):
+        with pytest.raises(
+            ArgumentError, match=f"token_ids: expected integers from 0 to 4, got {token}"
+        ):
+            session.run({"token_ids": ints(0, token)[None]})
+
+
+def test_token_types(lookup):
+    model = onnx.load(lookup)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    with pytest.raises(BackendError, match="indices: expected int32 or int64, got data type 1"):
+        check(model)
