@@ -50,10 +50,10 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 
 def test_splits_have_no_scene_in_common():
-    splits = ("train", "val", "pretraining", "demo")
+    splits = ("train", "val", "pretraining", "demo", "train_seen")
     images = [SceneDataset(split, length=3)[0].image.tobytes() for split in splits]
     images += [SceneDataset(split, length=3, seed=1)[0].image.tobytes() for split in splits]
-    assert len(set(images)) == 8
+    assert len(set(images)) == 10
 
 
 def test_data_set_follows_the_protocol():
@@ -196,7 +196,10 @@ def test_tiles_are_periodic():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "test"}, "split: expected one of train, val, pretraining, demo, got 'test'"),
+        (
+            {"split": "test"},
+            "split: expected one of train, val, pretraining, demo, train_seen, got 'test'",
+        ),
         ({"size": 32}, "size: expected at least 64 pixels"),
         ({"length": 0}, "length: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected >= 0, got -1"),
@@ -255,6 +258,16 @@ def test_scenes_are_made_of_the_common_names():
     shown = {kind.name for scene in scenes for kind in scene.kinds}
     assert shown <= set(names)
     assert len(shown - set(CLASS_NAMES)) == 9
+
+
+def test_a_split_shows_unseen_names_as_rarely_as_any_others():
+    shown = {}
+    for split in ("train", "train_seen"):
+        dataset = SceneDataset(split, length=200)
+        assert (dataset.class_names, dataset.seen) == (CLASS_NAMES, SEEN)
+        kinds = [kind.name for i in range(200) for kind in dataset.world.scene(i).kinds]
+        shown[split] = sum(name in UNSEEN for name in kinds) / len(kinds)
+    assert shown["train_seen"] < 0.03 < 0.2 < shown["train"]
 
 
 def test_scenes_can_have_one_thing_each():

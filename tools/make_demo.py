@@ -28,6 +28,7 @@ from zsseg_rt.experiments.name_draws import measure_bundle
 from zsseg_rt.experiments.packed_clip import pack_clip
 from zsseg_rt.experiments.small_clip import PretrainingConfig
 from zsseg_rt.files import write_atomically
+from zsseg_rt.training.calibration.calibrate import CalibrationSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,10 @@ def main() -> None:
     )
     parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default=DemoConfig.split, help="train, or train_seen")
+    parser.add_argument("--start", default=DemoConfig.start, help="the decoder's initial weights")
+    parser.add_argument("--start-offset", type=float, default=DemoConfig.start_offset)
+    parser.add_argument("--calibration-steps", type=int, default=0, help="0: a quarter of all")
     parser.add_argument("--threads", type=int, default=1, help="threads for torch")
     add_measures(parser)
     arguments = parser.parse_args()
@@ -106,9 +111,16 @@ def make(arguments: argparse.Namespace) -> None:
     clip = arguments.clip or pretrain(
         PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
     )
-    config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
+    config = DemoConfig(
+        iterations=arguments.iterations,
+        seed=arguments.seed,
+        split=arguments.split,
+        start=arguments.start,
+        start_offset=arguments.start_offset,
+    )
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
-    chosen = choose_rule(clip, config, arguments.work / "settings")
+    settings = CalibrationSettings(iterations=arguments.calibration_steps)
+    chosen = choose_rule(clip, config, arguments.work / "settings", settings)
     if chosen is None:
         raise SystemExit("stopped; the same command continues")
     print(chosen.described)
