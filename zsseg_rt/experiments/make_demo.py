@@ -258,6 +258,7 @@ def provenance_of(chosen: Calibration) -> dict[str, Any]:
     """How the bundle's settings were chosen, for its provenance."""
     return {
         "chosen_by": "seen names held out of brief trainings",
+        "hold_out": chosen.hold_out,
         "held_out": [hold_out.names for hold_out in chosen.hold_outs],
         "iterations": chosen.iterations,
         "images": chosen.images,
