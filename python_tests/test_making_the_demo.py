@@ -167,6 +167,17 @@ def test_draws_are_measured_on_their_own_names_and_scenes():
     assert row["iou_percent"][others.class_names[11]] == 0
 
 
+def test_scenes_that_lack_some_classes_are_measured_and_too_few_refused():
+    def opened(names):
+        return Oracle(DrawnScenes(4, length=12, published=names == CLASS_NAMES))
+
+    (row,) = evaluate_draws(opened, [4], length=12)
+    assert min(row["iou_percent"].values(), key=lambda value: value is not None) is None
+    assert all(np.isfinite(value) for value in row["others"].values())
+    with pytest.raises(ArgumentError, match="length: expected scenes that show things and stuff"):
+        evaluate_draws(opened, [4], length=1)
+
+
 def test_a_spread_over_draws_is_that_of_a_sample():
     rows = [{"others": {"mIoU(U)": value}} for value in (30.0, 40.0, 50.0)]
     found = summarise(rows, "others")["mIoU(U)"]

@@ -14,8 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
 from zsseg_rt.evaluation.datasets.scenes.words import kind_of, other_unseen
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
@@ -108,19 +111,29 @@ def evaluate_lists(
 
 
 def unseen_figures(found: Evaluation) -> dict[str, float]:
-    """Figures in percent; unseen classes also by things, stuff, and pixels named right."""
+    """Figures in percent; unseen classes also by things, stuff, and pixels named right.
+
+    Raises:
+        ArgumentError: Too few scenes: they show no unseen thing, or no unseen stretch.
+    """
     trained = {CLASS_NAMES[index] for index in SEEN}
     shares = found.scores.iou
     unseen = [i for i in range(len(found.class_names)) if i not in set(found.seen)]
     things = [i for i in unseen if kind_of(found.class_names[i]).is_thing]
     stuff = [i for i in unseen if i not in things]
     taught = [i for i, name in enumerate(found.class_names) if name in trained]
+    for group in (things, stuff, taught):
+        if np.isnan(shares[group]).all():
+            raise ArgumentError(
+                f"length: expected scenes that show things and stuff, seen and unseen, got "
+                f"{found.pictures} that do not. Use more scenes."
+            )
     right = sum(int(found.counts[i, i]) for i in unseen)
     figures = found.scores.as_reported() | {
-        "mIoU(U) things": 100 * float(shares[things].mean()),
-        "mIoU(U) stuff": 100 * float(shares[stuff].mean()),
-        "unseen pixels right": 100 * right / int(found.counts[unseen].sum()),
-        "mIoU(trained)": 100 * float(shares[taught].mean()),
+        "mIoU(U) things": 100 * float(np.nanmean(shares[things])),
+        "mIoU(U) stuff": 100 * float(np.nanmean(shares[stuff])),
+        "unseen pixels right": 100 * right / max(int(found.counts[unseen].sum()), 1),
+        "mIoU(trained)": 100 * float(np.nanmean(shares[taught])),
     }
     return {name: round(value, 2) for name, value in figures.items()}
 
