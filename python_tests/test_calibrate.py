@@ -11,23 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from support import tiny  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset  # noqa: E402
-from zsseg_rt.evaluation.metrics import ConfusionMatrix, score  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.calibration import calibrate as module  # noqa: E402
 from zsseg_rt.training.calibration import judging  # noqa: E402
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings, choose_settings  # noqa: E402
 from zsseg_rt.training.calibration.candidates import (  # noqa: E402
-    CandidateCounts,
     Grid,
-    ImageMaps,
-    Setting,
 )
 from zsseg_rt.training.calibration.held_out import draw_names, judged_images  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
@@ -110,57 +105,6 @@ def written(cosine=RULE, seen=tuple(CLASS_NAMES[row] for row in SEEN)):
     )
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("make", [tiny.zegclip_model, tiny.clip_rc_model])
-def test_counts_are_those_of_the_model_s_own_labels(make, activation):
-    """For images no larger than the lattice, every pixel is judged."""
-    model = make().eval()
-    model.config = replace(model.config, score_activation=activation)
-    rng = np.random.default_rng(3)
-    images = [rng.integers(0, 256, (40, 46, 3), np.uint8) for _ in range(2)]
-    truths = [rng.integers(0, 7, (40, 46)) for _ in images]
-    rows = tiny.text_embeds(6, model.config.image_encoder.embed_dim)
-    seen, classes, shares = (0, 1, 4), np.array([0, 1, 2, 2, 3, 4]), (1.0, 1.0, 0.5, 0.5, 1.0, 1.0)
-    grid = Grid(seen_weights=(0.0, 0.3), unseen_weights=(0.0, 0.7), scales=(4.0, 12.0))
-    is_seen = np.array([True, True, False, True, False])
-    counts = CandidateCounts(
-        grid=grid, classes=classes, shares=shares, seen=is_seen, activation=activation, own_bias=0.1
-    )
-    twin = model.with_seen(np.flatnonzero(is_seen[classes]).tolist(), shares=shares)
-    for image, truth in zip(images, truths, strict=True):
-        counts.add(maps_of(twin, image, truth, rows))
-    assert counts.settings[counts.own] == Setting(None, 0.1)
-    for place in range(0, len(counts.settings), 7):
-        setting = counts.settings[place]
-        confusion = ConfusionMatrix(5, ignore_label=255)
-        judged = twin.with_cosine(setting.cosine, seen_bias=setting.seen_bias)
-        for image, truth in zip(images, truths, strict=True):
-            with torch.inference_mode():
-                labels = classes[judged.label(image, rows).numpy()]
-            confusion.update(np.where(truth < 5, truth, 255), labels)
-        expected = score(confusion.counts, np.flatnonzero(is_seen).tolist())
-        found = counts.predicted[place]
-        assert np.abs(found - confusion.counts.sum(axis=0)[:5]).sum() <= 4  # of 4000, near ties
-        assert counts.harmonic_means()[place] == pytest.approx(100 * expected.hiou, abs=0.2)
-    assert len({tuple(found) for found in counts.predicted}) > 20  # settings do differ
-    assert seen[0] == 0
-
-
-def maps_of(model, image, truth, rows):
-    with torch.inference_mode():
-        logits, cosines = judging.grid_maps(model, image, rows)
-    return ImageMaps(mask_logits=logits, cosines=cosines, labels=truth)
-
-
-def test_the_grid_knows_no_rule_of_two_zeros_and_tries_the_run_s_own_bias():
-    grid = Grid().with_bias(0.07)
-    assert None in grid.rules()
-    assert 0.07 in grid.biases
-    assert grid.with_bias(0.07) == grid
-    assert len(grid.settings()) == len(grid.rules()) * len(grid.biases)
-    assert len({(s.cosine, s.seen_bias) for s in grid.settings()}) == len(grid.settings())
-
-
 def test_a_quarter_of_the_names_is_held_out_and_none_twice():
     drawn = draw_names(SEEN, 4, 0)
     assert [len(names) for names in drawn] == [4, 4, 4, 4]
@@ -209,6 +153,69 @@ def test_no_unseen_label_and_no_other_split_is_read(choice, config, tmp_path, mo
     assert set(drawn) == {"scenes/train", "unseen"}
 
 
+def trained_on(monkeypatch):
+    """Notes the data that brief trainings are given."""
+    plain, parts = module.assemble, []
+
+    def noting(config, *, dataset):
+        parts.append(dataset)
+        return plain(config, dataset=dataset)
+
+    monkeypatch.setattr(module, "assemble", noting)
+    return parts
+
+
+@pytest.mark.parametrize("hold_out", ["names", "pictures"])
+def test_pictures_are_held_out_with_the_names_if_asked(config, tmp_path, monkeypatch, hold_out):
+    parts = trained_on(monkeypatch)
+    found = choose_settings(config, tmp_path, replace(BRIEF, hold_out=hold_out))
+    assert found.hold_out == hold_out
+    whole = SceneDataset("train", size=64, length=24)
+    for part, held in zip(parts, found.hold_outs, strict=True):
+        rows = [CLASS_NAMES.index(name) for name in held.names]
+        showing = [image for image in part.images if np.isin(whole[image].labels, rows).any()]
+        assert bool(showing) == (hold_out == "names")
+        assert part.images
+
+
+def test_calibrations_written_before_pictures_could_be_held_out(own_run):
+    path = written().write(own_run)
+    content = json.loads(path.read_text())
+    assert content.pop("hold_out") == "names"
+    path.write_text(json.dumps(content))
+    assert read_calibration(own_run).hold_out == "names"
+    with pytest.raises(ArgumentError, match="hold_out: expected 'names' or 'pictures', got 'all'"):
+        CalibrationSettings(hold_out="all")
+
+
+@pytest.mark.parametrize("hold_out", ["names", "pictures"])
+def test_a_run_without_unseen_classes_chooses_unseen_weights_by_pictures_alone(
+    config, tmp_path, monkeypatch, hold_out
+):
+    plain, tried = module.judge, []
+
+    def noting(*arguments, **options):
+        tried.append(plain(*arguments, **options))
+        return tried[-1]
+
+    monkeypatch.setattr(module, "judge", noting)
+    changes = ["data.name=folder", f"data.root={photos(tmp_path, 'abcd')}", "data.options={}"]
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    changed = TrainConfig.load(tmp_path / "run.toml", changes)
+    settings = CalibrationSettings(iterations=1, folds=1, images=4, hold_out=hold_out)
+    found = choose_settings(changed, tmp_path / "work", settings)
+    rules = [setting.cosine for setting in tried[0].settings if setting.cosine is not None]
+    assert rules
+    assert any(rule.unseen_weight for rule in rules) == (hold_out == "pictures")
+    assert found.cosine is None or hold_out == "pictures" or not found.cosine.unseen_weight
+
+
+def test_pictures_that_all_show_a_held_out_name(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "shown_classes", lambda data, images: np.ones((len(images), 28)))
+    with pytest.raises(DatasetError, match="expected training images without .*, got none among"):
+        choose_settings(config, tmp_path, replace(BRIEF, hold_out="pictures"))
+
+
 def test_labels_of_seen_names_do_decide(choice, config, tmp_path, monkeypatch):
     """What the test above would miss if labels had no influence at all."""
     plain = SceneDataset.__getitem__
@@ -244,13 +251,15 @@ def test_an_interrupted_choice_goes_on(choice, config, tmp_path, monkeypatch):
 
 
 def test_the_command_chooses_and_export_and_evaluate_take_it(own_run, tmp_path, capsys):
-    arguments = ["--iterations", "1", "--folds", "1", "--images", "12"]
+    arguments = ["--iterations", "1", "--folds", "1", "--images", "12", "--hold-out", "pictures"]
     report = tmp_path / "choice.json"
     assert main(["calibrate", str(own_run), *arguments, "--json", str(report)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     found = read_calibration(own_run)
     assert found.described in printed
     assert "trained without:" in printed
+    assert "names and the pictures that show them held out" in printed
+    assert main(["calibrate", str(own_run), "--hold-out", "all"]) == 2
     assert json.loads(report.read_text())["seen_bias"] == found.seen_bias
     assert not (own_run / "calibration").exists()
     assert read_calibration(next((own_run / "checkpoints").iterdir())) == found
@@ -329,19 +338,19 @@ def test_runs_without_anything_to_choose(config, tmp_path, capsys):
     assert "expected the folder of a training run" in capsys.readouterr().err
 
 
-def photos(root):
-    """Images with three classes, all seen."""
+def photos(root, names="abc"):
+    """Images with a class each, all seen."""
     import cv2
 
     for folder in ("images", "masks"):
         (root / "photos" / folder).mkdir(parents=True)
-    (root / "photos" / "classes.txt").write_text("a\nb\nc\n")
-    for index in range(4):
+    (root / "photos" / "classes.txt").write_text("\n".join(names) + "\n")
+    for index in range(8):
         for folder in ("images", "masks"):
-            picture = np.full((70, 70), index % 3, np.uint8)
+            picture = np.full((70, 70), index % len(names), np.uint8)
             cv2.imwrite(str(root / "photos" / folder / f"{index}.png"), picture)
     for split in ("train", "val"):
-        (root / "photos" / f"{split}.txt").write_text("0\n1\n2\n3\n")
+        (root / "photos" / f"{split}.txt").write_text("\n".join("01234567") + "\n")
     return root / "photos"
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_more_names_are_more_classes():
     world = open_world("demo", {"annotated": 60}, SHORT)
     assert len(world.text_embeds) == 69
     assert len(world.seen) == 60
+
+
+def test_heads_are_judged_on_other_unseen_names_too(world):
+    """With the published names in a draw's place, its figures are the published ones."""
+    settings = replace(SHORT, num_draws=2, num_drawn=3)
+    drawn = open_world("demo", {"split": "train_seen"}, settings)
+    assert [len(features.labels) for features, _ in drawn.drawn] == [3, 3]
+    assert not torch.equal(drawn.drawn[0][1], drawn.text_embeds)
+    assert not torch.equal(drawn.train.patch_embeds, world.train.patch_embeds)
+    same = replace(world, drawn=((world.judged, world.text_embeds),) * 2)
+    figures = train_head(ROWS["aligned"], same, SHORT, seed=0)
+    for name in ("pAcc", "mIoU(S)", "mIoU(U)"):
+        assert figures[f"others {name}"] == pytest.approx(figures[name])
+    assert figures["others sd of mIoU(U)"] == 0
+    assert figures["others least mIoU(U)"] == figures["mIoU(U)"]
 
 
 def test_settings_out_of_range_are_refused():

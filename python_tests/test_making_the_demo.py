@@ -1,6 +1,7 @@
 """The way to the shipped bundle, with a CLIP and a training of the least size."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from safetensors.torch import save_file  # noqa: E402
 
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
-from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS  # noqa: E402
+from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS, demo_bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
+from zsseg_rt.evaluation.datasets.scenes import (  # noqa: E402
+    CLASS_NAMES,
+    SEEN,
+    SceneDataset,
+    words_of_world,
+)
 from zsseg_rt.experiments.clip_pretraining import pretrain  # noqa: E402
 from zsseg_rt.experiments.demo_rule import choose_rule, demo_run, put_rule  # noqa: E402
 from zsseg_rt.experiments.make_demo import (  # noqa: E402
@@ -23,11 +29,18 @@ from zsseg_rt.experiments.make_demo import (  # noqa: E402
     train_demo,
     write_demo,
 )
+from zsseg_rt.experiments.name_draws import (  # noqa: E402
+    DrawnScenes,
+    evaluate_draws,
+    measure_bundle,
+    summarise,
+)
 from zsseg_rt.experiments.small_clip import PretrainingConfig  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings  # noqa: E402
 from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 TOWERS = {"width": 64, "num_layers": 2, "text_width": 64, "text_layers": 1, "embed_dim": 64}
 
 
@@ -119,3 +132,67 @@ def test_wrong_beginnings_are_refused(tmp_path):
 def test_the_shipped_clip_will_do():
     model = small_zegclip("demo", DemoConfig())
     assert (model.config.image_encoder.width, model.config.image_encoder.grid_side) == (128, 16)
+
+
+class Oracle:
+    """Labels scenes of a draw right, but for one unseen thing and one unseen stretch."""
+
+    def __init__(self, data):
+        self.class_names = data.class_names
+        samples = [data[index] for index in range(len(data))]
+        self.labels = {sample.image.tobytes(): sample.labels.copy() for sample in samples}
+        for labels in self.labels.values():
+            for name in (data.class_names[11], data.class_names[24]):
+                labels[labels == data.class_names.index(name)] = 255
+
+    def segment(self, image):
+        return self.labels[image.tobytes()]
+
+    def describe(self):
+        return {}
+
+
+def test_draws_are_measured_on_their_own_names_and_scenes():
+    length = 30
+    others, published = DrawnScenes(4, length=length), DrawnScenes(4, length=length, published=True)
+    assert published.class_names == CLASS_NAMES != others.class_names
+    assert others[0].image.tobytes() != SceneDataset("val")[0].image.tobytes()
+    oracles = {data.class_names: Oracle(data) for data in (others, published)}
+    (row,) = evaluate_draws(oracles.get, [4], length=length)
+    assert row["unseen"] == [name for name in others.class_names if name not in CLASS_NAMES]
+    for kind in ("others", "published"):
+        found = row[kind]
+        assert found["mIoU(S)"] == 100
+        assert (found["mIoU(U) things"], found["mIoU(U) stuff"]) == (80, 75)
+        assert found["mIoU(U)"] == pytest.approx(100 * 7 / 9, abs=0.01)
+        assert 0 < found["unseen pixels right"] < 100
+    assert row["iou_percent"][others.class_names[11]] == 0
+
+
+def test_scenes_that_lack_some_classes_are_measured_and_too_few_refused():
+    def opened(names):
+        return Oracle(DrawnScenes(4, length=12, published=names == CLASS_NAMES))
+
+    (row,) = evaluate_draws(opened, [4], length=12)
+    assert min(row["iou_percent"].values(), key=lambda value: value is not None) is None
+    assert all(np.isfinite(value) for value in row["others"].values())
+    with pytest.raises(ArgumentError, match="length: expected scenes that show things and stuff"):
+        evaluate_draws(opened, [4], length=1)
+
+
+def test_a_spread_over_draws_is_that_of_a_sample():
+    rows = [{"others": {"mIoU(U)": value}} for value in (30.0, 40.0, 50.0)]
+    found = summarise(rows, "others")["mIoU(U)"]
+    assert found == {"mean": 40.0, "sd": 10.0, "least": 30.0, "most": 50.0}
+
+
+def test_the_bundle_that_ships_is_measured_with_its_record():
+    found = measure_bundle(demo_bundle(), draws=[0], lists=[19, "all"], length=4, root=ROOT)
+    assert all((found["bundle_sha256"], found["commit"], found["machine"]["cpu"]))
+    assert found["summary"]["others"]["mIoU(U)"]["mean"] == found["draws"][0]["others"]["mIoU(U)"]
+    assert [row["names"] for row in found["lists"]] == [28, 362]
+    right = [row["figures"]["unseen pixels right"] for row in found["lists"]]
+    assert right[0] > right[1]
+    plain = measure_bundle(demo_bundle(), draws=[0], length=4, cosine=False, root=ROOT)
+    assert (plain["cosine"], found["cosine"]["unseen_weight"]) == (None, 0.4)
+    assert plain["draws"] != found["draws"]

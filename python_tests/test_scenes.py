@@ -24,7 +24,12 @@ from zsseg_rt.evaluation.datasets.scenes.captions import (
 )
 from zsseg_rt.evaluation.datasets.scenes.shapes import sprite
 from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
-from zsseg_rt.evaluation.datasets.scenes.words import NEVER_CAPTIONED, SHAPES, kind_of
+from zsseg_rt.evaluation.datasets.scenes.words import (
+    NEVER_CAPTIONED,
+    SHAPES,
+    kind_of,
+    other_unseen,
+)
 from zsseg_rt.evaluation.datasets.scenes.world import visible
 
 UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
@@ -45,10 +50,10 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 
 def test_splits_have_no_scene_in_common():
-    splits = ("train", "val", "pretraining", "demo")
+    splits = ("train", "val", "pretraining", "demo", "train_seen")
     images = [SceneDataset(split, length=3)[0].image.tobytes() for split in splits]
     images += [SceneDataset(split, length=3, seed=1)[0].image.tobytes() for split in splits]
-    assert len(set(images)) == 8
+    assert len(set(images)) == 10
 
 
 def test_data_set_follows_the_protocol():
@@ -191,7 +196,10 @@ def test_tiles_are_periodic():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "test"}, "split: expected one of train, val, pretraining, demo, got 'test'"),
+        (
+            {"split": "test"},
+            "split: expected one of train, val, pretraining, demo, train_seen, got 'test'",
+        ),
         ({"size": 32}, "size: expected at least 64 pixels"),
         ({"length": 0}, "length: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected >= 0, got -1"),
@@ -223,6 +231,43 @@ def test_more_names_change_annotation_alone():
         sum(int((d[i].labels != d.ignore_label).sum()) for i in range(6)) for d in (usual, every)
     ]
     assert annotated[1] > annotated[0]
+
+
+def test_other_unseen_names_have_the_make_up_of_the_published():
+    words = {word for index in SEEN for word in CLASS_NAMES[index].split()}
+    drawn = [other_unseen(draw) for draw in range(40)]
+    for names in drawn:
+        assert [names[index] for index in SEEN] == [CLASS_NAMES[index] for index in SEEN]
+        kinds = [kind_of(name) for index, name in enumerate(names) if index not in SEEN]
+        assert [kind.is_thing for kind in kinds] == [True] * 5 + [False] * 4
+        assert len({kind.noun for kind in kinds[:5]}) == 5
+        assert [kind.noun for kind in kinds[5:8]] == ["wall", "sky", "floor"]
+        assert kinds[8].noun in ("grass", "sand", "water")
+        others = {kind.name for kind in kinds}
+        assert not others & {*CLASS_NAMES, *NEVER_CAPTIONED}
+        assert {word for name in others for word in name.split()} <= words
+    assert drawn[3] == other_unseen(3)
+    assert len(set(drawn)) == 40
+    with pytest.raises(ArgumentError, match="draw: expected at least 0, got -1"):
+        other_unseen(-1)
+
+
+def test_scenes_are_made_of_the_common_names():
+    names = other_unseen(0)
+    scenes = [World(3, class_share=1.0, common=names).scene(index) for index in range(40)]
+    shown = {kind.name for scene in scenes for kind in scene.kinds}
+    assert shown <= set(names)
+    assert len(shown - set(CLASS_NAMES)) == 9
+
+
+def test_a_split_shows_unseen_names_as_rarely_as_any_others():
+    shown = {}
+    for split in ("train", "train_seen"):
+        dataset = SceneDataset(split, length=200)
+        assert (dataset.class_names, dataset.seen) == (CLASS_NAMES, SEEN)
+        kinds = [kind.name for i in range(200) for kind in dataset.world.scene(i).kinds]
+        shown[split] = sum(name in UNSEEN for name in kinds) / len(kinds)
+    assert shown["train_seen"] < 0.03 < 0.2 < shown["train"]
 
 
 def test_scenes_can_have_one_thing_each():

@@ -1,7 +1,9 @@
-"""Make what ``--demo`` of segment and train uses from scratch: small CLIP, bundle, images.
+"""Make what ``--demo`` of segment and train uses from scratch, or measure the bundle that ships.
 
-``python tools/make_demo.py --work RUNS`` takes more than an hour on one core. An interrupted call
-continues from its last checkpoint.
+``python tools/make_demo.py --work RUNS`` makes small CLIP, bundle and images. It takes more than an
+hour on one core; an interrupted call continues from its last checkpoint.
+
+``python tools/make_demo.py --evaluate-draws 12`` measures the bundle on other unseen names.
 """
 
 import sys
@@ -12,24 +14,29 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 
 import argparse
+import json
 import logging
 
 import torch
 
+from zsseg_rt.demo import BUNDLE
 from zsseg_rt.evaluation.provenance import describe_commit
 from zsseg_rt.experiments.clip_pretraining import pretrain
 from zsseg_rt.experiments.demo_rule import choose_rule
 from zsseg_rt.experiments.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
+from zsseg_rt.experiments.name_draws import measure_bundle
 from zsseg_rt.experiments.packed_clip import pack_clip
 from zsseg_rt.experiments.small_clip import PretrainingConfig
+from zsseg_rt.files import write_atomically
+from zsseg_rt.training.calibration.calibrate import CalibrationSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Read the command line and do everything."""
+    """Read the command line and make the demo, or measure one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the two runs")
+    parser.add_argument("--work", type=Path, help="folder for the two runs")
     parser.add_argument("--out", type=Path, default=ROOT / "zsseg_rt" / "demo")
     parser.add_argument(
         "--clip-out", type=Path, default=ROOT / "zsseg_rt" / "models" / "clip" / "demo.safetensors"
@@ -40,17 +47,80 @@ def main() -> None:
     )
     parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default=DemoConfig.split, help="train, or train_seen")
+    parser.add_argument("--start", default=DemoConfig.start, help="the decoder's initial weights")
+    parser.add_argument("--start-offset", type=float, default=DemoConfig.start_offset)
+    parser.add_argument("--calibration-steps", type=int, default=0, help="0: a quarter of all")
     parser.add_argument("--threads", type=int, default=1, help="threads for torch")
+    add_measures(parser)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
+    if arguments.evaluate_draws or arguments.evaluate_lists:
+        measure(arguments)
+    elif arguments.work is None:
+        parser.error("--work: expected a folder, got none")
+    else:
+        make(arguments)
+
+
+def add_measures(parser: argparse.ArgumentParser) -> None:
+    """Options that measure the bundle in ``--out`` instead of making one."""
+    parser.add_argument(
+        "--evaluate-draws", type=int, default=0, metavar="N", help="N draws of other unseen names"
+    )
+    parser.add_argument("--first-draw", type=int, default=0, help="number of the first draw")
+    parser.add_argument(
+        "--evaluate-lists",
+        nargs="+",
+        default=[],
+        metavar="COUNT",
+        help="scenes as published with COUNT names and the nine unseen ones on offer, or 'all'",
+    )
+    parser.add_argument("--length", type=int, default=300, help="scenes of each")
+    parser.add_argument("--no-cosines", action="store_true", help="measure masks alone")
+    parser.add_argument("--json", type=Path, help="file for the record")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure the bundle and print what belongs beside its figures."""
+    first = arguments.first_draw
+    record = measure_bundle(
+        arguments.out / BUNDLE,
+        draws=range(first, first + arguments.evaluate_draws),
+        lists=[count if count == "all" else int(count) for count in arguments.evaluate_lists],
+        length=arguments.length,
+        cosine=not arguments.no_cosines,
+        root=ROOT,
+    )
+    for kind, figures in record["summary"].items():
+        for name, spread in figures.items():
+            print(
+                f"{kind:9} {name:20} {spread['mean']:5.1f} ± {spread['sd']:.1f}"
+                f"  ({spread['least']:.1f} to {spread['most']:.1f})"
+            )
+    for row in record["lists"]:
+        print(f"{row['names']} names: {row['figures']}")
+    if arguments.json is not None:
+        write_atomically(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Make CLIP, bundle and images."""
     torch.set_num_threads(arguments.threads)
     clip = arguments.clip or pretrain(
         PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
     )
-    config = DemoConfig(iterations=arguments.iterations, seed=arguments.seed)
+    config = DemoConfig(
+        iterations=arguments.iterations,
+        seed=arguments.seed,
+        split=arguments.split,
+        start=arguments.start,
+        start_offset=arguments.start_offset,
+    )
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
-    chosen = choose_rule(clip, config, arguments.work / "settings")
+    settings = CalibrationSettings(iterations=arguments.calibration_steps)
+    chosen = choose_rule(clip, config, arguments.work / "settings", settings)
     if chosen is None:
         raise SystemExit("stopped; the same command continues")
     print(chosen.described)

@@ -205,16 +205,25 @@ def calibrate(
         int, typer.Option(min=1, help="Training images to choose by; they are not trained on.")
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the names that are held out.")] = 0,
+    hold_out: Annotated[
+        str, typer.Option(help="names: their labels; pictures: also all that show one.")
+    ] = "names",
     json_file: JsonOption = None,
 ) -> None:
     """Choose how much cosines count and the seen bias, by names held out of brief trainings."""
+    if hold_out not in ("names", "pictures"):
+        raise UsageError(f"--hold-out: expected names or pictures, got {hold_out!r}")
     check_file_place("--json", json_file)
     with needs_extra("train", f"to calibrate {run}"):
         from zsseg_rt.training.calibration.calibrate import CalibrationSettings
         from zsseg_rt.training.calibration.calibrate import calibrate as choose
 
         settings = CalibrationSettings(
-            iterations=iterations or 0, folds=folds, images=images, seed=seed
+            iterations=iterations or 0,
+            folds=folds,
+            images=images,
+            seed=seed,
+            hold_out="pictures" if hold_out == "pictures" else "names",
         )
         found = choose(run, settings, tell=_say)
     if found is None:
@@ -246,7 +255,8 @@ def _print_choice(found: Calibration, run: Path) -> None:
     means = (found.mean(chosen=False), found.mean(chosen=True))
     table.add_row("mean", "", f"{means[0]:.2f}", "", f"{means[1]:.2f}")
     terminal().print(table)
-    _say(f"chosen on {found.images} training images: {found.described}")
+    held = "names and the pictures that show them" if found.hold_out == "pictures" else "names"
+    _say(f"chosen on {found.images} training images, {held} held out: {found.described}")
     _say(f"wrote {run / CALIBRATION_FILE}; export trained and evaluate take it from there")
 
 

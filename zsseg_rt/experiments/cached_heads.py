@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.scenes import SceneDataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
+from zsseg_rt.experiments.name_draws import DrawnScenes
 from zsseg_rt.models.base import lower_seen
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
 from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
@@ -101,8 +102,10 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
     "as_published": {},
     "one_thing": {"things": 1},
     "all_names": {"annotated": "all"},
+    "seen_pictures": {"split": "train_seen"},
 }
-"""Options of :class:`zsseg_rt.evaluation.datasets.scenes.SceneDataset` by name."""
+"""Options of :class:`zsseg_rt.evaluation.datasets.scenes.SceneDataset` by name; ``split`` is the
+training scenes'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,9 @@ class HeadSettings:
         batch_size: Scenes per step.
         num_scenes: Training scenes.
         num_judged: Scenes of the ``val`` split.
+        num_draws: Draws of other unseen names that heads are judged on too; see
+            :class:`zsseg_rt.experiments.name_draws.DrawnScenes`.
+        num_drawn: Scenes of each draw.
         learning_rate: Peak rate.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Of all weights.
@@ -125,6 +131,8 @@ class HeadSettings:
     batch_size: int = 16
     num_scenes: int = 3000
     num_judged: int = 200
+    num_draws: int = 0
+    num_drawn: int = 60
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -167,6 +175,7 @@ class World:
         text_embeds: float32 ``[C, D]``, unit norm.
         seen: Indices of the seen classes.
         ignore_label: Label of unannotated pixels.
+        drawn: Scenes and text embeddings of draws of other unseen names.
     """
 
     train: Features
@@ -174,6 +183,7 @@ class World:
     text_embeds: Tensor
     seen: tuple[int, ...]
     ignore_label: int
+    drawn: tuple[tuple[Features, Tensor], ...] = ()
 
 
 def open_world(clip: str | Path, options: Mapping[str, Any], settings: HeadSettings) -> World:
@@ -194,14 +204,25 @@ def open_world(clip: str | Path, options: Mapping[str, Any], settings: HeadSetti
         pretrained=clip, activation="quick_gelu", num_prompts=0, image_size=_SIZE
     ).build()
     assert model.text_encoder is not None
-    train = SceneDataset("train", size=_SIZE, length=settings.num_scenes, **options)
-    judged = SceneDataset("val", size=_SIZE, length=settings.num_judged, **options)
+    others = dict(options)
+    split = others.pop("split", "train")
+    train = SceneDataset(split, size=_SIZE, length=settings.num_scenes, **others)
+    judged = SceneDataset("val", size=_SIZE, length=settings.num_judged, **others)
+    draws = [DrawnScenes(draw, length=settings.num_drawn) for draw in range(settings.num_draws)]
+    encoder = model.text_encoder
     return World(
         train=cache_features(model.backbone, train),
         judged=cache_features(model.backbone, judged),
         text_embeds=embed_phrases(model.text_encoder, train.class_names, TEMPLATES),
         seen=train.seen,
         ignore_label=train.ignore_label,
+        drawn=tuple(
+            (
+                cache_features(model.backbone, draw),
+                embed_phrases(encoder, draw.class_names, TEMPLATES),
+            )
+            for draw in draws
+        ),
     )
 
 
@@ -295,7 +316,20 @@ def train_head(row: HeadRow, world: World, settings: HeadSettings, seed: int) ->
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _judge(head.eval(), row, world, turn, settings)
+    head.eval()
+    bias = 0.0 if row.cosine else settings.seen_bias
+
+    def judged(features: Features, text: Tensor) -> dict[str, float]:
+        counts = ConfusionMatrix(len(text), ignore_label=world.ignore_label)
+        for index, labels in enumerate(features.labels):
+            logits = _logits(head, features, torch.tensor([index]), text, turn)
+            counts.update(labels, _labels(logits, labels, row, world.seen, bias))
+        return score(counts.counts, world.seen).as_reported()
+
+    with torch.no_grad():
+        figures = judged(world.judged, world.text_embeds)
+        others = [judged(features, text) for features, text in world.drawn]
+    return figures | (_over_draws(others) if others else {})
 
 
 def _make_head(row: HeadRow, dim: int) -> nn.Module:
@@ -329,16 +363,19 @@ def _logits(head: nn.Module, features: Features, chosen: Tensor, text: Tensor, t
     return head(patches, features.cls_embeds[chosen], text).unflatten(2, (side, side))
 
 
-@torch.no_grad()
-def _judge(
-    head: nn.Module, row: HeadRow, world: World, turn: Tensor, settings: HeadSettings
-) -> dict[str, float]:
-    confusion = ConfusionMatrix(len(world.text_embeds), ignore_label=world.ignore_label)
-    bias = 0.0 if row.cosine else settings.seen_bias
-    for index, labels in enumerate(world.judged.labels):
-        logits = _logits(head, world.judged, torch.tensor([index]), world.text_embeds, turn)
-        full = upsample(logits, torch.from_numpy(labels[None].astype(np.int64)))
-        scores = full.softmax(dim=1) if row.softmax else full.sigmoid()
-        found = lower_seen(scores, world.seen if bias else (), bias)[0].argmax(dim=0)
-        confusion.update(labels, found.numpy().astype(labels.dtype))
-    return score(confusion.counts, world.seen).as_reported()
+def _labels(
+    logits: Tensor, truth: npt.NDArray[Any], row: HeadRow, seen: tuple[int, ...], bias: float
+) -> npt.NDArray[Any]:
+    full = upsample(logits, torch.from_numpy(truth[None].astype(np.int64)))
+    scores = full.softmax(dim=1) if row.softmax else full.sigmoid()
+    found = lower_seen(scores, seen if bias else (), bias)[0].argmax(dim=0)
+    return found.numpy().astype(truth.dtype)
+
+
+def _over_draws(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Means over draws of other unseen names; spread and least of unseen mIoU."""
+    names = ("pAcc", "mIoU(S)", "mIoU(U)")
+    unseen = [found["mIoU(U)"] for found in figures]
+    means = {f"others {name}": float(np.mean([f[name] for f in figures])) for name in names}
+    spread = float(np.std(unseen, ddof=1)) if len(unseen) > 1 else 0.0
+    return means | {"others sd of mIoU(U)": spread, "others least mIoU(U)": min(unseen)}

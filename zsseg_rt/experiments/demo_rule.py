@@ -56,6 +56,8 @@ def demo_run(clip: str | Path, config: DemoConfig) -> TrainConfig:
         "patch_stride": config.patch_stride,
         "num_prompts": config.num_prompts,
         "unit_inputs": True,
+        "start": config.start,
+        "start_offset": config.start_offset,
         "decoder": {"query_dim": dim, "ffn_dim": 4 * dim, "num_heads": config.decoder_heads},
     }
     task = {"learning_rate": config.learning_rate, "label_stride": config.label_stride}
@@ -70,7 +72,12 @@ def demo_run(clip: str | Path, config: DemoConfig) -> TrainConfig:
     }
     return TrainConfig.from_dict(
         {
-            "data": {"name": "scenes", "options": data, "augmentation": augmentation},
+            "data": {
+                "name": "scenes",
+                "split": config.split,
+                "options": data,
+                "augmentation": augmentation,
+            },
             "model": {"options": model},
             "text": {"templates": list(TEMPLATES)},
             "task": {"options": task},

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 import torch
@@ -34,6 +34,7 @@ from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.shipped import FILE, is_shipped
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
+from zsseg_rt.models.descriptor.starts import Start
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.data.loading import TrainingSamples
@@ -71,6 +72,9 @@ class DemoConfig:
         label_stride: The loss uses one row and column of labels in this many, which costs less;
             masks are learned on a grid that is coarser still.
         seed: Seed of the scenes, the initial weights and every other choice.
+        split: Training scenes; ``"train_seen"`` shows the unseen names as rarely as any others.
+        start: The decoder's initial weights.
+        start_offset: Added to all mask logits of the aligned start.
     """
 
     iterations: int = 4000
@@ -84,6 +88,9 @@ class DemoConfig:
     patch_stride: int = 8
     label_stride: int = 4
     seed: int = 0
+    split: Literal["train", "train_seen"] = "train"
+    start: Start = "random"
+    start_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size % 16:
@@ -117,6 +124,8 @@ def small_zegclip(clip: str | Path, config: DemoConfig) -> ZegCLIP:
             query_dim=embed_dim, ffn_dim=4 * embed_dim, num_heads=config.decoder_heads
         ),
         unit_inputs=True,
+        start=config.start,
+        start_offset=config.start_offset,
     )
     return cast(ZegCLIP, model)
 
@@ -176,7 +185,7 @@ def train_demo(
 def _scenes(config: DemoConfig) -> TrainingSamples:
     """Training scenes as they are drawn, mirrored at random."""
     side = config.size
-    dataset = SceneDataset("train", size=side, length=config.num_scenes, seed=config.seed)
+    dataset = SceneDataset(config.split, size=side, length=config.num_scenes, seed=config.seed)
     augmentation = FitInsideAugmentation(
         crop_hw=(side, side),
         scale=(side, side),
@@ -249,6 +258,7 @@ def provenance_of(chosen: Calibration) -> dict[str, Any]:
     """How the bundle's settings were chosen, for its provenance."""
     return {
         "chosen_by": "seen names held out of brief trainings",
+        "hold_out": chosen.hold_out,
         "held_out": [hold_out.names for hold_out in chosen.hold_outs],
         "iterations": chosen.iterations,
         "images": chosen.images,

@@ -4,6 +4,11 @@ A quarter of the run's seen names is held out, a model is trained briefly from t
 without their labels, and the settings that label other training images best are taken. The run's
 unseen classes play no part: their labels are replaced before anything reads them, their names are
 not offered, and the split that the run is evaluated on is never opened.
+
+Held-out names may still be in the pictures that the brief training sees, as pixels without a label.
+That is what unseen classes of most data sets are, but not names that the pictures do not show at
+all. For these, pictures can be held out with the names. A run all of whose classes are seen has no
+unseen ones in its pictures, so that held-out names alone choose no weight for unseen classes.
 """
 
 from __future__ import annotations
@@ -15,20 +20,32 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.training.assembly import assemble, train_assembled
 from zsseg_rt.training.calibration.candidates import CandidateCounts
-from zsseg_rt.training.calibration.held_out import AnnotatedPart, draw_names, judged_images
+from zsseg_rt.training.calibration.held_out import (
+    AnnotatedPart,
+    draw_names,
+    judged_images,
+    shown_classes,
+)
 from zsseg_rt.training.calibration.judging import judge
 from zsseg_rt.training.config import CONFIG_FILE, OutputConfig, TrainConfig
 from zsseg_rt.training.parts import open_split
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut
+from zsseg_rt.training.trained.calibration import (
+    Calibration,
+    FoldFigures,
+    HoldOut,
+    HoldOutKind,
+)
 
 __all__ = ["WORK_FOLDER", "CalibrationSettings", "calibrate", "choose_settings"]
 
@@ -46,14 +63,22 @@ class CalibrationSettings:
         folds: How often other names are held out, 1 to 4; the settings are the best on average.
         images: Training images to choose by, at most half of them; they are not trained on.
         seed: Of the names that are held out.
+        hold_out: ``"names"``: the labels of held-out names. ``"pictures"``: also all pictures that
+            show one; every training picture is read once to find them.
     """
 
     iterations: int = 0
     folds: int = 2
     images: int = 200
     seed: int = 0
+    hold_out: HoldOutKind = "names"
 
     def __post_init__(self) -> None:
+        if self.hold_out not in get_args(HoldOutKind):
+            raise ArgumentError(
+                f"hold_out: expected 'names' or 'pictures', got {self.hold_out!r}. "
+                "Check the spelling."
+            )
         for name in ("iterations", "seed"):
             if getattr(self, name) < 0:
                 raise ArgumentError(
@@ -85,7 +110,8 @@ def calibrate(
         ArgumentError: A setting is out of range; the run has fewer than four seen classes, is not
             inductive, has no descriptor, or starts from another run.
         CheckpointError: There is no run, or its start cannot be read.
-        DatasetError: The training data is missing, or its images show no name that is held out.
+        DatasetError: The training data is missing, its images show no name that is held out, or all
+            of them show one and pictures are held out.
         SourceError: The choice cannot be written.
         TrainingError: A loss is not finite or a checkpoint cannot be written.
     """
@@ -128,27 +154,32 @@ def choose_settings(
     _check(config)
     dataset = open_split(config.data, config.data.split, config.data.options)
     drawn = draw_names(dataset.seen, settings.folds, settings.seed)
-    images = judged_images(len(dataset), settings.images)
+    trained, judged = judged_images(len(dataset), settings.images)
+    by_pictures = settings.hold_out == "pictures"
+    shown = shown_classes(dataset, trained) if by_pictures else None
+    with_weights = by_pictures or len(dataset.seen) < len(dataset.class_names)
     brief = _brief(config, settings.iterations or max(config.loop.iterations // 4, 1))
     folds: list[CandidateCounts] = []
     for place, names in enumerate(drawn, start=1):
         kept = [row for row in dataset.seen if row not in names]
         held = ", ".join(_named(dataset, names))
         tell(f"hold-out {place} of {len(drawn)}, trained without: {held}")
-        part = AnnotatedPart(dataset, images[0], annotated=kept, seen=kept)
+        images = trained if shown is None else _without(trained, shown[:, list(names)], held)
+        part = AnnotatedPart(dataset, images, annotated=kept, seen=kept)
         parts = assemble(_in_folder(brief, work, part), dataset=part)
         if not train_assembled(parts, resume=True).finished:
             return None
-        shown = AnnotatedPart(dataset, images[1], annotated=dataset.seen, seen=kept)
-        folds.append(judge(parts, shown, dataset.seen))
+        test = AnnotatedPart(dataset, judged, annotated=dataset.seen, seen=kept)
+        folds.append(judge(parts, test, dataset.seen, unseen_weights=with_weights))
     chosen = _best(folds)
     return Calibration(
         cosine=folds[0].settings[chosen].cosine,
         seen_bias=folds[0].settings[chosen].seen_bias,
         seen=_named(dataset, dataset.seen),
         iterations=brief.loop.iterations,
-        images=len(images[1]),
+        images=len(judged),
         seed=settings.seed,
+        hold_out=settings.hold_out,
         hold_outs=tuple(
             HoldOut(
                 names=_named(dataset, names),
@@ -206,6 +237,17 @@ def _in_folder(config: TrainConfig, work: Path, part: AnnotatedPart) -> TrainCon
     content = json.dumps([plain.to_toml(), part.images, part.seen])
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     return replace(config, output=OutputConfig(folder=str(work / name)))
+
+
+def _without(images: Sequence[int], shows: npt.NDArray[np.bool_], held: str) -> list[int]:
+    """The images that show none of the held-out names; ``shows`` is bool ``[images, names]``."""
+    left = [image for image, found in zip(images, shows, strict=True) if not found.any()]
+    if not left:
+        raise DatasetError(
+            f"data: expected training images without {held}, got none among {len(images)}. "
+            "Hold out names alone, or other names with another seed."
+        )
+    return left
 
 
 def _named(dataset: SegmentationDataset, rows: Sequence[int]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.datasets.base import Sample
 
-__all__ = ["LEAST_NAMES", "AnnotatedPart", "draw_names", "judged_images"]
+__all__ = ["LEAST_NAMES", "AnnotatedPart", "draw_names", "judged_images", "shown_classes"]
 
 LEAST_NAMES = 4
 """A quarter of fewer names is no name."""
@@ -106,3 +106,12 @@ def judged_images(length: int, count: int) -> tuple[list[int], list[int]]:
     judged = [index * length // count for index in range(count)]
     taken = set(judged)
     return [index for index in range(length) if index not in taken], judged
+
+
+def shown_classes(dataset: SegmentationDataset, images: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which classes each image shows, by its labels, bool ``[images, C]``; reads every image."""
+    shown = np.zeros((len(images), len(dataset.class_names)), bool)
+    for place, index in enumerate(images):
+        found = np.unique(dataset[index].labels.astype(np.int64))
+        shown[place, found[found < shown.shape[1]]] = True
+    return shown

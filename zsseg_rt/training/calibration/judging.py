@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -22,19 +23,23 @@ __all__ = ["grid_maps", "judge"]
 
 
 @torch.inference_mode()
-def judge(parts: Assembly, shown: AnnotatedPart, names: Sequence[int]) -> CandidateCounts:
+def judge(
+    parts: Assembly, shown: AnnotatedPart, names: Sequence[int], *, unseen_weights: bool = True
+) -> CandidateCounts:
     """Label images with every setting, and count.
 
     Args:
         parts: A run that was trained.
         shown: Images; its ``seen`` are the names that training was shown.
         names: Classes that are offered and whose labels count, ascending; no others are.
+        unseen_weights: Whether to try weights for the names that training was not shown.
 
     Raises:
         DatasetError: No image shows a name that was held out, or one is unusable.
     """
     model = cast(DescriptorModel, parts.task.model).eval()
-    counts, embeds = _start(parts, model, shown, names)
+    grid = Grid() if unseen_weights else replace(Grid(), unseen_weights=(0.0,))
+    counts, embeds = _start(parts, model, shown, names, grid)
     table = np.full(shown.ignore_label + 1, len(names), np.int64)
     table[list(names)] = np.arange(len(names))
     for index in range(len(shown)):
@@ -50,7 +55,11 @@ def judge(parts: Assembly, shown: AnnotatedPart, names: Sequence[int]) -> Candid
 
 
 def _start(
-    parts: Assembly, model: DescriptorModel, shown: AnnotatedPart, names: Sequence[int]
+    parts: Assembly,
+    model: DescriptorModel,
+    shown: AnnotatedPart,
+    names: Sequence[int],
+    grid: Grid,
 ) -> tuple[CandidateCounts, Tensor]:
     """Empty counts, and the embeddings of the offered names' phrases."""
     assert parts.embeddings is not None
@@ -59,7 +68,7 @@ def _start(
     owners = [places.get(row, -1) for row, group in enumerate(groups) for _ in group]
     chosen = torch.tensor([owner >= 0 for owner in owners])
     counts = CandidateCounts(
-        grid=Grid(),
+        grid=grid,
         classes=np.asarray([owner for owner in owners if owner >= 0], np.int64),
         shares=tuple(1.0 / len(groups[row]) for row in names for _ in groups[row]),
         seen=np.asarray([row in shown.seen for row in names]),

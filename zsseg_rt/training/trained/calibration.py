@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from zsseg_rt import schema
 from zsseg_rt.cosine_rule import CosineRule
@@ -13,9 +14,12 @@ from zsseg_rt.files import write_atomically
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.trained.card import TrainedClasses
 
-__all__ = ["CALIBRATION_FILE", "Calibration", "FoldFigures", "HoldOut", "read_calibration"]
+__all__ = ["CALIBRATION_FILE", "Calibration", "FoldFigures", "HoldOut", "HoldOutKind"]
+__all__ += ["read_calibration"]
 
 CALIBRATION_FILE = "calibration.json"
+
+HoldOutKind = Literal["names", "pictures"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class Calibration:
         images: Training images that settings were chosen by.
         seed: Of the names that were held out.
         hold_outs: The brief trainings.
+        hold_out: What they were not shown: labels of the held-out ``"names"``, or whole
+            ``"pictures"`` that show one.
     """
 
     cosine: CosineRule | None
@@ -69,6 +75,7 @@ class Calibration:
     images: int
     seed: int
     hold_outs: tuple[HoldOut, ...]
+    hold_out: HoldOutKind = "names"
 
     @property
     def described(self) -> str:

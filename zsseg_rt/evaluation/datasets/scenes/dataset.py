@@ -11,16 +11,18 @@ from zsseg_rt.evaluation.datasets.scenes.world import World
 
 __all__ = ["SceneDataset", "world_of_split"]
 
-_SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4}
+_SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4, "train_seen": 5}
 _SEEDS_APART = 8  # room for splits between one data set's seed and the next
-_LENGTHS = {"train": 20_000, "val": 500, "pretraining": 1_000_000, "demo": 16}
+_LENGTHS = {"train": 20_000, "val": 500, "pretraining": 1_000_000, "demo": 16, "train_seen": 20_000}
+
+_SEEN_NAMES = tuple(CLASS_NAMES[index] for index in SEEN)
 
 
 def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
     """The world whose scenes belong to one split and seed, and to no other.
 
     Args:
-        split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``.
+        split: ``"train"``, ``"val"``, ``"pretraining"``, ``"demo"`` or ``"train_seen"``.
         seed: Of the data set.
         **settings: Settings of :class:`World`.
 
@@ -40,8 +42,9 @@ class SceneDataset:
     """Labelled scenes; implements :class:`zsseg_rt.evaluation.datasets.base.SegmentationDataset`.
 
     Args:
-        split: ``"train"``, ``"val"``, ``"pretraining"`` or ``"demo"``; their scenes have nothing in
-            common.
+        split: ``"train"``, ``"val"``, ``"pretraining"``, ``"demo"`` or ``"train_seen"``; their
+            scenes have nothing in common. ``"train_seen"`` is made of the seen names: the unseen
+            ones are as rare in it as any other combination of words.
         size: Side, or (height, width), of images in pixels, at zoom 1.
         length: Number of images; None takes the split's own.
         seed: Which world; the published figures use 0.
@@ -58,7 +61,7 @@ class SceneDataset:
 
     def __init__(
         self,
-        split: Literal["train", "val", "pretraining", "demo"] = "train",
+        split: Literal["train", "val", "pretraining", "demo", "train_seen"] = "train",
         *,
         size: int | tuple[int, int] = 128,
         length: int | None = None,
@@ -77,6 +80,7 @@ class SceneDataset:
             things=things,
             class_names=self.class_names,
             zoom=zoom,
+            common=_SEEN_NAMES if split == "train_seen" else CLASS_NAMES,
         )
         if length is not None and length < 1:
             raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")

@@ -113,66 +113,80 @@ def plan_scene(
     size_hw: tuple[int, int],
     class_share: float,
     num_things: int | None = None,
+    common: tuple[str, ...] = CLASS_NAMES,
 ) -> Plan:
     """Decide what a scene shows.
 
     Args:
         rng: Source of every choice.
         size_hw: Height and width in pixels.
-        class_share: Probability that a thing or stretch is one of the segmentation classes;
-            otherwise it is any combination of words.
+        class_share: Probability that a thing or stretch is one of ``common``; otherwise it is any
+            combination of words.
         num_things: How many things; None draws the number.
+        common: Names of kinds; at least one for every role.
     """
     horizon = size_hw[0] * rng.uniform(0.36, 0.62)
-    stretches = _plan_stretches(rng, size_hw, horizon, class_share)
-    things = _plan_things(rng, size_hw, horizon, class_share, num_things)
+    kinds = _Kinds(rng, class_share, common)
+    stretches = _plan_stretches(rng, size_hw, horizon, kinds)
+    things = _plan_things(rng, size_hw, horizon, kinds, num_things)
     return Plan(size_hw, stretches, things, _plan_light(rng))
 
 
-@lru_cache(maxsize=4)
-def _choices(role: str) -> tuple[tuple[Kind, ...], tuple[tuple[Kind, ...], ...]]:
-    """Kinds of a role: those that are classes, and all of them, grouped by noun."""
+@lru_cache(maxsize=64)
+def _choices(
+    role: str, common: tuple[str, ...]
+) -> tuple[tuple[Kind, ...], tuple[tuple[Kind, ...], ...]]:
+    """Kinds of a role: the common ones, and all of them, grouped by noun."""
     nouns = {"upright": UPRIGHTS, "wall": ("wall",), "ground": GROUNDS, "thing": SHAPES}[role]
     every = all_things() if role == "thing" else all_stuff(nouns)
-    classes = tuple(kind for kind in map(kind_of, CLASS_NAMES) if kind in every)
+    classes = tuple(kind for kind in map(kind_of, common) if kind in every)
     return classes, tuple(tuple(kind for kind in every if kind.noun == noun) for noun in nouns)
 
 
-def _pick(rng: np.random.Generator, role: str, class_share: float) -> Kind:
-    classes, groups = _choices(role)
-    # Outside the classes, a noun is drawn first, so that many surfaces do not make it frequent.
-    chosen = classes if rng.random() < class_share else groups[rng.integers(len(groups))]
-    return chosen[rng.integers(len(chosen))]
+@dataclass(frozen=True)
+class _Kinds:
+    """Draws what things and stretches are."""
+
+    rng: np.random.Generator
+    class_share: float
+    common: tuple[str, ...]
+
+    def pick(self, role: str) -> Kind:
+        classes, groups = _choices(role, self.common)
+        rng = self.rng
+        # Outside the classes, a noun is drawn first, so that many surfaces do not make it frequent.
+        chosen = classes if rng.random() < self.class_share else groups[rng.integers(len(groups))]
+        return chosen[rng.integers(len(chosen))]
 
 
 def _plan_stretches(
-    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, class_share: float
+    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, kinds: _Kinds
 ) -> tuple[Stretch, ...]:
     height, width = size_hw
     whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    stretches = [Stretch(_pick(rng, "upright", class_share), whole)]
+    stretches = [Stretch(kinds.pick("upright"), whole)]
     layout = rng.random()
     if layout < 0.2:  # another wall beside the first
         x, slant = width * rng.uniform(0.3, 0.7), width * rng.uniform(-0.08, 0.08)
         side = np.array(
             [[x - slant, 0], [width, 0], [width, height], [x + slant, height]], np.float32
         )
-        stretches.append(Stretch(_pick(rng, "wall", class_share), side))
+        stretches.append(Stretch(kinds.pick("wall"), side))
     elif layout < 0.4:  # a wall in the distance
         top = horizon - height * rng.uniform(0.16, 0.3)
-        stretches.append(_below(rng, "wall", class_share, size_hw, top, waves=False))
+        stretches.append(_below(rng, "wall", kinds, size_hw, top, waves=False))
     waves = rng.random() < 0.35
-    stretches.append(_below(rng, "ground", class_share, size_hw, horizon, waves=waves))
+    stretches.append(_below(rng, "ground", kinds, size_hw, horizon, waves=waves))
     if rng.random() < 0.3:  # other ground in front
         top = horizon + (height - horizon) * rng.uniform(0.4, 0.65)
-        stretches.append(_below(rng, "ground", class_share, size_hw, top, waves=True))
+        stretches.append(_below(rng, "ground", kinds, size_hw, top, waves=True))
     return tuple(stretches)
 
 
 def _below(
     rng: np.random.Generator,
     role: str,
-    class_share: float,
+    kinds: _Kinds,
     size_hw: tuple[int, int],
     top: float,
     *,
@@ -187,7 +201,7 @@ def _below(
     outline = np.stack([x, y], axis=1)
     corners = [[width, height], [0, height]]
     return Stretch(
-        _pick(rng, role, class_share),
+        kinds.pick(role),
         np.concatenate([outline, corners]).astype(np.float32),
     )
 
@@ -196,13 +210,13 @@ def _plan_things(
     rng: np.random.Generator,
     size_hw: tuple[int, int],
     horizon: float,
-    class_share: float,
+    kinds: _Kinds,
     num_things: int | None,
 ) -> tuple[Thing, ...]:
     expected = max(1.0, size_hw[0] * size_hw[1] / _AREA) * 2.5
     count = int(np.clip(round(rng.normal(expected, 0.4 * expected)), 1, 2 * expected))
     count = count if num_things is None else num_things
-    things = [_plan_thing(rng, size_hw, horizon, class_share) for _ in range(count)]
+    things = [_plan_thing(rng, size_hw, horizon, kinds) for _ in range(count)]
     return tuple(sorted(things, key=lambda thing: (not thing.floating, _base(thing))))
 
 
@@ -211,10 +225,10 @@ def _base(thing: Thing) -> float:
 
 
 def _plan_thing(
-    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, class_share: float
+    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, kinds: _Kinds
 ) -> Thing:
     height, width = size_hw
-    kind = _pick(rng, "thing", class_share)
+    kind = kinds.pick("thing")
     shape = sprite(kind.noun)
     radius = float(rng.triangular(_RADII[0], 28.0, _RADII[1]))
     x = float(rng.uniform(0.3 * radius, width - 0.3 * radius))

@@ -52,11 +52,12 @@ class World:
         seed: Which world; scenes of different seeds have nothing in common.
         size: Side, or (height, width), of images in pixels, at least 64. Things keep their size;
             a larger image shows more of them.
-        class_share: Probability that a thing or stretch is one of the segmentation classes; the
-            others are any combination of words and are labelled only if ``class_names`` has them.
+        class_share: Probability that a thing or stretch is one of ``common``; the others are any
+            combination of words. What is labelled is what ``class_names`` has.
         things: Things in every scene; None draws how many.
         class_names: What is labelled; images do not depend on it.
         zoom: Factor on the pixels per side, for viewing; training uses 1.
+        common: Names of the kinds that most things and stretches are.
 
     Raises:
         ArgumentError: A setting is outside its range.
@@ -76,8 +77,9 @@ class World:
         things: int | None = None,
         class_names: tuple[str, ...] = CLASS_NAMES,
         zoom: int = 1,
+        common: tuple[str, ...] = CLASS_NAMES,
     ) -> None:
-        self.seed = seed
+        self.seed, self.common = seed, common
         self.size_hw = (size, size) if isinstance(size, int) else size
         self.class_share, self.zoom = class_share, zoom
         self.things, self.class_names = things, class_names
@@ -106,7 +108,8 @@ class World:
             num_captions: How many captions; the image does not depend on it.
         """
         rng = np.random.default_rng([WORLD_VERSION, self.seed, index])
-        plan = plan_scene(rng, self.size_hw, self.class_share, self.things).magnified(self.zoom)
+        plan = plan_scene(rng, self.size_hw, self.class_share, self.things, self.common)
+        plan = plan.magnified(self.zoom)
         drawing = draw(plan, rng)
         kinds = tuple([part.kind for part in plan.stretches] + [part.kind for part in plan.things])
         seen = visible(drawing.identities, kinds) if num_captions else ()
