@@ -13,6 +13,7 @@ from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
@@ -35,7 +36,7 @@ GRAPH = {
 def trt(monkeypatch):
     """TensorRT's stand-in, which reads graphs written as JSON: the check of ONNX is left out."""
     fake = FakeTensorRT()
-    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: None)
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
     find_spec = importlib.util.find_spec
     monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)

@@ -15,6 +15,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import _tensorrt, _tensorrt_device
 from zsseg_rt.backends._openvino_nodes import PastRuns, node_times
 from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
+from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundle import Bundle
@@ -177,7 +178,7 @@ def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):
 def test_tensorrt_times_layers_in_a_context_of_their_own(tmp_path, monkeypatch):
     fake, native = FakeTensorRT(), FakeNative()
     monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
-    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: None)
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
     monkeypatch.setattr(_tensorrt_device, "native", lambda: native)

@@ -12,6 +12,7 @@ from support.fake_tensorrt_rtx import CudaGraphStrategy, FakeTensorRTX
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.errors import BackendError
 
 GRAPH = {
@@ -24,7 +25,7 @@ GRAPH = {
 @pytest.fixture
 def rtx(monkeypatch):
     fake, find_spec = FakeTensorRTX(), importlib.util.find_spec
-    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: None)
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
     monkeypatch.setattr(_tensorrt_device, "native", lambda: FakeNative())
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")

@@ -19,6 +19,8 @@ __all__ = ["RULES", "Flow"]
 
 RULES = rules_elementwise.RULES | rules_index.RULES | rules_network.RULES | rules_shape.RULES
 
+_OPEN = 16  # what an axis that is open until a run counts as; few are longer
+
 
 class Flow:
     """What is known of the tensors made so far.
@@ -69,7 +71,7 @@ class Flow:
 
     def _check(self, where: str, name: str, value: Value) -> None:
         shape = value.shape
-        check_shape(where, known_size(shape))
+        check_shape(where, [*known_size(shape), *[_OPEN] * shape.count(None)])
         if 0 in shape and len(shape) > 1:
             raise ValueError(f"{where}: expected a result, got none: its shape is {list(shape)}")
         stated = self._stated.get(name)
