@@ -121,6 +121,21 @@ def test_settings_are_chosen_on_the_demo_s_own_recipe(clip, tmp_path):
     assert choose_rule(clip, config, tmp_path, brief).iterations == 1
 
 
+def test_another_start_and_other_pictures_are_in_both_recipes(clip):
+    changes = {"split": "train_seen", "start": "aligned", "start_offset": -3.6}
+    config = DemoConfig(**SMALL | changes)
+    run = demo_run(clip, config)
+    assert run.data.split == "train_seen"
+    plain = small_zegclip(clip, DemoConfig(**SMALL)).state_dict()
+    expected, found = (
+        small_zegclip(clip, config).state_dict(),
+        assemble(run).task.model.state_dict(),
+    )
+    moved = [name for name in plain if not torch.equal(plain[name], expected[name])]
+    assert any("multihead_attn.k.bias" in name for name in moved)
+    assert all(torch.equal(expected[name], found[name]) for name in moved)
+
+
 def test_wrong_beginnings_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="got a file without its metadata"):
