@@ -60,7 +60,7 @@ def export_zeroseg(
         int | None, typer.Option(help="Heads of the encoder; default: one per 64 channels.")
     ] = None,
     head_heads: Annotated[
-        int | None, typer.Option(help="Heads of the segmentation head; default: the same.")
+        int | None, typer.Option(help="Heads of the segmentation head; default as for the encoder.")
     ] = None,
     text_activation: Annotated[
         str | None, typer.Option(help="quick_gelu or gelu, for a text weights file without it.")
