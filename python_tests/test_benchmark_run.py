@@ -204,11 +204,12 @@ def test_documents_are_filled_from_any_report(benchmarks, tmp_path):
     tables.fill_documents(other, [file], [copy])
     text = copy.read_text(encoding="utf-8")
     assert "commit `abc1234`" in text
-    assert report.commit.removesuffix("-dirty") not in text
+    assert f"; commit `{report.commit.removesuffix('-dirty')}`" not in " ".join(text.split())
     assert "Not measured in this run." in text
     assert tables.filled(text, other, [file]) == text
     changed = tables.conditions_text(dataclasses.replace(other, commit="abc1234-dirty"))
-    assert "commit `abc1234` with changes that no commit holds; " in changed
+    assert "commit `abc1234` with uncommitted changes; " in " ".join(changed.split())
+    assert max(map(len, changed.splitlines())) <= 140
 
 
 def test_parts_of_a_run_are_put_together(benchmarks, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rivals.cases import CLASSES, SIZES, THREADS, VGA, Case, Model
@@ -91,7 +92,7 @@ def conditions_text(report: Report) -> str:
     commit, dirty, _ = report.commit.partition("-dirty")
     lines = [
         f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {machine['system']}; {versions}; "
-        f"commit `{commit}`{' with changes that no commit holds' if dirty else ''}; "
+        f"commit `{commit}`{' with uncommitted changes' if dirty else ''}; "
         f"{report.seconds / 60:.1f} min in all. Weights are random: this measures "
         "speed and agreement, not accuracy."
     ]
@@ -101,7 +102,7 @@ def conditions_text(report: Report) -> str:
             "time. Do not quote these times; measure again on a quiet machine.**"
         )
     lines += [f"Note: {note}." for note in report.conditions.notes]
-    return "\n\n".join(lines)
+    return "\n\n".join(fill(line, 120, break_on_hyphens=False) for line in lines)
 
 
 def engine_tables(report: Report) -> str:

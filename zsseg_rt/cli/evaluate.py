@@ -42,9 +42,9 @@ PROTOCOLS = ("whole", "slide")
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or a training run's folder.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set; a wrong one lists all.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set; an unknown name lists all.")],
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the data set; omit it for generated ones.")
+        Path | None, typer.Option(help="Folder of the data set; none for generated ones.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     unseen: Annotated[
@@ -55,11 +55,11 @@ def evaluate(
         list[str] | None, typer.Option(help="Data set option NAME=VALUE; may repeat.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="whole: as the engine runs; slide: the papers' windows (torch).")
+        str, typer.Option(help="whole: as the engine runs; slide: the papers' windows, in torch.")
     ] = "whole",
     classes: Annotated[
         str | None,
-        typer.Option(help="Other names for all classes in order: 'a,b', or @FILE with synonyms."),
+        typer.Option(help="Other names for all classes, in order: 'a,b', or @FILE with synonyms."),
     ] = None,
     rename: Annotated[
         list[str] | None, typer.Option(help="New names: 'car=automobile, vehicle'; may repeat.")

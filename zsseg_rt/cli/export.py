@@ -50,12 +50,12 @@ def export_dense(
         typer.Option(help="Names (one per line, or a JSON list) and rows (.npy)."),
     ],
     embed_output: Annotated[
-        str | None, typer.Option(help="The graph's output with the embeddings; default: the first.")
+        str | None, typer.Option(help="Name of the graph's output; default: the first.")
     ] = None,
     statistics: Annotated[
         str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
     ] = "clip",
-    logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine similarity.")] = 100.0,
+    logit_scale: Annotated[float, typer.Option(help="Factor of the cosine similarity.")] = 100.0,
     activation: Annotated[str, typer.Option(help="none, sigmoid or softmax.")] = "softmax",
     licence: LicenceOption = "",
     overwrite: OverwriteOption = False,
@@ -88,24 +88,22 @@ def export_dense_clip(
     pretrained: Annotated[
         str, typer.Option(help="open_clip tag such as openai, or a weights file.")
     ],
-    clip: Annotated[
-        str, typer.Option(help="open_clip's name of the ViT; used with a tag.")
-    ] = "ViT-B-16",
+    clip: Annotated[str, typer.Option(help="open_clip's name of the ViT, for a tag.")] = "ViT-B-16",
     head: Annotated[
         str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
     ] = "naclip",
     size: SizeOption = "448",
     logit_scale: Annotated[
-        float | None, typer.Option(help="Multiplies the cosine; default: the head's.")
+        float | None, typer.Option(help="Factor of the cosine; default: the head's.")
     ] = None,
     unknown_below: Annotated[
-        float | None, typer.Option(help="Probability in [0, 1] under which a pixel is unknown.")
+        float | None, typer.Option(help="Probability in [0, 1] below which a pixel is unknown.")
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: CLIP's 80.")
     ] = None,
     activation: Annotated[
-        str | None, typer.Option(help="quick_gelu or gelu, for a file that does not say.")
+        str | None, typer.Option(help="quick_gelu or gelu, for a weights file without it.")
     ] = None,
     num_heads: Annotated[
         int | None, typer.Option(help="Heads of the image tower, for a weights file.")

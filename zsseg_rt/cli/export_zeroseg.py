@@ -35,7 +35,7 @@ def export_zeroseg(
         typer.Option(help="The teacher's text tower: open_clip tag such as openai, or a file."),
     ] = None,
     clip: Annotated[
-        str, typer.Option(help="open_clip's name of the teacher; used with a tag.")
+        str, typer.Option(help="open_clip's name of the teacher, for a tag.")
     ] = "ViT-L-14",
     bank: Annotated[
         tuple[Path, Path] | None,
@@ -44,12 +44,12 @@ def export_zeroseg(
         ),
     ] = None,
     size: SizeOption = "448",
-    logit_scale: Annotated[float, typer.Option(help="Multiplies the cosine.")] = 100.0,
+    logit_scale: Annotated[float, typer.Option(help="Factor of the cosine.")] = 100.0,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Classes nearest to the frame that survive; 0 = all.")
+        int, typer.Option(min=0, help="Keep only this many classes nearest to the frame; 0 = all.")
     ] = 5,
     plain_cosine: Annotated[
-        bool, typer.Option(help="Score by the bare softmax, without GroupViT's rule.")
+        bool, typer.Option(help="Score by the plain softmax, without GroupViT's rule.")
     ] = False,
     unknown_below: Annotated[
         float | None,
@@ -60,10 +60,10 @@ def export_zeroseg(
         int | None, typer.Option(help="Heads of the encoder; default: one per 64 channels.")
     ] = None,
     head_heads: Annotated[
-        int | None, typer.Option(help="Heads of the segmentation head; default: as above.")
+        int | None, typer.Option(help="Heads of the segmentation head; default as for the encoder.")
     ] = None,
     text_activation: Annotated[
-        str | None, typer.Option(help="quick_gelu or gelu, for a text file that does not say.")
+        str | None, typer.Option(help="quick_gelu or gelu, for a text weights file without it.")
     ] = None,
     text_heads: TextHeadsOption = None,
     precision: PrecisionsOption = None,

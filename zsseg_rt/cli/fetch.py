@@ -13,13 +13,14 @@ from zsseg_rt.fetch.progress import Progress
 
 def fetch(
     name: Annotated[
-        str | None, typer.Argument(help="What to fetch, such as naclip-b16; none lists the names.")
+        str | None,
+        typer.Argument(help="Name to fetch, such as naclip-b16; without it, list the names."),
     ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
     keep_checkpoint: Annotated[
         bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights file.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Make a bundle again that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Download published CLIP weights and make a bundle of them, for --bundle NAME.
 

@@ -94,7 +94,7 @@ def import_zegformer(
     clip: Annotated[
         str | None,
         typer.Option(
-            help="CLIP's weights, which training checkpoints lack: OpenAI's ViT-B-16.pt, or a "
+            help="CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or a "
             "tag of open_clip such as openai."
         ),
     ] = None,
@@ -106,15 +106,15 @@ def import_zegformer(
     fusion: Annotated[
         str,
         typer.Option(
-            help="Who decides: segments, CLIP's look at their regions, or both, weighted by "
+            help="Which scores count: segments, CLIP on their regions, or both, weighted by "
             "whether a class is seen (seen_and_unseen) or alike (all_classes)."
         ),
     ] = "seen_and_unseen",
     calibration: Annotated[
-        float, typer.Option(help="Subtracted from the scores of seen classes; 0 subtracts nothing.")
+        float, typer.Option(help="Subtracted from the scores of seen classes.")
     ] = 0.1,
     region_style: Annotated[
-        str, typer.Option(help="What CLIP is shown: cropmask, mask or crop.")
+        str, typer.Option(help="Input of CLIP: cropmask, mask or crop.")
     ] = "cropmask",
     size: SizeOption = "512",
     precision: PrecisionsOption = None,

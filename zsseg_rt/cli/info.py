@@ -15,11 +15,13 @@ from zsseg_rt.config import EngineConfig
 def info(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg, or a fetched name.")],
     names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
-    check: Annotated[bool, typer.Option(help="Hash all files and run the golden sample.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Check all hashes and run the golden sample.")
+    ] = False,
     precision: Annotated[str, typer.Option(help="Precision of the check.")] = "auto",
     json_file: JsonOption = None,
 ) -> None:
-    """Show what a bundle holds; with --check, whether it works here (exit code 3 if not)."""
+    """Show a bundle's contents; with --check, whether it works here (exit code 3 if not)."""
     from zsseg_rt.bundle import Bundle
 
     loaded = Bundle.load(bundle)

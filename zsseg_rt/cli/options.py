@@ -68,7 +68,7 @@ PrecisionsOption = Annotated[
 ]
 LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
 TrustOption = Annotated[
-    bool, typer.Option(help="Load a pickle that may run code; only if you trust its author.")
+    bool, typer.Option(help="Load a pickle, which may run code; only if you trust its author.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 BackendOption = Annotated[str, typer.Option(help=", ".join(BACKENDS))]
@@ -77,7 +77,7 @@ ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = all.")]
 MinRegionScoreOption = Annotated[
     float | None,
     typer.Option(
-        help="ZegFormer: CLIP looks only at regions at least this likely to be any class; 0 is "
+        help="ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is "
         "exact, larger values are faster."
     ),
 ]
@@ -86,18 +86,18 @@ CosineOption = Annotated[
     str | None,
     typer.Option(
         metavar="SEEN,UNSEEN[,SCALE]",
-        help="ZegCLIP, CLIP-RC: how much the cosine of patches and names counts beside the masks, "
-        "for seen and for unseen classes, each 0 to 1; 0,0: not at all.",
+        help="ZegCLIP, CLIP-RC: weights of the cosine of patches and names beside the masks, "
+        "for seen and unseen classes, each 0 to 1; 0,0 turns it off.",
     ),
 ]
 
 SteadyOption = Annotated[
     bool,
-    typer.Option("--steady", help="Steady labels: blend them with past ones along the motion."),
+    typer.Option("--steady", help="Reduce flicker: blend scores with past ones along the motion."),
 ]
 SkipStillOption = Annotated[
     bool,
-    typer.Option("--skip-still", help="Give still frames the last labels again, up to 1 s."),
+    typer.Option("--skip-still", help="Reuse the last labels for still frames, for up to 1 s."),
 ]
 
 

@@ -50,7 +50,9 @@ def profile(
         list[str] | None,
         typer.Argument(metavar="BUNDLE", help="Bundle NAME.zsseg; or: show A.json [B.json]."),
     ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Use what ships with the package.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Use the bundle and images that ship with the package.")
+    ] = False,
     source: Annotated[
         list[str] | None,
         typer.Option(help="Photos, a folder or a video; may repeat. Default: the demo's images."),
@@ -60,10 +62,10 @@ def profile(
     template: TemplateOption = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Another bundle, or KEY=VALUE,... to change; may repeat."),
+        typer.Option(help="Another bundle, or changed settings KEY=VALUE,...; may repeat."),
     ] = None,
     against_python: Annotated[
-        str | None, typer.Option(help="Interpreter whose own zsseg_rt is compared with this one.")
+        str | None, typer.Option(help="Interpreter whose zsseg_rt is compared with this one.")
     ] = None,
     sweep: Annotated[
         list[str] | None,
@@ -71,20 +73,23 @@ def profile(
     ] = None,
     threshold: Annotated[str, typer.Option(help="Changes up to this count as equal.")] = "2%",
     fail_above: Annotated[
-        str | None, typer.Option(help="Exit 3 if a variant is slower by more, as 5%.")
+        str | None,
+        typer.Option(help="Exit with 3 if a variant is slower by more than this, such as 5%."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="With --fail-above: exit 3 if undecided too.")
+        bool, typer.Option("--strict", help="With --fail-above: also exit with 3 if undecided.")
     ] = False,
     rate: Annotated[
-        float | None, typer.Option(help="Also label frames that fall due so often a second.")
+        float | None, typer.Option(help="Also label frames that fall due at this rate per second.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Also evaluate on a data set; a wrong name lists all.")
+        str | None, typer.Option(help="Also evaluate on a data set; an unknown name lists all.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
-    limit: Annotated[int | None, typer.Option(min=1, help="Images of it at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many of its images.")
+    ] = None,
     max_duration: Annotated[
         float, typer.Option(help="Seconds after which no further round begins.")
     ] = 30.0,
@@ -97,13 +102,13 @@ def profile(
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
-    html: Annotated[Path | None, typer.Option(help="Write a report for browsers.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of two frames, for Perfetto.")
     ] = None,
     json_file: JsonOption = None,
 ) -> int:
-    """Time a bundle: frames, stages, a fresh start; compare it with others that take turns.
+    """Time a bundle's frames, stages and start; compare it with other bundles and settings.
 
     docs/profiling.md explains the columns and the verdicts.
     """

@@ -55,7 +55,10 @@ def segment(
     ] = None,
     bundle: BundleOption = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Use the bundle, images and classes that ship.")
+        bool,
+        typer.Option(
+            "--demo", help="Use the bundle, images and classes that ship with the package."
+        ),
     ] = False,
     classes: ClassesOption = None,
     class_name: ClassOption = None,
@@ -73,18 +76,20 @@ def segment(
     cosine: CosineOption = None,
     alpha: AlphaOption = 0.5,
     overlay_format: Annotated[
-        str, typer.Option(help="png, or jpg, which takes less time to write.")
+        str, typer.Option(help="png, or jpg, which is faster to write.")
     ] = "png",
     legend: Annotated[
         bool, typer.Option("--legend", help="Write class names and a legend on the overlays.")
     ] = False,
     lanes: Annotated[
-        int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 chooses.")
+        int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 = automatic.")
     ] = 0,
     resume: Annotated[bool, typer.Option(help="Skip photos that are already done.")] = False,
     max_pixels: Annotated[
         int,
-        typer.Option(min=1, help="Larger photos are not decoded; labelling takes 12 bytes each."),
+        typer.Option(
+            min=1, help="Refuse photos with more pixels; labelling takes 12 bytes per pixel."
+        ),
     ] = MAX_PIXELS,
     json_file: JsonOption = None,
     output: Annotated[

@@ -53,23 +53,24 @@ def serve(
     ] = None,
     bundle: BundleOption = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Show test:// through the bundle that ships.")
+        bool,
+        typer.Option("--demo", help="Show test:// with the bundle that ships with the package."),
     ] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(envvar="ZSSEG_TOKEN", help="What clients must show; 'new' makes one."),
+        typer.Option(envvar="ZSSEG_TOKEN", help="Token that clients must send; 'new' makes one."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="A further name of the server, such as a proxy's; may repeat."),
+        typer.Option(help="Another name of the server, such as a proxy's; may repeat."),
     ] = None,
     proxy: Annotated[
         list[str] | None,
-        typer.Option(help="Address or network of a proxy that brings many clients; may repeat."),
+        typer.Option(help="Address or network of a proxy with many clients; may repeat."),
     ] = None,
     stale_after: Annotated[
         float, typer.Option(help="Seconds without a new frame after which /healthz answers 503.")

@@ -66,25 +66,29 @@ def stream(
     ] = None,
     bundle: BundleOption = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Stream test:// through the bundle that ships.")
+        bool,
+        typer.Option("--demo", help="Stream test:// with the bundle that ships with the package."),
     ] = False,
     classes: ClassesOption = None,
     class_name: ClassOption = None,
     background: BackgroundOption = "",
     template: TemplateOption = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; with --demo 300 if not given.")
+        int | None,
+        typer.Option(min=1, help="Stop after this many frames; default with --demo: 300."),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after so long.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after this many seconds.")
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="latest (drop what is old) or all (the source waits); default: latest for "
-            "cameras, all for the rest."
+            help="latest (drop old frames) or all (the source waits); default: latest for "
+            "cameras, else all."
         ),
     ] = None,
     max_staleness: Annotated[
-        float | None, typer.Option(help="Drop frames that waited longer than these seconds.")
+        float | None, typer.Option(help="Drop frames that waited longer than this many seconds.")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
@@ -115,7 +119,7 @@ def stream(
     cosine: CosineOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Label every frame of cameras, videos or photos, and write what comes of it.
+    """Label every frame of cameras, videos or photos, and write the results.
 
     A camera that is lost is opened again. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
     files. docs/streams.md tells sources, sinks and policies.

@@ -34,7 +34,9 @@ def train(
     ] = "",
     demo: Annotated[
         bool,
-        typer.Option("--demo", help="Train on drawings, export, draw a picture; needs nothing."),
+        typer.Option(
+            "--demo", help="First run: train on drawings, export, draw a picture; no data needed."
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
@@ -196,21 +198,21 @@ def calibrate(
     run: Annotated[Path, typer.Argument(help="Folder of a training run: ZegCLIP or CLIP-RC.")],
     iterations: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of each brief training; default: a quarter of the run's."),
+        typer.Option(min=1, help="Steps of each short training; default: a quarter of the run's."),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=1, max=4, help="How often other names are held out.")
+        int, typer.Option(min=1, max=4, help="Number of trainings, each with other names held out.")
     ] = 2,
     images: Annotated[
-        int, typer.Option(min=1, help="Training images to choose by; they are not trained on.")
+        int, typer.Option(min=1, help="Training images that are held out to choose by.")
     ] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the names that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of names.")] = 0,
     hold_out: Annotated[
         str, typer.Option(help="names: their labels; pictures: also all that show one.")
     ] = "names",
     json_file: JsonOption = None,
 ) -> None:
-    """Choose how much cosines count and the seen bias, by names held out of brief trainings."""
+    """Choose cosine weights and the seen bias, with names held out of short trainings."""
     if hold_out not in ("names", "pictures"):
         raise UsageError(f"--hold-out: expected names or pictures, got {hold_out!r}")
     check_file_place("--json", json_file)
