@@ -22,7 +22,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 
 
 def rows_of(page):
-    return re.findall(r"^\| (.*?) \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    items = r"^- \*\*(.*?)\*\*: (.*(?:\n  .*)*)$"
+    return re.findall(items, page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "cosine_head", "zegformer"])
