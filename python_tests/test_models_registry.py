@@ -118,3 +118,9 @@ def test_nothing_outside_asks_which_model_it_is():
 def test_a_start_without_weights_is_refused():
     with pytest.raises(ArgumentError, match="pretrained: expected a CLIP file or an open_clip tag"):
         create_model("zegclip", pretrained=None)
+
+
+@pytest.mark.parametrize("architecture", ["zegclip", "zegformer"])
+def test_an_unknown_setting_names_the_nearest(architecture):
+    with pytest.raises(ArgumentError, match=r"image_sise: expected a.*Did you mean 'image_size'"):
+        create_model(architecture, image_sise=512)

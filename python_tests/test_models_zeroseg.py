@@ -522,7 +522,7 @@ def test_segment_agrees_with_the_scores(model, image):
         ({"drop_path": 1.0}, ArgumentError, "drop_path: expected a share"),
         ({"gumbel_tau": 0.0}, ArgumentError, "gumbel_tau: expected a number above 0"),
         ({"image_size": 50}, ShapeError, "image_size: expected multiples of the patch size 16"),
-        ({"heads": 4}, ArgumentError, "heads: expected a setting of ZeroSeg"),
+        ({"heads": 4}, ArgumentError, "heads: expected a setting of zeroseg, got an unknown one"),
         ({"group_tokens": (8,)}, ArgumentError, "head_layers: expected three counts"),
         ({"weights": "absent.safetensors"}, CheckpointError, "path: expected a checkpoint file"),
         ({"weights": "a", "mae_weights": "b"}, ArgumentError, "no more than one of weights"),

@@ -10,7 +10,7 @@ import math
 import types
 import typing
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -286,40 +286,29 @@ def typed_settings(
 def setting_names(target: Callable[..., Any]) -> list[str] | None:
     """Names of the keyword arguments of a function or class; None if it takes any.
 
-    A class's ``**options`` are taken from its base class.
+    A class with a ``settings_class`` takes the fields of that dataclass.
     """
-    names: list[str] = []
-    for function in _functions(target):
-        parameters = inspect.signature(function).parameters.values()
-        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None
+    parameters = inspect.signature(_taker(target)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def _required(target: Callable[..., Any]) -> list[str]:
-    (function, *_) = _functions(target)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(_taker(target)).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    if isinstance(target, type) and dataclasses.is_dataclass(target):
-        return typing.get_type_hints(target)  # each base's in its own module
-    hints: dict[str, Any] = {}
-    for function in _functions(target):
-        hints = typing.get_type_hints(function) | hints
-    return hints
+    taker: Any = _taker(target)
+    if isinstance(taker, type) and not dataclasses.is_dataclass(taker):
+        taker = vars(taker)["__init__"]
+    return typing.get_type_hints(taker)
 
 
-def _functions(target: Callable[..., Any]) -> Iterator[Any]:
-    """The function itself, or the constructors of a class and its bases."""
-    if not isinstance(target, type):
-        yield target
-        return
-    for base in target.__mro__:
-        if base is not object and "__init__" in vars(base):
-            yield vars(base)["__init__"]
+def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
+    """What receives the keyword arguments of a function or class."""
+    return typing.cast("Callable[..., Any]", getattr(target, "settings_class", target))
 
 
 def check_plain_text(text: Any, where: str) -> str:

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from zsseg_rt.picture_header import MAX_PIXELS, read_header
 from zsseg_rt.result import Segmentation
 from zsseg_rt.visualize import palette, save_file
 
-__all__ = ["OverlayFormat", "lanes_for", "segment_photos"]
+__all__ = ["OverlayFormat", "PhotoSettings", "lanes_for", "segment_photos"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,17 +41,42 @@ _JPEG_QUALITY = 90
 _AHEAD = 2  # photos that are read or written while every lane is busy
 
 
-def segment_photos(  # noqa: PLR0913 - the settings of a command
+@dataclass(frozen=True, kw_only=True)
+class PhotoSettings:
+    """How photos are read and their overlays are drawn.
+
+    Attributes:
+        alpha: Weight of the colours in the overlay, in [0, 1].
+        overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
+        legend: Whether overlays have class names on them and a legend below.
+        max_pixels: Photos with more pixels are not decoded; their result says so. As many are
+            decoded at any one time, however many photos that is.
+
+    Raises:
+        ArgumentError: The overlay's format is neither.
+    """
+
+    alpha: float = 0.5
+    overlay_format: OverlayFormat = "png"
+    legend: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.overlay_format not in OVERLAY_SUFFIXES:
+            raise ArgumentError(
+                f"overlay_format: expected one of {', '.join(OVERLAY_SUFFIXES)}, got "
+                f"{self.overlay_format!r}"
+            )
+
+
+def segment_photos(
     engine: Engine,
     photos: Sequence[Path],
     out_dir: Path,
     *,
-    alpha: float = 0.5,
-    overlay_format: OverlayFormat = "png",
-    legend: bool = False,
     resume: bool = False,
-    max_pixels: int = MAX_PIXELS,
     on_done: Callable[[PhotoResult, Segmentation | None], None] | None = None,
+    **settings: Any,
 ) -> list[PhotoResult]:
     """Segment photos and write ``STEM.overlay.png`` (or ``.jpg``) and ``STEM.mask.png`` for each.
 
@@ -66,13 +92,9 @@ def segment_photos(  # noqa: PLR0913 - the settings of a command
             but its own may be open; see :func:`lanes_for`.
         photos: Files to segment.
         out_dir: Folder to write to; created if absent.
-        alpha: Weight of the colours in the overlay, in [0, 1].
-        overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
-        legend: Whether overlays have class names on them and a legend below.
         resume: Whether to skip what an earlier run has finished.
-        max_pixels: Photos with more pixels are not decoded; their result says so. As many are
-            decoded at any one time, however many photos that is.
         on_done: Called after each photo, in the caller's thread.
+        **settings: Fields of :class:`PhotoSettings`.
 
     Raises:
         ArgumentError: The overlay's format is neither.
@@ -80,31 +102,18 @@ def segment_photos(  # noqa: PLR0913 - the settings of a command
         BackendUnavailableError: OpenCV is not installed.
         EngineStateError: Another lane of the engine is open, or the engine is closed.
     """
-    if overlay_format not in OVERLAY_SUFFIXES:
-        raise ArgumentError(
-            f"overlay_format: expected one of {', '.join(OVERLAY_SUFFIXES)}, got {overlay_format!r}"
-        )
+    made = PhotoSettings(**settings)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
-    journal = Journal(
-        out_dir / JOURNAL, _settings_key(engine, alpha, overlay_format + "+legend" * legend)
-    )
+    journal = Journal(out_dir / JOURNAL, _settings_key(engine, made))
     if resume:
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
     results = []
     with LanePool(engine.segment, engine.lane, engine.config.num_lanes) as lanes:
-        work = _Work(
-            lanes=lanes,
-            journal=journal,
-            alpha=alpha,
-            suffix=OVERLAY_SUFFIXES[overlay_format],
-            max_pixels=max_pixels,
-            order=engine.config.channel_order,
-            legend=legend,
-        )
+        work = _Work(lanes, journal, made, engine.config.channel_order)
         done = in_order(
             work.segment, zip(photos, targets, strict=True),
             num_threads=min(lanes.num_lanes + _AHEAD, len(photos)) or 1,
@@ -139,28 +148,16 @@ class _Work:
     Args:
         lanes: Label frames.
         journal: Where finished photos are noted.
-        alpha: Weight of the colours in the overlay.
-        suffix: Of the overlay's file.
-        max_pixels: The most pixels of a photo, and of all that are decoded at once.
+        settings: How photos are read and drawn; ``max_pixels`` also bounds all that are decoded at
+            once.
         order: The channel order that the engine takes.
-        legend: Whether overlays have names and a legend.
     """
 
     def __init__(
-        self,
-        *,
-        lanes: LanePool,
-        journal: Journal,
-        alpha: float,
-        suffix: str,
-        max_pixels: int,
-        order: str,
-        legend: bool,
+        self, lanes: LanePool, journal: Journal, settings: PhotoSettings, order: str
     ) -> None:
-        self._legend = legend
-        self._lanes, self._journal, self._order = lanes, journal, order
-        self._alpha, self._suffix, self._max_pixels = alpha, suffix, max_pixels
-        self._pixels = Budget(max_pixels)
+        self._lanes, self._journal, self._settings = lanes, journal, settings
+        self._order, self._pixels = order, Budget(settings.max_pixels)
 
     def segment(self, job: tuple[Path, Path]) -> tuple[PhotoResult, Segmentation | None]:
         """Label a photo unless that is done, write its images and journal it.
@@ -181,16 +178,18 @@ class _Work:
         return PhotoResult(photo=str(photo), error=message), None
 
     def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
-        data = load_photo(photo, max_pixels=self._max_pixels)
+        settings = self._settings
+        data = load_photo(photo, max_pixels=settings.max_pixels)
         with self._pixels.taken(_pixels_of(data, photo)):
-            frame = decode_photo(data, photo, max_pixels=self._max_pixels)
+            frame = decode_photo(data, photo, max_pixels=settings.max_pixels)
             if self._order == "bgr":
                 frame = _swapped(frame)
             seg = self._lanes.segment(frame)
-            overlay = target.with_name(f"{target.name}{self._suffix}")
+            suffix = OVERLAY_SUFFIXES[settings.overlay_format]
+            overlay = target.with_name(f"{target.name}{suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
-            draw = seg.plot if self._legend else seg.overlay
-            picture = draw(frame, alpha=self._alpha)
+            draw = seg.plot if settings.legend else seg.overlay
+            picture = draw(frame, alpha=settings.alpha)
             _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
             seg.save(mask)
         result = PhotoResult(
@@ -261,13 +260,13 @@ def _stems(photos: Sequence[Path]) -> Iterator[str]:
         yield stem
 
 
-def _settings_key(engine: Engine, alpha: float, overlay_format: str) -> str:
+def _settings_key(engine: Engine, made: PhotoSettings) -> str:
     """A key of everything but the photo that decides its output images."""
     vocabulary, config = engine.vocabulary, engine.config
     settings: list[Any] = [
-        overlay_format,
+        made.overlay_format + "+legend" * made.legend,
         engine.bundle.to_manifest(),  # the hash of every file, the calibration
-        [engine.backend, engine.precision, config.channel_order, config.unknown_below, alpha],
+        [engine.backend, engine.precision, config.channel_order, config.unknown_below, made.alpha],
         [getattr(config, name) for name in family_settings()],
     ]
     if vocabulary is not None:

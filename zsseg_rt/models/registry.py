@@ -10,9 +10,8 @@ from torch import Tensor
 
 from zsseg_rt import schema
 from zsseg_rt.argument_names import current_name
-from zsseg_rt.errors import CheckpointError
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, DenseCLIPStart
 from zsseg_rt.models.descriptor.builders import (
@@ -29,7 +28,7 @@ from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.official import OfficialZegFormer
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
-from zsseg_rt.models.zeroseg.weights import create_zeroseg
+from zsseg_rt.models.zeroseg.weights import ZeroSegStart
 
 __all__ = ["ARCHITECTURES", "Architecture", "create_model", "find_builder", "from_official"]
 
@@ -43,8 +42,7 @@ class Architecture:
     Attributes:
         model: Their class; called with a ``config``, it returns an untrained model.
         config: The class of their configuration.
-        create: Takes the settings of one to train; returns the model, or what ``build()`` makes it
-            of.
+        create: Takes the settings of one to train; ``build()`` of what it returns makes it.
         from_official: Takes the settings of one from its authors' weights, which ``build`` gets;
             None where none were published.
     """
@@ -78,7 +76,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         create=ZegFormerStart,
         from_official=OfficialZegFormer,
     ),
-    "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=create_zeroseg),
+    "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=ZeroSegStart),
 }
 
 
@@ -118,19 +116,27 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
             :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,
             :class:`zsseg_rt.models.descriptor.builders.ZegCLIPStart`,
             :class:`zsseg_rt.models.zegformer.from_clip.ZegFormerStart` and
-            :func:`zsseg_rt.models.zeroseg.weights.create_zeroseg`. Names of earlier versions, such
+            :class:`zsseg_rt.models.zeroseg.weights.ZeroSegStart`. Names of earlier versions, such
             as ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
+        ArgumentError: A setting is unknown or out of its range.
         CheckpointError: The architecture is unknown, or the weights cannot be read.
     """
     architecture = current_name(architecture)
     builder = find_builder(architecture, official=False)
-    made = builder(**schema.up_to_date(ARCHITECTURES[architecture].config, config))
-    model: SegmentationModel = made.build() if isinstance(made, ClipSource) else made
+    config = dict(schema.up_to_date(ARCHITECTURES[architecture].config, config))
+    known = schema.setting_names(builder) or []
+    for name in config:
+        if name not in known:
+            raise ArgumentError(
+                f"{name}: expected a setting of {architecture}, got an unknown one. "
+                f"{schema.nearest(name, known)}"
+            )
+    model: SegmentationModel = builder(**config).build()
     return model
 
 

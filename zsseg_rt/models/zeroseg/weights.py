@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,98 +12,114 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
-from zsseg_rt.models.zeroseg.config import ZeroSegConfig
+from zsseg_rt.models.clip.weights import build_text_encoder
+from zsseg_rt.models.zeroseg.config import Projection, SegmentTap, ZeroSegConfig
 from zsseg_rt.models.zeroseg.labels import ClassRule
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 
-__all__ = ["create_zeroseg", "load_mae_encoder"]
+__all__ = ["ZeroSegStart", "load_mae_encoder"]
 
 _NOT_OURS = (r"text_encoder\..*",)  # CLIP's, loaded from CLIP's own weights
 _MAE_DECODER = (r"mask_token", r"decoder_.*")
 
 
-def create_zeroseg(
-    *,
-    weights: str | Path | None = None,
-    mae_weights: str | Path | None = None,
-    pretrained: str | Path | None = None,
-    clip: str = "ViT-L-14",
-    image_size: int | tuple[int, int] = 448,
-    logit_scale: float = 100.0,
-    top_k: int | None = 5,
-    plain_cosine: bool = False,
-    with_decoder: bool = True,
-    activation: Activation | None = None,
-    text_heads: int | None = None,
-    trust: bool = False,
-    **sizes: Any,
-) -> ZeroSeg:
-    """Build ZeroSeg.
+@dataclass(frozen=True, kw_only=True)
+class ZeroSegStart(ClipSource):
+    """Starts ZeroSeg: from a checkpoint of our own, from MAE's encoder, or untrained.
 
-    Args:
+    The settings from ``width`` on are those of :class:`ZeroSegConfig`. None leaves its default, or
+    with ``weights`` what shapes say; then only what they do not say may be given.
+
+    Attributes:
         weights: A checkpoint of our own training, with the names ``encoder.*``, ``seg.*`` and
             optionally ``decoder.*``. Its sizes are read from shapes.
         mae_weights: A public MAE checkpoint whose encoder the student starts from, such as
             ``mae_pretrain_vit_base.pth``; the reconstruction head and the segmentation head start
             untrained. The paper does not say whether it did so.
-        pretrained: The teacher's CLIP weights, whose text tower embeds class names: a file or an
-            open_clip tag, see :func:`zsseg_rt.models.clip.weights.load_clip`. Without ``weights``,
-            ``embed_dim`` is theirs unless it is given. None builds no text tower.
-        clip: open_clip's name of the teacher, for a tag.
+        pretrained: The teacher's CLIP weights, whose text tower embeds class names. Without
+            ``weights``, ``embed_dim`` is theirs unless it is given. None builds no text tower.
+        num_heads: Attention heads of the student's encoder.
         image_size: Input size in pixels that a bundle is built for, a side or (height, width).
         logit_scale: Multiplies cosines before the softmax.
         top_k: Number of classes kept, those nearest to the whole image; None keeps all.
         plain_cosine: Whether scores are the bare softmax.
         with_decoder: Whether to keep the reconstruction head, which only training needs.
-        activation: Of a text tower from a ``state_dict`` file, which does not store it.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-        **sizes: Other fields of :class:`zsseg_rt.models.zeroseg.config.ZeroSegConfig`. With
-            ``weights``, only those that cannot be read from shapes.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        ArgumentError: A setting is unknown, out of its range, or contradicts another.
-        CheckpointError: Weights cannot be read or are not from this architecture.
-        ShapeError: Patches do not fill ``image_size`` exactly.
     """
-    if weights is not None and mae_weights is not None:
-        raise ArgumentError(
-            "mae_weights: expected no more than one of weights and mae_weights, got both. "
-            "weights hold the encoder too."
-        )
-    sizes["rule"] = ClassRule(logit_scale=logit_scale, top_k=top_k, plain_cosine=plain_cosine)
-    side = image_size
-    sizes["size_hw"] = side if isinstance(side, tuple) else (side, side)
-    if not with_decoder:
-        sizes["decoder_layers"] = 0
-    text_encoder = None
-    if pretrained is not None:
-        loaded = load_clip(
-            pretrained,
-            architecture=clip,
-            activation=activation,
-            text_heads=text_heads,
-            trust=trust,
-        )
-        text_encoder = build_text_encoder(loaded)
-    if weights is not None:
-        model = _trained(load_checkpoint(weights, trust=trust), sizes)
-    elif text_encoder is not None:
-        model = ZeroSeg(_config({"embed_dim": text_encoder.config.embed_dim} | sizes))
-    else:
-        model = ZeroSeg(_config(sizes))
-    if mae_weights is not None:
-        load_mae_encoder(model, load_checkpoint(mae_weights, trust=trust))
-    if text_encoder is not None:
-        model.text_encoder = _matching(text_encoder, model.config.embed_dim)
-    return model.eval()
+
+    pretrained: str | Path | None = None
+    clip: str = "ViT-L-14"
+    weights: str | Path | None = None
+    mae_weights: str | Path | None = None
+    image_size: int | tuple[int, int] = 448
+    logit_scale: float = 100.0
+    top_k: int | None = 5
+    plain_cosine: bool = False
+    with_decoder: bool = True
+    width: int | None = None
+    num_layers: int | None = None
+    patch_size: int | None = None
+    grid_side: int | None = None
+    decoder_width: int | None = None
+    decoder_layers: int | None = None
+    decoder_heads: int | None = None
+    head_width: int | None = None
+    head_heads: int | None = None
+    head_layers: tuple[int, int, int] | None = None
+    group_tokens: tuple[int, int] | None = None
+    embed_dim: int | None = None
+    projection: Projection | None = None
+    projection_width: int | None = None
+    segment_tap: SegmentTap | None = None
+    drop_path: float | None = None
+    gumbel_tau: float | None = None
+    assign_eps: float | None = None
+    background_threshold: float | None = None
+    templates: tuple[str, ...] | None = None
+
+    def build(self) -> ZeroSeg:
+        """Make the model, in evaluation mode.
+
+        Raises:
+            ArgumentError: A setting is out of its range, or contradicts another.
+            CheckpointError: Weights cannot be read or are not from this architecture.
+            ShapeError: Patches do not fill ``image_size`` exactly.
+        """
+        if self.weights is not None and self.mae_weights is not None:
+            raise ArgumentError(
+                "mae_weights: expected no more than one of weights and mae_weights, got both. "
+                "weights hold the encoder too."
+            )
+        fields, text_encoder = self._fields(), None
+        if self.pretrained is not None:  # num_heads are the student's, not the teacher's
+            text_encoder = build_text_encoder(replace(self, num_heads=None).load())
+        if self.weights is not None:
+            model = _trained(load_checkpoint(self.weights, trust=self.trust), fields)
+        else:
+            if text_encoder is not None:
+                fields.setdefault("embed_dim", text_encoder.config.embed_dim)
+            model = ZeroSeg(ZeroSegConfig(**fields))
+        if self.mae_weights is not None:
+            load_mae_encoder(model, load_checkpoint(self.mae_weights, trust=self.trust))
+        if text_encoder is not None:
+            model.text_encoder = _matching(text_encoder, model.config.embed_dim)
+        return model.eval()
+
+    def _fields(self) -> dict[str, Any]:
+        """Fields of the configuration that are given."""
+        side = self.image_size
+        given = {name: getattr(self, name, None) for name in ZeroSegConfig.__dataclass_fields__}
+        given |= {
+            "rule": ClassRule(
+                logit_scale=self.logit_scale, top_k=self.top_k, plain_cosine=self.plain_cosine
+            ),
+            "size_hw": side if isinstance(side, tuple) else (side, side),
+        }
+        if not self.with_decoder:
+            given["decoder_layers"] = 0
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
@@ -119,17 +136,6 @@ def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
     load_weights(model.encoder, state_dict, architecture="MAE's encoder", ignored=_MAE_DECODER)
 
 
-def _config(fields: Mapping[str, Any]) -> ZeroSegConfig:
-    known = ZeroSegConfig.__dataclass_fields__
-    unknown = [name for name in fields if name not in known]
-    if unknown:
-        raise ArgumentError(
-            f"{unknown[0]}: expected a setting of ZeroSeg ({', '.join(known)}), got an unknown "
-            "one. Check the spelling."
-        )
-    return ZeroSegConfig(**fields)
-
-
 def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSeg:
     check_float32(state_dict, "zeroseg")
     read = _read_sizes(state_dict, fields)
@@ -140,7 +146,7 @@ def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSe
             f"{name}: expected {read[name]}, as in the checkpoint, got {fields[name]}. "
             "Leave it out."
         )
-    config = _config(read | fields)
+    config = ZeroSegConfig(**(read | fields))
     with torch.device("meta"):
         model = ZeroSeg(config)
     unused = _NOT_OURS if config.decoder_layers else (*_NOT_OURS, r"decoder\..*")

@@ -166,10 +166,6 @@ class EpochSampler(Sampler[list[Key]]):
         rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
         return rng.permutation(self.length)
 
-    def epoch_of(self, position: int) -> float:
-        """How many epochs of the training come before a position."""
-        return position / self.epoch_length
-
 
 class BatchLoader:
     """Iterates over the batches of a sampler; see :func:`make_loader`.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Required
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data.batch import Batch, normalize_images
@@ -17,7 +17,7 @@ from zsseg_rt.training.tasks.losses import Unannotated, cross_entropy, mask_loss
 from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
 from zsseg_rt.training.tasks.task import TrainingTask
 
-__all__ = ["LabelledTask", "PixelLoss", "PixelLossOptions", "PixelLossTask"]
+__all__ = ["LabelledSettings", "LabelledTask", "PixelLoss", "PixelLossSettings", "PixelLossTask"]
 __all__ += ["check_non_negative"]
 
 PixelLoss = Literal["masks", "cross_entropy"]
@@ -36,65 +36,59 @@ def check_non_negative(**settings: float) -> None:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledSettings:
+    """What every task with class labels is given by keyword.
+
+    Attributes:
+        seen: Indices of the seen classes.
+        protocol: What training may know; see
+            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
+        ignore_label: The data set's label of unannotated pixels.
+    """
+
+    seen: Sequence[int]
+    protocol: Protocol = "inductive"
+    ignore_label: int = 255
+
+
 class LabelledTask(TrainingTask):
     """A task that is given class embeddings and learns from class labels.
 
     Args:
         model: The model to train.
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        seen: Indices of the seen classes.
-        protocol: What training may know; see
-            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
-        ignore_label: The data set's label of unannotated pixels.
+        **settings: Fields of the task's ``settings_class``.
 
     Attributes:
         query_embeds: Embeddings of the classes used as queries, float32 ``[Q, D]``.
+
+    Raises:
+        ArgumentError: A setting is out of its range.
     """
 
+    settings_class: type[LabelledSettings]
+    settings: LabelledSettings
     query_embeds: Tensor
 
-    def __init__(
-        self,
-        model: nn.Module,
-        text_embeds: Tensor,
-        *,
-        seen: Sequence[int],
-        protocol: Protocol,
-        ignore_label: int,
-    ) -> None:
+    def __init__(self, model: nn.Module, text_embeds: Tensor, **settings: Any) -> None:
         super().__init__(model)
+        self.settings = self.settings_class(**settings)
         self.label_protocol = LabelProtocol(
-            protocol, num_classes=len(text_embeds), seen=seen, ignore_label=ignore_label
+            self.settings.protocol,
+            num_classes=len(text_embeds),
+            seen=self.settings.seen,
+            ignore_label=self.settings.ignore_label,
         )
         queries = self.label_protocol.select(text_embeds.detach())
         self.register_buffer("query_embeds", queries.float(), persistent=False)
 
 
-class PixelLossOptions(TypedDict, total=False):
-    """Keyword arguments of :class:`PixelLossTask`, which describes them."""
+@dataclass(frozen=True, kw_only=True)
+class PixelLossSettings(LabelledSettings):
+    """What every task with a loss of upsampled class logits is given by keyword.
 
-    seen: Required[Sequence[int]]
-    protocol: Protocol
-    ignore_label: int
-    loss: PixelLoss
-    unannotated: Unannotated
-    focal_weight: float
-    dice_weight: float
-    label_stride: int
-    learning_rate: float
-    backbone_learning_rate: float
-    weight_decay: float
-
-
-class PixelLossTask(LabelledTask):
-    """A task whose loss compares upsampled class logits with labels.
-
-    Args:
-        model: The model to train.
-        text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        seen: Indices of the seen classes.
-        protocol: What training may know; see
-            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
+    Attributes:
         ignore_label: The data set's label of unannotated pixels. They are negatives of every class
             for ``loss="masks"`` unless ``unannotated`` says otherwise, and do not count for
             ``"cross_entropy"``.
@@ -115,50 +109,43 @@ class PixelLossTask(LabelledTask):
         ArgumentError: A setting is unknown or negative.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        text_embeds: Tensor,
-        *,
-        seen: Sequence[int],
-        protocol: Protocol = "inductive",
-        ignore_label: int = 255,
-        loss: PixelLoss = "masks",
-        unannotated: Unannotated = "negative",
-        focal_weight: float = 100.0,
-        dice_weight: float = 1.0,
-        label_stride: int = 1,
-        learning_rate: float = 2e-4,
-        backbone_learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(
-            model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
-        )
-        if loss not in get_args(PixelLoss):
+    loss: PixelLoss = "masks"
+    unannotated: Unannotated = "negative"
+    focal_weight: float = 100.0
+    dice_weight: float = 1.0
+    label_stride: int = 1
+    learning_rate: float = 2e-4
+    backbone_learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(PixelLoss):
             raise ArgumentError(
-                f"loss: expected 'masks' or 'cross_entropy', got {loss!r}. Check the spelling."
+                f"loss: expected 'masks' or 'cross_entropy', got {self.loss!r}. Check the spelling."
             )
-        if unannotated not in get_args(Unannotated):
+        if self.unannotated not in get_args(Unannotated):
             raise ArgumentError(
-                f"unannotated: expected 'negative' or 'ignore', got {unannotated!r}. "
+                f"unannotated: expected 'negative' or 'ignore', got {self.unannotated!r}. "
                 "Check the spelling."
             )
         check_non_negative(
-            focal_weight=focal_weight,
-            dice_weight=dice_weight,
-            learning_rate=learning_rate,
-            backbone_learning_rate=backbone_learning_rate,
-            weight_decay=weight_decay,
+            focal_weight=self.focal_weight,
+            dice_weight=self.dice_weight,
+            learning_rate=self.learning_rate,
+            backbone_learning_rate=self.backbone_learning_rate,
+            weight_decay=self.weight_decay,
         )
-        if label_stride < 1:
+        if self.label_stride < 1:
             raise ArgumentError(
-                f"label_stride: expected at least 1, got {label_stride}. Use 1 or more."
+                f"label_stride: expected at least 1, got {self.label_stride}. Use 1 or more."
             )
-        self.loss, self.label_stride, self.unannotated = loss, label_stride, unannotated
-        self.focal_weight, self.dice_weight = focal_weight, dice_weight
-        self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
-        self.weight_decay = weight_decay
+
+
+class PixelLossTask(LabelledTask):
+    """A task whose loss compares upsampled class logits with labels."""
+
+    settings_class: type[PixelLossSettings] = PixelLossSettings
+    settings: PixelLossSettings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
@@ -188,20 +175,25 @@ class PixelLossTask(LabelledTask):
         Returns:
             The weighted loss terms.
         """
-        first, step = self.label_stride // 2, self.label_stride
-        labels = labels[:, first::step, first::step]
+        step = self.settings.label_stride
+        labels = labels[:, step // 2 :: step, step // 2 :: step]
         logits = upsample(mask_logits, labels)
         labels = self.label_protocol.prepare(labels)
         if self.label_protocol.protocol == "transductive":
             labels = self.label_protocol.complete(labels, self._scores(logits))
-        if self.loss == "cross_entropy":
+        if self.settings.loss == "cross_entropy":
             return {"cross_entropy": cross_entropy(logits, labels)}
-        focal, dice = mask_losses(logits, labels, unannotated=self.unannotated)
-        return {"focal": self.focal_weight * focal, "dice": self.dice_weight * dice}
+        focal, dice = mask_losses(logits, labels, unannotated=self.settings.unannotated)
+        return {
+            "focal": self.settings.focal_weight * focal,
+            "dice": self.settings.dice_weight * dice,
+        }
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Scores that choose pseudo labels; logits order classes as their softmax does."""
-        return logits.detach() if self.loss == "cross_entropy" else logits.detach().sigmoid()
+        return (
+            logits.detach() if self.settings.loss == "cross_entropy" else logits.detach().sigmoid()
+        )
 
 
 def upsample(mask_logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,36 +16,27 @@ from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm
 from zsseg_rt.models.zegformer.decoder import Segments
 from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD, ZegFormer
 from zsseg_rt.training.data.batch import Batch, valid_pixels
-from zsseg_rt.training.tasks.labelled import LabelledTask, check_non_negative
+from zsseg_rt.training.tasks.labelled import LabelledSettings, LabelledTask, check_non_negative
 from zsseg_rt.training.tasks.matching import (
     SegmentWeights,
     class_masks,
     match_segments,
     segment_losses,
 )
-from zsseg_rt.training.tasks.protocols import Protocol
 from zsseg_rt.training.tasks.task import parameter_group
 
-__all__ = ["ZegFormerTask"]
+__all__ = ["ZegFormerSettings", "ZegFormerTask"]
 
 _PADDING = 128  # value of a crop's padding, in 0..255, before normalisation
 _NORMS = (nn.LayerNorm, nn.GroupNorm, LearnedBatchNorm, nn.Embedding)
 
 
-class ZegFormerTask(LabelledTask):
-    """ZegFormer with the official objective.
+@dataclass(frozen=True, kw_only=True)
+class ZegFormerSettings(LabelledSettings):
+    """Settings of :class:`ZegFormerTask`.
 
-    Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
-    every mask. Officially the norm of all gradients is clipped to 0.01
-    (:attr:`zsseg_rt.training.loop.config.OptimizerConfig.max_grad_norm`).
-
-    Args:
-        model: The model to train; its CLIP, if it has one, is not run.
-        text_embeds: Embeddings of all classes of the data set for the text branch, ``[C, D]``,
-            unit norm.
-        seen: Indices of the seen classes.
+    Attributes:
         protocol: ``"inductive"`` or ``"supervised"``; the paper has no self-training.
-        ignore_label: The data set's label of unannotated pixels.
         weights: Weights of the losses and the matching costs.
         learning_rate: Peak rate of everything but the backbone.
         backbone_factor: Factor of that rate for the backbone.
@@ -55,35 +46,35 @@ class ZegFormerTask(LabelledTask):
         ArgumentError: A setting is unknown or negative.
     """
 
-    model: ZegFormer
+    weights: SegmentWeights = field(default_factory=SegmentWeights)
+    learning_rate: float = 1e-4
+    backbone_factor: float = 0.1
+    weight_decay: float = 1e-4
 
-    def __init__(
-        self,
-        model: ZegFormer,
-        text_embeds: Tensor,
-        *,
-        seen: Sequence[int],
-        protocol: Protocol = "inductive",
-        ignore_label: int = 255,
-        weights: SegmentWeights | None = None,
-        learning_rate: float = 1e-4,
-        backbone_factor: float = 0.1,
-        weight_decay: float = 1e-4,
-    ) -> None:
-        if protocol == "transductive":
+    def __post_init__(self) -> None:
+        if self.protocol == "transductive":
             raise ArgumentError(
                 "protocol: expected 'inductive' or 'supervised', got 'transductive'. ZegFormer "
                 "gives no pixel scores to choose pseudo labels by."
             )
-        super().__init__(
-            model, text_embeds, seen=seen, protocol=protocol, ignore_label=ignore_label
-        )
         check_non_negative(
-            learning_rate=learning_rate, backbone_factor=backbone_factor, weight_decay=weight_decay
+            learning_rate=self.learning_rate,
+            backbone_factor=self.backbone_factor,
+            weight_decay=self.weight_decay,
         )
-        self.weights = weights or SegmentWeights()
-        self.learning_rate, self.backbone_factor = learning_rate, backbone_factor
-        self.weight_decay = weight_decay
+
+
+class ZegFormerTask(LabelledTask):
+    """ZegFormer with the official objective; its CLIP, if it has one, is not run.
+
+    Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
+    every mask. Officially the norm of all gradients is clipped to 0.01
+    (:attr:`zsseg_rt.training.loop.config.OptimizerConfig.max_grad_norm`).
+    """
+
+    settings_class = ZegFormerSettings
+    settings: ZegFormerSettings
+    model: ZegFormer
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`TrainingTask.forward`; terms are those of :meth:`losses`."""
@@ -108,11 +99,13 @@ class ZegFormerTask(LabelledTask):
         layers = self.segments(images)
         terms: dict[str, Tensor] = {}
         for index, layer in enumerate(layers):
-            matches = match_segments(layer, targets, self.weights)
-            made = segment_losses(layer, targets, matches, no_object=self.weights.no_object)
+            matches = match_segments(layer, targets, self.settings.weights)
+            made = segment_losses(
+                layer, targets, matches, no_object=self.settings.weights.no_object
+            )
             suffix = "" if index == len(layers) - 1 else f"_{index}"
             for name, value in made._asdict().items():
-                terms[name + suffix] = getattr(self.weights, name) * value
+                terms[name + suffix] = getattr(self.settings.weights, name) * value
         return terms
 
     def segments(self, images: Tensor) -> list[Segments]:
@@ -142,8 +135,10 @@ class ZegFormerTask(LabelledTask):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 slow = name.startswith("backbone.")
-                rate = self.learning_rate * (self.backbone_factor if slow else 1.0)
-                decay = 0.0 if id(parameter) in kept else self.weight_decay
+                rate = self.settings.learning_rate * (
+                    self.settings.backbone_factor if slow else 1.0
+                )
+                decay = 0.0 if id(parameter) in kept else self.settings.weight_decay
                 groups.setdefault((rate, decay), []).append(parameter)
         return [
             group for key, tensors in groups.items() for group in parameter_group(tensors, *key)

@@ -8,6 +8,8 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,13 @@ from zsseg_rt.training.tasks.labelled import check_non_negative
 from zsseg_rt.training.tasks.task import TrainingTask, parameter_group
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 
-__all__ = ["ZeroSegTask", "scaled_learning_rate", "segment_matching_loss", "view_loss"]
+__all__ = [
+    "ZeroSegSettings",
+    "ZeroSegTask",
+    "scaled_learning_rate",
+    "segment_matching_loss",
+    "view_loss",
+]
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
@@ -91,18 +99,14 @@ def _distances(embeds: Tensor, views: Tensor, normalize_targets: bool) -> Tensor
     return distances / (width**0.5 if normalize_targets else width)
 
 
-class ZeroSegTask(TrainingTask):
-    """ZeroSeg with its three losses; labels of a batch are not used.
+@dataclass(frozen=True, kw_only=True)
+class ZeroSegSettings:
+    """Settings of :class:`ZeroSegTask`.
 
     Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
-    of the learning rate are not in the paper, see ``docs/zeroseg.md``. Optimizer and schedule of
-    the paper: betas ``(0.9, 0.95)`` and no gradient clipping
-    (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
-    :func:`zsseg_rt.training.loop.schedules.cosine` with 20 of 80 epochs of warm-up.
+    of the learning rate are not in the paper, see ``docs/zeroseg.md``.
 
-    Args:
-        model: The student.
-        features: The teacher.
+    Attributes:
         mask_ratio: Share of patches that the encoder does not see, in ``[0, 1)``.
         reconstruction_weight: Weight of pixel reconstruction; 0 drops it and freezes its head.
         view_weight: Weight of the distance between the image and all views.
@@ -114,47 +118,55 @@ class ZeroSegTask(TrainingTask):
         weight_decay: For matrices and tokens; biases and norms have none.
 
     Raises:
+        ArgumentError: A weight, the rate or the batch size is negative.
+    """
+
+    mask_ratio: float = 0.6
+    reconstruction_weight: float = 1.0
+    view_weight: float = 1.0
+    matching_weight: float = 1.0
+    normalize_targets: bool = True
+    norm_pix_loss: bool = False
+    base_learning_rate: float = 1.5e-4
+    batch_size: int = 4096
+    weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        numbers = asdict(self)
+        for name in ("mask_ratio", "normalize_targets", "norm_pix_loss"):
+            del numbers[name]
+        check_non_negative(**numbers)
+
+
+class ZeroSegTask(TrainingTask):
+    """ZeroSeg with its three losses; labels of a batch are not used.
+
+    Optimizer and schedule of the paper: betas ``(0.9, 0.95)`` and no gradient clipping
+    (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
+    :func:`zsseg_rt.training.loop.schedules.cosine` with 20 of 80 epochs of warm-up.
+
+    Args:
+        model: The student.
+        features: The teacher.
+        **settings: Fields of :class:`ZeroSegSettings`.
+
+    Raises:
         ArgumentError: A setting is out of range, or does not fit model or views.
     """
 
     needs_labels = False
+    settings_class = ZeroSegSettings
     model: ZeroSeg
 
-    def __init__(
-        self,
-        model: ZeroSeg,
-        features: TeacherFeatures,
-        *,
-        mask_ratio: float = 0.6,
-        reconstruction_weight: float = 1.0,
-        view_weight: float = 1.0,
-        matching_weight: float = 1.0,
-        normalize_targets: bool = True,
-        norm_pix_loss: bool = False,
-        base_learning_rate: float = 1.5e-4,
-        batch_size: int = 4096,
-        weight_decay: float = 0.05,
-    ) -> None:
+    def __init__(self, model: ZeroSeg, features: TeacherFeatures, **settings: Any) -> None:
         super().__init__(model)
-        check_non_negative(
-            reconstruction_weight=reconstruction_weight,
-            view_weight=view_weight,
-            matching_weight=matching_weight,
-            base_learning_rate=base_learning_rate,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-        )
+        self.settings = made = ZeroSegSettings(**settings)
         self.features = features
-        self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
-        self.reconstruction_weight = reconstruction_weight
-        self.view_weight, self.matching_weight = view_weight, matching_weight
-        self.normalize_targets = normalize_targets
-        self.learning_rate = scaled_learning_rate(base_learning_rate, batch_size)
-        self.weight_decay = weight_decay
+        self.learning_rate = scaled_learning_rate(made.base_learning_rate, made.batch_size)
         self._check_fit()
-        if model.decoder is not None and reconstruction_weight == 0:
+        if model.decoder is not None and made.reconstruction_weight == 0:
             model.decoder.requires_grad_(False)
-        if model.seg.tap is not None and matching_weight == 0:
+        if model.seg.tap is not None and made.matching_weight == 0:
             model.seg.tap.requires_grad_(False)
         if model.text_encoder is not None:
             model.text_encoder.requires_grad_(False)
@@ -171,7 +183,10 @@ class ZeroSegTask(TrainingTask):
         images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
         self._check_images(images)
         mask = random_patch_mask(
-            len(images), self.model.config.grid_side**2, self.mask_ratio, device=images.device
+            len(images),
+            self.model.config.grid_side**2,
+            self.settings.mask_ratio,
+            device=images.device,
         )
         return self.losses(images, mask, self.features(batch.images))
 
@@ -185,22 +200,22 @@ class ZeroSegTask(TrainingTask):
         """
         tokens = self.model.encoder(images, mask)
         terms = {}
-        if self.model.decoder is not None and self.reconstruction_weight > 0:
+        if self.model.decoder is not None and self.settings.reconstruction_weight > 0:
             loss = reconstruction_loss(
                 self.model.decoder(tokens, mask),
                 images,
                 mask,
                 patch_size=self.model.config.patch_size,
-                norm_pix_loss=self.norm_pix_loss,
+                norm_pix_loss=self.settings.norm_pix_loss,
             )
-            terms["reconstruction"] = self.reconstruction_weight * loss
+            terms["reconstruction"] = self.settings.reconstruction_weight * loss
         output = self.model.seg(tokens.patch_tokens)
-        unit = self.normalize_targets
+        unit = self.settings.normalize_targets
         overall = view_loss(output.image_embed, views, normalize_targets=unit)
-        terms["views"] = self.view_weight * overall
-        if self.matching_weight > 0:
+        terms["views"] = self.settings.view_weight * overall
+        if self.settings.matching_weight > 0:
             matched = segment_matching_loss(output.segment_embeds, views, normalize_targets=unit)
-            terms["segments"] = self.matching_weight * matched
+            terms["segments"] = self.settings.matching_weight * matched
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -209,7 +224,7 @@ class ZeroSegTask(TrainingTask):
         matrices = [parameter for parameter in trained if parameter.ndim > 1]
         vectors = [parameter for parameter in trained if parameter.ndim <= 1]
         return [
-            *parameter_group(matrices, self.learning_rate, self.weight_decay),
+            *parameter_group(matrices, self.learning_rate, self.settings.weight_decay),
             *parameter_group(vectors, self.learning_rate, 0.0),
         ]
 
@@ -219,11 +234,13 @@ class ZeroSegTask(TrainingTask):
 
     def _check_fit(self) -> None:
         config = self.model.config
-        random_patch_mask(1, config.grid_side**2, self.mask_ratio, generator=torch.Generator())
-        if self.reconstruction_weight > 0 and self.model.decoder is None:
+        random_patch_mask(
+            1, config.grid_side**2, self.settings.mask_ratio, generator=torch.Generator()
+        )
+        if self.settings.reconstruction_weight > 0 and self.model.decoder is None:
             raise ArgumentError(
                 f"reconstruction_weight: expected 0 for a model without a reconstruction head, got "
-                f"{self.reconstruction_weight}. Build the model with with_decoder=True."
+                f"{self.settings.reconstruction_weight}. Build the model with with_decoder=True."
             )
         if self.features.embed_dim != config.embed_dim:
             raise ArgumentError(
@@ -231,10 +248,10 @@ class ZeroSegTask(TrainingTask):
                 f"student's embed_dim, got {self.features.embed_dim}. Build the student with "
                 f"embed_dim={self.features.embed_dim}."
             )
-        if self.matching_weight > 0 and self.features.views.count < 2:
+        if self.settings.matching_weight > 0 and self.features.views.count < 2:
             raise ArgumentError(
                 "matching_weight: expected 0 for views of the whole image alone, got "
-                f"{self.matching_weight}. Use finer grids, such as (1, 2, 3, 4)."
+                f"{self.settings.matching_weight}. Use finer grids, such as (1, 2, 3, 4)."
             )
 
     def _check_images(self, images: Tensor) -> None:
