@@ -1,0 +1,87 @@
+"""Make a bundle's vocabularies: from names alone, or with embeddings that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import Session
+from zsseg_rt.bundle import Bundle
+from zsseg_rt.text.background import read_background
+from zsseg_rt.text.class_names import ClassList, ClassNames
+from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
+from zsseg_rt.text.prompts import PromptSet, check_templates
+from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
+
+
+class VocabularyMaker:
+    """Makes vocabularies of version 0; the text encoder is loaded at the first phrase it needs."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        prompt_sets: Sequence[PromptSet],
+        load_encoder: Callable[[], Session],
+        *,
+        cache_dir: Path | None,
+        keep_encoder: bool,
+    ) -> None:
+        self._bundle, self._prompt_sets, self._keep_encoder = bundle, prompt_sets, keep_encoder
+        self._embedder = PhraseEmbedder(bundle, load_encoder, cache_dir)
+        self.release_encoder = self._embedder.release_encoder
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary that this bundle has no use for."""
+        check_vocabulary(
+            vocabulary,
+            embed_dim=self._bundle.text.embed_dim,
+            max_phrases=self._bundle.head.max_classes,
+            prompt_sets=[prompt_set.name for prompt_set in self._prompt_sets[1:]],
+        )
+
+    def read(
+        self,
+        class_names: ClassNames,
+        background: Sequence[str] | Literal["auto"],
+        templates: Sequence[str] | None,
+    ) -> ClassList:
+        """The classes and their phrases, background included."""
+        known = partial(self._embedder.can_embed, with_bank=templates is None)
+        backdrop = read_background(background, class_names, known)
+        return ClassList.read(class_names, backdrop, max_phrases=self._bundle.head.max_classes)
+
+    def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
+        """A vocabulary whose phrases the bundle embeds."""
+        chosen = None if templates is None else check_templates(templates)
+        embeds = [
+            self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
+            for prompt_set in self._prompt_sets
+        ]
+        if not self._keep_encoder:
+            self._embedder.release_encoder()
+        return self._made(classes, embeds)
+
+    def with_embeddings(
+        self, classes: ClassList, embeddings: npt.NDArray[np.float32]
+    ) -> Vocabulary:
+        """A vocabulary with embeddings of the caller's own."""
+        sets, embed_dim = len(self._prompt_sets), self._bundle.text.embed_dim
+        return self._made(
+            classes, read_embeddings(embeddings, len(classes.phrases), embed_dim, sets)
+        )
+
+    def _made(self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]) -> Vocabulary:
+        further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
+        return Vocabulary(
+            names=classes.names,
+            phrases=classes.phrases,
+            phrase_classes=classes.phrase_classes,
+            embeds=embeds[0],
+            version=0,
+            prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
+        )
