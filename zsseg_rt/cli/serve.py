@@ -19,7 +19,7 @@ from zsseg_rt.cli.groups import (
     opt,
     takes_groups,
 )
-from zsseg_rt.cli.options import BundleOption, argument_errors_are_usage
+from zsseg_rt.cli.options import BundleOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.extras import needs_extra
@@ -68,6 +68,7 @@ class _Sources:
         "A camera, video or photos, or @FILE with one per line; may repeat."
     )
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
+    wait: WaitOption = False
 
 
 @takes_groups
@@ -105,7 +106,7 @@ def serve(
         open_sources(sources)  # read only, before the engine takes its time
         settings = access.settings()
         listener = listen(access.host, access.port)
-    options: dict[str, Any] = {"policy": watched.policy, **vars(memory)}
+    options: dict[str, Any] = {"policy": watched.policy, "wait": watched.wait, **vars(memory)}
     checked = memory.checked(chosen)
     with listener, Engine(checked, config) as engine:
         words.give(engine, names)
