@@ -70,7 +70,7 @@ def test_text_encoder_is_freed_on_request_and_comes_back(zegclip_bundle):
     )
     with Engine(zegclip_bundle, config) as engine:
         first = engine.set_classes(["a dog"]).embeds
-        assert engine._embedder._session is None
+        assert engine._maker._embedder._session is None
         both = engine.set_classes(["a cat", "a dog"]).embeds
         np.testing.assert_array_equal(both[1], first[0])
         assert not np.array_equal(both[0], both[1])

@@ -14,6 +14,7 @@ import pytest
 from support.command_line import run
 from support.live_server import PATIENCE, ask, request, viewer, wait_until
 from support.serve_process import serve_process
+from support.streams import MjpegServer
 
 TOKEN = "0123456789abcdefghij"
 
@@ -115,6 +116,17 @@ def test_a_source_that_cannot_be_opened_ends_it_with_its_error(tmp_path, capsys)
     (tmp_path / "empty.mp4").touch()
     assert run("serve", "--demo", "--port", 0, "--source", tmp_path / "empty.mp4") == 1
     assert "empty.mp4" in capsys.readouterr().err
+
+
+def test_a_camera_that_is_off_at_the_start_is_waited_for(tmp_path):
+    with MjpegServer() as gone:
+        pass
+    assert run("serve", "--demo", "--port", 0, "--device", "cpu", "--source", gone.url) == 1
+    with serve_process(tmp_path, "--wait", source=gone.url) as server:
+        wait_until(lambda: "lost" in server.log.read_text(), "the camera is missed")
+        with MjpegServer(gone.port) as camera, viewer(server) as page:
+            camera.pictures.release(40)
+            page.frame()
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "websockets"])

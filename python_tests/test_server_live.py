@@ -1,10 +1,12 @@
 """What a viewer sees: frames after their acknowledgement, news, and how it is let go."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import re
 import time
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -30,6 +32,8 @@ from zsseg_rt.bundle_specs import FAMILIES
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.photos import read_photo
+from zsseg_rt.server import Limits
+from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import encode_message
 
 TOKEN = "0123456789abcdefghij"
@@ -95,6 +99,25 @@ def test_a_frame_of_any_size_can_be_sent(size_hw, sent_hw, labels_hw, dtype):
     assert seen.labels.dtype == dtype
     assert seen.labels[-1, -1] == seg.unknown
     assert seen.header["unknown_share"] == pytest.approx(np.mean(labels == seg.unknown), abs=1e-6)
+
+
+def test_a_frame_that_is_labelled_after_the_end_is_no_error():
+    frame = Frame(source="a", index=0, captured_at=0.0, clock="file",
+                  image=np.zeros((2, 2, 3), np.uint8))  # fmt: skip
+    seg = Segmentation(
+        labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1, frame=frame
+    )
+    hub = Hub(Mock(stats=dict), Mock(channel_order="rgb"), Limits())
+
+    async def begin_and_end():
+        task = asyncio.create_task(hub.run())
+        await asyncio.sleep(0)
+        hub.close()
+        task.cancel()
+
+    asyncio.run(begin_and_end())
+    hub.publish(seg)  # the loop is closed
+    assert hub.newest(None, {}) is not None
 
 
 def test_no_second_frame_is_sent_before_the_first_is_acknowledged(server):

@@ -1,13 +1,15 @@
 """Files whose frames are labelled several at a time: in order, bounded, and ended cleanly."""
 
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from zsseg_rt.errors import BackendError
+from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.result import Segmentation
 from zsseg_rt.stream.ahead import Ahead
+from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Stream, waits_for_labels
 from zsseg_rt.stream.source import Picture
 
@@ -155,3 +157,15 @@ def test_lanes_may_be_closed_by_one_of_their_own_threads():
     ahead = Ahead(lambda frame: ahead.close(), lanes)
     ahead.begin(None)
     assert closed.wait(LONG)
+
+
+def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
+    def busy():
+        raise EngineStateError("engine: is busy in another thread. Wait for it.")
+
+    sink = Mock()
+    made = {"options": StreamOptions(), "memories": None, "writers": [sink]}
+    with pytest.raises(EngineStateError, match="busy"):
+        StreamParts(sources=[File(1)], **made).start(Mock(), busy)
+    sink.close.assert_called_once_with()
+    StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +19,7 @@ from zsseg_rt import ops
 from zsseg_rt.arrays import Array
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
-from zsseg_rt.backends.loading import (
-    check_connections,
-    load_graph,
-    load_text_encoder,
-    usable_cache,
-)
+from zsseg_rt.backends.loading import load_graphs, load_text_encoder, usable_cache
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.bundle_specs import HeadSpec
 from zsseg_rt.config import EngineConfig
@@ -38,17 +34,13 @@ from zsseg_rt.lane import Lane, Planes
 from zsseg_rt.lane_pool import LanePool, in_order
 from zsseg_rt.result import Segmentation
 from zsseg_rt.self_check import SelfCheck, check_against_golden
-from zsseg_rt.steady.memory import FrameMemory, check_family, source_memories
-from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
-from zsseg_rt.stream.sinks import SinkTarget, open_writers
-from zsseg_rt.stream.source import Source
-from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.steady.memory import FrameMemory, check_family
+from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.runner import Policy, Stream
+from zsseg_rt.stream.sinks import SinkTarget
 from zsseg_rt.text.class_names import ClassList, ClassNames
-from zsseg_rt.text.embeddings import PhraseEmbedder
 from zsseg_rt.text.making import VocabularyMaker
-from zsseg_rt.text.vocabulary import Vocabulary
-
-__all__ = ["Engine"]
+from zsseg_rt.text.vocabulary import Vocabulary, refuse_beside_vocabulary
 
 
 class Engine:
@@ -83,38 +75,29 @@ class Engine:
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
         threads = self.config.num_threads or threads_in_quota()
-        self._options = BackendOptions(
+        cache = usable_cache(self.config.cache_folder)
+        options = BackendOptions(
             num_threads=threads,
             num_sessions=self.config.num_lanes,
-            cache_dir=usable_cache(self.config.cache_folder),
+            cache_dir=cache,
             dynamic_axes=self._family.axes,
             node_times=self.config.with_node_times,
         )
-        self._embedder = PhraseEmbedder(
+        self._maker = VocabularyMaker(
             self.bundle,
-            partial(
-                load_text_encoder,
-                self.bundle,
-                num_threads=threads,
-                cache_dir=self._options.cache_dir,
-            ),
-            self._options.cache_dir,
+            self._family.prompt_sets,
+            partial(load_text_encoder, self.bundle, num_threads=threads, cache_dir=cache),
+            cache_dir=cache,
+            keep_encoder=self.config.keep_text_encoder,
         )
-        self._maker = VocabularyMaker(self.bundle, self._family.prompt_sets, self._embedder)
-        self._graphs = {
-            name: load_graph(
-                self.bundle,
-                name,
-                placement=placement,
-                precision=self.config.precision,
-                allowed=self._family.auto_precisions,
-                options=self._options,
-            )
-            for name in self._family.graphs
-        }
-        check_connections(self.bundle, self._graphs)
-        encoder = self._graphs["image_encoder"]
-        self.bundle.check_sizes((*encoder.inputs, *encoder.outputs))
+        self._graphs = load_graphs(
+            self.bundle,
+            self._family.graphs,
+            placement=placement,
+            precision=self.config.precision,
+            allowed=self._family.auto_precisions,
+            options=options,
+        )
         self._versions = itertools.count(1)
         self._vocabulary_lock = threading.Lock()
         self._lanes_lock = threading.Lock()
@@ -146,13 +129,11 @@ class Engine:
 
         Args:
             class_names: One entry per class in label order: a name, or a list of synonyms whose
-                first is the name; or a mapping from names to further synonyms. A pixel takes the
-                class of its best phrase. A vocabulary that ``set_classes`` returned is also
-                accepted, and its embeddings are used.
-            embeddings: float32 [P, D] to use instead of the text encoder, used as they are; one
-                row per phrase: all classes' synonyms in order, then ``background``. A bundle that
-                embeds with S sets of prompts (family ``proposals`` has two: for the segments, for
-                the regions) also takes [S, P, D]; [P, D] serves for all sets.
+                first is the name; or a mapping from names to further synonyms; or a vocabulary that
+                ``set_classes`` returned. A pixel takes the class of its best phrase.
+            embeddings: float32 [P, D] to use as they are instead of the text encoder: one row per
+                phrase, all classes' synonyms in order, then ``background``. A bundle with S sets of
+                prompts (family ``proposals`` has two) also takes [S, P, D].
             background: Phrases that compete with the classes; pixels they win become unknown.
                 ``"auto"`` takes the published ones (``zsseg_rt.text.background``) that share no
                 word with a class and that the bundle can embed; ``Vocabulary.background`` has them.
@@ -164,19 +145,23 @@ class Engine:
         Raises:
             VocabularyError: No names, too many, empty or repeated ones; NaN; a name without an
                 embedding; a vocabulary that lacks one of the bundle's sets of prompts.
-            ShapeError: ``embeddings``, or those of a vocabulary, have another shape.
-            DTypeError: ``embeddings`` is not float32.
+            ShapeError, DTypeError: ``embeddings``, or those of a vocabulary, are not as above.
             ArgumentError: A vocabulary was given together with something it already holds.
             EngineStateError: The engine is closed.
         """
         self._require_open()
+        if isinstance(class_names, Vocabulary):
+            refuse_beside_vocabulary(embeddings, background, templates)
+            self._maker.check(class_names)
+            with self._vocabulary_lock:
+                return self._put_in_force(class_names)
+        classes = self._maker.read(class_names, background, templates)
         with self._vocabulary_lock:
             self._require_open()
-            vocabulary = self._maker.make(
-                class_names, embeddings=embeddings, background=background, templates=templates
-            )
-            if not self.config.keep_text_encoder:
-                self._embedder.release_encoder()
+            if embeddings is None:
+                vocabulary = self._maker.embed(classes, templates)
+            else:
+                vocabulary = self._maker.with_embeddings(classes, embeddings)
             return self._put_in_force(vocabulary)
 
     def segment(
@@ -188,32 +173,7 @@ class Engine:
         memory: FrameMemory | None = None,
         captured_at: float | None = None,
     ) -> Segmentation:
-        """Label every pixel of a frame, in the engine's own lane.
-
-        Args:
-            frame: uint8 [H, W, 3], C-contiguous, any size from 1x1 up, in the configured channel
-                order; or NV12 in two planes of NumPy arrays: an :class:`Nv12Frame`, or a tuple
-                of brightness and colour, which is BT.601. Borrowed until the call returns.
-            unknown_below: Score in [0, 1] below which a pixel is unknown; 0 keeps every pixel; None
-                takes the configuration's.
-            with_scores: Whether the result carries per-pixel scores; None: as configured.
-            memory: What the source's past frames left behind; None labels the frame by itself.
-            captured_at: When the frame was captured, in seconds of the source's clock, for a
-                memory that skips still frames; None takes ``time.monotonic()``.
-
-        Returns:
-            Labels of the frame's own size, freshly owned, for the classes that were in force when
-            the call began.
-
-        Raises:
-            ShapeError: The frame is not [H, W, 3], is empty, or is not C-contiguous.
-            DTypeError: The frame is not uint8, or is a masked array.
-            ArgumentError: ``unknown_below`` is outside [0, 1], the bundle's family has no use for
-                a memory, or the frame is in planes, of which a memory knows nothing.
-            VocabularyError: No classes have been named yet.
-            EngineStateError: The engine is closed, or it or the memory is busy in another thread.
-            BackendError: The graphs gave NaN or infinity, or the backend failed.
-        """
+        """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`."""
         self._require_open()
         return self._lane.segment(
             frame,
@@ -232,31 +192,7 @@ class Engine:
         with_overlay: bool = False,
         alpha: float = 0.5,
     ) -> DeviceSegmentation:
-        """Label every pixel of a frame that is on the engine's GPU, and leave the labels there.
-
-        The frame is not copied. What its producer has enqueued on the stream that it names is
-        waited for, by the GPU.
-
-        Args:
-            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order, with
-                ``__dlpack__`` or ``__cuda_array_interface__``; or NV12 in two such planes: an
-                :class:`Nv12Frame`, or a tuple of brightness and colour, which is BT.601. Borrowed
-                until the call returns.
-            unknown_below: As for :meth:`segment`.
-            with_scores: As for :meth:`segment`.
-            with_overlay: Whether the result carries the frame with the labels' colours on it,
-                drawn in the same pass as the labels where the family allows it.
-            alpha: Weight of the colours, in [0, 1].
-
-        Returns:
-            Labels of the frame's own size in arrays of the result's own, which are whole when the
-            call returns. Bundles whose classes are decided on the host take a copy there and back.
-
-        Raises:
-            ArgumentError: ``alpha`` is out of range, or an overlay is asked for of two planes.
-            DeviceError: The engine is on the CPU, or the frame is not on its GPU.
-            ZssegError: As :meth:`segment`.
-        """
+        """Label a frame on the GPU and leave the labels there; see :meth:`Lane.segment_device`."""
         self._require_open()
         return self._lane.segment_device(
             frame,
@@ -269,18 +205,13 @@ class Engine:
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
         """Where a camera may write frames for :meth:`segment`, to save a copy.
 
-        On CUDA it is pinned memory, from which the GPU copies by itself; an integrated GPU (Jetson)
-        reads it in place. Each call with the same size gives the same memory, up to eight sizes;
-        other frames of that size are copied there too, so write and segment in turns. On the CPU
-        it is a new ordinary array.
-
-        Args:
-            height: Of the frames, from 1 to 32767 pixels.
-            width: Likewise.
+        On CUDA it is pinned memory; an integrated GPU (Jetson) reads it in place. Calls with the
+        same size give the same memory, up to eight sizes, and other frames of that size are copied
+        there too: write and segment in turns. On the CPU it is a new ordinary array.
 
         Returns:
-            uint8 [height, width, 3], of no certain content. It stays usable as an ordinary array
-            when the engine is closed.
+            uint8 [height, width, 3], of no certain content; each size is from 1 to 32767. It stays
+            usable as an ordinary array when the engine is closed.
 
         Raises:
             ArgumentError: A size is out of range.
@@ -292,20 +223,15 @@ class Engine:
     def segment_batch(self, frames: Iterable[npt.NDArray[np.uint8]]) -> list[Segmentation]:
         """Label several frames, as many at the same time as ``EngineConfig(num_lanes=N)`` says.
 
-        The bundle's graphs take one frame each: a batch is no larger run of the network.
-
-        Args:
-            frames: As for :meth:`segment`, of any sizes; an iterator is read as they are needed.
-
-        Returns:
-            What :meth:`segment` returns for each, in order.
+        The bundle's graphs take one frame each: a batch is no larger run of the network. Results
+        are in order; frames may differ in size, and an iterator is read as they are needed.
 
         Raises:
             EngineStateError: The engine is closed or busy, or another of its lanes is open.
             ZssegError: What :meth:`segment` raises for one of the frames.
         """
         self._require_open()
-        with LanePool(self.segment, self.lane, self.config.num_lanes) as pool:
+        with self._open_lanes() as pool:
             return list(in_order(pool.segment, frames, num_threads=pool.num_lanes))
 
     def stream(
@@ -320,7 +246,7 @@ class Engine:
         skip_still: bool = False,
         rotation: Rotation | None = None,
     ) -> Stream:
-        """Label the frames of cameras, videos or photos.
+        """Label the frames of cameras, videos or photos; each result carries its ``frame``.
 
         Cameras are labelled in the engine's own lane. Where every source is a file and nothing
         depends on past frames, all lanes of ``EngineConfig(num_lanes=N)`` label at the same time;
@@ -340,9 +266,6 @@ class Engine:
             rotation: When sinks that are files or folders begin new ones, and what is kept of the
                 old ones; None begins none and keeps all.
 
-        Returns:
-            An iterator of results that carry their ``frame``.
-
         Raises:
             ArgumentError: A source, sink or setting does not exist, or does not fit the family.
             SourceError: A list of sources cannot be read, the folder of a sink is absent, or its
@@ -354,35 +277,19 @@ class Engine:
         self._require_open()
         if steady or skip_still:
             check_family(self.bundle.family)
-        check_settings(policy, max_staleness)
-        sources = open_sources(source, self.config.channel_order)
-        memories = source_memories(sources, steady=steady, skip_still=skip_still)
-        lanes = self._stream_lanes(sources, policy) if memories is None else None
-        try:
-            writers = open_writers(
-                sinks,
-                channel_order=self.config.channel_order,
-                alpha=alpha,
-                sources=[source.name for source in sources],
-                rotation=rotation,
-            )
-        except BaseException:
-            if lanes is not None:
-                lanes.close()
-            raise
-        return Stream(
-            sources,
-            self.segment,
+        options = StreamOptions(
             policy=policy,
             max_staleness=max_staleness,
-            writers=writers,
-            memories=memories,
-            lanes=lanes,
+            sinks=sinks,
+            alpha=alpha,
+            rotation=rotation,
+            steady=steady,
+            skip_still=skip_still,
         )
+        parts = options.open(source, self.config.channel_order)
+        return parts.start(self.segment, self._open_lanes if self.config.num_lanes > 1 else None)
 
-    def _stream_lanes(self, sources: Sequence[Source], policy: Policy | None) -> LanePool | None:
-        if self.config.num_lanes == 1 or not waits_for_labels(sources, policy):
-            return None
+    def _open_lanes(self) -> LanePool:
         return LanePool(self.segment, self.lane, self.config.num_lanes)
 
     def lane(self) -> Lane:
@@ -422,9 +329,6 @@ class Engine:
         The sample's own channel order, threshold and cosines apply, not this engine's. With
         ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
-        Returns:
-            One line per stage with its error and tolerance; ``passed`` tells the verdict.
-
         Raises:
             BundleError: The bundle has no golden sample.
             EngineStateError: The engine is closed, or busy in another thread.
@@ -447,7 +351,7 @@ class Engine:
             self._closed = True
             self._classes = None
             with ExitStack() as parts:  # each also where another one fails, lanes first
-                parts.callback(self._embedder.release_encoder)
+                parts.callback(self._maker.release_encoder)
                 for graph in self._graphs.values():
                     parts.callback(graph.close)
                 for lane in tuple(self._lanes):
@@ -456,7 +360,12 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -480,7 +389,7 @@ class Engine:
         embeds: npt.NDArray[np.float32],
         head: HeadSpec,
     ) -> dict[str, npt.NDArray[Any]]:
-        vocabulary = self._maker.from_rows(ClassList.read(names), embeds)
+        vocabulary = self._maker.with_embeddings(ClassList.read(names), embeds)
         as_exported = replace(self.config, cosine_weight=None, cosine_scale=None)
         family = create_family(self.bundle, as_exported)
         return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)

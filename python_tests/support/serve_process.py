@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+SOURCE = "test://?size=160x120&rate=30"
+
 
 @dataclass(kw_only=True)
 class ServeProcess:
@@ -29,7 +31,7 @@ class ServeProcess:
 
 
 @contextlib.contextmanager
-def serve_process(folder, *arguments, before=(), env=None):
+def serve_process(folder, *arguments, before=(), env=None, source=SOURCE):
     """A server on a free port; killed at the end if it still runs.
 
     Args:
@@ -37,12 +39,13 @@ def serve_process(folder, *arguments, before=(), env=None):
         arguments: Further arguments of the command.
         before: Arguments before the command's name.
         env: Further environment variables.
+        source: What it labels.
     """
     log = Path(folder) / "serve.log"
     call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "--port", "0"]
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [*call, "--source", "test://?size=160x120&rate=30", "--device", "cpu", *arguments],
+            [*call, "--source", source, "--device", "cpu", *arguments],
             stdout=subprocess.PIPE,
             stderr=errors,
             env={**os.environ, "ZSSEG_HOME": str(folder), **(env or {})},

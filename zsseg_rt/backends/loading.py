@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
@@ -15,7 +16,7 @@ from zsseg_rt.bundle_specs import GraphEntry
 from zsseg_rt.errors import BundleError
 from zsseg_rt.files import why_unwritable
 
-__all__ = ["check_connections", "load_graph", "load_text_encoder", "usable_cache"]
+__all__ = ["check_connections", "load_graphs", "load_text_encoder", "usable_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,20 @@ def load_graph(
         name, placement.backend, placement.device, graph.precision, choice.variant,
     )  # fmt: skip
     return graph
+
+
+def load_graphs(bundle: Bundle, names: Iterable[str], **settings: Any) -> dict[str, CompiledGraph]:
+    """Compile graphs of a bundle that fit each other; the settings are :func:`load_graph`'s.
+
+    Raises:
+        BundleError: A graph is absent, altered or does not fit another one.
+        PrecisionNotApplied: The precision cannot be given.
+    """
+    graphs = {name: load_graph(bundle, name, **settings) for name in names}
+    check_connections(bundle, graphs)
+    encoder = graphs["image_encoder"]
+    bundle.check_sizes((*encoder.inputs, *encoder.outputs))
+    return graphs
 
 
 def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> None:

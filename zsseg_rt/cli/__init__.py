@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,6 @@ from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.fetch import fetch
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
-from zsseg_rt.cli.option_names import in_options, options_of
 from zsseg_rt.cli.options import UsageError
 from zsseg_rt.cli.output import (
     EXIT_ENVIRONMENT,
@@ -53,6 +52,16 @@ from zsseg_rt.errors import (
 )
 
 __all__ = ["app", "main"]
+
+_CALLED = {
+    "class_names": "--classes",
+    "cache_dir": "ZSSEG_HOME",
+    "num_lanes": "--lanes",
+    "num_threads": "--threads",
+    "out_dir": "--out",
+    "size_hw": "--size",
+    "templates": "--template",
+}  # arguments whose option has another name
 
 app = typer.Typer(
     name="zsseg-rt",
@@ -156,7 +165,24 @@ def _expect_classes_once(given: Sequence[str]) -> None:
 
 
 def _in_options(error: Exception, given: Sequence[str]) -> str:
-    return in_options(error, options_of(typer.main.get_command(app), given))
+    """The message, with the option that its argument stands for, where the command has it."""
+    if not isinstance(error, ZssegError) or error.argument is None:
+        return str(error)
+    option = _CALLED.get(error.argument, "--" + error.argument.replace("_", "-"))
+    known = option in _options_of(given) or not option.startswith("--")
+    return str(error.renamed(option) if known else error)
+
+
+def _options_of(words: Sequence[str]) -> set[str]:
+    """The options of the command that was called, with their dashes."""
+    command: Any = typer.main.get_command(app)
+    options: set[str] = set()
+    for word in words:
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is not None:
+            command = inner
+            options = {name for param in command.params for name in param.opts}
+    return options
 
 
 def _usage_message(error: Exception) -> str:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
 from zsseg_rt.cli.options import (
-    BackendOption,
-    CosineOption,
-    DeviceOption,
     JsonOption,
-    MinRegionScoreOption,
-    PrecisionOption,
     TemplateOption,
-    ThreadsOption,
     UsageError,
     cosine_rule,
     flat_names,
     read_classes,
-    read_cosine,
 )
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.cli.train import print_calibration
@@ -40,89 +34,94 @@ if TYPE_CHECKING:
 PROTOCOLS = ("whole", "slide")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What is evaluated on."""
+
+    dataset: str = opt("Name of the data set; an unknown name lists all.", ...)
+    root: Path | None = opt("Folder of the data set; none for generated ones.")
+    split: str = opt("Split to evaluate.", "val")
+    unseen: str | None = opt(
+        "Classes that count as unseen: 'a,b' or @FILE; default: the data set's."
+    )
+    option: list[str] | None = opt("Data set option NAME=VALUE; may repeat.")
+
+    def open(self) -> SegmentationDataset:
+        """Open it."""
+        options = _read_options(self.option or [])
+        if self.unseen is not None:
+            options["unseen"] = flat_names(self.unseen)
+        return open_dataset(self.dataset, self.root, self.split, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What every model is asked for."""
+
+    protocol: str = opt("whole: as the engine runs; slide: the papers' windows, in torch.", "whole")
+    classes: str | None = opt(
+        "Other names for all classes, in order: 'a,b', or @FILE with synonyms."
+    )
+    rename: list[str] | None = opt("New names: 'car=automobile, vehicle'; may repeat.")
+    template: TemplateOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Against:
+    """The other model, and what differs for it."""
+
+    against: Path | None = opt("Another bundle or model to compare on the same images.")
+    against_backend: str = opt("Backend of --against.", "auto")
+    against_precision: str = opt("Precision of --against.", "auto")
+    against_min_region_score: float | None = opt("--min-region-score of --against.")
+    against_cosine: str | None = opt("--cosine of --against.")
+
+    def config(self, first: ModelOptions) -> EngineConfig:
+        """The settings of its engine; what is not set here is the first one's."""
+        second = replace(
+            first,
+            backend=self.against_backend,
+            precision=self.against_precision,
+            min_region_score=self.against_min_region_score,
+            cosine=self.against_cosine,
+        )
+        return second.config("--against-cosine")
+
+
+@takes_groups
 def evaluate(
+    *,
     model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or a training run's folder.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set; an unknown name lists all.")],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder of the data set; none for generated ones.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
-    unseen: Annotated[
-        str | None,
-        typer.Option(help="Classes that count as unseen: 'a,b' or @FILE; default: the data set's."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Data set option NAME=VALUE; may repeat.")
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="whole: as the engine runs; slide: the papers' windows, in torch.")
-    ] = "whole",
-    classes: Annotated[
-        str | None,
-        typer.Option(help="Other names for all classes, in order: 'a,b', or @FILE with synonyms."),
-    ] = None,
-    rename: Annotated[
-        list[str] | None, typer.Option(help="New names: 'car=automobile, vehicle'; may repeat.")
-    ] = None,
-    template: TemplateOption = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Another bundle or model to compare on the same images.")
-    ] = None,
+    source: _Data,
+    task: _Task,
+    other: _Against,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1, help="Evaluate at most this many images, spread evenly over the split."
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    against_backend: Annotated[str, typer.Option(help="Backend of --against.")] = "auto",
-    against_precision: Annotated[str, typer.Option(help="Precision of --against.")] = "auto",
-    min_region_score: MinRegionScoreOption = None,
-    against_min_region_score: Annotated[
-        float | None, typer.Option(help="--min-region-score of --against.")
-    ] = None,
-    cosine: CosineOption = None,
-    against_cosine: Annotated[str | None, typer.Option(help="--cosine of --against.")] = None,
-    threads: ThreadsOption = 0,
+    run: ModelOptions,
     confusion: Annotated[
         Path | None, typer.Option(help="Write the confusion matrix as a PNG image.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure pAcc, mIoU of seen and unseen classes, and hIoU; with --against, the differences."""
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if task.protocol not in PROTOCOLS:
+        raise UsageError(
+            f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {task.protocol!r}"
+        )
     check_file_place("--json", json_file)
     check_file_place("--confusion", confusion)
-    options = _read_options(option or [])
-    if unseen is not None:
-        options["unseen"] = flat_names(unseen)
-    data = open_dataset(dataset, root, split, options)
-    asked = _Asked(_read_names(data.class_names, classes, rename or []), template, protocol)
+    data = source.open()
+    names = _read_names(data.class_names, task.classes, task.rename or [])
     with ExitStack() as stack:
-        config = EngineConfig(
-            device=device,
-            backend=backend,
-            precision=precision,
-            num_threads=threads,
-            min_region_score=min_region_score,
-            **read_cosine(cosine),
-        )
-        first = _open_segmenter(model, asked, config, stack)
-        if against is None:
+        first = _open_segmenter(model, names, task, run.config(), stack)
+        if other.against is None:
             result: Evaluation | Comparison = _run_one(first, data, limit)
         else:
-            config = EngineConfig(
-                device=device,
-                backend=against_backend,
-                precision=against_precision,
-                num_threads=threads,
-                min_region_score=against_min_region_score,
-                **read_cosine(against_cosine, "--against-cosine"),
-            )
-            second = _open_segmenter(against, asked, config, stack)
+            second = _open_segmenter(other.against, names, task, other.config(run), stack)
             result = _run_both(first, second, data, limit)
     if json_file is not None:
         write_json(json_file, result.to_json())
@@ -154,15 +153,6 @@ def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What every model is asked for."""
-
-    names: tuple[str, ...]
-    templates: Sequence[str] | None
-    protocol: str
-
-
 def _read_names(
     known: Sequence[str], classes: str | None, renames: Sequence[str]
 ) -> tuple[str, ...]:
@@ -186,18 +176,20 @@ def _read_names(
         return rename_classes(names, {old.strip(): new.strip() for old, _, new in pairs})
 
 
-def _open_segmenter(path: Path, asked: _Asked, config: EngineConfig, stack: ExitStack) -> Segmenter:
+def _open_segmenter(
+    path: Path, names: Sequence[str], task: _Task, config: EngineConfig, stack: ExitStack
+) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
     if is_folder(path) and not (path / "bundle.json").exists():
-        return _open_trained(path, asked, config)
+        return _open_trained(path, names, task, config)
     from zsseg_rt.engine import Engine
     from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 
     engine = stack.enter_context(Engine(path, config))
-    return EngineSegmenter(engine, asked.names, templates=asked.templates, protocol=asked.protocol)
+    return EngineSegmenter(engine, names, templates=task.template, protocol=task.protocol)
 
 
-def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
+def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineConfig) -> Segmenter:
     if config.precision not in ("auto", "float32") or config.backend not in ("auto", "torch"):
         raise UsageError(
             f"{path}: expected --precision float32 and --backend torch for the model of a training "
@@ -214,9 +206,9 @@ def _open_trained(path: Path, asked: _Asked, config: EngineConfig) -> Segmenter:
         print_calibration(path)
     return trained_segmenter(
         path,
-        asked.names,
-        templates=asked.templates,
-        protocol=asked.protocol,
+        names,
+        templates=task.template,
+        protocol=task.protocol,
         device=config.device,
         cosine=cosine_rule(config.cosine_weight, config.cosine_scale),
         calibrated=config.cosine_weight is None,

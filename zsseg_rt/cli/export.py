@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,17 +11,15 @@ import typer
 
 from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.export_triton import BundleOrCommand
+from zsseg_rt.cli.groups import BundleOutput, ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
-    LicenceOption,
     OutOption,
     OverwriteOption,
-    PrecisionsOption,
     SizeOption,
     TextHeadsOption,
     TrustOption,
     UsageError,
     check_activation,
-    read_precisions,
     read_size,
 )
 from zsseg_rt.cli.output import terminal
@@ -40,25 +39,30 @@ export_app = typer.Typer(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """What the graph gives; the fields are arguments of ``export_dense_bundle``."""
+
+    embed_output: str | None = opt("Name of the graph's output; default: the first.")
+    logit_scale: float = opt("Factor of the cosine similarity.", 100.0)
+    activation: str = opt("none, sigmoid or softmax.", "softmax")
+
+
 @export_app.command("dense")
+@takes_groups
 def export_dense(
+    *,
     encoder: Annotated[Path, typer.Argument(help="ONNX graph from image to dense embeddings.")],
-    out: OutOption,
     size: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")],
     bank: Annotated[
         tuple[Path, Path],
         typer.Option(help="Names (one per line, or a JSON list) and rows (.npy)."),
     ],
-    embed_output: Annotated[
-        str | None, typer.Option(help="Name of the graph's output; default: the first.")
-    ] = None,
     statistics: Annotated[
         str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
     ] = "clip",
-    logit_scale: Annotated[float, typer.Option(help="Factor of the cosine similarity.")] = 100.0,
-    activation: Annotated[str, typer.Option(help="none, sigmoid or softmax.")] = "softmax",
-    licence: LicenceOption = "",
-    overwrite: OverwriteOption = False,
+    graph: _Graph,
+    bundle: BundleOutput,
 ) -> None:
     """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
     from zsseg_rt.export import export_dense_bundle
@@ -66,85 +70,46 @@ def export_dense(
     if statistics not in STATISTICS:
         raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
     mean, std = STATISTICS[statistics]
-    written = export_dense_bundle(
-        encoder,
-        out,
-        image_size=size,
-        mean=mean,
-        std=std,
-        embed_output=embed_output,
-        text_bank=read_bank(*bank),
-        logit_scale=logit_scale,
-        activation=activation,
-        licence=licence,
-        overwrite=overwrite,
-    )
-    terminal().print(f"wrote {written}", highlight=False)
+    settings = {"image_size": size, "mean": mean, "std": std, **vars(graph)}
+    bundle.write(export_dense_bundle, encoder, text_bank=read_bank(*bank), **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DenseClip:
+    """CLIP and its head; the fields are arguments of ``create_model``."""
+
+    pretrained: str = opt("open_clip tag such as openai, or a weights file.", ...)
+    clip: str = opt("open_clip's name of the ViT, for a tag.", "ViT-B-16")
+    head: str = opt("naclip, clearclip, sclip, maskclip or vanilla.", "naclip")
+    logit_scale: float | None = opt("Factor of the cosine; default: the head's.")
+    unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
+    activation: str | None = opt("quick_gelu or gelu, for a weights file without it.")
+    num_heads: int | None = opt("Heads of the image tower, for a weights file.")
+    text_heads: TextHeadsOption = None
+    trust: TrustOption = False
 
 
 @export_app.command("dense-clip")
+@takes_groups
 def export_dense_clip(
-    out: OutOption,
-    pretrained: Annotated[
-        str, typer.Option(help="open_clip tag such as openai, or a weights file.")
-    ],
-    clip: Annotated[str, typer.Option(help="open_clip's name of the ViT, for a tag.")] = "ViT-B-16",
-    head: Annotated[
-        str, typer.Option(help="naclip, clearclip, sclip, maskclip or vanilla.")
-    ] = "naclip",
+    *,
+    model: _DenseClip,
     size: SizeOption = "448",
-    logit_scale: Annotated[
-        float | None, typer.Option(help="Factor of the cosine; default: the head's.")
-    ] = None,
-    unknown_below: Annotated[
-        float | None, typer.Option(help="Probability in [0, 1] below which a pixel is unknown.")
-    ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: CLIP's 80.")
     ] = None,
-    activation: Annotated[
-        str | None, typer.Option(help="quick_gelu or gelu, for a weights file without it.")
-    ] = None,
-    num_heads: Annotated[
-        int | None, typer.Option(help="Heads of the image tower, for a weights file.")
-    ] = None,
-    text_heads: TextHeadsOption = None,
-    precision: PrecisionsOption = None,
-    licence: LicenceOption = "",
-    trust: TrustOption = False,
-    overwrite: OverwriteOption = False,
+    bundle: ModelOutput,
 ) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
-    from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model
     from zsseg_rt.models.clip.space import describe_space
 
-    check_activation("--activation", activation)
+    check_activation("--activation", model.activation)
+    settings = {**vars(model), "image_size": read_size(size), "templates": template}
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
-        model = create_model(
-            "dense_clip",
-            pretrained=pretrained,
-            clip=clip,
-            head=head,
-            image_size=read_size(size),
-            logit_scale=logit_scale,
-            unknown_below=unknown_below,
-            templates=template,
-            activation=activation,
-            num_heads=num_heads,
-            text_heads=text_heads,
-            trust=trust,
-        )
-    written = export_bundle(
-        model,
-        out,
-        precisions=read_precisions(precision),
-        space=describe_space(pretrained, clip),
-        source=Path(pretrained).name,
-        licence=licence,
-        overwrite=overwrite,
-    )
-    terminal().print(f"wrote {written}", highlight=False)
+        made = create_model("dense_clip", **settings)
+    space = describe_space(model.pretrained, model.clip)
+    bundle.write_model(made, space=space, source=Path(model.pretrained).name)
 
 
 @export_app.command("colour-words")

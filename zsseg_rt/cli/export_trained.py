@@ -7,38 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.options import (
-    CosineOption,
-    LicenceOption,
-    OutOption,
-    OverwriteOption,
-    PrecisionsOption,
-    cosine_rule,
-    read_cosine,
-    read_size,
-)
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.groups import ModelOutput, takes_groups
+from zsseg_rt.cli.options import CosineOption, cosine_rule, read_cosine, read_size
 from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.extras import needs_extra
 
 
+@takes_groups
 def export_trained(
+    *,
     run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")],
-    out: OutOption,
     size: Annotated[
         str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
-    precision: PrecisionsOption = None,
     cosine: CosineOption = None,
-    licence: LicenceOption = "",
-    overwrite: OverwriteOption = False,
+    bundle: ModelOutput,
 ) -> None:
     """Turn the best checkpoint of a training run into a bundle."""
-    options: dict[str, Any] = {"licence": licence, "overwrite": overwrite}
+    options: dict[str, Any] = {}
     if size is not None:
         options["size_hw"] = read_size(size)
-    if precision:
-        options["precisions"] = tuple(precision)
+    if bundle.precision:
+        options["precisions"] = tuple(bundle.precision)
     if cosine is not None:
         settings, options["calibrated"] = read_cosine(cosine), False
         options["cosine"] = cosine_rule(settings["cosine_weight"], settings.get("cosine_scale"))
@@ -47,5 +37,4 @@ def export_trained(
 
         if cosine is None:
             print_calibration(run)
-        written = export(run, out, **options)
-    terminal().print(f"wrote {written}", highlight=False)
+        bundle.write(export, run, **options)

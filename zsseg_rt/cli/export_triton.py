@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from zsseg_rt.cli.groups import GraphOptions, NamedClasses, takes_groups
 from zsseg_rt.cli.options import (
-    BackendOption,
-    ClassesOption,
-    ClassOption,
-    PrecisionOption,
-    ThreadsOption,
     UnknownBelowOption,
     UsageError,
-    read_classes,
 )
 from zsseg_rt.cli.output import terminal
 
@@ -42,7 +37,16 @@ class BundleOrCommand(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _EngineOptions(GraphOptions):
+    """The engine of every instance of the model; Triton says on which device."""
+
+    unknown_below: UnknownBelowOption = None
+
+
+@takes_groups
 def export_triton(
+    *,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
     repository: Annotated[
         Path, typer.Option("--triton", "--out", "-o", help="Triton's model repository.")
@@ -50,12 +54,8 @@ def export_triton(
     name: Annotated[
         str | None, typer.Option(help="The model's name; default: the bundle's.")
     ] = None,
-    classes: ClassesOption = None,
-    class_name: ClassOption = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = 0,
-    unknown_below: UnknownBelowOption = None,
+    words: NamedClasses,
+    engine: _EngineOptions,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
 ) -> None:
     """Write a bundle as a model for Triton: zsseg-rt export BUNDLE --triton DIR.
@@ -65,17 +65,15 @@ def export_triton(
     from zsseg_rt.argument_names import arguments_called
     from zsseg_rt.integrations.triton import write_triton_model
 
-    asked = classes is not None or class_name
-    names: Sequence[str | Sequence[str]] = read_classes(classes, class_name or []) if asked else ()
-    settings = {
-        "backend": backend,
-        "precision": precision,
-        "num_threads": threads,
-        "unknown_below": unknown_below,
-    }
+    names = words.read_if_given() or ()
     with arguments_called({"name": "--name"}):
         written = write_triton_model(
-            bundle, repository, name=name, classes=names, engine=settings, overwrite=overwrite
+            bundle,
+            repository,
+            name=name,
+            classes=names,
+            engine=engine.settings(),
+            overwrite=overwrite,
         )
     console = terminal()
     console.print(f"wrote {written}", highlight=False, soft_wrap=True)

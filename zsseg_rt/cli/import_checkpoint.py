@@ -3,154 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
-    CheckpointArgument,
-    LicenceOption,
-    OutOption,
-    OverwriteOption,
-    PrecisionsOption,
-    SeenOption,
-    SelfTrainedOption,
     SizeOption,
-    TrainingClassesOption,
     TrustOption,
     UsageError,
     flat_names,
     indices_of,
-    read_precisions,
     read_size,
 )
-from zsseg_rt.cli.output import terminal
 from zsseg_rt.files import is_file
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
 
 
-@import_app.command("zegclip")
-def import_zegclip(
-    checkpoint: CheckpointArgument,
-    out: OutOption,
-    classes: TrainingClassesOption = None,
-    seen: SeenOption = "",
-    self_trained: SelfTrainedOption = False,
-    precision: PrecisionsOption = None,
-    licence: LicenceOption = "",
-    trust: TrustOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Turn an official ZegCLIP checkpoint into a bundle."""
-    names = flat_names(classes)
-    model = _load_official(
-        "zegclip",
-        checkpoint,
-        trust=trust,
-        seen_classes=indices_of(flat_names(seen), names),
-        self_trained=self_trained,
+@dataclass(frozen=True, kw_only=True)
+class _Official:
+    """A checkpoint in its authors' layout, and what it does not say."""
+
+    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")]
+    classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
+    seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
+    trust: TrustOption = False
+
+    @property
+    def names(self) -> list[str] | None:
+        """The training classes, or None if they are not given."""
+        return flat_names(self.classes) or None
+
+    def settings(self) -> dict[str, Any]:
+        """Those that every architecture takes."""
+        return {"seen_classes": indices_of(flat_names(self.seen), self.names or ())}
+
+    def load(self, architecture: str, **settings: Any) -> Any:
+        """Build the model."""
+        from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
+
+        settings = self.settings() | settings
+        state_dict = normalize_state_dict(load_checkpoint(self.checkpoint, trust=self.trust))
+        return from_official(architecture, state_dict, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Descriptor(_Official):
+    """A checkpoint of ZegCLIP or CLIP-RC."""
+
+    self_trained: bool = opt("Transductive checkpoint: no shift.", False)
+
+    def settings(self) -> dict[str, Any]:
+        """And how the classes that were not annotated were trained."""
+        return super().settings() | {"self_trained": self.self_trained}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ZegFormer(_Official):
+    """A checkpoint of ZegFormer, and how its two branches decide."""
+
+    clip: str | None = opt(
+        "CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or a tag of "
+        "open_clip such as openai."
     )
-    options = {"class_names": names or None, "licence": licence, "overwrite": overwrite}
-    _write_bundle(model, out, precision, **options)
+    fusion: str = opt(
+        "Which scores count: segments, CLIP on their regions, or both, weighted by "
+        "whether a class is seen (seen_and_unseen) or alike (all_classes).",
+        "seen_and_unseen",
+    )
+    calibration: float = opt("Subtracted from the scores of seen classes.", 0.1)
+    region_style: str = opt("Input of CLIP: cropmask, mask or crop.", "cropmask")
+
+    def settings(self) -> dict[str, Any]:
+        """And those of its own."""
+        from zsseg_rt.bundle_specs import FUSIONS
+
+        if self.fusion not in FUSIONS:
+            raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {self.fusion}")
+        own = ("fusion", "calibration", "region_style")
+        chosen = super().settings() | {name: getattr(self, name) for name in own}
+        return chosen | {"clip": _load_clip(self.clip, trust=self.trust)}
+
+
+@import_app.command("zegclip")
+@takes_groups
+def import_zegclip(source: _Descriptor, bundle: ModelOutput) -> None:
+    """Turn an official ZegCLIP checkpoint into a bundle."""
+    bundle.write_model(source.load("zegclip"), class_names=source.names)
 
 
 @import_app.command("clip_rc")
+@takes_groups
 def import_clip_rc(
-    checkpoint: CheckpointArgument,
-    out: OutOption,
-    classes: TrainingClassesOption = None,
-    seen: SeenOption = "",
-    self_trained: SelfTrainedOption = False,
+    *,
+    source: _Descriptor,
     size: Annotated[
         str | None,
         typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: the official one."),
     ] = None,
-    precision: PrecisionsOption = None,
-    licence: LicenceOption = "",
-    trust: TrustOption = False,
-    overwrite: OverwriteOption = False,
+    bundle: ModelOutput,
 ) -> None:
     """Turn an official CLIP-RC checkpoint, of PyTorch or Jittor, into a bundle."""
-    names = flat_names(classes)
-    model = _load_official(
-        "clip_rc",
-        checkpoint,
-        trust=trust,
-        seen_classes=indices_of(flat_names(seen), names),
-        self_trained=self_trained,
-        with_recovery_decoder=False,
-    )
-    options = {"class_names": names or None, "licence": licence, "overwrite": overwrite}
-    _write_bundle(model, out, precision, size_hw=read_size(size) if size else None, **options)
+    model = source.load("clip_rc", with_recovery_decoder=False)
+    size_hw = read_size(size) if size else None
+    bundle.write_model(model, class_names=source.names, size_hw=size_hw)
 
 
 @import_app.command("zegformer")
+@takes_groups
 def import_zegformer(
-    checkpoint: CheckpointArgument,
-    out: OutOption,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            help="CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or a "
-            "tag of open_clip such as openai."
-        ),
-    ] = None,
-    classes: TrainingClassesOption = None,
-    seen: SeenOption = "",
+    *,
+    source: _ZegFormer,
     prompts: Annotated[
         str, typer.Option(help="Prompts of the text branch: single (VOC), or imagenet_select.")
     ] = "single",
-    fusion: Annotated[
-        str,
-        typer.Option(
-            help="Which scores count: segments, CLIP on their regions, or both, weighted by "
-            "whether a class is seen (seen_and_unseen) or alike (all_classes)."
-        ),
-    ] = "seen_and_unseen",
-    calibration: Annotated[
-        float, typer.Option(help="Subtracted from the scores of seen classes.")
-    ] = 0.1,
-    region_style: Annotated[
-        str, typer.Option(help="Input of CLIP: cropmask, mask or crop.")
-    ] = "cropmask",
     size: SizeOption = "512",
-    precision: PrecisionsOption = None,
-    licence: LicenceOption = "",
-    trust: TrustOption = False,
-    overwrite: OverwriteOption = False,
+    bundle: ModelOutput,
 ) -> None:
     """Turn an official ZegFormer checkpoint into a bundle."""
-    from zsseg_rt.bundle_specs import FUSIONS
-
-    if fusion not in FUSIONS:
-        raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {fusion}")
-    names = flat_names(classes)
     templates = _zegformer_prompts(prompts)
-    space = {} if clip is None else {"space": _describe_space(clip)}
-    model = _load_official(
-        "zegformer",
-        checkpoint,
-        trust=trust,
-        seen_classes=indices_of(flat_names(seen), names),
-        clip=_load_clip(clip, trust=trust),
-        calibration=calibration,
-        region_style=region_style,
-        fusion=fusion,
-    )
-    _write_bundle(
-        model,
-        out,
-        precision,
-        class_names=names or None,
+    space = {} if source.clip is None else {"space": _describe_space(source.clip)}
+    bundle.write_model(
+        source.load("zegformer"),
+        class_names=source.names,
         templates=templates,
         template_set=prompts,
         size_hw=read_size(size),
-        source=checkpoint.name,
-        licence=licence,
-        overwrite=overwrite,
+        source=source.checkpoint.name,
         **space,
     )
 
@@ -179,18 +162,3 @@ def _describe_space(source: str) -> str:
     from zsseg_rt.models.clip.space import describe_space
 
     return describe_space(source)
-
-
-def _load_official(architecture: str, checkpoint: Path, *, trust: bool, **config: Any) -> Any:
-    """Build a model from a checkpoint file in its authors' layout."""
-    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
-
-    state_dict = normalize_state_dict(load_checkpoint(checkpoint, trust=trust))
-    return from_official(architecture, state_dict, **config)
-
-
-def _write_bundle(model: Any, out: Path, precision: Sequence[str] | None, **options: Any) -> None:
-    from zsseg_rt.export import export_bundle
-
-    written = export_bundle(model, out, precisions=read_precisions(precision), **options)
-    terminal().print(f"wrote {written}", highlight=False)

@@ -6,17 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.config import BACKENDS, PRECISIONS
 from zsseg_rt.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.text.background import AUTO, FEW_CLASSES
-
-if TYPE_CHECKING:
-    from zsseg_rt.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -36,68 +32,31 @@ ClassesOption = Annotated[
 ClassOption = Annotated[
     list[str] | None, typer.Option("--class", help="One class; may repeat; commas = synonyms.")
 ]
-BackgroundOption = Annotated[
-    str,
-    typer.Option(
-        help='"a,b": phrases whose pixels become unknown; auto: published ones; none. Default: '
-        f"auto with up to {FEW_CLASSES} classes, else none."
-    ),
-]
 UnknownBelowOption = Annotated[
     float | None, typer.Option(help="Score in [0, 1] below which a pixel is unknown.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
 ]
 AlphaOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
-CheckpointArgument = Annotated[
-    Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")
-]
-TrainingClassesOption = Annotated[
-    str | None, typer.Option(help='Training classes in order, "a,b" or @FILE; for --seen.')
-]
-SeenOption = Annotated[str, typer.Option(help='Names of the seen classes, "a,b" or @FILE.')]
-SelfTrainedOption = Annotated[bool, typer.Option(help="Transductive checkpoint: no shift.")]
 SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")]
 TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
 TextHeadsOption = Annotated[
     int | None, typer.Option(help="Heads of the text tower, for a weights file.")
 ]
-PrecisionsOption = Annotated[
-    list[str] | None, typer.Option(help="float32, float16; may repeat; default: both.")
-]
-LicenceOption = Annotated[str, typer.Option(help="Licence of the weights.")]
 TrustOption = Annotated[
     bool, typer.Option(help="Load a pickle, which may run code; only if you trust its author.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-BackendOption = Annotated[str, typer.Option(help=", ".join(BACKENDS))]
-PrecisionOption = Annotated[str, typer.Option(help=", ".join(PRECISIONS))]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = all.")]
-MinRegionScoreOption = Annotated[
-    float | None,
-    typer.Option(
-        help="ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is "
-        "exact, larger values are faster."
-    ),
-]
-
 CosineOption = Annotated[
     str | None,
     typer.Option(
         metavar="SEEN,UNSEEN[,SCALE]",
-        help="ZegCLIP, CLIP-RC: weights of the cosine of patches and names beside the masks, "
-        "for seen and unseen classes, each 0 to 1; 0,0 turns it off.",
+        help="ZegCLIP, CLIP-RC: weights of the cosine of patches and names beside the "
+        "masks, for seen and unseen classes, each 0 to 1; 0,0 turns it off.",
     ),
-]
-
-SteadyOption = Annotated[
-    bool,
-    typer.Option("--steady", help="Reduce flicker: blend scores with past ones along the motion."),
-]
-SkipStillOption = Annotated[
-    bool,
-    typer.Option("--skip-still", help="Reuse the last labels for still frames, for up to 1 s."),
 ]
 
 
@@ -159,22 +118,6 @@ def argument_errors_are_usage() -> Iterator[None]:
         yield
     except ArgumentError as exc:
         raise UsageError(str(exc)) from exc
-
-
-def bundle_with_memory(path: Path) -> Bundle:
-    """Read the bundle, before anything is opened.
-
-    Raises:
-        BundleError: It is not one.
-        UsageError: Its family has no use for a memory.
-    """
-    from zsseg_rt.bundle import Bundle
-    from zsseg_rt.steady.memory import check_family
-
-    bundle = Bundle.load(path)
-    with argument_errors_are_usage():
-        check_family(bundle.family)
-    return bundle
 
 
 def read_background(text: str, num_classes: int) -> Sequence[str]:
@@ -247,11 +190,6 @@ def cosine_rule(
         return CosineRule(seen_weight=weight[0], unseen_weight=weight[1], scale=scale)
     except ValueError as exc:
         raise UsageError(f"{option}: {exc}") from None
-
-
-def read_precisions(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Read ``--precision``; none given means every precision that graphs are written in."""
-    return tuple(names or ("float32", "float16"))
 
 
 def check_activation(option: str, name: str | None) -> None:

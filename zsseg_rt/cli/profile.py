@@ -6,25 +6,16 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.options import (
-    BackendOption,
-    ClassesOption,
-    ClassOption,
-    DeviceOption,
-    JsonOption,
-    PrecisionOption,
-    TemplateOption,
-    ThreadsOption,
-    UsageError,
-    read_classes,
-)
+from zsseg_rt.cli.groups import ComputeOptions, NamedClasses, opt, takes_groups
+from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_GATE,
@@ -44,69 +35,116 @@ if TYPE_CHECKING:
 SHOW = "show"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """What takes turns with the bundle, and what counts as slower."""
+
+    against: list[str] | None = opt(
+        "Another bundle, or changed settings KEY=VALUE,...; may repeat."
+    )
+    against_python: str | None = opt("Interpreter whose zsseg_rt is compared with this one.")
+    sweep: list[str] | None = opt(
+        "KEY=V,V: classes, threads, precision, backend, streams, frame=WxH."
+    )
+    threshold: str = opt("Changes up to this count as equal.", "2%")
+    fail_above: str | None = opt(
+        "Exit with 3 if a variant is slower by more than this, such as 5%."
+    )
+    strict: bool = opt("With --fail-above: also exit with 3 if undecided.", False, "--strict")
+
+    def gate(self) -> float | None:
+        """What ``--fail-above`` says.
+
+        Raises:
+            UsageError: It is no share, or an option lacks the other that it goes with.
+        """
+        gate = None if self.fail_above is None else _share("--fail-above", self.fail_above)
+        if self.strict and gate is None:
+            raise UsageError("--strict: expected --fail-above with it, got none")
+        if gate is not None and not (self.against or self.against_python):
+            raise UsageError(
+                "--fail-above: expected --against or --against-python with it, got none"
+            )
+        return gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is timed, and for how long."""
+
+    rate: float | None = opt("Also label frames that fall due at this rate per second.")
+    max_duration: float = opt("Seconds after which no further round begins.", 30.0)
+    cold_start: bool = opt("Also time fresh processes.", True)
+    nodes: bool = opt("Also time the nodes of the graphs.", True)
+    nvtx: bool = opt("Mark frames and stages for Nsight Systems.", False, "--nvtx")
+
+    def check(self) -> None:
+        """Refuse numbers that are none, and NVTX without its package."""
+        for name, value in (("--rate", self.rate), ("--max-duration", self.max_duration)):
+            if value is not None and not (math.isfinite(value) and value > 0.0):
+                raise UsageError(f"{name}: expected a number above 0, got {value:g}")
+        if self.nvtx:
+            _require_package("nvtx", "--nvtx", extra="nvtx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluated:
+    """The data set that tells what the labels are worth."""
+
+    dataset: str | None = opt("Also evaluate on a data set; an unknown name lists all.")
+    root: Path | None = opt("Folder of the data set.")
+    split: str = opt("Its split.", "val")
+    limit: int | None = opt("Use at most this many of its images.", min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Workload(NamedClasses):
+    """What is labelled."""
+
+    demo: bool = opt("Use the bundle and images that ship with the package.", False, "--demo")
+    source: list[str] | None = opt(
+        "Photos, a folder or a video; may repeat. Default: the demo's images."
+    )
+    template: TemplateOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reports:
+    """Files to write."""
+
+    html: Path | None = opt("Write an HTML report.")
+    trace: Path | None = opt("Write a Chrome trace of two frames, for Perfetto.")
+    json_file: JsonOption = None
+
+    def check(self) -> None:
+        """Refuse files that cannot all be written, before anything is measured."""
+        taken: dict[Path, str] = {}
+        files = {"--json": self.json_file, "--html": self.html, "--trace": self.trace}
+        for option, file in files.items():
+            check_file_place(option, file)
+            if file is None:
+                continue
+            other = taken.setdefault(file.resolve(), option)
+            if other != option:
+                raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
+        if self.html is not None:
+            _require_package("matplotlib", "--html", extra="report")
+
+
+@takes_groups
 def profile(
+    *,
     context: typer.Context,
     targets: Annotated[
         list[str] | None,
         typer.Argument(metavar="BUNDLE", help="Bundle NAME.zsseg; or: show A.json [B.json]."),
     ] = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Use the bundle and images that ship with the package.")
-    ] = False,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(help="Photos, a folder or a video; may repeat. Default: the demo's images."),
-    ] = None,
-    classes: ClassesOption = None,
-    class_name: ClassOption = None,
-    template: TemplateOption = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="Another bundle, or changed settings KEY=VALUE,...; may repeat."),
-    ] = None,
-    against_python: Annotated[
-        str | None, typer.Option(help="Interpreter whose zsseg_rt is compared with this one.")
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=V,V: classes, threads, precision, backend, streams, frame=WxH."),
-    ] = None,
-    threshold: Annotated[str, typer.Option(help="Changes up to this count as equal.")] = "2%",
-    fail_above: Annotated[
-        str | None,
-        typer.Option(help="Exit with 3 if a variant is slower by more than this, such as 5%."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="With --fail-above: also exit with 3 if undecided.")
-    ] = False,
-    rate: Annotated[
-        float | None, typer.Option(help="Also label frames that fall due at this rate per second.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Also evaluate on a data set; an unknown name lists all.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "val",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use at most this many of its images.")
-    ] = None,
-    max_duration: Annotated[
-        float, typer.Option(help="Seconds after which no further round begins.")
-    ] = 30.0,
-    cold_start: Annotated[bool, typer.Option(help="Also time fresh processes.")] = True,
-    nodes: Annotated[bool, typer.Option(help="Also time the nodes of the graphs.")] = True,
-    nvtx: Annotated[
-        bool, typer.Option("--nvtx", help="Mark frames and stages for Nsight Systems.")
-    ] = False,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = 0,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write a Chrome trace of two frames, for Perfetto.")
-    ] = None,
-    json_file: JsonOption = None,
+    asked: _Workload,
+    compared: _Compared,
+    judged: _Evaluated,
+    measured: _Measured,
+    run: ComputeOptions,
+    reports: _Reports,
 ) -> int:
     """Time a bundle's frames, stages and start; compare it with other bundles and settings.
 
@@ -116,39 +154,27 @@ def profile(
         return _show(targets[1:])
     from zsseg_rt.profiling.variants import Variant
 
-    _check_numbers(rate=rate, max_duration=max_duration)
-    gate = None if fail_above is None else _share("--fail-above", fail_above)
-    if strict and gate is None:
-        raise UsageError("--strict: expected --fail-above with it, got none")
-    if gate is not None and not (against or against_python):
-        raise UsageError("--fail-above: expected --against or --against-python with it, got none")
-    _check_places({"--json": json_file, "--html": html, "--trace": trace})
-    if html is not None:
-        _require_package("matplotlib", "--html", extra="report")
-    if nvtx:
-        _require_package("nvtx", "--nvtx", extra="nvtx")
-    bundle = _choose_bundle(targets or [], demo=demo)
-    asked = {"device": device, "backend": backend, "precision": precision, "num_threads": threads}
-    defaults = {"device": "auto", "backend": "auto", "precision": "auto", "num_threads": 0}
-    config = {key: value for key, value in asked.items() if value != defaults[key]}
-    config |= {"with_nvtx": True} if nvtx else {}
-    base = Variant(name=bundle.name, bundle=bundle, config=config)
-    variants = _variants(base, against or [], against_python, sweep or [])
-    named = classes is not None or class_name
-    names = read_classes(classes, class_name or []) if named else None
+    gate = compared.gate()
+    reports.check()
+    measured.check()
+    bundle = _choose_bundle(targets or [], demo=asked.demo)
+    defaults = ComputeOptions().settings()
+    config = {key: value for key, value in run.settings().items() if value != defaults[key]}
+    config |= {"with_nvtx": True} if measured.nvtx else {}
+    variants = _variants(Variant(name=bundle.name, bundle=bundle, config=config), compared)
     settings: dict[str, Any] = {
-        "threshold": _share("--threshold", threshold) if gate is None else gate,
-        "max_seconds": max_duration,
-        "rate": rate,
-        "cold_starts": cold_start,
-        "nodes": nodes,
+        "threshold": _share("--threshold", compared.threshold) if gate is None else gate,
+        "max_seconds": measured.max_duration,
+        "rate": measured.rate,
+        "cold_starts": measured.cold_start,
+        "nodes": measured.nodes,
         "agreement": len(variants) > 1,
-        "evaluate": None if dataset is None else _evaluator(dataset, root, split, limit, template),
+        "evaluate": _evaluator(judged, asked.template),
         "command": _repeat(context),
     }
-    report = _run(variants, source, names, template, settings)
-    _write(report, json_file, html, trace)
-    return _exit_code(report, gate, strict=strict)
+    report = _run(variants, asked, settings)
+    _write(report, reports)
+    return _exit_code(report, gate, strict=compared.strict)
 
 
 def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
@@ -165,28 +191,24 @@ def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
     return demo_bundle()
 
 
-def _variants(
-    base: Variant, against: Sequence[str], python: str | None, sweeps: Sequence[str]
-) -> tuple[Variant, ...]:
+def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
     from dataclasses import replace
 
     from zsseg_rt.profiling.variants import read_against, read_sweep
 
-    variants = [base, *(read_against(text, base) for text in against)]
-    if python is not None:
+    variants = [base, *(read_against(text, base) for text in compared.against or [])]
+    if (python := compared.against_python) is not None:
         if not os.access(python, os.X_OK) or Path(python).is_dir():
             raise UsageError(f"--against-python: expected an interpreter, got {python!r}")
         variants.append(replace(base, name=f"python {python}", python=python))
-    for text in sweeps:
+    for text in compared.sweep or []:
         variants += read_sweep(text, base)
     return tuple(variants)
 
 
 def _run(
     variants: tuple[Variant, ...],
-    source: list[str] | None,
-    names: Any,
-    templates: Sequence[str] | None,
+    asked: _Workload,
     settings: dict[str, Any],
 ) -> Report:
     from zsseg_rt.demo import demo_photos
@@ -196,10 +218,11 @@ def _run(
     from zsseg_rt.profiling.workload import Workload, read_frames
     from zsseg_rt.stream.uris import source_names
 
-    frames = read_frames(source or demo_photos())
-    shown = ", ".join(source_names(source)) if source else "the demo's images"
+    names: Any = asked.read_if_given()
+    frames = read_frames(asked.source or demo_photos())
+    shown = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
     with tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder, _status() as tell:
-        workload = Workload(Path(folder), frames, names, templates)
+        workload = Workload(Path(folder), frames, names, asked.template)
         request = Request(
             variants=variants, workload=workload, source=shown, on_progress=tell, **settings
         )
@@ -210,18 +233,18 @@ def _run(
             raise typer.Exit(EXIT_GATE) from exc
 
 
-def _write(report: Report, json_file: Path | None, html: Path | None, trace: Path | None) -> None:
+def _write(report: Report, reports: _Reports) -> None:
     """Files first: whoever reads the tables may stop reading."""
-    if json_file is not None:
-        write_json(json_file, report)
-    if trace is not None:
+    if reports.json_file is not None:
+        write_json(reports.json_file, report)
+    if reports.trace is not None:
         from zsseg_rt.profiling.pages.trace import make_trace
 
-        write_json(trace, make_trace(report))
-    if html is not None:
+        write_json(reports.trace, make_trace(report))
+    if reports.html is not None:
         from zsseg_rt.profiling.pages.html import write_html
 
-        write_html(html, report)
+        write_html(reports.html, report)
     _print(report)
 
 
@@ -302,12 +325,6 @@ def _status() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _check_numbers(*, rate: float | None, max_duration: float) -> None:
-    for name, value in (("--rate", rate), ("--max-duration", max_duration)):
-        if value is not None and not (math.isfinite(value) and value > 0.0):
-            raise UsageError(f"{name}: expected a number above 0, got {value:g}")
-
-
 def _share(option: str, text: str) -> float:
     """Read ``5%`` or ``0.05``."""
     try:
@@ -318,18 +335,6 @@ def _share(option: str, text: str) -> float:
     if not 0.0 < value < 10.0:
         raise UsageError(f"{option}: expected a share such as 5% or 0.05, got {text!r}")
     return value
-
-
-def _check_places(files: Mapping[str, Path | None]) -> None:
-    """Refuse files that cannot all be written, before anything is measured."""
-    taken: dict[Path, str] = {}
-    for option, file in files.items():
-        check_file_place(option, file)
-        if file is None:
-            continue
-        other = taken.setdefault(file.resolve(), option)
-        if other != option:
-            raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
 
 
 def _require_package(name: str, option: str, *, extra: str) -> None:
@@ -365,11 +370,13 @@ def _repeat(context: typer.Context) -> str:
 
 
 def _evaluator(
-    dataset: str, root: Path | None, split: str, limit: int | None, templates: list[str] | None
-) -> Callable[[Variant], float | None]:
+    judged: _Evaluated, templates: list[str] | None
+) -> Callable[[Variant], float | None] | None:
+    if judged.dataset is None:
+        return None
     from zsseg_rt.cli.evaluate import open_dataset
 
-    data: SegmentationDataset = open_dataset(dataset, root, split, {})
+    data: SegmentationDataset = open_dataset(judged.dataset, judged.root, judged.split, {})
 
     def evaluate_variant(variant: Variant) -> float | None:
         from zsseg_rt.config import EngineConfig
@@ -380,7 +387,7 @@ def _evaluator(
         config = EngineConfig.from_dict(variant.config)
         with Engine(variant.bundle, config) as engine:
             segmenter = EngineSegmenter(engine, data.class_names, templates=templates)
-            scores = evaluate(segmenter, data, limit=limit).scores
+            scores = evaluate(segmenter, data, limit=judged.limit).scores
         return 100.0 * scores.miou
 
     return evaluate_variant

@@ -6,91 +6,80 @@ import getpass
 import secrets
 import socket
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.options import (
-    BackendOption,
-    BackgroundOption,
-    BundleOption,
-    ClassesOption,
-    ClassOption,
-    CosineOption,
-    DeviceOption,
-    MinRegionScoreOption,
-    PrecisionOption,
-    SkipStillOption,
-    SteadyOption,
-    TemplateOption,
-    ThreadsOption,
-    UnknownBelowOption,
-    UsageError,
-    argument_errors_are_usage,
-    bundle_with_memory,
-    read_background,
-    read_classes_or_demo,
-    read_cosine,
+from zsseg_rt.cli.groups import (
+    EngineOptions,
+    MemoryOptions,
+    WordOptions,
+    choose_bundle,
+    opt,
+    takes_groups,
 )
-from zsseg_rt.cli.remarks import print_background
+from zsseg_rt.cli.options import BundleOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
-from zsseg_rt.config import EngineConfig
 from zsseg_rt.extras import needs_extra
 
 if TYPE_CHECKING:
-    from zsseg_rt.server import LiveServer
+    from zsseg_rt.server import LiveServer, ServerSettings
 
 
 NEW_TOKEN = "new"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Access:
+    """Where to listen, and who may come in."""
+
+    host: str = opt("Address to listen on; any but this machine's own needs a token.", "127.0.0.1")
+    port: int = opt("Port; 0 takes a free one.", 8000, min=0, max=65535)
+    token: str | None = opt("Token that clients must send; 'new' makes one.", envvar="ZSSEG_TOKEN")
+    allow_host: list[str] | None = opt("Another name of the server, such as a proxy's; may repeat.")
+    proxy: list[str] | None = opt("Address or network of a proxy with many clients; may repeat.")
+    stale_after: float = opt("Seconds without a new frame after which /healthz answers 503.", 5.0)
+
+    def settings(self) -> ServerSettings:
+        """The server's."""
+        from zsseg_rt.server import ServerSettings
+
+        return ServerSettings(
+            host=self.host,
+            port=self.port,
+            token=_token(self.token),
+            allowed_hosts=tuple(self.allow_host or ()),
+            proxies=tuple(self.proxy or ()),
+            stale_seconds=self.stale_after,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What is labelled."""
+
+    source: list[str] | None = opt(
+        "A camera, video or photos, or @FILE with one per line; may repeat."
+    )
+    policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
+    wait: WaitOption = False
+
+
+@takes_groups
 def serve(
-    source: Annotated[
-        list[str] | None,
-        typer.Option(help="A camera, video or photos, or @FILE with one per line; may repeat."),
-    ] = None,
+    *,
+    watched: _Sources,
     bundle: BundleOption = None,
     demo: Annotated[
         bool,
         typer.Option("--demo", help="Show test:// with the bundle that ships with the package."),
     ] = False,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="ZSSEG_TOKEN", help="Token that clients must send; 'new' makes one."),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Another name of the server, such as a proxy's; may repeat."),
-    ] = None,
-    proxy: Annotated[
-        list[str] | None,
-        typer.Option(help="Address or network of a proxy with many clients; may repeat."),
-    ] = None,
-    stale_after: Annotated[
-        float, typer.Option(help="Seconds without a new frame after which /healthz answers 503.")
-    ] = 5.0,
-    classes: ClassesOption = None,
-    class_name: ClassOption = None,
-    background: BackgroundOption = "",
-    template: TemplateOption = None,
-    policy: Annotated[
-        str, typer.Option(help="latest (videos at their own speed) or all (every frame).")
-    ] = "latest",
-    steady: SteadyOption = False,
-    skip_still: SkipStillOption = False,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = 0,
-    unknown_below: UnknownBelowOption = None,
-    min_region_score: MinRegionScoreOption = None,
-    cosine: CosineOption = None,
+    access: _Access,
+    words: WordOptions,
+    memory: MemoryOptions,
+    run: EngineOptions,
 ) -> None:
     """Show cameras, videos or photos with their labels in a browser.
 
@@ -98,67 +87,30 @@ def serve(
     it. docs/serve.md tells what else it answers, and how to reach it from elsewhere.
     """
     with needs_extra("serve", "to serve"):
-        from zsseg_rt.server import LiveServer, ServerSettings
+        from zsseg_rt.server import LiveServer
         from zsseg_rt.server.settings import listen
     from zsseg_rt.engine import Engine
     from zsseg_rt.stream.runner import check_settings
     from zsseg_rt.stream.uris import open_sources
 
-    chosen, sources = _choose_inputs(bundle, source or [], demo=demo)
-    names = read_classes_or_demo(classes, class_name or [], demo=demo)
-    config = EngineConfig(
-        device=device,
-        backend=backend,
-        precision=precision,
-        num_threads=threads,
-        unknown_below=unknown_below,
-        min_region_score=min_region_score,
-        **read_cosine(cosine),
-    )
+    lacking = "name a source: --source with a camera, video or @FILE"
+    chosen = choose_bundle(bundle, watched.source, demo=demo, missing=lacking)
+    sources = watched.source or [DEMO_SOURCE]
+    names = words.read(demo=demo)
+    config = run.config()
     with argument_errors_are_usage():
-        check_settings(policy, None)
+        check_settings(watched.policy, None)
         open_sources(sources)  # read only, before the engine takes its time
-        settings = ServerSettings(
-            host=host,
-            port=port,
-            token=_token(token),
-            allowed_hosts=tuple(allow_host or ()),
-            proxies=tuple(proxy or ()),
-            stale_seconds=stale_after,
-        )
-        listener = listen(host, port)
-    options: dict[str, Any] = {"policy": policy, "listener": listener}
-    options |= {"steady": steady, "skip_still": skip_still}
-    checked = bundle_with_memory(chosen) if steady or skip_still else chosen
+        settings = access.settings()
+        listener = listen(access.host, access.port)
+    options: dict[str, Any] = {"policy": watched.policy, "wait": watched.wait, **vars(memory)}
+    checked = memory.checked(chosen)
     with listener, Engine(checked, config) as engine:
-        rivals = read_background(background, len(names))
-        engine.set_classes(names, background=rivals, templates=template)
-        print_background(engine, background)
-        with LiveServer(engine, sources, settings, **options) as server:
+        words.give(engine, names)
+        with LiveServer(engine, sources, settings, listener=listener, **options) as server:
             _tell(server)
             with stopped_by_signals(server.stop):
                 server.wait()
-
-
-def _choose_inputs(
-    bundle: Path | None, sources: list[str], *, demo: bool
-) -> tuple[Path, list[str]]:
-    """The bundle and the sources.
-
-    Raises:
-        UsageError: Something is missing.
-    """
-    if demo:
-        from zsseg_rt.demo import demo_bundle
-
-        return bundle or demo_bundle(), sources or [DEMO_SOURCE]
-    if not sources:
-        raise UsageError("name a source: --source with a camera, video or @FILE; or try --demo")
-    if bundle is None:
-        raise UsageError(
-            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
-        )
-    return bundle, sources
 
 
 def _token(given: str | None) -> str | None:

@@ -5,42 +5,32 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.groups import (
+    EngineOptions,
+    MemoryOptions,
+    WordOptions,
+    choose_bundle,
+    opt,
+    takes_groups,
+)
 from zsseg_rt.cli.options import (
     AlphaOption,
-    BackendOption,
-    BackgroundOption,
     BundleOption,
-    ClassesOption,
-    ClassOption,
-    CosineOption,
-    DeviceOption,
     JsonOption,
-    MinRegionScoreOption,
-    PrecisionOption,
-    SkipStillOption,
-    SteadyOption,
-    TemplateOption,
-    ThreadsOption,
-    UnknownBelowOption,
-    UsageError,
+    WaitOption,
     argument_errors_are_usage,
-    bundle_with_memory,
-    read_background,
-    read_classes_or_demo,
-    read_cosine,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
-from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.cli.service import Notifier, stopped_by_signals
-from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
@@ -55,7 +45,51 @@ _REDRAW = 0.5  # seconds
 _MOST_PLACES = 40  # that a report names of a sink
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pace:
+    """Which frames are labelled, and until when."""
+
+    frames: int | None = opt("Stop after this many frames; default with --demo: 300.", min=1)
+    seconds: float | None = opt("Stop after this many seconds.", min=0.0)
+    policy: str | None = opt(
+        "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
+    )
+    max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
+    wait: WaitOption = False
+
+    def settings(self) -> dict[str, Any]:
+        """The stream's."""
+        from zsseg_rt.stream.watch import Patience
+
+        patience = Patience(at_start=self.wait)
+        return {"policy": self.policy, "max_staleness": self.max_staleness, "patience": patience}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """How sinks write, and the file that says how it went."""
+
+    rotate: str | None = opt(
+        "Begin new files after 10min, at 500MB, or whichever comes first: 10min,500MB.",
+        metavar="TIME,SIZE",
+    )
+    keep: str | None = opt(
+        "With --rotate: remove old files after 7d, beyond 20GB per source, or both.",
+        metavar="TIME,SIZE",
+    )
+    alpha: AlphaOption = 0.5
+    json_file: JsonOption = None
+
+    def settings(self) -> dict[str, Any]:
+        """The stream's."""
+        from zsseg_rt.files.series import Rotation
+
+        return {"alpha": self.alpha, "rotation": Rotation.parse(self.rotate, self.keep)}
+
+
+@takes_groups
 def stream(
+    *,
     targets: Annotated[
         list[str] | None,
         typer.Argument(
@@ -69,55 +103,11 @@ def stream(
         bool,
         typer.Option("--demo", help="Stream test:// with the bundle that ships with the package."),
     ] = False,
-    classes: ClassesOption = None,
-    class_name: ClassOption = None,
-    background: BackgroundOption = "",
-    template: TemplateOption = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stop after this many frames; default with --demo: 300."),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after this many seconds.")
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help="latest (drop old frames) or all (the source waits); default: latest for "
-            "cameras, else all."
-        ),
-    ] = None,
-    max_staleness: Annotated[
-        float | None, typer.Option(help="Drop frames that waited longer than this many seconds.")
-    ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
-    ] = False,
-    rotate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME,SIZE",
-            help="Begin new files after 10min, at 500MB, or whichever comes first: 10min,500MB.",
-        ),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME,SIZE",
-            help="With --rotate: remove old files after 7d, beyond 20GB per source, or both.",
-        ),
-    ] = None,
-    steady: SteadyOption = False,
-    skip_still: SkipStillOption = False,
-    alpha: AlphaOption = 0.5,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = 0,
-    unknown_below: UnknownBelowOption = None,
-    min_region_score: MinRegionScoreOption = None,
-    cosine: CosineOption = None,
-    json_file: JsonOption = None,
+    words: WordOptions,
+    pace: _Pace,
+    files: _Files,
+    memory: MemoryOptions,
+    run: EngineOptions,
 ) -> None:
     """Label every frame of cameras, videos or photos, and write the results.
 
@@ -127,88 +117,28 @@ def stream(
     from zsseg_rt.batch.photo_run import lanes_for
     from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
-    from zsseg_rt.files.series import Rotation
-    from zsseg_rt.steady.memory import source_memories
-    from zsseg_rt.stream.runner import waits_for_labels
-    from zsseg_rt.stream.sinks import open_writers
-    from zsseg_rt.stream.uris import open_sources
-
-    chosen, source, sinks = _choose_inputs(bundle, targets or [], demo=demo)
-    names = read_classes_or_demo(classes, class_name or [], demo=demo)
-    if demo and frames is None and seconds is None:
-        frames = DEMO_FRAMES
-    config = EngineConfig(
-        device=device,
-        backend=backend,
-        precision=precision,
-        num_threads=threads,
-        unknown_below=unknown_below,
-        min_region_score=min_region_score,
-        **read_cosine(cosine),
-    )
-    checked = bundle_with_memory(chosen) if steady or skip_still else chosen
-    with argument_errors_are_usage():
-        settings = _stream_settings(policy, max_staleness, wait=wait)
-        sources = open_sources(source, config.channel_order)
-        if waits_for_labels(sources, settings["policy"]) and not (steady or skip_still):
-            config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
-        settings["memories"] = source_memories(sources, steady=steady, skip_still=skip_still)
-        writers = open_writers(
-            sinks,
-            channel_order=config.channel_order,
-            alpha=alpha,
-            sources=[one.name for one in sources],
-            rotation=Rotation.parse(rotate, keep),
-        )
-    with Engine(checked, config) as engine:
-        chosen_background = read_background(background, len(names))
-        engine.set_classes(names, background=chosen_background, templates=template)
-        print_background(engine, background)
-        with _open(sources, engine, writers=writers, **settings) as labelled:
-            _run(labelled, frames, seconds)
-        _report(engine, labelled, json_file)
-
-
-def _choose_inputs(
-    bundle: Path | None, targets: list[str], *, demo: bool
-) -> tuple[Path, str, list[str]]:
-    """The bundle, the source and the sinks.
-
-    Raises:
-        UsageError: Something is missing.
-    """
-    if demo:
-        from zsseg_rt.demo import demo_bundle
-
-        return bundle or demo_bundle(), DEMO_SOURCE, targets
-    if not targets:
-        raise UsageError("name a source: a camera, video, folder or @FILE; or try --demo")
-    if bundle is None:
-        raise UsageError(
-            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
-        )
-    return bundle, targets[0], targets[1:]
-
-
-def _stream_settings(
-    policy: str | None, max_staleness: float | None, *, wait: bool
-) -> dict[str, Any]:
-    from zsseg_rt.stream.runner import check_settings
-    from zsseg_rt.stream.watch import Patience
-
-    check_settings(policy, max_staleness)
-    patience = Patience(at_start=wait)
-    return {"policy": policy, "max_staleness": max_staleness, "patience": patience}
-
-
-def _open(sources: Sequence[Any], engine: Engine, **settings: Any) -> Stream:
     from zsseg_rt.lane_pool import LanePool
-    from zsseg_rt.stream.runner import Stream
+    from zsseg_rt.stream.opening import StreamOptions
 
-    lanes = None
-    if engine.config.num_lanes > 1:
-        lanes = LanePool(engine.segment, engine.lane, engine.config.num_lanes)
-    return Stream(sources, engine.segment, lanes=lanes, **settings)
+    lacking = "name a source: a camera, video, folder or @FILE"
+    chosen = choose_bundle(bundle, targets, demo=demo, missing=lacking)
+    source, *sinks = [DEMO_SOURCE, *(targets or [])] if demo else targets or []
+    names = words.read(demo=demo)
+    if demo and pace.frames is None and pace.seconds is None:
+        pace = replace(pace, frames=DEMO_FRAMES)
+    config = run.config()
+    checked = memory.checked(chosen)
+    with argument_errors_are_usage():
+        settings = {**pace.settings(), **files.settings(), **vars(memory)}
+        parts = StreamOptions(sinks=sinks, **settings).open(source, config.channel_order)
+    num_lanes = lanes_for(MAX_LANES, config) if parts.takes_lanes else 1
+    config = replace(config, num_lanes=num_lanes)
+    with Engine(checked, config) as engine:
+        words.give(engine, names)
+        pool = partial(LanePool, engine.segment, engine.lane, num_lanes)
+        with parts.start(engine.segment, pool if num_lanes > 1 else None) as labelled:
+            _run(labelled, pace.frames, pace.seconds)
+        _report(engine, labelled, files.json_file)
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:

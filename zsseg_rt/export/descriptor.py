@@ -163,12 +163,5 @@ def _golden(
     }
     if "clip_embeds" in _encoder_outputs(model, parts):
         arrays["clip_embeds"] = output.patch_embeds.flatten(2).transpose(1, 2)
-    return (
-        as_numpy(arrays)
-        | {
-            "frame": frame,
-            "class_names": np.array(list(names)),
-            "text_embeds": embeds,
-        }
-        | extra
-    )
+    given = {"frame": frame, "class_names": np.array(list(names)), "text_embeds": embeds}
+    return as_numpy(arrays) | given | extra

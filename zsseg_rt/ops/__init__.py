@@ -41,6 +41,12 @@ from zsseg_rt.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
+from zsseg_rt.ops.similarity import (
+    blend_cosines,
+    patch_text_similarity,
+    relationship_descriptor,
+    relationship_descriptor_text,
+)
 
 __all__ = [
     "DEPTH_WORKSPACE_BYTES",
@@ -142,157 +148,6 @@ def preprocess(
     return native(_C.preprocess, frame, *settings, out, stream)
 
 
-def relationship_descriptor(
-    cls_embed: Array,
-    text_embeds: Array,
-    weight: Array,
-    bias: Array,
-    *,
-    text_queries: Array | None = None,
-    out: Array | None = None,
-    workspace: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Describe how an image relates to every class: ``[cls * text, text] Wᵀ + b``.
-
-    The concatenation is never stored. Its text half does not depend on the image:
-    :func:`relationship_descriptor_text` computes it once for many images.
-
-    ``cls_embed``, ``text_embeds`` and ``weight`` are all float32, all float16 or all bfloat16; sums
-    are float32. On CUDA, float16 and bfloat16 meet in the tensor cores, which get ``cls * text``
-    rounded to that dtype. The same call gives the same bits every time.
-
-    NumPy has no bfloat16: such arrays come through DLPack, as torch tensors do, on every device.
-
-    Args:
-        cls_embed: Global image embeddings ``[B, D]``.
-        text_embeds: Class embeddings ``[C, D]``.
-        weight: ``[E, 2 * D]``; the first D columns meet ``cls * text``.
-        bias: float32 ``[E]``; not added again if ``text_queries`` is given.
-        text_queries: ``relationship_descriptor_text(text_embeds, weight, bias)``, float32
-            ``[C, E]``. Computed here if None.
-        out: Array to write, ``[B, C, E]``, float32 or of the embeddings' dtype. A new float32 one
-            if None.
-        workspace: On CUDA, :data:`DEPTH_WORKSPACE_BYTES` bytes, uint8, at a multiple of 4, that are
-            zeros before their first use and that no other call uses at the same time. With it,
-            several blocks share the sums where the result alone would not fill the GPU; results
-            then differ in rounding. Without it, or with fewer bytes, fewer blocks do.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the inputs' device.
-
-    Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
-        DTypeError: An array has another dtype.
-        ArgumentError: ``workspace`` is not at a multiple of 4.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-
-    Source:
-        Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
-    """
-    halves = (cls_embed, text_embeds, weight, bias, text_queries)
-    return native(_C.relationship_descriptor, *halves, out, workspace, stream)
-
-
-def relationship_descriptor_text(
-    text_embeds: Array,
-    weight: Array,
-    bias: Array,
-    *,
-    out: Array | None = None,
-    workspace: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Compute the half of :func:`relationship_descriptor` that does not depend on the image.
-
-    ``text W[:, D:]ᵀ + b``.
-
-    Args:
-        text_embeds: Class embeddings ``[C, D]``, float32, float16 or bfloat16.
-        weight: ``[E, 2 * D]``, of the same dtype.
-        bias: float32 ``[E]``.
-        out: Array to write, ``[C, E]``, float32 or of the embeddings' dtype. A new float32 one if
-            None. Only float32 can be another call's ``text_queries``.
-        workspace: As :func:`relationship_descriptor`'s.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the inputs' device.
-
-    Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
-        DTypeError: An array has another dtype.
-        ArgumentError: ``workspace`` is not at a multiple of 4.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-    """
-    return native(
-        _C.relationship_descriptor_text, text_embeds, weight, bias, out, workspace, stream
-    )
-
-
-def patch_text_similarity(
-    patch_embeds: Array,
-    text_embeds: Array,
-    *,
-    logit_scale: float = 1.0,
-    normalize: bool = True,
-    classes_last: bool = False,
-    out: Array | None = None,
-    finite: Array | None = None,
-    workspace: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Compare every patch with every class: ``logit_scale * <patch, text>``, class-major.
-
-    Accumulated in float32 for every input dtype; on CUDA, two float16 or two bfloat16 inputs meet
-    in the tensor cores (bfloat16 from sm_80 on). The same call gives the same bits every time.
-
-    Each input may be float32; beside it, or beside one of its own dtype, the other may be float16
-    or bfloat16. NumPy has no bfloat16: such arrays come through DLPack, as torch tensors do, on
-    every device.
-
-    Args:
-        patch_embeds: float32, float16 or bfloat16 ``[B, N, D]``.
-        text_embeds: float32 or the patches' dtype, or any of the three beside float32;
-            ``[C, D]``, or ``[B, C, D]`` if they differ by image.
-        logit_scale: Finite factor.
-        normalize: Divide every row by its L2 norm first (cosine). A row of zeros has similarity 0
-            with everything.
-        classes_last: Return ``[B, N, C]``, a patch's classes beside each other.
-        out: Array to write, float32 ``[B, C, N]``, or ``[B, N, C]`` with ``classes_last``. A new
-            one if None.
-        finite: Array to write, uint8 ``[1]``, as :func:`all_finite` of the result does, in the
-            same launch.
-        workspace: On CUDA, ``finite`` needs 8 bytes, uint8, that are zeros before their first use
-            and that no other call uses at the same time. Every call leaves zeros there. With
-            :data:`DEPTH_WORKSPACE_BYTES` bytes, at a multiple of 4, the first 2048 zeros, several
-            blocks share the sums where the result alone would not fill the GPU; results then differ
-            in rounding.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the inputs' device.
-
-    Raises:
-        ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
-        DTypeError: An array has another dtype.
-        ArgumentError: ``logit_scale`` is not finite, or ``workspace`` is missing or too small.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-    """
-    settings = (logit_scale, normalize, classes_last)
-    return native(
-        _C.patch_text_similarity,
-        patch_embeds,
-        text_embeds,
-        *settings,
-        out,
-        finite,
-        workspace,
-        stream,
-    )
-
-
 def warp_blend(
     logits: Array,
     past: Array,
@@ -336,58 +191,6 @@ def warp_blend(
         array([[[[0. , 4. , 1.5]]]], dtype=float32)
     """
     return native(_C.warp_blend, logits, past, flow, past_weight, out, stream)
-
-
-def blend_cosines(
-    mask_logits: Array,
-    cosines: Array,
-    weights: Array,
-    shares: Array,
-    *,
-    activation: str = "sigmoid",
-    out: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Blend what a decoder says of each class with the cosine of patch and name.
-
-    At each cell, ``p`` is the activated mask logit and ``c`` the class's part of a softmax over the
-    cosines of all phrases; the result is the log-odds of ``p ** (1 - w) * c ** w``, so it can be
-    upsampled like mask logits, and a sigmoid makes a probability of it. A class with several
-    phrases has no advantage in the softmax if each counts its part of the class.
-
-    Probabilities above 1 - 1e-6 count as that. Absent classes (mask logits of at most -1e20) stay
-    so and have no part in the softmax; NaN and infinite mask logits stay what they are.
-
-    Args:
-        mask_logits: float32 ``[B, C, h, w]``, from 1 to 65534 classes, sides from 1 to 32767.
-        cosines: Scaled cosines, float32 ``[B, C, h, w]``.
-        weights: ``w`` of each class, float32 ``[C]``, in [0, 1].
-        shares: How much of its class each phrase is, float32 ``[C]``; rows of 0 are no phrases and
-            have no part in any softmax.
-        activation: Of the mask logits, ``"sigmoid"`` or ``"softmax"`` over classes.
-        out: Array to write, float32 ``[B, C, h, w]``; may be ``mask_logits`` or ``cosines``. A new
-            one if None.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the inputs' device.
-
-    Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
-        DTypeError: An array is not float32.
-        ArgumentError: The activation is unknown.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-
-    Example:
-        >>> logits, cosines = np.zeros((2, 1, 2, 1, 1), np.float32)
-        >>> cosines[0, 0] = np.log(3)
-        >>> halves, ones = np.float32([0.5, 0.5]), np.float32([1, 1])
-        >>> odds = blend_cosines(logits, cosines, halves, ones)
-        >>> 1 / (1 + np.exp(-odds.ravel()))  # sqrt(0.5 * 0.75), sqrt(0.5 * 0.25)
-        array([0.6123724 , 0.35355338], dtype=float32)
-    """
-    arrays = (mask_logits, cosines, weights, shares)
-    return native(_C.blend_cosines, *arrays, activation, out, stream)
 
 
 def overlay(

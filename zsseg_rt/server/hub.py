@@ -137,6 +137,8 @@ class Hub:
     def close(self) -> None:
         """Let all viewers go."""
         self.is_closed = True
+        with self._lock:
+            self._loop = None  # it ends before the frame that is being labelled may
         self._wake_all()
 
     async def run(self) -> None:

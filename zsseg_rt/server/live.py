@@ -29,6 +29,7 @@ from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.steady.memory import check_family, source_memories
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
 
 __all__ = ["LiveServer"]
 
@@ -52,6 +53,7 @@ class LiveServer:
         policy: As for :meth:`Engine.stream`; ``"latest"`` shows videos at their own speed.
         steady: As for :meth:`Engine.stream`.
         skip_still: As for :meth:`Engine.stream`.
+        wait: Whether cameras that are off at the start are waited for.
         listener: A socket that listens already, made by :func:`zsseg_rt.server.settings.listen`;
             the server closes it. None makes one.
 
@@ -76,6 +78,7 @@ class LiveServer:
         policy: Policy | None = "latest",
         steady: bool = False,
         skip_still: bool = False,
+        wait: bool = False,
         listener: socket.socket | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
@@ -85,7 +88,13 @@ class LiveServer:
         if steady or skip_still:
             check_family(engine.bundle.family)
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
-        self._stream = Stream(sources, labeller.segment_frame, policy=policy, memories=memories)
+        self._stream = Stream(
+            sources,
+            labeller.segment_frame,
+            policy=policy,
+            memories=memories,
+            patience=Patience(at_start=wait),
+        )
         self._hub = Hub(self._stream, labeller, self.settings.limits)
         self._guard = ConnectionGuard(self.settings, self._hub.counts)
         app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)

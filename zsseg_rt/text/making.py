@@ -1,71 +1,81 @@
-"""From what the caller of ``Engine.set_classes`` gives to a vocabulary."""
+"""Make a bundle's vocabularies: from names alone, or with embeddings that are given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.backends.base import Session
 from zsseg_rt.bundle import Bundle
 from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
-from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary, refuse_beside_vocabulary
-
-__all__ = ["VocabularyMaker"]
+from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
 
 
 class VocabularyMaker:
-    """Makes the vocabularies of one bundle, one at a time."""
+    """Makes vocabularies of version 0; the text encoder is loaded at the first phrase it needs."""
 
     def __init__(
-        self, bundle: Bundle, prompt_sets: Sequence[PromptSet], embedder: PhraseEmbedder
-    ) -> None:
-        self._bundle, self._prompt_sets, self._embedder = bundle, prompt_sets, embedder
-
-    def make(
         self,
-        class_names: ClassNames | Vocabulary,
+        bundle: Bundle,
+        prompt_sets: Sequence[PromptSet],
+        load_encoder: Callable[[], Session],
         *,
-        embeddings: npt.NDArray[np.float32] | None,
-        background: Sequence[str] | Literal["auto"],
-        templates: Sequence[str] | None,
-    ) -> Vocabulary:
-        """See :meth:`zsseg_rt.Engine.set_classes`; one that is given has the version it had."""
-        most = self._bundle.head.max_classes
-        if isinstance(class_names, Vocabulary):
-            refuse_beside_vocabulary(embeddings, background, templates)
-            check_vocabulary(
-                class_names,
-                embed_dim=self._bundle.text.embed_dim,
-                max_phrases=most,
-                prompt_sets=[prompt_set.name for prompt_set in self._prompt_sets[1:]],
-            )
-            return class_names
-        known = partial(self._embedder.can_embed, with_bank=templates is None)
-        backdrop = read_background(background, class_names, known)
-        classes = ClassList.read(class_names, backdrop, max_phrases=most)
-        if embeddings is not None:
-            return self.from_rows(classes, embeddings)
-        chosen = None if templates is None else check_templates(templates)
-        return self._of(
-            classes,
-            [
-                self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
-                for prompt_set in self._prompt_sets
-            ],
+        cache_dir: Path | None,
+        keep_encoder: bool,
+    ) -> None:
+        self._bundle, self._prompt_sets, self._keep_encoder = bundle, prompt_sets, keep_encoder
+        self._embedder = PhraseEmbedder(bundle, load_encoder, cache_dir)
+        self.release_encoder = self._embedder.release_encoder
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary that this bundle has no use for."""
+        check_vocabulary(
+            vocabulary,
+            embed_dim=self._bundle.text.embed_dim,
+            max_phrases=self._bundle.head.max_classes,
+            prompt_sets=[prompt_set.name for prompt_set in self._prompt_sets[1:]],
         )
 
-    def from_rows(self, classes: ClassList, embeddings: npt.NDArray[np.float32]) -> Vocabulary:
-        """A vocabulary with these embeddings, checked."""
-        count, width = len(classes.phrases), self._bundle.text.embed_dim
-        return self._of(classes, read_embeddings(embeddings, count, width, len(self._prompt_sets)))
+    def read(
+        self,
+        class_names: ClassNames,
+        background: Sequence[str] | Literal["auto"],
+        templates: Sequence[str] | None,
+    ) -> ClassList:
+        """The classes and their phrases, background included."""
+        known = partial(self._embedder.can_embed, with_bank=templates is None)
+        backdrop = read_background(background, class_names, known)
+        return ClassList.read(class_names, backdrop, max_phrases=self._bundle.head.max_classes)
 
-    def _of(self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]) -> Vocabulary:
+    def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
+        """A vocabulary whose phrases the bundle embeds."""
+        chosen = None if templates is None else check_templates(templates)
+        embeds = [
+            self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
+            for prompt_set in self._prompt_sets
+        ]
+        if not self._keep_encoder:
+            self._embedder.release_encoder()
+        return self._made(classes, embeds)
+
+    def with_embeddings(
+        self, classes: ClassList, embeddings: npt.NDArray[np.float32]
+    ) -> Vocabulary:
+        """A vocabulary with embeddings of the caller's own."""
+        sets, embed_dim = len(self._prompt_sets), self._bundle.text.embed_dim
+        return self._made(
+            classes, read_embeddings(embeddings, len(classes.phrases), embed_dim, sets)
+        )
+
+    def _made(self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]) -> Vocabulary:
         further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
         return Vocabulary(
             names=classes.names,

@@ -23,6 +23,7 @@ _WORD = (
     f"{START_OF_TEXT}|{END_OF_TEXT}|'[s\u017f]|'t|'re|'ve|'m|'ll|'d"
     "|\\p{L}+|\\p{N}|[^\\s\\p{L}\\p{N}\u0345]+"
 )
+_SPLIT = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Removed", "invert": True}
 
 
 def tokenizer_document(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
@@ -48,12 +49,7 @@ def tokenizer_document(vocab: dict[str, int], merges: list[str]) -> dict[str, An
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": _WORD},
-                    "behavior": "Removed",
-                    "invert": True,
-                },
+                _SPLIT,
                 {
                     "type": "ByteLevel",
                     "add_prefix_space": False,

@@ -1,0 +1,85 @@
+"""Put a stream together: sources, what past frames left behind, and sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zsseg_rt.files.series import Rotation
+from zsseg_rt.result import Segmentation
+from zsseg_rt.steady.memory import FrameMemory, source_memories
+from zsseg_rt.stream.ahead import Lanes
+from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
+from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
+from zsseg_rt.stream.source import Source
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """What is asked of a stream; :meth:`zsseg_rt.Engine.stream` says what each means."""
+
+    policy: Policy | None = None
+    max_staleness: float | None = None
+    patience: Patience | None = None
+    sinks: Sequence[SinkTarget] = ()
+    alpha: float = 0.5
+    rotation: Rotation | None = None
+    steady: bool = False
+    skip_still: bool = False
+
+    def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
+        """Open sources and sinks.
+
+        Raises:
+            ZssegError: As :meth:`zsseg_rt.Engine.stream`.
+        """
+        check_settings(self.policy, self.max_staleness)
+        sources = open_sources(source, channel_order)
+        memories = source_memories(sources, steady=self.steady, skip_still=self.skip_still)
+        writers = open_writers(
+            self.sinks,
+            channel_order=channel_order,
+            alpha=self.alpha,
+            sources=[one.name for one in sources],
+            rotation=self.rotation,
+        )
+        return StreamParts(options=self, sources=sources, memories=memories, writers=writers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamParts:
+    """What a stream is made of."""
+
+    options: StreamOptions
+    sources: Sequence[Source]
+    memories: Mapping[str, FrameMemory] | None
+    writers: Sequence[Writer]
+
+    @property
+    def takes_lanes(self) -> bool:
+        """Whether several frames can be labelled at the same time."""
+        return self.memories is None and waits_for_labels(self.sources, self.options.policy)
+
+    def start(
+        self, segment: Callable[..., Segmentation], open_lanes: Callable[[], Lanes] | None
+    ) -> Stream:
+        """The stream; the sinks are closed if the lanes that it takes cannot be opened."""
+        try:
+            lanes = open_lanes() if open_lanes is not None and self.takes_lanes else None
+        except BaseException:
+            for writer in self.writers:
+                writer.close()
+            raise
+        return Stream(
+            self.sources,
+            segment,
+            policy=self.options.policy,
+            max_staleness=self.options.max_staleness,
+            patience=self.options.patience,
+            writers=self.writers,
+            memories=self.memories,
+            lanes=lanes,
+        )
