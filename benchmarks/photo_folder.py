@@ -44,15 +44,15 @@ from zsseg_rt.demo import demo_bundle, demo_classes
 bundle, folder, lanes, out = sys.argv[1:]
 photos = sorted(Path(folder).iterdir())
 try:
-    from zsseg_rt.batch import lanes_for
+    from zsseg_rt.integrations.batch import lanes_for
     serial = lanes == "serial"
     count = 1 if serial else int(lanes) or lanes_for(len(photos), EngineConfig(device="cpu"))
     if serial:
-        from zsseg_rt.batch import photo_run
+        from zsseg_rt.integrations.batch import photo_run
         photo_run.in_order = lambda call, items, num_threads: (call(item) for item in items)
 except ImportError:  # an older version labels one after the other
     count = 1
-from zsseg_rt.batch import segment_photos
+from zsseg_rt.integrations.batch import segment_photos
 engine = Engine(bundle, EngineConfig(device="cpu", num_lanes=count))
 if engine.bundle.graphs.get("text_encoder"):
     engine.set_classes(demo_classes())

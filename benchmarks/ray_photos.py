@@ -40,7 +40,7 @@ from pathlib import Path
 begin = time.monotonic()
 from zsseg_rt import Engine, EngineConfig
 from benchmarks.ray_photos import classes_for
-from zsseg_rt.batch import lanes_for, segment_photos
+from zsseg_rt.integrations.batch import lanes_for, segment_photos
 
 bundle, folder, out = sys.argv[1:]
 photos, done = sorted(Path(folder).iterdir()), []

@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.candidates import Candidate, LocalCandidate

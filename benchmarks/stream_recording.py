@@ -27,8 +27,8 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
     engine that labels one frame fastest, with one thread, and with the threads of the encoder that
     the stream takes; the best of the three is what the stream is compared with.
     """
-    from zsseg_rt.batch import lanes_for
     from zsseg_rt.config import MAX_LANES, EngineConfig
+    from zsseg_rt.integrations.batch import lanes_for
 
     engines = {
         "loop": EngineConfig(),
@@ -117,7 +117,7 @@ def record_in_a_loop(engine: Any, clip: Path, out: Path, *, whole_frames: bool =
     import av
 
     from zsseg_rt import ops
-    from zsseg_rt.visualize import palette
+    from zsseg_rt.results.visualize import palette
 
     options = {**X264, **({"x264-params": "sliced-threads=0"} if whole_frames else {})}
     count = 0
@@ -164,7 +164,7 @@ def psnr(path: Path, clip: Path, engine: Any) -> float:
     import av
 
     from zsseg_rt import ops
-    from zsseg_rt.visualize import palette
+    from zsseg_rt.results.visualize import palette
 
     errors = []
     with av.open(str(path)) as recorded, av.open(str(clip)) as source:

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper
 
 from support.graphs import write_graph, write_two_inputs
 from zsseg_rt import ops
-from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 
 PLACES = [("openvino", "cpu"), ("torch", "cpu"), ("torch", "cuda:0"), ("tensorrt", "cuda:0")]

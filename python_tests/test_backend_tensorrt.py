@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
-from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.check import GraphHeader
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,

@@ -8,11 +8,11 @@ import pytest
 
 from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.batch import JOURNAL, lanes_for, photo_run, segment_photos
-from zsseg_rt.batch.budget import Budget
 from zsseg_rt.errors import BackendUnavailableError, EngineStateError, SourceError
-from zsseg_rt.lane_pool import LanePool, in_order
+from zsseg_rt.integrations.batch import JOURNAL, lanes_for, photo_run, segment_photos
+from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.photos import find_photos
+from zsseg_rt.runtime.lane_pool import LanePool, in_order
 
 NAMES = ["red", "blue", "green", "white"]
 LIMIT = 30.0  # seconds

@@ -9,7 +9,7 @@ import pytest
 
 from support.fakes import edit_manifest, write_fake_bundle
 from zsseg_rt import Bundle, BundleError, BundleVersionError, PrecisionNotApplied
-from zsseg_rt.arrays import TensorSpec
+from zsseg_rt.common.arrays import TensorSpec
 
 GRAPH = ("graphs", "image_encoder", "float32")
 

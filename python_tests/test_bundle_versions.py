@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig, FrameMemory
-from zsseg_rt.bundle import FORMAT_VERSION
-from zsseg_rt.bundle_specs import FAMILIES
-from zsseg_rt.families import registry
-from zsseg_rt.families.dense import DenseFamily
-from zsseg_rt.families.registry import create_family
+from zsseg_rt.bundles.bundle import FORMAT_VERSION
+from zsseg_rt.bundles.specs import FAMILIES
+from zsseg_rt.runtime.families import registry
+from zsseg_rt.runtime.families.dense import DenseFamily
+from zsseg_rt.runtime.families.registry import create_family
 
 FOLDER = Path(__file__).parent / "bundles"
 BUNDLES = sorted(FOLDER.glob("v*/*.zsseg"))

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate")
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
-from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
+from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402

@@ -87,7 +87,9 @@ def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, s
 
 
 def test_a_script_in_the_checkout_works(python, checkout, site):
-    (checkout / "script.py").write_text("import zsseg_rt.workspace, zsseg_rt.clock\n" + USE_CORE)
+    (checkout / "script.py").write_text(
+        "import zsseg_rt.runtime.workspace, zsseg_rt.runtime.clock\n" + USE_CORE
+    )
     done = python(site, "script.py")
     assert done.returncode == 0, done.stderr
 

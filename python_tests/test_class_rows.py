@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.families.class_rows import bucket_of
-from zsseg_rt.families.registry import create_family
+from zsseg_rt.runtime.families.class_rows import bucket_of
+from zsseg_rt.runtime.families.registry import create_family
 
 STORED = Path(__file__).parent / "bundles" / "v1"
 

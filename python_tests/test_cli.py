@@ -49,7 +49,7 @@ def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, 
     assert {c["name"] for c in entry["classes"]} == {"red", "white", "blue"}
     assert sum(c["pixels"] for c in entry["classes"]) == 30 * 60
     assert written["engine"]["names"] == ["blue", "red", "white"]
-    from zsseg_rt.visualize import palette
+    from zsseg_rt.results.visualize import palette
 
     mask = cv2.imread(str(out / "flag.mask.png"), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(["red", "white", "blue"]))
@@ -118,8 +118,8 @@ def test_names_that_are_no_plain_text_are_named(
 def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, capsys):
     import dataclasses
 
-    from zsseg_rt.batch import PhotoResult
     from zsseg_rt.cli.photo_tables import print_table
+    from zsseg_rt.integrations.batch import PhotoResult
 
     entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}
     result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))

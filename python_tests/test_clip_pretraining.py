@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
-from zsseg_rt.experiments import clip_pretraining
-from zsseg_rt.experiments.caption_batches import NEVER_CAPTIONED, CaptionBatches
-from zsseg_rt.experiments.clip_checks import (
+from tools.studies import clip_pretraining
+from tools.studies.caption_batches import NEVER_CAPTIONED, CaptionBatches
+from tools.studies.clip_checks import (
     TEMPLATES,
     classify_views,
     load_run,
     score_dense_heads,
 )
-from zsseg_rt.experiments.clip_pretraining import ClipTask, contrastive_loss, pretrain
-from zsseg_rt.experiments.small_clip import PretrainingConfig, SmallClip
+from tools.studies.clip_pretraining import ClipTask, contrastive_loss, pretrain
+from tools.studies.small_clip import PretrainingConfig, SmallClip
+from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.weights import load_clip
@@ -106,8 +106,8 @@ def test_captions_fit_and_leave_out_what_is_held_back():
 def test_workers_start_where_opencv_has_threads():
     code = """
 import cv2, numpy as np
-from zsseg_rt.experiments.clip_pretraining import _batch_source
-from zsseg_rt.experiments.small_clip import PretrainingConfig
+from tools.studies.clip_pretraining import _batch_source
+from tools.studies.small_clip import PretrainingConfig
 
 cv2.setNumThreads(2)
 cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (31, 31), 5)  # its threads run now

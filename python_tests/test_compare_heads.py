@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
-from zsseg_rt.errors import ArgumentError  # noqa: E402
-from zsseg_rt.experiments.cached_heads import (  # noqa: E402
+from tools.studies.cached_heads import (  # noqa: E402
     ROWS,
     HeadSettings,
     open_world,
     train_head,
 )
+from zsseg_rt.errors import ArgumentError  # noqa: E402
 
 TOOL = Path(__file__).parents[1] / "tools" / "compare_heads.py"
 SHORT = HeadSettings(steps=2, batch_size=4, num_scenes=8, num_judged=6, warmup_steps=1)

@@ -6,7 +6,7 @@ import torch
 
 from support import tiny
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ConfigError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter

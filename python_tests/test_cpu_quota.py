@@ -6,11 +6,12 @@ import os
 import numpy as np
 import pytest
 
-from zsseg_rt import Engine, EngineConfig, cpus
-from zsseg_rt.batch import lanes_for
-from zsseg_rt.cpus import cpu_quota, threads_in_quota, usable_cpus
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.common import cpus
+from zsseg_rt.common.cpus import cpu_quota, threads_in_quota, usable_cpus
 from zsseg_rt.doctor import examine
 from zsseg_rt.evaluation.provenance import describe_machine
+from zsseg_rt.integrations.batch import lanes_for
 
 GROUPS = "sys/fs/cgroup"
 CASES = {

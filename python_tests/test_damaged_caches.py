@@ -193,6 +193,6 @@ def test_an_entry_that_cannot_be_removed_only_costs_the_cache(tmp_path, caplog, 
     user = KINDS[name].user(tmp_path)
     user.use()
     replace_entry(user, KINDS[name], OBSTACLES["folder"])
-    monkeypatch.setattr("zsseg_rt.files.single.shutil", SimpleNamespace(rmtree=refuse))
+    monkeypatch.setattr("zsseg_rt.common.files.single.shutil", SimpleNamespace(rmtree=refuse))
     user.use()
     assert caplog.records

@@ -12,7 +12,7 @@ import pytest
 from conftest import require_cuda
 from support.device_backend import device_backend
 from support.host_backend import ForeignArray, host_backend
-from zsseg_rt import Engine, EngineConfig, ops, workspace
+from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
@@ -22,6 +22,7 @@ from zsseg_rt.errors import (
     ShapeError,
     VocabularyError,
 )
+from zsseg_rt.runtime import workspace
 
 STORED = Path(__file__).parent / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]

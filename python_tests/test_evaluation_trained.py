@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from support import tiny, tiny_zegformer  # noqa: E402
-from zsseg_rt import Bundle, cli, schema  # noqa: E402
+from zsseg_rt import Bundle, cli  # noqa: E402
+from zsseg_rt.common import schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import (  # noqa: E402

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from support import tiny
 from support.graphs import write_graph
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
 from zsseg_rt.export import bundle_writer as writer
 from zsseg_rt.export import export_bundle, export_dense_bundle, verify_bundle

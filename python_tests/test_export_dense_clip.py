@@ -12,7 +12,7 @@ from support import tiny
 from support.command_line import run
 from support.rtx_plans import build_image_encoder_plan
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.dense_clip import imagenet_templates

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
-from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.graph_files import refuse_control_flow

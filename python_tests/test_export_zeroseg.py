@@ -13,20 +13,21 @@ from support import tiny
 from support.command_line import run
 from support.rtx_plans import build_image_encoder_plan
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt import Engine, EngineConfig, schema
+from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import registry
-from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import HeadSpec, SegmentSpec
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
+from zsseg_rt.common import schema
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.zeroseg import export_zeroseg
-from zsseg_rt.families.segment_tokens import segment_scores
 from zsseg_rt.models import create_model
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.models.zeroseg.labels import ClassRule, class_scores
 from zsseg_rt.models.zeroseg.windows import segment_predict
 from zsseg_rt.ops import reference
+from zsseg_rt.runtime.families.segment_tokens import segment_scores
 
 pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 

@@ -18,11 +18,11 @@ from support.command_line import run
 from support.hub_server import serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.bundles.pretrained import bundle_place, checkpoint_folder
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, FetchError
 from zsseg_rt.fetch import SETS, bundles, fetch_bundle
-from zsseg_rt.pretrained import bundle_place, checkpoint_folder
 
 pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 pytest.importorskip("huggingface_hub", reason="needs pip install '.[train]'")
@@ -33,7 +33,7 @@ import json, sys
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
 from zsseg_rt.cli import main
-from zsseg_rt.pretrained import SETS, PretrainedSet
+from zsseg_rt.bundles.pretrained import SETS, PretrainedSet
 SETS["tiny-set"] = PretrainedSet(**json.loads(sys.argv[1]))
 sys.exit(main(sys.argv[2:]))
 """

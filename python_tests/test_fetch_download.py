@@ -9,10 +9,10 @@ import pytest
 
 from support.hub_server import COMMIT, serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
+from zsseg_rt.bundles.pretrained import checkpoint_folder
 from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import Progress, checkpoints
 from zsseg_rt.fetch.checkpoints import find_checkpoint
-from zsseg_rt.pretrained import checkpoint_folder
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install '.[train]'")
 import huggingface_hub  # noqa: E402

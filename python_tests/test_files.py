@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from zsseg_rt.files import read_npy
+from zsseg_rt.common.files import read_npy
 
 LIMIT = 1 << 20
 HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': %s}\n"

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from support.small_runs import TABLES, save_clip  # noqa: E402
+from tools.studies.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt import Bundle, Engine  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
 from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
-from zsseg_rt.experiments.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.clip.shipped import read_packed  # noqa: E402
 from zsseg_rt.models.clip.weights import build_text_encoder, load_clip  # noqa: E402
@@ -134,7 +134,7 @@ SMALL_CLIP += ("--text-width", 64, "--text-layers", 1, "--embed-dim", 32, "--thr
 
 
 def test_a_very_short_pretraining_works(tmp_path):
-    module = "zsseg_rt.experiments.clip_pretraining"
+    module = "tools.studies.clip_pretraining"
     done = run_module(module, "--out", "clip", "--steps", 2, *SMALL_CLIP, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_clip(tmp_path / "clip" / "clip.safetensors", activation="quick_gelu")

@@ -16,7 +16,7 @@ from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ConfigError
-from zsseg_rt.frames import captures
+from zsseg_rt.runtime import captures
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -260,7 +260,7 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
         engine.set_classes(**words)
         found = [engine.segment(f) for f in frames]
         found += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
-    told = [r for r in caplog.records if r.name == "zsseg_rt.frames.captures"]
+    told = [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
     assert [record.levelname for record in told] == [level]
     assert reason in told[0].getMessage()
     expected = run_plainly(monkeypatch, refusing, bundle, words, frames)
@@ -277,7 +277,7 @@ def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog, bundle)
         for _ in range(3):
             engine.segment(frame(1))
     assert launched == {"recorded": 0, "launched": 0}
-    assert not [r for r in caplog.records if r.name == "zsseg_rt.frames.captures"]
+    assert not [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
 
 
 def test_an_unknown_setting_is_refused(monkeypatch, placed):

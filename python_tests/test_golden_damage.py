@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
-from zsseg_rt.bundle_specs import FileEntry
+from zsseg_rt.bundles.specs import FileEntry
 from zsseg_rt.demo import demo_bundle
-from zsseg_rt.families.registry import create_family
-from zsseg_rt.self_check import check_against_golden, read_golden
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import check_against_golden, read_golden
 
 
 def read(bundle):
@@ -130,8 +130,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from zsseg_rt import Bundle, BundleError, EngineConfig
-from zsseg_rt.families.registry import create_family
-from zsseg_rt.self_check import read_golden
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import read_golden
 
 def peak():
     status = Path("/proc/self/status").read_text()

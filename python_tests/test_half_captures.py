@@ -15,7 +15,7 @@ from support.cuda_counts import count_captures, counts_reader
 from support.device_backend import device_backend
 from support.half_bundles import half_and_wide, stored_in_half
 from zsseg_rt import Engine, EngineConfig, ops
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.specs import FAMILIES
 
 pytestmark = pytest.mark.needs_cuda
 

@@ -19,22 +19,18 @@ from support.fakes import edit_manifest  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
 from support.host_backend import host_backend  # noqa: E402
-from zsseg_rt import (  # noqa: E402
-    Bundle,
-    Engine,
-    EngineConfig,
-    bundle_specs,
-)
-from zsseg_rt.arrays import TensorSpec  # noqa: E402
+from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
 from zsseg_rt.backends.loading import check_connections  # noqa: E402
 from zsseg_rt.backends.registry import get_backend  # noqa: E402
+from zsseg_rt.bundles import specs as bundle_specs  # noqa: E402
+from zsseg_rt.common.arrays import TensorSpec  # noqa: E402
 from zsseg_rt.errors import BundleError  # noqa: E402
 from zsseg_rt.export.float16 import to_float16  # noqa: E402
-from zsseg_rt.families.registry import create_family  # noqa: E402
 from zsseg_rt.ops.reference import upsample_bilinear  # noqa: E402
-from zsseg_rt.self_check import TOLERANCES  # noqa: E402
-from zsseg_rt.workspace import Workspace  # noqa: E402
+from zsseg_rt.runtime.families.registry import create_family  # noqa: E402
+from zsseg_rt.runtime.self_check import TOLERANCES  # noqa: E402
+from zsseg_rt.runtime.workspace import Workspace  # noqa: E402
 
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 MADE_IN_FLOAT32 = ("Div", "LayerNormalization", "ReduceMean")  # what may be cast to half

@@ -22,7 +22,7 @@ from zsseg_rt.errors import (
     ShapeError,
     SourceError,
 )
-from zsseg_rt.visualize import save_file
+from zsseg_rt.results.visualize import save_file
 
 DEMO = Path(zsseg_rt.__file__).parent / "demo" / "scenes.zsseg"
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -6,9 +6,9 @@ import pytest
 
 from support.command_line import run
 from zsseg_rt import ArgumentError
+from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.files import is_file, is_folder
 from zsseg_rt.stream.sinks import open_writers
 from zsseg_rt.stream.uris import open_sources
 

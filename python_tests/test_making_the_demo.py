@@ -11,8 +11,23 @@ pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from safetensors.torch import save_file  # noqa: E402
 
+from tools.studies.clip_pretraining import pretrain  # noqa: E402
+from tools.studies.demo_rule import choose_rule, demo_run, put_rule  # noqa: E402
+from tools.studies.make_demo import (  # noqa: E402
+    DemoConfig,
+    small_zegclip,
+    train_demo,
+    write_demo,
+)
+from tools.studies.name_draws import (  # noqa: E402
+    DrawnScenes,
+    evaluate_draws,
+    measure_bundle,
+    summarise,
+)
+from tools.studies.small_clip import PretrainingConfig  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
-from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
+from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS, demo_bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import (  # noqa: E402
@@ -21,21 +36,6 @@ from zsseg_rt.evaluation.datasets.scenes import (  # noqa: E402
     SceneDataset,
     words_of_world,
 )
-from zsseg_rt.experiments.clip_pretraining import pretrain  # noqa: E402
-from zsseg_rt.experiments.demo_rule import choose_rule, demo_run, put_rule  # noqa: E402
-from zsseg_rt.experiments.make_demo import (  # noqa: E402
-    DemoConfig,
-    small_zegclip,
-    train_demo,
-    write_demo,
-)
-from zsseg_rt.experiments.name_draws import (  # noqa: E402
-    DrawnScenes,
-    evaluate_draws,
-    measure_bundle,
-    summarise,
-)
-from zsseg_rt.experiments.small_clip import PretrainingConfig  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings  # noqa: E402
 from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut  # noqa: E402

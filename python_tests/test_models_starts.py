@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from support import tiny  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
-from zsseg_rt.cosine_rule import CosineRule  # noqa: E402
+from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402

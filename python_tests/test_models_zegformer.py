@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from support import tiny, tiny_zegformer
-from zsseg_rt import bundle_specs
+from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.clip.image_encoder import unit

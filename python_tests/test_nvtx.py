@@ -11,10 +11,10 @@ from support import command_line
 from support.profiling import QUICK
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.cli.output import EXIT_ENVIRONMENT
-from zsseg_rt.clock import NvtxRanges
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import BackendUnavailableError, ShapeError
 from zsseg_rt.photos import read_photo
+from zsseg_rt.runtime.clock import NvtxRanges
 
 CPU = {"device": "cpu", "num_threads": 1, "use_cache": False}
 

@@ -15,7 +15,7 @@ from zsseg_rt.backends._tensorrt_device import read_feed  # noqa: E402
 from zsseg_rt.backends._torch_graph.arrays import DeviceResult  # noqa: E402
 from zsseg_rt.errors import DTypeError  # noqa: E402
 from zsseg_rt.ops import reference  # noqa: E402
-from zsseg_rt.workspace import Workspace  # noqa: E402
+from zsseg_rt.runtime.workspace import Workspace  # noqa: E402
 
 CLIP = {"mean": (0.481, 0.458, 0.408), "std": (0.269, 0.261, 0.276)}
 ODD = [0.0, -0.0, 1.0, -3.5, 3e38, -1e-38, 1e-40, np.inf, -np.inf, np.nan]

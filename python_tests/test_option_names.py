@@ -11,9 +11,9 @@ pytest.importorskip("accelerate")
 import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
-from zsseg_rt.argument_names import arguments_called  # noqa: E402
+from zsseg_rt.common.argument_names import arguments_called  # noqa: E402
+from zsseg_rt.common.extras import install_command  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-from zsseg_rt.extras import install_command  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 

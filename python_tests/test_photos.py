@@ -13,7 +13,7 @@ from support.picture_files import BOMBS, png, tiff
 from zsseg_rt.errors import SourceError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import read_photo
-from zsseg_rt.picture_header import MAX_PIXELS, check_picture, read_header
+from zsseg_rt.photos.header import MAX_PIXELS, check_picture, read_header
 
 FORMATS = {
     "bmp": (".bmp", []),

@@ -11,7 +11,7 @@ from support.command_line import run
 from zsseg_rt.errors import SourceError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import find_photos, heif, read_photo
-from zsseg_rt.picture_header import read_header
+from zsseg_rt.photos.header import read_header
 
 Image = pytest.importorskip("PIL.Image")
 features = pytest.importorskip("PIL.features")

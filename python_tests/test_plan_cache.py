@@ -12,7 +12,7 @@ import pytest
 
 from zsseg_rt.backends import cache_lock, plan_cache
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, kernels_path
-from zsseg_rt.files import sha256_of, write_atomically
+from zsseg_rt.common.files import sha256_of, write_atomically
 
 KEY = PlanKey(
     graph_name="decoder",

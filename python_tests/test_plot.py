@@ -9,8 +9,8 @@ import pytest
 from support.command_line import run
 from zsseg_rt import ArgumentError, Segmentation, read_photo
 from zsseg_rt.demo import demo_photos
-from zsseg_rt.result import Frame
-from zsseg_rt.visualize import palette
+from zsseg_rt.results.segmentation import Frame
+from zsseg_rt.results.visualize import palette
 
 
 def halves(names=("road", "blue sky"), height=600, width=800):

@@ -7,9 +7,9 @@ import pytest
 
 from support.command_line import run
 from zsseg_rt import Bundle
+from zsseg_rt.bundles.pretrained import SETS, bundle_place, find_bundle
 from zsseg_rt.cli.output import EXIT_OK
 from zsseg_rt.errors import BundleError, ConfigError
-from zsseg_rt.pretrained import SETS, bundle_place, find_bundle
 from zsseg_rt.profiling.variants import Variant, read_against
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launches
 from zsseg_rt import ops
 from zsseg_rt.errors import BackendError
-from zsseg_rt.profiling.captures import LAUNCHES, CaptureRefusedError, capture_launches
 from zsseg_rt.profiling.worker import load_file
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.batch import segment_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
 from zsseg_rt.integrations import ray as integration
+from zsseg_rt.integrations.batch import segment_photos
 from zsseg_rt.integrations.ray import PhotoSegmenter
 from zsseg_rt.photos import find_photos, read_photo
 

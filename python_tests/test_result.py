@@ -14,8 +14,8 @@ import pytest
 from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
-from zsseg_rt.result import Frame
-from zsseg_rt.visualize import palette, save_file, write_label_png
+from zsseg_rt.results.segmentation import Frame
+from zsseg_rt.results.visualize import palette, save_file, write_label_png
 
 
 def make(labels, names=("sky", "road", "tree")):

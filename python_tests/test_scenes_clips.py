@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scene_clips import SceneClip, flicker
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.evaluation.datasets.scenes import World
-from zsseg_rt.evaluation.datasets.scenes.clips import SceneClip, flicker
 
 WORLD = World(3, size=320)
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zsseg_rt import Bundle, self_check
+from zsseg_rt import Bundle
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.families.registry import create_family
 from zsseg_rt.ops import reference
-from zsseg_rt.self_check import TOLERANCES, check_against_golden, scaled_error
+from zsseg_rt.runtime import self_check
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import TOLERANCES, check_against_golden, scaled_error
 
 SLACK = 0.9 * TOLERANCES["bfloat16"].stage
 

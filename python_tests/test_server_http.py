@@ -227,7 +227,7 @@ def test_bgr_engines_give_the_same_labels():
 
 
 def _saved(seg):
-    from zsseg_rt.visualize import encode_label_png, palette
+    from zsseg_rt.results.visualize import encode_label_png, palette
 
     return encode_label_png(seg.labels, palette(seg.names))
 

@@ -28,7 +28,7 @@ from support.live_server import (
 )
 from support.streams import MjpegServer
 from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.photos import read_photo

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zsseg_rt.errors import BackendError, EngineStateError
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.ahead import Ahead
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Stream, waits_for_labels

@@ -68,7 +68,7 @@ def test_every_frame_of_a_video_is_labelled(engine, tmp_path):
 
 def test_an_overlay_has_the_colours_of_the_table_in_either_channel_order(engine, photos, tmp_path):
     av = pytest.importorskip("av")
-    from zsseg_rt.visualize import palette
+    from zsseg_rt.results.visualize import palette
 
     path = tmp_path / "out.mp4"
     assert len(list(engine.stream(photos, sinks=[path], alpha=1.0))) == 3

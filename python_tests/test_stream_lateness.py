@@ -8,7 +8,7 @@ import pytest
 from support.rtsp_camera import shown_time
 from support.streams import numbered
 from support.throttle import SlowLink
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream import video
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Lateness, Picture

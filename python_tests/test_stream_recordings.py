@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.recordings import frames_of, open_writer, result, write
+from zsseg_rt.common.files.series import Rotation, Series
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.files.series import Rotation, Series
 from zsseg_rt.stream.sinks import open_writers
 from zsseg_rt.stream.source import GivenName
 

@@ -12,7 +12,7 @@ import pytest
 from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt.errors import SourceError
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream import video
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.uris import open_sources

@@ -11,9 +11,9 @@ import pytest
 
 from support.gstreamer import OverlayServer, read, require_gstreamer, watch
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.sinks import open_writers
-from zsseg_rt.visualize import palette
 
 av = pytest.importorskip("av")
 

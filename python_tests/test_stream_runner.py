@@ -10,7 +10,7 @@ import pytest
 
 from support.streams import MjpegServer, number_of, numbered, write_video
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources

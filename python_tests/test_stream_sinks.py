@@ -18,9 +18,9 @@ import pytest
 from support.recordings import LONG, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
 from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.visualize import palette
 
 pytest.importorskip("av")
 

@@ -10,7 +10,7 @@ import pytest
 from support.streams import ReaderNow, number_of
 from support.v4l2_camera import lent, run_with_camera, stamp, steer
 from zsseg_rt.errors import SourceError
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience

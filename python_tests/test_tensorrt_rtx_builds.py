@@ -6,7 +6,7 @@ import pytest
 
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
 
 TARGETS = ("8.6", "8.9", "12.0")

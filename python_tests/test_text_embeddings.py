@@ -7,8 +7,8 @@ import pytest
 
 from support.fakes import write_fake_bundle
 from zsseg_rt import Bundle, VocabularyError
-from zsseg_rt.arrays import TensorSpec
-from zsseg_rt.bundle_specs import FileEntry, TextBankEntry, TextSpec
+from zsseg_rt.bundles.specs import FileEntry, TextBankEntry, TextSpec
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.text import embeddings
 from zsseg_rt.text.embeddings import PhraseEmbedder
 

@@ -10,14 +10,14 @@ torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from support.small_runs import TABLES, save_clip  # noqa: E402
-from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
-from zsseg_rt.experiments import comparison  # noqa: E402
-from zsseg_rt.experiments.comparison import (  # noqa: E402
+from tools.studies import comparison  # noqa: E402
+from tools.studies.comparison import (  # noqa: E402
     Comparison,
     RunFigures,
     SmallForm,
     Variant,
 )
+from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
 from zsseg_rt.models.clip.weights import load_clip  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402

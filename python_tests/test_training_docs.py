@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from zsseg_rt.common.schema import setting_names
 from zsseg_rt.models.registry import find_builder
-from zsseg_rt.schema import setting_names
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.matching import SegmentWeights

@@ -10,10 +10,10 @@ pytest.importorskip("accelerate")
 
 from support.dataset_trees import photo  # noqa: E402
 from support.small_runs import save_clip  # noqa: E402
+from zsseg_rt.common.schema import setting_names  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
 from zsseg_rt.evaluation.datasets.splits import class_table  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
-from zsseg_rt.schema import setting_names  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
 from zsseg_rt.training.parts import build_augmentation, open_split  # noqa: E402

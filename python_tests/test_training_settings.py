@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from zsseg_rt import schema
+from zsseg_rt.common import schema
+from zsseg_rt.common.schema import checked_settings
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.models.descriptor.builders import ZegCLIPStart
-from zsseg_rt.schema import checked_settings
 from zsseg_rt.training.config import ModelConfig
 from zsseg_rt.training.parts import build_model
 from zsseg_rt.training.tasks.descriptor import DescriptorTask

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from support import tiny_zegformer  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
+from tools.studies.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
-from zsseg_rt.experiments.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TrainConfig  # noqa: E402

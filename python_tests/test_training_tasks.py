@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from support import tiny
+from zsseg_rt.common.schema import setting_names
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
-from zsseg_rt.schema import setting_names
 from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask

@@ -6,8 +6,8 @@ from support.command_line import run
 
 pytest.importorskip("torch")
 
+from tools.studies.comparison import Comparison
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.experiments.comparison import Comparison
 from zsseg_rt.training.config import TrainConfig
 
 DATA = '[data]\nname = "scenes"\n'

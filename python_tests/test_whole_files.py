@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from zsseg_rt.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
 CONTENTS = [bytes([65 + number]) * 50_000 for number in range(8)]
 
@@ -93,7 +93,7 @@ def refuse(*arguments, **settings):
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from zsseg_rt.files import write_atomically
+from zsseg_rt.common.files import write_atomically
 setattr(os, sys.argv[1], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 if "nameless" not in sys.argv[3:]:
     os.O_TMPFILE = os.O_DIRECTORY  # a folder cannot be opened for writing

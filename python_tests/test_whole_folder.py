@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from zsseg_rt.bundle import MANIFEST
+from zsseg_rt.bundles.bundle import MANIFEST
+from zsseg_rt.common.files import whole_folder
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import new_bundle_folder
-from zsseg_rt.files import whole_folder
 
 NAMES = (MANIFEST, "a.onnx", "b.onnx", "c/d.npy")
 
@@ -24,7 +24,7 @@ WRITER = f"""
 import sys
 from pathlib import Path
 from zsseg_rt.export.bundle_writer import new_bundle_folder
-from zsseg_rt.files import whole_folder
+from zsseg_rt.common.files import whole_folder
 
 path, word, way, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 if way == "two renames":

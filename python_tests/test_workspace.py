@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zsseg_rt import workspace
-from zsseg_rt.workspace import Workspace
+from zsseg_rt.runtime import workspace
+from zsseg_rt.runtime.workspace import Workspace
 
 
 class HostDeviceArray:

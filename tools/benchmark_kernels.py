@@ -23,7 +23,7 @@ from pathlib import Path
 
 # Beside this file is profile.py, which must not be taken for Python's own module of that name.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import functools
@@ -35,11 +35,11 @@ from typing import Any
 
 import numpy as np
 
+from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launches
+from tools.kernels.device_timer import EventTimer
 from zsseg_rt import ops
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
-from zsseg_rt.profiling.captures import LAUNCHES, CaptureRefusedError, capture_launches
-from zsseg_rt.profiling.device_timer import EventTimer
 from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
 

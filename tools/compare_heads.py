@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Beside this file is profile.py, which must not be taken for Python's own module of that name.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import dataclasses
@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
+from tools.studies.cached_heads import ROWS, WORLDS, HeadSettings, open_world, train_head
+from zsseg_rt.common.files import sha256_of, write_atomically
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-from zsseg_rt.experiments.cached_heads import ROWS, WORLDS, HeadSettings, open_world, train_head
-from zsseg_rt.files import sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 

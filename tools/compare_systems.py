@@ -14,14 +14,14 @@ from pathlib import Path
 
 # Beside this file is profile.py, which must not be taken for Python's own module of that name.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import logging
 from typing import Any
 
+from tools.studies import comparison
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.experiments import comparison
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Beside this file is profile.py, which must not be taken for Python's own module of that name.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import json
@@ -19,15 +19,15 @@ import logging
 
 import torch
 
+from tools.studies.clip_pretraining import pretrain
+from tools.studies.demo_rule import choose_rule
+from tools.studies.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
+from tools.studies.name_draws import measure_bundle
+from tools.studies.packed_clip import pack_clip
+from tools.studies.small_clip import PretrainingConfig
+from zsseg_rt.common.files import write_atomically
 from zsseg_rt.demo import BUNDLE
 from zsseg_rt.evaluation.provenance import describe_commit
-from zsseg_rt.experiments.clip_pretraining import pretrain
-from zsseg_rt.experiments.demo_rule import choose_rule
-from zsseg_rt.experiments.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
-from zsseg_rt.experiments.name_draws import measure_bundle
-from zsseg_rt.experiments.packed_clip import pack_clip
-from zsseg_rt.experiments.small_clip import PretrainingConfig
-from zsseg_rt.files import write_atomically
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -51,7 +51,7 @@ from support.rtsp_camera import RtspCamera, shown_time, what_is_missing  # noqa:
 from zsseg_rt import Engine, EngineConfig  # noqa: E402
 from zsseg_rt.demo import demo_bundle, demo_classes  # noqa: E402
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine  # noqa: E402
-from zsseg_rt.result import Segmentation  # noqa: E402
+from zsseg_rt.results.segmentation import Segmentation  # noqa: E402
 from zsseg_rt.stream.runner import Stream  # noqa: E402
 
 GROWTH = 1.0  # MB per hour

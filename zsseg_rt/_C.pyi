@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array
+from zsseg_rt.common.arrays import Array
 
 built_with_cuda: bool
 

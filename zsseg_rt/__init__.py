@@ -59,19 +59,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "bundle",
-    "ClassShare": "result",
-    "Component": "annotations.components",
-    "DeviceSegmentation": "frames.device_result",
+    "Bundle": "bundles.bundle",
+    "ClassShare": "results.segmentation",
+    "Component": "results.annotations.components",
+    "DeviceSegmentation": "runtime.device_result",
     "Engine": "engine",
     "EngineConfig": "config",
-    "Frame": "result",
-    "FrameMemory": "steady.memory",
-    "Lane": "lane",
-    "Nv12Frame": "inputs.nv12",
-    "Polygon": "annotations.polygons",
-    "Rotation": "files.series",
-    "Segmentation": "result",
+    "Frame": "results.segmentation",
+    "FrameMemory": "runtime.steady.memory",
+    "Lane": "runtime.lane",
+    "Nv12Frame": "runtime.inputs.nv12",
+    "Polygon": "results.annotations.polygons",
+    "Rotation": "common.files.series",
+    "Segmentation": "results.segmentation",
     "Stream": "stream.runner",
     "Vocabulary": "text.vocabulary",
     "read_photo": "photos",
@@ -92,6 +92,6 @@ def __dir__() -> list[str]:
 if not any(os.path.exists(f"{__path__[0]}/_C{suffix}") for suffix in EXTENSION_SUFFIXES):  # noqa: PTH110
     from pathlib import Path
 
-    from zsseg_rt.checkout import CoreFinder
+    from zsseg_rt.common.checkout import CoreFinder
 
     sys.meta_path.append(CoreFinder(Path(__path__[0]), __version__))

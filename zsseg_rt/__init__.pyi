@@ -1,8 +1,7 @@
 # The public names and their types, for readers and type checkers: __init__.py imports each when it
 # is first used.
-from zsseg_rt.annotations.components import Component as Component
-from zsseg_rt.annotations.polygons import Polygon as Polygon
-from zsseg_rt.bundle import Bundle as Bundle
+from zsseg_rt.bundles.bundle import Bundle as Bundle
+from zsseg_rt.common.files.series import Rotation as Rotation
 from zsseg_rt.config import EngineConfig as EngineConfig
 from zsseg_rt.engine import Engine as Engine
 from zsseg_rt.errors import ArgumentError as ArgumentError
@@ -26,15 +25,16 @@ from zsseg_rt.errors import SourceError as SourceError
 from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
-from zsseg_rt.files.series import Rotation as Rotation
-from zsseg_rt.frames.device_result import DeviceSegmentation as DeviceSegmentation
-from zsseg_rt.inputs.nv12 import Nv12Frame as Nv12Frame
-from zsseg_rt.lane import Lane as Lane
 from zsseg_rt.photos.files import read_photo as read_photo
-from zsseg_rt.result import ClassShare as ClassShare
-from zsseg_rt.result import Frame as Frame
-from zsseg_rt.result import Segmentation as Segmentation
-from zsseg_rt.steady.memory import FrameMemory as FrameMemory
+from zsseg_rt.results.annotations.components import Component as Component
+from zsseg_rt.results.annotations.polygons import Polygon as Polygon
+from zsseg_rt.results.segmentation import ClassShare as ClassShare
+from zsseg_rt.results.segmentation import Frame as Frame
+from zsseg_rt.results.segmentation import Segmentation as Segmentation
+from zsseg_rt.runtime.device_result import DeviceSegmentation as DeviceSegmentation
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame as Nv12Frame
+from zsseg_rt.runtime.lane import Lane as Lane
+from zsseg_rt.runtime.steady.memory import FrameMemory as FrameMemory
 from zsseg_rt.stream.runner import Stream as Stream
 from zsseg_rt.text.vocabulary import Vocabulary as Vocabulary
 

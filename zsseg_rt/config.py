@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt import schema
-from zsseg_rt.cosine_rule import MAX_COSINE_SCALE
+from zsseg_rt.common import schema
+from zsseg_rt.common.cosine_rule import MAX_COSINE_SCALE
+from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import ConfigError
-from zsseg_rt.files.home import default_cache_dir
 
 __all__ = ["BACKENDS", "PRECISIONS", "EngineConfig", "default_cache_dir"]
 
@@ -46,7 +46,7 @@ class EngineConfig:
             own. None takes the bundle's.
         cosine_weight: For bundles of family ``descriptor``: how much the cosine of patches and
             names counts beside the masks, for classes that training saw and for all others, each
-            in [0, 1]; see :class:`zsseg_rt.cosine_rule.CosineRule`. (0, 0) leaves it out. None
+            in [0, 1]; see ``CosineRule``. (0, 0) leaves it out. None
             takes the bundle's.
         cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
         num_threads: CPU threads of this engine; 0 takes all that the process may use:

@@ -15,12 +15,12 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends._tensorrt_api import wanted_flavours
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
-from zsseg_rt.checkout import remedy
+from zsseg_rt.common.checkout import remedy
+from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.config import EngineConfig, default_cache_dir
-from zsseg_rt.cpus import usable_cpus
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
-from zsseg_rt.extras import install_command
-from zsseg_rt.files import why_unwritable
 from zsseg_rt.stream.devices import find_devices
 from zsseg_rt.stream.gstreamer.report import report
 from zsseg_rt.stream.rtsp import RtspSettings

@@ -16,25 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.arrays import Array
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
 from zsseg_rt.backends.loading import load_graphs, load_text_encoder, usable_cache
-from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import HeadSpec
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.cpus import threads_in_quota
+from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.cpus import threads_in_quota
 from zsseg_rt.errors import EngineStateError
-from zsseg_rt.families.base import BoundClasses
-from zsseg_rt.families.registry import create_family
-from zsseg_rt.files.series import Rotation
-from zsseg_rt.frames.device_result import DeviceSegmentation
-from zsseg_rt.inputs.nv12 import Nv12Frame
-from zsseg_rt.lane import Lane, Planes
-from zsseg_rt.lane_pool import LanePool, in_order
-from zsseg_rt.result import Segmentation
-from zsseg_rt.self_check import SelfCheck, check_against_golden
-from zsseg_rt.steady.memory import FrameMemory, check_family
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.runtime.device_result import DeviceSegmentation
+from zsseg_rt.runtime.families.base import BoundClasses
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.lane import Lane, Planes
+from zsseg_rt.runtime.lane_pool import LanePool, in_order
+from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
+from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.stream.opening import StreamOptions
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rivals.cases import Model, Task
-from zsseg_rt import schema
+from zsseg_rt.common import schema
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.profiling.conditions import Conditions
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Difference

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.onnx import GraphExport, image_graph
 

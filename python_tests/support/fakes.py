@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from zsseg_rt import schema
-from zsseg_rt.arrays import TensorSpec
-from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import FileEntry, GraphEntry, HeadSpec, PreprocessSpec, TextSpec
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import FileEntry, GraphEntry, HeadSpec, PreprocessSpec, TextSpec
+from zsseg_rt.common import schema
+from zsseg_rt.common.arrays import TensorSpec
 
 
 def write_fake_bundle(root: Path, **changes) -> Path:

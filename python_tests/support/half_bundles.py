@@ -13,7 +13,8 @@ import torch
 
 from support import tiny
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt import Bundle, bundle_specs
+from zsseg_rt import Bundle
+from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from support.required import without_streams
-from zsseg_rt.visualize import palette
+from zsseg_rt.results.visualize import palette
 
 PATIENCE = 30_000  # ms that anything may take on a busy machine
 

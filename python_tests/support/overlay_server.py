@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.gstreamer import encoders, rtsp_server
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import open_writers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.sinks import Sink, open_writers
 
 LONG = 30

@@ -7,7 +7,7 @@ from functools import cache
 from safetensors.torch import save
 
 from support import tiny
-from zsseg_rt.pretrained import PretrainedSet
+from zsseg_rt.bundles.pretrained import PretrainedSet
 
 SIZES = tiny.TinySizes(num_layers=2, text_vocab=49408, text_length=77)
 FILE = "open_clip_model.safetensors"

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec, widened
 from zsseg_rt.backends._mapped_files import page_out
 from zsseg_rt.backends._openvino_core import RAISED, problem, process_core, widened_model
 from zsseg_rt.backends._openvino_nodes import PastRuns, describe_layer, node_times
@@ -35,6 +34,8 @@ from zsseg_rt.backends.base import (
 from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
+from zsseg_rt.common.arrays import Array, TensorSpec, widened
+from zsseg_rt.common.files import read_limited, remove_entry, sha256_of, write_atomically
 from zsseg_rt.errors import (
     BackendError,
     DeviceError,
@@ -42,7 +43,6 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
-from zsseg_rt.files import read_limited, remove_entry, sha256_of, write_atomically
 
 __all__ = ["BACKEND", "OpenVinoBackend"]
 

@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.arrays import HALF_PRECISIONS
 from zsseg_rt.backends.graph_check.graph import map_file, read_interface
+from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.errors import BackendUnavailableError
 
 __all__ = ["RAISED", "problem", "process_core", "widened_model"]

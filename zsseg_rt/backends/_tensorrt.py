@@ -18,8 +18,8 @@ from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
-from zsseg_rt.files import sha256_of
 
 __all__ = ["BACKEND", "TensorRTBackend"]
 

@@ -16,8 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
-from zsseg_rt.extras import install_command
 
 __all__ = ["DTYPES", "TensorRT", "load_tensorrt", "require", "start_logging", "wanted_flavours"]
 

@@ -18,8 +18,8 @@ from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_log
 from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.plan_cache import Plan
+from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
-from zsseg_rt.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["build", "capability_member", "count_fused_attention", "profile_axes"]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from zsseg_rt.arrays import typestr_of
+from zsseg_rt.common.arrays import typestr_of
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
 __all__ = ["DeviceFeed", "Gpu", "native", "on_device", "open_gpu", "order_after", "read_feed"]

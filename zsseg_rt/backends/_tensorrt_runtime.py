@@ -16,7 +16,7 @@ from typing import Any
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, require
 from zsseg_rt.backends.plan_cache import kernels_path
-from zsseg_rt.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["RuntimeSettings"]
 

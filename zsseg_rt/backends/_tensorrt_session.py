@@ -9,7 +9,6 @@ import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
@@ -17,6 +16,7 @@ from zsseg_rt.backends._tensorrt_runtime import RuntimeSettings
 from zsseg_rt.backends.base import LayerInfo, NodeTime, Recorder, Session
 from zsseg_rt.backends.feeds import check_names
 from zsseg_rt.backends.plan_cache import Plan
+from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
 
 __all__ = ["PlanRefused", "TensorRTGraph", "TensorRTSession"]

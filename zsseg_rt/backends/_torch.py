@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.arrays import Array, TensorSpec, widened
 from zsseg_rt.backends._torch_graph.arrays import (
     DeviceResult,
     read_device,
@@ -37,13 +36,14 @@ from zsseg_rt.backends.base import (
 )
 from zsseg_rt.backends.feeds import check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
+from zsseg_rt.common.arrays import Array, TensorSpec, widened
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
     DeviceError,
     PrecisionNotApplied,
 )
-from zsseg_rt.extras import install_command
 from zsseg_rt.ops import core
 
 if TYPE_CHECKING:

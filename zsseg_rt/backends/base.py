@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import PrecisionNotApplied
 
 __all__ = [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zsseg_rt.files import remove_entry
+from zsseg_rt.common.files import remove_entry
 
 __all__ = ["locked"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec
+from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["check_feed", "check_names", "check_tokens"]

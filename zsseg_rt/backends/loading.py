@@ -11,10 +11,10 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
 from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.backends.registry import Placement
-from zsseg_rt.bundle import MANIFEST, Bundle
-from zsseg_rt.bundle_specs import GraphEntry
+from zsseg_rt.bundles.bundle import MANIFEST, Bundle
+from zsseg_rt.bundles.specs import GraphEntry
+from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.errors import BundleError
-from zsseg_rt.files import why_unwritable
 
 __all__ = ["check_connections", "load_graphs", "load_text_encoder", "usable_cache"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends.cache_lock import locked
-from zsseg_rt.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["Plan", "PlanCache", "PlanKey", "kernels_path"]
 

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec
 from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Recorder, Session
+from zsseg_rt.common.arrays import Array, TensorSpec
 
 __all__ = ["RecordingSession"]
 

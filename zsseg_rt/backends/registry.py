@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 
 from zsseg_rt.backends.base import Backend
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
-from zsseg_rt.extras import install_command
 
 __all__ = ["Placement", "choose", "get_backend", "is_installed", "requested"]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
 from zsseg_rt.cli.options import (
     JsonOption,
@@ -23,9 +22,10 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.cli.train import print_calibration
+from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.common.files import is_folder
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.extras import needs_extra
-from zsseg_rt.files import is_folder
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.export_triton import BundleOrCommand
 from zsseg_rt.cli.groups import BundleOutput, ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
@@ -23,6 +22,7 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import terminal
+from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.errors import SourceError
 
 STATISTICS = {
@@ -129,7 +129,7 @@ def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
     """
     import numpy as np
 
-    from zsseg_rt.files import read_npy
+    from zsseg_rt.common.files import read_npy
 
     try:
         text = names_file.read_text(encoding="utf-8")

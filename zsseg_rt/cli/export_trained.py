@@ -10,7 +10,7 @@ import typer
 from zsseg_rt.cli.groups import ModelOutput, takes_groups
 from zsseg_rt.cli.options import CosineOption, cosine_rule, read_cosine, read_size
 from zsseg_rt.cli.train import print_calibration
-from zsseg_rt.extras import needs_extra
+from zsseg_rt.common.extras import needs_extra
 
 
 @takes_groups

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.export import read_bank
 from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
@@ -19,6 +18,7 @@ from zsseg_rt.cli.options import (
     check_activation,
     read_size,
 )
+from zsseg_rt.common.argument_names import arguments_called
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ def fetch(
     if name is None or list_names:
         _print_names()
         return
+    from zsseg_rt.bundles.pretrained import known_set
     from zsseg_rt.fetch import fetch_bundle
-    from zsseg_rt.pretrained import known_set
 
     with argument_errors_are_usage():
         known_set(name)
@@ -49,8 +49,8 @@ def fetch(
 
 
 def _print_names() -> None:
+    from zsseg_rt.bundles.pretrained import SETS, bundle_place
     from zsseg_rt.fetch.checkpoints import megabytes
-    from zsseg_rt.pretrained import SETS, bundle_place
 
     console = terminal()
     for one in SETS.values():

@@ -31,7 +31,7 @@ from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
 from zsseg_rt.text.background import FEW_CLASSES
 
 if TYPE_CHECKING:
-    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.engine import Engine
 
 
@@ -185,8 +185,8 @@ class MemoryOptions:
         """
         if not (self.steady or self.skip_still):
             return path
-        from zsseg_rt.bundle import Bundle
-        from zsseg_rt.steady.memory import check_family
+        from zsseg_rt.bundles.bundle import Bundle
+        from zsseg_rt.runtime.steady.memory import check_family
 
         bundle = Bundle.load(path)
         with argument_errors_are_usage():

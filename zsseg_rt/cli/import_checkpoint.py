@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.argument_names import arguments_called
 from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
     SizeOption,
@@ -19,7 +18,8 @@ from zsseg_rt.cli.options import (
     indices_of,
     read_size,
 )
-from zsseg_rt.files import is_file
+from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.files import is_file
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
 
@@ -80,7 +80,7 @@ class _ZegFormer(_Official):
 
     def settings(self) -> dict[str, Any]:
         """And those of its own."""
-        from zsseg_rt.bundle_specs import FUSIONS
+        from zsseg_rt.bundles.specs import FUSIONS
 
         if self.fusion not in FUSIONS:
             raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {self.fusion}")

@@ -22,7 +22,7 @@ def info(
     json_file: JsonOption = None,
 ) -> None:
     """Show a bundle's contents; with --check, whether it works here (exit code 3 if not)."""
-    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.bundles.bundle import Bundle
 
     loaded = Bundle.load(bundle)
     manifest = loaded.to_manifest()
@@ -48,7 +48,7 @@ def info(
 
 
 def _run_self_check(bundle: Path, precision: str) -> None:
-    from zsseg_rt.bundle import Bundle
+    from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.engine import Engine
 
     loaded = Bundle.load(bundle)

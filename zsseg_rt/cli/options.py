@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.text.background import AUTO, FEW_CLASSES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.cli.options import UsageError
-from zsseg_rt.files import is_folder, why_unwritable
+from zsseg_rt.common.files import is_folder, why_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,8 +88,8 @@ def write_json(path: Path, content: Any) -> None:
     The file is always UTF-8: bytes of a file name that are not valid UTF-8 stay escaped, as
     Python's ``surrogateescape`` writes them.
     """
-    from zsseg_rt.schema import encode
-    from zsseg_rt.visualize import save_file
+    from zsseg_rt.common.schema import encode
+    from zsseg_rt.results.visualize import save_file
 
     text = json.dumps(encode(content), indent=2, ensure_ascii=False)
     save_file(path, (text + "\n").encode("utf-8", "backslashreplace"))

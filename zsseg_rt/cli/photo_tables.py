@@ -12,7 +12,7 @@ from zsseg_rt.cli.output import printable, terminal
 from zsseg_rt.cli.remarks import remark_on
 
 if TYPE_CHECKING:
-    from zsseg_rt.batch import PhotoResult
+    from zsseg_rt.integrations.batch import PhotoResult
 
 __all__ = ["PRINTERS", "print_table"]
 
@@ -52,7 +52,7 @@ def print_table(result: PhotoResult) -> None:
 
 
 def _print_json(result: PhotoResult) -> None:
-    from zsseg_rt.schema import encode
+    from zsseg_rt.common.schema import encode
 
     sys.stdout.write(json.dumps(encode(result)) + "\n")
     sys.stdout.flush()

@@ -24,7 +24,7 @@ from zsseg_rt.cli.output import (
     terminal,
     write_json,
 )
-from zsseg_rt.extras import install_command
+from zsseg_rt.common.extras import install_command
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -181,7 +181,7 @@ def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
     if len(targets) > 1:
         raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
     if targets:
-        from zsseg_rt.pretrained import find_bundle
+        from zsseg_rt.bundles.pretrained import find_bundle
 
         return find_bundle(targets[0])
     if not demo:

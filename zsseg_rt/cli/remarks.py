@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from zsseg_rt.cli.output import terminal
 
 if TYPE_CHECKING:
-    from zsseg_rt.batch import PhotoResult
     from zsseg_rt.engine import Engine
+    from zsseg_rt.integrations.batch import PhotoResult
 
 __all__ = ["NEARLY_ALL", "print_background", "print_if_photographs", "remark_on"]
 

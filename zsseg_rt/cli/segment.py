@@ -24,11 +24,11 @@ from zsseg_rt.cli.photo_tables import PRINTERS
 from zsseg_rt.cli.remarks import print_if_photographs
 from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
-from zsseg_rt.picture_header import MAX_PIXELS
+from zsseg_rt.photos.header import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from zsseg_rt.batch import PhotoResult
     from zsseg_rt.engine import Engine
+    from zsseg_rt.integrations.batch import PhotoResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,9 @@ def segment(
     --demo alone labels four images that ship with the package; you may give it other --classes,
     made of the words it lists.
     """
-    from zsseg_rt.batch import lanes_for
     from zsseg_rt.demo import demo_photos
     from zsseg_rt.engine import Engine
+    from zsseg_rt.integrations.batch import lanes_for
     from zsseg_rt.photos import OVERLAY_SUFFIXES, find_photos
 
     if each.overlay_format not in OVERLAY_SUFFIXES:
@@ -161,7 +161,7 @@ def _segment_with_progress(
     """Segment photos; results are appended as they come, so an interrupted run has some."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from zsseg_rt import batch
+    from zsseg_rt.integrations import batch
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(), disable=len(photos) < 2, transient=True) as bar:

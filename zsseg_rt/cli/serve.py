@@ -22,7 +22,7 @@ from zsseg_rt.cli.groups import (
 from zsseg_rt.cli.options import BundleOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
-from zsseg_rt.extras import needs_extra
+from zsseg_rt.common.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.server import LiveServer, ServerSettings

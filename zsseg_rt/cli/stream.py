@@ -35,7 +35,7 @@ from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
-    from zsseg_rt.result import Segmentation
+    from zsseg_rt.results.segmentation import Segmentation
     from zsseg_rt.stream.runner import SourceStats, Stream
     from zsseg_rt.stream.sinks import SinkStats
 
@@ -82,7 +82,7 @@ class _Files:
 
     def settings(self) -> dict[str, Any]:
         """The stream's."""
-        from zsseg_rt.files.series import Rotation
+        from zsseg_rt.common.files.series import Rotation
 
         return {"alpha": self.alpha, "rotation": Rotation.parse(self.rotate, self.keep)}
 
@@ -114,10 +114,10 @@ def stream(
     A camera that is lost is opened again. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
     files. docs/streams.md tells sources, sinks and policies.
     """
-    from zsseg_rt.batch.photo_run import lanes_for
     from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
-    from zsseg_rt.lane_pool import LanePool
+    from zsseg_rt.integrations.batch.photo_run import lanes_for
+    from zsseg_rt.runtime.lane_pool import LanePool
     from zsseg_rt.stream.opening import StreamOptions
 
     lacking = "name a source: a camera, video, folder or @FILE"

@@ -16,8 +16,8 @@ from zsseg_rt.cli.output import (
     terminal,
     write_json,
 )
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.training.config import TrainConfig
@@ -93,7 +93,7 @@ def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[st
 
 def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
     """The result, where bundle and picture are, and what to do with them."""
-    from zsseg_rt.experiments.first_run import train_and_show
+    from zsseg_rt.training.first_run import train_and_show
 
     made = train_and_show(settings, resume=resume)
     return made.result, [

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ShapeError, SourceError
-from zsseg_rt.extras import import_opencv
-from zsseg_rt.visualize import save_file
+from zsseg_rt.results.visualize import save_file
 
 __all__ = ["draw_confusion", "write_confusion_png"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.files import sha256_of
 from zsseg_rt.text.class_names import join_synonyms, split_synonyms
 
 __all__ = ["EngineSegmenter"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.extras import install_command
+from zsseg_rt.common.extras import install_command
 
 if TYPE_CHECKING:
     from zsseg_rt.export.dense_onnx import export_dense_bundle

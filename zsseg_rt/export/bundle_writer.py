@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle import FORMAT_VERSION, MANIFEST, Bundle
-from zsseg_rt.bundle_specs import (
+from zsseg_rt.bundles.bundle import FORMAT_VERSION, MANIFEST, Bundle
+from zsseg_rt.bundles.specs import (
     FAMILIES,
     FileEntry,
     HeadSpec,
@@ -22,12 +22,12 @@ from zsseg_rt.bundle_specs import (
     SegmentSpec,
     TextBankEntry,
 )
+from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.export.graph_files import GraphSource, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.verify import verify_bundle
-from zsseg_rt.files.whole_folder import new_folder, remove_leftovers
 
 __all__ = ["Arrays", "ExportedModel", "new_bundle_folder", "write_golden"]
 __all__ += ["write_manifest", "write_model_bundle"]

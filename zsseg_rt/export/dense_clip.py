@@ -9,7 +9,8 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
@@ -22,7 +23,6 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.extras import install_command
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, FoldedDenseEncoder
 
 __all__ = ["export_dense_clip", "imagenet_templates"]

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import zsseg_rt
 from zsseg_rt.backends.graph_check.check import check_model
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
@@ -31,7 +31,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one), for a CLIP-RC with cosines also
     ``clip_embeds`` [1, N, D]; ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
     ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]. Float16 graphs have those of
-    :attr:`zsseg_rt.bundle_specs.FamilySpec.half_tensors` in float16; all others are float32.
+    :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
 
     Raises:
         ShapeError: The model does not accept this size.

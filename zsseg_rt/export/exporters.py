@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.bundle_specs import FAMILIES
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.dense_clip import export_dense_clip

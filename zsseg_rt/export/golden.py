@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 
 __all__ = ["GOLDEN_NAMES", "GOLDEN_TEMPLATES", "NUMBERED_NAMES", "as_numpy", "dense_golden"]

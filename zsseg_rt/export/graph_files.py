@@ -11,11 +11,11 @@ from typing import Protocol
 import onnx
 
 from zsseg_rt.backends.graph_check.check import check_graph
-from zsseg_rt.bundle_specs import GraphEntry
+from zsseg_rt.bundles.specs import GraphEntry
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.weight_storage import store_exact_halves
-from zsseg_rt.files import sha256_of
 
 __all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "GraphSource", "check_precisions"]
 __all__ += ["describe_graph", "name_nodes", "refuse_control_flow", "save_graphs", "save_variants"]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
+from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
-from zsseg_rt.schema import check_plain_text, decode, nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle_specs import FileEntry, GraphEntry, TextSpec
+from zsseg_rt.bundles.specs import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs

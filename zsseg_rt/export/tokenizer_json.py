@@ -6,8 +6,8 @@ import gzip
 import json
 from pathlib import Path
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, CheckpointError
-from zsseg_rt.extras import install_command
 from zsseg_rt.text.tokenizer_file import (
     END_OF_TEXT,
     START_OF_TEXT,

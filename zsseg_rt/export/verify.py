@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.bundle import Bundle
-from zsseg_rt.bundle_specs import GraphEntry
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
-from zsseg_rt.families.registry import create_family
-from zsseg_rt.self_check import TOLERANCES, StageCheck, read_golden, scaled_error
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import TOLERANCES, StageCheck, read_golden, scaled_error
 
 __all__ = ["VerifyReport", "verify_bundle"]
 

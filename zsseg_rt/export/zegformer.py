@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zsseg_rt.arrays import label_dtype
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
     GOLDEN_TEMPLATES,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zsseg_rt.arrays import label_dtype
-from zsseg_rt.bundle_specs import HeadSpec, PreprocessSpec, SegmentSpec
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, SegmentSpec
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends.cache_lock import locked
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.pretrained import PretrainedSet, bundle_place, known_set
+from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointError, FetchError
-from zsseg_rt.extras import install_command
 from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoint, megabytes
 from zsseg_rt.fetch.progress import Progress
-from zsseg_rt.files.home import default_cache_dir
-from zsseg_rt.pretrained import PretrainedSet, bundle_place, known_set
 
 __all__ = ["fetch_bundle"]
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from zsseg_rt.bundles.pretrained import PretrainedSet, checkpoint_folder
+from zsseg_rt.common.files import read_limited, sha256_of, why_unwritable, write_atomically
+from zsseg_rt.common.schema import parse_json
 from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import hub
 from zsseg_rt.fetch.progress import Progress
-from zsseg_rt.files import read_limited, sha256_of, why_unwritable, write_atomically
-from zsseg_rt.pretrained import PretrainedSet, checkpoint_folder
-from zsseg_rt.schema import parse_json
 
 __all__ = ["Checkpoint", "check_free_space", "find_checkpoint", "megabytes"]
 

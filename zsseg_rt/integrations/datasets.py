@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt import __version__
-from zsseg_rt.bundle import MANIFEST, Bundle
+from zsseg_rt.bundles.bundle import MANIFEST, Bundle
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.extras import needs_extra
 from zsseg_rt.integrations import ray
 from zsseg_rt.text.class_names import ClassNames, read_groups
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.batch import lanes_for
-from zsseg_rt.batch.budget import Budget
-from zsseg_rt.batch.photo_run import describe_classes
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import (
@@ -25,13 +23,15 @@ from zsseg_rt.errors import (
     SourceError,
     ZssegError,
 )
-from zsseg_rt.extras import needs_extra
-from zsseg_rt.lane_pool import LanePool
+from zsseg_rt.integrations.batch import lanes_for
+from zsseg_rt.integrations.batch.budget import Budget
+from zsseg_rt.integrations.batch.photo_run import describe_classes
 from zsseg_rt.photos import decode_photo
-from zsseg_rt.picture_header import MAX_PIXELS, read_header
+from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.results.visualize import encode_label_png, palette
+from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.text.class_names import ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
-from zsseg_rt.visualize import encode_label_png, palette
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.bundle import MANIFEST, Bundle
+from zsseg_rt.bundles.bundle import MANIFEST, Bundle
+from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.integrations.triton_model import BUNDLE_FOLDER
 from zsseg_rt.text.class_names import ClassList, ClassNames
 

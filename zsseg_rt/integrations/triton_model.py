@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.schema import parse_json
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, VocabularyError, ZssegError
-from zsseg_rt.result import Segmentation
-from zsseg_rt.schema import parse_json
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.text.vocabulary import Vocabulary
 

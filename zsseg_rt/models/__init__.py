@@ -1,7 +1,7 @@
 """The published systems in torch. Nothing of the runtime imports this package."""
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
 
 try:
     import torch  # noqa: F401

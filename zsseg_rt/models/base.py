@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.functional import preprocess, upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings, slide_predict

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zsseg_rt import schema
-from zsseg_rt.argument_names import current_name
+from zsseg_rt.common import schema
+from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart

@@ -36,8 +36,8 @@ from zsseg_rt._C import (
     set_cpu_isa,
     set_num_threads,
 )
-from zsseg_rt.arrays import Array
-from zsseg_rt.cpus import threads_in_quota
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes

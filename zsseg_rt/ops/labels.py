@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zsseg_rt import _C
-from zsseg_rt.arrays import Array
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops.native import native
 
 __all__ = ["upsample_argmax", "upsample_argmax_overlay"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import ABSENT_LOGIT, out_or_new
 
 __all__ = ["LARGEST_LOG", "blend_cosines"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array, label_dtype
+from zsseg_rt.common.arrays import Array, label_dtype
 from zsseg_rt.ops._sampling import ABSENT_LOGIT, Taps, grid_taps, label_outputs
 
 __all__ = ["UPSAMPLE_ARGMAX_TOLERANCE", "activate", "upsample_argmax", "upsample_bilinear"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
 
 __all__ = ["preprocess"]

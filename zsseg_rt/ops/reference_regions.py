@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import Array, label_dtype
+from zsseg_rt.common.arrays import Array, label_dtype
 from zsseg_rt.ops._sampling import grid_taps, label_outputs, out_or_new, resize
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zsseg_rt import _C
-from zsseg_rt.arrays import Array
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops.native import native
 
 __all__ = ["crop_regions", "label_regions", "mask_boxes"]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.extras import import_opencv, install_command
 from zsseg_rt.errors import SourceError
-from zsseg_rt.extras import import_opencv, install_command
+from zsseg_rt.photos.header import MAX_PIXELS, check_picture
 from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
-from zsseg_rt.picture_header import MAX_PIXELS, check_picture
 
 __all__ = [
     "MASK_SUFFIX",

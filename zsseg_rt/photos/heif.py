@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import SourceError
-from zsseg_rt.extras import install_command
 
 __all__ = ["HEIF_SUFFIXES", "can_decode", "decode_heif", "is_heif"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from zsseg_rt import __version__
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
 from zsseg_rt.profiling.estimates import Basis

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from zsseg_rt import schema
+from zsseg_rt.common import schema
 from zsseg_rt.errors import ConfigError
 from zsseg_rt.profiling.conditions import Conditions
 from zsseg_rt.profiling.estimates import Basis, Difference, percentile, percentile_interval

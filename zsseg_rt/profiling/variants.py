@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt import schema
+from zsseg_rt.bundles.pretrained import find_bundle
+from zsseg_rt.common import schema
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError, ConfigError
-from zsseg_rt.pretrained import find_bundle
 
 __all__ = ["SWEEP_UNITS", "Variant", "read_against", "read_sweep", "same_work"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, ConfigError, SourceError
-from zsseg_rt.families.registry import create_family
 from zsseg_rt.profiling.variants import Variant
-from zsseg_rt.self_check import read_golden
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import read_golden
 from zsseg_rt.stream.uris import open_sources, source_names
 
 __all__ = ["MOST_FRAMES", "ClassRequest", "Workload", "read_frames"]

@@ -10,9 +10,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
+from zsseg_rt.common.schema import encode
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.result import Frame, Segmentation
-from zsseg_rt.schema import encode
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import Result, frame_of

@@ -15,11 +15,11 @@ from zsseg_rt.config import is_share
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, EngineStateError, VocabularyError
 from zsseg_rt.photos import decode_photo
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.text.class_names import BACKGROUND, ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
-from zsseg_rt.visualize import palette
 
 __all__ = ["Labeller"]
 

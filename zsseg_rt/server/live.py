@@ -18,6 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.runtime.steady.memory import check_family, source_memories
 from zsseg_rt.server.access import AccessRules
 from zsseg_rt.server.api import create_app
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
@@ -26,7 +27,6 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.page import load_page
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
-from zsseg_rt.steady.memory import check_family, source_memories
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience

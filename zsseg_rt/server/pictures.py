@@ -7,11 +7,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from zsseg_rt.picture_header import read_header
-from zsseg_rt.result import Segmentation
+from zsseg_rt.photos.header import read_header
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_overlay
-from zsseg_rt.visualize import encode_label_png, palette
 
 __all__ = ["VERSION_HEADER", "answer_picture"]
 

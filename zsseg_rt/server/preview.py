@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.errors import SourceError
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
-from zsseg_rt.visualize import palette
 
 __all__ = ["FrameMessage", "Result", "encode_message", "encode_overlay", "frame_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 
 __all__ = ["Ahead", "Lanes"]
 

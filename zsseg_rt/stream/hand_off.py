@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from zsseg_rt.result import Frame
+from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.stream.source import Picture
 
 __all__ = ["HandOff", "SlotSettings"]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zsseg_rt.files.series import Rotation
-from zsseg_rt.result import Segmentation
-from zsseg_rt.steady.memory import FrameMemory, source_memories
+from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories
 from zsseg_rt.stream.ahead import Lanes
 from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers

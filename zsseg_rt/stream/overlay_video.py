@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.cpus import usable_cpus
+from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.files.series import Rotation, Series, is_empty
 from zsseg_rt.errors import SourceError
-from zsseg_rt.files.series import Rotation, Series, is_empty
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.i420 import I420
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
@@ -37,7 +37,7 @@ class OverlayVideo:
     """Writes ``NAME.mp4``, H.264: each frame with its labels' colours laid over it.
 
     A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
-    and with rotation, files are ``NAME-STAMP.mp4``; see :class:`~zsseg_rt.files.series.Series`.
+    and with rotation, files are ``NAME-STAMP.mp4``; see ``Series``.
     Sides are made even by repeating the last row or column.
 
     Args:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.writers import frame_of
-from zsseg_rt.visualize import palette
 
 __all__ = ["Painter"]
 

@@ -23,7 +23,7 @@ from zsseg_rt.errors import (
     SourceError,
     ZssegError,
 )
-from zsseg_rt.result import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.ahead import Ahead, Lanes
 from zsseg_rt.stream.capture import Capture
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
@@ -33,7 +33,7 @@ from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
 from zsseg_rt.stream.writers import frame_of
 
 if TYPE_CHECKING:
-    from zsseg_rt.steady.memory import FrameMemory
+    from zsseg_rt.runtime.steady.memory import FrameMemory
 
 __all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings", "waits_for_labels"]
 

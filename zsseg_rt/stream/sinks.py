@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from zsseg_rt.common.files import is_folder
+from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
-from zsseg_rt.files import is_folder
-from zsseg_rt.files.series import Rotation
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
 from zsseg_rt.stream.source import shown

@@ -41,7 +41,7 @@ _OPEN_PATH = re.compile(r"(?:/(?![^/?#;&]*(?:=|%(?:25)*3[dD]))[^/?#;&]*)*/?")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
-    """A frame as its source gives it; see :class:`zsseg_rt.result.Frame`.
+    """A frame as its source gives it; see :class:`zsseg_rt.results.segmentation.Frame`.
 
     Attributes:
         image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more.

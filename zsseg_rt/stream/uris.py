@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from zsseg_rt.common.files import is_file, is_folder, read_limited
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.files import is_file, is_folder, read_limited
 from zsseg_rt.photos import SUFFIXES
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Any, Literal
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, SourceError
-from zsseg_rt.extras import install_command
 
 __all__ = ["VideoKind", "explain", "import_av"]
 

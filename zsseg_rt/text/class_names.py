@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.common.schema import check_plain_text
 from zsseg_rt.errors import VocabularyError
-from zsseg_rt.schema import check_plain_text
 from zsseg_rt.text.tokenizer import clean_text
 
 __all__ = [

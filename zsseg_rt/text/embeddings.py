@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.text.prompts import PromptSet, fill, template_key
 from zsseg_rt.text.row_cache import RowCache

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
-from zsseg_rt.bundle import Bundle
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings

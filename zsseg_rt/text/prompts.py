@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from zsseg_rt.common.schema import check_plain_text
 from zsseg_rt.errors import VocabularyError
-from zsseg_rt.schema import check_plain_text
 
 __all__ = ["PromptSet", "check_templates", "fill", "template_key"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
 __all__ = ["KEPT_ROWS", "RowCache"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg_rt.common.files import read_limited
 from zsseg_rt.errors import BundleError, ShapeError
-from zsseg_rt.files import read_limited
 from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT, read_tokenizer
 
 if TYPE_CHECKING:

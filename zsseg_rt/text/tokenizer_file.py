@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zsseg_rt import schema
+from zsseg_rt.common import schema
 
 __all__ = ["END_OF_TEXT", "START_OF_TEXT", "WORD_END", "read_tokenizer", "tokenizer_document"]
 

@@ -13,13 +13,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from zsseg_rt import ops
+from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
-from zsseg_rt.files import write_atomically
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.descriptor.starts import COSINE_SCALE, scale_for
+from zsseg_rt.results.visualize import palette
 from zsseg_rt.training.class_embeddings import (
     ClassEmbeddings,
     class_embeddings,
@@ -47,7 +48,6 @@ from zsseg_rt.training.tasks.labelled import LabelledTask
 from zsseg_rt.training.tasks.task import TrainingTask
 from zsseg_rt.training.text_space import text_space
 from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model
-from zsseg_rt.visualize import palette
 
 __all__ = ["Assembly", "assemble", "evaluate_untrained", "train", "train_assembled"]
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.files import read_limited, read_npy
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
-from zsseg_rt.files import read_limited, read_npy
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder, load_clip

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from zsseg_rt import schema
-from zsseg_rt.argument_names import current_name
+from zsseg_rt.common import schema
+from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml

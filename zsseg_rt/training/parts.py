@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from zsseg_rt import schema
-from zsseg_rt.argument_names import arguments_called
+from zsseg_rt.common import schema
+from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.schema import checked_settings, typed_settings
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
@@ -19,7 +20,6 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.weights import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.registry import ARCHITECTURES, find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
-from zsseg_rt.schema import checked_settings, typed_settings
 from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig
 from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader

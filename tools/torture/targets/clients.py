@@ -46,7 +46,7 @@ def can_serve() -> bool:
 
 @target("rtsp-clients", "bytes sent to the RTSP output: requests, bodies, tunnels", group="rtsp")
 def _rtsp_clients(_: Path) -> Attempt:
-    from zsseg_rt.result import Frame, Segmentation
+    from zsseg_rt.results.segmentation import Frame, Segmentation
     from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 
     sink = RtspSink("rtsp://@127.0.0.1:0/seg", channel_order="rgb", alpha=0.5)

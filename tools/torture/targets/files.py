@@ -14,9 +14,9 @@ from tools.torture.damage import odd_text, odd_value, spoil_bytes, spoil_json
 from tools.torture.target import Attempt, RefusedError, target
 from tools.torture.targets.bundles import CONFIG
 from zsseg_rt import Bundle, Engine
-from zsseg_rt.batch.journal import Journal, PhotoResult
+from zsseg_rt.common.files import read_npy
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.files import read_npy
+from zsseg_rt.integrations.batch.journal import Journal, PhotoResult
 
 MOST = 1 << 20  # bytes of an array
 
@@ -94,8 +94,8 @@ def _caches(folder: Path) -> Attempt:
 
 @target("reports", "profiles as `profile show` reads them")
 def _reports(folder: Path) -> Attempt:
+    from tools.report_schema import make_schema
     from zsseg_rt.profiling.report import read_report
-    from zsseg_rt.profiling.report_schema import make_schema
 
     document, path = _example(make_schema(), make_schema()), folder / "profile.json"
 
@@ -157,7 +157,7 @@ def _checkpoints(folder: Path) -> Attempt:
 
 @target("settings", "training and comparison settings in TOML, and --set", group="torch")
 def _settings(folder: Path) -> Attempt:
-    from zsseg_rt.experiments.comparison import Comparison
+    from tools.studies.comparison import Comparison
     from zsseg_rt.training.config import TrainConfig, list_recipes
 
     recipes = [TrainConfig.load(name).to_toml() for name in list_recipes()]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zsseg_rt.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.backends.feeds import check_feed
+from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
 if TYPE_CHECKING:

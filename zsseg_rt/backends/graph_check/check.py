@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends.graph_check.flow import Flow, read_attributes
 from zsseg_rt.backends.graph_check.graph import Graph, Node, WeightTensor, map_file, read_graph
 from zsseg_rt.backends.graph_check.operators import OPSETS, input_counts, output_counts
 from zsseg_rt.backends.graph_check.sizes import check_shape, check_weight
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError
 
 __all__ = ["GraphHeader", "check_graph", "check_model"]

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import TensorSpec
 from zsseg_rt.backends.graph_check.protobuf import (
     BYTES,
     FLOAT,
@@ -30,6 +29,7 @@ from zsseg_rt.backends.graph_check.protobuf import (
     decode,
     packed_ints,
 )
+from zsseg_rt.common.arrays import TensorSpec
 
 __all__ = ["Attribute", "Graph", "Node", "Stated", "WeightTensor", "map_file", "read_graph"]
 __all__ += ["read_interface"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, ignore_label
 from zsseg_rt.evaluation.datasets.reading import Mask, read_mask, read_picture

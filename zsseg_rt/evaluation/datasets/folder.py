@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, ignore_label
 from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, ValueTable
 from zsseg_rt.evaluation.datasets.layout import Layout, pairs_of_folders
 from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask
 from zsseg_rt.evaluation.datasets.splits import ClassTable
-from zsseg_rt.files import is_file, is_folder
 
 __all__ = ["folder"]
 

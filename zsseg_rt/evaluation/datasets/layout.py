@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zsseg_rt.common.files import is_folder
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets.file_dataset import FilePair
-from zsseg_rt.files import is_folder
 
 __all__ = ["PICTURE_SUFFIXES", "Layout", "pairs_of_folders", "pairs_of_list"]
 __all__ += ["pictures_below", "require_choice"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from zsseg_rt.common.files import is_folder
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
 from zsseg_rt.evaluation.datasets.layout import PICTURE_SUFFIXES, pictures_below
 from zsseg_rt.evaluation.datasets.reading import read_picture
-from zsseg_rt.files import is_folder
 
 __all__ = ["PhotoDataset"]
 

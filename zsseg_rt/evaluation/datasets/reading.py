@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.picture_header import check_picture
+from zsseg_rt.photos.header import check_picture
 
 __all__ = ["Mask", "read_colour_mask", "read_mask", "read_picture"]
 

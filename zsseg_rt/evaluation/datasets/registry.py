@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from zsseg_rt.common.schema import checked_settings
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.evaluation.datasets.layout import require_choice
 from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
-from zsseg_rt.schema import checked_settings
 
 __all__ = ["DATASETS", "create_dataset"]
 

@@ -1,7 +1,7 @@
 """The small CLIP that ships with the package, which knows drawings of a synthetic world.
 
 Its file holds float16 weights and only the token embeddings that its training saw; the other rows
-of CLIP's table become zeros. :mod:`zsseg_rt.experiments.packed_clip` writes it.
+of CLIP's table become zeros. :mod:`tools.studies.packed_clip` writes it.
 """
 
 from __future__ import annotations

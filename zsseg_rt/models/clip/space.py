@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from zsseg_rt.files import sha256_of
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.models.clip.shipped import SPACE, is_shipped
 
 __all__ = ["describe_rows", "describe_space"]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, CheckpointError
-from zsseg_rt.extras import install_command
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,

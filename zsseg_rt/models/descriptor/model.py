@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import (
     LabelRule,

@@ -10,7 +10,7 @@ from pathlib import Path
 from zsseg_rt.profiling.pages.charts import draw_charts
 from zsseg_rt.profiling.pages.tables import ABSENT, TextTable, difference_words, report_tables
 from zsseg_rt.profiling.report import Report
-from zsseg_rt.visualize import save_file
+from zsseg_rt.results.visualize import save_file
 
 __all__ = ["render_html", "write_html"]
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
 
 __all__ = [
     "Library",

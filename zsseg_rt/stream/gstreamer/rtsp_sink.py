@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zsseg_rt.result import Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import encoder_text
 from zsseg_rt.stream.gstreamer.library import load

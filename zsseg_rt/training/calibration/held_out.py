@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.datasets.base import Sample

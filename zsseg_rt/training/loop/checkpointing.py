@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zsseg_rt import schema
+from zsseg_rt.common import schema
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import CheckpointError, TrainingError
-from zsseg_rt.files import sha256_of
 from zsseg_rt.training.loop.optimizer_state import OptimizerState
 
 __all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]

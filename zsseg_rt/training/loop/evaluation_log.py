@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.files import write_atomically
 
 __all__ = ["EVALUATIONS_FILE", "EvaluationLog"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, DeviceError, PrecisionNotApplied, TrainingError
-from zsseg_rt.extras import install_command
 from zsseg_rt.training.loop.config import LoopConfig
 
 __all__ = ["Agreement", "gather_states", "raise_together", "start_accelerator"]

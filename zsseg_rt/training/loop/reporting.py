@@ -23,9 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.extras import install_command
-from zsseg_rt.files import write_atomically
 
 __all__ = ["HISTORY_FILE", "Picture", "RunReport", "StepClock", "Timing"]
 

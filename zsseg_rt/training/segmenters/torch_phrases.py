@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.files import read_limited, write_atomically
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.files import read_limited, write_atomically
 from zsseg_rt.training.data.transforms import CenterCropAugmentation
 from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews

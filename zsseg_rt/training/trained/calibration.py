@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zsseg_rt import schema
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common import schema
+from zsseg_rt.common.cosine_rule import CosineRule
+from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import CheckpointError, SourceError
-from zsseg_rt.files import write_atomically
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.trained.card import TrainedClasses
 

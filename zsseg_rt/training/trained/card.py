@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt import schema
-from zsseg_rt.argument_names import current_name
+from zsseg_rt.common import schema
+from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.cosine_rule import CosineRule
+from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import DeviceError, VocabularyError
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings

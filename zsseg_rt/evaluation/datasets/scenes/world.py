@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.arrays import label_dtype
+from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import ignore_label
 from zsseg_rt.evaluation.datasets.scenes.captions import Seen, describe_one, describe_scene

@@ -1,0 +1,1 @@
+"""How tools/benchmark_kernels.py times kernels."""

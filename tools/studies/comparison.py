@@ -1,0 +1,314 @@
+"""Train several systems on the same data for several seeds and compare them.
+
+A comparison is a TOML file: what all runs share, and what each variant changes. Every run is an
+ordinary training run in a folder of its own, so an interrupted comparison continues where it
+stopped, and any run of it can be inspected, exported or continued.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.common import schema
+from zsseg_rt.common.files import write_atomically
+from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.toml_files import list_kept, read_toml
+
+__all__ = ["Comparison", "RunFigures", "SmallForm", "Variant"]
+__all__ += ["list_comparisons", "make_clip", "markdown_table", "run"]
+
+_log = logging.getLogger(__name__)
+
+_KEPT = Path(__file__).parent / "comparisons"
+
+FIGURES = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the comparison.
+
+    Attributes:
+        name: Short name; folders are named after it.
+        title: What the table calls it.
+        changes: Tables of a :class:`zsseg_rt.training.config.TrainConfig` laid over the shared
+            ones.
+        start_from: Name of an earlier variant whose trained model this one continues; the run of
+            the same seed.
+        trained: Whether anything is trained; if not, the model is evaluated once, as built.
+        without: Shared tables that this variant does not use.
+    """
+
+    name: str
+    title: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    start_from: str = ""
+    trained: bool = True
+    without: tuple[str, ...] = ()
+
+    def over(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The variant's tables laid over the shared ones."""
+        kept = {name: table for name, table in shared.items() if name not in self.without}
+        return merge(kept, self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallForm:
+    """A quick form of a comparison: fewer steps and seeds, the same rows.
+
+    Attributes:
+        seeds: Replaces the comparison's.
+        clip: Laid over the comparison's table of this name.
+        changes: Tables laid over the shared ones.
+    """
+
+    seeds: tuple[int, ...]
+    clip: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        shared: Tables of a training configuration that all runs share.
+        variants: The rows, in order.
+        seeds: Seeds of the runs; each seed is one run of each trained variant.
+        clip: Settings of the small CLIP that all start from unless weights are given, a
+            :class:`tools.studies.small_clip.PretrainingConfig`; None trains no CLIP.
+        small: The quick form; None if there is none.
+    """
+
+    shared: dict[str, Any]
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    clip: dict[str, Any] | None = None
+    small: SmallForm | None = None
+
+    def __post_init__(self) -> None:
+        known: set[str] = set()
+        for variant in self.variants:
+            if variant.name in known:
+                raise ArgumentError(f"variants: {variant.name!r} appears twice. Rename one.")
+            if variant.start_from and variant.start_from not in known:
+                raise ArgumentError(
+                    f"variants: {variant.name!r} starts from {variant.start_from!r}, not an "
+                    "earlier variant. Name one, or put it first."
+                )
+            known.add(variant.name)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Comparison:
+        """Read a TOML file or one of the package's comparisons.
+
+        Raises:
+            ArgumentError: There is no such file, it is not valid TOML, or a key is unknown.
+        """
+        raw, where = read_toml(source, _KEPT)
+        return schema.decode(cls, raw, where, ArgumentError)
+
+    def in_small(self) -> Comparison:
+        """Return the quick form.
+
+        Raises:
+            ArgumentError: There is none.
+        """
+        if self.small is None:
+            raise ArgumentError(
+                "small: expected a comparison with a table of this name, got one without. Leave "
+                "--small out, or add the table."
+            )
+        return replace(
+            self,
+            shared=merge(self.shared, self.small.changes),
+            seeds=self.small.seeds,
+            clip=None if self.clip is None else merge(self.clip, self.small.clip),
+            small=None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """The figures of one run.
+
+    Attributes:
+        variant: Name of the variant.
+        seed: The run's seed; None if nothing is trained.
+        metrics: Figures in percent, by name.
+    """
+
+    variant: str
+    seed: int | None
+    metrics: dict[str, float]
+
+
+def list_comparisons() -> list[str]:
+    """Names of the comparisons that come with the package."""
+    return list_kept(_KEPT)
+
+
+def make_clip(comparison: Comparison, folder: Path) -> Path | None:
+    """Train the small CLIP that a comparison asks for, or continue to train it.
+
+    Args:
+        comparison: The comparison.
+        folder: Folder of the CLIP's run.
+
+    Returns:
+        Its weights; None if the comparison asks for none.
+
+    Raises:
+        ArgumentError: A setting is unknown or wrong.
+        TrainingError: See :func:`tools.studies.clip_pretraining.pretrain`.
+    """
+    if comparison.clip is None:
+        return None
+    from tools.studies.clip_pretraining import pretrain
+    from tools.studies.small_clip import PretrainingConfig
+
+    settings = schema.decode(PretrainingConfig, comparison.clip, "clip", ArgumentError)
+    return pretrain(settings, folder)
+
+
+def run(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    on_run: Callable[[RunFigures], None] | None = None,
+) -> list[RunFigures]:
+    """Do every run that is not done yet.
+
+    Args:
+        comparison: What to compare.
+        folder: Gets one folder per run.
+        changes: Tables laid over the shared ones, such as the CLIP weights to start from.
+        seeds: Instead of the comparison's own.
+        only: Names of variants to run; empty runs all. A variant that another starts from must be
+            done or among them.
+        on_run: Called with the figures of each run.
+
+    Returns:
+        The figures of all runs, seed by seed.
+
+    Raises:
+        ArgumentError: A variant or a setting is unknown, or a run in the folder had other settings.
+        TrainingError: A run failed or was interrupted; earlier runs are kept.
+    """
+    unknown = set(only) - {variant.name for variant in comparison.variants}
+    if unknown:
+        raise ArgumentError(f"only: expected names of variants, got {', '.join(sorted(unknown))}.")
+    shared = merge(comparison.shared, changes or {})
+    found = []
+    for variant, seed in _plan(comparison, only, seeds or comparison.seeds):
+        figures = _run_one(variant, shared, folder, seed)
+        found.append(figures)
+        if on_run is not None:
+            on_run(figures)
+    return found
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables; values and lists are replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def markdown_table(comparison: Comparison, runs: Iterable[RunFigures]) -> str:
+    """The figures as a Markdown table: mean and standard deviation over the seeds, in percent."""
+    by_variant: dict[str, list[RunFigures]] = {}
+    for figures in runs:
+        by_variant.setdefault(figures.variant, []).append(figures)
+    lines = [f"| system | runs | {' | '.join(FIGURES)} |", "|---|---|" + "---|" * len(FIGURES)]
+    for variant in comparison.variants:
+        done = by_variant.get(variant.name, [])
+        if done:
+            cells = [_mean_and_deviation([r.metrics[name] for r in done]) for name in FIGURES]
+            lines.append(f"| {variant.title} | {len(done)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def _plan(
+    comparison: Comparison, only: Sequence[str], seeds: Sequence[int]
+) -> Iterable[tuple[Variant, int | None]]:
+    """All variants of one seed before the next seed; untrained ones come first, once."""
+    chosen = [v for v in comparison.variants if not only or v.name in only]
+    yield from ((variant, None) for variant in chosen if not variant.trained)
+    for seed in seeds:
+        yield from ((variant, seed) for variant in chosen if variant.trained)
+
+
+def _run_one(
+    variant: Variant, shared: Mapping[str, Any], folder: Path, seed: int | None
+) -> RunFigures:
+    place = folder / (variant.name if seed is None else f"{variant.name}-{seed}")
+    record, settings = place / "figures.json", place / "settings.toml"
+    config = _configure(variant, shared, folder, place, seed)
+    if record.is_file() and settings.is_file():
+        _check_settings(config, settings)
+        metrics = json.loads(record.read_text(encoding="utf-8"))
+        return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
+    _log.info("%s", place)
+    metrics = _evaluate_untrained(config) if seed is None else _train(config)
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings, config.to_toml().encode())
+    write_atomically(record, json.dumps(metrics, indent=2).encode())
+    return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
+
+
+def _configure(
+    variant: Variant, shared: Mapping[str, Any], folder: Path, place: Path, seed: int | None
+) -> TrainConfig:
+    raw = variant.over(shared)
+    raw = merge(raw, {"loop": {"seed": seed or 0}, "output": {"folder": str(place)}})
+    if variant.start_from:
+        start = {"start_from": str(folder / f"{variant.start_from}-{seed}"), "options": {}}
+        raw["model"] = start
+    return TrainConfig.from_dict(raw, f"variant {variant.name}")
+
+
+def _check_settings(config: TrainConfig, settings: Path) -> None:
+    """Check that figures were made with these settings."""
+    changed = config.differences(TrainConfig.load(settings))
+    if changed:
+        raise ArgumentError(
+            f"{settings.parent}: expected figures of these settings, got those of another "
+            f"{', '.join(changed)}. Remove that folder, or choose another for all runs."
+        )
+
+
+def _train(config: TrainConfig) -> dict[str, float]:
+    from zsseg_rt.training.assembly import train
+
+    result = train(config, resume=True)
+    if not result.finished:
+        raise TrainingError(
+            f"{result.run_folder}: expected {config.loop.iterations} steps, got {result.step}: the "
+            "run was stopped. Run the comparison again to continue it."
+        )
+    return dict(result.metrics)
+
+
+def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:
+    from zsseg_rt.training.assembly import evaluate_untrained
+
+    return evaluate_untrained(config)

@@ -1,0 +1,192 @@
+"""How far figures on nine unseen names hold for nine others, drawn at random.
+
+``tools/make_demo.py --evaluate-draws N`` is the command. Each draw has scenes of its own, which are
+made of the seen names and the nine others; the nine published names are measured on scenes of the
+same seed beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from zsseg_rt.common.files import sha256_of
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
+from zsseg_rt.evaluation.datasets.scenes.words import kind_of, other_unseen
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import Evaluation, Segmenter, evaluate
+from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+
+_log = logging.getLogger(__name__)
+
+__all__ = ["DrawnScenes", "evaluate_draws", "evaluate_lists", "measure_bundle", "summarise"]
+__all__ += ["unseen_figures"]
+
+KINDS = ("others", "published")
+"""Names of a draw, and the published ones on scenes of the same seed."""
+
+Count = int | Literal["all"]
+"""How many names are on offer beside the nine unseen ones."""
+
+Opened = Callable[[tuple[str, ...]], Segmenter]
+"""Makes something that labels images with the given names."""
+
+
+class DrawnScenes(SceneDataset):
+    """Scenes of the ``val`` split made of the seen names and of nine other unseen ones.
+
+    Args:
+        draw: Which nine, and which scenes; none is among the published ones.
+        length: Number of images.
+        published: Whether to keep the nine published names; the scenes' seed is the draw's.
+
+    Raises:
+        ArgumentError: ``draw`` is negative, or ``length`` below 1.
+    """
+
+    def __init__(self, draw: int, *, length: int = 300, published: bool = False) -> None:
+        names, seed = other_unseen(draw), draw + 1
+        super().__init__("val", length=length, seed=seed)
+        if not published:
+            self.class_names, self.name = names, f"scenes/val/draw-{draw}"
+            self.world = world_of_split("val", seed, class_names=names, common=names)
+
+
+def evaluate_draws(
+    opened: Opened, draws: Iterable[int], *, length: int = 300
+) -> list[dict[str, Any]]:
+    """Measure draws of names, each beside the published names on scenes of the same seed.
+
+    Args:
+        opened: The model.
+        draws: Numbers of the draws.
+        length: Scenes for each.
+
+    Returns:
+        For every draw its number, the nine names, and the figures of ``others`` and
+        ``published``, in percent.
+    """
+    rows = []
+    for draw in draws:
+        row: dict[str, Any] = {"draw": draw}
+        for kind in KINDS:
+            data = DrawnScenes(draw, length=length, published=kind == "published")
+            found = evaluate(opened(data.class_names), data)
+            row[kind] = unseen_figures(found)
+            if kind == "others":
+                seen = set(SEEN)
+                row["unseen"] = [n for i, n in enumerate(data.class_names) if i not in seen]
+                row["iou_percent"] = {r["name"]: r["iou_percent"] for r in found.class_table()}
+        rows.append(row)
+        _log.info("draw %d: %s", draw, {kind: row[kind]["mIoU(U)"] for kind in KINDS})
+    return rows
+
+
+def evaluate_lists(
+    opened: Opened, lists: Iterable[Count], *, length: int = 300
+) -> list[dict[str, Any]]:
+    """Measure the published scenes with ever more names offered.
+
+    Args:
+        opened: The model.
+        lists: How many names are offered beside the nine unseen ones; see
+            :func:`zsseg_rt.evaluation.datasets.scenes.words.annotated_names`.
+        length: Scenes.
+    """
+    rows = []
+    for count in lists:
+        data = SceneDataset("val", length=length, annotated=count)
+        found = evaluate(opened(data.class_names), data)
+        rows.append({"names": len(data.class_names), "figures": unseen_figures(found)})
+    return rows
+
+
+def unseen_figures(found: Evaluation) -> dict[str, float]:
+    """Figures in percent; unseen classes also by things, stuff, and pixels named right.
+
+    Raises:
+        ArgumentError: Too few scenes: they show no unseen thing, or no unseen stretch.
+    """
+    trained = {CLASS_NAMES[index] for index in SEEN}
+    shares = found.scores.iou
+    unseen = [i for i in range(len(found.class_names)) if i not in set(found.seen)]
+    things = [i for i in unseen if kind_of(found.class_names[i]).is_thing]
+    stuff = [i for i in unseen if i not in things]
+    taught = [i for i, name in enumerate(found.class_names) if name in trained]
+    for group in (things, stuff, taught):
+        if np.isnan(shares[group]).all():
+            raise ArgumentError(
+                f"length: expected scenes that show things and stuff, seen and unseen, got "
+                f"{found.pictures} that do not. Use more scenes."
+            )
+    right = sum(int(found.counts[i, i]) for i in unseen)
+    figures = found.scores.as_reported() | {
+        "mIoU(U) things": 100 * float(np.nanmean(shares[things])),
+        "mIoU(U) stuff": 100 * float(np.nanmean(shares[stuff])),
+        "unseen pixels right": 100 * right / max(int(found.counts[unseen].sum()), 1),
+        "mIoU(trained)": 100 * float(np.nanmean(shares[taught])),
+    }
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+def summarise(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[str, dict[str, float]]:
+    """Mean, sample standard deviation, least and most over draws, figure by figure."""
+    columns = [row[kind] for row in rows]
+    return {
+        name: {
+            "mean": round(statistics.fmean(column[name] for column in columns), 2),
+            "sd": round(_spread([column[name] for column in columns]), 2),
+            "least": min(column[name] for column in columns),
+            "most": max(column[name] for column in columns),
+        }
+        for name in columns[0]
+    }
+
+
+def measure_bundle(
+    bundle: Path,
+    *,
+    draws: Iterable[int] = (),
+    lists: Iterable[Count] = (),
+    length: int = 300,
+    cosine: bool = True,
+    root: Path,
+) -> dict[str, Any]:
+    """Measure a bundle of the synthetic world at float32; returns the record, as plain data.
+
+    Args:
+        bundle: The bundle.
+        draws: Numbers of draws of names; see :func:`evaluate_draws`.
+        lists: Lengths of name lists; see :func:`evaluate_lists`.
+        length: Scenes for each.
+        cosine: Whether the bundle's cosines count beside its masks.
+        root: The checkout whose commit is written down.
+    """
+    weight = None if cosine else (0.0, 0.0)
+    config = EngineConfig(device="cpu", precision="float32", cosine_weight=weight)
+    with Engine(bundle, config) as engine:
+
+        def opened(names: tuple[str, ...]) -> Segmenter:
+            return EngineSegmenter(engine, names)
+
+        by_draw = evaluate_draws(opened, draws, length=length)
+        by_list = evaluate_lists(opened, lists, length=length)
+        rule = engine.bundle.head.cosine if cosine else None
+        about: dict[str, Any] = {"commit": describe_commit(root), "machine": describe_machine()}
+        about |= {"bundle_sha256": sha256_of(bundle / "bundle.json"), "precision": "float32"}
+        about |= {"cosine": None if rule is None else asdict(rule), "scenes": length}
+    summary = {kind: summarise(by_draw, kind) for kind in KINDS} if by_draw else {}
+    return about | {"summary": summary, "draws": by_draw, "lists": by_list}
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

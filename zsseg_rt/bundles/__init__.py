@@ -1,0 +1,1 @@
+"""Bundles on disk: the format, its sections, and where fetched ones lie."""

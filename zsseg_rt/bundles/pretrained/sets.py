@@ -1,0 +1,134 @@
+"""The published weights that can be fetched by name, and what is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from zsseg_rt.common import schema
+from zsseg_rt.errors import ArgumentError
+
+__all__ = ["SETS", "PretrainedSet", "known_set"]
+
+
+_FILE = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedSet:
+    """Published CLIP weights, and the dense head that makes a bundle of them.
+
+    Attributes:
+        name: What users type.
+        repository: Repository on the Hugging Face Hub, ``owner/name``.
+        clip: open_clip's name of the architecture.
+        tag: open_clip's name of the weights.
+        head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`.
+        activation: The MLPs' activation, which the file does not say.
+        num_parameters: Numbers in both towers; the file holds them as float32.
+        licence: Licence of the weights, as their repository states it.
+        good_for: One line for those who choose.
+        size: Side of the bundle's input in pixels.
+        files: Names that the file may have, the preferred one first.
+        revision: Commit of the repository; its files never change.
+        sha256: Of files whose SHA-256 is known beside what the hub says, in hex by name.
+    """
+
+    name: str
+    repository: str
+    clip: str
+    tag: str
+    head: str
+    activation: str
+    num_parameters: int
+    licence: str
+    good_for: str
+    size: int = 448
+    files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
+    revision: str = "main"
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in float32; the file has some tens of kB more."""
+        return 4 * self.num_parameters
+
+
+_B16, _L14 = 149_620_736, 427_616_512
+_OPENAI_LICENCE = "Apache-2.0 as its repository states; OpenAI published it under MIT"
+
+
+def _openai_b16(name: str, head: str, good_for: str) -> PretrainedSet:
+    return PretrainedSet(
+        name=name,
+        repository="timm/vit_base_patch16_clip_224.openai",
+        clip="ViT-B-16",
+        tag="openai",
+        head=head,
+        activation="quick_gelu",
+        num_parameters=_B16,
+        licence=_OPENAI_LICENCE,
+        good_for=good_for,
+        revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        sha256={_FILE: "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"},
+    )
+
+
+_ALL = (
+    _openai_b16("naclip-b16", "naclip", "OpenAI's CLIP ViT-B/16 with NACLIP's head: start here"),
+    PretrainedSet(
+        name="naclip-l14",
+        repository="timm/vit_large_patch14_clip_224.openai",
+        clip="ViT-L-14",
+        tag="openai",
+        head="naclip",
+        activation="quick_gelu",
+        num_parameters=_L14,
+        licence=_OPENAI_LICENCE,
+        good_for="OpenAI's CLIP ViT-L/14, 2.9 times the weights, patches of 14 pixels: slower",
+        revision="18d0535469bb561bf468d76c1d73aa35156c922b",
+        sha256={_FILE: "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"},
+    ),
+    PretrainedSet(
+        name="naclip-b16-laion2b",
+        repository="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+        clip="ViT-B-16",
+        tag="laion2b_s34b_b88k",
+        head="naclip",
+        activation="gelu",
+        num_parameters=_B16,
+        licence="MIT",
+        good_for="ViT-B/16 trained on LAION-2B, where OpenAI's data or licence does not suit",
+        revision="7288da5a0d6f0b51c4a2b27c624837a9236d0112",
+    ),
+    PretrainedSet(
+        name="naclip-b16-datacomp",
+        repository="laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+        clip="ViT-B-16",
+        tag="datacomp_xl_s13b_b90k",
+        head="naclip",
+        activation="gelu",
+        num_parameters=_B16,
+        licence="MIT",
+        good_for="ViT-B/16 trained on DataComp-1B, whose data are published as addresses",
+        revision="d110532e8d4ff91c574ee60a342323f28468b287",
+    ),
+    _openai_b16("clearclip-b16", "clearclip", "naclip-b16's weights with ClearCLIP's head"),
+    _openai_b16("sclip-b16", "sclip", "naclip-b16's weights with SCLIP's head"),
+    _openai_b16("maskclip-b16", "maskclip", "naclip-b16's weights with MaskCLIP's head"),
+)
+
+SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
+"""All sets by name, in the order in which they are listed."""
+
+
+def known_set(name: str) -> PretrainedSet:
+    """The set of this name.
+
+    Raises:
+        ArgumentError: There is none; the message lists the names.
+    """
+    if name not in SETS:
+        hint = schema.nearest(name, list(SETS)).replace("Known keys", "Known names")
+        raise ArgumentError(f"name: expected a set that can be fetched, got {name!r}. {hint}")
+    return SETS[name]

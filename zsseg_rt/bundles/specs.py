@@ -1,0 +1,338 @@
+"""The sections of ``bundle.json``: files, preprocessing, text, how labels are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.common.cosine_rule import CosineRule
+from zsseg_rt.common.files import sha256_of
+from zsseg_rt.common.schema import check_plain_text
+
+__all__ = [
+    "ACTIVATIONS",
+    "FAMILIES",
+    "FUSIONS",
+    "MAX_CLASSES",
+    "MAX_WIDTH",
+    "STYLES",
+    "FamilySpec",
+    "FileEntry",
+    "GraphEntry",
+    "HeadSpec",
+    "PreprocessSpec",
+    "RegionEncoderSpec",
+    "RegionSpec",
+    "SegmentSpec",
+    "TextBankEntry",
+    "TextSpec",
+    "family_settings",
+]
+
+MAX_WIDTH = 1 << 16  # of images, grids and embeddings
+MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
+ACTIVATIONS = ("none", "sigmoid", "softmax")
+FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
+STYLES = ("cropmask", "mask", "crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySpec:
+    """What the format asks of a family's bundles, and what settings they have.
+
+    Attributes:
+        graphs: Graphs that a bundle must hold.
+        keys: Further keys of ``bundle.json`` that it must hold.
+        half_tensors: Inputs and outputs of graphs that may be in half precision: read or written
+            by kernels that take it. All others are float32 in graphs of every precision.
+        settings: Optional settings of ``EngineConfig`` that the family reads; others are refused.
+        has_class_logits: Whether masks are logits of classes, which a ``FrameMemory`` can blend.
+    """
+
+    graphs: tuple[str, ...] = ("image_encoder",)
+    keys: tuple[str, ...] = ()
+    half_tensors: tuple[str, ...] = ("image",)
+    settings: tuple[str, ...] = ()
+    has_class_logits: bool = False
+
+
+FAMILIES: dict[str, FamilySpec] = {
+    "descriptor": FamilySpec(
+        graphs=("image_encoder", "decoder"),
+        keys=("weights",),
+        half_tensors=(
+            "image",
+            "patch_embeds",
+            "cls_embed",
+            "clip_embeds",
+            "queries",
+            "class_embeds",
+            "patch_keys",
+        ),
+        settings=("cosine_scale", "cosine_weight"),
+        has_class_logits=True,
+    ),
+    "dense": FamilySpec(half_tensors=("image", "patch_embeds"), has_class_logits=True),
+    "segment_tokens": FamilySpec(keys=("segments",)),
+    "proposals": FamilySpec(keys=("regions",), half_tensors=(), settings=("min_region_score",)),
+}
+"""All that is known of a family outside its file; ``families/registry.py`` names its class."""
+
+
+def family_settings() -> tuple[str, ...]:
+    """Settings of ``EngineConfig`` that only some families have; None keeps the bundle's value."""
+    return tuple(sorted({name for family in FAMILIES.values() for name in family.settings}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle: relative path, SHA-256 (hex) and size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def describe(cls, path: Path, root: Path) -> FileEntry:
+        """Describe a file that lies under ``root``."""
+        return FileEntry(
+            file=path.relative_to(root).as_posix(),
+            sha256=sha256_of(path),
+            bytes=path.stat().st_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEntry(FileEntry):
+    """One ONNX graph in one precision, with its inputs and outputs."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSpec:
+    """How a frame becomes the encoder's input.
+
+    Attributes:
+        size_hw: Encoder input size (height, width) in pixels.
+        mean: Per-channel mean of RGB in 0..1.
+        std: Per-channel standard deviation of RGB in 0..1.
+        resize: ``"stretch"``: the whole frame is resized to ``size_hw``.
+    """
+
+    size_hw: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "stretch"
+
+    def __post_init__(self) -> None:
+        if min(self.size_hw) < 1 or max(self.size_hw) > MAX_WIDTH:
+            raise ValueError(f"size_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.size_hw}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected values > 0, got {self.std}")
+        if self.resize != "stretch":
+            raise ValueError(f"resize: expected 'stretch', got {self.resize!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """The text side: width of the space, prompt templates, tokenizer.
+
+    Attributes:
+        embed_dim: Width D of class embeddings.
+        templates: Prompts with one ``{}`` each; a name's embedding is their normalised mean.
+        template_set: A short human-readable name of the templates.
+        context_length: Tokens per prompt.
+        tokenizer: ``tokenizer.json`` or None if the bundle has no text encoder.
+        encoder_sha256: SHA-256 of the float32 text graph, as information only.
+        space: Which joint space the embeddings live in, as information only.
+        words: The words class names may use, if the text encoder was trained on few words; a
+            name without any of them is refused. Empty: any words.
+    """
+
+    embed_dim: int
+    templates: tuple[str, ...]
+    template_set: str = "custom"
+    context_length: int = 77
+    tokenizer: FileEntry | None = None
+    encoder_sha256: str | None = None
+    space: str = ""
+    words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in (("embed_dim", 1), ("context_length", 2)):
+            if not low <= getattr(self, name) <= MAX_WIDTH:
+                raise ValueError(
+                    f"{name}: expected from {low} to {MAX_WIDTH}, got {getattr(self, name)}"
+                )
+        for word in self.words:
+            if not word or word != word.lower() or word.split() != [word]:
+                raise ValueError(f"words: expected single lower-case words, got {word!r}")
+        if not self.templates:
+            raise ValueError("templates: expected at least one, got none")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: expected one '{{}}' in each, got {template!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """How features and class embeddings become labels.
+
+    Attributes:
+        logit_scale: Multiplies the similarity.
+        normalize: True for cosine similarity, False for a plain dot product.
+        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` over classes, after upsampling.
+        grid_hw: Low-resolution grid (height, width) of the patches.
+        seen: Names of the classes that training saw.
+        seen_bias: Subtracted from the activated value of seen classes.
+        unknown_below: Default score below which a pixel is unknown; None keeps every pixel.
+        max_classes: Largest class axis the graphs accept.
+        cosine: How much the cosine of patches and names counts beside the masks; None: nothing.
+        independent_queries: Whether the decoder treats every class query by itself, in family
+            ``descriptor``; None: not stated.
+    """
+
+    logit_scale: float
+    normalize: bool
+    activation: str
+    grid_hw: tuple[int, int]
+    seen: tuple[str, ...] = ()
+    seen_bias: float = 0.0
+    unknown_below: float | None = None
+    max_classes: int = 1024
+    cosine: CosineRule | None = None
+    independent_queries: bool | None = None
+
+    @property
+    def label_activation(self) -> str:
+        """What makes scores of the grid that is upsampled: blended masks are log-odds."""
+        return self.activation if self.cosine is None else "sigmoid"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {self.activation!r}")
+        if min(self.grid_hw) < 1 or max(self.grid_hw) > MAX_WIDTH:
+            raise ValueError(f"grid_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.grid_hw}")
+        for index, name in enumerate(self.seen):
+            check_plain_text(name, f"seen[{index}]")
+        if not 1 <= self.max_classes <= MAX_CLASSES:
+            raise ValueError(
+                f"max_classes: expected from 1 to {MAX_CLASSES}, got {self.max_classes}"
+            )
+        if self.cosine is not None and self.activation == "none":
+            raise ValueError("cosine: expected null beside activation 'none', got weights")
+        if not math.isfinite(self.seen_bias):
+            raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
+        if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
+            raise ValueError(
+                f"unknown_below: expected a score in [0, 1] or null, got {self.unknown_below}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """How segments get classes, in the family ``segment_tokens``.
+
+    The scale is :attr:`HeadSpec.logit_scale`; :attr:`HeadSpec.unknown_below` is the background
+    threshold, below which a segment is unknown unless it is the frame's best.
+
+    Attributes:
+        num_segments: Number of segments per frame, G.
+        top_k: How many phrases survive, the nearest to the whole frame. None keeps all.
+        plain_cosine: Whether scores are the bare softmax over all phrases.
+    """
+
+    num_segments: int
+    top_k: int | None = 5
+    plain_cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_segments <= 254:
+            raise ValueError(f"num_segments: expected from 1 to 254, got {self.num_segments}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k: expected at least 1 or null, got {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBankEntry(FileEntry):
+    """Precomputed embeddings ``embeds`` float32 [C, D] of ``names``, in a safetensors file.
+
+    A bundle that embeds names with two sets of prompts also has ``region_embeds`` [C, D].
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for index, name in enumerate(self.names):
+            check_plain_text(name, f"names[{index}]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionEncoderSpec:
+    """What a second network, CLIP, is shown of each segment, and how it is asked.
+
+    Attributes:
+        side: Side of a crop in pixels.
+        batch: Most crops that are cut out and encoded at once.
+        style: What is shown: ``"cropmask"``, ``"mask"`` or ``"crop"``; see
+            :func:`zsseg_rt.ops.crop_regions`.
+        mean: Per-channel mean of RGB in 0..1.
+        std: Per-channel standard deviation of RGB in 0..1.
+        logit_scale: Multiplies the cosine of regions and classes.
+        templates: Prompts with one ``{}`` each, for this network.
+        min_score: Segments whose probability of being any class is lower are not shown, unless
+            they are empty, which costs nothing; 0 shows all.
+    """
+
+    side: int
+    batch: int
+    style: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    logit_scale: float
+    templates: tuple[str, ...]
+    min_score: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side <= 1024:
+            raise ValueError(f"side: expected from 1 to 1024, got {self.side}")
+        if not 1 <= self.batch <= 64:
+            raise ValueError(f"batch: expected from 1 to 64, got {self.batch}")
+        if self.style not in STYLES:
+            raise ValueError(f"style: expected one of {STYLES}, got {self.style!r}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected values > 0, got {self.std}")
+        if not 0.0 <= self.min_score <= 1.0:
+            raise ValueError(f"min_score: expected a probability, got {self.min_score}")
+        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
+            raise ValueError(f"templates: expected one '{{}}' in each, got {self.templates}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSpec:
+    """Segments, and how two opinions about them become one.
+
+    Attributes:
+        num_regions: Segments per image.
+        fusion: ``"segments"``: only the segment's own class probabilities p count. ``"regions"``:
+            only those of the second network, p'. ``"all_classes"``: ``p^(1/3) p'^(2/3)``.
+            ``"seen_and_unseen"``: that for unseen classes, ``p^(2/3) m^(1/3)`` for seen ones, m
+            being the mean of p' over seen classes.
+        encoder: The second network; None exactly if ``fusion`` is ``"segments"``.
+    """
+
+    num_regions: int
+    fusion: str
+    encoder: RegionEncoderSpec | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_regions <= 256:
+            raise ValueError(f"num_regions: expected from 1 to 256, got {self.num_regions}")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion: expected one of {FUSIONS}, got {self.fusion!r}")
+        if (self.encoder is None) != (self.fusion == "segments"):
+            raise ValueError(f"encoder: expected one unless fusion is 'segments', {self.fusion!r}")

@@ -1,0 +1,1 @@
+"""What every room stands on: strict JSON and TOML, arrays, files written whole, extras, CPUs."""

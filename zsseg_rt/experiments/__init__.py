@@ -1,1 +1,0 @@
-"""Our own studies: a small CLIP, the demo that ships, comparisons."""

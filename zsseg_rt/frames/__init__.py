@@ -1,1 +1,0 @@
-"""One frame from pixels to labels: enqueued, recorded and replayed; what stays on a GPU."""

@@ -1,0 +1,276 @@
+"""Segment many photos: label each, write images and a journal to resume from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends import registry
+from zsseg_rt.bundles.specs import family_settings
+from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.integrations.batch.budget import Budget
+from zsseg_rt.integrations.batch.journal import JOURNAL, Journal, PhotoResult
+from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
+from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.visualize import palette, save_file
+from zsseg_rt.runtime.lane_pool import LanePool, in_order
+
+__all__ = ["OverlayFormat", "PhotoSettings", "lanes_for", "segment_photos"]
+
+_log = logging.getLogger(__name__)
+
+OverlayFormat = Literal["png", "jpg"]
+
+_MOST_LANES = 4  # each holds a frame's activations
+_JPEG_QUALITY = 90
+_AHEAD = 2  # photos that are read or written while every lane is busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoSettings:
+    """How photos are read and their overlays are drawn.
+
+    Attributes:
+        alpha: Weight of the colours in the overlay, in [0, 1].
+        overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
+        legend: Whether overlays have class names on them and a legend below.
+        max_pixels: Photos with more pixels are not decoded; their result says so. As many are
+            decoded at any one time, however many photos that is.
+
+    Raises:
+        ArgumentError: The overlay's format is neither.
+    """
+
+    alpha: float = 0.5
+    overlay_format: OverlayFormat = "png"
+    legend: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.overlay_format not in OVERLAY_SUFFIXES:
+            raise ArgumentError(
+                f"overlay_format: expected one of {', '.join(OVERLAY_SUFFIXES)}, got "
+                f"{self.overlay_format!r}"
+            )
+
+
+def segment_photos(
+    engine: Engine,
+    photos: Sequence[Path],
+    out_dir: Path,
+    *,
+    resume: bool = False,
+    on_done: Callable[[PhotoResult, Segmentation | None], None] | None = None,
+    **settings: Any,
+) -> list[PhotoResult]:
+    """Segment photos and write ``STEM.overlay.png`` (or ``.jpg``) and ``STEM.mask.png`` for each.
+
+    A photo that cannot be read, labelled or written is reported in its result and does not stop the
+    others. Photos are labelled at the same time in all lanes of the engine, while others are
+    decoded and written; results come in the photos' order. Every finished photo is one line in
+    ``zsseg_journal.jsonl``; with ``resume``, photos that this file lists with the same bundle,
+    classes and settings are skipped, if they and their output images are still the same files, byte
+    for byte.
+
+    Args:
+        engine: An engine with classes, of either channel order. All its lanes are used, so none
+            but its own may be open; see :func:`lanes_for`.
+        photos: Files to segment.
+        out_dir: Folder to write to; created if absent.
+        resume: Whether to skip what an earlier run has finished.
+        on_done: Called after each photo, in the caller's thread.
+        **settings: Fields of :class:`PhotoSettings`.
+
+    Raises:
+        ArgumentError: The overlay's format is neither.
+        SourceError: The folder cannot be created.
+        BackendUnavailableError: OpenCV is not installed.
+        EngineStateError: Another lane of the engine is open, or the engine is closed.
+    """
+    made = PhotoSettings(**settings)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
+    journal = Journal(out_dir / JOURNAL, _settings_key(engine, made))
+    if resume:
+        journal.read()
+    targets = [out_dir / stem for stem in _stems(photos)]
+    results = []
+    with LanePool(engine.segment, engine.lane, engine.config.num_lanes) as lanes:
+        work = _Work(lanes, journal, made, engine.config.channel_order)
+        done = in_order(
+            work.segment, zip(photos, targets, strict=True),
+            num_threads=min(lanes.num_lanes + _AHEAD, len(photos)) or 1,
+        )  # fmt: skip
+        with closing(done):
+            for result, seg in done:
+                results.append(result)
+                if on_done is not None:
+                    on_done(result, seg)
+    return results
+
+
+def lanes_for(num_photos: int, config: EngineConfig) -> int:
+    """How many lanes label photos fastest: on the CPU with OpenVINO one per thread, at most 4.
+
+    Each thread then has a photo of its own and waits for no other. Elsewhere one lane uses the
+    whole device.
+
+    Raises:
+        DeviceError: The device is absent.
+        BackendUnavailableError: The backend's package is not installed.
+    """
+    placement = registry.choose(config)
+    if placement.backend != "openvino" or placement.device != "cpu":
+        return 1
+    return max(min(num_photos, config.num_threads or usable_cpus(), _MOST_LANES), 1)
+
+
+class _Work:
+    """What is done to each photo; several at the same time.
+
+    Args:
+        lanes: Label frames.
+        journal: Where finished photos are noted.
+        settings: How photos are read and drawn; ``max_pixels`` also bounds all that are decoded at
+            once.
+        order: The channel order that the engine takes.
+    """
+
+    def __init__(
+        self, lanes: LanePool, journal: Journal, settings: PhotoSettings, order: str
+    ) -> None:
+        self._lanes, self._journal, self._settings = lanes, journal, settings
+        self._order, self._pixels = order, Budget(settings.max_pixels)
+
+    def segment(self, job: tuple[Path, Path]) -> tuple[PhotoResult, Segmentation | None]:
+        """Label a photo unless that is done, write its images and journal it.
+
+        The result says what went wrong.
+        """
+        photo, target = job
+        try:
+            done_earlier = self._journal.finished(photo)
+            return (done_earlier, None) if done_earlier else self._segment(photo, target)
+        except BackendUnavailableError:
+            raise
+        except ZssegError as exc:
+            message = str(exc)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other photos are done
+            message = f"{photo}: {type(exc).__name__}: {exc}"
+            _log.debug("%s", photo, exc_info=True)
+        return PhotoResult(photo=str(photo), error=message), None
+
+    def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
+        settings = self._settings
+        data = load_photo(photo, max_pixels=settings.max_pixels)
+        with self._pixels.taken(_pixels_of(data, photo)):
+            frame = decode_photo(data, photo, max_pixels=settings.max_pixels)
+            if self._order == "bgr":
+                frame = _swapped(frame)
+            seg = self._lanes.segment(frame)
+            suffix = OVERLAY_SUFFIXES[settings.overlay_format]
+            overlay = target.with_name(f"{target.name}{suffix}")
+            mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
+            draw = seg.plot if settings.legend else seg.overlay
+            picture = draw(frame, alpha=settings.alpha)
+            _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
+            seg.save(mask)
+        result = PhotoResult(
+            photo=str(photo),
+            size_hw=(frame.shape[0], frame.shape[1]),
+            classes=describe_classes(seg),
+            unknown_share=round(float((seg.labels == seg.unknown).mean()), 6),
+            overlay=str(overlay),
+            mask=str(mask),
+            times={stage: round(ms, 3) for stage, ms in seg.times.items()},
+        )
+        self._journal.append(result, data)
+        return result, seg
+
+
+def _pixels_of(data: bytes, photo: Path) -> int:
+    try:
+        height, width = read_header(data).size_hw
+    except ValueError as exc:
+        raise SourceError(f"{photo}: {exc}") from exc
+    return height * width
+
+
+def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
+    """What a report says of each class that is present, largest first."""
+    colours = palette(seg.names)
+    return tuple(
+        {
+            "name": s.name,
+            "index": s.index,
+            "pixels": s.pixels,
+            "share": round(s.share, 6),
+            "colour": "#" + bytes(colours[s.index]).hex(),
+        }
+        for s in seg.present()
+    )
+
+
+def _swapped(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture with its first and last channel swapped in place."""
+    import cv2
+
+    swapped: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
+    return swapped
+
+
+def _write_bgr(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    import cv2
+
+    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
+    try:
+        _, encoded = cv2.imencode(path.suffix, picture, settings)
+    except cv2.error as exc:
+        raise SourceError(f"{path}: cannot be encoded: {exc.err}") from exc
+    save_file(path, encoded.tobytes())
+
+
+def _stems(photos: Sequence[Path]) -> Iterator[str]:
+    """File stems; for photos that share one, folder and suffix are added to the name."""
+    counts = Counter(photo.stem for photo in photos)
+    taken: set[str] = set()
+    for photo in photos:
+        stem = photo.stem if counts[photo.stem] == 1 else f"{photo.parent.name}_{photo.name}"
+        if stem in taken:
+            digest = hashlib.sha256(os.fsencode(photo.resolve())).hexdigest()[:8]
+            stem = f"{stem}_{digest}"
+        taken.add(stem)
+        yield stem
+
+
+def _settings_key(engine: Engine, made: PhotoSettings) -> str:
+    """A key of everything but the photo that decides its output images."""
+    vocabulary, config = engine.vocabulary, engine.config
+    settings: list[Any] = [
+        made.overlay_format + "+legend" * made.legend,
+        engine.bundle.to_manifest(),  # the hash of every file, the calibration
+        [engine.backend, engine.precision, config.channel_order, config.unknown_below, made.alpha],
+        [getattr(config, name) for name in family_settings()],
+    ]
+    if vocabulary is not None:
+        settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]
+        for embeds in (vocabulary.embeds, *vocabulary.prompt_embeds.values()):
+            settings.append(hashlib.sha256(embeds.tobytes()).hexdigest())
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

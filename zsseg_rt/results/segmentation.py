@@ -1,0 +1,395 @@
+"""What an engine returns for a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.results.annotations.coco import annotate_classes, annotate_components
+from zsseg_rt.results.annotations.components import Component, find_components
+from zsseg_rt.results.annotations.detections import detections
+from zsseg_rt.results.annotations.geojson import to_features
+from zsseg_rt.results.annotations.labelme import enclosed_parts, to_shapes
+from zsseg_rt.results.annotations.polygons import Polygon, outline
+from zsseg_rt.results.visualize import palette, write_label_png
+from zsseg_rt.results.visualize.plot import LegendEntry, draw_legend, draw_names, enlarged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["ClassShare", "Frame", "Segmentation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassShare:
+    """How much of a frame a class covers.
+
+    Attributes:
+        name: The class.
+        index: Its label.
+        pixels: Number of its pixels.
+        share: Its part of the frame, in [0, 1].
+    """
+
+    name: str
+    index: int
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One frame of a stream, and where it came from.
+
+    Attributes:
+        source: The source's URI, without its password.
+        index: Position among the frames that the source has given, from 0; reconnecting does not
+            begin anew, and gaps are frames that were dropped.
+        captured_at: Seconds of ``time.monotonic()``.
+        clock: Whose time that is: ``"driver"``, the camera's driver, at capture; ``"pipeline"``,
+            the GStreamer element's that the frame came from; ``"arrival"``, ours, when the frame
+            arrived; ``"file"``, ours, when it was read from a file.
+        pts_seconds: The stream's own time stamp in seconds, or None.
+        dropped_before: Frames of this source that were dropped since the one handed out before.
+        image: uint8 [H, W, 3], in the engine's channel order.
+    """
+
+    source: str
+    index: int
+    captured_at: float
+    clock: Literal["driver", "pipeline", "arrival", "file"]
+    pts_seconds: float | None = None
+    dropped_before: int = 0
+    image: npt.NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Segmentation:
+    """Labels of one frame, with the names they stand for.
+
+    Attributes:
+        labels: uint8 [H, W] indices into ``names``, 255 unknown; uint16 and 65535 above 254
+            classes. Freshly owned.
+        names: Class names in the caller's order.
+        vocabulary_version: Version of the vocabulary that made the labels.
+        scores: float32 [H, W], the winning class's activated value, or None.
+        class_scores: float32 [C, gh, gw], every class's activated value at the resolution of the
+            bundle's grid, best of its synonyms and without the bias of seen classes; None unless
+            ``EngineConfig(with_class_scores="low")``.
+        times: Milliseconds per stage, ``"total"`` included.
+        frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
+        reused: Whether the labels are those of an earlier frame, because the picture stood still.
+        channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
+            in the same order.
+    """
+
+    labels: npt.NDArray[Any]
+    names: tuple[str, ...]
+    vocabulary_version: int
+    scores: npt.NDArray[np.float32] | None = None
+    times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    frame: Frame | None = None
+    reused: bool = False
+    channel_order: str = "rgb"
+    class_scores: npt.NDArray[np.float32] | None = field(default=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A read-only view cannot be pickled or copied; the dict under it can.
+        return {**self.__dict__, "times": dict(self.times)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, times=MappingProxyType(state["times"]))
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return (
+            f"Segmentation({width}x{height} {self.labels.dtype}, {len(self.names)} classes, "
+            f"vocabulary_version={self.vocabulary_version})"
+        )
+
+    @property
+    def unknown(self) -> int:
+        """The label of a pixel that belongs to no class."""
+        return int(np.iinfo(self.labels.dtype).max)
+
+    def present(self) -> list[ClassShare]:
+        """Return the classes in the frame, largest first; unknown pixels are not listed.
+
+        Raises:
+            DTypeError: The labels are neither uint8 nor uint16.
+        """
+        from zsseg_rt import ops
+
+        counts = np.asarray(ops.count_labels(np.ascontiguousarray(self.labels), len(self.names)))
+        total = max(self.labels.size, 1)
+        order = np.argsort(-counts[:-1], kind="stable")
+        return [
+            ClassShare(
+                name=self.names[i],
+                index=int(i),
+                pixels=int(counts[i]),
+                share=float(counts[i] / total),
+            )
+            for i in order
+            if counts[i]
+        ]
+
+    def top_k(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the best classes at each point of the grid.
+
+        Args:
+            k: How many, from 1 to the number of classes.
+
+        Returns:
+            Indices into ``names`` int64 [k, gh, gw] and their scores float32 [k, gh, gw], best
+            first; of equal scores the lower index comes first.
+
+        Raises:
+            ArgumentError: ``k`` is out of range, or the result has no ``class_scores``.
+        """
+        if self.class_scores is None:
+            raise ArgumentError(
+                "class_scores: expected a result with scores of every class, got None. Create the "
+                "engine with EngineConfig(with_class_scores='low')."
+            )
+        if not 1 <= k <= len(self.names):
+            raise ArgumentError(f"k: expected from 1 to {len(self.names)} classes, got {k}")
+        order = np.argsort(-self.class_scores, axis=0, kind="stable")[:k]
+        return order, np.take_along_axis(self.class_scores, order, axis=0)
+
+    def overlay(
+        self,
+        frame: npt.NDArray[np.uint8],
+        *,
+        alpha: float = 0.5,
+        colours: npt.NDArray[np.uint8] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Blend the labels' colours onto the frame they were made from.
+
+        Args:
+            frame: uint8 [H, W, 3], in :attr:`channel_order`.
+            alpha: Weight of the colours, in [0, 1].
+            colours: uint8 [C, 3], in the frame's channel order; None takes
+                :func:`zsseg_rt.results.visualize.palette` in that order.
+
+        Returns:
+            A new uint8 [H, W, 3]; unknown pixels stay as in the frame.
+
+        Raises:
+            ShapeError: The frame's size differs from the labels', or there are too few colours.
+        """
+        from zsseg_rt import ops
+
+        chosen = self._colours() if colours is None else colours
+        if len(chosen) < len(self.names):
+            raise ShapeError(
+                f"colours: expected at least {len(self.names)} rows, got {len(chosen)}"
+            )
+        blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
+        return blended
+
+    def plot(
+        self,
+        frame: npt.NDArray[np.uint8] | None = None,
+        *,
+        alpha: float = 0.5,
+        names: bool = True,
+        legend: bool = True,
+    ) -> npt.NDArray[np.uint8]:
+        """Draw the overlay with class names on it and a legend below, to be looked at.
+
+        Letters can be read when the picture is shown at a phone's width; a frame narrower than 400
+        pixels is enlarged by a whole factor. Letters beyond ASCII lose accents or become "?".
+
+        Args:
+            frame: As for :meth:`overlay`; None takes the frame that a stream's result carries.
+            alpha: Weight of the colours, in [0, 1].
+            names: Whether to write names on the larger parts.
+            legend: Whether to add a strip with colours, names and shares below.
+
+        Returns:
+            A new uint8 [H', W', 3] in the frame's channel order.
+
+        Raises:
+            ArgumentError: No frame was given and the result carries none.
+            ShapeError: The frame's size differs from the labels'.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        image = frame if frame is not None or self.frame is None else self.frame.image
+        if image is None:
+            raise ArgumentError(
+                "frame: expected the frame that was labelled, got None. Only results of a stream "
+                "carry theirs."
+            )
+        picture, factor = enlarged(self.overlay(image, alpha=alpha))
+        if names:
+            parts = [
+                (part.name, _grown(part.mask, factor), (part.box[0] * factor, part.box[1] * factor))
+                for part in self.components(min_area=max(1, self.labels.size // 200))
+            ]
+            draw_names(picture, parts)
+        return draw_legend(picture, self._legend()) if legend else picture
+
+    def _legend(self) -> list[LegendEntry]:
+        colours = self._colours().tolist()
+        return [
+            LegendEntry(name=share.name, share=share.share, colour=tuple(colours[share.index]))
+            for share in self.present()
+        ]
+
+    def _colours(self) -> npt.NDArray[np.uint8]:
+        """The palette, uint8 [C, 3], in the frame's channel order."""
+        colours = palette(self.names)
+        return colours if self.channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+
+    def save(self, path: str | Path) -> None:
+        """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
+
+        The palette has the overlay's colours.
+
+        Args:
+            path: Must end in ``.png``: other formats would change labels.
+
+        Raises:
+            ArgumentError: The name ends differently.
+            SourceError: The file cannot be written; nothing is left behind.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise ArgumentError(
+                f"path: expected a name that ends in .png, got {str(path)!r}. "
+                "Labels are written as PNG, which leaves them unchanged."
+            )
+        write_label_png(path, self.labels, palette(self.names))
+
+    def components(self, *, min_area: int = 1) -> list[Component]:
+        """Return the connected parts of every class, largest first.
+
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        classes = [(share.index, share.name) for share in self.present()]
+        return find_components(self.labels, classes, min_area=min_area, scores=self.scores)
+
+    def polygons(self, *, min_area: int = 1, tolerance: float = 0.0) -> list[Polygon]:
+        """Return the outline of every connected part, largest part first.
+
+        Args:
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1, or ``tolerance`` below 0.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        return [outline(part, tolerance=tolerance) for part in parts]
+
+    def to_coco_rle(
+        self, *, image_id: int | str = 0, per_component: bool = False, min_area: int = 1
+    ) -> list[dict[str, Any]]:
+        """Return COCO annotations in uncompressed (column-major) RLE, with box and area.
+
+        Args:
+            image_id: The image's in the data set.
+            per_component: An annotation per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: OpenCV, which finds connected parts, is not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            return annotate_components(self.labels, parts, image_id)
+        classes = [(share.index, share.name, share.pixels) for share in self.present()]
+        return annotate_classes(self.labels, classes, image_id)
+
+    def to_supervision(self, *, per_component: bool = False, min_area: int = 1) -> Any:
+        """Return ``supervision.Detections``: a mask and box per class, confidence if scored.
+
+        Args:
+            per_component: A detection per connected part instead of per class.
+            min_area: Smaller connected parts, in pixels, are left out.
+
+        Raises:
+            ArgumentError: ``min_area`` is below 1.
+            BackendUnavailableError: The package ``supervision``, or OpenCV for connected parts, is
+                not installed.
+        """
+        if per_component:
+            parts = self.components(min_area=min_area)
+            masks = [part.full_mask(self.labels.shape) for part in parts]
+            found = [part.confidence for part in parts if part.confidence is not None]
+            classes = [(part.index, part.name) for part in parts]
+        else:
+            classes = [(share.index, share.name) for share in self.present()]
+            masks = [self.labels == index for index, _ in classes]
+            scores = self.scores
+            found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
+        return detections(masks, classes, None if self.scores is None else found)
+
+    def to_geojson(
+        self,
+        *,
+        transform: Sequence[float] | None = None,
+        min_area: int = 1,
+        tolerance: float = 0.0,
+    ) -> dict[str, Any]:
+        """Return a GeoJSON feature collection: a polygon, with its holes, per connected part.
+
+        Args:
+            transform: From pixels to a map, ``(a, b, c, d, e, f)``: the corner at (x, y) pixels is
+                at ``(a x + b y + c, d x + e y + f)``; rasterio's ``dataset.transform`` is one.
+                None keeps pixels.
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        return to_features(parts, transform=transform, tolerance=tolerance)
+
+    def to_labelme(
+        self,
+        image_path: str | Path,
+        *,
+        min_area: int = 1,
+        tolerance: float = 0.0,
+        unknown: str | None = "_background_",
+    ) -> dict[str, Any]:
+        """Return the content of a labelme file: a polygon per connected part, larger ones first.
+
+        labelme's polygons have no holes. Drawn in order, the parts in a hole cover it; unknown
+        pixels that could be in one, those away from the frame's edge, get polygons too.
+
+        Args:
+            image_path: The image's, relative to the folder of the file.
+            min_area: Smaller parts, in pixels, are left out.
+            tolerance: How far, in pixels, a simplified outline may be from the exact one.
+            unknown: What to call unknown pixels; None leaves them out.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+            BackendUnavailableError: OpenCV is not installed.
+        """
+        parts = self.components(min_area=min_area)
+        if unknown is not None:
+            parts += enclosed_parts(self.labels, (self.unknown, unknown), min_area=min_area)
+        size_hw = self.labels.shape
+        return to_shapes(parts, size_hw=size_hw, image_path=image_path, tolerance=tolerance)
+
+
+def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:
+    return mask if factor == 1 else mask.repeat(factor, axis=0).repeat(factor, axis=1)

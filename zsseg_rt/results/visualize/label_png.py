@@ -1,0 +1,86 @@
+"""Label images on disk."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.common.files import write_atomically
+from zsseg_rt.errors import DTypeError, ShapeError, SourceError
+from zsseg_rt.results.visualize.colours import palette
+
+__all__ = ["encode_label_png", "save_file", "write_label_png"]
+
+
+def write_label_png(
+    path: str | Path,
+    labels: npt.NDArray[np.uint8 | np.uint16],
+    colours: npt.NDArray[np.uint8] | None = None,
+) -> None:
+    """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
+
+    Args:
+        path: File to write; an existing one is replaced atomically.
+        labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
+        colours: uint8 RGB [C, 3], used for uint8 labels; None takes those of the indices.
+
+    Raises:
+        ShapeError: Not two-dimensional, or empty.
+        DTypeError: Neither uint8 nor uint16.
+        SourceError: The file cannot be written.
+    """
+    save_file(path, encode_label_png(labels, colours))
+
+
+def encode_label_png(
+    labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8] | None = None
+) -> bytes:
+    """Labels as a PNG; see :func:`write_label_png`.
+
+    Raises:
+        ShapeError: Not two-dimensional, or empty.
+        DTypeError: Neither uint8 nor uint16.
+    """
+    if labels.ndim != 2 or labels.size == 0:
+        raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
+    if labels.dtype not in (np.uint8, np.uint16):
+        raise DTypeError(f"labels: expected uint8 or uint16, got {labels.dtype}")
+    height, width = labels.shape
+    wide = labels.dtype == np.uint16
+    header = struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 0 if wide else 3, 0, 0, 0)
+    rows = labels.astype(">u2" if wide else np.uint8).view(np.uint8).reshape(height, -1)
+    filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)
+    filtered[:, 1:] = rows
+    parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
+    if not wide:
+        table = np.zeros((256, 3), np.uint8)
+        table[:255] = palette(255)
+        if colours is not None:
+            table[: min(len(colours), 255)] = colours[:255]
+        parts.append(_chunk(b"PLTE", table.tobytes()))
+    parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def save_file(path: str | Path, content: bytes) -> None:
+    """Write a file that the user asked for, whole or not at all.
+
+    Raises:
+        SourceError: The folder is absent, full or not writable; nothing is left behind.
+    """
+    try:
+        write_atomically(Path(path), content)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise SourceError(
+            f"{path}: cannot be written: {reason}. Check the folder and the disk."
+        ) from exc
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

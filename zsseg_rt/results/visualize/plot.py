@@ -1,0 +1,171 @@
+"""Class names and a legend on a picture, readable when it is shown at a phone's width."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.common.extras import import_opencv
+
+__all__ = ["LegendEntry", "draw_legend", "draw_names", "enlarged"]
+
+Picture = npt.NDArray[np.uint8]
+
+_PHONE = 400  # pixels across, on which a picture is shown
+_LEAST_HEIGHT = 11  # of capitals there, in pixels
+_CAPITALS = 21.0  # height of the font's capitals at scale 1
+_SMALLEST_SHARE = 0.01  # of the picture; parts below get no name
+_MOST_NAMES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """A line of the legend.
+
+    Attributes:
+        name: The class.
+        share: Its part of the picture, in [0, 1].
+        colour: In the picture's channel order.
+    """
+
+    name: str
+    share: float
+    colour: tuple[int, int, int]
+
+
+def enlarged(picture: Picture) -> tuple[Picture, int]:
+    """A picture that is at least a phone's width, and by what whole factor it was enlarged."""
+    factor = -(-_PHONE // picture.shape[1]) if picture.shape[1] < _PHONE else 1
+    if factor == 1:
+        return picture.copy(), 1
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1), factor
+
+
+def draw_names(picture: Picture, parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]]) -> None:
+    """Write each part's name inside it, where it is widest; a name that does not fit is left out.
+
+    Args:
+        picture: uint8 [H, W, 3], drawn on.
+        parts: Name, mask and (left, top) of each part in pixels of the picture, largest first.
+    """
+    cv2 = import_opencv("to draw names")
+    height, width = picture.shape[:2]
+    taken: list[tuple[int, int, int, int]] = []
+    for name, mask, (left, top) in parts[:_MOST_NAMES]:
+        if mask.sum() < _SMALLEST_SHARE * height * width:
+            continue
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        text = _Text(cv2, name, width)
+        right = min(max(int(x) - 1 + left - text.width // 2, 2), width - text.width - 2)
+        down = min(max(int(y) - 1 + top + text.height // 2, text.height + 2), height - 2)
+        box = right, down - text.height, right + text.width, down
+        if right < 2 or any(_overlap(box, other) for other in taken):
+            continue
+        taken.append(box)
+        text.draw(picture, right, down, (255, 255, 255), outline=(0, 0, 0))
+
+
+def draw_legend(picture: Picture, entries: Sequence[LegendEntry]) -> Picture:
+    """Return the picture with a white strip below it: colour, name and share of each class."""
+    cv2 = import_opencv("to draw a legend")
+    width = picture.shape[1]
+    texts = [_Text(cv2, f"{entry.name} {_percent(entry.share)}", width) for entry in entries]
+    if not texts:
+        return picture
+    row, gap = round(texts[0].capitals * 1.9), texts[0].capitals
+    places, x, line = [], gap // 2, 0
+    for text in texts:
+        needed = row + text.width + gap
+        if x > gap and x + needed > width:
+            x, line = gap // 2, line + 1
+        places.append((x, line))
+        x += needed
+    strip = np.full(((line + 1) * row + gap // 2, width, 3), 255, np.uint8)
+    for text, entry, (x, line) in zip(texts, entries, places, strict=True):
+        top = line * row + gap // 2
+        corner = x + text.capitals, top + text.capitals
+        cv2.rectangle(strip, (x, top), corner, entry.colour, -1)
+        cv2.rectangle(strip, (x, top), corner, (90, 90, 90), 1)
+        text.draw(strip, x + row, top + text.capitals, (0, 0, 0))
+    return np.concatenate([picture, strip])
+
+
+class _Text:
+    """A line of text at a size that can be read when the picture is a phone wide.
+
+    A text that is wider than the picture is cut.
+    """
+
+    def __init__(self, cv2: Any, text: str, picture_width: int) -> None:
+        self._cv2 = cv2
+        self.capitals = max(_LEAST_HEIGHT, round(picture_width * _LEAST_HEIGHT / _PHONE))
+        self._scale = self.capitals / _CAPITALS
+        self._weight = max(1, round(self.capitals / 11))
+        self.text = _ascii(text)
+        while self._measure() > picture_width - 4 * self.capitals and len(self.text) > 4:
+            self.text = self.text[:-4] + "..."
+        self.width, self.height = self._measure(), self.capitals
+
+    def _measure(self) -> int:
+        font = self._cv2.FONT_HERSHEY_SIMPLEX
+        (width, _), _ = self._cv2.getTextSize(self.text, font, self._scale, self._weight)
+        return int(width)
+
+    def draw(
+        self,
+        picture: Picture,
+        left: int,
+        bottom: int,
+        colour: tuple[int, int, int],
+        *,
+        outline: tuple[int, int, int] | None = None,
+    ) -> None:
+        # A heavier outline of the letters themselves would be wider: fonts differ with the version.
+        cv2, margin = self._cv2, 2 * self.capitals
+        ink = np.zeros((3 * margin, self.width + 2 * margin), np.uint8)
+        cv2.putText(
+            ink, self.text, (margin, 2 * margin), cv2.FONT_HERSHEY_SIMPLEX, self._scale, 255,
+            self._weight, cv2.LINE_AA,
+        )  # fmt: skip
+        top, start = bottom - 2 * margin, left - margin
+        if outline is not None:
+            around = cv2.dilate(ink, np.ones((2 * self._weight + 1,) * 2, np.uint8))
+            _blend(picture, around, (top, start), outline)
+        _blend(picture, ink, (top, start), colour)
+
+
+def _blend(
+    picture: Picture, ink: npt.NDArray[np.uint8], place: tuple[int, int],
+    colour: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Put a colour where there is ink; what lies beyond the picture is cut off."""
+    top, left = place
+    rows = slice(max(top, 0), min(top + ink.shape[0], picture.shape[0]))
+    columns = slice(max(left, 0), min(left + ink.shape[1], picture.shape[1]))
+    cut = ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    weight = cut[..., None].astype(np.float32) / 255
+    window = picture[rows, columns]
+    window[:] = np.rint(window * (1 - weight) + np.array(colour, np.float32) * weight)
+
+
+def _ascii(text: str) -> str:
+    """The text in the font's letters: accents are dropped, other letters become "?"."""
+    plain = unicodedata.normalize("NFKD", text)
+    kept = (c for c in plain if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" else "?" for c in kept)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
+def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    return (
+        one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    )  # fmt: skip

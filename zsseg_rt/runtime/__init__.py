@@ -1,0 +1,1 @@
+"""From a frame's pixels to its labels: lanes, families, captures, workspaces."""

@@ -1,0 +1,174 @@
+"""Frames as captures: what a lane enqueues for a part of a frame is recorded once, then replayed.
+
+Where the host looks at nothing before the end, a frame is one part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from zsseg_rt.backends.base import Recorder, Session
+from zsseg_rt.errors import ConfigError, ZssegError
+from zsseg_rt.ops import core
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.workspace import Workspace
+
+__all__ = ["FrameCaptures", "captures_wanted"]
+
+_MOST_CAPTURES = 8
+_SETTING = "ZSSEG_CUDA_GRAPHS"
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+
+def captures_wanted() -> bool:
+    """Whether ``$ZSSEG_CUDA_GRAPHS`` allows captures: not if it is 0.
+
+    Raises:
+        ConfigError: It is neither 0 nor 1.
+    """
+    value = os.environ.get(_SETTING) or "1"
+    if value not in ("0", "1"):
+        raise ConfigError(
+            f"{_SETTING}: expected 0 or 1, got {value!r}. Unset it to record frames as CUDA graphs."
+        )
+    return value == "1"
+
+
+@dataclass(kw_only=True, eq=False)
+class _Kind(Generic[_Result]):
+    """A kind of part: what its memory was when it last ran, and its capture once there is one."""
+
+    state: Hashable
+    is_refused: bool = False
+    capture: core.Capture | None = None
+    result: _Result | None = None
+    marks: tuple[tuple[str, Any], ...] = ()
+    recorders: list[Recorder] = field(
+        default_factory=list
+    )  # the sessions': what replays need of them
+
+    def close(self) -> None:
+        """Destroy the capture, then give back what it needed."""
+        self.capture = self.result = None
+        for recorder in self.recorders:
+            recorder.close()
+        self.recorders.clear()
+
+
+class FrameCaptures:
+    """One lane's captures, by kind of part; the least used are dropped beyond eight.
+
+    A kind's first run is plain, which allocates what it needs. The second is recorded and launched,
+    later ones are only launched. A capture holds addresses: once a buffer has moved or a
+    session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly
+    from then on.
+
+    Args:
+        sessions: The lane's.
+        workspace: The lane's.
+        clock: The lane's; its marks are part of a capture.
+        wanted: False runs everything plainly.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        workspace: Workspace,
+        clock: StageClock,
+        *,
+        wanted: bool,
+    ) -> None:
+        self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
+        self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
+        self._has_warned = False
+        self._index = int(workspace.device.partition(":")[2] or 0)
+        self.is_on = wanted and workspace.device != "cpu"
+
+    def run(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
+        """Enqueue a part's work; a :class:`zsseg_rt.runtime.families.base.PartRunner`."""
+        state = self._state()
+        if self.is_on and state is None:
+            _log.info("Frames are not captured as a whole: the backend's sessions cannot be.")
+            self.is_on = False
+        if not self.is_on:
+            return enqueue()
+        kind: _Kind[_Result] | None = self._kinds.pop(key, None)
+        if kind is None or kind.state != state:
+            if kind is not None:
+                kind.close()
+            result = enqueue()
+            self._keep(key, _Kind(state=self._state()))
+            return result
+        self._keep(key, kind)
+        if kind.capture is None and not kind.is_refused:
+            self._record(kind, enqueue)
+        if kind.capture is None:
+            return enqueue()
+        kind.capture.launch(self._workspace.stream)
+        self._clock.restore(self._clock.marks + kind.marks)
+        assert kind.result is not None
+        return kind.result
+
+    def clear(self) -> None:
+        """Drop every capture."""
+        for kind in self._kinds.values():
+            kind.close()
+        self._kinds.clear()
+
+    def _record(self, kind: _Kind[_Result], enqueue: Callable[[], _Result]) -> None:
+        capture, before = core.Capture(self._index), self._clock.marks
+        try:
+            with ExitStack() as recording:
+                kind.recorders += self._recorders()
+                for recorder in kind.recorders:
+                    recording.enter_context(recorder.recording())
+                recording.callback(capture.cancel)  # before the recorders are left
+                capture.begin(self._workspace.stream)
+                result = enqueue()
+                capture.end()
+        except (ZssegError, RuntimeError) as exc:  # RuntimeError: torch's
+            kind.close()
+            kind.is_refused = True
+            self._refuse(str(exc))
+        else:
+            kind.capture, kind.result = capture, result
+            kind.marks = self._clock.marks[len(before) :]
+        finally:
+            self._clock.restore(before)
+
+    def _recorders(self) -> list[Recorder]:
+        """What sessions need for one capture; see :class:`zsseg_rt.backends.base.Session`."""
+        made = [session.recorder() for session in self._sessions]
+        return [recorder for recorder in made if recorder is not None]
+
+    def _state(self) -> Hashable | None:
+        """What captures depend on; None where one of the sessions cannot be captured."""
+        states: list[Hashable] = [self._workspace.generation]
+        for session in self._sessions:
+            state = session.capture_state()
+            if state is None:
+                return None
+            states.append(state)
+        return tuple(states)
+
+    def _keep(self, key: Hashable, kind: _Kind[Any]) -> None:
+        self._kinds[key] = kind
+        for oldest in list(self._kinds)[: max(0, len(self._kinds) - _MOST_CAPTURES)]:
+            self._kinds.pop(oldest).close()
+
+    def _refuse(self, reason: str) -> None:
+        if self.is_on and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "Frames run without a capture, which takes more CPU time: %s. "
+                "Set %s=0 to leave captures out.",
+                reason.rstrip("."),
+                _SETTING,
+            )

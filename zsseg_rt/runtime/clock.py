@@ -1,0 +1,157 @@
+"""Time the stages of a frame, and show them to NVIDIA's tools."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.ops import core
+
+__all__ = ["NVTX_DOMAIN", "STAGES", "NvtxRanges", "StageClock"]
+
+NVTX_DOMAIN = "zsseg_rt"
+
+STAGES = (
+    "compare",
+    "preprocess",
+    "image_encoder",
+    "descriptor",
+    "decoder",
+    "similarity",
+    "regions",
+    "check",
+    "steady",
+    "upsample_argmax",
+    "results",
+)
+"""Every stage that a family may have, in the order a frame passes them."""
+
+
+class NvtxRanges:
+    """Pushes an NVTX range for each frame and, in it, for each stage; Nsight Systems shows them.
+
+    A range needs its name when it begins, and a clock tells stages when they end. So a stage is
+    called by what followed the one before it in the last frame, and a lane's first frame has no
+    stages.
+
+    Raises:
+        BackendUnavailableError: The package nvtx is not installed.
+    """
+
+    def __init__(self) -> None:
+        with needs_extra("nvtx", "to show ranges"):
+            import nvtx
+        self._nvtx: Any = nvtx
+        self._following: dict[str, str] = {}
+        self._last, self._open = "", 0
+
+    def begin_frame(self) -> None:
+        """Begin a frame, and its first stage."""
+        self.end_frame()
+        self._push("frame")
+        self._begin_stage_after("start")
+
+    def end_stage(self, stage: str) -> None:
+        """End a stage, and begin the next one."""
+        self._following[self._last] = stage
+        while self._open > 1:
+            self._pop()
+        self._begin_stage_after(stage)
+
+    def end_frame(self) -> None:
+        """End the frame and what is open in it; of the thread that began it."""
+        while self._open:
+            self._pop()
+
+    def _begin_stage_after(self, stage: str) -> None:
+        self._last = stage
+        if stage in self._following:
+            self._push(self._following[stage])
+
+    def _push(self, name: str) -> None:
+        self._nvtx.push_range(message=name, domain=NVTX_DOMAIN)
+        self._open += 1
+
+    def _pop(self) -> None:
+        self._nvtx.pop_range(domain=NVTX_DOMAIN)
+        self._open -= 1
+
+
+class StageClock:
+    """Times one lane's frames, one at a time: :meth:`start`, then :meth:`mark` after each stage.
+
+    On CUDA the marks are events on the stream, made once, so that timing does not make the host
+    wait.
+
+    Args:
+        stream: The lane's CUDA stream; None on the CPU.
+        enabled: False marks nothing and gives no times.
+        ranges: Shows frames and stages to NVIDIA's tools; None shows nothing.
+    """
+
+    def __init__(
+        self,
+        stream: Any | None = None,
+        *,
+        enabled: bool = True,
+        ranges: NvtxRanges | None = None,
+    ) -> None:
+        self._stream, self._ranges = stream, ranges
+        self._enabled = enabled
+        self._events: dict[str, Any] = {}
+        if enabled and stream is not None:
+            self._events = {stage: core.Event(stream.device) for stage in ("start", *STAGES)}
+        self._marks: list[tuple[str, Any]] = []
+
+    def start(self) -> None:
+        """Begin a frame."""
+        self._marks.clear()
+        if self._ranges is not None:
+            self._ranges.begin_frame()
+        self._note("start")
+
+    @property
+    def marks(self) -> tuple[tuple[str, Any], ...]:
+        """What has been marked since :meth:`start`."""
+        return tuple(self._marks)
+
+    def restore(self, marks: tuple[tuple[str, Any], ...]) -> None:
+        """Take over marks: a replayed capture's are made on the events they were recorded on."""
+        self._marks[:] = marks
+
+    def mark(self, stage: str) -> None:
+        """End a stage, one of :data:`STAGES`, that began at the previous mark."""
+        if self._ranges is not None:
+            self._ranges.end_stage(stage)
+        self._note(stage)
+
+    def stop(self) -> None:
+        """End the frame, also one that failed. Calling it twice is harmless."""
+        if self._ranges is not None:
+            self._ranges.end_frame()
+
+    def _note(self, stage: str) -> None:
+        if not self._enabled:
+            return
+        if self._stream is None:
+            self._marks.append((stage, time.perf_counter()))
+            return
+        event = self._events[stage]
+        event.record(self._stream.handle)
+        self._marks.append((stage, event))
+
+    def times(self) -> dict[str, float]:
+        """Milliseconds per stage and ``"total"``; on CUDA the stream must have been waited for."""
+        if not self._enabled:
+            return {}
+        marks = self._marks
+        pairs = itertools.pairwise(marks)
+        stages = {name: self._between(before, after) for (_, before), (name, after) in pairs}
+        return stages | {"total": self._between(marks[0][1], marks[-1][1])}
+
+    def _between(self, before: Any, after: Any) -> float:
+        if self._stream is None:
+            return float((after - before) * 1000.0)
+        return float(before.elapsed_ms(after))

@@ -1,0 +1,342 @@
+"""What a family is: all that the runtime knows of how its features become masks.
+
+A :class:`Family` is made once per engine and never changes; a :class:`Pipeline` belongs to one
+lane and runs one frame at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import Bounds, Session
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+
+__all__ = [
+    "BoundClasses",
+    "BoundCosine",
+    "Family",
+    "FamilyFactory",
+    "GoldenRule",
+    "LabelRule",
+    "Labels",
+    "Masks",
+    "Painting",
+    "PartRunner",
+    "Pipeline",
+    "PixelLabels",
+    "Trace",
+]
+
+Trace = dict[str, Array]
+"""Receives every intermediate array by its name in the golden sample."""
+
+Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
+"""A label for every pixel and, if wanted, its score, in host memory."""
+
+_Result = TypeVar("_Result")
+
+
+class PartRunner(Protocol):
+    """Runs a part of a frame, which may be recorded once and replayed."""
+
+    def __call__(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
+        """Enqueue the part's work.
+
+        Args:
+            key: All that ``enqueue`` depends on but the contents of the workspace's buffers.
+            enqueue: Enqueues work and marks stages; it neither waits nor reads what was computed.
+
+        Returns:
+            What ``enqueue`` returned, now or when it was recorded.
+        """
+
+
+def run_plainly(key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
+    """Record nothing; a :class:`PartRunner`."""
+    return enqueue()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PixelLabels:
+    """What one kernel call made of masks, on the device; it may still be under way.
+
+    Attributes:
+        labels: [H, W] on the device.
+        scores: float32 [H, W] on the device, or None.
+        of_classes: Whether labels are classes; otherwise they are phrases.
+        look_up: What turns labels into phrases and their scores, given the labels in host memory
+            once they are there, and the classes; None where they need nothing more.
+        painted: Whether the rule's painting is done.
+    """
+
+    labels: Array
+    scores: Array | None = None
+    of_classes: bool = False
+    look_up: Callable[[npt.NDArray[Any], BoundClasses], Labels] | None = None
+    painted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundCosine:
+    """A :class:`~zsseg_rt.common.cosine_rule.CosineRule` for the phrases of a vocabulary.
+
+    Attributes:
+        scale: Factor of the cosines.
+        weights: float32 [P].
+        shares: float32 [P]: one over the number of phrases of a phrase's class.
+    """
+
+    scale: float
+    weights: Array
+    shares: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundClasses:
+    """A vocabulary with what a family computes from it alone.
+
+    :meth:`Family.bind` returns it with host arrays, :meth:`Pipeline.adopt` with the same arrays in
+    a lane's buffers. There P may be larger than the number of phrases: rows beyond repeat the last
+    phrase, and ``num_phrases`` tells kernels how many count.
+
+    Attributes:
+        vocabulary: The classes.
+        seen: bool [P], phrases that training saw; None if the bundle names no seen class.
+        text_embeds: float32 [P, D]; where adopted beside embeddings in float16, maybe float16.
+        text_queries: float32 [P, E]: the image-independent half of the class queries; None in
+            families without it.
+        bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes
+            ``seen`` instead.
+        num_phrases: int32 [1] on the device: how many rows count; None where all of them do.
+        label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
+            where the lane maps phrases to classes on the host.
+        cosine: What blends cosines with the masks; None leaves them alone.
+    """
+
+    vocabulary: Vocabulary
+    seen: Array | None
+    text_embeds: Array
+    text_queries: Array | None = None
+    bias: Array | None = None
+    num_phrases: Array | None = None
+    label_table: Array | None = None
+    cosine: BoundCosine | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Painting:
+    """What is drawn of a frame's labels as they are stored, all on the device.
+
+    Attributes:
+        frame: uint8 [H, W, 3].
+        palette: uint8 [C, 3], a colour for each class.
+        picture: uint8 [H, W, 3], which is written.
+        alpha: Weight of the colours, in [0, 1].
+    """
+
+    frame: Array
+    palette: Array
+    picture: Array
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRule:
+    """How scores become labels.
+
+    Attributes:
+        head: The bundle's rule.
+        unknown_below: Score below which a pixel is unknown; None takes the bundle's.
+        with_scores: Whether scores are wanted.
+        painting: What is drawn in the same kernel, by masks that can; None draws nothing.
+    """
+
+    head: HeadSpec
+    unknown_below: float | None
+    with_scores: bool
+    painting: Painting | None = None
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in force, or None for none."""
+        return self.head.unknown_below if self.unknown_below is None else self.unknown_below
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenRule:
+    """How a golden sample of a family is compared with a run.
+
+    Attributes:
+        stages: Names of the intermediates in the order data flows.
+        slack: Factor on the tolerance of stages that follow from a threshold within the frame.
+        raw_logits: Whether ``mask_logits`` precede the activation and the seen bias.
+    """
+
+    stages: tuple[str, ...]
+    slack: Mapping[str, float] = field(default_factory=dict)
+    raw_logits: bool
+
+
+class Masks(Protocol):
+    """What a pipeline makes of an image: small masks that know how to label pixels."""
+
+    @property
+    def mask_logits(self) -> Array:
+        """float32 [..., gh, gw] on the device, valid until the next frame."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether the workspace's flag already tells if they are finite."""
+
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        workspace: Workspace,
+        clock: StageClock,
+    ) -> PixelLabels:
+        """Label every pixel in one kernel call, which is enqueued and not waited for.
+
+        Args:
+            out_hw: Height and width of the result.
+            classes: The classes in force.
+            rule: How scores become labels.
+            workspace: Has the buffers and the stream.
+            clock: Marked at the end of the stage ``upsample_argmax``.
+
+        Returns:
+            Arrays that are valid until the next frame.
+        """
+
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """Return every phrase's activated score at the masks' own resolution.
+
+        Args:
+            rule: How scores become labels.
+            workspace: Has the buffers and the stream.
+
+        Returns:
+            float32 [P, gh, gw] in host memory, without the bias of seen classes.
+
+        Raises:
+            ArgumentError: The family has no such scores.
+        """
+
+
+class Pipeline(Protocol):
+    """From an image to masks, in one lane's buffers and sessions."""
+
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy what frames need to know of the classes into this lane's named buffers.
+
+        Buffers keep their addresses unless a larger vocabulary needs larger ones.
+
+        Args:
+            classes: What :meth:`Family.bind` returned.
+            num_rows: How many phrases' rows to lay out, at least as many as there are phrases,
+                for vocabularies that share a capture; None: as many as there are, all of which
+                count.
+        """
+
+    def masks(
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
+    ) -> Masks:
+        """Run the graphs and compare their output with the classes.
+
+        Args:
+            image: [1, 3, h, w], preprocessed, on the device, of the dtype that the encoder
+                takes.
+            classes: What :meth:`adopt` returned.
+            clock: Marked at the end of every stage.
+            run: Runs what is enqueued between two looks of the host; families in one part have no
+                use for it.
+            trace: Receives every intermediate, for self-checks.
+
+        Returns:
+            Masks that are valid until the next call.
+
+        Raises:
+            BackendError: A graph gave NaN or infinity where a class is decided on the host.
+        """
+
+
+class Family(Protocol):
+    """How bundles of one family are run; immutable and usable from any thread."""
+
+    @property
+    def name(self) -> str:
+        """What ``bundle.json`` calls the family."""
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs for which a lane needs a session."""
+
+    @property
+    def axes(self) -> Mapping[str, Bounds]:
+        """Smallest, usual and largest size of every dynamic axis of the graphs."""
+
+    @property
+    def prompt_sets(self) -> tuple[PromptSet, ...]:
+        """The templates of every text input; the first one's embeddings are the vocabulary's."""
+
+    @property
+    def auto_precisions(self) -> tuple[str, ...]:
+        """Precisions that ``precision="auto"`` may take."""
+
+    @property
+    def golden(self) -> GoldenRule:
+        """How a golden sample is compared."""
+
+    @property
+    def in_one_part(self) -> bool:
+        """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
+
+    def rows_for(self, num_phrases: int) -> int:
+        """How many phrases' rows a capture is made for; see :meth:`Pipeline.adopt`."""
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Precompute what depends on the classes alone, on the host.
+
+        Args:
+            vocabulary: The classes.
+            device: Where lanes run; what is better computed there is left to
+                :meth:`Pipeline.adopt`.
+        """
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
+        """Make the pipeline of one lane.
+
+        Args:
+            sessions: One session per name in :attr:`graphs`, the lane's own.
+            workspace: The lane's buffers.
+        """
+
+
+class FamilyFactory(Protocol):
+    """How a family is made."""
+
+    def __call__(self, bundle: Bundle, config: EngineConfig) -> Family:
+        """Read what the bundle says about the family.
+
+        Raises:
+            BundleError: Something the family needs is missing or damaged.
+            ArgumentError: A setting does not fit the bundle.
+        """

@@ -1,0 +1,307 @@
+"""ZegCLIP and CLIP-RC: class queries, a decoder, similarity of queries and patches.
+
+Source: Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation",
+CVPR 2023: the mean over heads of the last layer's scaled attention logits is one dot product of
+the full width, so the masks come from ``patch_text_similarity`` with ``normalize=False``. Zhang et
+al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", CVPR 2024: there is a
+set of class queries for each region; the mean over regions commutes with the last product, so the
+decoder graph ends with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import ANY_PRECISION, Session
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec
+from zsseg_rt.common.arrays import Array, dtype_of, reshaped
+from zsseg_rt.common.cosine_rule import CosineRule
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BundleError, ConfigError
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, BoundCosine, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
+from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.class_names import BACKGROUND
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+
+__all__ = ["DescriptorFamily"]
+
+_CLIP_EMBEDS = "clip_embeds"
+"""Output of an encoder whose ``patch_embeds`` are already made for its decoder: CLIP's own."""
+_QUERY_DTYPES = ("float32", "float16")
+_Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+class DescriptorFamily:
+    """Bundles of family ``descriptor``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+
+    name = "descriptor"
+    graphs = ("image_encoder", "decoder")
+    auto_precisions = ANY_PRECISION
+    golden = GoldenRule(
+        stages=(
+            "image",
+            "patch_embeds",
+            "cls_embed",
+            "clip_embeds",
+            "queries",
+            "class_embeds",
+            "patch_keys",
+            "mask_logits",
+        ),
+        raw_logits=True,
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        self.head = bundle.head
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+        self._projection = _read_projection(bundle)
+        self._cosine = _cosine_rule(bundle, config)
+        stated = bundle.head.independent_queries
+        # Bundles before this key are of two architectures.
+        self._independent = bundle.architecture == "zegclip" if stated is None else stated
+
+    in_one_part = True
+
+    def rows_for(self, num_phrases: int) -> int:
+        """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
+        return bucket_of(num_phrases, self.head.max_classes) if self._independent else num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Compute the text half of the class queries; on a GPU each lane does."""
+        text_queries = None
+        if device == "cpu":
+            text_queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
+        seen = vocabulary.seen(self.head.seen)
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=seen,
+            text_embeds=vocabulary.embeds,
+            cosine=None if self._cosine is None else _bound(self._cosine, vocabulary, seen),
+            text_queries=text_queries,
+        )
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> DescriptorPipeline:
+        """Make the pipeline of one lane."""
+        return DescriptorPipeline(self.head, self._projection, sessions, workspace)
+
+
+class DescriptorPipeline:
+    """Decodes a query per phrase; see :class:`zsseg_rt.runtime.families.base.Pipeline`.
+
+    Where graphs give ``cls_embed`` and take ``queries`` in float16, text embeddings and the weight
+    are rounded to float16 beside them, once. The queries' text half stays float32.
+    """
+
+    # The text half of float16 factors would differ more: ZegCLIP as trained for the demo, 40
+    # scenes: labels of float16 graphs differ from float32 graphs' by 2.6e-4 with float32 queries,
+    # 2.6e-4 with these, 2.7e-4 with such a text half; queries by 3.9e-5, 5.7e-5 and 2.7e-4.
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        projection: _Projection,
+        sessions: Mapping[str, Session],
+        workspace: Workspace,
+    ) -> None:
+        self._head, self._workspace = head, workspace
+        self._image_encoder, self._decoder = sessions["image_encoder"], sessions["decoder"]
+        self._dtype = _dtype_of_queries(self._image_encoder, self._decoder)
+        self._weight, self._bias = map(workspace.place, projection)
+        self._image_weight = self._weight
+        if self._dtype != "float32":
+            self._image_weight = workspace.place(projection[0].astype(self._dtype))
+
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy the text embeddings; on a GPU, compute the text half of the class queries there."""
+        workspace = self._workspace
+        adopted = adopt_rows(classes, num_rows, workspace, text_dtype=self._dtype)
+        if workspace.device == "cpu":
+            return adopted
+        rows, text_embeds = adopted.text_embeds.shape[0], adopted.text_embeds
+        if self._dtype != "float32":
+            exact = repeated_rows(classes.text_embeds, rows)
+            text_embeds = workspace.upload("text_embeds float32", exact)
+        text_queries = ops.relationship_descriptor_text(
+            text_embeds,
+            self._weight,
+            self._bias,
+            out=workspace.array("text_queries", (rows, self._bias.shape[0]), np.float32),
+            stream=workspace.stream,
+        )
+        return replace(adopted, text_queries=text_queries)
+
+    def masks(
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
+    ) -> ClassLogits:
+        """Decode every phrase's query and compare it with the patches."""
+        stream, workspace = self._workspace.stream, self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=stream)
+        patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
+        clock.mark("image_encoder")
+        phrases, regions = classes.text_embeds.shape[0], cls_embed.shape[0]
+        queries = ops.relationship_descriptor(
+            cls_embed,
+            classes.text_embeds,
+            self._image_weight,
+            self._bias,
+            text_queries=classes.text_queries,
+            out=workspace.array("queries", (regions, phrases, self._bias.shape[0]), self._dtype),
+            workspace=workspace.products(),
+            stream=stream,
+        )
+        clock.mark("descriptor")
+        decoded = self._decoder.run(
+            {"queries": queries, "patch_embeds": patch_embeds}, stream=stream
+        )
+        clock.mark("decoder")
+        patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
+        products = workspace.products()
+        logits = ops.patch_text_similarity(
+            patch_keys,
+            class_embeds,
+            logit_scale=self._head.logit_scale,
+            normalize=self._head.normalize,
+            out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
+            finite=None if products is None else workspace.flag()[1],
+            workspace=products,
+            stream=stream,
+        )
+        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        if classes.cosine is not None:
+            mask_logits = self._blend(mask_logits, encoded, classes, classes.cosine)
+        clock.mark("similarity")
+        if trace is not None:
+            trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
+        activation = None if classes.cosine is None else "sigmoid"
+        checked = products is not None and classes.cosine is None
+        return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
+
+    def _blend(
+        self,
+        mask_logits: Array,
+        encoded: Mapping[str, Array],
+        classes: BoundClasses,
+        cosine: BoundCosine,
+    ) -> Array:
+        stream, shape = self._workspace.stream, mask_logits.shape
+        cosines = ops.patch_text_similarity(
+            encoded.get(_CLIP_EMBEDS, encoded["patch_embeds"]),
+            classes.text_embeds,
+            logit_scale=cosine.scale,
+            normalize=True,
+            out=self._workspace.array("cosines", (1, shape[1], math.prod(shape[2:])), np.float32),
+            stream=stream,
+        )
+        return ops.blend_cosines(
+            mask_logits,
+            reshaped(cosines, shape),
+            cosine.weights,
+            cosine.shares,
+            activation=self._head.activation,
+            out=mask_logits,
+            stream=stream,
+        )
+
+
+def _dtype_of_queries(image_encoder: Session, decoder: Session) -> str:
+    """The dtype between graphs: of what the encoder gives of an image, and of the queries."""
+    given = dtype_of("cls_embed", image_encoder.outputs)
+    taken = dtype_of("queries", decoder.inputs)
+    if given != taken or given not in _QUERY_DTYPES:
+        raise BundleError(
+            f"cls_embed and queries: expected both {' or both '.join(_QUERY_DTYPES)}, got {given} "
+            f"and {taken}. Export the bundle again."
+        )
+    return given
+
+
+def _cosine_rule(bundle: Bundle, config: EngineConfig) -> CosineRule | None:
+    """The bundle's rule with what the engine was given in its place; None: cosines do not count."""
+    stored = bundle.head.cosine
+    if config.cosine_weight is None and config.cosine_scale is None:
+        return stored
+    weights = config.cosine_weight
+    if weights is None:
+        if stored is None:
+            raise ConfigError(
+                f"cosine_scale: expected None for {bundle.name}, which has no cosine_weight, got "
+                f"{config.cosine_scale:g}. Give cosine_weight=(SEEN, UNSEEN) too."
+            )
+        weights = (stored.seen_weight, stored.unseen_weight)
+    if not any(weights):
+        return None
+    scale = config.cosine_scale
+    if scale is None:
+        if stored is None:
+            raise ConfigError(
+                f"cosine_scale: expected a number for {bundle.name}, which has none of its own, "
+                "got None. CLIP's logit scale of 100 is the usual start."
+            )
+        scale = stored.scale
+    _check_clip_embeds(bundle)
+    return CosineRule(
+        seen_weight=float(weights[0]), unseen_weight=float(weights[1]), scale=float(scale)
+    )
+
+
+def _check_clip_embeds(bundle: Bundle) -> None:
+    """Refuse a bundle whose patches reach the engine only as its decoder wants them."""
+    outputs = {
+        spec.name: spec for spec in next(iter(bundle.graphs["image_encoder"].values())).outputs
+    }
+    if _CLIP_EMBEDS not in outputs and bundle.architecture == "clip_rc":
+        raise ConfigError(
+            f"cosine_weight: expected None for {bundle.name}, whose encoder does not give CLIP's "
+            "patches, got weights. Export it again with a cosine_weight."
+        )
+
+
+def _bound(
+    rule: CosineRule, vocabulary: Vocabulary, seen: npt.NDArray[np.bool_] | None
+) -> BoundCosine:
+    phrases = vocabulary.phrase_classes
+    counts = (phrases[:, None] == phrases).sum(axis=1)
+    counts[phrases == BACKGROUND] = 1
+    return BoundCosine(
+        scale=rule.scale,
+        weights=rule.weights(seen, len(phrases)),
+        shares=(1.0 / counts).astype(np.float32),
+    )
+
+
+def _read_projection(bundle: Bundle) -> _Projection:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if bundle.weights is None:
+        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
+    path = bundle.open_path(bundle.weights)
+    try:
+        tensors = load_file(path)
+        weight, bias = tensors["descriptor.weight"], tensors["descriptor.bias"]
+    except (SafetensorError, KeyError, OSError) as exc:
+        raise BundleError(f"{path}: expected descriptor.weight and .bias, got {exc}") from exc
+    if weight.shape != (bias.shape[0], 2 * bundle.text.embed_dim):
+        raise BundleError(
+            f"{path}: descriptor.weight: expected shape ({bias.shape[0]}, "
+            f"{2 * bundle.text.embed_dim}), got {weight.shape}"
+        )
+    return np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(bias, np.float32)

@@ -1,0 +1,230 @@
+"""The three kinds of masks that pipelines return; each labels pixels with one kernel call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.common.arrays import Array, label_dtype, reshaped
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.ops import core
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Labels, PixelLabels
+from zsseg_rt.runtime.workspace import Workspace
+
+__all__ = ["ClassLogits", "RegionVotes", "SegmentMasks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassLogits:
+    """A logit for every phrase at every point of a grid.
+
+    Attributes:
+        mask_logits: float32 [1, P, gh, gw] on the device.
+        activation: What makes scores of them; None takes the rule's.
+        checked: Whether the workspace's flag already tells if they are finite.
+    """
+
+    mask_logits: Array
+    activation: str | None = None
+    checked: bool = False
+
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        workspace: Workspace,
+        clock: StageClock,
+    ) -> PixelLabels:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        shape, table = self.mask_logits.shape, classes.label_table
+        dtype = label_dtype(shape[1]) if table is None else table.dtype
+        out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
+        settings: dict[str, Any] = {
+            "activation": self.activation or rule.head.activation,
+            "seen": classes.seen,
+            "seen_bias": rule.head.seen_bias if classes.seen is not None else 0.0,
+            "unknown_below": rule.threshold,
+            "with_scores": rule.with_scores,
+            "label_table": table,
+            "num_classes": classes.num_phrases,
+            "out": out,
+            "stream": workspace.stream,
+        }
+        painting = rule.painting if table is not None else None  # colours are those of classes
+        if painting is None:
+            labels, scores = ops.upsample_argmax(self.mask_logits, out_hw, **settings)
+        else:
+            labels, scores, _ = ops.upsample_argmax_overlay(
+                self.mask_logits,
+                painting.frame,
+                painting.palette,
+                alpha=painting.alpha,
+                picture=painting.picture,
+                **settings,
+            )
+        clock.mark("upsample_argmax")
+        return PixelLabels(
+            labels=reshaped(labels, out_hw),
+            scores=None if scores is None else reshaped(scores, out_hw),
+            of_classes=table is not None,
+            painted=painting is not None,
+        )
+
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        logits = np.array(workspace.fetch(self.mask_logits)[0], np.float32)
+        activation = self.activation or rule.head.activation
+        if activation == "sigmoid":
+            return _sigmoid(logits)
+        if activation == "softmax":
+            shares = np.exp(logits - logits.max(axis=0))
+            logits = shares / shares.sum(axis=0)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionVotes:
+    """Soft masks that vote for classes.
+
+    Attributes:
+        mask_logits: float32 [Q, h, w] on the device.
+        class_scores: float32 [P, Q] on the device.
+        canvas_hw: Height and width at which masks become soft.
+    """
+
+    mask_logits: Array
+    class_scores: Array
+    canvas_hw: tuple[int, int]
+    checked: bool = False
+
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        workspace: Workspace,
+        clock: StageClock,
+    ) -> PixelLabels:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        out, scratch = _vote_memory(self.class_scores.shape, out_hw, rule.with_scores, workspace)
+        labels, scores = ops.label_regions(
+            self.mask_logits,
+            self.class_scores,
+            canvas_hw=self.canvas_hw,
+            out_hw=out_hw,
+            bias=classes.bias,
+            unknown_below=rule.threshold,
+            with_scores=rule.with_scores,
+            out=out,
+            workspace=scratch,
+            stream=workspace.stream,
+        )
+        clock.mark("upsample_argmax")
+        return PixelLabels(labels=labels, scores=scores)
+
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        votes = np.asarray(workspace.fetch(self.class_scores))
+        soft = _sigmoid(np.asarray(workspace.fetch(self.mask_logits)))
+        scores: npt.NDArray[np.float32] = np.einsum("pq,qhw->phw", votes, soft, optimize=True)
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentMasks:
+    """An image cut into segments, each with one phrase.
+
+    Attributes:
+        mask_logits: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
+            upsampled value is largest.
+        judge: Returns the best phrase of each segment, int64 [G], and its score in [0, 1],
+            float32 [G], given the classes; called once the GPU's work has been waited for.
+    """
+
+    mask_logits: Array
+    judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    checked: bool = False
+
+    def label(
+        self,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        workspace: Workspace,
+        clock: StageClock,
+    ) -> PixelLabels:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        dtype = label_dtype(self.mask_logits.shape[1])
+        out = _label_memory(out_hw, dtype, False, workspace)
+        segments, _ = ops.upsample_argmax(
+            self.mask_logits, out_hw, out=out, stream=workspace.stream
+        )
+        clock.mark("upsample_argmax")
+
+        def look_up(host: npt.NDArray[Any], named: BoundClasses) -> Labels:
+            phrases, values = self.judge(named)
+            labels, scores = _tables(phrases, values, len(named.vocabulary.phrases), rule.threshold)
+            return labels[host], scores[host] if rule.with_scores else None
+
+        return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)
+
+    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+        """See :class:`zsseg_rt.runtime.families.base.Masks`: segments have one phrase each."""
+        raise ArgumentError(
+            "with_class_scores: expected None for a bundle of family segment_tokens, whose "
+            "segments have one class each, got 'low'."
+        )
+
+
+def _tables(
+    phrases: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    num_phrases: int,
+    unknown_below: float | None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """What segment indices stand for: phrase labels [256] and scores float32 [256].
+
+    A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
+    one never is; the entries beyond the segments are unknown with score 0.
+    """
+    dtype = label_dtype(num_phrases)
+    unknown, count = np.iinfo(dtype).max, len(phrases)
+    labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
+    labels[:count], scores[:count] = phrases, values
+    if unknown_below is not None:
+        limit = min(np.float32(unknown_below), np.max(values))
+        labels[:count][values < limit] = unknown
+    return labels, scores
+
+
+def _label_memory(
+    out_hw: tuple[int, int], dtype: np.dtype[Any], with_scores: bool, workspace: Workspace
+) -> tuple[Array, Array | None] | None:
+    """On a GPU, the lane's memory for labels and scores."""
+    labels = workspace.result(f"labels {dtype}", (1, *out_hw), dtype)
+    scores = workspace.result("scores", (1, *out_hw), np.float32) if with_scores else None
+    return None if labels is None else (labels, scores)
+
+
+def _vote_memory(
+    scores_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
+) -> tuple[Any, Array | None]:
+    """The same for masks that vote, of class scores [P, Q]."""
+    dtype = label_dtype(scores_shape[0])
+    labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
+    scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
+    size = core.label_regions_device_bytes(scores_shape[0], scores_shape[1])
+    out = None if labels is None else (labels, scores)
+    return out, workspace.scratch("label_regions", size)
+
+
+def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = 0.5 * (np.tanh(0.5 * values) + 1.0)  # never overflows
+    return shares

@@ -1,0 +1,385 @@
+"""ZegFormer: segments from one network, judged by their own embeddings and by CLIP's look at them.
+
+CLIP is shown every segment's region, a few at a time. Regions with equal crops are encoded once,
+and what CLIP sees in an empty mask is kept from frame to frame; neither changes any result.
+
+Source: Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import PreprocessSpec, RegionEncoderSpec
+from zsseg_rt.common.arrays import Array, reshaped
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError, BackendError, BundleError
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.class_rows import bucket_of, repeated_rows
+from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.fusion import class_probabilities, fuse
+from zsseg_rt.runtime.families.masks import RegionVotes
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+
+__all__ = ["REGION_PROMPTS", "ProposalsFamily", "distinct_crops"]
+
+REGION_PROMPTS = "regions"
+"""The prompt set of the region encoder."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def distinct_crops(
+    boxes: npt.NDArray[np.int32], style: str, num_pixels: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+    """Which regions have crops of their own.
+
+    Args:
+        boxes: int32 [Q, 5], of :func:`zsseg_rt.ops.mask_boxes`.
+        style: What a crop shows.
+        num_pixels: Pixels of the canvas.
+
+    Returns:
+        Regions with distinct crops, int32 [R], and for every region the index in that list of one
+        whose crop equals its own, [Q].
+    """
+    first: dict[object, int] = {}
+    places = np.empty(len(boxes), np.intp)
+    for index, (*box, count) in enumerate(boxes.tolist()):
+        if style == "crop":
+            key: object = tuple(box)
+        else:
+            key = count if count in (0, num_pixels) else (index, "own")
+        places[index] = first.setdefault(key, len(first))
+    _, regions = np.unique(places, return_index=True)
+    return regions.astype(np.int32), places
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Proposal:
+    """What comes before the host's first look; what is on the host is whole after a wait."""
+
+    encoded: Mapping[str, Array]
+    masks: Array  # float32 [Q, h, w] on the device
+    logits: FloatArray  # [1, rows, Q] on the host
+    no_object: FloatArray  # [1, Q] on the host
+    boxes: Array | None  # int32 [Q, 5] on the device; None without a region encoder
+    boxes_on_host: npt.NDArray[np.int32] | None
+
+
+class _RegionJudge:
+    """Shows regions to the region encoder and compares what it sees with the classes."""
+
+    def __init__(
+        self,
+        spec: RegionEncoderSpec,
+        image: PreprocessSpec,
+        session: Session,
+        workspace: Workspace,
+    ) -> None:
+        self._spec, self._session, self._workspace = spec, session, workspace
+        self._canvas_hw = image.size_hw
+        self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [1, D]
+        # From the segments' normalisation to the region encoder's, in one step.
+        self._scale = [float(a / b) for a, b in zip(image.std, spec.std, strict=True)]
+        self._offset = [
+            float((a - b) / c) for a, b, c in zip(image.mean, spec.mean, spec.std, strict=True)
+        ]
+
+    def boxes(self, masks: Array) -> Array:
+        """Bounds of every mask [Q, h, w], int32 [Q, 5] on the device."""
+        workspace = self._workspace
+        out = workspace.array("boxes", (masks.shape[0], 5), np.int32)
+        return ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
+
+    def embeds(
+        self,
+        image: Array,
+        proposal: _Proposal,
+        boxes: npt.NDArray[np.int32],
+        chosen: npt.NDArray[np.intp],
+        run: PartRunner,
+    ) -> FloatArray:
+        """Embeddings of the chosen regions, float32 [len(chosen), D] in host memory."""
+        height, width = self._canvas_hw
+        own, places = distinct_crops(boxes[chosen], self._spec.style, height * width)
+        regions = chosen[own].astype(np.int32)
+        # The crop of an empty mask is blank in every frame (unless the style ignores masks).
+        blank = np.flatnonzero((boxes[regions, 4] == 0) & (self._spec.style != "crop"))
+        shown = np.delete(regions, blank)
+        batches = np.array_split(shown, -(-len(shown) // self._spec.batch)) if len(shown) else []
+        if len(blank) and self._blank is None:
+            batches = [regions[blank], *batches]
+        rows = self._look(image, proposal, batches, run)
+        if len(blank):
+            if self._blank is None:
+                self._blank = rows.pop(0)
+            rows = [np.insert(np.concatenate([self._blank[:0], *rows]), blank, self._blank, axis=0)]
+        seen: FloatArray = np.concatenate(rows)[places]
+        return seen
+
+    def _look(
+        self,
+        image: Array,
+        proposal: _Proposal,
+        batches: list[npt.NDArray[np.int32]],
+        run: PartRunner,
+    ) -> list[FloatArray]:
+        """Embeddings of every batch of regions, after one wait.
+
+        On a GPU all batches have one size, so that one capture serves them: the last region of a
+        smaller one is shown again.
+        """
+        workspace, spec = self._workspace, self._spec
+        most = -(-int(proposal.masks.shape[0]) // spec.batch) + 1  # one for the blank
+        staged = workspace.on_host("regions", (most, spec.batch), np.int32)
+        rows = []
+        for place, batch in enumerate(batches):
+            size = len(batch) if workspace.device == "cpu" else spec.batch
+            staged[place, :size] = repeated_rows(batch, size)
+            regions = workspace.upload("regions", staged[place, :size])
+            found = run("regions", partial(self._encode, image, proposal, regions))
+            if len(found.shape) != 2 or found.shape[0] != size:
+                raise BackendError(
+                    f"region_embeds: expected {size} rows, got shape {tuple(found.shape)}. Export "
+                    "the bundle again."
+                )
+            host = workspace.on_host(
+                "region_embeds", (most, spec.batch, found.shape[1]), np.float32
+            )
+            workspace.copy_out(found, host[place, :size])
+            rows.append(host[place, : len(batch)])
+        workspace.synchronize()
+        return [np.array(row) for row in rows]
+
+    def _encode(self, image: Array, proposal: _Proposal, regions: Array) -> Array:
+        """Enqueue the encoder's look at some regions, float32 [R, D] on the device."""
+        spec, workspace = self._spec, self._workspace
+        crops = ops.crop_regions(
+            image,
+            proposal.masks,
+            regions,
+            proposal.boxes,
+            side=spec.side,
+            style=spec.style,
+            scale=self._scale,
+            offset=self._offset,
+            out=workspace.array("crops", (regions.shape[0], 3, spec.side, spec.side), np.float32),
+            stream=workspace.stream,
+        )
+        encoded = self._session.run({"crops": crops}, stream=workspace.stream)
+        return workspace.own("region_embeds", encoded["region_embeds"])
+
+
+class ProposalsFamily:
+    """Bundles of family ``proposals``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+
+    name = "proposals"
+    auto_precisions = ANY_PRECISION
+    golden = GoldenRule(
+        stages=(
+            "image",
+            "region_masks",
+            "segment_embeds",
+            "no_object",
+            "class_scores",
+            "mask_logits",
+        ),
+        # One flipped mask pixel changes what CLIP is shown.
+        slack={"class_scores": 10.0},
+        raw_logits=False,
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        if bundle.regions is None:
+            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'regions'")
+        self.head, self.preprocess = bundle.head, bundle.preprocess
+        self.fusion = bundle.regions.fusion
+        self.encoder = _encoder_spec(bundle, config.min_region_score)
+        self.graphs: tuple[str, ...] = ("image_encoder",)
+        self.axes: dict[str, Bounds] = class_axis(bundle.head)
+        self.prompt_sets: tuple[PromptSet, ...] = (PromptSet(templates=bundle.text.templates),)
+        if self.encoder is not None:
+            self.graphs += ("region_encoder",)
+            self.axes["regions"] = (1, self.encoder.batch, self.encoder.batch)
+            self.prompt_sets += (
+                PromptSet(
+                    name=REGION_PROMPTS,
+                    templates=self.encoder.templates,
+                    bank="region_embeds",
+                    golden="region_text_embeds",
+                ),
+            )
+
+    in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
+
+    def rows_for(self, num_phrases: int) -> int:
+        """Further rows repeat the last phrase, to which the lower of equal labels belongs."""
+        return bucket_of(num_phrases, self.head.max_classes)
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Lay out the calibration of seen classes."""
+        seen = vocabulary.seen(self.head.seen)
+        bias = None
+        if seen is not None and self.head.seen_bias:
+            bias = np.float32(self.head.seen_bias) * seen.astype(np.float32)
+        return BoundClasses(
+            vocabulary=vocabulary, seen=seen, text_embeds=vocabulary.embeds, bias=bias
+        )
+
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> ProposalsPipeline:
+        """Make the pipeline of one lane."""
+        return ProposalsPipeline(self, sessions, workspace)
+
+
+def _encoder_spec(bundle: Bundle, min_score: float | None) -> RegionEncoderSpec | None:
+    encoder = None if bundle.regions is None else bundle.regions.encoder
+    if min_score is None:
+        return encoder
+    if encoder is None:
+        raise ArgumentError(
+            f"min_region_score: expected None for {bundle.name}, which has no region encoder, got "
+            f"{min_score:g}. Leave it out."
+        )
+    return replace(encoder, min_score=min_score)
+
+
+class ProposalsPipeline:
+    """Proposes segments and lets them vote; see ``Pipeline``."""
+
+    def __init__(
+        self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace
+    ) -> None:
+        self._family, self._head = family, family.head
+        self._image_encoder = sessions["image_encoder"]
+        self._workspace, self._canvas_hw = workspace, family.preprocess.size_hw
+        self._judge: _RegionJudge | None = None
+        if family.encoder is not None:
+            self._judge = _RegionJudge(
+                family.encoder, family.preprocess, sessions["region_encoder"], workspace
+            )
+
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy the text embeddings and the calibration of seen classes."""
+        workspace, bias = self._workspace, classes.bias
+        rows = len(classes.vocabulary.phrases) if num_rows is None else num_rows
+        embeds = repeated_rows(classes.text_embeds, rows)
+        return replace(
+            classes,
+            text_embeds=workspace.upload("text_embeds", embeds),
+            bias=None if bias is None else workspace.upload("bias", repeated_rows(bias, rows)),
+        )
+
+    def masks(
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
+    ) -> RegionVotes:
+        """Run the networks and fuse their opinions, with a wait before each look of the host."""
+        workspace, num_phrases = self._workspace, len(classes.vocabulary.phrases)
+        rows = int(classes.text_embeds.shape[0])
+        proposal = run(("proposals", rows), lambda: self._propose(image, classes, clock))
+        workspace.synchronize()
+        no_object = proposal.no_object[0]
+        by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
+        by_region = None
+        if self._judge is not None:
+            by_region = self._ask(image, proposal, classes, by_text, objectness, run)
+            clock.mark("regions")
+        scores = fuse(by_text, by_region, self._family.fusion, classes.seen)
+        if not np.isfinite(scores).all():
+            raise BackendError(
+                "class_scores: expected finite numbers, got NaN or infinity at precision "
+                f"{self._image_encoder.precision}. Use precision='float32' and run "
+                "self_check()."
+            )
+        if trace is not None:
+            trace.update(proposal.encoded, class_scores=workspace.place(scores))
+        return RegionVotes(
+            mask_logits=proposal.masks,
+            class_scores=self._upload_scores(scores, rows),
+            canvas_hw=self._canvas_hw,
+        )
+
+    def _propose(self, image: Array, classes: BoundClasses, clock: StageClock) -> _Proposal:
+        """Enqueue all that comes before the host's first look."""
+        workspace = self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
+        clock.mark("image_encoder")
+        masks, embeds = (
+            workspace.own("region_masks", encoded["region_masks"]),
+            encoded["segment_embeds"],
+        )
+        masks = reshaped(masks, tuple(masks.shape[1:]))
+        shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
+        logits = ops.patch_text_similarity(
+            embeds,
+            classes.text_embeds,
+            logit_scale=self._head.logit_scale,
+            normalize=self._head.normalize,
+            out=workspace.array("logits", shape, np.float32),
+            stream=workspace.stream,
+        )
+        clock.mark("similarity")
+        no_object = workspace.own("no_object", encoded["no_object"])
+        boxes = None if self._judge is None else self._judge.boxes(masks)
+        return _Proposal(
+            encoded=encoded,
+            masks=masks,
+            logits=workspace.read_back("logits", logits),
+            no_object=workspace.read_back("no_object", no_object),
+            boxes=boxes,
+            boxes_on_host=None if boxes is None else workspace.read_back("boxes", boxes),
+        )
+
+    def _ask(
+        self,
+        image: Array,
+        proposal: _Proposal,
+        classes: BoundClasses,
+        by_text: FloatArray,
+        objectness: FloatArray,
+        run: PartRunner,
+    ) -> FloatArray:
+        """The region encoder's class probabilities, or the segments' own where it is not asked."""
+        spec, text = self._family.encoder, classes.vocabulary.prompt_embeds[REGION_PROMPTS]
+        judge, boxes, no_object = self._judge, proposal.boxes_on_host, proposal.no_object[0]
+        assert judge is not None
+        assert spec is not None
+        assert boxes is not None
+        asked = np.ones(len(boxes), np.bool_)
+        if spec.min_score > 0:
+            # Empty masks are encoded once, and their soft masks vote: CLIP's opinion of them costs
+            # next to nothing, yet matters.
+            asked = (objectness >= spec.min_score) | (boxes[:, 4] == 0)
+        chosen = np.flatnonzero(asked)
+        by_region = by_text.copy()
+        if len(chosen):
+            planes = reshaped(image, image.shape[1:])
+            embeds = judge.embeds(planes, proposal, boxes, chosen, run)
+            logits = np.float32(spec.logit_scale) * (text @ embeds.T)
+            by_region[:, chosen] = class_probabilities(logits, no_object[chosen])[0]
+        return by_region
+
+    def _upload_scores(self, scores: FloatArray, rows: int) -> Array:
+        """Class scores [P, Q] on the device, [rows, Q]."""
+        workspace = self._workspace
+        if workspace.device == "cpu":
+            return np.ascontiguousarray(scores)
+        staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
+        staged[...] = repeated_rows(scores, rows)
+        return workspace.upload("class_scores", staged)

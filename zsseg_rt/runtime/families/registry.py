@@ -1,0 +1,45 @@
+"""Find the class of a bundle's family; ``bundle_specs.FAMILIES`` has all else."""
+
+from __future__ import annotations
+
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import FAMILIES, family_settings
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.runtime.families.base import Family, FamilyFactory
+from zsseg_rt.runtime.families.dense import DenseFamily
+from zsseg_rt.runtime.families.descriptor import DescriptorFamily
+from zsseg_rt.runtime.families.proposals import ProposalsFamily
+from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
+
+__all__ = ["create_family"]
+
+_FACTORIES: dict[str, FamilyFactory] = {
+    "dense": DenseFamily,
+    "descriptor": DescriptorFamily,
+    "proposals": ProposalsFamily,
+    "segment_tokens": SegmentTokensFamily,
+}
+
+
+def create_family(bundle: Bundle, config: EngineConfig) -> Family:
+    """Make the family that a bundle names.
+
+    Raises:
+        BundleError: Something the family needs is missing or damaged.
+        ArgumentError: A setting was given that the family does not have.
+    """
+    factory = _FACTORIES.get(bundle.family)
+    if factory is None:
+        raise BundleError(
+            f"family: expected one that families/registry.py names ({', '.join(_FACTORIES)}), got "
+            f"{bundle.family!r}. Add it there."
+        )
+    for name in family_settings():
+        value = getattr(config, name)
+        if value is not None and name not in FAMILIES[bundle.family].settings:
+            raise ArgumentError(
+                f"{name}: expected None for {bundle.name}, whose family {bundle.family!r} has no "
+                f"such setting, got {value!r}. Leave it out."
+            )
+    return factory(bundle, config)

@@ -1,0 +1,178 @@
+"""ZeroSeg: an image is a few segments; each segment takes the class nearest to it.
+
+Source: Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
+Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "GroupViT", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import Session
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.masks import SegmentMasks
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+
+__all__ = ["SegmentTokensFamily", "segment_scores"]
+
+_Rows = npt.NDArray[np.float32]
+_Judged = tuple[npt.NDArray[np.int64], _Rows]  # the best phrase of each segment, its score
+
+
+class SegmentTokensFamily:
+    """Bundles of family ``segment_tokens``; see :class:`zsseg_rt.runtime.families.base.Family`.
+
+    ``precision="auto"`` is float32: with hard groups, rounding changes labels.
+    """
+
+    name = "segment_tokens"
+    graphs = ("image_encoder",)
+    auto_precisions = ("float32",)
+    golden = GoldenRule(
+        stages=("image", "segment_embeds", "image_embed", "mask_logits"), raw_logits=False
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        if bundle.segments is None:
+            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'segments'")
+        self.head, self.segments = bundle.head, bundle.segments
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+
+    in_one_part = True  # segments get their classes on the host, after the last kernel
+
+    def rows_for(self, num_phrases: int) -> int:
+        """No further rows: on the GPU, nothing depends on the phrases."""
+        return num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Normalise the text embeddings."""
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=vocabulary.seen(self.head.seen),
+            text_embeds=_unit_rows(vocabulary.embeds),
+        )
+
+    def pipeline(
+        self, sessions: Mapping[str, Session], workspace: Workspace
+    ) -> SegmentTokensPipeline:
+        """Make the pipeline of one lane."""
+        return SegmentTokensPipeline(self, sessions["image_encoder"], workspace)
+
+
+class SegmentTokensPipeline:
+    """Finds segments and their classes; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
+
+    def __init__(
+        self, family: SegmentTokensFamily, image_encoder: Session, workspace: Workspace
+    ) -> None:
+        self._head, self._segments = family.head, family.segments
+        self._image_encoder, self._workspace = image_encoder, workspace
+
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Keep the text embeddings on the host: a handful of rows is compared with them there."""
+        return classes
+
+    def masks(
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
+    ) -> SegmentMasks:
+        """Run the encoder; on a GPU, segments are compared with phrases when its work is over."""
+        workspace = self._workspace
+        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
+        clock.mark("image_encoder")
+        segment_embeds, image_embed = (
+            workspace.read_back(name, workspace.own(name, encoded[name]))
+            for name in ("segment_embeds", "image_embed")
+        )
+        judge: Callable[[BoundClasses], _Judged]
+        judge = partial(self._judge, segment_embeds, image_embed)
+        if workspace.device == "cpu":
+            judged = judge(classes)
+            judge = partial(lambda _: judged)
+        clock.mark("similarity")
+        group_map = encoded["group_map"]
+        if trace is not None:
+            trace.update(encoded, mask_logits=group_map)
+        return SegmentMasks(mask_logits=group_map, judge=judge)
+
+    def _judge(self, segment_embeds: _Rows, image_embed: _Rows, classes: BoundClasses) -> _Judged:
+        """The best phrase of each segment and its score."""
+        if not (np.isfinite(segment_embeds).all() and np.isfinite(image_embed).all()):
+            raise BackendError(
+                "segment_embeds: expected finite numbers, got NaN or infinity at precision "
+                f"{self._image_encoder.precision}. Use precision='float32' and run self_check()."
+            )
+        scores = segment_scores(
+            segment_embeds[0],
+            image_embed[0],
+            np.asarray(classes.text_embeds),
+            self._head,
+            self._segments,
+        )
+        return scores.argmax(axis=1), scores.max(axis=1)
+
+
+def segment_scores(
+    segment_embeds: _Rows,
+    image_embed: _Rows,
+    text_embeds: _Rows,
+    head: HeadSpec,
+    segments: SegmentSpec,
+) -> _Rows:
+    """Score every phrase for every segment, by GroupViT's rule.
+
+    With p the softmax over phrases of ``logit_scale * cosine`` and q the same softmax over the
+    ``top_k`` phrases nearest to the whole image, scores are ``p * q``; with ``plain_cosine`` they
+    are ``p``.
+
+    Args:
+        segment_embeds: float32 [G, D].
+        image_embed: float32 [D].
+        text_embeds: float32 [P, D], unit norm.
+        head: Holds the scale.
+        segments: Holds the rule.
+
+    Returns:
+        float32 [G, P] in [0, 1].
+    """
+    logits = np.float32(head.logit_scale) * (_unit_rows(segment_embeds) @ text_embeds.T)
+    scores = _softmax(logits)
+    if segments.plain_cosine:
+        return scores
+    if segments.top_k is not None and segments.top_k < len(text_embeds):
+        overall = text_embeds @ image_embed
+        kept = np.argsort(-overall, kind="stable")[: segments.top_k]
+        masked = np.full_like(logits, -np.inf)
+        masked[:, kept] = logits[:, kept]
+        logits = masked
+    product: _Rows = _softmax(logits) * scores
+    return product
+
+
+def _unit_rows(rows: _Rows) -> _Rows:
+    """Rows divided by their L2 norm; a row of zeros stays zeros."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.float32(1e-12)), np.float32)
+
+
+def _softmax(logits: _Rows) -> _Rows:
+    terms = np.exp(logits - np.max(logits, axis=1, keepdims=True))
+    return np.asarray(terms / np.sum(terms, axis=1, keepdims=True), np.float32)

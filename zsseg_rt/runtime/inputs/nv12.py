@@ -1,0 +1,142 @@
+"""Frames as cameras and video decoders deliver them: NV12, in two planes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+
+__all__ = ["Nv12Frame", "as_nv12", "check_nv12"]
+
+_CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
+_MATRICES = ("bt601", "bt709")
+_MOST_SIDE = 32767
+
+
+@dataclass(frozen=True, eq=False)
+class Nv12Frame:
+    """A frame in two planes, of limited range: brightness from 16 to 235, colour from 16 to 240.
+
+    A plane's rows may lie further apart than they are long, as decoders leave them.
+
+    Attributes:
+        luma: uint8 [H, W], brightness; H and W are even.
+        chroma: uint8 [H / 2, W / 2, 2], U then V of every two by two pixels.
+        colour_matrix: ``"bt601"`` (most cameras) or ``"bt709"`` (most HD video): how the planes
+            become RGB.
+
+    Example:
+        >>> planes = np.full((4, 6), 235, np.uint8), np.full((2, 3, 2), 128, np.uint8)
+        >>> Nv12Frame(*planes, colour_matrix="bt709").shape
+        (4, 6, 3)
+    """
+
+    luma: Array
+    chroma: Array
+    colour_matrix: str = "bt601"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the RGB frame that the planes stand for."""
+        height, width = self.luma.shape
+        return int(height), int(width), 3
+
+
+def as_nv12(frame: Any) -> Nv12Frame | None:
+    """The frame in planes, of which a plain tuple may be given; None for any other frame.
+
+    Raises:
+        ArgumentError: A tuple of another length.
+    """
+    if isinstance(frame, Nv12Frame):
+        return frame
+    if not isinstance(frame, tuple):
+        return None
+    if len(frame) != 2:
+        raise ArgumentError(
+            f"frame: expected an array or two planes, got {len(frame)} planes. NV12 has brightness "
+            "and colour."
+        )
+    return Nv12Frame(*frame)
+
+
+def check_nv12(frame: Nv12Frame, device: str) -> None:
+    """Refuse planes that are no NV12 frame, as far as they tell by themselves.
+
+    Args:
+        frame: The planes.
+        device: Where both should be: ``"cpu"`` for NumPy arrays, or ``"cuda:N"``.
+
+    Raises:
+        ArgumentError: No such colour matrix.
+        DeviceError: A plane is elsewhere.
+        ShapeError: A plane is of another shape, has odd sides, or gaps within its rows.
+        DTypeError: A plane is not uint8.
+    """
+    if frame.colour_matrix not in _MATRICES:
+        raise ArgumentError(
+            f"colour_matrix: expected 'bt601' or 'bt709', got {frame.colour_matrix!r}"
+        )
+    for name, plane in (("luma", frame.luma), ("chroma", frame.chroma)):
+        if device == "cpu":
+            _check_host(name, plane)
+        else:
+            _check_place(name, plane, device)
+        dtype = str(getattr(plane, "dtype", "uint8")).removeprefix("torch.")
+        if dtype != "uint8":
+            raise DTypeError(f"{name}: expected uint8, got {dtype}. Convert it first.")
+    _check_sizes(_shape_of("luma", frame.luma), _shape_of("chroma", frame.chroma))
+
+
+def _check_host(name: str, plane: Any) -> None:
+    if not isinstance(plane, np.ndarray) or isinstance(plane, np.ma.MaskedArray):
+        raise DeviceError(
+            f"{name}: expected a plain NumPy array, got {_described(plane)}. For planes on a GPU "
+            "use segment_device."
+        )
+
+
+def _check_place(name: str, plane: Any, device: str) -> None:
+    tell = getattr(plane, "__dlpack_device__", None)
+    place = None if tell is None else tell()
+    on_gpu = place is not None and place[0] in _CUDA_KINDS
+    if isinstance(plane, np.ndarray) or not (on_gpu or hasattr(plane, "__cuda_array_interface__")):
+        raise DeviceError(
+            f"{name}: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
+            f"got {_described(plane)} in host memory. Use segment(frame)."
+        )
+    if place is not None and place[1] != int(device.partition(":")[2]):
+        raise DeviceError(
+            f"{name}: expected an array on {device}, got one on cuda:{place[1]}. Copy it there, "
+            "or use an engine on its GPU."
+        )
+
+
+def _shape_of(name: str, plane: Any) -> tuple[int, ...]:
+    shape = getattr(plane, "shape", None)
+    if shape is None:
+        raise ShapeError(f"{name}: expected an array that tells its shape, got one without.")
+    return tuple(shape)
+
+
+def _check_sizes(luma: tuple[int, ...], chroma: tuple[int, ...]) -> None:
+    if len(luma) != 2 or not all(1 <= side <= _MOST_SIDE for side in luma):
+        raise ShapeError(f"luma: expected shape [H, W] with sides from 1 to 32767, got {luma}.")
+    if luma[0] % 2 or luma[1] % 2:
+        raise ShapeError(
+            f"luma: expected even sides, got {luma}. NV12 has one colour for two by two pixels."
+        )
+    wanted = (luma[0] // 2, luma[1] // 2, 2)
+    if chroma != wanted:
+        raise ShapeError(
+            f"chroma: expected shape {wanted}, got {chroma}. Give U and V in the last axis, as in "
+            "plane.reshape(H // 2, W // 2, 2)."
+        )
+
+
+def _described(plane: Any) -> str:
+    return f"{type(plane).__module__}.{type(plane).__qualname__}"

@@ -1,0 +1,386 @@
+"""A frame's path on its lane's stream: from pixels to labels, recorded and replayed on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import Session
+from zsseg_rt.bundles.specs import PreprocessSpec
+from zsseg_rt.common.arrays import Array, dtype_of, reshaped
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BackendError
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.visualize import palette
+from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted
+from zsseg_rt.runtime.clock import NvtxRanges
+from zsseg_rt.runtime.device_result import DeviceSegmentation
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    LabelRule,
+    Labels,
+    Masks,
+    Painting,
+    PartRunner,
+    PixelLabels,
+    run_plainly,
+)
+from zsseg_rt.runtime.families.base import Trace as Trace
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.steady.memory import Turn
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.vocabulary import Vocabulary
+
+__all__ = ["Frame", "FramePath", "Trace"]
+
+Frame = Array | Nv12Frame
+"""uint8 [H, W, 3], or the same in two planes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Labelled:
+    """What a frame's work makes, on the device; it may still be under way."""
+
+    masks: Masks
+    pixels: PixelLabels
+    finite: Array  # uint8 [1]
+    finite_on_host: npt.NDArray[np.uint8] | None  # the same, readable after a wait
+
+
+class FramePath:
+    """Labels one frame at a time; the lane sees to that.
+
+    Args:
+        family: How the bundle's features become masks.
+        sessions: The lane's own sessions by graph name.
+        workspace: The lane's.
+        preprocess: How a frame becomes the encoder's input.
+        config: The engine's settings.
+
+    Raises:
+        ConfigError: ``$ZSSEG_CUDA_GRAPHS`` is neither 0 nor 1.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        sessions: Mapping[str, Session],
+        workspace: Workspace,
+        preprocess: PreprocessSpec,
+        config: EngineConfig,
+    ) -> None:
+        ranges = NvtxRanges() if config.with_nvtx else None
+        self._family, self._sessions, self._workspace = family, sessions, workspace
+        self.pipeline = family.pipeline(sessions, workspace)
+        self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
+        self._preprocess, self._config = preprocess, config
+        wanted = captures_wanted() and config.with_class_scores is None
+        self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
+        self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
+        self.adopted: BoundClasses | None = None
+        self._is_warm = workspace.device == "cpu"
+
+    def label(
+        self,
+        frame: Frame,
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> Segmentation:
+        """Label a frame; see :meth:`zsseg_rt.Lane.segment`.
+
+        Args:
+            frame: uint8 [H, W, 3], or two planes, in host memory, checked.
+            classes: The classes, as the engine gives them.
+            rule: How scores become labels.
+            trace: Receives every intermediate.
+            turn: The frame's turn with a memory.
+        """
+        workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        with ops.thread_limit(self._config.num_threads):
+            found = self._enqueue(frame, classes, rule, trace, turn)
+            if isinstance(found, Segmentation):
+                return found
+            maps = None
+            if self._config.with_class_scores is not None:
+                maps = found.masks.grid_scores(rule, workspace)
+            labels, scores = self._download(found.pixels)
+        if workspace.device != "cpu":
+            clock.mark("results")
+            workspace.synchronize()
+        labels, scores = self._finish(found, labels, scores, classes)
+        if workspace.device == "cpu":
+            clock.mark("results")
+        return Segmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
+        )
+
+    def label_device(
+        self,
+        frame: Frame,
+        classes: BoundClasses,
+        rule: LabelRule,
+        *,
+        alpha: float | None = None,
+    ) -> DeviceSegmentation:
+        """Label a frame on the GPU and leave the labels there.
+
+        Args:
+            frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
+            classes: The classes, as the engine gives them.
+            rule: How scores become labels.
+            alpha: Weight of the colours in an overlay; None draws none.
+        """
+        workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
+        if alpha is not None:
+            rule = replace(rule, painting=self._painting(frame, vocabulary, alpha))
+        found = self._enqueue(frame, classes, rule)
+        assert isinstance(found, _Labelled), "no memory was given"
+        pixels = found.pixels
+        is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        if is_final:
+            labels: Array = workspace.copy(pixels.labels)
+            scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
+        else:
+            labels, scores = self._download(pixels)
+        clock.mark("results")
+        workspace.synchronize()
+        if is_final:
+            self._require_finite(found)
+        else:
+            labels, scores = self._finish(found, labels, scores, classes)
+            labels = workspace.place(np.ascontiguousarray(labels))
+            scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        if rule.painting is not None and not pixels.painted:
+            self._paint(labels, rule.painting)
+        return DeviceSegmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            picture=None if rule.painting is None else rule.painting.picture,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+        )
+
+    def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
+        """Of a frame on the device, into a picture that the caller keeps."""
+        workspace, colours = self._workspace, palette(vocabulary.names)
+        if self._config.channel_order == "bgr":
+            colours = np.ascontiguousarray(colours[:, ::-1])
+        return Painting(
+            frame=frame,
+            palette=workspace.upload("palette", colours),
+            picture=workspace.new_array((*frame.shape[:2], 3), np.uint8),
+            alpha=alpha,
+        )
+
+    def _paint(self, labels: Array, painting: Painting) -> None:
+        """Draw labels that became classes on the host, or were no classes' logits."""
+        ops.overlay(
+            painting.frame,
+            labels,
+            painting.palette,
+            alpha=painting.alpha,
+            out=painting.picture,
+            stream=self._workspace.stream,
+        )
+        self._workspace.synchronize()
+
+    @contextmanager
+    def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:
+        """Run frames through other sessions inside the block, uncaptured."""
+        usual, was_on = self.pipeline, self._captures.is_on
+        self.pipeline = self._family.pipeline(sessions, self._workspace)
+        self._given, self._captures.is_on = None, False  # both keep classes in the same buffers
+        try:
+            yield
+        finally:
+            self.pipeline, self._given, self._captures.is_on = usual, None, was_on
+
+    def close(self) -> None:
+        """Drop captures and classes."""
+        self._captures.clear()
+        self._given = self.adopted = None
+
+    def _enqueue(
+        self,
+        frame: Frame,
+        classes: BoundClasses,
+        rule: LabelRule,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> _Labelled | Segmentation:
+        """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
+        captures = self._captures
+        captured = captures.is_on and trace is None and turn is None
+        captured = captured and rule.painting is None  # of a frame that lies elsewhere each time
+        num_phrases = len(classes.vocabulary.phrases)
+        rows = self._family.rows_for(num_phrases) if captured else None
+        adopted = self._adopt(classes, rows)
+        out_hw = (int(frame.shape[0]), int(frame.shape[1]))
+        if not self._is_warm:
+            self._warm_up(frame, out_hw, adopted, rule)
+        self.clock.start()
+        again = None if turn is None else self._look_back(turn)
+        if again is not None:
+            return again
+        image = self._image(frame, trace)
+        if not captured:
+            return self._work(image, out_hw, adopted, rule, run_plainly, trace, turn)
+        if not self._family.in_one_part:
+            return self._work(image, out_hw, adopted, rule, captures.run)
+        key = _kind_of(out_hw, adopted, rule)
+        return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
+
+    def _warm_up(
+        self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+    ) -> None:
+        """Run a frame that nobody times: kernels and libraries are loaded when first used."""
+        self.clock.start()
+        self._work(self._image(frame), out_hw, classes, rule, run_plainly)
+        self._workspace.synchronize()
+        self._is_warm = True
+
+    def _work(
+        self,
+        image: Array,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        run: PartRunner,
+        trace: Trace | None = None,
+        turn: Turn | None = None,
+    ) -> _Labelled:
+        """From the encoder's input to labels."""
+        masks = self.pipeline.masks(image, classes, self.clock, run, trace)
+        key = ("labels", *_kind_of(out_hw, classes, rule))
+        return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn))
+
+    def _label_pixels(
+        self,
+        masks: Masks,
+        out_hw: tuple[int, int],
+        classes: BoundClasses,
+        rule: LabelRule,
+        turn: Turn | None,
+    ) -> _Labelled:
+        workspace, clock = self._workspace, self.clock
+        host, finite = workspace.flag()
+        if not masks.checked:
+            ops.all_finite(masks.mask_logits, out=finite, stream=workspace.stream)
+        clock.mark("check")
+        if turn is not None and turn.steadies:
+            masks = turn.steadied(masks, workspace)
+            clock.mark("steady")
+        pixels = masks.label(out_hw, classes, rule, workspace, clock)
+        return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
+
+    def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
+        """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
+        spec, workspace = self._preprocess, self._workspace
+        dtype = dtype_of("image", self._sessions["image_encoder"].inputs)
+        is_nv12 = isinstance(frame, Nv12Frame)
+        pixels = ops.preprocess(
+            self._on_device(frame),
+            size_hw=spec.size_hw,
+            mean=spec.mean,
+            std=spec.std,
+            channel_order="rgb" if is_nv12 else self._config.channel_order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            out=workspace.array("image", (3, *spec.size_hw), dtype),
+            stream=workspace.stream,
+        )
+        image = reshaped(pixels, (1, 3, *spec.size_hw))
+        self.clock.mark("preprocess")
+        if trace is not None:
+            trace["image"] = image
+        return image
+
+    def _on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
+        """The frame, or its two planes, where the lane works."""
+        upload = self._workspace.upload_frame
+        if not isinstance(frame, Nv12Frame):
+            return upload(frame) if isinstance(frame, np.ndarray) else frame
+        if not isinstance(frame.luma, np.ndarray):
+            return frame.luma, frame.chroma
+        return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
+
+    def _look_back(self, turn: Turn) -> Segmentation | None:
+        again = turn.reused()
+        self.clock.mark("compare")
+        if again is None:
+            return None
+        self._workspace.synchronize()
+        return replace(again, times=MappingProxyType(self.clock.times()))
+
+    def _download(
+        self, pixels: PixelLabels
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Labels and scores in host memory, once the stream has been waited for."""
+        scores = None if pixels.scores is None else self._workspace.download(pixels.scores)
+        return self._workspace.download(pixels.labels), scores
+
+    def _finish(
+        self,
+        found: _Labelled,
+        labels: npt.NDArray[Any],
+        scores: npt.NDArray[np.float32] | None,
+        classes: BoundClasses,
+    ) -> Labels:
+        """Do what is left to the host, which has waited."""
+        pixels, vocabulary = found.pixels, classes.vocabulary
+        if pixels.look_up is not None:
+            labels, scores = pixels.look_up(labels, classes)
+        self._require_finite(found)
+        if not (pixels.of_classes or vocabulary.is_plain):
+            labels = vocabulary.label_table[labels]
+        return labels, scores
+
+    def _require_finite(self, found: _Labelled) -> None:
+        flag = found.finite if found.finite_on_host is None else found.finite_on_host
+        if not flag[0]:
+            raise BackendError(
+                "mask_logits: expected finite numbers, got NaN or infinity at precision "
+                f"{self._sessions['image_encoder'].precision}. Use precision='float32' and run "
+                "self_check(), which tells whether the weights are sound."
+            )
+
+    def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
+        """Return the classes in this lane's buffers; they are copied there when they change."""
+        held = self._given
+        if self.adopted is None or held is None or held[0] is not classes or held[1] != rows:
+            self._given = None  # a failed copy leaves buffers with neither the old nor the new
+            self.adopted = self.pipeline.adopt(classes, num_rows=rows)
+            self._given = (classes, rows)
+        return self.adopted
+
+
+def _kind_of(
+    out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+) -> tuple[Hashable, ...]:
+    """All that a frame's work depends on but the contents of buffers."""
+    arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
+    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores
+
+
+def _layout_of(array: Array | None) -> Hashable:
+    """None for one that is on the host, of which a capture has nothing."""
+    if array is None or isinstance(array, np.ndarray):
+        return None
+    return tuple(array.shape), str(array.dtype)

@@ -1,0 +1,324 @@
+"""Compare a running engine with its bundle's golden sample: a frame and every intermediate.
+
+Its file may come from strangers: what it declares is compared with limits before room is made for
+it, and the arrays must fit each other, so that the self-check may compute with them.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.bundles.bundle import MANIFEST, Bundle
+from zsseg_rt.bundles.specs import HeadSpec
+from zsseg_rt.common.files import read_npy
+from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
+from zsseg_rt.ops.reference import activate, upsample_bilinear
+from zsseg_rt.runtime.families.base import Family, GoldenRule
+from zsseg_rt.text.class_names import ClassList
+
+__all__ = [
+    "TOLERANCES",
+    "SelfCheck",
+    "StageCheck",
+    "Tolerance",
+    "check_against_golden",
+    "read_golden",
+    "scaled_error",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest accepted errors at one precision.
+
+    Attributes:
+        graph: Of what one graph makes of the golden sample's inputs, relative to the array's
+            largest value; 0 where bundles hold no graph of this precision.
+        stage: Of what the whole engine makes of the golden frame, likewise.
+        labels: Share of different labels among pixels whose top-two margin exceeds ``stage``.
+    """
+
+    graph: float = 0.0
+    stage: float
+    labels: float
+
+
+# float32: the same sums in another order, worst seen 6e-6 for a graph of twelve blocks at 512x512;
+# float16: weights and activations rounded to 11 bits (relative 5e-4) through the same blocks, worst
+# seen 4e-3; bfloat16: 8 bits.
+TOLERANCES = {
+    "float32": Tolerance(graph=1e-4, stage=1e-3, labels=1e-3),
+    "bfloat16": Tolerance(stage=8e-2, labels=5e-3),
+    "float16": Tolerance(graph=2e-2, stage=3e-2, labels=5e-3),
+}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_MOST_BYTES = 1 << 28  # of all arrays; by its shapes, ZegFormer with 1024 classes takes 94 MB
+_MOST_ARRAYS = 64
+_MOST_SCORES = 1 << 25  # classes times the frame's pixels: the self-check upsamples the logits
+_SUFFIX = ".npy"
+# What zipfile raises on damaged archives, and on those that it does not read.
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_ENCRYPTED = 1  # bit of a zip entry's flags
+# What the self-check reads by name: kinds of dtype, and number of axes.
+_NEEDED = {
+    "frame": ("u", 3),
+    "class_names": ("U", 1),
+    "text_embeds": ("f", 2),
+    "mask_logits": ("f", 4),
+    "labels": ("u", 2),
+}
+
+# (frame, class names, embeddings, the rule that the golden labels follow) -> stages and labels
+RunGolden = Callable[
+    [npt.NDArray[np.uint8], Sequence[str], npt.NDArray[np.float32], HeadSpec],
+    Arrays,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCheck:
+    """One stage's verdict.
+
+    Attributes:
+        where: What computed it: ``"runtime"``, or a graph and its precision.
+        stage: Name in the golden sample.
+        error: Largest absolute difference over the largest golden value; for ``labels`` the
+            share of pixels with a clear winner that differ.
+        tolerance: Largest accepted error.
+    """
+
+    where: str = "runtime"
+    stage: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; NaN never is."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """Verdicts of all stages, in the order data flows."""
+
+    precision: str
+    stages: tuple[StageCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage passed."""
+        return all(stage.passed for stage in self.stages)
+
+    @property
+    def first_failure(self) -> StageCheck | None:
+        """The stage where the engine first left the golden sample, or None."""
+        return next((stage for stage in self.stages if not stage.passed), None)
+
+
+def check_against_golden(
+    bundle: Bundle, family: Family, precision: str, run: RunGolden
+) -> SelfCheck:
+    """Run the golden frame and compare every intermediate.
+
+    Args:
+        bundle: The bundle.
+        family: Knows how its samples are compared.
+        precision: What the engine runs at; decides the tolerances.
+        run: Labels the golden frame and keeps the intermediates.
+
+    Raises:
+        BundleError: The bundle has no golden sample, or it is damaged, incomplete or too large.
+    """
+    golden, rule = read_golden(bundle, family), family.golden
+    names = [str(name) for name in golden["class_names"]]
+    given = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
+    embeds = np.stack(given) if len(given) > 1 else given[0]
+    # Most samples were labelled without a threshold; the others show it.
+    unknown = np.iinfo(golden["labels"].dtype).max
+    threshold = bundle.head.unknown_below if (golden["labels"] == unknown).any() else None
+    try:
+        found = run(golden["frame"], names, embeds, replace(bundle.head, unknown_below=threshold))
+    except (ShapeError, VocabularyError) as exc:
+        raise BundleError(
+            f"{bundle.path}: golden: expected classes and a frame that the bundle takes, got: {exc}"
+        ) from exc
+    tolerance = TOLERANCES.get(precision, TOLERANCES["float16"])
+    stages = [
+        StageCheck(
+            stage=stage,
+            error=scaled_error(found[stage], golden[stage]),
+            tolerance=tolerance.stage * rule.slack.get(stage, 1.0),
+        )
+        for stage in rule.stages
+        if stage in golden and stage in found
+    ]
+    stages.append(
+        StageCheck(
+            stage="labels",
+            error=_label_error(bundle, rule, golden, found["labels"], tolerance.stage),
+            tolerance=tolerance.labels,
+        )
+    )
+    return SelfCheck(precision=precision, stages=tuple(stages))
+
+
+def scaled_error(found: npt.NDArray[Any], golden: npt.NDArray[Any]) -> float:
+    """Largest absolute difference over the largest golden value; infinite if it has none."""
+    if found.shape != golden.shape:
+        return float("inf")
+    scale = max(float(np.abs(golden).max(initial=0.0)), 1e-6)
+    error = float(np.abs(found.astype(np.float64) - golden).max(initial=0.0)) / scale
+    return error if np.isfinite(error) else float("inf")
+
+
+def _label_error(
+    bundle: Bundle,
+    rule: GoldenRule,
+    golden: Arrays,
+    labels: npt.NDArray[Any],
+    tolerance: float,
+) -> float:
+    """Share of pixels that differ among those whose winner is clear."""
+    if golden["mask_logits"].shape[1] == 1:
+        return float((labels != golden["labels"]).mean())
+    clear = _clear_winner(bundle, rule, golden, labels.shape, tolerance)
+    if not clear.any():
+        return 0.0
+    return float((labels[clear] != golden["labels"][clear]).mean())
+
+
+def _clear_winner(
+    bundle: Bundle,
+    rule: GoldenRule,
+    golden: Arrays,
+    out_hw: tuple[int, ...],
+    tolerance: float,
+) -> npt.NDArray[np.bool_]:
+    """Where the winner stays the winner whichever way every logit moves by the tolerance."""
+    logits = golden["mask_logits"].astype(np.float32)
+    slack = tolerance * float(np.abs(logits).max())
+    maps = upsample_bilinear(logits, (out_hw[0], out_hw[1]))[0]
+    bias = _seen_bias(bundle, rule, golden)
+    if not bias.any():
+        ranked = np.sort(maps, axis=0)
+        return np.asarray(ranked[-1] - ranked[-2] > 2.0 * slack)
+    activation = bundle.head.label_activation
+    if activation == "softmax":  # is the sigmoid of its log-odds, which move twice as far
+        maps, slack, activation = _log_odds(maps), 2.0 * slack, "sigmoid"
+    winner = (activate(maps, activation) - bias).argmax(axis=0)[None]
+    worst = np.take_along_axis(maps, winner, axis=0) - np.float32(slack)
+    worst = (activate(worst, activation) - bias.ravel()[winner])[0]
+    rivals = activate(maps + np.float32(slack), activation) - bias
+    np.put_along_axis(rivals, winner, -np.inf, axis=0)
+    return np.asarray(worst > rivals.max(axis=0))
+
+
+def _seen_bias(bundle: Bundle, rule: GoldenRule, golden: Arrays) -> npt.NDArray[np.float32]:
+    """What seen classes lose after the activation [C, 1, 1]; 0 if the maps already include it."""
+    count = golden["mask_logits"].shape[1]
+    classes = ClassList.read([str(name) for name in golden["class_names"]])
+    seen = classes.seen(bundle.head.seen)
+    if not rule.raw_logits or seen is None:
+        return np.zeros((count, 1, 1), np.float32)
+    return (bundle.head.seen_bias * seen).astype(np.float32).reshape(count, 1, 1)
+
+
+def _log_odds(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logarithm of p / (1 - p) of the softmax p over axis 0."""
+    shares = np.exp(maps.astype(np.float64) - maps.max(axis=0))
+    shares /= shares.sum(axis=0)
+    shares = shares.clip(1e-30, 1.0 - 1e-15)
+    return np.asarray(np.log(shares) - np.log1p(-shares), np.float32)
+
+
+def read_golden(bundle: Bundle, family: Family) -> Arrays:
+    """The arrays of a bundle's golden sample, by name.
+
+    Args:
+        bundle: The bundle.
+        family: Knows what its samples hold.
+
+    Returns:
+        At least ``frame`` uint8 [H, W, 3], ``class_names`` [C], ``text_embeds`` [C, D],
+        ``mask_logits`` [1, C or segments, h, w] and ``labels`` unsigned [H, W]; all but the names
+        are numbers.
+
+    Raises:
+        BundleError: The bundle has no golden sample, or it is damaged, incomplete or too large.
+    """
+    if bundle.golden is None:
+        raise BundleError(
+            f"{bundle.path / MANIFEST}: missing key 'golden'. Export the bundle again."
+        )
+    path = bundle.open_path(bundle.golden)
+    try:
+        golden = _read_arrays(path)
+        _check_arrays(golden, family)
+    except _DAMAGE as exc:
+        raise BundleError(
+            f"{path}: expected a golden sample, got {exc}. Export the bundle again."
+        ) from exc
+    return golden
+
+
+def _read_arrays(path: Path) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        _check_entries(entries)
+        return {
+            entry.filename.removesuffix(_SUFFIX): read_npy(
+                archive.read(entry), what=entry.filename, max_bytes=_MOST_BYTES
+            )
+            for entry in entries
+        }
+
+
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive by its table of contents, which also bounds what is read of each entry."""
+    names = [entry.filename for entry in entries]
+    if len(names) > _MOST_ARRAYS or len(set(names)) < len(names):
+        raise ValueError(
+            f"{len(names)} arrays, where at most {_MOST_ARRAYS} with distinct names may be"
+        )
+    for entry in entries:
+        plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not entry.filename.endswith(_SUFFIX) or not plain or entry.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{entry.filename!r}, which is not a plain .npy array")
+    total = sum(entry.file_size for entry in entries)
+    if total > _MOST_BYTES:
+        raise ValueError(f"{total} bytes of arrays, where at most {_MOST_BYTES} may be")
+
+
+def _check_arrays(golden: Arrays, family: Family) -> None:
+    """Refuse arrays that are missing, or do not fit each other."""
+    for name, (kind, axes) in _NEEDED.items():
+        if name not in golden:
+            raise ValueError(f"no array {name!r}")
+        array = golden[name]
+        if array.dtype.kind != kind or array.ndim != axes or not array.size:
+            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}")
+    for name, array in golden.items():
+        if array.dtype.kind not in "biuf" and name != "class_names":
+            raise ValueError(f"{name}: {array.dtype}")
+    frame, logits, labels = golden["frame"], golden["mask_logits"], golden["labels"]
+    num_classes, embeds = len(golden["class_names"]), golden["text_embeds"]
+    sets = [golden.get(text.golden, embeds).shape for text in family.prompt_sets]
+    if frame.dtype != np.uint8 or frame.shape[2] != 3 or labels.shape != frame.shape[:2]:
+        raise ValueError(f"a frame {list(frame.shape)} and labels {list(labels.shape)}")
+    if len(embeds) != num_classes or any(shape != embeds.shape for shape in sets):
+        raise ValueError(f"{num_classes} class_names and text_embeds {list(embeds.shape)}")
+    if logits.shape[0] != 1 or (family.golden.raw_logits and logits.shape[1] != num_classes):
+        raise ValueError(f"{num_classes} class_names and mask_logits {list(logits.shape)}")
+    if logits.shape[1] * labels.size > _MOST_SCORES:
+        raise ValueError(f"mask_logits {list(logits.shape)} for {labels.size} pixels")

@@ -1,0 +1,255 @@
+"""One lane's buffers, reused from frame to frame, and the stream they are used on.
+
+On CUDA, frames come from pinned memory and results go there: copies then need no help of the host.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.common.arrays import Array, dtype_name, reshaped
+from zsseg_rt.ops import core
+from zsseg_rt.runtime.clock import NvtxRanges, StageClock
+
+__all__ = ["Workspace"]
+
+_MOST_FRAME_BUFFERS = 8
+_MOST_LENT = 32  # results in pinned memory that callers hold at the same time
+
+
+class Workspace:
+    """Named buffers on ``"cpu"`` or ``"cuda:N"``, grown to the largest size asked for.
+
+    A buffer's content lasts until the same name is asked for again.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._index = None if device == "cpu" else int(device.split(":")[1])
+        self._buffers: dict[str, Any] = {}
+        self._frames: dict[tuple[int, ...], Any] = {}  # pinned arrays by frame shape, oldest first
+        self._lent: list[weakref.ref[Any]] = []
+        self.generation = 0
+        """Grows when a buffer moves: captures made before use memory that is no longer its."""
+        self._stream = None if self._index is None else core.Stream(self._index)
+
+    @property
+    def stream(self) -> int:
+        """Handle of the CUDA stream that all work of this lane is enqueued on; 0 on the CPU."""
+        return 0 if self._stream is None else int(self._stream.handle)
+
+    @cached_property
+    def _reads_in_place(self) -> bool:
+        """Whether the GPU shares the host's memory."""
+        return bool(core.cuda_device_properties(self._index or 0)["integrated"])
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return an uninitialised buffer of this shape on the device.
+
+        On CUDA ``"bfloat16"`` is a dtype too.
+        """
+        kind, size = dtype_name(dtype), math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
+            buffer = self._allocate(size, kind)
+            self._buffers[name] = buffer
+            self.generation += 1
+        return reshaped(buffer[:size] if self._index is None else buffer, shape)
+
+    def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return an uninitialised array on the device that the caller keeps."""
+        return reshaped(self._allocate(math.prod(shape), dtype_name(dtype)), shape)
+
+    def scratch(self, name: str, size: int) -> Array | None:
+        """A buffer of at least ``size`` bytes, of no certain content; None on the CPU."""
+        return None if self._index is None else self.array(name, (size,), np.uint8)
+
+    def result(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """Where an operation writes what is fetched at once; None, so a new array, on the CPU."""
+        return None if self._index is None else self.array(name, shape, dtype)
+
+    def place(self, host: npt.NDArray[Any]) -> Array:
+        """Copy a host array to a device array of its own; on the CPU return it as it is."""
+        if self._index is None:
+            return host
+        placed = core.DeviceArray.from_numpy(host, device=self._index, stream=self.stream)
+        self.synchronize()
+        return placed
+
+    def copy(self, array: Array) -> Array:
+        """Copy a device array of ours to one that the caller keeps, on the stream."""
+        copied = self.new_array(array.shape, array.dtype)
+        copied.copy_from(array, stream=self.stream)
+        return copied
+
+    def upload(self, name: str, host: npt.NDArray[Any]) -> Array:
+        """Copy a host array into the named buffer; on the CPU return it as it is."""
+        if self._index is None:
+            return host
+        buffer = self.array(name, host.shape, host.dtype)
+        buffer.copy_from(host, stream=self.stream)
+        return buffer
+
+    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Where frames of this size are copied from: pinned memory, the same at every call.
+
+        Of eight sizes at most; the one that was asked for longest ago is dropped. On the CPU, a
+        new array.
+        """
+        return self._staging((height, width, 3))
+
+    def _staging(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        if self._index is None:
+            return np.empty(shape, np.uint8)
+        pinned = self._frames.pop(shape, None)
+        if pinned is None:
+            pinned = core.PinnedArray(shape, "uint8", device=self._index)
+            for oldest in list(self._frames)[: max(0, len(self._frames) + 1 - _MOST_FRAME_BUFFERS)]:
+                del self._frames[oldest]
+        self._frames[shape] = pinned
+        host: npt.NDArray[np.uint8] = pinned.host
+        return host
+
+    def upload_frame(self, frame: npt.NDArray[np.uint8], name: str = "frame") -> Array:
+        """Return the array of a frame, or of a plane, on the device; on the CPU it as it is.
+
+        A frame that is not in its :meth:`frame_buffer` is copied there. An integrated GPU reads it
+        in place.
+        """
+        if self._index is None:
+            return frame
+        staged = self._staging(frame.shape)
+        if frame.ctypes.data != staged.ctypes.data:
+            np.copyto(staged, frame)
+        if self._reads_in_place:
+            return self._frames[frame.shape].mapped(self.stream)
+        return self.upload(name, staged)
+
+    def flag(self) -> tuple[npt.NDArray[np.uint8] | None, Array]:
+        """A byte that the GPU writes and the host reads after a wait: the host's and the GPU's."""
+        if self._index is None:
+            return None, self.array("flag", (1,), np.uint8)
+        pinned = self._buffers.get("flag")
+        if pinned is None:
+            pinned = self._buffers["flag"] = core.PinnedArray((1,), "uint8", device=self._index)
+        return pinned.host, pinned.mapped(self.stream)
+
+    def products(self) -> Array | None:
+        """What products share between blocks: zeros that kernels leave as zeros; None on the CPU.
+
+        With it a kernel tells in its own launch whether its result is finite, and several blocks
+        share a sum's depth where few classes leave a GPU idle.
+        """
+        if self._index is None:
+            return None
+        if "products" not in self._buffers:
+            self._buffers["products"] = self.place(np.zeros(core.DEPTH_WORKSPACE_BYTES, np.uint8))
+        return self._buffers["products"]
+
+    def own(self, name: str, array: Array) -> Array:
+        """A float32 array where it is ours, else a copy in the named buffer, made on the stream."""
+        if self._index is None or isinstance(array, core.DeviceArray):
+            return array
+        buffer = self.array(name, tuple(array.shape), np.float32)
+        buffer.copy_from(array, stream=self.stream)
+        return buffer
+
+    def on_host(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
+        kind = np.dtype(dtype)
+        size, key = math.prod(shape), f"{name} on the host"
+        held = self._buffers.get(key)
+        if held is None or held.dtype != kind or math.prod(held.shape) < size:
+            held = self._host_memory(size, kind)
+            self._buffers[key] = held
+            self.generation += 1
+        flat: npt.NDArray[Any] = held if self._index is None else held.host
+        return flat[:size].reshape(shape)
+
+    def copy_out(self, array: Array, out: npt.NDArray[Any]) -> None:
+        """Begin to copy to a part of a buffer of :meth:`on_host`, whole after a wait.
+
+        The array is ours, or on the CPU.
+        """
+        if self._index is None:
+            np.copyto(out, array)
+        else:
+            array.copy_to(out, self.stream, wait=False)
+
+    def read_back(self, name: str, array: Array) -> npt.NDArray[Any]:
+        """Begin to copy an array of ours to the named buffer on the host, whole after a wait.
+
+        On the CPU, return it as it is.
+
+        Unlike what :meth:`download` returns, it is overwritten when the name is used again, so
+        captures may hold the copy.
+        """
+        if self._index is None:
+            return np.asarray(array)
+        out = self.on_host(name, array.shape, array.dtype)
+        self.copy_out(array, out)
+        return out
+
+    def download(self, array: Array) -> npt.NDArray[Any]:
+        """Begin to copy a device array to a fresh host array, which is whole after a wait.
+
+        On the CPU, return it as it is. The host array is pinned memory, unless many of them are
+        still held; then the copy is waited for.
+        """
+        if self._index is None:
+            return np.asarray(array)
+        self._lent = [lent for lent in self._lent if lent() is not None]
+        if len(self._lent) >= _MOST_LENT:
+            return self.fetch(array)
+        if not isinstance(array, core.DeviceArray):  # freed on the stream, after the copy
+            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        host: npt.NDArray[Any] = core.PinnedArray(array.shape, array.dtype, device=self._index).host
+        self._lent.append(weakref.ref(host))
+        array.copy_to(host, self.stream, wait=False)
+        return host
+
+    def fetch(self, array: Array) -> npt.NDArray[Any]:
+        """Copy a device array to a fresh host array and wait for it; on the CPU return it.
+
+        A session may return another library's arrays; those are copied through one of ours.
+        """
+        if self._index is None:
+            return np.asarray(array)
+        if not isinstance(array, core.DeviceArray):
+            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        host: npt.NDArray[Any] = array.numpy(stream=self.stream)
+        return host
+
+    def synchronize(self) -> None:
+        """Wait for everything enqueued on the stream."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def clock(self, *, enabled: bool = True, ranges: NvtxRanges | None = None) -> StageClock:
+        """Return a clock for the frames on this stream."""
+        return StageClock(self._stream, enabled=enabled, ranges=ranges)
+
+    def close(self) -> None:
+        """Free the buffers and the stream."""
+        try:
+            self.synchronize()
+        finally:
+            self._buffers.clear()
+            self._frames.clear()
+            self._stream = None
+
+    def _host_memory(self, size: int, dtype: np.dtype[Any]) -> Any:
+        if self._index is None:
+            return np.empty(size, dtype)
+        return core.PinnedArray((size,), dtype.name, device=self._index)
+
+    def _allocate(self, size: int, dtype: str) -> Any:
+        if self._index is None:
+            return np.empty(size, dtype)
+        return core.DeviceArray.empty((size,), dtype, device=self._index, stream=self.stream)

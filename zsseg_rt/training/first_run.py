@@ -1,0 +1,112 @@
+"""A first training run: train, export, and draw what the bundle labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.common.files import write_atomically
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import SourceError
+from zsseg_rt.evaluation.datasets import SegmentationDataset
+from zsseg_rt.results.visualize import palette
+from zsseg_rt.training.assembly import train
+from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.loop.loop import TrainingResult
+from zsseg_rt.training.parts import open_split
+from zsseg_rt.training.trained.bundle import export_trained
+
+__all__ = ["RECIPE", "FirstRun", "train_and_show"]
+
+RECIPE = "demo"
+BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
+_ROWS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRun:
+    """What a first run leaves.
+
+    Attributes:
+        result: Of the training.
+        bundle: The exported bundle; None if training was stopped.
+        picture: Scenes, truth and the bundle's labels side by side; None if training was stopped.
+    """
+
+    result: TrainingResult
+    bundle: Path | None = None
+    picture: Path | None = None
+
+
+def train_and_show(config: TrainConfig, *, resume: bool = False) -> FirstRun:
+    """Train as a configuration says, export the best checkpoint and draw what it labels.
+
+    Bundle and picture are written into the run's folder.
+
+    Args:
+        config: Usually the recipe ``demo``.
+        resume: Continue the run in the output folder from its last checkpoint.
+
+    Returns:
+        Where everything is. A run that was stopped is not exported.
+
+    Raises:
+        ZssegError: See :func:`zsseg_rt.training.assembly.train` and
+            :func:`zsseg_rt.training.trained.bundle.export_trained`.
+    """
+    result = train(config, resume=resume)
+    if not result.finished:
+        return FirstRun(result=result)
+    folder = Path(config.output.folder)
+    bundle = export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
+    options = (
+        config.data.options if config.evaluation.options is None else config.evaluation.options
+    )
+    dataset = open_split(config.data, config.evaluation.split or config.data.split, options)
+    picture = draw(bundle, dataset, folder / PICTURE)
+    return FirstRun(result=result, bundle=bundle, picture=picture)
+
+
+def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
+    """Draw the first images of a data set: image, truth and a bundle's labels, row by row.
+
+    Raises:
+        SourceError: The picture cannot be written.
+        ZssegError: The bundle cannot be run, or does not know a class.
+    """
+    colours = palette(255)
+    rows = []
+    with Engine(bundle) as engine:
+        engine.set_classes(list(dataset.class_names))
+        for index in range(min(_ROWS, len(dataset))):
+            sample = dataset[index]
+            found = engine.segment(sample.image).labels
+            sides = [_overlay(sample.image, labels, colours) for labels in (sample.labels, found)]
+            rows.append(np.concatenate([sample.image, *sides], axis=1))
+    _write(path, rows)
+    return path
+
+
+def _overlay(
+    image: npt.NDArray[np.uint8], labels: npt.NDArray[Any], colours: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    narrow = np.minimum(labels, 255).astype(np.uint8)
+    return np.asarray(ops.overlay(image, narrow, colours, alpha=0.6))
+
+
+def _write(path: Path, rows: Iterable[npt.NDArray[np.uint8]]) -> None:
+    picture = np.concatenate(list(rows), axis=0)
+    doubled = picture.repeat(2, axis=0).repeat(2, axis=1)
+    try:
+        write_atomically(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be written: {error.strerror or error}. Check output.folder."
+        ) from error
