@@ -162,7 +162,7 @@ def preprocess(frame: np.ndarray, size_hw: Any, mean: Any, std: Any) -> np.ndarr
 
 def model_input(model: Any) -> tuple[Any, Any, tuple[int, int]]:
     """Mean, std and input size of a ZegCLIP model."""
-    from zsseg_rt.models.descriptor.zegclip import IMAGE_MEAN, IMAGE_STD
+    from zsseg_rt.models.descriptor.model import IMAGE_MEAN, IMAGE_STD
 
     side = model.config.image_size
     return IMAGE_MEAN, IMAGE_STD, (side, side)

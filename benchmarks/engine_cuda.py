@@ -241,7 +241,7 @@ class TorchRival:
 
         import torch
 
-        from zsseg_rt.models.descriptor.zegclip import IMAGE_MEAN, IMAGE_STD
+        from zsseg_rt.models.descriptor.model import IMAGE_MEAN, IMAGE_STD
 
         self._torch, self._device = torch, torch.device(device)
         self._dtype = getattr(torch, precision)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, read_photo
-from zsseg_rt.config import ConfigError
 from zsseg_rt.demo import demo_photos
+from zsseg_rt.errors import ConfigError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.text.class_names import ClassList
 

@@ -4,7 +4,7 @@ import pytest
 
 from zsseg_rt import DeviceError, EngineConfig
 from zsseg_rt.backends import registry
-from zsseg_rt.config import default_cache_dir
+from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import ConfigError
 
 

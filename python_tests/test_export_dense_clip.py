@@ -17,7 +17,7 @@ from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, Vocabulary
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.dense_clip import imagenet_templates
 from zsseg_rt.models import create_model
-from zsseg_rt.models.dense.dense_clip import HEADS
+from zsseg_rt.models.dense.encoder import HEADS
 from zsseg_rt.ops import reference
 
 pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")

@@ -11,7 +11,7 @@ from support import tiny
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip.weights import CLIP_MEAN, normalisation_of
-from zsseg_rt.models.dense.dense_clip import HEADS, neighbour_prior
+from zsseg_rt.models.dense.encoder import HEADS, neighbour_prior
 
 open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 
-__all__ = ["run"]
-
 
 def run() -> int:
     """Run the command line; Ctrl-C ends it with one line, even while it is being imported.

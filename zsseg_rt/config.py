@@ -15,8 +15,6 @@ from zsseg_rt.common.cosine_rule import MAX_COSINE_SCALE
 from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import ConfigError
 
-__all__ = ["BACKENDS", "PRECISIONS", "EngineConfig", "default_cache_dir"]
-
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")

@@ -19,13 +19,12 @@ from zsseg_rt.common.checkout import remedy
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.common.files import why_unwritable
-from zsseg_rt.config import EngineConfig, default_cache_dir
+from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
 from zsseg_rt.stream.gstreamer.report import report
 from zsseg_rt.stream.rtsp import RtspSettings
-
-__all__ = ["Finding", "examine"]
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 

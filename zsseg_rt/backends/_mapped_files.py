@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["page_out"]
-
 _log = logging.getLogger(__name__)
 _MADV_PAGEOUT = 21  # Linux 5.4 and later, madvise(2)
 

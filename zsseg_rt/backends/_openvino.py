@@ -44,8 +44,6 @@ from zsseg_rt.errors import (
     ShapeError,
 )
 
-__all__ = ["BACKEND", "OpenVinoBackend"]
-
 _log = logging.getLogger(__name__)
 # Public name -> (the capability that the CPU must have, OpenVINO's name).
 _PRECISIONS = {

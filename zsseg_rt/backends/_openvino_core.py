@@ -10,8 +10,6 @@ from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["RAISED", "problem", "process_core", "widened_model"]
-
 # What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
 # UnicodeDecodeError, a ValueError.
 RAISED = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)

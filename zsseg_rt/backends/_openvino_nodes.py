@@ -9,8 +9,6 @@ from typing import Any
 from zsseg_rt.backends.base import OUTSIDE_NODES, LayerInfo, NodeTime
 from zsseg_rt.errors import BackendError
 
-__all__ = ["PastRuns", "describe_layer", "node_times"]
-
 # OpenVINO's element types -> NumPy's names.
 _NUMPY_NAMES = {
     "f32": "float32",

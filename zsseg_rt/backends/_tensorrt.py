@@ -21,8 +21,6 @@ from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
-__all__ = ["BACKEND", "TensorRTBackend"]
-
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 _PREFERRED = ("float16", "bfloat16", "float32", "int8", "fp8")
 

@@ -19,8 +19,6 @@ from typing import Any
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
 
-__all__ = ["DTYPES", "TensorRT", "load_tensorrt", "require", "start_logging", "wanted_flavours"]
-
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 MINIMUM_VERSION = (10, 3)
 KEPT_MESSAGES = 8

@@ -21,8 +21,6 @@ from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
-__all__ = ["build", "capability_member", "count_fused_attention", "profile_axes"]
-
 DEFAULT_AXES = {"classes": (1, 32, 1024)}
 
 # Layers that carry the arithmetic, and so the precision, of a network.

@@ -15,8 +15,6 @@ from typing import Any
 from zsseg_rt.common.arrays import typestr_of
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
-__all__ = ["DeviceFeed", "Gpu", "native", "on_device", "open_gpu", "order_after", "read_feed"]
-
 ADDRESS_ALIGNMENT = 256  # bytes, of every address given to TensorRT
 
 

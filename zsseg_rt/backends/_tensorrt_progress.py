@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BuildProgress", "make_monitor"]
-
 SMALLEST_RISE = 0.005  # of the fraction; TensorRT reports every graph node
 
 

@@ -18,8 +18,6 @@ from zsseg_rt.backends._tensorrt_api import TensorRT, require
 from zsseg_rt.backends.plan_cache import kernels_path
 from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
-__all__ = ["RuntimeSettings"]
-
 _MAX_BYTES = 1 << 30
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)

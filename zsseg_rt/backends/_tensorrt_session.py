@@ -19,8 +19,6 @@ from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
 
-__all__ = ["PlanRefused", "TensorRTGraph", "TensorRTSession"]
-
 # The inspector's names of element types -> NumPy's; longer names first.
 _FORMAT_NAMES = {
     "bfloat16": "bfloat16",

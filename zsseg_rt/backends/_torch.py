@@ -49,8 +49,6 @@ from zsseg_rt.ops import core
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKEND", "TorchBackend"]
-
 _LOWERED = ("float16", "bfloat16")
 
 

@@ -17,21 +17,6 @@ from typing import Protocol
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import PrecisionNotApplied
 
-__all__ = [
-    "ANY_PRECISION",
-    "OUTSIDE_NODES",
-    "Backend",
-    "BackendOptions",
-    "Bounds",
-    "Choice",
-    "CompiledGraph",
-    "LayerInfo",
-    "NodeTime",
-    "Recorder",
-    "Session",
-    "pick_choice",
-]
-
 ANY_PRECISION = ("float16", "bfloat16", "float32")
 """What ``precision="auto"`` may take where rounding changes labels only at their borders."""
 

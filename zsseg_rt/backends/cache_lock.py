@@ -11,8 +11,6 @@ from pathlib import Path
 
 from zsseg_rt.common.files import remove_entry
 
-__all__ = ["locked"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["check_feed", "check_names", "check_tokens"]
-
 AxisRanges = Mapping[str, tuple[int, int, int]]
 
 

@@ -16,8 +16,6 @@ from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.errors import BundleError
 
-__all__ = ["check_connections", "load_graphs", "load_text_encoder", "usable_cache"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -19,8 +19,6 @@ from typing import Any
 from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
-__all__ = ["Plan", "PlanCache", "PlanKey", "kernels_path"]
-
 FORMAT_VERSION = 2  # 2: float32 without TF32, targets with the GPU's size and driver
 MAX_RECORD_BYTES = 64 << 20
 MAX_PLAN_BYTES = 16 << 30

@@ -11,8 +11,6 @@ import numpy as np
 from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Recorder, Session
 from zsseg_rt.common.arrays import Array, TensorSpec
 
-__all__ = ["RecordingSession"]
-
 
 class RecordingSession:
     """Runs another session and keeps its feeds: copies on the CPU, the arrays themselves on a GPU.

@@ -13,8 +13,6 @@ from zsseg_rt.common.extras import install_command
 from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 
-__all__ = ["Placement", "choose", "get_backend", "is_installed", "requested"]
-
 _PACKAGES = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt_rtx"),

@@ -30,8 +30,6 @@ from zsseg_rt.common.files import read_limited, sha256_of
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 
-__all__ = ["FORMAT_VERSION", "Bundle"]
-
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20

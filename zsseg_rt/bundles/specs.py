@@ -11,26 +11,6 @@ from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.common.schema import check_plain_text
 
-__all__ = [
-    "ACTIVATIONS",
-    "FAMILIES",
-    "FUSIONS",
-    "MAX_CLASSES",
-    "MAX_WIDTH",
-    "STYLES",
-    "FamilySpec",
-    "FileEntry",
-    "GraphEntry",
-    "HeadSpec",
-    "PreprocessSpec",
-    "RegionEncoderSpec",
-    "RegionSpec",
-    "SegmentSpec",
-    "TextBankEntry",
-    "TextSpec",
-    "family_settings",
-]
-
 MAX_WIDTH = 1 << 16  # of images, grids and embeddings
 MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")

@@ -16,8 +16,6 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import terminal
 
-__all__ = ["BundleOrCommand", "export_triton"]
-
 _NAME = "triton"
 
 

@@ -14,8 +14,6 @@ from zsseg_rt.cli.remarks import remark_on
 if TYPE_CHECKING:
     from zsseg_rt.integrations.batch import PhotoResult
 
-__all__ = ["PRINTERS", "print_table"]
-
 
 def print_table(result: PhotoResult) -> None:
     """Print a table of the classes in a photo, and where its images are."""

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import PhotoResult
 
-__all__ = ["NEARLY_ALL", "print_background", "print_if_photographs", "remark_on"]
-
 NEARLY_ALL = 0.98
 """A class with this share of a picture is remarked upon."""
 

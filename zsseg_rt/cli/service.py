@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Notifier", "stopped_by_signals"]
-
 _EVERY = 1.0  # seconds
 _log = logging.getLogger(__name__)
 

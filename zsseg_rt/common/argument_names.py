@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from zsseg_rt.errors import ZssegError
 
-__all__ = ["arguments_called", "current_name"]
-
 _log = logging.getLogger(__name__)
 _RENAMED = {"dense_baseline": "cosine_head"}
 

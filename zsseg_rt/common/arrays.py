@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HALF_PRECISIONS", "Array", "TensorSpec", "dtype_name", "dtype_of", "reshaped"]
-__all__ += ["label_dtype", "typestr_of", "widened"]
-
 HALF_PRECISIONS = ("float16", "bfloat16")
 
 Array = Any

@@ -18,8 +18,6 @@ from types import ModuleType
 
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["CoreFinder", "remedy"]
-
 _log = logging.getLogger(__name__)
 _CORE = "zsseg_rt._C"
 _INTERFACE = "_C.pyi"

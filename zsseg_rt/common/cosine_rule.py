@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_COSINE_SCALE", "CosineRule"]
-
 MAX_COSINE_SCALE = 1000.0
 
 

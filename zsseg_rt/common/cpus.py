@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cpu_quota", "threads_in_quota", "usable_cpus"]
-
 
 def usable_cpus() -> int:
     """The CPUs that the process may run on, or its quota of CPU time, rounded up, if that is less.

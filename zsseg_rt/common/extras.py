@@ -9,8 +9,6 @@ from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["import_opencv", "install_command", "needs_extra"]
-
 
 def install_command(*extras: str) -> str:
     """The command that installs optional packages, from a checkout of this package's source.

@@ -16,18 +16,6 @@ from typing import Any, Literal, TypeVar, Union
 
 from zsseg_rt.errors import ArgumentError, VocabularyError
 
-__all__ = [
-    "check_plain_text",
-    "checked_settings",
-    "decode",
-    "encode",
-    "nearest",
-    "parse_json",
-    "setting_names",
-    "typed_settings",
-    "up_to_date",
-]
-
 T = TypeVar("T")
 MAX_DEPTH = 64
 _INT64 = range(-(2**63), 2**63)

@@ -12,8 +12,6 @@ from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ShapeError, SourceError
 from zsseg_rt.results.visualize import save_file
 
-__all__ = ["draw_confusion", "write_confusion_png"]
-
 Picture = npt.NDArray[np.uint8]
 
 _INK, _PAPER, _UNSEEN, _GRID = (30, 30, 30), 255, (190, 60, 20), (225, 225, 225)

@@ -13,8 +13,6 @@ from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.text.class_names import join_synonyms, split_synonyms
 
-__all__ = ["EngineSegmenter"]
-
 
 class EngineSegmenter:
     """Labels images as the engine does in use: the whole image, resized to the bundle's input.

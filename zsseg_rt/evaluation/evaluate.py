@@ -21,17 +21,6 @@ from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, class_indices, score
 from zsseg_rt.evaluation.provenance import describe_machine
 
-__all__ = [
-    "Comparison",
-    "Evaluation",
-    "EvaluationTimes",
-    "Progress",
-    "Segmenter",
-    "compare",
-    "evaluate",
-    "read_ahead",
-]
-
 READ_AHEAD = 3
 """Images that are decoded while another one is being labelled."""
 

@@ -16,15 +16,6 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
 
-__all__ = [
-    "FIGURES",
-    "ConfusionMatrix",
-    "SegmentationScores",
-    "class_indices",
-    "harmonic_mean",
-    "score",
-]
-
 FIGURES = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU")
 """Names of what :meth:`SegmentationScores.as_reported` returns."""
 

@@ -12,8 +12,6 @@ import numpy as np
 import zsseg_rt
 from zsseg_rt.common.cpus import usable_cpus
 
-__all__ = ["describe_commit", "describe_machine"]
-
 
 def describe_machine(*modules: ModuleType) -> dict[str, str]:
     """Processor, system and versions; nothing that identifies a person or a host.

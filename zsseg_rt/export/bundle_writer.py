@@ -29,9 +29,6 @@ from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.verify import verify_bundle
 
-__all__ = ["Arrays", "ExportedModel", "new_bundle_folder", "write_golden"]
-__all__ += ["write_manifest", "write_model_bundle"]
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 SUFFIX = ".zsseg"
 

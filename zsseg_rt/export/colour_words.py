@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLOUR_WORDS", "colour_embeds", "export_colour_bundle", "write_encoder"]
-
 GRID_HW = (64, 64)
 PATCH = 4
 LOGIT_SCALE = 50.0  # softmax sharpness: colours 0.2 apart get scores near 0.9

@@ -23,9 +23,8 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.models.dense.dense_clip import DenseCLIP, FoldedDenseEncoder
-
-__all__ = ["export_dense_clip", "imagenet_templates"]
+from zsseg_rt.models.dense.dense_clip import DenseCLIP
+from zsseg_rt.models.dense.encoder import FoldedDenseEncoder
 
 
 def imagenet_templates() -> tuple[str, ...]:

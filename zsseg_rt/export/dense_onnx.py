@@ -26,8 +26,6 @@ from zsseg_rt.export.graph_files import MAX_CLASSES, strip_notes
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 
-__all__ = ["export_dense_bundle"]
-
 # onnx raises Python's own errors and, from its C++ parts, two that have no common base.
 _ONNX_RAISES = (
     RuntimeError,

@@ -21,8 +21,6 @@ from zsseg_rt.models import functional
 from zsseg_rt.models.descriptor.model import DescriptorModel, InferenceParts
 from zsseg_rt.models.input_checks import check_size
 
-__all__ = ["export_descriptor"]
-
 
 def export_descriptor(model: DescriptorModel, options: ExportOptions) -> ExportedModel:
     """Split a ZegCLIP or CLIP-RC into a bundle's parts.

@@ -18,8 +18,6 @@ from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.zegformer import export_zegformer
 from zsseg_rt.export.zeroseg import export_zeroseg
 
-__all__ = ["EXPORTERS", "Exporter", "export_bundle", "export_graphs"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:

@@ -15,8 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from zsseg_rt.errors import CheckpointError
 
-__all__ = ["to_float16"]
-
 # Squares and exponentials: x * x overflows float16 from |x| = 256 on.
 _FLOAT32_OPS = {"LayerNormalization", "InstanceNormalization", "Softmax"}
 _FLOAT32_OPS |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 
-__all__ = ["GOLDEN_NAMES", "GOLDEN_TEMPLATES", "NUMBERED_NAMES", "as_numpy", "dense_golden"]
-__all__ += ["golden_frame", "preprocess_frame", "unit_rows"]
-
 FRAME_HW = (120, 160)
 GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
 NUMBERED_NAMES = tuple(f"class {i}" for i in range(5))

@@ -17,10 +17,6 @@ from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.weight_storage import store_exact_halves
 
-__all__ = ["GRAPH_PRECISIONS", "MAX_CLASSES", "GraphFiles", "GraphSource", "check_precisions"]
-__all__ += ["describe_graph", "name_nodes", "refuse_control_flow", "save_graphs", "save_variants"]
-__all__ += ["strip_notes"]
-
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
 MAX_CLASSES = 1024

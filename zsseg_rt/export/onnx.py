@@ -19,9 +19,6 @@ import zsseg_rt
 from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.graph_files import name_nodes, refuse_control_flow, strip_notes
 
-__all__ = ["OPSET", "GraphExport", "check_float32_on_cpu", "image_graph", "provenance"]
-__all__ += ["text_encoder_export"]
-
 OPSET = 20
 _MAX_PROMPTS = 65536
 

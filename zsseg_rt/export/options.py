@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from zsseg_rt.export.word_subset import WordSubset
 
-__all__ = ["ENCODER_OPTIONS", "MODEL_OPTIONS", "ExportOptions", "TextBank", "read_options"]
-
 TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 
 

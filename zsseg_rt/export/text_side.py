@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from zsseg_rt.export.word_subset import WordSubset
     from zsseg_rt.models.clip.text_encoder import TextEncoder
 
-__all__ = ["CLIP_TEMPLATES", "TextSide", "seen_names"]
-
 _log = logging.getLogger(__name__)
 
 CLIP_TEMPLATES = ("a photo of a {}.",)

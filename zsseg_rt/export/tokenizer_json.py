@@ -15,8 +15,6 @@ from zsseg_rt.text.tokenizer_file import (
     tokenizer_document,
 )
 
-__all__ = ["tokenizer_json"]
-
 _NUM_MERGES = 49152 - 256 - 2
 
 

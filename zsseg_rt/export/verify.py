@@ -18,8 +18,6 @@ from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import TOLERANCES, StageCheck, read_golden, scaled_error
 
-__all__ = ["VerifyReport", "verify_bundle"]
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 

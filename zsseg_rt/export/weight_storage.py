@@ -11,8 +11,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["store_exact_halves"]
-
 _MIN_ELEMENTS = 1024  # below this, the cast node takes about as much as float16 saves
 
 

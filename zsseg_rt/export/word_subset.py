@@ -20,9 +20,7 @@ import torch
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip.text_encoder import TextEncoder
-from zsseg_rt.text.tokenizer import END_OF_TEXT, START_OF_TEXT
-
-__all__ = ["WordSubset", "keep_words"]
+from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
 
 _WORD_END = "</w>"
 

@@ -20,8 +20,6 @@ from zsseg_rt.models.zegformer.decoder import QueryDecoder, SegmentPredictor, si
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import Clip
 
-__all__ = ["FoldedProposals", "FoldedRegionEncoder", "ZegFormerParts", "fold_zegformer"]
-
 NATIVE_SIZE_HW = (512, 512)
 _STRIDE = 4  # of the masks
 

@@ -20,8 +20,6 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.models.zeroseg.model import FoldedZeroSeg, ZeroSeg
 
-__all__ = ["export_zeroseg"]
-
 
 def export_zeroseg(model: ZeroSeg, options: ExportOptions) -> ExportedModel:
     """Split a ZeroSeg into a bundle's parts; the text tower is its teacher's.

@@ -17,8 +17,6 @@ from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointErro
 from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoint, megabytes
 from zsseg_rt.fetch.progress import Progress
 
-__all__ = ["fetch_bundle"]
-
 _NEEDED = ("torch", "open_clip", "huggingface_hub", "onnx", "onnxscript")
 
 

@@ -16,8 +16,6 @@ from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import hub
 from zsseg_rt.fetch.progress import Progress
 
-__all__ = ["Checkpoint", "check_free_space", "find_checkpoint", "megabytes"]
-
 _MAX_RECORD_BYTES = 1 << 16
 # The image tower in float32 and float16, the text tower in float32: 1.25 times the weights of
 # ViT-B/16, 1.36 times those of ViT-L/14; and some room.

@@ -17,8 +17,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from zsseg_rt.errors import FetchError
 
-__all__ = ["HubError", "RemoteFile", "address_of", "cached_copies", "download", "look_up"]
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOUD = ("huggingface_hub", "httpx", "httpx2", "urllib3")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress"]
-
 
 class Progress:
     """Hears what happens; this one ignores it, a subclass may show it."""

@@ -21,8 +21,6 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["BUNDLE_FOLDER", "TritonPythonModel"]
-
 BUNDLE_FOLDER = "bundle.zsseg"
 """Where a version of the model holds its bundle."""
 

@@ -19,15 +19,6 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.functional import preprocess, upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings, slide_predict
 
-__all__ = [
-    "LabelRule",
-    "PixelModel",
-    "ScoreActivation",
-    "SegmentationModel",
-    "SegmentationOutput",
-    "lower_seen",
-]
-
 ScoreActivation = Literal["sigmoid", "softmax"]
 
 

@@ -15,16 +15,6 @@ from torch import Tensor
 
 from zsseg_rt.common.arrays import label_dtype
 
-__all__ = [
-    "blend_cosines",
-    "describe",
-    "overlay",
-    "patch_text_similarity",
-    "preprocess",
-    "relationship_descriptor",
-    "upsample_argmax",
-]
-
 
 def preprocess(
     frame: Tensor,

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["check_size", "check_tensor", "check_text_embeds", "read_class_indices"]
-
 
 def check_tensor(name: str, value: Any) -> None:
     """Refuse anything that is not a tensor.

@@ -30,8 +30,6 @@ from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.models.zeroseg.weights import ZeroSegStart
 
-__all__ = ["ARCHITECTURES", "Architecture", "create_model", "find_builder", "from_official"]
-
 Builder = Callable[..., Any]
 
 

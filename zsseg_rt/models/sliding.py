@@ -15,8 +15,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import DTypeError, ShapeError
 
-__all__ = ["SlideSettings", "prepare_image", "slide_predict", "slide_scores"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SlideSettings:

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ABSENT_LOGIT", "Taps", "grid_taps", "label_outputs", "out_or_new", "resize"]
-
 ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 
 Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]

@@ -6,8 +6,6 @@ from zsseg_rt import _C
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops.native import native
 
-__all__ = ["upsample_argmax", "upsample_argmax_overlay"]
-
 
 def upsample_argmax(
     logits: Array,

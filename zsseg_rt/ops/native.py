@@ -8,8 +8,6 @@ from typing import Any
 
 from zsseg_rt.errors import DTypeError, ZssegError
 
-__all__ = ["native"]
-
 
 def native(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the core.

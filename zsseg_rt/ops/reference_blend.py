@@ -8,8 +8,6 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import ABSENT_LOGIT, out_or_new
 
-__all__ = ["LARGEST_LOG", "blend_cosines"]
-
 LARGEST_LOG = -1e-6
 """Logarithm of the largest probability that is told from 1: log-odds stay below 14."""
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array, label_dtype
 from zsseg_rt.ops._sampling import ABSENT_LOGIT, Taps, grid_taps, label_outputs
 
-__all__ = ["UPSAMPLE_ARGMAX_TOLERANCE", "activate", "upsample_argmax", "upsample_bilinear"]
-
 # Labels of any two implementations may differ where the two best classes, activated and after the
 # bias, are this close, relative to max(1, their magnitude), or the score is this close to
 # unknown_below. By dtype of the logits; float16 logits are widened exactly and processed in

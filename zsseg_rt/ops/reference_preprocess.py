@@ -11,8 +11,6 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
 
-__all__ = ["preprocess"]
-
 # From brightness, less 16, and colour, less 128, to RGB, in multiples of 2^-20: brightness; V in
 # red; U and V in green; U in blue. ITU-R BT.601 as OpenCV has it, and BT.709; limited range.
 _YUV_TO_RGB = {

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array, label_dtype
 from zsseg_rt.ops._sampling import grid_taps, label_outputs, out_or_new, resize
 
-__all__ = ["crop_regions", "label_regions", "mask_boxes"]
-
 _BAND_ROWS = 16  # rows of [C, H, W] held at a time
 
 FloatArray = npt.NDArray[np.float32]

@@ -8,8 +8,6 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
 
-__all__ = ["warp_blend"]
-
 
 def warp_blend(
     logits: Array,

@@ -8,8 +8,6 @@ from zsseg_rt import _C
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops.native import native
 
-__all__ = ["crop_regions", "label_regions", "mask_boxes"]
-
 
 def mask_boxes(
     mask_logits: Array,

@@ -16,15 +16,6 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import MAX_PIXELS, check_picture
 from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
 
-__all__ = [
-    "MASK_SUFFIX",
-    "OVERLAY_SUFFIXES",
-    "decode_photo",
-    "find_photos",
-    "load_photo",
-    "read_photo",
-]
-
 _log = logging.getLogger(__name__)
 
 OVERLAY_SUFFIXES, MASK_SUFFIX = {"png": ".overlay.png", "jpg": ".overlay.jpg"}, ".mask.png"

@@ -14,8 +14,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["MAX_PIXELS", "PictureHeader", "check_picture", "read_header"]
-
 MAX_PIXELS = 200_000_000
 """The largest photo that is decoded unless a caller allows more: phones and medium format cameras
 take up to 16320x12240. Labelling one takes 2.3 GB."""

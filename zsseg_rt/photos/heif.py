@@ -12,8 +12,6 @@ import numpy.typing as npt
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import SourceError
 
-__all__ = ["HEIF_SUFFIXES", "can_decode", "decode_heif", "is_heif"]
-
 HEIF_SUFFIXES = (".avif", ".heic", ".heif")
 
 

@@ -27,8 +27,6 @@ from zsseg_rt.profiling.report import (
 from zsseg_rt.profiling.turns import Rounds
 from zsseg_rt.profiling.variants import SWEEP_UNITS, Variant, same_work
 
-__all__ = ["AROUND", "assemble_report"]
-
 AROUND = "(around)"
 """What a call takes outside the engine's clock; with it, stages sum to the wall time."""
 

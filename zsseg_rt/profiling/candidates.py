@@ -17,8 +17,6 @@ from zsseg_rt.profiling.meter import (
     settle_threads,
 )
 
-__all__ = ["Candidate", "CandidateError", "LocalCandidate"]
-
 
 class CandidateError(ZssegError):
     """A candidate failed while it was opened or timed; the others go on."""

@@ -24,8 +24,6 @@ from zsseg_rt.profiling.meter import (
     settle_threads,
 )
 
-__all__ = ["ChildCandidate", "Started"]
-
 _WORKER = Path(__file__).with_name("worker.py")
 _CLOSING_SECONDS = 10.0
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")

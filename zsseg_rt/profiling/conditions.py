@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Conditions", "Reading", "Snapshot", "compare_snapshots", "take_snapshot"]
-
 _CLOCK_CHANGE = 0.1
 _STEAL_LIMIT = 0.02
 _ROOT = Path("/")

@@ -18,8 +18,6 @@ from typing import Any
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.gpu import open_gpu
 
-__all__ = ["EnergyMeter", "EnergySources", "Rail", "Stretch", "find_energy_sources"]
-
 INTERVAL = 0.05  # seconds
 _ROOT = Path("/")
 _TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # what feeds the whole module; VIN_SYS_5V0 is not one

@@ -13,20 +13,6 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = [
-    "MOST_PAIRS",
-    "WAITING_LIMIT",
-    "Basis",
-    "Difference",
-    "Interval",
-    "Verdict",
-    "choose_basis",
-    "judge",
-    "percentile",
-    "percentile_interval",
-    "shift_estimate",
-]
-
 Basis = Literal["wall", "cpu", "device"]
 Verdict = Literal["slower", "faster", "equal", "undecided"]
 Floats = npt.NDArray[np.float64]

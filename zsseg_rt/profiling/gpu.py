@@ -17,8 +17,6 @@ from typing import Any
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.meter import Stopwatch
 
-__all__ = ["GpuWatch", "NvmlGpu", "open_gpu"]
-
 _INTERVAL = 0.5  # seconds
 _CLOCK_CHANGE = 0.1
 _COMMAND = "nvidia-smi -q -d CLOCK,TEMPERATURE,PERFORMANCE"

@@ -15,8 +15,6 @@ from zsseg_rt.profiling.turns import Rounds
 from zsseg_rt.profiling.variants import Variant
 from zsseg_rt.profiling.workload import Workload
 
-__all__ = ["Measured", "Request"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

@@ -15,21 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = [
-    "DeviceTimer",
-    "Meter",
-    "Paced",
-    "Sample",
-    "Stopwatch",
-    "ThreadTimes",
-    "Turn",
-    "TurnPlan",
-    "read_memory_mb",
-    "read_thread_times",
-    "settle_threads",
-    "waiting_share",
-]
-
 _PROC = Path("/proc")
 _SETTLING_SECONDS = 0.05
 _LATE = 1.0  # periods after which a frame is late: the next one has fallen due by then

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from zsseg_rt.backends.base import OUTSIDE_NODES
 from zsseg_rt.profiling.report import NodeRow
 
-__all__ = ["KINDS", "OUTSIDE", "assign_nodes", "block_of", "has_blocks", "kind_of", "sum_by"]
-
 OUTSIDE = OUTSIDE_NODES
 """Block and kind of what a run takes beyond its nodes."""
 KINDS = ("linear", "attention", "norm", "layout", "other", OUTSIDE)

@@ -24,8 +24,6 @@ from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
 from zsseg_rt.profiling.variants import Variant
 
-__all__ = ["SelfCheckError", "profile"]
-
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
 _NODE_RUNS = (20, 200)

@@ -13,23 +13,6 @@ from zsseg_rt.errors import ConfigError
 from zsseg_rt.profiling.conditions import Conditions
 from zsseg_rt.profiling.estimates import Basis, Difference, percentile, percentile_interval
 
-__all__ = [
-    "FORMAT",
-    "KIND",
-    "ColdStart",
-    "Comparison",
-    "EnergyUse",
-    "Growth",
-    "NodeRow",
-    "PacedTimes",
-    "Percentiles",
-    "Report",
-    "Samples",
-    "VariantReport",
-    "read_report",
-    "summarise",
-]
-
 KIND: Literal["zsseg_rt profile"] = "zsseg_rt profile"
 FORMAT = 1
 

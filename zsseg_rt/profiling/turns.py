@@ -29,15 +29,6 @@ from zsseg_rt.profiling.meter import (
     waiting_share,
 )
 
-__all__ = [
-    "Rounds",
-    "StopRule",
-    "pace_in_turns",
-    "take_turns",
-    "take_turns_locally",
-    "turn_ms",
-]
-
 _GROWTH = 1.25  # the interval is looked at after so many times more rounds
 _PACED_BLOCKS = 3
 

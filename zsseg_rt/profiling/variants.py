@@ -15,8 +15,6 @@ from zsseg_rt.common import schema
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError, ConfigError
 
-__all__ = ["SWEEP_UNITS", "Variant", "read_against", "read_sweep", "same_work"]
-
 _NAMES = {"threads": "num_threads", "lanes": "num_lanes"}
 _SETTINGS = tuple(one.name for one in dataclasses.fields(EngineConfig) if one.name != "num_lanes")
 _WORK = ("classes", "frame", "streams")

@@ -21,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Opened", "main", "open_candidate"]
-
 _HERE = Path(__file__).resolve().parent
 _WARM_UP_SECONDS = 0.3
 _WARM_UP_CALLS = 3

@@ -17,8 +17,6 @@ from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import read_golden
 from zsseg_rt.stream.uris import open_sources, source_names
 
-__all__ = ["MOST_FRAMES", "ClassRequest", "Workload", "read_frames"]
-
 MOST_FRAMES = 16
 _SEED = 0
 ClassRequest = Sequence[Any]

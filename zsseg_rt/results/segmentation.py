@@ -23,8 +23,6 @@ from zsseg_rt.results.visualize.plot import LegendEntry, draw_legend, draw_names
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ClassShare", "Frame", "Segmentation"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:

@@ -18,8 +18,6 @@ from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.workspace import Workspace
 
-__all__ = ["FrameCaptures", "captures_wanted"]
-
 _MOST_CAPTURES = 8
 _SETTING = "ZSSEG_CUDA_GRAPHS"
 _log = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ from typing import Any
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.ops import core
 
-__all__ = ["NVTX_DOMAIN", "STAGES", "NvtxRanges", "StageClock"]
-
 NVTX_DOMAIN = "zsseg_rt"
 
 STAGES = (

@@ -11,8 +11,6 @@ import numpy as np
 from zsseg_rt.ops import DeviceArray
 from zsseg_rt.results.segmentation import Segmentation
 
-__all__ = ["DeviceSegmentation"]
-
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DeviceSegmentation:

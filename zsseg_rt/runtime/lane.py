@@ -35,8 +35,6 @@ from zsseg_rt.runtime.path import FramePath
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.runtime.workspace import Workspace
 
-__all__ = ["Lane"]
-
 _MOST_SIDE = 32767  # of frames; see ops.preprocess
 
 Planes = tuple[Array, Array]

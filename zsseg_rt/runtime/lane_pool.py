@@ -15,8 +15,6 @@ import numpy.typing as npt
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane import Lane
 
-__all__ = ["LanePool", "in_order"]
-
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 

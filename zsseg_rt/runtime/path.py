@@ -39,8 +39,6 @@ from zsseg_rt.runtime.steady.memory import Turn
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["Frame", "FramePath", "Trace"]
-
 Frame = Array | Nv12Frame
 """uint8 [H, W, 3], or the same in two planes."""
 

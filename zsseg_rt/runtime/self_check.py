@@ -24,16 +24,6 @@ from zsseg_rt.ops.reference import activate, upsample_bilinear
 from zsseg_rt.runtime.families.base import Family, GoldenRule
 from zsseg_rt.text.class_names import ClassList
 
-__all__ = [
-    "TOLERANCES",
-    "SelfCheck",
-    "StageCheck",
-    "Tolerance",
-    "check_against_golden",
-    "read_golden",
-    "scaled_error",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:

@@ -17,8 +17,6 @@ from zsseg_rt.common.arrays import Array, dtype_name, reshaped
 from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import NvtxRanges, StageClock
 
-__all__ = ["Workspace"]
-
 _MOST_FRAME_BUFFERS = 8
 _MOST_LENT = 32  # results in pinned memory that callers hold at the same time
 

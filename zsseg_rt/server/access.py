@@ -12,8 +12,6 @@ from urllib.parse import parse_qs
 
 from zsseg_rt.server.settings import ServerSettings
 
-__all__ = ["AccessRules", "Refused"]
-
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(rf"(https?)://({_NETLOC.pattern})")

@@ -6,8 +6,6 @@ import bisect
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-__all__ = ["AgeHistogram"]
-
 _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 

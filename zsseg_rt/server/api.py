@@ -25,8 +25,6 @@ from zsseg_rt.server.pictures import answer_picture
 from zsseg_rt.server.viewer import watch
 from zsseg_rt.server.worker import Busy, Desk
 
-__all__ = ["create_app"]
-
 _log = logging.getLogger(__name__)
 
 _KINDS = {404: "NotFoundError", 405: "MethodError", 408: "TimeoutError", 413: "SizeError"}

@@ -19,8 +19,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from zsseg_rt.server.settings import ServerSettings
 from zsseg_rt.stream.gstreamer.address import network_of
 
-__all__ = ["ConnectionGuard", "guarded_protocol"]
-
 _LOOK_EVERY = 0.5  # seconds
 _RESERVE = 8  # connections beyond the limits that may ask for the health
 _HEALTH = (b"GET /healthz", b"HEAD /healthz")

@@ -16,8 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zsseg_rt.server.access import AccessRules, Refused
 from zsseg_rt.server.settings import Limits
 
-__all__ = ["PROTOCOL", "Gate"]
-
 PROTOCOL = "zsseg.v1"
 """Subprotocol of the WebSocket."""
 

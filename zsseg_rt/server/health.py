@@ -6,8 +6,6 @@ from typing import Any
 
 from zsseg_rt.server.hub import Hub
 
-__all__ = ["describe_health"]
-
 
 def describe_health(
     hub: Hub, *, stale_seconds: float, strict: bool, with_names: bool

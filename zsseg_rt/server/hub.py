@@ -20,8 +20,6 @@ from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.runner import Stream
 
-__all__ = ["Hub"]
-
 _RATE_OVER = 5.0  # seconds
 _STATE_EVERY = 1.0
 _LOOK_EVERY = 0.25

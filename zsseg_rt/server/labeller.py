@@ -21,8 +21,6 @@ from zsseg_rt.server.settings import Limits
 from zsseg_rt.text.class_names import BACKGROUND, ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["Labeller"]
-
 _SETTLE = 0.25  # seconds that the next change waits for a frame with the classes of the last
 _REMEMBERED = 16  # versions of the classes whose frames may still be on their way
 

@@ -31,8 +31,6 @@ from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
 
-__all__ = ["LiveServer"]
-
 _GOODBYE = 0.1  # seconds that clients get to hear that the server stops
 _LOOK = 0.1
 _CLOSE_EVERY = 0.05

@@ -11,8 +11,6 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.stream.runner import SourceStats
 from zsseg_rt.stream.watch import SourceState
 
-__all__ = ["CONTENT_TYPE", "write_metrics"]
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, value

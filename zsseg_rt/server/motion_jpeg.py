@@ -11,8 +11,6 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.pictures import VERSION_HEADER
 from zsseg_rt.server.worker import Busy
 
-__all__ = ["MotionJpeg"]
-
 _BOUNDARY = "frame"
 
 

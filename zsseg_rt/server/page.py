@@ -10,8 +10,6 @@ from importlib import resources
 
 from zsseg_rt.errors import SourceError
 
-__all__ = ["Page", "load_page"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Page:

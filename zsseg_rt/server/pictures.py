@@ -13,8 +13,6 @@ from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_overlay
 
-__all__ = ["VERSION_HEADER", "answer_picture"]
-
 VERSION_HEADER = "X-Vocabulary-Version"
 """Says of which classes a picture's labels are."""
 

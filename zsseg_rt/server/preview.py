@@ -19,8 +19,6 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
 
-__all__ = ["FrameMessage", "Result", "encode_message", "encode_overlay", "frame_of"]
-
 LONGEST_SIDE = 1280
 """Pixels of a preview's longer side; larger frames are made smaller."""
 

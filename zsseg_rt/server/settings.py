@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["Limits", "ServerSettings", "is_local", "listen"]
-
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,128}")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 _UNSENT = 1 << 17  # bytes

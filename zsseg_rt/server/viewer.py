@@ -19,8 +19,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import Result
 
-__all__ = ["watch"]
-
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 4429
 _BETWEEN = 0.005  # seconds between a viewer's messages, however fast they come
 _LOOK = 0.5  # seconds; how much later than it should a viewer is dropped at most

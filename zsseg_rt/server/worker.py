@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["Busy", "Desk", "Worker"]
-
 _Value = TypeVar("_Value")
 
 

@@ -10,8 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from zsseg_rt.results.segmentation import Frame, Segmentation
 
-__all__ = ["Ahead", "Lanes"]
-
 _Result = TypeVar("_Result")
 
 

@@ -12,8 +12,6 @@ from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.source import Picture, Source
 from zsseg_rt.stream.watch import SourceWatch
 
-__all__ = ["Capture"]
-
 _LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobody waits for them
 
 

@@ -14,8 +14,6 @@ from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.stream.source import Picture, Reader
 
-__all__ = ["DemoCamera"]
-
 _PER_PICTURE = 150  # frames
 _ROOM = 1.3  # sides of the picture that is wandered over, in sides of the window
 

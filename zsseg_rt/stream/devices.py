@@ -10,8 +10,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Device", "find_devices"]
-
 DEV, SYSFS = Path("/dev"), Path("/sys/class/video4linux")
 
 # <linux/videodev2.h>: what a device is, and its buffers, of which none are asked for.

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.stream.source import Picture
 
-__all__ = ["HandOff", "SlotSettings"]
-
 QUEUE = 4
 """Pictures that policy ``all`` lets a source read ahead."""
 

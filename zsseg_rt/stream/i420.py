@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["I420"]
-
 # ITU-R BT.601, limited range, as OpenCV and FFmpeg take it for RGB: rows for U and V. The first row
 # is there because OpenCV has a fast way for three rows, not for two.
 _CHROMA = np.array(

@@ -17,8 +17,6 @@ from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
 from zsseg_rt.stream.writers import Tags, frame_of, require_folder, unwritable
 
-__all__ = ["OverlayVideo"]
-
 _TICKS = 90_000  # per second
 _KEY_EVERY = 1.0  # seconds; a fragment, which is what a power cut may cost
 # Without flush_packets the fragments wait in a buffer, and a recording that was cut is unreadable.

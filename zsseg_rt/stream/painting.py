@@ -10,8 +10,6 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.writers import frame_of
 
-__all__ = ["Painter"]
-
 
 class Painter:
     """Lays each label's colour over its frame.

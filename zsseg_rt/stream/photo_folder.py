@@ -11,8 +11,6 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.stream.source import Picture, Reader
 
-__all__ = ["PhotoSource"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from zsseg_rt.errors import BackendUnavailableError, ConfigError
 from zsseg_rt.stream.source import Picture, Reader, Source
 from zsseg_rt.stream.video import VideoSource
 
-__all__ = ["RtspSettings", "RtspSource"]
-
 Library = Literal["auto", "gstreamer", "pyav"]
 
 _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "udp-mcast": "udp_multicast", "http": "http"}  # FFmpeg's

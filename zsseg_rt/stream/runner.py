@@ -35,8 +35,6 @@ from zsseg_rt.stream.writers import frame_of
 if TYPE_CHECKING:
     from zsseg_rt.runtime.steady.memory import FrameMemory
 
-__all__ = ["POLICIES", "Policy", "SourceStats", "Stream", "check_settings", "waits_for_labels"]
-
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")
 

@@ -21,8 +21,6 @@ from zsseg_rt.stream.overlay_video import OverlayVideo
 from zsseg_rt.stream.source import shown
 from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags
 
-__all__ = ["Sink", "SinkStats", "SinkTarget", "Writer", "open_writers"]
-
 QUEUE = 8
 """Frames that wait for a sink at most."""
 RETRY = 5.0

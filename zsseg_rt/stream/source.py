@@ -12,18 +12,6 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import SourceError
 
-__all__ = [
-    "MOST_PIXELS",
-    "GivenName",
-    "Lateness",
-    "Picture",
-    "Reader",
-    "Source",
-    "check_size",
-    "redact",
-    "shown",
-]
-
 _SKEW = 2e-4
 """How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
 

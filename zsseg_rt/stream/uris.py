@@ -22,8 +22,6 @@ from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 
-__all__ = ["open_sources", "source_names"]
-
 _LONGEST_LIST = 1 << 20  # bytes
 _MOST_PIXELS = 1 << 26
 _KNOWN = (

@@ -19,8 +19,6 @@ from zsseg_rt.stream.conversion import Converter
 from zsseg_rt.stream.source import MOST_PIXELS, Lateness, Picture, Reader, check_size
 from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
 
-__all__ = ["VideoKind", "VideoSource", "capture_time"]
-
 OPENS_WITHIN = 5.0
 """Seconds that opening a camera may take."""
 SILENT_FOR = 10.0

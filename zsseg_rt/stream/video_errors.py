@@ -8,8 +8,6 @@ from typing import Any, Literal
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, SourceError
 
-__all__ = ["VideoKind", "explain", "import_av"]
-
 VideoKind = Literal["file", "http", "rtsp", "v4l2"]
 
 _NO_PLAYLISTS = (

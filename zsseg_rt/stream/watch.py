@@ -10,8 +10,6 @@ from typing import Literal
 
 from zsseg_rt.errors import SourceError, ZssegError
 
-__all__ = ["Action", "Patience", "SourceState", "SourceWatch"]
-
 SourceState = Literal["starting", "running", "stalled", "lost", "ended"]
 Action = Literal["open", "abandon", "none"]
 

@@ -18,16 +18,6 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName
 
-__all__ = [
-    "Callback",
-    "JsonLines",
-    "MaskFolder",
-    "Tags",
-    "frame_of",
-    "require_folder",
-    "unwritable",
-]
-
 
 class Tags:
     """What each source's files carry in their names: the name it was given, or its number.

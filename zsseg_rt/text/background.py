@@ -14,8 +14,6 @@ from zsseg_rt.errors import VocabularyError
 from zsseg_rt.text.class_names import ClassNames, read_groups
 from zsseg_rt.text.tokenizer import clean_text
 
-__all__ = ["AUTO", "BACKGROUND_PHRASES", "FEW_CLASSES", "read_background"]
-
 AUTO = "auto"
 FEW_CLASSES = 3
 """Up to so many classes, the command line adds background phrases unless told otherwise."""

@@ -16,16 +16,6 @@ from zsseg_rt.common.schema import check_plain_text
 from zsseg_rt.errors import VocabularyError
 from zsseg_rt.text.tokenizer import clean_text
 
-__all__ = [
-    "BACKGROUND",
-    "ClassList",
-    "ClassNames",
-    "join_synonyms",
-    "read_groups",
-    "rename_classes",
-    "split_synonyms",
-]
-
 BACKGROUND = -1
 """Class index of a phrase whose pixels are labelled unknown."""
 

@@ -23,8 +23,6 @@ from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import check_embeddings
 
-__all__ = ["PhraseEmbedder", "read_embeddings", "read_text_bank"]
-
 _log = logging.getLogger(__name__)
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
 KEPT_PHRASES = 8192

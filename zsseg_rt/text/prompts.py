@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from zsseg_rt.common.schema import check_plain_text
 from zsseg_rt.errors import VocabularyError
 
-__all__ = ["PromptSet", "check_templates", "fill", "template_key"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:

@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 
-__all__ = ["KEPT_ROWS", "RowCache"]
-
 _log = logging.getLogger(__name__)
 KEPT_ROWS = 65_536
 """Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; the least recently used go.

@@ -22,8 +22,6 @@ from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT, read_tokeni
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["END_OF_TEXT", "START_OF_TEXT", "Tokenizer", "clean_text"]
-
 _MAX_FILE_BYTES = 16 << 20
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")

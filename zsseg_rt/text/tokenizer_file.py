@@ -11,8 +11,6 @@ from typing import Any
 
 from zsseg_rt.common import schema
 
-__all__ = ["END_OF_TEXT", "START_OF_TEXT", "WORD_END", "read_tokenizer", "tokenizer_document"]
-
 START_OF_TEXT = "<start_of_text>"
 END_OF_TEXT = "<end_of_text>"
 WORD_END = "</w>"

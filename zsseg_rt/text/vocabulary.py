@@ -12,8 +12,6 @@ import numpy.typing as npt
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, VocabularyError
 from zsseg_rt.text.class_names import ClassList
 
-__all__ = ["Vocabulary", "check_embeddings", "check_vocabulary", "refuse_beside_vocabulary"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(ClassList):

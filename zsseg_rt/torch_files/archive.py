@@ -20,8 +20,6 @@ from torch import Tensor
 
 from zsseg_rt.torch_files.inert_pickle import Machine, StoredTensor
 
-__all__ = ["Archive", "TensorReader", "open_torch_file"]
-
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
 _FORMAT_VERSION = 1001
 # Views can share bytes: all tensors together take at most this many times the file's size.

@@ -19,15 +19,6 @@ from zsseg_rt.torch_files import torchscript
 from zsseg_rt.torch_files.archive import open_torch_file
 from zsseg_rt.torch_files.inert_pickle import ForeignObjectError, StoredTensor
 
-__all__ = [
-    "Sizes",
-    "check_float32",
-    "is_torchscript",
-    "load_checkpoint",
-    "load_weights",
-    "normalize_state_dict",
-]
-
 # What reading may raise on bytes that are not a checkpoint, or on classes that are not installed.
 _READING_ERRORS = (
     pickle.UnpicklingError,

@@ -14,8 +14,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["ForeignObjectError", "Instance", "Machine", "StoredTensor"]
-
 # Instructions that push their argument, or a fixed value.
 _PUSH_ARGUMENT = {
     "BINFLOAT",

@@ -16,8 +16,6 @@ from torch import Tensor
 from zsseg_rt.torch_files.archive import Archive
 from zsseg_rt.torch_files.inert_pickle import Instance, Machine, StoredTensor
 
-__all__ = ["is_torchscript", "read_torchscript"]
-
 _MAX_CODE, _MAX_NAMES = 1 << 25, 1 << 16  # characters of source text, of a module's names
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MAX_ATTRIBUTES, _MAX_KEY = 100_000, 500  # of nested modules

@@ -49,8 +49,6 @@ from zsseg_rt.training.tasks.task import TrainingTask
 from zsseg_rt.training.text_space import text_space
 from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model
 
-__all__ = ["Assembly", "assemble", "evaluate_untrained", "train", "train_assembled"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -28,8 +28,6 @@ from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.training.config import TextConfig
 
-__all__ = ["ClassEmbeddings", "class_embeddings", "embed_phrases", "region_embeddings"]
-
 _log = logging.getLogger(__name__)
 
 _PROMPTS_PER_RUN = 64

@@ -15,19 +15,6 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml
 
-__all__ = [
-    "CONFIG_FILE",
-    "DataConfig",
-    "EvaluationConfig",
-    "ModelConfig",
-    "OutputConfig",
-    "ScheduleConfig",
-    "TaskConfig",
-    "TextConfig",
-    "TrainConfig",
-    "list_recipes",
-]
-
 _RECIPES = resources.files("zsseg_rt.training") / "recipes"
 CONFIG_FILE = "config.toml"
 # Settings that may change when a run is continued: no result depends on them.

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from zsseg_rt.training.loop.loop import BatchSource
     from zsseg_rt.training.tasks.protocols import LabelProtocol
 
-__all__ = ["LEAST_BATCHES", "SplitCheck", "check_data", "require_labels"]
-
 LEAST_BATCHES = 50
 """This many batches without anything to learn from are not an accident of random crops."""
 _LEAST_EPOCHS = 3

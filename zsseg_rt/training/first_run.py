@@ -23,8 +23,6 @@ from zsseg_rt.training.loop.loop import TrainingResult
 from zsseg_rt.training.parts import open_split
 from zsseg_rt.training.trained.bundle import export_trained
 
-__all__ = ["RECIPE", "FirstRun", "train_and_show"]
-
 RECIPE = "demo"
 BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
 _ROWS = 4

@@ -37,9 +37,6 @@ from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 from zsseg_rt.training.trained.card import load_trained
 
-__all__ = ["batch_source", "build_augmentation", "build_model", "build_task"]
-__all__ += ["build_zeroseg_task", "find_task", "open_split", "with_crop_of"]
-
 _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "fit_inside": FitInsideAugmentation,
     "short_edge": ShortEdgeAugmentation,

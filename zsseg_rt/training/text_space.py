@@ -11,8 +11,6 @@ from zsseg_rt.models.registry import find_builder
 from zsseg_rt.training.config import ModelConfig, TextConfig
 from zsseg_rt.training.trained.card import load_classes
 
-__all__ = ["text_space"]
-
 
 def text_space(text: TextConfig, model: ModelConfig) -> str:
     """Name the joint space: as configured, or after where the class embeddings come from.

@@ -17,8 +17,6 @@ else:
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["apply_change", "list_kept", "read_toml"]
-
 _MAX_DEPTH = 20
 
 

@@ -14,8 +14,6 @@ from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DeviceResult", "read_device", "read_host", "wide"]
-
 
 class DeviceResult:
     """A tensor on a GPU as this package's kernels take it: they use it where it was made, at once.

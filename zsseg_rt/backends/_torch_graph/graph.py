@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Graph", "Node"]
-
 
 @dataclass(frozen=True, eq=False)
 class Node:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from zsseg_rt.backends._torch_graph.resize import resize
 
-__all__ = ["OPERATORS", "RUNNABLE", "TORCH_DTYPES", "is_run"]
-
 Attributes = dict[str, Any]
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]
 

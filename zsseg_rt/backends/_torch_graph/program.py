@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Program"]
-
-
 # Operators whose integer inputs are values, or indices, rather than sizes and axes.
 _MEET_VALUES = ("Add", "Concat", "Div", "Equal", "Gather", "Mul", "Sub")
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from zsseg_rt.errors import BackendError
 
-__all__ = ["TorchRecorder"]
-
 
 class TorchRecorder:
     """A memory pool of torch for one capture; see :class:`zsseg_rt.backends.base.Recorder`.

@@ -8,8 +8,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["resize"]
-
 # (mode, coordinate transformation) -> torch's mode and whether corners are aligned
 _SMOOTH = {
     ("linear", "half_pixel"): ("bilinear", False),

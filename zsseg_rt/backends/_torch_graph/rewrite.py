@@ -16,8 +16,6 @@ from torch import Tensor
 from zsseg_rt.backends._torch_graph.graph import Graph, Node
 from zsseg_rt.backends._torch_graph.operators import OPERATORS, TORCH_DTYPES
 
-__all__ = ["PATTERNS", "rewrite"]
-
 _HALVES = (torch.float16, torch.bfloat16)
 # torch's kernels compute in float32 inside
 _WIDE_INSIDE = ("InstanceNormalization", "LayerNormalization", "Softmax")

@@ -22,8 +22,6 @@ from zsseg_rt.backends.graph_check.sizes import check_shape, check_weight
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError
 
-__all__ = ["GraphHeader", "check_graph", "check_model"]
-
 _STANDARD = ("", "ai.onnx")
 _IR_VERSIONS = range(4, 15)
 _NEWEST_OPSET = 1000  # of a foreign domain that is named but not used

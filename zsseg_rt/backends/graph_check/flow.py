@@ -15,8 +15,6 @@ from zsseg_rt.backends.graph_check.operators import CHOICES, allowed_attributes,
 from zsseg_rt.backends.graph_check.sizes import check_attribute, check_shape
 from zsseg_rt.backends.graph_check.value import Call, Shape, Value, known_size
 
-__all__ = ["RULES", "Flow"]
-
 RULES = rules_elementwise.RULES | rules_index.RULES | rules_network.RULES | rules_shape.RULES
 
 _OPEN = 16  # what an axis that is open until a run counts as; few are longer

@@ -31,9 +31,6 @@ from zsseg_rt.backends.graph_check.protobuf import (
 )
 from zsseg_rt.common.arrays import TensorSpec
 
-__all__ = ["Attribute", "Graph", "Node", "Stated", "WeightTensor", "map_file", "read_graph"]
-__all__ += ["read_interface"]
-
 _DTYPES = {
     1: "float32",
     2: "uint8",

@@ -13,8 +13,6 @@ from typing import Any
 
 from zsseg_rt.backends.graph_check.graph import WeightTensor
 
-__all__ = ["CHOICES", "OPSETS", "allowed_attributes", "has_type", "input_counts", "output_counts"]
-
 OPSETS = range(11, 25)  # the exporters here write 20; encoders made elsewhere use 11 to 24
 
 _MANY = 1 << 16

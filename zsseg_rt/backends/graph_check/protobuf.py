@@ -11,9 +11,6 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BYTES", "FLOAT", "INT", "MANY_BYTES", "MANY_FLOATS", "MANY_INTS", "MANY_TEXTS"]
-__all__ += ["TEXT", "Schema", "decode", "packed_ints"]
-
 # Kinds of fields. Bytes stay a view of the file: nested messages and weights cost nothing.
 INT, FLOAT, TEXT, BYTES = "INT", "FLOAT", "TEXT", "BYTES"
 MANY_INTS, MANY_FLOATS = "MANY_INTS", "MANY_FLOATS"

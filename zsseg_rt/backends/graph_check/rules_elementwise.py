@@ -20,8 +20,6 @@ from zsseg_rt.backends.graph_check.value import (
     full,
 )
 
-__all__ = ["RULES", "broadcast"]
-
 BOOL = 9
 _INTEGERS = (2, 3, 4, 5, INT32, INT64, 12, 13)
 _FLOATS = (1, 10, 11, 16)

@@ -10,8 +10,6 @@ import numpy as np
 from zsseg_rt.backends.graph_check.rules_elementwise import broadcast
 from zsseg_rt.backends.graph_check.value import INT32, INT64, Call, Dim, Shape, Value, full
 
-__all__ = ["RULES"]
-
 
 def _check_bounds(call: Call, index: Value, sizes: Sequence[Dim], *, tokens: bool = False) -> None:
     """Check that every index is inside the smallest of the axes that it may point into."""

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from zsseg_rt.backends.graph_check.rules_elementwise import broadcast
 from zsseg_rt.backends.graph_check.value import Call, Dim, Shape, Value
 
-__all__ = ["RULES"]
-
 _MOST_SCALE = 1 << 16
 
 

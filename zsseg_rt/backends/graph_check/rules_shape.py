@@ -20,8 +20,6 @@ from zsseg_rt.backends.graph_check.value import (
     place,
 )
 
-__all__ = ["RULES"]
-
 _MOST_STEP = 1 << 31
 
 

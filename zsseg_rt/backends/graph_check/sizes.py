@@ -8,8 +8,6 @@ from typing import Any
 
 from zsseg_rt.backends.graph_check.graph import WeightTensor
 
-__all__ = ["MAX_ELEMENTS", "check_attribute", "check_shape", "check_weight"]
-
 MAX_ELEMENTS = 1 << 28  # 1 GB of float32, ten times the features of the largest frame
 _MAX_RANK = 16
 _MAX_STEP = 1 << 16  # of kernels, strides and dilations

@@ -11,9 +11,6 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.graph_check.graph import WeightTensor
 
-__all__ = ["INT32", "INT64", "LARGEST", "Call", "Dim", "Known", "Shape", "Value", "full"]
-__all__ += ["known_size", "place"]
-
 Dim = int | None
 """The size of an axis; None if it is known only at run time."""
 Shape = tuple[Dim, ...]

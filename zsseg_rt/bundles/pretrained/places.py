@@ -11,8 +11,6 @@ from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import BundleError
 
-__all__ = ["bundle_place", "checkpoint_folder", "find_bundle"]
-
 _SUFFIX = ".zsseg"
 _MANIFEST = "bundle.json"
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from zsseg_rt.common import schema
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["SETS", "PretrainedSet", "known_set"]
-
-
 _FILE = "open_clip_model.safetensors"
 
 

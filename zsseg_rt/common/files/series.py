@@ -15,8 +15,6 @@ from pathlib import Path
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["Rotation", "Series", "is_device", "is_empty"]
-
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([a-z]+)")

@@ -20,17 +20,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "is_file",
-    "is_folder",
-    "read_limited",
-    "read_npy",
-    "remove_entry",
-    "sha256_of",
-    "why_unwritable",
-    "write_atomically",
-]
-
 _NPY_MAGIC = b"\x93NUMPY"
 _LONGEST_NPY_HEADER = 1024  # bytes; NumPy writes 118, and fewer than 800 for 32 dimensions
 # Booleans, integers, real floats of 2 to 8 bytes, and text: no objects, records, dates or complex.

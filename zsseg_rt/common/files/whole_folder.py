@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["new_folder", "remove_leftovers"]
-
 _LOCK, _OLD = "lock", "old-{}"
 _TRIES = 10  # at most this many other writers of the same folder may interfere
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h

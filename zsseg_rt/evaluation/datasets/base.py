@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from zsseg_rt.common.arrays import label_dtype
 
-__all__ = ["Sample", "SegmentationDataset", "ignore_label"]
-
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 

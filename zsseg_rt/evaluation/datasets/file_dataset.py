@@ -17,8 +17,6 @@ from zsseg_rt.evaluation.datasets.reading import Mask, read_mask, read_picture
 from zsseg_rt.evaluation.datasets.splits import ClassTable
 from zsseg_rt.evaluation.datasets.verification import Verification, verify_dataset
 
-__all__ = ["FileDataset", "FilePair", "ValueTable"]
-
 _UNKNOWN = 65534
 
 

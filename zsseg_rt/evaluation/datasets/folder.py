@@ -18,8 +18,6 @@ from zsseg_rt.evaluation.datasets.layout import Layout, pairs_of_folders
 from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask
 from zsseg_rt.evaluation.datasets.splits import ClassTable
 
-__all__ = ["folder"]
-
 LAYOUT = Layout(
     title="a folder of images and masks",
     verb="Put",

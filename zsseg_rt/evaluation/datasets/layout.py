@@ -11,9 +11,6 @@ from zsseg_rt.common.files import is_folder
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets.file_dataset import FilePair
 
-__all__ = ["PICTURE_SUFFIXES", "Layout", "pairs_of_folders", "pairs_of_list"]
-__all__ += ["pictures_below", "require_choice"]
-
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 

@@ -12,8 +12,6 @@ from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
 from zsseg_rt.evaluation.datasets.layout import PICTURE_SUFFIXES, pictures_below
 from zsseg_rt.evaluation.datasets.reading import read_picture
 
-__all__ = ["PhotoDataset"]
-
 
 class PhotoDataset:
     """All images below a folder; there are no classes and no pixel is annotated.

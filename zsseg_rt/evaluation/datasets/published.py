@@ -16,8 +16,6 @@ from zsseg_rt.evaluation.datasets.layout import (
 )
 from zsseg_rt.evaluation.datasets.splits import ClassTable, class_table
 
-__all__ = ["PUBLISHED", "PublishedSet", "open_published"]
-
 _CONVERTED = "_labelTrainIds.png"  # COCO-Stuff's masks if converted for MMSegmentation
 
 

@@ -14,8 +14,6 @@ from PIL import Image, UnidentifiedImageError
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.photos.header import check_picture
 
-__all__ = ["Mask", "read_colour_mask", "read_mask", "read_picture"]
-
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -14,8 +14,6 @@ from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.evaluation.datasets.layout import require_choice
 from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
 
-__all__ = ["DATASETS", "create_dataset"]
-
 # The others, imported on first use.
 _MODULES = {
     "folder": "folder:folder",

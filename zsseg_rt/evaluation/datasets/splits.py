@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from zsseg_rt.errors import DatasetError
 
-__all__ = ["ClassTable", "class_table"]
-
 Colour = tuple[int, int, int]
 
 

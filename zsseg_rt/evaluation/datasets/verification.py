@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 
-__all__ = ["Verification", "verify_dataset"]
-
 
 @dataclass(frozen=True)
 class Verification:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Budget"]
-
 
 class Budget:
     """An amount that is shared by threads; who needs more than is left waits.

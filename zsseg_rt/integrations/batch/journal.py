@@ -21,8 +21,6 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import SourceError
 
-__all__ = ["JOURNAL", "Journal", "PhotoResult"]
-
 _log = logging.getLogger(__name__)
 
 JOURNAL = "zsseg_journal.jsonl"

@@ -30,8 +30,6 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 
-__all__ = ["OverlayFormat", "PhotoSettings", "lanes_for", "segment_photos"]
-
 _log = logging.getLogger(__name__)
 
 OverlayFormat = Literal["png", "jpg"]

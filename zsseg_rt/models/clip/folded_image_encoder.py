@@ -13,8 +13,6 @@ from zsseg_rt.models.clip.image_encoder import (
 )
 from zsseg_rt.models.clip.transformer import Mlp, ResidualBlock, merge_heads, split_heads
 
-__all__ = ["FoldedBlock", "FoldedImageEncoder", "fold_norm", "linear_from"]
-
 
 def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[nn.LayerNorm, nn.Linear]:
     """Two layers that together give ``weight @ norm(x) + bias``, made for inference.

@@ -19,16 +19,6 @@ from zsseg_rt.models.clip.transformer import (
 )
 from zsseg_rt.models.input_checks import check_tensor
 
-__all__ = [
-    "ImageEmbeds",
-    "ImageEncoder",
-    "ImageEncoderConfig",
-    "PromptedImageEncoder",
-    "resize_positional_embedding",
-    "unit",
-    "with_cells",
-]
-
 Interpolation = Literal["bilinear", "bicubic"]
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import CheckpointError
 
-__all__ = ["FILE", "NAME", "SPACE", "ShippedClip", "is_shipped", "read_packed", "read_shipped"]
-
 NAME = "demo"
 """What configurations and :func:`zsseg_rt.models.clip.weights.load_clip` call it."""
 

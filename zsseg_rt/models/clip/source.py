@@ -11,8 +11,6 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.models.clip.weights import ClipWeights, load_clip
 
-__all__ = ["ClipSource"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource(ABC):

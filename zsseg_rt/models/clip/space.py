@@ -8,8 +8,6 @@ from pathlib import Path
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.models.clip.shipped import SPACE, is_shipped
 
-__all__ = ["describe_rows", "describe_space"]
-
 # OpenAI's own archives, by the SHA-256 that their addresses contain.
 _OPENAI_FILES = {
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models.clip.transformer import Activation, Transformer
 
-__all__ = ["TextEncoder", "TextEncoderConfig", "average_templates"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:

@@ -11,16 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "Activation",
-    "Attention",
-    "Mlp",
-    "ResidualBlock",
-    "Transformer",
-    "merge_heads",
-    "split_heads",
-]
-
 Activation = Literal["quick_gelu", "gelu"]
 
 

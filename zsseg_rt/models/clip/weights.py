@@ -23,19 +23,6 @@ from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
 
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "ClipWeights",
-    "build_image_encoder",
-    "build_text_encoder",
-    "image_encoder_config",
-    "load_clip",
-    "normalisation_of",
-    "random_clip",
-    "text_encoder_config",
-]
-
 _M = TypeVar("_M", bound=nn.Module)
 _Colour = tuple[float, float, float]
 

@@ -30,16 +30,9 @@ from zsseg_rt.models.clip.image_encoder import (
 from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.weights import normalisation_of
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
-from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, check_size
-from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
+from zsseg_rt.models.input_checks import check_size, read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
-
-__all__ = [
-    "CosineHeadConfig",
-    "CosineHeadEncoder",
-    "CosineHeadModel",
-    "CosineHeadStart",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

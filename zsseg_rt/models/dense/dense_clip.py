@@ -33,24 +33,11 @@ from zsseg_rt.models.dense.encoder import (
     DenseImageEncoder,
     FoldedDenseEncoder,
     Head,
-    check_size,
-    neighbour_prior,
 )
 from zsseg_rt.models.functional import patch_text_similarity
-from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.input_checks import check_size, check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.torch_files.checkpoints import load_weights
-
-__all__ = [
-    "HEADS",
-    "DenseCLIP",
-    "DenseCLIPConfig",
-    "DenseCLIPStart",
-    "DenseImageEncoder",
-    "FoldedDenseEncoder",
-    "Head",
-    "neighbour_prior",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,16 +44,6 @@ from zsseg_rt.models.clip.image_encoder import (
 from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
 from zsseg_rt.models.input_checks import check_size
 
-__all__ = [
-    "HEADS",
-    "RULES",
-    "DenseImageEncoder",
-    "FoldedDenseEncoder",
-    "Head",
-    "check_size",
-    "neighbour_prior",
-]
-
 Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip"]
 HEADS: tuple[Head, ...] = get_args(Head)
 

@@ -29,8 +29,6 @@ from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfi
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 
-__all__ = ["ClipRCStart", "OfficialClipRC", "OfficialZegCLIP", "ZegCLIPStart"]
-
 _TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
 
 

@@ -41,15 +41,6 @@ from zsseg_rt.models.descriptor.starts import Start, align_cell_head, check_star
 from zsseg_rt.models.functional import describe, patch_text_similarity
 from zsseg_rt.models.input_checks import check_text_embeds
 
-__all__ = [
-    "CellDecodeHead",
-    "CellOutput",
-    "ClipRC",
-    "ClipRCConfig",
-    "Recovery",
-    "RecoveryDecoder",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRCConfig(DescriptorConfig):

@@ -26,15 +26,6 @@ from zsseg_rt.models.clip.image_encoder import (
     unit,
 )
 
-__all__ = [
-    "CellEmbeds",
-    "CellImageEncoder",
-    "FoldedCellEncoder",
-    "attention_allowed",
-    "cell_of_patches",
-    "upsample_cells",
-]
-
 # Added to the scores of keys that a token must not see. Its exponential is zero in every precision,
 # and, unlike infinity, it causes no NaN in blockwise attention kernels that meet only such keys.
 _BLOCKED = -1e4

@@ -13,16 +13,6 @@ from torch import Tensor, nn
 from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 from zsseg_rt.models.functional import patch_text_similarity
 
-__all__ = [
-    "CrossAttention",
-    "DecoderConfig",
-    "DecoderLayer",
-    "DecoderStack",
-    "FoldedDecoder",
-    "FoldedTwoWayDecoder",
-    "MaskDecoder",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:

@@ -32,12 +32,6 @@ from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.functional import blend_cosines, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
 
-__all__ = [
-    "DescriptorConfig",
-    "DescriptorModel",
-    "InferenceParts",
-]
-
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 

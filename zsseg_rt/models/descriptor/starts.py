@@ -17,17 +17,6 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer, DecoderStack, MaskDecoder
 
-__all__ = [
-    "COSINE_SCALE",
-    "Start",
-    "align_cell_head",
-    "align_head",
-    "check_scale",
-    "check_start",
-    "copy_layers",
-    "scale_for",
-]
-
 Start = Literal["random", "copies", "aligned"]
 
 COSINE_SCALE = 14.0

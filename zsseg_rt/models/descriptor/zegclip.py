@@ -23,8 +23,6 @@ from zsseg_rt.models.clip.folded_image_encoder import FoldedImageEncoder
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
 from zsseg_rt.models.descriptor.model import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     DescriptorConfig,
     DescriptorModel,
     InferenceParts,
@@ -32,17 +30,6 @@ from zsseg_rt.models.descriptor.model import (
 from zsseg_rt.models.descriptor.starts import Start, align_head, check_start, copy_layers
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.input_checks import check_text_embeds
-
-__all__ = [
-    "IMAGE_MEAN",
-    "IMAGE_STD",
-    "DecodeHead",
-    "Descriptor",
-    "InferenceParts",
-    "ZegCLIP",
-    "ZegCLIPConfig",
-]
-
 
 Descriptor = Literal["relationship", "text"]
 

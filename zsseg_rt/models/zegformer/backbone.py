@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["BackboneNorm", "FrozenBatchNorm", "LearnedBatchNorm", "NormedConv", "ResNet"]
-__all__ += ["ResNetConfig"]
-
 BackboneNorm = Literal["frozen", "learned"]
 
 _EXPANSION = 4  # a bottleneck outputs four times its inner width

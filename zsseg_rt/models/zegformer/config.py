@@ -12,8 +12,6 @@ from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig
 from zsseg_rt.models.zegformer.fusion import FUSIONS, Fusion, with_fusion
 from zsseg_rt.models.zegformer.regions import REGION_STYLES, RegionStyle
 
-__all__ = ["ZegFormerConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ZegFormerConfig:

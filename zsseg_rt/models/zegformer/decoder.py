@@ -14,16 +14,6 @@ from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 from zsseg_rt.models.zegformer.backbone import NormedConv
 from zsseg_rt.models.zegformer.regions import Clip
 
-__all__ = [
-    "NUM_GROUPS",
-    "PixelDecoder",
-    "QueryDecoder",
-    "QueryDecoderConfig",
-    "SegmentPredictor",
-    "Segments",
-    "sine_positions",
-]
-
 NUM_GROUPS = 32  # of every GroupNorm in the pixel decoder
 
 

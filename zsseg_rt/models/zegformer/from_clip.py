@@ -27,8 +27,6 @@ from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
 
-__all__ = ["BACKBONES", "ZegFormerStart", "load_torchvision_backbone"]
-
 BACKBONES: Mapping[str, ResNetConfig] = {
     "resnet50": ResNetConfig(),
     "resnet101": ResNetConfig(depths=(3, 4, 23, 3)),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-__all__ = ["FUSIONS", "Fusion", "fusion_of_flags", "with_fusion"]
-
 Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 

@@ -41,8 +41,6 @@ from zsseg_rt.models.zegformer.regions import (
     upsample_masks,
 )
 
-__all__ = ["SegmentationHead", "ZegFormer", "ZegFormerConfig", "ZegFormerOutput"]
-
 # In 0..255, as the official configuration states them.
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_STD = (58.395, 57.12, 57.375)

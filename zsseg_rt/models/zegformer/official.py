@@ -23,8 +23,6 @@ from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 
-__all__ = ["OfficialZegFormer"]
-
 _CLIP = "sem_seg_head.predictor.clip_model."
 _STAGES = ("res2", "res3", "res4", "res5")
 # The loss's class weights fit the training vocabulary; the means are constants in this package.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import DTypeError, ShapeError
 
-__all__ = ["LONGEST_SIDE", "check_pictures", "resize_picture"]
-
 LONGEST_SIDE = 2048
 
 

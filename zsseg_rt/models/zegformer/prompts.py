@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["REGION_TEMPLATES", "SEGMENT_TEMPLATES", "SINGLE_TEMPLATE", "class_prompts"]
-
 SINGLE_TEMPLATE = ("A photo of a {} in the scene",)
 """Text branch of the VOC models, and of the R101 COCO-Stuff model in evaluation."""
 

@@ -13,8 +13,6 @@ from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
 
-__all__ = ["REGION_STYLES", "Clip", "RegionStyle", "crop_regions", "mask_boxes", "upsample_masks"]
-
 RegionStyle = Literal["cropmask", "mask", "crop"]
 REGION_STYLES: tuple[str, ...] = get_args(RegionStyle)
 

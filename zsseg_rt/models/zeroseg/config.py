@@ -9,8 +9,6 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.input_checks import check_size
 from zsseg_rt.models.zeroseg.labels import ClassRule, check_threshold
 
-__all__ = ["ZEROSEG_TEMPLATES", "Projection", "SegmentTap", "ZeroSegConfig"]
-
 Projection = Literal["gelu", "batch_norm"]
 SegmentTap = Literal["last_block", "second_grouping"]
 

@@ -18,20 +18,6 @@ from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
 from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 
-__all__ = [
-    "NORM_EPS",
-    "Block",
-    "MaskedTokens",
-    "Mlp",
-    "PatchMask",
-    "ReconstructionHead",
-    "StudentEncoder",
-    "patchify",
-    "random_patch_mask",
-    "reconstruction_loss",
-    "sincos_positions",
-]
-
 NORM_EPS = 1e-6  # MAE's, for every LayerNorm
 
 

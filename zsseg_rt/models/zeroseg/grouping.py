@@ -17,14 +17,6 @@ from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 from zsseg_rt.models.zeroseg.config import Projection, ZeroSegConfig
 from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp
 
-__all__ = [
-    "Assignment",
-    "GroupingBlock",
-    "SegmentOutput",
-    "SegmentationHead",
-    "hard_assignment",
-]
-
 
 class Assignment(NamedTuple):
     """How inputs are assigned to groups.

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 
-__all__ = ["ClassRule", "check_threshold", "class_scores", "pixel_segments", "spread_scores"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRule:

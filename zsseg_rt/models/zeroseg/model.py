@@ -38,14 +38,6 @@ from zsseg_rt.models.zeroseg.labels import (
 )
 from zsseg_rt.models.zeroseg.windows import segment_predict
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "FoldedZeroSeg",
-    "SegmentTokens",
-    "ZeroSeg",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -20,8 +20,6 @@ from zsseg_rt.models.zeroseg.labels import ClassRule
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 
-__all__ = ["ZeroSegStart", "load_mae_encoder"]
-
 _NOT_OURS = (r"text_encoder\..*",)  # CLIP's, loaded from CLIP's own weights
 _MAE_DECODER = (r"mask_token", r"decoder_.*")
 

@@ -19,8 +19,6 @@ from zsseg_rt.errors import ShapeError
 from zsseg_rt.models.sliding import prepare_image, slide_scores
 from zsseg_rt.models.zeroseg.labels import check_threshold
 
-__all__ = ["segment_predict"]
-
 LONGEST_SIDE = 2048  # GroupViT's limit for images of extreme proportions
 
 

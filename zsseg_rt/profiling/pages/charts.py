@@ -13,8 +13,6 @@ from zsseg_rt.profiling.nodes import KINDS, has_blocks
 from zsseg_rt.profiling.pages.tables import BASIS_WORDS
 from zsseg_rt.profiling.report import Growth, NodeRow, Report, VariantReport
 
-__all__ = ["draw_charts"]
-
 _WIDTH = 8.4  # inches of 96 pixels
 _COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5",
             "#ff8ab7", "#9498a0")  # fmt: skip

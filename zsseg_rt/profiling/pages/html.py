@@ -12,8 +12,6 @@ from zsseg_rt.profiling.pages.tables import ABSENT, TextTable, difference_words,
 from zsseg_rt.profiling.report import Report
 from zsseg_rt.results.visualize import save_file
 
-__all__ = ["render_html", "write_html"]
-
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
 _STYLE = """
 :root { color-scheme: light; --line: #dcdfe4; --dim: #5b6472; --ink: #16191f; }

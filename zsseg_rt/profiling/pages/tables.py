@@ -10,17 +10,6 @@ from zsseg_rt.profiling.estimates import Difference
 from zsseg_rt.profiling.nodes import OUTSIDE, has_blocks, sum_by
 from zsseg_rt.profiling.report import NodeRow, Percentiles, Report, VariantReport
 
-__all__ = [
-    "ABSENT",
-    "BASIS_WORDS",
-    "TextTable",
-    "difference_words",
-    "number",
-    "report_tables",
-    "share",
-    "side_by_side",
-]
-
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")

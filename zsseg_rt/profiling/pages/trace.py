@@ -9,8 +9,6 @@ import numpy as np
 
 from zsseg_rt.profiling.report import NodeRow, Report, VariantReport
 
-__all__ = ["make_trace"]
-
 _FRAMES = ("median frame", "slowest frame")
 _GRAPH_STAGES = {"region_encoder": "regions"}  # graphs whose stage has another name
 _POWER = "energy"

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from zsseg_rt.results.annotations.components import Component
 
-__all__ = ["annotate_classes", "annotate_components"]
-
 
 def annotate_classes(
     labels: npt.NDArray[Any], classes: Sequence[tuple[int, str, int]], image_id: int | str

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["Component", "find_components"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Component:

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.extras import needs_extra
 
-__all__ = ["detections"]
-
 
 def detections(
     masks: Sequence[npt.NDArray[np.bool_]],

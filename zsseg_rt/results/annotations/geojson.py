@@ -12,8 +12,6 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.annotations.components import Component
 from zsseg_rt.results.annotations.polygons import outline
 
-__all__ = ["to_features"]
-
 
 def to_features(
     parts: Sequence[Component], *, transform: Sequence[float] | None, tolerance: float

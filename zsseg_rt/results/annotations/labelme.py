@@ -12,8 +12,6 @@ import numpy.typing as npt
 from zsseg_rt.results.annotations.components import Component, find_components
 from zsseg_rt.results.annotations.polygons import outline, ring_area
 
-__all__ = ["enclosed_parts", "to_shapes"]
-
 _VERSION = "5.4.1"  # of labelme, whose format this is
 
 

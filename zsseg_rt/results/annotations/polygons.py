@@ -11,8 +11,6 @@ from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.annotations.components import Component
 
-__all__ = ["Polygon", "outline", "ring_area"]
-
 Ring = npt.NDArray[np.int32]
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up: x, y

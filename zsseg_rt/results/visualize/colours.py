@@ -11,8 +11,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["palette"]
-
 Colour = tuple[int, int, int]
 
 # The first seven are those of Okabe and Ito, "Color Universal Design" (2008), without black; the

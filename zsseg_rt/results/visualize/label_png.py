@@ -13,8 +13,6 @@ from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.results.visualize.colours import palette
 
-__all__ = ["encode_label_png", "save_file", "write_label_png"]
-
 
 def write_label_png(
     path: str | Path,

@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.extras import import_opencv
 
-__all__ = ["LegendEntry", "draw_legend", "draw_names", "enlarged"]
-
 Picture = npt.NDArray[np.uint8]
 
 _PHONE = 400  # pixels across, on which a picture is shown

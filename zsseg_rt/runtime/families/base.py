@@ -23,22 +23,6 @@ from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = [
-    "BoundClasses",
-    "BoundCosine",
-    "Family",
-    "FamilyFactory",
-    "GoldenRule",
-    "LabelRule",
-    "Labels",
-    "Masks",
-    "Painting",
-    "PartRunner",
-    "Pipeline",
-    "PixelLabels",
-    "Trace",
-]
-
 Trace = dict[str, Array]
 """Receives every intermediate array by its name in the golden sample."""
 

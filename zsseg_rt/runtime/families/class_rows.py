@@ -13,8 +13,6 @@ import numpy.typing as npt
 from zsseg_rt.runtime.families.base import BoundClasses, BoundCosine
 from zsseg_rt.runtime.workspace import Workspace
 
-__all__ = ["adopt_rows", "bucket_of", "repeated_rows"]
-
 
 def bucket_of(num_phrases: int, most: int) -> int:
     """The number of rows that vocabularies of about this size share.

@@ -24,8 +24,6 @@ from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["DenseFamily", "class_axis"]
-
 
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:
     """The axis of phrases, which is dynamic in graphs that take them."""

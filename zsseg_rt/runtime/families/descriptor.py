@@ -35,8 +35,6 @@ from zsseg_rt.text.class_names import BACKGROUND
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["DescriptorFamily"]
-
 _CLIP_EMBEDS = "clip_embeds"
 """Output of an encoder whose ``patch_embeds`` are already made for its decoder: CLIP's own."""
 _QUERY_DTYPES = ("float32", "float16")

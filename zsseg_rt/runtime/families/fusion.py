@@ -8,8 +8,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["class_probabilities", "fuse"]
-
 FloatArray = npt.NDArray[np.float32]
 
 _TRUSTED = np.float32(2 / 3)  # exponent of the more trusted opinion

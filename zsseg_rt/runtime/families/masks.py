@@ -17,8 +17,6 @@ from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Labels, PixelLabels
 from zsseg_rt.runtime.workspace import Workspace
 
-__all__ = ["ClassLogits", "RegionVotes", "SegmentMasks"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassLogits:

@@ -32,8 +32,6 @@ from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["REGION_PROMPTS", "ProposalsFamily", "distinct_crops"]
-
 REGION_PROMPTS = "regions"
 """The prompt set of the region encoder."""
 

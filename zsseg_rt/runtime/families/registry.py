@@ -12,8 +12,6 @@ from zsseg_rt.runtime.families.descriptor import DescriptorFamily
 from zsseg_rt.runtime.families.proposals import ProposalsFamily
 from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
 
-__all__ = ["create_family"]
-
 _FACTORIES: dict[str, FamilyFactory] = {
     "dense": DenseFamily,
     "descriptor": DescriptorFamily,

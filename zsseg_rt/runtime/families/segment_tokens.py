@@ -26,8 +26,6 @@ from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-__all__ = ["SegmentTokensFamily", "segment_scores"]
-
 _Rows = npt.NDArray[np.float32]
 _Judged = tuple[npt.NDArray[np.int64], _Rows]  # the best phrase of each segment, its score
 

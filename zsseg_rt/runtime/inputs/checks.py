@@ -9,8 +9,6 @@ import numpy as np
 
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
 
-__all__ = ["check_device_frame", "check_frame"]
-
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _MAX_SIDE = 32767  # of what kernels take
 _EXPECTED = "a uint8 NumPy array [H, W, 3]"

@@ -10,8 +10,6 @@ import numpy as np
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
-__all__ = ["Nv12Frame", "as_nv12", "check_nv12"]
-
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _MATRICES = ("bt601", "bt709")
 _MOST_SIDE = 32767

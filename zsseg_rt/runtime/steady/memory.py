@@ -29,8 +29,6 @@ from zsseg_rt.runtime.steady.motion import (
 )
 from zsseg_rt.runtime.workspace import Workspace
 
-__all__ = ["FrameMemory", "Turn", "check_family", "source_memories"]
-
 LONGEST_REUSE = 1.0  # seconds
 
 

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.extras import import_opencv
 
-__all__ = ["BlendSettings", "Glance", "Motion", "MotionEstimator", "is_still", "load_opencv"]
-
 SIDE = 128  # of the small pictures, whatever the frame's shape
 _SAMPLED = 256  # sides that a larger frame is sampled at before its pixels are averaged
 _STILL_SIDE = 32

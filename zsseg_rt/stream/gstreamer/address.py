@@ -10,8 +10,6 @@ from urllib.parse import unquote
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.stream.source import shown
 
-__all__ = ["Address", "network_of"]
-
 _FORM = re.compile(
     r"rtsp://(?P<login>[^/?#]*)@(?P<host>[^/?#@:\[\]]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*)"

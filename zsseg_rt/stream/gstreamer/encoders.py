@@ -10,8 +10,6 @@ from typing import Any
 
 from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
 
-__all__ = ["NVENC", "OUTPUT_ELEMENTS", "encoder_text", "has_nvenc"]
-
 NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
 

@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from zsseg_rt.stream.gstreamer.library import Library
 
-__all__ = ["Arrivals", "copy_image", "stamp_of"]
-
 _SECOND = 1e9  # GStreamer's times are in nanoseconds
 _SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped with our clock
 

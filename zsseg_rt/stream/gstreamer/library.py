@@ -9,16 +9,6 @@ from typing import Any, NamedTuple
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = [
-    "Library",
-    "Server",
-    "load",
-    "load_server",
-    "missing_elements",
-    "packages_of",
-    "require_elements",
-]
-
 _BASE = "gstreamer1.0-plugins-base"
 _GOOD = "gstreamer1.0-plugins-good"
 _BAD = "gstreamer1.0-plugins-bad"

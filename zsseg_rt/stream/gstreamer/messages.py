@@ -8,8 +8,6 @@ from typing import Any
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.stream.source import redact, shown
 
-__all__ = ["explain", "is_damage", "redact_pipeline"]
-
 _VALUE = r"""(?:\([^)]*\)\s*)?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
 _PROPERTY = re.compile(
     r"([\w-]*(?:pass|pwd|psw|pw|token|secret|key|auth|cookie|header|cred|login|sig|user)[\w-]*"

@@ -12,8 +12,6 @@ from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import missing_elements, packages_of, require_elements
 from zsseg_rt.stream.gstreamer.messages import explain, redact_pipeline
 
-__all__ = ["CSI_ELEMENTS", "CsiCamera", "Pipeline", "Recipe", "UserPipeline", "parse"]
-
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
 
 

@@ -10,8 +10,6 @@ from zsseg_rt.stream.gstreamer.library import load, load_server, missing_element
 from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
 from zsseg_rt.stream.gstreamer.rtsp_camera import decoder_of, rtsp_elements
 
-__all__ = ["Report", "report"]
-
 _JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
 
 

@@ -17,8 +17,6 @@ from zsseg_rt.stream.gstreamer.messages import explain
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse
 from zsseg_rt.stream.source import check_size
 
-__all__ = ["RtspCamera", "decoder_of", "rtsp_elements", "split_login"]
-
 # What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
 _UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -16,8 +16,6 @@ from zsseg_rt.stream.gstreamer.encoders import encoder_text
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
 from zsseg_rt.stream.gstreamer.visitors import Visitors
 
-__all__ = ["Channel", "RtspServer"]
-
 _MOST_VIEWERS = 32
 _LONGEST_BODY = 1 << 16  # bytes, of a request; GStreamer reads it before it asks for the password
 _BACKLOG = 64  # connections that wait to be taken; of five, a few silent ones keep all others out

@@ -15,8 +15,6 @@ from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.writers import Tags, frame_of
 
-__all__ = ["RtspSink"]
-
 _log = logging.getLogger(__name__)
 
 

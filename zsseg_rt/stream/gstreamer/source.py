@@ -16,8 +16,6 @@ from zsseg_rt.stream.gstreamer.messages import is_damage
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader
 
-__all__ = ["GstSource"]
-
 OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
 
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop

@@ -18,8 +18,6 @@ from typing import Any
 
 from zsseg_rt.stream.gstreamer.address import network_of
 
-__all__ = ["Visitors"]
-
 _MOST = 64  # connections
 _MOST_PER_ADDRESS = 32
 _UNTIL_SETUP = 10.0  # seconds

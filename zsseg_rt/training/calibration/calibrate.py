@@ -47,8 +47,6 @@ from zsseg_rt.training.trained.calibration import (
     HoldOutKind,
 )
 
-__all__ = ["WORK_FOLDER", "CalibrationSettings", "calibrate", "choose_settings"]
-
 _log = logging.getLogger(__name__)
 
 WORK_FOLDER = "calibration"

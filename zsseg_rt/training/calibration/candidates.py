@@ -18,8 +18,6 @@ from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.models.base import ScoreActivation
 from zsseg_rt.ops.reference import activate, blend_cosines
 
-__all__ = ["CandidateCounts", "Grid", "ImageMaps", "Maps", "Setting"]
-
 _LATTICE = 48  # rows and columns of pixels that are judged, at most
 _SEEN_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _UNSEEN_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

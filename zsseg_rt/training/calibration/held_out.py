@@ -13,8 +13,6 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.datasets.base import Sample
 
-__all__ = ["LEAST_NAMES", "AnnotatedPart", "draw_names", "judged_images", "shown_classes"]
-
 LEAST_NAMES = 4
 """A quarter of fewer names is no name."""
 

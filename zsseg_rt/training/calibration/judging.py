@@ -19,8 +19,6 @@ from zsseg_rt.training.assembly import Assembly
 from zsseg_rt.training.calibration.candidates import CandidateCounts, Grid, ImageMaps, Maps
 from zsseg_rt.training.calibration.held_out import AnnotatedPart
 
-__all__ = ["grid_maps", "judge"]
-
 
 @torch.inference_mode()
 def judge(

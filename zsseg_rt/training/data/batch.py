@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "normalize_images", "valid_pixels"]
-
 
 @dataclass(frozen=True)
 class Batch:

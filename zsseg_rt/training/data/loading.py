@@ -22,16 +22,6 @@ from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.transforms import Augmentation
 from zsseg_rt.training.data.worker_processes import one_opencv_thread, prepare_worker
 
-__all__ = [
-    "BatchLoader",
-    "EpochSampler",
-    "Key",
-    "TrainingSample",
-    "TrainingSamples",
-    "collate",
-    "make_loader",
-]
-
 Key = tuple[int, int]
 """Running number of a sample in the whole training, and the image's index in the data set."""
 

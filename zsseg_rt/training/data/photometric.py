@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["ColourChange", "PhotometricDistortion"]
-
 Picture = NDArray[np.uint8]
 
 HUES = 180  # OpenCV stores a hue of 0..358 degrees as 0..179

@@ -21,16 +21,6 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample
 from zsseg_rt.training.data.photometric import PhotometricDistortion
 
-__all__ = [
-    "Augmentation",
-    "Augmented",
-    "CenterCropAugmentation",
-    "FitInsideAugmentation",
-    "ShortEdgeAugmentation",
-    "fit_inside_hw",
-    "short_edge_hw",
-]
-
 Picture = NDArray[np.uint8]
 Pair = tuple[Picture, LabelMap]
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import cv2
 import torch
 
-__all__ = ["one_opencv_thread", "prepare_worker"]
-
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:

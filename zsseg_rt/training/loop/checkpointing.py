@@ -29,9 +29,6 @@ from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.loop.optimizer_state import OptimizerState
 
-__all__ = ["Checkpoint", "CheckpointFolder", "CheckpointState", "first_non_finite"]
-__all__ += ["read_card", "read_tensors", "writing"]
-
 # 1 has no left_out: it held every weight of the task; 1 and 2 have no sha256
 FORMAT_VERSION = 3
 MODEL_CARD, STATE_FILE = "model.json", "state.json"

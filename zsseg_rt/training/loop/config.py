@@ -7,8 +7,6 @@ from typing import Literal, get_args
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["LoopConfig", "OptimizerConfig"]
-
 Precision = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -11,8 +11,6 @@ from typing import Any
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, CheckpointError
 
-__all__ = ["EVALUATIONS_FILE", "EvaluationLog"]
-
 EVALUATIONS_FILE = "evaluations.json"
 
 

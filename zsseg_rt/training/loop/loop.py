@@ -26,8 +26,6 @@ from zsseg_rt.training.loop.random_state import determinism, preserved_random_st
 from zsseg_rt.training.loop.reporting import Picture, RunReport, StepClock, Timing
 from zsseg_rt.training.loop.run_state import RunState
 
-__all__ = ["BatchSource", "LoopBatch", "RunExtras", "Schedule", "TrainingResult", "run_loop"]
-
 Schedule = Callable[[int], float]
 """From the number of optimizer steps done to the factor of every group's own rate; see
 :mod:`zsseg_rt.training.loop.schedules`."""

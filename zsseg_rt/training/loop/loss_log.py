@@ -12,8 +12,6 @@ from torch import Tensor
 from zsseg_rt.errors import TrainingError
 from zsseg_rt.training.loop.processes import Agreement
 
-__all__ = ["StepLosses"]
-
 
 class StepLosses:
     """Collects loss terms and checks that they are finite.

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["OptimizerState", "join_optimizer_state", "split_optimizer_state"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerState:

@@ -12,8 +12,6 @@ from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError, DeviceError, PrecisionNotApplied, TrainingError
 from zsseg_rt.training.loop.config import LoopConfig
 
-__all__ = ["Agreement", "gather_states", "raise_together", "start_accelerator"]
-
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one's evaluation
 

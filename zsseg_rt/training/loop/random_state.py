@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["capture_random_state", "determinism", "preserved_random_state"]
-__all__ += ["restore_random_state", "seed_everything"]
-
 
 def seed_everything(seed: int, process_index: int = 0) -> None:
     """Seed Python's, NumPy's and torch's global generators.

@@ -27,8 +27,6 @@ from zsseg_rt.common.extras import install_command
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import BackendUnavailableError
 
-__all__ = ["HISTORY_FILE", "Picture", "RunReport", "StepClock", "Timing"]
-
 HISTORY_FILE = "history.jsonl"
 _PARTS = ("start", "data", "step", "report", "checkpoint", "evaluation")
 Picture = tuple[str, npt.NDArray[np.uint8]]

@@ -27,8 +27,6 @@ from zsseg_rt.training.loop.random_state import (
 from zsseg_rt.training.segmenters.torch_phrases import hash_tensors, hash_weights
 from zsseg_rt.training.tasks.task import TrainingTask
 
-__all__ = ["RunState"]
-
 _log = logging.getLogger(__name__)
 _PREFIX = "model."
 

@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = ["SCHEDULES", "ScheduleName", "cosine", "factor", "poly"]
-
 ScheduleName = Literal["poly", "cosine", "constant"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 _SETTINGS: Mapping[str, Sequence[str]] = {

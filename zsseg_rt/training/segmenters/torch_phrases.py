@@ -16,14 +16,6 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms
 
-__all__ = [
-    "Phrases",
-    "check_evaluation_mode",
-    "describe_model",
-    "hash_tensors",
-    "hash_weights",
-]
-
 
 class Phrases:
     """Which phrases stand for which class, and which rows of the embeddings training saw.

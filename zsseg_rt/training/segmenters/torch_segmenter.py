@@ -20,8 +20,6 @@ from zsseg_rt.training.segmenters.torch_phrases import (
     describe_model,
 )
 
-__all__ = ["TorchSegmenter"]
-
 
 class TorchSegmenter:
     """Labels images with any of our models.

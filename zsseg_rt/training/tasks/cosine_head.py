@@ -11,8 +11,6 @@ from zsseg_rt.models.dense.cosine_head import CosineHeadModel
 from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossSettings, PixelLossTask
 from zsseg_rt.training.tasks.task import parameter_group
 
-__all__ = ["CosineHeadSettings", "CosineHeadTask"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CosineHeadSettings(PixelLossSettings):

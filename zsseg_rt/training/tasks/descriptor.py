@@ -19,8 +19,6 @@ from zsseg_rt.training.tasks.labelled import PixelLossSettings, PixelLossTask, c
 from zsseg_rt.training.tasks.losses import recovery_losses
 from zsseg_rt.training.tasks.task import parameter_group
 
-__all__ = ["DescriptorSettings", "DescriptorTask", "Trained"]
-
 Trained = Literal["prompts", "backbone", "head"]
 
 

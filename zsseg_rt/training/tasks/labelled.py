@@ -17,9 +17,6 @@ from zsseg_rt.training.tasks.losses import Unannotated, cross_entropy, mask_loss
 from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
 from zsseg_rt.training.tasks.task import TrainingTask
 
-__all__ = ["LabelledSettings", "LabelledTask", "PixelLoss", "PixelLossSettings", "PixelLossTask"]
-__all__ += ["check_non_negative"]
-
 PixelLoss = Literal["masks", "cross_entropy"]
 
 

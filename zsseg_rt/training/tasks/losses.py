@@ -21,18 +21,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import ShapeError
 
-__all__ = [
-    "ALPHA",
-    "MaskLosses",
-    "Unannotated",
-    "cross_entropy",
-    "mask_losses",
-    "negative_focal",
-    "positive_focal",
-    "process_mean",
-    "recovery_losses",
-]
-
 Unannotated = Literal["negative", "ignore"]
 
 ALPHA = 0.25  # weight of positives in the focal loss; negatives get the rest

@@ -20,16 +20,6 @@ from torch import Tensor
 from zsseg_rt.models.zegformer.decoder import Segments
 from zsseg_rt.training.tasks.losses import negative_focal, positive_focal, process_mean
 
-__all__ = [
-    "ClassMasks",
-    "Match",
-    "SegmentLosses",
-    "SegmentWeights",
-    "class_masks",
-    "match_segments",
-    "segment_losses",
-]
-
 
 class ClassMasks(NamedTuple):
     """The targets from one image's annotation: a mask of each class that is present.

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
 
-__all__ = ["PROTOCOLS", "UNSEEN", "LabelProtocol", "Protocol"]
-
 Protocol = Literal["inductive", "transductive", "supervised"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 

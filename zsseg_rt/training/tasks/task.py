@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from zsseg_rt.training.data.batch import Batch
 
-__all__ = ["TrainingTask", "parameter_group"]
-
 
 class TrainingTask(nn.Module, ABC):
     """A model and its objective; the loop knows nothing else about either.

@@ -25,8 +25,6 @@ from zsseg_rt.training.tasks.matching import (
 )
 from zsseg_rt.training.tasks.task import parameter_group
 
-__all__ = ["ZegFormerSettings", "ZegFormerTask"]
-
 _PADDING = 128  # value of a crop's padding, in 0..255, before normalisation
 _NORMS = (nn.LayerNorm, nn.GroupNorm, LearnedBatchNorm, nn.Embedding)
 

@@ -23,14 +23,6 @@ from zsseg_rt.training.tasks.labelled import check_non_negative
 from zsseg_rt.training.tasks.task import TrainingTask, parameter_group
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 
-__all__ = [
-    "ZeroSegSettings",
-    "ZeroSegTask",
-    "scaled_learning_rate",
-    "segment_matching_loss",
-    "view_loss",
-]
-
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
     """MAE's rule: the base rate is for 256 images; the peak grows with the batch.

@@ -21,8 +21,6 @@ from zsseg_rt.training.data.transforms import CenterCropAugmentation
 from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews
 
-__all__ = ["FeatureCache", "TeacherFeatures", "cache_features", "picture_key"]
-
 _log = logging.getLogger(__name__)
 
 Features = npt.NDArray[np.float16]

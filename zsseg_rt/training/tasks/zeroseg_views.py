@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
 
-__all__ = ["Box", "ClipTeacher", "TeacherViews"]
-
 Box = tuple[int, int, int, int]
 """Top, bottom, left, right in pixels; bottom and right are exclusive."""
 

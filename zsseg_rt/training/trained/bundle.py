@@ -21,8 +21,6 @@ from zsseg_rt.training.trained.card import (
     share_of_top_class,
 )
 
-__all__ = ["export_trained"]
-
 _log = logging.getLogger(__name__)
 
 _NEARLY_ALL = 98.0  # percent of the evaluation's pixels

@@ -14,9 +14,6 @@ from zsseg_rt.errors import CheckpointError, SourceError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.trained.card import TrainedClasses
 
-__all__ = ["CALIBRATION_FILE", "Calibration", "FoldFigures", "HoldOut", "HoldOutKind"]
-__all__ += ["read_calibration"]
-
 CALIBRATION_FILE = "calibration.json"
 
 HoldOutKind = Literal["names", "pictures"]

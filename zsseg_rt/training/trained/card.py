@@ -30,9 +30,6 @@ from zsseg_rt.training.loop.checkpointing import (
 )
 from zsseg_rt.training.loop.evaluation_log import EvaluationLog
 
-__all__ = ["TOP_CLASS", "TrainedClasses", "describe_model", "find_checkpoint", "load_classes"]
-__all__ += ["load_trained", "share_of_top_class"]
-
 TOP_CLASS = "top class"
 """Figure of an evaluation: how many percent of the annotated pixels got the commonest label."""
 

@@ -17,8 +17,6 @@ from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import TrainedClasses, load_classes, load_trained
 
-__all__ = ["trained_segmenter"]
-
 _DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 

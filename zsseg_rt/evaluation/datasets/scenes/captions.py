@@ -9,8 +9,6 @@ import numpy as np
 
 from zsseg_rt.evaluation.datasets.scenes.words import GROUNDS, Kind
 
-__all__ = ["FUNCTION_WORDS", "Seen", "describe_one", "describe_scene", "with_article"]
-
 # The words of captions besides the words of the world; a test keeps this complete.
 FUNCTION_WORDS: tuple[str, ...] = (
     *("a", "an", "the", "photo", "picture", "of", "this", "there", "is", "and", "next", "to"),

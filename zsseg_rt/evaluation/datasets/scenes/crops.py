@@ -11,8 +11,6 @@ from zsseg_rt.evaluation.datasets.scenes.captions import Seen, describe_one, des
 from zsseg_rt.evaluation.datasets.scenes.words import Kind
 from zsseg_rt.evaluation.datasets.scenes.world import Scene, visible
 
-__all__ = ["Captioned", "captioned_views", "view_of"]
-
 Captioned = tuple[NDArray[np.uint8], str]
 _OTHER_SHARE = 0.12  # of a view: a second thing at least this large is mentioned
 _MAIN_SHARE = 0.10  # of a view: a thing at least this large is the view's subject

@@ -9,8 +9,6 @@ from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
 from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, annotated_names
 from zsseg_rt.evaluation.datasets.scenes.world import World
 
-__all__ = ["SceneDataset", "world_of_split"]
-
 _SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4, "train_seen": 5}
 _SEEDS_APART = 8  # room for splits between one data set's seed and the next
 _LENGTHS = {"train": 20_000, "val": 500, "pretraining": 1_000_000, "demo": 16, "train_seen": 20_000}

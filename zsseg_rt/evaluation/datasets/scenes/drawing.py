@@ -13,8 +13,6 @@ from zsseg_rt.evaluation.datasets.scenes.shapes import SIDE, sprite
 from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
 from zsseg_rt.evaluation.datasets.scenes.words import COLOURS, GROUNDS, Kind
 
-__all__ = ["CLUTTER", "Drawing", "Layer", "cast_shadow", "draw", "paint", "thing_layer"]
-
 CLUTTER = 255  # identity of small things without a name
 
 Floats = NDArray[np.float32]

@@ -20,8 +20,6 @@ from zsseg_rt.evaluation.datasets.scenes.words import (
     kind_of,
 )
 
-__all__ = ["Light", "Plan", "Stretch", "Thing", "plan_scene"]
-
 _AREA = 128 * 128  # pixels; numbers of things are given for this area
 _RADII = (17.0, 40.0)  # of things, in pixels whatever the image's size
 

@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sprite", "sprite"]
-
 SIDE = 96
 _FINE = 4  # how much finer the silhouette is drawn, for smooth edges
 

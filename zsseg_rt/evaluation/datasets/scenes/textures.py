@@ -13,8 +13,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TILE", "tile"]
-
 TILE = 256  # side of a tile in pixels; every period divides it
 
 Floats = NDArray[np.float32]

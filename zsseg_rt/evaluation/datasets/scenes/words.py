@@ -9,25 +9,6 @@ import numpy as np
 
 from zsseg_rt.errors import ArgumentError
 
-__all__ = [
-    "CLASS_NAMES",
-    "COLOURS",
-    "GROUNDS",
-    "NEVER_CAPTIONED",
-    "SEEN",
-    "SHAPES",
-    "STUFF_SURFACES",
-    "SURFACES",
-    "UPRIGHTS",
-    "Kind",
-    "all_stuff",
-    "all_things",
-    "annotated_names",
-    "kind_of",
-    "other_unseen",
-    "words_of_world",
-]
-
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (200, 38, 38),
     "orange": (238, 128, 28),

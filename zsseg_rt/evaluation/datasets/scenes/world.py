@@ -17,8 +17,6 @@ from zsseg_rt.evaluation.datasets.scenes.drawing import draw
 from zsseg_rt.evaluation.datasets.scenes.layout import plan_scene
 from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, Kind
 
-__all__ = ["IGNORE", "WORLD_VERSION", "Scene", "World", "label_table", "visible"]
-
 WORLD_VERSION = 1  # changes whenever the same seed and index give another image
 IGNORE = ignore_label(len(CLASS_NAMES))
 _MOST_THINGS = 100
