@@ -128,11 +128,7 @@ class EngineConfig:
 
 
 def check_device_name(device: str, argument: str = "device") -> None:
-    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``.
-
-    Raises:
-        ConfigError: The name is none of them.
-    """
+    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
     if device not in ("auto", "cpu") and not re.fullmatch(r"cuda:\d{1,3}", device):
         raise ConfigError(f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
 

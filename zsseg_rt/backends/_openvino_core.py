@@ -27,9 +27,6 @@ def process_core() -> Any:
     and unmaps it together with the core.  Two cores that do not end in reverse order leave the
     thread with an unmapped one, and the next signal that has a handler, such as Python's for
     SIGCHLD or SIGINT, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
-
-    Raises:
-        BackendUnavailableError: OpenVINO is not installed.
     """
     global _core
     try:
@@ -49,13 +46,6 @@ def widened_model(core: Any, path: Path) -> Any:
 
     Inputs and outputs of half precision become float32. The conversions are part of the model, and
     compiled for float32 they vanish.
-
-    Args:
-        core: The process's core.
-        path: A checked ``.onnx`` file.
-
-    Raises:
-        RuntimeError: OpenVINO cannot read the file.
     """
     inputs, outputs = read_interface(map_file(path))
     if all(spec.dtype not in HALF_PRECISIONS for spec in (*inputs, *outputs)):

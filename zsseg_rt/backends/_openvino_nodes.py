@@ -53,16 +53,6 @@ def node_times(
     Counters are means since the model was compiled, and both they and every run that they count
     are cut to whole microseconds: a node's time is too short by up to two. If there were few runs
     before, such as the slow first one, their share is taken out.
-
-    Args:
-        compiled: The model, compiled with ``PERF_COUNT``.
-        request: One of its requests.
-        run: Runs the request once and adds the run to ``past``.
-        runs: How many runs the times are the mean of.
-        past: The runs of the model before.
-
-    Raises:
-        BackendError: The model was compiled without counters.
     """
     if str(compiled.get_property("PERF_COUNT")).upper() not in ("YES", "TRUE"):
         raise BackendError(

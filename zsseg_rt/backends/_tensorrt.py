@@ -74,19 +74,8 @@ class TensorRTBackend:
         for every GPU that RTX supports by default (8.0, 8.6, 8.9, 12.0 and newer). Full TensorRT
         builds for the GPU ``cuda:0``.
 
-        Args:
-            graph_path: The ``.onnx`` file, weights inside.
-            precision: What the graph must hold, or ``"auto"`` to take what it holds.
-            options: ``cache_dir``, ``dynamic_axes``, ``compute_capability`` and ``progress`` apply.
-
         Returns:
             The plan's bytes, its report, and its path if it is cached.
-
-        Raises:
-            BackendUnavailableError: No usable TensorRT is installed.
-            DeviceError: Full TensorRT is used and no GPU is visible.
-            PrecisionNotApplied: The graph does not hold the precision.
-            BackendError: The target is not one TensorRT builds for, or the build failed.
         """
         api = load_tensorrt()
         options = options or BackendOptions()

@@ -71,12 +71,7 @@ class TensorRT:
 
 
 def load_tensorrt() -> TensorRT:
-    """Import the chosen or the first installed flavour; constructs no TensorRT object.
-
-    Raises:
-        BackendUnavailableError: None is installed, it cannot be imported, or it is too old.
-        ConfigError: ``$ZSSEG_TENSORRT`` names no flavour.
-    """
+    """Import the chosen or the first installed flavour; constructs no TensorRT object."""
     flavour = _choose_flavour()
     try:
         module = importlib.import_module(flavour)
@@ -134,22 +129,14 @@ def _make_logger(api: TensorRT) -> Any:
 
 
 def require(result: Any, what: str, logger: Any) -> Any:
-    """Return ``result``, or raise if TensorRT answered None or False.
-
-    Raises:
-        BackendError: With TensorRT's last messages.
-    """
+    """Return ``result``, or raise if TensorRT answered None or False."""
     if result is None or result is False:
         raise BackendError(f"tensorrt: expected {what} to succeed, got: {logger.last_messages()}")
     return result
 
 
 def wanted_flavours() -> tuple[str, ...]:
-    """The packages to look for, in order: both, or the one that ``$ZSSEG_TENSORRT`` names.
-
-    Raises:
-        ConfigError: It names no flavour.
-    """
+    """The packages to look for, in order: both, or the one that ``$ZSSEG_TENSORRT`` names."""
     chosen = os.environ.get("ZSSEG_TENSORRT")
     if chosen and chosen not in FLAVOURS:
         raise ConfigError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {chosen!r}")

@@ -42,20 +42,7 @@ def build(
     options: BackendOptions,
     capability: str | None,
 ) -> Plan:
-    """Build one plan.
-
-    Args:
-        api: The imported TensorRT.
-        graph_path: The ``.onnx`` file.
-        precision: What the graph must hold, or ``"auto"`` to take what it holds.
-        options: ``dynamic_axes``, ``cache_dir`` (timing cache) and ``progress`` apply.
-        capability: Target such as ``"8.9"`` (RTX only); None means this GPU, with RTX every GPU
-            it supports by default.
-
-    Raises:
-        PrecisionNotApplied: The graph does not hold the precision.
-        BackendError: The graph cannot be parsed or built; with TensorRT's last messages.
-    """
+    """Build one plan."""
     trt, logger = api.module, start_logging(api)
     builder = _make_builder(api, logger)
     network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
@@ -80,11 +67,7 @@ def build(
 
 
 def capability_member(api: TensorRT, capability: str) -> Any:
-    """Return RTX's own name for a compute capability such as ``"8.9"``.
-
-    Raises:
-        BackendError: Full TensorRT builds for its own GPU only, or RTX has no such target.
-    """
+    """Return RTX's own name for a compute capability such as ``"8.9"``."""
     if not api.is_rtx:
         raise BackendError(
             f"compute_capability: expected None for {api.label}, which builds only for the GPU it "
@@ -115,11 +98,7 @@ def count_fused_attention(plan: bytes, api: TensorRT) -> dict[str, int] | None:
 def profile_axes(
     inputs: list[dict[str, Any]], given: Mapping[str, tuple[int, int, int]] | None
 ) -> dict[str, tuple[int, int, int]]:
-    """Find (min, opt, max) of every dynamic axis.
-
-    Raises:
-        BackendError: An axis has no name or no range, or its range is not 1 <= min <= opt <= max.
-    """
+    """Find (min, opt, max) of every dynamic axis."""
     known = {**DEFAULT_AXES, **(given or {})}
     axes: dict[str, tuple[int, int, int]] = {}
     for spec in inputs:

@@ -59,11 +59,7 @@ def native() -> Any:
 
 
 def open_gpu(device: str) -> Gpu:
-    """Check that a device name refers to a visible GPU.
-
-    Raises:
-        DeviceError: It is not ``"cuda:N"``, or there is no such GPU.
-    """
+    """Check that a device name refers to a visible GPU."""
     match = re.fullmatch(r"cuda:(\d+)", device)
     if match is None:
         raise DeviceError(f"device: expected 'cuda:N' for backend 'tensorrt', got {device!r}")
@@ -102,13 +98,7 @@ def on_device(index: int) -> Iterator[None]:
 
 
 def order_after(feed_stream: int | None, stream: int, index: int) -> None:
-    """Make ``stream`` wait for what a feed's own stream is still writing.
-
-    Args:
-        feed_stream: From ``__cuda_array_interface__``, where 1 means the legacy default stream.
-        stream: The stream of the run; 0 means the legacy default stream.
-        index: The GPU of both.
-    """
+    """Make ``stream`` wait for what a feed's own stream is still writing."""
     if feed_stream is None or feed_stream == (stream or 1):
         return
     event = native().Event(index, timing=False)  # orders streams within a capture
@@ -117,13 +107,7 @@ def order_after(feed_stream: int | None, stream: int, index: int) -> None:
 
 
 def read_feed(name: str, array: Any) -> DeviceFeed:
-    """Read an array's ``__cuda_array_interface__``.
-
-    Raises:
-        DeviceError: The array is not on a GPU.
-        ShapeError: It is not C-contiguous, or its address is not aligned.
-        DTypeError: Its dtype has no public name.
-    """
+    """Read an array's ``__cuda_array_interface__``."""
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         raise DeviceError(

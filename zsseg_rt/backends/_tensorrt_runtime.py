@@ -24,15 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class RuntimeSettings:
-    """What all execution contexts of one RTX plan share.
-
-    Args:
-        api: TensorRT-RTX.
-        engine: The deserialised plan.
-        plan_path: Where the plan is on disk; None keeps no kernels either.
-        captures: Whether RTX records its launches as CUDA graphs; kept as an attribute.
-        logger: TensorRT's.
-    """
+    """What all execution contexts of one RTX plan share."""
 
     def __init__(
         self, api: TensorRT, engine: Any, plan_path: Path | None, *, captures: bool, logger: Any
@@ -46,14 +38,7 @@ class RuntimeSettings:
         self._saved = self._load()
 
     def config(self, *, captures: bool) -> Any:
-        """A configuration for one more execution context; it shares the kernels.
-
-        Args:
-            captures: Whether this context records its launches as CUDA graphs.
-
-        Raises:
-            BackendError: TensorRT refused; with its last messages.
-        """
+        """A configuration for one more execution context; it shares the kernels."""
         runtime_config = self._new_config()
         placed = runtime_config.set_runtime_cache(self._kernels)
         require(placed, "set_runtime_cache", self._logger)

@@ -43,16 +43,7 @@ class PlanRefused(BackendError):  # noqa: N818 - says what happened to the plan
 
 
 class TensorRTGraph:
-    """A deserialised plan: the weights on one GPU, shared by an execution context per session.
-
-    Args:
-        api: The imported TensorRT.
-        gpu: A GPU that is known to be there.
-        plan: The plan and its build report.
-
-    Raises:
-        PlanRefused: TensorRT cannot deserialise the plan, or its tensors differ from the report's.
-    """
+    """A deserialised plan: the weights on one GPU, shared by an execution context per session."""
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
         self.gpu, self.logger = gpu, start_logging(api)
@@ -93,11 +84,7 @@ class TensorRTGraph:
         return self._report
 
     def session(self) -> Session:
-        """Open an execution context.
-
-        Raises:
-            BackendError: The graph is closed, or no context could be made.
-        """
+        """Open an execution context."""
         return self._open_session(captures=self.captures_itself)
 
     def profiled_session(self) -> TensorRTSession:
@@ -120,11 +107,7 @@ class TensorRTGraph:
             self._settings.save()
 
     def layers(self) -> list[LayerInfo]:
-        """Describe the built engine's layers as TensorRT reports them.
-
-        Raises:
-            BackendError: The graph is closed, or the engine reports no layers.
-        """
+        """Describe the built engine's layers as TensorRT reports them."""
         self._require_open()
         inspector = require(self._engine.create_engine_inspector(), "inspection", self.logger)
         text = inspector.get_engine_information(self._json)
@@ -141,11 +124,7 @@ class TensorRTGraph:
         self._runtime = None
 
     def collector(self) -> Any:
-        """A profiler that adds up the milliseconds of layers by name, in ``totals``.
-
-        Raises:
-            BackendError: This TensorRT has no profilers.
-        """
+        """A profiler that adds up the milliseconds of layers by name, in ``totals``."""
         if self._profiler_base is None:
             raise BackendError("tensorrt: expected IProfiler, got a version without it.")
 

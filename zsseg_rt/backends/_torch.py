@@ -242,11 +242,7 @@ def _exact_float32(torch: Any) -> Iterator[None]:
 
 
 class _NodeMarks:
-    """Times by the host's clock, or by events on the current CUDA stream.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda:N"``.
-    """
+    """Times by the host's clock, or by events on the current CUDA stream."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device != "cpu"

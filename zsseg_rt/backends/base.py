@@ -270,17 +270,7 @@ class Backend(Protocol):
 def pick_choice(
     offers: Sequence[Choice], asked: str, allowed: Sequence[str], *, where: str
 ) -> Choice:
-    """Take the first offer in the requested precision; for ``"auto"``, an allowed one.
-
-    Args:
-        offers: What the backend can give here, best first.
-        asked: A public precision name or ``"auto"``.
-        allowed: Precisions that ``"auto"`` may take.
-        where: Names backend and device in the message.
-
-    Raises:
-        PrecisionNotApplied: No offer fits; the message names the available ones.
-    """
+    """Take the first offer in the requested precision; for ``"auto"``, an allowed one."""
     wanted = allowed if asked == "auto" else (asked,)
     for offer in offers:
         if offer.precision in wanted:

@@ -19,9 +19,6 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, which is created with its folder and never removed.
 
     A folder or link in its place cannot be locked: it is removed with a warning.
-
-    Raises:
-        OSError: The lock cannot be held here.
     """
     from filelock import FileLock, Timeout
 

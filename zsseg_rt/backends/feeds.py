@@ -13,11 +13,7 @@ AxisRanges = Mapping[str, tuple[int, int, int]]
 
 
 def check_names(feeds: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
-    """Refuse missing and unknown inputs.
-
-    Raises:
-        ShapeError: An input is missing or unknown.
-    """
+    """Refuse missing and unknown inputs."""
     known = [spec.name for spec in specs]
     missing = [name for name in known if name not in feeds]
     unknown = [name for name in feeds if name not in known]
@@ -29,18 +25,7 @@ def check_names(feeds: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None
 def check_feed(
     spec: TensorSpec, dtype: str, shape: tuple[int, ...], ranges: AxisRanges | None
 ) -> None:
-    """Refuse a feed of the wrong dtype or shape.
-
-    Args:
-        spec: The input.
-        dtype: The feed's NumPy dtype name.
-        shape: The feed's shape.
-        ranges: Bounds of named axes; an axis without an entry takes any size from 1 on.
-
-    Raises:
-        DTypeError: Wrong dtype.
-        ShapeError: Wrong shape.
-    """
+    """Refuse a feed of the wrong dtype or shape."""
     if dtype != spec.dtype:
         raise DTypeError(f"{spec.name}: expected {spec.dtype}, got {dtype}. Convert it first.")
     if len(shape) != len(spec.shape) or not all(
@@ -53,15 +38,7 @@ def check_feed(
 
 
 def check_tokens(feeds: Mapping[str, Array], token_rows: Mapping[str, int]) -> None:
-    """Refuse integers that point beyond the table that they choose rows of.
-
-    Args:
-        feeds: Checked feeds.
-        token_rows: Inputs that choose rows of a table, and how many rows there are.
-
-    Raises:
-        ArgumentError: An integer is less than 0, or not less than the number of rows.
-    """
+    """Refuse integers that point beyond the table that they choose rows of."""
     for name, rows in token_rows.items():
         numbers = np.asarray(feeds[name])
         low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))

@@ -48,21 +48,7 @@ def load_graph(
     allowed: Sequence[str],
     options: BackendOptions,
 ) -> CompiledGraph:
-    """Compile one graph of a bundle.
-
-    Args:
-        bundle: The bundle.
-        name: Name of the graph.
-        placement: Backend and device.
-        precision: What was asked for.
-        allowed: What ``"auto"`` may take.
-        options: Settings of the backend.
-
-    Raises:
-        BundleError: The bundle lacks the graph, its file is altered, or it takes or gives other
-            dtypes than the manifest states.
-        PrecisionNotApplied: The precision cannot be given.
-    """
+    """Compile one graph of a bundle."""
     backend = registry.get_backend(placement.backend)
     choice = backend.choose(
         bundle.variants(name), precision, device=placement.device, allowed=allowed
@@ -83,12 +69,7 @@ def load_graph(
 
 
 def load_graphs(bundle: Bundle, names: Iterable[str], **settings: Any) -> dict[str, CompiledGraph]:
-    """Compile graphs of a bundle that fit each other; the settings are :func:`load_graph`'s.
-
-    Raises:
-        BundleError: A graph is absent, altered or does not fit another one.
-        PrecisionNotApplied: The precision cannot be given.
-    """
+    """Compile graphs of a bundle that fit each other; the settings are :func:`load_graph`'s."""
     graphs = {name: load_graph(bundle, name, **settings) for name in names}
     check_connections(bundle, graphs)
     encoder = graphs["image_encoder"]
@@ -100,9 +81,6 @@ def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> No
     """Refuse graphs of which one gives another dtype than the next one takes.
 
     Within one precision the manifest is checked; here the graphs may be of several.
-
-    Raises:
-        BundleError: Two graphs do not fit each other.
     """
     given = {
         spec.name: (name, spec.dtype) for name, graph in graphs.items() for spec in graph.outputs
@@ -130,11 +108,7 @@ def _check_stated(where: str, entry: GraphEntry, path: Path) -> None:
 
 
 def load_text_encoder(bundle: Bundle, *, num_threads: int, cache_dir: Path | None) -> Session:
-    """Open a bundle's text encoder on the CPU, in float32.
-
-    Raises:
-        BundleError: The bundle has none, or its file is altered.
-    """
+    """Open a bundle's text encoder on the CPU, in float32."""
     backend = "openvino" if registry.is_installed("openvino") else "torch"
     graph = registry.get_backend(backend).load(
         bundle.open_path(bundle.graph("text_encoder", "float32")),

@@ -77,11 +77,7 @@ class Plan:
 
 
 class PlanCache:
-    """Plans under ``folder/engines``; several processes may share it.
-
-    Args:
-        folder: The cache folder; None keeps nothing.
-    """
+    """Plans under ``folder/engines``; several processes may share it."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else Path(folder) / "engines"

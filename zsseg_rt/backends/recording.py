@@ -13,11 +13,7 @@ from zsseg_rt.common.arrays import Array, TensorSpec
 
 
 class RecordingSession:
-    """Runs another session and keeps its feeds: copies on the CPU, the arrays themselves on a GPU.
-
-    Args:
-        session: What runs.
-    """
+    """Runs another session and keeps its feeds, on the CPU as copies, on a GPU the arrays."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -56,11 +52,7 @@ class RecordingSession:
         return self._session.profile(feeds, stream=stream, runs=runs)
 
     def profile_recorded(self, *, stream: int = 0, runs: int = 10) -> tuple[NodeTime, ...]:
-        """Time the nodes on everything that was fed; a node that ran often counts as often.
-
-        Raises:
-            BackendError: See :meth:`zsseg_rt.backends.base.Session.profile`.
-        """
+        """Time the nodes on everything that was fed; a node that ran often counts as often."""
         if len(self._feeds) == 1:
             return self.profile(self._feeds[0], stream=stream, runs=runs)
         totals: dict[tuple[float, str, str], float] = defaultdict(float)

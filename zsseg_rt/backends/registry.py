@@ -40,12 +40,7 @@ def is_installed(name: str) -> bool:
 
 
 def get_backend(name: str) -> Backend:
-    """Return a backend by its public name.
-
-    Raises:
-        ConfigError: No such backend.
-        BackendUnavailableError: Its package is not installed.
-    """
+    """Return a backend by its public name."""
     if name not in _PACKAGES:
         raise ConfigError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if not is_installed(name):
@@ -58,11 +53,7 @@ def get_backend(name: str) -> Backend:
 
 
 def requested(config: EngineConfig) -> Placement:
-    """What the configuration asks for, or the environment; both results may be ``auto``.
-
-    Raises:
-        ConfigError: An environment variable holds something other than a device or backend name.
-    """
+    """What the configuration asks for, or the environment; both results may be ``auto``."""
     backend, device = config.backend, config.device
     if backend == "auto":
         backend = os.environ.get("ZSSEG_BACKEND") or "auto"
@@ -75,12 +66,7 @@ def requested(config: EngineConfig) -> Placement:
 
 
 def choose(config: EngineConfig) -> Placement:
-    """Resolve ``auto``: a GPU if a backend can use one, otherwise the CPU with OpenVINO.
-
-    Raises:
-        DeviceError: A GPU was asked for but there is none, or backend and device do not match.
-        ConfigError: An environment variable holds something other than a device or backend name.
-    """
+    """Resolve ``auto``: a GPU if a backend can use one, otherwise the CPU with OpenVINO."""
     asked = requested(config)
     backend, device = asked.backend, asked.device
     if device == "auto":

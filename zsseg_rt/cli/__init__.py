@@ -150,11 +150,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _expect_classes_once(given: Sequence[str]) -> None:
-    """Refuse a second ``--classes``, of which the parser would drop the first.
-
-    Raises:
-        UsageError: There are several.
-    """
+    """Refuse a second ``--classes``, of which the parser would drop the first."""
     options = given[: given.index("--")] if "--" in given else given
     times = sum(word.partition("=")[0] == "--classes" for word in options)
     if times > 1:

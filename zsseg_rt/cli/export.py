@@ -122,11 +122,7 @@ def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> N
 
 
 def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
-    """Read class names (one per line, or a JSON list) and their embeddings (.npy).
-
-    Raises:
-        SourceError: A file cannot be read.
-    """
+    """Read class names (one per line, or a JSON list) and their embeddings (.npy)."""
     import numpy as np
 
     from zsseg_rt.common.files import read_npy

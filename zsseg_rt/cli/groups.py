@@ -114,12 +114,7 @@ class ModelOptions(ComputeOptions):
     cosine: CosineOption = None
 
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
-        """The engine's settings.
-
-        Raises:
-            UsageError: ``cosine`` is not written as it should; named as ``cosine_option``.
-            ConfigError: Another option is out of range.
-        """
+        """The engine's settings."""
         settings = self.settings()
         return EngineConfig(**read_cosine(settings.pop("cosine"), cosine_option), **settings)
 
@@ -177,12 +172,7 @@ class MemoryOptions:
     )
 
     def checked(self, path: Path) -> Path | Bundle:
-        """The bundle; read before anything is opened if a memory is wanted.
-
-        Raises:
-            BundleError: It is not one.
-            UsageError: Its family has no use for a memory.
-        """
+        """The bundle; read before anything is opened if a memory is wanted."""
         if not (self.steady or self.skip_still):
             return path
         from zsseg_rt.bundles.bundle import Bundle
@@ -197,11 +187,7 @@ class MemoryOptions:
 def choose_bundle(
     bundle: Path | None, inputs: Sequence[str] | None, *, demo: bool, missing: str
 ) -> Path:
-    """The bundle to use; ``demo`` brings one and inputs of its own.
-
-    Raises:
-        UsageError: Bundle or inputs are missing; for inputs, the message begins with ``missing``.
-    """
+    """The bundle to use; ``demo`` brings one and inputs of its own."""
     if demo:
         from zsseg_rt.demo import demo_bundle
 

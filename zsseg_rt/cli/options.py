@@ -61,18 +61,7 @@ CosineOption = Annotated[
 
 
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
-    """Read ``--classes`` and ``--class``; what the latter's commas mean is logged.
-
-    Args:
-        classes: ``"a,b"``; ``"a; b, c"``, whose commas stand between synonyms because it has
-            semicolons; or ``"@FILE"`` with one class per line, commas between synonyms, where empty
-            lines and lines that begin with ``#`` are skipped.
-        single: One class each, commas between synonyms.
-
-    Raises:
-        UsageError: No class at all.
-        SourceError: The file cannot be read.
-    """
+    """Read ``--classes`` and ``--class``; what the latter's commas mean is logged."""
     names: list[str | list[str]] = []
     if classes == "@":
         raise UsageError("--classes: expected a file's name after @, got none")
@@ -97,13 +86,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
 def read_classes_or_demo(
     classes: str | None, single: Sequence[str], *, demo: bool
 ) -> list[str | list[str]]:
-    """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's.
-
-    Raises:
-        UsageError: No class at all, without ``--demo``.
-        SourceError: The file cannot be read.
-        BundleError: This installation lacks the demo.
-    """
+    """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's."""
     if demo and not (classes or single):
         from zsseg_rt.demo import demo_classes
 
@@ -123,10 +106,6 @@ def argument_errors_are_usage() -> Iterator[None]:
 def read_background(text: str, num_classes: int) -> Sequence[str]:
     """Read ``--background``; where it is not given, few classes compete with published phrases.
 
-    Args:
-        text: ``"a,b"``, ``"auto"`` or ``"none"``; empty if not given.
-        num_classes: How many classes are named.
-
     Returns:
         What ``Engine.set_classes`` takes.
     """
@@ -145,11 +124,7 @@ def flat_names(text: str | None) -> list[str]:
 
 
 def indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
-    """Where the names given to ``--seen`` stand among those given to ``--classes``.
-
-    Raises:
-        UsageError: A name is not among them.
-    """
+    """Where the names given to ``--seen`` stand among those given to ``--classes``."""
     for name in names:
         if name not in known:
             raise UsageError(f"--seen: expected names from --classes, got {name!r}")
@@ -193,11 +168,7 @@ def cosine_rule(
 
 
 def check_activation(option: str, name: str | None) -> None:
-    """Refuse a name that is not one of CLIP's activations.
-
-    Raises:
-        UsageError: The name is unknown; the message begins with ``option``.
-    """
+    """Refuse a name that is not one of CLIP's activations."""
     if name not in (None, "quick_gelu", "gelu"):
         raise UsageError(f"{option}: expected quick_gelu or gelu, got {name}")
 

@@ -36,11 +36,7 @@ def escape_unprintable() -> None:
 
 
 def flush_output() -> None:
-    """Write what standard output still holds; what it does not take is dropped.
-
-    Raises:
-        OSError: It does not take all.
-    """
+    """Write what standard output still holds; what it does not take is dropped."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -66,12 +62,7 @@ def printable(text: str) -> str:
 
 
 def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> None:
-    """Choose what :func:`terminal` returns, in this process; None leaves a choice as it is.
-
-    Args:
-        quiet: Whether to print nothing but errors.
-        to_stderr: Whether to leave standard output to results that a program reads.
-    """
+    """Choose what :func:`terminal` returns, in this process; None leaves a choice as it is."""
     _TERMINAL.update({k: v for k, v in (("quiet", quiet), ("stderr", to_stderr)) if v is not None})
 
 
@@ -96,12 +87,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def check_file_place(option: str, file: Path | None) -> None:
-    """Refuse a file that cannot be written, before any work is done for it.
-
-    Raises:
-        UsageError: Its folder is absent or not writable, the place is taken by a folder, or the
-            system takes no such name.
-    """
+    """Refuse a file that cannot be written, before any work is done for it."""
     if file is None:
         return
     import tempfile
@@ -135,11 +121,7 @@ def _why_no_file(file: Path) -> str:
 
 
 def check_folder_place(option: str, folder: Path) -> None:
-    """Make the folder for results, or refuse it before any work is done.
-
-    Raises:
-        UsageError: It cannot be made or written to.
-    """
+    """Make the folder for results, or refuse it before any work is done."""
     problem = why_unwritable(folder)
     try:
         if not problem:

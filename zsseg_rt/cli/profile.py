@@ -53,11 +53,7 @@ class _Compared:
     strict: bool = opt("With --fail-above: also exit with 3 if undecided.", False, "--strict")
 
     def gate(self) -> float | None:
-        """What ``--fail-above`` says.
-
-        Raises:
-            UsageError: It is no share, or an option lacks the other that it goes with.
-        """
+        """What ``--fail-above`` says."""
         gate = None if self.fail_above is None else _share("--fail-above", self.fail_above)
         if self.strict and gate is None:
             raise UsageError("--strict: expected --fail-above with it, got none")

@@ -16,12 +16,7 @@ NEARLY_ALL = 0.98
 
 
 def print_background(engine: Engine, given: str) -> None:
-    """Tell which background phrases were added, unless the caller wrote them out.
-
-    Args:
-        engine: An engine with classes.
-        given: The text of ``--background``, empty if not given.
-    """
+    """Tell which background phrases were added, unless the caller wrote them out."""
     vocabulary = engine.vocabulary
     if vocabulary is None or given not in ("", "auto"):
         return

@@ -20,9 +20,6 @@ class Notifier:
     """Sends ``READY=1`` with the first frame and ``WATCHDOG=1`` with later ones, once a second.
 
     Without ``NOTIFY_SOCKET`` in the environment, it does nothing.
-
-    Args:
-        environment: The variables of this process.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:

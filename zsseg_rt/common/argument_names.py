@@ -32,11 +32,7 @@ def arguments_called(
 
 
 def current_name(architecture: str) -> str:
-    """What an architecture is called today; a warning tells if it was renamed.
-
-    Args:
-        architecture: As a user, a run or a configuration of an earlier version names it.
-    """
+    """What an architecture is called today; a warning tells if it was renamed."""
     name = _RENAMED.get(architecture, architecture)
     if name != architecture:
         _log.warning("architecture: %r is called %r now", architecture, name)

@@ -24,12 +24,7 @@ _INTERFACE = "_C.pyi"
 
 
 class CoreFinder(MetaPathFinder):
-    """Finds ``zsseg_rt._C`` in an installed ``zsseg_rt``; asked only where the package has none.
-
-    Args:
-        package: Folder of the package that lacks it.
-        version: The package's version.
-    """
+    """Finds ``zsseg_rt._C`` in an installed ``zsseg_rt``; asked only where the package has none."""
 
     def __init__(self, package: Path, version: str) -> None:
         self._package, self._version = package, version
@@ -37,11 +32,7 @@ class CoreFinder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the installed core of the same version and the same interface.
-
-        Raises:
-            BackendUnavailableError: There is none; the message says what to do.
-        """
+        """Return the installed core of the same version and the same interface."""
         if name != _CORE:
             return None
         others = []

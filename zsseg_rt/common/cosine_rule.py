@@ -26,9 +26,6 @@ class CosineRule:
         seen_weight: ``w`` of classes that training saw, in [0, 1].
         unseen_weight: ``w`` of all others, in [0, 1].
         scale: Factor of the cosines before the softmax, above 0 and at most 1000.
-
-    Raises:
-        ValueError: A value is out of range, or both weights are 0.
     """
 
     seen_weight: float

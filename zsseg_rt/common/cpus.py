@@ -27,9 +27,6 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
     Every group above the process's own limits it too. In a container without a namespace for groups
     the process's own path is the host's and absent; the container's group is then the root.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are.
     """
     groups = root / "sys/fs/cgroup"
     limits = [math.inf]

@@ -13,9 +13,6 @@ from zsseg_rt.errors import BackendUnavailableError
 def install_command(*extras: str) -> str:
     """The command that installs optional packages, from a checkout of this package's source.
 
-    Args:
-        extras: Names of extras; any one of several is enough.
-
     Example:
         >>> install_command("train")
         "pip install '.[train]' in a checkout of zsseg_rt"
@@ -25,16 +22,7 @@ def install_command(*extras: str) -> str:
 
 
 def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread") -> Any:
-    """The module ``cv2``.
-
-    Args:
-        purpose: What it is for: "to read photos".
-        argument: What asks for it.
-        needs: A function that it must have.
-
-    Raises:
-        BackendUnavailableError: It is not installed, or lacks the function.
-    """
+    """The module ``cv2``."""
     try:
         cv2: Any = import_module("cv2")
     except ImportError:
@@ -49,15 +37,7 @@ def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread")
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Name the extra that installs a missing package; our own modules are never missing.
-
-    Args:
-        extra: Its name, as in :func:`install_command`.
-        purpose: What the package is for: "to train".
-
-    Raises:
-        BackendUnavailableError: A third-party package is not installed.
-    """
+    """Name the extra that installs a missing package; our own modules are never missing."""
     try:
         yield
     except ModuleNotFoundError as exc:

@@ -24,12 +24,7 @@ _REFUSED = {"Cc": "a control character", "Cs": "half of a surrogate pair"}
 
 
 def parse_json(data: bytes) -> Any:
-    """Read JSON that every reader understands in the same way.
-
-    Raises:
-        ValueError: Not UTF-8 or not JSON, nesting deeper than 64 levels, a repeated key, a number
-            that is NaN or infinite, or text with half of a surrogate pair.
-    """
+    """Read JSON that every reader understands in the same way."""
     try:
         raw = json.loads(data.decode(), object_pairs_hook=_sound_object)
     except RecursionError as exc:
@@ -43,29 +38,12 @@ def parse_json(data: bytes) -> Any:
 
 
 def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueError) -> T:
-    """Build ``cls`` from JSON data, checking every key and type.
-
-    Args:
-        cls: A dataclass whose fields are annotated with str, Path, int, float, bool, None, Literal,
-            tuple, Sequence, dict, unions of these and nested dataclass types; or such a type. See
-            :func:`up_to_date` for data of earlier versions.
-        raw: What ``json.load`` returned.
-        where: What to call the data in messages, such as ``"bundle.json"``.
-        error: The exception type to raise.
-
-    Raises:
-        error: A key is unknown or missing, or a value has the wrong type; the message names it.
-    """
+    """Build ``cls`` from JSON data, checking every key and type."""
     return typing.cast(T, _decode(cls, raw, where, error))
 
 
 def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What earlier versions wrote for ``cls``, in today's words.
-
-    Args:
-        cls: A dataclass; its static method ``from_earlier``, if it has one, translates.
-        raw: Fields by name, or keyword arguments of what builds ``cls``.
-    """
+    """What earlier versions wrote for ``cls``, in today's words."""
     translate = getattr(cls, "from_earlier", None)
     return raw if translate is None else typing.cast("Mapping[str, Any]", translate(raw))
 
@@ -231,18 +209,7 @@ def checked_settings(
     where: str,
     hidden: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Keyword arguments for a function or class, as a user gave them.
-
-    Args:
-        target: What receives them.
-        given: Plain values as in TOML; tables and lists become the dataclasses and tuples that the
-            target expects. Values of other kinds, which only Python code can give, pass unchecked.
-        where: What to call the settings in messages, such as ``"model.options"``.
-        hidden: Arguments that users may not give.
-
-    Raises:
-        ArgumentError: A key is unknown or missing, or its value is of the wrong type.
-    """
+    """Keyword arguments for a function or class, as a user gave them."""
     names = setting_names(target)
     known = None if names is None else [name for name in names if name not in hidden]
     for name in given:
@@ -257,11 +224,7 @@ def checked_settings(
 def typed_settings(
     target: Callable[..., Any], given: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The same, without checking which keys are known.
-
-    Raises:
-        ArgumentError: A value is of the wrong type.
-    """
+    """The same, without checking which keys are known."""
     hints = _hints(target)
     return {
         name: decode(hints[name], value, f"{where}.{name}", ArgumentError)
@@ -300,16 +263,7 @@ def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_plain_text(text: Any, where: str) -> str:
-    """Return a text that can be written to any file and shown on any terminal.
-
-    Args:
-        text: What was given.
-        where: What to call it in messages, such as ``"class_names[3]"``.
-
-    Raises:
-        VocabularyError: Not a string, or one with a control character or half of a surrogate pair;
-            the message says where.
-    """
+    """Return a text that can be written to any file and shown on any terminal."""
     if not isinstance(text, str):
         raise VocabularyError(f"{where}: expected a string, got {type(text).__name__} {text!r}")
     if text.isprintable():

@@ -17,29 +17,17 @@ PHOTOS = ("playroom.png", "beach.png", "hall.png", "terrace.png")
 
 
 def demo_bundle() -> Path:
-    """The bundle's folder.
-
-    Raises:
-        BundleError: This installation lacks it.
-    """
+    """The bundle's folder."""
     return _shipped(BUNDLE)
 
 
 def demo_photos() -> list[str]:
-    """Paths of the images.
-
-    Raises:
-        BundleError: This installation lacks one.
-    """
+    """Paths of the images."""
     return [str(_shipped(name)) for name in PHOTOS]
 
 
 def demo_classes() -> list[str]:
-    """Names of classes to look for, some of which the bundle's training never saw.
-
-    Raises:
-        BundleError: This installation lacks them.
-    """
+    """Names of classes to look for, some of which the bundle's training never saw."""
     return _shipped(CLASSES).read_text(encoding="utf-8").splitlines()
 
 

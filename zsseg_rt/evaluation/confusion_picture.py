@@ -27,13 +27,7 @@ def write_confusion_png(
     *,
     seen: Collection[int] = (),
 ) -> None:
-    """Draw a confusion matrix and write it as PNG; see :func:`draw_confusion`.
-
-    Raises:
-        ShapeError: There is not one name per class.
-        SourceError: The file cannot be written; nothing is left behind.
-        BackendUnavailableError: OpenCV is not installed.
-    """
+    """Draw a confusion matrix and write it as PNG; see :func:`draw_confusion`."""
     picture = draw_confusion(counts, class_names, seen=seen)
     cv2 = import_opencv("to draw")
     ok, encoded = cv2.imencode(".png", picture[:, :, ::-1])
@@ -50,19 +44,12 @@ def draw_confusion(
 ) -> Picture:
     """Draw a confusion matrix, each row divided by its sum.
 
-    Args:
+    Shapes:
         counts: int64 ``[C, C + 1]``, rows truth, columns prediction, last column no class; see
             :class:`zsseg_rt.evaluation.metrics.ConfusionMatrix`.
-        class_names: One per class.
-        seen: Indices of seen classes; the names of all others are drawn in another colour, unless
-            this is empty.
 
     Returns:
         RGB, uint8 ``[H, W, 3]``.
-
-    Raises:
-        ShapeError: There is not one name per class.
-        BackendUnavailableError: OpenCV is not installed.
     """
     if counts.shape != (len(class_names), len(class_names) + 1):
         raise ShapeError(

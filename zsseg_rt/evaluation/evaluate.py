@@ -258,11 +258,7 @@ def compare(
 def read_ahead(
     dataset: SegmentationDataset, indices: Sequence[int], depth: int = READ_AHEAD
 ) -> Iterator[Sample]:
-    """Yield images in order, while a thread reads the next ``depth``.
-
-    Raises:
-        DatasetError: An image or mask is unusable; raised when its turn comes.
-    """
+    """Yield images in order, while a thread reads the next ``depth``."""
     pending: deque[Future[Sample]] = deque()
     waiting = iter(indices)
     pool = ThreadPoolExecutor(1, thread_name_prefix="zsseg-read")

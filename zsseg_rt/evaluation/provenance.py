@@ -14,11 +14,7 @@ from zsseg_rt.common.cpus import usable_cpus
 
 
 def describe_machine(*modules: ModuleType) -> dict[str, str]:
-    """Processor, system and versions; nothing that identifies a person or a host.
-
-    Args:
-        *modules: Packages whose versions matter too.
-    """
+    """Processor, system and versions; nothing that identifies a person or a host."""
     machine = {
         "cpu": _cpu_name(),
         "usable_cpus": str(usable_cpus()),

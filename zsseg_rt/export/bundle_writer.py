@@ -67,19 +67,8 @@ class ExportedModel:
 def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptions) -> Path:
     """Write graphs, text side, golden sample, manifest; check the bundle, then move it into place.
 
-    Args:
-        path: Folder to write, ``NAME.zsseg``.
-        exported: What the bundle holds.
-        options: The export options.
-
     Returns:
         The bundle folder.
-
-    Raises:
-        BackendError: The exporter failed, or emitted control flow.
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with the model.
-        CheckpointError: A weight does not fit into float16.
-        VocabularyError: The text bank is unusable.
     """
     text = exported.text
     with new_bundle_folder(path, overwrite=options.overwrite, verify=options.verify) as folder:
@@ -117,15 +106,6 @@ def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[
 
     An old bundle stays in place until the new one replaces it in one step. What killed
     processes left behind while writing this bundle is removed.
-
-    Args:
-        path: Bundle folder to make.
-        overwrite: Whether an existing bundle is replaced.
-        verify: Whether the finished bundle is compared with its golden sample first.
-
-    Raises:
-        BundleError: ``path`` exists and may not be replaced, cannot be written, or the bundle
-            disagrees with its golden sample.
     """
     _bundle_name(path)
     try:

@@ -77,15 +77,7 @@ def write_encoder(path: Path) -> None:
 
 
 def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
-    """Write the encoder as a dense bundle whose text bank is :data:`COLOUR_WORDS`.
-
-    Args:
-        path: Bundle folder to write, ``NAME.zsseg``.
-        overwrite: Whether to replace an existing bundle.
-
-    Raises:
-        BundleError: The folder exists and ``overwrite`` is False, or it cannot be written.
-    """
+    """Write the encoder as a dense bundle whose text bank is :data:`COLOUR_WORDS`."""
     from zsseg_rt.export import export_dense_bundle
 
     with tempfile.TemporaryDirectory() as folder:

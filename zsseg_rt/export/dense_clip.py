@@ -28,11 +28,7 @@ from zsseg_rt.models.dense.encoder import FoldedDenseEncoder
 
 
 def imagenet_templates() -> tuple[str, ...]:
-    """CLIP's 80 ImageNet prompts, as open_clip lists them.
-
-    Raises:
-        BackendUnavailableError: open_clip is not installed.
-    """
+    """CLIP's 80 ImageNet prompts, as open_clip lists them."""
     try:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
     except ModuleNotFoundError as exc:
@@ -44,13 +40,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:
-    """Cut dense CLIP or the trained cosine head into a bundle's parts.
-
-    Raises:
-        BackendUnavailableError: CLIP's prompts are needed and open_clip is missing.
-        ShapeError: Patches do not fill the input size.
-        VocabularyError: Templates or names are unusable.
-    """
+    """Cut dense CLIP or the trained cosine head into a bundle's parts."""
     encoder = model.fold_image_encoder(options.size_hw)
     text = _text_side(model, options)
     preprocess = PreprocessSpec(size_hw=encoder.size_hw, mean=model.image_mean, std=model.image_std)

@@ -30,10 +30,6 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     ``clip_embeds`` [1, N, D]; ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
     ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]. Float16 graphs have those of
     :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
-
-    Raises:
-        ShapeError: The model does not accept this size.
-        VocabularyError: Names or templates are unusable.
     """
     if options.cosine is not None:
         model = model.with_cosine(options.cosine)

@@ -25,16 +25,12 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 def to_float16(model: onnx.ModelProto, *, half: Collection[str] = ()) -> onnx.ModelProto:
     """Return a float16 version of a float32 graph.
 
-    Args:
-        model: A graph without control flow, its value types inferable, weights inside the file.
+    Shapes:
         half: Names of inputs and outputs that become float16, where the graph has them and they are
             float32; the others stay as they are.
 
     Returns:
         A new model; ``model`` is not changed.
-
-    Raises:
-        CheckpointError: A weight does not fit into float16.
     """
     return _Converter(model, half).convert()
 

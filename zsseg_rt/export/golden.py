@@ -55,10 +55,8 @@ def dense_golden(
 ) -> dict[str, npt.NDArray[Any]]:
     """Every intermediate of a dense bundle, by the NumPy definitions of the kernels.
 
-    Args:
-        image: What :func:`preprocess_frame` returned.
+    Shapes:
         patch_embeds: The original encoder's output for it, float32 [1, N, D].
-        head: Labelling rule.
         classes: Names and their embeddings float32 [C, D].
     """
     frame = golden_frame()

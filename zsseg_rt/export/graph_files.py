@@ -50,18 +50,12 @@ def save_graphs(
 ) -> GraphFiles:
     """Write ``NAME.PRECISION.onnx`` for every graph and precision.
 
-    Args:
-        graphs: What to write, by graph name.
-        folder: Existing folder to write into.
+    Shapes:
         precisions: Variants, of ``"float32"`` and ``"float16"``.
         half: Names of inputs and outputs that the float16 graphs take and give in float16.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
-
-    Raises:
-        BackendError: The exporter failed, or emitted control flow.
-        CheckpointError: A weight does not fit into float16.
     """
     return {
         name: save_variants(graph.to_onnx(name), name, folder, precisions, half)
@@ -146,11 +140,7 @@ def strip_notes(model: onnx.ModelProto, name: str) -> None:
 
 
 def refuse_control_flow(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a graph whose control flow depends on data.
-
-    Raises:
-        BackendError: The graph holds If, Loop, Scan or functions.
-    """
+    """Refuse a graph whose control flow depends on data."""
     found = {node.op_type for node in model.graph.node} & _CONTROL_FLOW
     if found or model.functions:
         raise BackendError(

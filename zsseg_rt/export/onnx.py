@@ -40,11 +40,7 @@ class GraphExport:
     dynamic: Mapping[str, Mapping[int, tuple[str, int]]] = field(default_factory=dict)
 
     def to_onnx(self, name: str) -> onnx.ModelProto:
-        """Trace the module into one graph, without notes about the computer it is made on.
-
-        Raises:
-            BackendError: The exporter failed, or emitted control flow.
-        """
+        """Trace the module into one graph, without notes about the computer it is made on."""
         dims = {
             tensor: {
                 axis: torch.export.Dim(label, min=1, max=most)
@@ -93,11 +89,7 @@ def text_encoder_export(module: nn.Module) -> GraphExport:
 
 
 def check_float32_on_cpu(model: nn.Module) -> None:
-    """Refuse a model that cannot be exported as it is.
-
-    Raises:
-        CheckpointError: A weight is not float32 or not on the CPU.
-    """
+    """Refuse a model that cannot be exported as it is."""
     devices = {parameter.device.type for parameter in model.parameters()}
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if devices != {"cpu"} or dtypes != {torch.float32}:

@@ -63,9 +63,6 @@ class ExportOptions:
         activation: ``"none"``, ``"sigmoid"`` or ``"softmax"``.
         unknown_below: Score below which a pixel is unknown; None keeps every pixel.
         architecture: Human-readable name of the encoder.
-
-    Raises:
-        BundleError: A precision is not one that graphs are written in.
     """
 
     precisions: Sequence[str] = GRAPH_PRECISIONS
@@ -124,19 +121,7 @@ ENCODER_OPTIONS = COMMON_OPTIONS | {
 
 
 def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str) -> ExportOptions:
-    """Take options by name.
-
-    Args:
-        given: The options.
-        reads: Names of those that the exporter reads.
-        exported: What is exported, for messages.
-
-    Raises:
-        ArgumentError: An option does not exist, is of the wrong type, or the exporter does not
-            read it.
-        BundleError: A precision is not one that graphs are written in.
-        VocabularyError: A text holds control characters or half of a surrogate pair.
-    """
+    """Take options by name."""
     known = [field.name for field in fields(ExportOptions)]
     for name in given:
         if name not in known:

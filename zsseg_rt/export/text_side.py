@@ -36,22 +36,10 @@ _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
 class TextSide:
     """Text tower, tokenizer and templates of one export; without a tower it needs no torch.
 
-    Args:
-        options: The export options; the other arguments are defaults for options not given.
-        embed_dim: Width D of the joint space.
-        templates: Prompts with one ``{}`` each.
-        template_set: A short name for the templates.
-        space: Human-readable name of the joint space.
-        tower: The model's text tower, or None.
-
     Attributes:
         encoder: The text tower that is written, or None.
         templates: The prompts.
         embed_dim: Width D of the joint space.
-
-    Raises:
-        CheckpointError: The given module's vocabulary is not CLIP's.
-        VocabularyError: The templates are unusable.
     """
 
     def __init__(
@@ -121,10 +109,6 @@ class TextSide:
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
         """Embed class names in torch, after :meth:`write_tokenizer`.
 
-        Args:
-            names: Class names.
-            templates: Prompts to use; None is all.
-
         Returns:
             Unit embeddings float32 [C, D] and, for the golden sample, ``token_ids`` with their
             ``prompt_embeds``; None without a text tower.
@@ -155,15 +139,7 @@ class TextSide:
 
 
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the classes whose scores a model lowers; if not known, none and a warning.
-
-    Args:
-        seen_classes: Indices of the classes.
-        class_names: The names that the indices refer to.
-
-    Raises:
-        VocabularyError: There are fewer names than the indices reach.
-    """
+    """Names of the classes whose scores a model lowers; if not known, none and a warning."""
     if not seen_classes:
         return ()
     if class_names is None:

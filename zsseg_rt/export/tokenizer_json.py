@@ -24,15 +24,8 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
     The file's own normalizer composes accents, joins whitespace and lowers the case, for readers
     that use only the file; :class:`zsseg_rt.text.tokenizer.Tokenizer` cleans text beforehand.
 
-    Args:
-        merges_path: ``bpe_simple_vocab_16e6.txt.gz``; None takes the one open_clip ships.
-
     Returns:
         The content of ``tokenizer.json``.
-
-    Raises:
-        BackendUnavailableError: No path was given and open_clip is missing.
-        CheckpointError: The file does not hold CLIP's merges.
 
     Source:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",

@@ -33,11 +33,7 @@ class VerifyReport:
         return all(stage.passed for stage in self.stages)
 
     def require(self, bundle: str) -> None:
-        """Raise unless every stage passed.
-
-        Raises:
-            BundleError: A stage disagrees; the message names the first.
-        """
+        """Raise unless every stage passed."""
         for stage in self.stages:
             if not stage.passed:
                 raise BundleError(

@@ -17,9 +17,6 @@ _MIN_ELEMENTS = 1024  # below this, the cast node takes about as much as float16
 def store_exact_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with every large weight that float16 holds exactly stored as float16.
 
-    Args:
-        model: Any graph with its weights inside the file.
-
     Returns:
         A new model whose nodes see the same float32 values; ``model`` itself if nothing changes.
     """

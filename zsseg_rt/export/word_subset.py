@@ -45,17 +45,8 @@ def keep_words(
 ) -> WordSubset:
     """Cut a text tower down to some words.
 
-    Args:
-        encoder: A text tower with CLIP's tokens; it is not changed.
-        words: What class names may be made of, lower case.
-        other_words: More words and punctuation that training saw, such as those of prompts.
-
     Returns:
         The smaller tower, which gives texts of these words the same embeddings.
-
-    Raises:
-        VocabularyError: No words, or something given is more than one word.
-        CheckpointError: The tower does not have CLIP's tokens.
     """
     if not words:
         raise VocabularyError("words: expected at least one, got none. Name what training saw.")
@@ -82,11 +73,7 @@ def keep_words(
 
 
 class _Merging:
-    """Byte-pair merging of words that remembers what it used.
-
-    Args:
-        ranks: Rank of each merge; the lowest is applied first.
-    """
+    """Byte-pair merging of words that remembers what it used."""
 
     def __init__(self, ranks: Mapping[tuple[str, ...], int]) -> None:
         self._ranks = ranks
@@ -95,11 +82,7 @@ class _Merging:
         self.tokens: set[str] = set()
 
     def add(self, word: str) -> None:
-        """Merge one word.
-
-        Raises:
-            VocabularyError: It is not one lower-case ASCII word.
-        """
+        """Merge one word."""
         if not word.isascii() or word != word.lower() or not (word.isalpha() or len(word) == 1):
             raise VocabularyError(
                 f"words: expected single lower-case words of ASCII letters, got {word!r}. "

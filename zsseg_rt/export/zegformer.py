@@ -54,10 +54,6 @@ def export_zegformer(model: ZegFormer, options: ExportOptions) -> ExportedModel:
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
     [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
     ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
-
-    Raises:
-        ShapeError: The model does not accept this size.
-        VocabularyError: Names or templates are unusable.
     """
     parts = fold_zegformer(model, options.size_hw)
     preprocess = PreprocessSpec(

@@ -25,12 +25,7 @@ _STRIDE = 4  # of the masks
 
 
 class FoldedProposals(nn.Module):
-    """From an image of one size to mask logits and segment embeddings; text is not used.
-
-    Args:
-        model: The trained model; copied.
-        size_hw: Size of the images, a multiple of 32.
-    """
+    """From an image of one size to mask logits and segment embeddings; text is not used."""
 
     initial: Tensor
     positions: Tensor
@@ -66,7 +61,7 @@ class FoldedProposals(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Propose segments.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[1, 3, *size_hw]``.
 
         Returns:
@@ -98,11 +93,7 @@ class FoldedProposals(nn.Module):
 
 
 class FoldedRegionEncoder(nn.Module):
-    """CLIP's image tower on a batch of crops; only the class token leaves its last block.
-
-    Args:
-        clip: CLIP; its weights are shared, not copied.
-    """
+    """CLIP's image tower on a batch of crops; only the class token leaves its last block."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -154,15 +145,8 @@ def fold_zegformer(model: ZegFormer, size_hw: tuple[int, int] | None = None) -> 
     Batch norms are folded into their convolutions, the first self-attention of the queries and the
     positional encodings are constants, and only the last layer's segments leave the decoder.
 
-    Args:
-        model: The model, in evaluation mode; its weights are not changed.
-        size_hw: Size of the images; None is 512x512.
-
     Returns:
         The parts.
-
-    Raises:
-        ShapeError: A side is not a multiple of the model's size divisor or is larger than 4096.
     """
     size_hw = size_hw or NATIVE_SIZE_HW
     divisor = max(model.config.size_divisor, 32)

@@ -22,12 +22,7 @@ from zsseg_rt.models.zeroseg.model import FoldedZeroSeg, ZeroSeg
 
 
 def export_zeroseg(model: ZeroSeg, options: ExportOptions) -> ExportedModel:
-    """Split a ZeroSeg into a bundle's parts; the text tower is its teacher's.
-
-    Raises:
-        ShapeError: Patches do not fill the input size.
-        VocabularyError: The templates are unusable.
-    """
+    """Split a ZeroSeg into a bundle's parts; the text tower is its teacher's."""
     folded = model.fold_for_inference(options.size_hw)
     text = TextSide(
         options,

@@ -68,11 +68,7 @@ def fetch_bundle(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Let one process at a time fetch: two names may need the same file.
-
-    Raises:
-        FetchError: The folder cannot be written to.
-    """
+    """Let one process at a time fetch: two names may need the same file."""
     home = default_cache_dir()
     lock = locked(home / "fetch.lock")
     try:

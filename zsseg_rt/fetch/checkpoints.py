@@ -43,16 +43,7 @@ class Checkpoint:
 
 
 def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
-    """The weights file: put there by hand, in the Hugging Face cache, or downloaded now.
-
-    Args:
-        chosen: The set.
-        progress: Hears what happens.
-
-    Raises:
-        FetchError: It cannot be had, or the file here is not the published one; the message says
-            what to do.
-    """
+    """The weights file: put there by hand, in the Hugging Face cache, or downloaded now."""
     folder = checkpoint_folder(chosen.repository)
     for file in chosen.files:
         if (folder / file).is_file():
@@ -77,16 +68,7 @@ def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
 
 
 def check_free_space(chosen: PretrainedSet, folder: Path, download_bytes: int) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        chosen: The set.
-        folder: Where it will be written; need not exist yet.
-        download_bytes: What is still to be downloaded.
-
-    Raises:
-        FetchError: The folder cannot be written to, or has too little space.
-    """
+    """Refuse to begin what the disk cannot hold."""
     problem = why_unwritable(folder)
     if problem:
         raise FetchError(
@@ -171,11 +153,7 @@ def _download(
 
 
 def _download_rest(remote: hub.RemoteFile, partial: Path, progress: Progress) -> None:
-    """Go on after broken connections as long as more comes.
-
-    Raises:
-        HubError: The hub refuses, or a connection brought nothing.
-    """
+    """Go on after broken connections as long as more comes."""
     while True:
         before = _length(partial)
         try:
@@ -207,11 +185,7 @@ def _put_in_place(partial: Path, path: Path, remote: hub.RemoteFile) -> None:
 
 
 def _compare(path: Path, expected: hub.RemoteFile, remedy: str) -> None:
-    """Refuse a file that is not the published one.
-
-    Raises:
-        FetchError: Its size or SHA-256 is another.
-    """
+    """Refuse a file that is not the published one."""
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         raise FetchError(f"{path}: expected {expected.size} bytes, got {size}. {remedy}")

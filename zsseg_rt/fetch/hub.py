@@ -62,11 +62,7 @@ def address_of(repository: str, file: str, revision: str = "main") -> str:
 
 
 def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
-    """Ask for size and hash of the first file that the repository has at a revision.
-
-    Raises:
-        HubError: None of the files is there, or there is no answer.
-    """
+    """Ask for size and hash of the first file that the repository has at a revision."""
     for file in files[:-1]:
         try:
             return _look_up_one(repository, file, revision)
@@ -79,17 +75,7 @@ def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
 def download(
     remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]
 ) -> None:
-    """Append what is missing of a file.
-
-    Args:
-        remote: The file.
-        partial: What earlier tries left of this very file; made if absent.
-        on_bytes: Called with the bytes on the disk and of the whole file.
-
-    Raises:
-        HubError: The connection was lost or the hub refuses; what came is kept.
-        FetchError: It cannot be written here.
-    """
+    """Append what is missing of a file."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers

@@ -82,15 +82,8 @@ class PhotoSegmenter:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Label a batch of rows.
 
-        Args:
-            batch: The columns, as ``Dataset.map(..., batched=True)`` gives them.
-
         Returns:
             The new columns.
-
-        Raises:
-            ArgumentError: The batch has no such column, or is a single row.
-            ZssegError: As :class:`Engine` and its ``set_classes``.
         """
         if self._column not in batch:
             raise ArgumentError(
@@ -161,11 +154,7 @@ _COLUMNS = frozenset({"mask", "classes", "unknown_share", "error"})
 
 
 def _content(photo: Any) -> Any:
-    """A file's content, or uint8 RGB [H, W, 3].
-
-    Raises:
-        SourceError: The file cannot be read, or the image not be decoded.
-    """
+    """A file's content, or uint8 RGB [H, W, 3]."""
     try:
         if isinstance(photo, Mapping):  # an image that datasets did not decode
             content = photo.get("bytes")

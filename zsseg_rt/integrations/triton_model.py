@@ -42,16 +42,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the bundle; Triton calls this once.
-
-        Args:
-            args: What Triton says of the model and of this instance.
-
-        Raises:
-            ZssegError: ``config.pbtxt``, the bundle or its default classes are unusable, the
-                engine cannot run on the instance's device, or this Triton cannot work with this
-                NumPy. Triton reports it and loads no model.
-        """
+        """Load the bundle; Triton calls this once."""
         _refuse_numpy_2()
         model_config = json.loads(args["model_config"])
         parameters = {
@@ -131,9 +122,6 @@ def _refuse_numpy_2() -> None:
 
     Such a pybind11 looks for ``numpy.core`` when the first array reaches it; newer ones know that
     NumPy 2 calls it ``numpy._core``.
-
-    Raises:
-        BackendUnavailableError: This is such a Triton.
     """
     import triton_python_backend_utils as pb_utils
 
@@ -149,11 +137,7 @@ def _refuse_numpy_2() -> None:
 
 
 def _label_type(model_config: Mapping[str, Any]) -> type[np.uint8 | np.uint16]:
-    """The type of ``labels`` in ``config.pbtxt``.
-
-    Raises:
-        ConfigError: It is no type for labels.
-    """
+    """The type of ``labels`` in ``config.pbtxt``."""
     (kind,) = [out["data_type"] for out in model_config["output"] if out["name"] == "labels"]
     if kind not in _LABEL_TYPES:
         raise ConfigError(
@@ -164,11 +148,7 @@ def _label_type(model_config: Mapping[str, Any]) -> type[np.uint8 | np.uint16]:
 
 
 def _engine_config(settings: str, args: Mapping[str, str]) -> EngineConfig:
-    """The settings in ``config.pbtxt``; the device is that of the instance unless they name one.
-
-    Raises:
-        ConfigError: The settings are not JSON of an :class:`EngineConfig`.
-    """
+    """The settings in ``config.pbtxt``; the device is that of the instance unless they name one."""
     config = EngineConfig.from_dict(_parse("engine", settings))
     if config.device != "auto":
         return config

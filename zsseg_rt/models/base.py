@@ -191,7 +191,7 @@ class PixelModel(SegmentationModel):
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
         """Score every class at every pixel, as the official evaluation does.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings, ``[C, D]``, unit norm.
 
@@ -240,16 +240,11 @@ class PixelModel(SegmentationModel):
 def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tensor:
     """Lower the scores of seen classes.
 
-    Args:
+    Shapes:
         scores: ``[B, C, H, W]``.
-        seen_classes: Indices below C.
-        bias: What is subtracted.
 
     Returns:
         ``[B, C, H, W]``.
-
-    Raises:
-        ShapeError: ``seen_classes`` names a class that ``scores`` does not have.
     """
     num_classes = scores.shape[1]
     if seen_classes and not 0 <= min(seen_classes) <= max(seen_classes) < num_classes:

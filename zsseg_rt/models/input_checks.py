@@ -11,11 +11,7 @@ from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuse anything that is not a tensor.
-
-    Raises:
-        DTypeError: The value is not a tensor.
-    """
+    """Refuse anything that is not a tensor."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise DTypeError(
@@ -24,11 +20,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
-    """Refuse sizes that patches do not fill exactly.
-
-    Raises:
-        ShapeError: A side is not a positive multiple of the patch size.
-    """
+    """Refuse sizes that patches do not fill exactly."""
     if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
         raise ShapeError(
             f"image_size: expected multiples of the patch size {patch_size}, got "
@@ -37,12 +29,7 @@ def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
 
 
 def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_embeds") -> None:
-    """Refuse class embeddings that are not from a model's joint space.
-
-    Raises:
-        DTypeError: They are not a tensor of floating-point numbers.
-        ShapeError: They are not ``[C, embed_dim]`` with at least one class.
-    """
+    """Refuse class embeddings that are not from a model's joint space."""
     check_tensor(name, text_embeds)
     if not text_embeds.is_floating_point():
         raise DTypeError(
@@ -56,11 +43,7 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
 
 
 def read_class_indices(name: str, classes: Any) -> tuple[int, ...]:
-    """Read class indices from a list, an array or a tensor.
-
-    Raises:
-        ArgumentError: They are something else, such as a boolean mask.
-    """
+    """Read class indices from a list, an array or a tensor."""
     try:
         values = list(classes.tolist() if hasattr(classes, "tolist") else classes)
         if not any(isinstance(value, bool) for value in values):

@@ -142,9 +142,6 @@ def find_builder(architecture: str, *, official: bool) -> Builder:
     """What is behind :func:`create_model`; with ``official``, behind :func:`from_official`.
 
     Its signature lists the architecture's settings.
-
-    Raises:
-        CheckpointError: The architecture is unknown.
     """
     builders = {
         name: known.from_official if official else known.create

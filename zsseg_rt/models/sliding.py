@@ -51,18 +51,13 @@ def prepare_image(
 
     The short side becomes ``short_side`` exactly, the long side in proportion; bilinear on uint8.
 
-    Args:
+    Shapes:
         rgb: uint8 ``[H, W, 3]``, RGB.
-        short_side: Short side of the result, in pixels.
         mean: Mean of R, G, B, in ``[0, 1]``.
         std: Standard deviation of R, G, B, in ``[0, 1]``.
 
     Returns:
         float32 ``[1, 3, h, w]``.
-
-    Raises:
-        ShapeError: The image is not ``[H, W, 3]`` or is empty.
-        DTypeError: The image is not uint8.
     """
     _check_picture(rgb)
     height, width = rgb.shape[:2]
@@ -98,11 +93,9 @@ def slide_scores(
 ) -> Tensor:
     """Average the scores of overlapping windows.
 
-    Args:
+    Shapes:
         predict: Maps a window ``[B, 3, h, w]`` to scores ``[B, C, h, w]``.
         image: ``[B, 3, H, W]``.
-        crop_size: Side of a window; windows are clipped where the image is smaller.
-        stride: Step between windows, in pixels.
 
     Returns:
         ``[B, C, H, W]``.

@@ -44,10 +44,8 @@ def resize(
 ) -> npt.NDArray[np.float32]:
     """Resize ``[..., h, w]``: ``(1 - t) * a + t * b`` down the rows, then along them.
 
-    Args:
+    Shapes:
         planes: float32.
-        size_hw: Height and width of the result.
-        rows: Which of the result's rows to compute.
 
     Returns:
         float32 ``[..., len(rows), W]``.

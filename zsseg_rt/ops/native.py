@@ -10,12 +10,7 @@ from zsseg_rt.errors import DTypeError, ZssegError
 
 
 def native(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the core.
-
-    Raises:
-        DTypeError: An argument is of a Python type that the function does not take.
-        ZssegError: Whatever the function refuses.
-    """
+    """Call a function of the core."""
     try:
         return function(*arguments)
     except TypeError as exc:

@@ -24,9 +24,8 @@ _BAND_ROWS = 32  # rows of [C, H, W] held at a time
 def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Upsample as :func:`upsample_argmax` does: half-pixel centres, edges clamped.
 
-    Args:
+    Shapes:
         logits: float32 or float16 ``[B, C, h, w]``; NaN and infinities become finite, +-1e30.
-        out_hw: Height and width of the result.
 
     Returns:
         float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.

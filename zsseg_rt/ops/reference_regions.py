@@ -68,10 +68,8 @@ def crop_regions(
 def roi_align(image: FloatArray, box: Sequence[int], side: int) -> FloatArray:
     """Sample a box by RoIAlign, half-pixel aligned, as two products with sampling matrices.
 
-    Args:
+    Shapes:
         image: float32 ``[3, H, W]``.
-        box: ``x1, y1, x2, y2``.
-        side: Side of the result.
 
     Returns:
         float32 ``[3, side, side]``.
@@ -134,12 +132,9 @@ def score_maps(
 ) -> FloatArray:
     """Some rows of the score maps of :func:`label_regions`, before the bias.
 
-    Args:
+    Shapes:
         mask_logits: float32 ``[Q, h, w]``.
         class_scores: float32 ``[C, Q]``.
-        canvas_hw: Height and width at which masks become soft.
-        out_hw: Height and width of the whole maps.
-        rows: Which rows of the maps.
 
     Returns:
         float32 ``[C, len(rows), W]``.

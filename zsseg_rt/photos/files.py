@@ -36,9 +36,6 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     them. What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and ``*.mask.png``, counts as a
     photo only if named directly: in folders and patterns it is skipped, and the log says how many
     were.
-
-    Raises:
-        SourceError: An argument matches nothing, or is a folder without photos.
     """
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -112,11 +109,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
 
 
 def load_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Return the content of a photo's file.
-
-    Raises:
-        SourceError: The file cannot be read, or is longer than any photo with that many pixels.
-    """
+    """Return the content of a photo's file."""
     longest = max(_LONGEST_FILE, 8 * max_pixels)
     try:
         with path.open("rb") as stream:
@@ -130,12 +123,7 @@ def load_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
 
 
 def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Do what :func:`read_photo` does, with content that :func:`load_photo` has read.
-
-    Raises:
-        SourceError: As :func:`read_photo`; the message names ``path``.
-        BackendUnavailableError: OpenCV is not installed.
-    """
+    """Do what :func:`read_photo` does, with content that :func:`load_photo` has read."""
     cv2 = import_opencv("to read photos")
     try:
         check_picture(data, max_pixels=max_pixels)

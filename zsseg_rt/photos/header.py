@@ -50,15 +50,7 @@ class PictureHeader:
 
 
 def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image that may not, or cannot really, be as large as its header says.
-
-    Args:
-        data: The whole file.
-        max_pixels: The most pixels (height times width) that are accepted.
-
-    Raises:
-        ValueError: Not an image, too many pixels, or far too few bytes for them.
-    """
+    """Refuse an image that may not, or cannot really, be as large as its header says."""
     header = read_header(data)
     height, width = header.size_hw
     if height * width > max_pixels:
@@ -77,11 +69,7 @@ def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def read_header(data: bytes) -> PictureHeader:
-    """Read the header of an AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP file.
-
-    Raises:
-        ValueError: The file is of another format, or its header is cut off or damaged.
-    """
+    """Read the header of an AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP file."""
     for magics, read in _READERS:
         if data.startswith(magics, 4 if read is _read_heif else 0):
             try:

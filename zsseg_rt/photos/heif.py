@@ -28,15 +28,7 @@ def can_decode(suffix: str) -> bool:
 
 
 def decode_heif(data: bytes, path: Path) -> npt.NDArray[np.uint8]:
-    """Decode a photo as uint8 RGB [H, W, 3], its orientation applied.
-
-    Args:
-        data: The content of the file; its size has been checked.
-        path: Where it came from, for messages.
-
-    Raises:
-        SourceError: Nothing here decodes it, or it is damaged.
-    """
+    """Decode a photo as uint8 RGB [H, W, 3], its orientation applied."""
     suffix = ".avif" if data[8:12] in (b"avif", b"avis") else ".heic"
     if not can_decode(suffix):
         raise SourceError(

@@ -58,14 +58,7 @@ class Candidate(Protocol):
 
 
 class LocalCandidate:
-    """A function of this process.
-
-    Args:
-        name: What reports call it.
-        call: Makes one call.
-        device_timer: Marks each call's work on a GPU; None on the CPU.
-        stages_of: Returns milliseconds by stage from what a call returned.
-    """
+    """A function of this process."""
 
     def __init__(
         self,

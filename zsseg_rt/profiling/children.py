@@ -36,19 +36,11 @@ class Started(dict[str, float]):
 class ChildCandidate:
     """A child process that takes turns when asked.
 
-    Args:
-        name: What reports call it.
-        spec: What to open; see :func:`zsseg_rt.profiling.worker.open_candidate`.
-        python: Interpreter to run it; None takes this one with this process's import path.
-
     Attributes:
         process: The child's number.
         started: Seconds of the parts of its cold start.
         described: What runs in it, as plain data.
         memory: Resident MB after the first call and at the peak until then, or None.
-
-    Raises:
-        CandidateError: The interpreter cannot be run, or it could not open the candidate.
     """
 
     def __init__(self, name: str, spec: Mapping[str, Any], *, python: str | None = None) -> None:
@@ -85,11 +77,7 @@ class ChildCandidate:
         self.memory: list[float] | None = answer["memory"]
 
     def request(self, action: str, **values: Any) -> Any:
-        """Ask the child to do something and return its answer.
-
-        Raises:
-            CandidateError: It could not, or it ended; the message names the signal.
-        """
+        """Ask the child to do something and return its answer."""
         line = json.dumps({"do": action, **values}) + "\n"
         try:
             assert self._child.stdin is not None

@@ -73,11 +73,7 @@ class Snapshot:
 
 
 def take_snapshot(root: Path = _ROOT) -> Snapshot:
-    """Read counters and sensors.
-
-    Args:
-        root: The folder that holds ``proc`` and ``sys``.
-    """
+    """Read counters and sensors."""
     stat = (_text(root / "proc/stat") or "").splitlines()
     cpu = root / "sys/devices/system/cpu"
     throttled = [_number(f) for f in cpu.glob("cpu*/thermal_throttle/*_throttle_count")]
@@ -98,13 +94,7 @@ def take_snapshot(root: Path = _ROOT) -> Snapshot:
 def compare_snapshots(
     before: Snapshot, after: Snapshot, *, waiting: float | None = None
 ) -> Conditions:
-    """Describe what happened between two snapshots.
-
-    Args:
-        before: Taken at the begin.
-        after: Taken at the end.
-        waiting: Share of their runnable time that the measured threads waited for a CPU.
-    """
+    """Describe what happened between two snapshots."""
     readings = (
         Reading(
             name="waiting for a CPU",

@@ -78,13 +78,7 @@ class Stretch:
 def find_energy_sources(
     root: Path = _ROOT, nvml: Any | None = None, *, gpu: int = 0
 ) -> EnergySources:
-    """Find what tells energy here: a board's rails, else a GPU's counter, else the CPU's.
-
-    Args:
-        root: The folder that holds ``sys``.
-        nvml: The module ``pynvml``; None imports it, if there is one.
-        gpu: Which GPU, as CUDA counts them.
-    """
+    """Find what tells energy here: a board's rails, else a GPU's counter, else the CPU's."""
     rails = tuple(_hwmon_rails(root))
     if rails:
         totals = tuple(rail for rail in rails if rail.name in _TOTALS)
@@ -109,13 +103,7 @@ def find_energy_sources(
 
 
 class EnergyMeter:
-    """Reads rails in a thread, between :meth:`start` and :meth:`stop`.
-
-    Args:
-        sources: What to read.
-        interval: Seconds between readings.
-        clock: Seconds that only grow.
-    """
+    """Reads rails in a thread, between :meth:`start` and :meth:`stop`."""
 
     def __init__(
         self,

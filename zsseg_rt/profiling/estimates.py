@@ -71,10 +71,6 @@ class Difference:
 def percentile(samples: Sequence[float], share: float) -> float | None:
     """The smallest sample that at least a share of all samples do not exceed.
 
-    Args:
-        samples: At least one, in any order.
-        share: In (0, 1), such as 0.99.
-
     Returns:
         The sample, or None if fewer than three samples are above it: then it would be an accident
         of the tail.
@@ -89,11 +85,6 @@ def percentile_interval(
     samples: Sequence[float], share: float, confidence: float = 0.95
 ) -> tuple[float, float] | None:
     """The interval for a percentile between two order statistics; assumes nothing of the shape.
-
-    Args:
-        samples: Independent samples, in any order.
-        share: The percentile, in (0, 1).
-        confidence: Probability with which such intervals hold the true percentile, at least.
 
     Returns:
         Its ends, or None where there are too few samples for one.
@@ -121,14 +112,6 @@ def shift_estimate(values: Sequence[float], confidence: float = 0.95) -> Interva
 
     The estimate is the median of the means of all pairs, each value with itself included. It is
     nearly as precise as the mean on clean data and ignores single outliers like the median.
-
-    Args:
-        values: At least one; a sample from a symmetric distribution. Of more than
-            :data:`MOST_PAIRS`, as many are used, spread evenly.
-        confidence: Probability with which such intervals hold the true shift, at least.
-
-    Raises:
-        ArgumentError: There is no value.
     """
     given = np.asarray(values, np.float64)
     if not given.size:
@@ -167,11 +150,6 @@ def _signed_rank(count: int) -> Floats:
 def choose_basis(waiting_share: float | None, *, on_gpu: bool = False) -> Basis:
     """Which time is compared: a rule that is fixed before anything is measured.
 
-    Args:
-        waiting_share: Share of their runnable time that the candidates' threads waited for a CPU;
-            None if the system does not tell.
-        on_gpu: Whether the candidates run on a GPU, where CPU time says little.
-
     Returns:
         ``"wall"``, unless threads waited for over 20 % of their time: then ``"cpu"``, or
         ``"device"`` on a GPU.
@@ -184,18 +162,7 @@ def choose_basis(waiting_share: float | None, *, on_gpu: bool = False) -> Basis:
 def judge(
     base: Sequence[float], other: Sequence[float], *, basis: Basis, threshold: float
 ) -> Difference:
-    """Compare two candidates that took turns.
-
-    Args:
-        base: Milliseconds of the one that is compared with, round by round, all positive.
-        other: Milliseconds of the other one in the same rounds.
-        basis: What these milliseconds are.
-        threshold: Changes up to this share, in either direction, count as equal.
-
-    Raises:
-        ArgumentError: The lists are empty, or differ in length, or hold times that are not
-            positive.
-    """
+    """Compare two candidates that took turns."""
     if not base or len(base) != len(other):
         raise ArgumentError(f"rounds: expected as many of both, got {len(base)} and {len(other)}")
     if min(*base, *other) <= 0.0:

@@ -49,12 +49,7 @@ class NvmlGpu:
 
 
 def open_gpu(index: int = 0, nvml: Any | None = None) -> NvmlGpu | str:
-    """Find a GPU, or say why it cannot be found.
-
-    Args:
-        index: CUDA's, among those that ``$CUDA_VISIBLE_DEVICES`` leaves.
-        nvml: The module ``pynvml``; None imports it, if there is one.
-    """
+    """Find a GPU, or say why it cannot be found."""
     if nvml is None:
         try:
             nvml = importlib.import_module("pynvml")
@@ -77,12 +72,7 @@ def open_gpu(index: int = 0, nvml: Any | None = None) -> NvmlGpu | str:
 
 
 class GpuWatch:
-    """Reads a GPU now and then, and says what it saw.
-
-    Args:
-        gpu: The GPU, or why there is none, as :func:`open_gpu` returns it.
-        interval: Seconds between readings at least.
-    """
+    """Reads a GPU now and then, and says what it saw."""
 
     def __init__(self, gpu: NvmlGpu | str, *, interval: float = _INTERVAL) -> None:
         self._gpu, self._interval = gpu, interval

@@ -106,13 +106,7 @@ class DeviceTimer(Protocol):
 
 
 class Meter:
-    """Times calls in the thread that made it.
-
-    Args:
-        device_timer: Marks each call's work on a GPU; None on the CPU.
-        stages_of: Returns milliseconds by stage from what a call returned; None: there are none.
-        device_stage: The stage that :attr:`Sample.device_ms` repeats, for results timed on a GPU.
-    """
+    """Times calls in the thread that made it."""
 
     def __init__(
         self,
@@ -163,11 +157,6 @@ class Meter:
 
         A frame that falls due while another is in progress waits for it, and the time that it
         waits counts. None is dropped.
-
-        Args:
-            call: Labels the next frame.
-            rate: Frames per second.
-            seconds: How long frames fall due.
         """
         return list(self._paced(call, rate, max(1, round(rate * seconds))))
 
@@ -237,10 +226,6 @@ def waiting_share(before: ThreadTimes, after: ThreadTimes) -> float | None:
 
 def settle_threads(process: int | str = "self", seconds: float = _SETTLING_SECONDS) -> bool:
     """Wait until a process's threads sleep, the calling one apart; thread pools spin for a while.
-
-    Args:
-        process: Its number, or ``"self"``.
-        seconds: The longest time to wait.
 
     Returns:
         Whether they sleep now.

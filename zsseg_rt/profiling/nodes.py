@@ -21,14 +21,7 @@ _LAYOUT = (
 
 
 def assign_nodes(graph: str, nodes: Iterable[Sequence[object]]) -> list[NodeRow]:
-    """Give every node of a graph its block and kind.
-
-    Args:
-        graph: The graph's name.
-        nodes: Name, type and milliseconds, in the order they ran. What a backend invents has no
-            name, and belongs to the named node before it, or at the begin to the one behind. What
-            lies outside the nodes is a block and a kind of its own.
-    """
+    """Give every node of a graph its block and kind."""
     given = [(str(name), str(kind), float(str(ms))) for name, kind, ms in nodes]
     modules = [_module_of(name) for name, _, _ in given]
     first = next((module for module in modules if module is not None), None)

@@ -42,11 +42,6 @@ def profile(request: Request) -> Report:
     Returns:
         The report; also after Ctrl-C, with what was measured until then, and where some variants
         failed.
-
-    Raises:
-        SelfCheckError: A bundle does not reproduce its golden sample; nothing is timed.
-        CandidateError: The first variant cannot be opened.
-        ConfigError: Variants share a name.
     """
     names = [variant.name for variant in request.variants]
     if len(set(names)) < len(names):

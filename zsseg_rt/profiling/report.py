@@ -306,11 +306,7 @@ def summarise(samples: Sequence[float]) -> Percentiles | None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a profile's JSON.
-
-    Raises:
-        ConfigError: It cannot be read, or is not a profile that this version reads.
-    """
+    """Read a profile's JSON."""
     try:
         raw: Any = schema.parse_json(path.read_bytes())
     except OSError as exc:

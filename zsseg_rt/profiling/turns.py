@@ -144,18 +144,8 @@ def take_turns(
 ) -> Rounds:
     """Let candidates take turns until the rule ends it.
 
-    Args:
-        candidates: At least one, with names of their own; the others are compared with the first.
-        plan: What a turn consists of, the same for all.
-        stop: When enough rounds were taken.
-        seed: Of the order within rounds.
-        on_round: Called after each round.
-
     Returns:
         What was measured; also after Ctrl-C, and where candidates failed.
-
-    Raises:
-        ArgumentError: There is no candidate, or two share a name.
     """
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
@@ -229,12 +219,6 @@ def pace_in_turns(
 ) -> dict[str, list[Paced]]:
     """Let frames fall due by a clock, for one candidate at a time, a few stretches each.
 
-    Args:
-        candidates: Who labels them.
-        rate: Frames per second.
-        seconds: How long frames fall due, for each candidate, in all.
-        seed: Of the order.
-
     Returns:
         Frames by candidate; those of a candidate that failed are left out.
     """
@@ -268,16 +252,7 @@ def take_turns_locally(
     device_timer: DeviceTimer | None = None,
     max_seconds: float = math.inf,
 ) -> Rounds:
-    """Let functions of this process take turns: what benchmark scripts use.
-
-    Args:
-        calls: What each candidate does.
-        rounds: How many rounds.
-        plan: What a turn consists of; by default one call after a pause of 5 ms and another.
-        stages: Whether calls return results with ``times`` by stage.
-        device_timer: Marks each call's work on a GPU; None on the CPU.
-        max_seconds: No round begins later.
-    """
+    """Let functions of this process take turns: what benchmark scripts use."""
     plan = plan or TurnPlan(measuring_ms=0.0)
     stages_of = _stages_of if stages else None
     candidates = [

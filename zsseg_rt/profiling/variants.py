@@ -62,11 +62,7 @@ def same_work(first: Variant, second: Variant) -> bool:
 
 
 def read_against(text: str, base: Variant) -> Variant:
-    """A bundle's folder, or settings as ``KEY=VALUE,KEY=VALUE``.
-
-    Raises:
-        ConfigError: Neither; a key is unknown, a value is bad; or it would be other work.
-    """
+    """A bundle's folder, or settings as ``KEY=VALUE,KEY=VALUE``."""
     if "=" not in text or os.path.isdir(text):  # noqa: PTH112 - before it is a path at all
         if not _names_a_bundle(text):
             raise ConfigError(
@@ -96,11 +92,7 @@ _WHAT = {"classes": "class count", "frame": "frame size", "streams": "number of 
 
 
 def read_sweep(text: str, base: Variant) -> list[Variant]:
-    """Variants from ``KEY=VALUE,VALUE``.
-
-    Raises:
-        ConfigError: The key or a value is unknown.
-    """
+    """Variants from ``KEY=VALUE,VALUE``."""
     key, values = _pair(text, "--sweep")
     if key not in _SWEPT:
         raise ConfigError(f"--sweep: unknown key {key!r}. {schema.nearest(key, list(_SWEPT))}")

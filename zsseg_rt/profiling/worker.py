@@ -67,14 +67,7 @@ class Opened:
 
 
 def open_candidate(spec: Mapping[str, Any]) -> Opened:
-    """Open an engine, or what a function in a file returns.
-
-    Args:
-        spec: ``{"file", "function", "arguments"}``, a function that returns a call without
-            arguments, whose attributes ``described``, ``labels`` and ``select`` count if it has
-            them; or ``{"bundle", "config", "frames"}`` with ``classes`` and, if they are not
-            embedded by the bundle, the ``embeddings`` file.
-    """
+    """Open an engine, or what a function in a file returns."""
     return _open_function(spec) if "function" in spec else _open_engine(spec)
 
 

@@ -34,11 +34,7 @@ class _Impatient:
 
 
 def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
-    """The first frames of photos, folders, videos or cameras.
-
-    Raises:
-        ConfigError: A source is not one that exists, or has no frames.
-    """
+    """The first frames of photos, folders, videos or cameras."""
     frames: Frames = []
     try:
         for source in open_sources(sources):
@@ -59,12 +55,8 @@ def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
 class Workload:
     """Frames and classes in files.
 
-    Args:
-        folder: Where the files go; the caller removes it.
+    Shapes:
         frames: uint8 RGB [H, W, 3] each.
-        classes: Names as :meth:`Engine.set_classes` takes them; None takes each bundle's golden
-            sample's with its embeddings.
-        templates: Prompts; the bundles' own if None.
     """
 
     def __init__(
@@ -109,11 +101,7 @@ class Workload:
         return len(self._frames)
 
     def check_class_counts(self, variants: Sequence[Variant]) -> None:
-        """Refuse to compare bundles whose golden samples have different numbers of classes.
-
-        Raises:
-            ConfigError: They do.
-        """
+        """Refuse to compare bundles whose golden samples have different numbers of classes."""
         first = self.num_classes(variants[0])
         for variant in variants[1:]:
             count = self.num_classes(variant)

@@ -26,11 +26,7 @@ _Result = TypeVar("_Result")
 
 
 def captures_wanted() -> bool:
-    """Whether ``$ZSSEG_CUDA_GRAPHS`` allows captures: not if it is 0.
-
-    Raises:
-        ConfigError: It is neither 0 nor 1.
-    """
+    """Whether ``$ZSSEG_CUDA_GRAPHS`` allows captures: not if it is 0."""
     value = os.environ.get(_SETTING) or "1"
     if value not in ("0", "1"):
         raise ConfigError(
@@ -67,12 +63,6 @@ class FrameCaptures:
     later ones are only launched. A capture holds addresses: once a buffer has moved or a
     session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly
     from then on.
-
-    Args:
-        sessions: The lane's.
-        workspace: The lane's.
-        clock: The lane's; its marks are part of a capture.
-        wanted: False runs everything plainly.
     """
 
     def __init__(

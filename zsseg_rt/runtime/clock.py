@@ -33,9 +33,6 @@ class NvtxRanges:
     A range needs its name when it begins, and a clock tells stages when they end. So a stage is
     called by what followed the one before it in the last frame, and a lane's first frame has no
     stages.
-
-    Raises:
-        BackendUnavailableError: The package nvtx is not installed.
     """
 
     def __init__(self) -> None:
@@ -82,11 +79,6 @@ class StageClock:
 
     On CUDA the marks are events on the stream, made once, so that timing does not make the host
     wait.
-
-    Args:
-        stream: The lane's CUDA stream; None on the CPU.
-        enabled: False marks nothing and gives no times.
-        ranges: Shows frames and stages to NVIDIA's tools; None shows nothing.
     """
 
     def __init__(

@@ -20,16 +20,7 @@ _Result = TypeVar("_Result")
 
 
 class LanePool:
-    """Labels frames in the engine's own lane and in further ones; usable from any thread.
-
-    Args:
-        segment: Labels a frame in the engine's own lane.
-        open_lane: Opens a further lane; the pool closes it.
-        num_lanes: Lanes in all.
-
-    Raises:
-        EngineStateError: A further lane cannot be opened.
-    """
+    """Labels frames in the engine's own lane and in further ones; usable from any thread."""
 
     def __init__(
         self,
@@ -72,11 +63,6 @@ def in_order(
 
     At most ``num_threads`` jobs run, and as many results wait, at any time. When the iterator is
     closed or fails, jobs that have not begun are not begun; those under way are waited for.
-
-    Args:
-        work: Called in threads of its own.
-        jobs: What to work on; taken as they are needed, in the caller's thread.
-        num_threads: Jobs at the same time, at least 1.
     """
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:

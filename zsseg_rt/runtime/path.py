@@ -54,18 +54,7 @@ class _Labelled:
 
 
 class FramePath:
-    """Labels one frame at a time; the lane sees to that.
-
-    Args:
-        family: How the bundle's features become masks.
-        sessions: The lane's own sessions by graph name.
-        workspace: The lane's.
-        preprocess: How a frame becomes the encoder's input.
-        config: The engine's settings.
-
-    Raises:
-        ConfigError: ``$ZSSEG_CUDA_GRAPHS`` is neither 0 nor 1.
-    """
+    """Labels one frame at a time; the lane sees to that."""
 
     def __init__(
         self,
@@ -96,12 +85,8 @@ class FramePath:
     ) -> Segmentation:
         """Label a frame; see :meth:`zsseg_rt.Lane.segment`.
 
-        Args:
+        Shapes:
             frame: uint8 [H, W, 3], or two planes, in host memory, checked.
-            classes: The classes, as the engine gives them.
-            rule: How scores become labels.
-            trace: Receives every intermediate.
-            turn: The frame's turn with a memory.
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
         with ops.thread_limit(self._config.num_threads):
@@ -138,11 +123,8 @@ class FramePath:
     ) -> DeviceSegmentation:
         """Label a frame on the GPU and leave the labels there.
 
-        Args:
+        Shapes:
             frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
-            classes: The classes, as the engine gives them.
-            rule: How scores become labels.
-            alpha: Weight of the colours in an overlay; None draws none.
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
         if alpha is not None:

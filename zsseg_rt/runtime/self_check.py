@@ -119,17 +119,7 @@ class SelfCheck:
 def check_against_golden(
     bundle: Bundle, family: Family, precision: str, run: RunGolden
 ) -> SelfCheck:
-    """Run the golden frame and compare every intermediate.
-
-    Args:
-        bundle: The bundle.
-        family: Knows how its samples are compared.
-        precision: What the engine runs at; decides the tolerances.
-        run: Labels the golden frame and keeps the intermediates.
-
-    Raises:
-        BundleError: The bundle has no golden sample, or it is damaged, incomplete or too large.
-    """
+    """Run the golden frame and compare every intermediate."""
     golden, rule = read_golden(bundle, family), family.golden
     names = [str(name) for name in golden["class_names"]]
     given = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
@@ -235,17 +225,10 @@ def _log_odds(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def read_golden(bundle: Bundle, family: Family) -> Arrays:
     """The arrays of a bundle's golden sample, by name.
 
-    Args:
-        bundle: The bundle.
-        family: Knows what its samples hold.
-
     Returns:
         At least ``frame`` uint8 [H, W, 3], ``class_names`` [C], ``text_embeds`` [C, D],
         ``mask_logits`` [1, C or segments, h, w] and ``labels`` unsigned [H, W]; all but the names
         are numbers.
-
-    Raises:
-        BundleError: The bundle has no golden sample, or it is damaged, incomplete or too large.
     """
     if bundle.golden is None:
         raise BundleError(

@@ -66,14 +66,7 @@ class AccessRules:
         )
 
     def check_host(self, host: str | None) -> None:
-        """Refuse a request that calls the server by a name that is not its own.
-
-        Args:
-            host: The header Host.
-
-        Raises:
-            Refused: With status 400.
-        """
+        """Refuse a request that calls the server by a name that is not its own."""
         found = _NETLOC.fullmatch((host or "").lower())
         name = found[1].strip("[]") if found else ""
         if name in self.hosts or (self.any_address and _is_address(name)):
@@ -84,15 +77,7 @@ class AccessRules:
         )  # fmt: skip
 
     def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Refuse a request that another site's page makes.
-
-        Args:
-            origin: The header Origin; programs that are no browsers send none.
-            host: The header Host, which has been checked.
-
-        Raises:
-            Refused: With status 403.
-        """
+        """Refuse a request that another site's page makes."""
         if origin is None:
             return
         found = _ORIGIN.fullmatch(origin.lower())
@@ -110,16 +95,7 @@ class AccessRules:
     def check_token(
         self, authorization: str | None, *, protocols: Sequence[str] = (), query: bytes = b""
     ) -> None:
-        """Refuse a request without the token.
-
-        Args:
-            authorization: The header Authorization, ``Bearer TOKEN``.
-            protocols: A WebSocket's subprotocols; ``token.TOKEN`` may be among them.
-            query: The query of a request that may carry ``token=TOKEN``.
-
-        Raises:
-            Refused: With status 401.
-        """
+        """Refuse a request without the token."""
         if self.token is None:
             return
         scheme, _, shown = (authorization or "").partition(" ")

@@ -61,13 +61,7 @@ class Problem(BaseModel):
 
 
 def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
-    """The application that answers requests.
-
-    Args:
-        hub: What all clients share.
-        page: What browsers get.
-        stale_seconds: Without a new frame for so long, ``/healthz`` answers 503.
-    """
+    """The application that answers requests."""
     app = FastAPI(
         title="zsseg_rt",
         version=__version__,

@@ -43,12 +43,7 @@ class _Watch:
 
 
 class ConnectionGuard:
-    """Knows all connections; used in the loop's thread.
-
-    Args:
-        settings: Its limits, and the proxies that count for many clients.
-        counts: Where refused and dropped connections are counted.
-    """
+    """Knows all connections; used in the loop's thread."""
 
     def __init__(self, settings: ServerSettings, counts: Counter[str]) -> None:
         self._limits, self._counts = settings.limits, counts

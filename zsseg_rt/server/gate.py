@@ -35,13 +35,7 @@ _PROTECTION = {
 
 
 class Gate:
-    """ASGI middleware around the whole application.
-
-    Args:
-        app: The application.
-        rules: Who may come in.
-        limits: The most that clients may use.
-    """
+    """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, limits: Limits) -> None:
         self._app, self._rules, self._limits = app, rules, limits
@@ -72,11 +66,7 @@ class Gate:
         await self._app(scope, limited, send)
 
     def _shows_token(self, scope: Scope, headers: Headers) -> bool:
-        """Whether the request shows the token, or none is asked for.
-
-        Raises:
-            Refused: It does not, and must.
-        """
+        """Whether the request shows the token, or none is asked for."""
         query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
         try:
             self._rules.check_token(headers.get("authorization"), query=query)

@@ -14,12 +14,6 @@ def describe_health(
 
     A source is dead if no frame of it was labelled for ``stale_seconds``, unless it is a recording
     that came to its end.
-
-    Args:
-        hub: What is known.
-        stale_seconds: How long ago the last frame may be.
-        strict: Whether one dead source among several is a failure.
-        with_names: Whether to name the sources; else they are numbered as they were given.
     """
     sources: list[dict[str, Any]] = []
     silences = hub.silences()

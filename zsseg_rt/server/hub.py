@@ -26,13 +26,7 @@ _LOOK_EVERY = 0.25
 
 
 class Hub:
-    """What all clients share. All of it is for the loop's thread but :meth:`publish`.
-
-    Args:
-        stream: What is labelled.
-        labeller: Labels it.
-        limits: The most that clients may use.
-    """
+    """What all clients share. All of it is for the loop's thread but :meth:`publish`."""
 
     def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
         self._sources = tuple(stream.stats())
@@ -68,12 +62,7 @@ class Hub:
             loop.call_soon_threadsafe(self._wake_all)
 
     def newest(self, source: str | None, sent: dict[str, int]) -> Result | None:
-        """The frame that a client gets next, or None if there is none that it has not had.
-
-        Args:
-            source: The source to watch; None takes the one that was sent longest ago.
-            sent: Number of the newest result that was sent, per source.
-        """
+        """The frame that a client gets next, or None if there is none that it has not had."""
         with self._lock:
             fresh = [
                 name
@@ -85,11 +74,7 @@ class Hub:
             return self._newest[min(fresh, key=lambda name: sent.get(name, 0))]
 
     def check_source(self, name: Any) -> str | None:
-        """The name of a source, or None for all.
-
-        Raises:
-            ArgumentError: There is no such source.
-        """
+        """The name of a source, or None for all."""
         if name is None or (isinstance(name, str) and name in self._sources):
             return name
         raise ArgumentError("source: expected the name of a source, or none for all")

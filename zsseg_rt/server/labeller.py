@@ -26,15 +26,7 @@ _REMEMBERED = 16  # versions of the classes whose frames may still be on their w
 
 
 class Labeller:
-    """Labels the stream's frames and clients' pictures with the same classes and threshold.
-
-    Args:
-        engine: An engine with classes.
-        limits: The most that clients may use.
-
-    Raises:
-        EngineStateError: The engine has no classes yet.
-    """
+    """Labels the stream's frames and clients' pictures with the same classes and threshold."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         if engine.vocabulary is None:
@@ -77,9 +69,6 @@ class Labeller:
 
         Returns:
             The classes of this very change.
-
-        Raises:
-            VocabularyError: A name cannot be used.
         """
         _refuse_long_names(classes, background, self._limits.name_length)
         self._is_seen.wait(_SETTLE)
@@ -90,11 +79,7 @@ class Labeller:
         return vocabulary
 
     def set_unknown_below(self, value: float) -> None:
-        """Set the score below which a pixel is unknown, from the next frame on.
-
-        Raises:
-            ArgumentError: It is outside [0, 1].
-        """
+        """Set the score below which a pixel is unknown, from the next frame on."""
         if not is_share(value):
             raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
         self._unknown_below = value
@@ -102,9 +87,8 @@ class Labeller:
     def segment_frame(self, image: npt.NDArray[np.uint8], **options: Any) -> Segmentation:
         """Label a frame of the stream.
 
-        Args:
+        Shapes:
             image: uint8 [H, W, 3].
-            options: Further ones of :meth:`Engine.segment`.
         """
         with self._turns.take("frame"):
             seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)
@@ -115,14 +99,8 @@ class Labeller:
     def segment_picture(self, content: bytes) -> tuple[npt.NDArray[np.uint8], Segmentation]:
         """Label a client's picture.
 
-        Args:
-            content: A BMP, JPEG, PNG, TIFF or WebP file.
-
         Returns:
             The picture, uint8 [H, W, 3] in the engine's channel order, and its labels.
-
-        Raises:
-            SourceError: It is none of these, damaged, or too large.
         """
         image = decode_photo(content, Path("image"), max_pixels=self._limits.picture_pixels)
         if self.channel_order == "bgr":

@@ -19,11 +19,6 @@ class MotionJpeg(StreamingResponse):
 
     What lies in buffers on the way is not ours to throw away, so on a slow link this falls behind;
     the WebSocket does not.
-
-    Args:
-        hub: What all clients share.
-        source: The source to show; None shows all in turns.
-
     """
 
     def __init__(self, hub: Hub, source: str | None) -> None:
@@ -32,11 +27,7 @@ class MotionJpeg(StreamingResponse):
         self._hub = hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, unless as many clients have it as may: checked and counted in one step.
-
-        Raises:
-            Busy: As many clients have it as may.
-        """
+        """Answer, unless as many clients have it as may: checked and counted in one step."""
         watchers = self._hub.watchers
         if watchers["motion_jpegs"] >= self._hub.limits.motion_jpegs:
             raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")

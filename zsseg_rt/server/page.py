@@ -26,11 +26,7 @@ class Page:
 
 
 def load_page() -> Page:
-    """Read the page that ships with the package.
-
-    Raises:
-        SourceError: It is absent, or has not exactly one style and one script.
-    """
+    """Read the page that ships with the package."""
     try:
         html = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -41,11 +37,7 @@ def load_page() -> Page:
 
 
 def policy_for(html: str) -> str:
-    """The Content-Security-Policy of a page.
-
-    Raises:
-        SourceError: The page has not exactly one style and one script.
-    """
+    """The Content-Security-Policy of a page."""
     hashes = {}
     for tag in ("style", "script"):
         found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)

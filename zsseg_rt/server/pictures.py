@@ -18,18 +18,7 @@ VERSION_HEADER = "X-Vocabulary-Version"
 
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
-    """Label a picture.
-
-    Args:
-        labeller: Labels it.
-        content: A BMP, JPEG, PNG, TIFF or WebP file.
-        accept: The header Accept: ``image/png`` gets the labels, ``image/jpeg`` the overlay,
-            anything else JSON.
-
-    Raises:
-        SourceError: The content is no picture, or is damaged.
-        HTTPException: It has too many pixels.
-    """
+    """Label a picture."""
     _refuse_large(content, labeller.most_pixels)
     image, seg = labeller.segment_picture(content)
     wanted, headers = _wanted(accept), {VERSION_HEADER: str(seg.vocabulary_version)}

@@ -50,14 +50,7 @@ class FrameMessage:
 
 
 class Result:
-    """A labelled frame, and what was encoded of it; each form is made once, when it is asked for.
-
-    Args:
-        number: Position among all results of the server, from 1.
-        seg: The labelled frame.
-        channel_order: Of the frame.
-        worker: Encodes.
-    """
+    """A labelled frame and what was encoded of it; each form is made once, when asked for."""
 
     def __init__(self, number: int, seg: Segmentation, channel_order: str, worker: Worker) -> None:
         self.number, self.seg = number, seg
@@ -92,13 +85,7 @@ def frame_of(seg: Segmentation) -> Frame:
 
 
 def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameMessage:
-    """Encode a frame for viewers.
-
-    Args:
-        number: The message's id.
-        seg: A labelled frame of a stream.
-        channel_order: Of the frame.
-    """
+    """Encode a frame for viewers."""
     frame = frame_of(seg)
     height, width = _preview_size(frame.image.shape[:2])
     image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
@@ -145,14 +132,9 @@ def encode_overlay(
 ) -> bytes:
     """A JPEG of an image with its labels' colours on it.
 
-    Args:
+    Shapes:
         image: uint8 [H, W, 3].
         labels: uint8 or uint16 [H, W].
-        names: The classes that labels may name; they decide the colours.
-        channel_order: Of the image.
-
-    Raises:
-        SourceError: The image is too large for a JPEG.
     """
     colours = palette(names)
     if channel_order == "bgr":
@@ -163,12 +145,8 @@ def encode_overlay(
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
     """A JPEG of an image.
 
-    Args:
+    Shapes:
         image: uint8 [H, W, 3].
-        channel_order: Of the image.
-
-    Raises:
-        SourceError: It is too large for a JPEG.
     """
     if max(image.shape) > _LONGEST_JPEG:
         height, width = image.shape[:2]

@@ -108,25 +108,12 @@ class ServerSettings:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host, as it was given, is reached from this machine alone.
-
-    Raises:
-        ArgumentError: There is no such host.
-    """
+    """Whether a host, as it was given, is reached from this machine alone."""
     return all(ipaddress.ip_address(address[0]).is_loopback for _, address in _addresses(host))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen on an address.
-
-    Args:
-        host: Address or name; of a name, its first address. ``::`` takes IPv4 too, where the system
-            can do that.
-        port: TCP port; 0 takes a free one.
-
-    Raises:
-        ArgumentError: There is no such host, or the port is taken or forbidden.
-    """
+    """Listen on an address."""
     family, address = _addresses(host)[0]
     both = address[0] == "::" and socket.has_dualstack_ipv6()
     try:

@@ -18,11 +18,7 @@ class Busy(Exception):  # noqa: N818 - what a client is told, not an error of ou
 
 
 class Worker:
-    """Does jobs in a thread of its own, which never keeps the process from ending.
-
-    Args:
-        name: The thread's name.
-    """
+    """Does jobs in a thread of its own, which never keeps the process from ending."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -43,12 +39,7 @@ class Worker:
 
 
 class Desk(Worker):
-    """A worker for requests that take room, of which only so many may be under way.
-
-    Args:
-        name: The thread's name.
-        most: Requests under way, from the first byte of their body to their answer.
-    """
+    """A worker for requests that take room, of which only so many may be under way."""
 
     def __init__(self, name: str, *, most: int) -> None:
         super().__init__(name)
@@ -56,11 +47,7 @@ class Desk(Worker):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Take a place for a request.
-
-        Raises:
-            Busy: None is free.
-        """
+        """Take a place for a request."""
         if not self._free:
             raise Busy("engine: expected fewer requests at a time. Try again after a second.")
         self._free -= 1

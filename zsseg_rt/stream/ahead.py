@@ -28,12 +28,7 @@ class Lanes(Protocol):
 
 
 class Ahead(Generic[_Result]):
-    """Work on frames in threads of its own; all methods belong to one other thread.
-
-    Args:
-        work: What is done with a frame.
-        lanes: Decides how many frames are worked on at the same time; closed with this.
-    """
+    """Work on frames in threads of its own; all methods belong to one other thread."""
 
     def __init__(self, work: Callable[[Frame], _Result], lanes: Lanes) -> None:
         self._work, self._lanes = work, lanes
@@ -58,11 +53,7 @@ class Ahead(Generic[_Result]):
         self._begun.append(self._threads.submit(self._work, frame))
 
     def take(self) -> _Result:
-        """Wait for the oldest frame.
-
-        Raises:
-            ZssegError: Its work failed.
-        """
+        """Wait for the oldest frame."""
         return self._begun.popleft().result()
 
     def close(self) -> None:

@@ -81,16 +81,7 @@ def _without_frames(error: ZssegError) -> ZssegError:
 
 
 class Capture:
-    """Keeps one source going. All methods belong to the thread that takes frames.
-
-    Args:
-        source: The source.
-        slot: Its position in the hand-off.
-        hand_off: Where its pictures go.
-        watch: What decides when to open it.
-        paced: Whether its pictures come when their time stamps say, as a camera's would.
-        now: The clock.
-    """
+    """Keeps one source going. All methods belong to the thread that takes frames."""
 
     def __init__(
         self,
@@ -184,11 +175,7 @@ class Capture:
         return self._hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
 
     def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:
-        """Give a source up that is behind and does not catch up: what waits on the way goes then.
-
-        Raises:
-            SourceError: It is.
-        """
+        """Give up a source that is behind and does not catch up; what waits on the way goes."""
         patience = self.watch.patience
         if picture.late < patience.late_by:
             attempt.late_since = None

@@ -14,11 +14,6 @@ class Converter:
 
     One converter for all frames halves the time of each: PyAV's shortcut makes one per frame, with
     threads of its own.
-
-    Args:
-        channel_order: Of the images.
-        turns: Whether the first frame's note of how a phone was held is heeded. That keeps this one
-            frame until the garbage collector runs: a camera's driver would miss its buffer.
     """
 
     def __init__(self, channel_order: str, *, turns: bool) -> None:
@@ -53,10 +48,8 @@ def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.N
 
     A pixel at x to the right and y down is shown at ``(a x + c y, b x + d y)``, but for a shift.
 
-    Args:
+    Shapes:
         image: uint8 [H, W, 3].
-        matrix: ``(a, b, u, c, d, v, ...)``. None, and angles that are not multiples of 90 degrees,
-            leave the image as it is.
 
     Returns:
         uint8 [H, W, 3] or [W, H, 3], C-contiguous; ``image`` itself where nothing is to be done.

@@ -49,10 +49,6 @@ class Device:
 def find_devices(dev: Path = DEV, sysfs: Path = SYSFS) -> list[Device]:
     """Look for video devices, and open each for a moment.
 
-    Args:
-        dev: Where the devices' files are.
-        sysfs: Where the system lists them.
-
     Returns:
         Those that the system knows or that have a file, in the order of their numbers.
     """
@@ -79,11 +75,7 @@ def _examine(path: Path, name: str) -> Device:
 
 
 def _gives_pictures(path: Path) -> bool:
-    """Whether it is the device of a camera's pictures; many have another for what goes with them.
-
-    Raises:
-        OSError: It cannot be used: the reason is its number.
-    """
+    """Whether it is the device of a camera's pictures; many have another for metadata."""
     descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         answer = bytearray(_CAPABILITY.size)

@@ -68,13 +68,7 @@ class _Slot:
 
 
 class HandOff:
-    """One slot per source; safe to use from any thread, and from a signal handler.
-
-    Args:
-        slots: One setting per source, which is called by its position from here on.
-        max_staleness: Seconds after which a picture that still waits is dropped; None never drops.
-        now: The clock, seconds of ``time.monotonic()``.
-    """
+    """One slot per source; safe to use from any thread, and from a signal handler."""
 
     def __init__(
         self,
@@ -93,12 +87,6 @@ class HandOff:
     def put(self, slot: int, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
         """Leave a picture; with policy ``all`` this waits for room.
 
-        Args:
-            slot: Position of the picture's source.
-            picture: The picture.
-            is_wanted: Asked once it is the picture's turn: false discards it. Call :meth:`nudge`
-                when the answer changes.
-
         Returns:
             False if the picture was discarded, and no more are wanted.
         """
@@ -114,9 +102,6 @@ class HandOff:
 
     def take(self, timeout: float | None) -> Frame | None:
         """Wait for a frame; of several sources each gets its turn.
-
-        Args:
-            timeout: Seconds to wait at most; None waits for ever.
 
         Returns:
             A frame; None after the time, after :meth:`nudge` and when closed.

@@ -19,11 +19,6 @@ _CHROMA = np.array(
 class I420:
     """Converts images of one size, in one thread; several times faster than FFmpeg does.
 
-    Args:
-        size_hw: Height and width of the images. Sides are made even by repeating the last row or
-            column.
-        channel_order: Of the images.
-
     Attributes:
         planes: uint8 [H * 3 / 2, W] with the even sides: Y, then U and V at half the height and
             width, of the image converted last.
@@ -47,7 +42,7 @@ class I420:
     def convert(self, image: npt.NDArray[np.uint8]) -> None:
         """Write an image into ``planes``.
 
-        Args:
+        Shapes:
             image: uint8 [H, W, 3].
         """
         import cv2

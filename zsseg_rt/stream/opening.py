@@ -31,11 +31,7 @@ class StreamOptions:
     skip_still: bool = False
 
     def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
-        """Open sources and sinks.
-
-        Raises:
-            ZssegError: As :meth:`zsseg_rt.Engine.stream`.
-        """
+        """Open sources and sinks."""
         check_settings(self.policy, self.max_staleness)
         sources = open_sources(source, channel_order)
         memories = source_memories(sources, steady=self.steady, skip_still=self.skip_still)

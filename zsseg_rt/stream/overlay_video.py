@@ -38,16 +38,8 @@ class OverlayVideo:
     and with rotation, files are ``NAME-STAMP.mp4``; see ``Series``.
     Sides are made even by repeating the last row or column.
 
-    Args:
-        path: The file of a source without a tag.
-        channel_order: Of the frames.
+    Shapes:
         alpha: Weight of the colours, in [0, 1].
-        tags: What sources are called in names.
-        rotation: When a new file begins, and what is kept.
-
-    Raises:
-        SourceError: The file's folder is absent.
-        BackendUnavailableError: PyAV is not installed.
     """
 
     def __init__(
@@ -66,11 +58,7 @@ class OverlayVideo:
         self._painter = Painter(channel_order=channel_order, alpha=alpha)
 
     def write(self, seg: Segmentation) -> None:
-        """Encode one frame.
-
-        Raises:
-            SourceError: It cannot be written.
-        """
+        """Encode one frame."""
         frame = frame_of(seg)
         try:
             recording = self._recording(frame)
@@ -82,11 +70,7 @@ class OverlayVideo:
             raise unwritable(self._at, exc) from exc
 
     def close(self) -> None:
-        """Finish all files, as far as that is possible.
-
-        Raises:
-            SourceError: One of them cannot be finished; it stays playable.
-        """
+        """Finish all files, as far as that is possible."""
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
         if errors:
             raise errors[0]

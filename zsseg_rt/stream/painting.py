@@ -14,8 +14,7 @@ from zsseg_rt.stream.writers import frame_of
 class Painter:
     """Lays each label's colour over its frame.
 
-    Args:
-        channel_order: Of the frames.
+    Shapes:
         alpha: Weight of the colours, in [0, 1].
     """
 
@@ -27,8 +26,7 @@ class Painter:
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay.
 
-        Args:
-            seg: A result that carries its frame.
+        Shapes:
             out: uint8 [H, W, 3], of the frame's size.
         """
         colours = self._palette(seg.names)

@@ -30,12 +30,7 @@ class PhotoSource:
     live = False
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Read the photos; those that cannot be read are left out.
-
-        Raises:
-            SourceError: There is none that can be read.
-            BackendUnavailableError: OpenCV is not installed.
-        """
+        """Read the photos; those that cannot be read are left out."""
         photos = find_photos([self.path])
         found = 0
         for path in photos:

@@ -38,11 +38,7 @@ class RtspSettings:
 
     @staticmethod
     def from_environment() -> RtspSettings:
-        """As ``ZSSEG_RTSP_LIBRARY``, ``ZSSEG_RTSP_PROTOCOLS``, ``ZSSEG_RTSP_LATENCY_MS`` say.
-
-        Raises:
-            ConfigError: One has a value that it cannot have.
-        """
+        """As ``ZSSEG_RTSP_LIBRARY``, ``ZSSEG_RTSP_PROTOCOLS``, ``ZSSEG_RTSP_LATENCY_MS`` say."""
         library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
         known = get_args(Library)
         if library not in known:
@@ -80,20 +76,11 @@ class RtspSource:
     live = True
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Read it with the library that was chosen; says which, once.
-
-        Raises:
-            SourceError: It cannot be opened or read, or its stream ends.
-            BackendUnavailableError: The library is not installed.
-        """
+        """Read it with the library that was chosen; says which, once."""
         yield from self.choose().pictures(reader)
 
     def choose(self) -> Source:
-        """The source that reads it.
-
-        Raises:
-            BackendUnavailableError: GStreamer was asked for and lacks something.
-        """
+        """The source that reads it."""
         try:
             if self.settings.library != "pyav" and not self._keeps_to_pyav():
                 return self._through_gstreamer()

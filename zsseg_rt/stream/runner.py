@@ -167,12 +167,7 @@ class Stream:
         return self
 
     def __next__(self) -> Segmentation:
-        """Label the next frame.
-
-        Raises:
-            SourceError: No source has ever given a frame, and each has failed.
-            BackendUnavailableError: A package that a source needs is not installed.
-        """
+        """Label the next frame."""
         try:
             while isinstance(labelled := self._next_labelled(), _Refused):
                 self._lose(labelled)
@@ -373,11 +368,7 @@ def waits_for_labels(sources: Sequence[Source], policy: Policy | None) -> bool:
 
 
 def check_settings(policy: Any, max_staleness: Any) -> None:
-    """Refuse settings of a stream that are outside their range.
-
-    Raises:
-        ArgumentError: The policy is not one that exists, or the staleness not above 0.
-    """
+    """Refuse settings of a stream that are outside their range."""
     if policy is not None and policy not in POLICIES:
         raise ArgumentError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
     if max_staleness is not None and not (

@@ -101,19 +101,8 @@ def open_writers(
 ) -> list[Writer]:
     """Read what sinks shall be; folders are made, files are begun with the first frame.
 
-    Args:
-        targets: Each ``NAME.mp4`` (overlay video), ``NAME.jsonl``, ``NAME/`` (label pictures),
-            ``rtsp://@:PORT/NAME`` (overlays for viewers), or a function that is called with each
-            :class:`~zsseg_rt.Segmentation`.
-        channel_order: Of the frames.
+    Shapes:
         alpha: Weight of the overlay's colours, in [0, 1].
-        sources: The sources' names, in the order in which files are numbered.
-        rotation: When files and folders are followed by new ones, and what is kept; None keeps on.
-
-    Raises:
-        ArgumentError: One is none of these, a file is meant twice, or nothing can be rotated.
-        SourceError: A folder is absent or cannot be made, or a port cannot be had.
-        BackendUnavailableError: PyAV or GStreamer is needed and not installed.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ArgumentError(f"alpha: expected a weight in [0, 1], got {alpha}")
@@ -172,12 +161,7 @@ def _open_writer(
 
 
 class Sink:
-    """Hands frames to a writer in a thread of its own; an error ends it, or is waited out.
-
-    Args:
-        writer: What writes; closed by the sink.
-        resumes: Whether a writer of files is tried again once its folder takes files again.
-    """
+    """Hands frames to a writer in a thread of its own; an error ends it, or is waited out."""
 
     def __init__(self, writer: Writer, *, resumes: bool = False) -> None:
         self.name = writer.name
@@ -192,12 +176,7 @@ class Sink:
         self._thread.start()
 
     def put(self, seg: Segmentation, *, waits: bool) -> None:
-        """Leave a frame to be written.
-
-        Args:
-            seg: The labelled frame.
-            waits: Whether to wait for room; otherwise a sink that is too slow misses this frame.
-        """
+        """Leave a frame to be written."""
         with self._changed:
             while waits and self._is_full and not (self._hurried or self._is_over):
                 self._changed.wait(_LOOK)

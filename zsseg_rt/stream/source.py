@@ -59,12 +59,7 @@ class Lateness:
         self._best = 0.0  # the least of arrival less stamp
 
     def of(self, stamp: float | None, arrived_at: float) -> float:
-        """Seconds that a frame is late.
-
-        Args:
-            stamp: The source's own time stamp in seconds; None says nothing, and counts as in time.
-            arrived_at: When it arrived, seconds of ``time.monotonic()``.
-        """
+        """Seconds that a frame is late."""
         if stamp is None:
             return 0.0
         offset = arrived_at - stamp
@@ -114,11 +109,7 @@ class Source(Protocol):
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Refuse frames that are larger than any camera's.
-
-    Raises:
-        SourceError: They have more than :data:`MOST_PIXELS` pixels.
-    """
+    """Refuse frames that are larger than any camera's."""
     if width * height > MOST_PIXELS:
         raise SourceError(
             f"{name}: expected frames of at most {MOST_PIXELS} pixels, got {width}x{height} = "

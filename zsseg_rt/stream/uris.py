@@ -37,17 +37,7 @@ _Value = TypeVar("_Value")
 def open_sources(
     given: str | Path | Sequence[str | Path], channel_order: str = "rgb"
 ) -> list[Source]:
-    """Read which sources are meant; none is opened yet.
-
-    Args:
-        given: A URI or path, ``@FILE`` with one per line, ``NAME = `` before it or not, or several
-            of them.
-        channel_order: Of the frames.
-
-    Raises:
-        ArgumentError: A URI is none of those that are known, or a source or name is given twice.
-        SourceError: A file of URIs cannot be read.
-    """
+    """Read which sources are meant; none is opened yet."""
     texts = [given] if isinstance(given, (str, Path)) else list(given)
     asked = [asked for text in texts for asked in _expand(str(text))]
     if not asked:
@@ -67,11 +57,7 @@ def open_sources(
 
 
 def source_names(given: Sequence[str]) -> list[str]:
-    """What sources are called where everybody may read it; a list stays ``@FILE``.
-
-    Raises:
-        ArgumentError: A URI is none of those that are known.
-    """
+    """What sources are called where everybody may read it; a list stays ``@FILE``."""
     return [text if text.startswith("@") else open_sources(text)[0].name for text in given]
 
 
@@ -80,11 +66,7 @@ def _named(source: Source, name: str) -> Source:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuse names that files could not tell apart.
-
-    Raises:
-        ArgumentError: Two differ in case only, one is another source's number or a time stamp.
-    """
+    """Refuse names that files could not tell apart."""
     numbers = [str(n) for n, name in enumerate(names, 1) if not isinstance(name, GivenName)]
     given = [name for name in names if isinstance(name, GivenName)]
     tags = [tag.casefold() for tag in (*numbers, *given)]
@@ -117,11 +99,7 @@ def _expand(text: str) -> list[tuple[GivenName | None, str]]:
 
 
 def _name(line: str) -> tuple[GivenName | None, str]:
-    """The name and the URI of a line ``NAME = URI``; a name has nothing of an address in it.
-
-    Raises:
-        ArgumentError: The name or the URI is not one.
-    """
+    """The name and the URI of a line ``NAME = URI``; a name has nothing of an address in it."""
     parts = re.fullmatch(r"([^=:/?]*)=(.*)", line)
     if parts is None:
         return None, line

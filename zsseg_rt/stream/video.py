@@ -74,12 +74,7 @@ class VideoSource:
         return self.kind != "file"
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Decode packet by packet: one that is damaged costs itself alone.
-
-        Raises:
-            SourceError: It cannot be opened, no frame can be decoded, or a camera's stream ends.
-            BackendUnavailableError: PyAV is not installed.
-        """
+        """Decode packet by packet: one that is damaged costs itself alone."""
         av = import_av()
         try:
             container = self._open(av)
@@ -222,11 +217,6 @@ def capture_time(
     """When a frame was captured, and whose clock says so.
 
     Drivers of V4L2 stamp frames with CLOCK_MONOTONIC, which is ``time.monotonic()``.
-
-    Args:
-        kind: How the source is read.
-        stamp: The frame's own time stamp in seconds.
-        arrived_at: When it arrived here.
     """
     if kind == "file":
         return arrived_at, "file"

@@ -50,11 +50,7 @@ _DEVICE_REMEDIES = {
 
 
 def import_av() -> Any:
-    """PyAV.
-
-    Raises:
-        BackendUnavailableError: It is not installed.
-    """
+    """PyAV."""
     try:
         import av
     except ImportError as exc:
@@ -66,13 +62,7 @@ def import_av() -> Any:
 
 
 def explain(error: OSError | ValueError, name: str, kind: VideoKind) -> SourceError:
-    """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password.
-
-    Args:
-        error: One of ``av.FFmpegError``.
-        name: The source's name, without a password.
-        kind: How it was read.
-    """
+    """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password."""
     remedies = dict(_REMEDIES)
     if kind in ("http", "rtsp"):
         remedies.update(_NETWORK_REMEDIES)

@@ -49,12 +49,6 @@ class SourceWatch:
     """The state of one source. Tell it what happens; :meth:`tick` says what to do.
 
     Each change of state is one line in the log, however often the source is tried in vain.
-
-    Args:
-        name: The source's name.
-        live: Whether it is a camera; the end of anything else is its own, and it may take its time.
-        patience: How long a camera is waited for.
-        spread: Gives the factor of each wait.
     """
 
     def __init__(

@@ -23,9 +23,6 @@ class Tags:
     """What each source's files carry in their names: the name it was given, or its number.
 
     The first source's carry nothing if it has no name.
-
-    Args:
-        sources: The sources' names in their order. Others are numbered behind them as they come.
     """
 
     def __init__(self, sources: Sequence[str] = ()) -> None:
@@ -55,14 +52,6 @@ class MaskFolder:
 
     Those of a source with a tag are ``FOLDER/TAG-INDEX.png``. Where a source has pictures already,
     and with rotation, they are ``FOLDER/STAMP/INDEX.png`` and ``FOLDER/TAG-STAMP/INDEX.png``.
-
-    Args:
-        folder: The folder; made if it is absent.
-        tags: What sources are called in names.
-        rotation: When a new folder begins, and what is kept.
-
-    Raises:
-        SourceError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, tags: Tags, rotation: Rotation) -> None:
@@ -80,11 +69,7 @@ class MaskFolder:
         self._series: dict[str, Series] = {}
 
     def write(self, seg: Segmentation) -> None:
-        """Write one picture.
-
-        Raises:
-            SourceError: It cannot be written.
-        """
+        """Write one picture."""
         frame = frame_of(seg)
         pictures = self._begun.get(frame.source)
         age = 0.0 if pictures is None else time.monotonic() - pictures.begun
@@ -136,13 +121,6 @@ class JsonLines:
     """Writes one line of JSON per frame: its source, times, and the classes in it.
 
     An existing file is continued, with rotation the newest one unless it is full or old.
-
-    Args:
-        path: The file; with rotation, ``NAME-STAMP.jsonl`` beside it.
-        rotation: When a new file begins, and what is kept.
-
-    Raises:
-        SourceError: The file's folder is absent.
     """
 
     def __init__(self, path: Path, *, rotation: Rotation) -> None:
@@ -158,11 +136,7 @@ class JsonLines:
         self._num_bytes = 0
 
     def write(self, seg: Segmentation) -> None:
-        """Write one line, at once.
-
-        Raises:
-            SourceError: It cannot be written.
-        """
+        """Write one line, at once."""
         line = (json.dumps(describe(seg), ensure_ascii=False) + "\n").encode()
         try:
             age = time.monotonic() - self._begun
@@ -174,11 +148,7 @@ class JsonLines:
             raise unwritable(self._path, exc) from exc
 
     def close(self) -> None:
-        """Close the file.
-
-        Raises:
-            SourceError: The last lines cannot be written.
-        """
+        """Close the file."""
         try:
             self._drop()
         except OSError as exc:
@@ -271,15 +241,7 @@ def frame_of(seg: Segmentation) -> Frame:
 
 
 def require_folder(path: Path, *, may_exist: bool) -> None:
-    """Refuse a file that cannot be written, before the first frame is labelled.
-
-    Args:
-        path: The file.
-        may_exist: Whether one that exists is continued, whatever its folder allows.
-
-    Raises:
-        SourceError: There is no such folder, or it takes no files.
-    """
+    """Refuse a file that cannot be written, before the first frame is labelled."""
     if not is_folder(path.parent):
         raise SourceError(f"{path}: cannot be written: the folder {path.parent} does not exist")
     is_there = is_device(path) or (may_exist and is_file(path))

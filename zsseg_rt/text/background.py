@@ -28,17 +28,7 @@ BACKGROUND_PHRASES = (
 def read_background(
     background: Any, classes: ClassNames, can_embed: Callable[[str], bool]
 ) -> Sequence[str]:
-    """Return the background phrases that a caller means.
-
-    Args:
-        background: Phrases; or ``"auto"`` for those of :data:`BACKGROUND_PHRASES` that share no
-            word with a class and that the bundle knows.
-        classes: The classes they compete with.
-        can_embed: Whether the bundle has an embedding for a phrase, or can make one.
-
-    Raises:
-        VocabularyError: Another string than ``"auto"``, or class names that are none.
-    """
+    """Return the background phrases that a caller means."""
     if not isinstance(background, str):
         return background  # type: ignore[no-any-return]
     if background != AUTO:

@@ -42,18 +42,7 @@ class ClassList:
     def read(
         cls, classes: ClassNames, background: Sequence[str] = (), *, max_phrases: int = 1024
     ) -> ClassList:
-        """Check class names and lay out their phrases.
-
-        Args:
-            classes: One entry per class, a name or a list of synonyms; or a mapping from names to
-                further synonyms.
-            background: Phrases that compete with the classes; pixels they win become unknown.
-            max_phrases: The most phrases the graphs accept.
-
-        Raises:
-            VocabularyError: No class, an empty or repeated name, one with control characters or
-                half of a surrogate pair, or too many phrases.
-        """
+        """Check class names and lay out their phrases."""
         groups = read_groups(classes)
         _check_list("background", background)
         backdrop = [_clean(text, "background", i) for i, text in enumerate(background)]
@@ -70,12 +59,7 @@ class ClassList:
     def of_groups(
         cls, groups: Sequence[Sequence[str]], background: Sequence[str] = ()
     ) -> ClassList:
-        """Lay out the phrases of classes that have been checked, as those of data sets are.
-
-        Args:
-            groups: The synonyms of each class, its name first.
-            background: Phrases that compete with the classes.
-        """
+        """Lay out the phrases of classes that have been checked, as those of data sets are."""
         owners = [index for index, group in enumerate(groups) for _ in group]
         owners += [BACKGROUND] * len(background)
         return ClassList(
@@ -128,11 +112,7 @@ class ClassList:
 
 
 def read_groups(classes: ClassNames) -> list[list[str]]:
-    """The phrases of every class, its name first.
-
-    Raises:
-        VocabularyError: No class, or a name that is empty or no plain text.
-    """
+    """The phrases of every class, its name first."""
     if isinstance(classes, Mapping):
         groups = [_named(*entry, index) for index, entry in enumerate(classes.items())]
     else:
@@ -145,9 +125,6 @@ def read_groups(classes: ClassNames) -> list[list[str]]:
 
 def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
     """Split each name at its commas.
-
-    Raises:
-        VocabularyError: A name contains no word.
 
     Example:
         >>> split_synonyms(["sky", "sofa, couch"])
@@ -170,16 +147,8 @@ def join_synonyms(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> tuple[str, ...]:
     """Replace names, to ask a model for the same classes in different words.
 
-    Args:
-        class_names: The data set's names.
-        new_names: New phrase by old name, which is a whole name or one of its synonyms; commas
-            separate synonyms in new phrases.
-
     Returns:
         As many names in the same order.
-
-    Raises:
-        VocabularyError: An old name does not exist.
 
     Example:
         >>> rename_classes(["car", "tree, bush"], {"car": "automobile", "tree": "oak, elm"})

@@ -30,13 +30,7 @@ KEPT_PHRASES = 8192
 
 
 class PhraseEmbedder:
-    """Embeds phrases for one bundle; the text encoder is loaded at the first phrase that needs it.
-
-    Args:
-        bundle: Where the text bank, tokenizer and text encoder are.
-        load_encoder: Loads the text encoder graph; called at most once before :meth:`close`.
-        cache_dir: Folder for embeddings on disk; None keeps them in memory only.
-    """
+    """Embeds phrases for one bundle; the text encoder is loaded when a phrase needs it."""
 
     def __init__(
         self, bundle: Bundle, load_encoder: Callable[[], Session], cache_dir: Path | None
@@ -59,17 +53,8 @@ class PhraseEmbedder:
     ) -> npt.NDArray[np.float32]:
         """Embed phrases.
 
-        Args:
-            phrases: Texts to embed.
-            templates: Prompts with one ``{}`` each; the prompt set's if None. Given templates
-                bypass the text bank, whose embeddings were made with the bundle's own.
-            prompt_set: Which of the bundle's text inputs they are for; None means the first.
-
         Returns:
             float32 [len(phrases), D], unit rows (text-bank rows are as the bundle holds them).
-
-        Raises:
-            VocabularyError: The bundle has no text encoder and does not know a phrase.
         """
         chosen = prompt_set or PromptSet(templates=self._bundle.text.templates)
         used = tuple(templates or chosen.templates)
@@ -85,12 +70,7 @@ class PhraseEmbedder:
         return np.stack(rows).astype(np.float32, copy=False)
 
     def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
-        """Whether :meth:`embed` takes a phrase and knows all of its words.
-
-        Args:
-            phrase: A text.
-            with_bank: False where templates are given, which bypass the text bank.
-        """
+        """Whether :meth:`embed` takes a phrase and knows all of its words."""
         if with_bank and phrase in self._bank(PromptSet.bank):
             return True
         text = self._bundle.text
@@ -145,11 +125,7 @@ class PhraseEmbedder:
         return embedded
 
     def _check_words(self, phrase: str, tokenizer: Tokenizer) -> None:
-        """Refuse a phrase without any word the text encoder knows; log words it does not know.
-
-        Raises:
-            VocabularyError: No word of the phrase is among the bundle's.
-        """
+        """Refuse a phrase without any word the text encoder knows; log words it does not know."""
         words = self._bundle.text.words
         if not words:
             return
@@ -186,19 +162,11 @@ def read_embeddings(
 ) -> list[npt.NDArray[np.float32]]:
     """Copy a caller's embeddings after checking them.
 
-    Args:
+    Shapes:
         embeddings: float32 [count, D], which serves for every prompt set; or [num_sets, count, D].
-        count: Phrases.
-        embed_dim: D.
-        num_sets: Prompt sets of the bundle.
 
     Returns:
         One array [count, D] per prompt set.
-
-    Raises:
-        DTypeError: Not float32.
-        ShapeError: Another shape.
-        VocabularyError: NaN, infinity or a row of zeros.
     """
     is_stack = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
     parts = list(embeddings) if is_stack and len(embeddings) == num_sets > 1 else [embeddings]
@@ -210,16 +178,7 @@ def read_embeddings(
 
 
 def read_text_bank(bundle: Bundle, tensor: str = "embeds") -> dict[str, npt.NDArray[np.float32]]:
-    """Read the bundle's precomputed embeddings, one float32 [D] per name; empty without a bank.
-
-    Args:
-        bundle: The bundle.
-        tensor: ``"embeds"``, or ``"region_embeds"`` for the region encoder's prompts; a bank
-            without the latter serves both.
-
-    Raises:
-        BundleError: The file does not hold ``embeds`` [C, D] for the names.
-    """
+    """Read the bundle's precomputed embeddings, one float32 [D] per name; empty without a bank."""
     entry = bundle.text_bank
     if entry is None:
         return {}

@@ -29,11 +29,7 @@ class PromptSet:
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates as a tuple after checking them.
-
-    Raises:
-        VocabularyError: None given, or one that is not plain text with exactly one ``{}``.
-    """
+    """Return the templates as a tuple after checking them."""
     if isinstance(templates, str) or not isinstance(templates, Iterable):
         raise VocabularyError(f"templates: expected a list of strings, got {templates!r}")
     given = tuple(templates)

@@ -32,12 +32,6 @@ class RowCache:
     A file holds a SHA-256 and then the row, float32 little-endian [D]. The SHA-256 covers encoder,
     templates, phrase and row, so neither an altered file nor one made for another phrase is
     mistaken for the embedding. A file's time of change is that of its last use.
-
-    Args:
-        folder: The cache folder.
-        encoder: Identifies the text encoder and its tokenizer.
-        embed_dim: Width D of an embedding.
-        max_rows: How many files are kept, at least 8.
     """
 
     def __init__(

@@ -40,9 +40,6 @@ def clean_text(text: str) -> str:
     :meth:`str.lower` does. Text that was decoded with the wrong encoding ("schÃ¶n" for "schön") is
     *not* repaired; only there the result differs from open_clip's, which guesses the encoding.
 
-    Args:
-        text: Any string; lone surrogates become U+FFFD.
-
     Example:
         >>> clean_text("  Caf\u0065\u0301 &amp;  BAR ")
         'café & bar'
@@ -56,13 +53,6 @@ class Tokenizer:
     """Turns prompts into rows of token ids: start, the words, end, zeros.
 
     Words that a partial tokenizer does not know are left out; see :meth:`unknown_words`.
-
-    Args:
-        source: ``tokenizer.json`` as a path, or its content.
-        context_length: Tokens per row; longer prompts are cut and keep the end token last.
-
-    Raises:
-        BundleError: The file is missing or is not a tokenizer with CLIP's start and end tokens.
     """
 
     def __init__(self, source: str | Path, context_length: int = 77) -> None:
@@ -78,9 +68,6 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokenize prompts.
-
-        Args:
-            texts: T prompts, in any language and case.
 
         Returns:
             int64 ``[T, context_length]``, padded with 0.
@@ -161,9 +148,6 @@ def _without_panic(where: str) -> Iterator[None]:
 
     It raises bare Exceptions and, when its native code panics, a PanicException, which derives from
     BaseException alone and cannot be imported: only its name tells it from an interrupt.
-
-    Raises:
-        BundleError: The package gave up.
     """
     try:
         yield

@@ -25,12 +25,7 @@ _SPLIT = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Removed", "
 
 
 def tokenizer_document(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
-    """The content of ``tokenizer.json``.
-
-    Args:
-        vocab: Number of each token, both markers included.
-        merges: Pairs of tokens, separated by a space, in the order they are merged.
-    """
+    """The content of ``tokenizer.json``."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -79,11 +74,7 @@ def tokenizer_document(vocab: dict[str, int], merges: list[str]) -> dict[str, An
 
 
 def read_tokenizer(data: bytes) -> dict[str, Any]:
-    """Read a ``tokenizer.json`` and return a document of the form above.
-
-    Raises:
-        ValueError: The file has another form, or its vocabulary is unsound; says what was found.
-    """
+    """Read a ``tokenizer.json`` and return a document of the form above."""
     document = schema.parse_json(data)
     model = document.get("model") if isinstance(document, dict) else None
     vocab = model.get("vocab") if isinstance(model, dict) else None

@@ -41,14 +41,7 @@ class Vocabulary(ClassList):
 
 
 def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> None:
-    """Check given embeddings: float32 [count, embed_dim], finite, of usable norms.
-
-    Raises:
-        DTypeError: Not float32.
-        ShapeError: Another shape.
-        VocabularyError: NaN, infinity, a row of zeros, or a row whose norm is too extreme for
-            float32 products; the message names the first such row.
-    """
+    """Check given embeddings: float32 [count, embed_dim], finite, of usable norms."""
     if not isinstance(embeds, np.ndarray) or embeds.dtype != np.float32:
         found = getattr(embeds, "dtype", type(embeds).__name__)
         raise DTypeError(
@@ -77,18 +70,7 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
 def check_vocabulary(
     vocabulary: Vocabulary, *, embed_dim: int, max_phrases: int, prompt_sets: Sequence[str]
 ) -> None:
-    """Refuse a vocabulary that was embedded for another kind of bundle.
-
-    Args:
-        vocabulary: The vocabulary.
-        embed_dim: D of the bundle's embeddings.
-        max_phrases: The most phrases that the bundle takes.
-        prompt_sets: Names of the bundle's prompt sets after the first.
-
-    Raises:
-        ShapeError: Its embeddings have another size.
-        VocabularyError: It has too many phrases, or lacks a prompt set.
-    """
+    """Refuse a vocabulary that was embedded for another kind of bundle."""
     check_embeddings(vocabulary.embeds, len(vocabulary.phrases), embed_dim)
     if len(vocabulary.phrases) > max_phrases:
         raise VocabularyError(
@@ -106,11 +88,7 @@ def check_vocabulary(
 def refuse_beside_vocabulary(
     embeddings: Any, background: Sequence[str], templates: Sequence[str] | None
 ) -> None:
-    """Refuse what a vocabulary already has.
-
-    Raises:
-        ArgumentError: One of the arguments is given.
-    """
+    """Refuse what a vocabulary already has."""
     given = {"embeddings": embeddings, "background": background or None, "templates": templates}
     for name, value in given.items():
         if value is not None:

@@ -27,12 +27,7 @@ _MAX_EXPANSION, _ALWAYS_ALLOWED = 4, 1 << 24
 
 
 class TensorReader:
-    """Makes tensors from the storages of a file; those of one storage share its memory.
-
-    Args:
-        read: Returns the bytes of a storage.
-        file_size: Size of the file, in bytes.
-    """
+    """Makes tensors from the storages of a file; those of one storage share its memory."""
 
     def __init__(self, read: Callable[[str], bytearray], file_size: int) -> None:
         self._read = read
@@ -40,11 +35,7 @@ class TensorReader:
         self._left = max(_MAX_EXPANSION * file_size, _ALWAYS_ALLOWED)
 
     def make(self, stored: StoredTensor) -> Tensor:
-        """Read a tensor.
-
-        Raises:
-            ValueError: It reaches beyond its storage, or the tensors are much larger than the file.
-        """
+        """Read a tensor."""
         self._left -= math.prod(stored.shape) * stored.dtype.itemsize
         if self._left < 0:
             raise ValueError("tensors that are much larger than the file")
@@ -66,16 +57,9 @@ class TensorReader:
 class Archive:
     """A ZIP file of torch; its entries are in one folder, and tensors are uncompressed.
 
-    Args:
-        file: The open file.
-        size: Size of the file, in bytes.
-
     Attributes:
         folder: Name of the folder.
         tensors: Makes the file's tensors.
-
-    Raises:
-        ValueError: Its numbers have another byte order.
     """
 
     def __init__(self, file: zipfile.ZipFile, size: int) -> None:
@@ -117,12 +101,6 @@ def open_torch_file(path: Path) -> Iterator[tuple[Any, TensorReader]]:
 
     Yields:
         The content, and the object that makes its tensors.
-
-    Raises:
-        ForeignObjectError: It holds more than tensors and plain values.
-        pickle.UnpicklingError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError,
-            TypeError, ValueError, struct.error, zipfile.BadZipFile: It is damaged or of another
-            kind.
     """
     if zipfile.is_zipfile(path):
         with Archive.open(path) as archive:

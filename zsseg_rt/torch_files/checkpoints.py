@@ -79,11 +79,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tenso
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``.
-
-    Raises:
-        CheckpointError: The file is a damaged archive.
-    """
+    """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``."""
     try:
         return torchscript.is_torchscript(path)
     except _READING_ERRORS as error:
@@ -177,12 +173,7 @@ def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
-    """Refuse values that are not tensors, wrapped keys and tensors that are not float32.
-
-    Raises:
-        CheckpointError: A value is not a tensor, a key begins with ``module.``, or a tensor is not
-            float32.
-    """
+    """Refuse values that are not tensors, wrapped keys and tensors that are not float32."""
     foreign = [
         f"{key} ({type(value).__name__})"
         for key, value in state_dict.items()
@@ -216,23 +207,14 @@ def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
 
 
 class Sizes:
-    """The sizes of a model, read from the shapes of its ``state_dict``.
-
-    Args:
-        state_dict: Tensors by key.
-        architecture: Named in error messages.
-    """
+    """The sizes of a model, read from the shapes of its ``state_dict``."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], architecture: str) -> None:
         self._state_dict = state_dict
         self._architecture = architecture
 
     def of(self, key: str, ndim: int) -> tuple[int, ...]:
-        """The shape of one tensor.
-
-        Raises:
-            CheckpointError: The key is missing, or the tensor has another number of axes.
-        """
+        """The shape of one tensor."""
         if key not in self._state_dict:
             raise CheckpointError(
                 f"state_dict: expected the key '{key}' of a {self._architecture} checkpoint, got "
@@ -248,11 +230,7 @@ class Sizes:
         return shape
 
     def count(self, prefix: str) -> int:
-        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on.
-
-        Raises:
-            CheckpointError: There are none, or some are missing in between.
-        """
+        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         numbers = {match[1] for key in self._state_dict if (match := pattern.match(key))}
         if not numbers:
@@ -265,11 +243,7 @@ class Sizes:
         return len(numbers)
 
     def heads(self, name: str, given: int | None, width: int) -> int:
-        """The number of heads: as given, or one per 64 channels.
-
-        Raises:
-            CheckpointError: The width is not a multiple of that number.
-        """
+        """The number of heads: as given, or one per 64 channels."""
         heads = max(1, width // 64) if given is None else given
         if heads < 1 or width % heads:
             raise CheckpointError(
@@ -286,17 +260,7 @@ def load_weights(
     architecture: str,
     ignored: Sequence[str] = (),
 ) -> None:
-    """Copy tensors into a model with the same keys; the model may be on the meta device.
-
-    Args:
-        model: The model.
-        state_dict: Tensors by key.
-        architecture: Named in error messages.
-        ignored: Regular expressions of keys that may be present and are not used.
-
-    Raises:
-        CheckpointError: Keys are missing or unknown, or a shape differs.
-    """
+    """Copy tensors into a model with the same keys; the model may be on the meta device."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     unused = re.compile("|".join(ignored) if ignored else r"(?!)")
     unknown = [key for key in state_dict if key not in expected and not unused.fullmatch(key)]

@@ -126,9 +126,6 @@ class Instance:
 class Machine:
     """Interprets pickles.
 
-    Args:
-        stand_ins: Whether any class may become an :class:`Instance`, or only plain values' classes.
-
     Attributes:
         storages: Element type of every named storage, by key.
     """
@@ -142,11 +139,6 @@ class Machine:
 
         Returns:
             Plain values, :class:`StoredTensor` and :class:`Instance`.
-
-        Raises:
-            ForeignObjectError: The pickle makes objects of other classes.
-            pickle.UnpicklingError, ArithmeticError, AttributeError, LookupError, TypeError,
-                ValueError: It is damaged, or not one that torch writes.
         """
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below each mark

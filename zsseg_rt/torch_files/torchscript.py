@@ -30,11 +30,7 @@ _Names = Collection[str] | None  # None: every tensor
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive.
-
-    Raises:
-        OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile: The archive is damaged.
-    """
+    """Whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -44,17 +40,8 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Read what ``torch.jit.load(path).state_dict()`` returns.
 
-    Args:
-        path: The archive.
-
     Returns:
         Parameters and buffers by key.
-
-    Raises:
-        ValueError: It holds no module or no tensor, its modules contain themselves, or one restores
-            its state with its own code.
-        pickle.UnpicklingError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError,
-            TypeError, struct.error, zipfile.BadZipFile, zlib.error: It is damaged.
     """
     with Archive.open(path) as archive:
         modules = _module_classes(archive)

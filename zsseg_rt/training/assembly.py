@@ -126,18 +126,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
 
     Started by torchrun or ``accelerate launch``, all processes train together.
 
-    Args:
-        config: What to train, on what data, how, and where to save it.
-        resume: Continue the run in the output folder from its last checkpoint.
-
     Returns:
         The result; :func:`zsseg_rt.training.trained.card.load_trained` loads the model.
-
-    Raises:
-        ArgumentError: A setting is wrong, or the folder holds another run.
-        CheckpointError: Weights or a checkpoint cannot be read.
-        DatasetError: The data is missing, incomplete or inconsistent.
-        TrainingError: A loss is not finite or a checkpoint cannot be written.
     """
     return train_assembled(assemble(config), resume=resume)
 
@@ -165,18 +155,7 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
 
 
 def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None) -> Assembly:
-    """Build and check everything a run needs; nothing is trained or written.
-
-    Args:
-        config: What to train, on what data, how.
-        dataset: What to train on instead of the configuration's data.
-
-    Raises:
-        ArgumentError: A setting is wrong.
-        CheckpointError: Weights cannot be read.
-        DatasetError: The data is missing, incomplete or inconsistent.
-        VocabularyError: A class has no embedding.
-    """
+    """Build and check everything a run needs; nothing is trained or written."""
     seed_everything(config.loop.seed)
     if dataset is None:
         dataset = open_split(config.data, config.data.split, config.data.options)
@@ -251,17 +230,8 @@ def _fit_start(config: ModelConfig, model: SegmentationModel, names: ClassEmbedd
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     """Evaluate a model as built, on the split that a run of it would be evaluated on.
 
-    Args:
-        config: A run's configuration; what concerns training is not used.
-
     Returns:
         Figures in percent, by name.
-
-    Raises:
-        ArgumentError: A setting is wrong, or there is nothing to evaluate on.
-        CheckpointError: Weights cannot be read.
-        DatasetError: The data is missing, incomplete or inconsistent.
-        VocabularyError: A class has no embedding.
     """
     settings = config.evaluation
     if not settings.split:

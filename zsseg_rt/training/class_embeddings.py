@@ -37,8 +37,7 @@ _MOST_BANK = 1 << 30  # bytes of rows: 349,000 names of ViT-L/14
 class ClassEmbeddings:
     """Embeddings of a data set's classes and of every synonym.
 
-    Args:
-        class_names: One phrase per class; commas separate synonyms.
+    Shapes:
         phrase_embeds: Embeddings of every synonym in order, float32 ``[P, D]``.
 
     Attributes:
@@ -60,18 +59,8 @@ def class_embeddings(
 ) -> ClassEmbeddings:
     """Embed the classes of a data set as a configuration says.
 
-    Args:
-        class_names: One phrase per class; commas separate synonyms.
-        config: Where embeddings come from.
-        model: Its ``text_encoder`` is used if the configuration names neither bank nor weights.
-
     Returns:
         The embeddings, on the CPU.
-
-    Raises:
-        ArgumentError: There is no source of embeddings, or a file cannot be read.
-        CheckpointError: CLIP weights cannot be read.
-        VocabularyError: The bank lacks a class, or templates are unusable.
     """
     if config.bank:
         return ClassEmbeddings(class_names, _from_bank(class_names, config))
@@ -98,16 +87,8 @@ def region_embeddings(
 ) -> Tensor | None:
     """Embed classes for a model's look at regions, with its own text tower.
 
-    Args:
-        model: Any model; only one with ``region_templates`` looks at regions.
-        class_names: One phrase per class; commas separate synonyms.
-        templates: Prompts with one ``{}`` each; empty takes the model's own.
-
     Returns:
         Embeddings of every synonym in order, unit norm, float32 ``[P, D]``; None for other models.
-
-    Raises:
-        VocabularyError: The templates are unusable.
     """
     if not model.region_templates:
         return None
@@ -120,17 +101,8 @@ def region_embeddings(
 def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Embed phrases with a CLIP text tower, averaged over prompts.
 
-    Args:
-        encoder: Text tower with CLIP's vocabulary. If it was trained on few words
-            (``config.words``), others are left out with a warning.
-        phrases: What to embed.
-        templates: Prompts with one ``{}`` each.
-
     Returns:
         Unit norm, float32 ``[P, D]``, on the CPU.
-
-    Raises:
-        VocabularyError: The templates are unusable, or the tower knows no word of a phrase.
     """
     templates = check_templates(templates)
     config: Any = encoder.config

@@ -142,11 +142,7 @@ class ScheduleConfig:
     warmup_start: float | None = None
 
     def factor(self, step: int, iterations: int) -> float:
-        """Factor of the peak rates at a step.
-
-        Raises:
-            ArgumentError: A setting is out of range or does not belong to the schedule.
-        """
+        """Factor of the peak rates at a step."""
         from zsseg_rt.training.loop import schedules
 
         fields: dict[str, Any] = dict(vars(self))
@@ -218,26 +214,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config") -> TrainConfig:
-        """Build a config from plain data.
-
-        Raises:
-            ArgumentError: A key is unknown (the message gives the nearest known one), missing, or
-                its value is of the wrong type or out of range.
-        """
+        """Build a config from plain data."""
         return schema.decode(cls, dict(raw), where, ArgumentError)
 
     @classmethod
     def load(cls, source: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-        """Read a TOML file or a recipe of the package.
-
-        Args:
-            source: A file, or a recipe's name; see :func:`list_recipes`.
-            changes: ``"table.key=value"`` each, with a TOML value (a bare word is a string).
-
-        Raises:
-            ArgumentError: There is no such file or recipe, it is not valid TOML, or a setting is
-                wrong.
-        """
+        """Read a TOML file or a recipe of the package."""
         raw, where = read_toml(source, _RECIPES)
         for change in changes:
             apply_change(raw, change)

@@ -73,16 +73,8 @@ def check_data(
 ) -> tuple[SplitCheck, ...]:
     """Read every image and mask that a run trains on or is evaluated on.
 
-    Args:
-        config: The run's configuration; weights are not read.
-        progress: Called with the number of images read so far of a split and the number of all.
-
     Returns:
         What was found, the training split first.
-
-    Raises:
-        ArgumentError: The data set, a split or an option is unknown.
-        DatasetError: A split is missing or incomplete.
     """
     data, judged = config.data, config.evaluation
     asked = [("training", data.split, data.options)]
@@ -124,11 +116,6 @@ def require_labels(
     Checking stops once a batch has some. Without any, the run ends after :data:`LEAST_BATCHES`
     batches, or after more if those are less than three epochs and less than
     1000 images.
-
-    Args:
-        batches: Where they come from.
-        protocol: What training may know of labels.
-        dataset: The training data.
 
     Returns:
         A source of the same batches, which raises DatasetError.

@@ -48,16 +48,8 @@ def train_and_show(config: TrainConfig, *, resume: bool = False) -> FirstRun:
 
     Bundle and picture are written into the run's folder.
 
-    Args:
-        config: Usually the recipe ``demo``.
-        resume: Continue the run in the output folder from its last checkpoint.
-
     Returns:
         Where everything is. A run that was stopped is not exported.
-
-    Raises:
-        ZssegError: See :func:`zsseg_rt.training.assembly.train` and
-            :func:`zsseg_rt.training.trained.bundle.export_trained`.
     """
     result = train(config, resume=resume)
     if not result.finished:
@@ -73,12 +65,7 @@ def train_and_show(config: TrainConfig, *, resume: bool = False) -> FirstRun:
 
 
 def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
-    """Draw the first images of a data set: image, truth and a bundle's labels, row by row.
-
-    Raises:
-        SourceError: The picture cannot be written.
-        ZssegError: The bundle cannot be run, or does not know a class.
-    """
+    """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
     colours = palette(255)
     rows = []
     with Engine(bundle) as engine:

@@ -52,21 +52,12 @@ _FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
 
 
 def open_split(config: DataConfig, split: str, options: Mapping[str, Any]) -> SegmentationDataset:
-    """Open a split of the data set that a configuration names.
-
-    Raises:
-        ArgumentError: The name or an option is unknown.
-        DatasetError: The data is missing or incomplete.
-    """
+    """Open a split of the data set that a configuration names."""
     return create_dataset(config.name, config.root or None, split, **options)
 
 
 def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
-    """Make an augmentation from its kind and fields.
-
-    Raises:
-        ArgumentError: A setting is unknown or out of range.
-    """
+    """Make an augmentation from its kind and fields."""
     fields = dict(settings)
     kind = fields.pop("kind", "fit_inside")
     if kind not in _AUGMENTATIONS:
@@ -85,10 +76,6 @@ def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[
 
     Only for ``"fit_inside"``, whose own default is the 512 pixels of the published models. The box
     that images are fitted into scales in proportion.
-
-    Args:
-        model: With a ``crop_hw`` of its own (ZegCLIP, CLIP-RC, the cosine head), or any other.
-        settings: ``kind`` and fields.
     """
     fields, size_hw = dict(settings), model.crop_hw
     known = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
@@ -100,17 +87,7 @@ def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[
 
 
 def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> SegmentationModel:
-    """Make the model to train: from a run, from an official checkpoint, or from CLIP.
-
-    Args:
-        config: Which model, and what it starts from.
-        seen: Indices of the seen classes; in the supervised protocol no class counts as unseen.
-        protocol: The task's protocol.
-
-    Raises:
-        ArgumentError: An option does not belong to the architecture.
-        CheckpointError: Weights cannot be read, or CLIP's are needed but missing.
-    """
+    """Make the model to train: from a run, from an official checkpoint, or from CLIP."""
     start, options = config.start_from, dict(config.options)
     if start and Path(start).is_dir():
         if options:
@@ -165,11 +142,7 @@ def _load_named_clip(named: Mapping[str, Any]) -> ClipWeights:
 
 
 def find_task(architecture: str) -> type[TrainingTask]:
-    """The objective of an architecture.
-
-    Raises:
-        ArgumentError: Nothing trains it.
-    """
+    """The objective of an architecture."""
     if architecture not in TASKS:
         raise ArgumentError(
             f"model.architecture: expected one that is trained ({', '.join(TASKS)}), got "
@@ -184,11 +157,7 @@ def build_task(
     class_embeds: Tensor,
     dataset: SegmentationDataset,
 ) -> TrainingTask:
-    """Make the objective of a model that learns from labels.
-
-    Raises:
-        ArgumentError: A setting is wrong.
-    """
+    """Make the objective of a model that learns from labels."""
     kind: Any = find_task(model.architecture)
     own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
@@ -200,23 +169,7 @@ def build_task(
 def build_zeroseg_task(
     config: TaskConfig, student: ModelConfig, model: SegmentationModel, batch_size: int
 ) -> ZeroSegTask:
-    """Make ZeroSeg's objective, which needs a teacher and no labels.
-
-    Args:
-        config: ``options.teacher`` is a CLIP file or open_clip tag, ``teacher_architecture``
-            open_clip's name for a tag and ``teacher_activation`` for a file that does not say;
-            ``views`` and ``cache_folder`` are those of
-            :class:`zsseg_rt.training.tasks.zeroseg_features.TeacherFeatures`; the rest are the
-            task's.
-        student: If no teacher is named, its ``options.pretrained`` is the teacher: the CLIP whose
-            text tower embeds class names.
-        model: The student, a ZeroSeg.
-        batch_size: Images per optimizer step.
-
-    Raises:
-        ArgumentError: A setting is wrong.
-        CheckpointError: The teacher cannot be read.
-    """
+    """Make ZeroSeg's objective, which needs a teacher and no labels."""
     if config.protocol != "inductive":
         raise ArgumentError(
             f"task.protocol: expected 'inductive', because ZeroSeg uses no labels, got "

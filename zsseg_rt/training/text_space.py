@@ -15,15 +15,8 @@ from zsseg_rt.training.trained.card import load_classes
 def text_space(text: TextConfig, model: ModelConfig) -> str:
     """Name the joint space: as configured, or after where the class embeddings come from.
 
-    Args:
-        text: ``space`` is used if it is not empty; then the bank, then the CLIP that it names.
-        model: Then the CLIP, the run or the official checkpoint that the model starts from.
-
     Returns:
         A human-readable name; empty if unknown.
-
-    Raises:
-        CheckpointError: The run to start from is damaged.
     """
     if text.space:
         return text.space

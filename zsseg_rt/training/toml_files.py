@@ -23,16 +23,8 @@ _MAX_DEPTH = 20
 def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any], str]:
     """Read a TOML file, or one that comes with the package.
 
-    Args:
-        source: A file, or the name of one in the package's folder.
-        kept_in: That folder; messages call its files by its name.
-
     Returns:
         Its tables, and what to call it in messages.
-
-    Raises:
-        ArgumentError: There is no such file, it is not valid TOML, or it holds something that is
-            never a setting: a date, deep nesting, a number of thousands of digits.
     """
     text, where = _read_source(source, kept_in)
     try:
@@ -121,12 +113,7 @@ def _read_source(source: str | Path, kept_in: Traversable) -> tuple[str, str]:
 
 
 def apply_change(raw: dict[str, Any], change: str) -> None:
-    """Set ``table.key=value`` in plain data.
-
-    Raises:
-        ArgumentError: It is not of this form, the table is a value, or the value can never be a
-            setting.
-    """
+    """Set ``table.key=value`` in plain data."""
     path, equals, text = change.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):

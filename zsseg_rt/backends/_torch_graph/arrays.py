@@ -21,10 +21,6 @@ class DeviceResult:
     torch's own ``__dlpack__`` asks which device and stream are current when it is called. After a
     run those are no longer the session's: each use would wait for the legacy default stream, and be
     refused on any GPU but the first.
-
-    Args:
-        tensor: Contiguous, on the GPU, written on ``stream``.
-        stream: Handle of that stream; 0 is the legacy default stream.
     """
 
     def __init__(self, tensor: Tensor, stream: int) -> None:
@@ -51,12 +47,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
-    """Borrow a feed on the CPU.
-
-    Raises:
-        DTypeError: It is no NumPy array, or has the wrong dtype.
-        ShapeError: It has the wrong shape, or is not C-contiguous.
-    """
+    """Borrow a feed on the CPU."""
     import torch
 
     if not isinstance(array, np.ndarray):
@@ -75,13 +66,7 @@ def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
 
 
 def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:
-    """Borrow a feed on a GPU.
-
-    Raises:
-        DeviceError: It lies elsewhere.
-        DTypeError: It is no array on a GPU, or has the wrong dtype.
-        ShapeError: It has the wrong shape, or is not C-contiguous.
-    """
+    """Borrow a feed on a GPU."""
     import torch
 
     if isinstance(array, DeviceResult) and array.tensor.device == torch.device(device):

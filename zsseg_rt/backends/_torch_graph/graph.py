@@ -24,14 +24,7 @@ class Node:
 
 
 class Graph:
-    """Nodes in an order in which they can run, and the constants they read.
-
-    Args:
-        nodes: The operators.
-        constants: Tensors by name; those that nothing reads are dropped.
-        outputs: Names of the results.
-        input_dtypes: What the graph is fed, by name.
-    """
+    """Nodes in an order in which they can run, and the constants they read."""
 
     def __init__(
         self,
@@ -77,13 +70,7 @@ class Graph:
         return name
 
     def replace(self, old: Iterable[Node], new: Sequence[Node], *, at: Node) -> None:
-        """Put nodes in the place of one node, and drop others.
-
-        Args:
-            old: What is dropped; ``at`` may be among it, and is dropped in any case.
-            new: What is put there, in order.
-            at: Where; all that ``new`` reads is computed before it.
-        """
+        """Put nodes in the place of one node, and drop others."""
         dropped = {id(node) for node in old} - {id(at)}
         kept = [node for node in self.nodes if id(node) not in dropped]
         place = next(index for index, node in enumerate(kept) if node is at)

@@ -22,10 +22,8 @@ _MEET_VALUES = ("Add", "Concat", "Div", "Equal", "Gather", "Mul", "Sub")
 class Program:
     """A graph's nodes in order, and its constants as tensors.
 
-    Args:
-        graph: What is run.
+    Shapes:
         precision: ``"float16"`` if any weight is float16, otherwise ``"float32"``.
-        output_dtypes: What the file says of the results, by name.
     """
 
     def __init__(
@@ -40,11 +38,7 @@ class Program:
 
     @classmethod
     def read(cls, path: Path) -> Program:
-        """Decode an ONNX file.
-
-        Raises:
-            BackendError: The file is damaged or uses an operator that is not supported.
-        """
+        """Decode an ONNX file."""
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -107,12 +101,7 @@ class Program:
     def run(
         self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the graph's outputs, of the dtypes that its file states.
-
-        Args:
-            feeds: The graph's inputs; floating-point ones are cast to the stated dtypes.
-            on_node: Called after each node.
-        """
+        """Compute the graph's outputs, of the dtypes that its file states."""
         from zsseg_rt.backends._torch_graph.operators import RUNNABLE
 
         values = {name: self._take(name, tensor) for name, tensor in feeds.items()}

@@ -17,9 +17,6 @@ class TorchRecorder:
     ``CUDAGraph`` does beyond that is done here: what torch allocates meanwhile comes from a pool of
     its own. From the usual pool, memory would be given to others once the captured tensors are
     gone, and replays would write over it.
-
-    Args:
-        device: ``"cuda:N"``.
     """
 
     def __init__(self, device: str) -> None:
@@ -29,11 +26,7 @@ class TorchRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Allocate from the pool what the calling thread asks torch for.
-
-        Raises:
-            BackendError: The recorder is closed.
-        """
+        """Allocate from the pool what the calling thread asks torch for."""
         import torch
 
         if self._is_closed:

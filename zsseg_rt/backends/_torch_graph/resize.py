@@ -28,15 +28,8 @@ def resize(
 ) -> Tensor:
     """Change height and width.
 
-    Args:
-        attributes: The node's.
+    Shapes:
         x: ``[B, C, H, W]``.
-        region: Not used by the rules that are supported.
-        scales: Factors of all four axes, on the host; or
-        sizes: the four sizes.
-
-    Raises:
-        ValueError: torch has no such rule.
     """
     rule = _Rule(attributes)
     target = _target(attributes, x, scales, sizes)

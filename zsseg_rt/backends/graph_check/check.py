@@ -52,9 +52,6 @@ def check_graph(path: Path) -> GraphHeader:
     or outputs, values used before they are made or made twice, weights whose size is not that of
     their data, sizes beyond ``sizes.MAX_ELEMENTS`` or that contradict each other or what is stated,
     and indices that are not known to be inside their axis.
-
-    Raises:
-        BackendError: The file is missing or damaged, or holds something that is refused.
     """
     try:
         content = map_file(path)
@@ -66,11 +63,7 @@ def check_graph(path: Path) -> GraphHeader:
 
 
 def check_model(content: memoryview, what: str) -> GraphHeader:
-    """Check the content of an ONNX file as :func:`check_graph` does; errors call it ``what``.
-
-    Raises:
-        BackendError: The content is damaged, or holds something that is refused.
-    """
+    """Check the content of an ONNX file as :func:`check_graph` does; errors call it ``what``."""
     try:
         graph = read_graph(content)
     except ValueError as exc:

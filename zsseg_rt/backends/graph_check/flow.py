@@ -46,12 +46,7 @@ class Flow:
         self.values[name] = Value(tensor.data_type, tensor.dims, tensor=tensor)
 
     def follow(self, where: str, node: Node, attributes: dict[str, Any]) -> None:
-        """Judge a node by what is known of its inputs, and add its outputs.
-
-        Raises:
-            ValueError: Its inputs, attributes or stated outputs contradict each other, or an index
-                is not known to be inside its axis.
-        """
+        """Judge a node by what is known of its inputs, and add its outputs."""
         inputs = [self.values[name] if name else None for name in node.inputs]
         if any(value is not None and 0 in value.shape and _is_empty(value) for value in inputs):
             raise ValueError(f"{where}: expected inputs with elements, got one of none")
@@ -100,11 +95,7 @@ def _told(shape: Shape | None) -> object:
 
 
 def read_attributes(where: str, node: Node) -> dict[str, Any]:
-    """A node's attributes by name.
-
-    Raises:
-        ValueError: One is given twice, is unknown to the operator, of another type, or odd.
-    """
+    """A node's attributes by name."""
     allowed = allowed_attributes(node.op_type)
     found: dict[str, Any] = {}
     for attribute in node.attributes:

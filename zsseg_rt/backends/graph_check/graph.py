@@ -233,23 +233,14 @@ class Graph:
 
 
 def map_file(path: Path) -> memoryview:
-    """Map the content of a file for as long as a view of it is kept.
-
-    Raises:
-        OSError: The file is missing, or is not a regular file.
-        ValueError: The file is empty.
-    """
+    """Map the content of a file for as long as a view of it is kept."""
     with path.open("rb") as file:
         # Not closed: a failing read leaves slices of it in the error's traceback.
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def read_graph(content: memoryview) -> Graph:
-    """Decode the content of an ONNX file; the weights are views of it.
-
-    Raises:
-        ValueError: The content is damaged.
-    """
+    """Decode the content of an ONNX file; the weights are views of it."""
     model = decode(content, _MODEL)
     if "graph" not in model:
         raise ValueError("a file without a graph")
@@ -273,11 +264,7 @@ def read_graph(content: memoryview) -> Graph:
 def read_interface(
     content: memoryview,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded.
-
-    Raises:
-        ValueError: The content is damaged.
-    """
+    """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded."""
     graph = decode(decode(content, _MODEL)["graph"], _GRAPH)
     return tuple(map(_spec, graph.get("input", ()))), tuple(map(_spec, graph.get("output", ())))
 

@@ -171,12 +171,7 @@ _ALLOWED = _by_operator()
 
 
 def input_counts(op_type: str, opset: int) -> tuple[int, int] | None:
-    """Fewest and most inputs of an operator; None if graphs may not use it.
-
-    Args:
-        op_type: Name of the operator in the default domain.
-        opset: Version of the operator set, one of ``OPSETS``.
-    """
+    """Fewest and most inputs of an operator; None if graphs may not use it."""
     return _COUNTS[opset].get(op_type)
 
 

@@ -36,16 +36,8 @@ _WIRE_TYPES = {
 def decode(message: memoryview, schema: Schema) -> dict[str, Any]:
     """Decode one message; nested messages are left as bytes.
 
-    Args:
-        message: The bytes of the message.
-        schema: The fields that it may hold.
-
     Returns:
         Values by field name: a list for each repeated field present, signed 64-bit integers.
-
-    Raises:
-        ValueError: The message is damaged, or holds a field twice, an unknown one, or text that is
-            not UTF-8.
     """
     found: dict[str, Any] = {}
     position, end = 0, len(message)
@@ -71,11 +63,7 @@ def decode(message: memoryview, schema: Schema) -> dict[str, Any]:
 
 
 def packed_ints(content: memoryview) -> list[int]:
-    """The signed 64-bit integers of a packed field.
-
-    Raises:
-        ValueError: The last one is cut short, or one is longer than 64 bits.
-    """
+    """The signed 64-bit integers of a packed field."""
     values, position = [], 0
     while position < len(content):
         value, position = _varint(content, position)

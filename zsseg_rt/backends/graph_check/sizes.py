@@ -24,22 +24,14 @@ _SIZE_ATTRIBUTES = {"num_outputs", "strides"}
 
 
 def check_shape(where: str, sizes: Sequence[int]) -> None:
-    """Check the known sizes of a tensor.
-
-    Raises:
-        ValueError: One is negative, or together they exceed ``MAX_ELEMENTS``.
-    """
+    """Check the known sizes of a tensor."""
     _check_sizes(where, sizes)
     if len(sizes) > _MAX_RANK:
         raise ValueError(f"{where}: expected at most {_MAX_RANK} axes, got {len(sizes)}")
 
 
 def check_weight(where: str, tensor: WeightTensor) -> None:
-    """Check that a tensor's values are in the file, and that their number matches its sizes.
-
-    Raises:
-        ValueError: They are elsewhere, of an unknown type, or too many or too few.
-    """
+    """Check that a tensor's values are in the file, and that their number matches its sizes."""
     if tensor.external:
         raise ValueError(f"{where}: expected its values in the file, got external data")
     if tensor.data_type not in _BITS or tensor.has_strings:
@@ -70,11 +62,7 @@ def _holds(kind: str, content: memoryview, data_type: int, expected: int) -> boo
 
 
 def check_attribute(where: str, name: str, value: Any) -> None:
-    """Check a tensor, or the sizes in a node's attribute.
-
-    Raises:
-        ValueError: A size is too small or too large.
-    """
+    """Check a tensor, or the sizes in a node's attribute."""
     if isinstance(value, WeightTensor):
         check_weight(where, value)
     values = value if isinstance(value, list) else [value]

@@ -36,17 +36,7 @@ def known_size(shape: Shape) -> tuple[int, ...]:
 
 
 class Value:
-    """A tensor of a graph.
-
-    Args:
-        dtype: ``TensorProto.DataType``.
-        shape: Its sizes.
-        tensor: Its content, if it is a constant.
-        known: Its integers, if they follow from sizes and constants.
-        bounds: Lowest and highest integer, if they are bounded otherwise.
-        columns: The bounds of each place of the last axis, if they are known one by one.
-        source: The graph input whose integers it holds, unchanged; empty if there is none.
-    """
+    """A tensor of a graph."""
 
     __slots__ = ("_bounds", "_known", "columns", "dtype", "shape", "source", "tensor")
 
@@ -85,11 +75,7 @@ class Value:
         return self.tensor is not None and self.dtype in INTEGERS and self.size <= _MOST_KNOWN
 
     def numbers(self) -> npt.NDArray[Any]:
-        """The content of a constant of float32, float64, int32 or int64.
-
-        Raises:
-            ValueError: It is no constant, or one of another type.
-        """
+        """The content of a constant of float32, float64, int32 or int64."""
         found = None if self.tensor is None else self.tensor.array()
         if found is None or found.size != self.size:
             raise ValueError("expected a constant of float32, int32 or int64, got a computed value")
@@ -187,11 +173,7 @@ class Call:
 
 
 def place(what: str, axis: int, rank: int) -> int:
-    """An axis counted from the front.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """An axis counted from the front."""
     if not -rank <= axis < rank:
         raise ValueError(f"{what}: expected one of {rank} axes, got {axis}")
     return axis % rank

@@ -32,14 +32,8 @@ def find_bundle(given: str | Path) -> Path:
     called ``naclip-b16`` does not hide the bundle of this name. With a folder in front, such as
     ``results/naclip-b16``, it is always a path.
 
-    Args:
-        given: A path, or a name as in :data:`zsseg_rt.bundles.pretrained.SETS`.
-
     Returns:
         A folder, which is not read here.
-
-    Raises:
-        BundleError: It is the name of a bundle that was not fetched, or neither a path nor a name.
     """
     path = Path(given)
     if not _may_be_name(given) or is_file(path / _MANIFEST):

@@ -120,11 +120,7 @@ SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
 
 
 def known_set(name: str) -> PretrainedSet:
-    """The set of this name.
-
-    Raises:
-        ArgumentError: There is none; the message lists the names.
-    """
+    """The set of this name."""
     if name not in SETS:
         hint = schema.nearest(name, list(SETS)).replace("Known keys", "Known names")
         raise ArgumentError(f"name: expected a set that can be fetched, got {name!r}. {hint}")

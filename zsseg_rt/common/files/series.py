@@ -96,13 +96,6 @@ class Series:
     The first is ``STEM.SUFFIX`` if nothing has that name and there is no rotation. All others are
     ``STEM-STAMP.SUFFIX``, where STAMP is the time in UTC at which they begin; ``_2``, ``_3`` and so
     on follow a second that is taken. Only names of this form are ever removed.
-
-    Args:
-        folder: Where they are.
-        stem: What their names begin with; may be empty.
-        suffix: What their names end with; if empty, folders of label pictures are made.
-        rotation: When the next one begins, and what is kept.
-        now: The time of day.
     """
 
     def __init__(
@@ -122,11 +115,7 @@ class Series:
         self._has_begun = self._refused = False
 
     def begin(self) -> Path:
-        """Remove what is not kept any more, then make the next one, empty.
-
-        Raises:
-            OSError: It cannot be made.
-        """
+        """Remove what is not kept any more, then make the next one, empty."""
         takes_base = bool(self._suffix) and not self._has_begun and not self.rotation.is_on
         if takes_base and is_device(self.base):
             return self.base
@@ -136,11 +125,7 @@ class Series:
         return made
 
     def resume(self) -> tuple[Path, float]:
-        """The newest one and its age in seconds; a new one if that is full, old or absent.
-
-        Raises:
-            OSError: It cannot be made, or the folder not be read.
-        """
+        """The newest one and its age in seconds; a new one if that is full, old or absent."""
         ages = {path: self._now() - self._begun_at(path) for path in self._found()}
         past = [path for path, age in ages.items() if age >= 0]  # a clock may be set back
         newest = max(past, key=lambda path: path.name, default=None)
@@ -150,11 +135,7 @@ class Series:
         return newest, ages[newest]
 
     def remove_old(self, but: Path | None = None) -> None:
-        """Remove what is not kept any more; what cannot be removed is logged once.
-
-        Args:
-            but: One that is still written.
-        """
+        """Remove what is not kept any more; what cannot be removed is logged once."""
         kept = self.rotation
         if kept.keep_seconds == kept.keep_bytes == math.inf:
             return

@@ -64,9 +64,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     nameless files, for all the time it writes. A process that is killed then leaves that file, and
     the next call for the same path removes it. Several threads and processes may write one file at
     the same time, each under a number of its own: the last to finish wins.
-
-    Raises:
-        OSError: The folder is absent or may not be written, or the disk is full.
     """
     if not _write_nameless(path, data):
         _write_named(path, data)
@@ -185,16 +182,8 @@ def _remove_dead(path: Path) -> bool:
 def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
     """Return the array in a ``.npy`` file's content, whose header is parsed and never evaluated.
 
-    Args:
-        data: The whole content, as ``numpy.save`` writes it (format 1.0 to 3.0).
-        what: Named in the error, such as the file's path.
-        max_bytes: The most bytes that the array itself may take.
-
     Returns:
         A new, writable array: booleans, integers, floats of 2 to 8 bytes, or text (``<U``).
-
-    Raises:
-        ValueError: The content is damaged or too large, or holds objects or another dtype.
     """
     header, start = _npy_header(data, what)
     dtype = np.dtype(header["descr"].decode("ascii"))
@@ -239,11 +228,7 @@ def _check_text(values: npt.NDArray[Any], what: str) -> None:
 
 
 def read_limited(path: Path, *, max_bytes: int) -> bytes:
-    """Read a small regular file; a pipe, for one, would keep its reader waiting.
-
-    Raises:
-        OSError: The file cannot be read, is not a regular file or is larger than ``max_bytes``.
-    """
+    """Read a small regular file; a pipe, for one, would keep its reader waiting."""
     with open(path, "rb", opener=_open_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -258,9 +243,6 @@ def remove_entry(path: Path) -> None:
     """Remove what lies at a path of a cache: a file, a link, or a folder with its content.
 
     Links are removed, not followed. A path where nothing lies is not an error.
-
-    Raises:
-        OSError: It cannot be removed.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

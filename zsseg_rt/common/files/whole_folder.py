@@ -30,16 +30,7 @@ _CAME_IN_BETWEEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
-    """Yield an empty folder to fill that becomes ``path`` if nothing fails.
-
-    Args:
-        path: Folder to make; folders above it are made too.
-        replace: Whether to replace a folder that exists by then.
-
-    Raises:
-        FileExistsError: ``path`` exists by then and may not be replaced.
-        OSError: It cannot be written or moved.
-    """
+    """Yield an empty folder to fill that becomes ``path`` if nothing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work, lock = _hidden_folder(path)
     with lock:
@@ -57,11 +48,7 @@ def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of ``path`` left behind; restore an old folder first.
-
-    Raises:
-        OSError: An old folder cannot be restored.
-    """
+    """Remove what killed writers of ``path`` left behind; restore an old folder first."""
     pattern = re.compile(re.escape(_prefix(path)) + "[a-z0-9_]{8}")
     if not path.parent.is_dir():
         return
@@ -99,9 +86,6 @@ def _take_lock(work: Path, *, or_go_without: bool = False) -> IO[bytes] | None:
     """The open lock file of a hidden folder; None if a writer holds it, or the folder is gone.
 
     Where the file system has no locks, a writer goes on without one, and no leftover is removed.
-
-    Raises:
-        OSError: The file can be neither opened nor made, or cannot be locked.
     """
     try:
         lock = (work / _LOCK).open("ab")

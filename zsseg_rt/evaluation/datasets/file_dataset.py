@@ -30,12 +30,7 @@ class FilePair:
 
 
 class ValueTable:
-    """Turns the values of a mask into class indices.
-
-    Args:
-        values: Value of each class.
-        ignored: Values of pixels without annotation.
-    """
+    """Turns the values of a mask into class indices."""
 
     def __init__(self, values: Sequence[int], ignored: Iterable[int] = (255,)) -> None:
         self.values = tuple(values)
@@ -47,11 +42,7 @@ class ValueTable:
         self._table[list(self.values)] = np.arange(len(self.values))
 
     def __call__(self, mask: Mask, path: Path) -> LabelMap:
-        """Turn values into indices.
-
-        Raises:
-            DatasetError: A value is neither a class nor ignored; the message lists the first ones.
-        """
+        """Turn values into indices."""
         labels: NDArray[np.uint16] = (
             self._table[:256][mask] if mask.itemsize == 1 else self._table[mask]
         )
@@ -69,15 +60,7 @@ class ValueTable:
 
 
 class FileDataset:
-    """Pictures and masks in files; a :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`.
-
-    Args:
-        name: For messages and result files.
-        table: The classes.
-        pairs: The files.
-        labels_of: Turns a mask's content and its path into class indices.
-        read: Reads a mask's content.
-    """
+    """Pictures and masks in files; a :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`."""
 
     def __init__(
         self,
@@ -100,13 +83,7 @@ class FileDataset:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one image and its labels.
-
-        Raises:
-            DatasetError: A file is missing or unreadable, its sizes differ, or the annotation
-                holds a value that is not a class.
-            IndexError: There is no such image.
-        """
+        """Read one image and its labels."""
         pair = self.pairs[index]
         image = read_picture(pair.image)
         mask = self._read(pair.mask)
@@ -124,11 +101,7 @@ class FileDataset:
         return self.table.palette
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
-        """Read every image and count every class.
-
-        Args:
-            progress: Called with the number of images read so far and the number of all.
-        """
+        """Read every image and count every class."""
         return verify_dataset(self, progress)
 
 

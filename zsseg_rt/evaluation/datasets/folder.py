@@ -42,19 +42,6 @@ def folder(
     16-bit masks) where nothing is annotated. With a file ``colours.txt`` (``R G B name`` on each
     line, as in CamVid's ``label_colors.txt``), masks hold colours instead; colours whose name is
     not a class mean not annotated.
-
-    Args:
-        root: The folder.
-        split: ``"all"``; or a name, for ``images/NAME`` and ``masks/NAME``, or otherwise for the
-            images that ``NAME.txt`` lists.
-        class_names: Classes in the masks' order; None reads ``classes.txt``: one class per line,
-            commas between synonyms, ``[unseen]`` after an unseen class.
-        unseen: Names of the unseen classes; None takes the marks in ``classes.txt``.
-        zero_is_unlabelled: Whether the masks count classes from 1 and 0 means not annotated.
-
-    Raises:
-        DatasetError: A file is missing, a list cannot be used, or ``unseen`` names a class that is
-            not there.
     """
     place = LAYOUT.find(root)
     table = _table(place, class_names, int(zero_is_unlabelled)).with_unseen(unseen)

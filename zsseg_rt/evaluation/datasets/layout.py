@@ -35,15 +35,7 @@ class Layout:
     verb: str = "Download"
 
     def find(self, root: str | Path, first: str | None = None) -> Path:
-        """The data set's root: the given folder, or one of ``folders`` below it.
-
-        Args:
-            root: Where the user says it is.
-            first: A folder by which the root is recognised; None takes the first of ``tree``.
-
-        Raises:
-            DatasetError: None of the folders holds ``first``.
-        """
+        """The data set's root: the given folder, or one of ``folders`` below it."""
         given = Path(root).expanduser()
         first = first or self.tree[0].split("/")[0]
         for candidate in (given, *(given / folder for folder in self.folders)):
@@ -55,11 +47,7 @@ class Layout:
         )
 
     def require(self, path: Path) -> Path:
-        """Return a path that must exist.
-
-        Raises:
-            DatasetError: It does not.
-        """
+        """Return a path that must exist."""
         if not path.exists():
             raise DatasetError(
                 f"{path}: expected this part of {self.title}, got nothing. {self.instructions}"
@@ -69,17 +57,7 @@ class Layout:
     def check_pairs(
         self, pairs: Sequence[FilePair], split: str, where: Path, partial: bool
     ) -> Sequence[FilePair]:
-        """Refuse an empty or half-downloaded split.
-
-        Args:
-            pairs: What was found.
-            split: A key of ``counts``.
-            where: What messages call the split.
-            partial: Whether to accept fewer than published.
-
-        Raises:
-            DatasetError: There are none, or fewer than published.
-        """
+        """Refuse an empty or half-downloaded split."""
         expected = self.counts.get(split, 0)
         if not pairs or (len(pairs) < expected and not partial):
             hint = "To use only these, pass partial=True. " if pairs else ""
@@ -96,11 +74,7 @@ class Layout:
 
 
 def require_choice(argument: str, value: str, known: Iterable[str]) -> str:
-    """Return the value if it is a known one.
-
-    Raises:
-        ArgumentError: It is not.
-    """
+    """Return the value if it is a known one."""
     if value not in known:
         raise ArgumentError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
     return value
@@ -109,11 +83,7 @@ def require_choice(argument: str, value: str, known: Iterable[str]) -> str:
 def pairs_of_list(
     layout: Layout, list_file: Path, images: Path, masks: Path, image_suffix: str = ".jpg"
 ) -> list[FilePair]:
-    """The images a list names; masks are PNG files of the same names.
-
-    Raises:
-        DatasetError: The list, a folder or a listed file is missing.
-    """
+    """The images a list names; masks are PNG files of the same names."""
     lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
     names = [line.split()[0] for line in lines if line.strip()]
     found_images = _file_names(layout.require(images))
@@ -140,19 +110,7 @@ def pairs_of_folders(
     mask_suffix: str = ".png",
     recursive: bool = False,
 ) -> list[FilePair]:
-    """All images of a folder, by name; masks have the same names but for the suffix.
-
-    Args:
-        layout: For messages.
-        images: Folder of images.
-        masks: Folder of masks.
-        image_suffix: How the images' file names end; "" takes any image format.
-        mask_suffix: How the masks' file names end.
-        recursive: Whether to look in subfolders too.
-
-    Raises:
-        DatasetError: A folder is missing, an image has no mask, or a mask no image.
-    """
+    """All images of a folder, by name; masks have the same names but for the suffix."""
     suffixes = (image_suffix.lower(),) if image_suffix else PICTURE_SUFFIXES
     found_images = _by_stem(layout.require(images), suffixes, recursive)
     found_masks = _by_stem(layout.require(masks), (mask_suffix.lower(),), recursive)

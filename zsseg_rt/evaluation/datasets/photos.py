@@ -14,15 +14,7 @@ from zsseg_rt.evaluation.datasets.reading import read_picture
 
 
 class PhotoDataset:
-    """All images below a folder; there are no classes and no pixel is annotated.
-
-    Args:
-        root: The folder, such as ImageNet's ``ILSVRC/Data/CLS-LOC``.
-        split: ``"all"``, or the folder below the root to use, such as ``"train"``.
-
-    Raises:
-        DatasetError: The folder is missing or holds no images.
-    """
+    """All images below a folder; there are no classes and no pixel is annotated."""
 
     def __init__(self, root: str | Path, split: str = "all") -> None:
         place = Path(root).expanduser()
@@ -48,12 +40,7 @@ class PhotoDataset:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one image; all its labels are ``ignore_label``.
-
-        Raises:
-            DatasetError: The file is unreadable.
-            IndexError: There is no such image.
-        """
+        """Read one image; all its labels are ``ignore_label``."""
         relative = self._paths[index]
         image = read_picture(self._folder / relative)
         labels = np.full(image.shape[:2], self.ignore_label, np.uint8)

@@ -60,21 +60,7 @@ def open_published(
     convention: Literal["zegclip", "zegformer"] = "zegclip",
     partial: bool = False,
 ) -> FileDataset:
-    """Open a published data set.
-
-    Args:
-        name: One of :data:`PUBLISHED`.
-        root: Its folder, or one that holds it.
-        split: One of its splits.
-        background: Whether background is a class; otherwise it is not annotated.
-        unseen: Names of the unseen classes; None takes the published split, if there is one.
-        convention: Whose order or names of the classes.
-        partial: Accept fewer images than published.
-
-    Raises:
-        DatasetError: Files are missing, or ``unseen`` names an unknown class.
-        ArgumentError: There is no such split or convention.
-    """
+    """Open a published data set."""
     row = PUBLISHED[name]
     require_choice("split", split, row.layout.counts)
     require_choice("convention", convention, ("zegclip", "zegformer"))

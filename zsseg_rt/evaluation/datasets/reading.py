@@ -26,9 +26,6 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
     Returns:
         RGB, uint8 ``[H, W, 3]``.
-
-    Raises:
-        DatasetError: The file is missing, cut off, not an image, or too large.
     """
     data = _read_bytes(path)
     if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
@@ -51,9 +48,6 @@ def read_mask(path: Path) -> Mask:
 
     Returns:
         uint8 or uint16 ``[H, W]``.
-
-    Raises:
-        DatasetError: The file is missing, cut off, not an image, or has several channels.
     """
     image = _open(path)
     if image.mode not in ("L", "P", "I;16", "I;16B", "I;16L", "I"):
@@ -77,9 +71,6 @@ def read_colour_mask(path: Path) -> NDArray[np.uint8]:
 
     Returns:
         RGB, uint8 ``[H, W, 3]``.
-
-    Raises:
-        DatasetError: The file is missing, cut off or not an image.
     """
     values: NDArray[np.uint8] = _load(_open(path), path, mode="RGB")
     return values

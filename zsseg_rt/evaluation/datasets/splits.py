@@ -61,15 +61,7 @@ class ClassTable:
         )
 
     def with_unseen(self, unseen: Sequence[str] | None) -> ClassTable:
-        """The same classes, split differently.
-
-        Args:
-            unseen: Names of the unseen classes, as in ``names`` or one of a name's synonyms; None
-                leaves the split as it is.
-
-        Raises:
-            DatasetError: There is no such class.
-        """
+        """The same classes, split differently."""
         if unseen is None:
             return self
         places = {name: index for index, name in enumerate(self.names)}

@@ -36,10 +36,6 @@ def verify_dataset(
 ) -> Verification:
     """Read every image and count every class.
 
-    Args:
-        dataset: Any data set.
-        progress: Called with the number of images read so far and the number of all.
-
     Returns:
         What was found; damaged images are listed and raise nothing.
     """

@@ -8,11 +8,7 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """An amount that is shared by threads; who needs more than is left waits.
-
-    Args:
-        amount: What there is. Who needs more than all of it gets it when nobody else has any.
-    """
+    """An amount that is shared by threads; who needs more than is left waits."""
 
     def __init__(self, amount: int) -> None:
         self._amount = self._left = amount

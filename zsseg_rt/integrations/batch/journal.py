@@ -83,12 +83,7 @@ class _Record:
 
 
 class Journal:
-    """The file that lists finished photos; once read, safe to use in any thread.
-
-    Args:
-        path: Where it is, or will be.
-        key: Stands for everything but the photo that decides the images.
-    """
+    """The file that lists finished photos; once read, safe to use in any thread."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
@@ -136,15 +131,7 @@ class Journal:
         return replace(result, resumed=True) if same else None
 
     def append(self, result: PhotoResult, photo: bytes) -> None:
-        """Note that a photo is finished.
-
-        Args:
-            result: What became of it; its images are on disk.
-            photo: The content of its file.
-
-        Raises:
-            SourceError: The journal cannot be written.
-        """
+        """Note that a photo is finished."""
         try:
             record = _Record(
                 key=self._key,
@@ -177,13 +164,7 @@ def _format(record: _Record) -> bytes:
 
 
 def _parse(line: bytes) -> _Record:
-    """Return the record of a line.
-
-    Raises:
-        _OldLineError: An older version wrote the line.
-        ValueError: It is damaged.
-        RecursionError: It is damaged.
-    """
+    """Return the record of a line."""
     content = json.loads(line.decode("utf-8"))
     if isinstance(content, Mapping) and isinstance(content.get("photo"), str):
         raise _OldLineError(content["photo"])

@@ -49,9 +49,6 @@ class PhotoSettings:
         legend: Whether overlays have class names on them and a legend below.
         max_pixels: Photos with more pixels are not decoded; their result says so. As many are
             decoded at any one time, however many photos that is.
-
-    Raises:
-        ArgumentError: The overlay's format is neither.
     """
 
     alpha: float = 0.5
@@ -84,21 +81,6 @@ def segment_photos(
     ``zsseg_journal.jsonl``; with ``resume``, photos that this file lists with the same bundle,
     classes and settings are skipped, if they and their output images are still the same files, byte
     for byte.
-
-    Args:
-        engine: An engine with classes, of either channel order. All its lanes are used, so none
-            but its own may be open; see :func:`lanes_for`.
-        photos: Files to segment.
-        out_dir: Folder to write to; created if absent.
-        resume: Whether to skip what an earlier run has finished.
-        on_done: Called after each photo, in the caller's thread.
-        **settings: Fields of :class:`PhotoSettings`.
-
-    Raises:
-        ArgumentError: The overlay's format is neither.
-        SourceError: The folder cannot be created.
-        BackendUnavailableError: OpenCV is not installed.
-        EngineStateError: Another lane of the engine is open, or the engine is closed.
     """
     made = PhotoSettings(**settings)
     try:
@@ -129,10 +111,6 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
 
     Each thread then has a photo of its own and waits for no other. Elsewhere one lane uses the
     whole device.
-
-    Raises:
-        DeviceError: The device is absent.
-        BackendUnavailableError: The backend's package is not installed.
     """
     placement = registry.choose(config)
     if placement.backend != "openvino" or placement.device != "cpu":
@@ -141,15 +119,7 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
 
 
 class _Work:
-    """What is done to each photo; several at the same time.
-
-    Args:
-        lanes: Label frames.
-        journal: Where finished photos are noted.
-        settings: How photos are read and drawn; ``max_pixels`` also bounds all that are decoded at
-            once.
-        order: The channel order that the engine takes.
-    """
+    """What is done to each photo; several at the same time."""
 
     def __init__(
         self, lanes: LanePool, journal: Journal, settings: PhotoSettings, order: str

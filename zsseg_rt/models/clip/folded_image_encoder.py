@@ -96,10 +96,6 @@ class FoldedImageEncoder(nn.Module):
     blocks compute for prompts is never used), the class token starts as a constant, the positional
     embedding is already resized, norms are folded into the projections after them (see
     :func:`fold_norm`). No control flow depends on data. Evaluation only: it has no dropout.
-
-    Args:
-        encoder: The encoder to fold; large unchanged weights are shared with it, not copied.
-        size_hw: Image size in pixels.
     """
 
     cls_token: Tensor
@@ -127,7 +123,7 @@ class FoldedImageEncoder(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Encode images of the fixed size.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, *size_hw]``.
 
         Returns:

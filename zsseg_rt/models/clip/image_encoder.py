@@ -36,10 +36,8 @@ def resize_positional_embedding(
     Row 0 (the class token) is kept; the rest is a square grid that is resized with
     ``align_corners=False`` and no antialiasing. The same grid returns the input.
 
-    Args:
+    Shapes:
         positional_embedding: float ``[1 + g * g, W]``.
-        grid_hw: New grid, rows and columns.
-        mode: How to interpolate.
 
     Returns:
         ``[1 + grid_hw[0] * grid_hw[1], W]``.
@@ -78,10 +76,6 @@ class ImageEncoderConfig:
         num_deep_prompts: Layers after the first that replace the prompts with their own.
         prompt_dropout: Dropout on the projected prompts, in training.
         num_cells: Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers.
-
-    Raises:
-        ShapeError: The stride does not divide the patch size, or patches would not overlap by as
-            much on either side.
     """
 
     width: int = 768
@@ -135,9 +129,6 @@ class ImageEmbeds(NamedTuple):
 class ImageEncoder(nn.Module):
     """CLIP's ViT, every token projected into the joint space.
 
-    Args:
-        config: Sizes; prompt settings are not used.
-
     Attributes:
         position_mode: How the positional embedding is resized to another grid.
     """
@@ -163,11 +154,7 @@ class ImageEncoder(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The patch grid of an image of ``size_hw`` pixels; a remainder below one step is cut off.
-
-        Raises:
-            ShapeError: The image is smaller than one patch.
-        """
+        """The patch grid of an image of ``size_hw`` pixels; a remainder below a step is cut off."""
         patch = self.config.patch_size
         if min(size_hw) < patch:
             raise ShapeError(
@@ -219,15 +206,11 @@ class ImageEncoder(nn.Module):
     def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode images.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
 
         Returns:
             Unit-norm patch and class embeddings.
-
-        Raises:
-            ShapeError: The image has another layout or is smaller than one patch.
-            DTypeError: The image is not of the weights' dtype.
         """
         embeds = self.project(self.transformer(self.embed_patches(image)))
         return ImageEmbeds(unit(embeds[:, 1:]), unit(embeds[:, 0]))
@@ -239,9 +222,6 @@ class PromptedImageEncoder(ImageEncoder):
     Every layer sees P prompt tokens of its own between the class token and the patches; what a
     layer makes of them is discarded. Differences from plain CLIP besides the prompts: the class
     embedding is added twice, and a trainable LayerNorm precedes ``ln_post``.
-
-    Args:
-        config: Sizes.
 
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023; Jia et al., "Visual Prompt Tuning", ECCV 2022.
@@ -280,9 +260,8 @@ class PromptedImageEncoder(ImageEncoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run every block with its prompts between the class token and the others.
 
-        Args:
+        Shapes:
             tokens: Class token and K others after ``ln_pre``, ``[B, 1 + K, W]``.
-            mask_of: Returns the attention mask for a given number of prompts; None masks nothing.
 
         Returns:
             The last block's output as the class token ``[B, 1, W]``, its prompts and the K

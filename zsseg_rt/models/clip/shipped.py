@@ -46,20 +46,12 @@ def is_shipped(source: str | Path) -> bool:
 
 
 def read_shipped() -> ShippedClip:
-    """Read the CLIP that ships with the package.
-
-    Raises:
-        CheckpointError: This installation lacks it, or it is damaged.
-    """
+    """Read the CLIP that ships with the package."""
     return read_packed(FILE)
 
 
 def read_packed(path: Path) -> ShippedClip:
-    """Read a packed CLIP.
-
-    Raises:
-        CheckpointError: The file is missing, or is not a packed CLIP.
-    """
+    """Read a packed CLIP."""
     try:
         with safe_open(path, framework="pt") as file:
             words = json.loads((file.metadata() or {})["words"])

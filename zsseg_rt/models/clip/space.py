@@ -21,11 +21,6 @@ _SHOWN_DIGITS = 12
 def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
     """Give the space of CLIP weights a human-readable name, to tell two spaces apart.
 
-    Args:
-        source: As for :func:`zsseg_rt.models.clip.weights.load_clip`: a file, a tag of open_clip
-            or ``"demo"``.
-        architecture: open_clip's name of the model, for a tag.
-
     Returns:
         ``"OpenAI CLIP ViT-B/16"`` for OpenAI's own, otherwise the tag, or the file's name and the
         beginning of its SHA-256.
@@ -47,11 +42,7 @@ def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
 
 
 def describe_rows(path: str | Path) -> str:
-    """Name the space of embeddings in a file about which nothing else is known.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Name the space of embeddings in a file about which nothing else is known."""
     return f"rows of {_file_name(Path(path), sha256_of(Path(path)))}"
 
 

@@ -46,9 +46,6 @@ class TextEncoderConfig:
 class TextEncoder(nn.Module):
     """Causal transformer over token ids; the feature at the end-of-text token is projected.
 
-    Args:
-        config: Sizes.
-
     Source:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
         ICML 2021.
@@ -72,16 +69,12 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed prompts.
 
-        Args:
+        Shapes:
             tokens: Token ids, int64 ``[T, context_length]``, padded with 0. The end-of-text token
                 must be the row's largest id, as with CLIP's tokenizer.
 
         Returns:
             Text embeddings, ``[T, D]``, **not** normalised.
-
-        Raises:
-            ShapeError: The rows are not ``context_length`` long.
-            DTypeError: The ids are not integers.
         """
         self._check(tokens)
         return self.embed(tokens)
@@ -92,7 +85,7 @@ class TextEncoder(nn.Module):
         Tokens after the end-of-text token are never attended to, so cutting them off changes
         nothing but the time taken.
 
-        Args:
+        Shapes:
             tokens: Token ids, int64 ``[T, L]``, ``L`` at most ``context_length``.
 
         Returns:
@@ -121,7 +114,7 @@ class TextEncoder(nn.Module):
 def average_templates(text_embeds: Tensor) -> Tensor:
     """Merge the embeddings of one class under several templates: normalise, mean, normalise.
 
-    Args:
+    Shapes:
         text_embeds: Embeddings, ``[..., T, D]``, T templates.
 
     Returns:

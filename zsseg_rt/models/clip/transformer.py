@@ -25,12 +25,7 @@ def merge_heads(tokens: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one packed projection (rows q, k, v).
-
-    Args:
-        width: Token width W.
-        num_heads: Heads; must divide ``width``.
-    """
+    """Multi-head self-attention with one packed projection (rows q, k, v)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -49,13 +44,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``c_proj(activation(c_fc(x)))``.
-
-    Args:
-        width: Token width W.
-        hidden_width: Width between the two projections.
-        activation: ``"quick_gelu"`` (``x * sigmoid(1.702 x)``, OpenAI weights) or ``"gelu"``.
-    """
+    """``c_proj(activation(c_fc(x)))``."""
 
     def __init__(self, width: int, hidden_width: int, activation: Activation) -> None:
         super().__init__()
@@ -74,14 +63,7 @@ class Mlp(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm block: ``x += attn(ln_1(x)); x += mlp(ln_2(x))``.
-
-    Args:
-        width: Token width W.
-        num_heads: Attention heads.
-        mlp_width: Hidden width of the MLP.
-        activation: See :class:`Mlp`.
-    """
+    """Pre-norm block: ``x += attn(ln_1(x)); x += mlp(ln_2(x))``."""
 
     def __init__(
         self, width: int, num_heads: int, mlp_width: int, activation: Activation = "quick_gelu"
@@ -99,15 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of :class:`ResidualBlock`, named ``resblocks`` as in the checkpoints.
-
-    Args:
-        width: Token width W.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        mlp_width: Hidden width of the MLPs.
-        activation: See :class:`Mlp`.
-    """
+    """A stack of :class:`ResidualBlock`, named ``resblocks`` as in the checkpoints."""
 
     def __init__(
         self,

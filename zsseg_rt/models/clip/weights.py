@@ -71,19 +71,11 @@ class ClipWeights:
     prompt_words: tuple[str, ...] = ()
 
     def image_config(self) -> ImageEncoderConfig:
-        """Sizes of the image tower; it has no prompts.
-
-        Raises:
-            CheckpointError: A key that a size is read from is missing.
-        """
+        """Sizes of the image tower; it has no prompts."""
         return image_encoder_config(Sizes(self.visual, "CLIP"), "", self.num_heads, self.activation)
 
     def text_config(self) -> TextEncoderConfig:
-        """Sizes of the text tower.
-
-        Raises:
-            CheckpointError: A key that a size is read from is missing.
-        """
+        """Sizes of the text tower."""
         found = text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
         return replace(found, words=self.words, prompt_words=self.prompt_words)
 
@@ -166,15 +158,8 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
     """Untrained weights by open_clip's own initialisation, from torch's global generator.
 
-    Args:
-        architecture: open_clip's name of a ViT.
-
     Returns:
         The weights of both towers.
-
-    Raises:
-        CheckpointError: open_clip does not know the name, or the model is not a plain CLIP ViT.
-        BackendUnavailableError: open_clip is not installed.
     """
     open_clip = _import_open_clip()
     known = architecture in open_clip.list_models()
@@ -189,16 +174,7 @@ def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
 
 
 def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _Colour]:
-    """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with.
-
-    Args:
-        source: As for :func:`load_clip`; only open_clip's tags say, all else is assumed to be
-            normalised like OpenAI's CLIP.
-        architecture: open_clip's name of the model, for a tag.
-
-    Raises:
-        BackendUnavailableError: A tag is given and open_clip is not installed.
-    """
+    """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with."""
     config: Mapping[str, Any] = {}
     if not (Path(source).is_file() or is_shipped(source)):
         config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
@@ -271,11 +247,7 @@ def image_encoder_config(
     num_heads: int | None = None,
     activation: Activation = "quick_gelu",
 ) -> ImageEncoderConfig:
-    """Read an image tower's sizes from shapes; it has no prompts.
-
-    Raises:
-        CheckpointError: A key that a size is read from is missing.
-    """
+    """Read an image tower's sizes from shapes; it has no prompts."""
     width, _, patch_size, _ = sizes.of(prefix + "conv1.weight", 4)
     rows = sizes.of(prefix + "positional_embedding", 2)[0]
     grid_side = math.isqrt(rows - 1)
@@ -304,11 +276,7 @@ def text_encoder_config(
     num_heads: int | None = None,
     activation: Activation = "quick_gelu",
 ) -> TextEncoderConfig:
-    """Read a text tower's sizes from shapes.
-
-    Raises:
-        CheckpointError: A key that a size is read from is missing.
-    """
+    """Read a text tower's sizes from shapes."""
     vocab_size, width = sizes.of(prefix + "token_embedding.weight", 2)
     return TextEncoderConfig(
         vocab_size=vocab_size,

@@ -56,11 +56,7 @@ class CosineHeadConfig(DenseCLIPConfig):
     seen_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ArgumentError: A setting is outside its range.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.head != "vanilla":
             raise ArgumentError(
@@ -80,11 +76,7 @@ class CosineHeadConfig(DenseCLIPConfig):
 
 
 class CosineHeadEncoder(DenseImageEncoder):
-    """CLIP's image tower and a linear head on its patches, which starts as the identity.
-
-    Args:
-        config: Sizes; prompt settings are not used.
-    """
+    """CLIP's image tower and a linear head on its patches, which starts as the identity."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config, "vanilla")
@@ -102,11 +94,7 @@ class CosineHeadEncoder(DenseImageEncoder):
 
 
 class CosineHeadModel(DenseCLIP):
-    """Dense CLIP whose image tower, head and logit scale are trained.
-
-    Args:
-        config: Sizes and labelling rule.
-    """
+    """Dense CLIP whose image tower, head and logit scale are trained."""
 
     architecture = "cosine_head"
     predicts_logits: ClassVar[bool] = False
@@ -158,17 +146,12 @@ class CosineHeadModel(DenseCLIP):
         Logits are upsampled bilinearly, squashed by the activation, and lowered by ``seen_bias``
         for seen classes.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings, ``[C, D]``.
 
         Returns:
             ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
-
-        Raises:
-            ShapeError: An argument has another shape, or ``seen_classes`` names a class that
-                ``text_embeds`` does not have.
-            DTypeError: The image is not of the weights' dtype.
         """
         logits = super().predict(image, text_embeds)
         softmax = self.config.score_activation == "softmax"
@@ -199,13 +182,7 @@ class CosineHeadStart(ClipSource):
     templates: Sequence[str] | None = None
 
     def build(self) -> CosineHeadModel:
-        """Make the model, in evaluation mode, with its text tower, which is frozen.
-
-        Raises:
-            ArgumentError: A setting is out of its range.
-            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
-            ShapeError: Patches do not fill ``image_size`` exactly.
-        """
+        """Make the model, in evaluation mode, with its text tower, which is frozen."""
         weights = self.load()
         assert self.pretrained is not None, "it was loaded"
         encoder = weights.image_config()

@@ -90,9 +90,6 @@ class DenseCLIP(PixelModel):
 
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
 
-    Args:
-        config: Sizes, head and labelling rule.
-
     Attributes:
         image_mean: Mean of R, G, B, in ``[0, 1]``.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``.
@@ -163,7 +160,7 @@ class DenseCLIP(PixelModel):
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
         """Compare every patch with every class.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch.
                 A remainder below one patch at the right and the bottom is ignored.
             text_embeds: Class embeddings, ``[C, D]``; brought to the image's dtype and unit norm.
@@ -171,10 +168,6 @@ class DenseCLIP(PixelModel):
         Returns:
             Cosine similarities times ``logit_scale``, the head's patch embeddings, and CLIP's own
             image embedding.
-
-        Raises:
-            ShapeError: An argument has another shape.
-            DTypeError: The image is not of the weights' dtype.
         """
         check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
         patch_embeds, cls_embed = self.image_encoder(image)
@@ -194,30 +187,19 @@ class DenseCLIP(PixelModel):
         ``slide_predict(model, rgb, text_embeds, short_side=336, crop_size=224, stride=112)`` is
         SCLIP's and NACLIP's protocol; a ``crop_size`` above both sides takes the whole image.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings, ``[C, D]``.
 
         Returns:
             ``[B, C, H, W]``, before the softmax.
-
-        Raises:
-            ShapeError: An argument has another shape.
-            DTypeError: The image is not of the weights' dtype.
         """
         logits = self(image, text_embeds).mask_logits
         size_hw = (image.shape[2], image.shape[3])
         return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
 
     def fold_image_encoder(self, size_hw: tuple[int, int] | None = None) -> FoldedDenseEncoder:
-        """Build the image encoder that is exported.
-
-        Args:
-            size_hw: Input size in pixels; None is the configured one.
-
-        Raises:
-            ShapeError: Patches do not fill the image exactly.
-        """
+        """Build the image encoder that is exported."""
         return FoldedDenseEncoder(self.image_encoder, size_hw or self.config.size_hw)
 
 
@@ -259,13 +241,7 @@ class DenseCLIPStart(ClipSource):
     with_text_encoder: bool = True
 
     def build(self) -> DenseCLIP:
-        """Make the model, in evaluation mode, with no trainable parameters.
-
-        Raises:
-            ArgumentError: The head is unknown or a setting is out of range.
-            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
-            ShapeError: Patches do not fill ``image_size`` exactly.
-        """
+        """Make the model, in evaluation mode, with no trainable parameters."""
         settings: dict[str, Any] = {"head": self.head, "prior_std": self.prior_std}
         if self.head in RULES:
             settings["logit_scale"] = RULES[self.head].logit_scale

@@ -85,10 +85,6 @@ def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Tensor:
 
     ``prior[i, j] = exp(-|p_i - p_j|^2 / (2 std^2))`` in patches; 0 for the class token.
 
-    Args:
-        grid_hw: Rows and columns of the patch grid.
-        std: Standard deviation, in patches.
-
     Returns:
         float32 ``[1 + N, 1 + N]``, row-major over the grid, the class token first.
     """
@@ -110,13 +106,7 @@ def _attend(rule: HeadRule, parts: Mapping[str, Tensor], prior: Tensor | None) -
 
 
 class DenseImageEncoder(ImageEncoder):
-    """CLIP's image tower with a dense head; the positional embedding is resized bicubically.
-
-    Args:
-        config: Sizes; prompt settings are not used.
-        head: What the last block becomes.
-        prior_std: Standard deviation of NACLIP's prior, in patches.
-    """
+    """CLIP's image tower with a dense head; the positional embedding is resized bicubically."""
 
     position_mode: ClassVar[Interpolation] = "bicubic"
 
@@ -130,16 +120,12 @@ class DenseImageEncoder(ImageEncoder):
     def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode images.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
 
         Returns:
             The head's patch embeddings, and CLIP's own class embedding, which no head changes;
             unit norm.
-
-        Raises:
-            ShapeError: The image has another layout or is smaller than one patch.
-            DTypeError: The image is not of the weights' dtype.
         """
         tokens = self.tokens_before_last(image)
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
@@ -249,13 +235,6 @@ class FoldedDenseEncoder(nn.Module):
 
     Equal to the encoder's patch embeddings up to rounding; there is no class embedding. No control
     flow depends on data.
-
-    Args:
-        encoder: The encoder to fold; unchanged weights are shared with it, not copied.
-        size_hw: Image size in pixels, multiples of the patch size.
-
-    Raises:
-        ShapeError: Patches do not fill the image exactly.
     """
 
     cls_token: Tensor
@@ -277,7 +256,7 @@ class FoldedDenseEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode images of the fixed size.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, *size_hw]``.
 
         Returns:

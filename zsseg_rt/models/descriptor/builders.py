@@ -73,13 +73,7 @@ class DescriptorStart(ClipSource):
     start_scale: float | None = None
 
     def build(self) -> DescriptorModel:
-        """Make the model, in evaluation mode, with its text tower.
-
-        Raises:
-            ArgumentError: A setting is unknown or out of its range.
-            CheckpointError: The weights cannot be read or are not a CLIP ViT's.
-            ShapeError: Patches do not fill ``image_size`` exactly, or a stride is not possible.
-        """
+        """Make the model, in evaluation mode, with its text tower."""
         self._check()
         weights = self.load()
         model = self._untrained(weights)

@@ -95,12 +95,7 @@ class CellOutput(SegmentationOutput):
 
 
 class RecoveryDecoder(nn.Module):
-    """Recovers CLIP's embeddings from the decoded tokens; a regulariser in training.
-
-    Args:
-        config: Sizes.
-        embed_dim: Width D of the joint space.
-    """
+    """Recovers CLIP's embeddings from the decoded tokens; a regulariser in training."""
 
     def __init__(self, config: DecoderConfig, embed_dim: int) -> None:
         super().__init__()
@@ -125,13 +120,7 @@ class RecoveryDecoder(nn.Module):
 
 
 class CellDecodeHead(nn.Module):
-    """Cell-aware queries and patches, and the decoder that refines each by the other.
-
-    Args:
-        config: Sizes.
-        embed_dim: Width D of the joint space.
-        with_recovery: Whether there is a recovery decoder.
-    """
+    """Cell-aware queries and patches, and the decoder that refines each by the other."""
 
     def __init__(self, config: DecoderConfig, embed_dim: int, *, with_recovery: bool) -> None:
         super().__init__()
@@ -164,11 +153,7 @@ class CellDecodeHead(nn.Module):
             last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
 
     def start(self, start: Start, offset: float) -> None:
-        """Give the head other initial weights; see ``DescriptorStart``.
-
-        Raises:
-            ArgumentError: The start is unknown or impossible.
-        """
+        """Give the head other initial weights; see ``DescriptorStart``."""
         check_start(start, offset, self.q_proj.out_features, self.q_proj.in_features // 2)
         stacks = self.decoder_q, self.decoder_v
         if start == "copies":
@@ -201,9 +186,7 @@ class CellDecodeHead(nn.Module):
     ) -> tuple[Tensor, Recovery | None]:
         """Mask logits, and in training the output of the recovery decoder.
 
-        Args:
-            embeds: Unit-norm patch, class and cell embeddings.
-            grid_hw: Patch grid, rows and columns.
+        Shapes:
             text_embeds: ``[C, D]``, unit norm.
 
         Returns:
@@ -233,9 +216,6 @@ class ClipRC(DescriptorModel):
 
     The official code only takes 512x512 pixels. Here any size of at least one patch works, square
     or not, unless ``config.exact`` is set: the cells then divide the image's own grid.
-
-    Args:
-        config: Sizes and the evaluation rule.
     """
 
     architecture = "clip_rc"

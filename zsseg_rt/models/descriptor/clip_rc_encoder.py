@@ -51,12 +51,6 @@ def cell_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool 
     If the cells per side do not divide the grid evenly, some cells get one row or column of
     patches more than others; a grid smaller than that leaves some cells without patches.
 
-    Args:
-        grid_hw: Patch grid, rows and columns.
-        num_cells: R, a square number.
-        official: Whether all cells have one size, as in the official code: the last rows and
-            columns that do not fill another cell belong to none.
-
     Returns:
         int64 ``[N]``, row-major over the grid, values in ``[0, R)``; R for a patch in no cell.
     """
@@ -81,12 +75,6 @@ def attention_allowed(
     Class, prompts and patches see each other. A cell and its own patches see each other, and a
     cell sees itself; no other token sees a cell, and a cell sees no other token.
 
-    Args:
-        grid_hw: Patch grid, rows and columns.
-        num_cells: R, a square number.
-        num_prompts: P.
-        official: See :func:`cell_of_patches`.
-
     Returns:
         bool ``[1 + P + N + R, 1 + P + N + R]``.
     """
@@ -106,9 +94,8 @@ def attention_allowed(
 def upsample_cells(cell_embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """Spread cells over the patch grid, bilinearly with ``align_corners=False``.
 
-    Args:
+    Shapes:
         cell_embeds: ``[B, R, D]``, R a square number.
-        grid_hw: Patch grid, rows and columns.
 
     Returns:
         ``[B, N, D]``.
@@ -124,11 +111,6 @@ class CellImageEncoder(PromptedImageEncoder):
 
     Cell tokens have no position and get no ``prompt_norm``; what they see is all that tells them
     apart, because officially they all start as one vector and are frozen.
-
-    Args:
-        config: Sizes; ``num_cells`` is a square number.
-        exact: Whether to refuse grids other than the one the positional embedding is stored for,
-            as the official code does.
     """
 
     def __init__(self, config: ImageEncoderConfig, *, exact: bool = False) -> None:
@@ -137,12 +119,7 @@ class CellImageEncoder(PromptedImageEncoder):
         self.region_level_bridge = nn.Parameter(torch.zeros(config.num_cells, config.width))
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The patch grid; see :meth:`ImageEncoder.grid_hw`.
-
-        Raises:
-            ShapeError: The image is smaller than one patch, or ``exact`` is set and the grid is
-                not the official one.
-        """
+        """The patch grid; see :meth:`ImageEncoder.grid_hw`."""
         grid_hw = super().grid_hw(size_hw)
         grid_side, side = self.config.grid_side, self.config.side
         if self.exact and grid_hw != (grid_side, grid_side):
@@ -166,15 +143,11 @@ class CellImageEncoder(PromptedImageEncoder):
     def forward(self, image: Tensor) -> CellEmbeds:  # type: ignore[override]
         """Encode images.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
 
         Returns:
             Unit-norm patch, class and cell embeddings.
-
-        Raises:
-            ShapeError: The image has another layout or a size the tower does not take.
-            DTypeError: The image is not of the weights' dtype.
         """
         tokens, num_cells = self.embed_patches(image), self.config.num_cells
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
@@ -197,11 +170,8 @@ class FoldedCellEncoder(FoldedImageEncoder):
     constant that is added to the scores, and ``[cell, class, patch]`` is projected
     part by part: a cell is projected before it is spread over the grid.
 
-    Args:
-        encoder: The encoder to fold; large unchanged weights are shared with it, not copied.
+    Shapes:
         patch_proj: Linear layer from ``[cell, class, patch]``, each of width D, to E.
-        size_hw: Image size in pixels.
-        with_clip_embeds: Whether CLIP's own patch embeddings are returned too.
     """
 
     cell_tokens: Tensor
@@ -245,7 +215,7 @@ class FoldedCellEncoder(FoldedImageEncoder):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Encode one image of the fixed size.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[1, 3, *size_hw]``.
 
         Returns:

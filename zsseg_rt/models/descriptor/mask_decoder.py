@@ -35,14 +35,7 @@ class DecoderConfig:
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to patches; the scaled scores themselves are the masks.
-
-    Args:
-        query_dim: Query width E.
-        memory_dim: Patch width D.
-        num_heads: Heads; must divide ``query_dim``.
-        dropout: Dropout on the attention's weights, in training. Mask logits have none.
-    """
+    """Queries attend to patches; the scaled scores themselves are the masks."""
 
     def __init__(
         self, query_dim: int, memory_dim: int, num_heads: int, dropout: float = 0.0
@@ -76,12 +69,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Cross attention and a feed-forward network, each followed by its norm.
-
-    Args:
-        config: Sizes.
-        memory_dim: Patch width D.
-    """
+    """Cross attention and a feed-forward network, each followed by its norm."""
 
     def __init__(self, config: DecoderConfig, memory_dim: int) -> None:
         super().__init__()
@@ -105,12 +93,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """Several layers, named ``layers`` as in official checkpoints.
-
-    Args:
-        config: Sizes.
-        memory_dim: Patch width D.
-    """
+    """Several layers, named ``layers`` as in official checkpoints."""
 
     def __init__(self, config: DecoderConfig, memory_dim: int) -> None:
         super().__init__()
@@ -135,10 +118,6 @@ class MaskDecoder(DecoderStack):
 
     The last layer's value, output projection, norms and feed-forward network belong to official
     checkpoints but are never run.
-
-    Args:
-        config: Sizes.
-        memory_dim: Patch width D.
     """
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
@@ -156,9 +135,6 @@ class FoldedDecoder(nn.Module):
     All projections of the patches are one matrix; the last layer keeps its query and key only.
     ``patch_text_similarity(patch_keys, class_embeds, logit_scale=decoder.logit_scale,
     normalize=False)`` returns the mask logits.
-
-    Args:
-        decoder: The decoder to fold; unchanged weights are shared with it, not copied.
     """
 
     def __init__(self, decoder: MaskDecoder) -> None:
@@ -177,7 +153,7 @@ class FoldedDecoder(nn.Module):
     def forward(self, queries: Tensor, patch_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Decode class queries.
 
-        Args:
+        Shapes:
             queries: Output of the relationship descriptor, ``[B, C, E]``.
             patch_embeds: ``[B, N, D]``, unit norm.
 
@@ -244,10 +220,6 @@ class FoldedTwoWayDecoder(nn.Module):
     The mean over cells commutes with the product of queries and patches, so the product is taken
     with C mean queries, not with R * C. ``patch_text_similarity(patch_keys, class_embeds,
     logit_scale=1, normalize=False)`` returns the mask logits.
-
-    Args:
-        query_decoder: Layers from queries to patches.
-        patch_decoder: Layers from patches to queries.
     """
 
     def __init__(self, query_decoder: DecoderStack, patch_decoder: DecoderStack) -> None:
@@ -259,7 +231,7 @@ class FoldedTwoWayDecoder(nn.Module):
     def forward(self, queries: Tensor, patch_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Decode the class queries of one image.
 
-        Args:
+        Shapes:
             queries: Output of the relationship descriptor, one row per cell, ``[R, C, E]``.
             patch_embeds: Cell-aware patches, ``[1, N, E]``.
 

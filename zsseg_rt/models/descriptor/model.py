@@ -71,11 +71,7 @@ class DescriptorConfig:
     phrase_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ArgumentError: The activation is unknown, or the size is not a positive integer.
-        """
+        """Check the settings."""
         if not isinstance(self.image_size, (int, np.integer)) or self.image_size < 1:
             raise ArgumentError(
                 f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
@@ -131,11 +127,6 @@ class DescriptorModel(PixelModel):
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`
     (ImageNet's, not CLIP's). Only the prompts, ``prompt_norm`` and the decode head require
     gradients. ``independent_queries``: whether the decoder treats every class query by itself.
-
-    Args:
-        config: Sizes and the evaluation rule.
-        backbone: Image tower.
-        decode_head: From embeddings to masks.
     """
 
     image_mean = IMAGE_MEAN
@@ -169,17 +160,13 @@ class DescriptorModel(PixelModel):
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
         """Compute mask logits at the grid's resolution.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch
                 (officially square).
             text_embeds: Class embeddings, ``[C, D]``, unit norm; brought to the image's dtype.
 
         Returns:
             Mask logits, patch embeddings and class embeddings.
-
-        Raises:
-            ShapeError: An argument has another shape.
-            DTypeError: The image is not of the weights' dtype.
         """
 
     @abstractmethod
@@ -187,9 +174,6 @@ class DescriptorModel(PixelModel):
         """What the image encoder of :meth:`fold_for_inference` returns for a forward pass's image.
 
         Computed from the pass's own output, so that the folded encoder can be checked against it.
-
-        Args:
-            output: Output of a forward pass of one image.
 
         Returns:
             ``patch_embeds`` ``[1, N, M]`` and ``cls_embed`` ``[R, D]``.
@@ -199,15 +183,8 @@ class DescriptorModel(PixelModel):
     def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
         """Split the model into the parts that are exported, with constants precomputed.
 
-        Args:
-            size_hw: Input size in pixels; None is the size the positional embedding is stored
-                for.
-
         Returns:
             The parts, in evaluation mode. They share unchanged weights with this model.
-
-        Raises:
-            ShapeError: The model does not take this size.
         """
 
     @property
@@ -243,16 +220,12 @@ class DescriptorModel(PixelModel):
         by ``seen_bias`` for seen classes unless the model is self-trained, and resized to the
         input.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings, ``[C, D]``, unit norm.
 
         Returns:
             ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
-
-        Raises:
-            ShapeError: An argument has another shape, or ``seen_classes`` names a class that
-                ``text_embeds`` does not have.
         """
         logits = self.upsample(self.grid_logits(self(image, text_embeds), text_embeds))
         rule = self.label_rule

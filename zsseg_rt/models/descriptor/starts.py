@@ -28,17 +28,7 @@ _SPREAD = 10.0  # of the keys' constant part; the queries' is so small that patc
 
 
 def check_start(start: str, offset: float, query_dim: int, embed_dim: int) -> None:
-    """Refuse a start that is unknown or does not fit the head.
-
-    Args:
-        start: Name of the start.
-        offset: What is added to all mask logits.
-        query_dim: Width E of class queries.
-        embed_dim: Width D of the joint space.
-
-    Raises:
-        ArgumentError: The start is unknown or impossible.
-    """
+    """Refuse a start that is unknown or does not fit the head."""
     if start not in get_args(Start):
         raise ArgumentError(
             f"start: expected one of {', '.join(get_args(Start))}, got {start!r}. "
@@ -64,7 +54,7 @@ def scale_for(class_embeds: Tensor) -> float:
     It is inverse to the standard deviation of the cosines between names: 0.193 in the shipped CLIP,
     0.04 to 0.05 in OpenAI's, whose names differ less.
 
-    Args:
+    Shapes:
         class_embeds: Unit norm ``[C, D]``; fewer than three names have no spread, and get 14.
     """
     rows, columns = torch.triu_indices(len(class_embeds), len(class_embeds), offset=1)
@@ -102,11 +92,6 @@ def align_head(q_proj: nn.Linear, decoder: MaskDecoder, offset: float) -> None:
     ``g^2 = 14 sqrt(heads * E / D)``. The offset is a product of constant parts of queries and keys
     along the direction that centred queries do not have; where no layer's norm centres them, that
     is ``q_proj``'s to do.
-
-    Args:
-        q_proj: From class descriptors to queries.
-        decoder: The layers.
-        offset: Added to all mask logits.
     """
     _set_last_columns(q_proj)
     *refining, last = decoder.decoder_layers()
@@ -136,12 +121,6 @@ def align_cell_head(
 
     Both pass all layers unchanged, each norm centring and scaling them. The last norms' gains are
     ``sqrt(14 / D)``, and their shifts make the offset.
-
-    Args:
-        q_proj: From class descriptors to queries.
-        lateral_proj: From cells, image and patches to cell-aware patches; starts as the patches.
-        stacks: Layers of queries and of patches.
-        offset: Added to all mask logits.
     """
     width = q_proj.out_features
     for linear in (q_proj, lateral_proj):

@@ -47,11 +47,7 @@ class ZegCLIPConfig(DescriptorConfig):
     descriptor: Descriptor = "relationship"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ArgumentError: A setting is unknown.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.descriptor not in get_args(Descriptor):
             raise ArgumentError(
@@ -61,13 +57,7 @@ class ZegCLIPConfig(DescriptorConfig):
 
 
 class DecodeHead(nn.Module):
-    """Relationship descriptor and mask decoder.
-
-    Args:
-        config: Sizes.
-        embed_dim: Width D of the joint space.
-        descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
-    """
+    """Relationship descriptor and mask decoder."""
 
     def __init__(
         self, config: DecoderConfig, embed_dim: int, descriptor: Descriptor = "relationship"
@@ -101,11 +91,7 @@ class DecodeHead(nn.Module):
             linear.weight.mul_(math.sqrt(width))
 
     def start(self, start: Start, offset: float) -> None:
-        """Give the head other initial weights; see ``DescriptorStart``.
-
-        Raises:
-            ArgumentError: The start is unknown or impossible.
-        """
+        """Give the head other initial weights; see ``DescriptorStart``."""
         keys = self.decoder_1.decoder_layers()[0].multihead_attn.k
         check_start(start, offset, keys.out_features, keys.in_features)
         if start == "copies":
@@ -124,7 +110,7 @@ class DecodeHead(nn.Module):
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
 
-        Args:
+        Shapes:
             patch_embeds: ``[B, N, D]``, unit norm.
             cls_embed: ``[B, D]``, unit norm.
             text_embeds: ``[C, D]``, unit norm.
@@ -142,11 +128,7 @@ class DecodeHead(nn.Module):
 
 
 class ZegCLIP(DescriptorModel):
-    """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`.
-
-    Args:
-        config: Sizes and the evaluation rule.
-    """
+    """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`."""
 
     architecture = "zegclip"
     independent_queries = True

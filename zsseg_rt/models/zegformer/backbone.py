@@ -27,9 +27,6 @@ class ResNetConfig:
         depths: Bottlenecks per stage.
         norm: Batch norms are constants (``"frozen"``, official) or learn (``"learned"``, to train
             without pretrained weights). In evaluation both are the same, and so are their names.
-
-    Raises:
-        ArgumentError: The norm is unknown, or a stage has no positive width or depth.
     """
 
     stem_width: int = 64
@@ -56,11 +53,7 @@ class ResNetConfig:
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics, scale and shift are constants, in training too.
-
-    Args:
-        num_channels: Channels.
-    """
+    """Batch norm whose statistics, scale and shift are constants, in training too."""
 
     weight: Tensor
     bias: Tensor
@@ -87,9 +80,6 @@ class LearnedBatchNorm(FrozenBatchNorm):
 
     Both store the same tensors, so the weights of either load into the other. In training, each
     process normalises its own share of a batch.
-
-    Args:
-        num_channels: Channels.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -110,15 +100,7 @@ _NORMS = {"frozen": FrozenBatchNorm, "learned": LearnedBatchNorm}
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias, followed by a norm; padding keeps the size at stride 1.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: Side of the kernel.
-        norm: The norm.
-        stride: Stride.
-    """
+    """A convolution without bias, followed by a norm; padding keeps the size at stride 1."""
 
     def __init__(
         self,
@@ -170,9 +152,6 @@ class _Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet of bottlenecks, stride in the 3x3 convolution.
 
-    Args:
-        config: Sizes.
-
     Source:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
@@ -194,7 +173,7 @@ class ResNet(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute feature maps.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
 
         Returns:

@@ -52,11 +52,7 @@ class ZegFormerConfig:
     from_earlier = staticmethod(with_fusion)
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ArgumentError: A setting is outside its range.
-        """
+        """Check the settings."""
         if self.fusion not in FUSIONS:
             raise ArgumentError(
                 f"fusion: expected one of {', '.join(FUSIONS)}, got '{self.fusion}'. "

@@ -47,13 +47,7 @@ class QueryDecoderConfig:
 
 
 class PixelDecoder(nn.Module):
-    """Feature pyramid from stride 32 to stride 4.
-
-    Args:
-        channels: Channels of the backbone's maps, finest first.
-        conv_dim: Inner channels.
-        mask_dim: Channels of the result.
-    """
+    """Feature pyramid from stride 32 to stride 4."""
 
     def __init__(self, channels: tuple[int, ...], conv_dim: int, mask_dim: int) -> None:
         super().__init__()
@@ -81,11 +75,6 @@ def sine_positions(grid_hw: tuple[int, int], width: int, like: Tensor) -> Tensor
     """Sine positional encoding of a grid; rows in the first half of the channels.
 
     Coordinate k of n is ``k / (n + 1e-6) * 2 pi`` for k from 1, at wavelengths of powers of 10000.
-
-    Args:
-        grid_hw: Rows and columns.
-        width: Channels, a multiple of 4.
-        like: Its dtype and device are used.
 
     Returns:
         ``[1, gh * gw, width]``, row-major.
@@ -167,11 +156,7 @@ class _DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Transformer decoder whose queries start at zero and are told apart by their positions.
-
-    Args:
-        config: Sizes.
-    """
+    """Transformer decoder whose queries start at zero and are told apart by their positions."""
 
     def __init__(self, config: QueryDecoderConfig) -> None:
         super().__init__()
@@ -181,7 +166,7 @@ class QueryDecoder(nn.Module):
     def forward(self, query_positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
         """Decode queries.
 
-        Args:
+        Shapes:
             query_positions: ``[Q, W]``.
             memory: ``[B, N, W]``.
             memory_positions: ``[1, N, W]``.
@@ -234,13 +219,7 @@ class Segments(NamedTuple):
 
 
 class SegmentPredictor(nn.Module):
-    """The queries, and the segments read from them.
-
-    Args:
-        config: Sizes.
-        in_channels: Channels of the backbone's coarsest map.
-        clip: CLIP, or None; it lives here in the official layout, but is not used here.
-    """
+    """The queries, and the segments read from them."""
 
     def __init__(
         self, config: QueryDecoderConfig, in_channels: int, clip: Clip | None = None
@@ -270,7 +249,7 @@ class SegmentPredictor(nn.Module):
 
         The "no object" vector is used as it is, not normalised, as in the official code.
 
-        Args:
+        Shapes:
             queries: ``[..., Q, W]``.
             text_features: Class embeddings, ``[C, D]``, unit norm.
 
@@ -286,7 +265,7 @@ class SegmentPredictor(nn.Module):
     def forward(self, queries: Tensor, mask_features: Tensor, text_features: Tensor) -> Segments:
         """Read segments from queries.
 
-        Args:
+        Shapes:
             queries: ``[..., B, Q, W]``, of one layer or all.
             mask_features: ``[B, mask_dim, h, w]``.
             text_features: Class embeddings, ``[C, D]``, unit norm.

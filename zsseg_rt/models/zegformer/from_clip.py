@@ -82,12 +82,7 @@ class ZegFormerStart(ClipSource):
     region_batch: int = 10
 
     def build(self) -> ZegFormer:
-        """Make the model, in evaluation mode, with both towers of CLIP.
-
-        Raises:
-            ArgumentError: A setting is unknown or out of its range.
-            CheckpointError: Weights cannot be read or do not have these sizes.
-        """
+        """Make the model, in evaluation mode, with both towers of CLIP."""
         weights = self.load()
         image = weights.image_config()
         norm = self.backbone_norm or ("learned" if self.backbone_weights is None else "frozen")
@@ -115,12 +110,8 @@ class ZegFormerStart(ClipSource):
 def load_torchvision_backbone(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:
     """Copy a torchvision ResNet into a backbone of the same sizes; its classifier is left out.
 
-    Args:
-        backbone: The backbone; its norms may be frozen or learned.
+    Shapes:
         state_dict: torchvision's keys, float32: ``conv1.weight``, ``layer1.0.bn1.weight`` ...
-
-    Raises:
-        CheckpointError: Keys are missing or unknown, a shape differs, or a tensor is not float32.
     """
     renamed = {_official_key(key): value for key, value in state_dict.items()}
     check_float32(renamed, "torchvision's ResNet")

@@ -19,11 +19,6 @@ def fusion_of_flags(
 ) -> Fusion:
     """Translate the flags of the official configuration.
 
-    Args:
-        ensemble: Official ``ENSEMBLING``.
-        ensemble_all_classes: Official ``ENSEMBLING_ALL_CLS``; replaces ``ensemble``.
-        clip_classification: Official ``CLIP_CLASSIFICATION``.
-
     Example:
         >>> fusion_of_flags(ensemble=False)
         'regions'

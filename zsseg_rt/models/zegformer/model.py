@@ -71,13 +71,7 @@ class ZegFormerOutput:
 
 
 class SegmentationHead(nn.Module):
-    """Both decoders.
-
-    Args:
-        config: Sizes.
-        channels: Channels of the backbone's maps, finest first.
-        clip: CLIP, or None.
-    """
+    """Both decoders."""
 
     def __init__(
         self, config: QueryDecoderConfig, channels: tuple[int, ...], clip: Clip | None
@@ -99,9 +93,6 @@ class ZegFormer(SegmentationModel):
     A class's embedding is the mean of its synonyms'. (Officially the mean over all prompts of all
     synonyms at once, which differs where there are several prompts: 3e-4 with eight. At run time
     the best synonym counts instead.)
-
-    Args:
-        config: Sizes and the evaluation rule.
     """
 
     architecture = "zegformer"
@@ -164,20 +155,14 @@ class ZegFormer(SegmentationModel):
     ) -> ZegFormerOutput:
         """Segment images as the official evaluation does.
 
-        Args:
+        Shapes:
             images: RGB images, uint8 ``[3, h, w]``, already resized. They are padded together.
             text_features: Class embeddings of the text branch, ``[C, D]``, unit norm.
             text_features_clip: Class embeddings of the CLIP branch, ``[C, D]``, unit norm;
                 officially made with other prompts. May be None if CLIP classifies no regions.
-            out_hw: Height and width of each image's score maps.
 
         Returns:
             Segments, their class weights, and score maps.
-
-        Raises:
-            ShapeError: An argument has another shape, or ``seen_classes`` names a class that the
-                embeddings do not have.
-            DTypeError: An image is not uint8.
         """
         self._check_inputs(images, text_features, text_features_clip, out_hw)
         out_hw = [(int(height), int(width)) for height, width in out_hw]
@@ -202,10 +187,8 @@ class ZegFormer(SegmentationModel):
     ) -> Tensor:
         """Normalise images and pad them with zeros, at the right and the bottom, to one size.
 
-        Args:
+        Shapes:
             images: RGB images, uint8 ``[3, h, w]``.
-            mean: Mean of each channel, in 0..255.
-            std: Standard deviation of each channel, in 0..255.
 
         Returns:
             ``[B, 3, H, W]``; H and W are multiples of ``size_divisor``.
@@ -227,7 +210,7 @@ class ZegFormer(SegmentationModel):
     def propose(self, planes: Tensor, text_features: Tensor) -> Segments:
         """Propose segments.
 
-        Args:
+        Shapes:
             planes: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_features: Class embeddings, ``[C, D]``, unit norm.
 
@@ -239,16 +222,12 @@ class ZegFormer(SegmentationModel):
     def classify_regions(self, planes: Tensor, segments: Segments, text_features: Tensor) -> Tensor:
         """Classify the region of every segment with CLIP, ``region_batch`` regions at a time.
 
-        Args:
+        Shapes:
             planes: RGB planes normalised for CLIP, float ``[B, 3, H, W]``.
-            segments: The segments; their "no object" logits are carried over.
             text_features: Class embeddings, ``[C, D]``, unit norm.
 
         Returns:
             ``[B, Q, C + 1]``.
-
-        Raises:
-            ArgumentError: The model has no CLIP.
         """
         clip = self.clip_model
         if clip is None:
@@ -286,7 +265,7 @@ class ZegFormer(SegmentationModel):
         unseen classes get ``p^(1/3) p'^(2/3)``; seen ones ``p^(2/3) m^(1/3)``, m being the mean of
         p' over seen classes.
 
-        Args:
+        Shapes:
             pred_logits: ``[..., C + 1]``.
             clip_logits: ``[..., C + 1]``, or None if CLIP classifies no regions.
 
@@ -317,12 +296,9 @@ class ZegFormer(SegmentationModel):
     ) -> Tensor:
         """Sum soft masks with their class weights, and resize.
 
-        Args:
+        Shapes:
             class_scores: ``[Q, C]``.
             mask_logits: ``[Q, h, w]``.
-            padded_hw: Size of the padded image.
-            image_hw: Size of the image without padding.
-            out_hw: Size of the result.
 
         Returns:
             ``[C, *out_hw]``; seen classes are lowered by ``calibration``.

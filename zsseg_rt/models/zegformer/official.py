@@ -78,14 +78,9 @@ class OfficialZegFormer:
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
         """Make the model, in evaluation mode; the weights are copies.
 
-        Args:
+        Shapes:
             state_dict: Official keys, float32; see
                 :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-        Raises:
-            CheckpointError: Keys are missing, unknown or of another shape or dtype, or CLIP is
-                needed but not given.
-            ArgumentError: A setting is outside its range, or contradicts another.
         """
         state_dict = _with_clip(state_dict, self.clip)
         check_float32(state_dict, "zegformer")

@@ -19,10 +19,8 @@ def resize_picture(
 ) -> NDArray[np.uint8]:
     """Resize antialiased, sides rounded half up, as detectron2's ``ResizeShortestEdge``.
 
-    Args:
+    Shapes:
         rgb: uint8 ``[H, W, 3]``, RGB.
-        short_side: Short side of the result, in pixels.
-        long_side: Limit of the long side; where it applies, the short side is smaller.
     """
     from PIL import Image
 
@@ -36,12 +34,7 @@ def resize_picture(
 
 
 def check_pictures(images: Sequence[Tensor], out_hw: Sequence[tuple[int, int]]) -> None:
-    """Refuse images that are not uint8 ``[3, h, w]``, and sizes that do not match them.
-
-    Raises:
-        ShapeError: An image or a size has another shape, or there are not as many images as sizes.
-        DTypeError: An image is not uint8.
-    """
+    """Refuse images that are not uint8 ``[3, h, w]``, and sizes that do not match them."""
     if not len(images) or len(images) != len(out_hw):
         raise ShapeError(
             f"images: expected at least one image and an out_hw for each, got {len(images)} "

@@ -64,10 +64,6 @@ def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
     The class embedding is :func:`zsseg_rt.models.clip.text_encoder.average_templates` of the
     prompts' embeddings.
 
-    Args:
-        name: The name; synonyms are separated by a comma and a space.
-        templates: Prompts with one ``{}`` each.
-
     Returns:
         Each template with each synonym filled in.
 

@@ -18,12 +18,7 @@ REGION_STYLES: tuple[str, ...] = get_args(RegionStyle)
 
 
 class Clip(TextEncoder):
-    """Both towers of CLIP, named as in OpenAI's files; calling it embeds prompts.
-
-    Args:
-        visual: Sizes of the image tower.
-        text: Sizes of the text tower.
-    """
+    """Both towers of CLIP, named as in OpenAI's files; calling it embeds prompts."""
 
     def __init__(self, visual: ImageEncoderConfig, text: TextEncoderConfig) -> None:
         super().__init__(text)

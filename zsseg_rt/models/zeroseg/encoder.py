@@ -24,10 +24,6 @@ NORM_EPS = 1e-6  # MAE's, for every LayerNorm
 def sincos_positions(width: int, grid_side: int) -> Tensor:
     """MAE's fixed positions: sines and cosines of the column, then those of the row.
 
-    Args:
-        width: Token width, a multiple of 4.
-        grid_side: Side of the square patch grid.
-
     Returns:
         float32 ``[1, 1 + grid_side ** 2, width]``; row 0, the class token's, is zero.
     """
@@ -66,16 +62,6 @@ def random_patch_mask(
     """Hide random patches, drawn separately for each image: MAE's per-sample shuffling.
 
     ``int(num_patches * (1 - mask_ratio))`` patches stay visible.
-
-    Args:
-        batch: Number of images.
-        num_patches: Number N of patches per image.
-        mask_ratio: Share of hidden patches, in ``[0, 1)``.
-        device: Device to draw on.
-        generator: Source of the noise; None is torch's global one.
-
-    Raises:
-        ArgumentError: The ratio is out of range, or no patch is left.
     """
     num_kept = int(num_patches * (1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
     if num_kept < 1:
@@ -106,13 +92,7 @@ class _Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``fc2(gelu(fc1(x)))``.
-
-    Args:
-        width: Input width.
-        hidden_width: Width between the two projections.
-        out_width: Output width; None is the input's.
-    """
+    """``fc2(gelu(fc1(x)))``."""
 
     def __init__(self, width: int, hidden_width: int, out_width: int | None = None) -> None:
         super().__init__()
@@ -125,13 +105,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: ``x += attn(norm1(x)); x += mlp(norm2(x))``.
-
-    Args:
-        width: Token width W.
-        num_heads: Attention heads.
-        drop_path: Share of samples whose branch is dropped, in training.
-    """
+    """Pre-norm block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
 
     def __init__(self, width: int, num_heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -175,15 +149,7 @@ class MaskedTokens(NamedTuple):
 
 
 class StudentEncoder(nn.Module):
-    """MAE's encoder: a ViT with fixed positions that sees only some of the patches.
-
-    Args:
-        width: Token width W.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        patch_size: Side of a patch, in pixels.
-        grid_side: Side of the square grid the positions are stored for.
-    """
+    """MAE's encoder: a ViT with fixed positions that sees only some of the patches."""
 
     pos_embed: Tensor
 
@@ -209,13 +175,8 @@ class StudentEncoder(nn.Module):
     def forward(self, image: Tensor, mask: PatchMask | None = None) -> MaskedTokens:
         """Encode images.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
-            mask: Visible patches; None is all of them in raster order.
-
-        Raises:
-            ShapeError: The image has another layout or is smaller than one patch.
-            DTypeError: The image is not floating-point.
         """
         _check_image(image, self.patch_size)
         positions = self.positions(self.grid_hw((image.shape[2], image.shape[3])))
@@ -247,16 +208,7 @@ def _check_image(image: Tensor, patch_size: int) -> None:
 
 
 class ReconstructionHead(nn.Module):
-    """MAE's decoder: from the visible patches to the pixels of all patches. For training only.
-
-    Args:
-        encoder_width: Width of the encoder's tokens.
-        width: Width of the head.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        patch_size: Side of a patch, in pixels.
-        grid_side: Side of the square patch grid.
-    """
+    """MAE's decoder: from the visible patches to the pixels of all patches. For training only."""
 
     decoder_pos_embed: Tensor
 
@@ -280,10 +232,6 @@ class ReconstructionHead(nn.Module):
 
     def forward(self, tokens: MaskedTokens, mask: PatchMask) -> Tensor:
         """Reconstruct every patch.
-
-        Args:
-            tokens: The encoder's output for the visible patches.
-            mask: Which patches are visible.
 
         Returns:
             Pixels ``[B, N, 3 * patch_size ** 2]``, laid out as :func:`patchify` does.
@@ -313,12 +261,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """Mean squared error of the hidden patches; 0 if no patch is hidden.
 
-    Args:
+    Shapes:
         pixels: The head's reconstruction, ``[B, N, 3 * patch_size ** 2]``.
         image: Normalised images, ``[B, 3, H, W]``.
-        mask: Which patches are hidden.
-        patch_size: Side of a patch, in pixels.
-        norm_pix_loss: Whether targets are normalised to mean 0 and variance 1, an MAE option.
 
     Returns:
         A scalar.

@@ -34,10 +34,8 @@ class Assignment(NamedTuple):
 def hard_assignment(logits: Tensor, *, tau: float, noisy: bool) -> Tensor:
     """Assign every input to one group, with the gradient of a softmax (straight-through).
 
-    Args:
+    Shapes:
         logits: Float32 ``[B, S, L]``; groups are axis 1.
-        tau: Temperature of the noisy softmax.
-        noisy: Whether to add Gumbel noise, as in training.
 
     Returns:
         ``[B, S, L]``, one 1 per column, zeros elsewhere.
@@ -111,15 +109,7 @@ class _TokenMlp(Mlp):
 
 
 class GroupingBlock(nn.Module):
-    """GroupViT's grouping block: inputs ``[B, L, C]`` become segments ``[B, S, C]``.
-
-    Args:
-        width: Token width C.
-        num_heads: Heads of the cross-attention; the assignment has one.
-        num_groups: Groups S.
-        tau: Temperature of the Gumbel softmax, in training.
-        eps: Added to the number of inputs of a group before dividing by it.
-    """
+    """GroupViT's grouping block: inputs ``[B, L, C]`` become segments ``[B, S, C]``."""
 
     def __init__(
         self, width: int, num_heads: int, num_groups: int, *, tau: float = 1.0, eps: float = 1.0
@@ -223,11 +213,7 @@ class SegmentOutput(NamedTuple):
 
 
 class SegmentationHead(nn.Module):
-    """Two grouping stages, one more block over the segments, one projection for all.
-
-    Args:
-        config: Sizes.
-    """
+    """Two grouping stages, one more block over the segments, one projection for all."""
 
     def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()

@@ -50,17 +50,13 @@ def class_scores(
     ``top_k`` classes nearest to the whole image, scores are ``p * q``; ``p`` with
     ``plain_cosine``.
 
-    Args:
+    Shapes:
         segment_embeds: ``[B, G, D]``.
         image_embed: ``[B, D]``.
         text_embeds: ``[C, D]``.
-        rule: Scale and limits.
 
     Returns:
         ``[B, G, C]`` in [0, 1].
-
-    Raises:
-        ShapeError: The text embeddings have another width, or there is no class.
     """
     width = segment_embeds.shape[-1]
     if text_embeds.ndim != 2 or text_embeds.shape[1] != width or not len(text_embeds):
@@ -101,7 +97,7 @@ def spread_scores(
     ``min(background_threshold, best score of all segments)`` is background: channel 0 is 1 there.
     So the best segment is never background.
 
-    Args:
+    Shapes:
         scores: ``[B, G, C]``.
         segments: Segment of every pixel, int64 ``[B, H, W]``.
         background_threshold: A score in [0, 1]; None for no background channel.
@@ -119,11 +115,7 @@ def spread_scores(
 
 
 def check_threshold(background_threshold: float | None) -> None:
-    """Refuse thresholds that are not scores.
-
-    Raises:
-        ArgumentError: The threshold is outside [0, 1].
-    """
+    """Refuse thresholds that are not scores."""
     if background_threshold is not None and not 0 <= background_threshold <= 1:
         raise ArgumentError(
             f"background_threshold: expected a score in [0, 1], got {background_threshold}. "

@@ -61,9 +61,6 @@ class ZeroSeg(SegmentationModel):
 
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
 
-    Args:
-        config: Sizes and rules.
-
     Attributes:
         image_mean: Mean of R, G, B, in ``[0, 1]``.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``.
@@ -124,13 +121,9 @@ class ZeroSeg(SegmentationModel):
     def forward(self, image: Tensor) -> SegmentTokens:
         """Find the segments of images; in evaluation mode the result is deterministic.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch.
                 A remainder below one patch at the right and the bottom is ignored.
-
-        Raises:
-            ShapeError: The image has another layout.
-            DTypeError: The image is not floating-point.
         """
         output = self.seg(self.encoder(image).patch_tokens)
         grid_hw = self.encoder.grid_hw((image.shape[2], image.shape[3]))
@@ -141,17 +134,12 @@ class ZeroSeg(SegmentationModel):
     ) -> Tensor:
         """Scores of every class at every pixel: those of the pixel's segment.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-            background_threshold: Score below which a segment is background; None: no background.
 
         Returns:
             ``[B, C, H, W]`` in [0, 1], or ``[B, 1 + C, H, W]`` with the background first.
-
-        Raises:
-            ShapeError: An argument has another shape.
-            DTypeError: The image is not floating-point.
         """
         tokens = self(image)
         scores = self.class_scores(tokens, text_embeds)
@@ -167,17 +155,12 @@ class ZeroSeg(SegmentationModel):
         The shares are upsampled to ``out_hw`` directly. A segment that is background by the
         configured ``background_threshold`` is unknown.
 
-        Args:
+        Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-            out_hw: Height and width of the labels.
 
         Returns:
             Labels int64 ``[B, *out_hw]``, -1 for unknown, and each pixel's score.
-
-        Raises:
-            ShapeError: An argument has another shape.
-            DTypeError: The image is not floating-point.
         """
         tokens = self(image)
         best, classes = self.class_scores(tokens, text_embeds).max(dim=2)
@@ -196,27 +179,12 @@ class ZeroSeg(SegmentationModel):
         )
 
     def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> FoldedZeroSeg:
-        """Build the graph that is exported.
-
-        Args:
-            size_hw: Input size in pixels; None is the configured one.
-
-        Raises:
-            ShapeError: Patches do not fill the image exactly.
-        """
+        """Build the graph that is exported."""
         return FoldedZeroSeg(self, size_hw or self.config.size_hw)
 
 
 class FoldedZeroSeg(nn.Module):
-    """A :class:`ZeroSeg` for one input size: positions are constants, training parts are gone.
-
-    Args:
-        model: The model; weights are shared with it, not copied. It is put in evaluation mode.
-        size_hw: Image size in pixels, multiples of the patch size.
-
-    Raises:
-        ShapeError: Patches do not fill the image exactly.
-    """
+    """A :class:`ZeroSeg` for one input size: positions are constants, training parts are gone."""
 
     cls_token: Tensor
     positions: Tensor

@@ -78,13 +78,7 @@ class ZeroSegStart(ClipSource):
     templates: tuple[str, ...] | None = None
 
     def build(self) -> ZeroSeg:
-        """Make the model, in evaluation mode.
-
-        Raises:
-            ArgumentError: A setting is out of its range, or contradicts another.
-            CheckpointError: Weights cannot be read or are not from this architecture.
-            ShapeError: Patches do not fill ``image_size`` exactly.
-        """
+        """Make the model, in evaluation mode."""
         if self.weights is not None and self.mae_weights is not None:
             raise ArgumentError(
                 "mae_weights: expected no more than one of weights and mae_weights, got both. "
@@ -123,12 +117,8 @@ class ZeroSegStart(ClipSource):
 def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
     """Copy MAE's encoder into the student; MAE's decoder, if present, is not used.
 
-    Args:
-        model: A model whose encoder has the checkpoint's sizes.
+    Shapes:
         state_dict: MAE's keys, float32: ``patch_embed.proj.weight``, ``blocks.0...``.
-
-    Raises:
-        CheckpointError: Keys are missing or unknown, a shape differs, or a tensor is not float32.
     """
     check_float32(state_dict, "MAE")
     load_weights(model.encoder, state_dict, architecture="MAE's encoder", ignored=_MAE_DECODER)

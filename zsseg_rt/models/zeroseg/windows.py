@@ -49,24 +49,13 @@ def segment_predict(
     Resize so that the short side is ``short_side`` (and the long one at most 2048), normalise,
     average the class scores of overlapping windows, upsample them to the image.
 
-    Args:
-        model: A :class:`zsseg_rt.models.zeroseg.model.ZeroSeg`, in evaluation mode.
+    Shapes:
         rgb: uint8 ``[H, W, 3]``, RGB.
         text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-        short_side: Short side of the resized image, in pixels.
-        crop_size: Side of a window, in pixels; None takes the whole image as one window.
-        stride: Step between windows, in pixels.
-        background_threshold: Score below which a segment is background; the paper's are 0.95
-            (VOC), 0.05 (Context), 0.35 (COCO). None: no background class.
 
     Returns:
         ``[C, H, W]`` at the image's size; with a threshold ``[1 + C, H, W]``, background first.
         ``.argmax(0)`` gives labels.
-
-    Raises:
-        ArgumentError: The threshold is outside [0, 1].
-        ShapeError: The image or text embeddings have another shape, or a size is unusable.
-        DTypeError: The image is not uint8.
     """
     check_threshold(background_threshold)
     crop = crop_size if crop_size is not None else LONGEST_SIDE

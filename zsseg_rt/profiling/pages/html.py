@@ -45,11 +45,7 @@ code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; backgroun
 
 
 def write_html(path: Path, report: Report) -> None:
-    """Write a report as a page.
-
-    Raises:
-        SourceError: The file cannot be written.
-    """
+    """Write a report as a page."""
     save_file(path, render_html(report).encode())
 
 

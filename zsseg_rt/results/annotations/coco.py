@@ -16,10 +16,8 @@ def annotate_classes(
 ) -> list[dict[str, Any]]:
     """One annotation per class.
 
-    Args:
+    Shapes:
         labels: Integers [H, W].
-        classes: Label, name and number of pixels of each class.
-        image_id: The image's.
     """
     flat = labels.T.reshape(-1)
     edges = np.flatnonzero(np.diff(flat)) + 1

@@ -52,15 +52,9 @@ def find_components(
 ) -> list[Component]:
     """Find the connected parts of classes, largest first.
 
-    Args:
+    Shapes:
         labels: Integers [H, W].
-        classes: Labels and names of the classes to look at.
-        min_area: Smaller parts, in pixels, are left out.
         scores: float32 [H, W], or None.
-
-    Raises:
-        ArgumentError: ``min_area`` is below 1.
-        BackendUnavailableError: OpenCV is not installed.
     """
     if min_area < 1:
         raise ArgumentError(f"min_area: expected at least 1 pixel, got {min_area}")

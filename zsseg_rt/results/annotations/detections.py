@@ -18,13 +18,8 @@ def detections(
 ) -> Any:
     """Return ``supervision.Detections`` with a box around each mask.
 
-    Args:
+    Shapes:
         masks: bool [H, W] each.
-        classes: Label and name of each.
-        confidences: A score each, or None.
-
-    Raises:
-        BackendUnavailableError: The package ``supervision`` is not installed.
     """
     with needs_extra("supervision", "for its detections"):
         import supervision

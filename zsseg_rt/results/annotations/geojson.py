@@ -16,18 +16,7 @@ from zsseg_rt.results.annotations.polygons import outline
 def to_features(
     parts: Sequence[Component], *, transform: Sequence[float] | None, tolerance: float
 ) -> dict[str, Any]:
-    """Return a feature per connected part.
-
-    Args:
-        parts: The parts.
-        transform: ``(a, b, c, d, e, f)``, which takes a corner at (x, y) pixels to
-            ``(a x + b y + c, d x + e y + f)``; nine numbers that end in 0, 0, 1 are taken too.
-            None keeps pixels.
-        tolerance: How far, in pixels, a simplified outline may be from the exact one.
-
-    Raises:
-        ArgumentError: The transform is none, or the tolerance is negative.
-    """
+    """Return a feature per connected part."""
     matrix = None if transform is None else _matrix_of(transform)
     return {
         "type": "FeatureCollection",

@@ -26,12 +26,6 @@ def to_shapes(
 
     Its polygons have no holes, so the larger outline comes first: drawn in order, what lies in a
     hole covers it.
-
-    Args:
-        parts: Connected parts.
-        size_hw: Of the frame.
-        image_path: The image's, relative to the file's folder.
-        tolerance: How far, in pixels, a simplified outline may be from the exact one.
     """
     found = [(part, outline(part, tolerance=tolerance).exterior) for part in parts]
     found.sort(key=lambda pair: -ring_area(pair[1]))
@@ -51,10 +45,8 @@ def enclosed_parts(
 ) -> list[Component]:
     """The connected parts of a label that could lie in a hole: those away from every edge.
 
-    Args:
+    Shapes:
         labels: Integers [H, W].
-        whose: The label, and what to call it.
-        min_area: Smaller parts, in pixels, are left out.
     """
     height, width = labels.shape
     edges = (0, 0, width, height)

@@ -40,16 +40,7 @@ class Polygon:
 
 
 def outline(component: Component, *, tolerance: float = 0.0) -> Polygon:
-    """Trace the outline of a connected part.
-
-    Args:
-        component: The part.
-        tolerance: How far, in pixels, a simplified outline may be from the exact one.
-
-    Raises:
-        ArgumentError: ``tolerance`` is negative.
-        BackendUnavailableError: OpenCV, which simplifies outlines, is not installed.
-    """
+    """Trace the outline of a connected part."""
     if not tolerance >= 0:
         raise ArgumentError(f"tolerance: expected 0 or more pixels, got {tolerance}")
     offset = np.array(component.box[:2], np.int32)

@@ -46,9 +46,6 @@ def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
     depend on where the name stands in the list, nor on the other names unless two of them pick the
     same colour. Given a number instead of names, an index always has the same colour.
 
-    Args:
-        classes: Names, or how many classes there are.
-
     Returns:
         uint8 RGB [C, 3], distinct.
     """

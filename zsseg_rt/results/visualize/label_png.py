@@ -21,15 +21,9 @@ def write_label_png(
 ) -> None:
     """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
 
-    Args:
-        path: File to write; an existing one is replaced atomically.
+    Shapes:
         labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
         colours: uint8 RGB [C, 3], used for uint8 labels; None takes those of the indices.
-
-    Raises:
-        ShapeError: Not two-dimensional, or empty.
-        DTypeError: Neither uint8 nor uint16.
-        SourceError: The file cannot be written.
     """
     save_file(path, encode_label_png(labels, colours))
 
@@ -37,12 +31,7 @@ def write_label_png(
 def encode_label_png(
     labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8] | None = None
 ) -> bytes:
-    """Labels as a PNG; see :func:`write_label_png`.
-
-    Raises:
-        ShapeError: Not two-dimensional, or empty.
-        DTypeError: Neither uint8 nor uint16.
-    """
+    """Labels as a PNG; see :func:`write_label_png`."""
     if labels.ndim != 2 or labels.size == 0:
         raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
     if labels.dtype not in (np.uint8, np.uint16):
@@ -65,11 +54,7 @@ def encode_label_png(
 
 
 def save_file(path: str | Path, content: bytes) -> None:
-    """Write a file that the user asked for, whole or not at all.
-
-    Raises:
-        SourceError: The folder is absent, full or not writable; nothing is left behind.
-    """
+    """Write a file that the user asked for, whole or not at all."""
     try:
         write_atomically(Path(path), content)
     except (OSError, ValueError) as exc:

@@ -47,9 +47,8 @@ def enlarged(picture: Picture) -> tuple[Picture, int]:
 def draw_names(picture: Picture, parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]]) -> None:
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
-    Args:
+    Shapes:
         picture: uint8 [H, W, 3], drawn on.
-        parts: Name, mask and (left, top) of each part in pixels of the picture, largest first.
     """
     cv2 = import_opencv("to draw names")
     height, width = picture.shape[:2]

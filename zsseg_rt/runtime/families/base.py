@@ -38,10 +38,6 @@ class PartRunner(Protocol):
     def __call__(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
         """Enqueue the part's work.
 
-        Args:
-            key: All that ``enqueue`` depends on but the contents of the workspace's buffers.
-            enqueue: Enqueues work and marks stages; it neither waits nor reads what was computed.
-
         Returns:
             What ``enqueue`` returned, now or when it was recorded.
         """
@@ -318,9 +314,4 @@ class FamilyFactory(Protocol):
     """How a family is made."""
 
     def __call__(self, bundle: Bundle, config: EngineConfig) -> Family:
-        """Read what the bundle says about the family.
-
-        Raises:
-            BundleError: Something the family needs is missing or damaged.
-            ArgumentError: A setting does not fit the bundle.
-        """
+        """Read what the bundle says about the family."""

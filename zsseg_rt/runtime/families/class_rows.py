@@ -19,10 +19,6 @@ def bucket_of(num_phrases: int, most: int) -> int:
 
     8, 16, 32, 64, 128, 254, 512, 1024 and so on: with 255 classes, labels take two bytes.
 
-    Args:
-        num_phrases: From 1 up.
-        most: The most phrases that the bundle takes; no bucket is larger.
-
     Example:
         >>> [bucket_of(number, 1000) for number in (1, 9, 254, 255, 600)]
         [8, 16, 254, 512, 1000]
@@ -45,10 +41,7 @@ def adopt_rows(
 
     On the CPU, arrays are used where they are, and the lane maps phrases to classes.
 
-    Args:
-        classes: Host arrays.
-        num_rows: See :meth:`zsseg_rt.runtime.families.base.Pipeline.adopt`.
-        workspace: The lane's.
+    Shapes:
         text_dtype: What the copied text embeddings are rounded to, ``"float32"`` or ``"float16"``.
     """
     if workspace.device == "cpu":

@@ -17,7 +17,7 @@ _OTHER = np.float32(1 / 3)
 def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Softmax over classes and "no object".
 
-    Args:
+    Shapes:
         logits: float32 [P, Q].
         no_object: float32 [Q], the logit of "no object".
 
@@ -40,10 +40,9 @@ def fuse(
 ) -> FloatArray:
     """Weigh the two opinions; see :class:`zsseg_rt.bundles.specs.RegionSpec`.
 
-    Args:
+    Shapes:
         by_text: Class probabilities of the segments themselves, float32 [P, Q].
         by_region: Those from the region encoder, float32 [P, Q]; None without one.
-        fusion: How to weigh them.
         seen: bool [P], classes that training saw; None if there are none.
 
     Returns:

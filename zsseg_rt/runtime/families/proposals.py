@@ -43,10 +43,8 @@ def distinct_crops(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
     """Which regions have crops of their own.
 
-    Args:
+    Shapes:
         boxes: int32 [Q, 5], of :func:`zsseg_rt.ops.mask_boxes`.
-        style: What a crop shows.
-        num_pixels: Pixels of the canvas.
 
     Returns:
         Regions with distinct crops, int32 [R], and for every region the index in that list of one

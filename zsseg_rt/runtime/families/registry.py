@@ -21,12 +21,7 @@ _FACTORIES: dict[str, FamilyFactory] = {
 
 
 def create_family(bundle: Bundle, config: EngineConfig) -> Family:
-    """Make the family that a bundle names.
-
-    Raises:
-        BundleError: Something the family needs is missing or damaged.
-        ArgumentError: A setting was given that the family does not have.
-    """
+    """Make the family that a bundle names."""
     factory = _FACTORIES.get(bundle.family)
     if factory is None:
         raise BundleError(

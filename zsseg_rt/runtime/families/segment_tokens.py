@@ -141,12 +141,10 @@ def segment_scores(
     ``top_k`` phrases nearest to the whole image, scores are ``p * q``; with ``plain_cosine`` they
     are ``p``.
 
-    Args:
+    Shapes:
         segment_embeds: float32 [G, D].
         image_embed: float32 [D].
         text_embeds: float32 [P, D], unit norm.
-        head: Holds the scale.
-        segments: Holds the rule.
 
     Returns:
         float32 [G, P] in [0, 1].

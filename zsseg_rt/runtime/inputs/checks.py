@@ -15,12 +15,7 @@ _EXPECTED = "a uint8 NumPy array [H, W, 3]"
 
 
 def check_frame(frame: Any) -> None:
-    """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence.
-
-    Raises:
-        ShapeError: Not an array, of another shape, empty, too large, or not C-contiguous.
-        DTypeError: A masked array, or not uint8.
-    """
+    """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence."""
     if not isinstance(frame, np.ndarray):
         raise ShapeError(
             f"frame: expected {_EXPECTED}, got {_described(frame)}. {_conversion(frame)}"
@@ -46,17 +41,7 @@ def check_frame(frame: Any) -> None:
 
 
 def check_device_frame(frame: Any, device: str) -> None:
-    """Refuse what is no uint8 array [H, W, 3] on a GPU, as far as the array tells by itself.
-
-    Args:
-        frame: An object with ``__dlpack__`` or ``__cuda_array_interface__``.
-        device: The GPU it should be on, as ``"cuda:N"``.
-
-    Raises:
-        DeviceError: It is in host memory, or on another GPU.
-        ShapeError: It is of another shape, or does not tell its shape.
-        DTypeError: It is not uint8.
-    """
+    """Refuse what is no uint8 array [H, W, 3] on a GPU, as far as the array tells by itself."""
     place = getattr(frame, "__dlpack_device__", None)
     on_gpu = place is not None and place()[0] in _CUDA_KINDS
     if isinstance(frame, np.ndarray) or not (on_gpu or hasattr(frame, "__cuda_array_interface__")):

@@ -45,11 +45,7 @@ class Nv12Frame:
 
 
 def as_nv12(frame: Any) -> Nv12Frame | None:
-    """The frame in planes, of which a plain tuple may be given; None for any other frame.
-
-    Raises:
-        ArgumentError: A tuple of another length.
-    """
+    """The frame in planes, of which a plain tuple may be given; None for any other frame."""
     if isinstance(frame, Nv12Frame):
         return frame
     if not isinstance(frame, tuple):
@@ -63,18 +59,7 @@ def as_nv12(frame: Any) -> Nv12Frame | None:
 
 
 def check_nv12(frame: Nv12Frame, device: str) -> None:
-    """Refuse planes that are no NV12 frame, as far as they tell by themselves.
-
-    Args:
-        frame: The planes.
-        device: Where both should be: ``"cpu"`` for NumPy arrays, or ``"cuda:N"``.
-
-    Raises:
-        ArgumentError: No such colour matrix.
-        DeviceError: A plane is elsewhere.
-        ShapeError: A plane is of another shape, has odd sides, or gaps within its rows.
-        DTypeError: A plane is not uint8.
-    """
+    """Refuse planes that are no NV12 frame, as far as they tell by themselves."""
     if frame.colour_matrix not in _MATRICES:
         raise ArgumentError(
             f"colour_matrix: expected 'bt601' or 'bt709', got {frame.colour_matrix!r}"

@@ -171,12 +171,7 @@ class Turn:
         return _owned(past.result, reused=True)
 
     def steadied(self, masks: Masks, workspace: Workspace) -> Masks:
-        """Blend the masks with the past, in arrays of the memory's own.
-
-        Args:
-            masks: What the pipeline returned.
-            workspace: The lane's.
-        """
+        """Blend the masks with the past, in arrays of the memory's own."""
         assert isinstance(masks, ClassLogits), "other families were refused"
         logits, memory = masks.mask_logits, self._memory
         motion, past = self._motion(logits.shape[2:]), memory._past
@@ -242,11 +237,7 @@ class _Named(Protocol):
 
 
 def check_family(name: str) -> None:
-    """Refuse families whose masks are not logits of classes.
-
-    Raises:
-        ArgumentError: It is another one.
-    """
+    """Refuse families whose masks are not logits of classes."""
     if not FAMILIES[name].has_class_logits:
         able = sorted(other for other, family in FAMILIES.items() if family.has_class_logits)
         raise ArgumentError(
@@ -258,16 +249,7 @@ def check_family(name: str) -> None:
 def source_memories(
     sources: Iterable[_Named], *, steady: bool, skip_still: bool
 ) -> dict[str, FrameMemory] | None:
-    """Make a memory for each source of a stream, by its name, or None if none is wanted.
-
-    Args:
-        sources: The sources.
-        steady: See :class:`FrameMemory`.
-        skip_still: Likewise.
-
-    Raises:
-        BackendUnavailableError: OpenCV is not installed.
-    """
+    """Make a memory for each source of a stream, by its name, or None if none is wanted."""
     if not (steady or skip_still):
         return None
     return {source.name: FrameMemory(steady=steady, skip_still=skip_still) for source in sources}

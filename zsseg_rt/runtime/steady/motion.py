@@ -64,12 +64,8 @@ class Glance:
     def at(cls, frame: Bytes, channel_order: str) -> Glance:
         """Reduce a frame, whatever its shape.
 
-        Args:
+        Shapes:
             frame: uint8 [H, W, 3], checked.
-            channel_order: ``"rgb"`` or ``"bgr"``.
-
-        Raises:
-            BackendUnavailableError: OpenCV is not installed.
         """
         cv2 = load_opencv()
         height, width = frame.shape[:2]
@@ -104,12 +100,6 @@ class Motion:
 class MotionEstimator:
     """Finds motion by dense inverse search optical flow; for one thread at a time.
 
-    Args:
-        settings: How much the past counts.
-
-    Raises:
-        BackendUnavailableError: OpenCV is not installed.
-
     Source:
         Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
     """
@@ -122,11 +112,6 @@ class MotionEstimator:
 
     def between(self, past: Glance, now: Glance, grid_hw: tuple[int, int]) -> Motion | None:
         """Find where each cell of a grid over a frame was in the one before.
-
-        Args:
-            past: The frame before.
-            now: The frame.
-            grid_hw: Rows and columns of the grid.
 
         Returns:
             The motion; None where the frames have nothing to do with each other: a scene cut, or
@@ -160,12 +145,7 @@ class MotionEstimator:
 
 
 def is_still(past: Glance, now: Glance) -> bool:
-    """Whether under 1 % of 32x32 grey cells differ by more than 6 levels of 255.
-
-    Args:
-        past: A frame.
-        now: Another.
-    """
+    """Whether under 1 % of 32x32 grey cells differ by more than 6 levels of 255."""
     cv2 = load_opencv()
     size = (_STILL_SIDE, _STILL_SIDE)
     cells = [cv2.resize(g.grey, size, interpolation=cv2.INTER_AREA) for g in (past, now)]
@@ -174,11 +154,7 @@ def is_still(past: Glance, now: Glance) -> bool:
 
 
 def load_opencv() -> Any:
-    """Import OpenCV with its optical flow.
-
-    Raises:
-        BackendUnavailableError: It is not installed, or lacks optical flow.
-    """
+    """Import OpenCV with its optical flow."""
     purpose = "with its optical flow"
     return import_opencv(purpose, argument="memory", needs="DISOpticalFlow_create")
 

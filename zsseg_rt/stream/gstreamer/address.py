@@ -35,11 +35,7 @@ class Address:
 
     @staticmethod
     def parse(text: str) -> Address:
-        """Read ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
-
-        Raises:
-            ArgumentError: It is not of this form.
-        """
+        """Read ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``."""
         found = _FORM.fullmatch(text)
         login = found["login"] if found else ""
         user, password = (unquote(part) for part in login.partition(":")[::2])

@@ -26,16 +26,7 @@ def has_nvenc(gst: Any) -> bool:
 
 
 def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
-    """The part of a pipeline that encodes raw video with little delay.
-
-    Args:
-        gst: The namespace ``Gst``.
-        size_hw: Height and width of the frames.
-        name: Whose pipeline it is, for messages.
-
-    Raises:
-        BackendUnavailableError: There is no encoder.
-    """
+    """The part of a pipeline that encodes raw video with little delay."""
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * _BITS_PER_PIXEL), 500_000)
     if has_nvenc(gst):
         settings = _known(gst, "nvv4l2h264enc", {

@@ -19,10 +19,6 @@ _SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped wit
 def copy_image(library: Library, sample: Any) -> npt.NDArray[np.uint8]:
     """The pixels of a sample in RGB or BGR, as an array of our own.
 
-    Args:
-        library: GStreamer.
-        sample: What an appsink gave; its rows may be padded.
-
     Returns:
         uint8 [H, W, 3].
     """

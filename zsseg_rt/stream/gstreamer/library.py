@@ -59,11 +59,7 @@ class Server(NamedTuple):
 
 
 def load() -> Library:
-    """Import GStreamer and start it, once.
-
-    Raises:
-        BackendUnavailableError: PyGObject or GStreamer is not installed.
-    """
+    """Import GStreamer and start it, once."""
     with _lock:  # sources may be opened at the same moment
         gst, _, video = _import("Gst", "GstApp", "GstVideo", package=_TYPELIBS)
         gst.init(None)
@@ -71,11 +67,7 @@ def load() -> Library:
 
 
 def load_server() -> Server:
-    """Import what serves RTSP.
-
-    Raises:
-        BackendUnavailableError: It is not installed.
-    """
+    """Import what serves RTSP."""
     load()
     glib, _, rtsp, server = _import(
         "GLib", "Gst", "GstRtsp", "GstRtspServer", package=_SERVER_TYPELIB
@@ -89,16 +81,7 @@ def missing_elements(gst: Any, names: Iterable[str]) -> list[str]:
 
 
 def require_elements(gst: Any, names: Iterable[str], purpose: str) -> None:
-    """Refuse to go on without some elements.
-
-    Args:
-        gst: The namespace ``Gst``.
-        names: The elements.
-        purpose: What they are for.
-
-    Raises:
-        BackendUnavailableError: Some are missing; names them, and what installs them.
-    """
+    """Refuse to go on without some elements."""
     missing = missing_elements(gst, names)
     if missing:
         raise BackendUnavailableError(

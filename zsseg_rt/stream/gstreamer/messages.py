@@ -32,14 +32,7 @@ _NOT_NEGOTIATED = (
 
 
 def explain(gst: Any, message: Any, name: str, *, hint: str = "") -> ZssegError:
-    """An error on a pipeline's bus in our words, without passwords.
-
-    Args:
-        gst: The namespace ``Gst``.
-        message: A message of type ``ERROR``.
-        name: The source's name, without a password.
-        hint: What to do about all of it; empty for a remedy that fits the error.
-    """
+    """An error on a pipeline's bus in our words, without passwords."""
     error, debug = message.parse_error()
     detail = (debug or "").strip().splitlines()[-1:] or [""]
     detail = [] if "/Gst" in detail[0] else detail  # where in GStreamer's code, nothing else

@@ -123,12 +123,7 @@ class UserPipeline:
 
 
 def parse(gst: Any, text: str, name: str) -> Pipeline:
-    """Make a pipeline of its text.
-
-    Raises:
-        SourceError: The text is no pipeline, or one without an appsink.
-        BackendUnavailableError: An element is missing.
-    """
+    """Make a pipeline of its text."""
     from gi.repository import GLib
 
     context = gst.ParseContext.new()

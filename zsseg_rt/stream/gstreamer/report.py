@@ -29,11 +29,7 @@ class Report:
 
 
 def report(*, is_jetson: bool) -> Report:
-    """Look which elements are there; opens no camera and no port.
-
-    Args:
-        is_jetson: Whether NVIDIA's elements should be there.
-    """
+    """Look which elements are there; opens no camera and no port."""
     try:
         library = load()
     except BackendUnavailableError as exc:

@@ -40,12 +40,7 @@ ANSWERS_WITHIN = 5.0
 
 
 def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
-    """The elements that decode a stream: those of a Jetson's decoder where it is present.
-
-    Args:
-        gst: The namespace ``Gst``.
-        encoding: ``"H264"``, ``"H265"`` or ``"JPEG"``.
-    """
+    """The elements that decode a stream: those of a Jetson's decoder where it is present."""
     hardware = (_HARDWARE, "nvvidconv")
     if encoding != "JPEG" and not missing_elements(gst, hardware):
         return hardware

@@ -27,13 +27,7 @@ _RIGHTS = ("media.factory.access", "media.factory.construct")
 
 
 class Channel:
-    """What viewers of one path see. Frames are sent by one thread, viewers come in others.
-
-    Args:
-        gst: The namespace ``Gst``.
-        size_hw: Height and width of the frames, both even; they may change later.
-        channel_order: Of the frames.
-    """
+    """What viewers of one path see. Frames are sent by one thread, viewers come in others."""
 
     def __init__(self, gst: Any, size_hw: tuple[int, int], channel_order: str) -> None:
         self._gst, self._format = gst, channel_order.upper()
@@ -66,7 +60,7 @@ class Channel:
     def send(self, image: npt.NDArray[np.uint8]) -> None:
         """Send a frame to all viewers, or nothing if there are none. Never waits for them.
 
-        Args:
+        Shapes:
             image: uint8 [H, W, 3]; H and W even.
         """
         with self._lock:
@@ -116,16 +110,7 @@ class Channel:
 
 
 class RtspServer:
-    """Listens at an address, in a thread of its own, until it is closed or forgotten.
-
-    Args:
-        name: The sink's name, for messages.
-        address: Where; each channel has a path of its own there.
-
-    Raises:
-        SourceError: The port cannot be had.
-        BackendUnavailableError: GStreamer's RTSP server is not installed.
-    """
+    """Listens at an address, in a thread of its own, until it is closed or forgotten."""
 
     def __init__(self, name: str, address: Address) -> None:
         self._gst, self._library = load().Gst, load_server()
@@ -146,16 +131,7 @@ class RtspServer:
         self.close = weakref.finalize(self, loop.stop)
 
     def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
-        """Serve another path.
-
-        Args:
-            path: As in ``"/seg"``.
-            size_hw: Height and width of its frames, both even.
-            channel_order: Of its frames.
-
-        Raises:
-            BackendUnavailableError: There is no encoder.
-        """
+        """Serve another path."""
         channel = Channel(self._gst, size_hw, channel_order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
         factory.set_launch(

@@ -25,16 +25,9 @@ class RtspSink:
     own, ``/seg-TAG``; each path is there from the source's first frame on. Sides are made even by
     repeating the last row or column.
 
-    Args:
+    Shapes:
         text: The address, ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
-        channel_order: Of the frames.
         alpha: Weight of the colours, in [0, 1].
-        tags: What sources are called in paths.
-
-    Raises:
-        ArgumentError: The address is not of this form.
-        SourceError: The port cannot be had.
-        BackendUnavailableError: GStreamer, its RTSP server or an encoder is not installed.
     """
 
     def __init__(self, text: str, *, channel_order: str, alpha: float, tags: Tags) -> None:
@@ -59,11 +52,7 @@ class RtspSink:
             )
 
     def write(self, seg: Segmentation) -> None:
-        """Send one frame to those who watch.
-
-        Raises:
-            BackendUnavailableError: The encoder is gone.
-        """
+        """Send one frame to those who watch."""
         frame = frame_of(seg)
         height, width = frame.image.shape[:2]
         padding = ((0, height % 2), (0, width % 2), (0, 0))

@@ -40,12 +40,7 @@ class GstSource:
     live: bool = True
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Play the pipeline until it ends or is closed.
-
-        Raises:
-            SourceError: It cannot be made, fails, ends though it is a camera, or has no frame.
-            BackendUnavailableError: GStreamer or one of its elements is not installed.
-        """
+        """Play the pipeline until it ends or is closed."""
         library = load()
         built = self.recipe.build(library.Gst, self.name)
         queue = _Queue(library.Gst, built, drops=self.live)
@@ -186,11 +181,7 @@ class _Watch:
         self._patience, self._seen_at = SILENT_FOR, time.monotonic()
 
     def is_over(self) -> bool:
-        """Whether the pipeline has come to its end; asked when it has no frame.
-
-        Raises:
-            ZssegError: It failed, or should not have ended.
-        """
+        """Whether the pipeline has come to its end; asked when it has no frame."""
         name, hint = self._source.name, self._source.recipe.hint
         has_ended = self._built.sink.is_eos()
         self.read_bus()  # an error comes before the end that it causes

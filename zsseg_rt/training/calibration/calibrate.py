@@ -96,22 +96,8 @@ def calibrate(
     ``RUN/calibration/``; after an interruption the same call continues them, and they are removed
     when the choice is written. Equal calls give equal choices.
 
-    Args:
-        run: The run's folder.
-        settings: How long and by what; None takes the defaults.
-        tell: Gets a line whenever a hold-out begins.
-
     Returns:
         The choice; None if training was stopped.
-
-    Raises:
-        ArgumentError: A setting is out of range; the run has fewer than four seen classes, is not
-            inductive, has no descriptor, or starts from another run.
-        CheckpointError: There is no run, or its start cannot be read.
-        DatasetError: The training data is missing, its images show no name that is held out, or all
-            of them show one and pictures are held out.
-        SourceError: The choice cannot be written.
-        TrainingError: A loss is not finite or a checkpoint cannot be written.
     """
     folder = Path(run)
     if not (folder / CONFIG_FILE).is_file():
@@ -136,17 +122,8 @@ def choose_settings(
 ) -> Calibration | None:
     """Choose settings for a configuration; see :func:`calibrate`.
 
-    Args:
-        config: A run's configuration.
-        work: Folder for the brief trainings.
-        settings: How long and by what; None takes the defaults.
-        tell: Gets a line whenever a hold-out begins.
-
     Returns:
         The choice; None if training was stopped.
-
-    Raises:
-        ZssegError: See :func:`calibrate`.
     """
     settings = settings or CalibrationSettings()
     _check(config)

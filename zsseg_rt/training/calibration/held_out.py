@@ -22,12 +22,6 @@ class AnnotatedPart:
 
     Implements :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`.
 
-    Args:
-        dataset: The data set; its class names stay as they are.
-        images: Which of its images.
-        annotated: Classes whose labels stay; all others become the ignore label.
-        seen: Classes that count as seen.
-
     Attributes:
         images: As given.
     """
@@ -59,17 +53,8 @@ class AnnotatedPart:
 def draw_names(seen: Sequence[int], folds: int, seed: int) -> list[tuple[int, ...]]:
     """Draw the classes that each fold holds out: a quarter of the seen ones, none twice.
 
-    Args:
-        seen: Indices of the seen classes.
-        folds: How many hold-outs, 1 to 4.
-        seed: Of the order they are drawn in.
-
     Returns:
         Indices in ascending order, one tuple for each fold.
-
-    Raises:
-        ArgumentError: There are fewer than :data:`LEAST_NAMES` seen classes, or ``folds`` is out of
-            range.
     """
     if len(seen) < LEAST_NAMES:
         raise ArgumentError(
@@ -86,15 +71,8 @@ def draw_names(seen: Sequence[int], folds: int, seed: int) -> list[tuple[int, ..
 def judged_images(length: int, count: int) -> tuple[list[int], list[int]]:
     """Split a data set's images into those to train on and those to choose settings by.
 
-    Args:
-        length: How many there are.
-        count: How many to choose by, at most half of them, spread evenly.
-
     Returns:
         Indices to train on, and indices to choose by.
-
-    Raises:
-        ArgumentError: ``count`` is below 1, or there are fewer than two images.
     """
     if count < 1:
         raise ArgumentError(f"images: expected at least 1, got {count}. Choose more.")

@@ -24,17 +24,7 @@ from zsseg_rt.training.calibration.held_out import AnnotatedPart
 def judge(
     parts: Assembly, shown: AnnotatedPart, names: Sequence[int], *, unseen_weights: bool = True
 ) -> CandidateCounts:
-    """Label images with every setting, and count.
-
-    Args:
-        parts: A run that was trained.
-        shown: Images; its ``seen`` are the names that training was shown.
-        names: Classes that are offered and whose labels count, ascending; no others are.
-        unseen_weights: Whether to try weights for the names that training was not shown.
-
-    Raises:
-        DatasetError: No image shows a name that was held out, or one is unusable.
-    """
+    """Label images with every setting, and count."""
     model = cast(DescriptorModel, parts.task.model).eval()
     grid = Grid() if unseen_weights else replace(Grid(), unseen_weights=(0.0,))
     counts, embeds = _start(parts, model, shown, names, grid)

@@ -50,12 +50,6 @@ def normalize_images(
 ) -> Tensor:
     """Divide by 255, normalise, and set padded pixels to ``padding`` (after normalisation).
 
-    Args:
-        batch: Images, and which part of them is valid.
-        mean: Per RGB channel, in 0..1.
-        std: Per RGB channel, in 0..1.
-        padding: Value of pixels beyond ``valid_hw``.
-
     Returns:
         float32 ``[B, 3, H, W]``.
     """

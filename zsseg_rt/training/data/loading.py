@@ -41,13 +41,7 @@ class TrainingSample:
 
 
 class TrainingSamples(Dataset[TrainingSample]):
-    """Augmented images by ``(position, index)``; equal keys give equal samples.
-
-    Args:
-        dataset: Images and label maps.
-        augmentation: Turns them into training images.
-        seed: With the position, determines everything random; 0 or more.
-    """
+    """Augmented images by ``(position, index)``; equal keys give equal samples."""
 
     def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, seed: int) -> None:
         _check_seed(seed)
@@ -56,11 +50,7 @@ class TrainingSamples(Dataset[TrainingSample]):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> TrainingSample:
-        """Read and augment one image.
-
-        Raises:
-            DatasetError: The image or its labels cannot be used.
-        """
+        """Read and augment one image."""
         position, index = key
         rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
         sample = self.dataset[index]
@@ -84,22 +74,6 @@ class EpochSampler(Sampler[list[Key]]):
     All processes together see, step by step, the same ``batch_size`` samples for any number of
     processes; process ``p`` of ``P`` takes the ``p``-th of ``P`` equal parts. Iterating again
     starts again at ``start_position``.
-
-    Args:
-        length: Number of images.
-        seed: Determines the order; 0 or more.
-        batch_size: Samples per step, over all processes.
-        start_position: Samples that the whole training has seen so far, over all processes.
-        stop_position: Where the training ends; None never ends. A last step that would go beyond it
-            is left out.
-        process_index: Which process this is, from 0.
-        num_processes: How many there are; must divide ``batch_size``.
-        drop_last: Whether an epoch ends with its last full batch, so that no batch holds an image
-            twice; False continues into the next epoch within a batch, so that every image is
-            seen once per epoch and ``length`` may be below ``batch_size``.
-
-    Raises:
-        ArgumentError: A value is out of range, or the numbers are inconsistent.
     """
 
     def __init__(
@@ -142,11 +116,7 @@ class EpochSampler(Sampler[list[Key]]):
             position += self.batch_size
 
     def __len__(self) -> int:
-        """Number of steps up to ``stop_position``.
-
-        Raises:
-            TypeError: There is no end.
-        """
+        """Number of steps up to ``stop_position``."""
         if self.stop_position is None:
             raise TypeError("stop_position: expected a number for the sampler to have a length")
         return max(self.stop_position - self.start_position, 0) // self.batch_size
@@ -168,11 +138,7 @@ class BatchLoader:
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the sampler's start position.
-
-        Raises:
-            DatasetError: An image or its labels cannot be used.
-        """
+        """Yield batches from the sampler's start position."""
         with one_opencv_thread():
             items = iter(self._loader)
         for item in items:
@@ -197,16 +163,6 @@ def make_loader(
     prefetch_factor: int = 4,
 ) -> BatchLoader:
     """Load batches in worker processes that live as long as the loader.
-
-    Args:
-        samples: Samples by key.
-        sampler: Keys by step. It already shares the work between processes, so the loader must not
-            be sharded again.
-        num_workers: Worker processes; 0 loads in this one, None takes one fewer than the CPUs this
-            process may use, at most 8. Each worker uses one thread.
-        pin_memory: Whether batches are in page-locked memory, which non-blocking copies to a GPU
-            need.
-        prefetch_factor: Batches that each worker prepares ahead.
 
     Returns:
         An iterable of :class:`~zsseg_rt.training.data.batch.Batch`.

@@ -106,9 +106,6 @@ class FitInsideAugmentation(_RandomCrop):
         distortion: Colour change; None for none.
         pad_value: Value of the padding in all channels.
 
-    Raises:
-        ArgumentError: A value is out of range.
-
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023; the training pipeline of the official configurations.
     """
@@ -157,9 +154,6 @@ class ShortEdgeAugmentation(_RandomCrop):
         distortion: Colour change; None for none.
         pad_value: Value of the padding in all channels.
 
-    Raises:
-        ArgumentError: A value is out of range.
-
     Source:
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; the mapper of the
         official configurations.
@@ -198,9 +192,6 @@ class CenterCropAugmentation:
         crop_hw: Size of the result.
         short_edge: Length of the resized image's shortest edge, at least the crop's sides.
 
-    Raises:
-        ArgumentError: A value is out of range.
-
     Source:
         Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
         Distillation Only", ICCV 2023, section 4.1.
@@ -229,10 +220,6 @@ class CenterCropAugmentation:
 
 def fit_inside_hw(image_hw: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     """Size that keeps the aspect ratio, with no side longer than the box's of the same rank.
-
-    Args:
-        image_hw: Height and width.
-        box: Two sides in any order; the image's longest side is compared with the longest.
 
     Returns:
         Height and width, at least 1, rounded to nearest.

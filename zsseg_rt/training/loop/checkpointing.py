@@ -94,11 +94,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
-
-    Args:
-        path: The folder; created when the first checkpoint is saved.
-    """
+    """The checkpoints of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,9 +122,6 @@ class CheckpointFolder:
 
         Returns:
             The folder.
-
-        Raises:
-            TrainingError: The disk is full or cannot be written; earlier checkpoints stay whole.
         """
         target = self.at(checkpoint.state.step)
         with writing(target), self._new_folder(target) as folder:
@@ -136,11 +129,7 @@ class CheckpointFolder:
         return target
 
     def load(self, step: int) -> Checkpoint:
-        """Read a checkpoint.
-
-        Raises:
-            CheckpointError: A file is missing, damaged or of a newer format.
-        """
+        """Read a checkpoint."""
         folder = self.at(step)
         content = _read_state(folder)
         if content.state.step != step:
@@ -191,11 +180,7 @@ class CheckpointFolder:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Write ``target`` inside; what is written appears whole or not at all.
-
-    Raises:
-        TrainingError: The disk is full or cannot be written.
-    """
+    """Write ``target`` inside; what is written appears whole or not at all."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -209,20 +194,13 @@ def read_tensors(folder: Path, part: str) -> dict[str, Tensor]:
 
     Returns:
         Tensors by name; empty if the checkpoint does not have the part.
-
-    Raises:
-        CheckpointError: A file is missing, damaged or of a newer format.
     """
     name, content = f"{part}.safetensors", _read_state(folder)
     return _read_tensors(folder, name, content) if name in content.files else {}
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read what the model of a checkpoint folder is; see :mod:`zsseg_rt.training.trained.card`.
-
-    Raises:
-        CheckpointError: A file is missing, damaged or of a newer format.
-    """
+    """Read what the model of a checkpoint folder is; see :mod:`zsseg_rt.training.trained.card`."""
     return _read_card(folder, _read_state(folder))
 
 

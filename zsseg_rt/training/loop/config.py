@@ -64,9 +64,6 @@ class LoopConfig:
         log_interval: Optimizer steps between lines of the history.
         num_pictures: Prediction images per evaluation in TensorBoard.
         num_workers: Processes that read images, per training process; 0 reads in place.
-
-    Raises:
-        ArgumentError: A value is out of range.
     """
 
     iterations: int = 20_000
@@ -104,11 +101,7 @@ class LoopConfig:
             )
 
     def part_size(self, num_processes: int) -> int:
-        """Images that one process computes at a time.
-
-        Raises:
-            ArgumentError: The batch cannot be divided evenly.
-        """
+        """Images that one process computes at a time."""
         parts = num_processes * self.accumulation_steps
         if self.batch_size % parts:
             raise ArgumentError(

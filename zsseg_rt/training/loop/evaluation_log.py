@@ -15,13 +15,7 @@ EVALUATIONS_FILE = "evaluations.json"
 
 
 class EvaluationLog:
-    """``RUN/evaluations.json``: figures by step.
-
-    Args:
-        folder: The run's folder.
-        best_metric: Name of the figure that decides.
-        best_is: ``"highest"`` or ``"lowest"``.
-    """
+    """``RUN/evaluations.json``: figures by step."""
 
     def __init__(self, folder: Path, best_metric: str, best_is: str) -> None:
         self._path = folder / EVALUATIONS_FILE
@@ -30,11 +24,7 @@ class EvaluationLog:
 
     @classmethod
     def read(cls, folder: Path) -> EvaluationLog:
-        """Read the evaluations of a finished run, with the figure that decided there.
-
-        Raises:
-            CheckpointError: The file is damaged.
-        """
+        """Read the evaluations of a finished run, with the figure that decided there."""
         log = cls(folder, "", "highest")
         content = log._read()
         log._metric, log._best_is = content["best_metric"], content["best_is"]
@@ -42,11 +32,7 @@ class EvaluationLog:
         return log
 
     def load(self, last_step: int) -> None:
-        """Read the existing evaluations, without steps after the last one.
-
-        Raises:
-            CheckpointError: The file is damaged.
-        """
+        """Read the existing evaluations, without steps after the last one."""
         entries = self._read()["evaluations"]
         self._entries = {step: found for step, found in entries.items() if step <= last_step}
 
@@ -59,11 +45,7 @@ class EvaluationLog:
         return self._entries.get(step, {})
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add figures that are numbers; the file has either the old content or the new.
-
-        Raises:
-            ArgumentError: The deciding figure is not among them.
-        """
+        """Add figures that are numbers; the file has either the old content or the new."""
         if self._metric not in metrics:
             raise ArgumentError(
                 f"best_metric: expected one of {', '.join(metrics)}, got {self._metric!r}. "

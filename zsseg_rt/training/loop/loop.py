@@ -56,12 +56,6 @@ class BatchSource(Protocol):
         The images of a run form one sequence that depends only on the data's seed. Batches are cut
         from it in order: of each ``num_processes * batch_size`` images, process 0 takes the first
         ``batch_size``.
-
-        Args:
-            start_position: Images that the run has already used, over all processes.
-            process_index: Which process asks.
-            num_processes: How many there are.
-            batch_size: Images in one batch of one process.
         """
 
 
@@ -123,26 +117,8 @@ def run_loop(
 ) -> TrainingResult:
     """Train, or continue to train, and write checkpoints, a history and a summary.
 
-    Args:
-        task: A :class:`zsseg_rt.training.tasks.task.TrainingTask`, or any module with ``model`` and
-            ``parameter_groups()`` whose ``forward`` maps a batch to loss terms by name.
-        batches: Where batches come from.
-        config: How long, how and where.
-        run_folder: Gets ``checkpoints/``, ``history.jsonl``, ``evaluations.json``,
-            ``tensorboard/`` and ``summary.json``. All processes must see it.
-        optimizer: Settings of AdamW; None takes the defaults.
-        schedule: Learning rate of every step; None keeps the groups' own.
-        extras: How the model is judged and what is saved with it; None is nothing.
-        resume: Whether to continue from the last checkpoint; without one, the run starts.
-
     Returns:
         The result. ``task`` holds the weights of the last step.
-
-    Raises:
-        ArgumentError: The folder holds a run and ``resume`` is False, or a setting is wrong.
-        TrainingError: A loss or a weight is not finite, or a checkpoint cannot be written; the
-            last good checkpoint is kept and named.
-        CheckpointError: The checkpoint to resume from is damaged or of another run.
     """
     with ExitStack() as stack:
         stack.enter_context(determinism(config.deterministic))

@@ -18,9 +18,6 @@ class StepLosses:
 
     A step's losses are read after the next step has been started, so that a GPU never waits for
     them; :meth:`drain` reads what is left.
-
-    Args:
-        accelerator: The run's accelerator.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -29,17 +26,7 @@ class StepLosses:
         self._window: dict[str, list[float]] = {}
 
     def add(self, step: int, means: Mapping[str, Tensor], names: Sequence[str], stop: bool) -> None:
-        """Add a step, and read the one before; all processes must call it alike.
-
-        Args:
-            step: Its number, from 1.
-            means: This process's loss terms, scalars.
-            names: Names of this process's images.
-            stop: Whether this process was asked to stop.
-
-        Raises:
-            TrainingError: The step before had a loss that is not finite.
-        """
+        """Add a step, and read the one before; all processes must call it alike."""
         losses = torch.stack(list(means.values()))
         bad = (~torch.isfinite(losses).all()).float()
         values = torch.cat([losses, torch.stack([bad, torch.full_like(bad, float(stop))])])
@@ -56,11 +43,7 @@ class StepLosses:
         return self._pending is not None and self._pending.agreement.read()[-1] > 0
 
     def drain(self) -> None:
-        """Read the outcome of every step so far.
-
-        Raises:
-            TrainingError: A loss is not finite.
-        """
+        """Read the outcome of every step so far."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._read(pending)

@@ -21,16 +21,8 @@ def start_accelerator(config: LoopConfig) -> Any:
 
     The configuration decides, whatever Accelerate's own settings are.
 
-    Args:
-        config: Device, precision and accumulation.
-
     Returns:
         An ``accelerate.Accelerator``.
-
-    Raises:
-        BackendUnavailableError: Accelerate is not installed.
-        DeviceError: A GPU was asked for and there is none.
-        PrecisionNotApplied: float16 was asked for on the CPU.
     """
     try:
         import accelerate
@@ -79,8 +71,7 @@ class Agreement:
 
     The values are means over processes. Reading them a step later keeps a GPU busy meanwhile.
 
-    Args:
-        accelerator: Of this run.
+    Shapes:
         values: This process's, float32 ``[n]``; the same n everywhere.
     """
 
@@ -114,15 +105,7 @@ def gather_states(accelerator: Any, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def raise_together(accelerator: Any, error: TrainingError | None) -> None:
-    """Fail on every process if one failed, so that no process waits for it.
-
-    Args:
-        accelerator: Of this run.
-        error: What failed on this process.
-
-    Raises:
-        TrainingError: ``error``, or a note that another process failed.
-    """
+    """Fail on every process if one failed, so that no process waits for it."""
     if accelerator.num_processes > 1:
         flag = torch.full((1,), float(error is not None), device=accelerator.device)
         failed = accelerator.reduce(flag, reduction="sum").item() > 0

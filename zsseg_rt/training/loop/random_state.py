@@ -14,12 +14,7 @@ from torch import Tensor
 
 
 def seed_everything(seed: int, process_index: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's global generators.
-
-    Args:
-        seed: The run's seed, at least 0.
-        process_index: Number of this process; each draws different numbers.
-    """
+    """Seed Python's, NumPy's and torch's global generators."""
     own = (seed + process_index) % 2**32
     random.seed(own)
     np.random.seed(own)
@@ -84,9 +79,6 @@ def determinism(enabled: bool) -> Iterator[None]:
 
     An operation without such an algorithm raises an error that names it. It costs speed: if not
     enabled, cuDNN picks the fastest convolution for each shape instead.
-
-    Args:
-        enabled: Whether to use them.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),

@@ -148,15 +148,7 @@ class _Progress:
 
 
 class RunReport:
-    """Writes a run's scalars and images; writes nothing on processes other than the main one.
-
-    Args:
-        folder: The run's folder; gets ``history.jsonl`` and ``tensorboard/``.
-        first_step: Where the run starts; what a killed run wrote about later steps is dropped.
-        total: Steps of the whole run.
-        active: Whether this is the main process.
-        console: Where progress goes; None means the terminal's standard error.
-    """
+    """Writes a run's scalars and images; writes nothing on processes other than the main one."""
 
     def __init__(
         self,
@@ -190,12 +182,7 @@ class RunReport:
             self._progress.advance(step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of a step to the history and to TensorBoard.
-
-        Args:
-            step: Optimizer steps done.
-            values: Numbers by name; progress also shows ``loss`` and the learning rate.
-        """
+        """Write numbers of a step to the history and to TensorBoard."""
         if not self.active:
             return
         with (self._folder / HISTORY_FILE).open("a", encoding="utf-8") as stream:

@@ -34,12 +34,6 @@ _PREFIX = "model."
 class RunState:
     """Weights, optimizer, random numbers and the step, on this process's device.
 
-    Args:
-        task: What is trained: a :class:`zsseg_rt.training.tasks.task.TrainingTask`, or any module
-            with ``model`` and ``parameter_groups()``.
-        config: The loop's settings.
-        optimizer: AdamW's settings.
-
     Attributes:
         accelerator: The run's accelerator.
         part_size: Images this process computes at a time.
@@ -89,11 +83,7 @@ class RunState:
         model_card: Mapping[str, Any],
         constants: Mapping[str, Tensor],
     ) -> Checkpoint:
-        """Collect everything a checkpoint holds; all processes must call it.
-
-        Raises:
-            TrainingError: A weight is not finite.
-        """
+        """Collect everything a checkpoint holds; all processes must call it."""
         weights, _ = self._weights()
         broken = first_non_finite(weights)
         if broken is not None:
@@ -123,13 +113,7 @@ class RunState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            ArgumentError: The batch size differs.
-            CheckpointError: The checkpoint is of another model or task, or what it leaves out
-                differs from what the run was trained with.
-        """
+        """Continue from a checkpoint."""
         state = checkpoint.state
         if state.batch_size != self._config.batch_size:
             raise ArgumentError(

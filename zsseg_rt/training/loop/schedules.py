@@ -37,19 +37,12 @@ def poly(
     ZegCLIP and CLIP-RC: ``min_factor=0.005`` (1e-6 of 2e-4) and ``warmup_steps=1500``. ZegFormer:
     the defaults, which have no warm-up.
 
-    Args:
-        step: Optimizer step.
-        max_steps: Steps of the whole training.
-        power: Exponent.
+    Shapes:
         min_factor: Where the decay ends, in ``[0, 1]``.
-        warmup_steps: Length of the warm-up.
         warmup_start: Factor of the warm-up at step 0, in ``[0, 1]``.
 
     Returns:
         The factor, in ``[0, 1]``.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
 
     Source:
         mmcv's poly policy with linear warm-up, as ZegCLIP configures it.
@@ -75,18 +68,12 @@ def cosine(
 
     MAE's and CLIP's schedule, and so ZeroSeg's (a quarter of the training is warm-up).
 
-    Args:
-        step: Optimizer step.
-        max_steps: Steps of the whole training, warm-up included.
+    Shapes:
         min_factor: Where the cosine ends, in ``[0, 1]``.
-        warmup_steps: Length of the warm-up, below ``max_steps``.
         warmup_start: Factor at step 0 of the warm-up, in ``[0, 1]``.
 
     Returns:
         The factor, in ``[0, 1]``.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
 
     Source:
         Loshchilov and Hutter, "SGDR", ICLR 2017; He et al., "Masked Autoencoders", CVPR 2022.
@@ -105,17 +92,8 @@ def cosine(
 def factor(name: ScheduleName, step: int, *, max_steps: int, **settings: Any) -> float:
     """Return the factor of a schedule by name.
 
-    Args:
-        name: ``"poly"``, ``"cosine"`` or ``"constant"``.
-        step: Optimizer step.
-        max_steps: Steps of the whole training.
-        **settings: Settings of :func:`poly` or :func:`cosine`; ``"constant"`` has none.
-
     Returns:
         The factor, in ``[0, 1]``.
-
-    Raises:
-        ArgumentError: The name is unknown, or a setting is unknown to it or outside its range.
     """
     known = _SETTINGS.get(name, ())
     if name in _SETTINGS and set(settings) <= set(known):

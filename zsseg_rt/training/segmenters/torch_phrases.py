@@ -20,11 +20,6 @@ from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms
 class Phrases:
     """Which phrases stand for which class, and which rows of the embeddings training saw.
 
-    Args:
-        class_names: One phrase per class; commas separate synonyms.
-        seen_names: Phrases that training saw.
-        merged: Whether a class's synonyms become one row, their mean.
-
     Attributes:
         class_names: As given, with whitespace cleaned up.
         seen_rows: Indices of the rows that training saw.
@@ -48,12 +43,8 @@ class Phrases:
     def rows(self, name: str, embeds: Tensor) -> Tensor:
         """What a model compares: the embeddings of all phrases, or the means of each class's.
 
-        Args:
-            name: What to call the embeddings in messages.
+        Shapes:
             embeds: One row per phrase, class by class, ``[P, D]``.
-
-        Raises:
-            ShapeError: There is not one row per phrase.
         """
         if embeds.ndim != 2 or len(embeds) != len(self._classes.phrases):
             raise ShapeError(
@@ -101,11 +92,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_evaluation_mode(model: nn.Module) -> None:
-    """Refuse a model whose dropout is on.
-
-    Raises:
-        ArgumentError: The model is in training mode.
-    """
+    """Refuse a model whose dropout is on."""
     if model.training:
         raise ArgumentError(
             "model: expected evaluation mode, got training mode. Call model.eval() first."

@@ -29,23 +29,11 @@ class TorchSegmenter:
     ZegFormer the official evaluation. Protocol ``"slide"`` is the official evaluation of the
     others, :meth:`zsseg_rt.models.base.SegmentationModel.slide`.
 
-    Args:
-        model: The model, in evaluation mode; images go to its device. It is not changed.
-        class_names: One phrase per class; commas separate synonyms, of which the best one counts,
-            or, if the model says so, their mean.
+    Shapes:
         text_embeds: Embeddings of all phrases in order, ``[P, D]``, unit norm.
-        region_embeds: The same for a model that classifies regions too; None for any other.
-        seen_names: Names of the classes that training saw; their scores are lowered as the model
-            says.
-        protocol: ``"whole"`` or ``"slide"``.
-        windows: Windows of ``"slide"``; the authors' if None.
 
     Attributes:
         class_names: As given.
-
-    Raises:
-        ArgumentError: The model is not ours or is in training mode, or does not know the protocol.
-        ShapeError: There is not one embedding per phrase.
     """
 
     def __init__(

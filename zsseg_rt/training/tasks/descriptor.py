@@ -38,9 +38,6 @@ class DescriptorSettings(PixelLossSettings):
         trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
             measure what prompts contribute; the model should then have none. ``"head"`` trains the
             decode head alone, as the paper's Baseline-Fix.
-
-    Raises:
-        ArgumentError: A setting is unknown or negative.
     """
 
     recovery_weight: float = 2.0

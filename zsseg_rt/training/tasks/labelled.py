@@ -21,11 +21,7 @@ PixelLoss = Literal["masks", "cross_entropy"]
 
 
 def check_non_negative(**settings: float) -> None:
-    """Refuse settings that are negative or not finite.
-
-    Raises:
-        ArgumentError: A setting is negative or not finite.
-    """
+    """Refuse settings that are negative or not finite."""
     for name, value in settings.items():
         if not (math.isfinite(value) and value >= 0):
             raise ArgumentError(
@@ -52,16 +48,11 @@ class LabelledSettings:
 class LabelledTask(TrainingTask):
     """A task that is given class embeddings and learns from class labels.
 
-    Args:
-        model: The model to train.
+    Shapes:
         text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-        **settings: Fields of the task's ``settings_class``.
 
     Attributes:
         query_embeds: Embeddings of the classes used as queries, float32 ``[Q, D]``.
-
-    Raises:
-        ArgumentError: A setting is out of its range.
     """
 
     settings_class: type[LabelledSettings]
@@ -101,9 +92,6 @@ class PixelLossSettings(LabelledSettings):
         learning_rate: Peak rate of everything trained except a fine-tuned image tower.
         backbone_learning_rate: Peak rate of a fine-tuned image tower.
         weight_decay: For the tensors that have weight decay.
-
-    Raises:
-        ArgumentError: A setting is unknown or negative.
     """
 
     loss: PixelLoss = "masks"
@@ -154,7 +142,7 @@ class PixelLossTask(LabelledTask):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms.
 
-        Args:
+        Shapes:
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
             labels: Class indices of the data set, int64 ``[B, H, W]``.
 
@@ -165,7 +153,7 @@ class PixelLossTask(LabelledTask):
     def pixel_losses(self, mask_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compare mask logits with labels, after upsampling and pseudo labelling.
 
-        Args:
+        Shapes:
             mask_logits: Logits of the queries at the grid's resolution, ``[B, Q, gh, gw]``.
             labels: Class indices of the data set, int64 ``[B, H, W]``.
 

@@ -63,17 +63,12 @@ def mask_losses(
 
     No one-hot labels are made: labelled pixels are selected by class.
 
-    Args:
+    Shapes:
         mask_logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``.
-        unannotated: What a label outside ``[0, C)`` is: ``"negative"``, of every class, is
-            official; ``"ignore"`` leaves the pixel out of both losses and of their means.
 
     Returns:
         Both losses. A batch without any class still has a focal loss; its dice loss is 0.
-
-    Raises:
-        ShapeError: The two do not fit together.
     """
     _check(mask_logits, labels)
     logits, labels = mask_logits.float().flatten(2), labels.flatten(1)
@@ -125,15 +120,12 @@ def _sum_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross entropy over classes, averaged over the labelled pixels of all processes.
 
-    Args:
+    Shapes:
         logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` does not count.
 
     Returns:
         Scalar; 0 if no pixel counts.
-
-    Raises:
-        ShapeError: The two do not fit together.
     """
     _check(logits, labels)
     classes, labelled = _classes_of(labels, logits.shape[1])
@@ -150,11 +142,9 @@ def recovery_losses(
 ) -> tuple[Tensor, Tensor]:
     """CLIP-RC's recovery losses: mean absolute errors of its recovery decoder's output.
 
-    Args:
+    Shapes:
         queries: Recovered queries, ``[B, R * C, 2D]``.
-        query_targets: The queries before their projection, same shape; no gradient flows.
         patches: Recovered patches, ``[B, N, D]``.
-        patch_targets: The patch embeddings, same shape; no gradient flows.
 
     Returns:
         The losses of the queries and of the patches, scalars, unweighted.

@@ -79,10 +79,9 @@ class SegmentWeights:
 def class_masks(labels: Tensor, num_classes: int) -> list[ClassMasks]:
     """One binary mask for each class present in each image.
 
-    Args:
+    Shapes:
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, num_classes)`` belongs to no mask, which
             makes it a negative of every mask.
-        num_classes: Classes C.
 
     Returns:
         Classes and masks of each image; an image may have none.
@@ -104,10 +103,8 @@ def match_segments(
     A pair's cost is the weighted sum of minus the class's probability, the focal loss and the dice
     loss of the mask, at the resolution of the segments; targets are resized by nearest neighbour.
 
-    Args:
+    Shapes:
         segments: Logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, h, w]``.
-        targets: The targets of each image, at any resolution.
-        weights: Weights of the costs.
 
     Returns:
         The pairs of each image, on the segments' device.
@@ -143,11 +140,8 @@ def segment_losses(
     Mask logits are upsampled to the targets' resolution (bilinear). Both mask losses are sums over
     pairs divided by the number of class masks in the batch, averaged over processes and at least 1.
 
-    Args:
+    Shapes:
         segments: Logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, h, w]`` of one decoder layer.
-        targets: The targets of each image.
-        matches: The pairs of each image.
-        no_object: Weight of a segment without a class in the classification, a weighted mean.
 
     Returns:
         The losses. Without any class mask both mask losses are 0.

@@ -36,18 +36,8 @@ class LabelProtocol(nn.Module):
     A pseudo label is the best of the unseen classes by the model's own scores: the annotation
     tells where unseen classes are, but not which of them.
 
-    Args:
-        protocol: ``"inductive"``, ``"transductive"`` or ``"supervised"``.
-        num_classes: Number C of all classes of the data set.
-        seen: Indices of the seen classes.
-        ignore_label: The data set's label of unannotated pixels; stays as it is.
-
     Attributes:
         query_rows: Rows of the text embeddings used as queries, int64 ``[Q]``.
-
-    Raises:
-        ArgumentError: The protocol is unknown, ``seen`` is not a set of classes, or the protocol
-            has nothing to train on.
     """
 
     query_rows: Tensor
@@ -86,7 +76,7 @@ class LabelProtocol(nn.Module):
     def prepare(self, labels: Tensor) -> Tensor:
         """Keep the part of the annotation that training may know.
 
-        Args:
+        Shapes:
             labels: Classes of the data set or ``ignore_label``, int64, any shape.
 
         Returns:
@@ -97,7 +87,7 @@ class LabelProtocol(nn.Module):
     def complete(self, labels: Tensor, scores: Tensor) -> Tensor:
         """Replace :data:`UNSEEN` by pseudo labels: the unseen class with the highest score.
 
-        Args:
+        Shapes:
             labels: What :meth:`prepare` returned, int64 ``[B, H, W]``.
             scores: The model's scores of the queries at the labels' resolution, float
                 ``[B, Q, H, W]``; no gradient flows through them.

@@ -39,9 +39,6 @@ class ZegFormerSettings(LabelledSettings):
         learning_rate: Peak rate of everything but the backbone.
         backbone_factor: Factor of that rate for the backbone.
         weight_decay: For everything but norms and queries.
-
-    Raises:
-        ArgumentError: A setting is unknown or negative.
     """
 
     weights: SegmentWeights = field(default_factory=SegmentWeights)
@@ -82,7 +79,7 @@ class ZegFormerTask(LabelledTask):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms.
 
-        Args:
+        Shapes:
             images: Normalised RGB planes, float ``[B, 3, H, W]``, padded below and at the right to
                 multiples of the model's divisor.
             labels: Class indices of the data set, int64 ``[B, h, w]``, ``h <= H`` and ``w <= W``.
@@ -109,7 +106,7 @@ class ZegFormerTask(LabelledTask):
     def segments(self, images: Tensor) -> list[Segments]:
         """What every decoder layer proposes, first to last.
 
-        Args:
+        Shapes:
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
 
         Returns:

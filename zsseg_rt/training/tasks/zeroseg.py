@@ -27,10 +27,6 @@ from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
     """MAE's rule: the base rate is for 256 images; the peak grows with the batch.
 
-    Args:
-        base_learning_rate: ZeroSeg's is 1.5e-4.
-        batch_size: Images per optimizer step, over all processes.
-
     Example:
         >>> scaled_learning_rate(1.5e-4, 4096)
         0.0024
@@ -43,10 +39,9 @@ def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = T
 
     The L1 is the mean over D; with unit targets times ``sqrt(D)``, which keeps it of order 1.
 
-    Args:
+    Shapes:
         image_embed: ``[B, D]``.
         views: The teacher's features of all views, ``[B, n, D]``.
-        normalize_targets: Whether views are divided by their norms first.
 
     Returns:
         A scalar.
@@ -61,16 +56,12 @@ def segment_matching_loss(
 
     The first view, the whole image, is not a candidate. The choice has no gradient.
 
-    Args:
+    Shapes:
         segment_embeds: ``[B, G, D]``.
         views: The teacher's features of all views, ``[B, n, D]``, the whole image first.
-        normalize_targets: Whether views are divided by their norms first.
 
     Returns:
         A scalar.
-
-    Raises:
-        ShapeError: There is no view besides the whole image.
     """
     if views.shape[1] < 2:
         raise ShapeError(
@@ -108,9 +99,6 @@ class ZeroSegSettings:
         base_learning_rate: For 256 images; see :func:`scaled_learning_rate`.
         batch_size: Images per optimizer step, over all processes.
         weight_decay: For matrices and tokens; biases and norms have none.
-
-    Raises:
-        ArgumentError: A weight, the rate or the batch size is negative.
     """
 
     mask_ratio: float = 0.6
@@ -136,14 +124,6 @@ class ZeroSegTask(TrainingTask):
     Optimizer and schedule of the paper: betas ``(0.9, 0.95)`` and no gradient clipping
     (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
     :func:`zsseg_rt.training.loop.schedules.cosine` with 20 of 80 epochs of warm-up.
-
-    Args:
-        model: The student.
-        features: The teacher.
-        **settings: Fields of :class:`ZeroSegSettings`.
-
-    Raises:
-        ArgumentError: A setting is out of range, or does not fit model or views.
     """
 
     needs_labels = False
@@ -168,9 +148,6 @@ class ZeroSegTask(TrainingTask):
 
         Returns:
             ``reconstruction`` (unless switched off), ``views`` and ``segments``.
-
-        Raises:
-            ShapeError: Images do not have the size that positions are stored for.
         """
         images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
         self._check_images(images)
@@ -185,9 +162,8 @@ class ZeroSegTask(TrainingTask):
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms for given masks and features.
 
-        Args:
+        Shapes:
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
-            mask: Which patches the encoder sees.
             views: The teacher's features, ``[B, n, D]``.
         """
         tokens = self.model.encoder(images, mask)

@@ -40,14 +40,6 @@ class FeatureCache:
 
     Files are written whole or not at all, so processes may share a folder. Each begins with a
     SHA-256 of identity, image and values, so a damaged or misplaced one counts as missing.
-
-    Args:
-        folder: Where to keep them; made if it is missing.
-        identity: What the features depend on besides the image; each identity has its own folder.
-        shape: Number of views and width of an image's features.
-
-    Raises:
-        TrainingError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, identity: str, shape: tuple[int, int]) -> None:
@@ -78,11 +70,7 @@ class FeatureCache:
         return np.frombuffer(values, "<f2").astype(np.float16).reshape(self.shape)
 
     def write(self, key: str, features: Features) -> None:
-        """Store features float16 ``[views, D]`` of an image.
-
-        Raises:
-            TrainingError: The disk is full, or the folder cannot be written.
-        """
+        """Store features float16 ``[views, D]`` of an image."""
         path, values = self._path(key), features.astype("<f2").tobytes()
         try:
             path.parent.mkdir(exist_ok=True)
@@ -109,19 +97,6 @@ class TeacherFeatures(nn.Module):
 
     Computed features are rounded to float16 like cached ones, so training is the same in an epoch
     that computes them and in one that reads them.
-
-    Args:
-        encoder: The teacher, see :class:`zsseg_rt.training.tasks.zeroseg_views.ClipTeacher`.
-        views: Which views of an image it sees.
-        cache_folder: Where to keep features; None computes them every time.
-        from_original: Whether views are cut from the image before it was resized, by
-            :func:`cache_features`; then every image of a batch must be in the cache. Not in the
-            paper.
-        views_at_once: Number of views that are encoded in one run.
-
-    Raises:
-        ArgumentError: The encoder is unknown, or ``from_original`` has no cache.
-        TrainingError: The cache cannot be written.
     """
 
     def __init__(
@@ -153,15 +128,11 @@ class TeacherFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of images.
 
-        Args:
+        Shapes:
             images: RGB, uint8 ``[B, 3, H, W]``.
 
         Returns:
             float32 ``[B, views, D]``, not normalised, on the images' device.
-
-        Raises:
-            ShapeError: The images have another layout.
-            TrainingError: With ``from_original``, an image is not in the cache.
         """
         if self.cache is None:
             return self.compute(images)
@@ -215,20 +186,8 @@ def cache_features(
 ) -> int:
     """Compute and store the features of a data set ahead of training.
 
-    Args:
-        features: The teacher with a cache. With ``from_original`` views are cut from the part of
-            the original image that the crop shows.
-        dataset: Images; labels are not used.
-        augmentation: The one that training uses.
-        indices: Images to process, for a share of the work; None is all.
-
     Returns:
         How many were computed; the others were there already.
-
-    Raises:
-        ArgumentError: ``features`` has no cache.
-        DatasetError: An image cannot be read.
-        TrainingError: The cache cannot be written.
     """
     cache = features.cache
     if cache is None:

@@ -33,9 +33,6 @@ class TeacherViews:
         size: Side of a view, in pixels: the teacher's input.
         image_mean: The teacher's mean of R, G, B, in ``[0, 1]``.
         image_std: The teacher's standard deviation of R, G, B, in ``[0, 1]``.
-
-    Raises:
-        ArgumentError: The grids do not begin with 1 or do not ascend.
     """
 
     grids: tuple[int, ...] = (1, 2, 3, 4)
@@ -62,12 +59,6 @@ class TeacherViews:
 
         Cell ``i`` of ``k`` reaches from ``round(i * length / k)`` to
         ``round((i + 1) * length / k)``, so the cells of a grid cover every pixel once.
-
-        Args:
-            size_hw: Height and width of the image.
-
-        Raises:
-            ShapeError: A cell would be empty.
         """
         if min(size_hw) < self.grids[-1]:
             raise ShapeError(
@@ -83,15 +74,11 @@ class TeacherViews:
     def cut(self, images: Tensor) -> Tensor:
         """Cut, resize (bicubic, antialiased) and normalise the views.
 
-        Args:
+        Shapes:
             images: RGB, uint8 ``[B, 3, H, W]``.
 
         Returns:
             float32 ``[B, count, 3, size, size]``.
-
-        Raises:
-            ShapeError: The images have another layout or are too small.
-            DTypeError: They are not uint8.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(
@@ -122,15 +109,7 @@ def _bounds(length: int, cells: int) -> list[tuple[int, int]]:
 
 
 class ClipTeacher(nn.Module):
-    """A frozen CLIP image encoder as teacher; it always stays in evaluation mode.
-
-    Args:
-        encoder: The image tower of :func:`zsseg_rt.models.build_image_encoder`, or an open_clip
-            model or anything else with ``encode_image``.
-
-    Raises:
-        ArgumentError: The encoder is neither.
-    """
+    """A frozen CLIP image encoder as teacher; it always stays in evaluation mode."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

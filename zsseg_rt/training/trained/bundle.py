@@ -35,19 +35,8 @@ def export_trained(
     it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
     A warning tells if the checkpoint gave nearly all pixels of its evaluation to one class.
 
-    Args:
-        run: A run's folder (its best checkpoint is taken), or a checkpoint's.
-        path: Folder to write, ``NAME.zsseg``.
-        calibrated: Whether the bundle takes the settings that
-            :func:`zsseg_rt.training.calibration.calibrate.calibrate` chose for the run, if it did.
-        **options: Options of :func:`zsseg_rt.export.export_bundle` that are to differ.
-
     Returns:
         The bundle folder.
-
-    Raises:
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
-        CheckpointError: There is no checkpoint, it is damaged, or its model cannot be exported.
     """
     model, known = load_trained(run), load_classes(run)
     source = f"trained by zsseg_rt, {find_checkpoint(run).name}"

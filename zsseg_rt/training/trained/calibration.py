@@ -93,11 +93,7 @@ class Calibration:
         return model.with_cosine(self.cosine, seen_bias=self.seen_bias)
 
     def write(self, run: Path) -> Path:
-        """Write it into a run's folder; the file has either the old content or the new.
-
-        Raises:
-            SourceError: It cannot be written.
-        """
+        """Write it into a run's folder; the file has either the old content or the new."""
         path = run / CALIBRATION_FILE
         try:
             write_atomically(path, (json.dumps(schema.encode(self), indent=1) + "\n").encode())
@@ -109,15 +105,7 @@ class Calibration:
 
 
 def read_calibration(run: str | Path, classes: TrainedClasses | None = None) -> Calibration | None:
-    """Read what was chosen for a run; None if nothing was.
-
-    Args:
-        run: The run's folder, or one of its checkpoints.
-        classes: The classes that the run's model was trained for, to compare.
-
-    Raises:
-        CheckpointError: The file is damaged, or of a run with other seen names.
-    """
+    """Read what was chosen for a run; None if nothing was."""
     path = _run_folder(Path(run)) / CALIBRATION_FILE
     if not path.is_file():
         return None

@@ -77,11 +77,7 @@ class TrainedClasses:
 
 
 def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> dict[str, Any]:
-    """Make a model's card.
-
-    Raises:
-        CheckpointError: The model's architecture is not one that can be built again.
-    """
+    """Make a model's card."""
     architecture: Any = getattr(model, "architecture", None)
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -100,11 +96,7 @@ def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> d
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path refers to: itself, or a run's best, or else its last.
-
-    Raises:
-        CheckpointError: There is none.
-    """
+    """The checkpoint that a path refers to: itself, or a run's best, or else its last."""
     path = Path(path)
     if (path / STATE_FILE).is_file():
         return path
@@ -122,14 +114,8 @@ def find_checkpoint(path: str | Path) -> Path:
 def share_of_top_class(path: str | Path) -> float | None:
     """How many percent of an evaluation's pixels a checkpoint gave to one class.
 
-    Args:
-        path: As for :func:`load_trained`.
-
     Returns:
         In ``[0, 100]``; None if the checkpoint was not evaluated.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or the evaluations are damaged.
     """
     folder = find_checkpoint(path).resolve()
     step = folder.name.removeprefix("step-")
@@ -141,15 +127,8 @@ def share_of_top_class(path: str | Path) -> float | None:
 def load_trained(path: str | Path) -> SegmentationModel:
     """Load the model of a run.
 
-    Args:
-        path: A run's folder, whose best checkpoint is taken (the last one if none was evaluated),
-            or a checkpoint's.
-
     Returns:
         The model, on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or it is damaged or of an unknown architecture.
     """
     folder = find_checkpoint(path)
     card = read_card(folder)
@@ -172,14 +151,8 @@ def load_trained(path: str | Path) -> SegmentationModel:
 def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
     """The classes that a run's model was trained for; None if the run did not say.
 
-    Args:
-        path: As for :func:`load_trained`.
-
     Returns:
         The classes, and the embeddings of their phrases, float32 ``[P, D]``.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
     """
     folder = find_checkpoint(path)
     raw = read_card(folder).get("classes")

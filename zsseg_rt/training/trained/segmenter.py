@@ -35,23 +35,6 @@ def trained_segmenter(
     Phrases that the run was trained with keep the run's embeddings, unless templates are given;
     others are embedded by the model's text tower. Scores of the run's seen classes are lowered as
     the model specifies.
-
-    Args:
-        path: A run's folder, whose best checkpoint is taken, or a checkpoint's.
-        class_names: One phrase per class; commas separate synonyms.
-        templates: Prompts with one ``{}`` each; the run's if None.
-        protocol: ``"whole"`` or ``"slide"``, see :class:`TorchSegmenter`.
-        device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"`` or ``"cuda:N"``.
-        cosine: How much the cosine of patches and names counts, for ZegCLIP and CLIP-RC; with the
-            run's own seen bias.
-        calibrated: Whether, without ``cosine``, the settings count that
-            :func:`zsseg_rt.training.calibration.calibrate.calibrate` chose for the run, if it did.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
-        VocabularyError: A phrase is new and the model has no text tower.
-        ArgumentError: The model does not know the protocol.
-        DeviceError: There is no such GPU.
     """
     model, known = load_trained(path), load_classes(path)
     chosen = None

@@ -19,11 +19,6 @@ _MAIN_SHARE = 0.10  # of a view: a thing at least this large is the view's subje
 def captioned_views(scene: Scene, side: int, rng: np.random.Generator) -> Iterator[Captioned]:
     """Closer views of a scene's things, and one of its surroundings, each with its caption.
 
-    Args:
-        scene: The scene.
-        side: Height and width of views in pixels, at most the scene's.
-        rng: Source of every choice.
-
     Yields:
         RGB uint8 ``[side, side, 3]``, and what it shows.
     """

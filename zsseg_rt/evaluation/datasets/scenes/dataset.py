@@ -17,16 +17,7 @@ _SEEN_NAMES = tuple(CLASS_NAMES[index] for index in SEEN)
 
 
 def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
-    """The world whose scenes belong to one split and seed, and to no other.
-
-    Args:
-        split: ``"train"``, ``"val"``, ``"pretraining"``, ``"demo"`` or ``"train_seen"``.
-        seed: Of the data set.
-        **settings: Settings of :class:`World`.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
-    """
+    """The world whose scenes belong to one split and seed, and to no other."""
     if split not in _SPLITS:
         raise ArgumentError(
             f"split: expected one of {', '.join(_SPLITS)}, got {split!r}. Check the spelling."
@@ -37,25 +28,7 @@ def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
 
 
 class SceneDataset:
-    """Labelled scenes; implements :class:`zsseg_rt.evaluation.datasets.base.SegmentationDataset`.
-
-    Args:
-        split: ``"train"``, ``"val"``, ``"pretraining"``, ``"demo"`` or ``"train_seen"``; their
-            scenes have nothing in common. ``"train_seen"`` is made of the seen names: the unseen
-            ones are as rare in it as any other combination of words.
-        size: Side, or (height, width), of images in pixels, at zoom 1.
-        length: Number of images; None takes the split's own.
-        seed: Which world; the published figures use 0.
-        class_share: See :class:`World`.
-        things: Things in every scene; None draws how many, 2.5 on average.
-        annotated: Number of annotated seen names, or ``"all"``; see
-            :func:`zsseg_rt.evaluation.datasets.scenes.words.annotated_names`. Images and unseen
-            names stay the same.
-        zoom: Factor on the pixels per side; the same scenes with more detail.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
-    """
+    """Labelled scenes, as a ``SegmentationDataset``."""
 
     def __init__(
         self,

@@ -208,11 +208,6 @@ def _span(centre: float, reach: float, limit: int) -> slice:
 def thing_layer(thing: Thing, plan: Plan, rng: np.random.Generator) -> Layer | None:
     """Draw a thing by itself.
 
-    Args:
-        thing: The thing; it need not be one of the plan's.
-        plan: Gives the canvas's size, the light and the zoom.
-        rng: Source of small choices.
-
     Returns:
         The part of it that lies on the canvas; None if it lies outside.
     """

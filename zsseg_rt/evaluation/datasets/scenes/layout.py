@@ -113,16 +113,7 @@ def plan_scene(
     num_things: int | None = None,
     common: tuple[str, ...] = CLASS_NAMES,
 ) -> Plan:
-    """Decide what a scene shows.
-
-    Args:
-        rng: Source of every choice.
-        size_hw: Height and width in pixels.
-        class_share: Probability that a thing or stretch is one of ``common``; otherwise it is any
-            combination of words.
-        num_things: How many things; None draws the number.
-        common: Names of kinds; at least one for every role.
-    """
+    """Decide what a scene shows."""
     horizon = size_hw[0] * rng.uniform(0.36, 0.62)
     kinds = _Kinds(rng, class_share, common)
     stretches = _plan_stretches(rng, size_hw, horizon, kinds)

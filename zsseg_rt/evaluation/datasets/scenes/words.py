@@ -120,15 +120,8 @@ NEVER_CAPTIONED: tuple[str, ...] = tuple(
 def annotated_names(count: int | Literal["all"] = len(SEEN)) -> tuple[str, ...]:
     """Class names when more than the usual seen ones are annotated.
 
-    Args:
-        count: Number of seen names, at least the usual 19; ``"all"`` is every name but the unseen
-            ones and those that no caption combines, 353.
-
     Returns:
         :data:`CLASS_NAMES`, then further seen names, evenly spread over the world's.
-
-    Raises:
-        ArgumentError: The number is out of range.
     """
     every = [kind.name for kind in (*all_things(), *all_stuff((*UPRIGHTS, *GROUNDS)))]
     further = [name for name in every if name not in (*CLASS_NAMES, *NEVER_CAPTIONED)]
@@ -149,12 +142,6 @@ def other_unseen(draw: int) -> tuple[str, ...]:
     The nine are drawn at random: things of five distinct shapes, a wall, a sky, a floor and a
     stretch of grass, sand or water. Their words are words of seen names; none is a class of the
     world or one of :data:`NEVER_CAPTIONED`.
-
-    Args:
-        draw: Number of the draw, from 0; equal numbers give equal names.
-
-    Raises:
-        ArgumentError: The number is negative.
     """
     if draw < 0:
         raise ArgumentError(f"draw: expected at least 0, got {draw}. Choose another.")

@@ -46,20 +46,6 @@ class Scene:
 class World:
     """Endless scenes; each depends on seed and index alone.
 
-    Args:
-        seed: Which world; scenes of different seeds have nothing in common.
-        size: Side, or (height, width), of images in pixels, at least 64. Things keep their size;
-            a larger image shows more of them.
-        class_share: Probability that a thing or stretch is one of ``common``; the others are any
-            combination of words. What is labelled is what ``class_names`` has.
-        things: Things in every scene; None draws how many.
-        class_names: What is labelled; images do not depend on it.
-        zoom: Factor on the pixels per side, for viewing; training uses 1.
-        common: Names of the kinds that most things and stretches are.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
-
     Example:
         >>> scene = World(seed=1).scene(5)
         >>> scene.image.shape, scene.labels.dtype
@@ -99,12 +85,7 @@ class World:
             raise ArgumentError(f"zoom: expected at least 1, got {zoom}. Choose a whole number.")
 
     def scene(self, index: int, *, num_captions: int = 4) -> Scene:
-        """Draw a scene.
-
-        Args:
-            index: Which one, from 0.
-            num_captions: How many captions; the image does not depend on it.
-        """
+        """Draw a scene."""
         rng = np.random.default_rng([WORLD_VERSION, self.seed, index])
         plan = plan_scene(rng, self.size_hw, self.class_share, self.things, self.common)
         plan = plan.magnified(self.zoom)
@@ -125,10 +106,8 @@ def visible(
 ) -> tuple[Seen, ...]:
     """What an image, or a window of it, shows enough of to mention.
 
-    Args:
+    Shapes:
         identities: Indices into ``kinds``, or 255, uint8 ``[H, W]``.
-        kinds: What the indices mean.
-        least_pixels: Anything with fewer pixels is left out.
     """
     flat = identities.ravel()
     counts = np.bincount(flat, minlength=256)[: len(kinds)]
