@@ -19,7 +19,7 @@ from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks import TASKS
 
 ROOT = Path(zsseg_rt.__file__).parents[1]
-ASKING = ("training", "cli", "evaluation", "experiments", "../benchmarks", "../tools")
+ASKING = ("training", "cli", "evaluation", "../benchmarks", "../tools")
 
 
 @pytest.fixture(scope="module")

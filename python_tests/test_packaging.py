@@ -17,7 +17,6 @@ IN_SDIST += ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 READ_AT_RUN_TIME = (
     "demo/scenes.zsseg/image_encoder.float32.onnx",
     "evaluation/datasets/tables/voc2012.json",
-    "experiments/comparisons/scenes.toml",
     "models/clip/demo.safetensors",
     "server/page.html",
     "training/recipes/zegclip_voc_inductive.toml",

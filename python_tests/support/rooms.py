@@ -27,7 +27,8 @@ _BY_NAME = (
     (re.compile(r"test_(models|export|training)_"), "torch_side"),
 )
 _TORCH = {"torch", "torchvision", "onnx", "onnxscript", "open_clip", "accelerate"}
-_TORCH_SIDE = ("experiments", "export", "models", "torch_files", "training")
+_TORCH_SIDE = ("export", "models", "torch_files", "training")
+_TRAINS = ("tools.studies", *(f"zsseg_rt.{room}" for room in _TORCH_SIDE))
 _TORCH_FIXTURES = {"colour_bundle", "zegclip_model", "zegclip_bundle", "without_gradients"}
 _PROCESSES = {"subprocess", "multiprocessing", "playwright", "gi", "socket"}
 _SERVERS = {"fastapi", "httpx", "uvicorn", "websockets", "ray"}
@@ -64,7 +65,9 @@ def _all_imports(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[st
         helper = TESTS.joinpath(*name.split(".")).with_suffix(".py")
         if first == "support" and helper.is_file() and helper not in seen:
             yield from _all_imports(helper, seen | {helper})
-        elif first == "zsseg_rt" and rest and rest[0] in _TORCH_SIDE:
+        elif name.startswith("tools.studies") or (
+            first == "zsseg_rt" and rest and rest[0] in _TORCH_SIDE
+        ):
             yield "torch"
         elif first == "zsseg_rt" and rest and rest[0] == "server":
             yield "fastapi"

@@ -33,10 +33,7 @@ def train(
         str, typer.Option("--config", "-c", help="TOML file, or the name of a recipe.")
     ] = "",
     demo: Annotated[
-        bool,
-        typer.Option(
-            "--demo", help="First run: train on drawings, export, draw a picture; no data needed."
-        ),
+        bool, typer.Option("--demo", help="First run: train on drawings, export, draw a picture.")
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
