@@ -9,11 +9,12 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from zsseg_rt.profiling import report
 from zsseg_rt.profiling.report import Report
 
 __all__ = ["SCHEMA_FILE", "make_schema", "schema_text"]
 
-SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+SCHEMA_FILE = Path(report.__file__).with_name("report.schema.json")
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
