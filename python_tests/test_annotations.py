@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ArgumentError, BackendUnavailableError, Segmentation
 
 NAMES = ("sky", "road", "tree")
@@ -114,7 +115,7 @@ def test_nothing_comes_of_nothing():
 
 def test_without_opencv_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install '.\[opencv\]'"):
+    with refused(BackendUnavailableError, "cv2"):
         make(blocks()).components()
 
 
@@ -225,7 +226,7 @@ def test_geojson_of_a_map(transform):
     [(1, 0, 0, 0, 1), (1, 2, 0, 2, 4, 0), (1, 0, np.nan, 0, 1, 0), "abcdef", 5, (1,) * 9],
 )
 def test_useless_transforms_are_refused(transform):
-    with pytest.raises(ArgumentError, match="transform: expected six numbers"):
+    with refused(ArgumentError, "transform"):
         make(blocks()).to_geojson(transform=transform)
 
 

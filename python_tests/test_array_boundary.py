@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.errors import refused
 from support.operations import OPERATIONS, zeros
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
@@ -48,7 +49,7 @@ class Producer:
 @pytest.mark.parametrize("view", [lambda a: a[:, ::2], lambda a: a.T, lambda a: a[..., ::-1]])
 def test_strided_arrays_are_refused(view):
     array = view(np.zeros((4, 6, 8), np.float32))
-    with pytest.raises(ShapeError, match=r"patch_embeds: expected a C-contiguous array, got strid"):
+    with refused(ShapeError, "patch_embeds"):
         similarity(array)
 
 
@@ -60,7 +61,7 @@ def test_strides_of_single_and_empty_axes_do_not_matter():
 
 @pytest.mark.parametrize("kind", ["M8[s]", "m8[s]", "O", "U1", "u1,u1", ">f4", "c8"])
 def test_arrays_of_other_kinds_are_refused(kind):
-    with pytest.raises(DTypeError, match="patch_embeds: expected"):
+    with refused(DTypeError, "patch_embeds"):
         similarity(np.zeros((1, 3, 4), kind))
 
 
@@ -119,15 +120,13 @@ def test_misaligned_cuda_array_interface_is_refused():
             "version": 3,
         }
 
-    with pytest.raises(ShapeError, match=r"patch_embeds: expected an address that is a multiple"):
+    with refused(ShapeError, "patch_embeds"):
         similarity(Memory())
 
 
 def test_misaligned_arrays_without_elements_and_of_other_types():
     assert similarity(misaligned(zeros(1, 0, 4))).shape == (1, 4, 0)
-    with pytest.raises(
-        DTypeError, match=r"patch_embeds: expected float32 or float16 or bfloat16, got another"
-    ):
+    with refused(DTypeError, "patch_embeds"):
         similarity(misaligned(embeds().astype(">f4")))
 
 
@@ -138,19 +137,17 @@ def test_read_only_input_is_welcome_and_read_only_out_is_refused():
     similarity(array, out=out)
     np.testing.assert_array_equal(out[0], array[0].T)
     out.flags.writeable = False
-    with pytest.raises(ShapeError, match=r"out: expected a writable array, got a read-only one\."):
+    with refused(ShapeError, "out"):
         similarity(array, out=out)
 
 
 def test_big_endian_is_another_type():
-    with pytest.raises(
-        DTypeError, match=r"patch_embeds: expected float32 or float16 or bfloat16, got another"
-    ):
+    with refused(DTypeError, "patch_embeds"):
         similarity(embeds().astype(">f4"))
 
 
 def test_more_axes_than_a_view_holds():
-    with pytest.raises(ShapeError, match=r"patch_embeds: expected at most 4 axes, got 5\."):
+    with refused(ShapeError, "patch_embeds"):
         similarity(np.zeros((1, 1, 1, 1, 1), np.float32))
 
 
@@ -202,7 +199,7 @@ def test_dlpack_tensor_is_given_back(versioned):
 def test_dlpack_read_only_flag_is_honoured():
     out = np.zeros((1, 4, 3), np.float32)
     out.flags.writeable = False
-    with pytest.raises(ShapeError, match=r"out: expected a writable array"):
+    with refused(ShapeError, "out"):
         similarity(embeds(), out=Producer(out, versioned=True))
 
 
@@ -214,12 +211,12 @@ def test_dlpack_out_is_written_and_returned():
 
 
 def test_dlpack_strides_are_checked():
-    with pytest.raises(ShapeError, match=r"C-contiguous array, got strides \(96, 32, 8\) in bytes"):
+    with refused(ShapeError, "patch_embeds"):
         similarity(Producer(np.zeros((1, 3, 8), np.float32)[..., ::2], versioned=True))
 
 
 def test_dlpack_of_another_kind_of_device():
-    with pytest.raises(DeviceError, match=r"got DLPack device type 8\."):
+    with refused(DeviceError, "patch_embeds"):
         similarity(Producer(embeds(), versioned=True, device=(8, 0)))
 
 
@@ -249,10 +246,10 @@ def test_torch_tensors_are_read_and_written_in_place():
     patches, out = torch.from_numpy(embeds()), torch.full((1, 4, 3), torch.nan)
     assert similarity(patches, out=out) is out
     np.testing.assert_array_equal(out[0].numpy(), embeds()[0].T)
-    with pytest.raises(ShapeError, match="C-contiguous"):
+    with refused(ShapeError, "patch_embeds"):
         similarity(patches.transpose(1, 2), text_embeds=np.zeros((1, 3), np.float32))
     np.testing.assert_array_equal(similarity(patches.bfloat16()), similarity(patches.half()))
-    with pytest.raises(DTypeError, match="got float64"):
+    with refused(DTypeError, "patch_embeds"):
         similarity(patches.double())
 
 
@@ -263,7 +260,7 @@ def test_a_slice_of_a_torch_tensor_starts_at_its_offset():
 
 
 def test_out_of_the_wrong_kind_is_named():
-    with pytest.raises(DTypeError, match=r"out: expected an array, got str\."):
+    with refused(DTypeError, "out"):
         similarity(embeds(), out="out")
 
 
@@ -286,7 +283,7 @@ def test_calls_from_many_threads_at_once():
 
 
 def test_number_of_threads_is_checked():
-    with pytest.raises(ArgumentError, match=r"num_threads: expected at least 1, got 0\."):
+    with refused(ArgumentError, "num_threads"):
         ops.set_num_threads(0)
 
 
@@ -316,7 +313,7 @@ def test_without_a_gpu_streams_and_arrays_say_so():
     if ops.cuda_device_count() > 0:
         pytest.skip("this computer has a CUDA device")
     for make in (ops.Stream, ops.Event, lambda: ops.DeviceArray.empty((2,), "float32")):
-        with pytest.raises(DeviceError, match=r"device: expected a (CUDA device|build with CUDA)"):
+        with refused(DeviceError, "device"):
             make()
     with pytest.raises(DeviceError):
         ops.cuda_device_properties(0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from support.errors import refused
 from support.graphs import write_graph, write_two_inputs
 from zsseg_rt import ops
 from zsseg_rt.backends.base import BackendOptions
@@ -124,12 +125,12 @@ def test_read_only_feeds_stay_untouched(session, place):
 
 
 def test_missing_input(session, put):
-    with pytest.raises(ShapeError, match="missing b"):
+    with refused(ShapeError, "feeds"):
         session.run({"a": put(feeds()["a"])})
 
 
 def test_unknown_input(session, put):
-    with pytest.raises(ShapeError, match="feeds: expected"):
+    with refused(ShapeError, "feeds"):
         session.run({**{k: put(v) for k, v in feeds().items()}, "c": put(feeds()["a"])})
 
 
@@ -140,13 +141,13 @@ def test_wrong_shape(session, put, shape):
     if 0 in shape and session.device != "cpu":
         pytest.skip("an empty array has no device memory")
     wrong = {"a": put(np.zeros(shape, np.float32)), "b": put(feeds()["b"])}
-    with pytest.raises(ShapeError, match=r"^a: expected"):
+    with refused(ShapeError, "a"):
         session.run(wrong)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
 def test_wrong_dtype(session, put, dtype):
-    with pytest.raises(DTypeError, match="a: expected float32"):
+    with refused(DTypeError, "a"):
         session.run({"a": put(feeds()["a"].astype(dtype)), "b": put(feeds()["b"])})
 
 
@@ -154,12 +155,12 @@ def test_not_contiguous(session, place):
     if place[1] != "cpu":
         pytest.skip("the device side of this is tested with the array boundary")
     strided = np.zeros((1, 5, 8), np.float32)[:, :, ::2]
-    with pytest.raises(ShapeError, match="C-contiguous"):
+    with refused(ShapeError, "a"):
         session.run({**feeds(), "a": strided})
 
 
 def test_not_an_array(session):
-    with pytest.raises(DTypeError, match="a: expected"):
+    with refused(DTypeError, "a"):
         session.run({**feeds(), "a": [[1.0]]})
 
 
@@ -167,7 +168,7 @@ def test_closed(load, graph, put):
     session = load(graph)
     session.close()
     session.close()
-    with pytest.raises(BackendError, match="closed"):
+    with refused(BackendError, "session"):
         session.run({k: put(v) for k, v in feeds().items()})
 
 
@@ -201,19 +202,19 @@ def test_a_closed_graph_says_so(compiled):
     compiled.close()
     compiled.close()
     for ask in (compiled.session, compiled.layers):
-        with pytest.raises(BackendError, match="closed"):
+        with refused(BackendError, "graph"):
             ask()
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda", "cuda:99", "cpu:0"])
 def test_unknown_device(load, graph, device):
-    with pytest.raises(DeviceError, match="device: expected"):
+    with refused(DeviceError, "device"):
         load(graph, device=device)
 
 
 @pytest.mark.parametrize("precision", ["int3", "fp8"])
 def test_precision_that_is_not_given(load, graph, precision):
-    with pytest.raises(PrecisionNotApplied, match="precision: expected"):
+    with refused(PrecisionNotApplied, "precision"):
         load(graph, precision=precision)
 
 

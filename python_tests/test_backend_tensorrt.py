@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
@@ -83,24 +84,24 @@ def queries(classes, *, address=1024, dtype=np.float32, **interface):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:x", "gpu:0"])
 def test_other_devices_are_refused(trt, native, graph_path, device):
-    with pytest.raises(DeviceError, match="expected 'cuda:N'"):
+    with refused(DeviceError, "device"):
         load(graph_path, device=device)
     assert trt.journal == []
 
 
 def test_without_a_gpu_nothing_of_tensorrt_is_constructed(trt, native, graph_path):
     native.count = 0
-    with pytest.raises(DeviceError, match="no NVIDIA GPU visible.*driver.*nvidia-smi"):
+    with refused(DeviceError, "device"):
         load(graph_path)
     assert trt.journal == []
-    with pytest.raises(DeviceError, match="no NVIDIA GPU visible"):
+    with refused(DeviceError, "device"):
         BACKEND.build_plan(graph_path)
     assert trt.journal == []
 
 
 def test_a_gpu_beyond_the_last_is_refused(trt, native, graph_path):
     native.count = 2
-    with pytest.raises(DeviceError, match="expected cuda:0 to cuda:1, got 'cuda:2'"):
+    with refused(DeviceError, "device"):
         load(graph_path, device="cuda:2")
 
 
@@ -126,26 +127,26 @@ def test_full_tensorrt_goes_first_and_the_environment_chooses(trt, monkeypatch):
     assert chosen.module is rtx
     assert chosen.is_rtx
     monkeypatch.setenv("ZSSEG_TENSORRT", "trt")
-    with pytest.raises(ValueError, match="expected one of tensorrt, tensorrt_rtx, got 'trt'"):
+    with refused(ValueError, "ZSSEG_TENSORRT"):
         _tensorrt_api.load_tensorrt()
 
 
 def test_no_tensorrt_names_the_extra(monkeypatch):
     monkeypatch.setattr(_tensorrt_api.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[tensorrt\]'"):
+    with refused(BackendUnavailableError, "backend"):
         _tensorrt_api.load_tensorrt()
 
 
 def test_bindings_without_libraries_are_unavailable(trt, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailableError, match="expected 'tensorrt' to import"):
+    with refused(BackendUnavailableError, "backend"):
         _tensorrt_api.load_tensorrt()
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "0"])
 def test_versions_that_are_too_old_are_unavailable(trt, version):
     trt.__version__ = version
-    with pytest.raises(BackendUnavailableError, match=f"10.3 or newer.*got tensorrt {version}"):
+    with refused(BackendUnavailableError, "backend"):
         _tensorrt_api.load_tensorrt()
 
 
@@ -167,10 +168,10 @@ def test_specs_keep_the_axis_names(trt, native, graph_path):
 def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
     inputs = [{"name": "tokens", "dtype": "INT64", "shape": [-1, 77], "axes": {"0": "prompts"}}]
     path = write_graph(tmp_path, inputs=inputs)
-    with pytest.raises(BackendError, match="expected a range for axis 0 .'prompts'. of .*'tokens'"):
+    with refused(BackendError, "dynamic_axes"):
         load(path)
     load(path, dynamic_axes={"prompts": (1, 8, 64)})
-    with pytest.raises(BackendError, match="expected 1 <= min <= opt <= max for 'prompts'"):
+    with refused(BackendError, "dynamic_axes"):
         load(path, dynamic_axes={"prompts": (1, 80, 64)})
 
 
@@ -191,7 +192,7 @@ def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
 def test_the_precision_asked_for_is_given_or_refused(trt, native, tmp_path, layers, asked, held):
     path = write_graph(tmp_path, layers=layers)
     if held is None:
-        with pytest.raises(PrecisionNotApplied, match=f"expected a graph in {asked}"):
+        with refused(PrecisionNotApplied, "precision"):
             load(path, precision=asked)
         assert "build" not in trt.journal
     else:
@@ -199,7 +200,7 @@ def test_the_precision_asked_for_is_given_or_refused(trt, native, tmp_path, laye
 
 
 def test_unknown_precision_is_refused(trt, native, graph_path):
-    with pytest.raises(PrecisionNotApplied, match="expected one of auto, float32.*got 'fp16'"):
+    with refused(PrecisionNotApplied, "precision"):
         load(graph_path, precision="fp16")
 
 
@@ -210,7 +211,7 @@ def test_float32_is_not_computed_in_tf32(trt, native, graph_path):
 
 
 def test_full_tensorrt_cannot_build_for_another_gpu(trt, native, graph_path):
-    with pytest.raises(BackendError, match="builds only for the GPU it runs on, got '8.6'"):
+    with refused(BackendError, "compute_capability"):
         BACKEND.build_plan(graph_path, options=BackendOptions(compute_capability="8.6"))
 
 
@@ -226,19 +227,19 @@ def test_a_graph_that_the_check_refuses_is_not_parsed(trt, native, graph_path, m
 
 def test_parser_errors_name_the_node(trt, native, graph_path):
     trt.faults = ["parse"]
-    with pytest.raises(BackendError, match="node '/blocks.3/attn' .Einsum9. No importer regist"):
+    with refused(BackendError, "graph"):
         load(graph_path)
 
 
 def test_build_failure_carries_tensorrts_last_message(trt, native, graph_path, tmp_path):
     trt.faults = ["build"]
-    with pytest.raises(BackendError, match="no implementation for node /blocks.0/mlp"):
+    with refused(BackendError, "tensorrt"):
         load(graph_path, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.plan"))
 
 
 def test_an_absent_graph_is_named(trt, native, tmp_path):
-    with pytest.raises(BackendError, match="expected a readable ONNX file.*absent.onnx"):
+    with refused(BackendError, "graph"):
         load(tmp_path / "absent.onnx")
 
 
@@ -303,14 +304,14 @@ def test_a_plan_the_runtime_refuses_is_built_again_once(trt, native, graph_path,
     assert "built for another compute capability" in caplog.text
     assert session.run({"queries": queries(2)})["class_embeds"].shape == (1, 2, 4)
     trt.faults = ["deserialize", "deserialize"]
-    with pytest.raises(BackendError, match="built for another compute capability"):
+    with refused(BackendError, "plan"):
         load(graph_path, cache_dir=tmp_path)
     assert trt.journal.count("build") == 3
 
 
 def test_a_refused_plan_without_a_cache_is_an_error(trt, native, graph_path):
     trt.faults = ["deserialize"]
-    with pytest.raises(BackendError, match="expected tensorrt-10.3.0 on Orin to read it"):
+    with refused(BackendError, "plan"):
         load(graph_path)
     assert trt.journal.count("build") == 1
 
@@ -422,21 +423,21 @@ def test_a_feed_written_on_another_stream_is_waited_for(trt, native, graph_path)
 @pytest.mark.parametrize(
     ("feeds", "error", "message"),
     [
-        ({}, ShapeError, "expected queries, got missing queries"),
-        ({"queries": queries(2), "x": queries(2)}, ShapeError, "got unknown x"),
-        ({"queries": queries(2, dtype=np.float16)}, DTypeError, "expected float32, got float16"),
-        ({"queries": queries(2, dtype=np.complex64)}, DTypeError, "got dtype '<c8'"),
-        ({"queries": queries(0)}, ShapeError, r"1\.\.1024.*got \(1, 0, 8\)"),
-        ({"queries": queries(1025)}, ShapeError, r"1\.\.1024.*got \(1, 1025, 8\)"),
-        ({"queries": GpuArray(np.zeros((1, 8), "f4"), 0)}, ShapeError, r"got \(1, 8\)"),
-        ({"queries": queries(2, address=1028)}, ShapeError, "aligned to 256 bytes"),
-        ({"queries": queries(2, strides=(4, 8, 16))}, ShapeError, "C-contiguous"),
-        ({"queries": np.zeros((1, 2, 8), np.float32)}, DeviceError, "an array on the GPU"),
+        ({}, ShapeError, "feeds"),
+        ({"queries": queries(2), "x": queries(2)}, ShapeError, "feeds"),
+        ({"queries": queries(2, dtype=np.float16)}, DTypeError, "queries"),
+        ({"queries": queries(2, dtype=np.complex64)}, DTypeError, "queries"),
+        ({"queries": queries(0)}, ShapeError, "queries"),
+        ({"queries": queries(1025)}, ShapeError, "queries"),
+        ({"queries": GpuArray(np.zeros((1, 8), "f4"), 0)}, ShapeError, "queries"),
+        ({"queries": queries(2, address=1028)}, ShapeError, "queries"),
+        ({"queries": queries(2, strides=(4, 8, 16))}, ShapeError, "queries"),
+        ({"queries": np.zeros((1, 2, 8), np.float32)}, DeviceError, "queries"),
     ],
 )
 def test_bad_feeds_are_refused_before_running(trt, native, graph_path, feeds, error, message):
     session = load(graph_path)
-    with pytest.raises(error, match=message):
+    with refused(error, message):
         session.run(feeds)
     assert not any(entry.startswith("execute") for entry in trt.journal)
 
@@ -458,7 +459,7 @@ def test_false_from_tensorrt_is_an_error(trt, native, graph_path, fault, error):
 
 def test_no_execution_context_is_an_error(trt, native, graph_path):
     trt.faults = ["context"]
-    with pytest.raises(BackendError, match="expected create_execution_context to succeed"):
+    with refused(BackendError, "tensorrt"):
         load(graph_path)
 
 
@@ -466,7 +467,7 @@ def test_a_closed_session_says_so(trt, native, graph_path):
     session = load(graph_path)
     session.close()
     session.close()
-    with pytest.raises(BackendError, match="got a closed one"):
+    with refused(BackendError, "session"):
         session.run({"queries": queries(2)})
 
 
@@ -481,7 +482,7 @@ def test_a_process_has_one_logger(trt, native, graph_path, tmp_path, caplog):
 
 def test_what_a_past_build_complained_of_is_forgotten(trt, native, graph_path):
     trt.faults = ["build"]
-    with pytest.raises(BackendError, match="no implementation for node"):
+    with refused(BackendError, "tensorrt"):
         load(graph_path)
     trt.faults = ["deserialize"]
     with pytest.raises(BackendError) as failure:

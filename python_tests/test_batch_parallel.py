@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.command_line import run
+from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import BackendUnavailableError, EngineStateError, SourceError
 from zsseg_rt.integrations.batch import JOURNAL, lanes_for, photo_run, segment_photos
@@ -86,7 +87,7 @@ def test_lanes_are_closed_at_the_end(engine_with, folder, tmp_path):
     engine, photos = engine_with(2), find_photos([str(folder)])
     for _ in range(3):
         segment_photos(engine, photos, tmp_path / "out")
-    with engine.lane(), pytest.raises(EngineStateError, match="num_lanes=2"):
+    with engine.lane(), refused(EngineStateError, "lanes"):
         segment_photos(engine, photos, tmp_path / "out")
 
 
@@ -111,7 +112,7 @@ def test_a_missing_package_ends_the_run(engine_with, folder, tmp_path, monkeypat
         raise BackendUnavailableError("cv2: expected OpenCV")
 
     monkeypatch.setattr(photo_run, "decode_photo", missing)
-    with pytest.raises(BackendUnavailableError, match="expected OpenCV"):
+    with refused(BackendUnavailableError, "cv2"):
         segment_photos(engine_with(2), find_photos([str(folder)]), tmp_path / "out")
 
 

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from support.errors import refused
 from support.fakes import edit_manifest, write_fake_bundle
 from zsseg_rt import Bundle, BundleError, BundleVersionError, PrecisionNotApplied
 from zsseg_rt.common.arrays import TensorSpec
@@ -202,7 +203,7 @@ def test_altered_file_is_found_when_opened(root):
 def test_absent_precision_names_what_is_there(root):
     bundle = Bundle.load(root)
     assert bundle.variants("image_encoder") == ("float32",)
-    with pytest.raises(PrecisionNotApplied, match=r"\(float32\), got 'int8'"):
+    with refused(PrecisionNotApplied, "precision"):
         bundle.graph("image_encoder", "int8")
     with pytest.raises(BundleError, match="missing key 'text_encoder'"):
         bundle.graph("text_encoder", "float32")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig, FrameMemory
 from zsseg_rt.bundles.bundle import FORMAT_VERSION
 from zsseg_rt.bundles.specs import FAMILIES
@@ -88,7 +89,7 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     with pytest.raises(BundleError, match="family: expected one of .*, got 'twin'"):
         Bundle.load(path)
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("cosine_weight",)))
-    with pytest.raises(BundleError, match=r"families/registry.py names \(dense, .*got 'twin'"):
+    with refused(BundleError, "family"):
         Engine(path, EngineConfig(**CPU))
     monkeypatch.setitem(registry._FACTORIES, "twin", Twin)
     config = EngineConfig(cosine_weight=(0.5, 0.5), **CPU)
@@ -100,7 +101,7 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
         memory = FrameMemory()
         expected = dense.segment(frame, memory=FrameMemory()).labels
         np.testing.assert_array_equal(engine.segment(frame, memory=memory).labels, expected)
-    with pytest.raises(ArgumentError, match="min_region_score: expected None for .*'twin'"):
+    with refused(ArgumentError, "min_region_score"):
         Engine(path, EngineConfig(min_region_score=0.5, **CPU))
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["twin"], keys=("segments",)))
     with pytest.raises(BundleError, match="missing key 'segments'"):

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
 from zsseg_rt.torch_files import inert_pickle  # noqa: E402
@@ -138,7 +139,7 @@ def test_the_archive_that_is_not_hostile_loads(tmp_path):
 def test_tensors_beyond_their_storage_are_refused(tmp_path, offset, shape, stride):
     content = pickled(number(offset), number(shape) + b"\x85", number(stride) + b"\x85")
     save_archive(tmp_path / "a.pth", content)
-    with pytest.raises(CheckpointError, match=r"a\.pth: expected a checkpoint file.* Get the file"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -179,7 +180,7 @@ def test_source_text_is_unpacked_within_limits(tmp_path):
         (tmp_path / "a.pt").write_bytes(
             whole.replace((1 << 27).to_bytes(4, "little"), claimed.to_bytes(4, "little"))
         )
-        with pytest.raises(CheckpointError, match="expected a checkpoint file"):
+        with refused(CheckpointError, "a.pt"):
             load_checkpoint(tmp_path / "a.pt")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -193,7 +194,7 @@ def test_nothing_that_a_pickle_names_is_imported_or_called(tmp_path):
 
     inner = pickle.dumps({"state_dict": Opens()}, protocol=2)
     save_archive(tmp_path / "a.pth", inner)
-    with pytest.raises(CheckpointError, match=r"names '\w+\.open', which can run code"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
     assert not (tmp_path / "opened").exists()
 
@@ -244,7 +245,7 @@ def test_what_a_pickle_asks_for_is_bounded(tmp_path, asked):
     save_archive(tmp_path / "a.pth", b"\x80\x02" + asked)
     began = time.process_time()
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"a\.pth: expected") as error:
+    with refused(CheckpointError, "a.pth") as error:
         load_checkpoint(tmp_path / "a.pth")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -256,7 +257,7 @@ def test_what_a_pickle_asks_for_is_bounded(tmp_path, asked):
 def test_a_pickle_has_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(inert_pickle, "_MAX_STEPS", 1000)
     save_archive(tmp_path / "a.pth", b"\x80\x02](" + b"]" * 1000 + b"e.")
-    with pytest.raises(CheckpointError, match="a pickle longer than any checkpoint's"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -274,7 +275,7 @@ def test_modules_within_modules_are_bounded(tmp_path):
         archive.writestr("a/constants.pkl", b"")
         archive.writestr("a/code/m.py", "class M(Module):\n  __parameters__ = []\n")
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="without end"):
+    with refused(CheckpointError, "a.pt"):
         load_checkpoint(tmp_path / "a.pt")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -288,5 +289,5 @@ def test_layers_are_counted_by_those_there(number):
     if number == "1":
         assert Sizes(there, "CLIP").count("layers.") == 2
         return
-    with pytest.raises(CheckpointError, match=r"layers\.: expected layers 0 to 1, got 9+"):
+    with refused(CheckpointError, "layers."):
         Sizes(there, "CLIP").count("layers.")

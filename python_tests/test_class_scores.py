@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
+from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, read_photo
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ConfigError
@@ -82,7 +82,7 @@ def test_segments_have_one_class_each():
     bundle, names, frame = stored("segment_tokens")
     with Engine(bundle, EngineConfig(**LOW)) as engine:
         engine.set_classes(names)
-        with pytest.raises(ArgumentError, match="with_class_scores: expected None for a bundle of"):
+        with refused(ArgumentError, "with_class_scores"):
             engine.segment(frame)
 
 
@@ -94,7 +94,7 @@ def test_top_k_is_sorted_and_refuses_what_is_not_there():
     assert (np.diff(scores, axis=0) <= 0).all()
     assert (np.sort(order, axis=0) == np.arange(4)[:, None, None]).all()
     for k in (0, 5):
-        with pytest.raises(ArgumentError, match=f"k: expected from 1 to 4 classes, got {k}"):
+        with refused(ArgumentError, "k"):
             seg.top_k(k)
 
 
@@ -103,9 +103,9 @@ def test_without_being_asked_for_there_are_none(colour_bundle):
         engine.set_classes(["red", "blue"])
         seg = engine.segment(FRAME)
     assert seg.class_scores is None
-    with pytest.raises(ArgumentError, match="with_class_scores='low'"):
+    with refused(ArgumentError, "class_scores"):
         seg.top_k(1)
-    with pytest.raises(ConfigError, match="with_class_scores: expected 'low' or None, got 'high'"):
+    with refused(ConfigError, "with_class_scores"):
         EngineConfig(with_class_scores="high")
 
 

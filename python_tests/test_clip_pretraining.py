@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.errors import refused
 from tools.studies import clip_pretraining
 from tools.studies.caption_batches import NEVER_CAPTIONED, CaptionBatches
 from tools.studies.clip_checks import (
@@ -270,11 +271,11 @@ def test_checks_need_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"steps": 0}, "steps: expected at least 1"),
-        ({"width": 100}, "width: expected a multiple of 64"),
-        ({"view_size": 60}, "view_size: expected a multiple of the patch size 16"),
+        ({"steps": 0}, "steps"),
+        ({"width": 100}, "width"),
+        ({"view_size": 60}, "view_size"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):
-    with pytest.raises(ArgumentError, match=message):
+    with refused(ArgumentError, message):
         PretrainingConfig(**setting)

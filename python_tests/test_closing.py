@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import BackendError, EngineStateError
 
@@ -64,7 +65,7 @@ def test_a_part_that_fails_keeps_no_other_from_being_freed(lane, journal, monkey
         lane.close()
     assert "workspace" in journal
     assert part == "session" or "session" in journal
-    with pytest.raises(EngineStateError, match="closed"):
+    with refused(EngineStateError, "lane"):
         lane.segment(FRAME)
     journal.clear()
     lane.close()  # harmless, though the first call failed
@@ -80,5 +81,5 @@ def test_an_engine_frees_its_graphs_though_a_lane_fails(monkeypatch):
     with pytest.raises(BackendError, match="the device is lost"):
         engine.close()
     assert closed == ["image_encoder"]
-    with pytest.raises(EngineStateError, match="closed"):
+    with refused(EngineStateError, "engine"):
         engine.segment(FRAME)

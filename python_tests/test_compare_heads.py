@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
+from support.errors import refused  # noqa: E402
 from tools.studies.cached_heads import (  # noqa: E402
     ROWS,
     HeadSettings,
@@ -73,9 +74,9 @@ def test_heads_are_judged_on_other_unseen_names_too(world):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ArgumentError, match="num_judged: expected at least 1, got 0"):
+    with refused(ArgumentError, "num_judged"):
         HeadSettings(num_judged=0)
-    with pytest.raises(ArgumentError, match="warmup_steps: expected fewer than the 5 steps"):
+    with refused(ArgumentError, "warmup_steps"):
         HeadSettings(steps=5)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from support.errors import refused
 from zsseg_rt import DeviceError, EngineConfig
 from zsseg_rt.backends import registry
 from zsseg_rt.common.files.home import default_cache_dir
@@ -11,25 +12,25 @@ from zsseg_rt.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda:N', got 'gpu'"),
-        ({"device": "cuda"}, "got 'cuda'"),
-        ({"backend": "onnx"}, "backend: expected one of auto, openvino, tensorrt, torch"),
-        ({"precision": "fp16"}, "precision: expected one of auto, float32, .*got 'fp16'"),
-        ({"channel_order": "RGB"}, "channel_order: expected one of rgb, bgr"),
-        ({"num_threads": -1}, "num_threads: expected from 0"),
-        ({"num_threads": 1.5}, "num_threads: expected from 0"),
-        ({"num_threads": 10**6}, "num_threads: expected from 0"),
-        ({"unknown_below": 1.5}, r"unknown_below: expected a score in \[0, 1\]"),
+        ({"device": "gpu"}, "device"),
+        ({"device": "cuda"}, "device"),
+        ({"backend": "onnx"}, "backend"),
+        ({"precision": "fp16"}, "precision"),
+        ({"channel_order": "RGB"}, "channel_order"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"num_threads": 1.5}, "num_threads"),
+        ({"num_threads": 10**6}, "num_threads"),
+        ({"unknown_below": 1.5}, "unknown_below"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, message):
         EngineConfig(**settings)
 
 
 def test_from_dict_refuses_unknown_keys():
     assert EngineConfig.from_dict({"device": "cpu"}) == EngineConfig(device="cpu")
-    with pytest.raises(ConfigError, match="unknown key 'devise'"):
+    with refused(ConfigError, "EngineConfig"):
         EngineConfig.from_dict({"devise": "cpu"})
 
 
@@ -45,25 +46,25 @@ def nested(depth):
     [
         (
             {"num_threads": 10**5000},
-            "num_threads: expected a 64-bit integer, got an overlong int",
+            "EngineConfig.num_threads",
         ),
-        ({"num_threads": nested(5000)}, "num_threads: expected an integer, got an overlong list"),
-        ({"num_threads": True}, "num_threads: expected an integer, got True"),
+        ({"num_threads": nested(5000)}, "EngineConfig.num_threads"),
+        ({"num_threads": True}, "EngineConfig.num_threads"),
         (
             {"unknown_below": 10**400},
-            "unknown_below: expected a number or|unknown_below: expected a f",
+            "EngineConfig.unknown_below",
         ),
-        ({"unknown_below": float("nan")}, "expected a finite number, got nan"),
-        ({7: 1}, "unknown key 7"),
-        ({"x" * 10_000: 1}, r"unknown key 'x+\.\.\."),
-        ({"cache_dir": "a\0b"}, r"cache_dir: expected a path, got 'a\\x00b'"),
-        ({"device": None}, "device: expected a string, got None"),
-        ([("device", "cpu")], "EngineConfig: expected a dict, got list"),
-        (None, "EngineConfig: expected a dict, got NoneType"),
+        ({"unknown_below": float("nan")}, "EngineConfig.unknown_below"),
+        ({7: 1}, "EngineConfig"),
+        ({"x" * 10_000: 1}, "EngineConfig"),
+        ({"cache_dir": "a\0b"}, "EngineConfig"),
+        ({"device": None}, "EngineConfig.device"),
+        ([("device", "cpu")], "EngineConfig"),
+        (None, "EngineConfig"),
     ],
 )
 def test_from_dict_refuses_wild_values(raw, message):
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, message):
         EngineConfig.from_dict(raw)
 
 
@@ -91,20 +92,20 @@ class TestChoose:
         assert registry.choose(EngineConfig()).backend == "torch"
         assert registry.choose(EngineConfig(backend="openvino")).backend == "openvino"
         monkeypatch.setenv("ZSSEG_BACKEND", "caffe")
-        with pytest.raises(ValueError, match="ZSSEG_BACKEND: expected one of .* got 'caffe'"):
+        with refused(ValueError, "ZSSEG_BACKEND"):
             registry.choose(EngineConfig())
 
     def test_absent_gpu_is_an_error(self):
-        with pytest.raises(DeviceError, match="expected one of 0 visible NVIDIA GPU.*'cuda:0'"):
+        with refused(DeviceError, "device"):
             registry.choose(EngineConfig(device="cuda:0"))
-        with pytest.raises(DeviceError, match="0 visible"):
+        with refused(DeviceError, "device"):
             registry.choose(EngineConfig(backend="tensorrt"))
 
     def test_gpu_and_backend_must_fit(self, monkeypatch):
         monkeypatch.setattr("zsseg_rt.ops.cuda_device_count", lambda: 1)
-        with pytest.raises(DeviceError, match="expected 'cpu' for backend 'openvino'"):
+        with refused(DeviceError, "device"):
             registry.choose(EngineConfig(device="cuda:0", backend="openvino"))
-        with pytest.raises(DeviceError, match="expected 'cuda:N' for backend 'tensorrt'"):
+        with refused(DeviceError, "device"):
             registry.choose(EngineConfig(device="cpu", backend="tensorrt"))
 
     def test_gpu_takes_tensorrt_then_torch(self, monkeypatch):

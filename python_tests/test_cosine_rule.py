@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from support import tiny
+from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ConfigError
@@ -101,9 +102,9 @@ def test_the_sliding_protocol_blends_too(model):
 
 
 def test_a_weight_for_a_bundle_that_has_none_needs_a_scale(zegclip_bundle):
-    with pytest.raises(ConfigError, match="cosine_scale: expected a number for .*none of its own"):
+    with refused(ConfigError, "cosine_scale"):
         Engine(zegclip_bundle, EngineConfig(**OFF, cosine_weight=(0.2, 0.5)))
-    with pytest.raises(ConfigError, match="cosine_scale: expected None .* has no cosine_weight"):
+    with refused(ConfigError, "cosine_scale"):
         Engine(zegclip_bundle, EngineConfig(**OFF, cosine_scale=9.0))
     with Engine(zegclip_bundle, EngineConfig(**OFF, cosine_weight=(0.2, 0.5), cosine_scale=9.0)):
         pass
@@ -113,22 +114,22 @@ def test_clip_rc_needs_clip_s_own_patches(tmp_path):
     options = {"class_names": NAMES, "precisions": ("float32",), "text_encoder": None}
     path = export_bundle(tiny.clip_rc_model(), tmp_path / "plain.zsseg", verify=False, **options)
     settings = EngineConfig(**OFF, cosine_weight=(0.2, 0.5), cosine_scale=9.0)
-    with pytest.raises(ConfigError, match="does not give CLIP's patches.*Export it again"):
+    with refused(ConfigError, "cosine_weight"):
         Engine(path, settings)
 
 
 def test_other_families_have_no_such_setting():
-    with pytest.raises(ArgumentError, match="cosine_weight: expected None"):
+    with refused(ArgumentError, "cosine_weight"):
         Engine("python_tests/bundles/v1/dense.zsseg", EngineConfig(**OFF, cosine_weight=(0.1, 0.1)))
 
 
 @pytest.mark.parametrize("weight", [0.5, (0.5,), (0.5, 1.5), (-0.1, 0.5), ("a", "b"), (0.5, None)])
 def test_weights_that_are_none(weight):
-    with pytest.raises(ConfigError, match="cosine_weight: expected two numbers in"):
+    with refused(ConfigError, "cosine_weight"):
         EngineConfig(cosine_weight=weight)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 2000.0, float("nan"), "10", True])
 def test_scales_that_are_none(scale):
-    with pytest.raises(ConfigError, match="cosine_scale: expected above 0 and at most 1000"):
+    with refused(ConfigError, "cosine_scale"):
         EngineConfig(cosine_scale=scale)

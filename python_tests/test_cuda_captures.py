@@ -8,6 +8,7 @@ import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import counts_reader
+from support.errors import refused
 from zsseg_rt import _C, ops
 from zsseg_rt.errors import CaptureError, DeviceError, DTypeError, ShapeError
 
@@ -427,5 +428,5 @@ def test_a_computer_without_a_gpu_says_so():
     if ops.cuda_device_count() > 0:
         pytest.skip("this computer has one")
     for make in (lambda: _C.Capture(0), lambda: _C.PinnedArray((1,), np.uint8)):
-        with pytest.raises(DeviceError, match="device: expected a"):
+        with refused(DeviceError, "device"):
             make()

@@ -11,6 +11,7 @@ import pytest
 
 from conftest import require_cuda
 from support.device_backend import device_backend
+from support.errors import refused
 from support.host_backend import ForeignArray, host_backend
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.errors import (
@@ -143,7 +144,7 @@ def test_on_the_cpu_a_frame_buffer_is_an_ordinary_array():
         buffer[:] = frame(1, 20, 30)
         expected = engine.segment(frame(1, 20, 30)).labels
         np.testing.assert_array_equal(engine.segment(buffer).labels, expected)
-        with pytest.raises(DeviceError, match="expected an engine on a GPU, got one on the CPU"):
+        with refused(DeviceError, "segment_device"):
             engine.segment_device(buffer)
         for wrong in ((0, 5), (5, 40000), (5, 2.5), ("5", 5)):
             with pytest.raises(ArgumentError, match="expected from 1 to 32767 pixels"):

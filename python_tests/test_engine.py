@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import (
     BackendError,
     BundleError,
@@ -180,44 +181,44 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("frame", "error", "message"),
         [
-            (np.zeros((4, 4, 3), np.float32), DTypeError, "frame: .*uint8.*float32"),
+            (np.zeros((4, 4, 3), np.float32), DTypeError, "frame"),
             (np.zeros((4, 4), np.uint8), ShapeError, "frame"),
             (np.zeros((4, 4, 4), np.uint8), ShapeError, "frame"),
             (np.zeros((0, 4, 3), np.uint8), ShapeError, "frame"),
-            (np.zeros((4, 8, 3), np.uint8)[:, ::2], ShapeError, "frame.*contiguous"),
-            ([[1, 2, 3]], ShapeError, "frame: expected a uint8 NumPy array"),
-            (None, ShapeError, "got NoneType"),
+            (np.zeros((4, 8, 3), np.uint8)[:, ::2], ShapeError, "frame"),
+            ([[1, 2, 3]], ShapeError, "frame"),
+            (None, ShapeError, "frame"),
         ],
     )
     def test_frames(self, colours, frame, error, message):
         colours.set_classes(["red"])
-        with pytest.raises(error, match=message):
+        with refused(error, message):
             colours.segment(frame)
 
     def test_no_classes_yet(self, colour_bundle):
-        with Engine(colour_bundle, CPU) as engine, pytest.raises(VocabularyError, match="set_cla"):
+        with Engine(colour_bundle, CPU) as engine, refused(VocabularyError, "class_names"):
             engine.segment(np.zeros((4, 4, 3), np.uint8))
 
     def test_bad_classes_leave_the_old_ones_in_force(self, colours):
         before = colours.set_classes(["red", "blue"])
-        with pytest.raises(VocabularyError, match="Did you mean 'purple'"):
+        with refused(VocabularyError, "class_names"):
             colours.set_classes(["purpel"])
-        with pytest.raises(ShapeError, match=r"expected shape \(1, 4\)"):
+        with refused(ShapeError, "embeddings"):
             colours.set_classes(["x"], embeddings=np.ones((1, 5), np.float32))
-        with pytest.raises(VocabularyError, match="templates"):
+        with refused(VocabularyError, "templates"):
             colours.set_classes(["x"], templates=["no braces"])
         assert colours.vocabulary is before
 
     @pytest.mark.parametrize("norm", [1e-13, 1e13, 3e38])
     def test_embeddings_that_products_cannot_hold(self, colours, norm):
-        with pytest.raises(VocabularyError, match="embeddings: expected rows whose norm is"):
+        with refused(VocabularyError, "embeddings"):
             colours.set_classes(["x"], embeddings=np.float32([[norm, 0, 0, 0]]))
 
     @pytest.mark.parametrize("names", [None, 3, {"red", "blue"}, "red"])
     def test_classes_and_background_are_lists(self, colours, names):
-        with pytest.raises(VocabularyError, match="class_names: expected a list of names"):
+        with refused(VocabularyError, "class_names"):
             colours.set_classes(names)
-        with pytest.raises(VocabularyError, match="background: expected a list of names"):
+        with refused(VocabularyError, "background"):
             colours.set_classes(["red"], background=names)
 
     def test_nan_from_the_graphs(self, colours, monkeypatch):
@@ -226,15 +227,15 @@ class TestBadInput:
         monkeypatch.setattr(
             ops, "patch_text_similarity", lambda *a, **b: similarity(*a, **b) * np.float32(np.nan)
         )
-        with pytest.raises(BackendError, match="mask_logits: expected finite numbers"):
+        with refused(BackendError, "mask_logits"):
             colours.segment(np.full((4, 4, 3), 255, np.uint8))
 
     def test_absent_device(self, colour_bundle):
-        with pytest.raises(DeviceError, match="cuda:63"):
+        with refused(DeviceError, "device"):
             Engine(colour_bundle, EngineConfig(device="cuda:63"))
 
     def test_absent_precision(self, colour_bundle):
-        with pytest.raises(PrecisionNotApplied, match="int8"):
+        with refused(PrecisionNotApplied, "precision"):
             Engine(colour_bundle, EngineConfig(device="cpu", precision="int8"))
 
     def test_absent_bundle(self, tmp_path):
@@ -245,9 +246,9 @@ class TestBadInput:
         engine = Engine(colour_bundle, CPU)
         engine.close()
         engine.close()
-        with pytest.raises(EngineStateError, match="closed"):
+        with refused(EngineStateError, "engine"):
             engine.segment(np.zeros((4, 4, 3), np.uint8))
-        with pytest.raises(EngineStateError, match="closed"):
+        with refused(EngineStateError, "engine"):
             engine.set_classes(["red"])
 
 
@@ -266,7 +267,7 @@ def test_second_thread_is_refused_while_busy(colours, monkeypatch):
     worker.start()
     assert entered.wait(20)
     try:
-        with pytest.raises(EngineStateError, match="busy in another thread"):
+        with refused(EngineStateError, "engine"):
             colours.segment(stripes("red"))
     finally:
         leave.set()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from support import tiny, tiny_zegformer
+from support.errors import refused
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.backends._openvino import _OpenVinoSession
 from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyError
@@ -86,7 +87,7 @@ def test_the_text_bank_serves_both_branches(bundle):
         np.testing.assert_array_equal(engine.segment(frame()).labels, given)
         engine.set_classes(NAMES, embeddings=embeddings()[0])
         np.testing.assert_array_equal(engine.vocabulary.prompt_embeds["regions"], embeddings()[0])
-        with pytest.raises(VocabularyError, match="text bank"):
+        with refused(VocabularyError, "class_names"):
             engine.set_classes(["moon"])
 
 
@@ -195,7 +196,7 @@ def test_a_region_encoder_that_gives_other_rows_is_named(bundle, monkeypatch, ch
             return {k: change(v) for k, v in found.items()} if "crops" in feeds else found
 
         monkeypatch.setattr(type(session), "run", odd)
-        with pytest.raises(BackendError, match=r"region_embeds: expected \d+ rows, got shape"):
+        with refused(BackendError, "region_embeds"):
             engine.segment(frame())
 
 
@@ -262,9 +263,9 @@ def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, value):
 
 
 def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
-    with pytest.raises(ArgumentError, match="min_region_score: expected None for tiny"):
+    with refused(ArgumentError, "min_region_score"):
         Engine(zegclip_bundle, EngineConfig(device="cpu", min_region_score=0.1))
-    with pytest.raises(ValueError, match="min_region_score: expected a probability"):
+    with refused(ValueError, "min_region_score"):
         EngineConfig(min_region_score=1.5)
 
 
@@ -290,13 +291,13 @@ def test_probabilities_of_extreme_logits_stay_finite():
 def test_embeddings_of_the_wrong_shape(bundle):
     with Engine(bundle, EngineConfig(**EXACT)) as engine:
         for wrong in (embeddings()[:, :6], np.concatenate([embeddings()] * 2)):
-            with pytest.raises(ShapeError, match="embeddings: expected shape"):
+            with refused(ShapeError, "embeddings"):
                 engine.set_classes(NAMES, embeddings=wrong)
 
 
 @pytest.mark.parametrize("size_hw", [(100, 128), (0, 32), (32, 4128)])
 def test_sizes_are_multiples_of_the_stride(model, size_hw, tmp_path):
-    with pytest.raises(ShapeError, match="size_hw: expected multiples of 32 up to 4096"):
+    with refused(ShapeError, "size_hw"):
         export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
 
 
@@ -305,7 +306,7 @@ def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
     assert "Pass class_names to keep the calibration" in caplog.text
     assert exported.head.seen == ()
     assert exported.head.seen_bias == 0.0
-    with pytest.raises(VocabularyError, match="class_names: expected at least 5 names"):
+    with refused(VocabularyError, "class_names"):
         export_bundle(model, tmp_path / "few.zsseg", class_names=NAMES[:3], size_hw=(64, 64))
 
 

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from support import tiny, tiny_zegformer  # noqa: E402
+from support.errors import refused  # noqa: E402
 from zsseg_rt import Bundle, cli  # noqa: E402
 from zsseg_rt.common import schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
@@ -121,7 +122,7 @@ def test_without_a_text_tower_new_names_are_refused(tmp_path):
     model.config, model.text_encoder = replace(model.config, text_encoder=None), None
     run = save_run(tmp_path, model, tiny.text_embeds(5, 32))
     trained_segmenter(run, NAMES, device="cpu")
-    with pytest.raises(VocabularyError, match="class_names: expected names .* got 'meadow'"):
+    with refused(VocabularyError, "class_names"):
         trained_segmenter(run, ["meadow"], device="cpu")
 
 
@@ -166,5 +167,5 @@ def test_runs_that_call_cells_regions_still_load(tmp_path):
 def test_errors_say_what_is_wrong(run, tmp_path):
     with pytest.raises(CheckpointError, match="expected a training run"):
         trained_segmenter(tmp_path, NAMES)
-    with pytest.raises(DeviceError, match="device: expected one of"):
+    with refused(DeviceError, "device"):
         trained_segmenter(run, NAMES, device="cuda:99")

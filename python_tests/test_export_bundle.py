@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 from support import tiny
+from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
@@ -114,41 +115,39 @@ def test_disagreement_is_refused(model, tmp_path, monkeypatch):
         return write_golden(folder, {**arrays, "patch_keys": arrays["patch_keys"] * 1.01})
 
     monkeypatch.setattr("zsseg_rt.export.bundle_writer.write_golden", shifted)
-    with pytest.raises(BundleError, match="decoder float32: patch_keys: expected within 0.0001"):
+    with refused(BundleError, "a.zsseg"):
         export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
     assert leftovers(tmp_path) == []
 
 
 def test_unusable_models():
-    with pytest.raises(
-        CheckpointError, match=r"model: expected a zsseg_rt model \(.*zegclip.*\), got Linear"
-    ):
+    with refused(CheckpointError, "model"):
         export_bundle(torch.nn.Linear(2, 2), "x.zsseg")
-    with pytest.raises(CheckpointError, match="expected float32 weights on the CPU, got"):
+    with refused(CheckpointError, "model"):
         export_bundle(tiny.zegclip_model().half(), "x.zsseg")
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"precisions": ("int4",)}, BundleError, "precisions: expected some of"),
-        ({"precisions": ()}, BundleError, "precisions: expected some of"),
-        ({"precisions": "float32"}, BundleError, "precisions: expected some of"),
-        ({"templates": ("no slot",)}, VocabularyError, "templates: expected one"),
-        ({"class_names": ["only one"]}, VocabularyError, "class_names: expected at least 7"),
-        ({"size_hw": (8, 8)}, ShapeError, "expected multiples of the patch size 16, got 8x8"),
-        ({"size_hw": (100, 64)}, ShapeError, "expected multiples of the patch size 16"),
+        ({"precisions": ("int4",)}, BundleError, "precisions"),
+        ({"precisions": ()}, BundleError, "precisions"),
+        ({"precisions": "float32"}, BundleError, "precisions"),
+        ({"templates": ("no slot",)}, VocabularyError, "templates"),
+        ({"class_names": ["only one"]}, VocabularyError, "class_names"),
+        ({"size_hw": (8, 8)}, ShapeError, "image_size"),
+        ({"size_hw": (100, 64)}, ShapeError, "image_size"),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_bad_arguments_write_nothing(model, tmp_path, arguments, error, message):
-    with pytest.raises(error, match=message):
+    with refused(error, message):
         export_bundle(model, tmp_path / "a.zsseg", **arguments)
     assert leftovers(tmp_path) == []
 
 
 def test_text_encoder_of_another_vocabulary(model, tmp_path):
-    with pytest.raises(CheckpointError, match="text_encoder: expected CLIP's 49408 tokens, got 64"):
+    with refused(CheckpointError, "text_encoder"):
         export_bundle(model, tmp_path / "a.zsseg", text_encoder=model.text_encoder)
 
 
@@ -334,7 +333,7 @@ def test_only_bundles_are_overwritten(tmp_path, quick):
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip", ".zsseg"])
 def test_folder_name(tmp_path, quick, name):
-    with pytest.raises(BundleError, match=r"path: expected NAME\.zsseg"):
+    with refused(BundleError, "path"):
         colours(tmp_path / name)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.errors import refused
 from zsseg_rt import _C, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -303,7 +304,7 @@ def test_labels_fill_what_is_given(device):
     ],
 )
 def test_results_that_nobody_asked_for(out, message):
-    with pytest.raises(ArgumentError, match=f"out: expected .*{message}"):
+    with refused(ArgumentError, "out"):
         ops.label_regions(**LABEL, out=out)
 
 
@@ -425,7 +426,7 @@ def test_bad_arguments_are_refused(name, good, change, error, message):
 
 def test_too_many_masks_to_vote():
     masks = np.zeros((257, 2, 2), np.float32)
-    with pytest.raises(ShapeError, match="from 1 to 256 regions"):
+    with refused(ShapeError, "class_scores"):
         ops.label_regions(masks, scores_of(2, 257), canvas_hw=(4, 4), out_hw=(4, 4))
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.label_agreement import assert_labels_agree, top_two_margin
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
@@ -223,32 +224,32 @@ GOOD = {"logits": np.zeros((1, 4, 3, 3), np.float32), "out_hw": (6, 6)}
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"logits": np.zeros((1, 4, 3, 3))}, DTypeError, r"logits: expected float32 or float16"),
-        ({"logits": np.zeros((4, 3, 3), "f4")}, ShapeError, r"logits: expected shape \(\*, \*, "),
+        ({"logits": np.zeros((1, 4, 3, 3))}, DTypeError, "logits"),
+        ({"logits": np.zeros((4, 3, 3), "f4")}, ShapeError, "logits"),
         (
             {"logits": np.zeros((1, 0, 3, 3), "f4")},
             ShapeError,
-            r"logits: expected from 1 to 65534 classes, got \(1, 0, 3, 3\)",
+            "logits",
         ),
-        ({"logits": np.zeros((1, 4, 0, 3), "f4")}, ShapeError, r"logits: expected sides from 1"),
-        ({"logits": np.zeros((1, 4, 3, 6), "f4")[..., ::2]}, ShapeError, r"logits: expected a C-"),
-        ({"logits": [1.0]}, DTypeError, r"logits: expected an array, got list"),
-        ({"out_hw": (0, 6)}, ShapeError, r"out_hw: expected sides from 1 to 32767, got \(0, 6\)"),
-        ({"out_hw": (6, 32768)}, ShapeError, r"out_hw: expected sides from 1 to 32767"),
-        ({"activation": "relu"}, ArgumentError, r"activation: expected 'none', .* got 'relu'"),
-        ({"seen": np.zeros(5, bool)}, ShapeError, r"seen: expected shape \(4,\), got \(5,\)"),
-        ({"seen": np.zeros(4, "u1")}, DTypeError, r"seen: expected bool, got uint8"),
-        ({"seen_bias": np.inf}, ArgumentError, r"seen_bias: expected a finite number, got inf"),
-        ({"unknown_below": np.nan}, ArgumentError, r"unknown_below: expected a number or None"),
-        ({"out": np.zeros((1, 6, 6), "u2")}, DTypeError, r"labels: expected uint8, got uint16"),
-        ({"out": np.zeros((1, 6, 5), "u1")}, ShapeError, r"labels: expected shape \(1, 6, 6\)"),
-        ({"out": (None, np.zeros((1, 6, 6), "f4"))}, ArgumentError, r"out: expected labels only"),
-        ({"out": (None, None, None)}, ArgumentError, r"out: expected labels or a pair"),
+        ({"logits": np.zeros((1, 4, 0, 3), "f4")}, ShapeError, "logits"),
+        ({"logits": np.zeros((1, 4, 3, 6), "f4")[..., ::2]}, ShapeError, "logits"),
+        ({"logits": [1.0]}, DTypeError, "logits"),
+        ({"out_hw": (0, 6)}, ShapeError, "out_hw"),
+        ({"out_hw": (6, 32768)}, ShapeError, "out_hw"),
+        ({"activation": "relu"}, ArgumentError, "activation"),
+        ({"seen": np.zeros(5, bool)}, ShapeError, "seen"),
+        ({"seen": np.zeros(4, "u1")}, DTypeError, "seen"),
+        ({"seen_bias": np.inf}, ArgumentError, "seen_bias"),
+        ({"unknown_below": np.nan}, ArgumentError, "unknown_below"),
+        ({"out": np.zeros((1, 6, 6), "u2")}, DTypeError, "labels"),
+        ({"out": np.zeros((1, 6, 5), "u1")}, ShapeError, "labels"),
+        ({"out": (None, np.zeros((1, 6, 6), "f4"))}, ArgumentError, "out"),
+        ({"out": (None, None, None)}, ArgumentError, "out"),
     ],
 )
 def test_errors_name_the_argument(changes, error, message):
     arguments = GOOD | changes
-    with pytest.raises(error, match=message):
+    with refused(error, message):
         ops.upsample_argmax(arguments.pop("logits"), arguments.pop("out_hw"), **arguments)
 
 
@@ -285,11 +286,11 @@ def test_a_lent_workspace_changes_nothing(device):
 
 def test_a_workspace_that_does_not_fit_is_refused():
     logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(3)
-    with pytest.raises(ShapeError, match="workspace: expected at least"):
+    with refused(ShapeError, "workspace"):
         ops.upsample_argmax(logits, (33, 29), workspace=workspace)
 
 
 def test_an_unaligned_workspace_is_refused():
     logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(1 << 20, offset=1)
-    with pytest.raises(ShapeError, match="workspace: expected an address at a multiple of 64"):
+    with refused(ShapeError, "workspace"):
         ops.upsample_argmax(logits, (33, 29), workspace=workspace)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -85,15 +86,15 @@ LOGITS, FRAME, PALETTE = make(4, (6, 8))
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"frame": FRAME[..., 0].copy()}, ShapeError, r"frame: expected shape"),
-        ({"frame": FRAME.astype("f4")}, DTypeError, "frame: expected uint8, got float32"),
-        ({"logits": LOGITS.repeat(2, 0)}, ShapeError, "logits: expected one image to draw"),
-        ({"palette": PALETTE[:, :2].copy()}, ShapeError, r"palette: expected shape \(\*, 3\)"),
-        ({"alpha": 1.5}, ArgumentError, r"alpha: expected a number in \[0, 1\], got 1.5"),
-        ({"picture": np.zeros((6, 9, 3), np.uint8)}, ShapeError, r"expected shape \(6, 8, 3\)"),
+        ({"frame": FRAME[..., 0].copy()}, ShapeError, "frame"),
+        ({"frame": FRAME.astype("f4")}, DTypeError, "frame"),
+        ({"logits": LOGITS.repeat(2, 0)}, ShapeError, "logits"),
+        ({"palette": PALETTE[:, :2].copy()}, ShapeError, "palette"),
+        ({"alpha": 1.5}, ArgumentError, "alpha"),
+        ({"picture": np.zeros((6, 9, 3), np.uint8)}, ShapeError, "picture"),
     ],
 )
 def test_what_is_refused(change, error, message):
     arguments = {"logits": LOGITS, "frame": FRAME, "palette": PALETTE, **change}
-    with pytest.raises(error, match=message):
+    with refused(error, message):
         ops.upsample_argmax_overlay(**arguments)

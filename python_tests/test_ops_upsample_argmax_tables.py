@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -131,46 +132,46 @@ GOOD = {"logits": np.zeros((1, 4, 3, 3), np.float32), "out_hw": (6, 6)}
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"label_table": [1, 2, 3, 4]}, DTypeError, r"label_table: expected an array, got list"),
+        ({"label_table": [1, 2, 3, 4]}, DTypeError, "label_table"),
         (
             {"label_table": np.zeros(4, np.int32)},
             DTypeError,
-            r"label_table: expected uint8 or uint16, got int32",
+            "label_table",
         ),
         (
             {"label_table": np.zeros((2, 2), np.uint8)},
             ShapeError,
-            r"label_table: expected shape \(\*,\), got \(2, 2\)",
+            "label_table",
         ),
         (
             {"label_table": np.zeros(3, np.uint8)},
             ShapeError,
-            r"label_table: expected at least 4 labels, one a class, got 3\. Make it longer\.",
+            "label_table",
         ),
-        ({"num_classes": 4}, DTypeError, r"num_classes: expected an array, got int"),
-        ({"num_classes": np.array([4])}, DTypeError, r"num_classes: expected int32, got int64"),
+        ({"num_classes": 4}, DTypeError, "num_classes"),
+        ({"num_classes": np.array([4])}, DTypeError, "num_classes"),
         (
             {"num_classes": np.zeros(2, np.int32)},
             ShapeError,
-            r"num_classes: expected shape \(1,\), got \(2,\)",
+            "num_classes",
         ),
         (
             {"num_classes": np.array([5], np.int32)},
             ArgumentError,
-            r"num_classes: expected from 0 to 4, got 5",
+            "num_classes",
         ),
-        ({"num_classes": np.array([-1], np.int32)}, ArgumentError, r"num_classes: .*, got -1"),
+        ({"num_classes": np.array([-1], np.int32)}, ArgumentError, "num_classes"),
         (
             {"label_table": np.zeros(4, np.uint8), "out": np.zeros((1, 6, 6), np.uint16)},
             DTypeError,
-            r"labels: expected uint8, got uint16",
+            "labels",
         ),
     ],
 )
 def test_bad_arguments_are_refused(changes, error, message):
     arguments = GOOD | changes
     logits, out_hw = arguments.pop("logits"), arguments.pop("out_hw")
-    with pytest.raises(error, match=message):
+    with refused(error, message):
         ops.upsample_argmax(logits, out_hw, **arguments)
 
 

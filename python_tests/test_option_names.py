@@ -10,6 +10,7 @@ pytest.importorskip("accelerate")
 
 import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
+from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from zsseg_rt.common.argument_names import arguments_called  # noqa: E402
 from zsseg_rt.common.extras import install_command  # noqa: E402
@@ -40,16 +41,16 @@ def zeroseg(**options):
 
 
 def test_absent_weights_name_the_option_that_asked_for_them(clip_file):
-    with pytest.raises(CheckpointError, match=r"^model\.options\.pretrained: expected a CLIP file"):
+    with refused(CheckpointError, "model.options.pretrained"):
         build(model=clip_options("absent.pt"))
-    with pytest.raises(CheckpointError, match=r"^model\.options\.pretrained: expected a file or a"):
+    with refused(CheckpointError, "model.options.pretrained"):
         build(model=clip_options("opnai"))
-    with pytest.raises(CheckpointError, match=r"^model\.options\.activation: expected 'quick"):
+    with refused(CheckpointError, "model.options.activation"):
         build(model=clip_options(clip_file))
     sound = clip_options(clip_file, activation="quick_gelu")
-    with pytest.raises(CheckpointError, match=r"^text\.clip: expected a CLIP file"):
+    with refused(CheckpointError, "text.clip"):
         build(model=sound, text={"clip": "absent.pt"})
-    with pytest.raises(CheckpointError, match=r"^text\.clip_activation: expected 'quick_gelu'"):
+    with refused(CheckpointError, "text.clip_activation"):
         build(model=sound, text={"clip": clip_file})
 
 
@@ -60,23 +61,23 @@ def test_a_failed_download_names_the_option(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(CheckpointError, match=r"^model\.options\.pretrained: expected to download"):
+    with refused(CheckpointError, "model.options.pretrained"):
         build(model=clip_options("openai"))
 
 
 def test_a_teacher_is_called_what_it_was_given_as(clip_file):
-    with pytest.raises(CheckpointError, match=r"^task\.options\.teacher: expected a CLIP file"):
+    with refused(CheckpointError, "task.options.teacher"):
         build(model=zeroseg(), task={"options": {"teacher": "absent.pt"}})
-    with pytest.raises(CheckpointError, match=r"^task\.options\.teacher_activation: expected"):
+    with refused(CheckpointError, "task.options.teacher_activation"):
         build(model=zeroseg(), task={"options": {"teacher": clip_file}})
 
 
 def test_settings_of_model_and_task_are_named_with_their_table(clip_file):
     sound = clip_options(clip_file, activation="quick_gelu", num_prompts=2)
-    with pytest.raises(ArgumentError, match=r"^task\.options\.focal_weight: expected"):
+    with refused(ArgumentError, "task.options.focal_weight"):
         build(model=sound, task={"options": {"focal_weight": -1.0}})
     wrong = clip_options(clip_file, activation="quick_gelu", descriptor="picture")
-    with pytest.raises(ArgumentError, match=r"^model\.options\.descriptor"):
+    with refused(ArgumentError, "model.options.descriptor"):
         build(model=wrong)
 
 

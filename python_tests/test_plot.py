@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.command_line import run
+from support.errors import refused
 from zsseg_rt import ArgumentError, Segmentation, read_photo
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.results.segmentation import Frame
@@ -74,7 +75,7 @@ def test_a_result_of_a_stream_brings_its_frame():
     frame = Frame(source="0", index=0, captured_at=0.0, clock="file", image=black(seg))
     with_frame = dataclasses.replace(seg, frame=frame)
     np.testing.assert_array_equal(with_frame.plot(), seg.plot(black(seg)))
-    with pytest.raises(ArgumentError, match="frame: expected the frame that was labelled"):
+    with refused(ArgumentError, "frame"):
         seg.plot()
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
 from zsseg_rt.integrations import ray as integration
@@ -119,7 +120,7 @@ def test_what_ends_a_batch_leaves_later_ones_alone(segmenter, photos, monkeypatc
     one, contents = segmenter(), [path.read_bytes() for path in photos]
     with monkeypatch.context() as patch:
         patch.setattr(integration, "decode_photo", absent)
-        with pytest.raises(BackendUnavailableError, match="opencv"):
+        with refused(BackendUnavailableError, "opencv"):
             one.label(contents)
     assert "mask" in one.label(contents)[0]
 
@@ -162,25 +163,25 @@ def test_an_overlay_is_made_on_request(segmenter):
 
 
 def test_wrong_settings_are_refused(colour_bundle):
-    with pytest.raises(ArgumentError, match="overlay_format: expected png, jpg or None, got 'gif'"):
+    with refused(ArgumentError, "overlay_format"):
         PhotoSegmenter(colour_bundle, NAMES, overlay_format="gif")
-    with pytest.raises(ConfigError, match="channel_order: expected 'rgb'"):
+    with refused(ConfigError, "channel_order"):
         PhotoSegmenter(colour_bundle, NAMES, config=EngineConfig(channel_order="bgr"))
-    with pytest.raises(VocabularyError, match="every name once"):
+    with refused(VocabularyError, "class_names"):
         PhotoSegmenter(colour_bundle, ["red", "red"], config=EngineConfig(use_cache=False))
 
 
 def test_wrong_batches_are_refused(segmenter):
     one = segmenter()
-    with pytest.raises(ArgumentError, match=r"batch: expected a dict of NumPy arrays, got list"):
+    with refused(ArgumentError, "batch"):
         one([b""])
-    with pytest.raises(ArgumentError, match="expected one of the columns bytes and image, got pat"):
+    with refused(ArgumentError, "batch"):
         one({"path": np.array(["a"])})
-    with pytest.raises(ArgumentError, match="got bytes, image"):
+    with refused(ArgumentError, "batch"):
         one({"bytes": np.array([b""]), "image": np.zeros((1, 2, 2, 3), np.uint8)})
 
 
 def test_pyarrow_is_named_where_it_is_absent(segmenter, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(BackendUnavailableError, match=r"pyarrow: .*\[ray\]"):
+    with refused(BackendUnavailableError, "pyarrow"):
         segmenter()({"bytes": np.array([cv2_png(2, 2)], dtype=object)})

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
@@ -70,9 +71,9 @@ def test_wide_labels_read_back_exactly(tmp_path):
 
 
 def test_label_png_refuses_other_arrays(tmp_path):
-    with pytest.raises(ShapeError, match=r"got \(4,\)"):
+    with refused(ShapeError, "labels"):
         write_label_png(tmp_path / "a.png", np.zeros(4, np.uint8))
-    with pytest.raises(DTypeError, match="got int64"):
+    with refused(DTypeError, "labels"):
         write_label_png(tmp_path / "a.png", np.zeros((2, 2), np.int64))
 
 
@@ -204,7 +205,7 @@ def test_supervision_gets_nothing_where_all_is_unknown():
 
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[supervision\]'"):
+    with refused(BackendUnavailableError, "supervision"):
         make(np.zeros((2, 2), np.uint8)).to_supervision()
 
 

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.datasets.scenes import (
@@ -198,16 +199,16 @@ def test_tiles_are_periodic():
     [
         (
             {"split": "test"},
-            "split: expected one of train, val, pretraining, demo, train_seen, got 'test'",
+            "split",
         ),
-        ({"size": 32}, "size: expected at least 64 pixels"),
-        ({"length": 0}, "length: expected at least 1, got 0"),
-        ({"seed": -1}, "seed: expected >= 0, got -1"),
-        ({"class_share": 1.5}, "class_share: expected a probability, got 1.5"),
+        ({"size": 32}, "size"),
+        ({"length": 0}, "length"),
+        ({"seed": -1}, "seed"),
+        ({"class_share": 1.5}, "class_share"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+    with refused(ArgumentError, message):
         SceneDataset(**settings)
 
 
@@ -248,7 +249,7 @@ def test_other_unseen_names_have_the_make_up_of_the_published():
         assert {word for name in others for word in name.split()} <= words
     assert drawn[3] == other_unseen(3)
     assert len(set(drawn)) == 40
-    with pytest.raises(ArgumentError, match="draw: expected at least 0, got -1"):
+    with refused(ArgumentError, "draw"):
         other_unseen(-1)
 
 
@@ -281,18 +282,18 @@ def test_a_zoom_shows_the_same_scene_in_more_pixels():
     small, large = (SceneDataset("val", size=96, length=2, zoom=zoom)[1] for zoom in (1, 2))
     assert large.image.shape == (192, 192, 3)
     assert (large.labels[::2, ::2] == small.labels).mean() > 0.95
-    with pytest.raises(ArgumentError, match="zoom: expected at least 1, got 0"):
+    with refused(ArgumentError, "zoom"):
         SceneDataset("val", zoom=0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"things": -1}, "things: expected 0 to 100, got -1"),
-        ({"annotated": 18}, "annotated: expected 19 to 353 names or 'all', got 18"),
-        ({"annotated": "most"}, "annotated: expected 19 to 353 names or 'all', got 'most'"),
+        ({"things": -1}, "things"),
+        ({"annotated": 18}, "annotated"),
+        ({"annotated": "most"}, "annotated"),
     ],
 )
 def test_worlds_that_cannot_be_are_refused(options, message):
-    with pytest.raises(ArgumentError, match=message):
+    with refused(ArgumentError, message):
         SceneDataset("val", **options)

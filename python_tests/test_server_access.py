@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.server.access import AccessRules, Refused
 from zsseg_rt.server.page import load_page, policy_for
@@ -132,7 +133,7 @@ def test_no_representation_holds_the_token():
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_others_need_a_token_and_the_error_says_how_to_get_one(host):
-    with pytest.raises(ArgumentError, match=r"Add --token new, .* or set ZSSEG_TOKEN"):
+    with refused(ArgumentError, "token"):
         ServerSettings(host=host)
     assert ServerSettings(host=host, token=TOKEN).host == host
 
@@ -145,19 +146,19 @@ def test_this_machine_needs_none(host):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"token": "short"}, "token: expected 16 to 128 letters"),
-        ({"token": "spaces are no part of it"}, "token: expected 16 to 128 letters"),
-        ({"token": "x" * 129}, "token: expected 16 to 128 letters"),
-        ({"allowed_hosts": ("http://cam.example",)}, "allow-host: expected a name"),
-        ({"allowed_hosts": ("cam.example:80",)}, "allow-host: expected a name"),
-        ({"stale_seconds": 0.0}, "stale-after: expected seconds above 0"),
-        ({"stale_seconds": float("nan")}, "stale-after: expected seconds above 0"),
-        ({"host": ""}, "host: expected an address or name of this machine"),
-        ({"host": "no such host"}, "host: expected an address or name of this machine"),
+        ({"token": "short"}, "token"),
+        ({"token": "spaces are no part of it"}, "token"),
+        ({"token": "x" * 129}, "token"),
+        ({"allowed_hosts": ("http://cam.example",)}, "allow-host"),
+        ({"allowed_hosts": ("cam.example:80",)}, "allow-host"),
+        ({"stale_seconds": 0.0}, "stale-after"),
+        ({"stale_seconds": float("nan")}, "stale-after"),
+        ({"host": ""}, "host"),
+        ({"host": "no such host"}, "host"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+    with refused(ArgumentError, message):
         ServerSettings(**settings)
 
 
@@ -189,7 +190,7 @@ def test_the_page_needs_nothing_that_the_policy_forbids():
 
 @pytest.mark.parametrize("html", ["", "<style></style>", f"<style></style>{SCRIPT}{SCRIPT}"])
 def test_a_page_without_one_style_and_one_script_is_refused(html):
-    with pytest.raises(SourceError, match="expected one"):
+    with refused(SourceError, "page.html"):
         policy_for(html)
 
 
@@ -197,5 +198,5 @@ def test_a_page_without_one_style_and_one_script_is_refused(html):
     "network", ["", "proxy.example", "10.0.0.7/24", "10.0.0.0/33", "fd00::1/8"]
 )
 def test_a_proxy_is_an_address_or_a_network(network):
-    with pytest.raises(ArgumentError, match="proxy: expected an address or network such as"):
+    with refused(ArgumentError, "proxy"):
         ServerSettings(proxies=(network,))

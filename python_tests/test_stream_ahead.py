@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.ahead import Ahead
@@ -121,7 +122,7 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     lanes = Failing(2)
     stream = open_stream(File(10), lanes)
     assert [next(stream).frame.index for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(BackendError, match="NaN"):
+    with refused(BackendError, "outputs"):
         next(stream)
     assert lanes.closed == 1
     assert list(stream) == []
@@ -165,7 +166,7 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
 
     sink = Mock()
     made = {"options": StreamOptions(), "memories": None, "writers": [sink]}
-    with pytest.raises(EngineStateError, match="busy"):
+    with refused(EngineStateError, "engine"):
         StreamParts(sources=[File(1)], **made).start(Mock(), busy)
     sink.close.assert_called_once_with()
     StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
