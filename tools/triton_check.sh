@@ -44,6 +44,6 @@ export ZSSEG_TRITON_BACKENDS="$backends"
 export ZSSEG_TRITON_LIBRARIES="$site/nvidia_pytriton.libs:$libpython"
 unset PYTHONPATH VIRTUAL_ENV PYTHONHOME
 if [ $# = 0 ]; then
-  set -- python -m pytest -q -p no:cacheprovider python_tests/test_triton_server.py
+  set -- python -m pytest -q -p no:cacheprovider python_tests/system/test_triton_server.py
 fi
 "$@"

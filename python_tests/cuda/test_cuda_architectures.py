@@ -1,0 +1,150 @@
+"""Which GPUs a build is made for: those named, those found, else one of each generation."""
+
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHOICE = ROOT / "csrc/cmake/cuda_architectures.cmake"
+KNOWN = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+GENERATIONS = "75;80;90;100;120"
+ALL = "75;80;86;87;89;90;100;110;120"
+
+SCRIPT = """
+include([[{choice}]])
+zsseg_cuda_code_flags(flags)
+message("FLAGS ${{flags}}")
+"""
+
+
+def program(path, output, code=0):
+    lines = "\n".join(output)
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\nexit {code}\n", encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+class Machine:
+    """A folder of stand-ins for nvcc and nvidia-smi, and a device tree."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.nvcc = program(folder / "nvcc", [f"sm_{arch}" for arch in KNOWN])
+        self.tree = folder / "compatible"
+
+    def has_gpus(self, *capabilities, code=0):
+        program(self.folder / "nvidia-smi", capabilities, code)
+
+    def is_board(self, chip):
+        self.tree.write_bytes(b"nvidia,some-board\0" + chip.encode() + b"\0")
+
+    def configure(self, wanted):
+        script = self.folder / "choose.cmake"
+        script.write_text(SCRIPT.format(choice=CHOICE), encoding="utf-8")
+        call = [cmake(), f"-DZSSEG_CUDA_ARCHITECTURES={wanted}"]
+        call += [f"-DCMAKE_CUDA_COMPILER={self.nvcc}", f"-DZSSEG_DEVICE_TREE={self.tree}"]
+        # No folder of the system's, so that a real nvidia-smi is not found.
+        call += ["-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-P", str(script)]
+        path = {"PATH": f"{self.folder}:{shell_tools(self.folder)}"}
+        return subprocess.run(call, env=path, capture_output=True, text=True, check=False)
+
+    def builds(self, wanted="AUTO"):
+        """Architectures of machine code, those of PTX, and all that was said."""
+        done = self.configure(wanted)
+        assert done.returncode == 0, done.stderr
+        (flags,) = (line for line in done.stderr.splitlines() if line.startswith("FLAGS "))
+        codes = [flag.rsplit("code=", 1)[1] for flag in flags[6:].split(";")]
+        machine = ";".join(code[3:] for code in codes if code.startswith("sm_"))
+        ptx = ";".join(code[8:] for code in codes if code.startswith("compute_"))
+        return machine, ptx, done.stdout
+
+
+def cmake():
+    found = shutil.which("cmake")
+    if found is None:
+        pytest.skip("cmake is not on the PATH")
+    return found
+
+
+def shell_tools(folder):
+    """A folder that has what the stand-ins call, and nothing else."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("sh", "cat"):
+        if not (tools / name).exists():
+            (tools / name).symlink_to(shutil.which(name))
+    return tools
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected", "ptx"),
+    [
+        (["8.6"], "86", "75;86"),
+        (["8.9", "8.9", "8.6"], "86;89", "75;89"),
+        (["12.0", "9.0"], "90;120", "75;120"),
+        (["7.5"], "75", "75"),
+        (["12.1"], "121", "75;121"),
+        (["6.1", "8.0"], "80", "75;80"),
+    ],
+)
+def test_auto_builds_for_the_gpus_that_are_there(machine, gpus, expected, ptx):
+    machine.has_gpus(*gpus)
+    assert machine.builds()[:2] == (expected, ptx)
+
+
+@pytest.mark.parametrize(
+    ("chip", "expected"), [("nvidia,tegra234", "87"), ("nvidia,tegra264", "110")]
+)
+def test_auto_knows_jetsons_whose_nvidia_smi_does_not_tell(machine, chip, expected):
+    machine.is_board(chip)
+    machine.has_gpus("[N/A]")
+    assert machine.builds()[0] == expected
+
+
+def test_auto_without_a_gpu_builds_one_of_each_generation_and_says_so(machine):
+    code, ptx, said = machine.builds()
+    assert (code, ptx) == (GENERATIONS, "75;120")
+    assert "no GPU to build for was found here" in said
+    assert "ZSSEG_CUDA_ARCHITECTURES names others" in said
+
+
+@pytest.mark.parametrize("gpus", [["6.1"], ["13.0"], ["[N/A]"], []])
+def test_auto_with_gpus_that_cannot_be_built_for_does_the_same(machine, gpus):
+    machine.has_gpus(*gpus)
+    code, _, said = machine.builds()
+    assert code == GENERATIONS
+    assert "no GPU to build for was found here" in said
+
+
+def test_auto_where_nvidia_smi_fails_does_the_same(machine):
+    machine.has_gpus("NVIDIA-SMI has failed, driver 535.54", code=9)
+    assert machine.builds()[0] == GENERATIONS
+
+
+def test_named_ones_are_built_whatever_is_there(machine):
+    machine.has_gpus("8.6")
+    assert machine.builds("87;110")[0] == "87;110"
+    assert machine.builds("ALL")[:2] == (ALL, "75;120")
+
+
+def test_named_ones_that_the_compiler_does_not_know_are_dropped_aloud(machine):
+    program(machine.nvcc, ["sm_75", "sm_86"])
+    code, _, said = machine.builds("ALL")
+    assert code == "75;86"
+    assert "does not know sm_120; dropped" in said
+
+
+@pytest.mark.parametrize("wanted", ["99", "sm_86", "60", "auto", ""])
+def test_names_of_no_gpu_are_refused(machine, wanted):
+    done = machine.configure(wanted)
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "ZSSEG_CUDA_ARCHITECTURES: expected AUTO, ALL or at least one of sm_75" in said

@@ -1,0 +1,176 @@
+"""Which tests run, which room a file belongs into, and which exported graphs are found again."""
+
+import subprocess
+import sys
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+
+from support import rooms
+from support.choice import pairwise
+
+HERE = Path(rooms.__file__).parents[1]
+CONFTEST = "from support.choice import pytest_addoption, pytest_collection_modifyitems\n"
+CASES = """
+import pytest
+@pytest.mark.nightly
+def test_slow(): pass
+@pytest.mark.needs_cuda
+def test_gpu(): pass
+@pytest.mark.parametrize("a", [1, 2, 3])
+@pytest.mark.parametrize("b", [1, 2, 3])
+@pytest.mark.parametrize("c", [1, 2, 3])
+def test_grid(a, b, c): pass
+"""
+
+
+def collected(folder, *arguments):
+    """Names of the tests that would run."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    for name in ("test_ops_some.py", "test_other.py"):
+        (folder / name).write_text(CASES)
+    call = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    call += [*arguments, f"--rootdir={folder}", "-c", "/dev/null"]
+    done = subprocess.run(
+        call, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        env={"PYTHONPATH": str(HERE), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_nightly_tests_run_when_asked_for_or_named(tmp_path):
+    ordinary = collected(tmp_path)
+    assert len(ordinary) == 2 * 28
+    assert not [name for name in ordinary if "test_slow" in name]
+    assert len(collected(tmp_path, "--nightly")) == 2 * 29
+    assert collected(tmp_path, "test_other.py::test_slow") == ["test_other.py::test_slow"]
+
+
+def test_fast_cuts_grids_of_operations_and_leaves_out_cuda(tmp_path):
+    fast = collected(tmp_path, "--fast")
+    assert not [name for name in fast if "test_gpu" in name or "test_slow" in name]
+    of_operation = [name for name in fast if name.startswith("test_ops_")]
+    assert 9 <= len(of_operation) <= 12
+    assert len(fast) - len(of_operation) == 27
+
+
+def pairs(cases):
+    return {pair for case in cases for pair in combinations(sorted(case.items()), 2)}
+
+
+def test_every_pair_of_values_is_kept():
+    names = "abcde"
+    cases = [dict(zip(names, row, strict=True)) for row in product(range(4), repeat=5)]
+    cases = [case for case in cases if case["a"] != case["b"]]  # a grid with holes
+    kept = pairwise(cases)
+    assert pairs(cases[index] for index in kept) == pairs(cases)
+    assert len(kept) < len(cases) / 20
+    assert pairwise([{"a": 0}, {"a": 1}]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "room"),
+    [
+        ("test_a.py", "import numpy\n", "unit"),
+        ("test_a.py", "def test_a():\n    import subprocess\n", "system"),
+        ("test_a.py", "from zsseg_rt.export import export_bundle\n", "torch_side"),
+        ("test_a.py", "from support import tiny\n", "torch_side"),
+        ("test_a.py", "from support.live_server import *\n", "system"),
+        ("test_a.py", "def test_a(zegclip_bundle): pass\n", "torch_side"),
+        ("test_a.py", "import pytest\nx = pytest.importorskip('torch')\n", "torch_side"),
+        ("test_a.py", "import pytest\np = pytest.mark.usefixtures('v4l2_driver')\n", "system"),
+        ("test_cuda_a.py", "", "cuda"),
+        ("test_training_a.py", "import subprocess\n", "torch_side"),
+    ],
+)
+def test_a_file_s_room_follows_what_it_imports_and_starts(tmp_path, name, text, room):
+    (tmp_path / name).write_text(text)
+    assert rooms.room_of(tmp_path / name) == room
+
+
+class TestKeptGraphs:
+    """Keys and files; that a graph read back equals one made anew is the exporter's tests'."""
+
+    @pytest.fixture
+    def export(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        onnx = pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+        from support import kept_graphs
+        from zsseg_rt.export.onnx import GraphExport
+
+        made = []
+
+        def make(graph, name):
+            made.append(name)
+            return onnx.helper.make_model(onnx.helper.make_graph([], name, [], []))
+
+        read = kept_graphs.kept_in(tmp_path, make)
+
+        def export(module, name="a", size=2):
+            inputs = {"x": torch.zeros(1, size)}
+            graph = read(GraphExport(module=module, inputs=inputs, outputs=("y",)), name)
+            assert graph.graph.name == name
+            return len(made)
+
+        return export
+
+    def test_equal_modules_are_traced_once(self, export):
+        import torch
+
+        layer = torch.nn.Linear(2, 2)
+        again = torch.nn.Linear(2, 2)
+        again.load_state_dict(layer.state_dict())
+        assert [export(layer), export(layer), export(again)] == [1, 1, 1]
+
+    def test_other_weights_settings_inputs_and_names_are_traced_anew(self, export):
+        import torch
+
+        layer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2, eps=1e-5))
+        counts = [export(layer), export(layer, name="b"), export(layer, size=3)]
+        layer[1].eps = 1e-6
+        counts.append(export(layer))
+        with torch.no_grad():
+            layer[0].weight[0, 0] += 1
+        counts.append(export(layer))
+        assert counts == [1, 2, 3, 4, 5]
+
+    def test_modules_of_others_and_another_exporter_are_not_kept(self, export, monkeypatch):
+        import torch
+
+        class Own(torch.nn.Linear):
+            pass
+
+        layer = torch.nn.Linear(2, 2)
+        assert [export(Own(2, 2)), export(Own(2, 2)), export(layer)] == [1, 2, 3]
+        monkeypatch.setattr("torch.onnx.export", None)
+        assert [export(layer), export(layer)] == [4, 5]
+
+    def test_other_sources_have_files_of_their_own(self, export, monkeypatch, tmp_path):
+        import torch
+
+        from support import kept_graphs
+
+        layer = torch.nn.Linear(2, 2)
+        assert export(layer) == 1
+        monkeypatch.setattr(kept_graphs, "MADE_BY", ("models",))
+        kept_graphs._generation.cache_clear()
+        assert export(layer) == 2
+        assert len(list((tmp_path / "graphs").iterdir())) == 2
+        kept_graphs._generation.cache_clear()
+
+
+ELSEWHERE = {
+    "test_import_rules.py": "system",
+}
+
+
+def test_each_file_stands_in_its_room():
+    files = [path for path in HERE.rglob("test_*.py") if path.parent.parent == HERE]
+    assert len(files) > 200
+    assert not list(HERE.glob("test_*.py"))
+    found = {path.name: path.parent.name for path in files}
+    assert len(found) == len(files)  # no name twice
+    assert found == {p.name: ELSEWHERE.get(p.name) or rooms.room_of(p) for p in files}

@@ -1,0 +1,195 @@
+"""The doctor reports whatever the environment says: its reader has just that to mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.gstreamer import require_gstreamer
+from zsseg_rt.backends import registry
+from zsseg_rt.doctor import examine
+from zsseg_rt.ops import core
+
+
+def finding(topic):
+    return next(found for found in examine() if found.topic == topic)
+
+
+@pytest.mark.parametrize(
+    "variable", ["ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT", "ZSSEG_RTSP_LIBRARY"]
+)
+def test_a_wrong_variable_is_a_finding(monkeypatch, variable):
+    monkeypatch.setenv(variable, "abacus")
+    found = finding("environment")
+    assert found.status == "bad"
+    assert f"{variable}: expected" in found.detail
+    assert "'abacus'" in found.detail
+    assert found.remedy
+
+
+def test_all_wrong_variables_are_named_at_once(monkeypatch):
+    for variable in ("ZSSEG_DEVICE", "ZSSEG_TENSORRT"):
+        monkeypatch.setenv(variable, "abacus")
+    assert finding("environment").detail.count("'abacus'") == 2
+
+
+def test_packages_for_streams_are_told(monkeypatch):
+    pytest.importorskip("av")
+    assert finding("PyAV").status == "ok"
+    assert "libx264 yes" in finding("PyAV").detail
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert finding("PyAV").status == "bad"
+    monkeypatch.setattr("zsseg_rt.doctor._version", lambda name: None)
+    assert finding("PyAV").status == "absent"
+    assert "pip install '.[stream]'" in finding("PyAV").remedy
+
+
+def gstreamer_in_a_child(tmp_path, *, elements=None, is_jetson=False, before=""):
+    """The doctor's line on GStreamer, with stand-ins for some of a Jetson's elements."""
+    release = tmp_path / "nv_tegra_release"
+    if is_jetson:
+        release.write_text("# R36 (release), REVISION: 4.3\n")
+    stand_ins = f"from support.jetson_elements import register; register(*{elements!r})"
+    code = f"""
+import json
+from pathlib import Path
+{before}
+{stand_ins if elements else ""}
+from zsseg_rt import doctor
+doctor._TEGRA_RELEASE = Path({str(release)!r})
+found = doctor._gstreamer()
+print(json.dumps([found.status, found.detail, found.remedy]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_gstreamer_is_told_with_what_it_decodes_and_encodes_with(tmp_path):
+    require_gstreamer()
+    status, detail, remedy = gstreamer_in_a_child(tmp_path)
+    assert (status, remedy) == ("ok", "")
+    assert "PyGObject 3." in detail
+    assert "H.264 is decoded by avdec_h264; encoded by x264enc" in detail
+
+
+def test_what_gstreamer_lacks_is_told_with_its_package(tmp_path):
+    require_gstreamer()
+    lacking = (
+        "import gi; gi.require_version('Gst', '1.0')\n"
+        "from gi.repository import Gst; Gst.init(None)\n"
+        "for name in ('x264enc', 'rtspsrc'):\n"
+        "    Gst.Registry.get().remove_feature(Gst.ElementFactory.find(name))\n"
+    )
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    assert status == "absent"
+    assert "missing: rtspsrc, x264enc" in detail
+    assert "sudo apt install gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly" in remedy
+
+
+def test_without_pygobject_gstreamer_is_absent(tmp_path):
+    lacking = "import sys; sys.modules['gi'] = None"
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    assert status == "absent"
+    assert "expected PyGObject" in detail
+    assert "sudo apt install python3-gi" in remedy
+    assert "pip install '.[gstreamer]'" in remedy
+
+
+def test_a_jetson_s_elements_are_looked_for(tmp_path):
+    require_gstreamer()
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True)
+    assert status == "absent"
+    assert "missing: nvarguscamerasrc, nvvidconv, nvv4l2decoder, nvv4l2h264enc" in detail
+    assert "sudo apt install nvidia-l4t-gstreamer" in remedy
+    elements = ["nvarguscamerasrc", "nvvidconv", "nvv4l2decoder", "nvv4l2h264enc"]
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True, elements=elements)
+    assert (status, remedy) == ("ok", "")
+    assert "H.264 is decoded by nvv4l2decoder; encoded by x264enc" in detail
+    assert "no /dev/v4l2-nvenc: this Jetson has no encoder" in detail
+
+
+def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypatch):
+    monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
+    monkeypatch.setenv("ZSSEG_BACKEND", "")
+    for name in ("TENSORRT", "RTSP_LIBRARY", "RTSP_PROTOCOLS", "RTSP_LATENCY_MS"):
+        monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
+    found = finding("environment")
+    assert (found.status, found.detail) == ("ok", "ZSSEG_DEVICE=cpu")
+
+
+def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
+    report = tmp_path / "report.json"
+    run = subprocess.run(  # the choice is made once in a process
+        [sys.executable, "-m", "zsseg_rt", "doctor", "--json", report],
+        env={**os.environ, "ZSSEG_CPU_ISA": "abacus"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 4, run.stderr
+    findings = {found["topic"]: found for found in json.loads(report.read_text())["findings"]}
+    assert findings["native core"]["status"] == "bad"
+    assert "got 'abacus'" in findings["native core"]["detail"]
+    assert "Unset ZSSEG_CPU_ISA" in findings["native core"]["remedy"]
+    assert {"python", "CUDA", "OpenVINO", "OpenCV", "cache"} <= findings.keys()
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "under a file", "loop", "dangling", "long", "bytes", "bytes under a file"]
+)
+def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, kind):
+    home = tmp_path / "home"
+    if kind in ("file", "under a file", "bytes under a file"):
+        home.write_text("x")
+    elif kind in ("loop", "dangling"):
+        home.symlink_to(home if kind == "loop" else tmp_path / "absent")
+    places = {
+        "under a file": home / "x",
+        "bytes under a file": home / "x",
+        "long": tmp_path / ("x" * 300),
+    }
+    place = os.fsencode(places.get(kind, home)) + (b"\xff" if "bytes" in kind else b"")
+    monkeypatch.setenv("ZSSEG_HOME", os.fsdecode(place))
+    found = finding("cache")
+    assert found.status == ("ok" if kind == "bytes" else "bad")
+    assert found.detail.encode()
+    assert kind == "bytes" or "Set ZSSEG_HOME" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "told"),
+    [
+        (
+            ("torch",),
+            "8.7",
+            "precision auto is torch float16, bfloat16 of bundles in",
+        ),
+        (("torch",), "7.5", "precision auto is torch float16, float32 of bundles in"),
+        (("tensorrt",), "8.7", "precision auto is tensorrt float16, float32 of bundles"),
+        ((), "8.7", "no backend for it is installed"),
+    ],
+)
+def test_the_gpu_s_precision_is_told(monkeypatch, installed, capability, told):
+    properties = {"name": "Orin", "compute_capability": capability}
+    monkeypatch.setattr(core, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(core, "cuda_device_properties", lambda index: properties)
+    monkeypatch.setattr(registry, "is_installed", lambda name: name in installed)
+    assert f"cuda:0 Orin sm {capability}; {told}" in finding("CUDA").detail
+
+
+def test_the_report_needs_no_native_core():
+    code = """
+import sys
+sys.modules["zsseg_rt._C"] = None
+from zsseg_rt.doctor import examine
+print({found.topic: found.status for found in examine()}["native core"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "bad", run.stderr

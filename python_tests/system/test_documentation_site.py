@@ -1,0 +1,173 @@
+"""The documentation builds as a site that is whole and needs nothing from elsewhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from support import documents
+from support.live_page import expect, open_browser, open_page
+from tools.docs.markdown import for_site, slug
+from tools.docs.site_check import problems
+
+ROOT = Path(__file__).parents[2]
+needs_generator = pytest.mark.skipif(
+    find_spec("zensical") is None or find_spec("mkdocstrings_handlers") is None,
+    reason="needs zensical and mkdocstrings-python: pip install -e '.[docs]'",
+)
+
+
+def build(checkout, site):
+    environment = {**os.environ, "ZSSEG_PYTHON": sys.executable}
+    call = ["bash", str(checkout / "tools" / "docs.sh"), str(site)]
+    return subprocess.run(
+        call, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site") / "docs"
+    done = build(ROOT, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@needs_generator
+def test_every_document_is_a_page(site):
+    pages = {path.stem for path in site.glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= pages
+    assert {"index", "contributing", "security", "changelog", "examples", "first_hour"} <= pages
+
+
+@needs_generator
+def test_public_names_lead_to_their_docstrings(site):
+    index = (site / "api.html").read_text(encoding="utf-8")
+    assert 'href="reference/zsseg_rt.html#zsseg_rt.Engine"' in index
+    details = (site / "reference" / "zsseg_rt.html").read_text(encoding="utf-8")
+    assert 'id="zsseg_rt.Engine.segment"' in details
+    kernels = (site / "reference" / "zsseg_rt.ops.html").read_text(encoding="utf-8")
+    assert "Raises:" in kernels
+    assert ":class:" not in kernels + details
+
+
+@contextmanager
+def served(folder):
+    """The folder's files over HTTP, as a site is read."""
+    handler = partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+
+@needs_generator
+def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
+    with served(site) as address, open_browser() as browser, open_page(browser) as page:
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}reference/zsseg_rt.html")
+        page.goto(f"{address}index.html")
+        page.wait_for_load_state("networkidle")
+        page.get_by_role("button", name="Search").first.click()
+        page.keyboard.type("watchdog")
+        expect(page.get_by_text("Environment variables").first).to_be_visible()
+        assert any(url.endswith("search.json") for url in asked)
+        assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.mark.nightly
+@needs_generator
+@pytest.mark.parametrize(
+    ("page", "added", "told"),
+    [
+        ("docs/stray.md", "# Stray\n", "the navigation lacks stray.md"),
+        ("docs/classes.md", "[x](absent.md)\n", "docs/classes.md: expected links to"),
+        ("docs/classes.md", "[x](results.md#absent)\n", "anchor does not exist"),
+    ],
+)
+def test_a_site_that_is_not_whole_does_not_build(tmp_path, page, added, told):
+    checkout = tmp_path / "checkout"
+    for name in ("docs", "tools", "benchmarks", "cpp_tests"):
+        shutil.copytree(ROOT / name, checkout / name)
+    for path in ROOT.glob("*.md"):
+        shutil.copy(path, checkout)
+    (checkout / "zsseg_rt").symlink_to(ROOT / "zsseg_rt")
+    with (checkout / page).open("a", encoding="utf-8") as file:
+        file.write("\n" + added)
+    done = build(checkout, tmp_path / "site")
+    assert done.returncode == 1
+    assert told in done.stderr
+
+
+def write(folder, **pages):
+    for name, text in pages.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+
+
+def test_broken_links_and_foreign_addresses_are_found(tmp_path):
+    write(
+        tmp_path,
+        one='<p id="a"></p><a href="two.html#b">x</a><a href="https://example.org">x</a>',
+        two='<a href="#b">x</a><a href="three.html">x</a><a href="one.html#a">x</a>'
+        '<img src="//example.org/x.png"><link href="https://example.org/x.css">',
+    )
+    (tmp_path / "x.css").write_text("@import 'https://example.org/y.css'; a { b: url(data:x) }")
+    assert problems(tmp_path) == [
+        "one.html: no such anchor: two.html#b",
+        "two.html: fetches //example.org/x.png",
+        "two.html: fetches https://example.org/x.css",
+        "two.html: no such anchor: #b",
+        "two.html: no such file: three.html",
+        "x.css: fetches https://example.org/y.css",
+    ]
+
+
+def test_a_link_out_of_the_site_is_found(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    write(tmp_path, other="")
+    write(site, one='<a href="../other.html">x</a>')
+    assert problems(site) == ["one.html: no such file: ../other.html"]
+
+
+def test_markdown_of_code_hosts_becomes_the_generator_s():
+    page = (
+        "text\n| a |\n|---|\n<!-- not run: needs x -->\n```python\n[x](y)\n```\n"
+        "text:\n- one\n  more\n  ```bash\n  if x\n    y\n  ```\n  - two [l](m.md)\n- three\n\nend\n"
+    )
+    expected = (
+        "text\n\n| a |\n|---|\n\n```python\n[x](y)\n```\n"
+        "text:\n\n- one\n    more\n\n    ```bash\n    if x\n      y\n    ```\n"
+        "    - two [l](M.MD)\n- three\n\nend\n"
+    )
+    assert for_site(page, str.upper) == expected
+
+
+def test_code_that_is_only_indented_is_refused():
+    with pytest.raises(ValueError, match="got it indented: make"):
+        for_site("text:\n\n    make\n", str)
+
+
+def test_headings_are_named_as_by_the_code_host():
+    for page in documents.pages():
+        text = documents.without_code(page)
+        names = {slug(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}
+        assert names == documents.anchors_of(page)

@@ -1,0 +1,126 @@
+"""Every example of docs/examples runs as it is, on what ships with the package."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zsseg_rt.demo import demo_photos
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+NOTEBOOK = EXAMPLES / "first_hour.ipynb"
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = sys.modules["onnx"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SAYS = {
+    "evaluation": ["mIoU(S): ", "hardest: "],
+    "first_labels": ["red tiled floor: ", "mask.png: 256 rows of 256 labels"],
+    "own_embeddings": ["sand: ", "sky: ", "mean score 0."],
+    "swapping_classes": ["3 [", "4 [", "5 [", "6 [", "'star'", "'yellow sand'"],
+    "two_lanes": ["'red tiled floor'", "'yellow sand'"],
+    "webcam": ["frame ", " ms old: ", " labelled, "],
+}
+ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "ros2_node"}
+
+
+def run(name, folder, *arguments):
+    call = [sys.executable, "-c", WITHOUT_TORCH, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+    place = os.environ | {"ZSSEG_HOME": str(folder / "home")}
+    done = subprocess.run(
+        call, cwd=folder, env=place, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS) | ELSEWHERE
+    assert list(EXAMPLES.glob("*.ipynb")) == [NOTEBOOK]
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example_runs(name, tmp_path):
+    said = run(name, tmp_path)
+    assert [words for words in SAYS[name] if words not in said] == []
+
+
+def test_python_page_lists_every_example():
+    page = (EXAMPLES.parent / "python.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\[`(\w+)`\]\(examples/\1\.\w+\)", page)
+    assert sorted(listed) == sorted(path.stem for path in EXAMPLES.iterdir() if path.is_file())
+
+
+def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(demo_photos()[0], photos / "room.png")
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    said = run("photo_folder", tmp_path, photos)
+    assert "room.png: yellow brick wall" in said
+    assert "left out: " in said
+    assert "broken.jpg" in said
+    written = {path.name for path in (tmp_path / "labelled").iterdir()}
+    assert written == {"room.jpg", "room.labels.png", "shares.csv"}
+
+
+def test_counts_cover_every_frame(tmp_path):
+    run("counting_pixels", tmp_path, "test://?size=64x48&frames=5")
+    with (tmp_path / "counts.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:2] == ["frame", "seconds"]
+    assert header[-1] == "unknown"
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert all(sum(map(int, row[2:])) == 64 * 48 for row in rows)
+
+
+def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    runpy.run_path(str(EXAMPLES / "own_encoder.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "agrees with the graph: True" in said
+    assert [line.partition(":")[0] for line in said.splitlines()[-3:]] == ["grey", "red", "green"]
+    assert (tmp_path / "colours.jpg").stat().st_size > 1000
+
+
+# --- the notebook ---
+
+
+def test_notebook_holds_nothing_of_a_machine():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    cells = json.loads(text)["cells"]
+    assert [c["outputs"] for c in cells if c["cell_type"] == "code"].count([]) >= 6
+    assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells)
+    assert "/home" not in text
+    assert "/root" not in text
+
+
+def test_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    if all(map(importlib.util.find_spec, ("nbclient", "ipykernel"))):
+        import nbclient
+        import nbformat
+
+        book = nbformat.read(NOTEBOOK, as_version=4)
+        nbclient.NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    else:
+        cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        names = {}
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert (tmp_path / "mask.png").stat().st_size > 100

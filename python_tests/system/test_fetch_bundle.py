@@ -1,0 +1,274 @@
+"""A name becomes a bundle that every command finds; nothing half done is taken for whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.command_line import run
+from support.hub_server import serve_hub
+from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.bundles.pretrained import bundle_place, checkpoint_folder
+from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from zsseg_rt.demo import demo_photos
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, FetchError
+from zsseg_rt.fetch import SETS, bundles, fetch_bundle
+
+pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+pytest.importorskip("huggingface_hub", reason="needs pip install '.[train]'")
+
+# What the command line runs, with one more set and small parts; loads no torch by itself.
+CHILD = """
+import json, sys
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
+from zsseg_rt.cli import main
+from zsseg_rt.bundles.pretrained import SETS, PretrainedSet
+SETS["tiny-set"] = PretrainedSet(**json.loads(sys.argv[1]))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """A home into which the tiny set was put by hand and fetched; tests take copies."""
+    home = tmp_path_factory.mktemp("fetched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSSEG_HOME", str(home))
+        patch.setitem(SETS, "tiny-set", tiny_set())
+        patch.setattr(bundles, "find_checkpoint", by_hand(home))
+        fetch_bundle("tiny-set")
+    return home
+
+
+def by_hand(home):
+    """What finds a weights file without asking a hub."""
+
+    def find(chosen, _):
+        path = home / "weights" / FILE
+        path.parent.mkdir()
+        path.write_bytes(weights_file())
+        return bundles.Checkpoint(path=path, origin=f"{chosen.repository} {FILE}", ours=False)
+
+    return find
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(SETS, "tiny-set", tiny_set())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def with_bundle(home, fetched):
+    shutil.copytree(fetched / "bundles", home / "bundles")
+    return home
+
+
+def photo(tmp_path):
+    place = tmp_path / "photo.png"
+    shutil.copy(demo_photos()[0], place)
+    return place
+
+
+def test_the_bundle_says_where_it_comes_from(with_bundle):
+    bundle = Bundle.load("tiny-set")
+    assert bundle.path == bundle_place("tiny-set")
+    assert bundle.name == "tiny-set"
+    assert bundle.text.space == "CLIP ViT-tiny made_on_the_spot"
+    assert bundle.licence == "none"
+    assert bundle.provenance["source"] == f"{REPOSITORY} {FILE}"
+    assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
+    bundle.verify()
+
+
+def test_the_engine_finds_it_by_name(with_bundle):
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine("tiny-set", config) as engine:
+        engine.set_classes(["road", "sky"], templates=["a {}."])
+        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
+
+
+def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
+    asked = ["--classes", "road,sky", "--template", "a {}.", "--device", "cpu"]
+    code = run("segment", photo(tmp_path), "--bundle", "tiny-set", *asked, "--out", tmp_path / "o")
+    assert code == EXIT_OK
+    assert (tmp_path / "o" / "photo.overlay.png").is_file()
+    assert run("info", "tiny-set", "--check", "--precision", "float32") == EXIT_OK
+    sink = tmp_path / "labels.jsonl"
+    source = "test://?size=64x48&rate=30"
+    streamed = run("stream", source, sink, "--frames", "2", "--bundle", "tiny-set", *asked)
+    assert streamed == EXIT_OK
+    assert len(sink.read_text().splitlines()) == 2
+    capsys.readouterr()
+
+
+def test_another_fetch_only_checks_it(with_bundle, monkeypatch, capsys):
+    monkeypatch.setattr(bundles, "find_checkpoint", None)  # and downloads nothing
+    assert run("fetch", "tiny-set") == EXIT_OK
+    assert "tiny-set is here already" in capsys.readouterr().out
+
+
+def test_a_damaged_bundle_is_noticed(with_bundle):
+    (graph, *_) = bundle_place("tiny-set").glob("image_encoder*")
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(FetchError, match="zsseg-rt fetch tiny-set --overwrite"):
+        fetch_bundle("tiny-set")
+
+
+def test_names_are_listed_with_what_they_are(home, capsys):
+    assert run("fetch") == EXIT_OK
+    listed = capsys.readouterr().out
+    assert run("fetch", "--list") == EXIT_OK
+    assert capsys.readouterr().out == listed
+    for one in SETS.values():
+        for part in (one.name, one.repository, one.files[0], one.licence, one.good_for):
+            assert part in listed
+    assert "about 598 MB" in listed
+
+
+def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
+    assert run("fetch", "naclip-b61") == EXIT_USAGE
+    assert "Did you mean 'naclip-b16'? Known names: naclip-b16," in capsys.readouterr().err
+    assert not home.exists()
+    with pytest.raises(ArgumentError, match="expected a set that can be fetched"):
+        fetch_bundle("nothing")
+
+
+def test_missing_packages_are_told_before_the_download(home, monkeypatch):
+    monkeypatch.setattr(bundles, "_NEEDED", ("torch", "a_package_that_nobody_has"))
+    monkeypatch.setattr(bundles, "find_checkpoint", None)
+    with pytest.raises(BackendUnavailableError, match=r"a_package_that_nobody_has.*\.\[train\]"):
+        fetch_bundle("tiny-set")
+
+
+@pytest.mark.parametrize("in_the_way", ["home", "home/bundles"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_download(home, in_the_way, monkeypatch):
+    place = home.parent / in_the_way
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("a file")
+    monkeypatch.setattr(bundles, "find_checkpoint", None)
+    with pytest.raises(FetchError, match="set ZSSEG_HOME|Set ZSSEG_HOME"):
+        fetch_bundle("tiny-set")
+
+
+def test_weights_of_another_model_are_refused(home, monkeypatch):
+    folder = checkpoint_folder(REPOSITORY)
+    folder.mkdir(parents=True)
+    (folder / FILE).write_bytes(weights_file(num_layers=1))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FetchError, match=r"expected \d+ numbers in both towers, got \d+"):
+        fetch_bundle("tiny-set")
+    assert not bundle_place("tiny-set").exists()
+
+
+def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundles, "find_checkpoint", by_hand(home))
+    monkeypatch.setattr("zsseg_rt.export.bundle_writer.save_graphs", interrupted)
+    assert run("fetch", "tiny-set") == EXIT_FAILURE
+    told = capsys.readouterr().err
+    assert told.startswith("zsseg-rt: interrupted; what was downloaded is kept")
+    assert list((home / "bundles").iterdir()) == []
+
+
+@pytest.fixture
+def child_environment(home):
+    package, tests = Path(bundles.__file__).parents[2], Path(__file__).parents[1]
+    return {
+        **os.environ,
+        "ZSSEG_HOME": str(home),
+        "HF_HOME": str(home.parent / "hugging_face"),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONPATH": os.pathsep.join([str(package), str(tests)]),
+    }
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(asdict(tiny_set())), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Ctrl-C must reach it, also where the tests run in the background and ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def finish(child):
+    try:
+        out, err = child.communicate(timeout=400)
+    finally:
+        child.kill()
+        child.wait()
+    return child.returncode, out, err
+
+
+def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
+    folder = checkpoint_folder(REPOSITORY)
+    with serve_hub() as hub:
+        hub.files[KEY], hub.pause = weights_file(), 0.05
+        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
+        child = start(environment, "fetch", "tiny-set")
+        try:
+            wait_until(lambda: any(p.stat().st_size for p in folder.glob("*.partial")), child)
+            child.send_signal(signal.SIGINT)
+        except BaseException:
+            child.kill()
+            raise
+        code, _, err = finish(child)
+        assert (code, err.count("\n")) == (EXIT_FAILURE, 1), err
+        assert "To go on: zsseg-rt fetch tiny-set" in err
+        assert not (folder / FILE).exists()
+        hub.pause = 0.0
+        code, out, err = finish(start(environment, "fetch", "tiny-set"))
+        assert code == EXIT_OK, err
+        assert hub.ranges()[-1] is not None
+    assert "from an earlier try" in out
+    assert "were removed; --keep-checkpoint keeps them" in out
+    assert list(folder.iterdir()) == []
+    Bundle.load("tiny-set").verify()
+
+
+def test_offline_one_line_says_it_all_at_once(home, child_environment):
+    environment = {**child_environment, "HF_HUB_OFFLINE": "1"}
+    code, out, err = finish(start(environment, "fetch", "naclip-b16"))
+    assert (code, out, err.count("\n")) == (EXIT_FAILURE, "", 1)
+    for part in (
+        "open_clip_model.safetensors",
+        "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/977e3dd0ec55",
+        str(home / "checkpoints" / "timm--vit_base_patch16_clip_224.openai"),
+    ):
+        assert part in err
+
+
+def test_a_hub_that_never_answers_is_given_up(home, child_environment):
+    with serve_hub() as hub:
+        hub.mute = True
+        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint, "HF_HUB_ETAG_TIMEOUT": "1"}
+        code, _, err = finish(start(environment, "fetch", "tiny-set"))
+    assert (code, err.count("\n"), len(hub.requests)) == (EXIT_FAILURE, 1, 1)
+    assert "got no connection (ReadTimeout)" in err
+
+
+def wait_until(condition, child, seconds=200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)

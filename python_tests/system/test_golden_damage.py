@@ -1,0 +1,242 @@
+"""A golden sample that is damaged, or made to cost memory, is a BundleError."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
+from zsseg_rt.bundles.specs import FileEntry
+from zsseg_rt.demo import demo_bundle
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import check_against_golden, read_golden
+
+
+def read(bundle):
+    return read_golden(bundle, create_family(bundle, EngineConfig()))
+
+
+def engine_check(engine, bundle):
+    return check_against_golden(bundle, engine._family, "float32", engine._run_golden)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of the demo's bundle."""
+    return shutil.copytree(demo_bundle(), tmp_path / "x.zsseg")
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return read(Bundle.load(demo_bundle()))
+
+
+def put(bundle, content):
+    """Give the bundle another golden.npz, with the hash that fits; the bundle as it is read."""
+    (bundle / "golden.npz").write_bytes(content)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["golden"] = vars(FileEntry.describe(bundle / "golden.npz", bundle))
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    return Bundle.load(bundle)
+
+
+def npz(arrays, *, compression=zipfile.ZIP_DEFLATED):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array))
+    return content.getvalue()
+
+
+def test_golden_samples_are_read_as_numpy_reads_them(sound):
+    with np.load(demo_bundle() / "golden.npz", allow_pickle=False) as archive:
+        assert sorted(archive.files) == sorted(sound)
+        for name in archive.files:
+            np.testing.assert_array_equal(sound[name], archive[name])
+
+
+def test_a_stored_sample_is_read_too(bundle, sound):
+    found = read(put(bundle, npz(sound, compression=zipfile.ZIP_STORED)))
+    assert sorted(found) == sorted(sound)
+
+
+ODD_ARRAYS = {
+    "labels of another size": {"labels": np.zeros((3, 4), np.uint8)},
+    "signed labels": {"labels": np.zeros((120, 160), np.int64)},
+    "labels as numbers with points": {"labels": np.zeros((120, 160))},
+    "a grey frame": {"frame": np.zeros((120, 160), np.uint8)},
+    "a frame of floats": {"frame": np.zeros((120, 160, 3))},
+    "no frame": {"frame": None},
+    "no names": {"class_names": np.zeros(0, "U3"), "text_embeds": np.zeros((0, 64), np.float32)},
+    "names that are numbers": {"class_names": np.zeros(5)},
+    "fewer embeddings": {"text_embeds": np.zeros((2, 64), np.float32)},
+    "logits of other classes": {"mask_logits": np.zeros((1, 3, 4, 4), np.float32)},
+    "flat logits": {"mask_logits": np.zeros(7, np.float32)},
+    "a stage of text": {"image": np.array(["x"])},
+    "a stage of dates": {"image": np.zeros(3, "M8[s]")},
+    "records": {"image": np.zeros(3, "f4,i4")},
+}
+
+
+@pytest.mark.parametrize("name", ODD_ARRAYS)
+def test_arrays_that_do_not_fit_are_refused(name, bundle, sound):
+    arrays = {k: v for k, v in (sound | ODD_ARRAYS[name]).items() if v is not None}
+    with pytest.raises(BundleError, match=r"golden\.npz: expected a golden sample, got"):
+        read(put(bundle, npz(arrays)))
+
+
+def test_objects_are_refused(bundle, sound):
+    content = io.BytesIO()
+    np.savez(content, **sound, extra=np.array([{}], object))
+    with pytest.raises(BundleError, match="extra.npy: expected a .npy header of a plain array"):
+        read(put(bundle, content.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([zipfile.ZipInfo("a.txt")], "'a.txt', which is not a plain .npy array"),
+        ([zipfile.ZipInfo("a.npy")] * 2, "2 arrays, where at most 64 with distinct names may"),
+        ([zipfile.ZipInfo(f"{i}.npy") for i in range(65)], "65 arrays"),
+        ([zipfile.ZipInfo("../a.npy")], "expected a .npy file"),
+    ],
+    ids=["other file", "one name twice", "many", "path"],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_with_odd_entries_are_refused(entries, message, bundle):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for entry in entries:
+            archive.writestr(entry, b"")
+    with pytest.raises(BundleError, match=re.escape(message)):
+        read(put(bundle, content.getvalue()))
+
+
+def test_another_compression_is_refused(bundle, sound):
+    content = npz({"frame": sound["frame"]}, compression=zipfile.ZIP_BZIP2)
+    with pytest.raises(BundleError, match="which is not a plain .npy array"):
+        read(put(bundle, content))
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from zsseg_rt import Bundle, BundleError, EngineConfig
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import read_golden
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
+
+bundle = Bundle.load(sys.argv[1])
+family = create_family(bundle, EngineConfig())
+before = peak()
+try:
+    read_golden(bundle, family)
+except BundleError as error:
+    print(peak() - before, error)
+"""
+
+
+def test_embeddings_of_the_regions_must_fit_too(tmp_path):
+    stored = Path(__file__).parents[1] / "bundles" / "v1" / "proposals.zsseg"
+    bundle = shutil.copytree(stored, tmp_path / "x.zsseg")
+    arrays = read(Bundle.load(bundle)) | {"region_text_embeds": np.zeros((2, 2), np.float32)}
+    with pytest.raises(BundleError, match="class_names and text_embeds"):
+        read(put(bundle, npz(arrays)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_a_small_file_with_gigabytes_of_zeros_takes_no_memory(bundle, sound):
+    zeros = io.BytesIO()
+    with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("image", "patch_embeds"):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (300 << 20,)}
+                np.lib.format.write_array_header_1_0(stream, header)
+                for _ in range(300):
+                    stream.write(bytes(1 << 20))
+    put(bundle, zeros.getvalue())
+    call = [sys.executable, "-c", MEASURE, str(bundle)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    grown, _, message = done.stdout.partition(" ")
+    assert "bytes of arrays, where at most 268435456 may" in message
+    assert float(grown) < 50  # MB; the arrays are 600
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"text_embeds": np.ones((28, 3), np.float32)},
+        {"text_embeds": np.full((28, 128), np.nan, np.float32)},
+        {"class_names": np.array(["a"] * 28)},
+        {"frame": np.zeros((1, 40000, 3), np.uint8), "labels": np.zeros((1, 40000), np.uint8)},
+    ],
+    ids=["width", "NaN", "one name", "wide frame"],
+)
+def test_classes_and_frames_that_the_bundle_does_not_take(arrays, bundle, sound):
+    read = put(bundle, npz(sound | arrays))
+    with Engine(read, EngineConfig(use_cache=False)) as engine, pytest.raises(BundleError):
+        engine.self_check()
+
+
+def test_many_classes_on_a_large_frame_are_refused(bundle, sound):
+    """The self-check upsamples every class to the frame."""
+    large = {
+        "frame": np.zeros((4000, 4000, 3), np.uint8),
+        "labels": np.zeros((4000, 4000), np.uint8),
+    }
+    with pytest.raises(BundleError, match="for 16000000 pixels"):
+        read(put(bundle, npz(sound | large)))
+
+
+def test_damaged_samples_are_read_or_refused(bundle):
+    """Any byte of the archive; the self-check computes with what is read."""
+    rng, data = np.random.default_rng(0), (demo_bundle() / "golden.npz").read_bytes()
+    refused = 0
+    with Engine(demo_bundle(), EngineConfig(use_cache=False)) as engine:
+        for _ in range(150):
+            damaged = bytearray(data[: rng.integers(1, len(data)) if rng.random() < 0.2 else None])
+            last = rng.random() < 0.5  # the table of contents
+            low = max(len(damaged) - 1500, 0) if last else 0
+            for place in rng.integers(low, len(damaged), 3):
+                damaged[place] = rng.integers(0, 256)
+            try:
+                engine_check(engine, put(bundle, bytes(damaged)))
+            except BundleError:
+                refused += 1
+    assert refused > 100
+
+
+def test_damaged_arrays_are_read_or_refused(bundle, sound):
+    """Headers of arrays, in an archive whose checksums fit."""
+    rng, refused = np.random.default_rng(1), 0
+    plain = {name: io.BytesIO() for name in sound}
+    for name, stream in plain.items():
+        np.lib.format.write_array(stream, sound[name])
+    with Engine(demo_bundle(), EngineConfig(use_cache=False)) as engine:
+        for _ in range(60):
+            content = io.BytesIO()
+            with zipfile.ZipFile(content, "w") as archive:
+                hit = rng.choice(list(plain))
+                for name, stream in plain.items():
+                    data = bytearray(stream.getvalue())
+                    if name == hit:
+                        for place in rng.integers(0, min(128, len(data)), 2):
+                            data[place] = rng.integers(0, 256)
+                    archive.writestr(f"{name}.npy", bytes(data))
+            try:
+                read = put(bundle, content.getvalue())
+                assert engine_check(engine, read).stages
+            except BundleError:
+                refused += 1
+    assert refused > 30

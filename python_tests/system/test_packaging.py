@@ -1,0 +1,120 @@
+"""The source distribution holds what a build needs, a build of it what an installation needs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+IN_SDIST = ("csrc", "cpp_tests", "zsseg_rt", "tools", "CMakeLists.txt", "setup.py")
+IN_SDIST += ("pyproject.toml", "README.md", "LICENSE")
+IN_SDIST += ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+READ_AT_RUN_TIME = (
+    "demo/scenes.zsseg/image_encoder.float32.onnx",
+    "evaluation/datasets/tables/voc2012.json",
+    "models/clip/demo.safetensors",
+    "server/page.html",
+    "training/recipes/zegclip_voc_inductive.toml",
+)
+
+
+def tracked(*paths):
+    """Files of the project that git knows and that are there."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("which files belong to the project is only known in a git checkout")
+    call = ["git", "-C", str(ROOT), "ls-files", "-z", "--", *paths]
+    listed = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+    return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+
+
+def setup_py(folder, *arguments):
+    call = [sys.executable, "setup.py", "-q", *map(str, arguments)]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """A source distribution made of what git knows, and of rubbish beside it, unpacked."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in tracked():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    for rubbish in ("zsseg_rt/_C.so", "zsseg_rt/__pycache__/x.pyc", "tools/__pycache__/x.pyc"):
+        (checkout / rubbish).parent.mkdir(exist_ok=True)
+        (checkout / rubbish).write_bytes(b"rubbish")
+    setup_py(checkout, "sdist", "--formats=gztar")
+    (archive,) = (checkout / "dist").iterdir()
+    target = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(archive, target)
+    (folder,) = target.iterdir()
+    return folder
+
+
+def test_sdist_holds_what_a_build_needs(unpacked):
+    held = files_in(unpacked)
+    assert tracked(*IN_SDIST) - held == set()
+    made = {name for name in held if name.startswith("zsseg_rt.egg-info/")}
+    assert held - tracked() - made == {"PKG-INFO", "setup.cfg"}  # and no rubbish
+
+
+def test_every_file_that_cmake_reads_is_in_the_sdist(unpacked, tmp_path):
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not on the PATH")
+    call = [cmake, "-S", str(unpacked), "-B", str(tmp_path), "-DZSSEG_CUDA=OFF"]
+    call += ["-DZSSEG_BUILD_PYTHON=OFF"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_installation_from_the_sdist_has_its_data(unpacked, tmp_path):
+    setup_py(unpacked, "build_py", "--build-lib", tmp_path)
+    assert tracked("zsseg_rt") - files_in(tmp_path) == set()
+    for name in READ_AT_RUN_TIME:
+        assert (tmp_path / "zsseg_rt" / name).stat().st_size > 0
+
+
+@pytest.mark.nightly
+def test_an_installation_from_the_sdist_labels_the_demo(unpacked, tmp_path):
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("cmake and ninja are not on the PATH")
+    source = shutil.copytree(unpacked, tmp_path / "source")  # the build writes into it
+    environment = {**os.environ, "ZSSEG_CUDA": "OFF", "ZSSEG_HOME": str(tmp_path / "home")}
+    environment.pop("PYTHONPATH", None)
+    environment["CMAKE_ARGS"] = "-DCMAKE_CXX_FLAGS_RELEASE=-O0"  # quick to build
+    call = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    call += ["--disable-pip-version-check", "--target", str(tmp_path / "site"), str(source)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    environment.pop("ZSSEG_EXTENSION", None)
+    call = [sys.executable, "-m", "zsseg_rt", "segment", "--demo", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").glob("*.overlay.png"))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_first_run_s_packages_are_installed(machine):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = project.partition("\ndependencies = [\n")[2].partition("\n]")[0]
+    lines = (line.strip().removesuffix(",").strip('"') for line in table.splitlines())
+    requirements = [Requirement(line) for line in lines]
+    needed = {
+        one.name
+        for one in requirements
+        if one.marker is None or one.marker.evaluate({"platform_machine": machine})
+    }
+    assert {"numpy", "openvino", "opencv-python-headless", "tokenizers", "typer"} <= needed

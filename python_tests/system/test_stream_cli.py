@@ -1,0 +1,338 @@
+"""``zsseg-rt stream`` as people type it: sinks, reports, exit codes, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from support.command_line import run
+from support.streams import MjpegServer, write_video
+from zsseg_rt.export.colour_words import COLOUR_WORDS
+from zsseg_rt.stream import source
+
+SMALL = "test://?size=64x48&rate=200"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    pytest.importorskip("av")
+    colours = [np.full((48, 64, 3), COLOUR_WORDS[name], np.uint8) for name in ("red", "blue")]
+    return write_video(tmp_path / "in.mp4", colours * 5, gop=1)
+
+
+def count_frames(path):
+    import av
+
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def stream(*arguments):
+    return run("stream", *arguments, "--classes", "red,blue", "--device", "cpu")
+
+
+def test_a_camera_that_is_off_at_the_start_is_waited_for(colour_bundle, tmp_path):
+    with MjpegServer() as gone:
+        pass
+    lines = tmp_path / "labels.jsonl"
+    call = (gone.url, lines, "-b", colour_bundle, "--frames", "1")
+    assert stream(*call) == 1
+    cameras = []
+
+    def switch_on():
+        cameras.append(MjpegServer(port=gone.port))
+        cameras[0].pictures.release(40)
+
+    timer = threading.Timer(1.0, switch_on)
+    timer.start()
+    assert stream(*call, "--wait") == 0
+    cameras[0].stop()
+    assert len(lines.read_text().splitlines()) == 1
+
+
+def test_a_video_whose_frames_are_too_large_is_a_failure(
+    clip, colour_bundle, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(source, "MOST_PIXELS", 48 * 64 - 1)
+    assert stream(clip, tmp_path / "out.mp4", "-b", colour_bundle) == 1
+    assert "expected frames of at most 3071 pixels" in capsys.readouterr().err
+
+
+def test_a_video_becomes_all_kinds_of_files(clip, colour_bundle, tmp_path, capsys):
+    out, masks, lines = tmp_path / "out.mp4", f"{tmp_path}/masks/", tmp_path / "out.jsonl"
+    report = tmp_path / "report.json"
+    assert stream(clip, out, masks, lines, "-b", colour_bundle, "--json", report) == 0
+    assert count_frames(out) == 10
+    assert len(os.listdir(masks)) == 10
+    found = [json.loads(line)["classes"][0]["name"] for line in lines.read_text().splitlines()]
+    assert found == ["red", "blue"] * 5
+    written = json.loads(report.read_text())
+    assert written["engine"]["names"] == ["red", "blue"]
+    assert written["sources"][str(clip)]["labelled"] == 10
+    assert set(written["sources"][str(clip)]["age_ms"]) == {"p50", "p95", "p99"}
+    assert [sink["written"] for sink in written["sinks"]] == [10, 10, 10]
+    printed = capsys.readouterr().out
+    assert f"{clip}  10 of 10 frames labelled" in printed
+    assert f"{out}  10 frames" in printed
+
+
+def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    assert stream(SMALL, lines, "-b", colour_bundle, "--frames", 7) == 0
+    assert len(lines.read_text().splitlines()) == 7
+    assert stream(SMALL, "-b", colour_bundle, "--seconds", 0.2) == 0
+
+
+def test_a_list_of_sources_is_streamed_together(clip, colour_bundle, tmp_path):
+    listed, lines = tmp_path / "cameras.txt", tmp_path / "a.jsonl"
+    listed.write_text(f"{clip}\ntest://?size=64x48&rate=500&frames=6\n")
+    assert stream(f"@{listed}", lines, "-b", colour_bundle) == 0
+    sources = [json.loads(line)["source"] for line in lines.read_text().splitlines()]
+    assert (sources.count(str(clip)), len(sources)) == (10, 16)
+
+
+def test_the_demo_needs_no_arguments(tmp_path, capsys):
+    assert run("stream", "--demo", "--frames", 3, "--policy", "all") == 0
+    assert "test://  3 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ((), 2, "name a source"),
+        (("0",), 2, "--bundle NAME.zsseg"),
+        (("ftp://u:secret@cam/1", "-b", "x"), 2, "source: expected test://"),
+        (("test://?size=1", "-b", "x"), 2, "size=WIDTHxHEIGHT"),
+        (("0", "out.avi", "-b", "x"), 2, "sink: expected NAME.mp4"),
+        (("0", "", "-b", "x"), 2, "got an empty name"),
+        (("0", "  ", "-b", "x"), 2, "got an empty name"),
+        (("0", "rtsp://u:se cret@:1/a b", "-b", "x"), 2, "got rtsp://:1/a b"),
+        (("0", "a.mp4", "-b", "x", "--rotate", "10m"), 2, "rotate: expected a time above 0"),
+        (("0", "a.mp4", "-b", "x", "--keep", "7d"), 2, "keep: expected rotate beside it"),
+        (("0", "-b", "x", "--rotate", "1h"), 2, "rotate: expected a sink that is a file"),
+        (("u:secret@cam/1", "-b", "x"), 2, "an address with its scheme"),
+        (("0", "rtsp://u:secret@cam", "-b", "x"), 2, "sink: expected rtsp://@:PORT/NAME"),
+        (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
+        (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
+        (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),
+        (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, told, capsys):
+    assert stream(*arguments) == code
+    message = capsys.readouterr().err
+    assert told in message
+    assert "secret" not in message
+
+
+def test_still_frames_are_reported(colour_bundle, tmp_path, capsys):
+    pytest.importorskip("av")
+    red = np.full((48, 64, 3), COLOUR_WORDS["red"], np.uint8)
+    path, lines = write_video(tmp_path / "in.mp4", [red] * 8, gop=1), tmp_path / "out.jsonl"
+    assert stream(path, lines, "-b", colour_bundle, "--steady", "--skip-still") == 0
+    assert "8 of 8 frames labelled, 7 reused" in capsys.readouterr().out
+    reused = [json.loads(line)["reused"] for line in lines.read_text().splitlines()]
+    assert reused == [False] + [True] * 7
+
+
+@pytest.mark.parametrize("option", ["--steady", "--skip-still"])
+@pytest.mark.parametrize("family", ["proposals", "segment_tokens"])
+def test_families_without_a_memory_are_refused_before_anything_opens(
+    option, family, tmp_path, capsys
+):
+    bundle = Path(__file__).parents[1] / "bundles" / "v1" / f"{family}.zsseg"
+    assert stream("absent.mp4", f"{tmp_path}/masks/", "-b", bundle, option) == 2
+    assert f"of family dense or descriptor, got {family}" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("absent.mp4", "Check the path"),
+        ("v4l2:///dev/video99", "Plug the camera in"),
+        ("rtsp://user:secret@127.0.0.1:1/x", "Check address and port"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_is_an_error(source, told, colour_bundle, capsys):
+    pytest.importorskip("av")
+    assert stream(source, "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert "secret" not in captured.out + captured.err
+
+
+def test_an_absent_package_is_a_matter_of_the_environment(colour_bundle, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for arguments in (("in.mp4",), (SMALL, "out.mp4")):
+        assert stream(*arguments, "-b", colour_bundle) == 4
+        assert "pip install '.[stream]'" in capsys.readouterr().err
+
+
+def test_a_sink_that_fails_leaves_the_rest_and_is_told(clip, colour_bundle, tmp_path, capsys):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    good = tmp_path / "good.jsonl"
+    assert stream(clip, tmp_path / "full.jsonl", good, "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.out
+    assert "0 of 1 sources and 1 of 2 sinks failed" in captured.err
+    assert len(good.read_text().splitlines()) == 10
+
+
+def test_a_stream_whose_sinks_have_all_failed_ends(colour_bundle, tmp_path, capsys):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    endless = "test://?size=64x48&rate=100&frames=1000000"
+    started = time.monotonic()
+    assert stream(endless, tmp_path / "full.jsonl", "-b", colour_bundle) == 1
+    assert time.monotonic() - started < 60
+    assert "0 of 1 sources and 1 of 1 sinks failed" in capsys.readouterr().err
+
+
+def test_a_sink_that_is_not_finished_is_an_error(
+    clip, colour_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("zsseg_rt.stream.runner._EndPatience.sinks", 0.1)
+    monkeypatch.setattr("zsseg_rt.stream.writers.JsonLines.write", lambda *_: time.sleep(3))
+    assert stream(clip, tmp_path / "a.jsonl", "-b", colour_bundle) == 1
+    assert "failed: " in (captured := capsys.readouterr()).out
+    assert "not finished in time" in captured.out
+    assert "0 of 1 sources and 1 of 1 sinks failed" in captured.err
+
+
+def test_a_restart_keeps_what_was_recorded_and_names_whose_it_is(colour_bundle, tmp_path, capsys):
+    pytest.importorskip("av")
+    listed, report = tmp_path / "cameras.txt", tmp_path / "report.json"
+    listed.write_text(f"slow = test://?size=64x48&rate=20&frames=2\n{SMALL}&frames=9\n")
+    lines, video = tmp_path / "a.jsonl", tmp_path / "a.mp4"
+    for _ in range(2):
+        code = stream(f"@{listed}", lines, video, "-b", colour_bundle, "--json", report)
+        assert code == 0
+    sources = [json.loads(line)["source"] for line in lines.read_text().splitlines()]
+    assert (sources.count("slow"), len(sources)) == (4, 22)
+    assert count_frames(tmp_path / "a-slow.mp4") == 2
+    assert count_frames(tmp_path / "a-2.mp4") == 9
+    written = json.loads(report.read_text())
+    assert set(written["sources"]) == {"slow", f"{SMALL}&frames=9"}
+    whose = written["sinks"][1]["whose"]
+    assert list(whose.values()).count("slow") == 1
+    assert set(whose) == set(written["sinks"][1]["files"])
+    assert len(list(tmp_path.glob("a*.mp4"))) == 4
+    assert f"{tmp_path}/a-slow.mp4 (slow)" in capsys.readouterr().out
+
+
+def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
+    old = tmp_path / "a-20200101T000000Z.jsonl"
+    old.write_text("")
+    os.utime(old, (1e9, 1e9))
+    named = tmp_path / "a.jsonl"
+    named.write_text("mine\n")
+    options = ("--rotate", "1h,2kB", "--keep", "7d", "--frames", 30)
+    assert stream(SMALL, named, "-b", colour_bundle, *options) == 0
+    assert named.read_text() == "mine\n"
+    assert not old.exists()
+    made = list(tmp_path.glob("a-*Z*.jsonl"))
+    assert len(made) > 3
+    assert sum(len(path.read_text().splitlines()) for path in made) == 30
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
+def test_a_full_or_closed_output_is_one_line_and_loses_no_file(out, unbuffered, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "--frames", "3", str(lines)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    if out == "/dev/full":
+        taken = os.open(out, os.O_WRONLY)
+    else:
+        read, taken = os.pipe()
+        os.close(read)
+    done = subprocess.run(
+        call, stdout=taken, stderr=subprocess.PIPE, text=True, timeout=120, env=environment
+    )
+    os.close(taken)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(lines.read_text().splitlines()) == 3
+    if out == "/dev/full":
+        assert done.stderr.count("\n") == 1
+        assert "standard output: cannot be written: No space left" in done.stderr
+
+
+def test_a_broken_source_leaves_the_others_and_is_told(colour_bundle, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
+    (tmp_path / "bad.png").write_bytes(b"x")
+    listed = tmp_path / "sources.txt"
+    listed.write_text(f"{tmp_path}/bad.png\n{tmp_path}/red.png\n")
+    assert stream(f"@{listed}", "-b", colour_bundle) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 sources and 0 of 0 sinks failed" in captured.err
+    assert f"{tmp_path}/red.png  1 of 1 frames labelled" in captured.out
+
+
+CHILD = """
+import sys, time
+from zsseg_rt.cli import main
+code = main(sys.argv[1:])
+print("code", code, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A child that records the demo without end, and the lines it writes into a pipe."""
+    pytest.importorskip("av")
+    lines = tmp_path / "out.jsonl"
+    os.mkfifo(lines)
+    call = [sys.executable, "-c", CHILD, "stream", "--demo", str(tmp_path / "out.mp4"), str(lines)]
+    child = subprocess.Popen(
+        [*call, "--frames", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with lines.open() as pipe:
+        yield child, pipe
+    child.kill()
+    child.communicate()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_stream_and_leaves_its_files_playable(kind, recording, tmp_path):
+    child, pipe = recording
+    first = [pipe.readline() for _ in range(20)]
+    sent = time.monotonic()
+    child.send_signal(kind)
+    rest = pipe.readlines()
+    out, err = child.communicate(timeout=60)
+    took = time.monotonic() - sent
+    assert child.returncode == 0, err
+    assert "code 0" in out
+    assert took < 30.0  # 0.5 s on a machine that is not busy
+    count, recorded = len(first) + len(rest), count_frames(tmp_path / "out.mp4")
+    assert recorded > 0
+    # A busy machine may not write within half a second what waits in two queues of eight frames.
+    assert all(line.endswith("not finished in time, left as it is") for line in err.splitlines())
+    if not err:
+        assert abs(recorded - count) <= 8  # either may have been too slow
+        assert f"out.jsonl  {count} frames" in out
+
+
+def test_a_killed_recording_is_playable(recording, tmp_path):
+    child, pipe = recording
+    for _ in range(90):  # 3 s
+        assert pipe.readline()
+    child.kill()
+    child.wait()
+    assert count_frames(tmp_path / "out.mp4") >= 30

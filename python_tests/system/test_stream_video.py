@@ -1,0 +1,308 @@
+"""Videos and network cameras, made on the spot: whole, damaged, absent."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
+from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.stream import source, video
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.video import capture_time
+from zsseg_rt.stream.video_errors import explain
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """28 numbered pictures at 10 per second."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    return write_video(path, (numbered(number) for number in range(28)))
+
+
+def read(uri, order="rgb", limit=None):
+    (source,) = open_sources(uri, order)
+    reader, pictures = ReaderNow(), []
+    iterator = source.pictures(reader)
+    for picture in iterator:
+        pictures.append(picture)
+        if len(pictures) == limit:
+            iterator.close()
+            break
+    return pictures, reader
+
+
+def numbers(pictures):
+    return [number_of(picture.image) for picture in pictures]
+
+
+def test_a_file_gives_every_frame_with_its_time(clip):
+    pictures, reader = read(clip)
+    assert numbers(pictures) == list(range(28))
+    assert [p.pts_seconds for p in pictures] == pytest.approx([n / 10 for n in range(28)])
+    assert {p.clock for p in pictures} == {"file"}
+    assert pictures[0].image.shape == (48, 64, 3)
+    assert pictures[0].image.flags["C_CONTIGUOUS"]
+    assert reader.damaged == 0
+
+
+def test_channels_come_in_the_order_asked_for(tmp_path):
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[..., 0] = 250
+    path = write_video(tmp_path / "red.mp4", [red])
+    for order, channel in (("rgb", 0), ("bgr", 2)):
+        (picture,), _ = read(path, order)
+        assert picture.image.mean(axis=(0, 1)).argmax() == channel
+
+
+def test_a_file_damaged_in_the_middle_keeps_its_good_frames(clip, tmp_path):
+    data = bytearray(clip.read_bytes())
+    middle = data.index(b"mdat") + 4
+    length = int.from_bytes(data[middle - 8 : middle - 4], "big")
+    start = middle + length // 2
+    data[start : start + length // 8] = b"\xff" * (length // 8)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    pictures, reader = read(damaged)
+    assert 14 <= len(pictures) < 28
+    found = numbers(pictures)
+    assert found == sorted(found)  # old versions of FFmpeg patch a damaged one with its neighbour
+    assert found[:6] == list(range(6))
+    assert found[-6:] == list(range(22, 28))
+    assert reader.damaged > 0
+
+
+def test_a_truncated_recording_gives_what_it_holds(clip, tmp_path):
+    stream = tmp_path / "clip.ts"  # no index at its end, unlike MP4
+    with av.open(str(clip)) as source, av.open(str(stream), "w") as target:
+        track = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = track
+                target.mux(packet)
+    data = stream.read_bytes()
+    stream.write_bytes(data[: len(data) * 2 // 3])
+    pictures, _ = read(stream)
+    assert 10 <= len(pictures) < 28
+    assert numbers(pictures)[:10] == list(range(10))
+
+
+def content_of(kind, clip):
+    if kind == "text":
+        return b"this is no video\n" * 50
+    if kind == "empty":
+        return b""
+    data = clip.read_bytes()
+    return data[: data.index(b"mdat")] if kind == "truncated" else data[: len(data) // 2]
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "half"])
+def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content_of(kind, clip))
+    with pytest.raises(SourceError, match=rf"^{path}: ") as raised:
+        read(path)
+    assert raised.value.__cause__ is None
+    assert "file:" not in str(raised.value)
+
+
+def test_a_format_that_ffmpeg_does_not_decode_is_an_error(clip, tmp_path):
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(SourceError, match="a format that FFmpeg does not decode"):
+        read(path)
+
+
+def test_sound_alone_is_an_error(tmp_path):
+    path = tmp_path / "sound.mka"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = np.zeros((1, 800), np.int16)
+        frame = av.AudioFrame.from_ndarray(sound, format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(SourceError, match="found no pictures in it"):
+        read(path)
+
+
+def test_the_size_may_change_within_a_stream(tmp_path):
+    both = tmp_path / "both.ts"
+    parts = [
+        write_video(tmp_path / f"{n}.ts", [numbered(n, size)] * 4)
+        for n, size in enumerate([(48, 64), (96, 64)])
+    ]
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    pictures, _ = read(both)
+    assert {p.image.shape for p in pictures} == {(48, 64, 3), (96, 64, 3)}
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("absent.mp4", "No such file or directory. Check the path."),
+        ("/dev/video99", "Plug the camera in"),
+        ("rtsp://user:secret@127.0.0.1:1/x", "Connection refused. Check address and port"),
+        ("http://user:secret@127.0.0.1:1/x", "Connection refused. Check address and port"),
+    ],
+)
+def test_what_is_absent_is_told_with_its_remedy(uri, told):
+    with pytest.raises(SourceError) as raised:
+        read(uri)
+    assert told in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "Check user and password"), (404, "Check the path"), (500, "")]
+)
+def test_a_camera_that_refuses_is_told_with_its_remedy(status, told):
+    with MjpegServer(status=status) as server, pytest.raises(SourceError) as raised:
+        read(server.url)
+    assert told in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(13, "usermod -aG video"), (16, "Close the program that uses it"), (25, "It is no camera")],
+)
+def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
+    assert told in str(explain(OSError(code, "Reason"), "0", "v4l2"))
+
+
+def test_a_host_that_is_not_known_is_told_and_schemes_may_be_in_capitals():
+    for scheme in ("http", "HTTP", "RTSP", "rtsp"):
+        with pytest.raises(SourceError, match=r"\*\*\*@no\.such\.invalid.* no such host"):
+            read(f"{scheme}://user:secret@no.such.invalid:81/x")
+    with pytest.raises(SourceError, match="Connection refused"):
+        read("RTSP://user:secret@127.0.0.1:1/x")
+
+
+def test_a_camera_leads_to_no_other_address():
+    if int(av.__version__.split(".")[0]) < 18:
+        pytest.skip("FFmpeg before 8.1 follows a redirect, whatever it is told")
+    with MjpegServer() as inside, MjpegServer(status=302, leads_to=inside.url) as camera:
+        inside.pictures.release(40)
+        with pytest.raises(SourceError, match="redirects are not followed"):
+            read(camera.url, limit=1)
+        assert (inside.requests, camera.requests) == (0, 1)
+
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile clip.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\nclip.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ffconcat", "list.sdp"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_a_text_reads_no_files_beside_it(kind, name, clip, tmp_path):
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    write_video(tmp_path / "clip.ts", [numbered(1)] * 4)
+    (tmp_path / name).write_text(PLAYLISTS[kind])
+    with pytest.raises(SourceError, match="Is it a video"):
+        read(tmp_path / name)
+
+
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(SourceError, match=r"at most 3071 pixels, got 64x48 = 3072\. Make them"):
+        read(clip)
+    for module in (source, video):
+        monkeypatch.setattr(module, "MOST_PIXELS", 48 * 64)
+    both = tmp_path / "both.ts"
+    parts = [write_video(tmp_path / f"{size[0]}.ts", [numbered(1, size)] * 8)
+             for size in ((48, 64), (96, 64))]  # fmt: skip
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    pictures, reader = read(both)
+    assert {p.image.shape for p in pictures} == {(48, 64, 3)}
+    assert reader.damaged > 0
+
+
+def test_a_camera_s_huge_picture_takes_no_memory():
+    class Camera(MjpegServer):
+        def encode(self, number):
+            jpeg = super().encode(number)
+            place = jpeg.tobytes().index(b"\xff\xc0") + 5
+            jpeg[place : place + 4] = (0x40, 0, 0x40, 0)  # 16384x16384
+            return jpeg
+
+    with Camera() as camera:
+        camera.pictures.release(40)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+            read(camera.url, limit=1)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_network_camera_is_live_and_its_end_is_a_loss():
+    with MjpegServer() as server:
+        (source,) = open_sources(server.url)
+        pictures = source.pictures(ReaderNow())
+        server.pictures.release(12)  # FFmpeg looks at a few before it gives the first
+        first = next(pictures)
+        assert number_of(first.image) == 0
+        assert first.clock == "arrival"
+        server.stop()
+        with pytest.raises(SourceError, match=r"^http://127\.0\.0\.1"):
+            list(pictures)
+
+
+def test_a_camera_s_time_is_its_driver_s_where_that_is_our_clock():
+    assert capture_time("v4l2", 99.9, 100.0) == (99.9, "driver")
+    assert capture_time("v4l2", 1.7e9, 100.0) == (100.0, "arrival")  # the time of day
+    assert capture_time("v4l2", None, 100.0) == (100.0, "arrival")
+    assert capture_time("rtsp", 99.9, 100.0) == (100.0, "arrival")
+    assert capture_time("file", 99.9, 100.0) == (100.0, "file")
+
+
+def test_ffmpeg_prints_no_password():
+    code = (
+        "from zsseg_rt.stream.uris import open_sources\n"
+        "from support.streams import ReaderNow\n"
+        "list(open_sources('rtsp://user:secret@127.0.0.1:1/x')[0].pictures(ReaderNow()))\n"
+    )
+    folder = str(__import__("pathlib").Path(__file__).parents[1])
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    assert "SourceError" in done.stderr
+    assert "secret" not in (done.stdout + done.stderr).replace(code, "")
+
+
+def test_without_pyav_the_command_that_installs_it_is_told(monkeypatch, clip):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[stream\]'"):
+        read(clip)
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize(
+    ("name", "frames"), [("highway_960x540.mp4", 221), ("outdoor_dog_1280x720.mp4", 289)]
+)
+def test_real_recordings_give_all_their_frames(shared_dir, name, frames):
+    (source,) = open_sources(shared_dir / "data" / "video" / name)
+    assert sum(1 for _ in source.pictures(ReaderNow())) == frames
+
+
+@pytest.mark.needs_shared
+def test_a_real_recording_survives_damage(shared_dir, tmp_path):
+    path = tmp_path / "dog.mp4"
+    shutil.copy(shared_dir / "data" / "video" / "outdoor_dog_1280x720.mp4", path)
+    middle = path.stat().st_size // 2
+    with path.open("r+b") as stream:
+        stream.seek(middle)
+        stream.write(b"\xa5" * 100_000)
+    pictures, reader = 0, ReaderNow()
+    for _ in open_sources(path)[0].pictures(reader):
+        pictures += 1
+    assert 100 < pictures < 289
+    assert reader.damaged > 0

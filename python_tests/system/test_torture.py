@@ -1,0 +1,99 @@
+"""Hostile input of every kind is accepted or refused; what does worse is found and named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.torture import parent, targets  # noqa: F401 - registers them
+from tools.torture.parent import CpuQueue
+
+ROOT = Path(__file__).parents[2]
+
+
+def torture(*arguments, timeout):
+    command = [sys.executable, "-m", "tools.torture", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
+    path = tmp_path / "report.json"
+    done = torture("--cases", 10, "--seconds", 300, "--hangs-after", 15, "--json", path, "itself",
+                   timeout=400)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    report = json.loads(path.read_text())
+    kinds = {entry["case"]: entry["kind"] for entry in report["failures"]}
+    assert kinds == {2: "crash", 4: "hang", 6: "untyped", 8: "memory"}
+    (crash, hang) = sorted(
+        (e for e in report["failures"] if e["kind"] in ("crash", "hang")), key=lambda e: e["case"]
+    )
+    assert crash["message"] == "SIGSEGV"
+    assert "itself.py" in hang["trace"]  # where it hung
+    assert report["targets"]["itself"] == {"accepted": 2, "refused": 5, "failed": 4}
+    assert "itself 1 2: crash: SIGSEGV" in done.stdout
+
+
+def test_waiting_for_a_cpu_is_no_part_of_a_hang(tmp_path):
+    def write(thread, waited_ns):
+        (tmp_path / thread).mkdir(exist_ok=True)
+        (tmp_path / thread / "schedstat").write_text(f"123 {waited_ns} 4\n")  # ran, waited, turns
+
+    write("10", 5_000_000_000)
+    write("11", 9_000_000_000)
+    queue = CpuQueue(tmp_path, since=0.0)
+    assert queue.seconds() == 0.0
+    write("10", 25_000_000_000)
+    write("11", 10_000_000_000)
+    write("12", 2_000_000_000)  # a new thread
+    assert queue.seconds() == 20.0
+
+
+def test_where_linux_does_not_tell_all_time_counts(tmp_path):
+    assert CpuQueue(tmp_path / "gone", since=0.0).seconds() == 0.0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["--case", "1"], ["--case", "1", "ops", "uris"]]
+)
+def test_a_wrong_call_is_refused(arguments):
+    done = torture(*arguments, timeout=120)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.nightly)])
+def test_no_case_of_a_short_run_fails(tmp_path, seconds):
+    """The number of cases depends on the machine, their content does not."""
+    pytest.importorskip("torch")
+    path = tmp_path / "report.json"
+    done = torture("--seconds", seconds, "--json", path, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    report = json.loads(path.read_text())
+    tried = {name for name, counts in report["targets"].items() if sum(counts.values())}
+    assert not tried & set(report["untried"])
+    for name in report["untried"]:
+        assert f"{name}: not tried: no time was left" in done.stdout
+    if report["untried"] and seconds == 60:  # a busy machine does not come to all of them
+        options = ("--seconds", 400, "--cases", 2, "--json", path)
+        done = torture(*options, *report["untried"], timeout=500)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        assert json.loads(path.read_text())["untried"] == []
+
+
+def test_time_that_is_up_ends_a_process_and_is_no_failure(tmp_path):
+    path = tmp_path / "report.json"
+    done = torture("--seconds", 0.01, "--json", path, "uris", timeout=120)
+    assert done.returncode == 0, done.stdout
+    report = json.loads(path.read_text())
+    assert report["failures"] == []
+    assert set(report["untried"]) <= {"uris"}
+
+
+def test_a_run_that_waits_in_its_last_case_ends_with_its_time(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(parent, "GRACE", 0.0)
+    run = parent.Run(tmp_path, seed=1, seconds=4.0, cases=1 << 40, hangs_after=1e6, say=said.append)
+    run.try_all(["itself"])  # its fifth case hangs
+    assert [failure.kind for failure in run.failures] in ([], ["crash"])

@@ -1,0 +1,340 @@
+"""Frames recorded as CUDA graphs: the same labels as without, whatever comes in between.
+
+Runs on any CUDA device, the emulated one included.
+"""
+
+import itertools
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.cuda_counts import count_captures
+from support.device_backend import device_backend
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.errors import ConfigError
+from zsseg_rt.runtime import captures
+
+pytestmark = pytest.mark.needs_cuda
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+# In how many parts a frame is recorded: the host looks at something before each but the first.
+PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "proposals": 3}
+each_family = pytest.mark.parametrize("bundle", PARTS)
+# On an emulated GPU a frame of proposals takes ten times as long as one of another family.
+slow_proposals = pytest.param("proposals", marks=pytest.mark.nightly)
+each_quick_family = pytest.mark.parametrize("bundle", [*list(PARTS)[:3], slow_proposals])
+SIZES = [*itertools.product([1, 5, 8, 23, 300], PARTS)]
+SIZES[-1] = pytest.param(*SIZES[-1], marks=pytest.mark.nightly)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    """Skip, or fail where a GPU is required."""
+    require_cuda()
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Counts how often captures are recorded and launched."""
+    return count_captures(monkeypatch)
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Settings of an engine whose graphs can be captured."""
+    return device_backend(monkeypatch)[0]
+
+
+def frame(seed, height=31, width=47):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def open_engine(placed, bundle="descriptor", **settings):
+    config = {"precision": "float32", "with_scores": True, "use_cache": False} | placed | settings
+    return Engine(STORED / f"{bundle}.zsseg", EngineConfig(**config))
+
+
+def vocabulary(engine, count, *, seed=0, synonyms=False, background=0):
+    """Arguments of set_classes: so many phrases with embeddings of their own."""
+    names = [f"name {index}" for index in range(count)]
+    rng = np.random.default_rng(100 + seed)
+    rows = rng.normal(size=(count + background, engine.bundle.text.embed_dim)).astype(np.float32)
+    classes = [names[:2], *names[2:]] if synonyms else names
+    return {
+        "class_names": classes,
+        "embeddings": rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        "background": [f"thing {index}" for index in range(background)],
+    }
+
+
+def assert_same(found, expected):
+    assert found.labels.dtype == expected.labels.dtype
+    assert found.names == expected.names
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def run_plainly(monkeypatch, placed, bundle, words, frames, **settings):
+    """What a fresh engine makes of frames without any capture."""
+    with monkeypatch.context() as patch:
+        patch.setenv("ZSSEG_CUDA_GRAPHS", "0")
+        with open_engine(placed, bundle) as engine:
+            engine.set_classes(**words)
+            return [engine.segment(f, **settings) for f in frames]
+
+
+@pytest.mark.parametrize(("count", "bundle"), SIZES)
+def test_a_replayed_frame_equals_a_plain_one(monkeypatch, placed, launched, bundle, count):
+    frames = [frame(seed) for seed in range(5)]
+    with open_engine(placed, bundle) as engine:
+        words = vocabulary(engine, count)
+        engine.set_classes(**words)
+        found = [engine.segment(f) for f in frames]
+    assert launched["recorded"] == PARTS[bundle]
+    assert launched["launched"] >= 4 * PARTS[bundle]
+    before = dict(launched)
+    expected = run_plainly(monkeypatch, placed, bundle, words, frames)
+    assert launched == before
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+        assert set(one.times) == set(other.times)
+        assert all(time >= 0 for time in one.times.values())
+    told = {seg.labels.tobytes() + seg.scores.tobytes() for seg in found}
+    assert count == 1 or len(told) > 1
+
+
+@each_family
+def test_swaps_equal_fresh_engines(monkeypatch, placed, launched, bundle):
+    """Other names, synonyms, background, other sizes of the same bucket and of others, and back."""
+    with open_engine(placed, bundle) as engine:
+        swaps = [
+            vocabulary(engine, 7),
+            vocabulary(engine, 5, seed=1),
+            vocabulary(engine, 6, seed=2, synonyms=True),
+            vocabulary(engine, 4, seed=3, background=3),
+            vocabulary(engine, 12, seed=4),
+            vocabulary(engine, 300, seed=5, synonyms=True),
+            vocabulary(engine, 7),
+        ]
+        frames, found = [frame(1), frame(2)], []
+        for words in swaps:
+            engine.set_classes(**words)
+            found.append([engine.segment(f) for f in frames])
+    assert launched["launched"] >= 7
+    if bundle == "segment_tokens":  # nothing on the GPU depends on the classes
+        assert launched == {"recorded": 1, "launched": 2 * len(swaps) - 1}
+    for words, results in zip(swaps, found, strict=True):
+        expected = run_plainly(monkeypatch, placed, bundle, words, frames)
+        for one, other in zip(results, expected, strict=True):
+            assert_same(one, other)
+
+
+@each_family
+def test_shapes_and_rules_take_turns(monkeypatch, placed, launched, bundle):
+    sizes, rules = [(31, 47), (20, 90)], [{}, {"unknown_below": 0.6}]
+    kinds = [(frame(3, *size), rule) for size in sizes for rule in rules]
+    with open_engine(placed, bundle) as engine:
+        words = vocabulary(engine, 9)
+        engine.set_classes(**words)
+        found = [[engine.segment(f, **rule) for f, rule in kinds] for _ in range(4)]
+    assert launched["recorded"] >= len(kinds)
+    assert launched["launched"] >= 2 * len(kinds)
+    for index, (image, rule) in enumerate(kinds):
+        (expected,) = run_plainly(monkeypatch, placed, bundle, words, [image], **rule)
+        for results in found:
+            assert_same(results[index], expected)
+
+
+def test_more_kinds_than_are_kept(monkeypatch, placed, launched):
+    monkeypatch.setattr(captures, "_MOST_CAPTURES", 2)
+    image, limits = frame(4), [0.5, 0.52, 0.54]
+    with open_engine(placed) as engine:
+        words = vocabulary(engine, 9)
+        engine.set_classes(**words)
+        found = [[engine.segment(image, unknown_below=limit) for _ in "abc"] for limit in limits]
+        assert launched["recorded"] == len(limits)
+        engine.segment(image, unknown_below=limits[0])  # was dropped: runs plainly
+        assert launched["launched"] == 2 * len(limits)
+    for limit, results in zip(limits, found, strict=True):
+        (expected,) = run_plainly(
+            monkeypatch, placed, "descriptor", words, [image], unknown_below=limit
+        )
+        for one in results:
+            assert_same(one, expected)
+
+
+def test_parts_of_which_some_are_dropped(monkeypatch, placed, launched):
+    """A frame of more parts than are kept."""
+    monkeypatch.setattr(captures, "_MOST_CAPTURES", 2)
+    frames = [frame(seed) for seed in range(4)]
+    with open_engine(placed, "proposals") as engine:
+        words = vocabulary(engine, 9)
+        engine.set_classes(**words)
+        found = [engine.segment(f) for f in frames]
+    assert launched["launched"] < 4 * len(frames)
+    expected = run_plainly(monkeypatch, placed, "proposals", words, frames)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("bundle", ["segment_tokens", "proposals"])
+def test_arrays_of_another_library_are_recorded_too(monkeypatch, launched, bundle):
+    foreign, _ = device_backend(monkeypatch, foreign=True)
+    frames = [frame(seed) for seed in range(4)]
+    with open_engine(foreign, bundle) as engine:
+        words = vocabulary(engine, 9)
+        engine.set_classes(**words)
+        found = [engine.segment(f) for f in frames]
+    assert launched["recorded"] == PARTS[bundle]
+    expected = run_plainly(monkeypatch, foreign, bundle, words, frames)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("settings", [{"min_region_score": 0.9}, {"min_region_score": 1.0}])
+def test_frames_of_which_few_regions_are_shown(monkeypatch, placed, launched, settings):
+    frames = [frame(seed) for seed in range(6)]
+    results = []
+    for wanted in ("1", "0"):
+        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", wanted)
+        with open_engine(placed, "proposals", **settings) as engine:
+            engine.set_classes(**vocabulary(engine, 9))
+            results.append([engine.segment(f) for f in frames])
+    assert launched["launched"] >= 2 * (len(frames) - 2)
+    for one, other in zip(*results, strict=True):
+        assert_same(one, other)
+
+
+@each_quick_family
+def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, bundle):
+    """Every result has the labels of the vocabulary whose version it carries."""
+    with open_engine(placed, bundle) as engine:
+        choices = [vocabulary(engine, count, seed=count) for count in (3, 8, 5, 20)]
+        versions, done = {}, threading.Event()
+        versions[engine.set_classes(**choices[0]).version] = 0
+
+        def keep_naming():
+            for choice in itertools.cycle(range(len(choices))):
+                if done.is_set():
+                    return
+                versions[engine.set_classes(**choices[choice]).version] = choice
+
+        thread = threading.Thread(target=keep_naming)
+        thread.start()
+        try:
+            images = [frame(seed) for seed in range(2)]
+            found = [(n % 2, engine.segment(images[n % 2])) for n in range(16)]
+        finally:
+            done.set()
+            thread.join(60)
+        assert not thread.is_alive()
+        engine.set_classes(**choices[0])
+        before = launched["launched"]
+        for _ in range(4):
+            engine.segment(images[0])
+        assert launched["launched"] >= before + 2
+    plain = [run_plainly(monkeypatch, placed, bundle, words, images) for words in choices]
+    for image, seg in found:
+        assert_same(seg, plain[versions[seg.vocabulary_version]][image])
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "reason"),
+    [
+        ("waits", "WARNING", "expected pinned host memory in a capture"),
+        ("not capturable", "INFO", "sessions cannot be"),
+    ],
+)
+@pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", "proposals"])
+def test_a_refused_capture_is_told_once_and_labels_are_right(
+    monkeypatch, caplog, bundle, fault, level, reason
+):
+    refusing, _ = device_backend(monkeypatch, fault=fault)
+    frames = [frame(seed) for seed in range(5)]
+    with caplog.at_level(logging.INFO), open_engine(refusing, bundle) as engine:
+        words = vocabulary(engine, 5)
+        engine.set_classes(**words)
+        found = [engine.segment(f) for f in frames]
+        found += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
+    told = [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
+    assert [record.levelname for record in told] == [level]
+    assert reason in told[0].getMessage()
+    expected = run_plainly(monkeypatch, refusing, bundle, words, frames)
+    expected += run_plainly(monkeypatch, refusing, bundle, words, frames[:3], unknown_below=0.0)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@each_family
+def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog, bundle):
+    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
+    with caplog.at_level(logging.WARNING), open_engine(placed, bundle) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        for _ in range(3):
+            engine.segment(frame(1))
+    assert launched == {"recorded": 0, "launched": 0}
+    assert not [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
+
+
+def test_an_unknown_setting_is_refused(monkeypatch, placed):
+    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "off")
+    with pytest.raises(ConfigError, match="ZSSEG_CUDA_GRAPHS: expected 0 or 1, got 'off'"):
+        open_engine(placed)
+
+
+def test_lanes_have_captures_of_their_own(monkeypatch, placed, launched):
+    images = [frame(seed) for seed in range(4)]
+    with open_engine(placed, num_lanes=2) as engine, engine.lane() as lane:
+        words = vocabulary(engine, 9)
+        engine.set_classes(**words)
+        found = [[each.segment(image) for each in (engine, lane)] for image in images]
+    assert launched == {"recorded": 2, "launched": 6}
+    expected = run_plainly(monkeypatch, placed, "descriptor", words, images)
+    for pair, one in zip(found, expected, strict=True):
+        for seg in pair:
+            assert_same(seg, one)
+
+
+def test_the_first_frame_is_run_before_it_is_timed(monkeypatch):
+    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
+    settings, sessions = device_backend(monkeypatch)
+    with open_engine(settings) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        runs = []
+        for seed in range(3):
+            engine.segment(frame(seed))
+            runs.append([session.runs for session in sessions])
+    assert runs == [[2, 2], [3, 3], [4, 4]]
+
+
+@each_family
+def test_self_check_and_frames_take_turns(monkeypatch, placed, launched, bundle):
+    """The golden sample has classes of its own, in the same buffers."""
+    with open_engine(placed, bundle) as engine:
+        words = vocabulary(engine, 5)
+        engine.set_classes(**words)
+        found = []
+        for seed in range(4):
+            found.append(engine.segment(frame(seed)))
+            engine.self_check()
+    expected = run_plainly(monkeypatch, placed, bundle, words, map(frame, range(4)))
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_cosines_beside_the_masks_are_recorded_too(placed, launched, monkeypatch):
+    """Rows that fill up a bucket have no part in the softmax over cosines."""
+    results = []
+    for replayed in ("1", "0"):  # "0": no bucket either
+        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", replayed)
+        with open_engine(placed, cosine_weight=(0.3, 0.7), cosine_scale=12.0) as engine:
+            engine.set_classes(**vocabulary(engine, 11, synonyms=True, background=1))
+            results.append([engine.segment(frame(seed)) for seed in range(4)])
+    assert launched["launched"] > 0
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.scores, expected.scores)

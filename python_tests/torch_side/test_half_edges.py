@@ -1,0 +1,319 @@
+"""Graphs that take and give half precision: what is exported, stated, refused, and computed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from conftest import require_cuda  # noqa: E402
+from support.fakes import edit_manifest  # noqa: E402
+from support.graphs import write_graph  # noqa: E402
+from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
+from support.host_backend import host_backend  # noqa: E402
+from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
+from zsseg_rt.backends.base import BackendOptions  # noqa: E402
+from zsseg_rt.backends.loading import check_connections  # noqa: E402
+from zsseg_rt.backends.registry import get_backend  # noqa: E402
+from zsseg_rt.bundles import specs as bundle_specs  # noqa: E402
+from zsseg_rt.common.arrays import TensorSpec  # noqa: E402
+from zsseg_rt.errors import BundleError  # noqa: E402
+from zsseg_rt.export.float16 import to_float16  # noqa: E402
+from zsseg_rt.ops.reference import upsample_bilinear  # noqa: E402
+from zsseg_rt.runtime.families.registry import create_family  # noqa: E402
+from zsseg_rt.runtime.self_check import TOLERANCES  # noqa: E402
+from zsseg_rt.runtime.workspace import Workspace  # noqa: E402
+
+CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
+MADE_IN_FLOAT32 = ("Div", "LayerNormalization", "ReduceMean")  # what may be cast to half
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+# Of scores in [0, 1]. What is multiplied for the queries, CLIP-RC's mean queries and the names of
+# dense are float32 numbers that are rounded to float16 now (worst seen: ZegCLIP 2.3e-4, CLIP-RC
+# 1.2e-3); dense logits are 100 cosines.
+TOLERANCE = {"dense": 1e-2, "zegclip": 1e-3, "clip_rc": 2e-3}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def bundles(request, tmp_path_factory):
+    """A family, its bundle in half precision, and the same with float32 edges."""
+    return request.param, *half_and_wide(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def tensors(bundle):
+    """Every input and output of a bundle's float16 graphs."""
+    entries = [variants["float16"] for variants in bundle.graphs.values()]
+    return [spec for entry in entries for spec in (*entry.inputs, *entry.outputs)]
+
+
+def frame(height=81, width=77):
+    small = np.random.default_rng(5).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    big = small.repeat(-(-height // 9), 0).repeat(-(-width // 7), 1)
+    return np.ascontiguousarray(big[:height, :width])
+
+
+def test_the_manifest_states_what_the_graphs_take_and_give(bundles):
+    _, half, wide = bundles
+    bundle = Bundle.load(half)
+    names = bundle_specs.FAMILIES[bundle.family].half_tensors
+    for spec in tensors(bundle):
+        assert spec.dtype == ("float16" if spec.name in names else "float32"), spec
+    assert "image" in {spec.name for spec in tensors(bundle) if spec.dtype == "float16"}
+    assert {spec.dtype for spec in tensors(Bundle.load(wide))} == {"float32"}
+
+
+def test_nothing_is_widened_between_graphs(bundles):
+    """Half inputs are read as they are; half outputs are cast only where float32 made them."""
+    _, half, _ = bundles
+    bundle = Bundle.load(half)
+    for name in bundle.graphs:
+        graph = onnx.load(half / f"{name}.float16.onnx").graph
+        halves = {
+            v.name for v in graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT16
+        }
+        casts = [node for node in graph.node if node.op_type == "Cast"]
+        assert not [node.name for node in casts if node.input[0] in halves]
+        made = {output: node.op_type for node in graph.node for output in node.output}
+        outputs = {v.name for v in graph.output}
+        for node in casts:
+            if node.output[0] in outputs and node.attribute[0].i == TensorProto.FLOAT16:
+                assert made[node.input[0]] in MADE_IN_FLOAT32, node
+
+
+def run(path, name, feeds):
+    options = BackendOptions(num_threads=1)
+    graph = get_backend("torch").load(
+        path / f"{name}.float16.onnx", device="cpu", precision="auto", options=options
+    )
+    assert {spec.dtype for spec in (*graph.inputs, *graph.outputs)} == {"float32"}
+    return graph.session().run(feeds)
+
+
+def test_a_graph_computes_the_same_bits_with_half_edges(bundles):
+    """The first thing a float16 graph does with its inputs is to round them."""
+    _, half, wide = bundles
+    bundle, feeds = Bundle.load(half), {}
+    with np.load(half / "golden.npz") as golden:
+        for name, variants in bundle.graphs.items():
+            inputs = {spec.name: golden[spec.name] for spec in variants["float16"].inputs}
+            expected, found = run(wide, name, inputs), run(half, name, inputs)
+            for tensor, result in found.items():
+                is_half = tensor in bundle_specs.FAMILIES[bundle.family].half_tensors
+                rounded = expected[tensor].astype(np.float16 if is_half else np.float32)
+                np.testing.assert_array_equal(result, rounded, err_msg=tensor)
+            feeds |= found
+    assert feeds
+
+
+def assert_near_golden(report):
+    """As float16 is judged; these engines compute float16 graphs in float32, and say float32."""
+    for stage in report.stages:
+        assert stage.error <= TOLERANCES["float16"].stage, stage
+
+
+def test_the_cpu_takes_and_gives_float32(bundles):
+    """OpenVINO computes float16 graphs in float32 there: edges in float16 would only round."""
+    family, half, wide = bundles
+    results = []
+    for path in (half, wide):
+        with Engine(path, EngineConfig(**CPU, backend="openvino", with_scores=True)) as engine:
+            assert_near_golden(engine.self_check())
+            engine.set_classes(NAMES)
+            results.append(engine.segment(frame()))
+    np.testing.assert_array_equal(results[0].labels, results[1].labels)
+    np.testing.assert_allclose(results[0].scores, results[1].scores, atol=1e-6, err_msg=family)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("session_kind", ["own arrays", "foreign arrays", "TensorRT's"])
+def test_labels_on_a_gpu_equal_those_of_float32_edges(bundles, monkeypatch, session_kind):
+    """The graphs compute the same bits (above), so only the kernels between them differ."""
+    require_cuda()
+    family, half, wide = bundles
+    placed = host_backend(monkeypatch, session_kind, host_name="torch")
+    found = {}
+    for path in (half, wide):
+        config = EngineConfig(
+            precision="float16", use_cache=False, with_scores=True,
+            with_class_scores=None if family == "zeroseg" else "low", **placed,
+        )  # fmt: skip
+        with Engine(path, config) as engine:
+            image = engine._lane.sessions["image_encoder"].inputs[0]
+            assert image.dtype == ("float16" if path == half else "float32")
+            assert engine.self_check().passed
+            engine.set_classes(NAMES)
+            found[path] = engine.segment(frame())
+    ours, theirs = found[half], found[wide]
+    if family == "zeroseg":
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        return
+    maps = ours.class_scores, theirs.class_scores
+    np.testing.assert_allclose(*maps, rtol=0, atol=TOLERANCE[family])
+    clear = margin(theirs, Bundle.load(wide).head) > 2 * TOLERANCE[family]
+    assert clear.mean() > 0.75
+    np.testing.assert_array_equal(ours.labels[clear], theirs.labels[clear])
+    same = ours.labels == theirs.labels
+    scores = ours.scores[same], theirs.scores[same]
+    np.testing.assert_allclose(*scores, rtol=0, atol=TOLERANCE[family])
+
+
+@pytest.mark.needs_cuda
+def test_cosines_of_half_patches_and_names(bundles, monkeypatch):
+    """CLIP's patches and the names meet in float16 too, scaled by 100."""
+    require_cuda()
+    family, half, wide = bundles
+    if family != "zegclip":
+        pytest.skip("of these bundles only ZegCLIP's have CLIP's own patches and take a weight")
+    placed = host_backend(monkeypatch, "own arrays", host_name="torch")
+    found = {}
+    for path in (half, wide):
+        config = EngineConfig(
+            precision="float16", use_cache=False, with_class_scores="low",
+            cosine_weight=(0.5, 0.5), cosine_scale=100.0, **placed,
+        )  # fmt: skip
+        with Engine(path, config) as engine:
+            engine.set_classes(NAMES)
+            found[path] = engine.segment(frame()).class_scores
+    assert np.ptp(found[wide]) > 0.5
+    np.testing.assert_allclose(found[half], found[wide], rtol=0, atol=2e-3)  # worst seen 4.0e-4
+
+
+def margin(result, head):
+    """By how much the best class wins at the frame's size, seen classes having lost their bias."""
+    seen = np.array([name in head.seen for name in result.names], np.float32)
+    maps = upsample_bilinear(result.class_scores[None], result.labels.shape)[0]
+    ranked = np.sort(maps - head.seen_bias * seen[:, None, None], axis=0)
+    return ranked[-1] - ranked[-2]
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A bundle of both precisions, from before there were half edges."""
+    return shutil.copytree(STORED / "descriptor.zsseg", tmp_path / "copy.zsseg")
+
+
+def place_of(bundle, graph, variant, side, name):
+    entry = Bundle.load(bundle).graphs[graph][variant]
+    index = [spec.name for spec in getattr(entry, side)].index(name)
+    return ("graphs", graph, variant, side, index, "dtype")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        (
+            "descriptor",
+            ("image_encoder", "float16", "inputs", "image"),
+            "float64",
+            r"image_encoder\.float16: image: expected float32 or int64 or float16 or bfloat16 in "
+            "family 'descriptor', got 'float64'",
+        ),
+        (
+            "proposals",
+            ("region_encoder", "float16", "inputs", "crops"),
+            "float16",
+            "crops: expected float32 or int64 in family 'proposals', got 'float16'",
+        ),
+        (
+            "descriptor",
+            ("image_encoder", "float16", "outputs", "patch_embeds"),
+            "float16",
+            "patch_embeds: expected float16, as in another graph, got float32",
+        ),
+    ],
+)
+def test_a_manifest_with_a_wrong_dtype_is_refused(tmp_path, name, place, value, message):
+    path = shutil.copytree(STORED / f"{name}.zsseg", tmp_path / "copy.zsseg")
+    edit_manifest(path, place_of(path, *place), value)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("float32", "float16"), ("float16", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_embeddings_and_queries_are_of_one_dtype(given, taken):
+    """The kernel between them reads and writes one, and NumPy can round to float16 only."""
+    family = create_family(Bundle.load(STORED / "descriptor.zsseg"), EngineConfig())
+    sessions = {
+        "image_encoder": SimpleNamespace(outputs=[spec("cls_embed", given)]),
+        "decoder": SimpleNamespace(inputs=[spec("queries", taken)]),
+    }
+    with pytest.raises(BundleError, match="cls_embed and queries: expected both float32 or both "
+                       f"float16, got {given} and {taken}"):  # fmt: skip
+        family.pipeline(sessions, Workspace("cpu"))
+
+
+def spec(name, dtype):
+    return TensorSpec(name=name, dtype=dtype, shape=(1, 4))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_a_manifest_that_differs_from_its_graph_is_refused(copied, backend):
+    edit_manifest(
+        copied, place_of(copied, "image_encoder", "float32", "inputs", "image"), "float16"
+    )
+    with pytest.raises(BundleError, match=r"image_encoder\.float32\.inputs: expected the graph's "
+                       r"{'image': 'float32'}, got {'image': 'float16'}"):  # fmt: skip
+        Engine(copied, EngineConfig(**CPU, backend=backend))
+
+
+def test_graphs_of_different_precisions_must_fit(copied):
+    """An encoder in float16 gives what a decoder in float32 does not take, where nothing widens."""
+    bundle = Bundle.load(copied)
+    graphs = {}
+    for name, precision in (("image_encoder", "float16"), ("decoder", "float32")):
+        entry = bundle.graph(name, precision)
+        outputs = [replace(spec, dtype=precision) for spec in entry.outputs]
+        inputs = [replace(spec, dtype=precision) for spec in entry.inputs]
+        graphs[name] = SimpleNamespace(inputs=inputs, outputs=outputs, precision=precision)
+    with pytest.raises(BundleError, match="patch_embeds: expected float32, which decoder in float32"
+                       " takes, got float16 from image_encoder in float16"):  # fmt: skip
+        check_connections(bundle, graphs)
+
+
+def test_an_output_that_is_used_inside_stays_available_in_both_types(tmp_path):
+    """A norm's result leaves in float16 and goes on in float32."""
+    path = write_graph(
+        tmp_path / "norm.onnx",
+        [
+            helper.make_node("LayerNormalization", ["x", "scale"], ["y"], axis=-1),
+            helper.make_node("Softmax", ["y"], ["z"]),
+            helper.make_node("Mul", ["y", "two"], ["w"]),
+        ],
+        {"x": (TensorProto.FLOAT, [4, 64])},
+        {name: (TensorProto.FLOAT, [4, 64]) for name in "yzw"},
+        {"scale": np.ones(64, np.float32), "two": np.full(64, 2, np.float32)},
+    )
+    half = to_float16(onnx.load(path), half=("x", "y", "w", "absent"))
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*half.graph.input, *half.graph.output)}
+    assert [kinds[name] for name in "xyzw"] == [TensorProto.FLOAT16] * 2 + [
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+    ]
+    softmax = next(node for node in half.graph.node if node.op_type == "Softmax")
+    assert softmax.input[0] == "y.float32"
+    onnx.save(half, tmp_path / "half.onnx")
+    options = BackendOptions(num_threads=1)
+    session = get_backend("torch").load(
+        tmp_path / "half.onnx", device="cpu", precision="auto", options=options
+    ).session()  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    found = session.run({"x": x})
+    rounded = x.astype(np.float16).astype(np.float64)
+    normed = rounded - rounded.mean(1, keepdims=True)
+    normed /= np.sqrt((normed**2).mean(1, keepdims=True) + 1e-5)
+    np.testing.assert_array_equal(found["y"], found["y"].astype(np.float16))
+    np.testing.assert_allclose(found["y"], normed, atol=2e-3)  # float16 of values to 3
+    np.testing.assert_allclose(found["z"].sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found["w"], 2 * found["y"])

@@ -1,0 +1,239 @@
+"""Lanes label frames at the same time on shared weights, each with the classes its result names."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zsseg_rt import Engine, EngineConfig, ops
+from zsseg_rt.errors import (
+    ArgumentError,
+    EngineStateError,
+    ShapeError,
+    VocabularyError,
+)
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1" / "dense.zsseg"
+COLOURS = ["red", "green", "blue", "white", "black", "grey"]
+CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
+LISTS = [COLOURS[:2], COLOURS[::-1], COLOURS[2:5], [COLOURS[0], COLOURS[3:5]]]
+
+
+def frame(seed=0, height=40, width=56):
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3)).astype(np.uint8)
+    return np.ascontiguousarray(blocks.repeat(8, 0).repeat(8, 1)[:height, :width])
+
+
+@pytest.fixture
+def engine():
+    with Engine(STORED, EngineConfig(**CPU, num_lanes=4, num_threads=1)) as engine:
+        yield engine
+
+
+def test_every_result_is_that_of_the_classes_it_names(engine):
+    """Three lanes in three threads while a fourth swaps classes: as fresh engines would label."""
+    versions, stop = {}, threading.Event()
+
+    def swap():
+        while not stop.is_set():
+            for names in LISTS:
+                versions[engine.set_classes(names).version] = names
+
+    versions[engine.set_classes(LISTS[0]).version] = LISTS[0]
+
+    def label(index):
+        with engine.lane() as lane:
+            return [(index, lane.segment(frame(index))) for _ in range(60)]
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            results = [pair for pairs in pool.map(label, range(3)) for pair in pairs]
+    finally:
+        stop.set()
+        swapper.join()
+    expected = {}
+    for number, names in enumerate(LISTS):
+        with Engine(STORED, EngineConfig(**CPU)) as fresh:
+            fresh.set_classes(names)
+            for index in range(3):
+                expected[number, index] = fresh.segment(frame(index))
+    assert len({seg.vocabulary_version for _, seg in results}) > 1
+    for index, seg in results:
+        fresh = expected[LISTS.index(versions[seg.vocabulary_version]), index]
+        assert seg.names == fresh.names
+        np.testing.assert_array_equal(seg.labels, fresh.labels)
+
+
+def test_no_more_lanes_than_configured(engine):
+    lanes = [engine.lane() for _ in range(3)]
+    with pytest.raises(EngineStateError, match=r"num_lanes=4.*EngineConfig\(num_lanes=5\)"):
+        engine.lane()
+    lanes[0].close()
+    lanes[0].close()
+    engine.lane()
+
+
+def test_one_lane_is_the_engines_own():
+    with (
+        Engine(STORED, EngineConfig(**CPU)) as engine,
+        pytest.raises(EngineStateError, match="num_lanes=1"),
+    ):
+        engine.lane()
+
+
+def test_a_closed_lane_says_so_and_the_others_go_on(engine):
+    engine.set_classes(COLOURS)
+    first, second = engine.lane(), engine.lane()
+    first.close()
+    with pytest.raises(EngineStateError, match=r"lane: is closed.*engine\.lane\(\)"):
+        first.segment(frame())
+    np.testing.assert_array_equal(second.segment(frame()).labels, engine.segment(frame()).labels)
+
+
+def test_a_lane_whose_engine_closed_says_so():
+    engine = Engine(STORED, EngineConfig(**CPU, num_lanes=2))
+    engine.set_classes(COLOURS)
+    lane = engine.lane()
+    engine.close()
+    with pytest.raises(EngineStateError, match="lane: is closed, or its engine is"):
+        lane.segment(frame())
+    lane.close()
+    with pytest.raises(EngineStateError, match="engine: is closed"):
+        engine.lane()
+
+
+def test_a_lane_serves_one_thread_at_a_time(engine, monkeypatch):
+    engine.set_classes(COLOURS)
+    lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
+    original = lane._path.pipeline.masks
+
+    def wait(*args):
+        entered.set()
+        assert leave.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(lane._path.pipeline, "masks", wait)
+    worker = threading.Thread(target=lane.segment, args=(frame(),))
+    worker.start()
+    assert entered.wait(20)
+    try:
+        with pytest.raises(EngineStateError, match=r"busy.*engine\.lane\(\)"):
+            lane.segment(frame())
+        assert engine.segment(frame()).labels.shape == (40, 56)  # another lane is free
+    finally:
+        leave.set()
+        worker.join()
+
+
+def test_closing_waits_for_the_frame_under_way(engine, monkeypatch):
+    engine.set_classes(COLOURS)
+    lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
+    original = lane._path.pipeline.masks
+
+    def wait(*args):
+        entered.set()
+        assert leave.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(lane._path.pipeline, "masks", wait)
+    with ThreadPoolExecutor(2) as pool:
+        labelled = pool.submit(lane.segment, frame())
+        assert entered.wait(20)
+        closed = pool.submit(engine.close)
+        leave.set()
+        closed.result(20)
+        assert labelled.result(20).labels.shape == (40, 56)
+
+
+class TestPerCall:
+    def test_unknown_below(self):
+        config = EngineConfig(**CPU, unknown_below=1.0)
+        with Engine(STORED, config) as engine:
+            engine.set_classes(COLOURS)
+            for _ in range(2):
+                assert (engine.segment(frame()).labels == 255).mean() > 0.5
+                assert (engine.segment(frame(), unknown_below=0.0).labels != 255).all()
+
+    def test_with_scores(self, engine):
+        engine.set_classes(COLOURS)
+        assert engine.segment(frame()).scores is None
+        assert engine.segment(frame(), with_scores=True).scores.shape == (40, 56)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "much"])
+    def test_outside_the_range(self, engine, value):
+        engine.set_classes(COLOURS)
+        with pytest.raises(ArgumentError, match=r"unknown_below: expected a score in \[0, 1\]"):
+            engine.segment(frame(), unknown_below=value)
+
+
+class TestVocabularyTakenBack:
+    def test_same_labels_and_a_version_of_its_own(self, engine):
+        first = engine.set_classes([COLOURS[0], COLOURS[2:4]], background=["grey"])
+        before = engine.segment(frame()).labels
+        engine.set_classes(COLOURS)
+        again = engine.set_classes(first)
+        assert again.version > first.version
+        assert (again.names, again.phrases) == (first.names, first.phrases)
+        np.testing.assert_array_equal(engine.segment(frame()).labels, before)
+
+    def test_of_another_width(self, engine, colour_bundle, zegclip_bundle):
+        with Engine(zegclip_bundle, EngineConfig(**CPU)) as other:
+            wide = other.set_classes(["cat"])
+        with pytest.raises(ShapeError, match="in the bundle's text space"):
+            engine.set_classes(wide)
+
+    @pytest.mark.parametrize(
+        "settings", [{"background": ["sky"]}, {"templates": ["{}"]}, {"embeddings": np.ones(3)}]
+    )
+    def test_beside_what_it_holds(self, engine, settings):
+        vocabulary = engine.set_classes(COLOURS)
+        (name,) = settings
+        with pytest.raises(ArgumentError, match=f"{name}: expected None beside a Vocabulary"):
+            engine.set_classes(vocabulary, **settings)
+
+
+def test_times_can_be_off():
+    with Engine(STORED, EngineConfig(**CPU, with_times=False)) as engine:
+        engine.set_classes(COLOURS)
+        assert engine.segment(frame()).times == {}
+
+
+def test_num_threads_is_the_engines_own(monkeypatch):
+    """What one engine is given changes neither the process's count nor another engine's."""
+    before, seen = ops.get_num_threads(), []
+    argmax = ops.upsample_argmax
+
+    def counting(*args, **options):
+        seen.append(ops.get_num_threads())
+        return argmax(*args, **options)
+
+    monkeypatch.setattr(ops, "upsample_argmax", counting)
+    with (
+        Engine(STORED, EngineConfig(**CPU, num_threads=3)) as three,
+        Engine(STORED, EngineConfig(**CPU, num_threads=1)) as one,
+        Engine(STORED, EngineConfig(**CPU)) as free,
+    ):
+        for engine in (three, one, free):
+            engine.set_classes(COLOURS)
+        for engine in (three, one, free, three):
+            engine.segment(frame())
+    assert seen == [3, 1, before, 3]
+    assert ops.get_num_threads() == before
+
+
+def test_families_refuse_settings_that_they_do_not_have():
+    with pytest.raises(ArgumentError, match="min_region_score: expected None for .*'dense'"):
+        Engine(STORED, EngineConfig(**CPU, min_region_score=0.5))
+
+
+def test_too_many_phrases_in_a_vocabulary(engine):
+    names, rows = [f"c{i}" for i in range(5)], np.eye(5, 4, dtype=np.float32) + 0.1
+    vocabulary = engine.set_classes(names, embeddings=rows)
+    object.__setattr__(engine.bundle.head, "max_classes", 4)
+    with pytest.raises(VocabularyError, match="at most 4 phrases, got 5"):
+        engine.set_classes(vocabulary)

@@ -1,0 +1,247 @@
+"""Nodes of exported graphs are named after modules, and timed by every backend."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.backends import _tensorrt, _tensorrt_device
+from zsseg_rt.backends._openvino_nodes import PastRuns, node_times
+from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
+from zsseg_rt.backends.graph_check.check import GraphHeader
+from zsseg_rt.backends.recording import RecordingSession
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.demo import demo_bundle
+from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.profiling.meter import Meter
+from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
+
+COUNTING = BackendOptions(num_threads=1, node_times=True)
+
+
+@pytest.fixture(scope="module")
+def encoder(zegclip_bundle):
+    bundle = Bundle.load(zegclip_bundle)
+    return bundle.path / bundle.graph("image_encoder", "float32").file
+
+
+@pytest.fixture
+def image(encoder):
+    def make(session):
+        (spec,) = session.inputs
+        shape = tuple(int(size) for size in spec.shape)
+        return {spec.name: np.random.default_rng(0).random(shape, np.float32)}
+
+    return make
+
+
+def test_exported_nodes_are_named_after_their_modules(encoder):
+    nodes = onnx.load(encoder).graph.node
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names)
+    assert "blocks.3.mlp.c_fc/MatMul" in names
+    assert "blocks.0/attention/Softmax" in names
+    assert "conv1/Conv" in names
+    of_blocks = [name for name in names if name.startswith("blocks.")]
+    assert len(of_blocks) / len(names) > 0.8
+    assert not any(node.metadata_props or node.doc_string for node in nodes)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
+    graph = get_backend(backend).load(encoder, device="cpu", precision="float32", options=COUNTING)
+    session = graph.session()
+    feeds = image(session)
+    before = {name: np.array(array) for name, array in session.run(feeds).items()}
+    nodes = session.profile(feeds, runs=5)
+    known = {node.name for node in onnx.load(encoder).graph.node}
+    assert {node.name for node in nodes} - {"", OUTSIDE_NODES} <= known
+    assert sum(node.ms for node in nodes) > 0.0
+    assert all(node.ms >= 0.0 for node in nodes)
+    modules = {node.name.partition("/")[0] for node in nodes}
+    parts = ("q_proj", "k_proj", "v_proj", "out_proj")
+    assert {f"blocks.{index}.{part}" for index in range(4) for part in parts} <= modules
+    for name, array in session.run(feeds).items():
+        np.testing.assert_array_equal(array, before[name])
+    session.close()
+
+
+STORED = sorted((Path(__file__).parents[1] / "bundles").glob("v*/*.zsseg"))
+
+
+@pytest.mark.parametrize(
+    "path", [demo_bundle(), *STORED], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_nodes_and_the_rest_sum_to_the_runs_that_were_timed(path):
+    """Within 5 %; a busy machine may come between the two clocks, so one of some tries counts."""
+    bundle = Bundle.load(path)
+    file = bundle.path / bundle.graph("image_encoder", "float32").file
+    graph = get_backend("openvino").load(file, device="cpu", precision="float32", options=COUNTING)
+    session = graph.session()
+    (spec,) = session.inputs
+    shape = [int(size) if str(size).isdecimal() else 1 for size in spec.shape]
+    feeds = {spec.name: np.random.default_rng(0).random(shape, np.float32)}
+    meter, run, walls = Meter(), session.run, []
+
+    def timed(feeds):
+        walls.append(meter.measure(lambda: run(feeds)).wall_ms)
+
+    session.run = timed
+    ratios = []
+    for _ in range(8):
+        walls.clear()
+        nodes = session.profile(feeds, runs=60)
+        counted = walls[1:]  # the first one of profile is not counted
+        ratios.append(sum(node.ms for node in nodes) / (sum(counted) / len(counted)))
+        assert [node.name for node in nodes].count(OUTSIDE_NODES) == 1
+        assert nodes[-1].name == OUTSIDE_NODES
+        if 0.95 <= ratios[-1] <= 1.05:
+            break
+    else:
+        pytest.fail(f"nodes are no share of their runs: {ratios}")
+    session.close()
+
+
+class CountingRequest:
+    """A request whose one node takes 3 ms, after a first run that takes 50."""
+
+    def __init__(self):
+        self.total_ms = 50.0
+        self.past = PastRuns(count=1, ms=60.0)
+
+    def run(self):
+        self.total_ms += 3.0
+        self.past.count += 1
+        self.past.ms += 4.0
+
+    def get_profiling_info(self):
+        mean = timedelta(milliseconds=self.total_ms / self.past.count)
+        return [
+            SimpleNamespace(status="EXECUTED", node_name="a", node_type="MatMul", real_time=mean)
+        ]
+
+
+class CountingModel:
+    def get_property(self, name):
+        return {"PERF_COUNT": True}[name]
+
+    def get_runtime_model(self):
+        return SimpleNamespace(get_ordered_ops=list)
+
+
+@pytest.mark.parametrize("before", [0, 5, 400])
+def test_the_rest_is_of_the_runs_that_the_counters_count(before):
+    request = CountingRequest()
+    for _ in range(before):
+        request.run()
+    node, rest = node_times(CountingModel(), request, request.run, 10, request.past)
+    if before <= 10:  # without the slow first run
+        assert (node.ms, rest.ms) == (pytest.approx(3.0, abs=0.01), pytest.approx(1.0, abs=0.01))
+    else:  # with its share
+        assert node.ms == pytest.approx(3.0 + 47.0 / 411, abs=0.01)
+        assert rest.ms == pytest.approx(1.0 + 9.0 / 411, abs=0.01)
+    assert rest.name == OUTSIDE_NODES
+
+
+def test_nearly_all_of_an_encoder_s_time_has_a_block(encoder, image):
+    graph = get_backend("openvino").load(
+        encoder, device="cpu", precision="float32", options=COUNTING
+    )
+    session = graph.session()
+    nodes = session.profile(image(session), runs=20)
+    rows = assign_nodes("image_encoder", [(n.name, n.type, n.ms) for n in nodes])
+    within = [row for row in rows if row.block != OUTSIDE]
+    of_blocks = sum(row.ms for row in within if row.block)
+    assert of_blocks >= 0.95 * sum(row.ms for row in within) > 0.0
+    assert {f"blocks.{index}" for index in range(4)} <= {row.block for row in rows}
+    session.close()
+
+
+def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):
+    options = BackendOptions(num_threads=1)
+    graph = get_backend("openvino").load(
+        encoder, device="cpu", precision="float32", options=options
+    )
+    session = graph.session()
+    with pytest.raises(BackendError, match="node_times=True"):
+        session.profile(image(session))
+
+
+def test_tensorrt_times_layers_in_a_context_of_their_own(tmp_path, monkeypatch):
+    fake, native = FakeTensorRT(), FakeNative()
+    monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
+    monkeypatch.setattr(_tensorrt_device, "native", lambda: native)
+    path = tmp_path / "decoder.onnx"
+    path.write_text(
+        json.dumps(
+            {
+                "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [1, 4], "axes": {}}],
+                "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [1, 4]}],
+                "layers": [["MATRIX_MULTIPLY", "HALF"]],
+            }
+        )
+    )
+    graph = get_backend("tensorrt").load(
+        path, device="cuda:0", precision="auto", options=BackendOptions()
+    )
+    session = graph.session()
+    feeds = {"x": GpuArray(np.zeros((1, 4), np.float32), 0x1000)}
+    nodes = session.profile(feeds, stream=7, runs=4)
+    assert nodes == (
+        NodeTime(name="blocks.0/MatMul + blocks.0/Add", type="", ms=0.25),
+        NodeTime(name="softmax", type="", ms=0.25),
+    )
+    assert fake.journal.count("execute on 7") == 5
+    assert session._context.profiler is None  # it would slow down every later frame
+
+
+@pytest.mark.parametrize("bundle", ["zegclip_bundle", "colour_bundle"])
+def test_an_engine_times_its_graphs_on_a_frame(bundle, request):
+    config = EngineConfig(device="cpu", num_threads=1, with_node_times=True, use_cache=False)
+    frame = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
+    with Engine(request.getfixturevalue(bundle), config) as engine:
+        width = engine.bundle.text.embed_dim
+        embeddings = np.eye(3, width, dtype=np.float32)
+        engine.set_classes(["a", "b", "c"], embeddings=embeddings)
+        labels = engine.segment(frame).labels
+        found = engine.node_times(frame, runs=2)
+        assert set(found) == {name for name in engine.bundle.graphs if name != "text_encoder"}
+        assert all(nodes for nodes in found.values())
+        np.testing.assert_array_equal(engine.segment(frame).labels, labels)
+
+
+def test_an_engine_that_does_not_count_says_so(colour_bundle):
+    with (
+        Engine(colour_bundle, EngineConfig(device="cpu")) as engine,
+        pytest.raises(ConfigError, match="with_node_times=True"),
+    ):
+        engine.node_times(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_graph_that_runs_often_counts_as_often():
+    class Session:
+        def run(self, feeds, *, stream=0):
+            return {}
+
+        def profile(self, feeds, *, stream=0, runs=10):
+            rest = NodeTime(name=OUTSIDE_NODES, type="", ms=0.5)
+            return (NodeTime(name="a/MatMul", type="x", ms=float(feeds["n"][0])), rest)
+
+    recording = RecordingSession(Session())
+    for number in (1.0, 2.0, 4.0):
+        recording.run({"n": np.array([number])})
+    assert recording.profile_recorded() == (
+        NodeTime(name="a/MatMul", type="x", ms=7.0),
+        NodeTime(name=OUTSIDE_NODES, type="", ms=1.5),
+    )

@@ -1,0 +1,263 @@
+"""Frames in two planes, through the engine: the labels of the RGB frame that they stand for.
+
+On the CPU, and on any CUDA device, the emulated one included.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.device_backend import device_backend
+from support.host_backend import ForeignArray
+from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
+from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from zsseg_rt.ops import core, reference
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+NAMES = [f"name {index}" for index in range(7)]
+
+
+def planes(seed=1, height=30, width=46):
+    """Every brightness beside every colour, out of the limited range too."""
+    rng = np.random.default_rng(seed)
+    luma = rng.integers(0, 256, (height, width), np.uint8)
+    return luma, rng.integers(0, 256, (height // 2, width // 2, 2), np.uint8)
+
+
+def rgb_of(frame, matrix="bt601"):
+    """The RGB frame of two planes, by the NumPy definition."""
+    settings = {"size_hw": frame[0].shape, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    result = reference.preprocess(frame, colour_matrix=matrix, **settings)
+    return np.ascontiguousarray(np.rint(255 * result).astype(np.uint8).transpose(1, 2, 0))
+
+
+def pitched(array, row_bytes):
+    """The same in rows that lie further apart, with other numbers between them."""
+    row = array[0].size
+    memory = np.full((len(array), row_bytes), 99, np.uint8)
+    memory[:, :row] = array.reshape(len(array), row)
+    return np.lib.stride_tricks.as_strided(
+        memory, array.shape, (row_bytes, *array.strides[1:]), writeable=False
+    )
+
+
+class PitchedOnDevice:
+    """A plane with gaps between its rows, as a decoder describes it."""
+
+    def __init__(self, array, row_bytes):
+        rows = pitched(array, row_bytes)
+        self.shape, self.dtype = array.shape, array.dtype
+        self._memory = ops.DeviceArray.from_numpy(np.array(rows.base.base), 0)
+        self.__cuda_array_interface__ = {
+            **self._memory.__cuda_array_interface__, "shape": array.shape, "strides": rows.strides
+        }  # fmt: skip
+
+
+def on_device(frame, stream=0):
+    return tuple(ops.DeviceArray.from_numpy(plane, 0, stream) for plane in frame)
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    config = EngineConfig(device="cpu", precision="float32", with_scores=True, use_cache=False)
+    with Engine(STORED / "descriptor.zsseg", config) as engine:
+        engine.set_classes(NAMES)
+        yield engine
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Opens engines on the GPU."""
+    require_cuda()
+    placed, _ = device_backend(monkeypatch)
+
+    def open_engine(**settings):
+        config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
+        engine = Engine(STORED / "descriptor.zsseg", config)
+        engine.set_classes(NAMES)
+        return engine
+
+    return open_engine
+
+
+class TestOnTheHost:
+    @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+    def test_labels_are_those_of_the_rgb_frame(self, on_cpu, matrix):
+        expected = on_cpu.segment(rgb_of(planes(), matrix))
+        found = on_cpu.segment(Nv12Frame(*planes(), colour_matrix=matrix))
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+    def test_a_tuple_is_bt601(self, on_cpu):
+        expected = on_cpu.segment(Nv12Frame(*planes())).scores
+        np.testing.assert_array_equal(on_cpu.segment(planes()).scores, expected)
+        other = on_cpu.segment(Nv12Frame(*planes(), colour_matrix="bt709")).scores
+        assert not np.array_equal(other, expected)
+
+    def test_the_configured_channel_order_is_no_matter(self, on_cpu):
+        config = EngineConfig(
+            device="cpu", precision="float32", channel_order="bgr", with_scores=True,
+            use_cache=False,
+        )  # fmt: skip
+        with Engine(STORED / "descriptor.zsseg", config) as engine:
+            engine.set_classes(NAMES)
+            found = engine.segment(planes())
+        np.testing.assert_array_equal(found.scores, on_cpu.segment(planes()).scores)
+        assert found.channel_order == "bgr"
+
+    def test_rows_may_lie_further_apart(self, on_cpu):
+        luma, chroma = planes()
+        frame = Nv12Frame(pitched(luma, 64), pitched(chroma, 80))
+        expected = on_cpu.segment((luma, chroma)).scores
+        np.testing.assert_array_equal(on_cpu.segment(frame).scores, expected)
+
+    def test_a_memory_is_refused(self, on_cpu):
+        with pytest.raises(ArgumentError, match="memory: expected None for a frame in two planes"):
+            on_cpu.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
+
+
+LUMA, CHROMA = planes()
+BAD = [
+    ((LUMA, CHROMA, LUMA), ArgumentError, "expected an array or two planes, got 3 planes"),
+    (Nv12Frame(LUMA, CHROMA, "bt2020"), ArgumentError, "'bt601' or 'bt709', got 'bt2020'"),
+    ((LUMA[:29], CHROMA), ShapeError, r"luma: expected even sides, got \(29, 46\)"),
+    ((LUMA[:, :45].copy(), CHROMA), ShapeError, r"luma: expected even sides, got \(30, 45\)"),
+    ((LUMA[:0], CHROMA[:0]), ShapeError, "luma: expected shape .* sides from 1 to 32767"),
+    ((LUMA[0], CHROMA), ShapeError, r"luma: expected shape \[H, W\]"),
+    ((LUMA, CHROMA[:14]), ShapeError, r"expected shape \(15, 23, 2\), got \(14, 23, 2\)"),
+    ((LUMA, CHROMA.reshape(15, 46)), ShapeError, r"chroma: .* Give U and V in the last axis"),
+    ((LUMA.astype("u2"), CHROMA), DTypeError, "luma: expected uint8, got uint16"),
+    ((LUMA, CHROMA.astype("i1")), DTypeError, "chroma: expected uint8, got int8"),
+]
+
+
+@pytest.mark.parametrize(("frame", "error", "message"), BAD)
+def test_planes_that_are_refused(on_cpu, frame, error, message):
+    with pytest.raises(error, match=message):
+        on_cpu.segment(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        ((LUMA.tolist(), CHROMA), DeviceError, "luma: expected a plain NumPy array, got builtins"),
+        (
+            (LUMA.repeat(2, axis=1)[:, ::2], CHROMA),
+            ShapeError,
+            r"frame\[0\]: expected rows without gaps in them, got strides \(92, 2\)",
+        ),
+        ((LUMA, CHROMA[::-1]), ShapeError, r"frame\[1\]: expected rows without gaps in them"),
+    ],
+)
+def test_planes_that_are_refused_on_the_host(on_cpu, frame, error, message):
+    with pytest.raises(error, match=message):
+        on_cpu.segment(frame)
+
+
+def test_the_reference_takes_the_same_rows(on_cpu):
+    settings = {"size_hw": (9, 7), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    apart = pitched(LUMA, 48), pitched(CHROMA, 47)
+    expected = reference.preprocess((LUMA, CHROMA), **settings)
+    np.testing.assert_array_equal(reference.preprocess(apart, **settings), expected)
+    np.testing.assert_allclose(ops.preprocess(apart, **settings), expected, atol=4e-6)
+    bad = (LUMA.repeat(2, axis=1)[:, ::2], CHROMA)
+    with pytest.raises(ShapeError):
+        ops.preprocess(bad, **settings)
+
+
+@pytest.mark.needs_cuda
+class TestOnTheGpu:
+    @pytest.mark.parametrize("wrap", [lambda plane: plane, ForeignArray])
+    def test_labels_are_those_of_the_rgb_frame(self, on_gpu, wrap):
+        with on_gpu(with_scores=True) as engine:
+            for seed in range(3):
+                expected = engine.segment(rgb_of(planes(seed)))
+                frame = Nv12Frame(*map(wrap, on_device(planes(seed))))
+                found = engine.segment_device(frame).to_host()
+                np.testing.assert_array_equal(found.labels, expected.labels)
+                np.testing.assert_array_equal(found.scores, expected.scores)
+                again = engine.segment(planes(seed))  # from the host
+                np.testing.assert_array_equal(again.scores, expected.scores)
+
+    def test_rows_may_lie_further_apart(self, on_gpu):
+        luma, chroma = planes()
+        with on_gpu(with_scores=True) as engine:
+            expected = engine.segment((luma, chroma)).scores
+            frame = Nv12Frame(PitchedOnDevice(luma, 64), PitchedOnDevice(chroma, 128))
+            found = engine.segment_device(frame).scores.numpy()
+            np.testing.assert_array_equal(found, expected)
+            host = engine.segment(Nv12Frame(pitched(luma, 64), pitched(chroma, 48))).scores
+            np.testing.assert_array_equal(host, expected)
+
+    def test_the_producer_s_stream_is_waited_for(self, on_gpu):
+        """Brightness is written on a stream of its own, which nothing else waits for."""
+        producer = ops.Stream(0)
+        height, width = 30, 46
+        rng = np.random.default_rng(4)
+        flat = rng.integers(0, 256, (height * width // 3, 1, 3), np.uint8)
+        source = ops.DeviceArray.from_numpy(flat, 0, producer.handle)
+        labels = ops.DeviceArray.from_numpy(np.zeros(flat.shape[:2], np.uint8), 0, producer.handle)
+        colours = ops.DeviceArray.from_numpy(np.array([[9, 200, 80]], np.uint8), 0, producer.handle)
+        written = ops.DeviceArray.empty(flat.shape, np.uint8, 0, producer.handle)
+        chroma = ops.DeviceArray.from_numpy(planes()[1], 0, producer.handle)
+        with on_gpu() as engine:
+            engine.segment_device(on_device(planes()))
+            ops.overlay(source, labels, colours, out=written, stream=producer.handle)
+            luma = ForeignArray(written.view((height, width)))
+            found = engine.segment_device((luma, chroma)).labels.numpy()
+            host = written.numpy(producer.handle).reshape(height, width)
+            np.testing.assert_array_equal(found, engine.segment((host, planes()[1])).labels)
+
+    def test_one_capture_serves_rgb_and_planes_of_a_size(self, on_gpu, monkeypatch):
+        recorded = []
+
+        class Counting(core.Capture):
+            def end(self):
+                super().end()
+                recorded.append(self)
+
+        monkeypatch.setattr(core, "Capture", Counting)
+        with on_gpu() as engine:
+            expected = [engine.segment(rgb_of(planes(seed))).labels for seed in range(4)]
+            assert len(recorded) == 1
+            for seed in range(4):
+                frame = on_device(planes(seed))
+                found = engine.segment_device(frame).labels.numpy()
+                np.testing.assert_array_equal(found, expected[seed])
+        assert len(recorded) == 1
+
+    @pytest.mark.parametrize(
+        ("frame", "error", "message"),
+        [
+            (lambda: planes(), DeviceError, "luma: .* numpy.ndarray in host memory. Use segment"),
+            (
+                lambda: (on_device(planes())[0], planes()[1]),
+                DeviceError,
+                "chroma: expected an array on cuda:0 .* in host memory",
+            ),
+            (
+                lambda: (on_device(planes())[0], OnTheSecond()),
+                DeviceError,
+                "chroma: expected an array on cuda:0, got one on cuda:1",
+            ),
+            (lambda: on_device((LUMA[:29], CHROMA)), ShapeError, "luma: expected even sides"),
+            (lambda: on_device((LUMA, CHROMA[:3])), ShapeError, "chroma: expected shape"),
+        ],
+    )
+    def test_planes_that_are_refused(self, on_gpu, frame, error, message):
+        with on_gpu() as engine:
+            expected = engine.segment(planes()).labels
+            with pytest.raises(error, match=message):
+                engine.segment_device(frame())
+            with pytest.raises(DeviceError, match=r"NumPy array, got .* use segment_device"):
+                engine.segment(on_device(planes()))
+            np.testing.assert_array_equal(engine.segment(planes()).labels, expected)
+
+
+class OnTheSecond:
+    shape, dtype = CHROMA.shape, CHROMA.dtype
+
+    def __dlpack_device__(self):
+        return (2, 1)

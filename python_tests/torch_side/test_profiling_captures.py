@@ -1,0 +1,218 @@
+"""Launches are captured and replayed, with a torch whose CUDA is made up."""
+
+import contextlib
+import gc
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launches
+from zsseg_rt import ops
+from zsseg_rt.errors import BackendError
+from zsseg_rt.profiling.worker import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class FakeCuda:
+    """Records calls while a capture is open; a replay notes what it would run again."""
+
+    def __init__(self):
+        self.capturing, self.replayed, self.opened, self.waits = None, [], [], 0
+
+    def ExternalStream(self, handle):  # noqa: N802 - torch's name
+        return f"stream {handle}"
+
+    def CUDAGraph(self):  # noqa: N802 - torch's name
+        cuda = self
+
+        class Graph:
+            def __init__(self):
+                self.calls = []
+
+            def replay(self):
+                assert cuda.capturing is None
+                cuda.replayed.append(list(self.calls))
+
+        return Graph()
+
+    @contextlib.contextmanager
+    def graph(self, captured, *, stream, capture_error_mode):
+        self.opened.append((stream, capture_error_mode))
+        self.capturing = captured
+        try:
+            yield
+        finally:
+            self.capturing = None
+
+    def synchronize(self):
+        assert self.capturing is None
+        self.waits += 1
+
+
+class FakeTorch:
+    def __init__(self):
+        self.cuda = FakeCuda()
+
+
+def launching(torch, name, *, refusing=None):
+    """A call that launches a kernel; in a capture it may raise instead."""
+
+    def call():
+        if torch.cuda.capturing is not None:
+            if refusing is not None:
+                raise refusing
+            torch.cuda.capturing.calls.append(name)
+
+    return call
+
+
+def test_launches_take_turns_on_the_sets_of_buffers():
+    torch = FakeTorch()
+    replay = capture_launches(torch, [launching(torch, n) for n in "abc"], stream=7, launches=8)
+    torch.cuda.replayed.clear()
+    replay()
+    assert torch.cuda.replayed == [list("abcabcab")]
+    assert torch.cuda.opened == [("stream 7", "thread_local")]
+    assert torch.cuda.waits >= 2  # nothing is under way when it begins, and when it is handed out
+    assert LAUNCHES == 100
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RuntimeError("operation not permitted when stream is capturing\nlong trace"),
+        BackendError("cudaStreamSynchronize: operation not permitted"),
+    ],
+)
+def test_what_cannot_be_captured_is_said_in_one_line(refusal):
+    torch = FakeTorch()
+    with pytest.raises(CaptureRefusedError, match="not permitted") as caught:
+        capture_launches(torch, [launching(torch, "a", refusing=refusal)], stream=7)
+    assert "\n" not in str(caught.value)
+    assert gc.isenabled()
+
+
+def test_nothing_is_collected_meanwhile():
+    torch, seen = FakeTorch(), []
+    capture_launches(torch, [lambda: seen.append(gc.isenabled())], stream=0, launches=3)
+    assert seen == [True, False, False, False]
+    assert gc.isenabled()
+
+
+def test_an_error_outside_the_capture_is_not_taken_for_a_refusal():
+    def fails():
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        capture_launches(FakeTorch(), [fails], stream=0)
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The script, imported as a file: its folder would hide Python's own module profile."""
+    monkeypatch.setitem(sys.modules, "captured_kernels", None)  # forgotten when the test ends
+    threads = ops.get_num_threads()
+    yield load_file("captured_kernels", ROOT / "tools" / "benchmark_kernels.py")
+    ops.set_num_threads(threads)
+
+
+@pytest.fixture
+def fake_gpu(tool, monkeypatch):
+    """The tool on a GPU that is the CPU, with a torch that captures everything but crops."""
+    real = pytest.importorskip("torch")
+
+    class TorchOnFakeGpu:
+        cuda = FakeCuda()
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def zeros(self, *shape, device):
+            assert device == "cuda"
+            return real.zeros(*shape)
+
+    class FakeBench(tool.CpuBench):
+        name, sets = "cuda", 3
+
+        def __init__(self, threads):
+            super().__init__(threads)
+            self.torch, self.cv2 = TorchOnFakeGpu(), None
+
+    crop = tool.ops.crop_regions
+
+    def waiting_crop(*args, **kwargs):
+        if TorchOnFakeGpu.cuda.capturing is not None:
+            raise BackendError("cudaMemcpyAsync: operation not permitted when stream is capturing")
+        return crop(*args, **kwargs)
+
+    monkeypatch.setattr(tool.ops, "crop_regions", waiting_crop)
+    monkeypatch.setattr(tool.ops, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(tool.ops, "cuda_device_properties", lambda _: {"name": "none"})
+    monkeypatch.setattr(tool, "CudaBench", FakeBench)
+    return FakeBench
+
+
+def report_of(tool, tmp_path, *operations):
+    file = tmp_path / "report.json"
+    chosen = [word for name in operations for word in ("--op", name)]
+    assert tool.main(["--quick", "--device", "cuda", *chosen, "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_a_captured_kernel_stands_beside_its_floor(tool, fake_gpu, tmp_path, capsys):
+    report = report_of(tool, tmp_path, "patch_text_similarity", "overlay")
+    floor = report["floor"]
+    assert floor["copy_gigabytes_per_second"] > 0.0
+    assert floor["product_teraflops"] > 0.0
+    similar, overlaid = report["results"]
+    for result in (similar, overlaid):
+        captured = result["captured"]
+        assert set(captured["median_ms"]) == {"zsseg_rt", "torch"}
+        assert (captured["launches"], captured["sets"]) == (LAUNCHES, 3)
+        assert captured["not_captured"] == {}
+        expected = captured["floor_ms"] / captured["median_ms"]["zsseg_rt"]
+        assert captured["share_of_floor"] == pytest.approx(expected)
+    moved = 2 * 90 * 160 * 3 + 90 * 160  # bytes of the overlay: frame, result, labels
+    floor_ms = moved / floor["copy_gigabytes_per_second"] / 1e6
+    assert overlaid["captured"]["floor_ms"] == pytest.approx(floor_ms)
+    assert overlaid["captured"]["rotated_bytes"] == 3 * moved
+    computed_ms = 2 * 16 * 5 * 32 / floor["product_teraflops"] / 1e9
+    assert similar["captured"]["floor_ms"] >= computed_ms * 0.999
+    printed = capsys.readouterr().out
+    assert "us, " in printed
+    assert "of its speed; 3 sets of buffers" in printed
+
+
+def test_what_is_not_captured_is_timed_call_by_call_and_said(tool, fake_gpu, tmp_path, capsys):
+    (result,) = report_of(tool, tmp_path, "crop_regions")["results"]
+    assert "not permitted" in result["captured"]["not_captured"]["zsseg_rt"]
+    assert "share_of_floor" not in result["captured"]
+    assert result["median_ms"]["zsseg_rt"] > 0.0
+    assert "zsseg_rt: not captured, only timed call by call" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("torch", [None, "refusing"])
+def test_without_captures_the_output_says_what_times_hold(
+    tool, fake_gpu, tmp_path, monkeypatch, capsys, torch
+):
+    def refuse(*_, **__):
+        raise CaptureRefusedError("not on this driver")
+
+    if torch is None:
+        usual = fake_gpu.__init__
+
+        def without_torch(self, threads):
+            usual(self, threads)
+            self.torch = None
+
+        monkeypatch.setattr(fake_gpu, "__init__", without_torch)
+    monkeypatch.setattr(tool, "capture_launches", refuse)
+    report = report_of(tool, tmp_path, "overlay")
+    assert report["floor"] is None
+    assert report["results"][0]["captured"] is None
+    printed = capsys.readouterr().out
+    assert "no captures: " in printed
+    assert ("torch with CUDA is not installed" if torch is None else "not on this") in printed

@@ -1,0 +1,383 @@
+"""The training loop's promises: exact resumption, checkpoints that survive anything, one curve."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from support.toy_training import ToyTask, config, toy_batches, train  # noqa: E402
+from zsseg_rt.errors import (  # noqa: E402
+    ArgumentError,
+    CheckpointError,
+    PrecisionNotApplied,
+    TrainingError,
+)
+from zsseg_rt.training.loop import checkpointing  # noqa: E402
+from zsseg_rt.training.loop.config import OptimizerConfig  # noqa: E402
+from zsseg_rt.training.loop.reporting import Timing  # noqa: E402
+
+HERE = Path(__file__).parents[1]
+MODEL = "model.safetensors"
+
+
+def history(folder, key="loss/total"):
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def same_files(first, second, names):
+    for name in names:
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+
+
+class CrashError(Exception):
+    """Ends a run as a crash would."""
+
+
+def crash_at(step):
+    def source(**place):
+        for index, batch in enumerate(toy_batches(**place)):
+            if place["start_position"] // 4 + index == step:
+                raise CrashError
+            yield batch
+
+    return source
+
+
+def test_training_lowers_the_loss_and_leaves_everything(tmp_path):
+    result = train(
+        tmp_path,
+        config=config(iterations=60, checkpoint_interval=20, batch_size=64),
+        schedule=lambda step: 1.0 - step / 60,
+    )
+    curve = history(tmp_path, "loss/error")
+    assert curve[60] < 0.7 * curve[1]
+    assert result.finished
+    assert result.step == 60
+    assert result.best_checkpoint == result.last_checkpoint
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000040",
+        "step-00000060",
+    ]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["timing"]["steps"] == 60
+    assert summary["timing"]["pictures"] == 60 * 64
+    assert summary["losses"].keys() == {"error", "size"}
+    assert history(tmp_path, "learning_rate")[31] == pytest.approx(0.5e-2)  # the 31st step's
+    assert history(tmp_path, "learning_rate/1")[31] == pytest.approx(0.5e-3)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_resumed_run_is_the_uninterrupted_run_to_the_bit(tmp_path, accumulation_steps):
+    settings = config(accumulation_steps=accumulation_steps)
+    whole = train(tmp_path / "whole", ToyTask(dropout=0.5), config=settings)
+    source = crash_at(4 * accumulation_steps)
+    with pytest.raises(CrashError):
+        train(tmp_path / "parts", ToyTask(dropout=0.5), config=settings, source=source)
+    torch.rand(7)  # the generator's state is the checkpoint's, not this process's
+    task = ToyTask(dropout=0.5, seed=1)
+    parts = train(tmp_path / "parts", task, config=settings, resume=True)
+    names = (MODEL, "task.safetensors", "optimizer.safetensors", "random.safetensors")
+    same_files(whole.last_checkpoint, parts.last_checkpoint, names)
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert torch.equal(task.extra, load_file(whole.last_checkpoint / "task.safetensors")["extra"])
+
+
+def test_evaluation_draws_no_number_that_training_would(tmp_path):
+    plain = train(tmp_path / "plain", ToyTask(dropout=0.5))
+    watched = train(
+        tmp_path / "watched",
+        ToyTask(dropout=0.5),
+        config=config(evaluation_interval=1),
+        evaluate=lambda model: {"score": float(torch.rand(1))},
+    )
+    same_files(plain.last_checkpoint, watched.last_checkpoint, (MODEL,))
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    whole = train(tmp_path / "whole", config=config())
+    parts = train(tmp_path / "parts", config=config(accumulation_steps=4))
+    first, second = (
+        load_file(whole.last_checkpoint / MODEL),
+        load_file(parts.last_checkpoint / MODEL),
+    )
+    for key in first:  # float32 sums in another order, through 6 steps of AdamW
+        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-5)
+    assert history(tmp_path / "whole")[6] == pytest.approx(history(tmp_path / "parts")[6], rel=1e-5)
+
+
+def run_script(folder, *arguments, launcher=()):
+    command = [
+        sys.executable,
+        *launcher,
+        str(HERE / "support" / "toy_training_script.py"),
+        str(folder),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [*command, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=180):
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+TWO = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1")
+
+
+def two_processes():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return (*TWO, f"--master-port={port}")
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path):
+    train(tmp_path / "one")
+    code, output = finish(run_script(tmp_path / "two", launcher=two_processes()))
+    assert code == 0, output
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for step, loss in one.items():  # float32 means of halves instead of one mean
+        assert two[step] == pytest.approx(loss, rel=1e-5)
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["num_processes"] == 2
+    # and the checkpoint of two processes continues on one
+    last = train(tmp_path / "two", config=config(iterations=8), resume=True)
+    assert last.step == 8
+
+
+def test_two_processes_stop_together_on_a_bad_loss(tmp_path):
+    process = run_script(tmp_path, "--bad=picture-18", launcher=two_processes())
+    code, output = finish(process)
+    assert code != 0
+    assert output.count("loss: expected finite terms") >= 2
+    assert "picture-18, picture-19" in output
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
+
+
+@pytest.mark.parametrize("when", ["while saving", "between"])
+def test_kill_loses_at_most_one_interval(tmp_path, when):
+    arguments = ["--hang-at=5"] if when == "between" else ["--hang-in-save=6"]
+    process = run_script(tmp_path, *arguments)
+    for line in process.stdout:
+        if "hanging" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    folder = checkpointing.CheckpointFolder(tmp_path / "checkpoints")
+    assert folder.steps() == [3]
+    assert folder.load(3).state.step == 3
+    result = train(tmp_path, resume=True)
+    whole = train(tmp_path / "whole")
+    same_files(whole.last_checkpoint, result.last_checkpoint, (MODEL, "optimizer.safetensors"))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
+    assert history(tmp_path) == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_a_checkpoint_and_exits(tmp_path, number):
+    process = run_script(tmp_path, "--signal-at=5", f"--signal={number.value}")
+    code, output = finish(process)
+    assert code == 0, output
+    assert "finished=False step=5" in output
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
+    train(tmp_path, resume=True)
+    whole = train(tmp_path / "whole")
+    same_files(whole.last_checkpoint, tmp_path / "checkpoints/step-00000006", (MODEL,))
+
+
+def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path, ToyTask(bad_picture="picture-17"))
+    message = str(caught.value)
+    assert "error = nan, size = " in message
+    assert "in step 5 for the images picture-16, picture-17, picture-18, picture-19" in message
+    assert f"last good checkpoint is {tmp_path / 'checkpoints/step-00000003'}" in message
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
+
+
+def test_nan_in_the_step_of_a_checkpoint_is_not_saved(tmp_path):
+    with pytest.raises(TrainingError, match="in step 3 for the images .*No checkpoint was saved"):
+        train(tmp_path, ToyTask(bad_picture="picture-9"))
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    task = ToyTask()
+    task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
+    with pytest.raises(TrainingError, match="weights: .* in broken after step 3"):
+        train(tmp_path, task)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("where", ["tensors", "json", "rename"])
+def test_full_disk_keeps_the_last_checkpoint_and_says_so(tmp_path, monkeypatch, where):
+    train(tmp_path, config=config(iterations=3))
+    full = OSError(28, "No space left on device")
+
+    def fail(*arguments, **options):
+        raise full
+
+    target = {
+        "tensors": (checkpointing, "save_file"),
+        "json": (Path, "write_text"),
+        "rename": (Path, "rename"),
+    }[where]
+    monkeypatch.setattr(*target, fail)
+    with pytest.raises(TrainingError, match="No space left on device.*step-00000003") as caught:
+        train(tmp_path, config=config(), resume=True)
+    assert "--resume" in str(caught.value)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert train(tmp_path, resume=True).finished
+
+
+def test_full_disk_while_logging_names_the_checkpoint(tmp_path, monkeypatch):
+    from zsseg_rt.training.loop.reporting import RunReport
+
+    def fail(self, step, values):
+        if step == 5:
+            raise OSError(28, "No space left on device", "history.jsonl")
+
+    monkeypatch.setattr(RunReport, "scalars", fail)
+    with pytest.raises(TrainingError, match="history.jsonl: .*No space left.*step-00000003"):
+        train(tmp_path)
+
+
+def test_keeps_the_best_checkpoint_besides_the_last(tmp_path):
+    scores = iter([0.2, 0.9, float("nan"), 0.5, 0.9, 0.1])
+    result = train(
+        tmp_path,
+        config=config(evaluation_interval=1, keep_checkpoints=1, kept_steps=(4,)),
+        evaluate=lambda model: {"score": next(scores), "other": 1.0},
+    )
+    assert result.best_step == 2
+    assert result.metrics == {"score": 0.9, "other": 1.0}
+    assert result.best_checkpoint == tmp_path / "checkpoints/step-00000002"
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 4, 6]
+    assert history(tmp_path, "evaluation/score")[4] == 0.5
+
+
+def test_evaluation_that_was_missed_is_made_up_for(tmp_path):
+    def killed(model):
+        raise CrashError
+
+    settings = config(evaluation_interval=3)
+    with pytest.raises(CrashError):
+        train(tmp_path, config=settings, evaluate=killed)
+    seen = []
+    train(
+        tmp_path,
+        config=settings,
+        evaluate=lambda model: seen.append(model.training) or {"score": 1.0},
+        resume=True,
+    )
+    assert seen == [False, False]
+    found = json.loads((tmp_path / "evaluations.json").read_text())
+    assert found["evaluations"] == {"3": {"score": 1.0}, "6": {"score": 1.0}}
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
+    train(
+        tmp_path,
+        config=config(evaluation_interval=3, num_pictures=1),
+        evaluate=lambda model: {"score": 0.5},
+        preview=lambda model, count: [("street", picture)] * count,
+    )
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss/error")] == [1, 2, 3, 4, 5, 6]
+    assert [e.value for e in events.Scalars("evaluation/score")] == [0.5, 0.5]
+    assert [e.step for e in events.Images("predictions/street")] == [3, 6]
+
+
+def test_bfloat16_trains_and_float16_is_refused_on_a_cpu(tmp_path):
+    result = train(tmp_path / "low", config=config(precision="bfloat16"))
+    full = train(tmp_path / "full")
+    low, exact = load_file(result.last_checkpoint / MODEL), load_file(full.last_checkpoint / MODEL)
+    assert all(tensor.dtype == torch.float32 for tensor in low.values())
+    assert not torch.equal(low["0.weight"], exact["0.weight"])  # it did compute in bfloat16
+    with pytest.raises(PrecisionNotApplied, match="float16"):
+        train(tmp_path / "half", config=config(precision="float16"))
+
+
+def test_gradients_are_cut_down(tmp_path):
+    free = train(tmp_path / "free", config=config(iterations=1))
+    settings = OptimizerConfig(max_grad_norm=1e-9, eps=1e-3)
+    cut = train(tmp_path / "cut", ToyTask(), config=config(iterations=1), optimizer=settings)
+    start = ToyTask().model.state_dict()["0.weight"]
+    moved = load_file(free.last_checkpoint / MODEL)["0.weight"] - start
+    stayed = load_file(cut.last_checkpoint / MODEL)["0.weight"] - start * (1 - 1e-2 * 0.01)
+    assert moved.abs().max() > 5e-3
+    assert stayed.abs().max() < 1e-6
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ArgumentError, match="step 6. Pass --resume"):
+        train(tmp_path)
+
+
+def test_resuming_another_model_is_refused(tmp_path):
+    train(tmp_path, config=config(iterations=3))
+    other = ToyTask()
+    other.model[0] = torch.nn.Linear(4, 8)
+    with pytest.raises(CheckpointError, match="weights of this model"):
+        train(tmp_path, other, resume=True)
+    with pytest.raises(ArgumentError, match="batch_size: expected 4"):
+        train(tmp_path, config=config(batch_size=8), resume=True)
+
+
+def test_batches_must_divide():
+    with pytest.raises(ArgumentError, match="batch_size: expected a multiple of 6"):
+        config(batch_size=8, accumulation_steps=3).part_size(2)
+    assert config(batch_size=12, accumulation_steps=3).part_size(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "iterations: expected at least 1, got 0"),
+        ({"precision": "half"}, "precision: expected one of float32, bfloat16, float16"),
+        ({"device": "tpu"}, "device: expected one of auto, cpu, cuda"),
+        ({"best_is": "most"}, "best_is: expected highest or lowest"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(ArgumentError, match=message):
+        config(**change)
+
+
+def test_overhead_is_what_is_not_the_step():
+    timing = Timing(
+        data_seconds=3, step_seconds=96, report_seconds=1, checkpoint_seconds=50, pictures=200
+    )
+    assert timing.overhead_share == pytest.approx(0.04)
+    assert timing.pictures_per_second == pytest.approx(2.0)
+    assert Timing().overhead_share == 0.0

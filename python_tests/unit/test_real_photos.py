@@ -1,0 +1,69 @@
+"""Real photos, real names, a real encoder: the whole open-vocabulary path against true masks."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zsseg_rt import Engine, EngineConfig, cli
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "real_photos.py"
+
+
+@pytest.fixture(scope="module")
+def real_photos():
+    spec = importlib.util.spec_from_file_location("real_photos", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def voc_bundle(real_photos, shared_dir, tmp_path_factory):
+    folder = shared_dir / "data" / "encoders"
+    stem = "deeplabv3_mnv2_voc_clipspace"
+    return real_photos.export(
+        folder / f"{stem}.onnx",
+        folder / f"{stem}_train_text_rows.npy",
+        folder / f"{stem}_classes.json",
+        tmp_path_factory.mktemp("bundles") / "voc.zsseg",
+    )
+
+
+@pytest.mark.needs_shared
+def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
+    report = real_photos.evaluate(voc_bundle, shared_dir / "data" / "tinycoco")
+    # Measured on these photos: 0.926 and 0.395. A shuffled or shifted class list gives < 0.1.
+    assert report["pixel_accuracy"] > 0.90
+    assert report["miou_classes_in_truth"] > 0.36
+
+
+@pytest.mark.needs_shared
+def test_float16_graph_labels_like_float32(voc_bundle, shared_dir):
+    from zsseg_rt.photos import read_photo
+
+    frame = read_photo(shared_dir / "data" / "photos" / "dog_1.jpg")
+    labels = []
+    for precision in ("float32", "float16"):
+        config = EngineConfig(device="cpu", backend="torch", precision=precision, use_cache=False)
+        with Engine(voc_bundle, config) as engine:
+            engine.set_classes(["background", "dog", "cat", "person"])
+            labels.append(engine.segment(frame).labels)
+    assert (labels[0] == labels[1]).mean() > 0.995
+
+
+@pytest.mark.needs_shared
+def test_names_from_the_command_line(voc_bundle, shared_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    photo = shared_dir / "data" / "photos" / "dog_1.jpg"
+    report = tmp_path / "report.json"
+    arguments = ["segment", photo, "--bundle", voc_bundle, "--out", tmp_path / "out"]
+    arguments += ["--classes", "dog,cat,couch,person", "--background", "background"]
+    assert cli.main([str(a) for a in [*arguments, "--json", report]]) == 0
+    (entry,) = json.loads(report.read_text())["photos"]
+    shares = {c["name"]: c["share"] for c in entry["classes"]}
+    assert set(shares) == {"dog", "person"}  # a man and a dog pull at a toy on a beach
+    assert min(shares.values()) > 0.1
+    assert np.isclose(sum(shares.values()) + entry["unknown_share"], 1.0)
