@@ -426,11 +426,11 @@ def test_bad_requests_to_an_engine_are_refused(colour_bundle):
     rgb, bgr = (
         EngineConfig(device="cpu", use_cache=False, channel_order=order) for order in ("rgb", "bgr")
     )
-    refused = refused(ArgumentError, "protocol")
-    with Engine(colour_bundle, rgb) as engine, refused:
+    of_protocol = refused(ArgumentError, "protocol")
+    with Engine(colour_bundle, rgb) as engine, of_protocol:
         EngineSegmenter(engine, COLOURS, protocol="slide")
-    refused = refused(ArgumentError, "engine")
-    with Engine(colour_bundle, bgr) as engine, refused:
+    of_engine = refused(ArgumentError, "engine")
+    with Engine(colour_bundle, bgr) as engine, of_engine:
         EngineSegmenter(engine, COLOURS)
 
 
