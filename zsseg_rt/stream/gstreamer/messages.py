@@ -10,7 +10,7 @@ from zsseg_rt.stream.source import redact, shown
 
 _VALUE = r"""(?:\([^)]*\)\s*)?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
 _PROPERTY = re.compile(
-    r"([\w-]*(?:pass|pwd|psw|pw|token|secret|key|auth|cookie|header|cred|login|sig|user)[\w-]*"
+    r"([\w-]*(?:pass|pwd|psw|pw|token|secret|key(?!-int)|auth|cookie|header|cred|login|sig(?!nal)|user)[\w-]*"
     rf"\s*=\s*){_VALUE}",
     re.IGNORECASE,
 )
