@@ -292,6 +292,12 @@ sys.exit(code)
 """
 
 
+def heed_signals():
+    """As a shell starts a command; tests that run under nohup inherit an ignored SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def recording(tmp_path):
     """A child that records the demo without end, and the lines it writes into a pipe."""
@@ -300,8 +306,9 @@ def recording(tmp_path):
     os.mkfifo(lines)
     call = [sys.executable, "-c", CHILD, "stream", "--demo", str(tmp_path / "out.mp4"), str(lines)]
     child = subprocess.Popen(
-        [*call, "--frames", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*call, "--frames", "100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals,
+    )  # fmt: skip
     with lines.open() as pipe:
         yield child, pipe
     child.kill()
