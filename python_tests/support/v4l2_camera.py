@@ -42,8 +42,10 @@ def run_with_camera(library: Path, function: Callable[..., Any], *arguments: Any
         "print(json.dumps(result))\n"
     )
     given = json.dumps([function.__module__, function.__name__, arguments])
-    folder = Path(__file__).parents[1]
-    path = os.pathsep.join(p for p in (str(folder), os.environ.get("PYTHONPATH")) if p)
+    folders = (Path(function.__code__.co_filename).parent, Path(__file__).parents[1])
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]).rstrip(
+        os.pathsep
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, given],
         env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path},
