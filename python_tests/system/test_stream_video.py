@@ -179,7 +179,7 @@ def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
 
 def test_a_host_that_is_not_known_is_told_and_schemes_may_be_in_capitals():
     for scheme in ("http", "HTTP", "RTSP", "rtsp"):
-        with pytest.raises(SourceError, match=r"\*\*\*@no\.such\.invalid.* no such host"):
+        with pytest.raises(SourceError, match=r"no\.such\.invalid.* no such host"):
             read(f"{scheme}://user:secret@no.such.invalid:81/x")
     with pytest.raises(SourceError, match="Connection refused"):
         read("RTSP://user:secret@127.0.0.1:1/x")
