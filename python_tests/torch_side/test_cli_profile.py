@@ -9,7 +9,7 @@ import pytest
 
 from support import command_line
 from support.profiling import QUICK
-from tools.report_schema import SCHEMA_FILE, make_schema, schema_text
+from tools.torture.report_schema import SCHEMA_FILE, make_schema, schema_text
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE
 
 

@@ -76,7 +76,8 @@ def test_golden_is_the_unfolded_model(zegclip_bundle, zegclip_model):
         output = zegclip_model(
             torch.from_numpy(golden["image"]), torch.from_numpy(golden["text_embeds"])
         )
-    np.testing.assert_array_equal(golden["mask_logits"], output.mask_logits.numpy())
+    # Another number of threads sums in another order.
+    np.testing.assert_allclose(golden["mask_logits"], output.mask_logits.numpy(), atol=2e-6)
     assert golden["frame"].dtype == np.uint8
     assert golden["class_names"].tolist() == NAMES
     assert golden["labels"].shape == golden["frame"].shape[:2] == golden["scores"].shape

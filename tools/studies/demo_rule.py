@@ -18,6 +18,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export.bundle_writer import new_bundle_folder, write_golden, write_manifest
 from zsseg_rt.models.clip.weights import load_clip
+from zsseg_rt.models.descriptor.starts import COSINE_SCALE
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import read_golden
@@ -60,6 +61,8 @@ def demo_run(clip: str | Path, config: DemoConfig) -> TrainConfig:
         "start_offset": config.start_offset,
         "decoder": {"query_dim": dim, "ffn_dim": 4 * dim, "num_heads": config.decoder_heads},
     }
+    if config.start == "aligned":
+        model["start_scale"] = COSINE_SCALE  # as create_model, which knows no names
     task = {"learning_rate": config.learning_rate, "label_stride": config.label_stride}
     schedule = {"name": "poly", "min_factor": 0.005, "warmup_steps": config.warmup_steps}
     loop = {

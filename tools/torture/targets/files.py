@@ -94,7 +94,7 @@ def _caches(folder: Path) -> Attempt:
 
 @target("reports", "profiles as `profile show` reads them")
 def _reports(folder: Path) -> Attempt:
-    from tools.report_schema import make_schema
+    from tools.torture.report_schema import make_schema
     from zsseg_rt.profiling.report import read_report
 
     document, path = _example(make_schema(), make_schema()), folder / "profile.json"
