@@ -1,9 +1,11 @@
 """Training works on what ships with the package: no data, no download."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -36,7 +38,13 @@ SHORT += ("loop.num_pictures=0", "evaluation.options.length=2", "loop.checkpoint
 def run_module(module, *arguments, folder):
     call = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(
-        call, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+        call,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
 
 

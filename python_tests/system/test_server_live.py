@@ -141,7 +141,7 @@ def test_no_second_frame_is_sent_before_the_first_is_acknowledged(server):
 
 
 def test_a_viewer_that_never_acknowledges_is_dropped():
-    with demo_server(ack_seconds=0.5) as server, viewer(server) as page:
+    with demo_server(ack_seconds=2.0) as server, viewer(server) as page:
         page.frame()
         assert closed_with(page) == 1008
         assert metric(server, "zsseg_viewers_dropped_total") == 1
