@@ -82,8 +82,15 @@ class PhotoSegmenter:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Label a batch of rows.
 
+        Args:
+            batch: The columns, as ``Dataset.map(..., batched=True)`` gives them.
+
         Returns:
             The new columns.
+
+        Raises:
+            ArgumentError: The batch has no such column, or is a single row.
+            ZssegError: As :class:`Engine` and its ``set_classes``.
         """
         if self._column not in batch:
             raise ArgumentError(

@@ -121,8 +121,16 @@ class PhotoSegmenter:
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
         """Label the photos of a batch, several at the same time; usable from several threads.
 
+        Args:
+            batch: The columns as NumPy arrays, Ray's default ``batch_format``.
+
         Returns:
             The columns but the photos', and the new ones; rows stay in their order.
+
+        Raises:
+            ArgumentError: The batch has another format, neither or both columns of photos, or a
+                column with the name of a new one.
+            BackendUnavailableError: OpenCV is not installed.
         """
         column = _input_column(batch)
         new = _arrow_columns(self.label(batch[column], batch.get("path")), self._overlay_format)

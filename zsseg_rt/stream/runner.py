@@ -131,7 +131,6 @@ class Stream:
     ) -> None:
         check_settings(policy, max_staleness)
         self._segment = segment if lanes is None else lanes.segment
-        self._memories = memories
         keeps_all = [policy == "all" or (policy is None and not s.live) for s in sources]
         self._hand_off = HandOff(
             [
@@ -167,7 +166,12 @@ class Stream:
         return self
 
     def __next__(self) -> Segmentation:
-        """Label the next frame."""
+        """Label the next frame.
+
+        Raises:
+            SourceError: No source has ever given a frame, and each has failed.
+            BackendUnavailableError: A package that a source needs is not installed.
+        """
         try:
             while isinstance(labelled := self._next_labelled(), _Refused):
                 self._lose(labelled)

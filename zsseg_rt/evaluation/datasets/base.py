@@ -53,7 +53,13 @@ class SegmentationDataset(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one image and its labels."""
+        """Read one image and its labels.
+
+        Raises:
+            DatasetError: A file is missing or unreadable, its sizes differ, or the annotation
+                holds a value that is not a class.
+            IndexError: There is no such image.
+        """
 
 
 def ignore_label(num_classes: int) -> int:
