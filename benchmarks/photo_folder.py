@@ -55,7 +55,7 @@ except ImportError:  # an older version labels one after the other
 from zsseg_rt.integrations.batch import segment_photos
 engine = Engine(bundle, EngineConfig(device="cpu", num_lanes=count))
 if engine.bundle.graphs.get("text_encoder"):
-    engine.set_classes(demo_classes())
+    engine.set_classes(demo_classes("scenes"))
 else:
     rows = np.random.default_rng(0).standard_normal((20, engine.bundle.text.embed_dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -99,7 +99,7 @@ def bundle_of(args: argparse.Namespace, scratch: Path) -> Path:
         return bundle
     from zsseg_rt.demo import demo_bundle
 
-    bundle_given: Path = args.bundle or demo_bundle()
+    bundle_given: Path = args.bundle or demo_bundle("scenes")
     return bundle_given
 
 
@@ -157,7 +157,7 @@ def make_photos(folder: Path, count: int, size: str) -> Path:
 
     folder.mkdir()
     width, height = map(int, size.split("x"))
-    scenes = [cv2.imread(photo) for photo in demo_photos()]
+    scenes = [cv2.imread(photo) for photo in demo_photos("scenes")]
     rng = np.random.default_rng(0)
     for index in range(count):
         scene = cv2.resize(scenes[index % len(scenes)], (width * 5 // 4, height * 5 // 4))

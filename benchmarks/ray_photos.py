@@ -171,7 +171,7 @@ def classes_for(bundle: str) -> Any:
 
     opened = Bundle.load(bundle)
     if opened.graphs.get("text_encoder"):
-        return demo_classes()
+        return demo_classes("scenes")
     names = tuple(f"class {i}" for i in range(20))
     rows = np.random.default_rng(0).standard_normal((20, opened.text.embed_dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 def real(form: Form, args: argparse.Namespace, keep: Keep) -> None:
     """Compare engines in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or demo_bundle()
+        bundle = args.bundle or demo_bundle("scenes")
         if form.real_size:
             bundle = args.bundle or Path(folder) / "real.zsseg"
             if not bundle.exists():
@@ -220,13 +220,13 @@ def open_engine(bundle: str, threads: int, slower: float) -> Any:
     from zsseg_rt.photos import read_photo
 
     engine = Engine(bundle, EngineConfig(device="cpu", num_threads=threads))
-    if Path(bundle) == demo_bundle():
-        engine.set_classes(demo_classes())
+    if Path(bundle) == demo_bundle("scenes"):
+        engine.set_classes(demo_classes("scenes"))
     else:
         rows = np.random.default_rng(0).standard_normal((20, Bundle.load(bundle).text.embed_dim))
         unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         engine.set_classes([f"class {index}" for index in range(20)], embeddings=unit)
-    labelled = functools.partial(engine.segment, read_photo(demo_photos()[0]))
+    labelled = functools.partial(engine.segment, read_photo(demo_photos("scenes")[0]))
     if not slower:
         return labelled
     work = SharedWork(threads)

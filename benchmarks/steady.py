@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     clips, speeds = (1, (0.0, 4.0)) if args.quick else (args.clips, SPEEDS)
     config = EngineConfig(device="cpu", precision="float32", num_threads=args.threads)
-    with Engine(Bundle.demo(), config) as engine:
+    with Engine(Bundle.demo("scenes"), config) as engine:
         engine.set_classes(list(CLASS_NAMES))
         report: dict[str, Any] = {
             "machine": describe_machine(),

@@ -99,7 +99,7 @@ def measure_counting(args: argparse.Namespace) -> dict[str, Any]:
 
     with demo_engine() as engine:
         labels = engine.segment(next(demo_frames(1))).labels
-    names = len(demo_classes())
+    names = len(demo_classes("scenes"))
     candidates: dict[str, Callable[[], Any]] = {
         "numpy.bincount": lambda: np.bincount(labels.reshape(-1), minlength=256),
         "count_labels": lambda: ops.count_labels(labels, names),

@@ -14,8 +14,8 @@ def demo_engine(config: Any = None) -> Any:
     from zsseg_rt import Bundle, Engine
     from zsseg_rt.demo import demo_classes
 
-    engine = Engine(Bundle.demo(), config)
-    engine.set_classes(demo_classes())
+    engine = Engine(Bundle.demo("scenes"), config)
+    engine.set_classes(demo_classes("scenes"))
     return engine
 
 

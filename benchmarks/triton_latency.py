@@ -58,7 +58,9 @@ def frame_of(size: str) -> npt.NDArray[np.uint8]:
     from zsseg_rt.photos import read_photo
 
     width, height = map(int, size.split("x"))
-    resized: npt.NDArray[np.uint8] = cv2.resize(read_photo(demo_photos()[0]), (width, height))
+    resized: npt.NDArray[np.uint8] = cv2.resize(
+        read_photo(demo_photos("scenes")[0]), (width, height)
+    )
     return resized
 
 
@@ -75,14 +77,14 @@ def prepare(stack: ExitStack, frame: npt.NDArray[np.uint8], num_threads: int) ->
 
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     write_triton_model(
-        Bundle.demo(), scratch / "models", name="demo", classes=demo_classes(),
+        Bundle.demo("scenes"), scratch / "models", name="demo", classes=demo_classes("scenes"),
         engine={"num_threads": num_threads},
     )  # fmt: skip
     server = stack.enter_context(serving(scratch / "models", scratch / "log.txt"))
     engine = stack.enter_context(
-        Engine(Bundle.demo(), EngineConfig(device="cpu", num_threads=num_threads))
+        Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", num_threads=num_threads))
     )
-    engine.set_classes(demo_classes())
+    engine.set_classes(demo_classes("scenes"))
     http = stack.enter_context(tritonclient.http.InferenceServerClient(server.http))
     grpc = stack.enter_context(tritonclient.grpc.InferenceServerClient(server.grpc))
     calls: dict[str, Call] = {

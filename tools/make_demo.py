@@ -26,7 +26,7 @@ from tools.studies.name_draws import measure_bundle
 from tools.studies.packed_clip import pack_clip
 from tools.studies.small_clip import PretrainingConfig
 from zsseg_rt.common.files import write_atomically
-from zsseg_rt.demo import BUNDLE
+from zsseg_rt.demo import DEMOS
 from zsseg_rt.evaluation.provenance import describe_commit
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings
 
@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure the bundle and print what belongs beside its figures."""
     first = arguments.first_draw
     record = measure_bundle(
-        arguments.out / BUNDLE,
+        arguments.out / DEMOS["scenes"].bundle,
         draws=range(first, first + arguments.evaluate_draws),
         lists=[count if count == "all" else int(count) for count in arguments.evaluate_lists],
         length=arguments.length,

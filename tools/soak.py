@@ -331,9 +331,9 @@ def run(seconds: float, count: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         RtspCamera(rate=15) as camera,
-        Engine(demo_bundle(), EngineConfig(device="cpu", num_threads=1)) as engine,
+        Engine(demo_bundle("scenes"), EngineConfig(device="cpu", num_threads=1)) as engine,
     ):
-        engine.set_classes(demo_classes())
+        engine.set_classes(demo_classes("scenes"))
         troubles = Troubles(camera, seconds, count)
         watcher = Watcher(camera.url, troubles, seconds, warm_after=seconds / 5)
         sink = Path(folder) / "out.mp4"

@@ -26,7 +26,7 @@ PATIENCE = 30.0  # seconds that a busy machine gets
 def demo_server(source=SOURCE, *, config=None, settings=None, stream=None, **limits):
     """A running server on a free port, with the demo's bundle; ``stream`` are further options."""
     chosen = {"port": 0, "limits": Limits(**limits), **(settings or {})}
-    with Engine(demo_bundle(), config or EngineConfig(device="cpu")) as engine:
+    with Engine(demo_bundle("scenes"), config or EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
         with LiveServer(engine, source, ServerSettings(**chosen), **(stream or {})) as server:
             yield server

@@ -66,7 +66,7 @@ folder = "runs/photos"
 
 def add_photos(folder: Path) -> None:
     """Small photos in the folders that documents name; those of ``photos`` have masks."""
-    small = cv2.resize(read_photo(demo_photos()[0])[..., ::-1], (96, 64))
+    small = cv2.resize(read_photo(demo_photos("scenes")[0])[..., ::-1], (96, 64))
     for name in ("street", "PHOTOS", "DIR", "photos/images"):
         (folder / name).mkdir(parents=True)
         for number in range(2):

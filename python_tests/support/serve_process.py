@@ -42,7 +42,7 @@ def serve_process(folder, *arguments, before=(), env=None, source=SOURCE):
         source: What it labels.
     """
     log = Path(folder) / "serve.log"
-    call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "--port", "0"]
+    call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "scenes", "--port", "0"]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [*call, "--source", source, "--device", "cpu", *arguments],

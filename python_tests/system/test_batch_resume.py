@@ -175,7 +175,7 @@ def test_a_folder_in_the_place_of_the_journal_is_each_photos_error(
 )
 def test_results_of_an_edited_bundle_are_not_kept(keys, value, folder, tmp_path):
     bundle, out = tmp_path / "demo.zsseg", tmp_path / "out"
-    shutil.copytree(demo_bundle(), bundle)
+    shutil.copytree(demo_bundle("scenes"), bundle)
 
     def done_earlier():
         with Engine(bundle, EngineConfig(use_cache=False)) as engine:

@@ -21,7 +21,7 @@ LIMIT = 60.0  # seconds, on a busy machine
 @pytest.fixture
 def photo(tmp_path):
     (tmp_path / "in").mkdir()
-    return shutil.copy(demo_photos()[0], tmp_path / "in" / "a.png")
+    return shutil.copy(demo_photos("scenes")[0], tmp_path / "in" / "a.png")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def no_engine(monkeypatch):
     ],
 )
 def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys):
-    assert run("segment", photo, "--demo", option, tmp_path / place) == 2
+    assert run("segment", photo, "--demo", "scenes", option, tmp_path / place) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"zsseg-rt: {option}: expected a f")
     assert reason in error
@@ -55,7 +55,7 @@ def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys
 
 def test_a_useless_cache_is_told_once(tmp_path, caplog):
     (tmp_path / "file").touch()
-    bundle = demo_photos()[0].removesuffix("playroom.png") + "scenes.zsseg"
+    bundle = demo_photos("scenes")[0].removesuffix("playroom.png") + "scenes.zsseg"
     with (
         caplog.at_level(logging.WARNING),
         Engine(bundle, EngineConfig(cache_dir=tmp_path / "file")) as engine,
@@ -77,7 +77,7 @@ def long_run(tmp_path, photo):
     """``segment`` at work on more photos than it will ever do."""
     for index in range(500):
         (tmp_path / "in" / f"b{index:03}.png").symlink_to(photo)
-    call = [sys.executable, "-m", "zsseg_rt", "segment", tmp_path / "in", "--demo",
+    call = [sys.executable, "-m", "zsseg_rt", "segment", tmp_path / "in", "--demo", "scenes",
             "-o", tmp_path / "out", "--json", tmp_path / "r.json", "--threads", "1"]  # fmt: skip
     place = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
     with subprocess.Popen(

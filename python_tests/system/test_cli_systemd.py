@@ -22,7 +22,7 @@ def systemd(tmp_path):
 
 def test_a_stream_is_ready_with_its_first_frame_and_alive_with_later_ones(systemd):
     receiver, path = systemd
-    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "--seconds", "20"]
+    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "scenes", "--seconds", "20"]
     with subprocess.Popen(
         call,
         env={**os.environ, "NOTIFY_SOCKET": path},

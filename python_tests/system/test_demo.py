@@ -34,15 +34,15 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
-    with Engine(demo_bundle(), config) as engine:
+    with Engine(demo_bundle("scenes"), config) as engine:
         yield engine
 
 
 def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
-    call = [sys.executable, "-c", BLOCKED, "segment", "--demo"]
+    call = [sys.executable, "-c", BLOCKED, "segment", "--demo", "scenes"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for photo in demo_photos():
+    for photo in demo_photos("scenes"):
         stem = photo.rsplit("/", 1)[-1].removesuffix(".png")
         overlay = read_photo(tmp_path / "zsseg_out" / f"{stem}.overlay.png")
         assert overlay.shape == read_photo(photo).shape
@@ -53,21 +53,23 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
 
 
 def test_the_bundle_that_ships_has_a_name_in_python():
-    bundle = Bundle.demo()
-    assert bundle.path == demo_bundle()
+    bundle = Bundle.demo("scenes")
+    assert bundle.path == demo_bundle("scenes")
     with Engine(bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
         engine.set_classes(["red thing"])
-        assert engine.segment(read_photo(demo_photos()[0])).names == ("red thing",)
+        assert engine.segment(read_photo(demo_photos("scenes")[0])).names == ("red thing",)
 
 
 def test_classes_can_be_others(tmp_path, capsys):
     names = "red thing,grey wall,grey tiled floor"
-    assert main(["segment", "--demo", "--classes", names, "--out", str(tmp_path)]) == 0
+    assert main(["segment", "--demo", "scenes", "--classes", names, "--out", str(tmp_path)]) == 0
     assert "grey tiled floor" in capsys.readouterr().out
 
 
 def test_a_name_of_unknown_words_is_refused(tmp_path, capsys):
-    code = main(["segment", "--demo", "--classes", "red ball,zebra", "--out", str(tmp_path)])
+    code = main(
+        ["segment", "--demo", "scenes", "--classes", "red ball,zebra", "--out", str(tmp_path)]
+    )
     message = capsys.readouterr().err
     assert code == 1
     assert "got 'zebra'" in message
@@ -88,10 +90,10 @@ def test_scenes_never_seen_are_labelled_right(engine):
 
 
 def test_bundle_is_small_and_says_where_it_comes_from(engine):
-    bundle = Bundle.load(demo_bundle())
+    bundle = Bundle.load(demo_bundle("scenes"))
     bundle.verify()
     assert engine.self_check().passed
-    files = [path for path in demo_bundle().parent.rglob("*") if path.is_file()]
+    files = [path for path in demo_bundle("scenes").parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 10_000_000
     assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
     assert bundle.text.words == words_of_world()
@@ -108,19 +110,19 @@ def test_bundle_is_small_and_says_where_it_comes_from(engine):
 
 
 def test_demo_files_fit_each_other():
-    assert demo_classes() == list(CLASS_NAMES)
-    photos = [read_photo(photo) for photo in demo_photos()]
+    assert demo_classes("scenes") == list(CLASS_NAMES)
+    photos = [read_photo(photo) for photo in demo_photos("scenes")]
     assert len({photo.tobytes() for photo in photos}) == 4
 
 
 def test_photos_and_bundle_are_asked_for_without_demo(tmp_path, capsys):
     assert main(["segment", "--classes", "a"]) == 2
     assert "try --demo" in capsys.readouterr().err
-    assert main(["segment", demo_photos()[0], "--classes", "a"]) == 2
+    assert main(["segment", demo_photos("scenes")[0], "--classes", "a"]) == 2
     assert "--bundle NAME.zsseg" in capsys.readouterr().err
 
 
 def test_an_installation_without_the_files_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("zsseg_rt.demo.__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(BundleError, match="expected to ship with the package"):
-        demo_bundle()
+        demo_bundle("scenes")

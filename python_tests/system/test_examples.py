@@ -64,7 +64,7 @@ def test_python_page_lists_every_example():
 def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
-    shutil.copy(demo_photos()[0], photos / "room.png")
+    shutil.copy(demo_photos("scenes")[0], photos / "room.png")
     (photos / "broken.jpg").write_bytes(b"no photo")
     said = run("photo_folder", tmp_path, photos)
     assert "room.png: yellow brick wall" in said

@@ -79,7 +79,7 @@ def with_bundle(home, fetched):
 
 def photo(tmp_path):
     place = tmp_path / "photo.png"
-    shutil.copy(demo_photos()[0], place)
+    shutil.copy(demo_photos("scenes")[0], place)
     return place
 
 

@@ -30,12 +30,12 @@ def engine_check(engine, bundle):
 @pytest.fixture
 def bundle(tmp_path):
     """A copy of the demo's bundle."""
-    return shutil.copytree(demo_bundle(), tmp_path / "x.zsseg")
+    return shutil.copytree(demo_bundle("scenes"), tmp_path / "x.zsseg")
 
 
 @pytest.fixture(scope="module")
 def sound():
-    return read(Bundle.load(demo_bundle()))
+    return read(Bundle.load(demo_bundle("scenes")))
 
 
 def put(bundle, content):
@@ -57,7 +57,7 @@ def npz(arrays, *, compression=zipfile.ZIP_DEFLATED):
 
 
 def test_golden_samples_are_read_as_numpy_reads_them(sound):
-    with np.load(demo_bundle() / "golden.npz", allow_pickle=False) as archive:
+    with np.load(demo_bundle("scenes") / "golden.npz", allow_pickle=False) as archive:
         assert sorted(archive.files) == sorted(sound)
         for name in archive.files:
             np.testing.assert_array_equal(sound[name], archive[name])
@@ -201,9 +201,9 @@ def test_many_classes_on_a_large_frame_are_refused(bundle, sound):
 
 def test_damaged_samples_are_read_or_refused(bundle):
     """Any byte of the archive; the self-check computes with what is read."""
-    rng, data = np.random.default_rng(0), (demo_bundle() / "golden.npz").read_bytes()
+    rng, data = np.random.default_rng(0), (demo_bundle("scenes") / "golden.npz").read_bytes()
     refused = 0
-    with Engine(demo_bundle(), EngineConfig(use_cache=False)) as engine:
+    with Engine(demo_bundle("scenes"), EngineConfig(use_cache=False)) as engine:
         for _ in range(150):
             damaged = bytearray(data[: rng.integers(1, len(data)) if rng.random() < 0.2 else None])
             last = rng.random() < 0.5  # the table of contents
@@ -223,7 +223,7 @@ def test_damaged_arrays_are_read_or_refused(bundle, sound):
     plain = {name: io.BytesIO() for name in sound}
     for name, stream in plain.items():
         np.lib.format.write_array(stream, sound[name])
-    with Engine(demo_bundle(), EngineConfig(use_cache=False)) as engine:
+    with Engine(demo_bundle("scenes"), EngineConfig(use_cache=False)) as engine:
         for _ in range(60):
             content = io.BytesIO()
             with zipfile.ZipFile(content, "w") as archive:

@@ -215,7 +215,7 @@ def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
     arguments, code, message = ARGUMENTS[row]
     named = [word for word in arguments if word.endswith((".png", ".jpg"))]
     photo = [] if named else ["photo.png"]
-    assert run("segment", "-b", demo_bundle(), *photo, *arguments) == code
+    assert run("segment", "-b", demo_bundle("scenes"), *photo, *arguments) == code
     error = capsys.readouterr().err
     assert "Traceback" not in error
     if code == 0:
@@ -230,7 +230,16 @@ def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     odd.write(tmp_path, b"a\x1b[2J\nb.png", PNG)
     odd.write(tmp_path, b"c\x1b[2J\nd.png", b"none")
-    call = ("segment", tmp_path, "-b", demo_bundle(), "--class", "ball", "-o", tmp_path / "out")
+    call = (
+        "segment",
+        tmp_path,
+        "-b",
+        demo_bundle("scenes"),
+        "--class",
+        "ball",
+        "-o",
+        tmp_path / "out",
+    )
     assert run(*call) == 1
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
@@ -240,7 +249,15 @@ def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
 
 def test_libraries_add_nothing_to_the_one_line(tmp_path):
     photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
-    call = [sys.executable, "-m", "zsseg_rt", "segment", str(photo), "-b", str(demo_bundle())]
+    call = [
+        sys.executable,
+        "-m",
+        "zsseg_rt",
+        "segment",
+        str(photo),
+        "-b",
+        str(demo_bundle("scenes")),
+    ]
     call += ["--class", "ball", "-o", str(tmp_path / "out")]
     home = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=home)

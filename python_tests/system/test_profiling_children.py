@@ -43,12 +43,12 @@ def demo_spec(tmp_path_factory):
     import numpy as np
 
     folder = tmp_path_factory.mktemp("frames")
-    np.save(folder / "0.npy", read_photo(demo_photos()[0]))
+    np.save(folder / "0.npy", read_photo(demo_photos("scenes")[0]))
     config = {"cache_dir": str(folder / "cache"), "num_threads": 1, "device": "cpu"}
     return {
-        "bundle": str(demo_bundle()),
+        "bundle": str(demo_bundle("scenes")),
         "config": config,
-        "classes": demo_classes(),
+        "classes": demo_classes("scenes"),
         "frames": [str(folder / "0.npy")],
     }
 
@@ -74,7 +74,7 @@ def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check
         assert set(one.started) == {"import_s", "load_s", "classes_s", "first_frame_s"}
         assert all(seconds > 0.0 for seconds in one.started.values())
         assert one.described["backend"] == "openvino"
-        assert one.described["classes"] == len(demo_classes())
+        assert one.described["classes"] == len(demo_classes("scenes"))
         assert one.self_check() == ""
         assert one.warm_up() > 0.0
         sample = one.turn(PLAN).warm[0]

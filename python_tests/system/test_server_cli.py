@@ -84,7 +84,7 @@ def test_the_token_may_come_from_the_environment(tmp_path):
 def test_a_port_that_is_taken_is_told_in_one_line(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run("serve", "--demo", "--port", port) == 2
+        assert run("serve", "--demo", "scenes", "--port", port) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"got {port}: Address already in use. Choose another with --port" in line
 
@@ -94,15 +94,15 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys):
     [
         ([], "name a source: --source"),
         (["--source", "test://"], "name a bundle: --bundle"),
-        (["--demo", "--source", "ftp://camera"], "ftp://camera"),
-        (["--demo", "--source", "test://", "--source", "test://"], "twice"),
-        (["--demo", "--policy", "newest"], "policy: expected one of latest, all"),
-        (["--demo", "--port", "65536"], "--port"),
-        (["--demo", "--host", "0.0.0.0"], "--token new"),
-        (["--demo", "--host", "0.0.0.0", "--token", "short"], "16 to 128"),
-        (["--demo", "--allow-host", "http://a"], "allow-host"),
-        (["--demo", "--stale-after", "0"], "stale-after"),
-        (["--demo", "--host", "no such host"], "host: expected an address"),
+        (["--demo", "scenes", "--source", "ftp://camera"], "ftp://camera"),
+        (["--demo", "scenes", "--source", "test://", "--source", "test://"], "twice"),
+        (["--demo", "scenes", "--policy", "newest"], "policy: expected one of latest, all"),
+        (["--demo", "scenes", "--port", "65536"], "--port"),
+        (["--demo", "scenes", "--host", "0.0.0.0"], "--token new"),
+        (["--demo", "scenes", "--host", "0.0.0.0", "--token", "short"], "16 to 128"),
+        (["--demo", "scenes", "--allow-host", "http://a"], "allow-host"),
+        (["--demo", "scenes", "--stale-after", "0"], "stale-after"),
+        (["--demo", "scenes", "--host", "no such host"], "host: expected an address"),
     ],
 )
 def test_what_cannot_be_served_is_a_usage_error(arguments, message, capsys):
@@ -114,14 +114,16 @@ def test_what_cannot_be_served_is_a_usage_error(arguments, message, capsys):
 def test_a_source_that_cannot_be_opened_ends_it_with_its_error(tmp_path, capsys):
     pytest.importorskip("av")
     (tmp_path / "empty.mp4").touch()
-    assert run("serve", "--demo", "--port", 0, "--source", tmp_path / "empty.mp4") == 1
+    assert run("serve", "--demo", "scenes", "--port", 0, "--source", tmp_path / "empty.mp4") == 1
     assert "empty.mp4" in capsys.readouterr().err
 
 
 def test_a_camera_that_is_off_at_the_start_is_waited_for(tmp_path):
     with MjpegServer() as gone:
         pass
-    assert run("serve", "--demo", "--port", 0, "--device", "cpu", "--source", gone.url) == 1
+    assert (
+        run("serve", "--demo", "scenes", "--port", 0, "--device", "cpu", "--source", gone.url) == 1
+    )
     with serve_process(tmp_path, "--wait", source=gone.url) as server:
         wait_until(lambda: "lost" in server.log.read_text(), "the camera is missed")
         with MjpegServer(gone.port) as camera, viewer(server) as page:

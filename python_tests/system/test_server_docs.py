@@ -25,7 +25,7 @@ def server():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("client")
-    shutil.copy(demo_photos()[0], folder / "photo.png")
+    shutil.copy(demo_photos("scenes")[0], folder / "photo.png")
     return folder
 
 

@@ -20,7 +20,7 @@ from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.page import load_page
 
-PHOTO = Path(demo_photos()[0]).read_bytes()
+PHOTO = Path(demo_photos("scenes")[0]).read_bytes()
 COLOURS = ["red", "blue", "green", "white", "grey", "yellow", "orange", "purple", "dotted"]
 MANY = [" ".join(words) for words in product(COLOURS, COLOURS, COLOURS, ("ball", "box"))]
 
@@ -191,9 +191,9 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(server):
 @pytest.fixture(scope="module")
 def expected(server):
     """What the engine says of the photo."""
-    with Engine(demo_bundle(), EngineConfig(device="cpu")) as engine:
+    with Engine(demo_bundle("scenes"), EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
-        yield engine.segment(read_photo(demo_photos()[0]))
+        yield engine.segment(read_photo(demo_photos("scenes")[0]))
 
 
 def test_a_picture_is_labelled(server, expected):
@@ -212,7 +212,7 @@ def test_labels_and_overlay_of_a_picture_come_as_images(server, expected):
     _, headers, jpeg = request(server, "POST", "/v1/segment", PHOTO, Accept="image/jpeg;q=0.9, */*")
     assert headers["Content-Type"] == "image/jpeg"
     overlay = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1), cv2.COLOR_BGR2RGB)
-    drawn = expected.overlay(read_photo(demo_photos()[0]))
+    drawn = expected.overlay(read_photo(demo_photos("scenes")[0]))
     assert np.abs(overlay.astype(int) - drawn).mean() < 6.0  # JPEG at quality 80
 
 

@@ -63,11 +63,11 @@ def difference(one, other):
 
 def test_labels_are_those_of_the_picture():
     """Both are as the engine had them, the labels at half the size."""
-    photo = read_photo(demo_photos()[0])
-    with Engine(demo_bundle(), EngineConfig(device="cpu")) as engine:
+    photo = read_photo(demo_photos("scenes")[0])
+    with Engine(demo_bundle("scenes"), EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
         expected = engine.segment(photo)
-    with demo_server(demo_photos()[0]) as server, viewer(server) as page:
+    with demo_server(demo_photos("scenes")[0]) as server, viewer(server) as page:
         frame = page.frame()
     image = cv2.cvtColor(cv2.imdecode(np.frombuffer(frame.image, np.uint8), 1), cv2.COLOR_BGR2RGB)
     assert difference(image, photo) < 10.0  # JPEG at quality 80; noise of the image is not kept

@@ -38,7 +38,16 @@ class ServerProcess:
         self.port, self.token, self.process = 0, token, None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "zsseg_rt", "serve", "--demo", "--source", CAMERA]
+        command = [
+            sys.executable,
+            "-m",
+            "zsseg_rt",
+            "serve",
+            "--demo",
+            "scenes",
+            "--source",
+            CAMERA,
+        ]
         environment = {**os.environ, "ZSSEG_TOKEN": self.token}
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], stdout=subprocess.PIPE, env=environment

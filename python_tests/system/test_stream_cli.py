@@ -105,7 +105,7 @@ def test_a_list_of_sources_is_streamed_together(clip, colour_bundle, tmp_path):
 
 
 def test_the_demo_needs_no_arguments(tmp_path, capsys):
-    assert run("stream", "--demo", "--frames", 3, "--policy", "all") == 0
+    assert run("stream", "--demo", "scenes", "--frames", 3, "--policy", "all") == 0
     assert "test://  3 of" in capsys.readouterr().out
 
 
@@ -252,7 +252,17 @@ def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
 @pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
 def test_a_full_or_closed_output_is_one_line_and_loses_no_file(out, unbuffered, tmp_path):
     lines = tmp_path / "a.jsonl"
-    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "--frames", "3", str(lines)]
+    call = [
+        sys.executable,
+        "-m",
+        "zsseg_rt",
+        "stream",
+        "--demo",
+        "scenes",
+        "--frames",
+        "3",
+        str(lines),
+    ]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     if out == "/dev/full":
         taken = os.open(out, os.O_WRONLY)
@@ -304,7 +314,16 @@ def recording(tmp_path):
     pytest.importorskip("av")
     lines = tmp_path / "out.jsonl"
     os.mkfifo(lines)
-    call = [sys.executable, "-c", CHILD, "stream", "--demo", str(tmp_path / "out.mp4"), str(lines)]
+    call = [
+        sys.executable,
+        "-c",
+        CHILD,
+        "stream",
+        "--demo",
+        "scenes",
+        str(tmp_path / "out.mp4"),
+        str(lines),
+    ]
     child = subprocess.Popen(
         [*call, "--frames", "100000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals,

@@ -234,7 +234,15 @@ def test_what_is_no_address_is_refused(text):
 
 
 def test_the_command_serves_and_reports():
-    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "rtsp://@127.0.0.1:0/seg"]
+    call = [
+        sys.executable,
+        "-m",
+        "zsseg_rt",
+        "stream",
+        "--demo",
+        "scenes",
+        "rtsp://@127.0.0.1:0/seg",
+    ]
     done = subprocess.run(
         [*call, "--frames", "3"], capture_output=True, text=True, check=False, timeout=120
     )

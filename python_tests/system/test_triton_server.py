@@ -19,14 +19,14 @@ from zsseg_rt.demo import demo_classes, demo_photos
 from zsseg_rt.integrations.triton import write_triton_model
 from zsseg_rt.photos import read_photo
 
-DEFAULT = [["red ball", "ball"], *demo_classes()]
+DEFAULT = [["red ball", "ball"], *demo_classes("scenes")]
 OTHERS = (["sand", "blue water, water", "grey sky"], ["wall", "floor"], ["star"])
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("triton")
-    write_triton_model(Bundle.demo(), folder / "repository", name="demo", classes=DEFAULT)
+    write_triton_model(Bundle.demo("scenes"), folder / "repository", name="demo", classes=DEFAULT)
     with serving(folder / "repository", folder / "log.txt") as running:
         yield running
 
@@ -41,12 +41,12 @@ def ask(request, server):
 
 @pytest.fixture(scope="module")
 def frame():
-    return read_photo(demo_photos()[0])
+    return read_photo(demo_photos("scenes")[0])
 
 
 @pytest.fixture(scope="module")
 def engine():
-    with Engine(Bundle.demo(), EngineConfig(device="cpu")) as plain:
+    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu")) as plain:
         yield plain
 
 

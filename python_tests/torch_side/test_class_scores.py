@@ -12,13 +12,13 @@ from zsseg_rt.errors import ConfigError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.text.class_names import ClassList
 
-FRAME = read_photo(demo_photos()[0])
+FRAME = read_photo(demo_photos("scenes")[0])
 LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_scores": "low"}
 
 
 def test_maps_are_activated_scores_of_each_class():
     settings = {"with_scores": True, "cosine_weight": (0.0, 0.0)}  # names do not compete
-    with Engine(Bundle.demo(), EngineConfig(**LOW, **settings)) as engine:
+    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW, **settings)) as engine:
         names = [["red ball", "red striped ball"], "grey stone wall", "yellow brick wall"]
         engine.set_classes(names, background=["blue sky"])
         seg = engine.segment(FRAME)
@@ -47,7 +47,7 @@ def test_a_softmax_sums_to_one(colour_bundle):
 
 def test_the_best_class_of_a_frame_of_the_grid_s_size_is_its_label():
     """Sampled at the grid's points, labels are the best score, less the bias of seen classes."""
-    with Engine(Bundle.demo(), EngineConfig(**LOW)) as engine:
+    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
         vocabulary = engine.set_classes(["ball", "wall", "floor", "box"])
         seg = engine.segment(np.ascontiguousarray(FRAME[:16, :16]))
         assert vocabulary.seen(engine.bundle.head.seen) is not None
@@ -87,7 +87,7 @@ def test_segments_have_one_class_each():
 
 
 def test_top_k_is_sorted_and_refuses_what_is_not_there():
-    with Engine(Bundle.demo(), EngineConfig(**LOW)) as engine:
+    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
         engine.set_classes(["ball", "wall", "floor", "box"])
         seg = engine.segment(FRAME)
     order, scores = seg.top_k(4)

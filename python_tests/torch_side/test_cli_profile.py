@@ -36,7 +36,7 @@ def written(tmp_path_factory):
     patch.setenv("COLUMNS", "160")
     files = [folder / f"report.{kind}" for kind in ("json", "html", "trace")]
     code = run(
-        "--demo", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
+        "--demo", "scenes", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
         "--max-duration", "3", "--threads", "1", "--device", "cpu",
         "--json", files[0], "--html", files[1], "--trace", files[2],
     )  # fmt: skip
@@ -97,7 +97,9 @@ def test_stages_sum_to_the_frame(written):
 
 def test_the_command_repeats_it_without_passwords(written):
     command = json.loads(written[0].read_text())["command"]
-    assert command.startswith("zsseg-rt profile --demo --against threads=2 --sweep classes=1,40")
+    assert command.startswith(
+        "zsseg-rt profile --demo scenes --against threads=2 --sweep classes=1,40"
+    )
     assert "--rate 50" in command
     assert "--device cpu" in command
 
@@ -145,7 +147,7 @@ def test_two_reports_are_shown_side_by_side_and_not_judged(written, tmp_path, ca
 
 
 def test_what_is_not_ten_times_slower_passes_that_gate(capsys):
-    assert quick("--demo", "--against", "with_scores=true", "--fail-above", "900%") == 0
+    assert quick("--demo", "scenes", "--against", "with_scores=true", "--fail-above", "900%") == 0
     assert "with_scores=true" in capsys.readouterr().out
 
 
@@ -170,7 +172,7 @@ def test_the_gate_looks_at_verdicts(written, verdicts, strict, code):
 
 def test_a_bundle_against_itself_in_another_interpreter(capsys):
     """This one, which must find the package by itself: the report says whether it could."""
-    code = quick("--demo", "--against-python", sys.executable)
+    code = quick("--demo", "scenes", "--against-python", sys.executable)
     printed = capsys.readouterr().out
     assert "python" in printed
     assert code == (EXIT_FAILURE if "failed:" in printed else 0)
@@ -233,7 +235,7 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
         lambda **_: EnergySources(total=(rail,), note="rail VDD_IN"),
     )
     file = tmp_path / "report.json"
-    assert quick("--demo", "--json", file) == 0
+    assert quick("--demo", "scenes", "--json", file) == 0
     (variant,) = json.loads(file.read_text())["variants"]
     energy = variant["energy"]
     assert energy["watts"] == pytest.approx(4.0, rel=0.01)

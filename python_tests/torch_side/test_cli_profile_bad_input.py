@@ -34,7 +34,7 @@ def broken_bundle(folder):
     import numpy as np
 
     path = folder / "broken.zsseg"
-    shutil.copytree(demo_bundle(), path)
+    shutil.copytree(demo_bundle("scenes"), path)
     manifest = json.loads((path / "bundle.json").read_text())
     file = path / manifest["golden"]["file"]
     with np.load(file) as archive:
@@ -57,43 +57,44 @@ def test_a_bundle_that_fails_its_self_check_is_not_timed(tmp_path, capsys):
     assert not file.exists()
 
 
+DEMO = "--demo=scenes"
 BAD = [
     # arguments, exit code, part of the message
     ([], EXIT_USAGE, "name a bundle"),
-    (["--demo", "--rate", "0"], EXIT_USAGE, "--rate: expected a number above 0, got 0"),
-    (["--demo", "--rate", "-3"], EXIT_USAGE, "--rate: expected a number above 0"),
-    (["--demo", "--rate", "nan"], EXIT_USAGE, "--rate: expected a number above 0"),
-    (["--demo", "--max-duration", "0"], EXIT_USAGE, "--max-duration: expected a number above 0"),
-    (["--demo", "--fail-above", "5"], EXIT_USAGE, "expected --against"),
-    (["--demo", "--against", "threads=2", "--fail-above", "much"], EXIT_USAGE, "such as 5%"),
-    (["--demo", "--threshold", "-1%"], EXIT_USAGE, "--threshold: expected a share"),
-    (["--demo", "--strict"], EXIT_USAGE, "expected --fail-above"),
-    (["--demo", "--against", "frame=64x64"], EXIT_USAGE, "another frame size (frame=64x64)"),
-    (["--demo", "--against", "classes=5"], EXIT_USAGE, "another class count (classes=5)"),
-    (["--demo", "--against", "streams=2"], EXIT_USAGE, "another number of streams"),
-    (["--demo", "--against", "thread=2"], EXIT_USAGE, "unknown key 'thread'. Did you mean"),
-    (["--demo", "--against", "threads=many"], EXIT_USAGE, "num_threads"),
-    (["--demo", "--against", "precision=float128"], EXIT_USAGE, "expected one of auto, float32"),
-    (["--demo", "--against", "no-such-bundle"], EXIT_USAGE, "expected a bundle or KEY=VALUE"),
-    (["--demo", "--against", "threads="], EXIT_USAGE, "expected KEY=VALUE"),
-    (["--demo", "--against-python", "/no/python"], EXIT_USAGE, "expected an interpreter"),
-    (["--demo", "--sweep", "colour=red"], EXIT_USAGE, "unknown key 'colour'"),
-    (["--demo", "--sweep", "classes=0,5"], EXIT_USAGE, "expected classes from 1 to"),
-    (["--demo", "--sweep", "classes=5,5"], EXIT_USAGE, "expected distinct values"),
-    (["--demo", "--sweep", "frame=64"], EXIT_USAGE, "expected frame=WIDTHxHEIGHT"),
-    (["--demo", "--sweep", "classes"], EXIT_USAGE, "expected KEY=VALUE"),
-    (["--demo", "--source", "{empty}"], EXIT_USAGE, "--source"),
-    (["--demo", "--source", "{missing}"], EXIT_USAGE, "--source"),
-    (["--demo", "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
-    (["--demo", "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
-    (["--demo", "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
-    (["--demo", "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
-    (["--demo", "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
-    (["--demo", "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "another file than --json's"),
-    (["--demo", "--classes", ""], EXIT_USAGE, "--classes"),
-    (["--demo", "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
+    ([DEMO, "--rate", "0"], EXIT_USAGE, "--rate: expected a number above 0, got 0"),
+    ([DEMO, "--rate", "-3"], EXIT_USAGE, "--rate: expected a number above 0"),
+    ([DEMO, "--rate", "nan"], EXIT_USAGE, "--rate: expected a number above 0"),
+    ([DEMO, "--max-duration", "0"], EXIT_USAGE, "--max-duration: expected a number above 0"),
+    ([DEMO, "--fail-above", "5"], EXIT_USAGE, "expected --against"),
+    ([DEMO, "--against", "threads=2", "--fail-above", "much"], EXIT_USAGE, "such as 5%"),
+    ([DEMO, "--threshold", "-1%"], EXIT_USAGE, "--threshold: expected a share"),
+    ([DEMO, "--strict"], EXIT_USAGE, "expected --fail-above"),
+    ([DEMO, "--against", "frame=64x64"], EXIT_USAGE, "another frame size (frame=64x64)"),
+    ([DEMO, "--against", "classes=5"], EXIT_USAGE, "another class count (classes=5)"),
+    ([DEMO, "--against", "streams=2"], EXIT_USAGE, "another number of streams"),
+    ([DEMO, "--against", "thread=2"], EXIT_USAGE, "unknown key 'thread'. Did you mean"),
+    ([DEMO, "--against", "threads=many"], EXIT_USAGE, "num_threads"),
+    ([DEMO, "--against", "precision=float128"], EXIT_USAGE, "expected one of auto, float32"),
+    ([DEMO, "--against", "no-such-bundle"], EXIT_USAGE, "expected a bundle or KEY=VALUE"),
+    ([DEMO, "--against", "threads="], EXIT_USAGE, "expected KEY=VALUE"),
+    ([DEMO, "--against-python", "/no/python"], EXIT_USAGE, "expected an interpreter"),
+    ([DEMO, "--sweep", "colour=red"], EXIT_USAGE, "unknown key 'colour'"),
+    ([DEMO, "--sweep", "classes=0,5"], EXIT_USAGE, "expected classes from 1 to"),
+    ([DEMO, "--sweep", "classes=5,5"], EXIT_USAGE, "expected distinct values"),
+    ([DEMO, "--sweep", "frame=64"], EXIT_USAGE, "expected frame=WIDTHxHEIGHT"),
+    ([DEMO, "--sweep", "classes"], EXIT_USAGE, "expected KEY=VALUE"),
+    ([DEMO, "--source", "{empty}"], EXIT_USAGE, "--source"),
+    ([DEMO, "--source", "{missing}"], EXIT_USAGE, "--source"),
+    ([DEMO, "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
+    ([DEMO, "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
+    ([DEMO, "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "another file than --json's"),
+    ([DEMO, "--classes", ""], EXIT_USAGE, "--classes"),
+    ([DEMO, "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
     (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),
-    (["--demo", "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
+    ([DEMO, "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
     (["show"], EXIT_USAGE, "expected one or two reports"),
     (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
     (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
@@ -131,7 +132,7 @@ def test_bad_input_is_refused_before_anything_is_measured(
 
 
 def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys, never_opened):
-    code = run("--demo", "--against", colour_bundle)
+    code = run(DEMO, "--against", colour_bundle)
     assert code == EXIT_USAGE
     message = capsys.readouterr().err
     assert re.search(r"expected \d+ classes as in scenes.zsseg, got \d+", message)
@@ -142,7 +143,7 @@ def test_html_without_matplotlib_is_refused_with_the_command(
     tmp_path, monkeypatch, capsys, never_opened
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run("--demo", "--html", tmp_path / "a.html") == EXIT_ENVIRONMENT
+    assert run(DEMO, "--html", tmp_path / "a.html") == EXIT_ENVIRONMENT
     assert ".[report]" in capsys.readouterr().err
 
 
@@ -161,7 +162,7 @@ def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
 
     monkeypatch.setattr(ChildCandidate, "turn", killed_in_its_second_turn)
     file = tmp_path / "report.json"
-    assert quick("--demo", "--against", "threads=2", "--json", file) == EXIT_FAILURE
+    assert quick(DEMO, "--against", "threads=2", "--json", file) == EXIT_FAILURE
     base, other = json.loads(file.read_text())["variants"]
     assert "killed by SIGKILL" in other["failure"]
     assert other["wall"]["count"] > 0
@@ -183,7 +184,7 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ChildCandidate, "turn", interrupted_in_the_third_turn)
     file = tmp_path / "report.json"
-    assert run("--demo", "--no-cold-start", "--no-nodes", "--json", file) == EXIT_FAILURE
+    assert run(DEMO, "--no-cold-start", "--no-nodes", "--json", file) == EXIT_FAILURE
     report = json.loads(file.read_text())
     assert report["interrupted"]
     assert set(report["variants"][0]["samples"]["rounds"]) == {0, 1}

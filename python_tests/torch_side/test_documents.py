@@ -42,7 +42,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, monkeypatch, home):
     """Where a reader would be: beside a photo."""
-    frame = read_photo(demo_photos()[0])
+    frame = read_photo(demo_photos("scenes")[0])
     import cv2
 
     cv2.imwrite(str(tmp_path / "street.jpg"), frame[..., ::-1])

@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     add_photos(folder)
     add_run(folder)
     (folder / "zsseg_rt/demo").mkdir(parents=True)
-    shutil.copytree(Bundle.demo().path, folder / "zsseg_rt/demo/scenes.zsseg")
+    shutil.copytree(Bundle.demo("scenes").path, folder / "zsseg_rt/demo/scenes.zsseg")
     shutil.copytree(folder / "street.zsseg", folder / "NAME.zsseg")
     return folder
 

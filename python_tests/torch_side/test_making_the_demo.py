@@ -28,7 +28,7 @@ from tools.studies.name_draws import (  # noqa: E402
 from tools.studies.small_clip import PretrainingConfig  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
-from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS, demo_bundle  # noqa: E402
+from zsseg_rt.demo import DEMOS, demo_bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import (  # noqa: E402
     CLASS_NAMES,
@@ -41,6 +41,7 @@ from zsseg_rt.training.calibration.calibrate import CalibrationSettings  # noqa:
 from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = DEMOS["scenes"]
 TOWERS = {"width": 64, "num_layers": 2, "text_width": 64, "text_layers": 1, "embed_dim": 64}
 
 
@@ -78,7 +79,7 @@ def exported(clip, tmp_path_factory):
 def test_a_bundle_comes_out_with_its_words_and_history(exported):
     model, path = exported
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
-    assert path.name == BUNDLE
+    assert path.name == DEMO.bundle
     bundle = Bundle.load(path)
     bundle.verify()
     assert (bundle.preprocess.size_hw, bundle.head.grid_hw) == ((128, 128), (16, 16))
@@ -90,8 +91,8 @@ def test_a_bundle_comes_out_with_its_words_and_history(exported):
     assert source["clip"]["config"]["width"] == 64
     assert source["settings"]["held_out"] == [["blue sky"]]
     assert (bundle.head.cosine, bundle.head.seen_bias) == (RULE, 0.2)
-    assert (path.parent / CLASSES).read_text().splitlines() == list(CLASS_NAMES)
-    assert all((path.parent / photo).is_file() for photo in PHOTOS)
+    assert (path.parent / DEMO.classes).read_text().splitlines() == list(CLASS_NAMES)
+    assert all((path.parent / photo).is_file() for photo in DEMO.photos)
 
 
 @pytest.mark.nightly
@@ -202,12 +203,12 @@ def test_a_spread_over_draws_is_that_of_a_sample():
 
 
 def test_the_bundle_that_ships_is_measured_with_its_record():
-    found = measure_bundle(demo_bundle(), draws=[0], lists=[19, "all"], length=4, root=ROOT)
+    found = measure_bundle(demo_bundle("scenes"), draws=[0], lists=[19, "all"], length=4, root=ROOT)
     assert all((found["bundle_sha256"], found["commit"], found["machine"]["cpu"]))
     assert found["summary"]["others"]["mIoU(U)"]["mean"] == found["draws"][0]["others"]["mIoU(U)"]
     assert [row["names"] for row in found["lists"]] == [28, 362]
     right = [row["figures"]["unseen pixels right"] for row in found["lists"]]
     assert right[0] > right[1]
-    plain = measure_bundle(demo_bundle(), draws=[0], length=4, cosine=False, root=ROOT)
+    plain = measure_bundle(demo_bundle("scenes"), draws=[0], length=4, cosine=False, root=ROOT)
     assert (plain["cosine"], found["cosine"]["unseen_weight"]) == (None, 0.4)
     assert plain["draws"] != found["draws"]

@@ -78,7 +78,7 @@ STORED = sorted((Path(__file__).parents[1] / "bundles").glob("v*/*.zsseg"))
 
 
 @pytest.mark.parametrize(
-    "path", [demo_bundle(), *STORED], ids=lambda p: f"{p.parent.name}-{p.stem}"
+    "path", [demo_bundle("scenes"), *STORED], ids=lambda p: f"{p.parent.name}-{p.stem}"
 )
 def test_nodes_and_the_rest_sum_to_the_runs_that_were_timed(path):
     """Within 5 %; a busy machine may come between the two clocks, so one of some tries counts."""

@@ -22,7 +22,7 @@ def home(tmp_path, monkeypatch):
 
 
 def copy_demo(place):
-    shutil.copytree(Bundle.demo().path, place)
+    shutil.copytree(Bundle.demo("scenes").path, place)
     return place
 
 
@@ -69,7 +69,7 @@ def test_a_folder_that_is_no_bundle_is_told_as_before(home, tmp_path):
 
 
 def test_the_profiler_compares_with_a_name(home):
-    base = Variant(name="scenes.zsseg", bundle=Bundle.demo().path)
+    base = Variant(name="scenes.zsseg", bundle=Bundle.demo("scenes").path)
     with refused(ConfigError, "--against"):
         read_against("naclip-b16", base)
     copy_demo(bundle_place("naclip-b16"))

@@ -228,8 +228,8 @@ def test_an_engine_without_classes_or_closed_says_so(colour_bundle, tmp_path):
 
 
 def test_the_demo_streams_its_scenes(tmp_path):
-    with Engine(demo_bundle(), EngineConfig(device="cpu", cache_dir=tmp_path)) as engine:
-        engine.set_classes(demo_classes())
+    with Engine(demo_bundle("scenes"), EngineConfig(device="cpu", cache_dir=tmp_path)) as engine:
+        engine.set_classes(demo_classes("scenes"))
         found = list(engine.stream("test://?size=320x240&rate=100&frames=4"))
     assert len(found) == 4
     assert all(len(seg.present()) >= 3 for seg in found)

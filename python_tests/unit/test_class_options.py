@@ -32,7 +32,16 @@ def test_a_file_and_the_option_class_read_a_class_alike(tmp_path):
 
 def test_synonyms_in_an_option_are_remarked_upon(tmp_path, capsys):
     report = tmp_path / "r.json"
-    call = ("segment", demo_photos()[0], "--demo", "--class", "ball, blue ball", "-o", tmp_path)
+    call = (
+        "segment",
+        demo_photos("scenes")[0],
+        "--demo",
+        "scenes",
+        "--class",
+        "ball, blue ball",
+        "-o",
+        tmp_path,
+    )
     assert run(*call, "--json", report) == 0
     assert "--class 'ball, blue ball': the class 'ball', also called blue ball" in (
         capsys.readouterr().err

@@ -17,45 +17,55 @@ def home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_quiet_prints_nothing_wherever_it_stands(place, tmp_path, capfd):
-    words = ["segment", "--demo", "-o", str(tmp_path)]
+    words = ["segment", "--demo", "scenes", "-o", str(tmp_path)]
     words.insert(place, "--quiet")
     assert run(*words) == 0
     assert capfd.readouterr() == ("", "")
-    assert len(list(tmp_path.glob("*.mask.png"))) == len(demo_photos())
-    assert run("segment", "--demo", "-o", tmp_path) == 0  # and lasts for one call
+    assert len(list(tmp_path.glob("*.mask.png"))) == len(demo_photos("scenes"))
+    assert run("segment", "--demo", "scenes", "-o", tmp_path) == 0  # and lasts for one call
     assert "playroom.png" in capfd.readouterr().out
 
 
 def test_quiet_still_tells_errors(tmp_path, capfd):
-    assert run("segment", tmp_path / "gone.png", "--demo", "-q") == 2
-    assert run("-q", "segment", tmp_path / "gone.png", "--demo") == 1
+    assert run("segment", tmp_path / "gone.png", "--demo", "scenes", "-q") == 2
+    assert run("-q", "segment", tmp_path / "gone.png", "--demo", "scenes") == 1
     assert "gone.png" in capfd.readouterr().err
 
 
 def test_verbose_after_the_command(tmp_path, capfd):
-    assert run("segment", "--demo", "-o", tmp_path, "--verbose") == 0
+    assert run("segment", "--demo", "scenes", "-o", tmp_path, "--verbose") == 0
     assert "image_encoder: openvino on cpu" in capfd.readouterr().err
 
 
 def test_format_json_is_a_line_per_photo(tmp_path, capfd):
     gone = tmp_path / "broken.png"
     gone.write_bytes(b"none")
-    call = ("segment", *demo_photos(), gone, "--demo", "--classes", "ball,wall", "-o", tmp_path)
+    call = (
+        "segment",
+        *demo_photos("scenes"),
+        gone,
+        "--demo",
+        "scenes",
+        "--classes",
+        "ball,wall",
+        "-o",
+        tmp_path,
+    )
     assert run(*call, "--format", "json") == 1
     out, err = capfd.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
-    assert [bool(line["error"]) for line in lines] == [False] * len(demo_photos()) + [True]
-    assert lines[0]["photo"] == demo_photos()[0]
+    assert [bool(line["error"]) for line in lines] == [False] * len(demo_photos("scenes")) + [True]
+    assert lines[0]["photo"] == demo_photos("scenes")[0]
     assert {entry["name"] for entry in lines[0]["classes"]} <= {"ball", "wall"}
     assert "background (added" in err
 
 
 def test_format_csv_is_a_row_per_class(tmp_path, capfd):
-    call = ("segment", "--demo", "--format", "csv", "-o", tmp_path)
+    call = ("segment", "--demo", "scenes", "--format", "csv", "-o", tmp_path)
     assert run(*call) == 0
     rows = list(csv.reader(io.StringIO(capfd.readouterr().out)))
     assert {len(row) for row in rows} == {6}
-    for photo in demo_photos():
+    for photo in demo_photos("scenes"):
         shares = [float(row[2]) for row in rows if row[0] == photo]
         assert sum(shares) == pytest.approx(1.0, abs=1e-4)
 
@@ -74,7 +84,7 @@ def test_format_csv_is_a_row_per_class(tmp_path, capfd):
     ],
 )
 def test_errors_name_options(options, begin, tmp_path, capsys):
-    assert run("segment", "--demo", "-o", tmp_path, *options) in (1, 2)
+    assert run("segment", "--demo", "scenes", "-o", tmp_path, *options) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith(f"zsseg-rt: {begin}")
     assert error.count("\n") == 1

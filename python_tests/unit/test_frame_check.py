@@ -9,12 +9,12 @@ import pytest
 from zsseg_rt import Bundle, Engine, EngineConfig, ZssegError, read_photo
 from zsseg_rt.demo import demo_photos
 
-FRAME = read_photo(demo_photos()[0])
+FRAME = read_photo(demo_photos("scenes")[0])
 
 
 @pytest.fixture(scope="module")
 def engine():
-    with Engine(Bundle.demo(), EngineConfig(device="cpu", use_cache=False)) as engine:
+    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", use_cache=False)) as engine:
         engine.set_classes(["red ball", "grey wall", "blue sky"])
         yield engine
 
@@ -27,8 +27,8 @@ def fake_image():
 
 # What is given, words of the message, and the call that the message names: its frame is FRAME.
 MENDED = [
-    (demo_photos()[0], "read_photo(path)", read_photo),
-    (Path(demo_photos()[0]), "the path '", read_photo),
+    (demo_photos("scenes")[0], "read_photo(path)", read_photo),
+    (Path(demo_photos("scenes")[0]), "the path '", read_photo),
     (fake_image(), 'np.array(image.convert("RGB"))', lambda f: np.array(f.convert("RGB"))),
     (FRAME.repeat(2, 1)[:, ::2], "np.ascontiguousarray(frame)", np.ascontiguousarray),
     (FRAME / np.float32(255), "(frame * 255)", lambda f: (f * 255).round().astype(np.uint8)),

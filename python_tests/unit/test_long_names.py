@@ -19,7 +19,10 @@ LONG = "x" * 300  # file systems take 255 bytes
     ("words", "message"),
     [
         (["info", LONG], "expected a bundle folder"),
-        (["segment", "a.png", "--demo", "--out", "out", "--json", LONG], "File name too long"),
+        (
+            ["segment", "a.png", "--demo", "scenes", "--out", "out", "--json", LONG],
+            "File name too long",
+        ),
         (["profile", LONG], "expected a bundle folder"),
     ],
 )

@@ -61,14 +61,14 @@ def ranges(monkeypatch):
 
 @pytest.mark.parametrize("with_times", [True, False])
 def test_every_stage_of_a_frame_is_a_range_in_the_frame_s(ranges, with_times):
-    frame = read_photo(demo_photos()[0])
-    with Engine(demo_bundle(), EngineConfig(**CPU)) as engine:
-        engine.set_classes(demo_classes())
+    frame = read_photo(demo_photos("scenes")[0])
+    with Engine(demo_bundle("scenes"), EngineConfig(**CPU)) as engine:
+        engine.set_classes(demo_classes("scenes"))
         stages = [stage for stage in engine.segment(frame).times if stage != "total"]
     assert not ranges.ended
     config = EngineConfig(**CPU, with_nvtx=True, with_times=with_times)
-    with Engine(demo_bundle(), config) as engine:
-        engine.set_classes(demo_classes())
+    with Engine(demo_bundle("scenes"), config) as engine:
+        engine.set_classes(demo_classes("scenes"))
         engine.segment(frame)
         assert ranges.ended == ["frame"]  # no stage has been passed, so none has a name yet
         for _ in range(2):
@@ -79,9 +79,9 @@ def test_every_stage_of_a_frame_is_a_range_in_the_frame_s(ranges, with_times):
 
 
 def test_a_frame_that_fails_leaves_no_range_open(ranges):
-    frame = read_photo(demo_photos()[0])
-    with Engine(demo_bundle(), EngineConfig(**CPU, with_nvtx=True)) as engine:
-        engine.set_classes(demo_classes())
+    frame = read_photo(demo_photos("scenes")[0])
+    with Engine(demo_bundle("scenes"), EngineConfig(**CPU, with_nvtx=True)) as engine:
+        engine.set_classes(demo_classes("scenes"))
         engine.segment(frame)
         path = engine._lane._path
         usual, path.pipeline = path.pipeline, SimpleNamespace()
@@ -116,13 +116,13 @@ def test_stages_are_named_after_those_of_the_last_frame(ranges):
 def test_an_absent_package_is_said_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvtx", None)
     with pytest.raises(BackendUnavailableError, match=r"nvtx: expected .*\.\[nvtx\]"):
-        Engine(demo_bundle(), EngineConfig(**CPU, with_nvtx=True))
+        Engine(demo_bundle("scenes"), EngineConfig(**CPU, with_nvtx=True))
 
 
 def test_a_profile_without_the_package_is_refused_before_anything_is_measured(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("zsseg_rt.profiling.profiler.ChildCandidate", None)
-    assert command_line.run("profile", "--demo", "--nvtx") == EXIT_ENVIRONMENT
+    assert command_line.run("profile", "--demo", "scenes", "--nvtx") == EXIT_ENVIRONMENT
     assert ".[nvtx]" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_the_profiled_process_shows_its_frames(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     file = tmp_path / "report.json"
-    assert command_line.run("profile", "--demo", "--nvtx", *QUICK, "--json", file) == 0
+    assert command_line.run("profile", "--demo", "scenes", "--nvtx", *QUICK, "--json", file) == 0
     report = json.loads(file.read_text())
     assert "--nvtx" in report["command"]
     lines = (tmp_path / "ranges.txt").read_text().splitlines()

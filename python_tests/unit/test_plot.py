@@ -85,10 +85,10 @@ def test_nothing_but_unknown_pixels():
 
 
 def test_segment_writes_legends_on_request(tmp_path):
-    call = ("segment", demo_photos()[0], "--demo", "-o", tmp_path)
+    call = ("segment", demo_photos("scenes")[0], "--demo", "scenes", "-o", tmp_path)
     assert run(*call) == 0
     plain = cv2.imread(str(tmp_path / "playroom.overlay.png"))
-    assert plain.shape == read_photo(demo_photos()[0]).shape
+    assert plain.shape == read_photo(demo_photos("scenes")[0]).shape
     assert run(*call, "--legend", "--resume") == 0  # other settings: done again
     with_legend = cv2.imread(str(tmp_path / "playroom.overlay.png"))
     assert with_legend.shape[0] > 2 * plain.shape[0]

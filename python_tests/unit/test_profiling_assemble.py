@@ -26,7 +26,7 @@ def measured(*configs, waiting=0.0, nodes=None):
     rounds = take_turns(candidates, TurnPlan(pause_ms=0.0), stop)
     work = SimpleNamespace(num_classes=lambda _: 1, frame_sizes=lambda _: "1x1")
     variants = tuple(
-        Variant(name=name, bundle=demo_bundle(), config=config)
+        Variant(name=name, bundle=demo_bundle("scenes"), config=config)
         for name, config in zip(names, configs, strict=True)
     )
     request = Request(variants=variants, workload=work, source="", command="")

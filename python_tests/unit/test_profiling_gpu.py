@@ -189,7 +189,7 @@ def test_readings_are_taken_at_intervals():
 
 def test_a_report_tells_what_the_gpu_did_also_after_ctrl_c():
     work = SimpleNamespace(num_classes=lambda _: 1, frame_sizes=lambda _: "1x1")
-    variants = (Variant(name="demo", bundle=demo_bundle()),)
+    variants = (Variant(name="demo", bundle=demo_bundle("scenes")),)
     request = Request(variants=variants, workload=work, source="", command="")
     gpu = GpuWatch(open_gpu(0, Nvml(reasons=(0x20,))), interval=0.0)
     gpu.read()

@@ -10,7 +10,7 @@ from zsseg_rt.profiling.variants import Variant, read_against
 
 @pytest.fixture
 def base():
-    return Variant(name="scenes.zsseg", bundle=Bundle.demo().path)
+    return Variant(name="scenes.zsseg", bundle=Bundle.demo("scenes").path)
 
 
 def test_a_pair_of_numbers_is_one_value(base):

@@ -18,12 +18,12 @@ NAMES = ["yellow brick wall", "grey stone wall", "red tiled floor"]
 
 @pytest.fixture(scope="module")
 def frame():
-    return read_photo(demo_photos()[0])
+    return read_photo(demo_photos("scenes")[0])
 
 
 @pytest.fixture(scope="module")
 def expected(frame):
-    with Engine(Bundle.demo()) as engine:
+    with Engine(Bundle.demo("scenes")) as engine:
         engine.set_classes(NAMES)
         return engine.segment(frame).labels
 
@@ -61,7 +61,7 @@ def test_labels_come_with_the_images_header(monkeypatch, frame, expected):
 
 
 def test_many_classes_make_16_bits(monkeypatch, frame):
-    words = Bundle.demo().text.words
+    words = Bundle.demo("scenes").text.words
     names = [f"{a} {b} {c}" for a in words[:8] for b in words[8:15] for c in words[17:23]][:300]
 
     def use(node):

@@ -13,7 +13,7 @@ from zsseg_rt.photos import read_photo
 @pytest.fixture(scope="module")
 def frames():
     """Twelve frames of several sizes."""
-    first, second = (read_photo(photo) for photo in demo_photos()[:2])
+    first, second = (read_photo(photo) for photo in demo_photos("scenes")[:2])
     cut = [np.ascontiguousarray(first[: 60 + 10 * n, n:]) for n in range(5)]
     return [first, second, *cut, np.ascontiguousarray(second[::-1]), *cut[:4]]
 
@@ -23,8 +23,8 @@ def engine(request):
     config = EngineConfig(
         device="cpu", use_cache=False, num_lanes=request.param, with_scores=True, num_threads=2
     )
-    with Engine(Bundle.demo(), config) as engine:
-        engine.set_classes(demo_classes())
+    with Engine(Bundle.demo("scenes"), config) as engine:
+        engine.set_classes(demo_classes("scenes"))
         yield engine
 
 
@@ -51,7 +51,7 @@ def test_a_frame_that_is_refused_leaves_the_engine_usable(engine, frames):
 
 def test_lanes_that_are_open_are_in_the_way(frames):
     config = EngineConfig(device="cpu", use_cache=False, num_lanes=2)
-    with Engine(Bundle.demo(), config) as engine:
+    with Engine(Bundle.demo("scenes"), config) as engine:
         engine.set_classes(["ball", "wall"])
         with engine.lane(), refused(EngineStateError, "lanes"):
             engine.segment_batch(frames)

@@ -16,7 +16,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.demo import BUNDLE, CLASSES, PHOTOS
+from zsseg_rt.demo import DEMOS
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets.scenes import (
     CLASS_NAMES,
@@ -50,6 +50,7 @@ from zsseg_rt.training.trained.calibration import Calibration
 __all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "provenance_of", "small_zegclip"]
 __all__ += ["train_demo", "write_demo"]
 
+DEMO = DEMOS["scenes"]
 TEMPLATES = ("a photo of a {}.",)
 _PHOTO_INDICES = (3, 121, 34, 9608)  # scenes that the shipped bundle labels well
 _SPACE = "small CLIP of the synthetic world"
@@ -239,7 +240,7 @@ def write_demo(
     }
     bundle = export_bundle(
         chosen.apply(model),
-        folder / BUNDLE,
+        folder / DEMO.bundle,
         class_names=CLASS_NAMES,
         word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
         templates=TEMPLATES,
@@ -249,7 +250,7 @@ def write_demo(
         licence="Apache-2.0",
         overwrite=True,
     )
-    (folder / CLASSES).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+    (folder / DEMO.classes).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     _write_photos(folder, config.size)
     return bundle
 
@@ -274,7 +275,7 @@ def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
 
 def _write_photos(folder: Path, size: int) -> None:
     world = world_of_split("demo", size=size, zoom=2)
-    for name, index in zip(PHOTOS, _PHOTO_INDICES, strict=True):
+    for name, index in zip(DEMO.photos, _PHOTO_INDICES, strict=True):
         cv2.imwrite(str(folder / name), world.scene(index).image[..., ::-1])
 
 

@@ -158,7 +158,18 @@ def _segment(folder: Path) -> _Job:
             photos / f"{number}.jpg"
         )
     out = folder / "out"
-    words = ["segment", "in", "--demo", "--out", "out", "--threads", "1", "--json", "report.json"]
+    words = [
+        "segment",
+        "in",
+        "--demo",
+        "scenes",
+        "--out",
+        "out",
+        "--threads",
+        "1",
+        "--json",
+        "report.json",
+    ]
 
     def check() -> Iterator[str]:
         for path in [*out.glob("*.png"), *out.glob("*.jpg")]:

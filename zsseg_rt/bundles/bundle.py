@@ -27,7 +27,7 @@ from zsseg_rt.bundles.specs import (
 from zsseg_rt.common import schema
 from zsseg_rt.common.arrays import HALF_PRECISIONS, TensorSpec
 from zsseg_rt.common.files import read_limited, sha256_of
-from zsseg_rt.demo import demo_bundle
+from zsseg_rt.demo import DEFAULT, demo_bundle
 from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 
 FORMAT_VERSION = 1
@@ -60,7 +60,7 @@ class Bundle(_Manifest):
     """A bundle on disk, read and checked; files are hashed when they are opened.
 
     Example:
-        >>> bundle = Bundle.demo()
+        >>> bundle = Bundle.demo("scenes")
         >>> bundle.name, bundle.family
         ('scenes', 'descriptor')
     """
@@ -89,13 +89,17 @@ class Bundle(_Manifest):
         return bundle
 
     @classmethod
-    def demo(cls) -> Bundle:
-        """The small bundle that ships with the package; it knows a synthetic world's words.
+    def demo(cls, name: str = DEFAULT) -> Bundle:
+        """A small bundle that ships with the package.
+
+        Args:
+            name: ``"scenes"`` knows a synthetic world's words.
 
         Raises:
+            ArgumentError: No bundle of that name ships.
             BundleError: This installation lacks it, or it was altered.
         """
-        return cls.load(demo_bundle())
+        return cls.load(demo_bundle(name))
 
     def files(self) -> Iterator[FileEntry]:
         """Every file that ``bundle.json`` names."""

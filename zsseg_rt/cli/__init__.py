@@ -25,7 +25,7 @@ from zsseg_rt.cli.export_zeroseg import export_zeroseg
 from zsseg_rt.cli.fetch import fetch
 from zsseg_rt.cli.import_checkpoint import import_app
 from zsseg_rt.cli.info import info
-from zsseg_rt.cli.options import UsageError
+from zsseg_rt.cli.options import DemoCommand, UsageError
 from zsseg_rt.cli.output import (
     EXIT_ENVIRONMENT,
     EXIT_FAILURE,
@@ -74,8 +74,9 @@ app.add_typer(export_app, name="export")
 export_app.command("trained")(export_trained)
 export_app.command("zeroseg")(export_zeroseg)
 export_app.command("triton")(export_triton)
-_COMMANDS = (segment, stream, serve, fetch, train, calibrate, evaluate, profile, info, doctor)
-for command in _COMMANDS:
+for command in (segment, stream, serve, profile):
+    app.command(cls=DemoCommand)(command)
+for command in (fetch, train, calibrate, evaluate, info, doctor):
     app.command()(command)
 
 

@@ -133,7 +133,7 @@ class NamedClasses:
     classes: ClassesOption = None
     class_name: ClassOption = None
 
-    def read(self, *, demo: bool = False) -> list[str | list[str]]:
+    def read(self, *, demo: str | None = None) -> list[str | list[str]]:
         """The names; with ``demo``, none given means the demo's."""
         return read_classes_or_demo(self.classes, self.class_name or [], demo=demo)
 
@@ -185,13 +185,13 @@ class MemoryOptions:
 
 
 def choose_bundle(
-    bundle: Path | None, inputs: Sequence[str] | None, *, demo: bool, missing: str
+    bundle: Path | None, inputs: Sequence[str] | None, *, demo: str | None, missing: str
 ) -> Path:
     """The bundle to use; ``demo`` brings one and inputs of its own."""
     if demo:
         from zsseg_rt.demo import demo_bundle
 
-        return bundle or demo_bundle()
+        return bundle or demo_bundle(demo)
     if not inputs:
         raise UsageError(f"{missing}; or try --demo")
     if bundle is None:

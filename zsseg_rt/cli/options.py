@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
@@ -19,6 +20,13 @@ _log = logging.getLogger(__name__)
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
+DemoOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[scenes]",
+        help="Use what ships with the package: bundle, pictures, classes; scenes: a drawn world.",
+    ),
+]
 BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg, or a name of zsseg-rt fetch."),
@@ -60,6 +68,22 @@ CosineOption = Annotated[
 ]
 
 
+class DemoCommand(TyperCommand):
+    """A command whose ``--demo`` may be followed by a demo's name: ``--demo out.mp4`` has none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--demo`` its value, then parse."""
+        from zsseg_rt.demo import DEFAULT, DEMOS
+
+        words = list(args)
+        for place, word in enumerate(args):
+            if word == "--":
+                break
+            if word == "--demo" and (args[place + 1 : place + 2] or [""])[0] not in DEMOS:
+                words[place] = f"--demo={DEFAULT}"
+        return super().parse_args(ctx, words)
+
+
 def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[str]]:
     """Read ``--classes`` and ``--class``; what the latter's commas mean is logged."""
     names: list[str | list[str]] = []
@@ -84,13 +108,13 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
 
 
 def read_classes_or_demo(
-    classes: str | None, single: Sequence[str], *, demo: bool
+    classes: str | None, single: Sequence[str], *, demo: str | None
 ) -> list[str | list[str]]:
     """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's."""
     if demo and not (classes or single):
         from zsseg_rt.demo import demo_classes
 
-        return [*demo_classes()]
+        return [*demo_classes(demo)]
     return read_classes(classes, single)
 
 

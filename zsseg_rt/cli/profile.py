@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.groups import ComputeOptions, NamedClasses, opt, takes_groups
-from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError
+from zsseg_rt.cli.options import DemoOption, JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_GATE,
@@ -97,7 +97,7 @@ class _Evaluated:
 class _Workload(NamedClasses):
     """What is labelled."""
 
-    demo: bool = opt("Use the bundle and images that ship with the package.", False, "--demo")
+    demo: DemoOption = None
     source: list[str] | None = opt(
         "Photos, a folder or a video; may repeat. Default: the demo's images."
     )
@@ -173,7 +173,7 @@ def profile(
     return _exit_code(report, gate, strict=compared.strict)
 
 
-def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
+def _choose_bundle(targets: list[str], *, demo: str | None) -> Path:
     if len(targets) > 1:
         raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
     if targets:
@@ -184,7 +184,7 @@ def _choose_bundle(targets: list[str], *, demo: bool) -> Path:
         raise UsageError("name a bundle: zsseg-rt profile NAME.zsseg; or try --demo")
     from zsseg_rt.demo import demo_bundle
 
-    return demo_bundle()
+    return demo_bundle(demo)
 
 
 def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
@@ -207,7 +207,7 @@ def _run(
     asked: _Workload,
     settings: dict[str, Any],
 ) -> Report:
-    from zsseg_rt.demo import demo_photos
+    from zsseg_rt.demo import DEFAULT, demo_photos
     from zsseg_rt.profiling.measured import Request
     from zsseg_rt.profiling.profiler import SelfCheckError
     from zsseg_rt.profiling.profiler import profile as run
@@ -215,7 +215,7 @@ def _run(
     from zsseg_rt.stream.uris import source_names
 
     names: Any = asked.read_if_given()
-    frames = read_frames(asked.source or demo_photos())
+    frames = read_frames(asked.source or demo_photos(asked.demo or DEFAULT))
     shown = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
     with tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder, _status() as tell:
         workload = Workload(Path(folder), frames, names, asked.template)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsseg_rt.cli.output import terminal
@@ -33,11 +32,11 @@ def print_background(engine: Engine, given: str) -> None:
 
 def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
     """Say that the demo's model knows only drawings, where it is shown other pictures."""
-    from zsseg_rt.demo import BUNDLE, demo_photos
+    from zsseg_rt.demo import demo_bundle, demo_photos
 
-    if engine.bundle.name != Path(BUNDLE).stem or not engine.bundle.text.words or not photos:
+    if engine.bundle.path != demo_bundle("scenes") or not photos:
         return
-    if set(photos) <= set(demo_photos()):
+    if set(photos) <= set(demo_photos("scenes")):
         return
     _say(
         "The model that ships knows only drawings of a made-up world: its labels of photographs "

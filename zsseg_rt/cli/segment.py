@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsseg_rt.cli.groups import EngineOptions, WordOptions, choose_bundle, opt, takes_groups
-from zsseg_rt.cli.options import AlphaOption, BundleOption, JsonOption, UsageError
+from zsseg_rt.cli.options import AlphaOption, BundleOption, DemoOption, JsonOption, UsageError
 from zsseg_rt.cli.output import (
     UserInterrupt,
     check_file_place,
@@ -67,12 +67,7 @@ def segment(
         list[str] | None, typer.Argument(help="Photos, folders or glob patterns.")
     ] = None,
     bundle: BundleOption = None,
-    demo: Annotated[
-        bool,
-        typer.Option(
-            "--demo", help="Use the bundle, images and classes that ship with the package."
-        ),
-    ] = False,
+    demo: DemoOption = None,
     words: WordOptions,
     place: _Output,
     run: EngineOptions,
@@ -86,7 +81,7 @@ def segment(
     --demo alone labels four images that ship with the package; you may give it other --classes,
     made of the words it lists.
     """
-    from zsseg_rt.demo import demo_photos
+    from zsseg_rt.demo import DEFAULT, demo_photos
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import lanes_for
     from zsseg_rt.photos import OVERLAY_SUFFIXES, find_photos
@@ -99,7 +94,7 @@ def segment(
     lacking = "name at least one photo, folder or pattern"
     chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
     names = words.read(demo=demo)
-    found = find_photos(photos or demo_photos())
+    found = find_photos(photos or demo_photos(demo or DEFAULT))
     place.check()
     config = run.config()
     config = replace(config, num_lanes=lanes or lanes_for(len(found), config))

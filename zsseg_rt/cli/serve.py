@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from zsseg_rt.cli.groups import (
     opt,
     takes_groups,
 )
-from zsseg_rt.cli.options import BundleOption, WaitOption, argument_errors_are_usage
+from zsseg_rt.cli.options import BundleOption, DemoOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.common.extras import needs_extra
@@ -72,10 +72,7 @@ def serve(
     *,
     watched: _Sources,
     bundle: BundleOption = None,
-    demo: Annotated[
-        bool,
-        typer.Option("--demo", help="Show test:// with the bundle that ships with the package."),
-    ] = False,
+    demo: DemoOption = None,
     access: _Access,
     words: WordOptions,
     memory: MemoryOptions,

@@ -25,6 +25,7 @@ from zsseg_rt.cli.groups import (
 from zsseg_rt.cli.options import (
     AlphaOption,
     BundleOption,
+    DemoOption,
     JsonOption,
     WaitOption,
     argument_errors_are_usage,
@@ -99,10 +100,7 @@ def stream(
         ),
     ] = None,
     bundle: BundleOption = None,
-    demo: Annotated[
-        bool,
-        typer.Option("--demo", help="Stream test:// with the bundle that ships with the package."),
-    ] = False,
+    demo: DemoOption = None,
     words: WordOptions,
     pace: _Pace,
     files: _Files,

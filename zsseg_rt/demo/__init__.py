@@ -1,34 +1,56 @@
-"""What ``--demo`` shows: a small bundle, four images and class names that ship with the package.
+"""What ``--demo`` shows: small bundles, pictures and class names that ship with the package.
 
-The bundle was trained on a synthetic world of things and stuff; see docs/training.md.
+``"scenes"`` was trained on a synthetic world of things and stuff; see docs/scenes.md.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from zsseg_rt.errors import BundleError
+from zsseg_rt.errors import ArgumentError, BundleError
 
-__all__ = ["BUNDLE", "CLASSES", "PHOTOS", "demo_bundle", "demo_classes", "demo_photos"]
-
-BUNDLE = "scenes.zsseg"
-CLASSES = "classes.txt"
-PHOTOS = ("playroom.png", "beach.png", "hall.png", "terrace.png")
+__all__ = ["DEFAULT", "DEMOS", "demo_bundle", "demo_classes", "demo_photos"]
 
 
-def demo_bundle() -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Files of one demo, in this folder."""
+
+    bundle: str
+    classes: str
+    photos: tuple[str, ...]
+
+
+DEMOS = {
+    "scenes": Demo(
+        bundle="scenes.zsseg",
+        classes="classes.txt",
+        photos=("playroom.png", "beach.png", "hall.png", "terrace.png"),
+    ),
+}
+DEFAULT = "scenes"
+
+
+def demo_bundle(name: str = DEFAULT) -> Path:
     """The bundle's folder."""
-    return _shipped(BUNDLE)
+    return _shipped(_demo(name).bundle)
 
 
-def demo_photos() -> list[str]:
+def demo_photos(name: str = DEFAULT) -> list[str]:
     """Paths of the images."""
-    return [str(_shipped(name)) for name in PHOTOS]
+    return [str(_shipped(photo)) for photo in _demo(name).photos]
 
 
-def demo_classes() -> list[str]:
-    """Names of classes to look for, some of which the bundle's training never saw."""
-    return _shipped(CLASSES).read_text(encoding="utf-8").splitlines()
+def demo_classes(name: str = DEFAULT) -> list[str]:
+    """Names of classes to look for; of ``"scenes"``, some are names that training never saw."""
+    return _shipped(_demo(name).classes).read_text(encoding="utf-8").splitlines()
+
+
+def _demo(name: str) -> Demo:
+    if name not in DEMOS:
+        raise ArgumentError(f"name: expected one of {', '.join(DEMOS)}, got {name!r}")
+    return DEMOS[name]
 
 
 def _shipped(name: str) -> Path:

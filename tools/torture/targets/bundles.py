@@ -263,7 +263,7 @@ _FIELDS: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
 
 @target("tokenizer", "tokenizer.json with odd content, and odd texts")
 def _tokenizer(folder: Path) -> Attempt:
-    original = (Bundle.demo().path / "tokenizer.json").read_bytes()
+    original = (Bundle.demo("scenes").path / "tokenizer.json").read_bytes()
     document, sound, path = json.loads(original), Tokenizer(original.decode()), folder / "t.json"
 
     def attempt(draw: random.Random) -> None:

@@ -92,7 +92,7 @@ def _http_clients(_: Path) -> Attempt:
     from zsseg_rt import Bundle, Engine
     from zsseg_rt.server import LiveServer, ServerSettings
 
-    engine = Engine(Bundle.demo(), CONFIG)
+    engine = Engine(Bundle.demo("scenes"), CONFIG)
     engine.set_classes(["red ball", "blue sky"])
     server = LiveServer(engine, "test://?size=64x48&rate=5", ServerSettings(port=0))
     server.__enter__()

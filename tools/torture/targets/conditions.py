@@ -88,7 +88,16 @@ def _free(disk: Path) -> int:
 
 
 def _segment_words(folder: Path, disk: Path) -> list[str]:
-    words = ["segment", str(folder / "in"), "--demo", "--threads", "1", "--out", str(disk / "out")]
+    words = [
+        "segment",
+        str(folder / "in"),
+        "--demo",
+        "scenes",
+        "--threads",
+        "1",
+        "--out",
+        str(disk / "out"),
+    ]
     return [*words, "--json", str(disk / "report.json")]
 
 
@@ -127,7 +136,7 @@ def _check_disk(disk: Path, *, whole: bool) -> None:
 def _labels(cache: Path, words: tuple[str, ...]) -> bytes:
     config = replace(CONFIG, use_cache=True, cache_dir=cache)
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    with Engine(Bundle.demo(), config) as engine:
+    with Engine(Bundle.demo("scenes"), config) as engine:
         engine.set_classes(words)
         return engine.segment(frame).labels.tobytes()
 
@@ -227,7 +236,7 @@ def _same(found: list[Any], expected: list[Any]) -> bool:
 @target("threads", "four threads label, change classes and call operations at once",
         group="threads")  # fmt: skip
 def _threads(_: Path) -> Attempt:
-    engine = Engine(Bundle.demo(), replace(CONFIG, num_lanes=3))
+    engine = Engine(Bundle.demo("scenes"), replace(CONFIG, num_lanes=3))
     frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
     expected: dict[tuple[str, ...], list[bytes]] = {}
     for words in WORDS:
@@ -269,7 +278,7 @@ def _label(
 
 @target("many-frames", "2000 frames a case on and on: memory stays as it was", group="frames")
 def _many_frames(_: Path) -> Attempt:
-    engine = Engine(Bundle.demo(), CONFIG)
+    engine = Engine(Bundle.demo("scenes"), CONFIG)
     engine.set_classes(WORDS[0])
     frames = np.random.default_rng(0).integers(0, 256, (7, 24, 32, 3), np.uint8)
     for frame in _endless(frames, 400):

@@ -72,7 +72,7 @@ def _caches(folder: Path) -> Attempt:
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
     def run() -> Any:
-        with Engine(Bundle.demo(), config) as engine:
+        with Engine(Bundle.demo("scenes"), config) as engine:
             engine.set_classes(words)
             return engine.segment(frame).labels
 

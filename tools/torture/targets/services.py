@@ -41,15 +41,36 @@ def _uris(folder: Path) -> Attempt:
 
 
 _COMMANDS = (
-    ("segment", "in", "--demo", "--out", "out", "--classes", "red ball, blue sky"),
-    ("segment", "in/a.png", "--demo", "--out", "out", "--class", "red ball", "--json", "r.json"),
-    ("segment", "--demo", "--out", "out", "--resume", "--overlay-format", "jpg", "--legend"),
+    ("segment", "in", "--demo", "scenes", "--out", "out", "--classes", "red ball, blue sky"),
+    (
+        "segment",
+        "in/a.png",
+        "--demo",
+        "scenes",
+        "--out",
+        "out",
+        "--class",
+        "red ball",
+        "--json",
+        "r.json",
+    ),
+    (
+        "segment",
+        "--demo",
+        "scenes",
+        "--out",
+        "out",
+        "--resume",
+        "--overlay-format",
+        "jpg",
+        "--legend",
+    ),
     ("info", "demo.zsseg", "--check"),
     ("doctor", "--json"),
     ("profile", "show", "profile.json"),
     ("export", "dense", "e.onnx", "--size", "64", "--mean", "clip", "--out", "x.zsseg"),
     ("evaluate", "demo.zsseg", "--dataset", "folder", "--root", "in", "--json", "e.json"),
-    ("stream", "test://?size=64x48", "--demo", "--frames", "2", "l.jsonl"),
+    ("stream", "test://?size=64x48", "--demo", "scenes", "--frames", "2", "l.jsonl"),
 )
 _INERT = ("--help", "--version", "--install-completion", "--show-completion")
 
@@ -67,7 +88,7 @@ def _arguments(folder: Path) -> Attempt:
     (folder / "in").mkdir(exist_ok=True)
     Image.new("RGB", (16, 12), (200, 30, 30)).save(folder / "in" / "a.png")
     with contextlib.suppress(FileExistsError):
-        (folder / "demo.zsseg").symlink_to(Bundle.demo().path)
+        (folder / "demo.zsseg").symlink_to(Bundle.demo("scenes").path)
     (folder / "profile.json").write_text("{}")
 
     def attempt(draw: random.Random) -> None:
@@ -158,7 +179,7 @@ def _environment(folder: Path) -> Attempt:
             os.environ[name] = value.replace("\0", "").encode("utf-8", "replace").decode()
         try:
             open_sources("rtsp://a/b")
-            with Engine(Bundle.demo(), EngineConfig(num_threads=1)) as engine:
+            with Engine(Bundle.demo("scenes"), EngineConfig(num_threads=1)) as engine:
                 engine.set_classes(["red ball"])
             if draw.random() < 0.1:
                 examine()
@@ -187,7 +208,7 @@ def _body(path: str, method: str, kind: str, body: bytes) -> bytes:
 def _requests(_: Path) -> Attempt:
     from zsseg_rt.server import Limits, LiveServer, ServerSettings
 
-    engine = Engine(Bundle.demo(), CONFIG)
+    engine = Engine(Bundle.demo("scenes"), CONFIG)
     engine.set_classes(["red ball", "blue sky"])
     limits = Limits()
     server = LiveServer(engine, "test://?size=64x48&rate=5", ServerSettings(port=0, limits=limits))

@@ -19,7 +19,7 @@ WORDS = ("red ball", "blue sky", "green grass", "yellow wall", "grey floor")
 
 @target("names", "class names, synonyms, backgrounds and templates, with a text encoder", weight=2)
 def _names(_: Path) -> Attempt:
-    engine = Engine(Bundle.demo(), CONFIG)
+    engine = Engine(Bundle.demo("scenes"), CONFIG)
     frame = np.zeros((16, 16, 3), np.uint8)
 
     def attempt(draw: random.Random) -> None:
