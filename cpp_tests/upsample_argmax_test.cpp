@@ -25,6 +25,10 @@ struct Case {
   float seen_bias = 0.0f;
   float unknown_below = -INFINITY;
   int batch = 1;
+  Align align = Align::kHalfPixel;
+
+  Axis rows() const { return make_axis(in_height, out_height, align); }
+  Axis columns() const { return make_axis(in_width, out_width, align); }
 };
 
 struct Result {
@@ -53,8 +57,8 @@ std::vector<std::uint8_t> every_third_seen(const Case& c) {
 
 // One pixel's value for every class, straight from the definition.
 std::vector<float> upsampled(const Case& c, const float* logits, int y, int x) {
-  const CellPosition row = cell_position(y, c.in_height, c.out_height);
-  const CellPosition column = cell_position(x, c.in_width, c.out_width);
+  const CellPosition row = cell_position(y, c.rows());
+  const CellPosition column = cell_position(x, c.columns());
   const int below = c.in_height > 1 ? c.in_width : 0, beside = c.in_width > 1 ? 1 : 0;
   std::vector<float> values(c.num_classes);
   for (int k = 0; k < c.num_classes; ++k) {
@@ -124,7 +128,7 @@ TensorView view_of(std::vector<T>& data, DType dtype, const Shape& shape) {
 }
 
 UpsampleArgmaxParams params_of(const Case& c) {
-  return {c.out_height, c.out_width, c.activation, c.seen_bias, c.unknown_below};
+  return {c.out_height, c.out_width, c.activation, c.seen_bias, c.unknown_below, c.align};
 }
 
 Result kernel(const Case& c, std::vector<float> logits, std::vector<std::uint8_t> seen,
@@ -212,6 +216,16 @@ TEST(UpsampleArgmax, EqualsTheDefinition) {
   }
 }
 
+TEST(UpsampleArgmax, LaysGridPointsOnTheCorners) {
+  for (const auto& s : kShapes) {
+    SCOPED_TRACE(testing::Message() << s[0] << " classes, " << s[1] << "x" << s[2] << " to " << s[3]
+                                    << "x" << s[4]);
+    Case c{s[0], s[1], s[2], s[3], s[4]};
+    c.align = Align::kCorners;
+    check(c, noise(c, 7, 2.0f));
+  }
+}
+
 TEST(UpsampleArgmax, MarksScoresBelowTheThreshold) {
   for (const Activation activation :
        {Activation::kNone, Activation::kSigmoid, Activation::kSoftmax}) {
@@ -279,30 +293,41 @@ TEST(UpsampleArgmax, DoesNotDependOnTheNumberOfThreads) {
   set_num_threads(threads_before);
 }
 
-TEST(UpsampleArgmax, CellPositionsAreClampedHalfPixelCentres) {
-  for (const int in_size : {1, 2, 5, 32}) {
-    for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
-      for (int i = 0; i < out_size; ++i) {
-        const double source =
-            std::min(std::max((i + 0.5) * in_size / out_size - 0.5, 0.0), double(in_size - 1));
-        const CellPosition at = cell_position(i, in_size, out_size);
-        ASSERT_NEAR(at.cell + double(at.t), source, 1e-7 * in_size) << in_size << ' ' << out_size;
-        ASSERT_LE(at.cell, std::max(in_size - 2, 0));
+const Align kAligns[] = {Align::kHalfPixel, Align::kCorners};
+
+TEST(UpsampleArgmax, CellPositionsAreThoseOfTheirAlignment) {
+  for (const Align align : kAligns) {
+    for (const int in_size : {1, 2, 5, 32}) {
+      for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
+        const Axis axis = make_axis(in_size, out_size, align);
+        for (int i = 0; i < out_size; ++i) {
+          const double position = align == Align::kCorners
+                                      ? double(i) * (in_size - 1) / std::max(out_size - 1, 1)
+                                      : (i + 0.5) * in_size / out_size - 0.5;
+          const double source = std::min(std::max(position, 0.0), double(in_size - 1));
+          const CellPosition at = cell_position(i, axis);
+          ASSERT_NEAR(at.cell + double(at.t), source, 1e-7 * in_size) << in_size << ' ' << out_size;
+          ASSERT_LE(at.cell, std::max(in_size - 2, 0));
+          ASSERT_EQ(fraction_in_cell(i, at.cell, axis), at.t) << in_size << ' ' << out_size;
+        }
       }
     }
   }
 }
 
 TEST(UpsampleArgmax, CellsBeginWherePositionsSay) {
-  for (const int in_size : {1, 2, 5, 32, 700}) {
-    for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
-      const int cells = std::max(in_size - 1, 1);
-      EXPECT_EQ(cell_begin(cells, in_size, out_size), out_size);
-      for (int cell = 0, i = 0; cell < cells; ++cell) {
-        while (i < out_size && cell_position(i, in_size, out_size).cell < cell) {
-          ++i;
+  for (const Align align : kAligns) {
+    for (const int in_size : {1, 2, 5, 32, 700, 32767}) {
+      for (const int out_size : {1, 3, 32, 375, 513, 32767}) {
+        const Axis axis = make_axis(in_size, out_size, align);
+        const int cells = std::max(in_size - 1, 1);
+        EXPECT_EQ(cell_begin(cells, axis), out_size);
+        for (int cell = 0, i = 0; cell < cells; ++cell) {
+          while (i < out_size && cell_position(i, axis).cell < cell) {
+            ++i;
+          }
+          ASSERT_EQ(cell_begin(cell, axis), i) << in_size << ' ' << out_size;
         }
-        ASSERT_EQ(cell_begin(cell, in_size, out_size), i) << in_size << ' ' << out_size;
       }
     }
   }
@@ -332,12 +357,12 @@ void label_cell(const Case& c, const std::vector<float>& logits,
       kept.push_back(k);
     }
   }
-  for (int y = cell_begin(cell_row, c.in_height, c.out_height);
-       y < cell_begin(cell_row + 1, c.in_height, c.out_height); ++y) {
-    for (int x = cell_begin(cell_column, c.in_width, c.out_width);
-         x < cell_begin(cell_column + 1, c.in_width, c.out_width); ++x) {
-      const float ty = cell_position(y, c.in_height, c.out_height).t;
-      const float tx = cell_position(x, c.in_width, c.out_width).t;
+  const int bottom = cell_begin(cell_row + 1, c.rows());
+  const int right = cell_begin(cell_column + 1, c.columns());
+  for (int y = cell_begin(cell_row, c.rows()); y < bottom; ++y) {
+    for (int x = cell_begin(cell_column, c.columns()); x < right; ++x) {
+      const float ty = cell_position(y, c.rows()).t;
+      const float tx = cell_position(x, c.columns()).t;
       Best best[2] = {{kAbsentLogit, kNoClass}, {kAbsentLogit, kNoClass}};
       std::vector<float> values;
       for (const int k : kept) {

@@ -182,6 +182,7 @@ def preprocess(
     std: Sequence[float],
     channel_order: str,
     colour_matrix: str,
+    align: str,
     out: Array | None,
     stream: int,
 ) -> Array: ...
@@ -227,6 +228,7 @@ def upsample_argmax(
     with_scores: bool,
     label_table: Array | None,
     num_classes: Array | None,
+    align: str,
     frame: Array | None,
     palette: Array | None,
     alpha: float,

@@ -160,7 +160,8 @@ void run_preprocess(Comparison& comparison, Randomness& random) {
     params.mean = {0.48, 0.46, 0.41};
     params.std = {0.27, 0.26, 0.28};
     params.bgr = bgr;
-    comparison.compare(std::string("preprocess ") + (bgr ? "bgr" : "rgb"),
+    params.align = bgr ? Align::kCorners : Align::kHalfPixel;
+    comparison.compare(std::string("preprocess ") + (bgr ? "bgr, corners" : "rgb"),
                        {random.whole(DType::uint8, {29, 53, 3}, 256)},
                        {{DType::float32, {3, 37, 41}, kRounding}},
                        [&](const Views& in, const Views& out, const TensorView&,
@@ -350,6 +351,7 @@ void run_upsample_case(Comparison& comparison, Randomness& random, const Upsampl
   params.width = 47;
   params.activation = c.activation;
   params.seen_bias = c.classes == 257 ? 0.0f : 0.1f;  // one group of classes, or two
+  params.align = c.with_scores ? Align::kCorners : Align::kHalfPixel;
   params.unknown_below = c.unknown_below;
   const HostTensor seen = random.whole(DType::boolean, {c.classes}, 2);
   const auto flags = [&](const Views& in) { return c.seen_on_host ? seen.view() : in[1]; };

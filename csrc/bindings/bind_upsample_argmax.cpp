@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "bindings/align_arg.h"
 #include "bindings/array_arg.h"
 #include "bindings/host_workspace.h"
 #include "bindings/register.h"
@@ -110,10 +111,10 @@ py::tuple bound_upsample_argmax(const py::object& logits,
                                 const std::string& activation, const py::object& seen,
                                 double seen_bias, std::optional<double> unknown_below,
                                 bool with_scores, const py::object& label_table,
-                                const py::object& num_classes, const py::object& frame,
-                                const py::object& palette, double alpha, const py::object& out,
-                                const py::object& picture, const py::object& workspace,
-                                StreamHandle stream) {
+                                const py::object& num_classes, const std::string& align,
+                                const py::object& frame, const py::object& palette, double alpha,
+                                const py::object& out, const py::object& picture,
+                                const py::object& workspace, StreamHandle stream) {
   const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
   const TensorView& view = logits_arg.view();
   const OptionalArg seen_arg(seen, "seen", stream);
@@ -126,7 +127,7 @@ py::tuple bound_upsample_argmax(const py::object& logits,
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
       height, width, parse_activation(activation), static_cast<float>(seen_bias),
-      unknown_below ? static_cast<float>(*unknown_below) : no_threshold};
+      unknown_below ? static_cast<float>(*unknown_below) : no_threshold, parse_align(align)};
   const Shape shape = upsample_argmax_shape(inputs, params);
   const auto [labels_out, scores_out] = split_out(out);
   if (!with_scores && !scores_out.is_none()) {
@@ -164,8 +165,8 @@ void register_upsample_argmax(py::module_& module) {
   module.def("upsample_argmax", &bound_upsample_argmax, py::arg("logits"), py::arg("out_hw"),
              py::arg("activation"), py::arg("seen"), py::arg("seen_bias"), py::arg("unknown_below"),
              py::arg("with_scores"), py::arg("label_table"), py::arg("num_classes"),
-             py::arg("frame"), py::arg("palette"), py::arg("alpha"), py::arg("out"),
-             py::arg("picture"), py::arg("workspace"), py::arg("stream"));
+             py::arg("align"), py::arg("frame"), py::arg("palette"), py::arg("alpha"),
+             py::arg("out"), py::arg("picture"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

@@ -192,6 +192,8 @@ class Bundle(_Manifest):
             del data["regions"]
         if self.head.independent_queries is None:
             del data["head"]["independent_queries"]
+        if self.head.align == "half_pixel":
+            del data["head"]["align"]
         return data
 
     def _locate(self, entry: FileEntry) -> Path:
@@ -235,6 +237,11 @@ class Bundle(_Manifest):
         for name in graphs:
             if not self.graphs.get(name):
                 raise BundleError(f"{where}: graphs: missing key {name!r}")
+        if self.head.align != "half_pixel" and not family.has_class_logits:
+            raise BundleError(
+                f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
+                f"{self.head.align!r}. Export the bundle again."
+            )
         for key in family.keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")

@@ -15,6 +15,7 @@ MAX_WIDTH = 1 << 16  # of images, grids and embeddings
 MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
+ALIGNS = ("half_pixel", "corners")
 STYLES = ("cropmask", "mask", "crop")
 
 
@@ -174,6 +175,9 @@ class HeadSpec:
         cosine: How much the cosine of patches and names counts beside the masks; None: nothing.
         independent_queries: Whether the decoder treats every class query by itself, in family
             ``descriptor``; None: not stated.
+        align: Where the grid's cells lie on the frame. ``"half_pixel"``: each is the centre of its
+            share. ``"corners"``: the first and last lie on the corners, as in networks for
+            16 n + 1 pixels; so do the pixels of the encoder's input.
     """
 
     logit_scale: float
@@ -186,6 +190,7 @@ class HeadSpec:
     max_classes: int = 1024
     cosine: CosineRule | None = None
     independent_queries: bool | None = None
+    align: str = "half_pixel"
 
     @property
     def label_activation(self) -> str:
@@ -195,6 +200,8 @@ class HeadSpec:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.align not in ALIGNS:
+            raise ValueError(f"align: expected one of {ALIGNS}, got {self.align!r}")
         if min(self.grid_hw) < 1 or max(self.grid_hw) > MAX_WIDTH:
             raise ValueError(f"grid_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.grid_hw}")
         for index, name in enumerate(self.seen):

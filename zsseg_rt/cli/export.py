@@ -46,6 +46,9 @@ class _Graph:
     embed_output: str | None = opt("Name of the graph's output; default: the first.")
     logit_scale: float = opt("Factor of the cosine similarity.", 100.0)
     activation: str = opt("none, sigmoid or softmax.", "softmax")
+    align: str | None = opt(
+        "Where cells lie: half_pixel (centres) or corners; default: guessed from the sizes."
+    )
 
 
 @export_app.command("dense")
@@ -71,7 +74,23 @@ def export_dense(
         raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
     mean, std = STATISTICS[statistics]
     settings = {"image_size": size, "mean": mean, "std": std, **vars(graph)}
-    bundle.write(export_dense_bundle, encoder, text_bank=read_bank(*bank), **settings)
+    written = bundle.write(export_dense_bundle, encoder, text_bank=read_bank(*bank), **settings)
+    if graph.align is None:
+        print_guessed_align(written)
+
+
+def print_guessed_align(bundle: Path) -> None:
+    """Say where cells were taken to lie, and why."""
+    from zsseg_rt.bundles.bundle import Bundle
+
+    written = Bundle.load(bundle)
+    grid, other = written.head.grid_hw, {"corners": "half_pixel", "half_pixel": "corners"}
+    terminal().print(
+        f"cells: taken to lie by {written.head.align}, from {grid[0]}x{grid[1]} cells in "
+        f"{written.preprocess.size_hw[0]}x{written.preprocess.size_hw[1]} pixels; if they do not, "
+        f"use --align {other[written.head.align]}",
+        highlight=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,12 +209,13 @@ class BundleOutput:
     licence: str = opt("Licence of the weights.", "")
     overwrite: OverwriteOption = False
 
-    def write(self, export: Callable[..., Path], *given: Any, **options: Any) -> None:
+    def write(self, export: Callable[..., Path], *given: Any, **options: Any) -> Path:
         """Call the function that writes it, and print where it is."""
         written = export(
             *given, self.out, licence=self.licence, overwrite=self.overwrite, **options
         )
         terminal().print(f"wrote {written}", highlight=False)
+        return written
 
 
 @dataclass(frozen=True, kw_only=True)

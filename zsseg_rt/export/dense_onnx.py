@@ -89,6 +89,7 @@ def export_dense_bundle(
             grid_hw=encoder.grid_hw,
             unknown_below=chosen.unknown_below,
             max_classes=MAX_CLASSES,
+            align=chosen.align or guess_align(size_hw, encoder.grid_hw),
         )
     exported = ExportedModel(
         family="dense",
@@ -101,6 +102,14 @@ def export_dense_bundle(
         provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.opset},
     )
     return write_model_bundle(Path(path), exported, chosen)
+
+
+def guess_align(size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> str:
+    """Where cells lie, by the sizes: on the corners if 513 = 16 * 32 + 1 pixels have 33 cells."""
+    for side, cells in zip(size_hw, grid_hw, strict=True):
+        if cells < 2 or side % cells == 0 or (side - 1) % (cells - 1) != 0:
+            return "half_pixel"
+    return "corners"
 
 
 @contextmanager
@@ -323,7 +332,7 @@ def _golden(
     else:
         names = list(bank[0])[:MAX_CLASSES]
         embeds = np.ascontiguousarray(bank[1][:MAX_CLASSES], np.float32)
-    image = preprocess_frame(preprocess)
+    image = preprocess_frame(preprocess, head.align)
     return dense_golden(image, encoder.run_as_given(image), head, (names, embeds))
 
 

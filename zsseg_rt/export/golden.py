@@ -36,9 +36,10 @@ def unit_rows(count: int, width: int) -> npt.NDArray[np.float32]:
     return unit
 
 
-def preprocess_frame(spec: PreprocessSpec) -> npt.NDArray[np.float32]:
+def preprocess_frame(spec: PreprocessSpec, align: str = "half_pixel") -> npt.NDArray[np.float32]:
     """The golden frame as the encoder's input, float32 [1, 3, h, w]."""
-    image = reference.preprocess(golden_frame(), size_hw=spec.size_hw, mean=spec.mean, std=spec.std)
+    frame, size_hw = golden_frame(), spec.size_hw
+    image = reference.preprocess(frame, size_hw=size_hw, mean=spec.mean, std=spec.std, align=align)
     return np.ascontiguousarray(image[None], np.float32)
 
 
@@ -71,6 +72,7 @@ def dense_golden(
         seen=np.isin(list(names), head.seen) if head.seen else None,
         seen_bias=head.seen_bias,
         with_scores=True,
+        align=head.align,
     )
     assert scores is not None
     return {

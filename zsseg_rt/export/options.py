@@ -63,6 +63,10 @@ class ExportOptions:
         activation: ``"none"``, ``"sigmoid"`` or ``"softmax"``.
         unknown_below: Score below which a pixel is unknown; None keeps every pixel.
         architecture: Human-readable name of the encoder.
+        align: Where cells lie, ``"half_pixel"`` or ``"corners"``, see
+            :class:`zsseg_rt.bundles.specs.HeadSpec`; None guesses: ``corners`` if the sides, less
+            one pixel, are a whole number of steps from the first cell to the last, such as 33 cells
+            in 16 * 32 + 1 pixels, and not of cells.
     """
 
     precisions: Sequence[str] = GRAPH_PRECISIONS
@@ -88,6 +92,7 @@ class ExportOptions:
     activation: str = "softmax"
     unknown_below: float | None = None
     architecture: str = "onnx"
+    align: str | None = None
 
     def __post_init__(self) -> None:
         check_precisions(self.precisions)
@@ -97,7 +102,7 @@ _KINDS: dict[str, Any] = {
     "template_set": str | None, "name": str | None, "space": str | None, "source": str,
     "licence": str, "overwrite": bool, "verify": bool, "embed_output": str | None,
     "logit_scale": float, "normalize": bool, "activation": str, "unknown_below": float | None,
-    "architecture": str,
+    "architecture": str, "align": str | None,
 }  # fmt: skip
 """Of options that are one plain value; what they may be."""
 _PLAIN = (str, bytes, bool, int, float, list, tuple, dict, type(None))
@@ -115,7 +120,7 @@ MODEL_OPTIONS = COMMON_OPTIONS | {"class_names", "text_encoder", "size_hw"}
 
 ENCODER_OPTIONS = COMMON_OPTIONS | {
     "grid_hw", "embed_output", "logit_scale", "normalize", "activation", "unknown_below",
-    "architecture",
+    "architecture", "align",
 }  # fmt: skip
 """Options that the exporter of foreign encoders reads."""
 

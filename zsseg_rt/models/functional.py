@@ -15,6 +15,8 @@ from torch import Tensor
 
 from zsseg_rt.common.arrays import label_dtype
 
+Align = Literal["half_pixel", "corners"]
+
 
 def preprocess(
     frame: Tensor,
@@ -23,8 +25,9 @@ def preprocess(
     mean: Sequence[float],
     std: Sequence[float],
     channel_order: Literal["rgb", "bgr"] = "rgb",
+    align: Align = "half_pixel",
 ) -> Tensor:
-    """Resize (half-pixel bilinear, no antialiasing), divide by 255 and normalise a frame.
+    """Resize (bilinear, no antialiasing), divide by 255 and normalise a frame.
 
     Args:
         frame: uint8 ``[H, W, 3]``.
@@ -32,6 +35,7 @@ def preprocess(
         mean: Mean of R, G, B, in ``[0, 1]``.
         std: Standard deviation of R, G, B, in ``[0, 1]``.
         channel_order: Order of the frame's channels.
+        align: Where pixels lie on the frame.
 
     Returns:
         RGB planes, float32 ``[3, h, w]``.
@@ -39,7 +43,9 @@ def preprocess(
     planes = frame.permute(2, 0, 1).float()
     if channel_order == "bgr":
         planes = planes.flip(0)
-    resized = F.interpolate(planes[None], size=size_hw, mode="bilinear", align_corners=False)[0]
+    resized = F.interpolate(
+        planes[None], size=size_hw, mode="bilinear", align_corners=align == "corners"
+    )[0]
     offset = torch.tensor(mean, device=frame.device).view(3, 1, 1)
     scale = torch.tensor(std, device=frame.device).view(3, 1, 1)
     return (resized / 255 - offset) / scale
@@ -112,6 +118,7 @@ def upsample_argmax(
     seen_bias: float = 0.0,
     unknown_below: float | None = None,
     with_scores: bool = False,
+    align: Align = "half_pixel",
 ) -> tuple[Tensor, Tensor | None]:
     """Label every pixel: upsample, activate, lower seen classes, pick the best.
 
@@ -126,13 +133,14 @@ def upsample_argmax(
         seen_bias: How much it is lowered.
         unknown_below: Pixels with a lower score become unknown.
         with_scores: Whether to return scores.
+        align: Where the grid's cells lie on the image.
 
     Returns:
         Labels ``[B, H, W]``, uint8 with 255 for unknown (above 254 classes int32 with 65535), and
         scores ``[B, H, W]`` or None: the winner's activated value without the bias.
     """
     nothing = float("-inf")
-    values = F.interpolate(logits, size=out_hw, mode="bilinear", align_corners=False)
+    values = F.interpolate(logits, size=out_hw, mode="bilinear", align_corners=align == "corners")
     values = values.masked_fill(values.isnan(), nothing)
     activated = _activate(values, activation)
     shifted = activated

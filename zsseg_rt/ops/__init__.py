@@ -113,12 +113,13 @@ def preprocess(
     std: Sequence[float],
     channel_order: str = "rgb",
     colour_matrix: str = "bt601",
+    align: str = "half_pixel",
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Turn a camera frame into a network's input: ``(bilinear(frame) / 255 - mean) / std``.
 
-    Half-pixel centres, no antialiasing, edges clamped.
+    No antialiasing, edges clamped.
 
     Args:
         frame: uint8 ``[H, W, 3]``, sides from 1 to 32767; or NV12, as cameras deliver it, in two
@@ -131,6 +132,8 @@ def preprocess(
         std: Like ``mean``, above 0.
         channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
         colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
+        align: ``"half_pixel"``: pixel i lies at ``(i + 0.5) * H / h - 0.5`` of the frame.
+            ``"corners"``: at ``i * (H - 1) / (h - 1)``, so that outermost pixels meet.
         out: Array to write, float32, float16 or bfloat16 ``[3, h, w]``. A new float32 one if None.
         stream: CUDA stream to enqueue on.
 
@@ -141,10 +144,11 @@ def preprocess(
         ShapeError: An array has the wrong sizes or is not C-contiguous and aligned, or ``size_hw``
             is out of range.
         DTypeError: An array has the wrong dtype.
-        ArgumentError: ``mean``, ``std``, ``channel_order`` or ``colour_matrix`` is not as above.
+        ArgumentError: ``mean``, ``std``, ``channel_order``, ``colour_matrix`` or ``align`` is not
+            as above.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    settings = (size_hw, mean, std, channel_order, colour_matrix)
+    settings = (size_hw, mean, std, channel_order, colour_matrix, align)
     return native(_C.preprocess, frame, *settings, out, stream)
 
 

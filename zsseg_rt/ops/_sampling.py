@@ -27,15 +27,17 @@ def label_outputs(
     return out_or_new(labels, shape, dtype), out_or_new(scores, shape, np.float32)
 
 
-def grid_taps(source: int, target: int) -> Taps:
+def grid_taps(source: int, target: int, align: str = "half_pixel") -> Taps:
     """Lower and upper source index and the upper one's weight, for every target index.
 
-    Half-pixel centres, edges clamped; positions are exact, weights rounded once, to float32.
+    Edges clamped; positions are exact, weights rounded once, to float32.
     """
-    numerator = (2 * np.arange(target) + 1) * source - target  # of the position, over 2 * target
-    numerator = np.clip(numerator, 0, 2 * target * (source - 1))
-    lower, remainder = np.divmod(numerator, 2 * target)
-    weight = remainder.astype(np.float32) / np.float32(2 * target)
+    if align == "corners":
+        numerator, unit = np.arange(target) * (source - 1), max(target - 1, 1)
+    else:
+        numerator, unit = (2 * np.arange(target) + 1) * source - target, 2 * target
+    lower, remainder = np.divmod(np.clip(numerator, 0, unit * (source - 1)), unit)
+    weight = remainder.astype(np.float32) / np.float32(unit)
     return lower, np.minimum(lower + 1, source - 1), weight
 
 

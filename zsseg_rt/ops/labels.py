@@ -18,13 +18,14 @@ def upsample_argmax(
     with_scores: bool = False,
     label_table: Array | None = None,
     num_classes: Array | None = None,
+    align: str = "half_pixel",
     out: Array | tuple[Array, Array | None] | None = None,
     workspace: Array | None = None,
     stream: int = 0,
 ) -> tuple[Array, Array | None]:
     """Label every pixel from low-resolution logits, without storing ``[C, H, W]``.
 
-    Bilinear upsampling (half-pixel centres, edges clamped), activation, minus ``seen_bias`` where
+    Bilinear upsampling (edges clamped), activation, minus ``seen_bias`` where
     ``seen``, argmax with ties to the lowest index.
 
     Args:
@@ -41,6 +42,9 @@ def upsample_argmax(
             others are not read. None: all. It is read when the kernel runs, so that one recorded
             call serves vocabularies of several sizes. On CUDA a number outside 0 to C counts as
             the nearest of them.
+        align: ``"half_pixel"``: pixel i lies at ``(i + 0.5) * h / H - 0.5`` of the grid.
+            ``"corners"``: at ``i * (h - 1) / (H - 1)``, so that the outermost cells lie on the
+            outermost pixels.
         out: Labels to write, or a pair of labels and scores. New ones if None.
         workspace: Memory on the logits' device to write to, aligned to 64 bytes; CUDA needs none.
             None keeps some.
@@ -62,10 +66,11 @@ def upsample_argmax(
         >>> upsample_argmax(logits, (1, 2), label_table=table, num_classes=np.int32([2]))[0]
         array([[[4, 4]]], dtype=uint8)
     """
-    settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
+    settings = (activation, seen, seen_bias, unknown_below, with_scores)
+    tables = (label_table, num_classes, align)
     drawn = (None, None, 0.0)
     labels, scores, _ = native(
-        _C.upsample_argmax, logits, out_hw, *settings, *drawn, out, None, workspace, stream
+        _C.upsample_argmax, logits, out_hw, *settings, *tables, *drawn, out, None, workspace, stream
     )
     return labels, scores
 
@@ -83,6 +88,7 @@ def upsample_argmax_overlay(
     with_scores: bool = False,
     label_table: Array | None = None,
     num_classes: Array | None = None,
+    align: str = "half_pixel",
     out: Array | tuple[Array, Array | None] | None = None,
     picture: Array | None = None,
     stream: int = 0,
@@ -104,6 +110,7 @@ def upsample_argmax_overlay(
         with_scores: See there.
         label_table: See there.
         num_classes: See there.
+        align: See there.
         out: See there.
         picture: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
         stream: CUDA stream to enqueue on.
@@ -125,9 +132,10 @@ def upsample_argmax_overlay(
         array([[[100,   0,   0],
                 [  0,  50,   0]]], dtype=uint8)
     """
-    settings = (activation, seen, seen_bias, unknown_below, with_scores, label_table, num_classes)
+    settings = (activation, seen, seen_bias, unknown_below, with_scores)
+    tables = (label_table, num_classes, align)
     drawn = (frame, palette, alpha)
     labels, scores, drawing = native(
-        _C.upsample_argmax, logits, None, *settings, *drawn, out, picture, None, stream
+        _C.upsample_argmax, logits, None, *settings, *tables, *drawn, out, picture, None, stream
     )
     return labels, scores, drawing

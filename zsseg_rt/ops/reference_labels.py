@@ -21,8 +21,10 @@ _LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its neg
 _BAND_ROWS = 32  # rows of [C, H, W] held at a time
 
 
-def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Upsample as :func:`upsample_argmax` does: half-pixel centres, edges clamped.
+def upsample_bilinear(
+    logits: Array, out_hw: tuple[int, int], align: str = "half_pixel"
+) -> npt.NDArray[np.float32]:
+    """Upsample as :func:`upsample_argmax` does, edges clamped.
 
     Shapes:
         logits: float32 or float16 ``[B, C, h, w]``; NaN and infinities become finite, +-1e30.
@@ -30,8 +32,8 @@ def upsample_bilinear(logits: Array, out_hw: tuple[int, int]) -> npt.NDArray[np.
     Returns:
         float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
     """
-    rows = grid_taps(logits.shape[2], out_hw[0])
-    return _upsample(logits, rows, grid_taps(logits.shape[3], out_hw[1]))
+    rows = grid_taps(logits.shape[2], out_hw[0], align)
+    return _upsample(logits, rows, grid_taps(logits.shape[3], out_hw[1], align))
 
 
 def _upsample(logits: Array, rows: Taps, columns: Taps) -> npt.NDArray[np.float32]:
@@ -55,6 +57,7 @@ def upsample_argmax(
     with_scores: bool = False,
     label_table: Array | None = None,
     num_classes: Array | None = None,
+    align: str = "half_pixel",
     out: Array | tuple[Array, Array | None] | None = None,
     stream: int = 0,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
@@ -71,8 +74,8 @@ def upsample_argmax(
         return labels, scores if with_scores else None
     logits = logits[:, :count]
     lowered = np.float32(seen_bias) * seen[:count].astype(np.float32)[:, None, None]
-    columns = grid_taps(logits.shape[3], out_hw[1])
-    rows = grid_taps(logits.shape[2], out_hw[0])
+    columns = grid_taps(logits.shape[3], out_hw[1], align)
+    rows = grid_taps(logits.shape[2], out_hw[0], align)
     for index, first in itertools.product(range(len(logits)), range(0, out_hw[0], _BAND_ROWS)):
         band = slice(first, first + _BAND_ROWS)
         band_rows = (rows[0][band], rows[1][band], rows[2][band])

@@ -27,6 +27,7 @@ def preprocess(
     std: Sequence[float],
     channel_order: str = "rgb",
     colour_matrix: str = "bt601",
+    align: str = "half_pixel",
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[Any]:
@@ -37,8 +38,8 @@ def preprocess(
         rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
     result = out_or_new(out, (3, *size_hw), np.float32)
 
-    top, bottom, down = _bilinear_taps(rgb.shape[0], size_hw[0])
-    left, right, across = _bilinear_taps(rgb.shape[1], size_hw[1])
+    top, bottom, down = _bilinear_taps(rgb.shape[0], size_hw[0], align)
+    left, right, across = _bilinear_taps(rgb.shape[1], size_hw[1], align)
     across, down = across[:, None], down[:, None, None]
     above = (1 - across) * rgb[top][:, left] + across * rgb[top][:, right]
     below = (1 - across) * rgb[bottom][:, left] + across * rgb[bottom][:, right]
@@ -61,9 +62,12 @@ def _rgb_of_nv12(
 
 
 def _bilinear_taps(
-    source: int, target: int
+    source: int, target: int, align: str
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Lower and upper source index and the upper one's weight, for every target index."""
-    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    if align == "corners":
+        position = np.arange(target) * (source - 1) / max(target - 1, 1)
+    else:
+        position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     lower = np.floor(position).astype(np.intp)
     return lower, np.minimum(lower + 1, source - 1), position - lower

@@ -80,7 +80,9 @@ class Lane:
         self.sessions = MappingProxyType(dict(sessions))
         self.workspace = Workspace(device)
         self._family, self._config = family, config
-        self._path = FramePath(family, self.sessions, self.workspace, preprocess, config)
+        self._path = FramePath(
+            family, self.sessions, self.workspace, preprocess, config, align=head.align
+        )
         self._rule = LabelRule(
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )

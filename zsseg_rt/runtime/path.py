@@ -63,12 +63,14 @@ class FramePath:
         workspace: Workspace,
         preprocess: PreprocessSpec,
         config: EngineConfig,
+        *,
+        align: str = "half_pixel",
     ) -> None:
         ranges = NvtxRanges() if config.with_nvtx else None
         self._family, self._sessions, self._workspace = family, sessions, workspace
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
-        self._preprocess, self._config = preprocess, config
+        self._preprocess, self._config, self._align = preprocess, config, align
         wanted = captures_wanted() and config.with_class_scores is None
         self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
@@ -283,6 +285,7 @@ class FramePath:
             std=spec.std,
             channel_order="rgb" if is_nv12 else self._config.channel_order,
             colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            align=self._align,
             out=workspace.array("image", (3, *spec.size_hw), dtype),
             stream=workspace.stream,
         )

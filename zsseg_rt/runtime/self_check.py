@@ -188,7 +188,7 @@ def _clear_winner(
     """Where the winner stays the winner whichever way every logit moves by the tolerance."""
     logits = golden["mask_logits"].astype(np.float32)
     slack = tolerance * float(np.abs(logits).max())
-    maps = upsample_bilinear(logits, (out_hw[0], out_hw[1]))[0]
+    maps = upsample_bilinear(logits, (out_hw[0], out_hw[1]), bundle.head.align)[0]
     bias = _seen_bias(bundle, rule, golden)
     if not bias.any():
         ranked = np.sort(maps, axis=0)

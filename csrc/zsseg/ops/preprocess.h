@@ -4,6 +4,7 @@
 #include <array>
 
 #include "zsseg/cpu_dispatch.h"
+#include "zsseg/ops/align.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -20,6 +21,7 @@ struct PreprocessParams {
   std::array<double, 3> std{};
   bool bgr = false;                            // the frame's channel order; the result is RGB
   ColourMatrix matrix = ColourMatrix::kBt601;  // of an NV12 frame
+  Align align = Align::kHalfPixel;
 };
 
 // What a camera delivers: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
@@ -37,8 +39,8 @@ struct CameraFrame {
   }
 };
 
-// frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. Half-pixel
-// centres, no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is
+// frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. By
+// `align`, no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is
 // resized. Checks the inputs and returns the shape.
 Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params);
 

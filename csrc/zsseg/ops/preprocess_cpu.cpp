@@ -111,12 +111,12 @@ void preprocess_block(const Source& source, const BilinearTap& row, const Column
 }
 
 ColumnTaps column_taps(std::int64_t first, int count, std::int64_t source, std::int64_t target,
-                       std::uint32_t pixel_bytes) {
+                       std::uint32_t pixel_bytes, Align align) {
   ColumnTaps taps;
   for (int column = 0; column < count; ++column) {
     const BilinearTap tap =
         bilinear_tap(static_cast<std::uint32_t>(first + column), static_cast<std::uint32_t>(source),
-                     static_cast<std::uint32_t>(target));
+                     static_cast<std::uint32_t>(target), align);
     taps.lower[column] = pixel_bytes * tap.lower;
     taps.upper[column] = pixel_bytes * tap.upper;
     taps.t[column] = tap.t;
@@ -136,11 +136,11 @@ void preprocess_rows(const Source& source, const TensorView& frame, std::uint32_
         for (std::int64_t first = 0; first < params.width; first += kBlockColumns) {
           const std::int64_t left = params.width - first;
           const int count = left < kBlockColumns ? static_cast<int>(left) : kBlockColumns;
-          const ColumnTaps taps = column_taps(first, count, width, params.width, pixel_bytes);
+          const ColumnTaps taps = column_taps(first, count, width, params.width, pixel_bytes, params.align);
           for (std::int64_t y = begin; y < end; ++y) {
             const BilinearTap row =
                 bilinear_tap(static_cast<std::uint32_t>(y), static_cast<std::uint32_t>(height),
-                             static_cast<std::uint32_t>(params.height));
+                             static_cast<std::uint32_t>(params.height), params.align);
             preprocess_block(source, row, taps, count, transform, out + y * params.width + first,
                              plane_stride);
           }

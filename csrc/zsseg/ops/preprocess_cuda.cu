@@ -25,6 +25,7 @@ struct Problem {
   bool runs;   // the result may be written in runs
   PlaneTransform transform;
   YuvToRgb matrix;
+  Align align;
 };
 
 // Two neighbours of a row, red in the low byte of each, or blue.
@@ -102,11 +103,12 @@ __global__ void __launch_bounds__(kBlockX* kBlockY) preprocess_kernel(Problem pr
   const std::uint32_t first_x = blockIdx.x * kColumns, first_y = blockIdx.y * kBlockY;
   const std::uint32_t thread = threadIdx.y * kBlockX + threadIdx.x;
   if (thread < kColumns && first_x + thread < problem.out_width) {
-    columns[thread] = bilinear_tap(first_x + thread, problem.width, problem.out_width);
+    columns[thread] = 
+        bilinear_tap(first_x + thread, problem.width, problem.out_width, problem.align);
   } else if (thread >= kColumns && thread < kColumns + kBlockY) {
     const std::uint32_t y = first_y + thread - kColumns;
     if (y < problem.out_height) {
-      rows[thread - kColumns] = bilinear_tap(y, problem.height, problem.out_height);
+      rows[thread - kColumns] = bilinear_tap(y, problem.height, problem.out_height, problem.align);
     }
   }
   __syncthreads();
@@ -163,6 +165,7 @@ void preprocess_cuda(const CameraFrame& frame, const TensorView& out,
   problem.runs = params.width % kRun == 0 && is_aligned(out.data, kRun * size_of(out.dtype));
   problem.transform = plane_transform(params);
   problem.matrix = yuv_to_rgb(params.matrix);
+  problem.align = params.align;
   const dim3 grid((problem.out_width + kColumns - 1) / kColumns,
                   (problem.out_height + kBlockY - 1) / kBlockY);
   ZSSEG_DISPATCH_ANY_FLOAT(out.dtype, T, {

@@ -16,21 +16,25 @@ struct BilinearTap {
   float t;
 };
 
-// The tap of (index + 0.5) * source / target - 0.5, clamped. In integers, so that index and
-// fraction are exact; both sizes are at most kMaxSide, so that products stay in 32 bits.
+// The tap of (index + 0.5) * source / target - 0.5, clamped; for corners, of index * (source - 1) /
+// (target - 1). In integers, so that index and fraction are exact; both sizes are at most kMaxSide,
+// so that products stay in 32 bits.
 ZSSEG_HOST_DEVICE BilinearTap bilinear_tap(std::uint32_t index, std::uint32_t source,
-                                           std::uint32_t target) {
-  const std::uint32_t centre = (2u * index + 1u) * source;  // in units of 1 / (2 * target)
-  if (centre <= target) {
-    return {0u, 0u, 0.0f};
+                                           std::uint32_t target, Align align) {
+  std::uint32_t offset = index * (source - 1u), unit = target > 1u ? target - 1u : 1u;
+  if (align == Align::kHalfPixel) {
+    const std::uint32_t centre = (2u * index + 1u) * source;  // in units of 1 / (2 * target)
+    if (centre <= target) {
+      return {0u, 0u, 0.0f};
+    }
+    offset = centre - target;
+    unit = 2u * target;
   }
-  const std::uint32_t offset = centre - target;
-  const std::uint32_t lower = offset / (2u * target);
+  const std::uint32_t lower = offset / unit;
   if (lower + 1u >= source) {
     return {source - 1u, source - 1u, 0.0f};
   }
-  return {lower, lower + 1u,
-          static_cast<float>(offset % (2u * target)) / static_cast<float>(2u * target)};
+  return {lower, lower + 1u, static_cast<float>(offset % unit) / static_cast<float>(unit)};
 }
 
 // From NV12 to RGB in multiples of 2^-20, so that all implementations agree in every bit.

@@ -16,6 +16,7 @@ struct UpsampleArgmaxParams {
   upsample::Activation activation = upsample::Activation::kNone;
   float seen_bias = 0.0f;                                         // taken off seen classes
   float unknown_below = -std::numeric_limits<float>::infinity();  // no threshold
+  Align align = Align::kHalfPixel;                                // where grid points lie
 };
 
 // What is drawn of the labels as they are stored: as `overlay` does afterwards, bit for bit.
@@ -38,8 +39,8 @@ struct UpsampleArgmaxInputs {
   const LabelOverlay* overlay = nullptr;  // of one image; part of the same launch on CUDA
 };
 
-// -> labels [B,H,W], scores float32 [B,H,W]: bilinear upsampling (half-pixel centres, edges
-// clamped) -> activation -> minus seen_bias where seen -> argmax, ties to the lowest index. A score
+// -> labels [B,H,W], scores float32 [B,H,W]: bilinear upsampling (by `align`, edges clamped) ->
+// activation -> minus seen_bias where seen -> argmax, ties to the lowest index. A score
 // is the winner's activated value without the bias; below unknown_below the pixel is unknown (255,
 // 65535). A NaN or infinitely negative logit never wins; a pixel without any other is unknown, its
 // score 0, or -infinity if the activation is none. Checks the inputs and returns the shape of

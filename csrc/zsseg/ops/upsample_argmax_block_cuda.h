@@ -33,7 +33,7 @@ struct Problem {
   float* scores;                      // [batch, out_height, out_width], or null
   int num_classes, in_height, in_width, out_height, out_width;
   int cell_columns, slices;
-  float row_inverse, column_inverse;  // of 2 * out_height and 2 * out_width
+  Axis rows, columns;
   float seen_bias, unknown_below;
   bool is_half, is_bfloat16, wide_labels, aligned, needs_scores, needs_denominator;
   std::uint32_t seen_bits[kSeenWords];  // from host memory, a bit a class

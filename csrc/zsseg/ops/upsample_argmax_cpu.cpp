@@ -143,13 +143,13 @@ void gather_row(const Image& image, int row) {
 
 // How output rows or columns lie on the grid: fractions, and where every cell begins. Steps through
 // the indices with the integers of cell_position, without its divisions.
-void lay_axis(int in_size, int out_size, float* s, float* t, std::int32_t* begin, int padding) {
+void lay_axis(const Axis& axis, float* s, float* t, std::int32_t* begin, int padding) {
+  const int in_size = axis.in_size, out_size = axis.out_size, denominator = axis.denominator;
   const int cells = in_size > 1 ? in_size - 1 : 1;
-  const int denominator = 2 * out_size;
   int next = 0;  // the first cell whose beginning is not yet known
   int cell = 0;
-  int remainder = in_size - out_size;  // numerator - cell * denominator
-  for (int i = 0; i < out_size; ++i, remainder += 2 * in_size) {
+  int remainder = axis.offset;  // numerator - cell * denominator
+  for (int i = 0; i < out_size; ++i, remainder += axis.step) {
     while (remainder >= denominator) {
       remainder -= denominator;
       ++cell;
@@ -190,10 +190,10 @@ Image lay_out(const TensorView& logits, const CpuLayout& layout, char* base,
     image.group_begin[i] = layout.group_begin[i];
   }
   image.ids = ints(layout.ids);
-  lay_axis(image.in_height, image.out_height, floats(layout.row_s), floats(layout.row_t),
-           ints(layout.row_begin), kRows);
-  lay_axis(image.in_width, image.out_width, floats(layout.column_s), floats(layout.column_t),
-           ints(layout.column_begin), kLanes);
+  lay_axis(make_axis(image.in_height, image.out_height, params.align), floats(layout.row_s),
+           floats(layout.row_t), ints(layout.row_begin), kRows);
+  lay_axis(make_axis(image.in_width, image.out_width, params.align), floats(layout.column_s),
+           floats(layout.column_t), ints(layout.column_begin), kLanes);
   image.row_s = floats(layout.row_s);
   image.row_t = floats(layout.row_t);
   image.column_s = floats(layout.column_s);

@@ -166,8 +166,7 @@ __device__ void label_cell(const Problem& problem, const Paint& paint,
     Fractions<kCount> columns;
     for (int p = 0; p < kCount; ++p) {
       const int column = x + p < problem.out_width ? x + p : problem.out_width - 1;
-      columns.t[p] = fraction_in_cell(column, cell.cell_column, problem.in_width, problem.out_width,
-                                      problem.column_inverse);
+      columns.t[p] = fraction_in_cell(column, cell.cell_column, problem.columns);
       columns.s[p] = 1.0f - columns.t[p];
     }
     for (int y = cell.row_begin + lane_row; y - lane_row < cell.row_end; y += rows) {
@@ -177,8 +176,7 @@ __device__ void label_cell(const Problem& problem, const Paint& paint,
       }
       if (only < 0) {
         const int row = y < problem.out_height ? y : problem.out_height - 1;
-        const float ty = fraction_in_cell(row, cell.cell_row, problem.in_height, problem.out_height,
-                                          problem.row_inverse);
+        const float ty = fraction_in_cell(row, cell.cell_row, problem.rows);
         label_run<kGroups, kActivation>(problem, survivors, ty, columns, winner);
       }
       if (lane_row < rows && y < cell.row_end) {
@@ -198,13 +196,12 @@ __device__ void place(const Problem& problem, WarpCell& cell) {
   cell.cell_row = blockIdx.y / problem.slices;
   cell.cell_column = blockIdx.x * kWarps + cell.warp();
   const unsigned slices = problem.slices, slice = blockIdx.y % slices;
-  const int top = cell_begin(cell.cell_row, problem.in_height, problem.out_height);
-  const unsigned height =
-      cell_begin(cell.cell_row + 1, problem.in_height, problem.out_height) - top;
+  const int top = cell_begin(cell.cell_row, problem.rows);
+  const unsigned height = cell_begin(cell.cell_row + 1, problem.rows) - top;
   cell.row_begin = top + static_cast<int>(height * slice / slices);
   cell.row_end = top + static_cast<int>(height * (slice + 1) / slices);
-  cell.column_begin = cell_begin(cell.cell_column, problem.in_width, problem.out_width);
-  cell.column_end = cell_begin(cell.cell_column + 1, problem.in_width, problem.out_width);
+  cell.column_begin = cell_begin(cell.cell_column, problem.columns);
+  cell.column_end = cell_begin(cell.cell_column + 1, problem.columns);
 }
 
 // Labels a block's cells: blockIdx.x over kWarps columns of cells, .y over rows of cells times
@@ -289,8 +286,8 @@ Problem describe(const UpsampleArgmaxInputs& inputs, const TensorView& labels,
   problem.out_width = static_cast<int>(params.width);
   problem.cell_columns = cells(logits.shape[3]);
   problem.slices = slices_of_cell(params, cells(logits.shape[2]), problem.cell_columns);
-  problem.row_inverse = 1.0f / static_cast<float>(2 * problem.out_height);
-  problem.column_inverse = 1.0f / static_cast<float>(2 * problem.out_width);
+  problem.rows = make_axis(problem.in_height, problem.out_height, params.align);
+  problem.columns = make_axis(problem.in_width, problem.out_width, params.align);
   problem.seen_bias = params.seen_bias;
   problem.unknown_below = params.unknown_below;
   problem.is_half = logits.dtype == DType::float16;

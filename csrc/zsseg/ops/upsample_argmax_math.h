@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "zsseg/host_device.h"
+#include "zsseg/ops/align.h"
 
 namespace zsseg::upsample {
 
@@ -45,16 +46,50 @@ ZSSEG_HOST_DEVICE float sanitize(float logit) {
   return logit > kLogitLimit ? kLogitLimit : (logit > -kLogitLimit ? logit : -kLogitLimit);
 }
 
-// Where an output row or column lies on the low-resolution grid: between grid points `cell` and
-// `cell + 1`, at fraction `t`. Half-pixel centres; the strips outside the outermost grid points
-// belong to the outermost cells at t = 0 or t = 1, which is what clamping the edge gives.
+// How the rows or columns of the output lie on the low-resolution grid: output i at grid point
+// (step * i + offset) / denominator, in whole numbers, so that positions are exact.
+struct Axis {
+  int in_size, out_size;
+  int step, offset, denominator;
+  float inverse;  // 1 / denominator
+};
+
+// Half-pixel centres: (i + 0.5) * in_size / out_size - 0.5; corners: i * (in_size - 1) /
+// (out_size - 1).
+inline Axis make_axis(int in_size, int out_size, Align align) {
+  Axis axis = {in_size, out_size, 2 * in_size, in_size - out_size, 2 * out_size, 0.0f};
+  if (align == Align::kCorners) {
+    axis.step = in_size - 1;
+    axis.offset = 0;
+    axis.denominator = out_size > 1 ? out_size - 1 : 1;
+  }
+  axis.inverse = 1.0f / static_cast<float>(axis.denominator);
+  return axis;
+}
+
+// Where an output row or column lies: between grid points `cell` and `cell + 1`, at fraction `t`.
+// The strips outside the outermost grid points belong to the outermost cells at t = 0 or t = 1,
+// which is what clamping the edge gives.
 struct CellPosition {
   int cell;
   float t;
 };
 
+ZSSEG_HOST_DEVICE CellPosition cell_position(int out_index, const Axis& axis) {
+  const int numerator = axis.step * out_index + axis.offset;
+  if (numerator <= 0 || axis.in_size == 1) {
+    return {0, 0.0f};
+  }
+  const int cell = numerator / axis.denominator;
+  if (cell >= axis.in_size - 1) {
+    return {axis.in_size - 2, 1.0f};
+  }
+  return {cell, static_cast<float>(numerator - cell * axis.denominator) /
+                    static_cast<float>(axis.denominator)};
+}
+
+// The same for half-pixel centres, spelled out: kernels that only know these need fewer registers.
 ZSSEG_HOST_DEVICE CellPosition cell_position(int out_index, int in_size, int out_size) {
-  // (out_index + 0.5) * in_size / out_size - 0.5 over the denominator 2 * out_size, exactly.
   const int numerator = (2 * out_index + 1) * in_size - out_size;
   const int denominator = 2 * out_size;
   if (numerator <= 0 || in_size == 1) {
@@ -69,28 +104,37 @@ ZSSEG_HOST_DEVICE CellPosition cell_position(int out_index, int in_size, int out
 }
 
 // numerator / denominator as a division rounds it, given 1 / denominator as a division rounds it.
-// For whole numbers 0 <= numerator < denominator < 2^16: tried for every even denominator.
+// For whole numbers 0 <= numerator < denominator < 2^16: tried for every even denominator, and so
+// for half of each, of which all products are exact multiples.
 ZSSEG_HOST_DEVICE float quotient(float numerator, float denominator, float inverse) {
   const float near = multiply(numerator, inverse);
   return fmaf(fmaf(-near, denominator, numerator), inverse, near);
 }
 
-// The `t` of cell_position for an index that is known to lie in `cell`, without its divisions;
-// `inverse` is 1 / (2 * out_size).
-ZSSEG_HOST_DEVICE float fraction_in_cell(int out_index, int cell, int in_size, int out_size,
-                                         float inverse) {
-  const int denominator = 2 * out_size;
-  const int numerator = (2 * out_index + 1) * in_size - out_size - cell * denominator;
-  if (numerator <= 0 || in_size == 1) {
+// The `t` of cell_position for an index that is known to lie in `cell`, without its divisions.
+ZSSEG_HOST_DEVICE float fraction_in_cell(int out_index, int cell, const Axis& axis) {
+  const int numerator = axis.step * out_index + axis.offset - cell * axis.denominator;
+  if (numerator <= 0 || axis.in_size == 1) {
     return 0.0f;
   }
-  if (numerator >= denominator) {
+  if (numerator >= axis.denominator) {
     return 1.0f;
   }
-  return quotient(static_cast<float>(numerator), static_cast<float>(denominator), inverse);
+  return quotient(static_cast<float>(numerator), static_cast<float>(axis.denominator),
+                  axis.inverse);
 }
 
 // The first output index that lies in `cell` or a later one.
+ZSSEG_HOST_DEVICE int cell_begin(int cell, const Axis& axis) {
+  const int num_cells = axis.in_size > 1 ? axis.in_size - 1 : 1;
+  if (cell <= 0 || cell >= num_cells) {
+    return cell <= 0 ? 0 : axis.out_size;
+  }
+  // The least i with step * i + offset >= cell * denominator; these stay below 2^31.
+  const int wanted = cell * axis.denominator - axis.offset;
+  return wanted <= 0 ? 0 : (wanted + axis.step - 1) / axis.step;
+}
+
 ZSSEG_HOST_DEVICE int cell_begin(int cell, int in_size, int out_size) {
   const int num_cells = in_size > 1 ? in_size - 1 : 1;
   if (cell <= 0 || cell >= num_cells) {

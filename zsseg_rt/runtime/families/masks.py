@@ -52,6 +52,7 @@ class ClassLogits:
             "with_scores": rule.with_scores,
             "label_table": table,
             "num_classes": classes.num_phrases,
+            "align": rule.head.align,
             "out": out,
             "stream": workspace.stream,
         }
