@@ -6,6 +6,7 @@ import colorsys
 import hashlib
 import re
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 import numpy as np
@@ -18,12 +19,19 @@ Colour = tuple[int, int, int]
 # normal sight, with protanopia and with deuteranopia (Machado et al., 2009).
 _TABLE = tuple(
     bytes.fromhex(
-        "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 0000ff 443300 3322aa eeeebb 77ffff 552255"
-        "0077ff dd0044 aaee77 223388 00cc77 771133 4499ff 88ccaa 227777 2211cc 884400 2255ff 447744"
-        "bb9944 33bbcc dd00bb 665588 55ffdd"
+        "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 0000ff 443300 3322aa eeeebb 77ffff "
+        "552255 0077ff dd0044 aaee77 223388 00cc77 771133 4499ff 88ccaa 227777 2211cc 884400 "
+        "2255ff 447744 bb9944 33bbcc dd00bb 665588 55ffdd 69e1ff a51e5a 873cd2 c3d24b 87d2d2 "
+        "3c3c78 96001e 00a55a 78d269 4b960f 0096d2 d28787 ffc396 005a5a f0f069 4b78d2 ff3c5a "
+        "009696 2d3ca5 b44b78 3c4b96 003cff 3c5a2d 1e78a5 00b4ff 4bb496 f0c300 d2a53c 3c782d "
+        "003cd2 b4ff00 78c3b4 3c87ff"
     )[start : start + 3]
-    for start in range(0, 93, 3)
+    for start in range(0, 192, 3)
 )
+# Of the first million, the salt that keeps the names of VOC, of Cityscapes, of common surroundings
+# and of the drawn scenes furthest apart in CIELAB.
+_SALT = (973285).to_bytes(8, "big")
+_JITTER = 6  # levels of each channel, so that two names rarely have the very same colour
 
 # Hue in degrees, saturation and value of a colour that a name may contain.
 _WORDS = {
@@ -33,8 +41,9 @@ _WORDS = {
     "grey": (0, 0.0, 0.8), "gray": (0, 0.0, 0.8), "white": (0, 0.0, 1.0), "black": (0, 0.0, 0.35),
 }  # fmt: skip
 _SHADES = (  # added to the hue, factors of saturation and value
-    (0, 1.0, 0.95), (8, 0.6, 1.0), (-8, 1.0, 0.65), (0, 0.45, 0.8),
-    (8, 1.0, 0.5), (-8, 0.75, 0.85), (0, 0.35, 1.0), (4, 0.7, 0.6),
+    (0, 1.0, 0.95), (8, 0.6, 1.0), (-8, 1.0, 0.65), (0, 0.45, 0.8), (8, 1.0, 0.5), (-8, 0.75, 0.85),
+    (0, 0.35, 1.0), (4, 0.7, 0.6), (-4, 0.55, 0.65), (-10, 0.95, 1.0), (10, 0.85, 0.7),
+    (0, 0.8, 0.42),
 )  # fmt: skip
 
 
@@ -42,12 +51,12 @@ def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
     """Return a colour per class.
 
     A name that contains a colour word gets a shade of that colour, any other a colour that can be
-    told apart with the common kinds of colour blindness, picked by a hash of the name: it does not
-    depend on where the name stands in the list, nor on the other names unless two of them pick the
-    same colour. Given a number instead of names, an index always has the same colour.
+    told apart with the common kinds of colour blindness, picked by a hash of the name: it depends
+    neither on the name's place in the list nor on the other names. Two names may get colours that
+    look alike. Given a number instead of names, an index always has the same colour.
 
     Returns:
-        uint8 RGB [C, 3], distinct.
+        uint8 RGB [C, 3]. Where two names would get exactly the same colour, one moves by a level.
     """
     if isinstance(classes, int):
         return _by_index(classes)
@@ -56,40 +65,39 @@ def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
 
 @lru_cache(maxsize=16)
 def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
-    """Colours of names; who picks first is decided by the hash, not by the order."""
+    """Colours of names; which of two equal ones moves is decided by the hash, not by the order."""
     digests = [_digest(name) for name in names]
     colours: list[Colour] = [(0, 0, 0)] * len(names)
     taken: set[Colour] = set()
     for index in sorted(range(len(names)), key=digests.__getitem__):
-        colours[index] = _pick(names[index], digests[index], taken)
+        colours[index] = _free(_pick(names[index], digests[index]), taken)
         taken.add(colours[index])
     return tuple(colours)
 
 
-def _pick(name: str, digest: int, taken: set[Colour]) -> Colour:
-    """The first colour for a name that is not taken; after some tries, any."""
+def _pick(name: str, digest: int) -> Colour:
+    """The colour of a name."""
     word = next((w for w in re.findall(r"[a-z]+", name.casefold()) if w in _WORDS), None)
+    choice, *moves = (digest & 0xFFFF, *(digest >> bits for bits in (16, 24, 32)))
+    away = [move % (2 * _JITTER + 1) - _JITTER for move in moves]
     if word is None:
-        candidates = [(c[0], c[1], c[2]) for c in _TABLE]
+        start: Sequence[int] = _TABLE[choice % len(_TABLE)]
     else:
-        candidates = [_shade(word, *shade) for shade in _SHADES]
-    start = digest % len(candidates)
-    for turn in range(len(candidates)):
-        if (colour := candidates[(start + turn) % len(candidates)]) not in taken:
-            return colour
-    for turn in range(64):
-        digest = _digest(f"{digest} {turn}")
-        if (colour := _further(word, digest)) not in taken:
-            break
+        start = _shade(word, *_SHADES[choice % len(_SHADES)])
+        if not _WORDS[word][1]:
+            away = away[:1] * 3  # grey stays grey
+    red, green, blue = (min(max(v + a, 0), 255) for v, a in zip(start, away, strict=True))
+    return red, green, blue
+
+
+def _free(colour: Colour, taken: AbstractSet[Colour]) -> Colour:
+    """The colour, or the nearest of the same hue that is not taken."""
+    for step in range(256):
+        for by in (-step, step):
+            moved = tuple(min(max(value + by, 0), 255) for value in colour)
+            if moved not in taken:
+                return moved[0], moved[1], moved[2]
     return colour
-
-
-def _further(word: str | None, digest: int) -> Colour:
-    """One of many colours, of the word's hue if there is one."""
-    first, second, third = (digest >> shift & 0xFF for shift in (0, 8, 16))
-    if word is not None:
-        return _shade(word, first / 8 - 16, 0.3 + second / 365, 0.4 + third / 425)
-    return _rgb(first / 256, 0.4 + second / 425, 0.4 + third / 425)
 
 
 def _shade(word: str, turn: float, less_saturated: float, darker: float) -> Colour:
@@ -106,7 +114,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
 
 def _digest(name: str) -> int:
     text = " ".join(name.casefold().split()).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, salt=_SALT).digest(), "big")
 
 
 def _by_index(num_classes: int) -> npt.NDArray[np.uint8]:
