@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
 MAX_THREADS = 1024
 MAX_LANES = 64
+_PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,14 @@ class EngineConfig:
     """Where and how an engine runs. You get what you ask for, or an error.
 
     Attributes:
-        device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``auto`` reads ``$ZSSEG_DEVICE``, then takes
-            the first GPU that a backend can use, otherwise the CPU.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``; ``"cuda"`` is the first. ``auto`` reads
+            ``$ZSSEG_DEVICE``, then takes the first GPU that a backend can use, otherwise the CPU.
         backend: ``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads
             ``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.
         precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one, which
-            for family ``segment_tokens`` is float32.
-        channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``.
+            for family ``segment_tokens`` is float32. ``"fp16"``, ``"bf16"`` and ``"fp32"`` become
+            their long names.
+        channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``, in any case.
         with_scores: Whether results carry per-pixel scores.
         with_class_scores: ``"low"`` gives results a map of every class's score at the resolution of
             the bundle's grid, ``Segmentation.class_scores``; None leaves it out.
@@ -87,6 +89,7 @@ class EngineConfig:
     keep_text_encoder: bool = True
 
     def __post_init__(self) -> None:
+        self._take_other_spellings()
         check_device_name(self.device)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
@@ -110,6 +113,16 @@ class EngineConfig:
             )
 
         _check_cosine(self.cosine_weight, self.cosine_scale)
+
+    def _take_other_spellings(self) -> None:
+        """Write what is meant beyond doubt as it is written everywhere else."""
+        for name in ("device", "backend", "precision", "channel_order"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, given.lower())
+        if self.device == "cuda":
+            object.__setattr__(self, "device", "cuda:0")
+        precision = _PRECISION_WORDS.get(str(self.precision), self.precision)
+        object.__setattr__(self, "precision", precision)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:

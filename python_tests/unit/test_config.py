@@ -13,10 +13,11 @@ from zsseg_rt.errors import ConfigError
     ("settings", "message"),
     [
         ({"device": "gpu"}, "device"),
-        ({"device": "cuda"}, "device"),
+        ({"device": "cuda0"}, "device"),
         ({"backend": "onnx"}, "backend"),
-        ({"precision": "fp16"}, "precision"),
-        ({"channel_order": "RGB"}, "channel_order"),
+        ({"precision": "fp64"}, "precision"),
+        ({"precision": 16}, "precision"),
+        ({"channel_order": "GBR"}, "channel_order"),
         ({"num_threads": -1}, "num_threads"),
         ({"num_threads": 1.5}, "num_threads"),
         ({"num_threads": 10**6}, "num_threads"),
@@ -26,6 +27,23 @@ from zsseg_rt.errors import ConfigError
 def test_bad_settings_are_refused(settings, message):
     with refused(ConfigError, message):
         EngineConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("device", "cuda", "cuda:0"),
+        ("device", "CPU", "cpu"),
+        ("backend", "OpenVINO", "openvino"),
+        ("precision", "fp16", "float16"),
+        ("precision", "FP32", "float32"),
+        ("precision", "bf16", "bfloat16"),
+        ("channel_order", "BGR", "bgr"),
+    ],
+)
+def test_other_spellings_of_a_setting_are_taken(name, given, meant):
+    assert getattr(EngineConfig(**{name: given}), name) == meant
+    assert EngineConfig(**{name: given}) == EngineConfig.from_dict({name: meant})
 
 
 def test_from_dict_refuses_unknown_keys():
