@@ -70,6 +70,7 @@ def test_embeddings_are_read_only():
         (["road", " "], r"class_names\[1\]: expected a name, got an empty string"),
         (["road", "car", "road"], "got 'road' at positions 0 and 2"),
         (["road", "road "], "got 'road' at positions 0 and 1"),
+        (["Road", "sky", ["road", "SKY"]], "'Road' and 'road' at .*0 and 2; 'sky' and 'SKY' at"),
         (["road", 3], r"class_names\[1\]: expected a string, got int 3"),
         (["road", None], r"class_names\[1\]: expected a string, got NoneType None"),
         (

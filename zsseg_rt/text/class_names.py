@@ -198,7 +198,7 @@ def _named(name: Any, synonyms: Any, index: int) -> list[str]:
         )
     first = _clean(name, "class_names", index)
     further = _synonyms(synonyms, index) if synonyms else []
-    return [first, *(phrase for phrase in further if phrase != first)]
+    return [first, *(phrase for phrase in further if phrase.casefold() != first.casefold())]
 
 
 def _clean(text: Any, argument: str, index: int) -> str:
@@ -209,11 +209,17 @@ def _clean(text: Any, argument: str, index: int) -> str:
 
 
 def _refuse_repeats(phrases: Sequence[str]) -> None:
-    seen: dict[str, int] = {}
+    """Refuse phrases that differ in their case at most: text encoders read them alike."""
+    places: dict[str, list[int]] = {}
     for index, phrase in enumerate(phrases):
-        first = seen.setdefault(phrase, index)
-        if first != index:
-            raise VocabularyError(
-                f"class_names: expected every name once, got {phrase!r} at positions {first} and "
-                f"{index}. Remove one."
-            )
+        places.setdefault(phrase.casefold(), []).append(index)
+    found = []
+    for where in places.values():
+        if len(where) > 1:
+            spelt = " and ".join(map(repr, dict.fromkeys(phrases[index] for index in where)))
+            found.append(f"{spelt} at positions {' and '.join(map(str, where))}")
+    if found:
+        raise VocabularyError(
+            f"class_names: expected every name once, also apart from case, got {'; '.join(found)}. "
+            "Keep one of each."
+        )

@@ -69,6 +69,10 @@ class PhraseEmbedder:
         rows = [bank[p] if p in bank else found[p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
+    def banks(self, phrase: str) -> bool:
+        """Whether the text bank has this very phrase."""
+        return phrase in self._bank(PromptSet.bank)
+
     def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
         """Whether :meth:`embed` takes a phrase and knows all of its words."""
         if with_bank and phrase in self._bank(PromptSet.bank):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
+
+_log = logging.getLogger(__name__)
 
 
 class VocabularyMaker:
@@ -77,6 +80,9 @@ class VocabularyMaker:
 
     def _made(self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]) -> Vocabulary:
         further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
+        remarks = _remarks_on_commas(p for p in classes.phrases if not self._embedder.banks(p))
+        for remark in remarks:
+            _log.warning("%s", remark)
         return Vocabulary(
             names=classes.names,
             phrases=classes.phrases,
@@ -84,4 +90,15 @@ class VocabularyMaker:
             embeds=embeds[0],
             version=0,
             prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
+            remarks=remarks,
         )
+
+
+def _remarks_on_commas(phrases: Iterable[str]) -> tuple[str, ...]:
+    """One for each text that may have been meant as several names."""
+    return tuple(
+        f"class_names: {phrase!r} is one name with a comma in it. Give each class or synonym a "
+        f"text of its own: {[part.strip() for part in phrase.split(',') if part.strip()]}."
+        for phrase in phrases
+        if phrase.strip(" ,").count(",")
+    )

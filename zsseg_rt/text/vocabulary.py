@@ -25,11 +25,14 @@ class Vocabulary(ClassList):
         version: Grows with every vocabulary an engine is given; stamped on every result.
         prompt_embeds: The same phrases embedded with further prompt sets, float32 [P, D] each,
             read-only, by the set's name; empty where a bundle has one set.
+        remarks: Sentences about names that may not mean what the caller meant; nothing is refused
+            for them.
     """
 
     embeds: npt.NDArray[np.float32]
     version: int
     prompt_embeds: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_embeddings(self.embeds, len(self.phrases), self.embeds.shape[-1])
