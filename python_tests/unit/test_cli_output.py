@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from support.command_line import run
-from zsseg_rt.demo import demo_photos
+from zsseg_rt.demo import demo_classes, demo_photos
+from zsseg_rt.results.visualize import read_label_png
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +65,53 @@ def test_format_json_is_a_line_per_photo(tmp_path, capfd):
 def test_format_csv_is_a_row_per_class(tmp_path, capfd):
     call = ("segment", "--demo", "scenes", "--format", "csv", "-o", tmp_path)
     assert run(*call) == 0
-    rows = list(csv.reader(io.StringIO(capfd.readouterr().out)))
-    assert {len(row) for row in rows} == {6}
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert list(rows[0]) == ["photo", "class", "share", "pixels", "mask", "error"]
     for photo in demo_photos("scenes"):
-        shares = [float(row[2]) for row in rows if row[0] == photo]
+        shares = [float(row["share"]) for row in rows if row["photo"] == photo]
         assert sum(shares) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd):
+    photo = demo_photos("scenes")[0]
+    stem = Path(photo).stem
+    call = (
+        "segment",
+        photo,
+        "--demo",
+        "scenes",
+        "--class",
+        "ball",
+        "--class",
+        "wall",
+        "-o",
+        tmp_path,
+    )
+    assert run(*call, "--format", "geojson") == 0
+    assert f"{stem}.geojson" in capfd.readouterr().out
+    again = tmp_path / f"{stem}.geojson"
+    first = again.read_bytes()
+    again.unlink()
+    assert run(*call, "--format", "geojson", "--resume") == 0  # of the label image
+    assert again.read_bytes() == first
+    features = json.loads(first)["features"]
+    assert {one["properties"]["name"] for one in features} <= {"ball", "wall"}
+    assert run(*call, "--format", "labelme") == 0
+    shapes = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert (tmp_path / shapes["imagePath"]).samefile(photo)
+    assert run(*call, "--format", "coco") == 0
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    assert [one["name"] for one in coco["categories"]] == ["ball", "wall"]
+    labels = read_label_png(tmp_path / f"{stem}.mask.png")
+    for annotation in coco["annotations"]:
+        assert annotation["area"] == (labels == annotation["category_id"]).sum()
+
+
+def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
+    assert run("info", "demo") == 0
+    call = ("segment", demo_photos()[0], "--bundle", "demo", "-o", tmp_path, "--format", "png")
+    assert run(*call, "--classes", "") == 2
+    assert run(*call, "--classes", demo_classes()[0], "--precision", "fp32") == 0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +123,8 @@ def test_format_csv_is_a_row_per_class(tmp_path, capfd):
         (["--classes", "zebra"], "--classes: expected words"),
         (["--classes", "ball,ball"], "--classes: expected every name once"),
         (["--template", "none"], "--template"),
-        (["--format", "xml"], "--format: expected one of table, json, csv"),
+        (["--format", "xml"], "--format: expected one of table, json, csv, png, coco"),
+        (["--classes", ""], "name at least one class"),
         (["--min-region-score", "0.5"], "--min-region-score: expected"),
     ],
 )

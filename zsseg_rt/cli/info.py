@@ -13,7 +13,7 @@ from zsseg_rt.config import EngineConfig
 
 
 def info(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg, or a fetched name.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
     names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
     check: Annotated[
         bool, typer.Option(help="Check all hashes and run the golden sample.")

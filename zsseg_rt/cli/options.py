@@ -29,7 +29,7 @@ DemoOption = Annotated[
 ]
 BundleOption = Annotated[
     Path | None,
-    typer.Option("--bundle", "-b", help="Bundle folder NAME.zsseg, or a name of zsseg-rt fetch."),
+    typer.Option("--bundle", "-b", help="Folder NAME.zsseg, a name of zsseg-rt fetch, or demo."),
 ]
 ClassesOption = Annotated[
     str | None,
@@ -111,7 +111,7 @@ def read_classes_or_demo(
     classes: str | None, single: Sequence[str], *, demo: str | None
 ) -> list[str | list[str]]:
     """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's."""
-    if demo and not (classes or single):
+    if demo and classes is None and not single:
         from zsseg_rt.demo import demo_classes
 
         return [*demo_classes(demo)]

@@ -14,6 +14,8 @@ from zsseg_rt.cli.remarks import remark_on
 if TYPE_CHECKING:
     from zsseg_rt.integrations.batch import PhotoResult
 
+_COLUMNS = ("photo", "class", "share", "pixels", "mask", "error")
+
 
 def print_table(result: PhotoResult) -> None:
     """Print a table of the classes in a photo, and where its images are."""
@@ -56,8 +58,13 @@ def _print_json(result: PhotoResult) -> None:
     sys.stdout.flush()
 
 
+def print_csv_header() -> None:
+    """The names of the columns of ``--format csv``."""
+    csv.writer(sys.stdout, lineterminator="\n").writerow(_COLUMNS)
+
+
 def _print_csv(result: PhotoResult) -> None:
-    """One row per class: photo, class, share, pixels, mask; a failed photo has its error last."""
+    """One row per class; a failed photo has its error last."""
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for entry in result.classes:
         row = [entry["name"], entry["share"], entry["pixels"], result.mask, ""]
@@ -71,5 +78,6 @@ PRINTERS: Mapping[str, Callable[[PhotoResult], None]] = {
     "table": print_table,
     "json": _print_json,
     "csv": _print_csv,
+    **dict.fromkeys(("png", "coco", "geojson", "labelme"), print_table),
 }
 """By the name that ``--format`` takes."""

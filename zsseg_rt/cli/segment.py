@@ -17,10 +17,11 @@ from zsseg_rt.cli.output import (
     check_folder_place,
     describe_engine,
     print_less,
+    printable,
     terminal,
     write_json,
 )
-from zsseg_rt.cli.photo_tables import PRINTERS
+from zsseg_rt.cli.photo_tables import PRINTERS, print_csv_header
 from zsseg_rt.cli.remarks import print_if_photographs
 from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
@@ -28,7 +29,8 @@ from zsseg_rt.photos.header import MAX_PIXELS
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
-    from zsseg_rt.integrations.batch import PhotoResult
+    from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
+    from zsseg_rt.results.segmentation import Segmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,10 @@ class _Output:
     out: Path = opt("Folder for images.", Path("zsseg_out"), "--out", "-o")
     json_file: JsonOption = None
     output: str = opt(
-        "On the terminal: table, json (a line per photo) or csv.", "table", "--format"
+        "On the terminal: table, json (a line per photo) or csv. In --out: png is the images "
+        "alone; coco, geojson and labelme write files beside them.",
+        "table",
+        "--format",
     )
 
     def check(self) -> None:
@@ -90,7 +95,7 @@ def segment(
         raise UsageError(f"--overlay-format: expected png or jpg, got {each.overlay_format!r}")
     if place.output not in PRINTERS:
         raise UsageError(f"--format: expected one of {', '.join(PRINTERS)}, got {place.output!r}")
-    print_less(to_stderr=place.output != "table")
+    print_less(to_stderr=place.output in ("json", "csv"))
     lacking = "name at least one photo, folder or pattern"
     chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
     names = words.read(demo=demo)
@@ -115,12 +120,31 @@ def _segment(
 ) -> list[PhotoResult]:
     """The results, which are written as far as they go where Ctrl-C interrupts."""
     results: list[PhotoResult] = []
+    files = _annotation_files(engine, place)
+    if place.output == "csv":
+        print_csv_header()
     try:
-        _segment_with_progress(engine, photos, place, each, results)
+        _segment_with_progress(engine, photos, place, each, (results, files))
     except KeyboardInterrupt:
         _write_report(place.json_file, engine, results, interrupted=True)
         raise UserInterrupt(_what_is_done(results, len(photos))) from None
+    finally:
+        if files is not None:
+            _print_path(files.finish())
     return results
+
+
+def _annotation_files(engine: Engine, place: _Output) -> AnnotationFiles | None:
+    from zsseg_rt.integrations.batch.annotation_files import KINDS, AnnotationFiles
+
+    if place.output not in KINDS or engine.vocabulary is None:
+        return None
+    return AnnotationFiles(place.output, place.out, engine.vocabulary.names)
+
+
+def _print_path(path: Path | None) -> None:
+    if path is not None:
+        terminal().print(f"  {printable(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _write_report(
@@ -151,20 +175,23 @@ def _segment_with_progress(
     photos: Sequence[Path],
     place: _Output,
     each: _PhotoOptions,
-    results: list[PhotoResult],
+    kept: tuple[list[PhotoResult], AnnotationFiles | None],
 ) -> None:
     """Segment photos; results are appended as they come, so an interrupted run has some."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from zsseg_rt.integrations import batch
 
+    results, files = kept
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(), disable=len(photos) < 2, transient=True) as bar:
         task = bar.add_task("photos", total=len(photos))
 
-        def show(result: PhotoResult, _: object) -> None:
+        def show(result: PhotoResult, seg: Segmentation | None) -> None:
             results.append(result)
             PRINTERS[place.output](result)
+            if files is not None:
+                _print_path(files.add(result, seg))
             bar.advance(task)
 
         batch.segment_photos(engine, photos, place.out, on_done=show, **vars(each))

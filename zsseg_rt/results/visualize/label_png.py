@@ -13,6 +13,8 @@ from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.results.visualize.colours import palette
 
+_MOST_PIXELS = 1 << 30
+
 
 def write_label_png(
     path: str | Path,
@@ -50,6 +52,43 @@ def encode_label_png(
             table[: min(len(colours), 255)] = colours[:255]
         parts.append(_chunk(b"PLTE", table.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Read labels that :func:`write_label_png` wrote; PNGs of others are refused.
+
+    Shapes:
+        returns: uint8 or uint16 [H, W].
+    """
+    try:
+        content = Path(path).read_bytes()
+        width, height, depth, kind, *rest = struct.unpack_from(">IIBBBBB", content, 16)
+        if (depth, kind) not in ((8, 3), (16, 0)) or any(rest) or width * height > _MOST_PIXELS:
+            raise ValueError("of another kind")
+        dtype = np.dtype(">u2" if depth == 16 else np.uint8)
+        row_bytes = 1 + width * dtype.itemsize
+        packed = zlib.decompressobj()
+        rows = packed.decompress(_pixel_data(content), height * row_bytes)
+        filtered = np.frombuffer(rows, np.uint8).reshape(height, row_bytes)
+        if filtered[:, 0].any():
+            raise ValueError("filtered")
+        labels = np.ascontiguousarray(filtered[:, 1:]).view(dtype)
+    except (OSError, ValueError, struct.error, zlib.error) as exc:
+        raise SourceError(
+            f"{path}: expected a label image that this package wrote, got {exc}. Label it again."
+        ) from exc
+    return labels.astype(dtype.newbyteorder("="))
+
+
+def _pixel_data(content: bytes) -> bytes:
+    """What the IDAT chunks hold."""
+    parts, at = [], 8
+    while at + 8 <= len(content):
+        (size,) = struct.unpack_from(">I", content, at)
+        if content[at + 4 : at + 8] == b"IDAT":
+            parts.append(content[at + 8 : at + 8 + size])
+        at += 12 + size
     return b"".join(parts)
 
 
