@@ -51,6 +51,12 @@ def test_the_runtime_loads_nothing_of_the_torch_side():
     assert not inside & set(TORCH_SIDE)
 
 
+def test_networks_are_written_without_torch_and_onnx():
+    names = [path.stem for path in (PACKAGE / "export" / "networks").glob("[a-z]*.py")]
+    loaded = loaded_by(*(f"zsseg_rt.export.networks.{name}" for name in names))
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+
+
 def test_import_stays_light():
     loaded = {name.split(".")[0] for name in loaded_by("zsseg_rt")}
     assert not loaded & (HEAVY | {"numpy", "openvino", "cv2", "tensorrt", "tensorrt_rtx"})

@@ -1,0 +1,1 @@
+"""Networks as functions of their operations: written as ONNX graphs, or computed in NumPy."""

@@ -1,0 +1,170 @@
+"""CLIP's two towers over any :class:`Operations`, from weights with CLIP's own keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from zsseg_rt.export.networks.layers import (
+    Block,
+    read_block,
+    read_norm,
+    residual_block,
+    unit,
+)
+from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.export.networks.positions import resize_grid
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTower:
+    """CLIP's ViT with a class token.
+
+    Attributes:
+        tensors: ``conv1.weight``, ``class_embedding``, ``positional_embedding``, ``ln_pre``,
+            ``transformer.resblocks.0...``, ``ln_post``, ``proj``; float32.
+        num_heads: Attention heads.
+        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``.
+    """
+
+    tensors: Tensors
+    num_heads: int
+    activation: str
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All residual blocks."""
+        return _blocks(self.tensors, self.num_heads, self.activation)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.tensors["conv1.weight"].shape[-1])
+
+    @property
+    def grid_side(self) -> int:
+        """Side of the square grid that the positions are stored for."""
+        return math.isqrt(len(self.tensors["positional_embedding"]) - 1)
+
+    @property
+    def ln_post(self) -> Norm:
+        """The norm after the last block."""
+        return read_norm(self.tensors, "ln_post")
+
+    def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The grid of patches of a picture."""
+        return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
+
+    def positions(self, grid_hw: tuple[int, int]) -> Array:
+        """Positions of the patches of a grid, bicubic, float32 [gh * gw, W]."""
+        side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
+        if grid_hw == (side, side):
+            return rows
+        resized = resize_grid(rows.reshape(side, side, -1), grid_hw)
+        return np.ascontiguousarray(resized.reshape(-1, rows.shape[1]))
+
+
+def embed_patches(
+    ops: Operations, tower: ImageTower, image: Value, positions: Array | None = None
+) -> Value:
+    """Class token and patches after ``ln_pre``, [B, 1 + N, W], of a picture [B, 3, H, W].
+
+    Shapes:
+        positions: Of the patches, float32 [N, W]; None: the tower's.
+    """
+    tensors, norm = tower.tensors, read_norm(tower.tensors, "ln_pre")
+    grid = tower.grid_hw(tuple(image.shape[2:]))
+    if positions is None:
+        positions = tower.positions(grid)
+    batch, width = image.shape[0], positions.shape[1]
+    with ops.at("conv1"):
+        cells = ops.conv(image, Linear(tensors["conv1.weight"]), stride=tower.patch_size)
+    cells = ops.reshape(cells, (batch, width, grid[0] * grid[1]))
+    with ops.at("ln_pre"):
+        patches = ops.layer_norm(ops.add(ops.transpose(cells, (0, 2, 1)), positions), norm)
+        first = (tensors["class_embedding"] + tensors["positional_embedding"][0])[None, None]
+        token = np.broadcast_to(ops.layer_norm(first, norm), (batch, 1, width))
+    return ops.mark("ln_pre", ops.concat((token, patches), 1))
+
+
+def run_blocks(
+    ops: Operations, blocks: Sequence[Block], x: Value, mask: Array | None = None
+) -> list[Value]:
+    """Tokens after each block, each [B, N, W]."""
+    outputs = []
+    for index, block in enumerate(blocks):
+        with ops.at(f"blocks.{index}"):
+            x = ops.mark(f"blocks.{index}", residual_block(ops, x, block, mask))
+        outputs.append(x)
+    return outputs
+
+
+def project(ops: Operations, tower: ImageTower, patches: Value) -> Value:
+    """Patches [B, N, W] of the last block in the joint space, [B, N, D], unit norm."""
+    with ops.at("ln_post"):
+        normed = ops.layer_norm(patches, tower.ln_post)
+    return unit(ops, ops.matmul(normed, tower.tensors["proj"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """CLIP's text transformer.
+
+    Attributes:
+        tensors: ``token_embedding.weight``, ``positional_embedding``,
+            ``transformer.resblocks.0...``, ``ln_final``, ``text_projection``; float32.
+        num_heads: Attention heads.
+        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``.
+    """
+
+    tensors: Tensors
+    num_heads: int
+    activation: str
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per prompt."""
+        return len(self.tensors["positional_embedding"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table."""
+        return len(self.tensors["token_embedding.weight"])
+
+
+def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
+    """Embeddings [T, D], not normalised, of token ids int64 [T, L].
+
+    Tokens see those before them; the row of the largest id, which ends the text, is projected.
+    """
+    tensors, length = tower.tensors, token_ids.shape[1]
+    with ops.at("token_embedding"):
+        tokens = ops.gather(tensors["token_embedding.weight"], token_ids)
+    x = ops.add(tokens, tensors["positional_embedding"][:length])
+    mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    blocks = _blocks(tensors, tower.num_heads, tower.activation)
+    x = run_blocks(ops, blocks, x, mask)[-1]
+    with ops.at("ln_final"):
+        x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
+    # A product with zeros and a one instead of an index: the same row, without a gather.
+    ends = ops.equal(np.arange(length), ops.arg_max(token_ids))
+    chosen = ops.reshape(ops.cast(ends, "float32"), (token_ids.shape[0], 1, length))
+    width = x.shape[-1]
+    row = ops.reshape(ops.matmul(chosen, x), (token_ids.shape[0], width))
+    return ops.matmul(row, tensors["text_projection"])
+
+
+def _blocks(tensors: Tensors, num_heads: int, activation: str) -> tuple[Block, ...]:
+    prefix, names = "transformer.resblocks.", set()
+    for key in tensors:
+        if key.startswith(prefix):
+            names.add(int(key.removeprefix(prefix).split(".")[0]))
+    return tuple(
+        read_block(tensors, f"{prefix}{index}", num_heads, activation) for index in sorted(names)
+    )

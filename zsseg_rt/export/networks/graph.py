@@ -1,0 +1,160 @@
+"""Write a network as an ONNX graph, operation by operation.
+
+What follows from constants alone is computed at once and becomes a weight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.export.networks.arrays import compute
+from zsseg_rt.export.networks.network import (
+    Network,
+    Node,
+    Weight,
+    is_half,
+    weight_of,
+)
+from zsseg_rt.export.networks.operations import (
+    Linear,
+    Norm,
+    Operations,
+    Shape,
+    Value,
+    dtype_of,
+)
+
+_SMALL = 4096  # bytes up to which equal constants are written once
+
+
+@dataclass(frozen=True)
+class Made:
+    """A value that the graph will compute; a word in its shape is an open axis."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+class Graph(Operations):
+    """A graph in the making: inputs first, then operations, then outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scope: list[str] = []
+        self._taken: Counter[str] = Counter()
+        self._nodes: list[Node] = []
+        self._weights: dict[str, Weight] = {}
+        self._known: dict[Any, str] = {}
+        self._inputs: list[TensorSpec] = []
+        self._outputs: list[TensorSpec] = []
+        self._dtypes: dict[str, str] = {}
+
+    def input(self, name: str, shape: Shape, dtype: str = "float32") -> Value:
+        """Add an input; a word in the shape is an axis that stays open."""
+        self._inputs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(shape)))
+        return self._value(name, tuple(shape), dtype)
+
+    def output(self, name: str, x: Value) -> None:
+        """Give a computed value to whoever runs the graph, under a name of its own."""
+        self._nodes = [_renamed(node, x.name, name) for node in self._nodes]
+        self._dtypes[name] = self._dtypes.pop(x.name)
+        self._outputs.append(TensorSpec(name=name, dtype=x.dtype, shape=x.shape))
+
+    def network(self) -> Network:
+        """All that was written."""
+        return Network(
+            inputs=tuple(self._inputs),
+            outputs=tuple(self._outputs),
+            nodes=tuple(self._nodes),
+            weights=dict(self._weights),
+            floats=frozenset(name for name, dtype in self._dtypes.items() if dtype == "float32"),
+        )
+
+    @contextmanager
+    def at(self, scope: str) -> Iterator[None]:
+        """Call nodes inside ``SCOPE/Operator``; scopes in scopes are joined by dots."""
+        self._scope.append(scope)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def fold_norm(self, norm: Norm, linears: Sequence[Linear]) -> tuple[Norm, list[Linear]]:
+        """Put scale and shift into the projections, unless float16 holds their weights exactly.
+
+        CLIP's own weights are such: they are then stored in half the bytes.
+        """
+        if norm.weight is None or all(is_half(linear.weight) for linear in linears):
+            return norm, list(linears)
+        folded = []
+        for weight, bias in linears:
+            shift = np.zeros(len(weight), np.float32) if norm.bias is None else weight @ norm.bias
+            folded.append(Linear(weight * norm.weight, shift if bias is None else bias + shift))
+        return Norm(None, None, norm.eps), folded
+
+    def linear(self, x: Value, linear: Linear, scale: float = 1.0) -> Value:
+        """``(x @ weight.T + bias) * scale``; the scale becomes part of the weights."""
+        if scale != 1:
+            bias = None if linear.bias is None else linear.bias * np.float32(scale)
+            linear = Linear(linear.weight * np.float32(scale), bias)
+        return super().linear(x, linear)
+
+    def apply(
+        self,
+        kind: str,
+        inputs: Sequence[Value],
+        shape: Shape,
+        dtype: str | None = None,
+        **attributes: Any,
+    ) -> Value:
+        """Write one operator; without a computed input its result is a constant."""
+        if not any(isinstance(value, Made) for value in inputs):
+            return compute(kind, inputs, attributes)
+        base = f"{'.'.join(self._scope)}/{kind}"
+        self._taken[base] += 1
+        name = base if self._taken[base] == 1 else f"{base}_{self._taken[base]}"
+        names = tuple(self._name(value, f"{name}.{at}") for at, value in enumerate(inputs))
+        made = self._value(name, shape, dtype or dtype_of(inputs[0]))
+        if kind != "TopK":
+            self._nodes.append(Node(name, kind, names, (made.name,), attributes))
+            return made
+        places = self._value(f"{made.name}.places", shape, "int64")
+        self._nodes.append(Node(name, kind, names, (made.name, places.name), attributes))
+        return made, places
+
+    def _value(self, name: str, shape: Shape, dtype: str) -> Made:
+        if name in self._dtypes:
+            raise ValueError(f"two values called {name}")
+        self._dtypes[name] = dtype
+        return Made(name, shape, dtype)
+
+    def _name(self, value: Value, new: str) -> str:
+        """The name under which a node reads a value; a new constant becomes a weight."""
+        if isinstance(value, Made):
+            return value.name
+        array = np.asarray(value)
+        # Constants are kept, so nothing else comes to lie where one does.
+        key: Any = (array.ctypes.data, array.shape, array.strides, array.dtype)
+        if array.nbytes <= _SMALL:
+            key = (array.dtype, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = new
+            self._weights[new] = weight_of(array)
+            self._dtypes[new] = dtype_of(array)
+        return self._known[key]
+
+
+def _renamed(node: Node, old: str, new: str) -> Node:
+    inputs, outputs = (
+        tuple(new if name == old else name for name in names)
+        for names in (node.inputs, node.outputs)
+    )
+    return replace(node, inputs=inputs, outputs=outputs)

@@ -1,0 +1,147 @@
+"""Turn a float32 network into a float16 one that keeps what overflows in float32.
+
+Norms of layers, softmax and L2 norms stay float32 between explicit casts; every other
+floating-point operation and weight becomes float16. So do the inputs and outputs that are named;
+the others stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.errors import CheckpointError
+from zsseg_rt.export.networks.network import Network, Node, Weight
+from zsseg_rt.export.networks.operations import ONNX_TYPES
+
+# Squares and exponentials: x * x overflows float16 from |x| = 256 on.
+_WIDE = {"LayerNormalization", "InstanceNormalization", "Softmax"}
+_WIDE |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
+_MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Identity"}
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def to_float16(network: Network, *, half: Collection[str] = ()) -> Network:
+    """The same network in float16; inputs and outputs in ``half`` become float16, too."""
+    return _Converter(network, half).convert()
+
+
+class _Converter:
+    def __init__(self, network: Network, half: Collection[str]) -> None:
+        self._network = network
+        self._floats = network.floats
+        self._half = set(half) & self._floats
+        inputs = {spec.name for spec in network.inputs}
+        self._in_float32 = (inputs & self._floats) - self._half
+        self._read = {name for node in network.nodes for name in node.inputs}
+        self._nodes: list[Node] = []
+        self._weights: dict[str, Weight] = {}
+        self._casts: dict[tuple[str, str], str] = {}
+
+    def convert(self) -> Network:
+        outputs = {spec.name for spec in self._network.outputs}
+        for node in self._network.nodes:
+            self._convert(node, outputs)
+        return Network(
+            inputs=tuple(map(self._spec, self._network.inputs)),
+            outputs=tuple(map(self._spec, self._network.outputs)),
+            nodes=tuple(self._nodes),
+            weights=self._weights,
+            floats=frozenset(self._in_float32),
+        )
+
+    def _spec(self, spec: TensorSpec) -> TensorSpec:
+        return replace(spec, dtype="float16") if spec.name in self._half else spec
+
+    def _convert(self, node: Node, outputs: set[str]) -> None:
+        wide = self._stays_float32(node)
+        kind = "float32" if wide else "float16"
+        inputs = tuple(self._take(name, kind) for name in node.inputs)
+        made, casts = list(node.outputs), []
+        for index, name in enumerate(node.outputs):
+            if name not in self._floats:
+                continue
+            if name in outputs and wide == (name in self._half):
+                made[index], cast = self._cast_output(name)
+                casts.append(cast)
+            elif wide:
+                self._in_float32.add(name)
+        attributes = _retyped(node, kind)
+        self._nodes += [Node(node.name, node.kind, inputs, tuple(made), attributes), *casts]
+
+    def _cast_output(self, name: str) -> tuple[str, Node]:
+        """Give an output of the graph the type it is stated with; both stay available inside."""
+        narrow = name in self._half
+        inside, made = ("float32", "float16") if narrow else ("float16", "float32")
+        self._casts[name, inside] = f"{name}.{inside}"
+        if not narrow:
+            self._in_float32.add(name)
+        return f"{name}.{inside}", _cast(f"{name}.{inside}", name, made)
+
+    def _stays_float32(self, node: Node) -> bool:
+        if node.kind in _WIDE:
+            return True
+        data = [name for name in node.inputs if name in self._floats]
+        computed = [name for name in data if name not in self._network.weights]
+        if node.kind == "Div":  # the division by a norm
+            return any(name in self._in_float32 for name in computed)
+        if node.kind not in _MOVES or not computed or self._only_leaves_as_half(node):
+            return False
+        return set(computed) <= self._in_float32
+
+    def _only_leaves_as_half(self, node: Node) -> bool:
+        """Whether results leave the graph in float16: parts of one tensor then share its cast."""
+        return all(name in self._half and name not in self._read for name in node.outputs)
+
+    def _take(self, name: str, kind: str) -> str:
+        """The name under which a value is available as ``kind``; casts it at most once."""
+        if name in self._network.weights:
+            return self._take_weight(name, kind)
+        if name not in self._floats or (name in self._in_float32) == (kind == "float32"):
+            return name
+        if (name, kind) not in self._casts:
+            made = f"{name}.{'float32' if kind == 'float32' else 'half'}"
+            self._casts[name, kind] = made
+            self._nodes.append(_cast(name, made, kind))
+        return self._casts[name, kind]
+
+    def _take_weight(self, name: str, kind: str) -> str:
+        weight = self._network.weights[name]
+        if name not in self._floats or kind == "float32":
+            self._weights[name] = weight
+            return name
+        half = f"{name}.half"
+        if half not in self._weights:
+            _check_range(name, weight.array)
+            self._weights[half] = Weight(weight.array, "float16")
+        return half
+
+
+def _check_range(name: str, values: Any) -> None:
+    finite = values[np.isfinite(values)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    if largest > _LARGEST:
+        raise CheckpointError(
+            f"{name}: expected weights up to {_LARGEST:.0f} for float16, got "
+            f"{largest:.3g}. Export with precisions=('float32',)."
+        )
+
+
+def _retyped(node: Node, kind: str) -> Mapping[str, Any]:
+    """Attributes that name float32 or hold such values, for another kind."""
+    made = dict(node.attributes)
+    if made.get("to") == ONNX_TYPES["float32"]:
+        made["to"] = ONNX_TYPES[kind]
+    value = made.get("value")
+    if kind == "float16" and isinstance(value, np.ndarray) and value.dtype == np.float32:
+        _check_range(node.name, value)
+        made["value"] = value.astype(np.float16)
+    return made
+
+
+def _cast(source: str, target: str, kind: str) -> Node:
+    return Node(f"cast_{target}", "Cast", (source,), (target,), {"to": ONNX_TYPES[kind]})

@@ -1,0 +1,138 @@
+"""Dense heads over any :class:`Operations`: what CLIP's last block becomes for local patches.
+
+The formulas are in docs/dense_clip.md and in :mod:`zsseg_rt.models.dense.encoder`. A head is a
+function of the tokens after each block before the last; to add one, write it and list it in
+:data:`HEADS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.export.networks.clip import ImageTower, embed_patches, project, run_blocks
+from zsseg_rt.export.networks.layers import attend, merge_heads, mlp, split_heads
+from zsseg_rt.export.networks.operations import Array, Linear, Operations, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What a head may read.
+
+    Attributes:
+        tower: Weights and sizes.
+        grid_hw: The grid of patches.
+        outputs: Tokens [B, 1 + N, W] before the first block and after each but the last.
+        options: What the head was told, such as ``prior_std``.
+    """
+
+    tower: ImageTower
+    grid_hw: tuple[int, int]
+    outputs: Sequence[Value]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def after(self, block: int) -> Value:
+        """Tokens after a block, counted from 0; -1 is the input of the first."""
+        return self.outputs[block + 1]
+
+
+Head = Callable[[Operations, Trunk], Value]
+"""Makes the last block's patches [B, N, W], before ``ln_post``."""
+
+
+def dense_embeds(
+    ops: Operations, tower: ImageTower, image: Value, head: str, **options: Any
+) -> Value:
+    """Patch embeddings [B, N, D], unit norm, of a picture [B, 3, H, W] of a fixed size."""
+    x = embed_patches(ops, tower, image)
+    outputs = [x, *run_blocks(ops, tower.blocks[:-1], x)]
+    grid_hw = tower.grid_hw(tuple(image.shape[2:]))
+    with ops.at("last_block"):
+        trunk = Trunk(tower=tower, grid_hw=grid_hw, outputs=outputs, options=options)
+        patches = ops.mark("last_block", HEADS[head](ops, trunk))
+    return ops.mark("patch_embeds", project(ops, tower, patches))
+
+
+def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Array:
+    """What NACLIP adds to attention scores: a Gaussian of the distance between patches.
+
+    Returns:
+        float32 [1 + N, 1 + N], row-major over the grid, 0 for the class token.
+    """
+    rows, columns = (
+        np.exp(-((np.arange(size)[:, None] - np.arange(size)) ** 2) / (2 * std**2))
+        for size in grid_hw
+    )
+    return np.pad(np.kron(rows, columns), ((1, 0), (1, 0))).astype(np.float32)
+
+
+def _vanilla(ops: Operations, trunk: Trunk) -> Value:
+    return _with_residual(ops, trunk, _mixed(ops, trunk, ("qk",)))
+
+
+def _maskclip(ops: Operations, trunk: Trunk) -> Value:
+    block = trunk.tower.blocks[-1]
+    weight, bias = block.out
+    merged = Linear(weight @ block.value.weight, weight @ block.value.bias + bias)
+    normed = ops.layer_norm(_patches(ops, trunk.outputs[-1]), block.norm_1)
+    with ops.at("projections.0"):
+        mixed = ops.linear(normed, merged)
+    return _with_residual(ops, trunk, mixed)
+
+
+def _sclip(ops: Operations, trunk: Trunk) -> Value:
+    return _with_residual(ops, trunk, _mixed(ops, trunk, ("qq", "kk")))
+
+
+def _clearclip(ops: Operations, trunk: Trunk) -> Value:
+    return _mixed(ops, trunk, ("qq",))
+
+
+def _naclip(ops: Operations, trunk: Trunk) -> Value:
+    prior = neighbour_prior(trunk.grid_hw, trunk.options.get("prior_std", 5.0))
+    return _mixed(ops, trunk, ("kk",), prior)
+
+
+HEADS: dict[str, Head] = {
+    "vanilla": _vanilla,
+    "maskclip": _maskclip,
+    "sclip": _sclip,
+    "clearclip": _clearclip,
+    "naclip": _naclip,
+}
+"""By the name that users give."""
+
+
+def _mixed(
+    ops: Operations, trunk: Trunk, products: Sequence[str], prior: Array | None = None
+) -> Value:
+    """``out((sum of softmax(a b^T s + prior)) v)`` of the patches; a and b are named by letters."""
+    block = trunk.tower.blocks[-1]
+    linears = {"q": block.query, "k": block.key, "v": block.value}
+    normed = ops.layer_norm(trunk.outputs[-1], block.norm_1)
+    parts = {}
+    for index, name in enumerate(sorted({*"".join(products), "v"}, key="qkv".index)):
+        with ops.at(f"projections.{index}"):
+            parts[name] = split_heads(ops, ops.linear(normed, linears[name]), block.num_heads)
+    made: Value = None
+    for product in products:
+        query, key = tuple(product)
+        scaled = ops.mul(parts[query], np.float32(block.scale))
+        one = attend(ops, scaled, parts[key], parts["v"], prior)
+        made = one if made is None else ops.add(made, one)
+    with ops.at("out_proj"):
+        return ops.linear(_patches(ops, merge_heads(ops, made)), block.out)
+
+
+def _with_residual(ops: Operations, trunk: Trunk, mixed: Value) -> Value:
+    """Patches of the last block's input plus what attention made, and the block's MLP."""
+    added = ops.add(_patches(ops, trunk.outputs[-1]), mixed)
+    return mlp(ops, added, trunk.tower.blocks[-1])
+
+
+def _patches(ops: Operations, tokens: Value) -> Value:
+    """Tokens without the class token."""
+    return ops.slice(tokens, 1, 1, tokens.shape[1])

@@ -1,0 +1,131 @@
+"""What vision and text transformers are made of, over any :class:`Operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
+
+
+class Block(NamedTuple):
+    """Weights of one residual block; a layer scale is part of ``out`` and ``proj``."""
+
+    norm_1: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    norm_2: Norm
+    fc: Linear
+    proj: Linear
+    num_heads: int
+    activation: str
+
+    @property
+    def scale(self) -> float:
+        """What attention multiplies its scores with, one over the root of a head's width."""
+        return float((len(self.query.weight) // self.num_heads) ** -0.5)
+
+
+def residual_block(ops: Operations, x: Value, block: Block, mask: Array | None = None) -> Value:
+    """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
+
+    Shapes:
+        mask: float32 [N, N], added to the scores.
+    """
+    norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
+    normed = ops.layer_norm(x, norm)
+    with ops.at("q_proj"):
+        queries = split_heads(ops, ops.linear(normed, q, block.scale), block.num_heads)
+    with ops.at("k_proj"):
+        keys = split_heads(ops, ops.linear(normed, k), block.num_heads)
+    with ops.at("v_proj"):
+        values = split_heads(ops, ops.linear(normed, v), block.num_heads)
+    attended = merge_heads(ops, attend(ops, queries, keys, values, mask))
+    with ops.at("out_proj"):
+        mixed = ops.linear(attended, block.out)
+    return mlp(ops, ops.add(x, mixed), block)
+
+
+def mlp(ops: Operations, x: Value, block: Block) -> Value:
+    """``x + proj(activation(fc(norm_2(x))))``."""
+    with ops.at("mlp"):
+        norm, (fc,) = ops.fold_norm(block.norm_2, (block.fc,))
+        normed = ops.layer_norm(x, norm)
+        with ops.at("c_fc"):
+            hidden = ops.linear(normed, fc)
+        hidden = activate(ops, hidden, block.activation)
+        with ops.at("c_proj"):
+            made = ops.linear(hidden, block.proj)
+    return ops.add(x, made)
+
+
+def activate(ops: Operations, x: Value, activation: str) -> Value:
+    """``"quick_gelu"``, ``"gelu"`` or ``"relu"``."""
+    if activation == "quick_gelu":
+        return ops.mul(x, ops.sigmoid(ops.mul(x, np.float32(1.702))))
+    made: Value = {"gelu": ops.gelu, "relu": ops.relu}[activation](x)
+    return made
+
+
+def attend(
+    ops: Operations, queries: Value, keys: Value, values: Value, mask: Array | None = None
+) -> Value:
+    """``softmax(q k^T + mask) v`` of [B, heads, N, w]; a scale is part of the queries.
+
+    As these operators, backends find it and run it as one kernel.
+    """
+    with ops.at("attention"):
+        scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
+        scores = scores if mask is None else ops.add(scores, mask)
+        return ops.matmul(ops.softmax(scores), values)
+
+
+def split_heads(ops: Operations, x: Value, num_heads: int) -> Value:
+    """[B, N, W] to [B, num_heads, N, W / num_heads]."""
+    batch, count, width = x.shape
+    cut = ops.reshape(x, (batch, count, num_heads, width // num_heads))
+    return ops.transpose(cut, (0, 2, 1, 3))
+
+
+def merge_heads(ops: Operations, x: Value) -> Value:
+    """[B, heads, N, w] to [B, N, heads * w]."""
+    batch, heads, count, width = x.shape
+    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch, count, heads * width))
+
+
+def unit(ops: Operations, x: Value) -> Value:
+    """Divide by the L2 norm over the last axis."""
+    return ops.div(x, ops.norm(x, -1))
+
+
+def read_norm(tensors: Mapping[str, Any], name: str, eps: float = 1e-5) -> Norm:
+    """The norm called ``NAME.weight`` and ``NAME.bias``."""
+    return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+
+
+def read_linear(tensors: Mapping[str, Any], name: str) -> Linear:
+    """The projection called ``NAME.weight`` and ``NAME.bias``."""
+    return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def read_block(tensors: Mapping[str, Any], name: str, num_heads: int, activation: str) -> Block:
+    """A block with the keys of CLIP's checkpoints; rows of ``in_proj`` are q, k, v."""
+    weights = np.split(tensors[f"{name}.attn.in_proj_weight"], 3)
+    biases = np.split(tensors[f"{name}.attn.in_proj_bias"], 3)
+    query, key, value = map(Linear, weights, biases)
+    return Block(
+        norm_1=read_norm(tensors, f"{name}.ln_1"),
+        query=query,
+        key=key,
+        value=value,
+        out=read_linear(tensors, f"{name}.attn.out_proj"),
+        norm_2=read_norm(tensors, f"{name}.ln_2"),
+        fc=read_linear(tensors, f"{name}.mlp.c_fc"),
+        proj=read_linear(tensors, f"{name}.mlp.c_proj"),
+        num_heads=num_heads,
+        activation=activation,
+    )

@@ -1,0 +1,163 @@
+"""Write networks as ONNX files without the onnx package, one weight after another.
+
+Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.backends.graph_check` reads the
+same ones. A weight is cast and laid out while it is written, so a file takes the memory of one.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import zsseg_rt
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.export.networks.network import Network, Node, Weight, is_half
+
+OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is unknown to TensorRT
+_IR_VERSION = 10
+_DTYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
+_SMALL = 1024  # numbers; for fewer, the cast takes about as much as float16 saves
+
+
+def save_onnx(network: Network, name: str, path: Path) -> None:
+    """Write a network as one file."""
+    weights = [(_tensor_head(key, weight), weight) for key, weight in network.weights.items()]
+    rest = _graph_without_weights(network, name)
+    size = len(rest) + sum(
+        len(_head(5, len(head) + _num_bytes(weight))) + len(head) + _num_bytes(weight)
+        for head, weight in weights
+    )
+    with path.open("wb") as stream:
+        stream.write(_model_without_graph() + _head(7, size) + rest)
+        for head, weight in weights:
+            stream.write(_head(5, len(head) + _num_bytes(weight)) + head)
+            stream.write(np.ascontiguousarray(weight.array, _dtype(weight)).data.cast("B"))
+
+
+def with_exact_halves(network: Network) -> Network:
+    """Store large weights that float16 holds exactly as float16, with a cast in the graph.
+
+    CLIP was published in float16 (Radford et al., ICML 2021): half the bytes, the same results.
+    """
+    weights: dict[str, Weight] = {}
+    casts = []
+    for name, weight in network.weights.items():
+        large = weight.dtype == "float32" and weight.array.size >= _SMALL
+        if large and is_half(weight.array):
+            half = f"{name}.half"
+            weights[half] = Weight(weight.array, "float16")
+            casts.append(Node(f"cast_{name}", "Cast", (half,), (name,), {"to": _DTYPES["float32"]}))
+        else:
+            weights[name] = weight
+    return Network(
+        inputs=network.inputs,
+        outputs=network.outputs,
+        nodes=(*casts, *network.nodes),
+        weights=weights,
+        floats=network.floats,
+    )
+
+
+def _model_without_graph() -> bytes:
+    opset = _int(2, OPSET)
+    return (
+        _int(1, _IR_VERSION)
+        + _sized(2, b"zsseg_rt")
+        + _sized(3, zsseg_rt.__version__.encode())
+        + _sized(8, opset)
+    )
+
+
+def _graph_without_weights(network: Network, name: str) -> bytes:
+    parts = [_sized(1, _node(node)) for node in network.nodes]
+    parts.append(_sized(2, name.encode()))
+    parts += [_sized(11, _value(spec)) for spec in network.inputs]
+    parts += [_sized(12, _value(spec)) for spec in network.outputs]
+    return b"".join(parts)
+
+
+def _node(node: Node) -> bytes:
+    parts = [_sized(1, name.encode()) for name in node.inputs]
+    parts += [_sized(2, name.encode()) for name in node.outputs]
+    parts += [_sized(3, node.name.encode()), _sized(4, node.kind.encode())]
+    parts += [_sized(5, _attribute(*item)) for item in node.attributes.items()]
+    return b"".join(parts)
+
+
+def _attribute(name: str, value: Any) -> bytes:
+    """``AttributeProto``: its name, the value in the field of its kind, and the kind."""
+    if isinstance(value, np.ndarray):
+        weight = Weight(value, value.dtype.name)
+        content = np.ascontiguousarray(value, _dtype(weight)).tobytes()
+        held, kind = _sized(5, _tensor_head("", weight) + content), 4
+    elif isinstance(value, bytes):
+        held, kind = _sized(4, value), 3
+    elif isinstance(value, float):
+        held, kind = _float(2, value), 1
+    elif isinstance(value, int):
+        held, kind = _int(3, value), 2
+    elif value and isinstance(value[0], bytes):
+        held, kind = b"".join(_sized(9, one) for one in value), 8
+    elif value and isinstance(value[0], float):
+        held, kind = b"".join(_float(7, one) for one in value), 6
+    else:
+        held, kind = b"".join(_int(8, one) for one in value), 7
+    return _sized(1, name.encode()) + held + _int(20, kind)
+
+
+def _value(spec: TensorSpec) -> bytes:
+    """``ValueInfoProto`` of an input or output."""
+    dims = b"".join(
+        _sized(1, _sized(2, size.encode()) if isinstance(size, str) else _int(1, size))
+        for size in spec.shape
+    )
+    tensor = _int(1, _DTYPES[spec.dtype]) + _sized(2, dims)
+    return _sized(1, spec.name.encode()) + _sized(2, _sized(1, tensor))
+
+
+def _tensor_head(name: str, weight: Weight) -> bytes:
+    """``TensorProto`` up to the values, which follow."""
+    dims = b"".join(_int(1, size) for size in weight.array.shape)
+    return (
+        dims
+        + _int(2, _DTYPES[weight.dtype])
+        + (_sized(8, name.encode()) if name else b"")
+        + _head(9, _num_bytes(weight))
+    )
+
+
+def _dtype(weight: Weight) -> np.dtype[Any]:
+    return np.dtype(weight.dtype).newbyteorder("<")
+
+
+def _num_bytes(weight: Weight) -> int:
+    return int(weight.array.size) * _dtype(weight).itemsize
+
+
+def _int(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value & (1 << 64) - 1)
+
+
+def _float(field: int, value: float) -> bytes:
+    return _varint(field << 3 | 5) + struct.pack("<f", value)
+
+
+def _sized(field: int, content: bytes) -> bytes:
+    return _head(field, len(content)) + content
+
+
+def _head(field: int, size: int) -> bytes:
+    """What precedes content of so many bytes."""
+    return _varint(field << 3 | 2) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    made = bytearray()
+    while value >= 0x80:
+        made.append(value & 0x7F | 0x80)
+        value >>= 7
+    made.append(value)
+    return bytes(made)

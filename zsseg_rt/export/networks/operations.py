@@ -1,0 +1,281 @@
+"""The operations that networks are made of.
+
+A network is a function of an :class:`Operations` and of arrays. Given
+:class:`zsseg_rt.export.networks.arrays.Arrays` it is computed by NumPy; given
+:class:`zsseg_rt.export.networks.graph.Graph` it is written as an ONNX graph.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Value = Any
+"""An array, or a value that a graph will compute; both have ``shape`` and ``dtype``."""
+Shape = tuple[Any, ...]
+"""Sizes; a word is an axis that stays open until the graph runs."""
+
+
+class Norm(NamedTuple):
+    """Scale, shift and epsilon of a layer norm over the last axis; None leaves one out."""
+
+    weight: Array | None
+    bias: Array | None
+    eps: float = 1e-5
+
+
+class Linear(NamedTuple):
+    """A projection, ``weight`` [out, in] and ``bias`` [out]."""
+
+    weight: Array
+    bias: Array | None = None
+
+
+class Operations(ABC):
+    """What a network may do. Axes may count from the end.
+
+    Attributes:
+        marks: Values that :meth:`mark` was given, by name.
+    """
+
+    def __init__(self, on_mark: Callable[[str], None] | None = None) -> None:
+        self.marks: dict[str, Value] = {}
+        self._on_mark = on_mark
+
+    @abstractmethod
+    def apply(
+        self,
+        kind: str,
+        inputs: Sequence[Value],
+        shape: Shape,
+        dtype: str | None = None,
+        **attributes: Any,
+    ) -> Value:
+        """One ONNX operator with one result of this shape; its dtype is the first input's."""
+
+    @contextmanager
+    def at(self, scope: str) -> Iterator[None]:
+        """Name what is written inside after a part of the network, such as ``blocks.3``."""
+        yield
+
+    def mark(self, name: str, x: Value) -> Value:
+        """Remember a stage under a name, so that two ways to compute it can be compared."""
+        self.marks[name] = x
+        if self._on_mark:
+            self._on_mark(name)
+        return x
+
+    def fold_norm(self, norm: Norm, linears: Sequence[Linear]) -> tuple[Norm, list[Linear]]:
+        """A norm and the projections behind it, as they are; a graph may join them."""
+        return norm, list(linears)
+
+    # Number by number; shapes are broadcast.
+
+    def add(self, a: Value, b: Value) -> Value:
+        """``a + b``."""
+        return self.apply("Add", (a, b), broadcast(a, b))
+
+    def sub(self, a: Value, b: Value) -> Value:
+        """``a - b``."""
+        return self.apply("Sub", (a, b), broadcast(a, b))
+
+    def mul(self, a: Value, b: Value) -> Value:
+        """``a * b``."""
+        return self.apply("Mul", (a, b), broadcast(a, b))
+
+    def div(self, a: Value, b: Value) -> Value:
+        """``a / b``."""
+        return self.apply("Div", (a, b), broadcast(a, b))
+
+    def maximum(self, a: Value, b: Value) -> Value:
+        """The larger one."""
+        return self.apply("Max", (a, b), broadcast(a, b))
+
+    def greater(self, a: Value, b: Value) -> Value:
+        """``a > b``, booleans."""
+        return self.apply("Greater", (a, b), broadcast(a, b), "bool")
+
+    def greater_or_equal(self, a: Value, b: Value) -> Value:
+        """``a >= b``, booleans."""
+        return self.apply("GreaterOrEqual", (a, b), broadcast(a, b), "bool")
+
+    def equal(self, a: Value, b: Value) -> Value:
+        """``a == b``, booleans."""
+        return self.apply("Equal", (a, b), broadcast(a, b), "bool")
+
+    def both(self, a: Value, b: Value) -> Value:
+        """``a and b`` of booleans."""
+        return self.apply("And", (a, b), broadcast(a, b), "bool")
+
+    def where(self, condition: Value, a: Value, b: Value) -> Value:
+        """``a`` where the condition holds, else ``b``."""
+        return self.apply("Where", (condition, a, b), broadcast(condition, a, b), dtype_of(a))
+
+    def sigmoid(self, x: Value) -> Value:
+        """``1 / (1 + exp(-x))``."""
+        return self.apply("Sigmoid", (x,), x.shape)
+
+    def gelu(self, x: Value) -> Value:
+        """``x * (1 + erf(x / sqrt(2))) / 2``."""
+        return self.apply("Gelu", (x,), x.shape)
+
+    def relu(self, x: Value) -> Value:
+        """``max(x, 0)``."""
+        return self.apply("Relu", (x,), x.shape)
+
+    def exp(self, x: Value) -> Value:
+        """``e ** x``."""
+        return self.apply("Exp", (x,), x.shape)
+
+    def sqrt(self, x: Value) -> Value:
+        """The square root."""
+        return self.apply("Sqrt", (x,), x.shape)
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        """The same numbers as another dtype, by NumPy's name."""
+        return self.apply("Cast", (x,), x.shape, dtype, to=ONNX_TYPES[dtype])
+
+    # Along an axis.
+
+    def softmax(self, x: Value) -> Value:
+        """Over the last axis."""
+        return self.apply("Softmax", (x,), x.shape, axis=-1)
+
+    def layer_norm(self, x: Value, norm: Norm) -> Value:
+        """Over the last axis."""
+        scale = np.ones(x.shape[-1], np.float32) if norm.weight is None else norm.weight
+        parts = (x, scale) if norm.bias is None else (x, scale, norm.bias)
+        settings: dict[str, Any] = {"axis": -1, "epsilon": float(norm.eps), "stash_type": 1}
+        return self.apply("LayerNormalization", parts, x.shape, **settings)
+
+    def sum(self, x: Value, axis: int) -> Value:
+        """Sum over an axis, which stays with size 1; so it does for the next three."""
+        return self._reduce("ReduceSum", x, axis)
+
+    def mean(self, x: Value, axis: int) -> Value:
+        """Mean over an axis."""
+        return self._reduce("ReduceMean", x, axis)
+
+    def max(self, x: Value, axis: int) -> Value:
+        """Largest value along an axis."""
+        return self._reduce("ReduceMax", x, axis)
+
+    def norm(self, x: Value, axis: int) -> Value:
+        """L2 norm over an axis."""
+        return self._reduce("ReduceL2", x, axis)
+
+    def _reduce(self, kind: str, x: Value, axis: int) -> Value:
+        axis = axis % len(x.shape)
+        shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        return self.apply(kind, (x, integers(axis)), shape, keepdims=1)
+
+    def top_k(self, x: Value, count: int) -> tuple[Value, Value]:
+        """The largest along the last axis, in falling order: values, and their places as int64."""
+        shape = (*x.shape[:-1], count)
+        settings: dict[str, Any] = {"axis": -1, "largest": 1, "sorted": 1}
+        made = self.apply("TopK", (x, integers(count)), shape, **settings)
+        return made[0], made[1]
+
+    def arg_max(self, x: Value) -> Value:
+        """The first place of the largest along the last axis, which stays with size 1; int64."""
+        shape = (*x.shape[:-1], 1)
+        settings: dict[str, Any] = {"axis": -1, "keepdims": 1, "select_last_index": 0}
+        return self.apply("ArgMax", (x,), shape, "int64", **settings)
+
+    # Products.
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """Products of the last two axes; those before are broadcast."""
+        if a.shape[-1] != b.shape[-2]:
+            raise ValueError(f"a product of {a.shape} and {b.shape}")
+        shape = (*_joined(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        return self.apply("MatMul", (a, b), shape)
+
+    def linear(self, x: Value, linear: Linear, scale: float = 1.0) -> Value:
+        """``(x @ weight.T + bias) * scale``."""
+        made = self.matmul(x, linear.weight.T)
+        made = made if linear.bias is None else self.add(made, linear.bias)
+        return made if scale == 1 else self.mul(made, np.float32(scale))
+
+    def conv(
+        self, x: Value, linear: Linear, *, stride: int = 1, pad: int = 0, groups: int = 1
+    ) -> Value:
+        """Convolve [B, C, H, W] with a weight [out, C / groups, h, w]; zeros lie around it."""
+        kernel = linear.weight.shape[2:]
+        sides = [
+            (side + 2 * pad - size) // stride + 1
+            for side, size in zip(x.shape[2:], kernel, strict=True)
+        ]
+        parts = (x, linear.weight) if linear.bias is None else (x, *linear)
+        settings: dict[str, Any] = {
+            "kernel_shape": list(kernel),
+            "strides": [stride] * 2,
+            "pads": [pad] * 4,
+        }
+        shape = (x.shape[0], len(linear.weight), *sides)
+        return self.apply("Conv", parts, shape, **settings)
+
+    # Moves.
+
+    def reshape(self, x: Value, shape: Shape) -> Value:
+        """Other axes for the same values in the same order; one size may be an open axis."""
+        sizes = integers(*(-1 if isinstance(size, str) else size for size in shape))
+        return self.apply("Reshape", (x, sizes), tuple(shape), allowzero=0)
+
+    def transpose(self, x: Value, axes: Sequence[int]) -> Value:
+        """Axes in another order."""
+        shape = tuple(x.shape[axis] for axis in axes)
+        return self.apply("Transpose", (x,), shape, perm=list(axes))
+
+    def slice(self, x: Value, axis: int, start: int, stop: int) -> Value:
+        """Places ``start`` to ``stop`` of an axis, both counted from its beginning."""
+        axis = axis % len(x.shape)
+        shape = (*x.shape[:axis], stop - start, *x.shape[axis + 1 :])
+        return self.apply("Slice", (x, *map(integers, (start, stop, axis))), shape)
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        """One after another along an axis."""
+        first, axis = parts[0].shape, axis % len(parts[0].shape)
+        size = sum(part.shape[axis] for part in parts)
+        return self.apply("Concat", parts, (*first[:axis], size, *first[axis + 1 :]), axis=axis)
+
+    def gather(self, table: Value, rows: Value) -> Value:
+        """Rows of a table [R, ...] by integers of any shape."""
+        return self.apply("Gather", (table, rows), (*rows.shape, *table.shape[1:]), axis=0)
+
+
+ONNX_TYPES = {"float32": 1, "int64": 7, "bool": 9, "float16": 10}
+"""Numbers of dtypes in ONNX, ``TensorProto.DataType``."""
+
+
+def integers(*numbers: int) -> Array:
+    """Sizes or places as ONNX operators take them, int64 [n]."""
+    return np.array(numbers, np.int64)
+
+
+def dtype_of(x: Value) -> str:
+    """NumPy's name of a value's dtype."""
+    return str(np.dtype(x.dtype).name)
+
+
+def broadcast(*values: Value) -> Shape:
+    """The shape that values together have."""
+    shape: Shape = ()
+    for value in values:
+        shape = _joined(shape, value.shape)
+    return shape
+
+
+def _joined(a: Shape, b: Shape) -> Shape:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    shorter = (1,) * (len(longer) - len(shorter)) + tuple(shorter)
+    for one, other in zip(longer, shorter, strict=True):
+        if one != other and 1 not in (one, other):
+            raise ValueError(f"shapes {a} and {b} together")
+    return tuple(y if x == 1 else x for x, y in zip(longer, shorter, strict=True))

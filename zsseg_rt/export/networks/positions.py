@@ -1,0 +1,64 @@
+"""Resize a table of positions to another grid, as torch's ``interpolate`` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from zsseg_rt.export.networks.operations import Array
+
+
+def resize_grid(
+    grid: Array, size_hw: tuple[int, int], mode: str = "bicubic", *, antialias: bool = False
+) -> Array:
+    """Resize along the first two axes, half-pixel centres, edges repeated.
+
+    Shapes:
+        grid: float32 [g, g, W].
+
+    Returns:
+        float32 [*size_hw, W]; what torch's ``interpolate(..., align_corners=False)`` gives, up to
+        rounding, for ``"bilinear"`` and ``"bicubic"``, with and without ``antialias``.
+    """
+    made = grid.astype(np.float64)
+    for axis, size in enumerate(size_hw):
+        rows = _weights(grid.shape[axis], size, mode, antialias)
+        made = np.moveaxis(np.tensordot(rows, made, (1, axis)), 0, axis)
+    return made.astype(np.float32)
+
+
+def _weights(given: int, size: int, mode: str, antialias: bool) -> Array:
+    """How much each old place counts in each new one, [size, given]."""
+    # torch's cubic has a = -0.75, with antialiasing a = -0.5.
+    reach, kernel = (
+        (1, _linear) if mode == "bilinear" else (2, _cubic(-0.5 if antialias else -0.75))
+    )
+    step = given / size
+    stretch = max(step, 1.0) if antialias else 1.0
+    made = np.zeros((size, given))
+    for row in range(size):
+        centre = (row + 0.5) * step - 0.5
+        first = math.floor(centre - reach * stretch) + 1
+        places = np.arange(first, math.ceil(centre + reach * stretch) + (0 if antialias else 1))
+        weights = kernel((places - centre) / stretch)
+        if antialias:  # places beyond the edge are left out, the others share their weight
+            inside = (places >= 0) & (places < given)
+            places, weights = places[inside], weights[inside] / weights[inside].sum()
+        np.add.at(made[row], np.clip(places, 0, given - 1), weights)
+    return made
+
+
+def _linear(x: Array) -> Array:
+    return np.asarray(np.maximum(1 - np.abs(x), 0))
+
+
+def _cubic(a: float) -> Callable[[Array], Array]:
+    def weight(x: Array) -> Array:
+        x = np.abs(x)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((x - 5) * x + 8) * a * x - 4 * a
+        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+    return weight
