@@ -47,6 +47,7 @@ OTHER_THREADS = {
     "SmallTile": 128,
     "label_kernel": 128,
     "label_overlay_kernel": 128,
+    "merge_windows_kernel": 128,
     "warp_blend_kernel": 128,
 }
 # Dynamic shared memory is not known here: label_regions_kernel may have fewer warps than shown;

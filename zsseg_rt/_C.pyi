@@ -183,6 +183,8 @@ def preprocess(
     channel_order: str,
     colour_matrix: str,
     align: str,
+    whole_hw: tuple[int, int] | None,
+    origin: tuple[int, int],
     out: Array | None,
     stream: int,
 ) -> Array: ...
@@ -247,6 +249,14 @@ def overlay(
 ) -> Array: ...
 def all_finite(values: Array, out: Array | None, stream: int) -> Array: ...
 def count_labels(labels: Array, num_classes: int, out: Array | None, stream: int) -> Array: ...
+def merge_windows(
+    logits: Array,
+    shares: Array,
+    places: Sequence[tuple[int, int]],
+    add: bool,
+    out: Array | None,
+    stream: int,
+) -> Array: ...
 def warp_blend(
     logits: Array,
     past: Array,

@@ -21,6 +21,7 @@
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
 #include "zsseg/ops/label_regions.h"
+#include "zsseg/ops/merge_windows.h"
 #include "zsseg/ops/overlay.h"
 #include "zsseg/ops/patch_text_similarity.h"
 #include "zsseg/ops/preprocess.h"
@@ -161,6 +162,12 @@ void run_preprocess(Comparison& comparison, Randomness& random) {
     params.std = {0.27, 0.26, 0.28};
     params.bgr = bgr;
     params.align = bgr ? Align::kCorners : Align::kHalfPixel;
+    if (bgr) {  // a part that reaches beyond the whole
+      params.whole_height = 60;
+      params.whole_width = 50;
+      params.top = 20;
+      params.left = 15;
+    }
     comparison.compare(std::string("preprocess ") + (bgr ? "bgr, corners" : "rgb"),
                        {random.whole(DType::uint8, {29, 53, 3}, 256)},
                        {{DType::float32, {3, 37, 41}, kRounding}},
@@ -505,6 +512,25 @@ void run_warp(Comparison& comparison, Randomness& random) {
       });
 }
 
+void run_windows(Comparison& comparison, Randomness& random) {
+  WindowPlaces places;
+  places.count = 2;
+  places.left[1] = 4;
+  places.top[1] = 3;  // the window reaches beyond the grid
+  for (const bool add : {false, true}) {
+    comparison.compare(
+        std::string("merge_windows") + (add ? " onto others" : ""),
+        {random.normal(DType::float32, {2, 11, 9, 7}), random.normal(DType::float32, {10, 13})},
+        {{DType::float32, {1, 11, 10, 13}, kExact}},
+        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          merge_windows({in[0], in[1], places, false}, out[0], stream);
+          if (add) {
+            merge_windows({in[0], in[1], places, true}, out[0], stream);
+          }
+        });
+  }
+}
+
 void run_cosines(Comparison& comparison, Randomness& random) {
   const Shape shape{2, 5, 9, 7};
   HostTensor weights(DType::float32, {5}), shares(DType::float32, {5});
@@ -614,6 +640,7 @@ int run_all(bool poisoned) {
   run_pictures(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);
+  run_windows(comparison, random);
   run_cosines(comparison, random);
   run_crops(comparison, random);
   run_votes(comparison, random);

@@ -79,19 +79,26 @@ DType result_dtype(const py::object& out, StreamHandle stream) {
   return dtype == DType::float16 || dtype == DType::bfloat16 ? dtype : DType::float32;
 }
 
-py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std::int64_t> size_hw,
+using Sides = std::pair<std::int64_t, std::int64_t>;
+
+py::object bound_preprocess(const py::object& frame, Sides size_hw,
                             const std::vector<double>& mean, const std::vector<double>& std,
                             const std::string& channel_order, const std::string& colour_matrix,
-                            const std::string& align, const py::object& out,
-                            StreamHandle stream) {
+                            const std::string& align, std::optional<Sides> whole_hw, Sides origin,
+                            const py::object& out, StreamHandle stream) {
   const FrameArg frame_arg(frame, stream);
+  const Sides whole = whole_hw ? *whole_hw : size_hw;
   const PreprocessParams params{size_hw.first,
                                 size_hw.second,
                                 three_numbers("mean", mean, "3 finite numbers"),
                                 three_numbers("std", std, "3 finite numbers above 0"),
                                 is_bgr(channel_order),
                                 parse_matrix(colour_matrix),
-                                parse_align(align)};
+                                parse_align(align),
+                                whole.first,
+                                whole.second,
+                                origin.first,
+                                origin.second};
   const CameraFrame view = frame_arg.view();
   const Shape shape = preprocess_shape(view, params);
   const OutputArg result(out, "out", shape, result_dtype(out, stream), view.pixels.device, stream);
@@ -108,7 +115,8 @@ py::object bound_preprocess(const py::object& frame, std::pair<std::int64_t, std
 void register_preprocess(py::module_& module) {
   module.def("preprocess", &bound_preprocess, py::arg("frame"), py::arg("size_hw"), py::arg("mean"),
              py::arg("std"), py::arg("channel_order"), py::arg("colour_matrix"),
-             py::arg("align"), py::arg("out"), py::arg("stream"));
+             py::arg("align"), py::arg("whole_hw"), py::arg("origin"), py::arg("out"),
+             py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

@@ -22,4 +22,5 @@ PYBIND11_MODULE(_C, module) {
   register_count_labels(module);
   register_warp_blend(module);
   register_blend_cosines(module);
+  register_merge_windows(module);
 }

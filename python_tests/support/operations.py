@@ -70,6 +70,10 @@ OPERATIONS = {
         },
         {},
     ),
+    "merge_windows": (
+        {"logits": zeros(2, 3, 2, 2), "shares": zeros(2, 3), "out": zeros(1, 3, 2, 3)},
+        {"places": [(0, 0), (0, 1)]},
+    ),
     "warp_blend": (
         {
             "logits": zeros(1, 3, 2, 2),

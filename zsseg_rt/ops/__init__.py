@@ -40,6 +40,7 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
+from zsseg_rt.ops.over_cells import merge_windows, warp_blend
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.similarity import (
     blend_cosines,
@@ -65,6 +66,7 @@ __all__ = [
     "get_num_threads",
     "label_regions",
     "mask_boxes",
+    "merge_windows",
     "overlay",
     "patch_text_similarity",
     "preprocess",
@@ -114,6 +116,8 @@ def preprocess(
     channel_order: str = "rgb",
     colour_matrix: str = "bt601",
     align: str = "half_pixel",
+    whole_hw: tuple[int, int] | None = None,
+    origin: tuple[int, int] = (0, 0),
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
@@ -134,6 +138,10 @@ def preprocess(
         colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
         align: ``"half_pixel"``: pixel i lies at ``(i + 0.5) * H / h - 0.5`` of the frame.
             ``"corners"``: at ``i * (H - 1) / (h - 1)``, so that outermost pixels meet.
+        whole_hw: Size that the frame is resized to, sides from 1 to 32767, of which the result is
+            the part from ``origin`` on; None is ``size_hw``: all of it. Where the result reaches
+            beyond, it repeats the edge.
+        origin: Row and column of the part's first pixel.
         out: Array to write, float32, float16 or bfloat16 ``[3, h, w]``. A new float32 one if None.
         stream: CUDA stream to enqueue on.
 
@@ -142,59 +150,14 @@ def preprocess(
 
     Raises:
         ShapeError: An array has the wrong sizes or is not C-contiguous and aligned, or ``size_hw``
-            is out of range.
+            or ``whole_hw`` is out of range.
         DTypeError: An array has the wrong dtype.
         ArgumentError: ``mean``, ``std``, ``channel_order``, ``colour_matrix`` or ``align`` is not
-            as above.
+            as above, or ``origin`` lies outside ``whole_hw``.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    settings = (size_hw, mean, std, channel_order, colour_matrix, align)
+    settings = (size_hw, mean, std, channel_order, colour_matrix, align, whole_hw, origin)
     return native(_C.preprocess, frame, *settings, out, stream)
-
-
-def warp_blend(
-    logits: Array,
-    past: Array,
-    flow: Array,
-    past_weight: Array,
-    *,
-    out: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Move past logits along a flow field and blend them with new ones.
-
-    Each cell of the result is ``(1 - v) * logits + v * past(cell + flow)``, where ``v`` is its
-    ``past_weight`` and ``past`` is sampled bilinearly between the centres of cells. In the strip
-    between the outermost centres and the edge of the grid, half a cell away, the edge is clamped. A
-    cell whose origin lies beyond that edge has no past: there the result is ``logits``, bit for
-    bit, as it is where the weight is not above 0. Reference, CPU and CUDA agree bit for bit.
-
-    Args:
-        logits: float32 ``[B, C, h, w]``, from 1 to 65534 classes, sides from 1 to 32767.
-        past: float32 ``[B, C, h, w]``; read only where it counts.
-        flow: float32 ``[B, h, w, 2]``: x, then y, from a cell to where it was, in cells. NaN leads
-            out of the grid.
-        past_weight: Weight of the past, float32 ``[B, h, w]``. Above 1 counts as 1, NaN as 0.
-        out: Array to write, float32 ``[B, C, h, w]``; may be ``logits``.
-            A new one if None.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the inputs' device.
-
-    Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
-        DTypeError: An array is not float32.
-        ArgumentError: ``out`` overlaps another array.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-
-    Example:
-        >>> new, past = np.float32([[[[0, 0, 0]]]]), np.float32([[[[8, 4, 2]]]])
-        >>> flow = np.float32([[[[-1, 0], [-1, 0], [-0.5, 0]]]])  # from the left
-        >>> warp_blend(new, past, flow, np.float32([[[0.5, 0.5, 0.5]]]))
-        array([[[[0. , 4. , 1.5]]]], dtype=float32)
-    """
-    return native(_C.warp_blend, logits, past, flow, past_weight, out, stream)
 
 
 def overlay(

@@ -23,7 +23,7 @@ from zsseg_rt.ops.reference_labels import (
 )
 from zsseg_rt.ops.reference_preprocess import preprocess
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
-from zsseg_rt.ops.reference_warp import warp_blend
+from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
 
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
@@ -34,6 +34,7 @@ __all__ = [
     "crop_regions",
     "label_regions",
     "mask_boxes",
+    "merge_windows",
     "overlay",
     "patch_text_similarity",
     "preprocess",

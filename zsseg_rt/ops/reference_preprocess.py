@@ -28,6 +28,8 @@ def preprocess(
     channel_order: str = "rgb",
     colour_matrix: str = "bt601",
     align: str = "half_pixel",
+    whole_hw: tuple[int, int] | None = None,
+    origin: tuple[int, int] = (0, 0),
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[Any]:
@@ -38,8 +40,9 @@ def preprocess(
         rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
     result = out_or_new(out, (3, *size_hw), np.float32)
 
-    top, bottom, down = _bilinear_taps(rgb.shape[0], size_hw[0], align)
-    left, right, across = _bilinear_taps(rgb.shape[1], size_hw[1], align)
+    whole, parts = whole_hw or size_hw, list(zip(origin, size_hw, strict=True))
+    top, bottom, down = _bilinear_taps(rgb.shape[0], whole[0], parts[0], align)
+    left, right, across = _bilinear_taps(rgb.shape[1], whole[1], parts[1], align)
     across, down = across[:, None], down[:, None, None]
     above = (1 - across) * rgb[top][:, left] + across * rgb[top][:, right]
     below = (1 - across) * rgb[bottom][:, left] + across * rgb[bottom][:, right]
@@ -62,12 +65,14 @@ def _rgb_of_nv12(
 
 
 def _bilinear_taps(
-    source: int, target: int, align: str
+    source: int, target: int, part: tuple[int, int], align: str
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Lower and upper source index and the upper one's weight, for every target index."""
+    """Lower and upper source index and the upper one's weight, for a part of the target."""
+    index = part[0] + np.arange(part[1])
     if align == "corners":
-        position = np.arange(target) * (source - 1) / max(target - 1, 1)
+        position = index * (source - 1) / max(target - 1, 1)
     else:
-        position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+        position = (index + 0.5) * source / target - 0.5
+    position = np.clip(position, 0, source - 1)  # beyond the target, the edge
     lower = np.floor(position).astype(np.intp)
     return lower, np.minimum(lower + 1, source - 1), position - lower

@@ -1,6 +1,8 @@
-"""Reference of the operation that carries logits from frame to frame."""
+"""References of the operations that carry logits from frame to frame, and from windows to one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,26 @@ def warp_blend(
     weight = weight.astype(np.float32)[:, None]
     blended = (1 - weight) * logits + weight * moved
     result[...] = np.where(weight > 0, blended, logits)
+    return result
+
+
+def merge_windows(
+    logits: Array,
+    shares: Array,
+    places: Sequence[tuple[int, int]],
+    *,
+    add: bool = False,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Reference of :func:`zsseg_rt.ops.merge_windows`."""
+    result = out_or_new(out, (1, logits.shape[1], *shares.shape), np.float32)
+    if not add:
+        result[...] = 0
+    for window, (top, left) in zip(logits, places, strict=True):
+        part = (..., slice(top, top + window.shape[1]), slice(left, left + window.shape[2]))
+        target = result[part]
+        target += shares[part] * window[:, : target.shape[2], : target.shape[3]]
     return result
 
 

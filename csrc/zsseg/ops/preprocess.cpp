@@ -19,6 +19,18 @@ void check_sides(const TensorView& frame) {
   }
 }
 
+// A part of a resized frame begins in it.
+void check_whole(const char* side, std::int64_t size, std::int64_t begin) {
+  if (size < 1 || size > kMaxSide) {
+    throw ShapeError(std::string("whole_hw: expected sides from 1 to ") + std::to_string(kMaxSide) +
+                     ", got the " + side + " " + std::to_string(size) + ". Pass (height, width).");
+  }
+  if (begin < 0 || begin >= size) {
+    fail_argument("origin", std::string("from 0 to below the ") + side + " " + std::to_string(size),
+                  std::to_string(begin));
+  }
+}
+
 void check_planes(const TensorView& luma, const TensorView& chroma, bool bgr) {
   expect_dtype("frame[0]", luma, {DType::uint8});
   expect_shape("frame[0]", luma, {kAnySize, kAnySize});
@@ -54,6 +66,8 @@ Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params)
                      "(" + std::to_string(params.height) + ", " + std::to_string(params.width) +
                      "). Pass (height, width).");
   }
+  check_whole("height", params.resized_height(), params.top);
+  check_whole("width", params.resized_width(), params.left);
   for (int channel = 0; channel < 3; ++channel) {
     if (!std::isfinite(params.mean[channel])) {
       fail_argument("mean", "3 finite numbers", to_text(params.mean[channel]));

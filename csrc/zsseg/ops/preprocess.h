@@ -22,6 +22,14 @@ struct PreprocessParams {
   bool bgr = false;                            // the frame's channel order; the result is RGB
   ColourMatrix matrix = ColourMatrix::kBt601;  // of an NV12 frame
   Align align = Align::kHalfPixel;
+  // The result is a part of the resized frame: that from (top, left) on. 0: all of it.
+  std::int64_t whole_height = 0;
+  std::int64_t whole_width = 0;
+  std::int64_t top = 0;
+  std::int64_t left = 0;
+
+  std::int64_t resized_height() const { return whole_height == 0 ? height : whole_height; }
+  std::int64_t resized_width() const { return whole_width == 0 ? width : whole_width; }
 };
 
 // What a camera delivers: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
@@ -41,7 +49,7 @@ struct CameraFrame {
 
 // frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. By
 // `align`, no antialiasing, edges clamped; NV12 becomes RGB, rounded to bytes, before it is
-// resized. Checks the inputs and returns the shape.
+// resized. Beyond the resized frame its edge is repeated. Checks the inputs and returns the shape.
 Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params);
 
 void preprocess(const CameraFrame& frame, const TensorView& out, const PreprocessParams& params,

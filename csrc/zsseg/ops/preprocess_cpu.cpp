@@ -136,11 +136,13 @@ void preprocess_rows(const Source& source, const TensorView& frame, std::uint32_
         for (std::int64_t first = 0; first < params.width; first += kBlockColumns) {
           const std::int64_t left = params.width - first;
           const int count = left < kBlockColumns ? static_cast<int>(left) : kBlockColumns;
-          const ColumnTaps taps = column_taps(first, count, width, params.width, pixel_bytes, params.align);
+          const ColumnTaps taps = column_taps(params.left + first, count, width,
+                                              params.resized_width(), pixel_bytes, params.align);
           for (std::int64_t y = begin; y < end; ++y) {
             const BilinearTap row =
-                bilinear_tap(static_cast<std::uint32_t>(y), static_cast<std::uint32_t>(height),
-                             static_cast<std::uint32_t>(params.height), params.align);
+                bilinear_tap(static_cast<std::uint32_t>(params.top + y),
+                             static_cast<std::uint32_t>(height),
+                             static_cast<std::uint32_t>(params.resized_height()), params.align);
             preprocess_block(source, row, taps, count, transform, out + y * params.width + first,
                              plane_stride);
           }

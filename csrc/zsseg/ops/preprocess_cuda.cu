@@ -21,6 +21,7 @@ struct Problem {
   std::uint32_t luma_row, chroma_row;  // bytes from one row of these two to the next
   void* out;                           // float, Half or Bfloat16 [3, out_height, out_width]
   std::uint32_t height, width, out_height, out_width;
+  std::uint32_t whole_height, whole_width, top, left;  // of the resized frame, and of the part
   bool words;  // the frame may be read in words of four bytes
   bool runs;   // the result may be written in runs
   PlaneTransform transform;
@@ -104,11 +105,13 @@ __global__ void __launch_bounds__(kBlockX* kBlockY) preprocess_kernel(Problem pr
   const std::uint32_t thread = threadIdx.y * kBlockX + threadIdx.x;
   if (thread < kColumns && first_x + thread < problem.out_width) {
     columns[thread] = 
-        bilinear_tap(first_x + thread, problem.width, problem.out_width, problem.align);
+        bilinear_tap(problem.left + first_x + thread, problem.width, problem.whole_width,
+                     problem.align);
   } else if (thread >= kColumns && thread < kColumns + kBlockY) {
     const std::uint32_t y = first_y + thread - kColumns;
     if (y < problem.out_height) {
-      rows[thread - kColumns] = bilinear_tap(y, problem.height, problem.out_height, problem.align);
+      rows[thread - kColumns] =
+          bilinear_tap(problem.top + y, problem.height, problem.whole_height, problem.align);
     }
   }
   __syncthreads();
@@ -161,6 +164,10 @@ void preprocess_cuda(const CameraFrame& frame, const TensorView& out,
   problem.width = static_cast<std::uint32_t>(frame.pixels.shape[1]);
   problem.out_height = static_cast<std::uint32_t>(params.height);
   problem.out_width = static_cast<std::uint32_t>(params.width);
+  problem.whole_height = static_cast<std::uint32_t>(params.resized_height());
+  problem.whole_width = static_cast<std::uint32_t>(params.resized_width());
+  problem.top = static_cast<std::uint32_t>(params.top);
+  problem.left = static_cast<std::uint32_t>(params.left);
   problem.words = is_aligned(frame.pixels.data, 4);
   problem.runs = params.width % kRun == 0 && is_aligned(out.data, kRun * size_of(out.dtype));
   problem.transform = plane_transform(params);

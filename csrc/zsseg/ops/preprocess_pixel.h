@@ -17,8 +17,9 @@ struct BilinearTap {
 };
 
 // The tap of (index + 0.5) * source / target - 0.5, clamped; for corners, of index * (source - 1) /
-// (target - 1). In integers, so that index and fraction are exact; both sizes are at most kMaxSide,
-// so that products stay in 32 bits.
+// (target - 1). Beyond the target, that of the edge. In integers, so that index and fraction are
+// exact; both sizes are at most kMaxSide, the index at most twice that, so that products stay in 32
+// bits.
 ZSSEG_HOST_DEVICE BilinearTap bilinear_tap(std::uint32_t index, std::uint32_t source,
                                            std::uint32_t target, Align align) {
   std::uint32_t offset = index * (source - 1u), unit = target > 1u ? target - 1u : 1u;

@@ -151,6 +151,12 @@ def _overlay(d: random.Random) -> _Call:
     }
 
 
+def _windows(d: random.Random) -> _Call:
+    height, width = _sides(d)
+    places = [(d.choice((0, 1, 32766)), d.choice((0, 3, 40000))) for _ in range(2)]
+    return [_floats(d, 2, 5, height, width), _floats(d, *_sides(d)), places], {}
+
+
 def _finite(d: random.Random) -> _Call:
     return [_floats(d, *_sides(d))], {}
 
@@ -184,6 +190,7 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "upsample_argmax": _upsample,
     "warp_blend": _warp,
     "blend_cosines": _blend,
+    "merge_windows": _windows,
     "overlay": _overlay,
     "all_finite": _finite,
     "count_labels": _count,
