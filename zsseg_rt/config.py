@@ -21,6 +21,7 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 MAX_THREADS = 1024
 MAX_LANES = 64
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+RESIZES = ("stretch", "letterbox")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,13 @@ class EngineConfig:
             in [0, 1]; see ``CosineRule``. (0, 0) leaves it out. None
             takes the bundle's.
         cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
+        windows: For bundles of families ``dense`` and ``descriptor``: None stretches frames to the
+            bundle's size. With ``"auto"`` frames keep their shape: the shorter side is resized to
+            the bundle's, and overlapping windows are laid along the longer one. ``"HxW+S"`` cuts
+            windows of the bundle's size H by W from the frame as it is, S pixels apart. A frame is
+            as many runs of the networks as it has windows.
+        resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
+            room beside it; None or ``"stretch"`` does not. For the same families.
         num_threads: CPU threads of this engine; 0 takes all that the process may use:
             its affinity, or a container's quota of CPU time, rounded up. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
@@ -79,6 +87,8 @@ class EngineConfig:
     min_region_score: float | None = None
     cosine_weight: tuple[float, float] | None = None
     cosine_scale: float | None = None
+    windows: str | None = None
+    resize: str | None = None
     num_threads: int = 0
     num_lanes: int = 1
     with_times: bool = True
@@ -113,6 +123,7 @@ class EngineConfig:
             )
 
         _check_cosine(self.cosine_weight, self.cosine_scale)
+        _check_windows(self.windows, self.resize)
 
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""
@@ -167,6 +178,24 @@ def _check_cosine(weight: Any, scale: Any) -> None:
         raise ConfigError(
             f"cosine_scale: expected above 0 and at most {MAX_COSINE_SCALE:g}, or None, got "
             f"{scale!r}"
+        )
+
+
+def _check_windows(windows: Any, resize: Any) -> None:
+    words = isinstance(windows, str) and re.fullmatch(
+        r"auto|[0-9]{1,5}x[0-9]{1,5}\+[0-9]{1,5}", windows
+    )
+    if windows is not None and not words:
+        raise ConfigError(
+            "windows: expected 'auto', 'HxW+S' such as '448x448+224', or None, got "
+            f"{str(windows)[:40]!r}"
+        )
+    if resize not in (None, *RESIZES):
+        raise ConfigError(f"resize: expected one of {', '.join(RESIZES)}, or None, got {resize!r}")
+    if windows is not None and resize == "letterbox":
+        raise ConfigError(
+            "resize: expected None beside windows, which keep a frame's shape, got 'letterbox'. "
+            "Leave one of them out."
         )
 
 

@@ -338,3 +338,20 @@ def test_cosines_beside_the_masks_are_recorded_too(placed, launched, monkeypatch
     for found, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(found.labels, expected.labels)
         np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+def test_windows_replay_one_capture(placed, launched, monkeypatch, bundle):
+    """Whichever window of the frame it is."""
+    wide = frame(3, 31, 75)
+    with monkeypatch.context() as plain:
+        plain.setenv("ZSSEG_CUDA_GRAPHS", "0")
+        with open_engine(placed, bundle, windows="auto") as engine:
+            given = vocabulary(engine, 6)
+            engine.set_classes(**given)
+            expected = engine.segment(wide)
+    with open_engine(placed, bundle, windows="auto") as engine:
+        engine.set_classes(**given)
+        for _ in range(3):
+            assert_same(engine.segment(wide), expected)
+    assert launched["recorded"] == 2  # of a window, and of the labels

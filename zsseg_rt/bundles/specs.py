@@ -52,10 +52,14 @@ FAMILIES: dict[str, FamilySpec] = {
             "class_embeds",
             "patch_keys",
         ),
-        settings=("cosine_scale", "cosine_weight"),
+        settings=("cosine_scale", "cosine_weight", "resize", "windows"),
         has_class_logits=True,
     ),
-    "dense": FamilySpec(half_tensors=("image", "patch_embeds"), has_class_logits=True),
+    "dense": FamilySpec(
+        half_tensors=("image", "patch_embeds"),
+        settings=("resize", "windows"),
+        has_class_logits=True,
+    ),
     "segment_tokens": FamilySpec(keys=("segments",)),
     "proposals": FamilySpec(keys=("regions",), half_tensors=(), settings=("min_region_score",)),
 }

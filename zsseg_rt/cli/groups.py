@@ -112,6 +112,10 @@ class ModelOptions(ComputeOptions):
         "exact, larger values are faster."
     )
     cosine: CosineOption = None
+    windows: str | None = opt(
+        "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
+    )
+    resize: str | None = opt("letterbox keeps a frame's shape in one window; default: stretch.")
 
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
         """The engine's settings."""

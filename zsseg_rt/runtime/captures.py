@@ -12,10 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from zsseg_rt.backends.base import Recorder, Session
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
 from zsseg_rt.runtime.workspace import Workspace
 
 _MOST_CAPTURES = 8
@@ -160,3 +164,18 @@ class FrameCaptures:
                 reason.rstrip("."),
                 _SETTING,
             )
+
+
+def kind_of(
+    out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
+) -> tuple[Hashable, ...]:
+    """All that a frame's work depends on but the contents of buffers."""
+    arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
+    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores
+
+
+def _layout_of(array: Array | None) -> Hashable:
+    """None for one that is on the host, of which a capture has nothing."""
+    if array is None or isinstance(array, np.ndarray):
+        return None
+    return tuple(array.shape), str(array.dtype)

@@ -137,8 +137,9 @@ class StageClock:
         if not self._enabled:
             return {}
         marks = self._marks
-        pairs = itertools.pairwise(marks)
-        stages = {name: self._between(before, after) for (_, before), (name, after) in pairs}
+        stages: dict[str, float] = {}
+        for (_, before), (name, after) in itertools.pairwise(marks):  # windows pass some repeatedly
+            stages[name] = stages.get(name, 0.0) + self._between(before, after)
         return stages | {"total": self._between(marks[0][1], marks[-1][1])}
 
     def _between(self, before: Any, after: Any) -> float:

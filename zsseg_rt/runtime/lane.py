@@ -31,6 +31,7 @@ from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses, Family, LabelRule, Trace
 from zsseg_rt.runtime.inputs.checks import check_device_frame, check_frame
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
+from zsseg_rt.runtime.inputs.window_plan import Windows
 from zsseg_rt.runtime.path import FramePath
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.runtime.workspace import Workspace
@@ -81,7 +82,13 @@ class Lane:
         self.workspace = Workspace(device)
         self._family, self._config = family, config
         self._path = FramePath(
-            family, self.sessions, self.workspace, preprocess, config, align=head.align
+            family,
+            self.sessions,
+            self.workspace,
+            preprocess,
+            config,
+            align=head.align,
+            windows=Windows.of(preprocess, head, config),
         )
         self._rule = LabelRule(
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores

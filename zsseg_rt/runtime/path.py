@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted
+from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted, kind_of
 from zsseg_rt.runtime.clock import NvtxRanges
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import (
@@ -35,7 +36,9 @@ from zsseg_rt.runtime.families.base import (
 )
 from zsseg_rt.runtime.families.base import Trace as Trace
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.inputs.window_plan import Windows
 from zsseg_rt.runtime.steady.memory import Turn
+from zsseg_rt.runtime.windows import merge
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -65,12 +68,14 @@ class FramePath:
         config: EngineConfig,
         *,
         align: str = "half_pixel",
+        windows: Windows | None = None,
     ) -> None:
         ranges = NvtxRanges() if config.with_nvtx else None
         self._family, self._sessions, self._workspace = family, sessions, workspace
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
         self._preprocess, self._config, self._align = preprocess, config, align
+        self._windows = windows
         wanted = captures_wanted() and config.with_class_scores is None
         self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
@@ -222,12 +227,15 @@ class FramePath:
         again = None if turn is None else self._look_back(turn)
         if again is not None:
             return again
+        if self._windows is not None and trace is None:
+            run = captures.run if captured else run_plainly
+            return self._work_in_windows(frame, self._windows, adopted, rule, run, turn)
         image = self._image(frame, trace)
         if not captured:
             return self._work(image, out_hw, adopted, rule, run_plainly, trace, turn)
         if not self._family.in_one_part:
             return self._work(image, out_hw, adopted, rule, captures.run)
-        key = _kind_of(out_hw, adopted, rule)
+        key = kind_of(out_hw, adopted, rule)
         return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
 
     def _warm_up(
@@ -251,8 +259,38 @@ class FramePath:
     ) -> _Labelled:
         """From the encoder's input to labels."""
         masks = self.pipeline.masks(image, classes, self.clock, run, trace)
-        key = ("labels", *_kind_of(out_hw, classes, rule))
+        key = ("labels", *kind_of(out_hw, classes, rule))
         return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn))
+
+    def _work_in_windows(
+        self,
+        frame: Frame,
+        windows: Windows,
+        classes: BoundClasses,
+        rule: LabelRule,
+        run: PartRunner,
+        turn: Turn | None,
+    ) -> _Labelled:
+        """Run the networks on window after window, and label from the mean of their logits."""
+        out_hw = (int(frame.shape[0]), int(frame.shape[1]))
+        plan, workspace, given = windows.plan(out_hw), self._workspace, self._on_device(frame)
+        # On a GPU a stage has one event, and a recorded window's would be every window's.
+        clock = self.clock if workspace.device == "cpu" else workspace.clock(enabled=False)
+        kind = kind_of(out_hw, classes, rule)
+
+        def of_window(number: int) -> Masks:
+            origin = plan.origins[number]
+            image = self._preprocessed(frame, given, whole_hw=plan.whole_hw, origin=origin)
+            clock.mark("preprocess")
+            masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
+            return run(("window", *kind), masks)
+
+        masks = merge(plan, of_window, workspace, clock)
+        if clock is not self.clock:
+            self.clock.mark("image_encoder")
+        return run(
+            ("labels", *kind), lambda: self._label_pixels(masks, out_hw, classes, rule, turn)
+        )
 
     def _label_pixels(
         self,
@@ -275,11 +313,19 @@ class FramePath:
 
     def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
         """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
+        image = self._preprocessed(frame, self._on_device(frame))
+        self.clock.mark("preprocess")
+        if trace is not None:
+            trace["image"] = image
+        return image
+
+    def _preprocessed(self, frame: Frame, given: Any, **part: Any) -> Array:
+        """The frame, ``given`` on the device, or a part of it."""
         spec, workspace = self._preprocess, self._workspace
         dtype = dtype_of("image", self._sessions["image_encoder"].inputs)
         is_nv12 = isinstance(frame, Nv12Frame)
         pixels = ops.preprocess(
-            self._on_device(frame),
+            given,
             size_hw=spec.size_hw,
             mean=spec.mean,
             std=spec.std,
@@ -288,12 +334,9 @@ class FramePath:
             align=self._align,
             out=workspace.array("image", (3, *spec.size_hw), dtype),
             stream=workspace.stream,
+            **part,
         )
-        image = reshaped(pixels, (1, 3, *spec.size_hw))
-        self.clock.mark("preprocess")
-        if trace is not None:
-            trace["image"] = image
-        return image
+        return reshaped(pixels, (1, 3, *spec.size_hw))
 
     def _on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
         """The frame, or its two planes, where the lane works."""
@@ -352,18 +395,3 @@ class FramePath:
             self.adopted = self.pipeline.adopt(classes, num_rows=rows)
             self._given = (classes, rows)
         return self.adopted
-
-
-def _kind_of(
-    out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
-) -> tuple[Hashable, ...]:
-    """All that a frame's work depends on but the contents of buffers."""
-    arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
-    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores
-
-
-def _layout_of(array: Array | None) -> Hashable:
-    """None for one that is on the host, of which a capture has nothing."""
-    if array is None or isinstance(array, np.ndarray):
-        return None
-    return tuple(array.shape), str(array.dtype)

@@ -11,6 +11,7 @@ from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.descriptor import DescriptorFamily
 from zsseg_rt.runtime.families.proposals import ProposalsFamily
 from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
+from zsseg_rt.runtime.inputs.window_plan import Windows
 
 _FACTORIES: dict[str, FamilyFactory] = {
     "dense": DenseFamily,
@@ -35,4 +36,5 @@ def create_family(bundle: Bundle, config: EngineConfig) -> Family:
                 f"{name}: expected None for {bundle.name}, whose family {bundle.family!r} has no "
                 f"such setting, got {value!r}. Leave it out."
             )
+    Windows.of(bundle.preprocess, bundle.head, config)  # before graphs are loaded
     return factory(bundle, config)

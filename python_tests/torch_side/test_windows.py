@@ -1,0 +1,201 @@
+"""Windows and letterboxes keep a frame's shape: the law is their definition in NumPy."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from support.errors import refused
+from support.graphs import write_graph
+from zsseg_rt import ArgumentError, ConfigError, Engine, EngineConfig, FrameMemory
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.export import export_dense_bundle
+from zsseg_rt.ops import reference
+from zsseg_rt.runtime.inputs.window_plan import Windows
+
+NAMES = ["red", "green", "blue", "grey"]
+ROWS = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.5, 0.55]])
+STATISTICS = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
+STEP, CELLS = 4, 6  # windows of 24 pixels
+
+
+def bundle_at(folder, *, corners=False):
+    """Means of a cell's pixels less the picture's; or its first pixel, with cells on corners."""
+    side = STEP * (CELLS - 1) + 1 if corners else STEP * CELLS
+    kernel = 1 if corners else STEP
+    nodes = [
+        helper.make_node(
+            "AveragePool", ["image"], ["pool"], kernel_shape=[kernel] * 2, strides=[STEP] * 2
+        ),
+        helper.make_node("GlobalAveragePool", ["image"], ["all"]),
+        helper.make_node("Sub", ["pool", "all"], ["embeds"]),  # as attention, beyond the cell
+    ]
+    encoder = write_graph(
+        folder / "encoder.onnx",
+        nodes,
+        {"image": (TensorProto.FLOAT, [1, 3, side, side])},
+        {"embeds": (TensorProto.FLOAT, [1, 3, CELLS, CELLS])},
+    )
+    return export_dense_bundle(
+        encoder,
+        folder / "cells.zsseg",
+        image_size=side,
+        normalize=False,
+        activation="softmax",
+        logit_scale=4.0,
+        text_bank=(NAMES, ROWS),
+        **STATISTICS,
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["half_pixel", "corners"])
+def bundle(request, tmp_path_factory):
+    return bundle_at(tmp_path_factory.mktemp("windows"), corners=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain_bundle(tmp_path_factory):
+    return bundle_at(tmp_path_factory.mktemp("plain"))
+
+
+def picture(height, width):
+    coarse = np.random.default_rng(width).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3))
+    return coarse.repeat(7, 0).repeat(7, 1)[:height, :width].astype(np.uint8)
+
+
+def expected_labels(frame, starts, cells, align):
+    """From the definition, window by window."""
+    side = STEP * (CELLS - 1) + 1 if align == "corners" else STEP * CELLS
+    whole = [(n - 1) * STEP + 1 if align == "corners" else n * STEP for n in cells]
+    planes = reference.preprocess(frame, size_hw=tuple(whole), align=align, **STATISTICS)
+    total, counts = np.zeros((1, 4, *cells)), np.zeros(cells)
+    for top in starts[0]:
+        for left in starts[1]:
+            y, x = top * STEP, left * STEP
+            image = planes[:, y : y + side, x : x + side]
+            if align == "corners":
+                pool = image[:, ::STEP, ::STEP]
+            else:
+                pool = image.reshape(3, CELLS, STEP, CELLS, STEP).mean(axis=(2, 4))
+            embeds = pool - image.mean(axis=(1, 2), keepdims=True)
+            part = (slice(top, top + CELLS), slice(left, left + CELLS))
+            total[(0, slice(None), *part)] += 4 * np.einsum("cd,dyx->cyx", ROWS, embeds)
+            counts[part] += 1
+    logits = (total / counts).astype(np.float32)
+    return reference.upsample_argmax(logits, frame.shape[:2], align=align)[0][0]
+
+
+def label(bundle, frame, **settings):
+    with Engine(bundle, EngineConfig(device="cpu", use_cache=False, **settings)) as engine:
+        engine.set_classes(NAMES)
+        return engine.segment(frame, memory=settings.get("memory"))
+
+
+@pytest.mark.parametrize("frame_hw", [(40, 72), (97, 41)])
+def test_windows_are_the_mean_of_their_logits(bundle, frame_hw):
+    frame = picture(*frame_hw)
+    with Engine(bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
+        side, align = engine.bundle.preprocess.size_hw[0], engine.bundle.head.align
+    seg = label(bundle, frame, windows=f"{side}x{side}+12")
+    less = 1 if align == "corners" else 0
+    cells = [int((n - less) / STEP + 0.5) + less for n in frame_hw]
+    starts = [sorted({min(3 * i, n - CELLS) for i in range(n)}) for n in cells]
+    expected = expected_labels(frame, starts, cells, align)
+    assert np.mean(seg.labels == expected) > 0.999
+    assert len(np.unique(expected)) > 2
+    assert np.mean(label(bundle, frame).labels == expected) < 0.98
+
+
+@pytest.mark.parametrize(
+    ("frame_hw", "cells", "starts"),
+    [
+        ((24, 24), (6, 6), ([0], [0])),
+        ((48, 85), (6, 11), ([0], [0, 3, 5])),
+        ((54, 36), (9, 6), ([0, 3], [0])),
+    ],
+)
+def test_auto_fits_the_shorter_side(plain_bundle, frame_hw, cells, starts):
+    frame = picture(*frame_hw)
+    seg = label(plain_bundle, frame, windows="auto")
+    expected = expected_labels(frame, starts, cells, "half_pixel")
+    assert np.mean(seg.labels == expected) > 0.999
+
+
+def test_one_window_of_the_frames_shape_is_the_stretched_frame(plain_bundle):
+    frame = picture(60, 60)
+    for settings in ({"windows": "auto"}, {"resize": "letterbox"}, {"resize": "stretch"}):
+        np.testing.assert_array_equal(
+            label(plain_bundle, frame, **settings).labels, label(plain_bundle, frame).labels
+        )
+
+
+def test_a_letterbox_labels_the_frame_alone(plain_bundle):
+    """Its shape is kept: a picture's labels are those of a square that it is the upper part of."""
+    frame = picture(48, 96)
+    square = np.concatenate([frame, frame[-1:].repeat(48, 0)])
+    found = label(plain_bundle, frame, resize="letterbox").labels
+    expected = label(plain_bundle, square).labels[:48]
+    assert found.shape == (48, 96)
+    assert np.mean(found[:40] == expected[:40]) > 0.999
+
+
+def test_steady_labels_scores_and_maps_as_without(plain_bundle):
+    frame = picture(48, 85)
+    config = EngineConfig(device="cpu", with_class_scores="low", windows="auto", with_scores=True)
+    with Engine(plain_bundle, config) as engine:
+        engine.set_classes(NAMES)
+        alone, memory = engine.segment(frame), FrameMemory()
+        for _ in range(3):
+            steady = engine.segment(frame, memory=memory)
+        assert engine.self_check().passed
+    assert alone.class_scores.shape == (4, 6, 11)
+    assert alone.times["image_encoder"] > 0
+    np.testing.assert_allclose(alone.class_scores.sum(axis=0), 1, rtol=1e-5)
+    assert np.mean(steady.labels == alone.labels) > 0.99
+
+
+@pytest.mark.parametrize(
+    "windows", ["8x8+4", "24x24+5", "24x24+0", "24x24+28", "24x24", "autos", "", "x+", 3]
+)
+def test_unusable_windows_are_refused(plain_bundle, windows):
+    with refused(ConfigError, "windows"):
+        Engine(plain_bundle, EngineConfig(device="cpu", windows=windows))
+
+
+def test_frames_that_do_not_suit_are_refused(plain_bundle):
+    with Engine(plain_bundle, EngineConfig(device="cpu", windows="24x24+4")) as engine:
+        engine.set_classes(NAMES)
+        for frame_hw in ((23, 60), (60, 23), (180, 30_000)):
+            with refused(ArgumentError, "windows"):
+                engine.segment(np.zeros((*frame_hw, 3), np.uint8))
+        assert engine.segment(picture(24, 30)).labels.shape == (24, 30)
+    with refused(ArgumentError, "windows"):
+        label(plain_bundle, np.zeros((1, 32_000, 3), np.uint8), windows="auto")
+
+
+def test_settings_that_contradict_are_refused(plain_bundle):
+    with refused(ConfigError, "resize"):
+        EngineConfig(windows="auto", resize="letterbox")
+    with refused(ConfigError, "resize"):
+        EngineConfig(resize="crop")
+
+
+def test_cells_between_pixels_are_refused():
+    preprocess = PreprocessSpec(size_hw=(10, 10), mean=(0.0,) * 3, std=(1.0,) * 3)
+    head = HeadSpec(logit_scale=1.0, normalize=True, activation="none", grid_hw=(3, 3))
+    with refused(ConfigError, "windows"):
+        Windows.of(preprocess, head, EngineConfig(windows="auto"))
+
+
+@pytest.mark.parametrize("frame_hw", [(24, 24), (25, 700), (333, 51), (31, 29)])
+@pytest.mark.parametrize("settings", [{"windows": "auto"}, {"windows": "24x24+20"}])
+def test_every_cell_is_covered_and_nothing_lies_outside(frame_hw, settings):
+    preprocess = PreprocessSpec(size_hw=(24, 24), mean=(0.0,) * 3, std=(1.0,) * 3)
+    head = HeadSpec(logit_scale=1.0, normalize=True, activation="none", grid_hw=(6, 6))
+    windows = Windows.of(preprocess, head, EngineConfig(**settings))
+    plan = windows.plan(frame_hw)
+    assert windows.plan(frame_hw) is plan
+    rows, columns = plan.shares.shape
+    assert plan.whole_hw == (4 * rows, 4 * columns)
+    assert np.isfinite(plan.shares).all()
+    ends = np.array(plan.places) + 6
+    assert (ends.max(axis=0) == (rows, columns)).all()
