@@ -171,7 +171,7 @@ class TestLegend:
     def test_absent_classes_of_many_can_be_left_out(self, page):
         live = ScriptedServer(page, [f"thing {i}" for i in range(150)]).open()
         live.send_frame(halves(70, 149))
-        page.get_by_label("Seen only").check()
+        page.get_by_label("In the picture only").check()
         expect(page.locator("#classes li:visible bdi")).to_have_text(
             ["thing 70", "thing 149", "Unknown"]
         )
