@@ -219,7 +219,7 @@ class Operations(ABC):
             "pads": [pad] * 4,
         }
         shape = (x.shape[0], len(linear.weight), *sides)
-        return self.apply("Conv", parts, shape, **settings)
+        return self.apply("Conv", parts, shape, **settings, group=groups)
 
     # Moves.
 
