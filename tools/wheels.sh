@@ -2,7 +2,11 @@
 # Builds the source distribution and, from it, a wheel for each Python; checks them; installs each
 # wheel where nothing else is and labels the demo with it.
 #
-#   bash tools/wheels.sh [--portable MACHINE] [VERSION...]       (default: 3.10 to 3.14)
+#   bash tools/wheels.sh --this                              (one wheel: python3, this machine)
+#   bash tools/wheels.sh [--portable MACHINE] [VERSION...]   (default: 3.10 to 3.14)
+#
+# --this needs pip alone: it builds the files that lie here, for the active environment, and checks
+# nothing. The other two build what is committed.
 #
 # Without --portable the wheels are for this machine and its C library, with CUDA code for every
 # supported GPU where nvcc is found; ZSSEG_CUDA=OFF leaves it out. With it they are for CPUs alone,
@@ -12,12 +16,18 @@
 # Pythons are looked for on PATH, in pyenv, and in Debian's packages. ccache saves much time.
 #
 # ZSSEG_OUT=DIR     where sdist and wheels go (default: dist)
+# ZSSEG_PYTHON=EXE  for which Python --this builds (default: python3)
 # Exit codes: 0 all built and checked, 1 something failed, 4 no Python to build for.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 here=$PWD
 
-portable=
+this= portable=
+if [ "${1:-}" = --this ]; then
+  this=yes
+  shift
+  [ $# = 0 ] || { echo "wheels: --this: expected nothing behind it, got $*" >&2 && exit 1; }
+fi
 if [ "${1:-}" = --portable ]; then
   portable=${2:?"--portable: expected x86_64 or aarch64, got nothing"}
   shift 2
@@ -35,6 +45,22 @@ say() { printf '\n== %s\n' "$*"; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
+
+if [ -n "$this" ]; then
+  python=${ZSSEG_PYTHON:-python3}
+  if [ -z "${ZSSEG_CUDA:-}" ] && command -v nvcc >/dev/null && ! command -v nvidia-smi >/dev/null; then
+    echo "nvcc was found: CUDA code is compiled too. For CPUs alone, set ZSSEG_CUDA=OFF." >&2
+  fi
+  if ! "$python" -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv "$work/venv"
+    python=$work/venv/bin/python
+  fi
+  "$python" -m pip wheel -q --no-deps -w "$work/wheel" .
+  name=$(basename "$work"/wheel/*.whl) # there is one
+  mv "$work/wheel/$name" "$out"
+  echo "pip install $(realpath --relative-base="$PWD" "$out/$name")"
+  exit
+fi
 
 say "tools"
 python3 -m venv "$work/tools"

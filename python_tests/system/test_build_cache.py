@@ -1,0 +1,147 @@
+"""The extension is compiled once per state of its source: setup.py with a stand-in for CMake."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What a build leaves depends on the source, and each build is counted.
+CMAKE = """#!/bin/sh
+case "$1" in
+  --version) echo "cmake version 3.30" ;;
+  --build) sleep ${SLOW:-0}; echo built >>"$COUNT"; cat "$SOURCE" >"$2/_C$SUFFIX" ;;
+esac
+"""
+
+
+class Checkout:
+    """A folder with setup.py and a source that a stand-in compiles."""
+
+    def __init__(self, folder, suffix):
+        self.folder, self.suffix, self.built = folder, suffix, folder / "built"
+        self.source = folder / "csrc" / "deep" / "kernel.cpp"
+        self.source.parent.mkdir(parents=True)
+        self.source.write_text("int one;")
+        shutil.copy(ROOT / "setup.py", folder)
+        (folder / "CMakeLists.txt").write_text("project(x)")
+        (folder / "zsseg_rt").mkdir()
+        tools = folder / "tools"
+        tools.mkdir()
+        (tools / "cmake").write_text(CMAKE)
+        (tools / "cmake").chmod(0o755)
+        kept = {name: os.environ[name] for name in ("PYTHONPATH", "HOME") if name in os.environ}
+        self.environment = {
+            **kept, "PATH": f"{tools}:/usr/bin:/bin", "ZSSEG_HOME": str(folder / "home"),
+            "COUNT": str(folder / "count"), "SOURCE": str(self.source), "SUFFIX": suffix,
+        }  # fmt: skip
+
+    def start(self, *options, **environment):
+        call = [sys.executable, "setup.py", "-q", "build_ext", *options]
+        call += [] if "--inplace" in options else ["--build-lib", str(self.built)]
+        environment = {**self.environment, **environment}
+        return subprocess.Popen(call, cwd=self.folder, env=environment, stderr=subprocess.PIPE)
+
+    def build(self, *options, **environment):
+        """How many times something was compiled."""
+        before = self.count()
+        child = self.start(*options, **environment)
+        assert child.wait(60) == 0, child.stderr.read()
+        return self.count() - before
+
+    def count(self):
+        path = self.folder / "count"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def extension(self):
+        return (self.built / "zsseg_rt" / f"_C{self.suffix}").read_text()
+
+    def entries(self):
+        return sorted((self.folder / "home" / "extensions").iterdir())
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    import sysconfig
+
+    return Checkout(tmp_path / "checkout", sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def test_the_same_source_is_compiled_once(checkout):
+    assert checkout.build() == 1
+    shutil.rmtree(checkout.built)
+    shutil.rmtree(checkout.folder / "build")
+    assert checkout.build(LANG="C.UTF-8", CMAKE_CXX_COMPILER_LAUNCHER="ccache") == 0
+    assert checkout.extension() == "int one;"
+
+
+def test_another_source_or_setting_is_compiled(checkout):
+    assert checkout.build() == 1
+    checkout.source.write_text("int two;")
+    assert checkout.build() == 1
+    assert checkout.extension() == "int two;"
+    checkout.source.write_text("int one;")
+    assert checkout.build(ZSSEG_CUDA="OFF") == 1
+    assert checkout.build(CXXFLAGS="-O0") == 1
+    compiler = checkout.folder / "tools" / "c++"
+    compiler.write_text("#!/bin/sh\necho 'another compiler 99'\n")
+    compiler.chmod(0o755)
+    assert checkout.build() == 1
+    assert checkout.build() == 0
+    assert len(checkout.entries()) == 5
+
+
+@pytest.mark.parametrize("damage", [b"", b"int onE;"])
+def test_a_damaged_entry_is_never_used(checkout, damage):
+    assert checkout.build() == 1
+    (entry,) = checkout.entries()
+    entry.write_bytes(damage)
+    assert checkout.build() == 1
+    assert checkout.extension() == "int one;"
+    assert checkout.entries() == [entry]
+    assert entry.read_text() == "int one;"
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(checkout):
+    assert checkout.build() == 1
+    (checkout.folder / "home" / "extensions").chmod(0o777)
+    assert checkout.build() == 1
+    assert checkout.build(ZSSEG_HOME=str(checkout.source)) == 1  # a file: no folder can be there
+    assert checkout.build(ZSSEG_BUILD_CACHE="0") == 1
+
+
+def test_in_place_builds_are_incremental_ones(checkout):
+    assert checkout.build() == 1
+    assert checkout.build("--inplace") == 1
+    assert checkout.build("--inplace") == 1
+
+
+def test_two_builds_at_once_compile_once(checkout):
+    children = [checkout.start(SLOW="1") for _ in range(3)]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    assert checkout.count() == 1
+    assert checkout.extension() == "int one;"
+
+
+def test_files_that_left_the_source_do_not_come_back(checkout):
+    stale = checkout.folder / "build" / "lib" / "zsseg_rt" / "gone.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    call = [sys.executable, "setup.py", "-q", "build", "--build-lib", "build/lib"]
+    subprocess.run(call, cwd=checkout.folder, env=checkout.environment, check=True)
+    assert [path.name for path in stale.parent.iterdir()] == [f"_C{checkout.suffix}"]
+
+
+def test_the_oldest_entries_are_removed(checkout):
+    folder = checkout.folder / "home" / "extensions"
+    folder.mkdir(parents=True, mode=0o700)
+    for index in range(9):
+        (folder / f"old{index}").write_bytes(b"")
+        os.utime(folder / f"old{index}", (index, index))
+    assert checkout.build() == 1
+    names = [path.name for path in checkout.entries()]
+    assert len(names) == 8
+    assert [name for name in names if name.startswith("old")] == [f"old{i}" for i in range(2, 9)]
