@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from zsseg_rt.bundles.specs import FAMILIES
+from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.onnx import GraphExport, image_graph
 
@@ -22,7 +23,7 @@ def export_descriptor_graphs(
 
     Returns the files by ``"NAME.PRECISION"``.
     """
-    parts = model.fold_for_inference()
+    parts = fold_descriptor(model)
     query_dim, num_patches = parts.descriptor_weight.shape[0], parts.grid_hw[0] * parts.grid_hw[1]
     decoder = GraphExport(
         module=parts.decoder,

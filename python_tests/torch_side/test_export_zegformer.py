@@ -11,7 +11,7 @@ from zsseg_rt import ops
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.export import export_graphs
-from zsseg_rt.export.zegformer_folded import fold_zegformer
+from zsseg_rt.export.folded.zegformer import fold_zegformer
 from zsseg_rt.models import from_official
 from zsseg_rt.models.zegformer.model import REGION_MEAN, REGION_STD
 from zsseg_rt.ops.reference_regions import score_maps

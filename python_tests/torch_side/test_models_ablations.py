@@ -9,6 +9,7 @@ from support import tiny
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export import export_bundle
+from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import from_official, functional
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 
@@ -36,7 +37,7 @@ def test_queries_of_text_alone_do_not_see_the_picture():
 
 def test_queries_of_text_alone_fold_into_the_same_kernels():
     model, image = text_only(), tiny.image(1, 3, 64, 64)
-    text, parts = tiny.text_embeds(7, SIZES.embed_dim), model.fold_for_inference()
+    text, parts = tiny.text_embeds(7, SIZES.embed_dim), fold_descriptor(model)
     with torch.no_grad():
         patch_embeds, cls_embed = parts.image_encoder(image)
         queries = functional.relationship_descriptor(

@@ -7,6 +7,7 @@ import torch
 from support import tiny
 from support.descriptor_models import run_parts
 from zsseg_rt.errors import CheckpointError, ShapeError
+from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.descriptor.clip_rc_encoder import (
     attention_allowed,
@@ -120,7 +121,7 @@ def test_folded_parts_equal_the_model(sizes):
     model = tiny.clip_rc_model(sizes, "a")
     image = tiny.image(1, 3, sizes.image_size, sizes.image_size, salt="a")
     text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
-    parts = model.fold_for_inference()
+    parts = fold_descriptor(model)
     output = model(image, text)
     torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=5e-5)
     assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
@@ -136,7 +137,7 @@ def test_folded_parts_equal_the_model(sizes):
 def test_other_sizes_and_grids_that_are_not_square(size_hw):
     model = tiny.clip_rc_model()
     image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    parts = model.fold_for_inference(size_hw)
+    parts = fold_descriptor(model, size_hw)
     output = model(image, text)
     assert output.mask_logits.shape == (1, 7, size_hw[0] // 16, size_hw[1] // 16)
     assert output.mask_logits.isfinite().all()
@@ -152,7 +153,7 @@ def test_exact_mode_takes_the_official_size_only(size_hw):
     with pytest.raises(ShapeError, match=message):
         model(image, text)
     with pytest.raises(ShapeError, match=message):
-        model.fold_for_inference(size_hw)
+        fold_descriptor(model, size_hw)
     assert model(tiny.image(1, 3, 64, 64), text).mask_logits.shape == (1, 7, 4, 4)
 
 
@@ -173,7 +174,7 @@ def test_blocks_without_prompts_of_their_own_run_without():
         "clip_rc", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
     )
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    logits = run_parts(model.fold_for_inference(), image, text)
+    logits = run_parts(fold_descriptor(model), image, text)
     torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=5e-5)
 
 

@@ -7,6 +7,7 @@ import torch
 from support import tiny
 from support.descriptor_models import run_parts
 from zsseg_rt.errors import DTypeError, ShapeError
+from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.sliding import slide_scores
 
@@ -26,7 +27,7 @@ def test_folded_parts_equal_the_model(sizes, salt):
     model = tiny.zegclip_model(sizes, salt)
     image = tiny.image(2, 3, sizes.image_size, sizes.image_size, salt=salt)
     text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, salt)
-    logits = run_parts(model.fold_for_inference(), image, text)
+    logits = run_parts(fold_descriptor(model), image, text)
     torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=1e-5)
     assert logits.std() > 0.05  # lively enough for the comparison to mean something
 
@@ -36,7 +37,7 @@ def test_folded_parts_equal_the_model(sizes, salt):
 def test_folded_parts_equal_the_model_at_other_sizes(size_hw):
     model = tiny.zegclip_model()
     image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    parts = model.fold_for_inference(size_hw)
+    parts = fold_descriptor(model, size_hw)
     output = model(image, text)
     grid_hw = (size_hw[0] // 16, size_hw[1] // 16)
     assert parts.grid_hw == grid_hw
@@ -68,7 +69,7 @@ def test_overlapping_patches_make_a_finer_grid(clip_file, stride):
     output = model(image, text)
     assert model.size_hw == (64, 64)
     assert output.mask_logits.shape == (1, 7, side, side)
-    parts = model.fold_for_inference()
+    parts = fold_descriptor(model)
     assert parts.grid_hw == (side, side)
     torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
     # A patch sees 16 pixels around the middle of its cell; outside of the image are zeros.
@@ -94,7 +95,7 @@ def test_folding_ignores_training_mode_and_leaves_the_model_as_it_was():
     model = tiny.zegclip_model().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    logits = run_parts(model.fold_for_inference(), image, text)
+    logits = run_parts(fold_descriptor(model), image, text)
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     expected = model.eval()(image, text).mask_logits
@@ -131,7 +132,7 @@ def test_blocks_without_prompts_of_their_own_run_without():
     logits = short(image, text).mask_logits
     assert lengths == [20, 20, 17, 17]
     torch.testing.assert_close(
-        run_parts(short.fold_for_inference(), image, text), logits, rtol=0, atol=1e-5
+        run_parts(fold_descriptor(short), image, text), logits, rtol=0, atol=1e-5
     )
 
 

@@ -11,6 +11,7 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.golden import assert_close, load
 from support.golden_descriptor import SmallCase, official_layouts, unread
+from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import functional
 from zsseg_rt.models.clip.text_encoder import average_templates
 from zsseg_rt.models.clip.weights import ClipWeights, build_text_encoder
@@ -73,7 +74,7 @@ def test_small_training_masks_and_gradients(small, which):
 
 
 def test_small_folded_parts_of_several_pictures(small):
-    parts = small.model.fold_for_inference()
+    parts = fold_descriptor(small.model)
     assert_close(parts.image_encoder(small.image)[1], small.golden["cls_feat"])
     logits = run_parts(parts, small.image, small.text.float())
     assert_close(logits, small.golden["low_logits"])

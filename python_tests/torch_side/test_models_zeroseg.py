@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
+from zsseg_rt.export.folded.zeroseg import FoldedZeroSeg  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.zeroseg.encoder import (  # noqa: E402
     patchify,
@@ -393,7 +394,7 @@ def test_folded_equals_the_model_at_another_size(model):
     torch.manual_seed(5)
     image = torch.randn(1, 3, 48, 96)
     with torch.no_grad():
-        expected, found = model(image), model.fold_for_inference((48, 96))(image)
+        expected, found = model(image), FoldedZeroSeg(model, (48, 96))(image)
     assert found.group_map.shape == (1, 4, 3, 6)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

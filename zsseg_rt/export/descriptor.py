@@ -12,13 +12,14 @@ import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.export.folded.descriptor import InferenceParts, fold_descriptor
 from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.models import functional
-from zsseg_rt.models.descriptor.model import DescriptorModel, InferenceParts
+from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.input_checks import check_size
 
 
@@ -42,7 +43,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
         space="OpenAI CLIP ViT-B/16",
         tower=model.text_encoder,
     )
-    parts = model.fold_for_inference(options.size_hw)
+    parts = fold_descriptor(model, options.size_hw)
     head = _head_spec(model, parts, options.class_names)
     preprocess = PreprocessSpec(size_hw=parts.size_hw, mean=model.image_mean, std=model.image_std)
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]

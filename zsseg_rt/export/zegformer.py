@@ -16,6 +16,7 @@ from torch import Tensor
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.export.folded.zegformer import ZegFormerParts, fold_zegformer
 from zsseg_rt.export.golden import (
     GOLDEN_TEMPLATES,
     NUMBERED_NAMES,
@@ -27,7 +28,6 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.export.zegformer_folded import ZegFormerParts, fold_zegformer
 from zsseg_rt.models import functional
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.zegformer.decoder import Segments

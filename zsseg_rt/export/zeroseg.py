@@ -13,17 +13,18 @@ import torch
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, SegmentSpec
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.export.folded.zeroseg import FoldedZeroSeg
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.models.zeroseg.model import FoldedZeroSeg, ZeroSeg
+from zsseg_rt.models.zeroseg.model import ZeroSeg
 
 
 def export_zeroseg(model: ZeroSeg, options: ExportOptions) -> ExportedModel:
     """Split a ZeroSeg into a bundle's parts; the text tower is its teacher's."""
-    folded = model.fold_for_inference(options.size_hw)
+    folded = FoldedZeroSeg(model, options.size_hw or model.config.size_hw)
     text = TextSide(
         options,
         embed_dim=model.config.embed_dim,

@@ -23,19 +23,16 @@ from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, with_cells
 from zsseg_rt.models.descriptor.clip_rc_encoder import (
     CellEmbeds,
     CellImageEncoder,
-    FoldedCellEncoder,
     upsample_cells,
 )
 from zsseg_rt.models.descriptor.mask_decoder import (
     DecoderConfig,
     DecoderLayer,
     DecoderStack,
-    FoldedTwoWayDecoder,
 )
 from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
-    InferenceParts,
 )
 from zsseg_rt.models.descriptor.starts import Start, align_cell_head, check_start, copy_layers
 from zsseg_rt.models.functional import describe, patch_text_similarity
@@ -257,26 +254,3 @@ class ClipRC(DescriptorModel):
         height, width = output.patch_embeds.shape[2:]
         cells = embeds.cell_embeds + embeds.cls_embed[:, None]
         return self.decode_head.lateral(embeds, (height, width)), cells[0]
-
-    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
-        """See :meth:`DescriptorModel.fold_for_inference`."""
-        size_hw = size_hw or self.size_hw
-        head = self.decode_head
-        image_encoder = FoldedCellEncoder(
-            self.backbone,
-            head.lateral_proj,
-            size_hw,
-            with_clip_embeds=self.config.cosine is not None,
-        )
-        return InferenceParts(
-            image_encoder=image_encoder,
-            decoder=FoldedTwoWayDecoder(head.decoder_q, head.decoder_v),
-            text_encoder=self.text_encoder,
-            descriptor_weight=head.q_proj.weight.detach(),
-            descriptor_bias=head.q_proj.bias.detach(),
-            logit_scale=1.0,
-            grid_hw=image_encoder.grid_hw,
-            size_hw=size_hw,
-            memory_dim=self.config.decoder.query_dim,
-            num_cells=self.config.image_encoder.num_cells,
-        )

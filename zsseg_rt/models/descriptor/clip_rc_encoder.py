@@ -15,11 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ShapeError
-from zsseg_rt.models.clip.folded_image_encoder import (
-    FoldedBlock,
-    FoldedImageEncoder,
-    linear_from,
-)
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoderConfig,
     PromptedImageEncoder,
@@ -28,7 +23,7 @@ from zsseg_rt.models.clip.image_encoder import (
 
 # Added to the scores of keys that a token must not see. Its exponential is zero in every precision,
 # and, unlike infinity, it causes no NaN in blockwise attention kernels that meet only such keys.
-_BLOCKED = -1e4
+BLOCKED = -1e4
 
 
 class CellEmbeds(NamedTuple):
@@ -161,78 +156,3 @@ class CellImageEncoder(PromptedImageEncoder):
         embeds = self.project(torch.cat([normed, others[:, -num_cells:]], dim=1))
         patches = embeds[:, 1 + prompts.shape[1] : -num_cells]
         return CellEmbeds(unit(patches), unit(embeds[:, 0]), unit(embeds[:, -num_cells:]))
-
-
-class FoldedCellEncoder(FoldedImageEncoder):
-    """A :class:`CellImageEncoder` and the projection of its patches, for one input size.
-
-    Like :class:`FoldedImageEncoder`. In addition, cell tokens start as constants, the mask is a
-    constant that is added to the scores, and ``[cell, class, patch]`` is projected
-    part by part: a cell is projected before it is spread over the grid.
-
-    Shapes:
-        patch_proj: Linear layer from ``[cell, class, patch]``, each of width D, to E.
-    """
-
-    cell_tokens: Tensor
-    mask: Tensor
-    spread: Tensor
-
-    def __init__(
-        self,
-        encoder: CellImageEncoder,
-        patch_proj: nn.Linear,
-        size_hw: tuple[int, int],
-        *,
-        with_clip_embeds: bool = False,
-    ) -> None:
-        super().__init__(encoder, size_hw)
-        self.with_clip_embeds = with_clip_embeds
-        self.num_cells = encoder.config.num_cells
-        with torch.no_grad():
-            self._fold_cells(encoder, patch_proj)
-        self.eval()
-
-    def _fold_cells(self, encoder: CellImageEncoder, patch_proj: nn.Linear) -> None:
-        device = self.positions.device
-        tokens = encoder.ln_pre(encoder.region_level_bridge)[None]
-        self.register_buffer("cell_tokens", tokens)
-        allowed = encoder.attention_allowed(self.grid_hw, 0)
-        # The folded prompts are the last keys; cells do not see them.
-        sees_prompts = torch.ones(len(allowed), encoder.config.num_prompts, dtype=torch.bool)
-        sees_prompts[-self.num_cells :] = False
-        allowed = torch.cat([allowed, sees_prompts], dim=1)
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, _BLOCKED)
-        self.register_buffer("mask", mask.to(device))
-        spread = upsample_cells(torch.eye(self.num_cells)[None], self.grid_hw)
-        self.register_buffer("spread", spread.to(device))
-        no_bias = torch.zeros_like(patch_proj.bias)
-        cell, cls, patch = patch_proj.weight.chunk(3, dim=1)
-        self.cell_proj = linear_from(cell.contiguous(), no_bias)
-        self.cls_proj = linear_from(cls.contiguous(), patch_proj.bias)
-        self.patch_proj = linear_from(patch.contiguous(), no_bias)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Encode one image of the fixed size.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[1, 3, *size_hw]``.
-
-        Returns:
-            ``patch_embeds`` ``[1, N, E]``, the projected cell-aware patches, and ``cls_embed``
-            ``[R, D]``, the sum of each cell's and the image's unit-norm embeddings; with
-            ``with_clip_embeds`` also ``[1, N, D]``, the patches' unit-norm embeddings.
-        """
-        tokens = torch.cat([self.embed_patches(image), self.cell_tokens], dim=1)
-        num_keys = tokens.shape[1]
-        for block in self.blocks:
-            assert isinstance(block, FoldedBlock)
-            mask = self.mask if block.prompt_keys.shape[2] else self.mask[:, :num_keys]
-            tokens = block(tokens, mask)
-        seeing_all = self.project(self.prompt_norm(tokens[:, : -self.num_cells]))
-        cells = self.project(tokens[:, -self.num_cells :])
-        cls_embed, patches = seeing_all[:, :1], seeing_all[:, 1:]
-        spread = self.spread @ self.cell_proj(cells)
-        patch_embeds = self.patch_proj(patches) + (spread + self.cls_proj(cls_embed))
-        outputs = patch_embeds, (cells + cls_embed)[0]
-        return (*outputs, patches) if self.with_clip_embeds else outputs

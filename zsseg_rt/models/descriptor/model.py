@@ -84,43 +84,6 @@ class DescriptorConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class InferenceParts:
-    """A model split where the runtime's kernels take over; for one image.
-
-    ``patch_embeds, cls_embed = image_encoder(image)``;
-    ``queries = relationship_descriptor(cls_embed, text_embeds, descriptor_weight,
-    descriptor_bias)``; ``class_embeds, patch_keys = decoder(queries, patch_embeds)``;
-    ``mask_logits = patch_text_similarity(patch_keys, class_embeds, logit_scale=logit_scale,
-    normalize=False)``; then ``upsample_argmax`` with a sigmoid and the seen classes' bias.
-
-    Attributes:
-        image_encoder: ``[1, 3, *size_hw]`` to ``patch_embeds`` ``[1, N, M]`` and ``cls_embed``
-            ``[R, D]``: what the decoder attends to, and what classes are related to.
-        decoder: ``queries`` ``[R, C, E]`` and ``patch_embeds`` to ``class_embeds`` ``[1, C, E]``
-            and ``patch_keys`` ``[1, N, E]``.
-        text_encoder: ``tokens`` ``[T, L]`` to ``[T, D]``, not normalised; None if there is none.
-        descriptor_weight: ``[E, 2D]``.
-        descriptor_bias: ``[E]``.
-        logit_scale: Factor of the last product.
-        grid_hw: Patch grid, rows and columns.
-        size_hw: Input size in pixels.
-        memory_dim: Width M of ``patch_embeds``.
-        num_cells: Rows R of ``cls_embed``; 1 where the whole image is the only cell.
-    """
-
-    image_encoder: nn.Module
-    decoder: nn.Module
-    text_encoder: TextEncoder | None
-    descriptor_weight: Tensor
-    descriptor_bias: Tensor
-    logit_scale: float
-    grid_hw: tuple[int, int]
-    size_hw: tuple[int, int]
-    memory_dim: int
-    num_cells: int = 1
-
-
 class DescriptorModel(PixelModel):
     """A CLIP image tower with deep prompts, a relationship descriptor and a decode head.
 
@@ -171,20 +134,12 @@ class DescriptorModel(PixelModel):
 
     @abstractmethod
     def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
-        """What the image encoder of :meth:`fold_for_inference` returns for a forward pass's image.
+        """What the exported image encoder returns for a forward pass's image.
 
         Computed from the pass's own output, so that the folded encoder can be checked against it.
 
         Returns:
             ``patch_embeds`` ``[1, N, M]`` and ``cls_embed`` ``[R, D]``.
-        """
-
-    @abstractmethod
-    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
-        """Split the model into the parts that are exported, with constants precomputed.
-
-        Returns:
-            The parts, in evaluation mode. They share unchanged weights with this model.
         """
 
     @property

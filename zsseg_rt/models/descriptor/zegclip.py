@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import SegmentationOutput
-from zsseg_rt.models.clip.folded_image_encoder import FoldedImageEncoder
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
-from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, FoldedDecoder, MaskDecoder
+from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, MaskDecoder
 from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
-    InferenceParts,
 )
 from zsseg_rt.models.descriptor.starts import Start, align_head, check_start, copy_layers
 from zsseg_rt.models.functional import relationship_descriptor
@@ -161,20 +159,3 @@ class ZegCLIP(DescriptorModel):
     def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
         """Patch and class embeddings, unchanged; see :meth:`DescriptorModel.encoder_outputs`."""
         return output.patch_embeds.flatten(2).transpose(1, 2), output.cls_embed
-
-    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> InferenceParts:
-        """See :meth:`DescriptorModel.fold_for_inference`."""
-        size_hw = size_hw or self.size_hw
-        image_encoder = FoldedImageEncoder(self.backbone, size_hw)
-        decoder = FoldedDecoder(self.decode_head.decoder_1)
-        return InferenceParts(
-            image_encoder=image_encoder,
-            decoder=decoder,
-            text_encoder=self.text_encoder,
-            descriptor_weight=self.decode_head.descriptor_weight().detach(),
-            descriptor_bias=self.decode_head.q_proj.bias.detach(),
-            logit_scale=decoder.logit_scale,
-            grid_hw=image_encoder.grid_hw,
-            size_hw=size_hw,
-            memory_dim=self.config.image_encoder.embed_dim,
-        )

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.functional import preprocess, upsample_argmax
-from zsseg_rt.models.input_checks import check_size
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
-from zsseg_rt.models.zeroseg.encoder import MaskedTokens, ReconstructionHead, StudentEncoder
+from zsseg_rt.models.zeroseg.encoder import ReconstructionHead, StudentEncoder
 from zsseg_rt.models.zeroseg.grouping import (
     GroupingBlock,
     SegmentationHead,
@@ -127,7 +126,7 @@ class ZeroSeg(SegmentationModel):
         """
         output = self.seg(self.encoder(image).patch_tokens)
         grid_hw = self.encoder.grid_hw((image.shape[2], image.shape[3]))
-        return _segment_tokens(output, grid_hw)
+        return segment_tokens(output, grid_hw)
 
     def predict(
         self, image: Tensor, text_embeds: Tensor, *, background_threshold: float | None = None
@@ -178,37 +177,9 @@ class ZeroSeg(SegmentationModel):
             tokens.segment_embeds, tokens.image_embed, text_embeds, self.config.rule
         )
 
-    def fold_for_inference(self, size_hw: tuple[int, int] | None = None) -> FoldedZeroSeg:
-        """Build the graph that is exported."""
-        return FoldedZeroSeg(self, size_hw or self.config.size_hw)
 
-
-class FoldedZeroSeg(nn.Module):
-    """A :class:`ZeroSeg` for one input size: positions are constants, training parts are gone."""
-
-    cls_token: Tensor
-    positions: Tensor
-
-    def __init__(self, model: ZeroSeg, size_hw: tuple[int, int]) -> None:
-        super().__init__()
-        check_size(size_hw, model.config.patch_size)
-        self.encoder, self.seg = model.encoder, model.seg
-        self.size_hw, self.grid_hw = size_hw, model.encoder.grid_hw(size_hw)
-        with torch.no_grad():
-            positions = model.encoder.positions(self.grid_hw)
-            self.register_buffer("positions", positions[:, 1:].clone())
-            self.register_buffer("cls_token", model.encoder.cls_token + positions[:, :1])
-        self.eval()
-
-    def forward(self, image: Tensor) -> SegmentTokens:
-        """Like :meth:`ZeroSeg.forward`, for images ``[B, 3, *size_hw]``."""
-        patches = self.encoder.patch_embed(image) + self.positions
-        cls_token = self.cls_token.expand(image.shape[0], -1, -1)
-        tokens: MaskedTokens = self.encoder.encode(torch.cat([cls_token, patches], dim=1))
-        return _segment_tokens(self.seg(tokens.patch_tokens), self.grid_hw)
-
-
-def _segment_tokens(output: SegmentOutput, grid_hw: tuple[int, int]) -> SegmentTokens:
+def segment_tokens(output: SegmentOutput, grid_hw: tuple[int, int]) -> SegmentTokens:
+    """What the segmentation head gives, with groups as maps."""
     group_map = torch.unflatten(output.group_map(), 2, grid_hw)
     return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
 

@@ -1,0 +1,1 @@
+"""Models cut into the parts that are exported, with everything constant computed once."""
