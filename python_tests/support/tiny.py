@@ -31,7 +31,7 @@ def rule_tensor(key: str, shape: Iterable[int], salt: str = "", gains: Gains = (
     if "empty_weight" in key:
         values = np.ones(shape)
         values[-1] = 0.1
-        return torch.from_numpy(values.astype(np.float32))
+        return torch.from_numpy(np.asarray(values, np.float32))
     values = random_normal(key, shape, salt)
     if len(shape) <= 1:
         values = 0.1 * values
@@ -42,7 +42,7 @@ def rule_tensor(key: str, shape: Iterable[int], salt: str = "", gains: Gains = (
     for substring, factor in gains:
         if substring in key:
             values *= factor
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def rule_state_dict(

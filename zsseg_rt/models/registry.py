@@ -12,6 +12,8 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.cat_seg.builders import CatSegStart, OfficialCatSeg
+from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, DenseCLIPStart
 from zsseg_rt.models.descriptor.builders import (
@@ -52,6 +54,9 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "cat_seg": Architecture(
+        model=CatSeg, config=CatSegConfig, create=CatSegStart, from_official=OfficialCatSeg
+    ),
     "clip_rc": Architecture(
         model=ClipRC,
         config=ClipRCConfig,
@@ -84,9 +89,10 @@ def from_official(
     """Build a model from the weights that its authors published.
 
     Args:
-        architecture: ``"clip_rc"``, ``"zegclip"`` or ``"zegformer"``.
+        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"zegclip"`` or ``"zegformer"``.
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds.
         **config: What cannot be read from shapes, with official defaults; see
+            :class:`zsseg_rt.models.cat_seg.builders.OfficialCatSeg`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
             :class:`zsseg_rt.models.zegformer.official.OfficialZegFormer`.
@@ -106,9 +112,10 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     """Build a model that starts from CLIP or MAE weights, or from our own checkpoints.
 
     Args:
-        architecture: ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"zegclip"``,
-            ``"zegformer"`` or ``"zeroseg"``.
+        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``,
+            ``"zegclip"``, ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
+            :class:`zsseg_rt.models.cat_seg.builders.CatSegStart`,
             :class:`zsseg_rt.models.descriptor.builders.ClipRCStart`,
             :class:`zsseg_rt.models.dense.cosine_head.CosineHeadStart`,
             :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,

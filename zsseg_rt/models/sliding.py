@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import cv2
@@ -59,7 +59,7 @@ def prepare_image(
     Returns:
         float32 ``[1, 3, h, w]``.
     """
-    _check_picture(rgb)
+    check_picture(rgb)
     height, width = rgb.shape[:2]
     # The long side's target is computed before the factor: the order decides the last rounding.
     long_side = short_side * max(height, width) / min(height, width)
@@ -70,7 +70,8 @@ def prepare_image(
     return torch.from_numpy(scaled.astype(np.float32).transpose(2, 0, 1)[None].copy())
 
 
-def _check_picture(rgb: NDArray[np.uint8]) -> None:
+def check_picture(rgb: NDArray[np.uint8]) -> None:
+    """Refuse anything but uint8 ``[H, W, 3]``."""
     if not isinstance(rgb, np.ndarray):
         raise DTypeError(
             f"rgb: expected a NumPy array, got {type(rgb).__module__}.{type(rgb).__qualname__}. "
@@ -120,24 +121,25 @@ def slide_predict(
     rgb: NDArray[np.uint8],
     text_embeds: Tensor,
     *,
-    short_side: int = 512,
-    crop_size: int = 512,
-    stride: int = 426,
+    short_side: int | None = None,
+    crop_size: int | None = None,
+    stride: int | None = None,
     softmax: bool = True,
 ) -> Tensor:
     """Score every class at every pixel of a whole image, as the official evaluation does.
 
     Resize so that the short side is ``short_side``, normalise, average ``model.predict`` over
-    sliding windows, resize the scores to the image, softmax over classes.
+    sliding windows, resize the scores to the image, softmax over classes. CAT-Seg has five views
+    of its own instead; see :meth:`zsseg_rt.models.cat_seg.model.CatSeg.slide_views`.
 
     Args:
         model: A model with ``predict``, such as
             :class:`zsseg_rt.models.descriptor.zegclip.ZegCLIP`.
         rgb: uint8 ``[H, W, 3]``, RGB.
         text_embeds: Class embeddings, ``[C, D]``.
-        short_side: Short side of the resized image, in pixels.
-        crop_size: Side of a window, in pixels.
-        stride: Step between windows, in pixels.
+        short_side: Short side of the resized image, in pixels; None is 512, or CAT-Seg's own.
+        crop_size: Side of a window, in pixels; None is 512.
+        stride: Step between windows, in pixels; None is 426.
         softmax: Whether to end with the official softmax over scores; the argmax is the same
             without it.
 
@@ -149,6 +151,14 @@ def slide_predict(
             positive.
         DTypeError: The image is not uint8.
     """
+    own: Any = model if hasattr(model, "slide_views") else None
+    usual = own.windows if own else SlideSettings(short_side=512, crop_size=512, stride=426)
+    given = {"short_side": short_side, "crop_size": crop_size, "stride": stride}
+    windows = replace(usual, **{k: v for k, v in given.items() if v is not None})
+    if own:
+        scores: Tensor = own.slide_views(rgb, text_embeds, windows)
+        return scores
+    short_side, crop_size, stride = windows.short_side, windows.crop_size, windows.stride
     if min(short_side, crop_size, stride) < 1 or stride > crop_size:
         raise ShapeError(
             f"stride: expected 1 <= stride <= crop_size and a positive short_side, got stride "

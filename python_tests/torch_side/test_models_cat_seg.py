@@ -1,0 +1,148 @@
+"""CAT-Seg from weights of our own rule: what it takes, refuses and leaves alone."""
+
+import pytest
+import torch
+
+from support import golden_cat_seg as rule
+from support.errors import refused
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+from zsseg_rt.models import create_model, from_official, slide_predict
+from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, shift_mask, window_order
+from zsseg_rt.models.sliding import SlideSettings
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return rule.tiny_weights()
+
+
+def build(weights, **settings):
+    return from_official("cat_seg", weights, **(rule.TINY_SETTINGS | settings))
+
+
+def inputs(count, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(2, 3, 96, 96), torch.nn.functional.normalize(torch.randn(count, 32), dim=1)
+
+
+@torch.no_grad()
+def test_the_order_of_classes_changes_nothing(weights):
+    model, (image, text) = build(weights, most_classes=6), inputs(10)
+    order = torch.randperm(10)
+    logits = model(image, text).mask_logits
+    assert logits.shape == (2, 10, 24, 24)
+    assert ((logits == -100).all(-1).all(-1).sum(1) == 4).all()  # of each image by itself
+    torch.testing.assert_close(model(image, text[order]).mask_logits, logits[:, order])
+    alone = torch.cat([model(one[None], text).mask_logits for one in image])
+    torch.testing.assert_close(alone, logits)
+
+
+@torch.no_grad()
+def test_a_repeated_padding_token_is_the_constant_times_its_number(weights):
+    model = build(weights)
+    head = model.aggregator.layers[1].attention
+    x, named = torch.randn(1, 5, 9, 16), torch.rand(5, 12)
+    padded = torch.cat([x, head.padding_tokens.expand(1, 3, 9, -1)], dim=1)
+    guided = torch.cat([named, head.padding_guidance[0].expand(3, -1)])
+    torch.testing.assert_close(head(padded, guided)[:, :5], head(x, named), rtol=1e-5, atol=1e-5)
+
+
+def test_shifted_windows_see_only_their_own_region():
+    mask, order = shift_mask(24, 12, 6), window_order(24, 12, 6)
+    assert mask.shape == (4, 144, 144)
+    assert sorted(order.tolist()) == list(range(576))
+    assert order[0] == 6 * 24 + 6
+    seen = (mask == 0).float().mean(dim=(1, 2)).tolist()
+    assert seen == [1.0, 0.5, 0.5, 0.25]
+
+
+def test_only_q_and_v_of_clip_are_tuned(weights):
+    model, (image, text) = build(weights), inputs(3)
+    model(image, text).mask_logits.sum().backward()
+    tuned = {
+        name for name, p in model.named_parameters() if p.requires_grad and "_encoder." in name
+    }
+    assert len(tuned) == 2 * (rule.TINY["v_layers"] + rule.TINY["t_layers"])
+    assert all(name.endswith(("q_proj_weight", "v_proj_weight")) for name in tuned)
+    unused = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert all(name.startswith("text_encoder.") or ".3.attn.q" in name for name in unused)
+
+
+def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
+    mask = {
+        rule.HEAD + f"layers.{n}.swin_block.block_2.attn_mask": shift_mask(6, 3, 1) for n in (0, 1)
+    }
+    bare = {key: value for key, value in weights.items() if "logit_scale" not in key}
+    image, text = inputs(3)
+    with torch.no_grad():
+        found = build(weights | mask)(image, text).mask_logits
+        assert torch.equal(found, build(bare)(image, text).mask_logits)
+    no_text = {k: v for k, v in bare.items() if "visual" in k or rule.CLIP not in k}
+    assert build(no_text).text_encoder is None
+
+
+def test_other_checkpoints_are_refused(weights):
+    earlier = {key: value for key, value in weights.items() if key != "upsample1.weight"}
+    large = weights | {rule.CLIP + "visual.conv1.weight": torch.zeros(64, 3, 14, 14)}
+    wrong_mask = {rule.HEAD + "layers.0.swin_block.block_2.attn_mask": torch.zeros(4, 16, 16)}
+    unknown = {"sem_seg_head.predictor.extra": torch.zeros(1)}
+    for bad in (
+        earlier,
+        weights | {"backbone.stem.conv1.weight": torch.zeros(1, 1)},
+        large,
+        weights | wrong_mask,
+        weights | unknown,
+        {key: value.half() for key, value in weights.items()},
+        {"module." + key: value for key, value in weights.items()},
+    ):
+        with pytest.raises(CheckpointError):
+            build(bad)
+    short = dict(weights)
+    del short[rule.HEAD + "layers.1.attention.MLP.2.bias"]
+    with pytest.raises(CheckpointError, match="1 missing"):
+        build(short)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("pooling", (2, 2)),
+        ("window", 4),
+        ("window", 6),
+        ("taps", (2, 1)),
+        ("taps", (1, 3)),
+        ("most_classes", 0),
+    ],
+)
+def test_bad_settings_are_refused(weights, argument, value):
+    with refused(ArgumentError, argument):
+        build(weights, **{argument: value})
+
+
+def test_bad_inputs_are_refused(weights):
+    model, (image, text) = build(weights), inputs(3)
+    with refused(ShapeError, "image_size"):
+        build(weights, view=100)
+    with refused(ShapeError, "image"):
+        model(image[..., :80], text)
+    with refused(ShapeError, "text_embeds"):
+        model(image, text[:0])
+    with refused(ShapeError, "text_embeds"):
+        model(image, text[:, :8])
+    with refused(DTypeError, "rgb"):
+        slide_predict(model, torch.zeros(9, 9, 3).numpy(), text)
+    with refused(ArgumentError, "windows"):
+        slide_predict(model, torch.zeros(9, 9, 3, dtype=torch.uint8).numpy(), text, stride=10)
+    assert model.windows == SlideSettings(short_side=160, crop_size=96, stride=64)
+
+
+def test_a_start_from_clip_gives_finite_logits():
+    head = AggregatorConfig(window=2, hidden=16, num_heads=2, up=(16, 16), decoder_guidance=(8, 4))
+    model = create_model("cat_seg", pretrained="demo", view=64, aggregator=head)
+    text = torch.nn.functional.normalize(
+        torch.randn(4, model.config.image_encoder.embed_dim), dim=1
+    )
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, 64, 64), text).mask_logits
+    assert logits.shape[1] == 4
+    assert logits.isfinite().all()

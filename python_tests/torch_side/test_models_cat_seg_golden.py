@@ -1,0 +1,127 @@
+"""CAT-Seg against the official code's outputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from support import golden_cat_seg as rule
+from support.golden import assert_close, config_of, load
+from zsseg_rt.models import slide_predict
+
+pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
+
+STAGE = 2e-5  # relative to max(1, |x|max); worst seen 8e-7
+LOGITS, SCORES = 1e-4, 1e-5
+HEAD = "aggregator."
+
+
+@pytest.fixture(scope="module")
+def small(shared_dir):
+    vectors = load(shared_dir, "catseg_small_enc_public.npz")
+    return rule.build(shared_dir), vectors, config_of(vectors)
+
+
+def assert_labels(scores, labels):
+    """Equal wherever the two best scores are apart."""
+    top = scores.topk(min(2, len(scores)), dim=0).values
+    clear = (top[0] - top[-1] > SCORES) | (len(scores) == 1)
+    assert clear.any()
+    assert (scores.argmax(0).numpy() == labels)[clear.numpy()].all()
+
+
+def test_weights_are_the_rules(shared_dir, small):
+    weights, vectors = rule.state_dict(shared_dir), small[1]
+    for key, sums in zip(vectors["sd_keys"], vectors["sd_sums"], strict=True):
+        values = weights[str(key)].double()
+        np.testing.assert_allclose([values.sum(), values.abs().sum()], sums, atol=1e-6)
+
+
+def test_small_encoder_text_and_guidance(small):
+    model, vectors, config = small
+    image = rule.normalised(rule.image_u8((2, 96, 96, 3)), config)
+    assert_close(image, vectors["image"], STAGE)
+    text = torch.from_numpy(vectors["text_norm"])
+    found = rule.stages(model, lambda: model(image, text))
+    for index in range(8):
+        block = found[f"image_encoder.transformer.resblocks.{index}"]
+        assert_close(block, vectors[f"clip_block{index}"], STAGE)
+    expected = {
+        "image_encoder.conv1": "clip_patch",
+        "image_encoder.ln_pre": "clip_ln_pre",
+        "image_encoder.ln_post": "clip_ln_post",
+        "upsample1": "guid1",
+        "upsample2": "guid2",
+        HEAD + "guidance_projection": "app_guid",
+        HEAD + "layers.0.swin_block.guidance_norm": "agg0_guidnorm",
+        HEAD + "layers.1.swin_block.guidance_norm": "agg1_guidnorm",
+        HEAD + "decoder_guidance_projection.0": "dec_guid0",
+        HEAD + "decoder_guidance_projection.1": "dec_guid1",
+    }
+    for name, key in expected.items():
+        assert_close(found[name], vectors[key], STAGE)
+    assert_close(found["image_encoder"].embeds, vectors["clip_dense"], STAGE)
+    assert np.abs(found["output"].mask_logits.numpy() - vectors["logits_names"]).max() <= LOGITS
+    dense = torch.from_numpy(vectors["clip_dense"])[:, 1:].transpose(1, 2).unflatten(2, (6, 6))
+    assert_close(found["output"].patch_embeds, dense.numpy(), STAGE)
+    embeds = model.text_encoder(torch.from_numpy(vectors["tokens"]))
+    assert_close(embeds, vectors["text_raw"], STAGE)
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 150, 255, 256, 257, 300])
+def test_small_head(shared_dir, small, count):
+    model, encoder, config = small
+    vectors = load(shared_dir, f"catseg_small_c{count}_public.npz")
+    text = rule.text_bank(count, config)
+    np.testing.assert_allclose(text.numpy(), vectors["text"], atol=1e-7)
+    image = torch.from_numpy(encoder["image"][:1])
+    found = rule.stages(model, lambda: model(image, text))
+    logits = found["output"].mask_logits[0]
+    assert np.abs(logits.numpy() - vectors["logits"]).max() <= LOGITS
+    kept = np.arange(count)
+    if count > 256:
+        kept = np.flatnonzero((logits.flatten(1).amax(1) > -100).numpy())
+        np.testing.assert_array_equal(kept, np.sort(vectors["kept"]))
+    rows = np.searchsorted(kept, vectors["stage_classes"])
+    assert_close(found[HEAD + "conv1"][rows], vectors["conv1"], STAGE)
+    for layer in (0, 1):
+        stem = f"{HEAD}layers.{layer}"
+        for block in (1, 2):
+            tokens = found[f"{stem}.swin_block.block_{block}"][0, rows]
+            assert_close(tokens, vectors[f"agg{layer}_swin{block}"], STAGE)
+        maps = found[stem][0, rows].transpose(1, 2).unflatten(2, (6, 6))
+        assert_close(maps, vectors[f"agg{layer}_out"], STAGE)
+    for stage in (1, 2):
+        assert_close(found[f"{HEAD}decoder{stage}"][rows], vectors[f"dec{stage}"], STAGE)
+
+
+@pytest.mark.parametrize("count", [5, 20, 300])
+def test_small_views_of_a_whole_picture(shared_dir, small, count):
+    model, _, config = small
+    vectors = load(shared_dir, "catseg_small_slide_public.npz")
+    scores = slide_predict(model, vectors["picture"], rule.text_bank(count, config))
+    step = 1 if count == 5 else 2
+    found = scores[vectors[f"classes_c{count}"], ::step, ::step].numpy()
+    assert np.abs(found - vectors[f"sem_seg_c{count}"]).max() <= SCORES
+    assert_labels(scores, vectors[f"argmax_c{count}"])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("count", [20, 150])
+def test_real_sizes(shared_dir, count):
+    name = f"catseg_real_c{count}_public.npz"
+    model, vectors = rule.build(shared_dir, "catseg_real_c20_public.npz"), load(shared_dir, name)
+    config = config_of(vectors)
+    text = rule.text_bank(count, config)
+    np.testing.assert_allclose(
+        [text.double().sum(), text.double().abs().sum()], vectors["text_sum"]
+    )
+    image = rule.normalised(rule.image_u8((384, 384, 3))[None], config)
+    logits = model(image, text).mask_logits[0]
+    assert np.abs(logits[:, ::4, ::4].numpy() - vectors["logits_sub4"]).max() <= LOGITS
+    stage = logits[vectors["stage_classes"][:2]]
+    assert np.abs(stage.numpy() - vectors["logits_stage"]).max() <= LOGITS
+    if count == 20:
+        pictures = load(shared_dir, "catseg_real_slide_public.npz")
+        scores = slide_predict(model, pictures["picture"], text)
+        assert np.abs(scores[:, ::8, ::8].numpy() - pictures["sem_seg_sub8"]).max() <= SCORES
+        assert_labels(scores, pictures["argmax"])

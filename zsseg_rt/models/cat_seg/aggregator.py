@@ -1,0 +1,238 @@
+"""CAT-Seg's head: every class's correlation map, refined in space and against other classes.
+
+Module and parameter names are the official checkpoints'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_LAYERS = 2
+DROPPED_LOGIT = -100.0
+"""The logit of classes that the head did not look at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorConfig:
+    """Sizes of the head; the defaults are CAT-Seg B's.
+
+    Attributes:
+        embed_dim: Width D of the joint space.
+        width: Trunk width W.
+        hidden: Channels of a class's map.
+        num_heads: Heads, in space and between classes.
+        window: Side of an attention window, in patches.
+        text_guidance: Width of the classes' guidance.
+        guidance: Width of the image's guidance.
+        decoder: Channels of the two decoder stages.
+        up: Channels of the two upsampled taps.
+        decoder_guidance: Channels of these beside the decoder's.
+        padding: Classes that shorter vocabularies are padded to.
+    """
+
+    embed_dim: int = 512
+    width: int = 768
+    hidden: int = 128
+    num_heads: int = 4
+    window: int = 12
+    text_guidance: int = 128
+    guidance: int = 128
+    decoder: tuple[int, int] = (64, 32)
+    up: tuple[int, int] = (256, 128)
+    decoder_guidance: tuple[int, int] = (32, 16)
+    padding: int = 256
+
+
+class Guidance(NamedTuple):
+    """What the head takes from an image besides correlations: ``[B, ., g, g]`` and its multiples.
+
+    Attributes:
+        near: Of the patches' embeddings.
+        fine: Of the taps, at two and at four times the grid.
+    """
+
+    near: Tensor
+    fine: tuple[Tensor, Tensor]
+
+
+def window_order(grid: int, window: int, shift: int) -> Tensor:
+    """Tokens of a square grid, window by window, after a cyclic shift towards the origin."""
+    places = torch.arange(grid * grid).view(grid, grid).roll((-shift, -shift), (0, 1))
+    split = places.view(grid // window, window, grid // window, window)
+    return split.transpose(1, 2).flatten()
+
+
+def shift_mask(grid: int, window: int, shift: int) -> Tensor:
+    """What is added to attention in shifted windows, ``[windows, window^2, window^2]``."""
+    sides = torch.arange(grid)
+    region = (sides >= grid - window).int() + (sides >= grid - shift).int()
+    labels = (3 * region[:, None] + region).flatten()[window_order(grid, window, 0)]
+    labels = labels.view(-1, window * window)
+    return (labels[:, :, None] != labels[:, None]).float() * -100.0
+
+
+class SwinBlock(nn.Module):
+    """Attention within windows, steered by the image, then an MLP; ``[B, C, N, h]`` to the same."""
+
+    def __init__(self, config: AggregatorConfig, shift: int) -> None:
+        super().__init__()
+        hidden, guided = config.hidden, config.hidden + config.guidance
+        self.window, self.shift, self.num_heads = config.window, shift, config.num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.attn = nn.ModuleDict(
+            {name: nn.Linear(guided if name in "qk" else hidden, hidden) for name in "qkv"}
+            | {"proj": nn.Linear(hidden, hidden)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(hidden, 4 * hidden), "fc2": nn.Linear(4 * hidden, hidden)}
+        )
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """``guidance`` is ``[B, 1, N, G]``."""
+        grid = int(x.shape[2] ** 0.5)
+        order = window_order(grid, self.window, self.shift).to(x.device)
+        y = self.norm1(x)
+        guided = torch.cat([y, guidance.expand(*y.shape[:3], -1)], dim=-1)
+        q, k, v = (
+            self.attn[name](part)[:, :, order]
+            .unflatten(2, (-1, self.window**2))
+            .unflatten(-1, (self.num_heads, -1))
+            .transpose(3, 4)
+            for name, part in (("q", guided), ("k", guided), ("v", y))
+        )
+        mask = shift_mask(grid, self.window, self.shift).to(x)[:, None] if self.shift else None
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = mixed.transpose(3, 4).flatten(4).flatten(2, 3)[:, :, order.argsort()]
+        x = x + self.attn["proj"](mixed)
+        return cast(Tensor, x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
+
+
+class ClassAttention(nn.Module):
+    """Linear attention between the classes of a pixel; ``[B, C, N, h]`` to the same.
+
+    Vocabularies below ``padding`` classes are padded with copies of one learned token; its keys and
+    values are constants, so they are added as often as it is missing.
+    """
+
+    def __init__(self, config: AggregatorConfig) -> None:
+        super().__init__()
+        hidden, guided = config.hidden, config.hidden + config.text_guidance
+        self.num_heads, self.padding = config.num_heads, config.padding
+        self.padding_tokens = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.padding_guidance = nn.Parameter(torch.zeros(1, 1, config.text_guidance))
+        self.attention = nn.ModuleDict(
+            {name: nn.Linear(guided if name in "qk" else hidden, hidden) for name in "qkv"}
+        )
+        self.MLP = nn.Sequential(
+            nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden)
+        )
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+
+    def keys_values(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[..., heads, h / heads]`` of tokens with their guidance."""
+        y = self.norm1(x)
+        guided = torch.cat([y, text.expand(*y.shape[:-1], -1)], dim=-1)
+        q, k = (F.elu(self.attention[name](guided)) + 1.0 for name in "qk")
+        q, k, v = (p.unflatten(-1, (self.num_heads, -1)) for p in (q, k, self.attention["v"](y)))
+        return q, k, v
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """``text`` is ``[C, T]``."""
+        q, k, v = self.keys_values(x, text[:, None])
+        missing = max(0, self.padding - x.shape[1])
+        _, pad_k, pad_v = self.keys_values(self.padding_tokens[0, 0], self.padding_guidance[0, 0])
+        products = torch.einsum("bcnhd,bcnhe->bnhde", k, v)
+        products = products + missing * pad_k[:, :, None] * pad_v[:, None]
+        totals = k.sum(1) + missing * pad_k
+        weights = torch.einsum("bcnhd,bnhd->bcnh", q, totals) + 1e-6
+        mixed = torch.einsum("bcnhd,bnhde->bcnhe", q, products) / weights[..., None]
+        refined = x + mixed.flatten(-2)
+        refined = refined + self.MLP(self.norm2(refined))
+        return cast(Tensor, x + refined)  # its input counts twice, as officially
+
+
+class AggregatorLayer(nn.Module):
+    """Two window blocks, the second shifted, then attention between classes."""
+
+    def __init__(self, config: AggregatorConfig) -> None:
+        super().__init__()
+        shifts = {"block_1": 0, "block_2": config.window // 2}
+        blocks: dict[str, nn.Module] = {n: SwinBlock(config, s) for n, s in shifts.items()}
+        self.swin_block = nn.ModuleDict(blocks | {"guidance_norm": nn.LayerNorm(config.guidance)})
+        self.attention = ClassAttention(config)
+
+    def forward(self, x: Tensor, near: Tensor, text: Tensor) -> Tensor:
+        """``x`` ``[B, C, N, h]``, ``near`` ``[B, N, G]``, ``text`` ``[C, T]``."""
+        guidance = self.swin_block["guidance_norm"](near)[:, None]
+        for name in ("block_1", "block_2"):
+            x = self.swin_block[name](x, guidance)
+        return cast(Tensor, self.attention(x, text))
+
+
+class UpBlock(nn.Module):
+    """Doubles a class's map, beside the image's guidance."""
+
+    def __init__(self, inputs: int, outputs: int, guidance: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(inputs, inputs - guidance, 2, stride=2)
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            layers += [
+                nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                nn.GroupNorm(outputs // 16, outputs),
+                nn.ReLU(),
+            ]
+        self.conv = nn.ModuleDict({"double_conv": nn.Sequential(*layers)})
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """``x`` ``[K, inputs, g, g]``, ``guidance`` ``[K, guidance, 2g, 2g]``."""
+        return cast(Tensor, self.conv["double_conv"](torch.cat([self.up(x), guidance], dim=1)))
+
+
+class Aggregator(nn.Module):
+    """From correlations ``[B, C, g, g]`` to logits ``[B, C, 4g, 4g]``."""
+
+    def __init__(self, config: AggregatorConfig) -> None:
+        super().__init__()
+        hidden, first, second = config.hidden, *config.decoder
+        self.conv1 = nn.Conv2d(1, hidden, 7, padding=3)
+        self.guidance_projection = _conv3(config.embed_dim, config.guidance)
+        self.text_guidance_projection = nn.Sequential(
+            nn.Linear(config.embed_dim, config.text_guidance), nn.ReLU()
+        )
+        self.decoder_guidance_projection = nn.ModuleList(
+            map(_conv3, config.up, config.decoder_guidance)
+        )
+        self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(NUM_LAYERS))
+        self.decoder1 = UpBlock(hidden, first, config.decoder_guidance[0])
+        self.decoder2 = UpBlock(first, second, config.decoder_guidance[1])
+        self.head = nn.Conv2d(second, 1, 3, padding=1)
+
+    def guide(self, features: Tensor, taps: tuple[Tensor, Tensor]) -> Guidance:
+        """What does not depend on classes, from features ``[B, D, g, g]`` and upsampled taps."""
+        two, four = (p(t) for p, t in zip(self.decoder_guidance_projection, taps, strict=True))
+        return Guidance(self.guidance_projection(features), (two, four))
+
+    def forward(self, correlation: Tensor, guidance: Guidance, text: Tensor) -> Tensor:
+        """``text`` is unit rows ``[C, D]``."""
+        batch, classes, grid, _ = correlation.shape
+        named = self.text_guidance_projection(text)
+        x = self.conv1(correlation.flatten(0, 1)[:, None]).flatten(2).transpose(1, 2)
+        x = x.unflatten(0, (batch, classes))
+        near = guidance.near.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, near, named)
+        maps = x.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
+        for decoder, fine in zip((self.decoder1, self.decoder2), guidance.fine, strict=True):
+            maps = decoder(maps, fine.repeat_interleave(classes, dim=0))
+        logits: Any = self.head(maps)
+        return cast(Tensor, logits[:, 0].unflatten(0, (batch, classes)))
+
+
+def _conv3(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())

@@ -1,0 +1,219 @@
+"""CAT-Seg: CLIP's patches compared with every class, and the correlations aggregated.
+
+Source:
+    Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.models.base import LabelRule, PixelModel, SegmentationOutput
+from zsseg_rt.models.cat_seg.aggregator import DROPPED_LOGIT, Aggregator, AggregatorConfig
+from zsseg_rt.models.cat_seg.encoder import DenseFeatureEncoder, split_attention
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.models.functional import preprocess
+from zsseg_rt.models.input_checks import check_size, check_text_embeds
+from zsseg_rt.models.sliding import SlideSettings, check_picture
+from zsseg_rt.models.zegformer.pictures import resize_picture
+
+TEMPLATES = ("A photo of a {} in the scene",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatSegConfig:
+    """Everything that defines a model besides its weights.
+
+    Attributes:
+        image_encoder: Image tower; it has no prompts.
+        aggregator: The head.
+        text_encoder: Text tower, which was tuned with the rest; None for a model that is given
+            text embeddings only.
+        taps: Blocks of the image tower whose outputs guide the decoder at two and at four times
+            the grid.
+        view: Side of the image in pixels.
+        most_classes: Classes that the head looks at: those with the largest correlation anywhere
+            in the image, 256 officially; all others get the logit -100. None: all, which is not
+            what the model was trained with.
+    """
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    text_encoder: TextEncoderConfig | None = None
+    taps: tuple[int, int] = (3, 7)
+    view: int = 384
+    most_classes: int | None = 256
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_size((self.view, self.view), self.image_encoder.patch_size)
+        grid, window = self.view // self.image_encoder.patch_size, self.aggregator.window
+        if window < 2 or grid % window or grid <= window:
+            raise ArgumentError(
+                f"window: expected a side that fills the grid of {grid}x{grid} patches at least "
+                f"twice, got {window}. Officially it is 12 of 24."
+            )
+        first, second = self.taps
+        if not 0 <= first < second < self.image_encoder.num_layers - 1:
+            raise ArgumentError(
+                f"taps: expected two blocks before the last of {self.image_encoder.num_layers}, "
+                f"the earlier first, got {self.taps}. Officially they are 3 and 7 of 12."
+            )
+        if self.most_classes is not None and self.most_classes < 1:
+            raise ArgumentError(
+                f"most_classes: expected at least 1 or None, got {self.most_classes}"
+            )
+
+
+class CatSeg(PixelModel):
+    """CAT-Seg, for square images of one size.
+
+    Images are RGB, divided by 255 and normalised with CLIP's constants. Gradients reach the head
+    and, in both towers, the attention weights of q and v.
+    """
+
+    architecture = "cat_seg"
+    image_mean, image_std = CLIP_MEAN, CLIP_STD
+    config: CatSegConfig
+
+    def __init__(self, config: CatSegConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, (two, four) = config.image_encoder.width, config.aggregator.up
+        self.image_encoder = DenseFeatureEncoder(config.image_encoder, config.taps)
+        self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
+        if self.text_encoder is not None:
+            split_attention(self.text_encoder.transformer)
+        self.upsample1 = nn.ConvTranspose2d(width, two, 2, stride=2)
+        self.upsample2 = nn.ConvTranspose2d(width, four, 4, stride=4)
+        self.aggregator = Aggregator(config.aggregator)
+        for name, parameter in self.named_parameters():
+            tuned = name.endswith(("q_proj_weight", "v_proj_weight"))
+            parameter.requires_grad_(tuned or "_encoder." not in name)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """See :attr:`SegmentationModel.size_hw`."""
+        return self.config.view, self.config.view
+
+    @property
+    def crop_hw(self) -> tuple[int, int]:
+        """See :attr:`SegmentationModel.crop_hw`."""
+        return self.size_hw
+
+    @property
+    def windows(self) -> SlideSettings:
+        """The authors' four windows; see :meth:`slide_views` for their fifth view."""
+        view = self.config.view
+        return SlideSettings(
+            short_side=view * 5 // 3, crop_size=view, stride=int(view * (1 - 0.333))
+        )
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """See :attr:`PixelModel.label_rule`."""
+        return LabelRule(activation="sigmoid")
+
+    def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
+        """Compute every class's logits.
+
+        Shapes:
+            image: Normalised RGB planes, float ``[B, 3, view, view]``.
+            text_embeds: Class embeddings, ``[C, D]``; brought to the image's dtype and unit norm.
+
+        Returns:
+            Logits ``[B, C, 4g, 4g]``; the patches' embeddings ``[B, D, g, g]`` and the image's
+            ``[B, D]``, neither of unit norm.
+        """
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
+        if image.ndim == 4 and tuple(image.shape[2:]) != self.size_hw:
+            raise ShapeError(
+                f"image: expected {self.size_hw[0]}x{self.size_hw[1]} pixels, got "
+                f"{image.shape[2]}x{image.shape[3]}. Resize the image."
+            )
+        embeds, taps = self.image_encoder(image)
+        side = taps[0].shape[2]
+        features = embeds[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        text = F.normalize(text_embeds.to(features), dim=-1)
+        correlation = torch.einsum("bdhw,cd->bchw", F.normalize(features, dim=1), text)
+        raised = (self.upsample1(taps[0]), self.upsample2(taps[1]))
+        guidance = self.aggregator.guide(features, raised)
+        most = self.config.most_classes
+        if most is None or len(text) <= most:
+            logits = self.aggregator(correlation, guidance, text)
+        else:
+            size = (len(image), len(text), 4 * side, 4 * side)
+            logits = correlation.new_full(size, DROPPED_LOGIT)
+            for row, best in enumerate(correlation.flatten(2).amax(2).topk(most).indices):
+                kept, one = best.sort().values, slice(row, row + 1)
+                near, (two, four) = guidance
+                own = guidance._replace(near=near[one], fine=(two[one], four[one]))
+                logits[row, kept] = self.aggregator(correlation[one, kept], own, text[kept])[0]
+        return SegmentationOutput(mask_logits=logits, patch_embeds=features, cls_embed=embeds[:, 0])
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Score every class at every pixel: logits upsampled to the image, then the sigmoid.
+
+        Shapes:
+            image: Normalised RGB planes, float ``[B, 3, view, view]``.
+            text_embeds: Class embeddings, ``[C, D]``.
+
+        Returns:
+            ``[B, C, view, view]``, in ``[0, 1]``.
+        """
+        return _resized(self(image, text_embeds).mask_logits, self.size_hw).sigmoid()
+
+    @torch.no_grad()
+    def slide_views(
+        self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings
+    ) -> Tensor:
+        """Score every class at every pixel from five views, as the official evaluation does.
+
+        The picture is resized to a short side, then stretched to a square of that side for four
+        overlapping windows, and to one view's size for the fifth; the mean of the windows and the
+        fifth view count alike.
+
+        Shapes:
+            rgb: uint8 ``[H, W, 3]``, RGB.
+
+        Returns:
+            ``[C, H, W]``, in ``[0, 1]``.
+        """
+        check_picture(rgb)
+        if windows != self.windows:
+            raise ArgumentError(
+                f"windows: expected {self.windows} for {self.architecture}, got {windows}. Leave "
+                "them out."
+            )
+        side, view = windows.short_side, windows.crop_size
+        planes = torch.from_numpy(resize_picture(rgb, side, 4 * side)).to(text_embeds.device)
+        places = [(top, left) for top in (0, side - view) for left in (0, side - view)]
+        square, whole = (self._stretched(planes, size) for size in (side, view))
+        total, count = None, square.new_zeros(1, side, side)
+        for top, left in places:
+            part = (..., slice(top, top + view), slice(left, left + view))
+            scores = self.predict(square[part], text_embeds)[0]
+            total = scores.new_zeros(len(scores), side, side) if total is None else total
+            total[part] += scores
+            count[part] += 1
+        assert total is not None
+        overview = _resized(self.predict(whole, text_embeds), (side, side))[0]
+        merged = (total / count + overview) / 2
+        return _resized(merged[None], (rgb.shape[0], rgb.shape[1]))[0]
+
+    def _stretched(self, planes: Tensor, side: int) -> Tensor:
+        size_hw = (side, side)
+        return preprocess(planes, size_hw=size_hw, mean=self.image_mean, std=self.image_std)[None]
+
+
+def _resized(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
