@@ -103,7 +103,7 @@ def test_simpler_polygons_stay_near():
 
 @pytest.mark.parametrize("call", [{"min_area": 0}, {"tolerance": -1.0}, {"tolerance": np.nan}])
 def test_useless_settings_are_refused(call):
-    with pytest.raises(ArgumentError, match=next(iter(call))):
+    with refused(ArgumentError, next(iter(call))):
         make(blocks()).polygons(**call)
 
 

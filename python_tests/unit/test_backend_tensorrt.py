@@ -220,7 +220,7 @@ def test_a_graph_that_the_check_refuses_is_not_parsed(trt, native, graph_path, m
         raise BackendError(f"{path}: external data")
 
     monkeypatch.setattr(_tensorrt, "check_graph", refuse)
-    with pytest.raises(BackendError, match="decoder.onnx: external data"):
+    with refused(BackendError, None, "decoder.onnx"):
         load(graph_path)
     assert trt.journal == []
 

@@ -35,19 +35,19 @@ def test_named_axes_survive(root):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(BundleError, match=r"gone\.zsseg: expected a bundle folder, found nothing"):
+    with refused(BundleError, None, "gone.zsseg"):
         Bundle.load(tmp_path / "gone.zsseg")
 
 
 def test_foreign_folder(tmp_path):
-    with pytest.raises(BundleError, match=r"expected a bundle folder with bundle\.json"):
+    with refused(BundleError, None, "bundle.json"):
         Bundle.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff", '{"format_version": "1"}', "{}"])
 def test_damaged_manifest(root, text):
     (root / "bundle.json").write_text(text)
-    with pytest.raises(BundleError, match=r"bundle\.json"):
+    with refused(BundleError, None, "bundle.json"):
         Bundle.load(root)
 
 
@@ -70,26 +70,26 @@ WILD = {
 @pytest.mark.parametrize("content", WILD.values(), ids=WILD)
 def test_wild_json_is_refused_by_name(root, content):
     (root / "bundle.json").write_bytes(content)
-    with pytest.raises(BundleError, match=r"bundle\.json: (expected JSON, got|format_version)"):
+    with refused(BundleError, None, "bundle.json"):
         Bundle.load(root)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\x1b]0;x\x07"])
 def test_names_with_control_characters_are_refused(root, name):
     edit_manifest(root, ("head", "seen"), ["road", name])
-    with pytest.raises(BundleError, match=r"head: seen\[1\]: expected plain text"):
+    with refused(BundleError, None, "bundle.json.head", "seen[1]"):
         Bundle.load(root)
     bank = {"file": "weights.bin", "sha256": "", "bytes": 0, "names": ["road", name]}
     edit_manifest(root, ("head", "seen"), [])
     edit_manifest(root, ("text_bank",), bank)
-    with pytest.raises(BundleError, match=r"text_bank: names\[1\]: expected plain text"):
+    with refused(BundleError, None, "bundle.json.text_bank", "names[1]"):
         Bundle.load(root)
 
 
 def test_a_manifest_is_not_read_without_limit(root):
     with (root / "bundle.json").open("r+b") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(BundleError, match="expected at most 16777216 bytes, got 1099511627776"):
+    with refused(BundleError, None, "bundle.json", "16777216", "1099511627776"):
         Bundle.load(root)
 
 
@@ -175,28 +175,28 @@ def test_link_that_leaves_the_bundle(root):
     graph = root / "image_encoder.float32.onnx"
     graph.unlink()
     os.symlink(outside, graph)
-    with pytest.raises(BundleError, match="got a link out of it"):
+    with refused(BundleError, None, "image_encoder.float32.onnx"):
         Bundle.load(root)
 
 
 def test_missing_file(root):
     (root / "image_encoder.float32.onnx").unlink()
-    with pytest.raises(BundleError, match=r"image_encoder\.float32\.onnx: .* is missing"):
+    with refused(BundleError, None, "image_encoder.float32.onnx"):
         Bundle.load(root)
 
 
 def test_truncated_file(root):
     (root / "image_encoder.float32.onnx").write_bytes(b"not a")
-    with pytest.raises(BundleError, match="expected 11 bytes, got 5"):
+    with refused(BundleError, None, "image_encoder.float32.onnx", "11", "5"):
         Bundle.load(root)
 
 
 def test_altered_file_is_found_when_opened(root):
     (root / "image_encoder.float32.onnx").write_bytes(b"not a grapH")
     bundle = Bundle.load(root)
-    with pytest.raises(BundleError, match="expected sha256 .* The file was altered"):
+    with refused(BundleError, None, "image_encoder.float32.onnx", "sha256"):
         bundle.open_path(bundle.graph("image_encoder", "float32"))
-    with pytest.raises(BundleError, match="sha256"):
+    with refused(BundleError, None, "image_encoder.float32.onnx", "sha256"):
         bundle.verify()
 
 
@@ -205,5 +205,5 @@ def test_absent_precision_names_what_is_there(root):
     assert bundle.variants("image_encoder") == ("float32",)
     with refused(PrecisionNotApplied, "precision"):
         bundle.graph("image_encoder", "int8")
-    with pytest.raises(BundleError, match="missing key 'text_encoder'"):
+    with refused(BundleError, None, "'text_encoder'"):
         bundle.graph("text_encoder", "float32")

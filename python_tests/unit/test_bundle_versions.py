@@ -86,7 +86,7 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
         name = "twin"
 
     path = stored_as(tmp_path, "twin")
-    with pytest.raises(BundleError, match="family: expected one of .*, got 'twin'"):
+    with refused(BundleError, None, "'twin'"):
         Bundle.load(path)
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("cosine_weight",)))
     with refused(BundleError, "family"):
@@ -104,7 +104,7 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     with refused(ArgumentError, "min_region_score"):
         Engine(path, EngineConfig(min_region_score=0.5, **CPU))
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["twin"], keys=("segments",)))
-    with pytest.raises(BundleError, match="missing key 'segments'"):
+    with refused(BundleError, None, "'segments'"):
         Bundle.load(path)
 
 

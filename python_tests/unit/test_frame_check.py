@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig, ZssegError, read_photo
 from zsseg_rt.demo import demo_photos
 
@@ -69,11 +70,11 @@ def test_grey_frames(engine, grey, words, mend):
 
 
 def test_what_cv2_could_not_read_is_none(engine, tmp_path):
-    with pytest.raises(ZssegError, match=r"cv2.imread .* give None for what they cannot read"):
+    with refused(ZssegError, "frame", "cv2.imread"):
         engine.segment(cv2.imread(str(tmp_path / "gone.png")))
 
 
 def test_tensors_are_told_how_to_become_arrays(engine):
     tensor = type("Tensor", (), {"__module__": "torch"})()
-    with pytest.raises(ZssegError, match=r"got torch.Tensor. Use tensor.cpu\(\).numpy\(\)"):
+    with refused(ZssegError, "frame", "tensor.cpu"):
         engine.segment(tensor)

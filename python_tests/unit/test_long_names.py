@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import run
+from support.errors import refused
 from zsseg_rt import ArgumentError
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.errors import DatasetError
@@ -37,9 +38,9 @@ def test_commands_refuse_it(tmp_path, monkeypatch, capsys, words, message):
 
 
 def test_readers_and_writers_refuse_it():
-    with pytest.raises(ArgumentError, match="sink: expected"):
+    with refused(ArgumentError, "sink"):
         open_writers([LONG], channel_order="rgb", alpha=0.5)
-    with pytest.raises(DatasetError, match="no such folder"):
+    with refused(DatasetError, "root"):
         create_dataset("folder", LONG)
     (source,) = open_sources(f"{LONG}*")
     assert source.name == f"{LONG}*"

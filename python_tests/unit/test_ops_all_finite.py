@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -38,15 +39,15 @@ def test_every_instruction_set_and_thread_count():
 
 
 BAD = [
-    ({"values": np.zeros(3)}, DTypeError, "values: expected float32 or float16 or bfloat16, got"),
-    ({"values": np.zeros((4, 4), np.float32).T[::2]}, ShapeError, "values: expected a C-contig"),
-    ({"out": np.zeros(2, np.uint8)}, ShapeError, r"out: expected shape \(1,\), got \(2,\)"),
-    ({"out": np.zeros(1, bool)}, DTypeError, "out: expected uint8, got bool"),
+    ({"values": np.zeros(3)}, DTypeError, "values"),
+    ({"values": np.zeros((4, 4), np.float32).T[::2]}, ShapeError, "values"),
+    ({"out": np.zeros(2, np.uint8)}, ShapeError, "out"),
+    ({"out": np.zeros(1, bool)}, DTypeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
     given = {"values": np.zeros(3, np.float32), **change}
-    with pytest.raises(error, match=message):
+    with refused(error, argument):
         ops.all_finite(**given)

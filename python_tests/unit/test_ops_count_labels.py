@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -79,16 +80,16 @@ def test_one_label_everywhere(device, value):
 
 GOOD = {"labels": np.zeros((4, 5), np.uint8), "num_classes": 3}
 BAD = [
-    ({"labels": np.zeros(3, np.int64)}, DTypeError, "labels: expected uint8 or uint16, got int64"),
-    ({"labels": np.zeros((4, 4), np.uint8)[:, ::2]}, ShapeError, "labels: expected a C-contig"),
-    ({"num_classes": -1}, ArgumentError, "num_classes: expected from 0 to 65534, got -1"),
-    ({"num_classes": 65535}, ArgumentError, "num_classes: expected from 0 to 65534, got 65535"),
-    ({"out": np.zeros(3, np.int64)}, ShapeError, r"out: expected shape \(4,\), got \(3,\)"),
-    ({"out": np.zeros(4, np.int32)}, DTypeError, "out: expected int64, got int32"),
+    ({"labels": np.zeros(3, np.int64)}, DTypeError, "labels"),
+    ({"labels": np.zeros((4, 4), np.uint8)[:, ::2]}, ShapeError, "labels"),
+    ({"num_classes": -1}, ArgumentError, "num_classes"),
+    ({"num_classes": 65535}, ArgumentError, "num_classes"),
+    ({"out": np.zeros(3, np.int64)}, ShapeError, "out"),
+    ({"out": np.zeros(4, np.int32)}, DTypeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.count_labels(**{**GOOD, **change})

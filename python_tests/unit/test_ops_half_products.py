@@ -249,5 +249,5 @@ def test_a_workspace_has_to_be_aligned(device):
             fields["strides"] = None
             return fields
 
-    with pytest.raises(ArgumentError, match="workspace: expected an address that is a multiple"):
+    with refused(ArgumentError, "workspace"):
         ops.relationship_descriptor(*placed, workspace=Later(), stream=device.stream)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -61,17 +62,17 @@ def test_out_may_be_the_frame():
 FRAME, LABELS, PALETTE = random_arguments(4, 5, 3, np.uint8)
 GOOD = {"frame": FRAME, "labels": LABELS, "palette": PALETTE}
 BAD = [
-    ({"frame": FRAME[0]}, ShapeError, r"frame: expected shape \(\*, \*, 3\), got \(5, 3\)\."),
-    ({"labels": LABELS[:3]}, ShapeError, r"labels: expected shape \(4, 5\), got \(3, 5\)\."),
-    ({"labels": LABELS.astype(np.int64)}, DTypeError, r"expected uint8 or uint16, got int64\."),
-    ({"palette": PALETTE[:, :2].copy()}, ShapeError, r"palette: expected shape \(\*, 3\)"),
-    ({"alpha": 1.5}, ArgumentError, r"alpha: expected a number in \[0, 1\], got 1\.5\."),
-    ({"alpha": float("nan")}, ArgumentError, r"alpha: expected a number in \[0, 1\], got nan\."),
-    ({"out": np.zeros((5, 4, 3), np.uint8)}, ShapeError, r"out: expected shape \(4, 5, 3\)"),
+    ({"frame": FRAME[0]}, ShapeError, "frame"),
+    ({"labels": LABELS[:3]}, ShapeError, "labels"),
+    ({"labels": LABELS.astype(np.int64)}, DTypeError, "labels"),
+    ({"palette": PALETTE[:, :2].copy()}, ShapeError, "palette"),
+    ({"alpha": 1.5}, ArgumentError, "alpha"),
+    ({"alpha": float("nan")}, ArgumentError, "alpha"),
+    ({"out": np.zeros((5, 4, 3), np.uint8)}, ShapeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.overlay(**{**GOOD, **change})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -143,7 +144,7 @@ def test_finite_on_cuda_needs_a_workspace(device):
     arrays = [device.place(random_embeds(*shape)) for shape in ((1, 3, 8), (2, 8))]
     finite = device.poisoned((1,), np.uint8)
     for workspace in (None, device.place(np.zeros(4, np.uint8))):
-        with pytest.raises(ArgumentError, match=r"workspace: expected .*8 bytes"):
+        with refused(ArgumentError, "workspace", "8"):
             ops.patch_text_similarity(
                 *arrays, finite=finite, workspace=workspace, stream=device.stream
             )
@@ -159,22 +160,22 @@ def test_the_same_call_gives_the_same_bits(device):
 
 GOOD = {"patch_embeds": random_embeds(2, 3, 4), "text_embeds": random_embeds(5, 4)}
 BAD = [
-    ({"patch_embeds": random_embeds(3, 4)}, ShapeError, r"shape \(\*, \*, \*\), got \(3, 4\)\."),
-    ({"text_embeds": random_embeds(5, 3)}, ShapeError, r"shape \(\*, 4\), got \(5, 3\)\."),
-    ({"text_embeds": random_embeds(3, 5, 4)}, ShapeError, r"shape \(2, \*, 4\), got \(3, 5, 4\)"),
+    ({"patch_embeds": random_embeds(3, 4)}, ShapeError, "patch_embeds"),
+    ({"text_embeds": random_embeds(5, 3)}, ShapeError, "text_embeds"),
+    ({"text_embeds": random_embeds(3, 5, 4)}, ShapeError, "text_embeds"),
     (
         {"text_embeds": np.zeros((5, 4))},
         DTypeError,
-        r"text_embeds: expected float32 or float16 or bfloat16, got float64\.",
+        "text_embeds",
     ),
-    ({"logit_scale": float("inf")}, ArgumentError, r"logit_scale: expected a finite number, got"),
-    ({"finite": np.zeros(2, np.uint8)}, ShapeError, r"finite: expected shape \(1,\), got \(2,\)"),
-    ({"finite": np.zeros(1, bool)}, DTypeError, r"finite: expected uint8, got bool"),
-    ({"out": np.zeros((2, 5, 3), np.float16)}, DTypeError, r"out: expected float32, got float16"),
+    ({"logit_scale": float("inf")}, ArgumentError, "logit_scale"),
+    ({"finite": np.zeros(2, np.uint8)}, ShapeError, "finite"),
+    ({"finite": np.zeros(1, bool)}, DTypeError, "finite"),
+    ({"out": np.zeros((2, 5, 3), np.float16)}, DTypeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.patch_text_similarity(**{**GOOD, **change})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -62,29 +63,29 @@ def test_out_may_be_a_batch_of_one_reshaped():
 
 GOOD = {"frame": random_frame(4, 5), "size_hw": (2, 3), **CLIP}
 BAD = [
-    ({"frame": [[0]]}, DTypeError, r"frame: expected an array, got list\."),
-    ({"frame": np.zeros((4, 5, 3))}, DTypeError, r"frame: expected uint8, got float64\."),
-    ({"frame": np.zeros((4, 5), np.uint8)}, ShapeError, r"shape \(\*, \*, 3\), got \(4, 5\)\."),
-    ({"frame": np.zeros((4, 5, 4), np.uint8)}, ShapeError, r"frame: expected shape"),
-    ({"frame": np.zeros((0, 5, 3), np.uint8)}, ShapeError, r"frame: expected sides from 1 to"),
-    ({"frame": random_frame(4, 6)[:, ::2]}, ShapeError, r"frame: expected a C-contiguous array"),
-    ({"size_hw": (0, 3)}, ShapeError, r"size_hw: expected sides from 1 to 32767, got \(0, 3\)\."),
-    ({"size_hw": (2, -1)}, ShapeError, r"got \(2, -1\)\. Pass \(height, width\)\."),
-    ({"size_hw": (2, 40000)}, ShapeError, r"size_hw: expected sides"),
-    ({"std": (1, 0, 1)}, ArgumentError, r"std: expected 3 finite numbers above 0, got 0\."),
-    ({"std": (1, 1)}, ArgumentError, r"std: expected 3 finite numbers above 0, got 2 numbers\."),
-    ({"mean": (0, float("nan"), 0)}, ArgumentError, r"mean: expected 3 finite numbers, got nan\."),
-    ({"channel_order": "rbg"}, ArgumentError, r"channel_order: expected 'rgb' or 'bgr', got 'rbg'"),
-    ({"out": np.zeros((3, 2, 2), np.float32)}, ShapeError, r"out: expected shape \(3, 2, 3\), got"),
+    ({"frame": [[0]]}, DTypeError, "frame"),
+    ({"frame": np.zeros((4, 5, 3))}, DTypeError, "frame"),
+    ({"frame": np.zeros((4, 5), np.uint8)}, ShapeError, "frame"),
+    ({"frame": np.zeros((4, 5, 4), np.uint8)}, ShapeError, "frame"),
+    ({"frame": np.zeros((0, 5, 3), np.uint8)}, ShapeError, "frame"),
+    ({"frame": random_frame(4, 6)[:, ::2]}, ShapeError, "frame"),
+    ({"size_hw": (0, 3)}, ShapeError, "size_hw"),
+    ({"size_hw": (2, -1)}, ShapeError, "size_hw"),
+    ({"size_hw": (2, 40000)}, ShapeError, "size_hw"),
+    ({"std": (1, 0, 1)}, ArgumentError, "std"),
+    ({"std": (1, 1)}, ArgumentError, "std"),
+    ({"mean": (0, float("nan"), 0)}, ArgumentError, "mean"),
+    ({"channel_order": "rbg"}, ArgumentError, "channel_order"),
+    ({"out": np.zeros((3, 2, 2), np.float32)}, ShapeError, "out"),
     (
         {"out": np.zeros((3, 2, 3))},
         DTypeError,
-        r"out: expected float32 or float16 or bfloat16, got",
+        "out",
     ),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.preprocess(**{**GOOD, **change})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -93,31 +94,31 @@ def test_a_half_precision_result_is_the_rounded_one(device, size_hw, nv12):
 LUMA, CHROMA = nv12_frame(4, 6)
 GOOD = {"frame": (LUMA, CHROMA), "size_hw": (2, 3), **CLIP}
 BAD = [
-    ({"frame": (LUMA,)}, ArgumentError, r"frame: expected an array or two planes, got 1 planes"),
-    ({"frame": (LUMA, [1])}, DTypeError, r"frame\[1\]: expected an array, got list\."),
-    ({"frame": (LUMA.astype("u2"), CHROMA)}, DTypeError, r"frame\[0\]: expected uint8, got uint16"),
-    ({"frame": (LUMA, CHROMA.astype("u2"))}, DTypeError, r"frame\[1\]: expected uint8, got uint16"),
+    ({"frame": (LUMA,)}, ArgumentError, "frame"),
+    ({"frame": (LUMA, [1])}, DTypeError, "frame[1]"),
+    ({"frame": (LUMA.astype("u2"), CHROMA)}, DTypeError, "frame[0]"),
+    ({"frame": (LUMA, CHROMA.astype("u2"))}, DTypeError, "frame[1]"),
     (
         {"frame": (LUMA[0], CHROMA)},
         ShapeError,
-        r"frame\[0\]: expected shape \(\*, \*\), got \(6,\)",
+        "frame[0]",
     ),
-    ({"frame": (LUMA, LUMA)}, ShapeError, r"frame\[1\]: expected shape \(2, 3, 2\), got \(4, 6\)"),
+    ({"frame": (LUMA, LUMA)}, ShapeError, "frame[1]"),
     (
         {"frame": (LUMA[:3], CHROMA)},
         ShapeError,
-        r"frame\[0\]: expected even sides, got \(3, 6\)\. NV12 has one colour",
+        "frame[0]",
     ),
-    ({"frame": (LUMA[:0], CHROMA)}, ShapeError, r"frame: expected sides from 1 to 32767, got"),
-    ({"channel_order": "bgr"}, ArgumentError, r"channel_order: expected 'rgb' for a frame in two"),
-    ({"colour_matrix": "bt2020"}, ArgumentError, r"colour_matrix: expected 'bt601' or 'bt709'"),
-    ({"out": np.zeros((3, 2, 2), np.float16)}, ShapeError, r"out: expected shape \(3, 2, 3\), got"),
+    ({"frame": (LUMA[:0], CHROMA)}, ShapeError, "frame"),
+    ({"channel_order": "bgr"}, ArgumentError, "channel_order"),
+    ({"colour_matrix": "bt2020"}, ArgumentError, "colour_matrix"),
+    ({"out": np.zeros((3, 2, 2), np.float16)}, ShapeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.preprocess(**{**GOOD, **change})
 
 
@@ -125,5 +126,5 @@ def test_bad_arguments_are_refused(change, error, message):
 def test_planes_of_two_devices_are_refused(device):
     if device.name == "cpu":
         pytest.skip("needs arrays on a GPU")
-    with pytest.raises(DeviceError, match=r"frame\[1\]: expected to be on cuda:0 like frame\[0\]"):
+    with refused(DeviceError, "frame[1]"):
         ops.preprocess((device.place(LUMA), CHROMA), size_hw=(2, 3), **CLIP)

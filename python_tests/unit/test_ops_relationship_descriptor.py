@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -73,18 +74,18 @@ GOOD = {
     "bias": zeros(5),
 }
 BAD = [
-    ({"cls_embed": zeros(1, 3)}, ShapeError, r"cls_embed: expected shape \(\*, 4\), got \(1, 3\)"),
-    ({"text_embeds": zeros(4)}, ShapeError, r"text_embeds: expected shape \(\*, \*\), got \(4,\)"),
-    ({"weight": zeros(5, 4)}, ShapeError, r"weight: expected shape \(\*, 8\), got \(5, 4\)"),
-    ({"weight": zeros(8, 5).T}, ShapeError, r"weight: expected a C-contiguous array"),
-    ({"bias": zeros(4)}, ShapeError, r"bias: expected shape \(5,\), got \(4,\)"),
-    ({"bias": np.zeros(5)}, DTypeError, r"bias: expected float32, got float64\."),
-    ({"text_queries": zeros(3, 4)}, ShapeError, r"text_queries: expected shape \(3, 5\)"),
-    ({"out": zeros(3, 5)}, ShapeError, r"out: expected shape \(1, 3, 5\), got \(3, 5\)"),
+    ({"cls_embed": zeros(1, 3)}, ShapeError, "cls_embed"),
+    ({"text_embeds": zeros(4)}, ShapeError, "text_embeds"),
+    ({"weight": zeros(5, 4)}, ShapeError, "weight"),
+    ({"weight": zeros(8, 5).T}, ShapeError, "weight"),
+    ({"bias": zeros(4)}, ShapeError, "bias"),
+    ({"bias": np.zeros(5)}, DTypeError, "bias"),
+    ({"text_queries": zeros(3, 4)}, ShapeError, "text_queries"),
+    ({"out": zeros(3, 5)}, ShapeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.relationship_descriptor(**{**GOOD, **change})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -82,22 +83,22 @@ def test_out_may_be_the_logits(device):
 LOGITS, PAST, FLOW, WEIGHT = random_arguments((1, 3, 4, 5), 1.0)
 GOOD = {"logits": LOGITS, "past": PAST, "flow": FLOW, "past_weight": WEIGHT}
 BAD = [
-    ({"logits": LOGITS[0]}, ShapeError, r"logits: expected shape \(\*, \*, \*, \*\), got \(3, 4,"),
-    ({"logits": LOGITS.astype(np.float16)}, DTypeError, r"logits: expected float32, got float16\."),
-    ({"logits": LOGITS[:, :0].copy()}, ShapeError, "logits: expected from 1 to 65534 classes"),
-    ({"logits": LOGITS[:, :, :0].copy()}, ShapeError, "logits: expected sides from 1 to 32767"),
-    ({"past": PAST[:, :2].copy()}, ShapeError, r"past: expected shape \(1, 3, 4, 5\), got \(1, 2,"),
-    ({"past": PAST.astype(np.float64)}, DTypeError, r"past: expected float32, got float64\."),
-    ({"flow": FLOW[..., 0].copy()}, ShapeError, r"flow: expected shape \(1, 4, 5, 2\), got \(1, 4"),
-    ({"flow": FLOW.astype(np.int32)}, DTypeError, r"flow: expected float32, got int32\."),
-    ({"past_weight": FLOW}, ShapeError, r"past_weight: expected shape \(1, 4, 5\), got \(1, 4, 5,"),
-    ({"past_weight": WEIGHT > 0}, DTypeError, r"past_weight: expected float32, got bool\."),
-    ({"out": PAST}, ArgumentError, "out: expected memory apart from past's, got an overlap"),
-    ({"out": np.zeros((1, 3, 5, 4), np.float32)}, ShapeError, r"out: expected shape \(1, 3, 4, 5"),
+    ({"logits": LOGITS[0]}, ShapeError, "logits"),
+    ({"logits": LOGITS.astype(np.float16)}, DTypeError, "logits"),
+    ({"logits": LOGITS[:, :0].copy()}, ShapeError, "logits"),
+    ({"logits": LOGITS[:, :, :0].copy()}, ShapeError, "logits"),
+    ({"past": PAST[:, :2].copy()}, ShapeError, "past"),
+    ({"past": PAST.astype(np.float64)}, DTypeError, "past"),
+    ({"flow": FLOW[..., 0].copy()}, ShapeError, "flow"),
+    ({"flow": FLOW.astype(np.int32)}, DTypeError, "flow"),
+    ({"past_weight": FLOW}, ShapeError, "past_weight"),
+    ({"past_weight": WEIGHT > 0}, DTypeError, "past_weight"),
+    ({"out": PAST}, ArgumentError, "out"),
+    ({"out": np.zeros((1, 3, 5, 4), np.float32)}, ShapeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.warp_blend(**{**GOOD, **change})

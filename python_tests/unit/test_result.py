@@ -88,7 +88,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_write_to_missing_folder_names_the_file(tmp_path):
-    with pytest.raises(SourceError, match=r"nowhere/a\.png: cannot be written"):
+    with refused(SourceError, None, "nowhere/a.png"):
         save_file(tmp_path / "nowhere" / "a.png", b"content")
 
 

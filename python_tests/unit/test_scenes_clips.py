@@ -107,18 +107,18 @@ def test_flicker_counts_changes_that_the_truth_does_not_have():
 
 
 BAD = [
-    ({"index": -1}, "index: expected a number >= 0, got -1"),
-    ({"speed": -1.0}, "speed: expected pixels per frame from 0"),
-    ({"speed": float("nan")}, "speed: expected pixels per frame from 0"),
-    ({"length": 0}, "length: expected at least 1 frame"),
-    ({"side": 320}, "side: expected from 1 to below 320, the scene's, got 320"),
-    ({"num_moving": -1}, "num_moving: expected a number >= 0"),
+    ({"index": -1}, "index"),
+    ({"speed": -1.0}, "speed"),
+    ({"speed": float("nan")}, "speed"),
+    ({"length": 0}, "length"),
+    ({"side": 320}, "side"),
+    ({"num_moving": -1}, "num_moving"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), BAD)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+@pytest.mark.parametrize(("settings", "argument"), BAD)
+def test_settings_out_of_range_are_refused(settings, argument):
+    with refused(ArgumentError, argument):
         clip(**settings)
 
 

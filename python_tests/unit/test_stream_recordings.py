@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.errors import refused
 from support.recordings import frames_of, open_writer, result, write
 from zsseg_rt.common.files.series import Rotation, Series
 from zsseg_rt.errors import ArgumentError
@@ -107,7 +108,7 @@ def test_twenty_sources_have_files_of_their_own(tmp_path):
     "targets", [["out.mp4", "out-3.mp4"], ["out-Yard.mp4", "out.mp4"], ["a.jsonl", "./a.jsonl"]]
 )
 def test_sinks_that_would_share_a_file_are_refused(targets):
-    with pytest.raises(ArgumentError, match="sink: expected different files"):
+    with refused(ArgumentError, "sink"):
         open_writers(targets, channel_order="rgb", alpha=0.5, sources=SOURCES)
 
 
@@ -265,16 +266,16 @@ def test_times_and_sizes_are_read(rotate, keep, expected):
 
 
 @pytest.mark.parametrize(
-    ("rotate", "keep", "told"),
-    [(text, None, "rotate: expected a time above 0")
+    ("rotate", "keep", "argument"),
+    [(text, None, "rotate")
      for text in ("", "10", "10m", "0min", "-1h", "1h,2h", "1h,", "MB", "1e3s", "ten min", "nan s")]
-    + [("1h", "forever", "keep: expected a time above 0"), (None, "7d", "keep: expected rotate")],
+    + [("1h", "forever", "keep"), (None, "7d", "keep")],
 )  # fmt: skip
-def test_what_is_no_time_or_size_is_refused(rotate, keep, told):
-    with pytest.raises(ArgumentError, match=told):
+def test_what_is_no_time_or_size_is_refused(rotate, keep, argument):
+    with refused(ArgumentError, argument):
         Rotation.parse(rotate, keep)
 
 
 def test_rotation_without_a_file_is_refused():
-    with pytest.raises(ArgumentError, match="rotate: expected a sink that is a file"):
+    with refused(ArgumentError, "rotate"):
         open_writers([print], channel_order="rgb", alpha=0.5, rotation=Rotation.parse("1h"))

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import BackendUnavailableError, ConfigError
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline
 from zsseg_rt.stream.gstreamer.rtsp_camera import split_login
@@ -36,7 +37,7 @@ def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, capl
         assert isinstance(chosen(monkeypatch), VideoSource)
         assert isinstance(chosen(monkeypatch), VideoSource)
     assert caplog.text.count("read with PyAV, since GStreamer is not complete") == 1
-    with pytest.raises(BackendUnavailableError, match="python3-gi"):
+    with refused(BackendUnavailableError, "gi"):
         chosen(monkeypatch, LIBRARY="gstreamer")
 
 
@@ -46,7 +47,7 @@ def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, capl
 )
 def test_wrong_settings_are_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(f"ZSSEG_RTSP_{name}", value)
-    with pytest.raises(ConfigError, match=f"ZSSEG_RTSP_{name}: expected .*{value}"):
+    with refused(ConfigError, f"ZSSEG_RTSP_{name}", value):
         RtspSettings.from_environment()
 
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.streams import MjpegServer, number_of, numbered, write_video
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
 from zsseg_rt.results.segmentation import Segmentation
@@ -158,19 +159,20 @@ def test_a_dead_camera_delays_no_other():
 
 
 def test_what_fails_at_the_start_is_an_error(caplog):
-    with pytest.raises(SourceError, match="cam: gone"):
+    with refused(SourceError, "cam"):
         next(Stream([Script("cam", [lost()])], label))
     assert caplog.text == ""  # the error says it
     both = [Script("cam", [lost()]), Script("file", [SourceError("file: absent")], live=False)]
-    with pytest.raises(SourceError, match="cam: gone"):
+    with refused(SourceError, "cam"):
         next(Stream(both, label))
 
 
 def test_a_camera_that_gives_nothing_at_the_start_is_an_error():
     never = threading.Event()
     patience = Patience(stalled_after=0.01, lost_after=0.02)
-    with pytest.raises(SourceError, match="expected frames, none came"):
+    with refused(SourceError, "cam") as caught:
         next(Stream([Script("cam", [never])], label, patience=patience))
+    assert "gone" not in str(caught.value)
     never.set()
 
 
@@ -182,7 +184,7 @@ def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplo
     assert seen(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
     forever.set()
     assert caplog.messages[0] == "cam: lost: cam: gone"
-    with pytest.raises(SourceError, match="file: absent"):
+    with refused(SourceError, "file"):
         next(Stream([absent], label, patience=patience))
 
 
@@ -219,13 +221,13 @@ def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
 @pytest.mark.parametrize("live", [True, False])
 def test_a_source_of_which_no_frame_can_be_labelled_is_an_error(live):
     source = Script("cam", [3, 4, 5, 6, 7, 8], live=live)
-    with pytest.raises(SourceError, match="cam: cannot be labelled: frame: expected another"):
+    with refused(SourceError, "cam"):
         next(Stream([source], picky, patience=AT_ONCE))
 
 
 def test_an_absent_package_is_told_at_once():
     script = Script("cam", [BackendUnavailableError("av: none")], live=False)
-    with pytest.raises(BackendUnavailableError, match="av: none"):
+    with refused(BackendUnavailableError, "av"):
         list(Stream([file("a", 3), script], label))
 
 
@@ -310,16 +312,16 @@ def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "argument"),
     [
-        ({"policy": "newest"}, "policy: expected one of latest, all, got 'newest'"),
-        ({"max_staleness": 0.0}, "max_staleness: expected seconds above 0"),
-        ({"max_staleness": float("nan")}, "max_staleness: expected seconds above 0"),
-        ({"max_staleness": "1"}, "max_staleness: expected seconds above 0"),
+        ({"policy": "newest"}, "policy"),
+        ({"max_staleness": 0.0}, "max_staleness"),
+        ({"max_staleness": float("nan")}, "max_staleness"),
+        ({"max_staleness": "1"}, "max_staleness"),
     ],
 )
-def test_settings_outside_their_range_are_refused(settings, told):
-    with pytest.raises(ArgumentError, match=told):
+def test_settings_outside_their_range_are_refused(settings, argument):
+    with refused(ArgumentError, argument):
         Stream([file("a", 1)], label, **settings)
 
 

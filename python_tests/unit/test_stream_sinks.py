@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.recordings import LONG, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
@@ -230,21 +231,21 @@ def test_an_error_of_a_caller_s_function_ends_its_sink_and_is_shown(monkeypatch)
 
 @pytest.mark.parametrize("target", ["out.avi", "out", "rtsp://u:secret@cam", "a://b/c.mp4"])
 def test_what_is_no_sink_is_refused(target):
-    with pytest.raises(ArgumentError, match="sink: expected") as raised:
+    with refused(ArgumentError, "sink") as raised:
         open_sink(target)
     assert "secret" not in str(raised.value)
 
 
 def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
-    with pytest.raises(ArgumentError, match="got a.mp4 twice"):
+    with refused(ArgumentError, "sink", "a.mp4"):
         open_writers(["a.mp4", "b.jsonl", "./a.mp4"], channel_order="rgb", alpha=0.5)
-    with pytest.raises(ArgumentError, match="alpha: expected a weight in"):
+    with refused(ArgumentError, "alpha"):
         open_writer("a.mp4", alpha=1.5)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
 def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
-    with pytest.raises(SourceError, match="does not exist"):
+    with refused(SourceError, None, f"absent/{name}"):
         open_sink(tmp_path / "absent" / name)
 
 
@@ -266,11 +267,11 @@ def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path, monkey
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError, match="cannot be made"):
+    with refused(SourceError, None, "file/masks"):
         open_sink(f"{tmp_path}/file/masks/")
 
 
 def test_video_without_pyav_is_told_before_the_first_frame(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[stream\]'"):
+    with refused(BackendUnavailableError, "av", "'.[stream]'"):
         open_sink(tmp_path / "out.mp4")

@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import DTypeError, ShapeError, VocabularyError
 from zsseg_rt.text.class_names import BACKGROUND, ClassList
 from zsseg_rt.text.prompts import check_templates
@@ -100,7 +101,7 @@ def test_names_of_any_language_are_taken(name):
 
 @pytest.mark.parametrize("background", [["sky\ud800"], ["a\0b"], [None], "sky", None, 3])
 def test_background_is_checked_as_names_are(background):
-    with pytest.raises(VocabularyError, match=r"background(\[0\])?: expected"):
+    with refused(VocabularyError, "background"):
         ClassList.read(["road"], background)
 
 
@@ -155,22 +156,22 @@ def test_any_names_give_specs_or_a_vocabulary_error():
 
 
 def test_background_may_not_repeat_a_class():
-    with pytest.raises(VocabularyError, match="'road'"):
+    with refused(VocabularyError, "class_names", "'road'"):
         ClassList.read(["road"], ["road"])
 
 
 def test_bad_embeddings_are_refused():
     good = np.ones((2, 4), np.float32)
     check_embeddings(good, 2, 4)
-    with pytest.raises(DTypeError, match="got float64"):
+    with refused(DTypeError, "embeddings"):
         check_embeddings(good.astype(np.float64), 2, 4)
-    with pytest.raises(DTypeError, match="got list"):
+    with refused(DTypeError, "embeddings"):
         check_embeddings([[1.0]], 1, 1)
-    with pytest.raises(ShapeError, match=r"expected shape \(2, 5\).*got \(2, 4\)"):
+    with refused(ShapeError, "embeddings"):
         check_embeddings(good, 2, 5)
-    with pytest.raises(VocabularyError, match="NaN or infinity in row 1"):
+    with refused(VocabularyError, "embeddings"):
         check_embeddings(np.array([[1, 1], [1, np.nan]], np.float32), 2, 2)
-    with pytest.raises(VocabularyError, match="norm is from 1e-12 to 1e12, got 0 in row 0"):
+    with refused(VocabularyError, "embeddings"):
         check_embeddings(np.array([[0, 0], [1, 1]], np.float32), 2, 2)
 
 
@@ -183,5 +184,5 @@ def test_a_mapping_names_classes_and_their_further_synonyms():
 
 @pytest.mark.parametrize("synonyms", [None, 3, {"a": 1}])
 def test_a_mapping_to_something_else_is_refused(synonyms):
-    with pytest.raises(VocabularyError, match=r"class_names\['ball'\]: expected a synonym or a"):
+    with refused(VocabularyError, "class_names['ball']"):
         ClassList.read({"ball": synonyms})
