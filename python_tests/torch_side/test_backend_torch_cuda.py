@@ -21,6 +21,7 @@ from conftest import require_cuda  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
+from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
@@ -163,7 +164,7 @@ def test_only_tf32_is_turned_off(monkeypatch, asked):
     monkeypatch.setattr(cudnn, "benchmark", asked)
     before = (cudnn.enabled, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     assert before[0]
-    with contextlib.suppress(KeyError), _torch._exact_float32(torch):
+    with contextlib.suppress(KeyError), exact_float32():
         assert (cudnn.enabled, cudnn.benchmark) == (True, asked)
         assert not cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32

@@ -21,6 +21,7 @@ from zsseg_rt.backends._torch_graph.arrays import (
     read_host,
     wide,
 )
+from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32
 from zsseg_rt.backends._torch_graph.program import Program
 from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
 from zsseg_rt.backends.base import (
@@ -209,7 +210,7 @@ class _TorchSession:
 
     @contextlib.contextmanager
     def _on_stream(self, stream: int) -> Iterator[None]:
-        """Enqueue on the caller's stream, with float32 meaning float32 (no TF32)."""
+        """Enqueue on the caller's stream; in float32 graphs, float32 means float32 (no TF32)."""
         import torch
 
         if self.device == "cpu":
@@ -218,27 +219,14 @@ class _TorchSession:
         own: Any = torch.cuda.default_stream(self.device)
         if stream:
             own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.device(self.device), torch.cuda.stream(own), _exact_float32(torch):
+        exact = exact_float32() if self.precision == "float32" else contextlib.nullcontext()
+        with torch.cuda.device(self.device), torch.cuda.stream(own), exact:
             yield
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
         if self.device == "cpu":
             return read_host(spec, array, self._graph.ranges)
         return read_device(spec, array, self.device, self._graph.ranges)
-
-
-@contextlib.contextmanager
-def _exact_float32(torch: Any) -> Iterator[None]:
-    """No TF32 in matrix products and convolutions; all other settings stay as they are."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
 
 
 class _NodeMarks:
