@@ -15,7 +15,8 @@ from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.errors import ConfigError
+from zsseg_rt.errors import CaptureError, ConfigError
+from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
 
 pytestmark = pytest.mark.needs_cuda
@@ -267,6 +268,47 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
     expected += run_plainly(monkeypatch, refusing, bundle, words, frames[:3], unknown_below=0.0)
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other)
+
+
+def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
+    """What stood in the way may be gone later: CUDA was out of memory, a library was not ready."""
+    monkeypatch.setattr(captures, "_TRIES_AFTER", (2, 4))
+    begin, refused_so_far = core.Capture.begin, []
+
+    def refusing_twice(capture, stream):
+        if len(refused_so_far) < 2:
+            refused_so_far.append(stream)
+            raise CaptureError("stream: not now")
+        begin(capture, stream)
+
+    monkeypatch.setattr(core.Capture, "begin", refusing_twice)
+    with open_engine(placed) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        tries = []
+        for seed in range(11):  # refused at the 2nd, two plain, refused, four plain
+            engine.segment(frame(seed))
+            tries.append((len(refused_so_far), launched["recorded"]))
+    assert tries[1:5] == [(1, 0)] * 3 + [(2, 0)]
+    assert tries[8:] == [(2, 0), (2, 1), (2, 1)]
+
+
+def test_a_thread_records_only_after_it_has_run_plainly(placed, launched):
+    """In a thread's first call torch's libraries make handles, which no capture allows."""
+    with open_engine(placed) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        engine.segment(frame(0))
+        counts = []
+
+        def second_thread():
+            for seed in range(3):
+                engine.segment(frame(seed))
+                counts.append(dict(launched))
+
+        other = threading.Thread(target=second_thread)
+        other.start()
+        other.join()
+    assert [count["recorded"] for count in counts] == [0, 1, 1]
+    assert counts[-1]["launched"] == 2
 
 
 @each_family

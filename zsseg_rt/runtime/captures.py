@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
 from zsseg_rt.runtime.workspace import Workspace
 
 _MOST_CAPTURES = 8
+_TRIES_AFTER = (30, 300)  # plain frames between a refused capture and the next try
 _SETTING = "ZSSEG_CUDA_GRAPHS"
 _log = logging.getLogger(__name__)
 
@@ -44,13 +46,22 @@ class _Kind(Generic[_Result]):
     """A kind of part: what its memory was when it last ran, and its capture once there is one."""
 
     state: Hashable
-    is_refused: bool = False
+    refusals: int = 0
+    plain_runs: int = 0  # since the last refusal
     capture: core.Capture | None = None
     result: _Result | None = None
     marks: tuple[tuple[str, Any], ...] = ()
     recorders: list[Recorder] = field(
         default_factory=list
     )  # the sessions': what replays need of them
+
+    def may_be_recorded(self) -> bool:
+        """Whether it is not refused, or was long enough ago."""
+        if self.refusals == 0:
+            return True
+        self.plain_runs += 1
+        tries = _TRIES_AFTER[self.refusals - 1 : self.refusals]
+        return bool(tries) and self.plain_runs > tries[0]
 
     def close(self) -> None:
         """Destroy the capture, then give back what it needed."""
@@ -65,8 +76,11 @@ class FrameCaptures:
 
     A kind's first run is plain, which allocates what it needs. The second is recorded and launched,
     later ones are only launched. A capture holds addresses: once a buffer has moved or a
-    session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly
-    from then on.
+    session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly,
+    and two more tries are made later.
+
+    A thread records nothing before it has run something plainly: libraries such as cuBLAS make a
+    handle in a thread's first call, which no capture allows (pytorch/pytorch#99397).
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class FrameCaptures:
         self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
         self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
         self._has_warned = False
+        self._thread = threading.local()  # .has_run: the calling thread has, plainly
         self._index = int(workspace.device.partition(":")[2] or 0)
         self.is_on = wanted and workspace.device != "cpu"
 
@@ -95,14 +110,14 @@ class FrameCaptures:
         if kind is None or kind.state != state:
             if kind is not None:
                 kind.close()
-            result = enqueue()
+            result = self._plainly(enqueue)
             self._keep(key, _Kind(state=self._state()))
             return result
         self._keep(key, kind)
-        if kind.capture is None and not kind.is_refused:
+        if kind.capture is None and hasattr(self._thread, "has_run") and kind.may_be_recorded():
             self._record(kind, enqueue)
         if kind.capture is None:
-            return enqueue()
+            return self._plainly(enqueue)
         kind.capture.launch(self._workspace.stream)
         self._clock.restore(self._clock.marks + kind.marks)
         assert kind.result is not None
@@ -113,6 +128,11 @@ class FrameCaptures:
         for kind in self._kinds.values():
             kind.close()
         self._kinds.clear()
+
+    def _plainly(self, enqueue: Callable[[], _Result]) -> _Result:
+        result = enqueue()
+        self._thread.has_run = True
+        return result
 
     def _record(self, kind: _Kind[_Result], enqueue: Callable[[], _Result]) -> None:
         capture, before = core.Capture(self._index), self._clock.marks
@@ -127,7 +147,7 @@ class FrameCaptures:
                 capture.end()
         except (ZssegError, RuntimeError) as exc:  # RuntimeError: torch's
             kind.close()
-            kind.is_refused = True
+            kind.refusals, kind.plain_runs = kind.refusals + 1, 0
             self._refuse(str(exc))
         else:
             kind.capture, kind.result = capture, result
