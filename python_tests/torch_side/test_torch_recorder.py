@@ -4,8 +4,11 @@ import contextlib
 import inspect
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from support.errors import refused
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -14,7 +17,8 @@ from zsseg_rt.backends._torch import BACKEND  # noqa: E402
 from zsseg_rt.backends._torch_graph.recorder import TorchRecorder  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
 from zsseg_rt.backends.recording import RecordingSession  # noqa: E402
-from zsseg_rt.errors import BackendError  # noqa: E402
+from zsseg_rt.errors import BackendError, CaptureError  # noqa: E402
+from zsseg_rt.runtime.captures import FrameCaptures  # noqa: E402
 
 GRAPH = Path(__file__).parents[1] / "bundles/v1/descriptor.zsseg/decoder.float32.onnx"
 
@@ -136,3 +140,25 @@ def test_a_session_on_a_gpu_makes_a_recorder_for_each_capture(monkeypatch):
     assert first is not second
     assert session.capture_state() is not None  # and it is the same at every frame
     assert session.capture_state() == session.capture_state()
+
+
+def test_older_torch_takes_other_threads_tensors(monkeypatch):
+    name = "_cuda_beginAllocateCurrentThreadToPool"
+    recorder = TorchRecorder("cuda:0")
+    monkeypatch.setattr(torch.cuda.memory, name, print, raising=False)
+    assert not recorder.takes_other_threads
+    monkeypatch.delattr(torch.cuda.memory, name)
+    assert recorder.takes_other_threads
+
+
+@pytest.mark.parametrize(("num_lanes", "is_refused"), [(1, False), (2, True)])
+def test_such_a_torch_records_for_one_lane_alone(num_lanes, is_refused):
+    recorder = SimpleNamespace(takes_other_threads=True)
+    session = SimpleNamespace(recorder=lambda: recorder)
+    workspace = SimpleNamespace(device="cuda:0")
+    captures = FrameCaptures({"graph": session}, workspace, None, wanted=True, num_lanes=num_lanes)
+    if is_refused:
+        with refused(CaptureError, "num_lanes"):
+            captures._recorders()
+    else:
+        assert captures._recorders() == [recorder]

@@ -17,7 +17,7 @@ import numpy as np
 
 from zsseg_rt.backends.base import Recorder, Session
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.errors import ConfigError, ZssegError
+from zsseg_rt.errors import CaptureError, ConfigError, ZssegError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
@@ -90,10 +90,11 @@ class FrameCaptures:
         clock: StageClock,
         *,
         wanted: bool,
+        num_lanes: int = 1,
     ) -> None:
         self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
         self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
-        self._has_warned = False
+        self._has_warned, self._num_lanes = False, num_lanes
         self._thread = threading.local()  # .has_run: the calling thread has, plainly
         self._index = int(workspace.device.partition(":")[2] or 0)
         self.is_on = wanted and workspace.device != "cpu"
@@ -158,7 +159,13 @@ class FrameCaptures:
     def _recorders(self) -> list[Recorder]:
         """What sessions need for one capture; see :class:`zsseg_rt.backends.base.Session`."""
         made = [session.recorder() for session in self._sessions]
-        return [recorder for recorder in made if recorder is not None]
+        recorders = [recorder for recorder in made if recorder is not None]
+        if self._num_lanes > 1 and any(each.takes_other_threads for each in recorders):
+            raise CaptureError(
+                f"num_lanes: expected 1 to record frames with this torch, got {self._num_lanes}; "
+                "its memory pools take other threads' tensors. Install torch 2.8 or newer"
+            )
+        return recorders
 
     def _state(self) -> Hashable | None:
         """What captures depend on; None where one of the sessions cannot be captured."""

@@ -77,7 +77,9 @@ class FramePath:
         self._preprocess, self._config, self._align = preprocess, config, align
         self._windows = windows
         wanted = captures_wanted() and config.with_class_scores is None
-        self._captures = FrameCaptures(sessions, workspace, self.clock, wanted=wanted)
+        self._captures = FrameCaptures(
+            sessions, workspace, self.clock, wanted=wanted, num_lanes=config.num_lanes
+        )
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
         self.adopted: BoundClasses | None = None
         self._is_warm = workspace.device == "cpu"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from zsseg_rt.errors import BackendError
+
+_one_at_a_time = threading.RLock()  # torch fails where threads use several pools at once
 
 
 class TorchRecorder:
@@ -24,6 +27,16 @@ class TorchRecorder:
         self._pool: Any = None
         self._is_closed = False
 
+    @property
+    def takes_other_threads(self) -> bool:
+        """Whether meanwhile other threads' tensors land in the pool: before torch 2.8.
+
+        Source: pytorch/pytorch#152861, mended by #153356.
+        """
+        import torch.cuda.memory
+
+        return not hasattr(torch.cuda.memory, "_cuda_beginAllocateCurrentThreadToPool")
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Allocate from the pool what the calling thread asks torch for."""
@@ -31,7 +44,7 @@ class TorchRecorder:
 
         if self._is_closed:
             raise BackendError("recorder: expected an open one, got a closed one. Make another.")
-        with torch.cuda.device(self._device):
+        with _one_at_a_time, torch.cuda.device(self._device):
             if self._pool is None:
                 self._pool = torch.cuda.MemPool()
             # Before the capture: once one is under way, torch looks for a graph of its own.
