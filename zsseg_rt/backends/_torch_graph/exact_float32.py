@@ -60,8 +60,8 @@ def _switch_off() -> Callable[[], None]:
         setattr(place, name, value)
 
     def give_back() -> None:
-        for (place, name, _), value in zip(older, before_older, strict=True):
-            setattr(place, name, value)
+        for (place, name, _), was_allowed in zip(older, before_older, strict=True):
+            setattr(place, name, was_allowed)
         if precision == "medium":  # which a flag cannot say
             torch.set_float32_matmul_precision(precision)
         for (place, name, _), value in zip(newer, before_newer, strict=True):
