@@ -12,14 +12,17 @@ import numpy as np
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.cosine_rule import MAX_COSINE_SCALE
+from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import ConfigError
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
+WAITS = ("auto", "sleep", "spin")
 MAX_THREADS = 1024
 MAX_LANES = 64
+_FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
 
@@ -62,6 +65,9 @@ class EngineConfig:
             ``"torch"`` it applies to the whole process: the engine made last decides.
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
             :meth:`Engine.lane`. On the CPU they share ``num_threads``.
+        wait: How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"``
+            keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the
+            process has at most eight CPUs.
         with_times: Whether results carry the times of their stages.
         with_node_times: Whether :meth:`Engine.node_times` can time the nodes of the graphs, which
             costs every frame a little time.
@@ -91,6 +97,7 @@ class EngineConfig:
     resize: str | None = None
     num_threads: int = 0
     num_lanes: int = 1
+    wait: str = "auto"
     with_times: bool = True
     with_node_times: bool = False
     with_nvtx: bool = False
@@ -104,6 +111,7 @@ class EngineConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
+        _check_choice("wait", self.wait, WAITS)
         if self.with_class_scores not in (None, "low"):
             raise ConfigError(
                 f"with_class_scores: expected 'low' or None, got {self.with_class_scores!r}"
@@ -142,6 +150,11 @@ class EngineConfig:
             raise ConfigError(f"EngineConfig: expected a dict, got {type(raw).__name__}")
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return schema.decode(cls, plain, "EngineConfig", ConfigError)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether threads sleep while they wait for the GPU; see ``wait``."""
+        return self.wait == "sleep" or (self.wait == "auto" and threads_in_quota() <= _FEW_CPUS)
 
     @property
     def cache_folder(self) -> Path | None:

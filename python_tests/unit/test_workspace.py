@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from zsseg_rt import config
 from zsseg_rt.runtime import workspace
 from zsseg_rt.runtime.workspace import Workspace
 
@@ -49,6 +50,43 @@ def gpu_workspace(monkeypatch):
     native = SimpleNamespace(DeviceArray=HostDeviceArray, Stream=HostStream)
     monkeypatch.setattr(workspace, "core", native)
     return Workspace("cuda:0")
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_waits_that_sleep_wait_for_an_event_of_the_stream(monkeypatch, sleeps):
+    """cudaStreamSynchronize keeps a core busy; an event with blocking sync lets it go."""
+    calls = []
+
+    class Event:
+        def __init__(self, device, *, timing, blocking):
+            assert (device, timing, blocking) == (2, False, True)
+
+        def record(self, stream):
+            calls.append(("record", stream))
+
+        def synchronize(self):
+            calls.append("sleep")
+
+    class Stream(HostStream):
+        def synchronize(self):
+            calls.append("spin")
+
+    monkeypatch.setattr(workspace, "core", SimpleNamespace(Stream=Stream, Event=Event))
+    space = Workspace("cuda:2", sleeps=sleeps)
+    space.synchronize()
+    assert calls == ([("record", 7), "sleep"] if sleeps else ["spin"])
+    space.close()
+    space.synchronize()  # there is nothing to wait for any more
+    assert len(calls) == (4 if sleeps else 2)
+
+
+@pytest.mark.parametrize(
+    ("wait", "cpus", "sleeps"),
+    [("auto", 8, True), ("auto", 9, False), ("sleep", 64, True), ("spin", 1, False)],
+)
+def test_auto_sleeps_where_cpus_are_few(monkeypatch, wait, cpus, sleeps):
+    monkeypatch.setattr(config, "threads_in_quota", lambda: cpus)
+    assert config.EngineConfig(wait=wait).sleeps is sleeps
 
 
 @pytest.mark.parametrize("kind", [HostDeviceArray, ForeignArray])

@@ -79,7 +79,7 @@ class Lane:
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
-        self.workspace = Workspace(device)
+        self.workspace = Workspace(device, sleeps=config.sleeps)
         self._family, self._config = family, config
         self._path = FramePath(
             family,
