@@ -218,8 +218,8 @@ TEST(UpsampleArgmax, EqualsTheDefinition) {
 
 TEST(UpsampleArgmax, LaysGridPointsOnTheCorners) {
   for (const auto& s : kShapes) {
-    SCOPED_TRACE(testing::Message() << s[0] << " classes, " << s[1] << "x" << s[2] << " to " << s[3]
-                                    << "x" << s[4]);
+    SCOPED_TRACE(testing::Message()
+                 << s[0] << " classes, " << s[1] << "x" << s[2] << " to " << s[3] << "x" << s[4]);
     Case c{s[0], s[1], s[2], s[3], s[4]};
     c.align = Align::kCorners;
     check(c, noise(c, 7, 2.0f));

@@ -81,11 +81,11 @@ DType result_dtype(const py::object& out, StreamHandle stream) {
 
 using Sides = std::pair<std::int64_t, std::int64_t>;
 
-py::object bound_preprocess(const py::object& frame, Sides size_hw,
-                            const std::vector<double>& mean, const std::vector<double>& std,
-                            const std::string& channel_order, const std::string& colour_matrix,
-                            const std::string& align, std::optional<Sides> whole_hw, Sides origin,
-                            const py::object& out, StreamHandle stream) {
+py::object bound_preprocess(const py::object& frame, Sides size_hw, const std::vector<double>& mean,
+                            const std::vector<double>& std, const std::string& channel_order,
+                            const std::string& colour_matrix, const std::string& align,
+                            std::optional<Sides> whole_hw, Sides origin, const py::object& out,
+                            StreamHandle stream) {
   const FrameArg frame_arg(frame, stream);
   const Sides whole = whole_hw ? *whole_hw : size_hw;
   const PreprocessParams params{size_hw.first,
@@ -114,9 +114,8 @@ py::object bound_preprocess(const py::object& frame, Sides size_hw,
 
 void register_preprocess(py::module_& module) {
   module.def("preprocess", &bound_preprocess, py::arg("frame"), py::arg("size_hw"), py::arg("mean"),
-             py::arg("std"), py::arg("channel_order"), py::arg("colour_matrix"),
-             py::arg("align"), py::arg("whole_hw"), py::arg("origin"), py::arg("out"),
-             py::arg("stream"));
+             py::arg("std"), py::arg("channel_order"), py::arg("colour_matrix"), py::arg("align"),
+             py::arg("whole_hw"), py::arg("origin"), py::arg("out"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

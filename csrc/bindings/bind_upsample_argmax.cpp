@@ -126,8 +126,12 @@ py::tuple bound_upsample_argmax(const py::object& logits,
   const auto [height, width] = out_hw ? *out_hw : overlay_arg.size_hw();
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
-      height, width, parse_activation(activation), static_cast<float>(seen_bias),
-      unknown_below ? static_cast<float>(*unknown_below) : no_threshold, parse_align(align)};
+      height,
+      width,
+      parse_activation(activation),
+      static_cast<float>(seen_bias),
+      unknown_below ? static_cast<float>(*unknown_below) : no_threshold,
+      parse_align(align)};
   const Shape shape = upsample_argmax_shape(inputs, params);
   const auto [labels_out, scores_out] = split_out(out);
   if (!with_scores && !scores_out.is_none()) {

@@ -16,8 +16,8 @@ Shape merge_windows_shape(const MergeWindowsArgs& args) {
   expect_dtype("shares", args.shares, {DType::float32});
   expect_shape("shares", args.shares, {kAnySize, kAnySize});
   if (!is_image_side(args.shares.shape[0]) || !is_image_side(args.shares.shape[1])) {
-    throw ShapeError("shares: expected sides from 1 to 32767, got " +
-                     to_string(args.shares.shape) + ". Give one for each cell of the grid.");
+    throw ShapeError("shares: expected sides from 1 to 32767, got " + to_string(args.shares.shape) +
+                     ". Give one for each cell of the grid.");
   }
   expect_same_device("shares", args.shares, "logits", args.logits);
   if (args.places.count != args.logits.shape[0]) {

@@ -20,8 +20,7 @@ void merge_plane(const MergeWindowsArgs& args, std::int64_t c, std::int64_t rows
   }
   for (int b = 0; b < args.places.count; ++b) {
     const std::int64_t top = args.places.top[b], left = args.places.left[b];
-    const float* from =
-        args.logits.as<const float>() + (b * window[1] + c) * window[2] * window[3];
+    const float* from = args.logits.as<const float>() + (b * window[1] + c) * window[2] * window[3];
     const std::int64_t bottom = std::min(top + window[2], rows);
     const std::int64_t count = std::min(left + window[3], columns) - left;
     for (std::int64_t y = top; y < bottom; ++y, from += window[3]) {

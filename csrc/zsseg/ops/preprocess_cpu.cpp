@@ -139,10 +139,9 @@ void preprocess_rows(const Source& source, const TensorView& frame, std::uint32_
           const ColumnTaps taps = column_taps(params.left + first, count, width,
                                               params.resized_width(), pixel_bytes, params.align);
           for (std::int64_t y = begin; y < end; ++y) {
-            const BilinearTap row =
-                bilinear_tap(static_cast<std::uint32_t>(params.top + y),
-                             static_cast<std::uint32_t>(height),
-                             static_cast<std::uint32_t>(params.resized_height()), params.align);
+            const BilinearTap row = bilinear_tap(
+                static_cast<std::uint32_t>(params.top + y), static_cast<std::uint32_t>(height),
+                static_cast<std::uint32_t>(params.resized_height()), params.align);
             preprocess_block(source, row, taps, count, transform, out + y * params.width + first,
                              plane_stride);
           }

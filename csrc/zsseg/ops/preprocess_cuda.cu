@@ -104,9 +104,8 @@ __global__ void __launch_bounds__(kBlockX* kBlockY) preprocess_kernel(Problem pr
   const std::uint32_t first_x = blockIdx.x * kColumns, first_y = blockIdx.y * kBlockY;
   const std::uint32_t thread = threadIdx.y * kBlockX + threadIdx.x;
   if (thread < kColumns && first_x + thread < problem.out_width) {
-    columns[thread] = 
-        bilinear_tap(problem.left + first_x + thread, problem.width, problem.whole_width,
-                     problem.align);
+    columns[thread] = bilinear_tap(problem.left + first_x + thread, problem.width,
+                                   problem.whole_width, problem.align);
   } else if (thread >= kColumns && thread < kColumns + kBlockY) {
     const std::uint32_t y = first_y + thread - kColumns;
     if (y < problem.out_height) {
