@@ -19,7 +19,7 @@ HEAD = "sem_seg_head.predictor.transformer."
 
 
 TINY = {
-    "embed": 32, "clip_res": 64, "v_layers": 4, "v_width": 64, "patch": 16, "t_width": 64,
+    "embed": 32, "clip_res": 64, "v_layers": 4, "v_width": 32, "patch": 16, "t_width": 64,
     "t_layers": 1, "gt": 12, "ga": 8, "dec": [32, 16], "dg": [24, 20], "dgp": [8, 4],
     "hidden": 16,
 }  # fmt: skip

@@ -86,9 +86,8 @@ def test_windows_are_refused_where_a_model_takes_whole_images(models):
         model.slide(np.zeros((8, 8, 3), np.uint8), tiny.text_embeds(3, 48), None)
 
 
-def test_every_architecture_but_cat_seg_is_exported():
-    assert ARCHITECTURES.keys() - EXPORTERS.keys() == {"cat_seg"}
-    assert EXPORTERS.keys() <= ARCHITECTURES.keys()
+def test_every_architecture_is_exported():
+    assert EXPORTERS.keys() == ARCHITECTURES.keys()
 
 
 def test_all_but_training_free_models_and_cat_seg_have_a_task():

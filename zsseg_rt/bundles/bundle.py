@@ -15,6 +15,7 @@ from typing import Any
 from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.bundles.specs import (
     FAMILIES,
+    AggregationSpec,
     FileEntry,
     GraphEntry,
     HeadSpec,
@@ -48,6 +49,7 @@ class _Manifest:
     head: HeadSpec
     segments: SegmentSpec | None = None
     regions: RegionSpec | None = None
+    aggregation: AggregationSpec | None = None
     weights: FileEntry | None = None
     text_bank: TextBankEntry | None = None
     golden: FileEntry | None = None
@@ -186,10 +188,9 @@ class Bundle(_Manifest):
         """The content of ``bundle.json`` as plain data."""
         data: dict[str, Any] = schema.encode(self)
         del data["path"]
-        if self.segments is None:  # readers of the first 0.1 bundles do not know this key
-            del data["segments"]
-        if self.regions is None:
-            del data["regions"]
+        for key in ("segments", "regions", "aggregation"):  # which earlier readers do not know
+            if data[key] is None:
+                del data[key]
         if self.head.independent_queries is None:
             del data["head"]["independent_queries"]
         if self.head.align == "half_pixel":

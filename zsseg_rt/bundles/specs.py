@@ -40,6 +40,9 @@ class FamilySpec:
 
 
 FAMILIES: dict[str, FamilySpec] = {
+    "aggregation": FamilySpec(
+        graphs=("image_encoder", "head"), keys=("weights", "aggregation"), has_class_logits=True
+    ),
     "descriptor": FamilySpec(
         graphs=("image_encoder", "decoder"),
         keys=("weights",),
@@ -246,6 +249,21 @@ class SegmentSpec:
             raise ValueError(f"num_segments: expected from 1 to 254, got {self.num_segments}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k: expected at least 1 or null, got {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationSpec:
+    """How classes attend to each other, in the family ``aggregation``.
+
+    Attributes:
+        padding: Classes that shorter vocabularies are padded to with copies of a learned token.
+    """
+
+    padding: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= MAX_CLASSES:
+            raise ValueError(f"padding: expected from 0 to {MAX_CLASSES}, got {self.padding}")
 
 
 @dataclass(frozen=True, kw_only=True)

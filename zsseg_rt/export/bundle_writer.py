@@ -15,6 +15,7 @@ import numpy.typing as npt
 from zsseg_rt.bundles.bundle import FORMAT_VERSION, MANIFEST, Bundle
 from zsseg_rt.bundles.specs import (
     FAMILIES,
+    AggregationSpec,
     FileEntry,
     HeadSpec,
     PreprocessSpec,
@@ -48,6 +49,7 @@ class ExportedModel:
         provenance: How the graphs were made.
         segments: For family ``segment_tokens`` only.
         regions: For family ``proposals`` only.
+        aggregation: For family ``aggregation`` only.
         weights: Arrays that the engine needs beside the graphs.
     """
 
@@ -61,6 +63,7 @@ class ExportedModel:
     provenance: Mapping[str, Any]
     segments: SegmentSpec | None = None
     regions: RegionSpec | None = None
+    aggregation: AggregationSpec | None = None
     weights: Arrays | None = None
 
 
@@ -92,6 +95,7 @@ def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptio
             head=exported.head,
             segments=exported.segments,
             regions=exported.regions,
+            aggregation=exported.aggregation,
             golden=golden,
             provenance={**exported.provenance, "source": options.source},
             licence=options.licence,

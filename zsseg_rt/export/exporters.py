@@ -10,6 +10,7 @@ from typing import Any
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.cat_seg import export_cat_seg
 from zsseg_rt.export.dense_clip import export_dense_clip
 from zsseg_rt.export.descriptor import export_descriptor
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
@@ -36,6 +37,7 @@ _DENSE_CLIP = Exporter(export=export_dense_clip)
 _DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "cosine"})
 
 EXPORTERS: Mapping[str, Exporter] = {
+    "cat_seg": Exporter(export=export_cat_seg),
     "clip_rc": _DESCRIPTOR,
     "cosine_head": _DENSE_CLIP,
     "dense_clip": _DENSE_CLIP,

@@ -6,6 +6,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES, family_settings
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.runtime.families.aggregation import AggregationFamily
 from zsseg_rt.runtime.families.base import Family, FamilyFactory
 from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.descriptor import DescriptorFamily
@@ -14,6 +15,7 @@ from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
 from zsseg_rt.runtime.inputs.window_plan import Windows
 
 _FACTORIES: dict[str, FamilyFactory] = {
+    "aggregation": AggregationFamily,
     "dense": DenseFamily,
     "descriptor": DescriptorFamily,
     "proposals": ProposalsFamily,

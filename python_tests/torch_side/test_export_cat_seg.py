@@ -1,0 +1,126 @@
+"""CAT-Seg's folds, its bundle and family ``aggregation`` against the model in torch."""
+
+import numpy as np
+import pytest
+import torch
+
+from support import golden_cat_seg as rule
+from support.descriptor_models import assert_labels_are_the_models, make_inputs
+from support.errors import refused
+from support.golden import config_of, load
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.errors import ArgumentError, BundleError, VocabularyError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.cat_seg import class_halves
+from zsseg_rt.export.folded.cat_seg import fold_cat_seg
+from zsseg_rt.models.functional import preprocess
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    model = rule.tiny_model()
+    path = tmp_path_factory.mktemp("cat_seg") / "tiny.zsseg"
+    with torch.no_grad():
+        return model, export_bundle(model, path, precisions=("float32",))
+
+
+def run_parts(parts, image, text, padding):
+    missing = torch.tensor([float(max(0, padding - len(text)))])
+    return parts.head(*parts.image_encoder(image), text, class_halves(parts, text), missing)
+
+
+@pytest.mark.needs_shared
+def test_folds_give_the_official_logits(shared_dir):
+    encoder = load(shared_dir, "catseg_small_enc_public.npz")
+    parts, image = fold_cat_seg(rule.build(shared_dir)), torch.from_numpy(encoder["image"][:1])
+    for count in (1, 5, 20, 150, 255, 256):
+        text = rule.text_bank(count, config_of(encoder))
+        logits = run_parts(parts, image, text, 256)[0].numpy()
+        expected = load(shared_dir, f"catseg_small_c{count}_public.npz")["logits"]
+        assert np.abs(logits - expected).max() <= 1e-4  # worst seen 2e-5
+
+
+def test_rows_without_keys_change_no_other_class():
+    parts = fold_cat_seg(rule.tiny_model())
+    image, text = torch.randn(1, 3, 96, 96), torch.nn.functional.normalize(torch.randn(3, 32))
+    inputs, halves = parts.image_encoder(image), class_halves(parts, text)
+    missing = torch.tensor([5.0])
+    more = halves[[0, 1, 2, 2, 2]]
+    more[3:].view(2, 4, -1)[:, 1::2] = -1e4
+    found = parts.head(*inputs, text[[0, 1, 2, 2, 2]], more, missing)
+    expected = parts.head(*inputs, text, halves, missing)
+    torch.testing.assert_close(found[:, :3], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_engine_labels_are_the_models(made, count):
+    model, path = made
+    frame, embeds = make_inputs(count, seed=count)
+    config = EngineConfig(**CPU, with_class_scores="low")
+    with Engine(path, config) as engine:
+        engine.set_classes([f"c{i}" for i in range(count)], embeddings=3.0 * embeds)
+        found = engine.segment(frame)
+    planes = preprocess(
+        torch.from_numpy(frame), size_hw=(96, 96), mean=model.image_mean, std=model.image_std
+    )
+    logits = model(planes[None], torch.from_numpy(embeds)).mask_logits
+    np.testing.assert_allclose(found.class_scores, logits[0].sigmoid(), atol=1e-5)
+    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
+    assert_labels_are_the_models(found.labels, up[0].sigmoid().numpy())
+
+
+def test_a_new_vocabulary_is_as_good_as_a_new_engine(made):
+    frame, embeds = make_inputs(6)
+    names = [f"c{i}" for i in range(6)]
+    with (
+        Engine(made[1], EngineConfig(**CPU)) as engine,
+        Engine(made[1], EngineConfig(**CPU)) as new,
+    ):
+        engine.set_classes(names[:2], embeddings=embeds[:2])
+        engine.segment(frame)
+        for each in (engine, new):
+            each.set_classes(names[1:], embeddings=embeds[1:])
+        np.testing.assert_array_equal(engine.segment(frame).labels, new.segment(frame).labels)
+
+
+def test_names_are_embedded_by_the_tuned_tower(made):
+    model, path = made
+    bundle = Bundle.load(path)
+    assert bundle.text.templates == ("A photo of a {} in the scene",)
+    assert bundle.text.space.startswith("CAT-Seg")
+    with Engine(path, EngineConfig(**CPU)) as engine:
+        vocabulary = engine.set_classes(["cat", "traffic light"])
+        assert engine.self_check().passed
+    from zsseg_rt.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(path / "tokenizer.json", context_length=77)
+    tokens = tokenizer.encode([f"A photo of a {name} in the scene" for name in vocabulary.names])
+    expected = torch.nn.functional.normalize(model.text_encoder(torch.from_numpy(tokens)), dim=1)
+    np.testing.assert_allclose(vocabulary.embeds, expected, atol=1e-5)
+
+
+def test_more_classes_than_the_head_takes_are_refused(made):
+    with Engine(made[1], EngineConfig(**CPU)) as engine:
+        for count in (0, 9, 10_000):
+            with refused(VocabularyError, "class_names"):
+                engine.set_classes([f"c{i}" for i in range(count)])
+
+
+def test_what_does_not_fit_is_refused(made, tmp_path):
+    with refused(ArgumentError, "size_hw"):
+        export_bundle(made[0], tmp_path / "other.zsseg", size_hw=(128, 128))
+    with refused(ArgumentError, "windows"):
+        Engine(made[1], EngineConfig(**CPU, windows="auto"))
+    import json
+    import shutil
+
+    broken = shutil.copytree(made[1], tmp_path / "broken.zsseg")
+    manifest = json.loads((broken / "bundle.json").read_text())
+    del manifest["aggregation"]
+    (broken / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="aggregation"):
+        Bundle.load(broken)

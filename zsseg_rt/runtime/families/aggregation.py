@@ -1,0 +1,156 @@
+"""CAT-Seg: every class's correlations with the patches, refined in space and between classes.
+
+The image encoder runs once a frame, whatever the classes; what a name adds is computed once a
+vocabulary, on the host. Classes attend to each other, so rows that only fill a capture's size are
+made to count for none: their keys are zero.
+
+Source: Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation",
+CVPR 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.backends.base import ANY_PRECISION, Session
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BundleError
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
+from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import Vocabulary
+
+_NO_KEY = np.float32(-1e4)
+"""Added to what becomes a key by elu(x) + 1: zero in every precision."""
+_TENSORS = ("text_guidance.weight", "text_guidance.bias", "class_halves.weight",
+            "class_halves.bias")  # fmt: skip
+
+_Weights = Mapping[str, npt.NDArray[np.float32]]
+
+
+class AggregationFamily:
+    """Bundles of family ``aggregation``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+
+    name = "aggregation"
+    graphs = ("image_encoder", "head")
+    auto_precisions = ANY_PRECISION
+    golden = GoldenRule(
+        stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
+                "mask_logits"),
+        raw_logits=True,
+    )  # fmt: skip
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        if bundle.aggregation is None:
+            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
+        self.head, self.padding = bundle.head, bundle.aggregation.padding
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+        self._weights = _read_weights(bundle)
+
+    in_one_part = True
+
+    def rows_for(self, num_phrases: int) -> int:
+        """Further rows have no keys, so that no class sees them."""
+        return bucket_of(num_phrases, self.head.max_classes)
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Compute what names add to queries and keys."""
+        norms = np.linalg.norm(vocabulary.embeds, axis=1, keepdims=True)
+        embeds = np.asarray(vocabulary.embeds / norms, np.float32)
+        guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
+        named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=vocabulary.seen(self.head.seen),
+            text_embeds=embeds,
+            text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
+        )
+
+    def pipeline(
+        self, sessions: Mapping[str, Session], workspace: Workspace
+    ) -> AggregationPipeline:
+        """Make the pipeline of one lane."""
+        return AggregationPipeline(self.padding, sessions, workspace)
+
+
+class AggregationPipeline:
+    """Runs encoder and head; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
+
+    def __init__(self, padding: int, sessions: Mapping[str, Session], workspace: Workspace) -> None:
+        self._most_padding, self._workspace = padding, workspace
+        self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
+        self._padding: Array | None = None
+
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        """Copy embeddings and halves, and count the padding tokens."""
+        workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
+        missing = max(0, self._most_padding - phrases)
+        self._padding = workspace.upload("padding", np.array([missing], np.float32))
+        adopted = adopt_rows(classes, num_rows, workspace)
+        if workspace.device == "cpu":
+            return adopted
+        rows = phrases if num_rows is None else num_rows
+        halves = repeated_rows(np.asarray(classes.text_queries), rows).copy()
+        keys = halves[phrases:].reshape(rows - phrases, 4, -1)
+        keys[:, 1::2] = _NO_KEY
+        return replace(adopted, text_queries=workspace.upload("class_halves", halves))
+
+    def masks(
+        self,
+        image: Array,
+        classes: BoundClasses,
+        clock: StageClock,
+        run: PartRunner,
+        trace: Trace | None = None,
+    ) -> ClassLogits:
+        """Encode the image and aggregate every class's correlations."""
+        stream = self._workspace.stream
+        encoded = self._image_encoder.run({"image": image}, stream=stream)
+        clock.mark("image_encoder")
+        assert classes.text_queries is not None
+        assert self._padding is not None, "adopt() comes first"
+        vocabulary = {
+            "text_embeds": classes.text_embeds,
+            "class_halves": classes.text_queries,
+            "padding": self._padding,
+        }
+        found = self._head.run({**encoded, **vocabulary}, stream=stream)
+        clock.mark("decoder")
+        mask_logits = self._workspace.own("mask_logits", found["mask_logits"])
+        if trace is not None:
+            trace.update(encoded, **vocabulary, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)
+
+
+def _read_weights(bundle: Bundle) -> _Weights:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if bundle.weights is None:
+        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
+    path = bundle.open_path(bundle.weights)
+    try:
+        tensors = load_file(path)
+        found = {name: np.ascontiguousarray(tensors[name], np.float32) for name in _TENSORS}
+    except (SafetensorError, KeyError, OSError) as exc:
+        raise BundleError(f"{path}: expected {', '.join(_TENSORS)}, got {exc}") from exc
+    guidance, guidance_bias, halves, bias = (found[name].shape for name in _TENSORS)
+    fits = len(guidance) == len(halves) == 2 and len(guidance_bias) == len(bias) == 1
+    fits = fits and guidance == (guidance_bias[0], bundle.text.embed_dim)
+    if not (fits and halves == (bias[0], guidance[0]) and bias[0] % 4 == 0):
+        raise BundleError(
+            f"{path}: expected shapes that fit {bundle.text.embed_dim} values a name, got "
+            f"{guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
+        )
+    return found
