@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from support import tiny
+from support import golden_cat_seg, tiny
 from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 
@@ -190,3 +190,25 @@ def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
     assert code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("zsseg-rt: --bank: cannot be read: ")
+
+
+def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
+    sizes = golden_cat_seg.TINY | {"v_layers": 9}
+    weights = tiny.rule_state_dict(
+        {
+            key: shape
+            for key, shape in golden_cat_seg.official_shapes(sizes).items()
+            if ".visual." in key or golden_cat_seg.CLIP not in key
+        }
+    )
+    path, out = tmp_path / "model_final.pth", tmp_path / "cat_seg.zsseg"
+    torch.save({"model": weights, "iteration": 80000}, path)
+    command = ("import-checkpoint", "cat_seg", path, "--out", out, "--precision", "float32")
+    assert run(*command) == 0
+    bundle = Bundle.load(out)
+    assert (bundle.family, bundle.head.max_classes) == ("aggregation", 256)
+    assert bundle.preprocess.size_hw == (384, 384)
+    earlier = {key: value for key, value in weights.items() if "upsample" not in key}
+    torch.save({"model": earlier}, path)
+    assert run(*command, "--overwrite") == 1
+    assert Bundle.load(out).name == "cat_seg"

@@ -25,22 +25,15 @@ import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_a
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Official:
-    """A checkpoint in its authors' layout, and what it does not say."""
+class _Checkpoint:
+    """A checkpoint in its authors' layout."""
 
     checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")]
-    classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
-    seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
     trust: TrustOption = False
 
-    @property
-    def names(self) -> list[str] | None:
-        """The training classes, or None if they are not given."""
-        return flat_names(self.classes) or None
-
     def settings(self) -> dict[str, Any]:
-        """Those that every architecture takes."""
-        return {"seen_classes": indices_of(flat_names(self.seen), self.names or ())}
+        """What the checkpoint does not say."""
+        return {}
 
     def load(self, architecture: str, **settings: Any) -> Any:
         """Build the model."""
@@ -49,6 +42,23 @@ class _Official:
         settings = self.settings() | settings
         state_dict = normalize_state_dict(load_checkpoint(self.checkpoint, trust=self.trust))
         return from_official(architecture, state_dict, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Official(_Checkpoint):
+    """A checkpoint of a system whose seen classes are lowered."""
+
+    classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
+    seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
+
+    @property
+    def names(self) -> list[str] | None:
+        """The training classes, or None if they are not given."""
+        return flat_names(self.classes) or None
+
+    def settings(self) -> dict[str, Any]:
+        """Those that every such system takes."""
+        return {"seen_classes": indices_of(flat_names(self.seen), self.names or ())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,13 @@ class _ZegFormer(_Official):
         own = ("fusion", "calibration", "region_style")
         chosen = super().settings() | {name: getattr(self, name) for name in own}
         return chosen | {"clip": _load_clip(self.clip, trust=self.trust)}
+
+
+@import_app.command("cat_seg")
+@takes_groups
+def import_cat_seg(source: _Checkpoint, bundle: ModelOutput) -> None:
+    """Turn an official checkpoint of CAT-Seg B into a bundle."""
+    bundle.write_model(source.load("cat_seg"), source=source.checkpoint.name)
 
 
 @import_app.command("zegclip")

@@ -41,11 +41,10 @@ class GraphExport:
 
     def to_onnx(self, name: str) -> onnx.ModelProto:
         """Trace the module into one graph, without notes about the computer it is made on."""
+        labels = {place for axes in self.dynamic.values() for place in axes.values()}
+        sizes = {label: torch.export.Dim(label, min=1, max=most) for label, most in labels}
         dims = {
-            tensor: {
-                axis: torch.export.Dim(label, min=1, max=most)
-                for axis, (label, most) in axes.items()
-            }
+            tensor: {axis: sizes[label] for axis, (label, _) in axes.items()}
             for tensor, axes in self.dynamic.items()
         }
         with torch.no_grad():
