@@ -206,7 +206,7 @@ def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
     command = ("import-checkpoint", "cat_seg", path, "--out", out, "--precision", "float32")
     assert run(*command) == 0
     bundle = Bundle.load(out)
-    assert (bundle.family, bundle.head.max_classes) == ("aggregation", 256)
+    assert (bundle.family, bundle.aggregation.most) == ("aggregation", 256)
     assert bundle.preprocess.size_hw == (384, 384)
     earlier = {key: value for key, value in weights.items() if "upsample" not in key}
     torch.save({"model": earlier}, path)

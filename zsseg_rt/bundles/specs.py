@@ -257,11 +257,16 @@ class AggregationSpec:
 
     Attributes:
         padding: Classes that shorter vocabularies are padded to with copies of a learned token.
+        most: Phrases that the head takes at once; of more, it looks at those with the largest
+            correlation anywhere in the frame. None: as many as ``head.max_classes``.
     """
 
     padding: int
+    most: int | None = None
 
     def __post_init__(self) -> None:
+        if self.most is not None and not 1 <= self.most <= MAX_CLASSES:
+            raise ValueError(f"most: expected from 1 to {MAX_CLASSES} or null, got {self.most}")
         if not 0 <= self.padding <= MAX_CLASSES:
             raise ValueError(f"padding: expected from 0 to {MAX_CLASSES}, got {self.padding}")
 

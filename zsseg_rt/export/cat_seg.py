@@ -17,6 +17,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.cat_seg import CatSegParts, fold_cat_seg, packed_text_encoder
 from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
+from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
@@ -57,7 +58,7 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
         normalize=True,
         activation="sigmoid",
         grid_hw=(parts.grid, parts.grid),
-        max_classes=most,
+        max_classes=MAX_CLASSES,
     )
     preprocess = PreprocessSpec(size_hw=model.size_hw, mean=model.image_mean, std=model.image_std)
     names = list(options.class_names or NUMBERED_NAMES)[:most]
@@ -71,7 +72,7 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
         weights={name: value.numpy() for name, value in parts.weights.items()},
         preprocess=preprocess,
         head=head,
-        aggregation=AggregationSpec(padding=padding),
+        aggregation=AggregationSpec(padding=padding, most=most),
         text=text,
         golden=partial(_golden, model, parts, preprocess, text, names),
         provenance=provenance(),

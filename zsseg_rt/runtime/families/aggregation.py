@@ -1,8 +1,9 @@
 """CAT-Seg: every class's correlations with the patches, refined in space and between classes.
 
 The image encoder runs once a frame, whatever the classes; what a name adds is computed once a
-vocabulary, on the host. Classes attend to each other, so rows that only fill a capture's size are
-made to count for none: their keys are zero.
+vocabulary, on the host. Of more phrases than the head takes, it is shown those that correlate most
+with some patch of the frame; all others get the logit -100, as officially. Classes attend to each
+other, so rows that only fill a capture's size are made to count for none: their keys are zero.
 
 Source: Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation",
 CVPR 2024.
@@ -16,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt import ops
 from zsseg_rt.backends.base import ANY_PRECISION, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.arrays import Array
@@ -32,6 +34,8 @@ from zsseg_rt.text.vocabulary import Vocabulary
 
 _NO_KEY = np.float32(-1e4)
 """Added to what becomes a key by elu(x) + 1: zero in every precision."""
+_DROPPED = np.float32(-100)
+"""The logit of phrases that the head was not shown."""
 _TENSORS = ("text_guidance.weight", "text_guidance.bias", "class_halves.weight",
             "class_halves.bias")  # fmt: skip
 
@@ -54,15 +58,16 @@ class AggregationFamily:
         if bundle.aggregation is None:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
         self.head, self.padding = bundle.head, bundle.aggregation.padding
-        self.axes = class_axis(bundle.head)
+        self.most = min(bundle.aggregation.most or bundle.head.max_classes, bundle.head.max_classes)
+        self.axes = class_axis(replace(bundle.head, max_classes=self.most))
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._weights = _read_weights(bundle)
 
-    in_one_part = True
+    in_one_part = False  # of many phrases, the host chooses those that the head is shown
 
     def rows_for(self, num_phrases: int) -> int:
         """Further rows have no keys, so that no class sees them."""
-        return bucket_of(num_phrases, self.head.max_classes)
+        return num_phrases if num_phrases > self.most else bucket_of(num_phrases, self.most)
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Compute what names add to queries and keys."""
@@ -81,21 +86,23 @@ class AggregationFamily:
         self, sessions: Mapping[str, Session], workspace: Workspace
     ) -> AggregationPipeline:
         """Make the pipeline of one lane."""
-        return AggregationPipeline(self.padding, sessions, workspace)
+        return AggregationPipeline(self.padding, self.most, sessions, workspace)
 
 
 class AggregationPipeline:
     """Runs encoder and head; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
 
-    def __init__(self, padding: int, sessions: Mapping[str, Session], workspace: Workspace) -> None:
-        self._most_padding, self._workspace = padding, workspace
+    def __init__(
+        self, padding: int, most: int, sessions: Mapping[str, Session], workspace: Workspace
+    ) -> None:
+        self._most_padding, self._most, self._workspace = padding, most, workspace
         self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
         self._padding: Array | None = None
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy embeddings and halves, and count the padding tokens."""
         workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
-        missing = max(0, self._most_padding - phrases)
+        missing = max(0, self._most_padding - min(phrases, self._most))
         self._padding = workspace.upload("padding", np.array([missing], np.float32))
         adopted = adopt_rows(classes, num_rows, workspace)
         if workspace.device == "cpu":
@@ -115,21 +122,68 @@ class AggregationPipeline:
         trace: Trace | None = None,
     ) -> ClassLogits:
         """Encode the image and aggregate every class's correlations."""
-        stream = self._workspace.stream
-        encoded = self._image_encoder.run({"image": image}, stream=stream)
-        clock.mark("image_encoder")
+        phrases = len(classes.vocabulary.phrases)
+        if phrases > self._most:
+            return self._masks_of_best(image, classes, clock, trace)
         assert classes.text_queries is not None
-        assert self._padding is not None, "adopt() comes first"
-        vocabulary = {
-            "text_embeds": classes.text_embeds,
-            "class_halves": classes.text_queries,
-            "padding": self._padding,
-        }
-        found = self._head.run({**encoded, **vocabulary}, stream=stream)
-        clock.mark("decoder")
-        mask_logits = self._workspace.own("mask_logits", found["mask_logits"])
+        rows = (classes.text_embeds, classes.text_queries)
+        key = ("aggregate", int(rows[0].shape[0]))
+
+        def enqueue() -> tuple[Mapping[str, Array], Array]:
+            encoded = self._encode(image, clock)
+            return encoded, self._aggregate(encoded, rows, clock)
+
+        encoded, mask_logits = run(key, enqueue)
         if trace is not None:
-            trace.update(encoded, **vocabulary, mask_logits=mask_logits)
+            assert self._padding is not None
+            names = {"class_halves": rows[1], "padding": self._padding}
+            trace.update(encoded, **names, mask_logits=mask_logits)
+        return ClassLogits(mask_logits=mask_logits)
+
+    def _encode(self, image: Array, clock: StageClock) -> Mapping[str, Array]:
+        encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
+        clock.mark("image_encoder")
+        return encoded
+
+    def _aggregate(
+        self, encoded: Mapping[str, Array], rows: tuple[Array, Array], clock: StageClock
+    ) -> Array:
+        assert self._padding is not None, "adopt() comes first"
+        vocabulary = {"text_embeds": rows[0], "class_halves": rows[1], "padding": self._padding}
+        found = self._head.run({**encoded, **vocabulary}, stream=self._workspace.stream)
+        clock.mark("decoder")
+        return self._workspace.own("mask_logits", found["mask_logits"])
+
+    def _masks_of_best(
+        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None
+    ) -> ClassLogits:
+        """Show the head the phrases with the largest correlation; nothing is captured."""
+        workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
+        encoded = self._encode(image, clock)
+        patches = workspace.own("patch_embeds", encoded["patch_embeds"])
+        correlation = ops.patch_text_similarity(
+            patches,
+            classes.text_embeds,
+            logit_scale=1.0,
+            normalize=False,
+            out=workspace.array("correlation", (1, phrases, int(patches.shape[1])), np.float32),
+            stream=workspace.stream,
+        )
+        best = workspace.fetch(correlation)[0].max(axis=1)
+        clock.mark("similarity")
+        kept = np.sort(np.argsort(-best, kind="stable")[: self._most])
+        assert classes.text_queries is not None
+        given = {"kept embeds": classes.text_embeds, "kept halves": classes.text_queries}
+        embeds, halves = (
+            workspace.upload(name, np.ascontiguousarray(workspace.fetch(rows)[kept]))
+            for name, rows in given.items()
+        )
+        found = workspace.fetch(self._aggregate(encoded, (embeds, halves), clock))
+        logits = np.full((1, phrases, *found.shape[2:]), _DROPPED, np.float32)
+        logits[:, kept] = found
+        mask_logits = workspace.upload("all logits", logits)
+        if trace is not None:
+            trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
 
 
