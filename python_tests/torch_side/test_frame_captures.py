@@ -397,3 +397,34 @@ def test_windows_replay_one_capture(placed, launched, monkeypatch, bundle):
         for _ in range(3):
             assert_same(engine.segment(wide), expected)
     assert launched["recorded"] == 2  # of a window, and of the labels
+
+
+@pytest.mark.parametrize(("count", "parts"), [(8, 2), (9, 1)])
+def test_classes_that_attend_to_each_other(monkeypatch, placed, launched, count, parts):
+    """Of more phrases than the head's 8, the host chooses, and only the labels are recorded."""
+    frames = [frame(seed) for seed in range(4)]
+    with open_engine(placed, "aggregation") as engine:
+        words = vocabulary(engine, count)
+        engine.set_classes(**words)
+        found = [engine.segment(f) for f in frames]
+    assert launched["recorded"] == parts
+    assert launched["launched"] >= 3 * parts
+    expected = run_plainly(monkeypatch, placed, "aggregation", words, frames)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
+    """What they change in the head is in test_export_cat_seg.py."""
+    with open_engine(placed, "aggregation", num_lanes=2) as engine, engine.lane() as lane:
+        engine.set_classes(**vocabulary(engine, count))
+        for seed in range(3):
+            lane.segment(frame(seed))
+        adopted = lane._path.adopted
+        halves = lane.workspace.fetch(adopted.text_queries).reshape(8, 4, -1)
+        own = engine._classes.text_queries.reshape(count, 4, -1)
+    assert launched["launched"] >= 2 * 2
+    np.testing.assert_array_equal(halves[:count], own)
+    assert (halves[count:, 1::2] == -1e4).all()
+    assert np.isfinite(halves).all()

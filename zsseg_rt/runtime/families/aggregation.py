@@ -109,7 +109,7 @@ class AggregationPipeline:
             return adopted
         rows = phrases if num_rows is None else num_rows
         halves = repeated_rows(np.asarray(classes.text_queries), rows).copy()
-        keys = halves[phrases:].reshape(rows - phrases, 4, -1)
+        keys = halves[phrases:].reshape(rows - phrases, 4, halves.shape[1] // 4)
         keys[:, 1::2] = _NO_KEY
         return replace(adopted, text_queries=workspace.upload("class_halves", halves))
 
