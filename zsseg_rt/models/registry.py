@@ -15,7 +15,12 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.cat_seg.builders import CatSegStart, OfficialCatSeg
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
-from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, DenseCLIPStart
+from zsseg_rt.models.dense.dense_clip import (
+    DenseCLIP,
+    DenseCLIPConfig,
+    DenseCLIPStart,
+    OfficialDenseCLIP,
+)
 from zsseg_rt.models.descriptor.builders import (
     ClipRCStart,
     OfficialClipRC,
@@ -66,7 +71,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cosine_head": Architecture(
         model=CosineHeadModel, config=CosineHeadConfig, create=CosineHeadStart
     ),
-    "dense_clip": Architecture(model=DenseCLIP, config=DenseCLIPConfig, create=DenseCLIPStart),
+    "dense_clip": Architecture(
+        model=DenseCLIP,
+        config=DenseCLIPConfig,
+        create=DenseCLIPStart,
+        from_official=OfficialDenseCLIP,
+    ),
     "zegclip": Architecture(
         model=ZegCLIP,
         config=ZegCLIPConfig,
@@ -89,11 +99,13 @@ def from_official(
     """Build a model from the weights that its authors published.
 
     Args:
-        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"zegclip"`` or ``"zegformer"``.
+        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"dense_clip"``, ``"zegclip"`` or
+            ``"zegformer"``.
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds.
         **config: What cannot be read from shapes, with official defaults; see
             :class:`zsseg_rt.models.cat_seg.builders.OfficialCatSeg`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
+            :class:`zsseg_rt.models.dense.dense_clip.OfficialDenseCLIP`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
             :class:`zsseg_rt.models.zegformer.official.OfficialZegFormer`.
 

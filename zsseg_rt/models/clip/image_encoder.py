@@ -29,12 +29,19 @@ def unit(x: Tensor) -> Tensor:
 
 
 def resize_positional_embedding(
-    positional_embedding: Tensor, grid_hw: tuple[int, int], mode: Interpolation = "bilinear"
+    positional_embedding: Tensor,
+    grid_hw: tuple[int, int],
+    mode: Interpolation = "bilinear",
+    *,
+    as_published: bool = False,
+    antialias: bool = False,
 ) -> Tensor:
     """Resize a positional embedding to another patch grid.
 
     Row 0 (the class token) is kept; the rest is a square grid that is resized with
-    ``align_corners=False`` and no antialiasing. The same grid returns the input.
+    ``align_corners=False``. The same grid returns the input. ``as_published`` scales by
+    (size + 0.1) / g, as the code of SCLIP and of its successors does; as many rows as are stored
+    then return the input, whatever their grid.
 
     Shapes:
         positional_embedding: float ``[1 + g * g, W]``.
@@ -43,10 +50,13 @@ def resize_positional_embedding(
         ``[1 + grid_hw[0] * grid_hw[1], W]``.
     """
     side = math.isqrt(positional_embedding.shape[0] - 1)
-    if grid_hw == (side, side):
+    if grid_hw == (side, side) or (as_published and math.prod(grid_hw) == side**2):
         return positional_embedding
     grid = torch.unflatten(positional_embedding[1:].T, 1, (side, side)).unsqueeze(0)
-    resized = F.interpolate(grid, size=grid_hw, mode=mode, align_corners=False)
+    to: dict[str, Any] = {"size": grid_hw}
+    if as_published:
+        to = {"scale_factor": [(cells + 0.1) / side for cells in grid_hw]}
+    resized = F.interpolate(grid, **to, mode=mode, align_corners=False, antialias=antialias)
     return torch.cat([positional_embedding[:1], resized.flatten(2).squeeze(0).T])
 
 

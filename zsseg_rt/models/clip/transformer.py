@@ -42,6 +42,21 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
 
+    def project(self, x: Tensor, reads: str = "qkv") -> dict[str, Tensor]:
+        """Queries, keys and values by letter, those that are read, ``[B, heads, N, W / heads]``."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return {
+            name: split_heads(F.linear(x, weight, bias), self.num_heads)
+            for name, weight, bias in zip("qkv", weights, biases, strict=True)
+            if name in reads
+        }
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The attention weights within ``x`` ``[B, N, W]``, ``[B, heads, N, N]``."""
+        q, k = self.project(x, "qk").values()
+        scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
+
 
 class Mlp(nn.Module):
     """``c_proj(activation(c_fc(x)))``."""

@@ -24,10 +24,10 @@ from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
 
 _M = TypeVar("_M", bound=nn.Module)
-_Colour = tuple[float, float, float]
+Colour = tuple[float, float, float]
 
-CLIP_MEAN: _Colour = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: _Colour = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 _TEXT_KEYS = (
     "transformer.",
@@ -126,13 +126,13 @@ def load_clip(
             "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
             "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
         )
-    weights = _split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+    weights = split_towers(load_checkpoint(path, trust=trust), activation, path.name)
     return replace(weights, num_heads=num_heads, text_heads=text_heads)
 
 
 def _load_shipped() -> ClipWeights:
     found = read_shipped()
-    weights = _split_towers(found.state_dict, "quick_gelu", "demo")
+    weights = split_towers(found.state_dict, "quick_gelu", "demo")
     return replace(weights, words=found.words, prompt_words=found.prompt_words)
 
 
@@ -173,7 +173,7 @@ def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
     return _weights_of(open_clip.create_model(architecture), architecture)
 
 
-def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _Colour]:
+def normalisation_of(source: str | Path, architecture: str) -> tuple[Colour, Colour]:
     """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with."""
     config: Mapping[str, Any] = {}
     if not (Path(source).is_file() or is_shipped(source)):
@@ -184,7 +184,7 @@ def normalisation_of(source: str | Path, architecture: str) -> tuple[_Colour, _C
 
 def _weights_of(model: Any, name: str) -> ClipWeights:
     quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-    weights = _split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
+    weights = split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
     text = getattr(model, "text", model)
     pooling = getattr(text, "pool_type", getattr(model, "text_pool_type", "argmax"))
     if pooling != "argmax":
@@ -214,9 +214,10 @@ def _import_open_clip() -> Any:
     return open_clip
 
 
-def _split_towers(
+def split_towers(
     state_dict: Mapping[str, Tensor], activation: Activation, name: str
 ) -> ClipWeights:
+    """Sort the keys of a whole CLIP by tower."""
     visual, text, unknown = {}, {}, []
     for key, value in state_dict.items():
         bare = key.removeprefix("text.")

@@ -89,7 +89,7 @@ class CosineHeadEncoder(DenseImageEncoder):
 
     def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode images; see :meth:`DenseImageEncoder.forward`."""
-        tokens = self.last_block(self.tokens_before_last(image))
+        tokens = self.last_block(self.block_inputs(image)[-1])
         return ImageEmbeds(self.embed_dense(tokens[:, 1:]), unit(self.project(tokens[:, 0])))
 
 

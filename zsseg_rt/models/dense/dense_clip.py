@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +18,32 @@ from torch import Tensor
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.shipped import is_shipped
 from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.models.clip.weights import (
     CLIP_MEAN,
     CLIP_STD,
     ClipWeights,
+    Colour,
     normalisation_of,
     random_clip,
+    split_towers,
 )
+from zsseg_rt.models.dense.aggregating import AggregatingEncoder, AggregationConfig, OutlierRule
 from zsseg_rt.models.dense.encoder import (
     HEADS,
     RULES,
     DenseImageEncoder,
     FoldedDenseEncoder,
     Head,
+    Position,
 )
 from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.input_checks import check_size, check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
-from zsseg_rt.torch_files.checkpoints import load_weights
+from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,9 @@ class DenseCLIPConfig:
         logit_scale: Multiplies the cosine similarity.
         unknown_below: Probability below which a pixel is unknown in a bundle; None keeps all.
         prior_std: Standard deviation of NACLIP's prior, in patches.
+        aggregation: Settings of SFP and SC-CLIP.
+        position: How the positional embedding is resized: by ``"size"``, or ``"as_published"``;
+            see :func:`zsseg_rt.models.clip.image_encoder.resize_positional_embedding`.
         templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
         image_mean: Mean of R, G, B, in ``[0, 1]``.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``.
@@ -64,6 +73,8 @@ class DenseCLIPConfig:
     logit_scale: float = 40.0
     unknown_below: float | None = None
     prior_std: float = 5.0
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    position: Position = "size"
     templates: tuple[str, ...] | None = None
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
@@ -81,6 +92,11 @@ class DenseCLIPConfig:
             raise ArgumentError(
                 f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
                 "Use None to keep every pixel."
+            )
+        if self.position not in get_args(Position):
+            raise ArgumentError(
+                f"position: expected size or as_published, got {self.position!r}. "
+                "Check the spelling."
             )
         check_size(self.size_hw, self.image_encoder.patch_size)
 
@@ -108,7 +124,10 @@ class DenseCLIP(PixelModel):
 
     def _make_encoder(self) -> DenseImageEncoder:
         config = self.config
-        return DenseImageEncoder(config.image_encoder, config.head, config.prior_std)
+        tower, head, position = config.image_encoder, config.head, config.position
+        if RULES[head].aggregates:
+            return AggregatingEncoder(tower, head, config.aggregation, position)
+        return DenseImageEncoder(tower, head, config.prior_std, position=position)
 
     @property
     def description(self) -> str:
@@ -200,36 +219,50 @@ class DenseCLIP(PixelModel):
 
     def fold_image_encoder(self, size_hw: tuple[int, int] | None = None) -> FoldedDenseEncoder:
         """Build the image encoder that is exported."""
+        if RULES[self.config.head].aggregates:
+            raise ArgumentError(
+                f"head: expected one that can be exported, got {self.config.head!r}, which runs in "
+                "torch alone. Export naclip, or evaluate this model in torch."
+            )
         return FoldedDenseEncoder(self.image_encoder, size_hw or self.config.size_hw)
 
 
 _WINDOWS: Mapping[Head, SlideSettings] = {
     "clearclip": SlideSettings(short_side=448, crop_size=448, stride=224),
-    "naclip": SlideSettings(short_side=336, crop_size=224, stride=112),
-    "sclip": SlideSettings(short_side=336, crop_size=224, stride=112),
+    **{
+        head: SlideSettings(short_side=336, crop_size=224, stride=112)
+        for head in ("naclip", "sclip", "sfp", "sc_clip")
+    },
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseCLIPStart(ClipSource):
-    """Builds dense CLIP from CLIP weights; nothing is trained.
+class HeadSettings:
+    """What can be chosen about a dense head, whatever its weights come from.
 
     Attributes:
-        pretrained: As of :class:`ClipSource`; None is open_clip's random initialisation.
-        head: ``"naclip"``, ``"clearclip"``, ``"sclip"``, ``"maskclip"`` or ``"vanilla"``.
+        head: ``"naclip"``, ``"clearclip"``, ``"sclip"``, ``"maskclip"``, ``"vanilla"``, ``"sfp"``
+            or ``"sc_clip"``.
         image_size: Input size in pixels that a bundle is built for, a side or (height, width);
             None is the size the weights were trained at.
-        logit_scale: Multiplies the cosine similarity; None is the authors': 40 for NACLIP and
-            SCLIP, 50 for ClearCLIP, 100 for the others.
+        logit_scale: Multiplies the cosine similarity; None is the authors': 50 for ClearCLIP, 100
+            for MaskCLIP and vanilla, 40 for the others.
         unknown_below: Probability below which a pixel is unknown in a bundle.
         templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
         prior_std: Standard deviation of NACLIP's prior, in patches.
         image_mean: Mean of R, G, B, in ``[0, 1]``; None is the weights'.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
-        with_text_encoder: Whether to build the text tower.
+        position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
+        pm: For SFP and SC-CLIP, like all that follow: how outliers are found; see
+            :class:`zsseg_rt.models.dense.aggregating.AggregationConfig`.
+        r: See there.
+        beta: See there.
+        pre: See there; None is the official number, or one that fits the CLIP that ships.
+        post: See ``pre``.
+        first: See ``pre``.
+        end: See ``pre``.
     """
 
-    pretrained: str | Path | None = None
     head: Head = "naclip"
     image_size: int | tuple[int, int] | None = None
     logit_scale: float | None = None
@@ -238,43 +271,121 @@ class DenseCLIPStart(ClipSource):
     prior_std: float = 5.0
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
+    position: Position = "size"
+    pm: OutlierRule | None = None
+    r: float = 0.3
+    beta: float = 0.4
+    pre: int | None = None
+    post: int | None = None
+    first: int | None = None
+    end: int | None = None
+
+    def config(self, layers: Mapping[str, int]) -> dict[str, Any]:
+        """The fields of :class:`DenseCLIPConfig` that follow, checked; ``layers`` are defaults."""
+        given = {name: getattr(self, name) for name in ("pre", "post", "first", "end")}
+        given = dict(layers) | {name: value for name, value in given.items() if value is not None}
+        scale = self.logit_scale
+        if scale is None:
+            scale = RULES[self.head].logit_scale if self.head in RULES else 1.0
+        settings: dict[str, Any] = {
+            "head": self.head,
+            "prior_std": self.prior_std,
+            "logit_scale": scale,
+            "unknown_below": self.unknown_below,
+            "templates": None if self.templates is None else tuple(self.templates),
+            "aggregation": AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **given),
+            "position": self.position,
+        }
+        DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
+        return settings
+
+    def assemble(
+        self, weights: ClipWeights, colours: tuple[Colour, Colour], settings: Mapping[str, Any]
+    ) -> DenseCLIP:
+        """Make the model, in evaluation mode, with no trainable parameters."""
+        encoder = weights.image_config()
+        text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
+        if weights.text:
+            text = weights.text_config()
+            state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
+        side = encoder.side if self.image_size is None else self.image_size
+        config = DenseCLIPConfig(
+            image_encoder=encoder,
+            text_encoder=text,
+            size_hw=side if isinstance(side, tuple) else (side, side),
+            image_mean=self.image_mean or colours[0],
+            image_std=self.image_std or colours[1],
+            **settings,
+        )
+        with torch.device("meta"):
+            model = DenseCLIP(config)
+        load_weights(model, state_dict, architecture="CLIP")
+        return model.eval().requires_grad_(False)
+
+
+_SHIPPED_LAYERS = {"pre": 3, "post": 1, "first": 1, "end": 4}  # of six blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseCLIPStart(HeadSettings, ClipSource):
+    """Builds dense CLIP from CLIP weights; nothing is trained.
+
+    Attributes:
+        pretrained: As of :class:`ClipSource`; None is open_clip's random initialisation.
+        with_text_encoder: Whether to build the text tower.
+    """
+
+    pretrained: str | Path | None = None
     with_text_encoder: bool = True
 
     def build(self) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
-        settings: dict[str, Any] = {"head": self.head, "prior_std": self.prior_std}
-        if self.head in RULES:
-            settings["logit_scale"] = RULES[self.head].logit_scale
-        if self.logit_scale is not None:
-            settings["logit_scale"] = self.logit_scale
-        settings["unknown_below"] = self.unknown_below
-        settings["templates"] = None if self.templates is None else tuple(self.templates)
-        DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
+        shipped = self.pretrained is not None and is_shipped(self.pretrained)
+        settings = self.config(_SHIPPED_LAYERS if shipped else {})
+        colours = CLIP_MEAN, CLIP_STD
         if self.pretrained is None:
-            weights, normalisation = random_clip(self.clip), (CLIP_MEAN, CLIP_STD)
+            weights = random_clip(self.clip)
         else:
             weights = self.load()
-            normalisation = normalisation_of(self.pretrained, self.clip)
-        settings["image_mean"] = self.image_mean or normalisation[0]
-        settings["image_std"] = self.image_std or normalisation[1]
-        return _build(weights, settings, self.image_size, self.with_text_encoder)
+            colours = normalisation_of(self.pretrained, self.clip)
+        if not self.with_text_encoder:
+            weights = replace(weights, text={})
+        return self.assemble(weights, colours, settings)
 
 
-def _build(
-    weights: ClipWeights,
-    settings: Mapping[str, Any],
-    image_size: int | tuple[int, int] | None,
-    with_text_encoder: bool,
-) -> DenseCLIP:
-    encoder = weights.image_config()
-    text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
-    if with_text_encoder:
-        text = weights.text_config()
-        state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
-    side = encoder.side if image_size is None else image_size
-    size_hw = side if isinstance(side, tuple) else (side, side)
-    config = DenseCLIPConfig(image_encoder=encoder, text_encoder=text, size_hw=size_hw, **settings)
-    with torch.device("meta"):
-        model = DenseCLIP(config)
-    load_weights(model, state_dict, architecture="CLIP")
-    return model.eval().requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class OfficialDenseCLIP(HeadSettings):
+    """Builds dense CLIP from the weights of CLIP's image tower, or of both towers.
+
+    Attributes:
+        logit_scale: Multiplies the cosine similarity; 1 gives cosines.
+        position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        text_heads: Heads of the text tower; None is one per 64 channels.
+        activation: ``"quick_gelu"`` for OpenAI's weights, ``"gelu"`` for most others.
+    """
+
+    logit_scale: float | None = 1.0
+    position: Position = "as_published"
+    num_heads: int | None = None
+    text_heads: int | None = None
+    activation: Activation = "quick_gelu"
+
+    def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
+        """Make the model, in evaluation mode.
+
+        Args:
+            state_dict: Float32: the image tower's own keys, ``conv1.weight`` and so on, or the keys
+                of a whole CLIP.
+
+        Raises:
+            CheckpointError: Keys are missing, unknown or of another shape or dtype.
+        """
+        settings = self.config({})
+        check_float32(state_dict, "CLIP")
+        if "visual.conv1.weight" in state_dict:
+            weights = split_towers(state_dict, self.activation, "state_dict")
+        else:
+            weights = ClipWeights(visual=dict(state_dict), text={}, activation=self.activation)
+        weights = replace(weights, num_heads=self.num_heads, text_heads=self.text_heads)
+        return self.assemble(weights, (CLIP_MEAN, CLIP_STD), settings)

@@ -12,7 +12,9 @@ maskclip   identity                              M(X + O(v))
 sclip      softmax(q q^T s) + softmax(k k^T s)   M(X + O(A v))
 clearclip  softmax(q q^T s)                      O(A v)
 naclip     softmax(k k^T s + prior)              O(A v)
-========== ===================================== ==================
+sfp        see :mod:`zsseg_rt.models.dense.aggregating`
+sc_clip    see there
+========== =========================================================
 
 Patch embeddings are ``ln_post(Z) @ proj`` without row 0, divided by their norms.
 
@@ -39,13 +41,15 @@ from zsseg_rt.models.clip.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,
     Interpolation,
+    resize_positional_embedding,
     unit,
 )
 from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
 from zsseg_rt.models.input_checks import check_size
 
-Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip"]
+Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip", "sfp", "sc_clip"]
 HEADS: tuple[Head, ...] = get_args(Head)
+Position = Literal["as_published", "size"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class HeadRule:
         products: (query, key) pairs of projections; one softmax per pair, summed. None is identity.
         residual: Whether the block keeps its residual sum and its MLP.
         prior: Whether scores get the neighbour prior.
+        aggregates: Whether alike patches share features: SFP and SC-CLIP.
         logit_scale: The authors' factor on cosines.
     """
 
@@ -64,6 +69,7 @@ class HeadRule:
     products: tuple[tuple[str, str], ...]
     residual: bool
     prior: bool = False
+    aggregates: bool = False
     logit_scale: float
 
 
@@ -76,6 +82,16 @@ RULES: Mapping[Head, HeadRule] = {
     "clearclip": HeadRule(reads="qv", products=(("q", "q"),), residual=False, logit_scale=50.0),
     "naclip": HeadRule(
         reads="kv", products=(("k", "k"),), residual=False, prior=True, logit_scale=40.0
+    ),
+    "sfp": HeadRule(
+        reads="qkv",
+        products=(("q", "q"), ("k", "k")),
+        residual=False,
+        aggregates=True,
+        logit_scale=40.0,
+    ),
+    "sc_clip": HeadRule(
+        reads="kv", products=(("k", "k"),), residual=False, aggregates=True, logit_scale=40.0
     ),
 }
 
@@ -111,11 +127,24 @@ class DenseImageEncoder(ImageEncoder):
     position_mode: ClassVar[Interpolation] = "bicubic"
 
     def __init__(
-        self, config: ImageEncoderConfig, head: Head = "naclip", prior_std: float = 5.0
+        self,
+        config: ImageEncoderConfig,
+        head: Head = "naclip",
+        prior_std: float = 5.0,
+        *,
+        position: Position = "size",
     ) -> None:
         super().__init__(config)
         self.rule = RULES[head]
         self.prior_std = prior_std
+        self.position = position
+
+    def patch_positions(self, grid_hw: tuple[int, int]) -> Tensor:
+        """See :meth:`ImageEncoder.patch_positions`."""
+        rows, published = self.positional_embedding, self.position == "as_published"
+        return resize_positional_embedding(
+            rows, grid_hw, self.position_mode, as_published=published
+        )[1:]
 
     def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode images.
@@ -127,10 +156,10 @@ class DenseImageEncoder(ImageEncoder):
             The head's patch embeddings, and CLIP's own class embedding, which no head changes;
             unit norm.
         """
-        tokens = self.tokens_before_last(image)
+        inputs = self.block_inputs(image)
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
-        cls_token = self.last_block(tokens)[:, 0]
-        return ImageEmbeds(self.dense_embeds(tokens, grid_hw), unit(self.project(cls_token)))
+        cls_token = self.last_block(inputs[-1])[:, 0]
+        return ImageEmbeds(self.dense_embeds(inputs, grid_hw), unit(self.project(cls_token)))
 
     @property
     def last_block(self) -> ResidualBlock:
@@ -139,29 +168,21 @@ class DenseImageEncoder(ImageEncoder):
         assert isinstance(block, ResidualBlock)
         return block
 
-    def tokens_before_last(self, image: Tensor) -> Tensor:
-        """The input of the last block, ``[B, 1 + N, W]``."""
-        tokens = self.embed_patches(image)
+    def block_inputs(self, image: Tensor) -> list[Tensor]:
+        """The tokens that each block gets, ``[B, 1 + N, W]``."""
+        inputs = [self.embed_patches(image)]
         for block in self.transformer.resblocks[:-1]:
-            tokens = block(tokens)
-        return tokens
+            inputs.append(block(inputs[-1]))
+        return inputs
 
     def prior(self, grid_hw: tuple[int, int]) -> Tensor | None:
         """What the head adds to attention scores, ``[1 + N, 1 + N]``, or None."""
         return neighbour_prior(grid_hw, self.prior_std) if self.rule.prior else None
 
-    def dense_embeds(self, tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """The head's patch embeddings ``[B, N, D]`` of tokens before the last block, unit norm."""
-        block, attention = self.last_block, self.last_block.attn
-        projections = zip(
-            "qkv", attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True
-        )
-        x = block.ln_1(tokens)
-        parts = {
-            name: split_heads(F.linear(x, weight, bias), attention.num_heads)
-            for name, weight, bias in projections
-            if name in self.rule.reads
-        }
+    def dense_embeds(self, inputs: list[Tensor], grid_hw: tuple[int, int]) -> Tensor:
+        """The head's patch embeddings ``[B, N, D]`` of :meth:`block_inputs`, unit norm."""
+        tokens, block, attention = inputs[-1], self.last_block, self.last_block.attn
+        parts = attention.project(block.ln_1(tokens), self.rule.reads)
         prior = self.prior(grid_hw)
         attended = _attend(self.rule, parts, None if prior is None else prior.to(tokens))
         dense = attention.out_proj(merge_heads(attended))
