@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 from support.golden import assert_close, load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError  # noqa: E402
+from zsseg_rt.export.folded.dense import fold_dense  # noqa: E402
 from zsseg_rt.models.dense import aggregating  # noqa: E402
 
 STAGES = 2e-5  # relative; the vectors' README measured 7.1e-6 between float32 and float64
@@ -233,4 +234,4 @@ def test_damaged_towers_are_refused():
 
 def test_what_runs_in_torch_alone_is_not_exported():
     with refused(ArgumentError, "head"):
-        model_of(tiny()).fold_image_encoder((96, 96))
+        fold_dense(model_of(tiny()), (96, 96))

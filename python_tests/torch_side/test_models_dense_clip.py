@@ -9,9 +9,12 @@ import torch.nn.functional as F
 
 from support import tiny
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip.weights import CLIP_MEAN, normalisation_of
-from zsseg_rt.models.dense.encoder import HEADS, neighbour_prior
+from zsseg_rt.models.dense.encoder import RULES, neighbour_prior
+
+HEADS = [name for name, rule in RULES.items() if not rule.aggregates]  # one block, any depth
 
 open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
 
@@ -174,7 +177,7 @@ def test_class_embedding_is_clips_own_for_every_head(clip, build, head):
 @torch.no_grad()
 def test_folded_encoder_is_the_encoder(build, head, size_hw):
     model, image = build(head=head), tiny.image(2, 3, *size_hw)
-    folded = model.fold_image_encoder(size_hw)
+    folded = fold_dense(model, size_hw)
     assert folded.grid_hw == (size_hw[0] // PATCH, size_hw[1] // PATCH)
     assert_same(folded(image), model.image_encoder(image).patch_embeds)
 

@@ -10,6 +10,7 @@ from support import tiny
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
+from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
 
@@ -126,7 +127,7 @@ def test_the_head_maps_patches_before_they_are_compared(build):
     expected = model.log_scale.exp().item() * unit_text @ patches.T
     logits = model(image, text).mask_logits[0].flatten(1)
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)  # logits to 24, float32
-    folded = model.fold_image_encoder()
+    folded = fold_dense(model)
     np.testing.assert_allclose(folded(image)[0].numpy(), patches, atol=1e-5)
 
 

@@ -31,11 +31,11 @@ from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models import create_model
-from zsseg_rt.models.clip.shipped import FILE, is_shipped
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.starts import Start
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
+from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data.transforms import FitInsideAugmentation

@@ -121,7 +121,7 @@ def export_dense_clip(
 ) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
     from zsseg_rt.models import create_model
-    from zsseg_rt.models.clip.space import describe_space
+    from zsseg_rt.torch_files.clip_space import describe_space
 
     check_activation("--activation", model.activation)
     settings = {**vars(model), "image_size": read_size(size), "templates": template}

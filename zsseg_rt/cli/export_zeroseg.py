@@ -42,7 +42,7 @@ class _Student:
 
     def space(self) -> str:
         """What its text space is called."""
-        from zsseg_rt.models.clip.space import describe_rows, describe_space
+        from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 
         if self.text:
             return describe_space(self.text, self.clip)

@@ -176,6 +176,6 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
 
 
 def _describe_space(source: str) -> str:
-    from zsseg_rt.models.clip.space import describe_space
+    from zsseg_rt.torch_files.clip_space import describe_space
 
     return describe_space(source)

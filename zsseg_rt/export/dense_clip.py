@@ -13,6 +13,7 @@ from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.export.folded.dense import FoldedDenseEncoder, fold_dense
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
     GOLDEN_TEMPLATES,
@@ -24,7 +25,6 @@ from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
-from zsseg_rt.models.dense.encoder import FoldedDenseEncoder
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:
     """Cut dense CLIP or the trained cosine head into a bundle's parts."""
-    encoder = model.fold_image_encoder(options.size_hw)
+    encoder = fold_dense(model, options.size_hw)
     text = _text_side(model, options)
     preprocess = PreprocessSpec(size_hw=encoder.size_hw, mean=model.image_mean, std=model.image_std)
     head = _head_spec(model, encoder, options.class_names)

@@ -102,7 +102,7 @@ def _check_packages() -> None:
 
 def _export(chosen: PretrainedSet, checkpoint: Checkpoint, place: Path, told: Progress) -> None:
     from zsseg_rt.export import export_bundle
-    from zsseg_rt.models.clip.space import describe_space
+    from zsseg_rt.torch_files.clip_space import describe_space
 
     try:
         model = _build(chosen, checkpoint.path)

@@ -6,8 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.models.clip.space import describe_rows, describe_space
 from zsseg_rt.models.registry import find_builder
+from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 from zsseg_rt.training.config import ModelConfig, TextConfig
 from zsseg_rt.training.trained.card import load_classes
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.export.folded.clip import FoldedBlock, linear_from
 from zsseg_rt.models.cat_seg.aggregator import (
     AggregatorConfig,
     ClassAttention,
@@ -25,7 +26,6 @@ from zsseg_rt.models.cat_seg.aggregator import (
     window_order,
 )
 from zsseg_rt.models.cat_seg.model import CatSeg
-from zsseg_rt.models.clip.folded_image_encoder import FoldedBlock, linear_from
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.clip.transformer import ResidualBlock

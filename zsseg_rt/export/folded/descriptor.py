@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.models.clip.folded_image_encoder import (
+from zsseg_rt.export.folded.clip import (
     FoldedBlock,
     FoldedImageEncoder,
     linear_from,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ShapeError
-from zsseg_rt.models.clip.folded_image_encoder import linear_from
+from zsseg_rt.export.folded.clip import linear_from
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm, NormedConv, ResNet

@@ -18,10 +18,10 @@ from zsseg_rt.models.clip.image_encoder import (
     ImageEncoderConfig,
     resize_positional_embedding,
 )
-from zsseg_rt.models.clip.shipped import is_shipped, read_shipped
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Activation
 from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
+from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
 
 _M = TypeVar("_M", bound=nn.Module)
 Colour = tuple[float, float, float]

@@ -18,7 +18,6 @@ from torch import Tensor
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.clip.shipped import is_shipped
 from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Activation
@@ -36,7 +35,6 @@ from zsseg_rt.models.dense.encoder import (
     HEADS,
     RULES,
     DenseImageEncoder,
-    FoldedDenseEncoder,
     Head,
     Position,
 )
@@ -44,6 +42,7 @@ from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.input_checks import check_size, check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
+from zsseg_rt.torch_files.shipped_clip import is_shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +215,6 @@ class DenseCLIP(PixelModel):
         logits = self(image, text_embeds).mask_logits
         size_hw = (image.shape[2], image.shape[3])
         return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
-
-    def fold_image_encoder(self, size_hw: tuple[int, int] | None = None) -> FoldedDenseEncoder:
-        """Build the image encoder that is exported."""
-        if RULES[self.config.head].aggregates:
-            raise ArgumentError(
-                f"head: expected one that can be exported, got {self.config.head!r}, which runs in "
-                "torch alone. Export naclip, or evaluate this model in torch."
-            )
-        return FoldedDenseEncoder(self.image_encoder, size_hw or self.config.size_hw)
 
 
 _WINDOWS: Mapping[Head, SlideSettings] = {

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.models.clip.shipped import SPACE, is_shipped
+from zsseg_rt.torch_files.shipped_clip import SPACE, is_shipped
 
 # OpenAI's own archives, by the SHA-256 that their addresses contain.
 _OPENAI_FILES = {

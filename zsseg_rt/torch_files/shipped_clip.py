@@ -21,7 +21,7 @@ NAME = "demo"
 
 SPACE = "small CLIP of the synthetic world"
 
-FILE = Path(__file__).with_name("demo.safetensors")
+FILE = Path(__file__).parents[1] / "models/clip/demo.safetensors"
 _VOCAB_SIZE = 49408  # CLIP's
 
 
