@@ -1,6 +1,7 @@
 """Real TensorRT-RTX builds of the real ZegCLIP graphs, for three GPUs, without a GPU."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,19 @@ def test_clip_rc_graph_builds_in_its_precision(region_graphs, name, precision, b
     assert report["axes"].get("classes") == (None if name == "image_encoder" else [1, 32, 1024])
     if precision in FUSED_PRECISIONS and report["runtime"].startswith("tensorrt_rtx-1.7."):
         assert report["fused_attention"]["fmha_v2"] >= blocks  # the mask does not prevent it
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["image_encoder", "head"])
+def test_cat_seg_graph_builds_in_its_precision(name, precision):
+    bundle = Path(__file__).parents[1] / "bundles/v1/aggregation.zsseg"
+    options = BackendOptions(compute_capability="8.9", dynamic_axes={"classes": (1, 8, 8)})
+    path = bundle / f"{name}.{precision}.onnx"
+    report = BACKEND.build_plan(path, precision=precision, options=options).report
+    assert report["precision"] == precision
+    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
+    assert multiplied == {precision}
+    assert report["axes"].get("classes") == (None if name == "image_encoder" else [1, 8, 8])
 
 
 def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
