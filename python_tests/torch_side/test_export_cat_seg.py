@@ -1,5 +1,7 @@
 """CAT-Seg's folds, its bundle and family ``aggregation`` against the model in torch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from support.golden import config_of, load
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, VocabularyError
-from zsseg_rt.export import export_bundle
+from zsseg_rt.export import export_bundle, export_graphs
 from zsseg_rt.export.cat_seg import class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
+from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -124,3 +127,41 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
     (broken / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="aggregation"):
         Bundle.load(broken)
+
+
+def graph_gflop(path, count):
+    """Two times the multiplications of a graph's products and convolutions, in 1e9."""
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            size.dim_value = count if size.dim_param else size.dim_value
+    del graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {w.name: list(w.dims) for w in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        shapes[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    total = 0
+    for node in graph.node:
+        first, result = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if node.op_type in ("MatMul", "Gemm"):
+            total += math.prod(result) * first[-1]
+        elif node.op_type == "Conv":
+            total += math.prod(result) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(first) * math.prod(shapes[node.input[1]][1:])
+    return 2 * total / 1e9
+
+
+@pytest.mark.nightly
+def test_graphs_cost_what_the_folds_leave(tmp_path):
+    model = CatSeg(CatSegConfig()).eval()
+    for parameter in model.parameters():
+        parameter.zero_()
+    files = export_graphs(model, tmp_path, precisions=("float32",))
+    encoder, head = (tmp_path / files[name]["float32"].file for name in ("image_encoder", "head"))
+    assert graph_gflop(encoder, 1) == pytest.approx(113.4, rel=0.02)
+    for count, expected in ((20, 43), (32, 69), (150, 325), (256, 554)):
+        assert graph_gflop(head, count) == pytest.approx(expected, rel=0.02)
