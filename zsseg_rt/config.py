@@ -135,11 +135,10 @@ class EngineConfig:
 
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""
-        for name in ("device", "backend", "precision", "channel_order"):
+        for name in ("backend", "precision", "channel_order"):
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, given.lower())
-        if self.device == "cuda":
-            object.__setattr__(self, "device", "cuda:0")
+        object.__setattr__(self, "device", canonical_device(self.device))
         precision = _PRECISION_WORDS.get(str(self.precision), self.precision)
         object.__setattr__(self, "precision", precision)
 
@@ -162,6 +161,12 @@ class EngineConfig:
         if not self.use_cache:
             return None
         return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
+
+
+def canonical_device(device: Any) -> Any:
+    """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
+    spelled = device.lower() if isinstance(device, str) else device
+    return "cuda:0" if spelled == "cuda" else spelled
 
 
 def check_device_name(device: str, argument: str = "device") -> None:

@@ -113,6 +113,11 @@ class TestChoose:
         with refused(ValueError, "ZSSEG_BACKEND"):
             registry.choose(EngineConfig())
 
+    @pytest.mark.parametrize("word", ["cuda", "CUDA", "Cuda:0"])
+    def test_a_gpu_of_the_environment_may_be_spelled_as_in_a_config(self, monkeypatch, word):
+        monkeypatch.setenv("ZSSEG_DEVICE", word)
+        assert registry.requested(EngineConfig()).device == "cuda:0"
+
     def test_absent_gpu_is_an_error(self):
         with refused(DeviceError, "device"):
             registry.choose(EngineConfig(device="cuda:0"))

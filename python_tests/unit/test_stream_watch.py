@@ -89,6 +89,16 @@ def test_the_end_of_a_file_is_its_end(error):
     assert file.next_tick(2000.0) is None
 
 
+def test_a_file_that_fails_is_a_warning_with_its_reason(caplog):
+    file = watch(live=False)
+    file.tick(0.0)
+    file.over(1.0, LOST)
+    file.log_news()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(LOST) in record.getMessage()
+
+
 def test_every_change_is_one_line_in_the_log(caplog):
     caplog.set_level(logging.INFO)
     camera, now = running(), 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zsseg_rt.backends.base import Backend
 from zsseg_rt.common.extras import install_command
-from zsseg_rt.config import BACKENDS, EngineConfig, check_device_name
+from zsseg_rt.config import BACKENDS, EngineConfig, canonical_device, check_device_name
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 
 _PACKAGES = {
@@ -58,7 +58,7 @@ def requested(config: EngineConfig) -> Placement:
     if backend == "auto":
         backend = os.environ.get("ZSSEG_BACKEND") or "auto"
     if device == "auto":
-        device = os.environ.get("ZSSEG_DEVICE") or "auto"
+        device = canonical_device(os.environ.get("ZSSEG_DEVICE") or "auto")
     if backend not in BACKENDS:
         raise ConfigError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     check_device_name(device, "ZSSEG_DEVICE")

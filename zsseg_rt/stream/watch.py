@@ -147,7 +147,7 @@ class SourceWatch:
         if state == self.state:
             return
         before, self.state = self.state, state
-        if state in ("stalled", "lost"):
+        if state in ("stalled", "lost") or (state == "ended" and self.error):
             self._news.append((logging.WARNING, f"{state}: {self.error}" if self.error else state))
         else:
             level = logging.WARNING if before in ("stalled", "lost") else logging.INFO
