@@ -161,7 +161,7 @@ ARGUMENTS = {
     "no class": (["--classes", ""], 2, "name at least one class"),
     "only separators": (["--classes", " ; ,;"], 2, "name at least one class"),
     "an empty name": (["--class", " "], 1, "--classes[0]: expected a name, got an empty string"),
-    "twice": (["--classes", "blue ball,blue ball"], 1, "every name once, got 'blue ball'"),
+    "twice": (["--classes", "blue ball,blue ball"], 1, "every name once, also apart from case"),
     "twice in two ways": (["--classes", "ball", "--class", "ball"], 1, "every name once"),
     "a tab": (["--classes", "blue\tball"], 1, "expected plain text, got a control character"),
     "unknown words": (["--classes", "自転車"], 1, "自転車"),
