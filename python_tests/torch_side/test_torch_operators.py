@@ -67,6 +67,59 @@ def test_a_second_result_of_max_pool_is_refused(tmp_path):
         run_torch(path)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "kernel_shape": [4, 3]},
+        {"strides": [2, 3], "output_padding": [1, 2], "dilations": [2, 1]},
+    ],
+)
+def test_conv_transpose(tmp_path, attributes):
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
+    rng = np.random.default_rng(1)
+    held = {"w": rng.standard_normal((3, 2, 4, 3)), "b": rng.standard_normal(2)}
+    held = {name: values.astype(np.float32) for name, values in held.items()}
+    assert_equal_to_onnxruntime(write(tmp_path, node, held), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("attributes", [{"pads": [0, 1, 1, 1]}, {"auto_pad": "SAME_UPPER"}])
+def test_uneven_padding_of_conv_transpose_is_refused(tmp_path, attributes):
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], **attributes)
+    path = write(tmp_path, node, {"w": np.zeros((3, 2, 3, 3), np.float32)})
+    with pytest.raises(BackendError, match="ConvTranspose .* failed"):
+        run_torch(path)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_elu(tmp_path, alpha):
+    assert_equal_to_onnxruntime(write(tmp_path, helper.make_node("Elu", ["x"], ["y"], alpha=alpha)))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize("trans_a", [0, 1])
+def test_gemm(tmp_path, trans_a, trans_b, with_bias):
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((6, 7)).astype(np.float32)
+    held = {"a": np.ascontiguousarray(rows.T if trans_a else rows)}
+    columns = rng.standard_normal((7, 7)).astype(np.float32)
+    held |= {"b": columns, "c": rng.standard_normal(7).astype(np.float32)}
+    scales = {"alpha": 0.5, "beta": 3.0}
+    names = ["a", "b", "c"] if with_bias else ["a", "b"]
+    nodes = [
+        helper.make_node("Gemm", names, ["product"], transA=trans_a, transB=trans_b, **scales),
+        helper.make_node("Slice", ["product", "starts", "ends"], ["row"]),
+        helper.make_node("Mul", ["x", "row"], ["y"]),  # graphs are fed with x
+    ]
+    held |= {"starts": np.array([0, 0]), "ends": np.array([1, 7])}
+    axes = [f"axis{index}" for index in range(4)]
+    feeds = {"x": (TensorProto.FLOAT, list(X.shape))}
+    path = tmp_path / "g.onnx"
+    write_graph(path, nodes, feeds, {"y": (TensorProto.FLOAT, axes)}, held)
+    assert_equal_to_onnxruntime(path, tolerance=1e-5)
+
+
 def test_instance_normalization(tmp_path):
     node = helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["y"], epsilon=1e-3)
     held = {"scale": np.array([1, -2, 0.5], np.float32), "bias": np.array([0, 3, -1], np.float32)}

@@ -170,6 +170,36 @@ def _conv(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None
     )
 
 
+def _conv_transpose(
+    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    automatic = attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in attributes
+    if automatic or pads[:2] != pads[2:]:
+        raise NotImplementedError("expected the same padding at both ends, stated as pads")
+    return torch.conv_transpose2d(
+        x,
+        weight,
+        bias,
+        stride=attributes.get("strides", [1, 1]),
+        padding=pads[:2],
+        output_padding=attributes.get("output_padding", [0, 0]),
+        groups=attributes.get("group", 1),
+        dilation=attributes.get("dilations", [1, 1]),
+    )
+
+
+def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    a = a.T if attributes.get("transA", 0) else a
+    b = b.T if attributes.get("transB", 0) else b
+    product: Tensor = torch.mm(a, b) * attributes.get("alpha", 1.0)
+    return product if c is None else product + c * attributes.get("beta", 1.0)
+
+
+def _elu(attributes: Attributes, x: Tensor) -> Tensor:
+    return F.elu(x, attributes.get("alpha", 1.0))
+
+
 def _pad(
     attributes: Attributes, x: Tensor, value: float, kernel_hw: Sequence[int]
 ) -> tuple[Tensor, list[int]]:
@@ -303,11 +333,14 @@ OPERATORS: dict[str, Operator] = {
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Div": _elementwise(torch.div),
+    "Elu": _elu,
     "Equal": _elementwise(torch.eq),
     "Expand": _expand,
     "Gather": _gather,
     "Gelu": _gelu,
+    "Gemm": _gemm,
     "GlobalAveragePool": _elementwise(lambda x: x.mean(dim=(2, 3), keepdim=True)),
     "Identity": _elementwise(lambda x: x),
     "InstanceNormalization": _instance_norm,
