@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.errors import refused
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "run.py"
 
@@ -226,7 +228,7 @@ def test_parts_of_a_run_are_put_together(benchmarks, tmp_path):
     assert read(*parts).cases == report.cases
     assert read(*parts).seconds == report.seconds
     write_report(dataclasses.replace(part, commit="abc1234"), parts[1])
-    with pytest.raises(ArgumentError, match=r"1.json: expected the commit .+, got abc1234"):
+    with refused(ArgumentError, None, "1.json"):
         read(*parts)
 
 
@@ -236,11 +238,11 @@ def test_places_for_unknown_tables_are_refused(benchmarks):
     from zsseg_rt.errors import ArgumentError
 
     text, report = DOCUMENTS[0].read_text(encoding="utf-8"), committed()
-    with pytest.raises(ArgumentError, match="benchmark speed -->: expected one of conditions"):
+    with refused(ArgumentError, None, "-->"):
         filled(text.replace("benchmark threads", "benchmark speed"), report, DOCUMENTS)
-    with pytest.raises(ArgumentError, match="expected marker comments"):
+    with refused(ArgumentError, "document"):
         filled("# nothing", report, DOCUMENTS)
-    with pytest.raises(ArgumentError, match="names its report"):
+    with refused(ArgumentError, "document"):
         sources_of("# nothing")
 
 

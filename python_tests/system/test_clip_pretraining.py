@@ -232,7 +232,7 @@ def test_full_disk_keeps_earlier_weights(run, full_disk):
 
 def test_full_disk_at_the_start_leaves_no_half_file(tmp_path, full_disk):
     full_disk("config.json")
-    with pytest.raises(TrainingError, match="config.json: cannot be written: No space left"):
+    with refused(TrainingError, None, "config.json"):
         pretrain(TINY, tmp_path / "run", num_workers=0)
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -241,7 +241,7 @@ def test_full_disk_at_the_start_leaves_no_half_file(tmp_path, full_disk):
 def test_damaged_configuration_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     for read in (load_run, lambda folder: pretrain(TINY, folder, num_workers=0)):
-        with pytest.raises(CheckpointError, match="config.json: expected .* choose another folder"):
+        with refused(CheckpointError, None, "config.json"):
             read(tmp_path)
 
 

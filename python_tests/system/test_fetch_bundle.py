@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from support.command_line import run
+from support.errors import refused
 from support.hub_server import serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
@@ -124,7 +125,7 @@ def test_another_fetch_only_checks_it(with_bundle, monkeypatch, capsys):
 def test_a_damaged_bundle_is_noticed(with_bundle):
     (graph, *_) = bundle_place("tiny-set").glob("image_encoder*")
     graph.write_bytes(graph.read_bytes()[:-1])
-    with pytest.raises(FetchError, match="zsseg-rt fetch tiny-set --overwrite"):
+    with refused(FetchError, None, "--overwrite"):
         fetch_bundle("tiny-set")
 
 
@@ -143,14 +144,14 @@ def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
     assert run("fetch", "naclip-b61") == EXIT_USAGE
     assert "Did you mean 'naclip-b16'? Known names: naclip-b16," in capsys.readouterr().err
     assert not home.exists()
-    with pytest.raises(ArgumentError, match="expected a set that can be fetched"):
+    with refused(ArgumentError, "name"):
         fetch_bundle("nothing")
 
 
 def test_missing_packages_are_told_before_the_download(home, monkeypatch):
     monkeypatch.setattr(bundles, "_NEEDED", ("torch", "a_package_that_nobody_has"))
     monkeypatch.setattr(bundles, "find_checkpoint", None)
-    with pytest.raises(BackendUnavailableError, match=r"a_package_that_nobody_has.*\.\[train\]"):
+    with refused(BackendUnavailableError, "a_package_that_nobody_has"):
         fetch_bundle("tiny-set")
 
 

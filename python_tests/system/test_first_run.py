@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
+from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.studies.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt import Bundle, Engine  # noqa: E402
@@ -65,7 +66,7 @@ def test_one_command_trains_exports_and_draws(tmp_path):
         engine.set_classes(["purple fuzzy ring", "white sand"])  # not classes of the training
         labels = engine.segment(np.zeros((128, 128, 3), np.uint8)).labels
         assert set(np.unique(labels)) <= {0, 1}
-        with pytest.raises(VocabularyError, match="zebra"):
+        with refused(VocabularyError, "class_names"):
             engine.set_classes(["zebra"])
 
 
@@ -86,7 +87,7 @@ def test_the_clip_that_ships_knows_its_world():
 
 def test_words_that_the_clip_never_saw_are_refused(caplog):
     encoder = build_text_encoder(load_clip("demo"))
-    with pytest.raises(VocabularyError, match=r"'a zebra'.* It knows: red, "):
+    with refused(VocabularyError, "class_names"):
         embed_phrases(encoder, ["a zebra"], TEMPLATES)
     both = embed_phrases(encoder, ["red zebra ball", "red ball"], TEMPLATES)
     assert "never learned zebra" in caplog.text

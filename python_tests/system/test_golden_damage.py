@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.bundles.specs import FileEntry
 from zsseg_rt.demo import demo_bundle
@@ -89,14 +90,14 @@ ODD_ARRAYS = {
 @pytest.mark.parametrize("name", ODD_ARRAYS)
 def test_arrays_that_do_not_fit_are_refused(name, bundle, sound):
     arrays = {k: v for k, v in (sound | ODD_ARRAYS[name]).items() if v is not None}
-    with pytest.raises(BundleError, match=r"golden\.npz: expected a golden sample, got"):
+    with refused(BundleError, None, "golden.npz"):
         read(put(bundle, npz(arrays)))
 
 
 def test_objects_are_refused(bundle, sound):
     content = io.BytesIO()
     np.savez(content, **sound, extra=np.array([{}], object))
-    with pytest.raises(BundleError, match="extra.npy: expected a .npy header of a plain array"):
+    with refused(BundleError, None, "extra.npy"):
         read(put(bundle, content.getvalue()))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zsseg_rt
+from support.errors import refused
 from zsseg_rt import BundleError, Engine, EngineConfig, Segmentation
 from zsseg_rt.cli.options import _read_class_file
 from zsseg_rt.doctor import examine
@@ -80,9 +81,9 @@ def test_frames_of_odd_kinds_are_refused(tmp_path):
             message = rf"frame: expected uint8, got {re.escape(str(frame.dtype))}"
             with pytest.raises(DTypeError, match=message):
                 engine.segment(frame)
-        with pytest.raises(DTypeError, match="frame: expected a plain array, got a masked one"):
+        with refused(DTypeError, "frame"):
             engine.segment(np.ma.masked_array(FRAME, mask=True))
-        with pytest.raises(ShapeError, match="frame: expected shape"):
+        with refused(ShapeError, "frame"):
             engine.segment(np.zeros((), np.uint8))
 
 
@@ -132,7 +133,7 @@ def test_a_file_without_a_name_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mask.jpg", "mask", ""])
 def test_labels_are_written_as_png_only(name, tmp_path):
     seg = Segmentation(labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1)
-    with pytest.raises(ArgumentError, match=r"path: expected a name that ends in \.png"):
+    with refused(ArgumentError, "path"):
         seg.save(tmp_path / name if name else name)
     seg.save(tmp_path / "mask.PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["mask.PNG"]

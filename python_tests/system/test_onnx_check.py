@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.check import check_graph, check_model
@@ -576,7 +577,7 @@ def test_damaged_graphs_run_or_are_refused(tmp_path):
 def test_backends_ask_for_the_check(model, tmp_path, backend):
     conv_without_inputs(model)
     onnx.save(model, tmp_path / "g.onnx")
-    with pytest.raises(BackendError, match=r"node 'conv' \(Conv\): expected 2 to 3 inputs"):
+    with refused(BackendError, None, "'conv'"):
         get_backend(backend).load(
             tmp_path / "g.onnx", device="cpu", precision="auto", options=BackendOptions()
         )

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
 from zsseg_rt.errors import BackendUnavailableError, SourceError
 from zsseg_rt.stream import source, video
@@ -179,7 +180,7 @@ def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
 
 def test_a_host_that_is_not_known_is_told_and_schemes_may_be_in_capitals():
     for scheme in ("http", "HTTP", "RTSP", "rtsp"):
-        with pytest.raises(SourceError, match=r"no\.such\.invalid.* no such host"):
+        with refused(SourceError, None, "no.such.invalid"):
             read(f"{scheme}://user:secret@no.such.invalid:81/x")
     with pytest.raises(SourceError, match="Connection refused"):
         read("RTSP://user:secret@127.0.0.1:1/x")
@@ -215,7 +216,7 @@ def test_a_text_reads_no_files_beside_it(kind, name, clip, tmp_path):
 
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "MOST_PIXELS", 48 * 64 - 1)
-    with pytest.raises(SourceError, match=r"at most 3071 pixels, got 64x48 = 3072\. Make them"):
+    with refused(SourceError, None, "3071", "64x48", "3072"):
         read(clip)
     for module in (source, video):
         monkeypatch.setattr(module, "MOST_PIXELS", 48 * 64)
@@ -239,7 +240,7 @@ def test_a_camera_s_huge_picture_takes_no_memory():
     with Camera() as camera:
         camera.pictures.release(40)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+        with refused(SourceError, None, "127.0.0.1"):
             read(camera.url, limit=1)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
@@ -253,7 +254,7 @@ def test_a_network_camera_is_live_and_its_end_is_a_loss():
         assert number_of(first.image) == 0
         assert first.clock == "arrival"
         server.stop()
-        with pytest.raises(SourceError, match=r"^http://127\.0\.0\.1"):
+        with refused(SourceError, None, "http://127.0.0.1"):
             list(pictures)
 
 
@@ -280,7 +281,7 @@ def test_ffmpeg_prints_no_password():
 
 def test_without_pyav_the_command_that_installs_it_is_told(monkeypatch, clip):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[stream\]'"):
+    with refused(BackendUnavailableError, "av", "'.[stream]'"):
         read(clip)
 
 

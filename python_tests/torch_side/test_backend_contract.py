@@ -222,7 +222,7 @@ def test_precision_that_is_not_given(load, graph, precision):
 def test_corrupt_file(load, tmp_path, content):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
-    with pytest.raises(BackendError, match="bad.onnx"):
+    with refused(BackendError, None, "bad.onnx"):
         load(path)
 
 
@@ -231,12 +231,12 @@ def test_truncated_file(load, graph, tmp_path, share):
     content = graph.read_bytes()
     path = tmp_path / "cut.onnx"
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(BackendError, match="cut.onnx"):
+    with refused(BackendError, None, "cut.onnx"):
         load(path)
 
 
 def test_missing_file(load, tmp_path):
-    with pytest.raises(BackendError, match="absent.onnx"):
+    with refused(BackendError, None, "absent.onnx"):
         load(tmp_path / "absent.onnx")
 
 

@@ -318,7 +318,7 @@ def test_settings_that_are_damaged_or_another_run_s(own_run):
     with pytest.raises(CheckpointError, match="expected what zsseg-rt calibrate wrote"):
         export_trained(own_run, own_run.parent / "a.zsseg")
     (own_run / CALIBRATION_FILE).write_text('{"seen_bias": 1}')
-    with pytest.raises(CheckpointError, match="calibration.json: missing key"):
+    with refused(CheckpointError, None, "calibration.json"):
         export_trained(own_run, own_run.parent / "a.zsseg")
 
 

@@ -276,7 +276,7 @@ def test_operators_that_the_runtime_refuses_are_not_exported(tmp_path, op_type):
 @pytest.mark.parametrize("content", [b"", b"\x00garbage"])
 def test_not_an_onnx_file(tmp_path, content):
     (tmp_path / "e.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match="e.onnx"):
+    with refused(BundleError, None, "e.onnx"):
         dense(tmp_path / "e.onnx", tmp_path / "d.zsseg")
 
 

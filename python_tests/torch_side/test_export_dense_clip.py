@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from support import tiny
 from support.command_line import run
+from support.errors import refused
 from support.rtx_plans import build_image_encoder_plan
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
@@ -194,7 +195,7 @@ def test_disagreement_is_refused(weights, tmp_path, monkeypatch):
         "preprocess_frame",
         lambda spec: np.random.default_rng(0).standard_normal((1, 3, *spec.size_hw), np.float32),
     )
-    with pytest.raises(BundleError, match="runtime: image: expected within"):
+    with refused(BundleError, "a.zsseg"):
         export_bundle(
             build(weights),
             tmp_path / "a.zsseg",
@@ -206,23 +207,23 @@ def test_disagreement_is_refused(weights, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error", "argument"),
     [
-        ({"precisions": ("int4",)}, BundleError, "precisions: expected some of"),
-        ({"templates": ("no slot",)}, VocabularyError, "templates: expected one"),
-        ({"templates": ()}, VocabularyError, "templates: expected at least one"),
-        ({"size_hw": (60, 64)}, ShapeError, "image_size: expected multiples of the patch size 16"),
+        ({"precisions": ("int4",)}, BundleError, "precisions"),
+        ({"templates": ("no slot",)}, VocabularyError, "templates"),
+        ({"templates": ()}, VocabularyError, "templates"),
+        ({"size_hw": (60, 64)}, ShapeError, "image_size"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_bad_arguments_write_nothing(weights, tmp_path, arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_arguments_write_nothing(weights, tmp_path, arguments, error, argument):
+    with refused(error, argument):
         export_bundle(build(weights), tmp_path / "a.zsseg", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_half_precision_models_are_refused(weights, tmp_path):
-    with pytest.raises(CheckpointError, match="model: expected float32 weights on the CPU, got"):
+    with refused(CheckpointError, "model"):
         export_bundle(build(weights).half(), tmp_path / "a.zsseg")
 
 

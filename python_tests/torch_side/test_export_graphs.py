@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
@@ -167,7 +168,7 @@ def test_weight_beyond_float16_is_named():
         [helper.make_tensor("huge", TensorProto.FLOAT, [1, 1], [1e6])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with pytest.raises(CheckpointError, match=r"huge: expected weights up to 65504 .* got 1e\+06"):
+    with refused(CheckpointError, "huge", "65504"):
         to_float16(model)
 
 
@@ -200,5 +201,5 @@ def test_float16_survives_what_overflows(tmp_path):
 def test_control_flow_is_refused():
     node = helper.make_node("If", ["flag"], ["y"], then_branch=None, else_branch=None)
     model = helper.make_model(helper.make_graph([node], "test", [], []))
-    with pytest.raises(BackendError, match="odd: expected a graph without control flow, got If"):
+    with refused(BackendError, "odd"):
         refuse_control_flow(model, "odd")

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from support import tiny, tiny_zegformer
+from support.errors import refused
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.errors import ArgumentError, BundleError
 from zsseg_rt.export import export_bundle, export_dense_bundle, export_graphs
@@ -32,7 +33,7 @@ def test_an_unknown_option_names_the_nearest(export, tmp_path):
 
 
 def test_an_unknown_option_of_a_foreign_encoder_names_the_nearest(tmp_path):
-    with pytest.raises(ArgumentError, match=r"logit_scal: .* Did you mean 'logit_scale'\?"):
+    with refused(ArgumentError, "logit_scal", "'logit_scale'"):
         foreign(tmp_path / "a.zsseg", logit_scal=1.0)
 
 
@@ -61,7 +62,7 @@ def test_an_option_of_models_is_refused_for_foreign_encoders(option, tmp_path):
 
 
 def test_precisions_are_checked_with_the_options():
-    with pytest.raises(BundleError, match="precisions: expected some of"):
+    with refused(BundleError, "precisions"):
         ExportOptions(precisions=("int4",))
 
 

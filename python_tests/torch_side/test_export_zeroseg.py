@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from support import tiny
 from support.command_line import run
+from support.errors import refused
 from support.rtx_plans import build_image_encoder_plan
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig
@@ -312,11 +313,11 @@ def test_other_families_do_not_name_segments(colour_bundle):
 
 def test_bad_arguments_write_nothing(checkpoint, tmp_path):
     path = tmp_path / "a.zsseg"
-    with pytest.raises(ShapeError, match="image_size: expected multiples of the patch size 16"):
+    with refused(ShapeError, "image_size", "16"):
         export_bundle(build(checkpoint), path, size_hw=(60, 64))
-    with pytest.raises(CheckpointError, match="model: expected float32 weights on the CPU"):
+    with refused(CheckpointError, "model"):
         export_bundle(build(checkpoint).half(), path)
-    with pytest.raises(BundleError, match="precisions: expected some of"):
+    with refused(BundleError, "precisions"):
         export_bundle(build(checkpoint), path, precisions=("int4",))
     assert list(tmp_path.iterdir()) == []
 
@@ -324,7 +325,7 @@ def test_bad_arguments_write_nothing(checkpoint, tmp_path):
 def test_text_tower_of_another_teacher_is_refused(checkpoint, tmp_path):
     path = tmp_path / "clip.pt"
     torch.save(tiny.clip_state_dict(tiny.TinySizes(embed_dim=48)), path)
-    with pytest.raises(CheckpointError, match="with embeddings of 32, got 48"):
+    with refused(CheckpointError, "pretrained", "32", "48"):
         build(checkpoint, path)
 
 

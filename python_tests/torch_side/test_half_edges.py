@@ -15,6 +15,7 @@ pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 from onnx import TensorProto, helper  # noqa: E402
 
 from conftest import require_cuda  # noqa: E402
+from support.errors import refused  # noqa: E402
 from support.fakes import edit_manifest  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
@@ -263,8 +264,7 @@ def test_a_manifest_that_differs_from_its_graph_is_refused(copied, backend):
     edit_manifest(
         copied, place_of(copied, "image_encoder", "float32", "inputs", "image"), "float16"
     )
-    with pytest.raises(BundleError, match=r"image_encoder\.float32\.inputs: expected the graph's "
-                       r"{'image': 'float32'}, got {'image': 'float16'}"):  # fmt: skip
+    with refused(BundleError, None, "image_encoder.float32.inputs", "'float16'"):
         Engine(copied, EngineConfig(**CPU, backend=backend))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.errors import (
     ArgumentError,
@@ -71,7 +72,7 @@ def test_every_result_is_that_of_the_classes_it_names(engine):
 
 def test_no_more_lanes_than_configured(engine):
     lanes = [engine.lane() for _ in range(3)]
-    with pytest.raises(EngineStateError, match=r"num_lanes=4.*EngineConfig\(num_lanes=5\)"):
+    with refused(EngineStateError, "lanes"):
         engine.lane()
     lanes[0].close()
     lanes[0].close()
@@ -81,7 +82,7 @@ def test_no_more_lanes_than_configured(engine):
 def test_one_lane_is_the_engines_own():
     with (
         Engine(STORED, EngineConfig(**CPU)) as engine,
-        pytest.raises(EngineStateError, match="num_lanes=1"),
+        refused(EngineStateError, "lanes"),
     ):
         engine.lane()
 
@@ -90,7 +91,7 @@ def test_a_closed_lane_says_so_and_the_others_go_on(engine):
     engine.set_classes(COLOURS)
     first, second = engine.lane(), engine.lane()
     first.close()
-    with pytest.raises(EngineStateError, match=r"lane: is closed.*engine\.lane\(\)"):
+    with refused(EngineStateError, "lane"):
         first.segment(frame())
     np.testing.assert_array_equal(second.segment(frame()).labels, engine.segment(frame()).labels)
 
@@ -100,10 +101,10 @@ def test_a_lane_whose_engine_closed_says_so():
     engine.set_classes(COLOURS)
     lane = engine.lane()
     engine.close()
-    with pytest.raises(EngineStateError, match="lane: is closed, or its engine is"):
+    with refused(EngineStateError, "lane"):
         lane.segment(frame())
     lane.close()
-    with pytest.raises(EngineStateError, match="engine: is closed"):
+    with refused(EngineStateError, "engine"):
         engine.lane()
 
 
@@ -122,7 +123,7 @@ def test_a_lane_serves_one_thread_at_a_time(engine, monkeypatch):
     worker.start()
     assert entered.wait(20)
     try:
-        with pytest.raises(EngineStateError, match=r"busy.*engine\.lane\(\)"):
+        with refused(EngineStateError, "engine"):
             lane.segment(frame())
         assert engine.segment(frame()).labels.shape == (40, 56)  # another lane is free
     finally:
@@ -167,7 +168,7 @@ class TestPerCall:
     @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "much"])
     def test_outside_the_range(self, engine, value):
         engine.set_classes(COLOURS)
-        with pytest.raises(ArgumentError, match=r"unknown_below: expected a score in \[0, 1\]"):
+        with refused(ArgumentError, "unknown_below"):
             engine.segment(frame(), unknown_below=value)
 
 
@@ -184,7 +185,7 @@ class TestVocabularyTakenBack:
     def test_of_another_width(self, engine, colour_bundle, zegclip_bundle):
         with Engine(zegclip_bundle, EngineConfig(**CPU)) as other:
             wide = other.set_classes(["cat"])
-        with pytest.raises(ShapeError, match="in the bundle's text space"):
+        with refused(ShapeError, "embeddings"):
             engine.set_classes(wide)
 
     @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_num_threads_is_the_engines_own(monkeypatch):
 
 
 def test_families_refuse_settings_that_they_do_not_have():
-    with pytest.raises(ArgumentError, match="min_region_score: expected None for .*'dense'"):
+    with refused(ArgumentError, "min_region_score", "'dense'"):
         Engine(STORED, EngineConfig(**CPU, min_region_score=0.5))
 
 
@@ -235,5 +236,5 @@ def test_too_many_phrases_in_a_vocabulary(engine):
     names, rows = [f"c{i}" for i in range(5)], np.eye(5, 4, dtype=np.float32) + 0.1
     vocabulary = engine.set_classes(names, embeddings=rows)
     object.__setattr__(engine.bundle.head, "max_classes", 4)
-    with pytest.raises(VocabularyError, match="at most 4 phrases, got 5"):
+    with refused(VocabularyError, "class_names"):
         engine.set_classes(vocabulary)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
 from zsseg_rt.evaluation.metrics import FIGURES, ConfusionMatrix, harmonic_mean, score
 
@@ -120,7 +121,7 @@ def test_merging_parts_equals_counting_all():
     whole, part = confusion_of(truth, predicted, 5), confusion_of(truth[:2], predicted[:2], 5)
     part.merge(confusion_of(truth[2:], predicted[2:], 5))
     np.testing.assert_array_equal(part.counts, whole.counts)
-    with pytest.raises(ShapeError, match="other: expected 5 classes, got 4"):
+    with refused(ShapeError, "other"):
         part.merge(ConfusionMatrix(4, ignore_label=255))
 
 
@@ -151,22 +152,22 @@ def test_agrees_with_torchmetrics(ignore):
 def test_a_mask_of_another_class_list_is_refused(dtype):
     truth = np.array([[0, 3], [9, 255]], dtype)
     confusion = ConfusionMatrix(3, ignore_label=255)
-    with pytest.raises(DatasetError, match=r"truth: expected labels from 0 to 2 or 255.* got 3, 9"):
+    with refused(DatasetError, "truth", "255"):
         confusion.update(truth, np.zeros((2, 2), np.uint8))
     assert not confusion.counts.any()
 
 
 def test_errors_name_the_argument():
     confusion = ConfusionMatrix(3, ignore_label=255)
-    with pytest.raises(ShapeError, match=r"predicted: expected the truth's shape \(2, 3\)"):
+    with refused(ShapeError, "predicted"):
         confusion.update(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
-    with pytest.raises(DTypeError, match="predicted: expected integers, got float32"):
+    with refused(DTypeError, "predicted"):
         confusion.update(np.zeros(2, np.uint8), np.zeros(2, np.float32))
-    with pytest.raises(ArgumentError, match="ignore_label: expected a value that is not a class"):
+    with refused(ArgumentError, "ignore_label"):
         ConfusionMatrix(3, ignore_label=2)
-    with pytest.raises(ArgumentError, match="num_classes: expected at least 1"):
+    with refused(ArgumentError, "num_classes"):
         ConfusionMatrix(0, ignore_label=255)
-    with pytest.raises(ArgumentError, match="seen: expected indices from 0 to 2"):
+    with refused(ArgumentError, "seen"):
         score(confusion.counts, seen=[3])
-    with pytest.raises(ShapeError, match=r"counts: expected \[C, C \+ 1\]"):
+    with refused(ShapeError, "counts"):
         score(np.zeros((3, 3), np.int64), seen=[])

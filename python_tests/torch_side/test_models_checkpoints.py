@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from support import tiny
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models import (
     build_image_encoder,
@@ -68,9 +69,9 @@ def test_text_encoder_is_optional():
 
 
 def test_unknown_architecture():
-    with pytest.raises(CheckpointError, match="expected one of .*zegclip.*, got 'zegklip'"):
+    with refused(CheckpointError, "architecture", "'zegklip'"):
         from_official("zegklip", {})
-    with pytest.raises(CheckpointError, match="expected one of .*zegclip.*, got 'zegklip'"):
+    with refused(CheckpointError, "architecture", "'zegklip'"):
         create_model("zegklip")
 
 
@@ -95,7 +96,7 @@ def test_missing_key_is_named(key):
 
 def test_unknown_key_is_named():
     state_dict = tiny.zegclip_state_dict() | {"backbone.region_level_bridge": torch.zeros(4, 64)}
-    with pytest.raises(CheckpointError, match=r"1 unknown \(backbone\.region_level_bridge\)"):
+    with refused(CheckpointError, "state_dict", "backbone.region_level_bridge"):
         build(state_dict)
 
 
@@ -144,13 +145,13 @@ def test_the_size_for_masks_may_be_numpy_s():
 def test_integer_weights_are_named():
     state_dict = tiny.zegclip_state_dict()
     state_dict["backbone.proj"] = state_dict["backbone.proj"].to(torch.int64)
-    with pytest.raises(CheckpointError, match=r"floating-point weights, got .* backbone\.proj"):
+    with refused(CheckpointError, "state_dict", "backbone.proj"):
         build(state_dict)
 
 
 @pytest.mark.parametrize("size", [0, -3, (64, 64)])
 def test_the_size_for_masks_is_one_side(size):
-    with pytest.raises(ArgumentError, match="image_size: expected the side of a square in pixels"):
+    with refused(ArgumentError, "image_size"):
         from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, image_size=size)
 
 
@@ -164,7 +165,7 @@ def test_seen_classes_are_indices_of_any_kind(seen):
     "seen", [None, 3, [0.7], ["a"], [True, False], np.ones(3, bool), torch.ones(3)]
 )
 def test_seen_classes_are_no_mask(seen):
-    with pytest.raises(ArgumentError, match="seen_classes: expected indices of classes"):
+    with refused(ArgumentError, "seen_classes"):
         from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
 
 
@@ -185,7 +186,7 @@ def test_wrapped_and_half_precision_weights_need_normalizing():
     state_dict = tiny.zegclip_state_dict()
     wrapped = {f"module.{key}": value for key, value in state_dict.items()}
     half = {key: value.half() for key, value in state_dict.items()}
-    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+    with refused(CheckpointError, "state_dict", "'module.'"):
         build(wrapped)
     with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
         build(half)
@@ -248,16 +249,14 @@ def test_safetensors_files(tmp_path):
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     marker = tmp_path / "ran"
     torch.save(official_file(optimizer=RunsCode(marker)), tmp_path / "a.pth")
-    with pytest.raises(
-        CheckpointError, match=r"names 'posix\.mkdir', which can run code .* pass trust=True"
-    ):
+    with refused(CheckpointError, "a.pth", "'posix.mkdir'"):
         load_checkpoint(tmp_path / "a.pth")
     assert not marker.exists()
 
 
 def test_foreign_classes_load_with_trust_only(tmp_path):
     torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"OptimizerState', which .* pass trust=True"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
     build(load_checkpoint(tmp_path / "a.pth", trust=True))
 
@@ -265,7 +264,7 @@ def test_foreign_classes_load_with_trust_only(tmp_path):
 def test_a_class_that_is_not_installed(tmp_path, monkeypatch):
     torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
     monkeypatch.delattr(sys.modules[__name__], "OptimizerState")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth", trust=True)
 
 
@@ -283,20 +282,20 @@ def test_truncated_files_are_refused(tmp_path, share):
     torch.save(tiny.zegclip_state_dict(), tmp_path / "a.pth")
     whole = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3)])
 def test_files_without_a_state_dict_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="state_dict"):
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["none.pth", "n" * 5000, "a\0b"], ids=["absent", "long", "zero"])
 def test_absent_file_is_named(tmp_path, name):
-    with pytest.raises(CheckpointError, match="path: expected a checkpoint file, got"):
+    with refused(CheckpointError, "path"):
         load_checkpoint(tmp_path / name)
 
 
@@ -383,24 +382,24 @@ def test_activation_changes_the_result(tmp_path, open_clip_model):
 
 def test_state_dict_files_must_be_told_their_activation(tmp_path):
     torch.save(tiny.clip_state_dict(), tmp_path / "clip.pt")
-    with pytest.raises(CheckpointError, match="activation: expected 'quick_gelu' or 'gelu'"):
+    with refused(CheckpointError, "activation", "'quick_gelu'", "'gelu'"):
         load_clip(tmp_path / "clip.pt")
 
 
 def test_other_files_are_not_clip(tmp_path):
     torch.save(tiny.zegclip_state_dict(), tmp_path / "clip.pt")
-    with pytest.raises(CheckpointError, match=r"expected CLIP ViT keys .* got backbone\."):
+    with refused(CheckpointError, "clip.pt"):
         load_clip(tmp_path / "clip.pt", activation="gelu")
 
 
 def test_absent_clip_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"expected a CLIP file, got .*none\.pt"):
+    with refused(CheckpointError, "source", "none.pt"):
         load_clip(tmp_path / "none.pt")
 
 
 def test_unknown_tag_lists_the_known():
     pytest.importorskip("open_clip")
-    with pytest.raises(CheckpointError, match=r"tag of ViT-B-16 \(openai, .*got 'opnai'"):
+    with refused(CheckpointError, "source", "'opnai'"):
         load_clip("opnai")
 
 
@@ -411,7 +410,7 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(CheckpointError, match="Connect to the network, or pass a local file"):
+    with refused(CheckpointError, "source"):
         load_clip("openai")
 
 

@@ -6,6 +6,7 @@ import torch
 
 from support import tiny
 from support.descriptor_models import run_parts
+from support.errors import refused
 from zsseg_rt.errors import CheckpointError, ShapeError
 from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import from_official, normalize_state_dict
@@ -269,7 +270,7 @@ def test_wrong_shapes_and_unknown_keys_are_named(key, shape, message):
 
 
 def test_other_architectures_are_refused():
-    with pytest.raises(CheckpointError, match=r"'backbone\.region_level_bridge' of a clip_rc"):
+    with refused(CheckpointError, "state_dict", "'backbone.region_level_bridge'"):
         build(tiny.zegclip_state_dict())
     with pytest.raises(CheckpointError, match="zegclip"):
         from_official("zegclip", tiny.clip_rc_state_dict(), **tiny.zegclip_config())
@@ -278,7 +279,7 @@ def test_other_architectures_are_refused():
 def test_wrapped_and_half_precision_weights_need_normalizing():
     state_dict = tiny.clip_rc_state_dict()
     wrapped = {f"module.{key}": value.half() for key, value in state_dict.items()}
-    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+    with refused(CheckpointError, "state_dict", "'module.'"):
         build(wrapped)
     model = build(normalize_state_dict(wrapped))
     key = "decode_head.lateral_proj.weight"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from support import tiny
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.models import create_model, slide_predict
@@ -250,29 +251,29 @@ def test_random_weights_of_a_named_vit():
 
 
 @pytest.mark.parametrize(
-    ("config", "error", "message"),
+    ("config", "error", "argument"),
     [
-        ({"head": "proxyclip"}, ArgumentError, "head: expected one of vanilla, maskclip"),
-        ({"logit_scale": 0.0}, ArgumentError, "logit_scale: expected a number above 0, got 0.0"),
-        ({"prior_std": math.nan}, ArgumentError, "prior_std: expected a number above 0, got nan"),
-        ({"unknown_below": 1.5}, ArgumentError, r"unknown_below: expected a probability in \[0, 1"),
-        ({"image_size": 100}, ShapeError, "image_size: expected multiples of the patch size 16"),
-        ({"image_size": 0}, ShapeError, "image_size: expected multiples of the patch size 16"),
-        ({"pretrained": "absent.pt"}, CheckpointError, "source: expected a CLIP file, got absent"),
-        ({"pretrained": "no-such-tag"}, CheckpointError, "source: expected a file or a pretrained"),
-        ({"activation": None}, CheckpointError, "activation: expected 'quick_gelu' or 'gelu'"),
-        ({"pretrained": None, "clip": "RN50"}, CheckpointError, "clip: expected an open_clip ViT"),
-        ({"pretrained": None, "clip": "x"}, CheckpointError, "clip: expected an open_clip ViT"),
+        ({"head": "proxyclip"}, ArgumentError, "head"),
+        ({"logit_scale": 0.0}, ArgumentError, "logit_scale"),
+        ({"prior_std": math.nan}, ArgumentError, "prior_std"),
+        ({"unknown_below": 1.5}, ArgumentError, "unknown_below"),
+        ({"image_size": 100}, ShapeError, "image_size"),
+        ({"image_size": 0}, ShapeError, "image_size"),
+        ({"pretrained": "absent.pt"}, CheckpointError, "source"),
+        ({"pretrained": "no-such-tag"}, CheckpointError, "source"),
+        ({"activation": None}, CheckpointError, "activation"),
+        ({"pretrained": None, "clip": "RN50"}, CheckpointError, "clip"),
+        ({"pretrained": None, "clip": "x"}, CheckpointError, "clip"),
         (
             {"pretrained": None, "clip": "ViT-B-16-SigLIP"},
             CheckpointError,
-            "Towers of timm and Hugging Face and ResNets are not supported",
+            "clip",
         ),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_refusals(build, config, error, message):
-    with pytest.raises(error, match=message):
+def test_refusals(build, config, error, argument):
+    with refused(error, argument):
         build(**config)
 
 
@@ -285,7 +286,7 @@ def test_text_towers_that_pool_otherwise_are_refused(monkeypatch):
         {**text, "pool_type": "eos", "eos_id": 2},
     )
     monkeypatch.setattr(open_clip, "create_model", lambda name: tiny_eos)
-    with pytest.raises(CheckpointError, match="got pooling 'eos'"):
+    with refused(CheckpointError, "ViT-B-16", "'eos'"):
         create_model("dense_clip", clip="ViT-B-16")
 
 
@@ -308,7 +309,7 @@ def test_a_resnets_file_is_refused(tmp_path):
         "visual.attnpool.c_proj.weight": torch.ones(1),
     }
     torch.save(weights, tmp_path / "rn50.pt")
-    with pytest.raises(CheckpointError, match="expected CLIP ViT keys such as"):
+    with refused(CheckpointError, "rn50.pt"):
         create_model("dense_clip", pretrained=tmp_path / "rn50.pt", activation="quick_gelu")
 
 

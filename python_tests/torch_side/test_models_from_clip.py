@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from support import tiny
+from support.errors import refused
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
@@ -77,12 +78,12 @@ def test_the_recovery_decoder_starts_as_officially(build):
 
 @pytest.mark.parametrize("architecture", BUILDS)
 def test_a_size_that_patches_do_not_fill_is_refused(build, architecture):
-    with pytest.raises(ShapeError, match="image_size: expected .*multiple.* patch size 16"):
+    with refused(ShapeError, "image_size", "16"):
         build(architecture, image_size=70)
 
 
 def test_cells_that_make_no_square_are_refused(build):
-    with pytest.raises(ArgumentError, match="num_cells: expected a square number"):
+    with refused(ArgumentError, "num_cells"):
         build("clip_rc", num_cells=5)
 
 
@@ -175,16 +176,16 @@ def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "argument"),
     [
-        ({"head": "naclip"}, "head: expected 'vanilla', got 'naclip'"),
-        ({"score_activation": "none"}, "score_activation: expected 'sigmoid' or 'softmax'"),
-        ({"seen_bias": 2.0}, r"seen_bias: expected a probability in \[0, 1\], got 2"),
-        ({"logit_scale": 0.0}, "logit_scale: expected a number above 0"),
+        ({"head": "naclip"}, "head"),
+        ({"score_activation": "none"}, "score_activation"),
+        ({"seen_bias": 2.0}, "seen_bias"),
+        ({"logit_scale": 0.0}, "logit_scale"),
     ],
 )
-def test_settings_out_of_range_are_refused(build, settings, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_settings_out_of_range_are_refused(build, settings, argument):
+    with refused(ArgumentError, argument):
         replace(build("cosine_head").config, **settings)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import zsseg_rt
 from support import golden_cat_seg, tiny, tiny_zegformer, tiny_zeroseg
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.models.base import SegmentationModel
@@ -82,7 +83,7 @@ def test_a_renamed_architecture_is_known_by_its_old_name_and_says_so(tmp_path, c
 
 def test_windows_are_refused_where_a_model_takes_whole_images(models):
     model = models["zegformer"]
-    with pytest.raises(ArgumentError, match="windows: expected None for zegformer"):
+    with refused(ArgumentError, "windows"):
         model.slide(np.zeros((8, 8, 3), np.uint8), tiny.text_embeds(3, 48), None)
 
 
@@ -117,11 +118,11 @@ def test_nothing_outside_asks_which_model_it_is():
 
 
 def test_a_start_without_weights_is_refused():
-    with pytest.raises(ArgumentError, match="pretrained: expected a CLIP file or an open_clip tag"):
+    with refused(ArgumentError, "pretrained"):
         create_model("zegclip", pretrained=None)
 
 
 @pytest.mark.parametrize("architecture", ["zegclip", "zegformer"])
 def test_an_unknown_setting_names_the_nearest(architecture):
-    with pytest.raises(ArgumentError, match=r"image_sise: expected a.*Did you mean 'image_size'"):
+    with refused(ArgumentError, "image_sise", "'image_size'"):
         create_model(architecture, image_sise=512)

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from support import tiny  # noqa: E402
+from support.errors import refused  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
 from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
@@ -142,7 +143,7 @@ def test_cosines_are_of_clips_patches_whatever_the_cells(build, tmp_path, cells)
     settings = EngineConfig(
         backend="openvino", use_cache=False, cosine_weight=(0.2, 0.5), cosine_scale=9.0
     )
-    with pytest.raises(ConfigError, match="whose encoder does not give CLIP's patches"):
+    with refused(ConfigError, "cosine_weight"):
         Engine(path, settings)
     model = build("clip_rc", num_cells=cells)
     model.config = replace(
@@ -217,26 +218,26 @@ def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings", "message"),
+    ("architecture", "settings", "argument"),
     [
-        ("zegclip", {"start": "alined"}, "start: expected one of random, copies, aligned, got 'al"),
-        ("zegclip", {"start_scale": 5.0}, "start_scale: expected None with start = 'random'"),
-        ("clip_rc", {"start": "aligned", "start_scale": 0.0}, "start_scale: expected a number ab"),
-        ("zegclip", {"start_offset": -3.0}, "start_offset: expected 0 with start = 'random'"),
+        ("zegclip", {"start": "alined"}, "start"),
+        ("zegclip", {"start_scale": 5.0}, "start_scale"),
+        ("clip_rc", {"start": "aligned", "start_scale": 0.0}, "start_scale"),
+        ("zegclip", {"start_offset": -3.0}, "start_offset"),
         (
             "zegclip",
             {"start": "aligned", "decoder": DecoderConfig(query_dim=16, num_heads=2)},
-            "query_dim: expected CLIP's width 32 for start = 'aligned', got 16",
+            "decoder.query_dim",
         ),
         (
             "clip_rc",
             {"start": "aligned", "low_initial_logits": True},
-            "low_initial_logits: expected False",
+            "low_initial_logits",
         ),
     ],
 )
-def test_starts_that_do_not_fit_are_refused(build, architecture, settings, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_starts_that_do_not_fit_are_refused(build, architecture, settings, argument):
+    with refused(ArgumentError, argument):
         build(architecture, **settings)
 
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
 from zsseg_rt.models.clip.weights import random_clip  # noqa: E402
@@ -169,9 +170,9 @@ def test_the_memory_is_the_caller_s(tmp_path):
 @pytest.mark.parametrize("trust", [False, True])
 def test_code_of_an_archive_is_never_run(evil, trust):
     path, target = evil
-    with pytest.raises(CheckpointError, match="Evil, which restores its state by code of its own"):
+    with refused(CheckpointError, "evil.pt"):
         load_checkpoint(path, trust=trust)
-    with pytest.raises(CheckpointError, match="Evil"):
+    with refused(CheckpointError, "evil.pt"):
         load_clip(path, trust=trust)
     assert not target.exists()
     torch.jit.load(str(path))  # what was done before
@@ -243,7 +244,7 @@ def test_strange_tensors_are_refused(tmp_path, old, new, message):
 def test_numbers_of_another_byte_order_are_refused(tmp_path):
     save(Holder(nn.ReLU()), tmp_path / "a.pt", "scripted")
     rewrite(tmp_path / "a.pt", lambda entries: entries | {"a/byteorder": b"big"})
-    with pytest.raises(CheckpointError, match="big-endian numbers"):
+    with refused(CheckpointError, "a.pt"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -253,7 +254,7 @@ def test_modules_that_hold_themselves_are_refused(tmp_path):
         archive.writestr("a/data.pkl", body)
         archive.writestr("a/constants.pkl", b"")
         archive.writestr("a/code/__torch__.py", "class A(Module):\n  __parameters__ = []\n")
-    with pytest.raises(CheckpointError, match="contain each other without end"):
+    with refused(CheckpointError, "a.pt"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -262,8 +263,8 @@ def test_open_clip_is_given_no_path(evil):
     pytest.importorskip("open_clip")
     path, target = evil
     for architecture in (f"local-dir:{path.parent}", str(path), "hf-hub:nobody/nothing"):
-        with pytest.raises(CheckpointError, match="which open_clip does not know"):
+        with refused(CheckpointError, "source"):
             load_clip("openai", architecture=architecture)
-        with pytest.raises(CheckpointError, match="clip: expected an open_clip ViT"):
+        with refused(CheckpointError, "clip"):
             random_clip(architecture)
     assert not target.exists()

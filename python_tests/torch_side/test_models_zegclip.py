@@ -6,6 +6,7 @@ import torch
 
 from support import tiny
 from support.descriptor_models import run_parts
+from support.errors import refused
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import create_model, slide_predict
@@ -151,7 +152,7 @@ def test_only_seen_classes_are_lowered():
 @pytest.mark.parametrize("seen", [(7,), (-1,)])
 def test_seen_classes_outside_the_vocabulary_are_refused(seen):
     model = tiny.zegclip_model(seen_classes=seen)
-    with pytest.raises(ShapeError, match="seen_classes: expected indices from 0 to 6"):
+    with refused(ShapeError, "seen_classes"):
         model.predict(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32))
 
 
@@ -207,46 +208,46 @@ def test_half_precision_text_embeddings_are_promoted():
 
 @pytest.mark.parametrize("shape", [(7, 31), (0, 32), (32,), (1, 7, 32)])
 def test_wrong_text_embeddings_are_refused(shape):
-    with pytest.raises(ShapeError, match=r"text_embeds: expected \[C, 32\]"):
+    with refused(ShapeError, "text_embeds"):
         tiny.zegclip_model()(tiny.image(1, 3, 64, 64), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
 def test_wrong_images_are_refused(shape):
-    with pytest.raises(ShapeError, match=r"image: expected \[B, 3, H, W\]"):
+    with refused(ShapeError, "image"):
         tiny.zegclip_model()(torch.zeros(shape), tiny.text_embeds(7, 32))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
 def test_images_of_another_dtype_are_refused(dtype):
-    with pytest.raises(DTypeError, match="image: expected torch.float32"):
+    with refused(DTypeError, "image"):
         tiny.zegclip_model()(torch.zeros(1, 3, 64, 64, dtype=dtype), tiny.text_embeds(7, 32))
 
 
 def test_arrays_are_told_from_tensors():
     model, image, text = tiny.zegclip_model(), tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    with pytest.raises(DTypeError, match=r"image: expected a torch\.Tensor, got numpy\.ndarray"):
+    with refused(DTypeError, "image"):
         model(image.numpy(), text)
-    with pytest.raises(DTypeError, match=r"text_embeds: expected a torch\.Tensor, got numpy\.nda"):
+    with refused(DTypeError, "text_embeds"):
         model(image, text.numpy())
-    with pytest.raises(DTypeError, match=r"text_embeds: expected floats, got torch\.int64"):
+    with refused(DTypeError, "text_embeds"):
         model(image, torch.ones(7, 32, dtype=torch.int64))
 
 
 def test_images_below_one_patch_are_refused():
-    with pytest.raises(ShapeError, match="image: expected at least 16x16 pixels, got 64x15"):
+    with refused(ShapeError, "image", "16x16", "64x15"):
         tiny.zegclip_model()(torch.zeros(1, 3, 64, 15), tiny.text_embeds(7, 32))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "error", "message"),
+    ("tokens", "error", "argument"),
     [
-        (torch.zeros(2, 15, dtype=torch.int64), ShapeError, r"tokens: expected \[T, 16\]"),
-        (torch.zeros(2, 16), DTypeError, "tokens: expected integer ids"),
+        (torch.zeros(2, 15, dtype=torch.int64), ShapeError, "tokens"),
+        (torch.zeros(2, 16), DTypeError, "tokens"),
     ],
 )
-def test_wrong_tokens_are_refused(tokens, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_tokens_are_refused(tokens, error, argument):
+    with refused(error, argument):
         tiny.zegclip_model().text_encoder(tokens)
 
 
@@ -318,5 +319,5 @@ def test_wrong_pictures_are_refused(rgb, error, message):
 
 def test_windows_with_gaps_are_refused():
     rgb = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ShapeError, match="stride: expected 1 <= stride <= crop_size"):
+    with refused(ShapeError, "stride"):
         slide_predict(tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32), crop_size=64, stride=65)

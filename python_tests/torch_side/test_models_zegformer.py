@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from support import tiny, tiny_zegformer
+from support.errors import refused
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
@@ -170,7 +171,7 @@ def test_fusion(seen):
 
 def test_fusion_has_the_words_of_bundles():
     assert FUSIONS == bundle_specs.FUSIONS
-    with pytest.raises(ArgumentError, match="fusion: expected one of seen_and_unseen, .* got 'x'"):
+    with refused(ArgumentError, "fusion", "'x'"):
         tiny_zegformer.config(fusion="x")
 
 
@@ -186,7 +187,7 @@ def test_fusion_has_the_words_of_bundles():
 def test_official_flags_are_translated_at_the_door(flags, fusion):
     assert tiny_zegformer.model(**flags).config.fusion == fusion
     if flags:
-        with pytest.raises(ArgumentError, match="fusion: expected none besides the official flags"):
+        with refused(ArgumentError, "fusion"):
             tiny_zegformer.model(fusion=fusion, **flags)
 
 
@@ -315,7 +316,9 @@ def test_another_clip_is_refused():
     weights = clip_weights()
     visual = weights.visual | {"proj": torch.zeros(64, 40)}
     clip = ClipWeights(visual=visual, text=weights.text, activation="quick_gelu")
-    with pytest.raises(CheckpointError, match=r"visual\.proj: expected the width 48 .*got 40"):
+    with refused(
+        CheckpointError, "sem_seg_head.predictor.clip_model.visual.proj", "visual.proj", "48", "40"
+    ):
         build(training_state_dict(), clip=clip)
 
 
@@ -341,7 +344,7 @@ def test_missing_key_is_named(key):
 
 def test_unknown_key_is_named():
     state_dict = tiny_zegformer.state_dict() | {"backbone.fc.weight": torch.zeros(2, 2)}
-    with pytest.raises(CheckpointError, match=r"1 unknown \(backbone\.fc\.weight\)"):
+    with refused(CheckpointError, "state_dict", "backbone.fc.weight"):
         build(state_dict)
 
 
@@ -381,7 +384,7 @@ def test_only_clip_may_be_half_precision():
     with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
         build(half)
     wrapped = {f"module.{key}": value for key, value in state_dict.items()}
-    with pytest.raises(CheckpointError, match=r"'module\.' before .*normalize_state_dict"):
+    with refused(CheckpointError, "state_dict", "'module.'"):
         build(wrapped)
     assert same(build(normalize_state_dict(wrapped)).state_dict(), build(state_dict).state_dict())
 
@@ -390,14 +393,14 @@ def test_only_clip_may_be_half_precision():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "argument"),
     [
-        ({"region_style": "masks"}, "region_style: expected one of cropmask, mask, crop, got"),
-        ({"region_batch": 0}, "region_batch: expected at least 1, got 0"),
+        ({"region_style": "masks"}, "region_style"),
+        ({"region_batch": 0}, "region_batch"),
     ],
 )
-def test_settings_outside_their_range(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_settings_outside_their_range(settings, argument):
+    with refused(ArgumentError, argument):
         tiny_zegformer.model(**settings)
 
 
@@ -405,21 +408,21 @@ TEXT = tiny_zegformer.text_features()
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "error", "argument"),
     [
-        ({"images": []}, ShapeError, "images: expected at least one image"),
-        ({"out_hw": []}, ShapeError, "got 1 images and 0 sizes"),
-        ({"out_hw": [(0, 32)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
-        ({"out_hw": [(32, 32, 3)]}, ShapeError, r"out_hw\[0\]: expected a height and width"),
-        ({"images": [torch.zeros(32, 32, 3)]}, ShapeError, r"images\[0\]: expected \[3, h, w\]"),
-        ({"images": [torch.zeros(3, 32, 32)]}, DTypeError, r"images\[0\]: expected uint8"),
-        ({"text_features": TEXT[:, :40]}, ShapeError, r"text_features: expected \[C, 48\]"),
-        ({"text_features_clip": None}, ShapeError, "text_features_clip: expected .*got None"),
-        ({"text_features_clip": TEXT[:6]}, ShapeError, "text_features_clip: expected 7 classes"),
-        ({"text_features": TEXT[:4]}, ShapeError, "seen_classes: expected indices from 0 to 3"),
+        ({"images": []}, ShapeError, "images"),
+        ({"out_hw": []}, ShapeError, "images"),
+        ({"out_hw": [(0, 32)]}, ShapeError, "out_hw[0]"),
+        ({"out_hw": [(32, 32, 3)]}, ShapeError, "out_hw[0]"),
+        ({"images": [torch.zeros(32, 32, 3)]}, ShapeError, "images[0]"),
+        ({"images": [torch.zeros(3, 32, 32)]}, DTypeError, "images[0]"),
+        ({"text_features": TEXT[:, :40]}, ShapeError, "text_features"),
+        ({"text_features_clip": None}, ShapeError, "text_features_clip"),
+        ({"text_features_clip": TEXT[:6]}, ShapeError, "text_features_clip"),
+        ({"text_features": TEXT[:4]}, ShapeError, "seen_classes"),
     ],
 )
-def test_wrong_inputs(changes, error, message):
+def test_wrong_inputs(changes, error, argument):
     picture = tiny_zegformer.picture(32, 32)
     inputs = {
         "images": [picture],
@@ -427,7 +430,7 @@ def test_wrong_inputs(changes, error, message):
         "text_features_clip": TEXT,
         "out_hw": [(32, 32)],
     }
-    with pytest.raises(error, match=message):
+    with refused(error, argument):
         tiny_zegformer.model()(**inputs | changes)
 
 
@@ -436,5 +439,5 @@ def test_region_classification_needs_clip():
     model = build(training_state_dict(), ensemble=False)
     planes = tiny.image(1, 3, 32, 32)
     segments = model.propose(planes, TEXT)
-    with pytest.raises(ArgumentError, match="expected a model with CLIP's weights"):
+    with refused(ArgumentError, "clip"):
         model.classify_regions(planes, segments, TEXT)

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from support import tiny  # noqa: E402
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.models import create_model, load_clip  # noqa: E402
 from zsseg_rt.models.zegformer.backbone import ResNet, ResNetConfig  # noqa: E402
@@ -167,7 +168,7 @@ def test_torchvision_weights_compute_what_torchvision_does(norm):
 
 def test_weights_of_another_resnet_are_refused():
     state_dict = torchvision_resnet().state_dict()
-    with pytest.raises(CheckpointError, match=r"1 missing \(res4.0.conv2.weight\)"):
+    with refused(CheckpointError, "state_dict", "res4.0.conv2.weight"):
         load_torchvision_backbone(
             ResNet(TORCHVISION),
             {k: v for k, v in state_dict.items() if k != "layer3.0.conv2.weight"},
@@ -179,22 +180,22 @@ def test_weights_of_another_resnet_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "argument"),
     [
-        ({"backbone": "resnet18"}, "backbone: expected one of resnet50, resnet101"),
-        ({"decoder": replace(DECODER, conv_dim=48)}, "conv_dim: expected a multiple of 32"),
-        ({"decoder": replace(DECODER, num_heads=3)}, "hidden_dim: expected a multiple"),
-        ({"queries": 0}, "queries: expected positive"),
-        ({"region_style": "box"}, "region_style: expected one of"),
-        ({"image_size": 0}, "image_size: expected at least 1"),
-        ({"backbone_norm": "group"}, "norm: expected 'frozen' or 'learned'"),
+        ({"backbone": "resnet18"}, "backbone"),
+        ({"decoder": replace(DECODER, conv_dim=48)}, "decoder.conv_dim"),
+        ({"decoder": replace(DECODER, num_heads=3)}, "decoder.hidden_dim"),
+        ({"queries": 0}, "queries"),
+        ({"region_style": "box"}, "region_style"),
+        ({"image_size": 0}, "image_size"),
+        ({"backbone_norm": "group"}, "norm"),
     ],
 )
-def test_wrong_settings_are_named(changes, message, clip_file):
-    with pytest.raises(ArgumentError, match=message):
+def test_wrong_settings_are_named(changes, argument, clip_file):
+    with refused(ArgumentError, argument):
         build(clip_file, **changes)
 
 
 def test_wrong_sizes_are_named():
-    with pytest.raises(ArgumentError, match="widths: expected a positive width and depth"):
+    with refused(ArgumentError, "widths"):
         ResNetConfig(widths=(4, 8), depths=(1,))

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 import torch.nn.functional as F  # noqa: E402
 
+from support.errors import refused  # noqa: E402
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
 from zsseg_rt.export.folded.zeroseg import FoldedZeroSeg  # noqa: E402
@@ -175,7 +176,7 @@ def test_wrong_mae_weights_are_refused(change, message):
 def test_larger_mae_is_refused_by_name(tmp_path):
     path = tmp_path / "mae.pth"
     torch.save({"model": mae_state_dict(zeroseg_model(num_layers=3))}, path)
-    with pytest.raises(CheckpointError, match=r"12 unknown \(blocks.2"):
+    with refused(CheckpointError, "state_dict", "12", "blocks.2"):
         create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
 
 
@@ -214,7 +215,7 @@ def test_hidden_patches_do_not_matter(model, image):
 
 @pytest.mark.parametrize("mask_ratio", [-0.1, 1.0, 0.999, float("nan")])
 def test_bad_mask_ratio(mask_ratio):
-    with pytest.raises(ArgumentError, match="mask_ratio: expected a share"):
+    with refused(ArgumentError, "mask_ratio"):
         random_patch_mask(1, 16, mask_ratio)
 
 
@@ -536,13 +537,13 @@ def test_bad_settings(arguments, error, message):
 
 
 def test_bad_inputs(model):
-    with pytest.raises(ShapeError, match=r"image: expected \[B, 3, H, W\] of at least 16x16"):
+    with refused(ShapeError, "image", "16x16"):
         model(torch.zeros(1, 3, 8, 64))
-    with pytest.raises(DTypeError, match="image: expected normalised floats, got torch.uint8"):
+    with refused(DTypeError, "image"):
         model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(ShapeError, match=r"text_embeds: expected \[C, 32\] with at least one"):
+    with refused(ShapeError, "text_embeds"):
         model.predict(torch.zeros(1, 3, 64, 64), torch.zeros(3, 31))
-    with pytest.raises(ShapeError, match="stride: expected 1 <= stride <= crop_size"):
+    with refused(ShapeError, "stride"):
         segment_predict(model, photo(64, 64), torch.randn(2, 32), stride=500)
 
 
@@ -552,12 +553,12 @@ def test_another_checkpoint_is_refused(tmp_path):
     model = zeroseg_model()
     path = tmp_path / "a.safetensors"
     save_file(model.encoder.state_dict(), path)
-    with pytest.raises(CheckpointError, match="key 'encoder.patch_embed.proj.weight' of a zeroseg"):
+    with refused(CheckpointError, "state_dict", "'encoder.patch_embed.proj.weight'"):
         create_model("zeroseg", weights=path)
     state_dict = model.state_dict()
     del state_dict["seg.norm.bias"]
     save_file(state_dict, path)
-    with pytest.raises(CheckpointError, match=r"1 missing \(seg.norm.bias\)"):
+    with refused(CheckpointError, "state_dict", "seg.norm.bias"):
         create_model("zeroseg", weights=path, num_heads=4, head_heads=4, decoder_heads=4)
 
 
@@ -567,6 +568,6 @@ def test_contradicting_sizes_are_refused_and_the_decoder_can_go(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(zeroseg_model().state_dict(), path)
     heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
-    with pytest.raises(ArgumentError, match="embed_dim: expected 32, as in the checkpoint"):
+    with refused(ArgumentError, "embed_dim", "32"):
         create_model("zeroseg", weights=path, embed_dim=16, **heads)
     assert create_model("zeroseg", weights=path, with_decoder=False, **heads).decoder is None

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from support.errors import refused
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import _tensorrt, _tensorrt_device
@@ -171,7 +172,7 @@ def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):
         encoder, device="cpu", precision="float32", options=options
     )
     session = graph.session()
-    with pytest.raises(BackendError, match="node_times=True"):
+    with refused(BackendError, "session"):
         session.profile(image(session))
 
 
@@ -224,7 +225,7 @@ def test_an_engine_times_its_graphs_on_a_frame(bundle, request):
 def test_an_engine_that_does_not_count_says_so(colour_bundle):
     with (
         Engine(colour_bundle, EngineConfig(device="cpu")) as engine,
-        pytest.raises(ConfigError, match="with_node_times=True"),
+        refused(ConfigError, "with_node_times"),
     ):
         engine.node_times(np.zeros((8, 8, 3), np.uint8))
 

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import require_cuda
 from support.device_backend import device_backend
+from support.errors import refused
 from support.host_backend import ForeignArray
 from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
@@ -114,45 +115,45 @@ class TestOnTheHost:
         np.testing.assert_array_equal(on_cpu.segment(frame).scores, expected)
 
     def test_a_memory_is_refused(self, on_cpu):
-        with pytest.raises(ArgumentError, match="memory: expected None for a frame in two planes"):
+        with refused(ArgumentError, "memory"):
             on_cpu.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
 
 
 LUMA, CHROMA = planes()
 BAD = [
-    ((LUMA, CHROMA, LUMA), ArgumentError, "expected an array or two planes, got 3 planes"),
-    (Nv12Frame(LUMA, CHROMA, "bt2020"), ArgumentError, "'bt601' or 'bt709', got 'bt2020'"),
-    ((LUMA[:29], CHROMA), ShapeError, r"luma: expected even sides, got \(29, 46\)"),
-    ((LUMA[:, :45].copy(), CHROMA), ShapeError, r"luma: expected even sides, got \(30, 45\)"),
-    ((LUMA[:0], CHROMA[:0]), ShapeError, "luma: expected shape .* sides from 1 to 32767"),
-    ((LUMA[0], CHROMA), ShapeError, r"luma: expected shape \[H, W\]"),
-    ((LUMA, CHROMA[:14]), ShapeError, r"expected shape \(15, 23, 2\), got \(14, 23, 2\)"),
-    ((LUMA, CHROMA.reshape(15, 46)), ShapeError, r"chroma: .* Give U and V in the last axis"),
-    ((LUMA.astype("u2"), CHROMA), DTypeError, "luma: expected uint8, got uint16"),
-    ((LUMA, CHROMA.astype("i1")), DTypeError, "chroma: expected uint8, got int8"),
+    ((LUMA, CHROMA, LUMA), ArgumentError, "frame"),
+    (Nv12Frame(LUMA, CHROMA, "bt2020"), ArgumentError, "colour_matrix"),
+    ((LUMA[:29], CHROMA), ShapeError, "luma"),
+    ((LUMA[:, :45].copy(), CHROMA), ShapeError, "luma"),
+    ((LUMA[:0], CHROMA[:0]), ShapeError, "luma"),
+    ((LUMA[0], CHROMA), ShapeError, "luma"),
+    ((LUMA, CHROMA[:14]), ShapeError, "chroma"),
+    ((LUMA, CHROMA.reshape(15, 46)), ShapeError, "chroma"),
+    ((LUMA.astype("u2"), CHROMA), DTypeError, "luma"),
+    ((LUMA, CHROMA.astype("i1")), DTypeError, "chroma"),
 ]
 
 
-@pytest.mark.parametrize(("frame", "error", "message"), BAD)
-def test_planes_that_are_refused(on_cpu, frame, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("frame", "error", "argument"), BAD)
+def test_planes_that_are_refused(on_cpu, frame, error, argument):
+    with refused(error, argument):
         on_cpu.segment(frame)
 
 
 @pytest.mark.parametrize(
-    ("frame", "error", "message"),
+    ("frame", "error", "argument"),
     [
-        ((LUMA.tolist(), CHROMA), DeviceError, "luma: expected a plain NumPy array, got builtins"),
+        ((LUMA.tolist(), CHROMA), DeviceError, "luma"),
         (
             (LUMA.repeat(2, axis=1)[:, ::2], CHROMA),
             ShapeError,
-            r"frame\[0\]: expected rows without gaps in them, got strides \(92, 2\)",
+            "frame[0]",
         ),
-        ((LUMA, CHROMA[::-1]), ShapeError, r"frame\[1\]: expected rows without gaps in them"),
+        ((LUMA, CHROMA[::-1]), ShapeError, "frame[1]"),
     ],
 )
-def test_planes_that_are_refused_on_the_host(on_cpu, frame, error, message):
-    with pytest.raises(error, match=message):
+def test_planes_that_are_refused_on_the_host(on_cpu, frame, error, argument):
+    with refused(error, argument):
         on_cpu.segment(frame)
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from support.errors import refused
 from support.graphs import write_graph
 from support.operator_graphs import FLOAT, INT32, INT64, SAMPLES, Fed, floats, ints, operator_model
 from zsseg_rt.backends.base import BackendOptions
@@ -91,7 +92,7 @@ def test_fed_indices_are_refused(name):
     sample = copy.deepcopy(SAMPLES[name])
     place = int(name != "OneHot")
     sample.inputs[place] = Fed(list(sample.inputs[place].shape), INT64)
-    with pytest.raises(BackendError, match=r"indices: expected constants.*unbounded"):
+    with refused(BackendError, "g.onnx"):
         check(operator_model(name, sample))
 
 
@@ -236,7 +237,7 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("case", UNBOUNDED)
 def test_unbounded_indices_are_refused(case):
-    with pytest.raises(BackendError, match=r"\(Gather\): indices: expected constants"):
+    with refused(BackendError, "g.onnx"):
         check(gather(UNBOUNDED[case], {**NUMBERS, "huge": np.array(2**40)}))
 
 
@@ -294,5 +295,5 @@ def test_token_numbers_are_checked_when_they_are_fed(lookup, backend):
 def test_token_types(lookup):
     model = onnx.load(lookup)
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
-    with pytest.raises(BackendError, match="indices: expected int32 or int64, got data type 1"):
+    with refused(BackendError, "g.onnx"):
         check(model)

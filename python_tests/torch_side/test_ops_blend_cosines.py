@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.errors import refused
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.ops import reference
@@ -135,19 +136,19 @@ def test_out_may_be_an_input(device):
 LOGITS, COSINES, WEIGHTS, SHARES = random_arguments((1, 3, 4, 5))
 GOOD = {"mask_logits": LOGITS, "cosines": COSINES, "weights": WEIGHTS, "shares": SHARES}
 BAD = [
-    ({"mask_logits": LOGITS[0]}, ShapeError, r"mask_logits: expected shape \(\*, \*, \*, \*\)"),
-    ({"mask_logits": LOGITS.astype(np.float16)}, DTypeError, "mask_logits: expected float32"),
-    ({"mask_logits": LOGITS[:, :0].copy()}, ShapeError, "mask_logits: expected from 1 to 65534"),
-    ({"cosines": COSINES[:, :2].copy()}, ShapeError, r"cosines: expected shape \(1, 3, 4, 5\)"),
-    ({"cosines": COSINES.astype(np.float64)}, DTypeError, "cosines: expected float32, got float64"),
-    ({"weights": WEIGHTS[:2].copy()}, ShapeError, r"weights: expected shape \(3,\), got \(2,\)"),
-    ({"shares": SHARES > 0}, DTypeError, "shares: expected float32, got bool"),
-    ({"activation": "none"}, ArgumentError, "activation: expected 'sigmoid' or 'softmax'"),
-    ({"out": np.zeros((1, 3, 5, 4), np.float32)}, ShapeError, r"out: expected shape \(1, 3, 4, 5"),
+    ({"mask_logits": LOGITS[0]}, ShapeError, "mask_logits"),
+    ({"mask_logits": LOGITS.astype(np.float16)}, DTypeError, "mask_logits"),
+    ({"mask_logits": LOGITS[:, :0].copy()}, ShapeError, "mask_logits"),
+    ({"cosines": COSINES[:, :2].copy()}, ShapeError, "cosines"),
+    ({"cosines": COSINES.astype(np.float64)}, DTypeError, "cosines"),
+    ({"weights": WEIGHTS[:2].copy()}, ShapeError, "weights"),
+    ({"shares": SHARES > 0}, DTypeError, "shares"),
+    ({"activation": "none"}, ArgumentError, "activation"),
+    ({"out": np.zeros((1, 3, 5, 4), np.float32)}, ShapeError, "out"),
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("change", "error", "argument"), BAD)
+def test_bad_arguments_are_refused(change, error, argument):
+    with refused(error, argument):
         ops.blend_cosines(**{**GOOD, **change})

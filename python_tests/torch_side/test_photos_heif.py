@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from support.command_line import run
+from support.errors import refused
 from zsseg_rt.errors import SourceError
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import find_photos, heif, read_photo
@@ -76,7 +77,7 @@ def test_a_folder_s_avif_photos_are_labelled(tmp_path, colour_bundle, capsys):
 @has_avif
 def test_too_many_pixels_are_not_decoded(tmp_path):
     (tmp_path / "a.avif").write_bytes(encoded("AVIF", red()))
-    with pytest.raises(SourceError, match="expected at most 100 pixels, got 40x24"):
+    with refused(SourceError, None, "100", "40x24"):
         read_photo(tmp_path / "a.avif", max_pixels=100)
 
 
@@ -84,7 +85,7 @@ def test_too_many_pixels_are_not_decoded(tmp_path):
 @pytest.mark.parametrize("length", [12, 60, 200, 300])
 def test_cut_files_are_refused(length, tmp_path):
     (tmp_path / "a.avif").write_bytes(encoded("AVIF", red())[:length])
-    with pytest.raises(SourceError, match="a.avif"):
+    with refused(SourceError, None, "a.avif"):
         read_photo(tmp_path / "a.avif")
 
 
@@ -105,5 +106,5 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path, monkeypatch, caplog)
 def test_without_a_decoder_the_photo_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.avif").write_bytes(encoded("AVIF", red()))
     monkeypatch.setattr(heif, "_has", lambda package: False)
-    with pytest.raises(SourceError, match=r"AVIF photos, got none. Run: pip install '.\[heif\]'"):
+    with refused(SourceError, None, "'.[heif]'"):
         read_photo(tmp_path / "a.avif")

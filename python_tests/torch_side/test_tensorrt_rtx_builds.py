@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from support.errors import refused
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.specs import FAMILIES
@@ -182,21 +183,21 @@ def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
 @pytest.mark.parametrize("target", ["8.7", "9.0", "10.0", "11.0", "sm86", ""])
 def test_a_gpu_that_rtx_cannot_target_is_refused(graphs, target):
     options = BackendOptions(compute_capability=target)
-    with pytest.raises(BackendError, match="expected one of 7.5, 8.0, 8.6, 8.9, 12.0"):
+    with refused(BackendError, "compute_capability", "7.5", "8.0", "8.6", "8.9", "12.0"):
         BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
 
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path):
     path = tmp_path / "text.onnx"
     path.write_bytes(b"no graph at all")
-    with pytest.raises(BackendError, match=r"text\.onnx: expected an ONNX graph"):
+    with refused(BackendError, None, "text.onnx"):
         BACKEND.build_plan(path)
 
 
 def test_a_truncated_graph_is_refused(graphs, tmp_path):
     path = tmp_path / "half.onnx"
     path.write_bytes((graphs / "decoder.float16.onnx").read_bytes()[:100_000])
-    with pytest.raises(BackendError, match=r"half\.onnx: expected an ONNX graph"):
+    with refused(BackendError, None, "half.onnx"):
         BACKEND.build_plan(path)
 
 
@@ -204,7 +205,7 @@ def test_running_without_a_gpu_is_a_device_error(graphs):
     native = pytest.importorskip("zsseg_rt._C", reason="needs the native core: pip install -e .")
     if native.cuda_device_count():
         pytest.skip("this computer has a GPU")
-    with pytest.raises(DeviceError, match="no NVIDIA GPU visible"):
+    with refused(DeviceError, "device"):
         BACKEND.load(
             graphs / "decoder.float16.onnx",
             device="cuda:0",

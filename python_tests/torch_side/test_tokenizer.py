@@ -18,6 +18,7 @@ from zsseg_rt.text.tokenizer_file import tokenizer_document
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 ftfy = pytest.importorskip("ftfy")
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.export.tokenizer_json import tokenizer_json  # noqa: E402
 
 UNUSUAL = [
@@ -160,7 +161,7 @@ def test_mojibake_is_left_alone():
 
 @pytest.mark.parametrize("content", ['{"version": "1.0"}', "{", '{"model": []}'])
 def test_foreign_json_is_refused(content):
-    with pytest.raises(BundleError, match=r"tokenizer\.json: expected a"):
+    with refused(BundleError, "tokenizer.json"):
         Tokenizer(content)
 
 
@@ -218,7 +219,7 @@ def test_any_other_tokenizer_is_refused(keys, value, message):
 def test_wild_files_are_refused(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
-    with pytest.raises(BundleError, match="tokenizer.json: expected a CLIP tokenizer, got"):
+    with refused(BundleError, None, "tokenizer.json"):
         Tokenizer(path)
 
 
@@ -226,7 +227,7 @@ def test_markers_in_the_wrong_order_are_refused():
     document = json.loads(tokenizer_json())
     vocab = document["model"]["vocab"]
     vocab["<start_of_text>"], vocab["<end_of_text>"] = 49407, 49406
-    with pytest.raises(BundleError, match="numbers '<start_of_text>' after '<end_of_text>'"):
+    with refused(BundleError, "tokenizer.json", "'<start_of_text>'", "'<end_of_text>'"):
         Tokenizer(json.dumps(document))
 
 
@@ -260,7 +261,7 @@ def test_a_panic_of_the_package_is_a_bundle_error(monkeypatch, when):
     else:
         document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+$"
     monkeypatch.setattr(tokenizer_module, "read_tokenizer", lambda content: document)
-    with pytest.raises(BundleError, match="the package tokenizers failed"):
+    with refused(BundleError, "tokenizer.json"):
         Tokenizer("{}").encode(["a" * 40 + "!"])
 
 
@@ -274,12 +275,12 @@ def test_an_interrupt_stays_an_interrupt(monkeypatch):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(BundleError, match="absent.json: cannot be read"):
+    with refused(BundleError, None, "absent.json"):
         Tokenizer(tmp_path / "absent.json")
 
 
 def test_context_length_too_short():
-    with pytest.raises(ShapeError, match="context_length: expected >= 2"):
+    with refused(ShapeError, "context_length"):
         Tokenizer(tokenizer_json(), context_length=1)
 
 

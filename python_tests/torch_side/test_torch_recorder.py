@@ -104,7 +104,7 @@ def test_the_pool_lives_until_the_recorder_is_closed(pools):
     recorder.close()
     recorder.close()
     assert len(pools.alive) == 2
-    with pytest.raises(BackendError, match="got a closed one"), recorder.recording():
+    with refused(BackendError, "recorder"), recorder.recording():
         pass
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("accelerate")
 from safetensors.torch import load_file  # noqa: E402
 
 from support import tiny  # noqa: E402
+from support.errors import refused  # noqa: E402
 from support.small_runs import SIZES, save_clip  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
@@ -128,9 +129,9 @@ def test_resuming_needs_the_same_settings(run):
     result, path = run
     again = train(TrainConfig.load(path, ["loop.num_workers=0"]), resume=True)
     assert again.step == 4
-    with pytest.raises(ArgumentError, match=r"other values of loop\.iterations, loop\.seed"):
+    with refused(ArgumentError, "config", "loop.iterations", "loop.seed"):
         train(TrainConfig.load(path, ["loop.seed=1", "loop.iterations=8"]), resume=True)
-    with pytest.raises(ArgumentError, match="Pass --resume"):
+    with refused(ArgumentError, "output.folder", "--resume"):
         train(TrainConfig.load(path))
     assert TrainConfig.load(result.run_folder / "config.toml").loop.iterations == 4
 
@@ -164,7 +165,7 @@ def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
     weights = build_model(config, seen=(0,), protocol="inductive").state_dict()
     assert all(torch.equal(value, state_dict[k].half().float()) for k, value in weights.items())
     clip = ModelConfig(start_from=start, options={"clip": "ViT-B-16"})
-    with pytest.raises(ArgumentError, match="model.options: unknown key 'clip'"):
+    with refused(ArgumentError, "model.options", "'clip'"):
         build_model(clip, seen=(0,), protocol="inductive")
 
 
@@ -213,12 +214,12 @@ def test_zeroseg_trains_without_classes(clip_file, tmp_path):
     views = { grids = [1, 2], size = 64 }
     """
     path.write_text(text[:start] + student.replace("STUDENT", ZEROSEG_SIZES) + text[end:])
-    with pytest.raises(ArgumentError, match="evaluation.split: expected none"):
+    with refused(ArgumentError, "evaluation.split"):
         assemble(TrainConfig.load(path))
-    with pytest.raises(ArgumentError, match="task.options.teacher: expected CLIP weights"):
+    with refused(ArgumentError, "task.options.teacher"):
         assemble(TrainConfig.load(path, ["evaluation.split="]))
     changes = ["evaluation.split=", f"task.options.teacher={clip_file}", "loop.iterations=1"]
-    with pytest.raises(ArgumentError, match="task.protocol: expected 'inductive'"):
+    with refused(ArgumentError, "task.protocol", "'inductive'"):
         assemble(TrainConfig.load(path, [*changes, "task.protocol=supervised"]))
     result = train(TrainConfig.load(path, changes))
     assert result.losses.keys() == {"reconstruction", "views", "segments"}
@@ -324,7 +325,7 @@ def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
     np.testing.assert_allclose(found.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
     mean = unit_rows(rows[1:2] + rows[2:3])
     np.testing.assert_allclose(found.class_embeds[:1], mean, atol=1e-6)
-    with pytest.raises(VocabularyError, match="got none for boat"):
+    with refused(VocabularyError, "text.bank"):
         class_embeddings(["car", "boat"], config)
 
 
@@ -349,7 +350,7 @@ def test_damaged_banks_are_named(tmp_path, name):
 
 
 def test_no_source_of_embeddings_is_an_error():
-    with pytest.raises(ArgumentError, match="text.bank nor text.clip"):
+    with refused(ArgumentError, "text", "text.bank", "text.clip"):
         class_embeddings(["car"], TextConfig())
 
 

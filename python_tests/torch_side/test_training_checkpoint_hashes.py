@@ -10,6 +10,7 @@ from support.small_runs import TABLES, save_clip
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder  # noqa: E402
@@ -133,5 +134,5 @@ def test_checkpoints_without_hashes_still_load(run_folder, checkpoint):
 
 def test_json_that_nests_deeply_is_named(checkpoint):
     (checkpoint / "state.json").write_text("[" * 100_000)
-    with pytest.raises(CheckpointError, match=r"state.json: expected a file of a training check"):
+    with refused(CheckpointError, None, "state.json"):
         load_trained(checkpoint)

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
+from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.studies import comparison  # noqa: E402
 from tools.studies.comparison import (  # noqa: E402
@@ -73,7 +74,7 @@ def test_only_the_named_variants_run(clip_file, tmp_path):
     assert [run.variant for run in runs] == ["naclip"]
     recorded = json.loads((tmp_path / "naclip" / "figures.json").read_text())
     assert recorded == runs[0].metrics
-    with pytest.raises(ArgumentError, match="only: expected names of variants, got other"):
+    with refused(ArgumentError, "only"):
         comparison.run(three_variants(clip_file), tmp_path, only=("other",))
 
 
@@ -81,7 +82,7 @@ def test_figures_of_other_settings_are_not_taken(clip_file, tmp_path):
     chosen = three_variants(clip_file)
     comparison.run(chosen, tmp_path, only=("naclip",))
     shorter = {"evaluation": {"options": {"size": 64, "length": 1}}}
-    with pytest.raises(ArgumentError, match=r"naclip: .*got those of another evaluation.options"):
+    with refused(ArgumentError, None, "evaluation.options"):
         comparison.run(chosen, tmp_path, only=("naclip",), changes=shorter)
 
 
@@ -123,11 +124,11 @@ def test_a_comparison_makes_the_clip_that_it_starts_from(tmp_path):
 
 def test_a_clip_that_cannot_be_made_is_refused(tmp_path):
     chosen = Comparison(shared={}, variants=(), clip={"stps": 1})
-    with pytest.raises(ArgumentError, match="stps"):
+    with refused(ArgumentError, "clip"):
         comparison.make_clip(chosen, tmp_path)
     assert not list(tmp_path.iterdir())
     assert comparison.make_clip(Comparison(shared={}, variants=()), tmp_path) is None
-    with pytest.raises(ArgumentError, match="small: expected a comparison with a table"):
+    with refused(ArgumentError, "small"):
         chosen.in_small()
 
 
@@ -155,14 +156,14 @@ def test_table_gives_mean_and_deviation():
 
 
 @pytest.mark.parametrize(
-    ("variants", "message"),
+    ("variants", "argument"),
     [
-        ([Variant(name="a", title=""), Variant(name="a", title="")], "'a' appears twice"),
-        ([Variant(name="a", title="", start_from="b")], "starts from 'b', not an earlier"),
+        ([Variant(name="a", title=""), Variant(name="a", title="")], "variants"),
+        ([Variant(name="a", title="", start_from="b")], "variants"),
     ],
 )
-def test_a_comparison_that_cannot_run_is_refused(variants, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_a_comparison_that_cannot_run_is_refused(variants, argument):
+    with refused(ArgumentError, argument):
         Comparison(shared={}, variants=tuple(variants))
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("accelerate")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from support.errors import refused  # noqa: E402
 from support.toy_training import config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 
@@ -32,7 +33,7 @@ def test_damaged_checkpoint_is_named(run_to_damage):
     last = run_to_damage / "checkpoints/step-00000003"
     content = (last / MODEL).read_bytes()
     (last / MODEL).write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match="model.safetensors: expected .* bytes, got"):
+    with refused(CheckpointError, None, "model.safetensors"):
         train(run_to_damage, resume=True)
 
 
@@ -96,5 +97,5 @@ def test_damaged_random_state_is_named(run_to_damage, change):
 @pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": {"3": {"score": "high"}}}'])
 def test_damaged_evaluations_are_named(run_to_damage, content):
     (run_to_damage / "evaluations.json").write_text(content)
-    with pytest.raises(CheckpointError, match="evaluations.json: .* a damaged file. Remove it"):
+    with refused(CheckpointError, None, "evaluations.json"):
         train(run_to_damage, resume=True)

@@ -13,6 +13,7 @@ from support.dataset_trees import (
     photo,
     rows_of,
 )
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import DATASETS, SegmentationDataset, create_dataset
 from zsseg_rt.evaluation.datasets.splits import class_table
@@ -52,10 +53,10 @@ def test_the_root_itself_and_the_folder_above_it_both_do(tmp_path, name):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_missing_root_says_what_to_download(tmp_path, name):
-    with pytest.raises(DatasetError, match=r"root: expected .* got no such folder\. Download .*"):
+    with refused(DatasetError, "root"):
         create_dataset(name, tmp_path / "nothing", "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"got no folder \w+/ in it\. Download .*root holds"):
+    with refused(DatasetError, "root"):
         create_dataset(name, tmp_path / "empty", "train")
 
 
@@ -120,11 +121,11 @@ def test_a_listed_picture_or_mask_that_is_missing_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"SegmentationClassAug: expected the 1 masks that aug"):
         create_dataset("voc2012", tmp_path, partial=True)
     (base / "JPEGImages" / "2007_1.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"JPEGImages: .* got all but 2007_1\.jpg\. Download"):
+    with refused(DatasetError, None, "2007_1.jpg"):
         create_dataset("voc2012", tmp_path, partial=True)
     photo(base / "JPEGImages" / "2007_1.jpg")
     (base / "ImageSets" / "Segmentation" / "aug.txt").unlink()
-    with pytest.raises(DatasetError, match=r"aug\.txt: expected this part .*SBD"):
+    with refused(DatasetError, None, "aug.txt"):
         create_dataset("voc2012", tmp_path, partial=True)
 
 
@@ -145,23 +146,23 @@ def test_an_unseen_class_the_data_lacks_is_named(tmp_path):
     build_camvid(tmp_path)
     dataset = create_dataset("camvid", tmp_path, partial=True, unseen=["tree", "sidewalk"])
     assert [dataset.class_names[i] for i in dataset.table.unseen] == ["pavement, sidewalk", "tree"]
-    with pytest.raises(DatasetError, match=r"unseen: expected classes .* got 'zebra'\. It has"):
+    with refused(DatasetError, "unseen", "'zebra'"):
         create_dataset("camvid", tmp_path, partial=True, unseen=["zebra"])
-    with pytest.raises(DatasetError, match="at least one class to stay seen"):
+    with refused(DatasetError, "unseen"):
         create_dataset("camvid", tmp_path, partial=True, unseen=class_table("camvid").names)
 
 
 def test_wrong_arguments_are_named(tmp_path):
     build_camvid(tmp_path)
-    with pytest.raises(ArgumentError, match="name: expected one of ade20k"):
+    with refused(ArgumentError, "name"):
         create_dataset("imagenet", tmp_path)
-    with pytest.raises(ArgumentError, match="split: expected one of train, val, test, got 'all'"):
+    with refused(ArgumentError, "split", "'all'"):
         create_dataset("camvid", tmp_path, "all")
     with pytest.raises(ArgumentError, match="options of camvid: expected one of unseen, partial"):
         create_dataset("camvid", tmp_path, background=True)
-    with pytest.raises(ArgumentError, match="root: expected the folder of camvid"):
+    with refused(ArgumentError, "root"):
         create_dataset("camvid")
-    with pytest.raises(ArgumentError, match="root: expected None for scenes"):
+    with refused(ArgumentError, "root"):
         create_dataset("scenes", tmp_path)
     assert set(DATASETS) == {*BUILDERS, "folder", "photos", "scenes"}
 

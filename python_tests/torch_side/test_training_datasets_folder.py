@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from support.dataset_trees import listing, mask, photo, rows_of
+from support.errors import refused
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.evaluation.datasets.file_dataset import ValueTable
@@ -66,10 +67,10 @@ def test_splits_are_folders_or_lists(street):
     listing(street / "few.txt", ["val/b.jpg", "train/a"])
     few = create_dataset("folder", street, "few")
     assert [pair.name for pair in few.pairs] == ["val/b", "train/a"]
-    with pytest.raises(DatasetError, match="split: expected 'all', a folder .* or a list"):
+    with refused(DatasetError, "split", "'all'"):
         create_dataset("folder", street, "test")
     listing(street / "few.txt", ["val/c"])
-    with pytest.raises(DatasetError, match=r"few\.txt: expected names of images .* got 'val/c'"):
+    with refused(DatasetError, None, "few.txt", "'val/c'"):
         create_dataset("folder", street, "few")
 
 
@@ -82,11 +83,11 @@ def test_colour_masks(street):
     names = ["road, street", "tree"]
     dataset = create_dataset("folder", street, "all", class_names=names)
     assert rows_of(dataset) == [0] * 6 + [1] * 3 + [255] * 3
-    with pytest.raises(DatasetError, match=r"colours\.txt: expected a colour for every class, got"):
+    with refused(DatasetError, None, "colours.txt"):
         create_dataset("folder", street, "all")
     colours[11, 3] = (1, 2, 3)
     Image.fromarray(colours).save(street / "masks" / "b.png")
-    with pytest.raises(DatasetError, match=r"b\.png: expected colours of colours\.txt, got 1 2 3"):
+    with refused(DatasetError, None, "b.png", "colours.txt"):
         dataset[1]
     listing(street / "colours.txt", ["256 0 0 void"])
     with pytest.raises(DatasetError, match=r"expected lines 'R G B name' with 0\.\.255"):
@@ -118,15 +119,13 @@ def test_bad_class_lists_are_named(street, lines, message):
 
 def test_a_list_that_is_no_text_is_named(street):
     (street / "classes.txt").write_bytes(b"road\n\xff\xfe\n")
-    with pytest.raises(
-        DatasetError, match=r"classes\.txt: expected UTF-8, got a bad byte at position 5"
-    ):
+    with refused(DatasetError, None, "classes.txt"):
         create_dataset("folder", street, "all")
 
 
 def test_missing_parts_are_named(street):
     (street / "classes.txt").unlink()
-    with pytest.raises(DatasetError, match=r"classes\.txt: expected this part of a folder"):
+    with refused(DatasetError, None, "classes.txt"):
         create_dataset("folder", street, "all")
     for path in (*(street / "images").iterdir(), *(street / "masks").iterdir()):
         path.unlink()
@@ -143,9 +142,7 @@ def test_two_pictures_of_one_name_are_refused(street):
 def test_different_sizes_are_named(street):
     mask(street / "masks" / "b.png", [0], size_hw=(12, 15))
     dataset = create_dataset("folder", street, "all")
-    with pytest.raises(
-        DatasetError, match=r"b\.png: expected the 16x12 pixels of b\.jpg, got 15x12"
-    ):
+    with refused(DatasetError, None, "b.png", "16x12", "b.jpg", "15x12"):
         dataset[1]
 
 
@@ -206,13 +203,13 @@ def test_a_cut_off_mask_is_refused(tmp_path):
 def test_a_file_that_is_no_picture_is_refused(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(b"<html>404</html>")
-    with pytest.raises(DatasetError, match=r"a\.png: expected an image file, got 16 bytes"):
+    with refused(DatasetError, None, "a.png", "16"):
         read(path)
     path.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"a\.png: expected an image file, got 0 bytes"):
+    with refused(DatasetError, None, "a.png"):
         read(path)
     path.unlink()
-    with pytest.raises(DatasetError, match=r"a\.png: expected a readable file, got: No such file"):
+    with refused(DatasetError, None, "a.png"):
         read(path)
 
 
@@ -244,5 +241,5 @@ def test_value_table_maps_every_value():
         labels = table(mask.astype(dtype), "a.png")
         assert labels.dtype == np.uint8
         assert labels.tolist() == expected
-    with pytest.raises(DatasetError, match=r"a\.png: expected values 3, 7, 254 .* got 9, 300\."):
+    with refused(DatasetError, "a.png", "254", "300"):
         table(np.array([[9, 300, 7]], np.uint16), "a.png")

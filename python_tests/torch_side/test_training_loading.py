@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import Sample
 from zsseg_rt.training.data.batch import Batch
@@ -167,17 +168,17 @@ def test_collate_keeps_order():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "argument"),
     [
-        ({"batch_size": 3, "num_processes": 2}, "batch_size: expected a multiple"),
-        ({"batch_size": 0}, "batch_size: expected a multiple"),
-        ({"batch_size": 12}, "batch_size: expected at most the 11 images"),
-        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index: expected"),
-        ({"batch_size": 2, "start_position": -1}, "start_position: expected"),
+        ({"batch_size": 3, "num_processes": 2}, "batch_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 12}, "batch_size"),
+        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index"),
+        ({"batch_size": 2, "start_position": -1}, "start_position"),
     ],
 )
-def test_bad_settings_are_named(options, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_bad_settings_are_named(options, argument):
+    with refused(ArgumentError, argument):
         EpochSampler(11, 0, **options)
 
 
@@ -189,7 +190,7 @@ def test_small_sets_go_on_within_a_batch():
 
 
 def test_bad_seed_is_named():
-    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+    with refused(ArgumentError, "seed"):
         EpochSampler(3, -1, batch_size=1)
-    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+    with refused(ArgumentError, "seed"):
         TrainingSamples(Noise(), AUGMENTATION, -1)

@@ -3,6 +3,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ShapeError  # noqa: E402
 from zsseg_rt.training.tasks.losses import (  # noqa: E402
     cross_entropy,
@@ -150,7 +151,7 @@ def test_recovery_losses_are_mean_absolute_errors_without_gradient_into_targets(
 def test_sizes_that_differ_are_refused():
     logits, labels = some(2, 3, (4, 4))
     for loss in (mask_losses, cross_entropy):
-        with pytest.raises(ShapeError, match=r"labels: expected \[B, H, W\] of logits"):
+        with refused(ShapeError, "labels"):
             loss(logits, labels[:, :3])
-        with pytest.raises(ShapeError, match=r"labels: expected int64, got torch\.uint8"):
+        with refused(ShapeError, "labels"):
             loss(logits, labels.to(torch.uint8))

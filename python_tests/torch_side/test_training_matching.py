@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from support import tiny, tiny_zegformer
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.zegformer.decoder import Segments
 from zsseg_rt.training.data.batch import Batch
@@ -189,11 +190,11 @@ def test_rates_and_decay_of_the_groups():
 
 
 def test_self_training_is_refused():
-    with pytest.raises(ArgumentError, match="protocol: expected 'inductive' or 'supervised'"):
+    with refused(ArgumentError, "protocol", "'inductive'", "'supervised'"):
         task(protocol="transductive")
 
 
 def test_the_text_of_another_vocabulary_is_refused():
     model = tiny_zegformer.model()
-    with pytest.raises(ArgumentError, match="seen: expected different class indices from 0 to 2"):
+    with refused(ArgumentError, "seen"):
         ZegFormerTask(model, tiny.text_embeds(3, 48), seen=tiny_zegformer.SEEN)

@@ -3,6 +3,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
 from zsseg_rt.training.tasks.protocols import UNSEEN, LabelProtocol  # noqa: E402
 
@@ -58,20 +59,20 @@ def test_other_protocols_make_no_pseudo_labels(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "message"),
+    ("name", "changes", "argument"),
     [
-        ("zero-shot", {}, "protocol: expected one of inductive, transductive, supervised"),
-        ("inductive", {"seen": (0, 0)}, "seen: expected different class indices from 0 to 5"),
-        ("inductive", {"seen": (0, 6)}, "seen: expected different class indices from 0 to 5"),
-        ("inductive", {"seen": ()}, "seen: expected at least one class for inductive"),
-        ("transductive", {"seen": range(6)}, "seen: expected fewer than all 6 classes"),
+        ("zero-shot", {}, "protocol"),
+        ("inductive", {"seen": (0, 0)}, "seen"),
+        ("inductive", {"seen": (0, 6)}, "seen"),
+        ("inductive", {"seen": ()}, "seen"),
+        ("transductive", {"seen": range(6)}, "seen"),
     ],
 )
-def test_refuses_what_cannot_be_trained(name, changes, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_refuses_what_cannot_be_trained(name, changes, argument):
+    with refused(ArgumentError, argument):
         protocol(name, **changes)
 
 
 def test_refuses_embeddings_of_another_vocabulary():
-    with pytest.raises(ShapeError, match="text_embeds: expected a row for each of 6"):
+    with refused(ShapeError, "text_embeds"):
         protocol("inductive").select(torch.zeros(3, 4))

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.config import ScheduleConfig
 from zsseg_rt.training.loop.schedules import SCHEDULES, cosine, factor, poly
@@ -41,21 +42,21 @@ def test_every_schedule_has_a_name_and_stays_within_one(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "argument"),
     [
-        ({"max_steps": 0}, "max_steps: expected step >= 0"),
-        ({"max_steps": 5, "warmup_steps": 5}, "0 <= warmup_steps < max_steps"),
-        ({"max_steps": 5, "min_factor": 1.5}, r"min_factor: expected a factor in \[0, 1\]"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 5, "warmup_steps": 5}, "max_steps"),
+        ({"max_steps": 5, "min_factor": 1.5}, "min_factor"),
     ],
 )
-def test_refuses_settings_out_of_range(settings, message):
+def test_refuses_settings_out_of_range(settings, argument):
     for schedule in (poly, cosine):
-        with pytest.raises(ArgumentError, match=message):
+        with refused(ArgumentError, argument):
             schedule(0, **settings)
 
 
 def test_refuses_an_unknown_name():
-    with pytest.raises(ArgumentError, match="schedule: expected one of poly, cosine, constant"):
+    with refused(ArgumentError, "schedule"):
         factor("step", 0, max_steps=1)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from support.errors import refused
 from zsseg_rt.common import schema
 from zsseg_rt.common.schema import checked_settings
 from zsseg_rt.errors import ArgumentError
@@ -18,29 +19,29 @@ from zsseg_rt.training.tasks.descriptor import DescriptorTask
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "argument"),
     [
-        ({}, r"model\.options\.pretrained: expected a value, got none"),
-        ({"pretrained": 3}, r"model\.options\.pretrained: expected a string, got 3"),
-        ({"image_size": "512"}, r"model\.options\.image_size: expected an integer, got '512'"),
-        ({"num_prompts": 1.5}, r"model\.options\.num_prompts: expected an integer, got 1\.5"),
-        ({"unit_inputs": "no"}, r"model\.options\.unit_inputs: expected true or false"),
-        ({"activation": "relu"}, r"activation: expected one of quick_gelu, gelu, got 'relu'"),
-        ({"image_sise": 1}, "unknown key 'image_sise'. Did you mean 'image_size'"),
-        ({"decoder": {"heads": 8}}, r"model\.options\.decoder: unknown key 'heads'"),
+        ({}, "model.options.pretrained"),
+        ({"pretrained": 3}, "model.options.pretrained"),
+        ({"image_size": "512"}, "model.options.image_size"),
+        ({"num_prompts": 1.5}, "model.options.num_prompts"),
+        ({"unit_inputs": "no"}, "model.options.unit_inputs"),
+        ({"activation": "relu"}, "model.options.activation"),
+        ({"image_sise": 1}, "model.options"),
+        ({"decoder": {"heads": 8}}, "model.options.decoder"),
     ],
 )
-def test_model_options_are_refused_before_anything_is_read(options, message):
+def test_model_options_are_refused_before_anything_is_read(options, argument):
     given = {"pretrained": "nowhere.pt"} | options if options else {}
     config = ModelConfig(architecture="zegclip", options=given)
-    with pytest.raises(ArgumentError, match=message):
+    with refused(ArgumentError, argument):
         build_model(config, seen=(0,), protocol="inductive")
 
 
 def test_inherited_settings_are_checked_too():
     taken = checked_settings(DescriptorTask, {"focal_weight": 3}, "task.options", ("seen",))
     assert taken == {"focal_weight": 3.0}
-    with pytest.raises(ArgumentError, match=r"task\.options\.focal_weight: expected a number"):
+    with refused(ArgumentError, "task.options.focal_weight"):
         checked_settings(DescriptorTask, {"focal_weight": "a"}, "task.options", ("seen",))
 
 

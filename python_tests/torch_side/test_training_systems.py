@@ -13,6 +13,7 @@ pytest.importorskip("accelerate")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from support import tiny_zegformer  # noqa: E402
+from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.studies.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt import Engine  # noqa: E402
@@ -161,9 +162,9 @@ def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
     message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*fusion"
     with pytest.raises(CheckpointError, match=message):
         build_model(configured(), seen=(), protocol="inductive")
-    with pytest.raises(ArgumentError, match="model.options.pretrained: expected CLIP's weights"):
+    with refused(ArgumentError, "model.options.pretrained"):
         build_model(configured(activation="gelu"), seen=(), protocol="inductive")
-    with pytest.raises(ArgumentError, match="model.options: unknown key 'pretraned'"):
+    with refused(ArgumentError, "model.options", "'pretraned'"):
         build_model(configured(pretraned="openai"), seen=(), protocol="inductive")
     for options in ({"ensemble": False}, {"fusion": "segments"}):  # the official flag, our word
         alone = build_model(configured(**options), seen=(), protocol="inductive")
@@ -242,7 +243,7 @@ def test_checkpoints_that_hold_another_teacher_are_refused(halfway):
     teacher = assemble(config).task.features.teacher
     next(teacher.parameters()).add_(1)
     with_teacher(checkpoint, teacher)
-    with pytest.raises(CheckpointError, match="features.teacher: expected the weights that"):
+    with refused(CheckpointError, None, "features.teacher"):
         train(config, resume=True)
 
 
@@ -251,12 +252,10 @@ def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
     path = tmp_path / "teacher.safetensors"
     weights = load_file(path)
     save_file(weights | {"visual.proj": weights["visual.proj"] + 1}, path)
-    with pytest.raises(
-        CheckpointError, match="features.teacher: .* got SHA-256.*the same file again"
-    ):
+    with refused(CheckpointError, None, "features.teacher"):
         train(config, resume=True)
     path.unlink()
-    with pytest.raises(CheckpointError, match="teacher.safetensors"):
+    with refused(CheckpointError, "model.options.pretrained", "teacher.safetensors"):
         train(config, resume=True)
     assert load_trained(checkpoint).config.embed_dim == weights["visual.proj"].shape[1]
 
@@ -265,7 +264,7 @@ def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
 def test_zeroseg_has_one_protocol(protocol, clip_file, tmp_path):
     config = zeroseg(clip_file, tmp_path)
     raw = TrainConfig.from_dict(COMMON | {"task": {"protocol": protocol}})
-    with pytest.raises(ArgumentError, match="task.protocol: expected 'inductive'"):
+    with refused(ArgumentError, "task.protocol", "'inductive'"):
         assemble(replace(config, task=raw.task))
 
 
@@ -278,7 +277,7 @@ def test_flags_of_earlier_configurations_are_understood(clip_file, tmp_path):
 def test_wrong_backbone_is_named(clip_file, tmp_path):
     options = ZEGFORMER | {"backbone": {"stem_with": 8}}
     config = configure("zegformer", options, clip_file, tmp_path)
-    with pytest.raises(ArgumentError, match=r"model.options.backbone: unknown key 'stem_with'"):
+    with refused(ArgumentError, "model.options.backbone", "'stem_with'"):
         assemble(config)
 
 

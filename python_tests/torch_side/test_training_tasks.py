@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support import tiny
+from support.errors import refused
 from zsseg_rt.common.schema import setting_names
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
@@ -102,7 +103,7 @@ def test_a_stride_looks_at_every_so_many_th_label():
     with torch.no_grad():
         expected, found = dense.losses(images, thinned), strided.losses(images, given.labels)
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ArgumentError, match="label_stride: expected at least 1, got 0"):
+    with refused(ArgumentError, "label_stride"):
         task(label_stride=0)
 
 
@@ -145,22 +146,22 @@ def test_cross_entropy_falls():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "argument"),
     [
-        ({"loss": "l2"}, "loss: expected 'masks' or 'cross_entropy', got 'l2'"),
-        ({"trained": "all"}, "trained: expected one of prompts, backbone, head, got 'all'"),
-        ({"focal_weight": -1.0}, "focal_weight: expected a number of at least 0, got -1"),
-        ({"learning_rate": float("nan")}, "learning_rate: expected a number of at least 0"),
+        ({"loss": "l2"}, "loss"),
+        ({"trained": "all"}, "trained"),
+        ({"focal_weight": -1.0}, "focal_weight"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_settings_out_of_range_are_refused(settings, argument):
+    with refused(ArgumentError, argument):
         task(**settings)
 
 
 def test_labels_of_another_size_than_the_pictures_are_refused():
     one, given = task(), batch()
-    with pytest.raises(ShapeError, match="labels: expected"):
+    with refused(ShapeError, "labels"):
         one(replace(given, labels=given.labels[:1]))
 
 

@@ -6,6 +6,7 @@ from support.command_line import run
 
 pytest.importorskip("torch")
 
+from support.errors import refused
 from tools.studies.comparison import Comparison
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.config import TrainConfig
@@ -54,7 +55,7 @@ def test_names_that_no_file_has_are_refused(source):
 
 def test_text_that_cannot_be_written_again_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text(DATA)
-    with pytest.raises(ArgumentError, match=r"--set: expected UTF-8 text, got 'photos\\udcff'"):
+    with refused(ArgumentError, "--set"):
         TrainConfig.load(tmp_path / "a.toml", ["data.root=photos\udcff"])
 
 
@@ -70,7 +71,7 @@ def test_settings_survive_being_written(tmp_path, text):
 
 def test_no_setting_is_nan(tmp_path):
     (tmp_path / "a.toml").write_text(DATA)
-    with pytest.raises(ArgumentError, match="--set: expected numbers, got nan"):
+    with refused(ArgumentError, "--set"):
         TrainConfig.load(tmp_path / "a.toml", ["model.options.pull=nan"])
 
 

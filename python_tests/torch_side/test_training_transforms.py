@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import Sample
 from zsseg_rt.training.data import transforms
@@ -290,24 +291,24 @@ def test_no_change_returns_the_picture():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "argument"),
     [
-        (lambda: FitInsideAugmentation(crop_hw=(0, 4)), "crop_hw: expected sides"),
-        (lambda: FitInsideAugmentation(ratio_range=(2.0, 0.5)), r"ratio_range: expected \(low"),
-        (lambda: FitInsideAugmentation(scale=(1, 1)), "scale: expected sides"),
-        (lambda: FitInsideAugmentation(max_class_share=0.0), "max_class_share: expected"),
-        (lambda: FitInsideAugmentation(crop_attempts=0), "crop_attempts: expected"),
-        (lambda: FitInsideAugmentation(flip_probability=1.5), "flip_probability: expected"),
-        (lambda: ShortEdgeAugmentation(pad_value=256), "pad_value: expected"),
-        (lambda: ShortEdgeAugmentation(short_edges=()), "short_edges: expected"),
-        (lambda: ShortEdgeAugmentation(max_long_edge=100), "max_long_edge: expected at least"),
-        (lambda: CenterCropAugmentation(short_edge=100), "short_edge: expected at least"),
-        (lambda: PhotometricDistortion(hue=91), r"hue: expected 0\.\.90, got 91"),
-        (lambda: PhotometricDistortion(contrast=(1.5, 0.5)), "contrast: expected factors"),
+        (lambda: FitInsideAugmentation(crop_hw=(0, 4)), "crop_hw"),
+        (lambda: FitInsideAugmentation(ratio_range=(2.0, 0.5)), "ratio_range"),
+        (lambda: FitInsideAugmentation(scale=(1, 1)), "scale"),
+        (lambda: FitInsideAugmentation(max_class_share=0.0), "max_class_share"),
+        (lambda: FitInsideAugmentation(crop_attempts=0), "crop_attempts"),
+        (lambda: FitInsideAugmentation(flip_probability=1.5), "flip_probability"),
+        (lambda: ShortEdgeAugmentation(pad_value=256), "pad_value"),
+        (lambda: ShortEdgeAugmentation(short_edges=()), "short_edges"),
+        (lambda: ShortEdgeAugmentation(max_long_edge=100), "max_long_edge"),
+        (lambda: CenterCropAugmentation(short_edge=100), "short_edge"),
+        (lambda: PhotometricDistortion(hue=91), "hue"),
+        (lambda: PhotometricDistortion(contrast=(1.5, 0.5)), "contrast"),
     ],
 )
-def test_bad_settings_are_named(make, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_bad_settings_are_named(make, argument):
+    with refused(ArgumentError, argument):
         make()
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from support import tiny  # noqa: E402
+from support.errors import refused  # noqa: E402
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError  # noqa: E402
 from zsseg_rt.evaluation.datasets.base import Sample  # noqa: E402
@@ -111,16 +112,16 @@ def test_whole_view_of_the_right_size_is_the_picture():
 
 @pytest.mark.parametrize("grids", [(), (2, 3), (1, 3, 2), (1, 1, 2)])
 def test_bad_grids(grids):
-    with pytest.raises(ArgumentError, match="grids: expected ascending numbers that begin with 1"):
+    with refused(ArgumentError, "grids"):
         TeacherViews(grids=grids)
 
 
 def test_bad_pictures():
-    with pytest.raises(ShapeError, match="images: expected at least 4 pixels per side, got 3x9"):
+    with refused(ShapeError, "images"):
         VIEWS.boxes((3, 9))
-    with pytest.raises(DTypeError, match="images: expected uint8, got torch.float32"):
+    with refused(DTypeError, "images"):
         VIEWS.cut(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ShapeError, match=r"images: expected \[B, 3, H, W\]"):
+    with refused(ShapeError, "images"):
         VIEWS.cut(torch.zeros(3, 8, 8, dtype=torch.uint8))
 
 
@@ -139,7 +140,7 @@ def test_clip_towers_are_teachers(tmp_path):
     assert (found.norm(dim=1) - 1).abs().min() > 0.01
     assert not found.requires_grad
     assert not any(module.training for module in teacher.modules())
-    with pytest.raises(ArgumentError, match="encoder: expected a CLIP image tower"):
+    with refused(ArgumentError, "encoder"):
         ClipTeacher(nn.Linear(2, 2))
 
 
@@ -240,7 +241,7 @@ def test_features_ahead_of_training(tmp_path):
     start = teacher.seen
     assert torch.equal(features(crops), features.compute(crops))
     assert teacher.seen == start + 90  # compute's own; nothing for the cached ones
-    with pytest.raises(ArgumentError, match="features: expected a cache folder, got none"):
+    with refused(ArgumentError, "features"):
         cache_features(TeacherFeatures(teacher, VIEWS), Photos(), CROP)
 
 
@@ -248,7 +249,7 @@ def test_views_from_the_original_picture(tmp_path):
     """They show what the crop shows, in the original's pixels, and must be made beforehand."""
     features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path, from_original=True)
     crop = CROP(Photos()[0], np.random.default_rng(0)).image
-    with pytest.raises(TrainingError, match="none of 1 in this batch. Run cache_features"):
+    with refused(TrainingError, "cache_folder"):
         features(crop[None])
     cache_features(features, Photos(), CROP)
     found = features(crop[None])
@@ -257,7 +258,7 @@ def test_views_from_the_original_picture(tmp_path):
     part = Photos()[0].image[top : top + side, left : left + side].transpose(2, 0, 1).copy()
     assert torch.equal(found, features.compute(torch.from_numpy(part)[None]))
     assert not torch.equal(found, features.compute(crop[None]))
-    with pytest.raises(ArgumentError, match="cache_folder: expected a folder"):
+    with refused(ArgumentError, "cache_folder"):
         TeacherFeatures(MeanColours(), VIEWS, from_original=True)
 
 
@@ -302,7 +303,7 @@ def test_the_whole_picture_is_no_candidate():
     g = torch.randn(1, 2, 4)
     v = torch.cat([g[:, :1], torch.randn(1, 3, 4) + 5], dim=1)
     assert segment_matching_loss(g, v, normalize_targets=False) > 1
-    with pytest.raises(ShapeError, match="views: expected the whole image and at least one"):
+    with refused(ShapeError, "views"):
         segment_matching_loss(g, v[:, :1])
 
 
@@ -378,31 +379,31 @@ def test_learning_rate_grows_with_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "argument"),
     [
-        ({"mask_ratio": 1.0}, "mask_ratio: expected a share in"),
-        ({"view_weight": -1.0}, "view_weight: expected a number of at least 0"),
-        ({"weight_decay": float("nan")}, "weight_decay: expected a number of at least 0"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"view_weight": -1.0}, "view_weight"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
     ],
 )
-def test_bad_settings(settings, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_bad_settings(settings, argument):
+    with refused(ArgumentError, argument):
         make_task(**settings)
 
 
 def test_parts_that_do_not_fit_each_other():
-    with pytest.raises(ArgumentError, match="expected 0 for a model without a reconstruction"):
+    with refused(ArgumentError, "reconstruction_weight"):
         make_task(zeroseg_model(decoder_layers=0))
-    with pytest.raises(ArgumentError, match="teacher with embeddings of 16.* got 32"):
+    with refused(ArgumentError, "features", "16", "32"):
         make_task(zeroseg_model(embed_dim=16))
     whole = TeacherFeatures(MeanColours(), TeacherViews(grids=(1,), size=16))
-    with pytest.raises(ArgumentError, match="matching_weight: expected 0 for views of the whole"):
+    with refused(ArgumentError, "matching_weight"):
         ZeroSegTask(zeroseg_model(), whole)
     assert set(ZeroSegTask(zeroseg_model(), whole, matching_weight=0)(batch_of(pictures()))) == {
         "reconstruction",
         "views",
     }
-    with pytest.raises(ShapeError, match="batch: expected images of 64x64, got 32x32"):
+    with refused(ShapeError, "batch", "64x64", "32x32"):
         make_task()(batch_of(pictures(side=32)))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from support import triton_stand_in as triton
 from support.command_line import run
+from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import (
     ArgumentError,
@@ -105,15 +106,15 @@ def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "é", "-a"])
 def test_other_names_are_refused(colour_bundle, tmp_path, name):
-    with pytest.raises(ArgumentError, match=r"name: expected letters, digits"):
+    with refused(ArgumentError, "name"):
         write_triton_model(colour_bundle, tmp_path, name=name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_wrong_is_written(colour_bundle, tmp_path):
-    with pytest.raises(ConfigError, match="precisoin"):
+    with refused(ConfigError, "EngineConfig"):
         write_triton_model(colour_bundle, tmp_path, engine={"precisoin": "float32"})
-    with pytest.raises(VocabularyError, match="every name once"):
+    with refused(VocabularyError, "class_names"):
         write_triton_model(colour_bundle, tmp_path, classes=["red", "red"])
     with pytest.raises(BundleError):
         write_triton_model(tmp_path / "absent.zsseg", tmp_path)
@@ -236,21 +237,21 @@ def test_an_empty_frame(started, frame):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "argument"),
     [
-        ('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_FP32', "labels: expected"),
-        ("use_cache", "use_cash", "use_cash"),
-        ('string_value: "{', 'string_value: "', "engine: expected JSON"),
-        ('string_value: "[', 'string_value: "', "class_names: expected JSON"),
+        ('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_FP32', "labels"),
+        ("use_cache", "EngineConfig", "EngineConfig"),
+        ('string_value: "{', 'string_value: "', "engine"),
+        ('string_value: "[', 'string_value: "', "class_names"),
     ],
     ids=["type", "setting", "engine", "classes"],
 )
-def test_a_wrong_config_is_named(started, old, new, message):
+def test_a_wrong_config_is_named(started, old, new, argument):
     def edit(text):
         assert old in text
         return text.replace(old, new)
 
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, argument):
         started(edit, classes=["red"])
 
 
@@ -270,7 +271,7 @@ def test_an_old_triton_with_a_new_numpy_is_refused(started, backend_utils, monke
     monkeypatch.setattr(backend_utils, "Tensor", OldTensor)
     monkeypatch.setitem(sys.modules, "numpy.core.multiarray", None)
     monkeypatch.setattr(np, "__version__", "2.1.0")
-    with pytest.raises(BackendUnavailableError, match=r"numpy: expected a version below 2"):
+    with refused(BackendUnavailableError, "numpy"):
         started()
     monkeypatch.setattr(np, "__version__", "1.26.4")
     started(overwrite=True)
