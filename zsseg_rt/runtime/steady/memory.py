@@ -239,9 +239,10 @@ class _Named(Protocol):
 def check_family(name: str) -> None:
     """Refuse families whose masks are not logits of classes."""
     if not FAMILIES[name].has_class_logits:
-        able = sorted(other for other, family in FAMILIES.items() if family.has_class_logits)
+        *most, last = sorted(other for other, family in FAMILIES.items() if family.has_class_logits)
+        able = f"{', '.join(most)} or {last}"
         raise ArgumentError(
-            f"memory: expected a bundle of family {' or '.join(able)}, got {name}. Its frames "
+            f"memory: expected a bundle of family {able}, got {name}. Its frames "
             "can only be labelled one by one: leave out memory, steady and skip_still."
         )
 
