@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def test_a_video_becomes_all_kinds_of_files(clip, colour_bundle, tmp_path, capsy
     assert set(written["sources"][str(clip)]["age_ms"]) == {"p50", "p95", "p99"}
     assert [sink["written"] for sink in written["sinks"]] == [10, 10, 10]
     printed = capsys.readouterr().out
-    assert f"{clip}  10 of 10 frames labelled" in printed
+    assert re.search(rf"{re.escape(str(clip))}  10 of 10 frames labelled, [\d.]+ fps\n", printed)
+    assert written["sources"][str(clip)]["fps"] > 0.0
     assert f"{out}  10 frames" in printed
 
 
@@ -155,7 +157,7 @@ def test_families_without_a_memory_are_refused_before_anything_opens(
 ):
     bundle = Path(__file__).parents[1] / "bundles" / "v1" / f"{family}.zsseg"
     assert stream("absent.mp4", f"{tmp_path}/masks/", "-b", bundle, option) == 2
-    assert f"of family dense or descriptor, got {family}" in capsys.readouterr().err
+    assert f"of family aggregation, dense or descriptor, got {family}" in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
 
 

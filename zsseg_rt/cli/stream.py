@@ -219,7 +219,9 @@ def _source_line(name: str, stats: SourceStats) -> str:
         "times opened anew, too far behind": stats.fell_behind,
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
-    if stats.age_ms:
+    if stats.fps:
+        parts.append(f"{stats.fps:.{0 if stats.fps >= 10 else 1}f} fps")
+    if stats.age_ms and stats.live:
         ages = "/".join(f"{stats.age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))
         parts.append(f"age {ages} ms (p50/p95/p99)")
     if stats.error:

@@ -60,6 +60,8 @@ class SourceStats:
         error: What is wrong with it, or None.
         reused: Labelled frames that got the labels of an earlier one.
         fell_behind: How often it was opened anew since its frames came too late.
+        live: Whether it is a camera; the frames of a file have no age that matters.
+        fps: Labelled frames per second from its first result to its last; 0 before the second.
     """
 
     state: SourceState
@@ -72,18 +74,29 @@ class SourceStats:
     error: str | None = None
     reused: int = 0
     fell_behind: int = 0
+    live: bool = True
+    fps: float = 0.0
 
 
 @dataclass
 class _Ages:
     count: int = 0
     reused: int = 0
+    began: float = 0.0  # when its first result was there
+    seen: float = 0.0  # and its last
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
     def add(self, seconds: float, *, reused: bool) -> None:
+        self.seen = time.monotonic()
+        self.began = self.began if self.count else self.seen
         self.count += 1
         self.reused += reused
         self.last.append(seconds)
+
+    @property
+    def fps(self) -> float:
+        took = self.seen - self.began
+        return round((self.count - 1) / took, 3) if took > 0.0 else 0.0
 
     def percentiles(self) -> dict[str, float]:
         if not self.last:
@@ -300,6 +313,8 @@ class Stream:
             error=None if watch.error is None else str(watch.error),
             reused=ages.reused,
             fell_behind=capture.fell_behind,
+            live=watch.is_live,
+            fps=ages.fps,
         )
 
 

@@ -71,6 +71,11 @@ class SourceWatch:
         self._retry_after = patience.first_retry
 
     @property
+    def is_live(self) -> bool:
+        """Whether it is a camera."""
+        return self._live
+
+    @property
     def is_awaited(self) -> bool:
         """Whether it is a camera that may be away at the start."""
         return self._live and self.patience.at_start
