@@ -11,7 +11,10 @@ from zsseg_rt import Bundle, VocabularyError
 from zsseg_rt.bundles.specs import FileEntry, TextBankEntry, TextSpec
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.text import embeddings
+from zsseg_rt.text.class_names import ClassList
 from zsseg_rt.text.embeddings import PhraseEmbedder
+from zsseg_rt.text.making import VocabularyMaker
+from zsseg_rt.text.prompts import PromptSet
 
 
 class CountingEncoder:
@@ -232,3 +235,14 @@ def test_text_bank_answers_first_and_unknown_names_get_a_hint(tmp_path):
     np.testing.assert_array_equal(embedder.embed(["tree", "road"]), bank[::-1])
     with refused(VocabularyError, "class_names", "'trees'", "'tree'"):
         embedder.embed(["trees"])
+
+
+def test_a_text_that_lists_names_draws_a_remark(bundle, caplog):
+    prompt_sets = [PromptSet(templates=bundle.text.templates)]
+    maker = VocabularyMaker(bundle, prompt_sets, CountingEncoder, cache_dir=None, keep_encoder=True)
+    classes = ClassList.read(["sky", ["road, street, lane", "way"], "car"])
+    made = maker.embed(classes, None)
+    (remark,) = made.remarks
+    assert str(["road", "street", "lane"]) in remark
+    assert [record.getMessage() for record in caplog.records] == [remark]
+    assert made.names == classes.names  # nothing is refused or split
