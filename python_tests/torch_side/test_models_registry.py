@@ -100,7 +100,7 @@ def test_unknown_architectures_are_named():
     known = ", ".join(ARCHITECTURES)
     with pytest.raises(CheckpointError, match=f"architecture: expected one of {known}, got 'x'"):
         create_model("x")
-    published = "cat_seg, clip_rc, zegclip, zegformer"
+    published = "cat_seg, clip_rc, dense_clip, zegclip, zegformer"
     with pytest.raises(CheckpointError, match=f"expected one of {published}, got 'zeroseg'"):
         from_official("zeroseg", {})
 
