@@ -16,7 +16,7 @@ from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.cat_seg import CatSegParts, fold_cat_seg, packed_text_encoder
-from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
+from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
@@ -116,12 +116,7 @@ def _golden(
 ) -> dict[str, npt.NDArray[Any]]:
     """Intermediates; ``patch_embeds`` and ``mask_logits`` are the model's as trained."""
     frame, (embeds, extra) = golden_frame(), text.embed_golden(names)
-    image = functional.preprocess(
-        torch.from_numpy(frame),
-        size_hw=preprocess.size_hw,
-        mean=preprocess.mean,
-        std=preprocess.std,
-    )[None]
+    image = torch.from_numpy(preprocess_frame(preprocess))
     text_embeds = torch.from_numpy(embeds)
     output = model(image, text_embeds)
     _, spatial, near_map, far_map = parts.image_encoder(image)

@@ -13,7 +13,7 @@ import torch
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.descriptor import InferenceParts, fold_descriptor
-from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame
+from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
@@ -120,12 +120,7 @@ def _golden(
     parts, so that an error in the folding shows.
     """
     frame, (embeds, extra) = golden_frame(), text.embed_golden(names)
-    image = functional.preprocess(
-        torch.from_numpy(frame),
-        size_hw=preprocess.size_hw,
-        mean=preprocess.mean,
-        std=preprocess.std,
-    )[None]
+    image = torch.from_numpy(preprocess_frame(preprocess))
     text_embeds = torch.from_numpy(embeds)
     output = model(image, text_embeds)
     patch_embeds, cls_embed = model.encoder_outputs(output)

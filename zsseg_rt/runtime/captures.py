@@ -55,13 +55,11 @@ class _Kind(Generic[_Result]):
         default_factory=list
     )  # the sessions': what replays need of them
 
+    @property
     def may_be_recorded(self) -> bool:
-        """Whether it is not refused, or was long enough ago."""
-        if self.refusals == 0:
-            return True
-        self.plain_runs += 1
+        """Whether it was never refused, or long enough ago."""
         tries = _TRIES_AFTER[self.refusals - 1 : self.refusals]
-        return bool(tries) and self.plain_runs > tries[0]
+        return self.refusals == 0 or (bool(tries) and self.plain_runs > tries[0])
 
     def close(self) -> None:
         """Destroy the capture, then give back what it needed."""
@@ -115,9 +113,10 @@ class FrameCaptures:
             self._keep(key, _Kind(state=self._state()))
             return result
         self._keep(key, kind)
-        if kind.capture is None and hasattr(self._thread, "has_run") and kind.may_be_recorded():
+        if kind.capture is None and hasattr(self._thread, "has_run") and kind.may_be_recorded:
             self._record(kind, enqueue)
         if kind.capture is None:
+            kind.plain_runs += 1
             return self._plainly(enqueue)
         kind.capture.launch(self._workspace.stream)
         self._clock.restore(self._clock.marks + kind.marks)

@@ -176,7 +176,7 @@ def _conv_transpose(
     pads = list(attributes.get("pads", [0, 0, 0, 0]))
     automatic = attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in attributes
     if automatic or pads[:2] != pads[2:]:
-        raise NotImplementedError("expected the same padding at both ends, stated as pads")
+        raise ValueError("expected the same padding at both ends, stated as pads")
     return torch.conv_transpose2d(
         x,
         weight,

@@ -1,6 +1,6 @@
 """CAT-Seg: every class's correlations with the patches, refined in space and between classes.
 
-The image encoder runs once a frame, whatever the classes; what a name adds is computed once a
+The image encoder runs once per frame, whatever the classes; what a name adds is computed once per
 vocabulary, on the host. Of more phrases than the head takes, it is shown those that correlate most
 with some patch of the frame; all others get the logit -100, as officially. Classes attend to each
 other, so rows that only fill a capture's size are made to count for none: their keys are zero.
@@ -28,6 +28,7 @@ from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner,
 from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
 from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -98,17 +99,20 @@ class AggregationPipeline:
         self._most_padding, self._most, self._workspace = padding, most, workspace
         self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
         self._padding: Array | None = None
+        self._on_host: tuple[npt.NDArray[np.float32], ...] = ()  # embeddings and halves
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy embeddings and halves, and count the padding tokens."""
         workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
         missing = max(0, self._most_padding - min(phrases, self._most))
         self._padding = workspace.upload("padding", np.array([missing], np.float32))
+        assert classes.text_queries is not None
+        self._on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
         adopted = adopt_rows(classes, num_rows, workspace)
         if workspace.device == "cpu":
             return adopted
         rows = phrases if num_rows is None else num_rows
-        halves = repeated_rows(np.asarray(classes.text_queries), rows).copy()
+        halves = repeated_rows(self._on_host[1], rows).copy()
         keys = halves[phrases:].reshape(rows - phrases, 4, halves.shape[1] // 4)
         keys[:, 1::2] = _NO_KEY
         return replace(adopted, text_queries=workspace.upload("class_halves", halves))
@@ -172,11 +176,10 @@ class AggregationPipeline:
         best = workspace.fetch(correlation)[0].max(axis=1)
         clock.mark("similarity")
         kept = np.sort(np.argsort(-best, kind="stable")[: self._most])
-        assert classes.text_queries is not None
-        given = {"kept embeds": classes.text_embeds, "kept halves": classes.text_queries}
+        names = ("kept embeds", "kept halves")
         embeds, halves = (
-            workspace.upload(name, np.ascontiguousarray(workspace.fetch(rows)[kept]))
-            for name, rows in given.items()
+            workspace.upload(name, rows[kept])
+            for name, rows in zip(names, self._on_host, strict=True)
         )
         found = workspace.fetch(self._aggregate(encoded, (embeds, halves), clock))
         logits = np.full((1, phrases, *found.shape[2:]), _DROPPED, np.float32)
@@ -188,23 +191,13 @@ class AggregationPipeline:
 
 
 def _read_weights(bundle: Bundle) -> _Weights:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if bundle.weights is None:
-        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
-    path = bundle.open_path(bundle.weights)
-    try:
-        tensors = load_file(path)
-        found = {name: np.ascontiguousarray(tensors[name], np.float32) for name in _TENSORS}
-    except (SafetensorError, KeyError, OSError) as exc:
-        raise BundleError(f"{path}: expected {', '.join(_TENSORS)}, got {exc}") from exc
+    found = dict(zip(_TENSORS, read_weights(bundle, _TENSORS), strict=True))
     guidance, guidance_bias, halves, bias = (found[name].shape for name in _TENSORS)
     fits = len(guidance) == len(halves) == 2 and len(guidance_bias) == len(bias) == 1
     fits = fits and guidance == (guidance_bias[0], bundle.text.embed_dim)
     if not (fits and halves == (bias[0], guidance[0]) and bias[0] % 4 == 0):
         raise BundleError(
-            f"{path}: expected shapes that fit {bundle.text.embed_dim} values a name, got "
-            f"{guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
+            f"{bundle.path}: weights: expected shapes that fit {bundle.text.embed_dim} values per "
+            f"name, got {guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
         )
     return found

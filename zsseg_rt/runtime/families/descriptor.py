@@ -30,6 +30,7 @@ from zsseg_rt.runtime.families.base import BoundClasses, BoundCosine, GoldenRule
 from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
 from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.class_names import BACKGROUND
 from zsseg_rt.text.prompts import PromptSet
@@ -286,20 +287,10 @@ def _bound(
 
 
 def _read_projection(bundle: Bundle) -> _Projection:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if bundle.weights is None:
-        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
-    path = bundle.open_path(bundle.weights)
-    try:
-        tensors = load_file(path)
-        weight, bias = tensors["descriptor.weight"], tensors["descriptor.bias"]
-    except (SafetensorError, KeyError, OSError) as exc:
-        raise BundleError(f"{path}: expected descriptor.weight and .bias, got {exc}") from exc
+    weight, bias = read_weights(bundle, ("descriptor.weight", "descriptor.bias"))
     if weight.shape != (bias.shape[0], 2 * bundle.text.embed_dim):
         raise BundleError(
-            f"{path}: descriptor.weight: expected shape ({bias.shape[0]}, "
-            f"{2 * bundle.text.embed_dim}), got {weight.shape}"
+            f"{bundle.path}: descriptor.weight: expected shape ({bias.shape[0]}, "
+            f"{2 * bundle.text.embed_dim}), got {weight.shape}. Export the bundle again."
         )
-    return np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(bias, np.float32)
+    return weight, bias
