@@ -18,6 +18,8 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
+from zsseg_rt.runtime.path import FramePath
+from zsseg_rt.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -428,3 +430,28 @@ def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
     np.testing.assert_array_equal(halves[:count], own)
     assert (halves[count:, 1::2] == -1e4).all()
     assert np.isfinite(halves).all()
+
+
+def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
+    """Its arrays on the host may be freed or changed as soon as they were adopted."""
+    seen = []
+    upload, synchronize, adopt = Workspace.upload, Workspace.synchronize, FramePath._adopt
+
+    def adopt_and_note(path, *arguments):
+        adopted = adopt(path, *arguments)
+        seen.append("adopted")
+        return adopted
+
+    with open_engine(placed) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        engine.segment(frame(0))
+        monkeypatch.setattr(Workspace, "upload", lambda *a: (seen.append("copy"), upload(*a))[1])
+        monkeypatch.setattr(
+            Workspace, "synchronize", lambda self: (seen.append("wait"), synchronize(self))[1]
+        )
+        monkeypatch.setattr(FramePath, "_adopt", adopt_and_note)
+        engine.set_classes(**vocabulary(engine, 6, seed=1))
+        engine.segment(frame(1))
+    before = seen[: seen.index("adopted")]
+    assert "copy" in before
+    assert before[-1] == "wait"

@@ -395,5 +395,6 @@ class FramePath:
         if self.adopted is None or held is None or held[0] is not classes or held[1] != rows:
             self._given = None  # a failed copy leaves buffers with neither the old nor the new
             self.adopted = self.pipeline.adopt(classes, num_rows=rows)
+            self._workspace.synchronize()  # what is copied from may be freed after this
             self._given = (classes, rows)
         return self.adopted
