@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import logging
+import sys
 from pathlib import Path
 
 import pytest
 
 from support.command_line import run
+from zsseg_rt.cli.output import LinesAboveStatus
 from zsseg_rt.demo import demo_classes, demo_photos
 from zsseg_rt.results.visualize import read_label_png
 
@@ -138,3 +141,15 @@ def test_errors_name_options(options, begin, tmp_path, capsys):
 def test_completion_can_be_installed(capsys):
     assert run("--help") == 0
     assert "--install-completion" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_log_line_on_a_terminal_stands_above_the_status(monkeypatch):
+    terminal, other = io.StringIO(), io.StringIO()
+    for stream in (terminal, other):
+        monkeypatch.setattr(stream, "isatty", lambda stream=stream: stream is terminal)
+    record = logging.LogRecord("zsseg_rt", logging.WARNING, "", 0, "gone", None, None)
+    drawing = io.StringIO()  # what rich puts in the place of standard error while it draws
+    monkeypatch.setattr(sys, "stderr", drawing)
+    for stream in (terminal, other):
+        LinesAboveStatus(stream).emit(record)
+    assert (drawing.getvalue(), terminal.getvalue(), other.getvalue()) == ("gone\n", "", "gone\n")

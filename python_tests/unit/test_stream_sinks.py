@@ -20,6 +20,7 @@ from support.recordings import LONG, frames_of, open_sink, open_writer, result, 
 from support.streams import ReaderNow
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
 from zsseg_rt.results.visualize import palette
+from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
 from zsseg_rt.stream.uris import open_sources
 
@@ -40,6 +41,58 @@ def test_an_overlay_video_shows_the_labels_at_their_times(tmp_path, channel_orde
         np.testing.assert_allclose(
             shown, palette(("road", "sky", "tree"))[number % 3], atol=6
         )  # limited range, 4:2:0
+
+
+def wide(number, split=320, **frame):
+    """A frame of two halves, 640 pixels wide."""
+    seg = result(number, (360, 640), **frame)
+    seg.labels[:, split:] = 2
+    return seg
+
+
+def changed_columns(picture, colours):
+    """Columns where neither half has its plain colour."""
+    off = np.abs(picture[:, :, None].astype(int) - colours).max(axis=3).min(axis=2) > 60
+    return np.flatnonzero(off.any(axis=0))
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+def test_overlays_carry_names_and_a_legend_on_request(channel_order):
+    colours = palette(("road", "sky", "tree"))[:, :: 1 if channel_order == "rgb" else -1]
+    painter = Painter(channel_order=channel_order, alpha=1.0, legend=True)
+    seg = wide(0)
+    canvas = painter.canvas(seg.frame.image)
+    painter.paint(seg, canvas)
+    columns = changed_columns(canvas[:360], colours[[0, 2]])
+    assert 100 < columns.min() < 160 < 480 < columns.max() < 540  # in the middle of both halves
+    strip = canvas[360:].reshape(-1, 3)
+    for colour, is_there in zip(colours, (True, False, True), strict=True):
+        assert ((strip == colour).all(axis=1).sum() > 50) == is_there
+    assert len(strip) < 640 * 100
+
+
+def test_a_name_stays_while_it_has_room_and_narrow_frames_have_none():
+    colours = palette(("road", "sky", "tree"))[[0, 2]]
+    painter = Painter(channel_order="rgb", alpha=1.0)
+    starts = []
+    for number, split in enumerate((320, 350, 320, 120)):
+        seg = wide(number, split)
+        canvas = painter.canvas(seg.frame.image)
+        assert canvas.shape == (360, 640, 3)
+        painter.paint(seg, canvas)
+        starts.append(changed_columns(canvas, colours).min())
+    assert starts[0] == starts[1] == starts[2] != starts[3]
+    narrow = result(0, (180, 240))
+    canvas = painter.canvas(narrow.frame.image)
+    painter.paint(narrow, canvas)
+    assert (canvas == colours[0]).all()
+
+
+def test_a_video_with_a_legend_keeps_one_size(tmp_path):
+    stats = write(tmp_path / "out.mp4", [wide(0), wide(1, 639), wide(2, 1)], legend=True)
+    assert (stats.written, len(stats.files), stats.error) == (3, 1, None)
+    (height,) = {picture.shape[0] for _, picture in frames_of(tmp_path / "out.mp4")}
+    assert height > 360
 
 
 def test_a_file_s_own_times_count(tmp_path):

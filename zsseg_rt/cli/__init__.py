@@ -31,6 +31,7 @@ from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_USAGE,
+    LinesAboveStatus,
     UserInterrupt,
     escape_unprintable,
     flush_output,
@@ -101,7 +102,12 @@ def _global_options(
     plain = logging.ERROR if quiet else logging.WARNING
     level = logging.DEBUG if debug else logging.INFO if verbose else plain
     print_less(quiet=quiet, to_stderr=False)
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(
+        level=level,
+        format="%(levelname)s %(name)s: %(message)s",
+        handlers=[LinesAboveStatus(sys.stderr)],
+        force=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from zsseg_rt.cli.options import UsageError
 from zsseg_rt.common.files import is_folder, why_unwritable
@@ -59,6 +60,18 @@ def printable(text: str) -> str:
     return "".join(
         c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, shown, strict=True)
     )
+
+
+class LinesAboveStatus(logging.StreamHandler[TextIO]):
+    """Logs to standard error; on a terminal a line goes above what moves there, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if sys.stderr is None or not self.stream.isatty():
+            super().emit(record)
+            return
+        sys.stderr.write(self.format(record) + "\n")  # rich stands in for it while it draws
+        sys.stderr.flush()
 
 
 def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> None:

@@ -79,13 +79,15 @@ class _Files:
         metavar="TIME,SIZE",
     )
     alpha: AlphaOption = 0.5
+    legend: bool = opt("Say below the frames of overlays what the colours are.", False, "--legend")
     json_file: JsonOption = None
 
     def settings(self) -> dict[str, Any]:
         """The stream's."""
         from zsseg_rt.common.files.series import Rotation
 
-        return {"alpha": self.alpha, "rotation": Rotation.parse(self.rotate, self.keep)}
+        rotation = Rotation.parse(self.rotate, self.keep)
+        return {"alpha": self.alpha, "legend": self.legend, "rotation": rotation}
 
 
 @takes_groups

@@ -232,9 +232,10 @@ class Segmentation:
                 for part in self.components(min_area=max(1, self.labels.size // 200))
             ]
             draw_names(picture, parts)
-        return draw_legend(picture, self._legend()) if legend else picture
+        return draw_legend(picture, self.legend()) if legend else picture
 
-    def _legend(self) -> list[LegendEntry]:
+    def legend(self) -> list[LegendEntry]:
+        """The classes that are there, largest first, in the colours of :meth:`plot`."""
         colours = self._colours().tolist()
         return [
             LegendEntry(name=share.name, share=share.share, colour=tuple(colours[share.index]))

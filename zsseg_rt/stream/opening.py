@@ -26,6 +26,7 @@ class StreamOptions:
     patience: Patience | None = None
     sinks: Sequence[SinkTarget] = ()
     alpha: float = 0.5
+    legend: bool = False
     rotation: Rotation | None = None
     steady: bool = False
     skip_still: bool = False
@@ -39,6 +40,7 @@ class StreamOptions:
             self.sinks,
             channel_order=channel_order,
             alpha=self.alpha,
+            legend=self.legend,
             sources=[one.name for one in sources],
             rotation=self.rotation,
         )

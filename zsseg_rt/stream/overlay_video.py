@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.common.files.series import Rotation, Series, is_empty
@@ -37,13 +38,10 @@ class OverlayVideo:
     A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
     and with rotation, files are ``NAME-STAMP.mp4``; see ``Series``.
     Sides are made even by repeating the last row or column.
-
-    Shapes:
-        alpha: Weight of the colours, in [0, 1].
     """
 
     def __init__(
-        self, path: Path, *, channel_order: str, alpha: float, tags: Tags, rotation: Rotation
+        self, path: Path, *, channel_order: str, painter: Painter, tags: Tags, rotation: Rotation
     ) -> None:
         require_folder(path, may_exist=False)
         self._av = import_av()
@@ -55,7 +53,7 @@ class OverlayVideo:
         self.folder: Path | None = path.parent
         self._series: dict[str, Series] = {}
         self._recordings: dict[str, _Recording] = {}
-        self._painter = Painter(channel_order=channel_order, alpha=alpha)
+        self._painter = painter
 
     def write(self, seg: Segmentation) -> None:
         """Encode one frame."""
@@ -116,7 +114,8 @@ class OverlayVideo:
         self._at = self._series[frame.source].begin()
         self.files.append(str(self._at))
         self.whose[str(self._at)] = frame.source
-        begun = _Recording(self._av, self._at, frame, self._order)
+        canvas = self._painter.canvas(frame.image)
+        begun = _Recording(self._av, self._at, frame, canvas, self._order)
         self._recordings[frame.source] = begun
         return begun
 
@@ -124,10 +123,12 @@ class OverlayVideo:
 class _Recording:
     """One file."""
 
-    def __init__(self, av: Any, path: Path, frame: Frame, order: str) -> None:
-        self.path = path
-        self.canvas = np.empty_like(frame.image)
-        self._av, self._i420 = av, I420(frame.image.shape[:2], channel_order=order)
+    def __init__(
+        self, av: Any, path: Path, frame: Frame, canvas: npt.NDArray[np.uint8], order: str
+    ) -> None:
+        self.path, self.canvas = path, canvas
+        self._frame_shape = frame.image.shape
+        self._av, self._i420 = av, I420(canvas.shape[:2], channel_order=order)
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
         self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
@@ -143,7 +144,7 @@ class _Recording:
 
     def is_over(self, frame: Frame, rotation: Rotation) -> bool:
         """Whether a frame belongs into the next file: for its size, or by rotation."""
-        if self.canvas.shape != frame.image.shape:
+        if self._frame_shape != frame.image.shape:
             return True
         seconds = _time_of(frame) - self._start
         if not rotation.is_on or seconds < self._last_key + _KEY_EVERY:  # before a fragment's end

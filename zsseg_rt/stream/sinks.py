@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
@@ -18,6 +19,7 @@ from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
+from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
 from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags
 
@@ -98,11 +100,11 @@ def open_writers(
     alpha: float,
     sources: Sequence[str] = (),
     rotation: Rotation | None = None,
+    legend: bool = False,
 ) -> list[Writer]:
     """Read what sinks shall be; folders are made, files are begun with the first frame.
 
-    Shapes:
-        alpha: Weight of the overlay's colours, in [0, 1].
+    ``alpha`` and ``legend`` are as for :class:`Painter`.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ArgumentError(f"alpha: expected a weight in [0, 1], got {alpha}")
@@ -117,12 +119,12 @@ def open_writers(
     if rotation is not None and rotation.is_on and all("://" in text for text in named):
         raise ArgumentError("rotate: expected a sink that is a file or a folder, got none")
 
+    painter = functools.partial(Painter, channel_order=channel_order, alpha=alpha, legend=legend)
+
     def open_writer(target: SinkTarget) -> Writer:
         if callable(target):
             return Callback(target)
-        return _open_writer(
-            str(target), channel_order, alpha, Tags(sources), rotation or Rotation()
-        )
+        return _open_writer(str(target), painter, Tags(sources), rotation or Rotation())
 
     return [open_writer(target) for target in targets]
 
@@ -140,17 +142,17 @@ def _shown(text: str) -> str:
 
 
 def _open_writer(
-    text: str, channel_order: str, alpha: float, tags: Tags, rotation: Rotation
+    text: str, painter: functools.partial[Painter], tags: Tags, rotation: Rotation
 ) -> Writer:
-    path = Path(text)
+    path, channel_order = Path(text), painter.keywords["channel_order"]
     if text.lower().startswith("rtsp://"):
-        return RtspSink(text, channel_order=channel_order, alpha=alpha, tags=tags)
+        return RtspSink(text, channel_order=channel_order, painter=painter(), tags=tags)
     if text.strip() and "://" not in text:
         if text.endswith("/") or is_folder(path):
             return MaskFolder(path, tags=tags, rotation=rotation)
         if path.suffix.lower() == ".mp4":
             return OverlayVideo(
-                path, channel_order=channel_order, alpha=alpha, tags=tags, rotation=rotation
+                path, channel_order=channel_order, painter=painter(), tags=tags, rotation=rotation
             )
         if path.suffix.lower() == ".jsonl":
             return JsonLines(path, rotation=rotation)

@@ -153,7 +153,8 @@ class SourceWatch:
             return
         before, self.state = self.state, state
         if state in ("stalled", "lost") or (state == "ended" and self.error):
-            self._news.append((logging.WARNING, f"{state}: {self.error}" if self.error else state))
+            why = str(self.error or "").removeprefix(f"{self._name}: ")
+            self._news.append((logging.WARNING, f"{state}: {why}" if why else state))
         else:
             level = logging.WARNING if before in ("stalled", "lost") else logging.INFO
             self._news.append((level, f"{state} again" if before == "lost" else state))

@@ -13,12 +13,15 @@ import numpy.typing as npt
 from zsseg_rt.common.extras import import_opencv
 
 Picture = npt.NDArray[np.uint8]
+NamePlace = tuple[str, int, int]
+"""A name, and the column and row of the picture that it is around."""
 
 _PHONE = 400  # pixels across, on which a picture is shown
 _LEAST_HEIGHT = 11  # of capitals there, in pixels
 _CAPITALS = 21.0  # height of the font's capitals at scale 1
 _SMALLEST_SHARE = 0.01  # of the picture; parts below get no name
 _MOST_NAMES = 40
+_STAYS = 0.6  # of a part's greatest depth: a name moves where it has less around it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +47,107 @@ def enlarged(picture: Picture) -> tuple[Picture, int]:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 
-def draw_names(picture: Picture, parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]]) -> None:
+def draw_names(
+    picture: Picture,
+    parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]],
+    *,
+    step: int = 1,
+    before: Sequence[NamePlace] = (),
+) -> list[NamePlace]:
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
-    Shapes:
+    Args:
         picture: uint8 [H, W, 3], drawn on.
+        parts: Name, mask and the mask's left upper corner of each; larger ones come first.
+        step: Masks and corners are of every so many-th row and column.
+        before: What the call for the last frame returned; a name that still fits there stays.
+
+    Returns:
+        The names and where they are.
     """
     cv2 = import_opencv("to draw names")
     height, width = picture.shape[:2]
     taken: list[tuple[int, int, int, int]] = []
-    for name, mask, (left, top) in parts[:_MOST_NAMES]:
-        if mask.sum() < _SMALLEST_SHARE * height * width:
+    drawn: list[NamePlace] = []
+    for name, mask, corner in parts[:_MOST_NAMES]:
+        if mask.sum() * step * step < _SMALLEST_SHARE * height * width:
             continue
-        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
-        y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        near = [place for place in before if place[0] == name]
+        x, y = _inside(cv2, mask, corner, step, near)
         text = _Text(cv2, name, width)
-        right = min(max(int(x) - 1 + left - text.width // 2, 2), width - text.width - 2)
-        down = min(max(int(y) - 1 + top + text.height // 2, text.height + 2), height - 2)
+        right = min(max(x - text.width // 2, 2), width - text.width - 2)
+        down = min(max(y + text.height // 2, text.height + 2), height - 2)
         box = right, down - text.height, right + text.width, down
         if right < 2 or any(_overlap(box, other) for other in taken):
             continue
         taken.append(box)
+        drawn.append((name, x, y))
         text.draw(picture, right, down, (255, 255, 255), outline=(0, 0, 0))
+    return drawn
+
+
+def _inside(
+    cv2: Any,
+    mask: npt.NDArray[np.bool_],
+    corner: tuple[int, int],
+    step: int,
+    near: Sequence[NamePlace],
+) -> tuple[int, int]:
+    """Column and row of the picture where a mask is widest, or those of before if they will do."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    left, top = corner[0] - 1, corner[1] - 1
+    for _, old_x, old_y in near:
+        row, column = old_y // step - top, old_x // step - left
+        if not (0 <= row < depth.shape[0] and 0 <= column < depth.shape[1]):
+            continue
+        if depth[row, column] >= _STAYS * depth[y, x]:
+            return old_x, old_y
+    return (int(x) + left) * step, (int(y) + top) * step
 
 
 def draw_legend(picture: Picture, entries: Sequence[LegendEntry]) -> Picture:
     """Return the picture with a white strip below it: colour, name and share of each class."""
-    cv2 = import_opencv("to draw a legend")
-    width = picture.shape[1]
-    texts = [_Text(cv2, f"{entry.name} {_percent(entry.share)}", width) for entry in entries]
-    if not texts:
+    if not entries:
         return picture
-    row, gap = round(texts[0].capitals * 1.9), texts[0].capitals
+    return np.concatenate([picture, legend_strip(picture.shape[1], entries)])
+
+
+def legend_strip(
+    width: int, entries: Sequence[LegendEntry], *, lines: int | None = None
+) -> Picture:
+    """A white strip with colour, name and share of each class.
+
+    Args:
+        width: The strip's, in pixels.
+        entries: Of these, the first are drawn for which there is room.
+        lines: The strip's height in lines; None takes as many as are needed.
+
+    Returns:
+        uint8 [H, width, 3].
+    """
+    cv2 = import_opencv("to draw a legend")
+    texts = [_Text(cv2, f"{entry.name} {_percent(entry.share)}", width) for entry in entries]
+    gap = _capitals(width)
+    row = round(gap * 1.9)
     places, x, line = [], gap // 2, 0
     for text in texts:
         needed = row + text.width + gap
         if x > gap and x + needed > width:
             x, line = gap // 2, line + 1
+        if lines is not None and line >= lines:
+            break
         places.append((x, line))
         x += needed
-    strip = np.full(((line + 1) * row + gap // 2, width, 3), 255, np.uint8)
-    for text, entry, (x, line) in zip(texts, entries, places, strict=True):
+    height = (lines or line + 1) * row + gap // 2
+    strip = np.full((height, width, 3), 255, np.uint8)
+    for text, entry, (x, line) in zip(texts, entries, places, strict=False):
         top = line * row + gap // 2
         corner = x + text.capitals, top + text.capitals
         cv2.rectangle(strip, (x, top), corner, entry.colour, -1)
         cv2.rectangle(strip, (x, top), corner, (90, 90, 90), 1)
         text.draw(strip, x + row, top + text.capitals, (0, 0, 0))
-    return np.concatenate([picture, strip])
+    return strip
 
 
 class _Text:
@@ -101,7 +158,7 @@ class _Text:
 
     def __init__(self, cv2: Any, text: str, picture_width: int) -> None:
         self._cv2 = cv2
-        self.capitals = max(_LEAST_HEIGHT, round(picture_width * _LEAST_HEIGHT / _PHONE))
+        self.capitals = _capitals(picture_width)
         self._scale = self.capitals / _CAPITALS
         self._weight = max(1, round(self.capitals / 11))
         self.text = _ascii(text)
@@ -156,6 +213,11 @@ def _ascii(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text)
     kept = (c for c in plain if not unicodedata.combining(c))
     return "".join(c if " " <= c <= "~" else "?" for c in kept)
+
+
+def _capitals(picture_width: int) -> int:
+    """Pixels that a capital is high, in a picture of that width."""
+    return max(_LEAST_HEIGHT, round(picture_width * _LEAST_HEIGHT / _PHONE))
 
 
 def _percent(share: float) -> str:

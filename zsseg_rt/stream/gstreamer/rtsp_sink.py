@@ -27,10 +27,9 @@ class RtspSink:
 
     Shapes:
         text: The address, ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
-        alpha: Weight of the colours, in [0, 1].
     """
 
-    def __init__(self, text: str, *, channel_order: str, alpha: float, tags: Tags) -> None:
+    def __init__(self, text: str, *, channel_order: str, painter: Painter, tags: Tags) -> None:
         self._address = Address.parse(text)
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
@@ -41,7 +40,8 @@ class RtspSink:
         self._server = RtspServer(name, self._address)
         self.port = self._server.port
         self.name = self._address.shown(self.port)
-        self._painter = Painter(channel_order=channel_order, alpha=alpha)
+        self._painter = painter
+        self._frame_shape: tuple[int, ...] = ()
         self._channels: dict[str, Channel] = {}
         self._canvas = np.empty((0, 0, 3), np.uint8)
         if self._address.is_open:
@@ -54,15 +54,15 @@ class RtspSink:
     def write(self, seg: Segmentation) -> None:
         """Send one frame to those who watch."""
         frame = frame_of(seg)
-        height, width = frame.image.shape[:2]
+        if self._frame_shape != frame.image.shape:
+            self._canvas, self._frame_shape = self._painter.canvas(frame.image), frame.image.shape
+        height, width = self._canvas.shape[:2]
         padding = ((0, height % 2), (0, width % 2), (0, 0))
         channel = self._channels.get(frame.source)
         if channel is None:
             channel = self._add(frame.source, (height + height % 2, width + width % 2))
         if not channel.is_watched:
             return
-        if self._canvas.shape != frame.image.shape:
-            self._canvas = np.empty_like(frame.image)
         self._painter.paint(seg, self._canvas)
         channel.send(np.pad(self._canvas, padding, mode="edge"))
 
