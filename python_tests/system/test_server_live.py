@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import time
@@ -27,7 +28,7 @@ from support.live_server import (
     viewer,
     wait_until,
 )
-from support.streams import MjpegServer
+from support.streams import MjpegServer, ReaderNow, numbered, write_video
 from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.demo import demo_bundle, demo_photos
@@ -36,6 +37,8 @@ from zsseg_rt.photos import read_photo
 from zsseg_rt.server import Limits
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import encode_message
+from zsseg_rt.stream.opening import loop_videos
+from zsseg_rt.stream.uris import open_sources
 
 TOKEN = "0123456789abcdefghij"
 
@@ -414,3 +417,45 @@ def test_memories_are_refused_where_they_have_no_use(monkeypatch):
         demo_server(stream={"steady": True}),
     ):
         pass
+
+
+def test_the_last_picture_of_what_has_ended_gets_new_classes():
+    def shown_with(page, fits):
+        while not fits(frame := page.frame()):
+            page.acknowledge(frame)
+        page.acknowledge(frame)
+        return frame
+
+    with demo_server(demo_photos("scenes")[0]) as server, viewer(server) as page:
+        page.acknowledge(page.frame())
+        wait_until(lambda: stats_of(server).state == "ended", "the photo has ended")
+        labelled = metric(server, "zsseg_frames_labelled_total")
+        told = ask(server, "PUT", "/v1/vocabulary", {"classes": ["yellow box"]})[1]
+        shown_with(page, lambda seen: seen.header["vocabulary_version"] == told["version"])
+        ask(server, "PUT", "/v1/settings", {"unknown_below": 1.0})
+        shown_with(page, lambda seen: seen.header["unknown_share"] == 1.0)
+        assert metric(server, "zsseg_frames_labelled_total") == labelled
+
+
+def stats_of(server):
+    (stats,) = server._stream.stats().values()
+    return stats
+
+
+def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
+    path = write_video(tmp_path / "v.mp4", [numbered(n) for n in range(4)], rate=20)
+    with (
+        demo_server(path, settings={"loop": True}) as server,
+        viewer(server) as page,
+    ):
+        wait_until(lambda: stats_of(server).captured > 12, "the fourth round")
+        assert stats_of(server).state == "running"
+        page.frame()
+    (looped,) = loop_videos(open_sources(path))
+    stamps = [one.pts_seconds for one in itertools.islice(looped.pictures(ReaderNow()), 10)]
+    assert stamps == pytest.approx([n / 20 for n in range(10)])
+    (photo,) = loop_videos(open_sources(demo_photos("scenes")[0]))
+    assert len(list(photo.pictures(ReaderNow()))) == 1
+    still = write_video(tmp_path / "one.mp4", [numbered(0)])
+    (once,) = loop_videos(open_sources(still))
+    assert len(list(once.pictures(ReaderNow()))) == 1

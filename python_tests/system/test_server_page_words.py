@@ -138,6 +138,23 @@ class TestState:
         expect(page.locator("#notice")).to_be_hidden()
         expect(page.locator("#status")).to_contain_text("Running")
 
+    def test_files_have_no_age(self, page):
+        live = ScriptedServer(page).open()
+        live.send_frame(halves(0, 1))
+        live.say_state(source("video.mp4", "running") | {"live": False})
+        expect(page.locator("#age-box")).to_be_hidden()
+        expect(page.locator("#source-list")).not_to_contain_text("From capture to labels")
+        live.say_state(source("cam", "running") | {"live": True})
+        expect(page.locator("#age-box")).to_be_visible()
+
+    def test_the_source_card_greys_when_the_server_is_gone(self, page):
+        live = ScriptedServer(page).open()
+        card = page.locator("#sources")
+        expect(card).not_to_have_class("stale")
+        live.close_with = 1001
+        live.socket.close(code=1001)
+        expect(card).to_have_class("stale")
+
     def test_no_source(self, page):
         live = ScriptedServer(page)
         live.sources = []

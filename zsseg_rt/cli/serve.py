@@ -42,7 +42,7 @@ class _Access:
     proxy: list[str] | None = opt("Address or network of a proxy with many clients; may repeat.")
     stale_after: float = opt("Seconds without a new frame after which /healthz answers 503.", 5.0)
 
-    def settings(self) -> ServerSettings:
+    def settings(self, *, loop: bool) -> ServerSettings:
         """The server's."""
         from zsseg_rt.server import ServerSettings
 
@@ -53,6 +53,7 @@ class _Access:
             allowed_hosts=tuple(self.allow_host or ()),
             proxies=tuple(self.proxy or ()),
             stale_seconds=self.stale_after,
+            loop=loop,
         )
 
 
@@ -63,6 +64,7 @@ class _Sources:
     source: list[str] | None = opt(
         "A camera, video or photos, or @FILE with one per line; may repeat."
     )
+    once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
     wait: WaitOption = False
 
@@ -80,8 +82,9 @@ def serve(
 ) -> None:
     """Show cameras, videos or photos with their labels in a browser.
 
-    It prints the address to open. A camera that is lost is opened again. Ctrl-C (or SIGTERM) stops
-    it. docs/serve.md tells what else it answers, and how to reach it from elsewhere.
+    It prints the address to open. A video begins again at its end; a camera that is lost is opened
+    again. Ctrl-C (or SIGTERM) stops it. docs/serve.md tells what else it answers, and how to reach
+    it from elsewhere.
     """
     with needs_extra("serve", "to serve"):
         from zsseg_rt.server import LiveServer
@@ -98,7 +101,7 @@ def serve(
     with argument_errors_are_usage():
         check_settings(watched.policy, None)
         open_sources(sources)  # read only, before the engine takes its time
-        settings = access.settings()
+        settings = access.settings(loop=not watched.once)
         listener = listen(access.host, access.port)
     options: dict[str, Any] = {"policy": watched.policy, "wait": watched.wait, **vars(memory)}
     checked = memory.checked(chosen)

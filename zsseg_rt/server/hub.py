@@ -49,13 +49,14 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake_is_due = False
 
-    def publish(self, seg: Segmentation) -> None:
-        """Take in a labelled frame, from any thread."""
+    def publish(self, seg: Segmentation, *, is_new: bool = True) -> None:
+        """Take in a labelled frame, from any thread; one that is labelled anew does not count."""
         with self._lock:
             self._number += 1
             result = Result(self._number, seg, self.labeller.channel_order, self._encoder)
             self._newest[frame_of(seg).source] = result
-            self._note(frame_of(seg))
+            if is_new:
+                self._note(frame_of(seg))
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:

@@ -25,8 +25,10 @@ from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
 from zsseg_rt.server.gate import Gate
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
+from zsseg_rt.server.last_pictures import LastPictures
 from zsseg_rt.server.page import load_page
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
+from zsseg_rt.stream.opening import loop_videos
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
@@ -82,6 +84,8 @@ class LiveServer:
         self.settings = settings or ServerSettings()
         labeller = Labeller(engine, self.settings.limits)
         sources = open_sources(source, labeller.channel_order)
+        if self.settings.loop:
+            sources = loop_videos(sources)
         page = load_page()
         if steady or skip_still:
             check_family(engine.bundle.family)
@@ -104,7 +108,11 @@ class LiveServer:
         self._error: ZssegError | None = None
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (("label", self._label), ("answer", self._answer))
+            for name, work in (
+                ("label", self._label),
+                ("label anew", self._label_anew),
+                ("answer", self._answer),
+            )
         ]
 
     @property
@@ -178,6 +186,13 @@ class LiveServer:
                 self._hub.publish(seg)
         if self._error is None and not self._closing.is_set():
             _log.warning("all sources have ended; the server goes on")
+
+    def _label_anew(self) -> None:
+        """Give the last picture of a source that has ended the classes of now."""
+        with self._ends_the_server_if_it_fails("labelling"):
+            last_pictures = LastPictures(self._stream, self._hub)
+            while not self._closing.wait(_LOOK):
+                last_pictures.look()
 
     def _answer(self) -> None:
         with self._ends_the_server_if_it_fails("answering"):

@@ -64,6 +64,7 @@ class ServerSettings:
         proxies: Addresses or networks whose connections carry many clients: they count together
             only, not per address.
         stale_seconds: Without a new frame for so long, the server reports that it is not healthy.
+        loop: Whether video files begin again at their end.
         limits: The most that clients may use.
 
     Raises:
@@ -76,6 +77,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     stale_seconds: float = 5.0
+    loop: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
