@@ -33,6 +33,7 @@ from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
+from zsseg_rt.runtime.plan_proof import prove_plans
 from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.stream.opening import StreamOptions
@@ -105,6 +106,7 @@ class Engine:
         self._closed = False
         self._lanes: set[Lane] = set()
         self._lane = self.lane()
+        prove_plans(self, self._graphs)
 
     @property
     def precision(self) -> str:
@@ -383,13 +385,9 @@ class Engine:
         return numbered
 
     def _run_golden(
-        self,
-        frame: npt.NDArray[np.uint8],
-        names: Sequence[str],
-        embeds: npt.NDArray[np.float32],
-        head: HeadSpec,
+        self, frame: npt.NDArray[Any], names: Sequence[str], text: npt.NDArray[Any], head: HeadSpec
     ) -> dict[str, npt.NDArray[Any]]:
-        vocabulary = self._maker.with_embeddings(ClassList.read(names), embeds)
+        vocabulary = self._maker.with_embeddings(ClassList.read(names), text)
         as_exported = replace(self.config, cosine_weight=None, cosine_scale=None)
         family = create_family(self.bundle, as_exported)
         return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)

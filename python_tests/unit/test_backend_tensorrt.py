@@ -4,15 +4,16 @@ import importlib.util
 import json
 import logging
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from support.errors import refused
-from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
+from support.fake_tensorrt import CudaEngine, FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
-from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.base import BackendOptions, BuiltGraph, GoldenVerdict
 from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import (
@@ -294,6 +295,50 @@ def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_pa
         given["dynamic_axes"] = {"classes": (1, 2, 3)}
     load(graph_path, cache_dir=tmp_path, **given)
     assert trt.journal.count("build") == 2
+
+
+def test_a_golden_verdict_lies_beside_the_plan_until_it_is_built_anew(
+    trt, native, graph_path, tmp_path, caplog
+):
+    verdict = GoldenVerdict(sample="a", passed=False, stage="labels", error=0.5, tolerance=0.1)
+    graph = load_graph(graph_path, cache_dir=tmp_path)
+    assert isinstance(graph, BuiltGraph)
+    assert graph.plan_name.endswith(".plan")
+    assert graph.golden_verdict("a") is None
+    graph.keep_golden_verdict(verdict)
+    again = load_graph(graph_path, cache_dir=tmp_path)
+    assert again.golden_verdict("a") == verdict
+    assert again.golden_verdict("b") is None
+    trt.faults = ["deserialize"]
+    rebuilt = load_graph(graph_path, cache_dir=tmp_path)
+    assert rebuilt.golden_verdict("a") is None
+    next(tmp_path.rglob("*.plan.json")).write_text("{}")
+    rebuilt.keep_golden_verdict(verdict)
+    assert "plan.json" in caplog.text  # a warning, no error
+    load_graph(graph_path).keep_golden_verdict(verdict)  # which lies nowhere
+
+
+@pytest.mark.parametrize(
+    ("names", "fused"),
+    [
+        (["_gemm_mha_v2_0x1f", "fmha_v2_flash_attention_fp16", "__myl_Fmha_myl0_3"], 3),
+        (["/blocks.0/mha/MatMul", "gamma", "mlp"], 0),
+    ],
+)
+def test_fused_attention_is_counted_in_every_flavour(
+    trt, native, graph_path, monkeypatch, names, fused, caplog
+):
+    text = json.dumps({"Layers": [{"Name": "n", "TacticName": names[0]}, *names[1:]]})
+    made = SimpleNamespace(get_engine_information=lambda layout: text)
+    monkeypatch.setattr(CudaEngine, "create_engine_inspector", lambda self: made)
+    assert load_graph(graph_path).report["fused_layers"] == fused
+    assert ("attention" in caplog.text) == (fused == 0)
+
+
+def test_an_inspector_that_tells_nothing_is_no_error(trt, native, graph_path, monkeypatch):
+    made = SimpleNamespace(get_engine_information=lambda layout: "none")
+    monkeypatch.setattr(CudaEngine, "create_engine_inspector", lambda self: made)
+    assert load_graph(graph_path).report["fused_layers"] is None
 
 
 def test_a_plan_the_runtime_refuses_is_built_again_once(trt, native, graph_path, tmp_path, caplog):

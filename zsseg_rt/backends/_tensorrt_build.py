@@ -48,6 +48,7 @@ def build(
     network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
     _parse(trt, network, graph_path, logger)
     report = _describe(network) | {"runtime": api.label, "capability": capability or "default"}
+    report["graph"] = graph_path.name
     _check_precision(graph_path, precision, report)
     axes = profile_axes(report["inputs"], options.dynamic_axes)
     config = require(builder.create_builder_config(), "create_builder_config", logger)

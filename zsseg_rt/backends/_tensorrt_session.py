@@ -7,34 +7,20 @@ import logging
 import math
 import os
 from collections.abc import Hashable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
 from zsseg_rt.backends._tensorrt_runtime import RuntimeSettings
-from zsseg_rt.backends.base import LayerInfo, NodeTime, Recorder, Session
+from zsseg_rt.backends._tensorrt_verdicts import is_fused_attention, layer_info, read_verdict
+from zsseg_rt.backends.base import GoldenVerdict, LayerInfo, NodeTime, Recorder, Session
 from zsseg_rt.backends.feeds import check_names
-from zsseg_rt.backends.plan_cache import Plan
+from zsseg_rt.backends.plan_cache import Plan, keep_golden
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
 
-# The inspector's names of element types -> NumPy's; longer names first.
-_FORMAT_NAMES = {
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "fp32": "float32",
-    "float32": "float32",
-    "fp16": "float16",
-    "half": "float16",
-    "float16": "float16",
-    "fp8": "fp8",
-    "float": "float32",
-    "int8": "int8",
-    "int32": "int32",
-    "int64": "int64",
-    "bool": "bool",
-}
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +34,8 @@ class TensorRTGraph:
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
         self.gpu, self.logger = gpu, start_logging(api)
         self._profiler_base: Any = getattr(api.module, "IProfiler", None)
+        # The bytes are TensorRT's from here on.
+        self._plan = replace(plan, data=b"")
         self._report = plan.report
         self.inputs = tuple(_spec(row) for row in plan.report["inputs"])
         self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
@@ -62,6 +50,7 @@ class TensorRTGraph:
                 )
             self._check_tensors(api)
             self._settings = self._open_settings(api, plan)
+        self._report = {**plan.report, "fused_layers": self._count_fused_layers()}
 
     @property
     def captures_itself(self) -> bool:
@@ -109,12 +98,45 @@ class TensorRTGraph:
     def layers(self) -> list[LayerInfo]:
         """Describe the built engine's layers as TensorRT reports them."""
         self._require_open()
+        return [layer_info(entry) for entry in self._inspected()]
+
+    @property
+    def plan_name(self) -> str:
+        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
+        named = self._plan.path
+        return str(named) if named is not None else str(self._report.get("graph", "a plan"))
+
+    def golden_verdict(self, sample: str) -> GoldenVerdict | None:
+        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
+        return read_verdict(self._plan.golden, sample)
+
+    def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
+        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
+        keep_golden(self._plan, asdict(verdict))
+
+    def _inspected(self) -> list[Any]:
         inspector = require(self._engine.create_engine_inspector(), "inspection", self.logger)
-        text = inspector.get_engine_information(self._json)
         try:
-            return [_layer(entry) for entry in json.loads(text)["Layers"]]
+            return list(json.loads(inspector.get_engine_information(self._json))["Layers"])
         except (ValueError, KeyError, TypeError) as exc:
             raise BackendError(f"tensorrt: expected a list of layers as JSON, got {exc}") from exc
+
+    def _count_fused_layers(self) -> int | None:
+        """Layers that are fused attention; None, with a warning, if TensorRT does not say."""
+        try:
+            fused = sum(map(is_fused_attention, self._inspected()))
+        except BackendError as exc:
+            _log.warning("%s: fused attention was not counted: %s", self.plan_name, exc)
+            return None
+        rows = self._report.get("layers", ())
+        attends = any(row["type"] in ("SOFTMAX", "ATTENTION_INPUT") for row in rows)
+        if attends and not fused and self.precision in ("float16", "bfloat16"):
+            _log.warning(
+                "%s: TensorRT fused no attention in it, which costs time. Try another version of "
+                "TensorRT.",
+                self.plan_name,
+            )
+        return fused
 
     def close(self) -> None:
         """Free engine and runtime. Calling it twice is harmless."""
@@ -337,20 +359,6 @@ def _make_runtime(api: TensorRT, logger: Any) -> Any:
             f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
             "driver with nvidia-smi."
         ) from exc
-
-
-def _layer(entry: Any) -> LayerInfo:
-    """A layer as the inspector reports it: only its name if the plan keeps no more."""
-    if isinstance(entry, str):
-        return LayerInfo(name=entry, type="", precision="")
-    outputs = entry.get("Outputs") or [{}]
-    format_name = str(outputs[0].get("Format/Datatype", "")).lower()
-    precision = next((name for name in _FORMAT_NAMES if name in format_name), "")
-    return LayerInfo(
-        name=str(entry.get("Name", "")),
-        type=str(entry.get("LayerType", "")),
-        precision=_FORMAT_NAMES.get(precision, ""),
-    )
 
 
 def _spec(row: Mapping[str, Any]) -> TensorSpec:

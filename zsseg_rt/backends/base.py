@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import PrecisionNotApplied
@@ -269,6 +269,47 @@ class Backend(Protocol):
             PrecisionNotApplied: This backend cannot give the precision on this device.
             BackendError: The graph cannot be read or compiled.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenVerdict:
+    """What a bundle's golden sample showed of a built graph.
+
+    Attributes:
+        sample: SHA-256 of the golden sample's file.
+        passed: Whether the graph's results were within the tolerance.
+        stage: Where they first were not; ``""`` if they were.
+        error: How far they were off there, relative to the stage's largest value.
+        tolerance: How far they may be off there.
+    """
+
+    sample: str
+    passed: bool
+    stage: str = ""
+    error: float = 0.0
+    tolerance: float = 0.0
+
+
+@runtime_checkable
+class BuiltGraph(Protocol):
+    """A compiled graph that an optimising builder made, and that is compared once with its bundle.
+
+    Builders choose kernels by the GPU and their version, and have made wrong ones of right graphs.
+    """
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What its sessions give; see :attr:`Session.outputs`."""
+
+    @property
+    def plan_name(self) -> str:
+        """What a person finds the build by: its file, or the graph's name where it has none."""
+
+    def golden_verdict(self, sample: str) -> GoldenVerdict | None:
+        """What was found with this golden sample; None if this build has not run it yet."""
+
+    def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
+        """Keep a verdict beside the build, for later processes, as far as it is kept itself."""
 
 
 def pick_choice(

@@ -69,11 +69,15 @@ class Plan:
         data: The runtime's own bytes.
         report: What was built, in JSON's types.
         path: Where it is on disk; None if it is not cached.
+        sha256: Of ``data``; empty if it is not cached.
+        golden: Stored verdict of the golden sample; see :func:`keep_golden`.
     """
 
     data: bytes
     report: Mapping[str, Any]
     path: Path | None = None
+    sha256: str = ""
+    golden: Mapping[str, Any] | None = None
 
 
 class PlanCache:
@@ -124,7 +128,14 @@ class PlanCache:
             _log.warning("plan cache: %s is built again: %s", path, reason)
             return None
         _log.info("plan cache: using %s", path)
-        return Plan(data=data, report=record["report"], path=path)
+        golden = record.get("golden")
+        return Plan(
+            data=data,
+            report=record["report"],
+            path=path,
+            sha256=record["plan"]["sha256"],
+            golden=golden if isinstance(golden, dict) else None,
+        )
 
     def _store(self, path: Path, key: PlanKey, plan: Plan) -> Plan:
         digest = hashlib.sha256(plan.data).hexdigest()
@@ -141,7 +152,31 @@ class PlanCache:
             _remove_remains(path)
             _warn_unusable(path, exc)
             return plan
-        return Plan(data=plan.data, report=plan.report, path=path)
+        return Plan(data=plan.data, report=plan.report, path=path, sha256=digest)
+
+
+def keep_golden(plan: Plan, verdict: Mapping[str, Any]) -> None:
+    """Write into a cached plan's record what the golden sample showed of it.
+
+    A record that cannot be written causes a warning: the sample runs again at the next start. One
+    that another process has replaced by then, with a plan of its own, is left alone.
+    """
+    if plan.path is None:
+        return
+    try:
+        with locked(plan.path.with_suffix(plan.path.suffix + ".lock")):
+            record = json.loads(read_limited(_sidecar(plan.path), max_bytes=MAX_RECORD_BYTES))
+            if record["plan"]["sha256"] != plan.sha256:
+                return
+            text = json.dumps(record | {"golden": dict(verdict)}, indent=2, sort_keys=True) + "\n"
+            write_atomically(_sidecar(plan.path), text.encode())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        _log.warning(
+            "plan cache: cannot note in %s that its plan was checked: %s. It is checked again at "
+            "the next start.",
+            _sidecar(plan.path),
+            exc,
+        )
 
 
 def kernels_path(plan_path: Path) -> Path:
