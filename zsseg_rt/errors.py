@@ -106,7 +106,13 @@ class CaptureError(CudaError):
 
 
 class VocabularyError(ZssegError, ValueError):
-    """Class names or embeddings are unusable."""
+    """Class names or embeddings are unusable.
+
+    Attributes:
+        unknown: The names that a bundle cannot embed, where that is what is wrong; all of them.
+    """
+
+    unknown: tuple[str, ...] = ()
 
 
 class SourceError(ZssegError):

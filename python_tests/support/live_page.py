@@ -140,8 +140,10 @@ class ScriptedServer:
         self.page, self.token = page, token
         self.version, self.names = 1, [[n] if isinstance(n, str) else list(n) for n in names]
         self.background, self.unknown_below = [], 0.0
+        self.known_names: list[str] = []
         self.sources = [source("camera", "running")]
         self.refuse_with: tuple[int, str] | None = None
+        self.unknown: list[str] = []
         self.close_with: int | None = None
         self.is_mute = False
         self.socket, self.received, self.bodies, self.frames = None, [], [], 0
@@ -241,6 +243,9 @@ class ScriptedServer:
 
     def _answer(self, route) -> None:
         request = route.request
+        if request.url.endswith("/v1/names"):
+            route.fulfill(json={"names": self.known_names})
+            return
         if request.method == "GET":
             from zsseg_rt.server.page import load_page
 
@@ -251,7 +256,8 @@ class ScriptedServer:
         self.bodies.append((request.url.removeprefix(self.URL), request.post_data_json))
         if self.refuse_with is not None:
             status, message = self.refuse_with
-            route.fulfill(status=status, json={"error": "VocabularyError", "message": message})
+            content = {"error": "VocabularyError", "message": message, "unknown": self.unknown}
+            route.fulfill(status=status, json=content)
             return
         route.fulfill(json=self._change(request.post_data_json))
 

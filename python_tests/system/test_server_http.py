@@ -147,6 +147,8 @@ def test_names_that_cannot_be_used_are_refused(server, classes, body, kind):
         assert status == 200
         return
     assert (status, told["error"]) in ((422, kind), (400, kind)), told
+    unknown = [name for name in ("a zebra", "@/etc/passwd") if name in str(body)]
+    assert told.pop("unknown", []) == unknown
     assert set(told) == {"error", "message"}
     assert ask(server, "GET", "/v1/vocabulary")[1] == before
 
@@ -357,7 +359,7 @@ def test_openapi_describes_what_is_there(server):
     paths = ask(server, "GET", "/openapi.json")[1]["paths"]
     assert {(path, method) for path, methods in paths.items() for method in methods} == {
         ("/healthz", "get"), ("/metrics", "get"), ("/stream.mjpg", "get"),
-        ("/v1/vocabulary", "get"), ("/v1/vocabulary", "put"),
+        ("/v1/vocabulary", "get"), ("/v1/vocabulary", "put"), ("/v1/names", "get"),
         ("/v1/settings", "get"), ("/v1/settings", "put"), ("/v1/segment", "post"),
     }  # fmt: skip
 

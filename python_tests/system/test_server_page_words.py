@@ -75,6 +75,44 @@ class TestPrompt:
         box.press("Control+Enter")
         expect(error).to_have_count(0)
 
+    def test_all_unknown_names_are_told_in_the_page_s_own_words(self, page):
+        live = ScriptedServer(page).open()
+        live.refuse_with, live.unknown = (422, "class_names: expected ..."), ["zebra", "quark"]
+        page.get_by_role("textbox", name="Look for").fill("zebra\nsky\nquark")
+        page.get_by_role("button", name="Apply").click()
+        expect(page.locator("#words-error")).to_contain_text("does not know “zebra”, “quark”.")
+        expect(page.locator("#words-error")).not_to_contain_text("class_names")
+
+    def test_names_of_the_bank_are_suggested_while_typing(self, page):
+        live = ScriptedServer(page)
+        live.known_names = ["cat", "caterpillar", "tea cat", "car", "dog"]
+        live.open()
+        box, offered = page.get_by_role("textbox", name="Look for"), page.locator("#suggestions")
+        box.fill("")
+        expect(offered).to_be_hidden()
+        box.press_sequentially("dog, Cat")
+        expect(offered.get_by_role("button")).to_have_text(["caterpillar", "tea cat"])
+        box.press("Backspace")
+        expect(offered.get_by_role("button")).to_have_text(["cat", "caterpillar", "car", "tea cat"])
+        offered.get_by_role("button", name="caterpillar").click()
+        expect(box).to_have_value("dog, caterpillar")
+        expect(offered).to_be_hidden()
+        expect(box).to_be_focused()
+        box.press_sequentially("\nq")
+        expect(offered).to_be_hidden()
+
+    def test_classes_in_the_picture_come_first(self, page):
+        live = ScriptedServer(page, ("road", "sky", "tree")).open()
+        live.send_frame(halves(2, 2))
+        names = page.locator("#classes .name bdi")
+        expect(names).to_have_text(["tree", "road", "sky", "Unknown"])
+        page.get_by_role("checkbox", name="road").focus()
+        live.send_frame(halves(1, 1))
+        page.wait_for_timeout(600)
+        assert legend_names(page) == ["tree", "road", "sky", "Unknown"]  # not under somebody's hand
+        page.get_by_role("button", name="Freeze").focus()
+        expect(names).to_have_text(["sky", "tree", "road", "Unknown"])
+
     def test_no_class_is_refused_without_asking_the_server(self, page):
         live = ScriptedServer(page).open()
         page.get_by_role("textbox", name="Look for").fill(" ,\n")

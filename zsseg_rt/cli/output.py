@@ -67,7 +67,7 @@ class LinesAboveStatus(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        if sys.stderr is None or not self.stream.isatty():
+        if sys.stderr is None or self.stream.closed or not self.stream.isatty():
             super().emit(record)
             return
         sys.stderr.write(self.format(record) + "\n")  # rich stands in for it while it draws

@@ -58,6 +58,7 @@ class Problem(BaseModel):
 
     error: str
     message: str
+    unknown: list[str] | None = None  # names, where a name is what is wrong
 
 
 def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
@@ -127,6 +128,11 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
         hub.tell_vocabulary()
         return labeller.describe(mine)
 
+    @app.get("/v1/names")
+    async def get_names() -> dict[str, Any]:
+        """The names that the bundle has embeddings of, to choose from; others may work, too."""
+        return {"names": labeller.known_names}
+
     @app.get("/v1/settings")
     async def get_settings() -> Settings:
         """What can be set while the stream runs."""
@@ -182,7 +188,10 @@ def _answer_problems(app: FastAPI) -> None:
     @app.exception_handler(ZssegError)
     async def of_ours(_: Request, exc: ZssegError) -> Response:
         if isinstance(exc, (VocabularyError, ArgumentError, SourceError)):
-            return problem(422, type(exc).__name__, str(exc))
+            names = list(exc.unknown) if isinstance(exc, VocabularyError) else []
+            unknown = {"unknown": names} if names else {}
+            content = {"error": type(exc).__name__, "message": str(exc), **unknown}
+            return JSONResponse(content, 422)
         _log.error("%s", exc)
         return problem(500, type(exc).__name__, "The engine failed; see the server's log.")
 

@@ -57,6 +57,12 @@ class Labeller:
         return vocabulary
 
     @property
+    def known_names(self) -> tuple[str, ...]:
+        """The names of the bundle's text bank; none without one."""
+        bank = self._engine.bundle.text_bank
+        return () if bank is None else tuple(bank.names)
+
+    @property
     def unknown_below(self) -> float:
         """The score below which a pixel is unknown."""
         return self._unknown_below

@@ -111,8 +111,7 @@ class PhraseEmbedder:
         self, phrases: list[str], templates: tuple[str, ...], key: str
     ) -> dict[str, npt.NDArray[np.float32]]:
         tokenizer = self._open_tokenizer(phrases)
-        for phrase in phrases:
-            self._check_words(phrase, tokenizer)
+        self._check_words(phrases, tokenizer)
         prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
         tokens = tokenizer.encode(prompts)
         session = self._open_session()
@@ -128,23 +127,25 @@ class PhraseEmbedder:
             self._stored.write(key, embedded)
         return embedded
 
-    def _check_words(self, phrase: str, tokenizer: Tokenizer) -> None:
-        """Refuse a phrase without any word the text encoder knows; log words it does not know."""
+    def _check_words(self, phrases: Sequence[str], tokenizer: Tokenizer) -> None:
+        """Refuse phrases without any word the text encoder knows; log words it does not know."""
         words = self._bundle.text.words
         if not words:
             return
-        if not set(words) & set(re.findall(r"\w+", clean_text(phrase))):
-            raise VocabularyError(
-                f"class_names: expected words that the bundle's text encoder learned, got "
-                f"{phrase!r}. It knows: {', '.join(words)}."
+        strange = [p for p in phrases if not set(words) & set(re.findall(r"\w+", clean_text(p)))]
+        if strange:
+            raise _refusal(
+                strange,
+                "class_names: expected words that the bundle's text encoder learned, got "
+                f"{_quoted(strange)}. It knows: {', '.join(words)}.",
             )
-        unknown = tokenizer.unknown_words(phrase)
-        if unknown:
-            _log.warning(
-                "%r: the bundle's text encoder never learned %s; ignored",
-                phrase,
-                ", ".join(map(repr, unknown)),
-            )
+        for phrase in phrases:
+            if unknown := tokenizer.unknown_words(phrase):
+                _log.warning(
+                    "%r: the bundle's text encoder never learned %s; ignored",
+                    phrase,
+                    ", ".join(map(repr, unknown)),
+                )
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -154,7 +155,7 @@ class PhraseEmbedder:
     def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer:
         text = self._bundle.text
         if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
-            raise VocabularyError(_unknown_phrase_message(phrases[0], list(self._bank("embeds"))))
+            raise _refusal(phrases, _unknown_message(phrases, list(self._bank("embeds"))))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
             self._tokenizer = Tokenizer(path, context_length=text.context_length)
@@ -218,11 +219,24 @@ def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return unit
 
 
-def _unknown_phrase_message(phrase: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(phrase, known, n=3)
-    hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
+def _refusal(unknown: Sequence[str], message: str) -> VocabularyError:
+    error = VocabularyError(message)
+    error.unknown = tuple(unknown)
+    return error
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _unknown_message(phrases: Sequence[str], known: list[str]) -> str:
+    per_name = 3 if len(phrases) == 1 else 1
+    close = [
+        name for phrase in phrases for name in difflib.get_close_matches(phrase, known, n=per_name)
+    ]
+    hint = f"Did you mean {_quoted(list(dict.fromkeys(close)))}? " if close else ""
     return (
-        f"class_names: expected a name from the bundle's text bank ({len(known)} names), got "
-        f"{phrase!r}; the bundle has no text encoder. {hint}Give embeddings=, or export the bundle "
-        "with a text encoder. 'zsseg-rt info BUNDLE --names' lists the bank."
+        f"class_names: expected names from the bundle's text bank ({len(known)} names), got "
+        f"{_quoted(phrases)}; the bundle has no text encoder. {hint}Give embeddings=, or "
+        "export the bundle with a text encoder. 'zsseg-rt info BUNDLE --names' lists the bank."
     )
