@@ -48,7 +48,7 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
         assert overlay.shape == read_photo(photo).shape
         assert stem in done.stdout
     assert sum(name in done.stdout for name in CLASS_NAMES) >= 4
-    assert "using these words" in done.stdout
+    assert "This model was trained on" in done.stdout
     assert "checkered" in done.stdout
 
 
@@ -94,7 +94,7 @@ def test_bundle_is_small_and_says_where_it_comes_from(engine):
     bundle.verify()
     assert engine.self_check().passed
     files = [path for path in demo_bundle("scenes").parent.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 10_000_000
+    assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 18_000_000
     assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
     assert bundle.text.words == words_of_world()
     assert bundle.licence

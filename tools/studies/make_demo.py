@@ -16,6 +16,8 @@ import cv2
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.demo import DEMOS
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets.scenes import (
@@ -28,6 +30,7 @@ from zsseg_rt.evaluation.datasets.scenes import (
 )
 from zsseg_rt.evaluation.datasets.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
+from zsseg_rt.export.bundle_writer import write_manifest
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models import create_model
@@ -250,6 +253,8 @@ def write_demo(
         licence="Apache-2.0",
         overwrite=True,
     )
+    concepts = ConceptSpec(names=CLASS_NAMES, least_words=2)
+    write_manifest(bundle, dataclasses.replace(Bundle.load(bundle), concepts=concepts))
     (folder / DEMO.classes).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     _write_photos(folder, config.size)
     return bundle

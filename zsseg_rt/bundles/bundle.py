@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.bundles.specs import (
     FAMILIES,
@@ -50,6 +51,7 @@ class _Manifest:
     segments: SegmentSpec | None = None
     regions: RegionSpec | None = None
     aggregation: AggregationSpec | None = None
+    concepts: ConceptSpec | None = None
     weights: FileEntry | None = None
     text_bank: TextBankEntry | None = None
     golden: FileEntry | None = None
@@ -95,7 +97,8 @@ class Bundle(_Manifest):
         """A small bundle that ships with the package.
 
         Args:
-            name: ``"scenes"`` knows a synthetic world's words.
+            name: ``"scenes"`` knows a synthetic world's words; ``"photos"`` sees 20 things in
+                photographs.
 
         Raises:
             ArgumentError: No bundle of that name ships.
@@ -188,7 +191,12 @@ class Bundle(_Manifest):
         """The content of ``bundle.json`` as plain data."""
         data: dict[str, Any] = schema.encode(self)
         del data["path"]
-        for key in ("segments", "regions", "aggregation"):  # which earlier readers do not know
+        for key in (
+            "segments",
+            "regions",
+            "aggregation",
+            "concepts",
+        ):  # which earlier readers do not know
             if data[key] is None:
                 del data[key]
         if self.head.independent_queries is None:

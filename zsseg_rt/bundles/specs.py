@@ -273,7 +273,9 @@ class AggregationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBankEntry(FileEntry):
-    """Precomputed embeddings ``embeds`` float32 [C, D] of ``names``, in a safetensors file.
+    """Precomputed embeddings ``embeds`` [C, D] of ``names``, in a safetensors file.
+
+    They are float32, or float16 where that holds every value exactly.
 
     A bundle that embeds names with two sets of prompts also has ``region_embeds`` [C, D].
     """

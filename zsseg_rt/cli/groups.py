@@ -28,7 +28,7 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import terminal
 from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
-from zsseg_rt.text.background import FEW_CLASSES
+from zsseg_rt.text.background import AUTO, FEW_CLASSES
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle
@@ -160,6 +160,9 @@ class WordOptions(NamedClasses):
     def give(self, engine: Engine, names: Sequence[str | Sequence[str]]) -> None:
         """Set an engine's classes, and print which background phrases compete with them."""
         rivals = read_background(self.background, len(names))
+        concepts = engine.bundle.concepts
+        if not self.background and concepts is not None and concepts.background:
+            rivals = AUTO
         engine.set_classes(names, background=rivals, templates=self.template)
         print_background(engine, self.background)
 

@@ -37,7 +37,14 @@ def info(
         sizes = ", ".join(f"{p} {e.bytes / 1e6:.1f} MB" for p, e in variants.items())
         console.print(f"{graph}: {sizes}")
     bank = loaded.text_bank.names if loaded.text_bank is not None else ()
-    console.print(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
+    console.print(
+        f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}", soft_wrap=True
+    )
+    if loaded.concepts is not None:
+        seen = loaded.concepts.names
+        console.print(
+            f"trained to see {len(seen)} things: {', '.join(seen)}", highlight=False, soft_wrap=True
+        )
     if loaded.text.words:
         console.print(f"words: {', '.join(loaded.text.words)}", highlight=False, soft_wrap=True)
     if names:

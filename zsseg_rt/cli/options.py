@@ -23,7 +23,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 DemoOption = Annotated[
     str | None,
     typer.Option(
-        metavar="[scenes]",
+        metavar="[photos|scenes]",
         help="Use what ships with the package: bundle, pictures, classes; scenes: a drawn world.",
     ),
 ]

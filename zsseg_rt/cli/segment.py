@@ -161,13 +161,18 @@ def _what_is_done(results: Sequence[PhotoResult], total: int) -> str:
 
 
 def _print_words(engine: Engine) -> None:
-    words = engine.bundle.text.words
-    if words:
-        terminal().print(
-            f"Name your own classes with --classes 'a,b', using these words: {', '.join(words)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    concepts, bank = engine.bundle.concepts, engine.bundle.text_bank
+    if concepts is None:
+        return
+    more = (
+        "" if bank is None else f"; it takes {len(bank.names)} names: zsseg-rt info BUNDLE --names"
+    )
+    terminal().print(
+        "Name your own classes with --classes 'a,b'. This model was trained on: "
+        f"{', '.join(concepts.names)}{more}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _segment_with_progress(

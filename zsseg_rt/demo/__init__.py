@@ -1,6 +1,7 @@
 """What ``--demo`` shows: small bundles, pictures and class names that ship with the package.
 
-``"scenes"`` was trained on a synthetic world of things and stuff; see docs/scenes.md.
+``"scenes"`` was trained on a synthetic world of things and stuff, ``"photos"`` sees the 20 things
+of PASCAL VOC in photographs; see docs/scenes.md. NOTICE says where its files come from.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ DEMOS = {
         bundle="scenes.zsseg",
         classes="classes.txt",
         photos=("playroom.png", "beach.png", "hall.png", "terrace.png"),
+    ),
+    "photos": Demo(
+        bundle="photos.zsseg",
+        classes="photos.txt",
+        photos=("dining_room.jpg", "pickup.jpg", "bird.jpg", "dog_walk.jpg"),
     ),
 }
 DEFAULT = "scenes"

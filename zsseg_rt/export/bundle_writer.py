@@ -176,6 +176,9 @@ def _write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Tex
         )
     if not np.isfinite(embeds).all():
         raise VocabularyError("text_bank: expected finite embeddings, got NaN or infinity")
+    if np.array_equal(embeds.astype(np.float16).astype(np.float32), embeds):
+        embeds = embeds.astype(np.float16)  # half the bytes, the same values
+    rows = embeds[0] if embeds.ndim == 3 else embeds
     tensors = {"embeds": rows} if rows is embeds else {"embeds": rows, "region_embeds": embeds[1]}
     entry = _write_arrays(folder, "text_bank.safetensors", tensors)
     return TextBankEntry(file=entry.file, sha256=entry.sha256, bytes=entry.bytes, names=names)

@@ -39,6 +39,8 @@ _ONNX_RAISES = (
     onnx.shape_inference.InferenceError,
 )
 
+_GOLDEN_ROWS = 64  # of a bank; more make the sample large and show no more
+
 
 def export_dense_bundle(
     onnx_path: str | Path,
@@ -330,8 +332,8 @@ def _golden(
         names: Sequence[str] = NUMBERED_NAMES
         embeds = unit_rows(len(names), encoder.embed_dim)
     else:
-        names = list(bank[0])[:MAX_CLASSES]
-        embeds = np.ascontiguousarray(bank[1][:MAX_CLASSES], np.float32)
+        names = list(bank[0])[:_GOLDEN_ROWS]
+        embeds = np.ascontiguousarray(bank[1][:_GOLDEN_ROWS], np.float32)
     image = preprocess_frame(preprocess, head.align)
     return dense_golden(image, encoder.run_as_given(image), head, (names, embeds))
 

@@ -141,6 +141,7 @@ def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
             for name, phrases, colour in zip(vocabulary.names, synonyms, colours, strict=True)
         ],
         "background": background,
+        "remarks": list(vocabulary.remarks),
         "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
     }
 

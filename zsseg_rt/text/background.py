@@ -26,9 +26,9 @@ BACKGROUND_PHRASES = (
 
 
 def read_background(
-    background: Any, classes: ClassNames, can_embed: Callable[[str], bool]
+    background: Any, classes: ClassNames, can_embed: Callable[[str], bool], own: Sequence[str] = ()
 ) -> Sequence[str]:
-    """Return the background phrases that a caller means."""
+    """Return the background phrases that a caller means; ``own`` replaces the published ones."""
     if not isinstance(background, str):
         return background  # type: ignore[no-any-return]
     if background != AUTO:
@@ -37,7 +37,7 @@ def read_background(
             f"Write [{background!r}]."
         )
     named = {word for group in read_groups(classes) for phrase in group for word in _words(phrase)}
-    return [p for p in BACKGROUND_PHRASES if not named & _words(p) and can_embed(p)]
+    return [p for p in own or BACKGROUND_PHRASES if not named & _words(p) and can_embed(p)]
 
 
 def _words(phrase: str) -> set[str]:

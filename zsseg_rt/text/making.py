@@ -15,6 +15,7 @@ from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.text.background import read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
+from zsseg_rt.text.concepts import remarks_on_concepts
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
@@ -55,7 +56,8 @@ class VocabularyMaker:
     ) -> ClassList:
         """The classes and their phrases, background included."""
         known = partial(self._embedder.can_embed, with_bank=templates is None)
-        backdrop = read_background(background, class_names, known)
+        own = () if self._bundle.concepts is None else self._bundle.concepts.background
+        backdrop = read_background(background, class_names, known, own)
         return ClassList.read(class_names, backdrop, max_phrases=self._bundle.head.max_classes)
 
     def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
@@ -65,9 +67,10 @@ class VocabularyMaker:
             self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
             for prompt_set in self._prompt_sets
         ]
+        further = remarks_on_concepts(self._bundle.concepts, classes, self._embedder.embed)
         if not self._keep_encoder:
             self._embedder.release_encoder()
-        return self._made(classes, embeds)
+        return self._made(classes, embeds, further)
 
     def with_embeddings(
         self, classes: ClassList, embeddings: npt.NDArray[np.float32]
@@ -78,9 +81,15 @@ class VocabularyMaker:
             classes, read_embeddings(embeddings, len(classes.phrases), embed_dim, sets)
         )
 
-    def _made(self, classes: ClassList, embeds: Sequence[npt.NDArray[np.float32]]) -> Vocabulary:
+    def _made(
+        self,
+        classes: ClassList,
+        embeds: Sequence[npt.NDArray[np.float32]],
+        remarks: Sequence[str] = (),
+    ) -> Vocabulary:
         further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
-        remarks = _remarks_on_commas(p for p in classes.phrases if not self._embedder.banks(p))
+        texts = (p for p in classes.phrases if not self._embedder.banks(p))
+        remarks = (*_remarks_on_commas(texts), *remarks)
         for remark in remarks:
             _log.warning("%s", remark)
         return Vocabulary(

@@ -1,0 +1,122 @@
+"""The photo demo labels real photos, knows what it sees, and says what it cannot see."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tools.studies.photo_bundle import THINGS, centred, clean_names
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.cli import main
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.errors import BundleError
+from zsseg_rt.photos import read_photo
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
+    with Engine(Bundle.demo("photos"), config) as engine:
+        yield engine
+
+
+def shares(seg):
+    """The share of the picture that each class takes."""
+    return {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
+
+
+def test_the_photos_show_what_is_in_them(engine):
+    engine.set_classes(demo_classes("photos"), background="auto")
+    assert engine.vocabulary.background == ("background",)
+    expected = {
+        "dining_room": {"chair", "dining table"},
+        "pickup": {"car"},
+        "bird": {"bird"},
+        "dog_walk": {"person", "dog"},
+    }
+    for photo in demo_photos("photos"):
+        found = shares(engine.segment(read_photo(photo)))
+        stem = photo.rsplit("/", 1)[-1].split(".")[0]
+        assert {name for name, share in found.items() if share > 0.02} == expected[stem]
+
+
+def test_synonyms_find_the_same_things(engine):
+    room, _, bird, _ = map(read_photo, demo_photos("photos"))
+    engine.set_classes(["armchair", "table", "sparrow", "puppy"], background="auto")
+    assert shares(engine.segment(room))["armchair"] > 0.15
+    assert shares(engine.segment(bird))["sparrow"] > 0.15
+    assert engine.vocabulary.remarks == ()
+
+
+def test_names_of_what_it_never_saw_draw_one_remark(engine):
+    (remark,) = engine.set_classes(["dog", "tree", "window", "taxi"]).remarks
+    assert "'tree' (nearest: potted plant)" in remark
+    assert "'window'" in remark
+    assert "taxi" not in remark
+    assert all(thing in remark for thing in THINGS)
+    assert engine.set_classes(["dog"], background=["tree"]).remarks == ()
+
+
+def test_a_bundle_of_phrases_remarks_on_single_words():
+    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", use_cache=False)) as engine:
+        (remark,) = engine.set_classes(["ball", "red striped ball"]).remarks
+        assert "'ball'" in remark
+        assert all(name in remark for name in demo_classes("scenes"))
+        assert engine.set_classes(demo_classes("scenes")).remarks == ()
+
+
+def test_the_command_prints_remarks_and_takes_the_bundle_s_background(tmp_path, capsys):
+    names = "person,dog,car,bird,tree"
+    assert main(["segment", "--demo", "photos", "--classes", names, "-o", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "background. Pixels that they win" in printed.out
+    assert "nearest: potted plant" in printed.err
+
+
+def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys):
+    bundle = Bundle.demo("photos")
+    bundle.verify()
+    assert engine.self_check().passed
+    assert sum(entry.bytes for entry in bundle.files()) < 10e6
+    assert "Apache-2.0" in bundle.licence
+    assert "google-coral" in bundle.provenance["source"]
+    notice = (demo_bundle("photos").parent / "NOTICE").read_text()
+    for photo in demo_photos("photos"):
+        assert photo.rsplit("/", 1)[-1] in notice
+    assert main(["info", str(bundle.path)]) == 0
+    assert "potted plant" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"names": ()}, {"least_cosine": 2.0}, {"least_words": 0}, {"also": ("a\nb",)}],
+)
+def test_concepts_that_cannot_be_are_refused(changes, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        ConceptSpec(**{"names": ("dog",), **changes})
+    place = tmp_path / "photos.zsseg"
+    place.mkdir()
+    manifest = json.loads((demo_bundle("photos") / "bundle.json").read_text())
+    manifest["concepts"].update(changes)
+    for path in demo_bundle("photos").iterdir():
+        (place / path.name).symlink_to(path)
+    (place / "bundle.json").unlink()
+    (place / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="concepts"):
+        Bundle.load(place)
+
+
+def test_names_of_the_lists_become_what_people_type():
+    lines = ["sofa_bed", "Handbag/Satchel", "Other Shoes", "Washing Machine/Drying Machine"]
+    found = list(clean_names(lines))
+    assert found == [(0, "sofa bed"), (1, "handbag"), (1, "satchel")]
+
+
+def test_background_is_opposite_to_things():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((30, 512)).astype(np.float32)
+    bank = dict(zip([*THINGS, *map(str, range(10))], rows, strict=True))
+    found = centred(bank)
+    assert (found["background"] @ np.stack([found[name] for name in THINGS]).T < 0).all()
+    assert all(np.array_equal(row, row.astype(np.float16)) for row in found.values())

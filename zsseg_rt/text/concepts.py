@@ -1,0 +1,66 @@
+"""Remarks on names of what an encoder was not trained to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.text.class_names import ClassList
+
+Rows = npt.NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Rows]
+
+
+def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Embed) -> list[str]:
+    """One for all names that are near nothing the encoder was trained on, one for short ones.
+
+    Args:
+        spec: What it was trained on; None: not stated.
+        classes: The names.
+        embed: Gives rows float32 [n, D] of phrases.
+    """
+    if spec is None:
+        return []
+    known = {*spec.names, *spec.also, *spec.background}
+    owners = classes.phrase_classes.tolist()
+    asked = [p for p, owner in zip(classes.phrases, owners, strict=True) if owner >= 0]
+    asked = [phrase for phrase in dict.fromkeys(asked) if phrase not in known]
+    remarks = []
+    short = [phrase for phrase in asked if len(phrase.split()) < spec.least_words]
+    if short:
+        remarks.append(
+            f"class_names: {_listed(short)}: this model was trained on phrases of at least "
+            f"{spec.least_words} words and takes a shorter one for many things. Its phrases: "
+            f"{', '.join(spec.names)}."
+        )
+    far = _far(spec, asked, embed) if spec.least_cosine is not None and asked else []
+    if far:
+        remarks.append(
+            f"class_names: {', '.join(far)}: this model was trained to see {len(spec.names)} "
+            f"things and none of these. It sees: {', '.join(spec.names)}. For any words, fetch a "
+            "CLIP bundle: zsseg-rt fetch naclip-b16."
+        )
+    return remarks
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    return ", ".join(map(repr, phrases))
+
+
+def _far(spec: ConceptSpec, asked: Sequence[str], embed: Embed) -> list[str]:
+    """Phrases that are near no concept, each with the nearest."""
+    assert spec.least_cosine is not None
+    cosines = _unit(embed(asked)) @ _unit(embed(spec.names)).T
+    return [
+        f"{phrase!r} (nearest: {spec.names[int(row.argmax())]})"
+        for phrase, row in zip(asked, cosines, strict=True)
+        if row.max() < spec.least_cosine
+    ]
+
+
+def _unit(rows: Rows) -> Rows:
+    unit: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
