@@ -144,6 +144,8 @@ class ScriptedServer:
         self.sources = [source("camera", "running")]
         self.refuse_with: tuple[int, str] | None = None
         self.unknown: list[str] = []
+        self.refuse_pictures_with: int | None = None
+        self.pictures: list[bytes] = []
         self.close_with: int | None = None
         self.is_mute = False
         self.socket, self.received, self.bodies, self.frames = None, [], [], 0
@@ -253,6 +255,9 @@ class ScriptedServer:
             policy = {"Content-Security-Policy": page.policy}
             route.fulfill(body=page.html, content_type="text/html", headers=policy)
             return
+        if request.url.endswith("/v1/segment"):
+            self._label(route)
+            return
         self.bodies.append((request.url.removeprefix(self.URL), request.post_data_json))
         if self.refuse_with is not None:
             status, message = self.refuse_with
@@ -260,6 +265,15 @@ class ScriptedServer:
             route.fulfill(status=status, json=content)
             return
         route.fulfill(json=self._change(request.post_data_json))
+
+    def _label(self, route) -> None:
+        """Label a picture with class 0 in its left half, class 1 in its right."""
+        self.pictures.append(route.request.post_data_buffer)
+        if self.refuse_pictures_with is not None:
+            route.fulfill(status=self.refuse_pictures_with, json={"error": "", "message": ""})
+            return
+        body = self.frame(halves(0, 1), source="")
+        route.fulfill(body=body, content_type="application/x-zsseg-frame")
 
     def _change(self, body: dict) -> dict:
         if "unknown_below" in body:

@@ -95,7 +95,8 @@ class TestAccess:
                 "Freeze",
                 "Save as PNG",
             ),
-            *("Names", "Patterns", "Opacity", "Look for", "Synonyms and background", "Apply"),
+            *("Names", "Patterns", "Opacity", "Label a photo", "Use my webcam"),
+            *("Look for", "Synonyms and background", "Apply"),
             *("Show all", "road", "Only road", "sky", "Only sky", "Unknown", "Only unknown"),
             "Unknown below",
         ]

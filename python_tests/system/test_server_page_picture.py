@@ -126,7 +126,7 @@ class TestPicture:
         page.get_by_role("button", name="Freeze").click()
         live.send_frame(halves(1, 1))
         assert colours_of(canvas_pixels(page)) == {class_colours("cat", "dog")[1]}
-        assert legend_names(page) == ["cat", "dog", "Unknown"]
+        assert set(legend_names(page)) == {"cat", "dog", "Unknown"}
 
 
 class TestLegend:
@@ -166,7 +166,7 @@ class TestLegend:
         labels[6:12] = 255
         live.send_frame(labels)
         expect(page.locator("#classes .share")).to_have_text(["25 %", "50 %", "0 %", "25 %"])
-        assert legend_names(page) == ["road", "sky", "tree", "Unknown"]
+        assert legend_names(page) == ["sky", "tree", "road", "Unknown"]
 
     def test_absent_classes_of_many_can_be_left_out(self, page):
         live = ScriptedServer(page, [f"thing {i}" for i in range(150)]).open()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from zsseg_rt.photos.header import read_header
-from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import encode_overlay
+from zsseg_rt.server.preview import encode_message, encode_overlay
 
 VERSION_HEADER = "X-Vocabulary-Version"
 """Says of which classes a picture's labels are."""
+FRAME = "application/x-zsseg-frame"
+"""What asks for a picture as the WebSocket sends frames."""
 
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
@@ -22,6 +28,9 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     _refuse_large(content, labeller.most_pixels)
     image, seg = labeller.segment_picture(content)
     wanted, headers = _wanted(accept), {VERSION_HEADER: str(seg.vocabulary_version)}
+    if wanted == FRAME:
+        packed = _pack(image, seg, labeller.channel_order)
+        return Response(packed, media_type=wanted, headers=headers)
     if wanted == "application/json":
         return JSONResponse(_describe(seg), headers=headers)
     if wanted == "image/png":
@@ -31,9 +40,16 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     return Response(content, media_type=wanted, headers=headers)
 
 
+def _pack(image: npt.NDArray[np.uint8], seg: Segmentation, channel_order: str) -> bytes:
+    """The picture as viewers get frames."""
+    now = time.monotonic()
+    frame = Frame(source="", index=0, image=image, captured_at=now, clock="arrival")
+    return encode_message(0, replace(seg, frame=frame), channel_order).pack(round(1e3 * now, 3))
+
+
 def _wanted(accept: str) -> str:
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    known = ("application/json", "image/png", "image/jpeg")
+    known = ("application/json", "image/png", "image/jpeg", FRAME)
     return next((kind for kind in kinds if kind in known), known[0])
 
 
