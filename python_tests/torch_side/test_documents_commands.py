@@ -65,7 +65,8 @@ def made(tmp_path_factory):
     add_photos(folder)
     add_run(folder)
     (folder / "zsseg_rt/demo").mkdir(parents=True)
-    shutil.copytree(Bundle.demo("scenes").path, folder / "zsseg_rt/demo/scenes.zsseg")
+    for name in ("scenes", "photos"):
+        shutil.copytree(Bundle.demo(name).path, folder / f"zsseg_rt/demo/{name}.zsseg")
     shutil.copytree(folder / "street.zsseg", folder / "NAME.zsseg")
     return folder
 
