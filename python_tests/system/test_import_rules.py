@@ -131,4 +131,4 @@ def test_growth_is_seen_on_both_sides():
         side = "torch side" if room in (*TORCH_SIDE, "fetch") else "runtime"
         lines[side] += len(path.read_text(encoding="utf-8").splitlines())
     assert lines["torch side"] <= 22_600
-    assert lines["runtime"] <= 39_500
+    assert lines["runtime"] <= 39_700

@@ -8,7 +8,7 @@ import pytest
 
 from support import command_line
 from support.profiling import QUICK
-from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_FAILURE, EXIT_GATE, EXIT_USAGE
+from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE, EXIT_USAGE
 from zsseg_rt.demo import demo_bundle
 
 
@@ -137,14 +137,6 @@ def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys,
     message = capsys.readouterr().err
     assert re.search(r"expected \d+ classes as in scenes.zsseg, got \d+", message)
     assert "--classes" in message
-
-
-def test_html_without_matplotlib_is_refused_with_the_command(
-    tmp_path, monkeypatch, capsys, never_opened
-):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run(DEMO, "--html", tmp_path / "a.html") == EXIT_ENVIRONMENT
-    assert ".[report]" in capsys.readouterr().err
 
 
 def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(

@@ -123,8 +123,6 @@ class _Reports:
             other = taken.setdefault(file.resolve(), option)
             if other != option:
                 raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
-        if self.html is not None:
-            _require_package("matplotlib", "--html", extra="report")
 
 
 @takes_groups

@@ -1,173 +1,156 @@
-"""Charts of a report as SVG for inlining; needs matplotlib (extra ``report``)."""
+"""Charts of a report as SVG for inlining."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from zsseg_rt.profiling.nodes import KINDS, has_blocks
+from zsseg_rt.profiling.pages import svg
+from zsseg_rt.profiling.pages.svg import LEFT, RIGHT, TOP, WIDTH, Drawing
 from zsseg_rt.profiling.pages.tables import BASIS_WORDS
 from zsseg_rt.profiling.report import Growth, NodeRow, Report, VariantReport
 
-_WIDTH = 8.4  # inches of 96 pixels
 _COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5",
             "#ff8ab7", "#9498a0")  # fmt: skip
 _BINS = 60
 _MOST_POINTS = 3000
-_STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#e4e4e4", "axes.axisbelow": True,
-}  # fmt: skip
+_END = WIDTH - RIGHT
 
 
 def draw_charts(report: Report) -> list[tuple[str, str]]:
     """Titles and SVG elements of every chart that has data."""
-    import matplotlib
-
-    drawn: list[tuple[str, str]] = []
-    with matplotlib.rc_context(_STYLE):
-        for title, figure in _figures(report):
-            with matplotlib.rc_context({"svg.hashsalt": f"chart{len(drawn)}"}):
-                drawn.append((title, _svg(figure, title)))
-    return drawn
+    return [(title, drawing.svg()) for title, drawing in _drawings(report)]
 
 
-def _figures(report: Report) -> Iterator[tuple[str, Any]]:
+def _drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
     timed = [variant for variant in report.variants if variant.samples.wall_ms]
     staged = [variant for variant in timed if variant.stages]
     if staged:
-        yield "Stages (mean milliseconds)", _stage_bars(staged)
+        title = "Stages (mean milliseconds)"
+        yield title, _stage_bars(title, staged)
     if timed:
-        yield "How the times spread: every frame", _histogram(timed)
-        yield "In the order they were taken", _timeline(timed)
+        title = "How the times spread: every frame"
+        yield title, _histogram(title, timed)
+        title = "In the order they were taken"
+        yield title, _timeline(title, timed)
     for variant in report.variants:
         if variant.nodes:
-            yield f"Nodes of {variant.name}, by kind of work", _nodes(variant)
+            title = f"Nodes of {variant.name}, by kind of work"
+            yield title, _nodes(title, variant)
     for growth in report.growths:
-        yield f"Growth with {growth.key}", _growth(growth)
+        title = f"Growth with {growth.key}"
+        yield title, _growth(title, growth)
 
 
-def _figure(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _stage_bars(variants: Sequence[VariantReport]) -> Any:
-    figure, axes = _figure(1.3 + 0.42 * len(variants))
+def _stage_bars(title: str, variants: Sequence[VariantReport]) -> Drawing:
     stages = list(dict.fromkeys(stage for variant in variants for stage in variant.stages))
-    left = np.zeros(len(variants))
-    rows = np.arange(len(variants))
-    for index, stage in enumerate(stages):
-        means = [
-            variant.stages[stage].mean if stage in variant.stages else 0.0 for variant in variants
-        ]
-        colour = _COLOURS[index % len(_COLOURS)]
-        axes.barh(rows, means, left=left, color=colour, height=0.66, label=stage)
-        left += np.array(means)
-    axes.set_yticks(rows, [_short(variant.name) for variant in variants])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("ms")
-    figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=9)
-    return figure
+    rows = [
+        [variant.stages[stage].mean if stage in variant.stages else 0.0 for stage in stages]
+        for variant in variants
+    ]
+    return _bars(title, [variant.name for variant in variants], stages, rows)
 
 
-def _histogram(variants: Sequence[VariantReport]) -> Any:
-    """One row a variant on one axis of milliseconds, so that modes can be compared."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, 0.6 + 1.05 * len(variants)), layout="constrained")
-    rows = figure.subplots(len(variants), 1, sharex=True, squeeze=False)[:, 0]
-    times = np.concatenate([variant.samples.wall_ms for variant in variants])
-    span = max(float(times.max() / times.min()), 1.01)
-    spread = span > 20  # clipped would hide the slow ones, linear would hide the rest
-    low, high = float(times.min()), float(times.min()) * span
-    bins = np.geomspace(low, high, _BINS) if spread else np.linspace(low, high, _BINS)
-    for index, (variant, axes) in enumerate(zip(variants, rows, strict=True)):
-        axes.hist(variant.samples.wall_ms, bins=bins, color=_COLOURS[index % len(_COLOURS)])
-        axes.set_title(_short(variant.name), loc="left", fontsize=9)
-        axes.set_ylabel("frames", fontsize=9)
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        if spread:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-    rows[-1].set_xlabel("ms (logarithmic)" if spread else "ms")
-    return figure
-
-
-def _timeline(variants: Sequence[VariantReport]) -> Any:
-    figure, axes = _figure(3.2)
-    each = max(1, _MOST_POINTS // len(variants))
-    for index, variant in enumerate(variants):
-        samples = variant.samples
-        # The slowest are always drawn; of the rest, as many as a browser can take.
-        slowest = np.argsort(samples.wall_ms)[-each // 4 :]
-        spread = np.linspace(0, len(samples.wall_ms) - 1, each).astype(int)
-        chosen = np.unique(np.concatenate([slowest, spread]))
-        axes.plot(
-            np.array(samples.rounds)[chosen], np.array(samples.wall_ms)[chosen], ".",
-            markersize=3.5, alpha=0.7, color=_COLOURS[index % len(_COLOURS)],
-            label=_short(variant.name),
-        )  # fmt: skip
-    axes.set_xlabel("round")
-    axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, markerscale=2)
-    return figure
-
-
-def _nodes(variant: VariantReport) -> Any:
+def _nodes(title: str, variant: VariantReport) -> Drawing:
     """A bar for each block of each graph, or for the graph where blocks are not known."""
     groups: dict[str, list[NodeRow]] = {}
     blocks = has_blocks(variant.nodes)
     for node in variant.nodes:
         groups.setdefault(f"{node.graph} {node.block if blocks else ''}".strip(), []).append(node)
-    figure, axes = _figure(1.1 + 0.3 * len(groups))
-    left, rows = np.zeros(len(groups)), np.arange(len(groups))
-    for index, kind in enumerate(KINDS):
-        times = [sum(n.ms for n in nodes if n.kind == kind) for nodes in groups.values()]
-        axes.barh(rows, times, left=left, color=_COLOURS[index], height=0.7, label=kind)
-        left += np.array(times)
-    axes.set_yticks(rows, [_short(name) for name in groups])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("ms")
-    figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=9)
-    return figure
+    rows = [
+        [sum(node.ms for node in nodes if node.kind == kind) for kind in KINDS]
+        for nodes in groups.values()
+    ]
+    return _bars(title, list(groups), KINDS, rows)
 
 
-def _growth(growth: Growth) -> Any:
-    figure, axes = _figure(3.0)
-    counts, times = np.array(growth.points).T
-    ends = np.array([0.0, counts.max() * 1.05])
-    line = growth.fixed_ms + growth.per_unit_ms * ends
-    axes.plot(ends, line, color="#9498a0", linewidth=1)
-    axes.plot(counts, times, "o", color=_COLOURS[0])
-    axes.set_xlabel(growth.key if growth.key != "frame" else "megapixels")
-    axes.set_ylabel(f"p50 ms of {BASIS_WORDS[growth.basis]}")
-    axes.set_ylim(0, 1.08 * max(times.max(), line.max()))
-    return figure
+def _bars(
+    title: str, names: Sequence[str], kinds: Sequence[str], rows: Sequence[Sequence[float]]
+) -> Drawing:
+    """A bar per name, whose parts are kinds."""
+    drawing = Drawing(title, TOP + 26 * len(names) + svg.BOTTOM)
+    drawing.legend([(kind, _colour(index)) for index, kind in enumerate(kinds)])
+    high = max(sum(row) for row in rows) or 1.0
+    x = svg.linear(0.0, high, LEFT, _END)
+    svg.axis_below(drawing, x, svg.ticks(0.0, high), TOP, "ms")
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        y, begin = TOP + 26 * number, 0.0
+        drawing.text(LEFT - 6, y + 17, _short(name), "end")
+        for index, value in enumerate(row):
+            drawing.rect(x(begin), y + 4, x(begin + value) - x(begin), 18, _colour(index))
+            begin += value
+    return drawing
+
+
+def _histogram(title: str, variants: Sequence[VariantReport]) -> Drawing:
+    """One row a variant on one axis of milliseconds, so that modes can be compared."""
+    row = 84
+    drawing = Drawing(title, 10 + row * len(variants) + svg.BOTTOM)
+    times = np.concatenate([variant.samples.wall_ms for variant in variants])
+    low, span = float(times.min()), max(float(times.max() / times.min()), 1.01)
+    high, spread = low * span, span > 20  # clipped would hide the slow, linear the rest
+    bins = np.geomspace(low, high, _BINS) if spread else np.linspace(low, high, _BINS)
+    x = (svg.logarithmic if spread else svg.linear)(low, high, LEFT, _END)
+    values = svg.powers(low, high) if spread else svg.ticks(low, high)
+    svg.axis_below(drawing, x, values, 10, "ms (logarithmic)" if spread else "ms")
+    for index, variant in enumerate(variants):
+        counts, _ = np.histogram(variant.samples.wall_ms, bins=bins)
+        floor = 10 + row * (index + 1)
+        drawing.text(LEFT - 6, floor - 30, _short(variant.name), "end")
+        drawing.text(LEFT - 6, floor - 14, f"up to {counts.max()} frames", "end")
+        for count, begin, end in zip(counts.tolist(), bins[:-1], bins[1:], strict=True):
+            height = (row - 18) * count / max(int(counts.max()), 1)
+            drawing.rect(x(begin), floor - height, x(end) - x(begin) - 0.5, height, _colour(index))
+    return drawing
+
+
+def _timeline(title: str, variants: Sequence[VariantReport]) -> Drawing:
+    drawing = Drawing(title, 320)
+    drawing.legend([(_short(v.name), _colour(index)) for index, v in enumerate(variants)])
+    last = max(max(variant.samples.rounds) for variant in variants)
+    high = 1.05 * max(max(variant.samples.wall_ms) for variant in variants)
+    x, y = _plane(drawing, (last, high), "round", "ms")
+    each = max(1, _MOST_POINTS // len(variants))
+    for index, variant in enumerate(variants):
+        walls, rounds = variant.samples.wall_ms, variant.samples.rounds
+        # The slowest are always drawn; of the rest, as many as a browser can take.
+        slowest = np.argsort(walls)[-each // 4 :]
+        spread = np.linspace(0, len(walls) - 1, each).astype(int)
+        for place in np.unique(np.concatenate([slowest, spread])).tolist():
+            drawing.dot(x(rounds[place]), y(walls[place]), _colour(index))
+    return drawing
+
+
+def _growth(title: str, growth: Growth) -> Drawing:
+    drawing = Drawing(title, 300)
+    last = 1.05 * max(count for count, _ in growth.points)
+    end = growth.fixed_ms + growth.per_unit_ms * last
+    high = 1.08 * max(end, growth.fixed_ms, *(ms for _, ms in growth.points))
+    unit = growth.key if growth.key != "frame" else "megapixels"
+    x, y = _plane(drawing, (last, high), unit, "p50 ms")
+    drawing.line((x(0.0), y(growth.fixed_ms)), (x(last), y(end)), "#9498a0")
+    drawing.text(LEFT, TOP - 10, f"p50 ms of {BASIS_WORDS[growth.basis]}")
+    for count, ms in growth.points:
+        drawing.dot(x(count), y(ms), _COLOURS[0], radius=4)
+    return drawing
+
+
+def _plane(
+    drawing: Drawing, most: tuple[float, float], across: str, upwards: str
+) -> tuple[svg.Scale, svg.Scale]:
+    """Draw two axes that begin at 0; returns what places values on them."""
+    x = svg.linear(0.0, most[0], LEFT, _END)
+    y = svg.linear(0.0, most[1], drawing.height - svg.BOTTOM, TOP)
+    svg.axis_below(drawing, x, svg.ticks(0.0, most[0]), TOP, across)
+    svg.axis_beside(drawing, y, svg.ticks(0.0, most[1]), upwards)
+    return x, y
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:20]}…{name[-18:]}"
-
-
-def _svg(figure: Any, title: str) -> str:
-    """The drawing as one element, without what only files need, named for screen readers."""
-    from html import escape
-
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", dpi=96, transparent=True)
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    label = escape(title, quote=True)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return name if len(name) <= 26 else f"{name[:13]}…{name[-12:]}"
