@@ -96,7 +96,7 @@ class Engine:
             self._family.graphs,
             placement=placement,
             precision=self.config.precision,
-            allowed=self._family.auto_precisions,
+            allowed=self.bundle.auto_precisions(self._family.auto_precisions),
             options=options,
         )
         self._versions = itertools.count(1)

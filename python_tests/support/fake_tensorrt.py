@@ -174,7 +174,7 @@ class Network:
 
     def get_layer(self, index):
         kind, dtype = self.graph["layers"][index]
-        tensor = SimpleNamespace(dtype=DataType[dtype])
+        tensor = SimpleNamespace(name=str(index), dtype=DataType[dtype])
         return SimpleNamespace(
             type=LayerType[kind],
             num_inputs=1,

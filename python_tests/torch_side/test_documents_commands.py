@@ -22,6 +22,7 @@ NOT_RUN = {
     r"^train --demo|--limit 300": "takes minutes",
     r"voc|VOC": "needs PASCAL VOC",
     r"\b(MODEL|ENCODER|RUN|FILE|B|D)\b": "has names in capitals for what is the reader's own",
+    r"^quantize|small.zsseg": "needs eight pictures; test_quantize.py has them",
     r"--check-data": "finds classes without pixels in so few scenes",
     r"^segment DIR": "leaves out what the text is not about",
     r"--cosine": "needs a bundle that was trained with its cosines",

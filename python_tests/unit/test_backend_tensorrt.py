@@ -11,7 +11,7 @@ import pytest
 
 from support.errors import refused
 from support.fake_tensorrt import CudaEngine, FakeNative, FakeTensorRT, GpuArray
-from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
+from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_build, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions, BuiltGraph, GoldenVerdict
 from zsseg_rt.backends.graph_check.check import GraphHeader
@@ -39,6 +39,8 @@ def trt(monkeypatch):
     """TensorRT's stand-in, which reads graphs written as JSON: the check of ONNX is left out."""
     fake = FakeTensorRT()
     monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
+    monkeypatch.setattr(_tensorrt_build, "map_file", lambda path: None)
+    monkeypatch.setattr(_tensorrt_build, "quantised_layers", lambda content: 0)
     find_spec = importlib.util.find_spec
     monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)

@@ -19,8 +19,22 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.backends._mapped_files import page_out
-from zsseg_rt.backends._openvino_core import RAISED, problem, process_core, widened_model
-from zsseg_rt.backends._openvino_nodes import PastRuns, describe_layer, node_times
+from zsseg_rt.backends._openvino_core import (
+    RAISED,
+    offers,
+    plugin_settings,
+    problem,
+    process_core,
+    require_vnni,
+    widened_model,
+)
+from zsseg_rt.backends._openvino_core import applied_precision as _applied_precision
+from zsseg_rt.backends._openvino_nodes import (
+    PastRuns,
+    describe_layer,
+    node_times,
+    require_int8,
+)
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -45,12 +59,6 @@ from zsseg_rt.errors import (
 )
 
 _log = logging.getLogger(__name__)
-# Public name -> (the capability that the CPU must have, OpenVINO's name).
-_PRECISIONS = {
-    "float32": ("FP32", "f32"),
-    "bfloat16": ("BF16", "bf16"),
-    "float16": ("FP16", "f16"),
-}
 _CHECKSUMS = "checksums.json"
 _MAX_CHECKSUMS_BYTES = 1 << 20
 # A compiled model is about as large as its graph; leaves room for it and one more.
@@ -70,7 +78,9 @@ class OpenVinoBackend:
     ) -> Choice:
         """See :class:`zsseg_rt.backends.base.Backend`; ``"auto"`` is what the CPU does natively."""
         _require_cpu(device)
-        return pick_choice(_offers(held, process_core()), asked, allowed, where="this CPU")
+        if asked == "int8" and asked in held:
+            require_vnni()
+        return pick_choice(offers(held, process_core()), asked, allowed, where="this CPU")
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
@@ -78,14 +88,17 @@ class OpenVinoBackend:
         """Compile one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
 
         ``precision="auto"`` takes bfloat16 if the CPU computes in it natively, otherwise float32.
+        With ``"int8"`` every layer that the graph holds in INT8 must be compiled for it.
         """
         _require_cpu(device)
         core = process_core()
         header = check_graph(graph_path)
         capabilities = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        settings = _settings(precision, capabilities, options)
+        settings = plugin_settings(precision, capabilities, options)
         compiled = _compile(core, graph_path, settings, options)
         applied = _applied_precision(compiled)
+        if precision == "int8":
+            applied = require_int8(compiled, graph_path)
         if precision not in ("auto", applied):
             raise PrecisionNotApplied(
                 f"precision: expected {precision!r}, but OpenVINO compiled {graph_path.name} for "
@@ -219,71 +232,12 @@ class _OpenVinoSession:
         return self._tensor(array, shared_memory=bool(array.flags.writeable))
 
 
-def _settings(precision: str, capabilities: list[str], options: BackendOptions) -> dict[str, Any]:
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.num_sessions}
-    if options.node_times:
-        settings["PERF_COUNT"] = True
-    if options.num_threads:
-        settings["INFERENCE_NUM_THREADS"] = options.num_threads
-    if precision == "auto":
-        # With BF16 the plugin's own choice stands: it knows whether the CPU only emulates it.
-        if "BF16" not in capabilities:
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
-        return settings
-    needed, hint = _PRECISIONS.get(precision, ("", ""))
-    if needed not in capabilities:
-        offered = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
-        raise PrecisionNotApplied(
-            f"precision: expected one this CPU computes in ({', '.join(offered)}; OpenVINO reports "
-            f"{', '.join(capabilities)}), got {precision!r}. Use precision='auto'."
-        )
-    settings["INFERENCE_PRECISION_HINT"] = hint
-    return settings
-
-
-def _offers(held: Collection[str], core: Any) -> list[Choice]:
-    """What this CPU can do with the graphs that the bundle holds, its own choice first."""
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    computed = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
-    own = _own_precision(core)
-    computed.sort(key=lambda name: name != own)
-    if "float32" in held:
-        return [
-            Choice(variant=name if name in held else "float32", precision=name) for name in computed
-        ]
-    return [
-        Choice(variant=variant, precision=name)
-        for variant in ("float16", "bfloat16")
-        if variant in held
-        for name in ("float32", variant)
-        if name in computed
-    ]
-
-
-def _own_precision(core: Any) -> str:
-    """What the plugin chooses by itself: it knows whether the CPU only emulates bfloat16."""
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return "float32"
-    return _public_name(core.get_property("CPU", "INFERENCE_PRECISION_HINT"))
-
-
 def _require_cpu(device: str) -> None:
     if device != "cpu":
         raise DeviceError(
             f"device: expected 'cpu' for backend 'openvino', got {device!r}. "
             "Use backend='tensorrt' or 'torch' on a GPU."
         )
-
-
-def _applied_precision(compiled: Any) -> str:
-    """The precision the compiled model reports, by its public name."""
-    return _public_name(compiled.get_property("INFERENCE_PRECISION_HINT"))
-
-
-def _public_name(kind: Any) -> str:
-    hints = {hint: name for name, (_, hint) in _PRECISIONS.items()}
-    applied = str(kind.get_type_name())
-    return hints.get(applied, applied)
 
 
 def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: BackendOptions) -> Any:

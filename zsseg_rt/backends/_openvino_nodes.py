@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends.base import OUTSIDE_NODES, LayerInfo, NodeTime
-from zsseg_rt.errors import BackendError
+from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
+from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
+_MULTIPLY = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution")
 # OpenVINO's element types -> NumPy's names.
 _NUMPY_NAMES = {
     "f32": "float32",
@@ -43,6 +46,24 @@ def describe_layer(operation: Any) -> LayerInfo:
     computed = str(told["runtimePrecision"].value) if "runtimePrecision" in told else ""
     name = names.split(",")[0] or operation.get_friendly_name()
     return LayerInfo(name=name, type=kind, precision=_NUMPY_NAMES.get(computed, computed))
+
+
+def require_int8(compiled: Any, graph_path: Path) -> str:
+    """``"int8"`` if every layer that a graph holds in INT8 really runs in it.
+
+    Raises:
+        PrecisionNotApplied: Fewer do; the message counts them.
+    """
+    promised = quantised_layers(map_file(graph_path))
+    layers = map(describe_layer, compiled.get_runtime_model().get_ordered_ops())
+    multiply = [layer for layer in layers if layer.type in _MULTIPLY]
+    found = sum(layer.precision in ("int8", "uint8") for layer in multiply)
+    if found < promised:
+        raise PrecisionNotApplied(
+            f"precision: expected {promised} layers of {graph_path.name} in 'int8', but OpenVINO "
+            f"compiled {found} of them for it on this CPU. Use precision='auto'."
+        )
+    return "int8"
 
 
 def node_times(

@@ -17,12 +17,14 @@ from typing import Any
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
 DEFAULT_AXES = {"classes": (1, 32, 1024)}
 
+_FP8_SINCE = (8, 9)  # compute capability
 # Layers that carry the arithmetic, and so the precision, of a network.
 COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 
@@ -175,7 +177,29 @@ def _describe(network: Any) -> dict[str, Any]:
             for (kind, dtype), count in sorted(layers.items())
         ],
         "precision": _precision(layers, quantized),
+        "narrow_layers": _narrow_layers(network) if quantized else 0,
     }
+
+
+def _narrow_layers(network: Any) -> int:
+    """How many layers multiply two tensors that were stored in 8 bits."""
+    made = {}
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    for layer in layers:
+        for index in range(layer.num_outputs):
+            made[layer.get_output(index).name] = layer
+
+    def is_narrow(layer: Any, index: int) -> bool:
+        maker = made.get(layer.get_input(index).name)
+        while maker is not None and maker.type.name == "SHUFFLE":  # a new shape of the same numbers
+            maker = made.get(maker.get_input(0).name)
+        return maker is not None and maker.type.name == "DEQUANTIZE"
+
+    computing = [layer for layer in layers if layer.type.name in COMPUTE_LAYERS]
+    # a convolution whose weight is a constant in full precision has one input
+    return sum(
+        layer.num_inputs > 1 and is_narrow(layer, 0) and is_narrow(layer, 1) for layer in computing
+    )
 
 
 def _layer_dtype(layer: Any) -> str:
@@ -222,6 +246,8 @@ def _precision(layers: Mapping[tuple[str, str], int], quantized: set[str]) -> st
 
 def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]) -> None:
     """Raise unless every compute layer of the graph has the precision asked for."""
+    if report["precision"] in ("int8", "fp8"):
+        _check_narrow(graph_path, report)
     if precision == "auto":
         return
     held = {row["dtype"] for row in report["layers"] if row["type"] in COMPUTE_LAYERS}
@@ -242,6 +268,23 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
         f"precision: expected a graph in {precision}, got {graph_path.name} with "
         f"{found or 'no layer that has a precision'}. {remedy}, or use precision='auto'."
     )
+
+
+def _check_narrow(graph_path: Path, report: Mapping[str, Any]) -> None:
+    """Refuse FP8 for GPUs without it, and networks with fewer 8-bit layers than the graph has."""
+    kind, capability = report["precision"], str(report["capability"])
+    major, _, minor = capability.partition(".")
+    if kind == "fp8" and minor.isdigit() and (int(major), int(minor)) < _FP8_SINCE:
+        raise PrecisionNotApplied(
+            f"precision: expected a GPU of compute capability 8.9 or newer for 'fp8', got "
+            f"{capability}. Use 'int8' or 'float16'."
+        )
+    promised = quantised_layers(map_file(graph_path))
+    if report["narrow_layers"] < promised:
+        raise PrecisionNotApplied(
+            f"precision: expected {promised} layers of {graph_path.name} in {kind!r}, but TensorRT "
+            f"read {report['narrow_layers']} of them so. Use precision='float16'."
+        )
 
 
 def _configure(

@@ -39,6 +39,11 @@ class RecordingSession:
         """The precision the graph actually runs at."""
         return self._session.precision
 
+    @property
+    def feeds(self) -> tuple[Mapping[str, Array], ...]:
+        """What it was fed so far."""
+        return tuple(self._feeds)
+
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once; see :class:`zsseg_rt.backends.base.Session`."""
         kept = {n: np.array(a) if isinstance(a, np.ndarray) else a for n, a in feeds.items()}

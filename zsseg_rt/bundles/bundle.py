@@ -21,6 +21,7 @@ from zsseg_rt.bundles.specs import (
     GraphEntry,
     HeadSpec,
     PreprocessSpec,
+    QuantizationSpec,
     RegionSpec,
     SegmentSpec,
     TextBankEntry,
@@ -57,6 +58,7 @@ class _Manifest:
     golden: FileEntry | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
+    quantization: dict[str, QuantizationSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,11 @@ class Bundle(_Manifest):
             )
         return self.graphs[name][variant]
 
+    def auto_precisions(self, usual: tuple[str, ...]) -> tuple[str, ...]:
+        """What ``precision="auto"`` may take: ``usual``, and INT8 if its own gate passed."""
+        made = self.quantization.get("int8")
+        return ("int8", *usual) if made is not None and made.passed else usual
+
     def check_sizes(self, tensors: Iterable[TensorSpec]) -> None:
         """Refuse a manifest whose sizes differ from its graph's.
 
@@ -199,6 +206,8 @@ class Bundle(_Manifest):
         ):  # which earlier readers do not know
             if data[key] is None:
                 del data[key]
+        if not self.quantization:
+            del data["quantization"]
         if self.head.independent_queries is None:
             del data["head"]["independent_queries"]
         if self.head.align == "half_pixel":

@@ -1,17 +1,18 @@
-"""``zsseg-rt export``: from models to bundles, from bundles to Triton."""
+"""``zsseg-rt export`` and ``quantize``: from models to bundles, to Triton, to INT8 and FP8."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsseg_rt.cli.export_triton import BundleOrCommand
-from zsseg_rt.cli.groups import BundleOutput, ModelOutput, opt, takes_groups
+from zsseg_rt.cli.groups import BundleOutput, ModelOutput, NamedClasses, opt, takes_groups
 from zsseg_rt.cli.options import (
+    JsonOption,
     OutOption,
     OverwriteOption,
     SizeOption,
@@ -21,9 +22,14 @@ from zsseg_rt.cli.options import (
     check_activation,
     read_size,
 )
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.output import EXIT_GATE, ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import SourceError
+
+if TYPE_CHECKING:
+    from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.export.quantized.bundle import QuantizeReport
 
 STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -154,3 +160,78 @@ def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
     except (OSError, ValueError, RecursionError) as exc:
         raise SourceError(f"--bank: cannot be read: {exc}") from exc
     return [str(name) for name in names if str(name).strip()], rows
+
+
+_MOST_CLASSES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gate:
+    """What is made, and what it must reach."""
+
+    precision: str = opt("int8 or fp8.", "int8")
+    min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
+    seed: int = opt("Chooses pictures and samples.", 0)
+    sensitivity: bool = opt("Measure what each layer alone loses; takes longest.", True)
+
+
+@takes_groups
+def quantize(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    photos: Annotated[
+        Path, typer.Option(help="Folder with pictures like those to label, 8 to 512.")
+    ],
+    out: OutOption,
+    named: NamedClasses,
+    gate: _Gate,
+    overwrite: OverwriteOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Write a bundle in INT8 or FP8; below the gate only the report is written (exit code 3)."""
+    from zsseg_rt.bundles.bundle import Bundle
+
+    check_file_place("--json", json_file)
+    loaded = Bundle.load(bundle)
+    classes = named.read_if_given() or _own_classes(loaded)
+    with needs_extra("quantize", f"to quantise {bundle}"):
+        from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+    settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
+    with ProgressBar() as bar:
+        report = quantize_bundle(
+            loaded, out, photos, classes, settings, lambda what, done, total: bar.show(done, total)
+        )
+    _print(report)
+    if json_file is not None:
+        write_json(json_file, report)
+    if report.path is None:
+        raise typer.Exit(EXIT_GATE)
+
+
+def _own_classes(bundle: Bundle) -> list[str | list[str]]:
+    """The classes that a bundle itself names."""
+    bank = bundle.text_bank.names if bundle.text_bank is not None else ()
+    names = list(bundle.head.seen or bank)[:_MOST_CLASSES]
+    if not names:
+        raise UsageError("--classes: expected names, got none, and the bundle names none itself")
+    return [*names]
+
+
+def _print(report: QuantizeReport) -> None:
+    console, spec = terminal(), report.spec
+    for row in report.layers:
+        lost = "" if row.lost is None else f", alone it loses {row.lost:.2%}"
+        console.print(
+            f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
+            f"{row.error:.1e}{lost}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    console.print(
+        f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "
+        f"{spec.agreement:.2%} of clear cells (gate {spec.min_agreement:.2%}), "
+        f"{spec.agreement_of_all:.2%} of all; with every layer in {report.precision}: "
+        f"{report.everything:.2%}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    end = "the gate does not hold; nothing was written" if report.path is None else None
+    console.print(end or f"wrote {report.path}", highlight=False)

@@ -45,6 +45,14 @@ def info(
         console.print(
             f"trained to see {len(seen)} things: {', '.join(seen)}", highlight=False, soft_wrap=True
         )
+    for precision_made, made in loaded.quantization.items():
+        narrow = [kind for held in made.layers.values() for kind in held.values()]
+        console.print(
+            f"{precision_made}: {narrow.count(precision_made)} of {len(narrow)} groups of layers, "
+            f"agreement with float32 {made.agreement:.2%} (gate {made.min_agreement:.2%}) on "
+            f"{made.measured_photos} of {len(made.photos)} pictures",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if loaded.text.words:
         console.print(f"words: {', '.join(loaded.text.words)}", highlight=False, soft_wrap=True)
     if names:

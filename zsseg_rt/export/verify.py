@@ -69,7 +69,8 @@ def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
 def _graph_stages(bundle: Bundle, golden: Arrays) -> Iterator[StageCheck]:
     for name, variants in bundle.graphs.items():
         for precision, entry in variants.items():
-            if all(spec.name in golden for spec in entry.inputs):
+            # no CPU computes FP8; what it loses is measured when it is written
+            if precision != "fp8" and all(spec.name in golden for spec in entry.inputs):
                 yield from _one_graph(bundle, f"{name} {precision}", precision, entry, golden)
 
 
@@ -78,8 +79,9 @@ def _one_graph(
 ) -> Iterator[StageCheck]:
     from zsseg_rt.backends.registry import get_backend
 
+    computed = "int8" if precision == "int8" else "float32"
     graph = get_backend("openvino").load(
-        bundle.path / entry.file, device="cpu", precision="float32", options=BackendOptions()
+        bundle.path / entry.file, device="cpu", precision=computed, options=BackendOptions()
     )
     session = graph.session()
     try:

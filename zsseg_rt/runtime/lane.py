@@ -221,6 +221,23 @@ class Lane:
                     for name, session in recorded.items()
                 }
 
+    def graph_inputs(
+        self, frame: npt.NDArray[np.uint8]
+    ) -> dict[str, tuple[Mapping[str, Array], ...]]:
+        """What a frame feeds to every graph, by graph: one mapping of arrays for each run.
+
+        Raises:
+            VocabularyError: No classes have been named yet.
+            EngineStateError: The lane or its engine is closed, or busy in another thread.
+        """
+        with self._exclusive():
+            classes = self._classes_in_force()
+            recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
+            check_frame(frame)
+            with self._path.using(recorded):
+                self._path.label(frame, classes, self._rule)
+            return {name: session.feeds for name, session in recorded.items()}
+
     def close(self) -> None:
         """Free sessions and buffers, after the frame under way. Calling it twice is harmless."""
         with self._lock:

@@ -48,6 +48,10 @@ TOLERANCES = {
     "float32": Tolerance(graph=1e-4, stage=1e-3, labels=1e-3),
     "bfloat16": Tolerance(stage=8e-2, labels=5e-3),
     "float16": Tolerance(graph=2e-2, stage=3e-2, labels=5e-3),
+    # a golden frame may be noise, on which single numbers go far astray; what pictures lose is
+    # measured when a bundle is quantised, and here only garbage is found
+    "int8": Tolerance(graph=1.0, stage=1.0, labels=2e-2),
+    "fp8": Tolerance(graph=1.0, stage=1.0, labels=2e-2),
 }
 
 Arrays = dict[str, npt.NDArray[Any]]

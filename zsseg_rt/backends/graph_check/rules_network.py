@@ -222,7 +222,7 @@ def _quantise(call: Call) -> Value:
     data, scale, zero = call.value(0), call.value(1), call.given(2)
     backwards = call.op_type == "DequantizeLinear"
     stored = data.dtype if backwards else zero.dtype if zero else call.number("output_dtype", 2)
-    if stored not in (2, 3, 21, 22) + ((6,) if backwards else ()) or scale.dtype not in (1, 10):
+    if stored not in (2, 3, 17, 21, 22) + ((6,) if backwards else ()) or scale.dtype not in (1, 10):
         raise ValueError(f"expected 8 or 4 bits and a float scale, got {stored}, {scale.dtype}")
     if zero is not None and (zero.shape != scale.shape or zero.dtype != stored):
         raise ValueError("zero_point: expected the scale's shape and the stored type, got others")

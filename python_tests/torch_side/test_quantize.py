@@ -1,0 +1,261 @@
+"""Bundles in INT8 and FP8: written where they agree with float32 on pictures, else refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from support.errors import refused
+from zsseg_rt import (
+    ArgumentError,
+    Bundle,
+    BundleError,
+    Engine,
+    EngineConfig,
+    PrecisionNotApplied,
+    SourceError,
+)
+from zsseg_rt.backends import _openvino_core
+from zsseg_rt.backends._openvino import BACKEND
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
+from zsseg_rt.cli import main
+from zsseg_rt.demo import demo_classes
+from zsseg_rt.evaluation.datasets.registry import create_dataset
+from zsseg_rt.export.quantized import bundle as quantizing
+from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+from zsseg_rt.export.quantized.number_formats import FORMATS
+
+FAST = QuantizeSettings(sensitivity=False)
+
+needs_vnni = pytest.mark.skipif(
+    not _openvino_core.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, world = tmp_path_factory.mktemp("photos"), create_dataset("scenes", None, "val")
+    for index in range(8):
+        cv2.imwrite(str(folder / f"{index}.png"), world[index].image[..., ::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "small.zsseg"
+    report = quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), FAST)
+    return Bundle.load(out), report
+
+
+@needs_vnni
+def test_a_bundle_holds_what_was_measured(made, photos):
+    bundle, report = made
+    told = bundle.quantization["int8"]
+    assert told == report.spec
+    assert told.passed
+    assert told.agreement >= 0.98
+    assert report.everything <= 1.0
+    assert len(told.photos) == len(set(told.photos)) == 8
+    assert told.measured_photos == 2
+    kinds = {kind for layers in told.layers.values() for kind in layers.values()}
+    assert kinds == {"int8"}
+    assert set(told.layers) == {"image_encoder", "decoder"}
+    assert [row.graph for row in report.layers].count("image_encoder") == 25
+    bundle.verify()
+
+
+@needs_vnni
+def test_every_promised_layer_runs_in_int8(made):
+    bundle, _ = made
+    config = EngineConfig(device="cpu", precision="int8", use_cache=False)
+    for name, promised in (("image_encoder", 37), ("decoder", 10)):
+        path = bundle.open_path(bundle.graph(name, "int8"))
+        assert quantised_layers(map_file(path)) == promised
+        graph = BACKEND.load(path, device="cpu", precision="int8", options=BackendOptions())
+        narrow = [layer for layer in graph.layers() if layer.precision in ("int8", "uint8")]
+        assert sum(layer.type == "FullyConnected" for layer in narrow) == promised
+        graph.close()
+    with Engine(bundle, config) as engine:
+        assert engine.precision == "int8"
+        assert engine.self_check().passed
+
+
+@needs_vnni
+def test_fewer_layers_than_promised_are_refused(made, monkeypatch):
+    bundle, _ = made
+    path = bundle.open_path(bundle.graph("decoder", "int8"))
+    monkeypatch.setattr("zsseg_rt.backends._openvino_nodes._MULTIPLY", ("Convolution",))
+    with refused(PrecisionNotApplied, "precision", "10", "0"):
+        BACKEND.load(path, device="cpu", precision="int8", options=BackendOptions())
+
+
+@needs_vnni
+def test_auto_takes_int8_only_behind_a_gate(made):
+    bundle, _ = made
+    config = EngineConfig(device="cpu", backend="openvino", use_cache=False)
+    with Engine(bundle, config) as engine:
+        assert engine.precision == "int8"
+    told = bundle.quantization["int8"]
+    for held in (
+        {},
+        {"int8": replace(told, agreement=0.5)},
+        {"int8": replace(told, agreement=float("nan"))},
+    ):
+        with Engine(replace(bundle, quantization=held), config) as engine:
+            assert engine.precision != "int8"
+
+
+def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags\t\t: fpu avx2 fma\n")
+    monkeypatch.setattr(_openvino_core, "_CPU_INFO", info)
+    _openvino_core.has_vnni.cache_clear()
+    try:
+        allowed = ("int8", "float32")
+        with refused(PrecisionNotApplied, "precision", "VNNI"):
+            BACKEND.choose(("float32", "int8"), "int8", device="cpu", allowed=allowed)
+        usual = BACKEND.choose(("float32", "int8"), "auto", device="cpu", allowed=allowed)
+        assert usual.precision == "float32"
+    finally:
+        _openvino_core.has_vnni.cache_clear()
+
+
+@needs_vnni
+def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        quantizing, "measure", lambda *given: quantizing.Agreement(clear=0.5, everywhere=0.4)
+    )
+    report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
+    given = ["quantize", "demo", "--photos", str(photos), "--out", str(out), "--json", str(report)]
+    assert main(given) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [report.name]
+    told = json.loads(report.read_text())
+    assert told["path"] is None
+    assert told["spec"]["agreement"] == 0.5
+    assert "float16" in told["spec"]["layers"]["decoder"].values()
+
+
+@needs_vnni
+def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
+    def measure(bundle, precision, reference):
+        """Agrees unless the decoder's first layer is quantised."""
+        narrow = quantised_layers(map_file(bundle.path / bundle.graphs["decoder"]["int8"].file))
+        return quantizing.Agreement(clear=0.9 if narrow in (1, 10) else 1.0, everywhere=0.9)
+
+    monkeypatch.setattr(quantizing, "measure", measure)
+    out = tmp_path / "new.zsseg"
+    report = quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), FAST)
+    kept = {row.name for row in report.layers if row.precision == "float16"}
+    assert report.everything == 0.9
+    assert report.spec.passed
+    assert len(kept) == 1
+    assert quantised_layers(map_file(out / "decoder.int8.onnx")) == 9
+    with Engine(out, EngineConfig(device="cpu", precision="int8", use_cache=False)) as engine:
+        assert engine.self_check().passed
+
+
+def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
+    out = tmp_path / "new.zsseg"
+    given = ["quantize", "demo", "--photos", str(photos), "--out", str(out), "--no-sensitivity"]
+    assert main([*given, "--precision", "fp8", "--min-agreement", "0.5"]) == 0
+    assert "blocks.0.q_proj" in capsys.readouterr().out
+    assert main(["info", str(out)]) == 0
+    assert "fp8" in capsys.readouterr().out
+    with refused(PrecisionNotApplied, "precision"):
+        Engine(out, EngineConfig(device="cpu", precision="fp8"))
+
+
+def test_unfit_pictures_are_refused(photos, tmp_path):
+    demo, names, out = Bundle.demo(), demo_classes("scenes"), tmp_path / "new.zsseg"
+    few, plain, broken = (tmp_path / name for name in ("few", "plain", "broken"))
+    few.mkdir()
+    with refused(SourceError, None):
+        quantize_bundle(demo, out, few, names, FAST)
+    shutil.copy(photos / "0.png", few)
+    with refused(ArgumentError, "photos", "8", "1"):
+        quantize_bundle(demo, out, few, names, FAST)
+    plain.mkdir()
+    for index in range(8):
+        cv2.imwrite(str(plain / f"{index}.png"), np.full((9, 9, 3), index, np.uint8))
+    with refused(ArgumentError, "photos"):
+        quantize_bundle(demo, out, plain, names, FAST)
+    shutil.copytree(photos, broken)
+    (broken / "3.png").write_bytes(b"no picture")
+    with refused(SourceError, None, "3.png"):
+        quantize_bundle(demo, out, broken, names, FAST)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("setting", [{"precision": "int4"}, {"min_agreement": 0.0}])
+def test_unfit_settings_are_refused(setting):
+    with refused(ArgumentError, next(iter(setting))):
+        QuantizeSettings(**setting)
+
+
+def test_unfit_bundles_are_refused(photos, tmp_path):
+    demo, names, out = Bundle.demo(), demo_classes("scenes"), tmp_path / "new.zsseg"
+    with refused(ArgumentError, "bundle"):
+        quantize_bundle(replace(demo, family="proposals"), out, photos, names, FAST)
+    narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
+    with refused(PrecisionNotApplied, "precision"):
+        quantize_bundle(replace(demo, graphs=narrow), out, photos, names, FAST)
+    out.mkdir()
+    with pytest.raises(BundleError):
+        quantize_bundle(demo, out, photos, names, FAST)
+
+
+@needs_vnni
+def test_a_quantised_graph_is_refused(made, photos, tmp_path):
+    bundle, _ = made
+    graphs = {
+        name: {"float32": held.get("int8", held["float32"])} for name, held in bundle.graphs.items()
+    }
+    with refused(ArgumentError, "bundle"):
+        quantize_bundle(replace(bundle, graphs=graphs), tmp_path / "x.zsseg", photos, ["sky"], FAST)
+
+
+@needs_vnni
+def test_an_interrupted_run_leaves_nothing(photos, tmp_path):
+    def interrupt(what, done, total):
+        if what == "choose ranges":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_bundle(
+            Bundle.demo(), tmp_path / "x.zsseg", photos, demo_classes("scenes"), FAST, interrupt
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_e4m3_rounds_as_onnx_does():
+    kind, values = FORMATS["fp8"], np.random.default_rng(0).normal(0, 60, 500).astype(np.float32)
+    values[:20] /= 4000
+    stored = onnx.numpy_helper.to_array(kind.tensor("x", values, np.float32(1)))
+    np.testing.assert_array_equal(kind.rounded(values, 1.0), stored.astype(np.float32))
+
+
+@needs_vnni
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_plans_hold_every_promised_layer(photos, tmp_path, precision, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+    from zsseg_rt.backends._tensorrt import BACKEND as TENSORRT
+
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+    out, settings = tmp_path / "new.zsseg", replace(FAST, precision=precision)
+    quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), settings)
+    for capability in ("8.6", "8.9", "12.0"):
+        for name, promised in (("image_encoder", 37), ("decoder", 10)):
+            options = BackendOptions(compute_capability=capability)
+            path = out / f"{name}.{precision}.onnx"
+            if precision == "fp8" and capability == "8.6":
+                with refused(PrecisionNotApplied, "precision", "8.6"):
+                    TENSORRT.build_plan(path, precision=precision, options=options)
+                continue
+            report = TENSORRT.build_plan(path, precision=precision, options=options).report
+            assert report["precision"] == precision
+            assert report["narrow_layers"] == promised
