@@ -163,8 +163,11 @@ class PinnedArray:
 
 def cuda_device_count() -> int: ...
 def cuda_device_properties(device: int = 0) -> dict[str, Any]: ...
-def cuda_set_device(device: int) -> int:
-    """Make a GPU the calling thread's current one; return the previous one's index."""
+def cuda_set_device(device: int, *, only_active: bool = False) -> int:
+    """Make a GPU the calling thread's current one; return the previous one's index.
+
+    With ``only_active``, only where this process has a context on it, and none is made there.
+    """
 
 def cuda_runtime_version() -> str | None: ...
 def cpu_isa() -> str: ...

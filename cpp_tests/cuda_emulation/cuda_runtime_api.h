@@ -120,6 +120,15 @@ const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaDriverGetVersion(int* version);
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess,
+  cudaDriverEntryPointSymbolNotFound
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+// Knows cuDevicePrimaryCtxGetState.
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
@@ -192,6 +201,11 @@ Counts counts();
 // How many multiprocessors the device says it has, 1 at first; also exported, as
 // cuda_emulation_set_multiprocessors.
 void set_multiprocessors(int count);
+
+// How many devices there are, 1 at first. All of them share memory and streams: only which one is
+// current differs, and which have a context. Back to 1 by cudaDeviceReset.
+void set_device_count(int count);
+bool has_context(int device);
 
 // Whether a kernel may follow this pointer. Other kinds of parameters pass.
 bool is_device_address(const void* pointer);

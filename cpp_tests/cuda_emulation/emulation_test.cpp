@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "device_test.h"
+#include "zsseg/cuda_runtime.h"
 
 namespace {
 
@@ -242,6 +243,48 @@ TEST_F(CudaEmulationDeathTest, FreedMemoryIsGone) {
   ZSSEG_CUDA_CHECK(cudaFreeAsync(values, stream));
   launch("write_kernel", write_kernel, {1, 1}, stream, values, std::int64_t{0});
   EXPECT_DEATH(cudaStreamSynchronize(stream), "");
+}
+
+int current_device() {
+  int device = -1;
+  ZSSEG_CUDA_CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+TEST_F(CudaEmulation, AGuardRestoresADeviceThatIsInUse) {
+  cuda_emulation::set_device_count(2);
+  ZSSEG_CUDA_CHECK(cudaSetDevice(0));
+  {
+    const zsseg::DeviceGuard guard(1);
+    EXPECT_EQ(current_device(), 1);
+  }
+  EXPECT_EQ(current_device(), 0);
+}
+
+TEST_F(CudaEmulation, AGuardMakesNoContextWhereNoneWas) {
+  cuda_emulation::set_device_count(2);
+  {
+    const zsseg::DeviceGuard guard(1);
+  }
+  EXPECT_FALSE(cuda_emulation::has_context(0));
+  EXPECT_TRUE(cuda_emulation::has_context(1));
+  EXPECT_EQ(current_device(), 1);
+  EXPECT_EQ(zsseg::cuda::set_current_device(0, true), 1);  // likewise
+  EXPECT_EQ(current_device(), 1);
+  EXPECT_EQ(zsseg::cuda::set_current_device(0), 1);
+  EXPECT_TRUE(cuda_emulation::has_context(0));
+  EXPECT_EQ(current_device(), 0);
+}
+
+TEST_F(CudaEmulation, AFaultThatStaysAsksForARestart) {
+  float* values = device_array<float>(1);
+  ZSSEG_CUDA_CHECK(cudaFree(values));
+  try {
+    ZSSEG_CUDA_CHECK(cudaFree(values));
+    FAIL();
+  } catch (const zsseg::CudaError& error) {
+    EXPECT_NE(std::string(error.what()).find("Restart the process"), std::string::npos);
+  }
 }
 
 TEST_F(CudaEmulation, FreeingTwiceIsAFault) {

@@ -16,6 +16,19 @@ namespace cuda_emulation {
 namespace {
 
 std::atomic<int> multiprocessors{1};
+std::atomic<int> device_count{1};
+std::atomic<unsigned> contexts{0};  // a bit for each device
+thread_local int current_device = 0;
+
+bool is_device(int device) {
+  return device >= 0 && device < device_count.load();
+}
+
+int context_state(int device, unsigned* flags, int* active) {
+  *flags = 0;
+  *active = static_cast<int>(contexts.load() >> device & 1);
+  return 0;
+}
 
 bool is_valid(const dim3& grid, const dim3& block) {
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
@@ -116,6 +129,14 @@ void set_multiprocessors(int count) {
   multiprocessors = count;
 }
 
+void set_device_count(int count) {
+  device_count = count;
+}
+
+bool has_context(int device) {
+  return (contexts.load() >> device & 1) != 0;
+}
+
 cudaError_t enqueue_launch(const cudaLaunchConfig_t& config, const void* kernel,
                            std::function<void()> thread) {
   const Lock lock(runtime().mutex);
@@ -166,7 +187,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = device_count.load();
   return cudaSuccess;
 }
 
@@ -176,24 +197,38 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device < device_count.load() ? current_device : 0;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : report(cudaErrorInvalidDevice);
+  if (!is_device(device)) {
+    return report(cudaErrorInvalidDevice);
+  }
+  current_device = device;
+  contexts |= 1u << device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0;
+  *function = known ? reinterpret_cast<void*>(&context_state) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {"emulated on the CPU", 7, 5, std::size_t{1} << 30, 1};
-  return cudaSetDevice(device);
+  return is_device(device) ? cudaSuccess : report(cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   *value = attribute == cudaDevAttrIntegrated            ? 0
            : attribute == cudaDevAttrMultiProcessorCount ? multiprocessors.load()
                                                          : 1;
-  return cudaSetDevice(device);
+  return is_device(device) ? cudaSuccess : report(cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaDeviceReset() {
@@ -207,6 +242,9 @@ cudaError_t cudaDeviceReset() {
   own.default_stream = std::make_shared<Stream>();
   own.sticky = own.last = cudaSuccess;
   own.fault.clear();
+  device_count = 1;
+  contexts = 0;
+  current_device = 0;
   release_all();
   return cudaSuccess;
 }

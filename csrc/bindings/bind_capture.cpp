@@ -98,7 +98,7 @@ void register_capture(py::module_& module) {
       .def("begin", &Capture::begin, py::arg("stream"))
       .def("end", &Capture::end)
       .def("cancel", &Capture::cancel)
-      .def("launch", &Capture::launch, py::arg("stream"))
+      .def("launch", &Capture::launch, py::arg("stream"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("is_recording", &Capture::is_recording)
       .def_property_readonly("nodes", &Capture::nodes);
 }

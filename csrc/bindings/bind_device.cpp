@@ -91,7 +91,8 @@ void register_device(py::module_& module) {
   });
   module.def("cuda_device_count", &cuda::device_count);
   module.def("cuda_device_properties", &device_properties, py::arg("device") = 0);
-  module.def("cuda_set_device", &cuda::set_current_device, py::arg("device"));
+  module.def("cuda_set_device", &cuda::set_current_device, py::arg("device"), py::kw_only(),
+             py::arg("only_active") = false);
   module.def("cpu_isa", [] { return std::string(name_of(cpu_isa())); });
   module.def("available_cpu_isas", &available_isa_names);
   module.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));

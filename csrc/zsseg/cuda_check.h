@@ -33,6 +33,16 @@ inline const char* capture_advice(cudaError_t status) {
   }
 }
 
+// Whether an error ends all use of CUDA in this process: every later call repeats it. By number, as
+// older headers do not name all of them.
+inline bool stays(cudaError_t status) {
+  const int number = static_cast<int>(status);
+  return number == 214 ||                   // uncorrectable memory error
+         number == 220 || number == 226 ||  // of NVLink
+         number == 700 || number == 702 ||  // illegal address, timeout
+         (number >= 709 && number <= 710) || (number >= 714 && number <= 719);
+}
+
 inline void cuda_check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) {
     return;
@@ -42,7 +52,9 @@ inline void cuda_check(cudaError_t status, const char* call, const char* file, i
   const std::string text = std::string(call) + ": expected success, got " +
                            cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ") at " +
                            file + ":" + std::to_string(line) + ". " +
-                           (advice != nullptr ? advice : "Run 'zsseg-rt doctor'.");
+                           (advice != nullptr ? advice
+                            : stays(status)   ? "The GPU's context is lost. Restart the process."
+                                              : "Run 'zsseg-rt doctor'.");
   if (advice != nullptr) {
     throw CaptureError(text);
   }

@@ -9,7 +9,13 @@
 
 namespace zsseg {
 
-// Makes `device` current and restores the caller's on the way out.
+// Whether something on this GPU has made a context in this process; asking makes none. True where
+// the driver does not tell.
+bool has_active_context(int device);
+
+// Makes `device` current and restores the caller's on the way out. A caller's GPU that nothing was
+// done with stays untouched: making it current would make a context there, some 0.5 GB. Then
+// `device` stays current.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -20,7 +26,7 @@ class DeviceGuard {
     }
   }
   ~DeviceGuard() {
-    if (changed_) {
+    if (changed_ && has_active_context(previous_)) {
       static_cast<void>(cudaSetDevice(previous_));
     }
   }

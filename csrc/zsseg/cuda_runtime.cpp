@@ -11,6 +11,40 @@
 #include "zsseg/cuda_raii.h"
 #include "zsseg/error.h"
 
+namespace zsseg {
+namespace {
+
+// cuDevicePrimaryCtxGetState, of the driver; null where it does not have it.
+using ContextState = int (*)(int device, unsigned* flags, int* active);
+
+ContextState find_context_state() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found,
+                                                              7000, cudaEnableDefault, &result);
+#else
+  const cudaError_t status =
+      cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
+#endif
+  if (status != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return nullptr;
+  }
+  return result == cudaDriverEntryPointSuccess ? reinterpret_cast<ContextState>(found) : nullptr;
+}
+
+}  // namespace
+
+bool has_active_context(int device) {
+  static const ContextState state = find_context_state();
+  unsigned flags = 0;
+  int active = 0;
+  return state == nullptr || state(device, &flags, &active) != 0 || active != 0;
+}
+
+}  // namespace zsseg
+
 namespace zsseg::cuda {
 namespace {
 
@@ -109,11 +143,13 @@ DeviceProperties device_properties(int device) {
           has(cudaDevAttrIntegrated, device)};
 }
 
-int set_current_device(int device) {
+int set_current_device(int device, bool only_active) {
   expect_device("device", device);
   int previous = 0;
   ZSSEG_CUDA_CHECK(cudaGetDevice(&previous));
-  ZSSEG_CUDA_CHECK(cudaSetDevice(device));
+  if (!only_active || has_active_context(device)) {
+    ZSSEG_CUDA_CHECK(cudaSetDevice(device));
+  }
   return previous;
 }
 

@@ -26,8 +26,9 @@ struct DeviceProperties {
 };
 DeviceProperties device_properties(int device);
 
-// Makes `device` the calling thread's current one; returns the previous one.
-int set_current_device(int device);
+// Makes `device` the calling thread's current one; returns the previous one. `only_active`: does so
+// only where this process has a context on it.
+int set_current_device(int device, bool only_active = false);
 
 // Throws DeviceError unless this computer has CUDA device `device`.
 void expect_device(const char* name, int device);

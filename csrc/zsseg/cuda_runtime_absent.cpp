@@ -26,7 +26,7 @@ int device_count() {
 DeviceProperties device_properties(int) {
   fail("device");
 }
-int set_current_device(int) {
+int set_current_device(int, bool) {
   fail("device");
 }
 void expect_device(const char* name, int) {

@@ -11,7 +11,7 @@
 namespace zsseg {
 namespace {
 
-constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
+constexpr std::size_t kKeptBytes = std::size_t{256} << 20;
 constexpr std::size_t kStep = 4096;  // sizes are rounded up to pages, so that more blocks fit
 
 struct Addresses {

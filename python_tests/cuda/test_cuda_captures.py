@@ -261,7 +261,7 @@ def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     small.fill(0)
     expected = small.eager()
     array = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, stream.handle)
-    pinned = _C.PinnedArray((100 << 20,), np.uint8)  # more than is kept
+    pinned = _C.PinnedArray((300 << 20,), np.uint8)  # more than is kept
     old = small.recorded()
     capture = _C.Capture(0)
     capture.begin(stream.handle)

@@ -336,7 +336,7 @@ class FakeNative:
     def cuda_runtime_version(self):
         return "13.0"
 
-    def cuda_set_device(self, device):
+    def cuda_set_device(self, device, *, only_active=False):
         previous, self.device = self.device, device
         return previous
 

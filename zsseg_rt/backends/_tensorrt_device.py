@@ -89,12 +89,15 @@ def open_gpu(device: str) -> Gpu:
 
 @contextmanager
 def on_device(index: int) -> Iterator[None]:
-    """Make a GPU the calling thread's current one, which TensorRT uses."""
+    """Make a GPU the calling thread's current one, which TensorRT uses.
+
+    It stays so where the caller's was never used: to restore that one would make a context there.
+    """
     previous = native().cuda_set_device(index)
     try:
         yield
     finally:
-        native().cuda_set_device(previous)
+        native().cuda_set_device(previous, only_active=True)
 
 
 def order_after(feed_stream: int | None, stream: int, index: int) -> None:
