@@ -15,6 +15,7 @@ LayerType = Enum("LayerType", ["MATRIX_MULTIPLY", "DEQUANTIZE", "SOFTMAX"])
 TensorIOMode = Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 LayerInformationFormat = Enum("LayerInformationFormat", ["ONELINE", "JSON"])
 ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
+MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
 STRONGLY_TYPED_BIT = 5  # as no real version has it: a literal would show
 
 
@@ -58,7 +59,7 @@ class FakeTensorRT:
     DataType, LayerType = DataType, LayerType
     TensorIOMode, LayerInformationFormat = TensorIOMode, LayerInformationFormat
     ProfilingVerbosity, BuilderFlag = ProfilingVerbosity, BuilderFlag
-    NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
+    NetworkDefinitionCreationFlag, MemoryPoolType = NetworkDefinitionCreationFlag, MemoryPoolType
     ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
 
     def __init__(self, version="10.3.0"):
@@ -135,6 +136,9 @@ class Config:
     def set_compute_capability(self, member, place):
         assert place < self.num_compute_capabilities
         return True
+
+    def set_memory_pool_limit(self, pool, size):
+        self.trt.journal.append(f"limit {pool.name} {size}")
 
     def clear_flag(self, flag):
         self.flags.discard(flag)

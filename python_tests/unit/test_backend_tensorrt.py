@@ -207,6 +207,11 @@ def test_unknown_precision_is_refused(trt, native, graph_path):
         load(graph_path, precision="fp16")
 
 
+def test_layers_work_in_a_quarter_of_the_memory(trt, native, graph_path):
+    load(graph_path)
+    assert f"limit WORKSPACE {native.size['total_memory'] // 4}" in trt.journal
+
+
 def test_float32_is_not_computed_in_tf32(trt, native, graph_path):
     """TensorRT's flag is set until it is cleared."""
     load(graph_path)

@@ -24,6 +24,8 @@ from zsseg_rt.errors import BackendError, PrecisionNotApplied
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 _PREFERRED = ("float16", "bfloat16", "float32", "int8", "fp8")
 
+_WORKSPACE_PART = 4  # of the GPU's memory
+
 _log = logging.getLogger(__name__)
 
 
@@ -105,6 +107,8 @@ class _PlanJob:
             )
         self._api, self._graph_path = api, graph_path
         self._precision, self._options = precision, options
+        # TensorRT's own limit is all memory, which a board's CPU needs as well.
+        self._most_workspace = None if gpu is None else gpu.total_memory // _WORKSPACE_PART
         self._plans = PlanCache(options.cache_dir)
         self._key = PlanKey(
             graph_name=graph_path.stem,
@@ -142,6 +146,7 @@ class _PlanJob:
             precision=self._precision,
             options=self._options,
             capability=self._options.compute_capability,
+            most_workspace=self._most_workspace,
         )
 
 

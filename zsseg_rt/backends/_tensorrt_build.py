@@ -43,8 +43,9 @@ def build(
     precision: str,
     options: BackendOptions,
     capability: str | None,
+    most_workspace: int | None = None,
 ) -> Plan:
-    """Build one plan."""
+    """Build one plan, whose layers take at most so many bytes to work in; None: no limit."""
     trt, logger = api.module, start_logging(api)
     builder = _make_builder(api, logger)
     network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
@@ -55,6 +56,8 @@ def build(
     axes = profile_axes(report["inputs"], options.dynamic_axes)
     config = require(builder.create_builder_config(), "create_builder_config", logger)
     _configure(api, config, capability, report)
+    if most_workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, most_workspace)
     _add_profile(builder, config, report["inputs"], axes, logger)
     progress = BuildProgress(options.progress)
     config.progress_monitor = monitor = make_monitor(trt, progress)
