@@ -275,6 +275,8 @@ def blend_cosines(
     shares: Array,
     activation: str,
     out: Array | None,
+    finite: Array | None,
+    workspace: Array | None,
     stream: int,
 ) -> Array: ...
 def mask_boxes(

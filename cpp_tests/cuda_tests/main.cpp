@@ -305,8 +305,7 @@ void run_similarity_case(Comparison& comparison, Randomness& random, const Produ
     patches.as<float>()[5] = NAN;
   }
   const bool is_shared = sizes.multiprocessors > 1;
-  const std::int64_t work_bytes =
-      is_shared ? DepthWorkspace::kBytes : PatchTextSimilarityCheck::kWorkspaceBytes;
+  const std::int64_t work_bytes = is_shared ? DepthWorkspace::kBytes : FiniteCheck::kWorkspaceBytes;
   begin_product(comparison, sizes);
   comparison.compare(
       std::string("patch_text_similarity ") + name_of(patch) + " " + name_of(text) +

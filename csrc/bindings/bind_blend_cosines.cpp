@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 
 #include "bindings/array_arg.h"
@@ -25,6 +26,7 @@ blend::Activation parse_blend_activation(const std::string& name) {
 py::object bound_blend_cosines(const py::object& mask_logits, const py::object& cosines,
                                const py::object& weights, const py::object& shares,
                                const std::string& activation, const py::object& out,
+                               const py::object& finite, const py::object& workspace,
                                StreamHandle stream) {
   const blend::Activation parsed = parse_blend_activation(activation);
   const ArrayArg logits_arg = ArrayArg::input(mask_logits, "mask_logits", stream);
@@ -35,11 +37,21 @@ py::object bound_blend_cosines(const py::object& mask_logits, const py::object& 
                               shares_arg.view(), parsed};
   const OutputArg result(out, "out", blend_cosines_shape(args), DType::float32,
                          logits_arg.view().device, stream);
-  expect_apart({result}, {CallArray(logits_arg).or_in_place(result),
-                          CallArray(cosines_arg).or_in_place(result), weights_arg, shares_arg});
+  std::optional<ArrayArg> held_finite, held_workspace;
+  FiniteCheck check;
+  if (!finite.is_none()) {
+    check.finite = held_finite.emplace(ArrayArg::output(finite, "finite", stream)).view();
+  }
+  if (!workspace.is_none()) {
+    check.workspace =
+        held_workspace.emplace(ArrayArg::output(workspace, "workspace", stream)).view();
+  }
+  expect_apart({result, held_finite, held_workspace},
+               {CallArray(logits_arg).or_in_place(result),
+                CallArray(cosines_arg).or_in_place(result), weights_arg, shares_arg});
   {
     const py::gil_scoped_release unlocked;
-    blend_cosines(args, result.view(), stream);
+    blend_cosines(args, result.view(), stream, check);
   }
   return result.result();
 }
@@ -49,7 +61,7 @@ py::object bound_blend_cosines(const py::object& mask_logits, const py::object& 
 void register_blend_cosines(py::module_& module) {
   module.def("blend_cosines", &bound_blend_cosines, py::arg("mask_logits"), py::arg("cosines"),
              py::arg("weights"), py::arg("shares"), py::arg("activation"), py::arg("out"),
-             py::arg("stream"));
+             py::arg("finite"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

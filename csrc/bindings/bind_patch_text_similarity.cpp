@@ -28,7 +28,7 @@ py::object bound_patch_text_similarity(const py::object& patch_embeds,
   const Shape shape = patch_text_similarity_shape(patches.view(), text.view(), params);
   const OutputArg result(out, "out", shape, DType::float32, patches.view().device, stream);
   std::optional<ArrayArg> held_finite, held_workspace;
-  PatchTextSimilarityCheck check;
+  FiniteCheck check;
   if (const ArrayArg* given = given_output(held_finite, finite, "finite", stream)) {
     check.finite = given->view();
   }

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.needs_cuda
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 # What a frame of family descriptor takes after the first, the graphs apart.
 BUDGET = {
-    "launches": 4,  # and one more with cosines
+    "launches": 4,
     "allocations": 0,
     "frees": 0,
     "pinned_allocations": 0,
@@ -118,6 +118,12 @@ def frame_counts(counts, monkeypatch):
 def test_a_descriptor_frame_keeps_to_its_budget(frame_counts, with_times):
     found = frame_counts("descriptor", with_times=with_times)
     assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
+
+
+def test_cosines_beside_the_masks_take_two_more_launches(frame_counts):
+    found = frame_counts("descriptor", cosine_weight=(0.3, 0.3), cosine_scale=20.0)
+    budget = BUDGET | {"launches": BUDGET["launches"] + 2}
+    assert {name: found[name] for name in budget if found[name] > budget[name]} == {}
 
 
 @pytest.mark.parametrize("with_times", [False, True])

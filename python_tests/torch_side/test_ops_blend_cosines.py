@@ -133,6 +133,21 @@ def test_out_may_be_an_input(device):
         expect_equal(device.fetch(out), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 3, 4, 5), (2, 33, 9, 7), (0, 2, 3, 4)])
+@pytest.mark.parametrize("broken", [None, "mask_logits", "cosines"])
+def test_tells_whether_the_result_is_finite(device, size, broken):
+    arguments = random_arguments(size)
+    if broken and arguments[0].size:
+        arguments[broken == "cosines"].flat[-1] = np.nan
+    placed = [device.place(argument) for argument in arguments]
+    finite, workspace = device.poisoned((1,), np.uint8), device.place(np.zeros(8, np.uint8))
+    for _ in range(2):  # zeros are left behind
+        told = {"finite": finite, "workspace": workspace, "stream": device.stream}
+        ops.blend_cosines(*placed, out=device.poisoned(size, np.float32), **told)
+        assert device.fetch(finite)[0] == (broken is None or not arguments[0].size)
+    assert not device.fetch(workspace).any()
+
+
 LOGITS, COSINES, WEIGHTS, SHARES = random_arguments((1, 3, 4, 5))
 GOOD = {"mask_logits": LOGITS, "cosines": COSINES, "weights": WEIGHTS, "shares": SHARES}
 BAD = [

@@ -166,6 +166,8 @@ def blend_cosines(
     *,
     activation: str = "sigmoid",
     out: Array | None = None,
+    finite: Array | None = None,
+    workspace: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Blend what a decoder says of each class with the cosine of patch and name.
@@ -187,6 +189,8 @@ def blend_cosines(
         activation: Of the mask logits, ``"sigmoid"`` or ``"softmax"`` over classes.
         out: Array to write, float32 ``[B, C, h, w]``; may be ``mask_logits`` or ``cosines``. A new
             one if None.
+        finite: As :func:`patch_text_similarity`'s.
+        workspace: As :func:`patch_text_similarity`'s; 8 bytes are enough.
         stream: CUDA stream to enqueue on.
 
     Returns:
@@ -195,7 +199,7 @@ def blend_cosines(
     Raises:
         ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array is not float32.
-        ArgumentError: The activation is unknown.
+        ArgumentError: The activation is unknown, or ``workspace`` is missing or too small.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
     Example:
@@ -207,4 +211,4 @@ def blend_cosines(
         array([0.6123724 , 0.35355338], dtype=float32)
     """
     arrays = (mask_logits, cosines, weights, shares)
-    return native(_C.blend_cosines, *arrays, activation, out, stream)
+    return native(_C.blend_cosines, *arrays, activation, out, finite, workspace, stream)

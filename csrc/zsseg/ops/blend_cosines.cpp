@@ -2,7 +2,9 @@
 
 #include "zsseg/check.h"
 #include "zsseg/kernel_dispatch.h"
+#include "zsseg/ops/all_finite.h"
 #include "zsseg/ops/class_logits.h"
+#include "zsseg/ops/depth_parts.h"
 
 namespace zsseg {
 
@@ -23,13 +25,21 @@ Shape blend_cosines_shape(const BlendCosinesArgs& args) {
   return shape;
 }
 
-void blend_cosines(const BlendCosinesArgs& args, const TensorView& out, StreamHandle stream) {
+void blend_cosines(const BlendCosinesArgs& args, const TensorView& out, StreamHandle stream,
+                   const FiniteCheck& check) {
   const Shape shape = blend_cosines_shape(args);
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "mask_logits", args.mask_logits);
+  expect_workspace(check.workspace, "mask_logits", args.mask_logits);
+  expect_finite_check(check, "mask_logits", args.mask_logits);
   if (out.count() > 0) {
-    ZSSEG_RUN_KERNEL(out, blend_cosines, stream, args, out);
+    const BlendCosinesOutputs outputs{out, check};
+    ZSSEG_RUN_KERNEL(out, blend_cosines, stream, args, outputs);
+  }
+  const bool is_told = out.count() > 0 && out.device.is_cuda();  // by the kernel
+  if (check.finite.data != nullptr && !is_told) {
+    all_finite(out, check.finite, stream);
   }
 }
 

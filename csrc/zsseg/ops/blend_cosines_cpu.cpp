@@ -100,7 +100,8 @@ void blend_cells(const Cells& at) {
 }  // namespace
 
 // A vector of cells sums over all classes, then blends them.
-void blend_cosines_cpu(const BlendCosinesArgs& args, const TensorView& out) {
+void blend_cosines_cpu(const BlendCosinesArgs& args, const BlendCosinesOutputs& outputs) {
+  const TensorView& out = outputs.out;
   const std::int64_t num_classes = out.shape[1];
   const std::int64_t cells = out.shape[2] * out.shape[3];
   const std::int64_t vectors = (cells + kLanes - 1) / kLanes;

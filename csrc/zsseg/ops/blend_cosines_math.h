@@ -19,29 +19,6 @@ ZSSEG_HOST_DEVICE bool is_kept(float logit) {
   return !(fabsf(logit) < -upsample::kAbsentLogit);
 }
 
-// Sum of exponentials, relative to the largest so far.
-struct LogSum {
-  float peak;
-  float total;
-};
-
-ZSSEG_HOST_DEVICE LogSum no_terms() {
-  return {-INFINITY, 0.0f};
-}
-
-ZSSEG_HOST_DEVICE void add_term(LogSum& sum, float value, float share) {
-  if (value > sum.peak) {
-    sum.total = sum.total * expf(sum.peak - value) + share;
-    sum.peak = value;
-  } else {
-    sum.total += share * expf(value - sum.peak);
-  }
-}
-
-ZSSEG_HOST_DEVICE float log_of(const LogSum& sum) {
-  return sum.peak + logf(sum.total);
-}
-
 ZSSEG_HOST_DEVICE float log_sigmoid(float logit) {
   return (logit < 0.0f ? logit : 0.0f) - log1pf(expf(-fabsf(logit)));
 }

@@ -11,7 +11,7 @@ namespace zsseg {
 // uint8 at a multiple of 4: kHeadBytes, zeros before the first call and after every call, then
 // what blocks hand over. Fewer bytes allow fewer blocks; the result differs by rounding only.
 struct DepthWorkspace {
-  static constexpr std::int64_t kVoteBytes = 16;  // see PatchTextSimilarityCheck
+  static constexpr std::int64_t kVoteBytes = 16;  // see FiniteCheck
   static constexpr std::int64_t kHeadBytes = 2048;
   static constexpr std::int64_t kMostTiles = (kHeadBytes - kVoteBytes) / 4;
   static constexpr std::int64_t kBlockBytes = 4 * (32 * 16 + 32 + 16);

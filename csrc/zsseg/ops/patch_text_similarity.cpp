@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
 
 #include "zsseg/check.h"
 #include "zsseg/kernel_dispatch.h"
@@ -45,38 +44,15 @@ Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorVi
                              : Shape{batch, num_classes, num_patches};
 }
 
-namespace {
-
-void expect_check(const PatchTextSimilarityCheck& check, const TensorView& patch_embeds) {
-  expect_dtype("finite", check.finite, {DType::uint8});
-  expect_shape("finite", check.finite, {1});
-  expect_same_device("finite", check.finite, "patch_embeds", patch_embeds);
-  if (!patch_embeds.device.is_cuda()) {
-    return;
-  }
-  if (check.workspace.data == nullptr) {
-    fail_argument("workspace", "8 bytes of zeros, which finite needs on CUDA", "None");
-  }
-  constexpr auto kBytes = PatchTextSimilarityCheck::kWorkspaceBytes;
-  if (check.workspace.count() < kBytes) {
-    fail_argument("workspace", "at least 8 bytes",
-                  std::to_string(check.workspace.count()) + " bytes");
-  }
-}
-
-}  // namespace
-
 void patch_text_similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
                            const TensorView& out, const PatchTextSimilarityParams& params,
-                           StreamHandle stream, const PatchTextSimilarityCheck& check) {
+                           StreamHandle stream, const FiniteCheck& check) {
   const Shape shape = patch_text_similarity_shape(patch_embeds, text_embeds, params);
   expect_dtype("out", out, {DType::float32});
   expect_shape("out", out, shape);
   expect_same_device("out", out, "patch_embeds", patch_embeds);
   expect_workspace(check.workspace, "patch_embeds", patch_embeds);
-  if (check.finite.data != nullptr) {
-    expect_check(check, patch_embeds);
-  }
+  expect_finite_check(check, "patch_embeds", patch_embeds);
   if (out.count() > 0) {
     const PatchTextSimilarityOutputs outputs{out, check};
     ZSSEG_RUN_KERNEL(out, patch_text_similarity, stream, patch_embeds, text_embeds, outputs,

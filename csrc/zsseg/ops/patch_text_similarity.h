@@ -3,6 +3,7 @@
 
 #include "zsseg/cpu_dispatch.h"
 #include "zsseg/ops/depth_parts.h"
+#include "zsseg/ops/finite_check.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -13,19 +14,9 @@ struct PatchTextSimilarityParams {
   bool classes_last = false;  // the result is [B,N,C]: a patch's classes lie beside each other
 };
 
-// What a call may tell beyond its result. An absent array is a default-constructed view.
-struct PatchTextSimilarityCheck {
-  TensorView finite;     // uint8 [1]: 1 if the result holds neither NaN nor infinity, else 0
-  TensorView workspace;  // needed with `finite` on CUDA: uint8, at least so many bytes, at a
-                         // multiple of 4, zeros before the first call; every call leaves zeros in
-                         // the first DepthWorkspace::kHeadBytes. With DepthWorkspace::kBytes,
-                         // blocks share the depth where a GPU would else idle
-  static constexpr std::int64_t kWorkspaceBytes = 8;
-};
-
 struct PatchTextSimilarityOutputs {
   TensorView out;
-  PatchTextSimilarityCheck check;
+  FiniteCheck check;
 };
 
 // patch_embeds [B,N,D], text_embeds [C,D] or [B,C,D], each float32, float16 or bfloat16, but not
@@ -37,7 +28,7 @@ Shape patch_text_similarity_shape(const TensorView& patch_embeds, const TensorVi
 
 void patch_text_similarity(const TensorView& patch_embeds, const TensorView& text_embeds,
                            const TensorView& out, const PatchTextSimilarityParams& params,
-                           StreamHandle stream, const PatchTextSimilarityCheck& check = {});
+                           StreamHandle stream, const FiniteCheck& check = {});
 
 // Arguments are checked; out is not empty; D may be 0. On the CPU, the caller looks after `check`.
 ZSSEG_DECLARE_CPU_KERNEL(void patch_text_similarity_cpu(const TensorView& patch_embeds,

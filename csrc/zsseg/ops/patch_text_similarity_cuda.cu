@@ -16,6 +16,7 @@
 #include "zsseg/ops/all_finite.h"
 #include "zsseg/ops/depth_parts_cuda.h"
 #include "zsseg/ops/dot_tile_cuda.h"
+#include "zsseg/ops/finite_vote_cuda.h"
 #include "zsseg/ops/patch_text_similarity.h"
 #include "zsseg/ops/patch_text_similarity_element.h"
 
@@ -102,33 +103,6 @@ __device__ bool write_tile(const Problem& problem, std::int64_t image, const flo
     }
   }
   return finite;
-}
-
-// The last block to come here writes the answer of all and leaves zeros behind.
-__device__ void vote(std::uint8_t* out, int* votes, int voters, bool finite) {
-  __shared__ int found;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    found = 0;
-  }
-  __syncthreads();
-  if (!finite) {
-    atomicMax(&found, 1);
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) {
-    return;
-  }
-  if (found != 0) {
-    atomicAdd(&votes[1], 1);
-    __threadfence();
-  }
-  if (atomicAdd(&votes[0], 1) == voters - 1) {
-    __threadfence();
-    *out = atomicAdd(&votes[1], 0) == 0 ? 1 : 0;
-    votes[0] = 0;
-    votes[1] = 0;
-  }
 }
 
 // Blocks at least on a multiprocessor. Six of small tiles leave each thread 80 registers.

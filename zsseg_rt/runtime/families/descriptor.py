@@ -173,13 +173,14 @@ class DescriptorPipeline:
         clock.mark("decoder")
         patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
         products = workspace.products()
+        told = products is not None and classes.cosine is None  # else the blend tells
         logits = ops.patch_text_similarity(
             patch_keys,
             class_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
-            finite=None if products is None else workspace.flag()[1],
+            finite=workspace.flag()[1] if told else None,
             workspace=products,
             stream=stream,
         )
@@ -190,7 +191,7 @@ class DescriptorPipeline:
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
         activation = None if classes.cosine is None else "sigmoid"
-        checked = products is not None and classes.cosine is None
+        checked = products is not None
         return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
 
     def _blend(
@@ -201,12 +202,14 @@ class DescriptorPipeline:
         cosine: BoundCosine,
     ) -> Array:
         stream, shape = self._workspace.stream, mask_logits.shape
+        products = self._workspace.products()
         cosines = ops.patch_text_similarity(
             encoded.get(_CLIP_EMBEDS, encoded["patch_embeds"]),
             classes.text_embeds,
             logit_scale=cosine.scale,
             normalize=True,
             out=self._workspace.array("cosines", (1, shape[1], math.prod(shape[2:])), np.float32),
+            workspace=products,
             stream=stream,
         )
         return ops.blend_cosines(
@@ -216,6 +219,8 @@ class DescriptorPipeline:
             cosine.shares,
             activation=self._head.activation,
             out=mask_logits,
+            finite=None if products is None else self._workspace.flag()[1],
+            workspace=products,
             stream=stream,
         )
 
