@@ -108,7 +108,8 @@ def nvrtc() -> Nvrtc:
 
 
 def kernels_of(source: str) -> set[str]:
-    return set(re.findall(r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", source))
+    bounds = r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)"
+    return set(re.findall(rf"__global__ void\s+(?:{bounds}\s+)?(\w+)\(", source))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

@@ -241,6 +241,62 @@ __device__ void load_lines(unsigned char* to, const Address& address, std::int64
   }
 }
 
+// Fills kLines lines of slabs, kDepth elements each. A thread copies the same part of every
+// kStep-th line for all slabs, so its addresses are computed once.
+template <typename Tile, int kLines, int kDepth, typename Element>
+struct HoistedLines {
+  static constexpr int kChunk = 16 / sizeof(Element), kChunks = kDepth / kChunk;
+  static constexpr int kPitch = kDepth * sizeof(Element) + kPad;
+  static constexpr int kStep = Tile::kThreads / kChunks, kTimes = (kLines + kStep - 1) / kStep;
+  static_assert(Tile::kThreads % kChunks == 0, "a thread's part is the same in all of its lines");
+
+  const Element* from;  // its part of its first line
+  std::int64_t step;    // elements to its next line
+  int lines;            // that exist from its first on
+
+  // Lines that follow `first` at `stride` elements, `count` of them; beyond are zeros.
+  __device__ HoistedLines(const Element* first, std::int64_t stride, std::int64_t count)
+      : from(first + threadIdx.x / kChunks * stride + threadIdx.x % kChunks * kChunk),
+        step(kStep * stride),
+        lines(static_cast<int>(count < kLines ? count : kLines) -
+              static_cast<int>(threadIdx.x / kChunks)) {}
+
+  // One slab, from `offset` elements on; those from `left` on are zeros. `wide`: all addresses and
+  // `left` are multiples of 16 bytes.
+  __device__ void load(unsigned char* to, std::int64_t offset, std::int64_t left, bool wide) const {
+    const int own = threadIdx.x % kChunks * kChunk;
+    const Element* source = from + offset;
+    unsigned char* chunk = to + threadIdx.x / kChunks * kPitch + own * sizeof(Element);
+    ZSSEG_UNROLL()
+    for (int i = 0; i < kTimes; ++i) {
+      if (kLines % kStep != 0 && static_cast<int>(threadIdx.x / kChunks) + i * kStep >= kLines) {
+        break;
+      }
+      const bool inside = i * kStep < lines;
+      if (wide) {
+        ptx::copy_16_bytes(chunk, source, inside && own < left);
+      } else {
+        copy_slowly(reinterpret_cast<Element*>(chunk), source, inside ? left - own : 0);
+      }
+      source += step;
+      chunk += kStep * kPitch;
+    }
+  }
+
+  __device__ static void copy_slowly(Element* to, const Element* source, std::int64_t left) {
+    ZSSEG_UNROLL(1)
+    for (int i = 0; i < kChunk; ++i) {
+      to[i] = i < left ? source[i] : Element{};
+    }
+  }
+};
+
+// In the place of HoistedLines where a float32 product leaves no registers for addresses.
+struct NoLines {
+  template <typename... Ignored>
+  __device__ explicit NoLines(Ignored...) {}
+};
+
 // Calls load(slab, stage) for `count` slabs, Tile::kStages - 1 slabs ahead of multiply(stage). The
 // stages are free afterwards.
 template <typename Tile, typename Load, typename Multiply>

@@ -112,15 +112,25 @@ __device__ bool write_tile(const Problem& problem, std::int64_t image, const flo
 #define ZSSEG_RESIDENT_PARTS 6
 #endif
 
-template <typename Tile>
-constexpr int kResident = Tile::kSplits ? ZSSEG_RESIDENT_PARTS : Tile::kResident;
+// Three of large tiles leave each thread 80, by matrix units; sm_75 needs some more.
+#if ZSSEG_PTX_SM75
+#define ZSSEG_RESIDENT_LARGE 2
+#else
+#define ZSSEG_RESIDENT_LARGE 3
+#endif
+
+template <typename Tile, bool kUnits>
+constexpr int kResident = Tile::kSplits ? ZSSEG_RESIDENT_PARTS
+                          : kUnits      ? ZSSEG_RESIDENT_LARGE
+                                        : Tile::kResident;
 
 // One block a tile of classes by patches of one image; the norms come from the same slabs as the
 // products. Caller guarantees: contiguous arrays, no empty result.
 template <typename Patch, typename Text, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, kResident<Tile>)
+__global__ void __launch_bounds__(Tile::kThreads, (kResident<Tile, kByMatrixUnits<Text, Patch>>))
     patch_text_similarity_kernel(Problem<Patch, Text> problem) {
   using Product = ProductOf<Tile, Text, Patch, false>;
+  constexpr bool kUnits = kByMatrixUnits<Text, Patch>;
   constexpr int kDepth = Product::kDepth, kRowBytes = Tile::kRows * Product::kRowPitch;
   const std::int64_t first_class = std::int64_t{blockIdx.y} * Tile::kRows;
   const std::int64_t first_patch = std::int64_t{blockIdx.x} * Tile::kColumns;
@@ -131,8 +141,19 @@ __global__ void __launch_bounds__(Tile::kThreads, kResident<Tile>)
   for (std::int64_t image = parts.image(); image < problem.batch; image += parts.image_step()) {
     const Text* text = problem.text + image * problem.text_stride;
     const Patch* patches = problem.patches + image * problem.num_patches * problem.depth;
+    using Rows = HoistedLines<Tile, Tile::kRows, kDepth, Text>;
+    using Columns = HoistedLines<Tile, Tile::kColumns, kDepth, Patch>;
+    const std::conditional_t<kUnits, Rows, NoLines> rows(
+        text + first_class * problem.depth, problem.depth, problem.num_classes - first_class);
+    const std::conditional_t<kUnits, Columns, NoLines> columns(
+        patches + first_patch * problem.depth, problem.depth, problem.num_patches - first_patch);
     const auto load = [&](int slab, unsigned char* stage) {
       const std::int64_t start = (std::int64_t{first_slab} + slab) * kDepth;
+      if constexpr (kUnits) {
+        rows.load(stage, start, problem.depth - start, problem.wide);
+        columns.load(stage + kRowBytes, start, problem.depth - start, problem.wide);
+        return;
+      }
       load_lines<Tile, Tile::kRows, kDepth, Text>(
           stage,
           [&](int line) {

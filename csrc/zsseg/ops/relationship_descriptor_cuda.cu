@@ -76,13 +76,19 @@ __device__ void write_tile(const Problem<Element>& problem, std::int64_t image) 
   }
 }
 
+// Blocks at least on a multiprocessor. Five of small tiles leave each thread 96 registers.
+template <typename Tile, bool kUnits>
+constexpr int kResident = Tile::kResident + (Tile::kSplits && kUnits ? 1 : 0);
+
 // One block a tile of classes by outputs of one image. The slabs of the image's half come first,
 // then those of the text half, into the same sums. Caller guarantees: contiguous arrays, no empty
 // result.
 template <typename Element, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+__global__ void __launch_bounds__(Tile::kThreads,
+                                  (kResident<Tile, kByMatrixUnits<Element, Element>>))
     relationship_descriptor_kernel(Problem<Element> problem) {
   using Product = ProductOf<Tile, Element, Element, true>;
+  constexpr bool kUnits = kByMatrixUnits<Element, Element>;
   constexpr int kDepth = Product::kDepth, kFactors = Tile::kRows * Product::kRowPitch;
   constexpr int kRowBytes = kFactors + Product::kRowPitch;
   const std::int64_t first_class = std::int64_t{blockIdx.y} * Tile::kRows;
@@ -95,11 +101,24 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int first_slab = parts.first_of(of_image + of_text, parts.own());
   const int own_slabs = parts.first_of(of_image + of_text, parts.own() + 1) - first_slab;
   for (std::int64_t image = parts.image(); image < problem.batch; image += parts.image_step()) {
+    using Rows = HoistedLines<Tile, Tile::kRows, kDepth, Element>;
+    using Columns = HoistedLines<Tile, Tile::kColumns, kDepth, Element>;
+    const std::conditional_t<kUnits, Rows, NoLines> rows(problem.text + first_class * depth, depth,
+                                                         problem.num_classes - first_class);
+    const std::conditional_t<kUnits, Columns, NoLines> columns(
+        problem.weight + 2 * first_output * depth, 2 * depth, problem.num_outputs - first_output);
     const auto load = [&](int own_slab, unsigned char* stage) {
       const int slab = first_slab + own_slab;
       const bool is_text = slab >= of_image;
       const std::int64_t start = std::int64_t{is_text ? slab - of_image : slab} * kDepth;
       const std::int64_t left = depth - start;
+      const Element* cls = is_text ? nullptr : problem.cls + image * depth + start;
+      load_factors<Element>(stage + kFactors, cls, left, kDepth, problem.wide);
+      if constexpr (kUnits) {
+        rows.load(stage, start, left, problem.wide);
+        columns.load(stage + kRowBytes, (is_text ? depth : 0) + start, left, problem.wide);
+        return;
+      }
       load_lines<Tile, Tile::kRows, kDepth, Element>(
           stage,
           [&](int line) {
@@ -107,9 +126,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
             return index < problem.num_classes ? problem.text + index * depth + start : nullptr;
           },
           left, problem.wide);
-      load_factors<Element>(stage + kFactors,
-                            is_text ? nullptr : problem.cls + image * depth + start, left, kDepth,
-                            problem.wide);
       load_lines<Tile, Tile::kColumns, kDepth, Element>(
           stage + kRowBytes,
           [&](int line) {
