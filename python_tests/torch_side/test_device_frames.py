@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
 from support.host_backend import ForeignArray, host_backend
@@ -206,6 +207,22 @@ class TestFramesOnTheDevice:
                 assert engine.segment_device(on_device(frame(seed))).picture is None
             for picture, drawn in pictures:  # a result keeps its own
                 np.testing.assert_array_equal(picture.numpy(), drawn)
+
+    def test_overlays_are_recorded_and_the_caller_s_own(self, on_gpu, monkeypatch):
+        launched = count_captures(monkeypatch)
+        with on_gpu() as engine:
+            given = [on_device(frame(seed)) for seed in range(5)]
+            alphas = [0.3, 0.3, 0.3, 0.8, 0.3]
+            found = [
+                engine.segment_device(one, with_overlay=True, alpha=alpha)
+                for one, alpha in zip(given, alphas, strict=True)
+            ]
+            host = [engine.segment(frame(seed)) for seed in range(5)]
+        assert launched["recorded"] >= 1
+        assert launched["launched"] >= 3
+        for seed, (one, alpha, seg) in enumerate(zip(found, alphas, host, strict=True)):
+            expected = seg.overlay(frame(seed), alpha=alpha)
+            np.testing.assert_array_equal(one.picture.numpy(), expected)
 
     def test_the_overlay_of_a_foreign_frame_and_what_is_refused(self, on_gpu):
         with on_gpu() as engine:

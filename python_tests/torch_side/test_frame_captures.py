@@ -110,6 +110,23 @@ def test_a_replayed_frame_equals_a_plain_one(monkeypatch, placed, launched, bund
     assert count == 1 or len(told) > 1
 
 
+@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+@pytest.mark.parametrize("count", [5, 23])
+def test_scores_of_all_classes_come_from_recorded_frames(
+    monkeypatch, placed, launched, bundle, count
+):
+    frames, maps = [frame(seed) for seed in range(4)], []
+    for recorded in ("1", "0"):
+        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", recorded)
+        with open_engine(placed, bundle, with_class_scores="low") as engine:
+            engine.set_classes(**vocabulary(engine, count))
+            maps.append([engine.segment(f).class_scores for f in frames])
+    assert launched["recorded"] == 1
+    assert launched["launched"] >= 3
+    assert maps[0][0].shape[0] == count
+    np.testing.assert_array_equal(*maps)
+
+
 @each_family
 def test_swaps_equal_fresh_engines(monkeypatch, placed, launched, bundle):
     """Other names, synonyms, background, other sizes of the same bucket and of others, and back."""

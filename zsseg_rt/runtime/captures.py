@@ -197,7 +197,9 @@ def kind_of(
 ) -> tuple[Hashable, ...]:
     """All that a frame's work depends on but the contents of buffers."""
     arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
-    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores
+    painting = rule.painting
+    drawn = None if painting is None else (painting.alpha, _layout_of(painting.palette))
+    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores, drawn
 
 
 def _layout_of(array: Array | None) -> Hashable:

@@ -76,9 +76,8 @@ class FramePath:
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
         self._preprocess, self._config, self._align = preprocess, config, align
         self._windows = windows
-        wanted = captures_wanted() and config.with_class_scores is None
         self._captures = FrameCaptures(
-            sessions, workspace, self.clock, wanted=wanted, num_lanes=config.num_lanes
+            sessions, workspace, self.clock, wanted=captures_wanted(), num_lanes=config.num_lanes
         )
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
         self.adopted: BoundClasses | None = None
@@ -104,7 +103,7 @@ class FramePath:
                 return found
             maps = None
             if self._config.with_class_scores is not None:
-                maps = found.masks.grid_scores(rule, workspace)
+                maps = found.masks.grid_scores(rule, workspace, len(vocabulary.phrases))
             labels, scores = self._download(found.pixels)
         if workspace.device != "cpu":
             clock.mark("results")
@@ -147,6 +146,7 @@ class FramePath:
             scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
         else:
             labels, scores = self._download(pixels)
+        picture = None if rule.painting is None else workspace.copy(rule.painting.picture)
         clock.mark("results")
         workspace.synchronize()
         if is_final:
@@ -156,40 +156,39 @@ class FramePath:
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
         if rule.painting is not None and not pixels.painted:
-            self._paint(labels, rule.painting)
+            picture = self._paint(labels, rule.painting)
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,
             vocabulary_version=vocabulary.version,
             scores=scores,
-            picture=None if rule.painting is None else rule.painting.picture,
+            picture=picture,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
         )
 
     def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
-        """Of a frame on the device, into a picture that the caller keeps."""
+        """Of a frame on the device, from and into buffers that captures may hold."""
         workspace, colours = self._workspace, palette(vocabulary.names)
         if self._config.channel_order == "bgr":
             colours = np.ascontiguousarray(colours[:, ::-1])
+        shape = (int(frame.shape[0]), int(frame.shape[1]), 3)
+        given: Any = workspace.array("painted frame", shape, np.uint8)
+        given.copy_from(frame, stream=workspace.stream)
         return Painting(
-            frame=frame,
+            frame=given,
             palette=workspace.upload("palette", colours),
-            picture=workspace.new_array((*frame.shape[:2], 3), np.uint8),
+            picture=workspace.array("picture", shape, np.uint8),
             alpha=alpha,
         )
 
-    def _paint(self, labels: Array, painting: Painting) -> None:
+    def _paint(self, labels: Array, painting: Painting) -> Array:
         """Draw labels that became classes on the host, or were no classes' logits."""
-        ops.overlay(
-            painting.frame,
-            labels,
-            painting.palette,
-            alpha=painting.alpha,
-            out=painting.picture,
-            stream=self._workspace.stream,
-        )
+        drawn, stream = (painting.frame, labels, painting.palette), self._workspace.stream
+        ops.overlay(*drawn, alpha=painting.alpha, out=painting.picture, stream=stream)
+        picture = self._workspace.copy(painting.picture)
         self._workspace.synchronize()
+        return picture
 
     @contextmanager
     def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:
@@ -218,7 +217,6 @@ class FramePath:
         """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
         captures = self._captures
         captured = captures.is_on and trace is None and turn is None
-        captured = captured and rule.painting is None  # of a frame that lies elsewhere each time
         num_phrases = len(classes.vocabulary.phrases)
         rows = self._family.rows_for(num_phrases) if captured else None
         adopted = self._adopt(classes, rows)

@@ -201,12 +201,15 @@ class Masks(Protocol):
             Arrays that are valid until the next frame.
         """
 
-    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
         """Return every phrase's activated score at the masks' own resolution.
 
         Args:
             rule: How scores become labels.
             workspace: Has the buffers and the stream.
+            num_phrases: P; rows beyond only fill up a capture's size.
 
         Returns:
             float32 [P, gh, gw] in host memory, without the bias of seen classes.

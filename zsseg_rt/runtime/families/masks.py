@@ -76,9 +76,11 @@ class ClassLogits:
             painted=painting is not None,
         )
 
-    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.runtime.families.base.Masks`."""
-        logits = np.array(workspace.fetch(self.mask_logits)[0], np.float32)
+        logits = np.array(workspace.fetch(self.mask_logits)[0, :num_phrases], np.float32)
         activation = self.activation or rule.head.activation
         if activation == "sigmoid":
             return _sigmoid(logits)
@@ -128,9 +130,11 @@ class RegionVotes:
         clock.mark("upsample_argmax")
         return PixelLabels(labels=labels, scores=scores)
 
-    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.runtime.families.base.Masks`."""
-        votes = np.asarray(workspace.fetch(self.class_scores))
+        votes = np.asarray(workspace.fetch(self.class_scores))[:num_phrases]
         soft = _sigmoid(np.asarray(workspace.fetch(self.mask_logits)))
         scores: npt.NDArray[np.float32] = np.einsum("pq,qhw->phw", votes, soft, optimize=True)
         return scores
@@ -174,7 +178,9 @@ class SegmentMasks:
 
         return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)
 
-    def grid_scores(self, rule: LabelRule, workspace: Workspace) -> npt.NDArray[np.float32]:
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.runtime.families.base.Masks`: segments have one phrase each."""
         raise ArgumentError(
             "with_class_scores: expected None for a bundle of family segment_tokens, whose "
