@@ -90,6 +90,10 @@ class CpuBench:
         """Return torch's array of the same content."""
         return self.torch.from_numpy(array)
 
+    def zeros(self) -> Any:
+        """The memory in which products and votes meet; None on the CPU, which needs none."""
+        return None
+
     def fetch(self, array: Any) -> np.ndarray:
         """Return a NumPy array."""
         return np.asarray(array)
@@ -120,6 +124,10 @@ class CudaBench(CpuBench):
         """Copy to the GPU, as a tensor."""
         return self.torch.from_numpy(array).cuda()
 
+    def zeros(self) -> Any:
+        """The memory in which products and votes meet, of this case alone."""
+        return self.place(np.zeros(ops.DEPTH_WORKSPACE_BYTES, np.uint8))
+
     def fetch(self, array: Any) -> np.ndarray:
         """Copy from the GPU."""
         return array.numpy(self.stream)
@@ -139,6 +147,11 @@ def expect_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
     limit = tolerance * max(1.0, float(np.abs(expected).max()))
     if not worst <= limit:
         raise MismatchError(f"differs from the reference by {worst:.3g}, more than {limit:.3g}")
+
+
+def variant(dtype: np.dtype, in_frame: bool) -> str:
+    """What distinguishes a case from one of the same sizes."""
+    return (" float16" if dtype == np.float16 else "") + (" in a frame" if in_frame else "")
 
 
 # ---- cases ---------------------------------------------------------------------------------------
@@ -213,25 +226,37 @@ def descriptor_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
         shapes = (1, embed_dim), (classes, embed_dim), (query_dim, 2 * embed_dim), (query_dim,)
         arrays = [np.random.default_rng(0).standard_normal(shape, np.float32) for shape in shapes]
         yield descriptor_case(bench, arrays)
+        yield descriptor_case(bench, arrays, in_frame=True)
+        half = [array.astype(np.float16) for array in arrays[:3]]
+        yield descriptor_case(bench, [*half, arrays[3]], in_frame=True)
 
 
-def descriptor_case(bench: CpuBench, arrays: list[np.ndarray]) -> Case:
-    """Measure against torch, which materialises the concatenation."""
+def descriptor_case(bench: CpuBench, arrays: list[np.ndarray], *, in_frame: bool = False) -> Case:
+    """Measure against torch, which materialises the concatenation.
+
+    ``in_frame``: as a frame calls it, with the text's half given and memory to share sums in.
+    """
     (classes, embed_dim), query_dim = arrays[1].shape, arrays[3].size
+    dtype = arrays[0].dtype
     placed = [bench.place(array) for array in arrays]
-    out = bench.place(np.empty((1, classes, query_dim), np.float32))
+    out = bench.place(np.empty((1, classes, query_dim), dtype))
+    given: dict[str, Any] = {}
+    if in_frame:
+        text = reference.relationship_descriptor_text(*arrays[1:]).astype(np.float32)
+        given = {"text_queries": bench.place(text), "workspace": bench.zeros()}
 
     def ours() -> Any:
-        return ops.relationship_descriptor(*placed, out=out, stream=bench.stream)
+        return ops.relationship_descriptor(*placed, **given, out=out, stream=bench.stream)
 
     def check() -> None:
-        expect_close(bench.fetch(ours()), reference.relationship_descriptor(*arrays), 1e-5)
+        tolerance = 1e-5 if dtype == np.float32 else 2e-3  # float16 has 11 bits
+        expect_close(bench.fetch(ours()), reference.relationship_descriptor(*arrays), tolerance)
 
     num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
-    sizes = f"C={classes} D={embed_dim} E={query_dim}"
+    sizes = f"C={classes} D={embed_dim} E={query_dim}{variant(dtype, in_frame)}"
     case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours},
-                flops=4 * classes * embed_dim * query_dim)  # fmt: skip
-    if torch := bench.torch:
+                flops=(2 if in_frame else 4) * classes * embed_dim * query_dim)  # fmt: skip
+    if (torch := bench.torch) and not in_frame:
         cls, text, weight, bias = (bench.tensor(array) for array in arrays)
 
         def in_torch() -> Any:
@@ -251,25 +276,38 @@ def similarity_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
         patches = generator.standard_normal((1, num_patches, embed_dim), np.float32)
         text = generator.standard_normal((classes, embed_dim), np.float32)
         yield similarity_case(bench, patches, text)
+        yield similarity_case(bench, patches, text, in_frame=True)
+        half = patches.astype(np.float16), text.astype(np.float16)
+        yield similarity_case(bench, *half, in_frame=True)
 
 
-def similarity_case(bench: CpuBench, patches: np.ndarray, text: np.ndarray) -> Case:
-    """Measure against torch's normalisation and matrix product."""
+def similarity_case(
+    bench: CpuBench, patches: np.ndarray, text: np.ndarray, *, in_frame: bool = False
+) -> Case:
+    """Measure against torch's normalisation and matrix product.
+
+    ``in_frame``: as ZegCLIP's frame calls it, without norms, telling whether all is finite.
+    """
     num_patches, (classes, embed_dim) = patches.shape[1], text.shape
     placed = bench.place(patches), bench.place(text)
     out = bench.place(np.empty((1, classes, num_patches), np.float32))
+    rule = {"normalize": not in_frame}
+    given: dict[str, Any] = {}
+    if in_frame:
+        given = {"finite": bench.place(np.zeros(1, np.uint8)), "workspace": bench.zeros()}
 
     def ours() -> Any:
-        return ops.patch_text_similarity(*placed, out=out, stream=bench.stream)
+        return ops.patch_text_similarity(*placed, **rule, **given, out=out, stream=bench.stream)
 
     def check() -> None:
-        expect_close(bench.fetch(ours()), reference.patch_text_similarity(patches, text), 1e-5)
+        expected = reference.patch_text_similarity(patches, text, **rule)
+        expect_close(bench.fetch(ours()), expected, 1e-5)
 
     num_bytes = patches.nbytes + text.nbytes + out.nbytes
-    sizes = f"N={num_patches} C={classes} D={embed_dim}"
+    sizes = f"N={num_patches} C={classes} D={embed_dim}{variant(text.dtype, in_frame)}"
     case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours},
                 flops=2 * num_patches * classes * embed_dim)  # fmt: skip
-    if torch := bench.torch:
+    if (torch := bench.torch) and not in_frame:
         normalize = torch.nn.functional.normalize
         left, right = bench.tensor(patches), bench.tensor(text)
         case.candidates["torch"] = lambda: (
@@ -453,6 +491,87 @@ def crop_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     yield case
 
 
+def box_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """The boxes of ZegFormer's hundred masks."""
+    count, grid, canvas = (3, 8, 32) if quick else (100, 160, 640)
+    masks = smooth_logits(count, grid)[0]
+    placed, out = bench.place(masks), bench.place(np.empty((count, 5), np.int32))
+
+    def ours() -> Any:
+        return ops.mask_boxes(placed, (canvas, canvas), out=out, stream=bench.stream)
+
+    def check() -> None:
+        expect_close(bench.fetch(ours()), reference.mask_boxes(masks, (canvas, canvas)), 0.0)
+
+    sizes = f"{count} of {grid}x{grid} -> {canvas}x{canvas}"
+    yield Case("mask_boxes", sizes, masks.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+
+
+def region_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Labels of a hundred masks that vote for 20 and 171 classes."""
+    count, grid, out_hw = (3, 8, (32, 32)) if quick else (100, 128, (480, 640))
+    for classes in (5,) if quick else (20, 171):
+        masks = smooth_logits(count, grid)[0]
+        votes = np.random.default_rng(1).uniform(0, 1, (classes, count)).astype(np.float32)
+        yield region_case(bench, masks, votes, out_hw)
+
+
+def region_case(
+    bench: CpuBench, masks: np.ndarray, votes: np.ndarray, out_hw: tuple[int, int]
+) -> Case:
+    """With the workspace that a frame gives it; labels may differ where scores are equal."""
+    (classes, count), grid = votes.shape, masks.shape[1:]
+    canvas_hw = (4 * grid[0], 4 * grid[1])
+    placed = bench.place(masks), bench.place(votes)
+    out = bench.place(np.empty(out_hw, np.uint8))
+    work_bytes = (4 * -(-count // 16) * 16 + 16) * -(-classes // 64) * 64
+    workspace = bench.place(np.zeros(work_bytes, np.uint8)) if bench.name == "cuda" else None
+    rule = {"canvas_hw": canvas_hw, "out_hw": out_hw}
+
+    def ours() -> Any:
+        return ops.label_regions(*placed, **rule, out=out, workspace=workspace,
+                                 stream=bench.stream)[0]  # fmt: skip
+
+    def check() -> None:
+        expected, _ = reference.label_regions(masks, votes, **rule)
+        share = float((bench.fetch(ours()) != expected).mean())
+        if share > 1e-3:
+            raise MismatchError(f"differs from the reference in {share:.3%} of the pixels")
+
+    sizes = f"Q={count} C={classes} {grid[0]}x{grid[1]} -> {out_hw[0]}x{out_hw[1]}"
+    num_bytes = masks.nbytes + votes.nbytes + out.nbytes
+    flops = 2 * count * classes * canvas_hw[0] * canvas_hw[1]
+    return Case("label_regions", sizes, num_bytes, check, {"zsseg_rt": ours}, flops=flops)
+
+
+def blend_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Mask logits and cosines of 20 and 171 names, as a frame blends them."""
+    for classes, grid in [(3, 8)] if quick else [(20, 32), (171, 32)]:
+        for activation in ("sigmoid", "softmax"):
+            yield blend_case(bench, smooth_logits(classes, grid), activation)
+
+
+def blend_case(bench: CpuBench, logits: np.ndarray, activation: str) -> Case:
+    """It also tells whether all is finite."""
+    classes, *grid = logits.shape[1:]
+    weights, shares = np.full(classes, 0.3, np.float32), np.ones(classes, np.float32)
+    arrays = (logits, np.ascontiguousarray(logits[:, ::-1]), weights, shares)
+    placed, out = [bench.place(a) for a in arrays], bench.place(np.empty_like(logits))
+    told = {"finite": bench.place(np.zeros(1, np.uint8)), "workspace": bench.zeros()}
+
+    def ours() -> Any:
+        return ops.blend_cosines(*placed, activation=activation, **told, out=out,
+                                 stream=bench.stream)  # fmt: skip
+
+    def check() -> None:
+        expected = reference.blend_cosines(*arrays, activation=activation)
+        expect_close(bench.fetch(ours()), expected, 1e-4)
+
+    sizes = f"C={classes} {grid[0]}x{grid[1]} {activation}"
+    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
+    return Case("blend_cosines", sizes, num_bytes, check, {"zsseg_rt": ours})
+
+
 def finite_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """ZegCLIP's class logits of 171 names and ZegFormer's hundred masks."""
     for shape in [(3, 8, 8)] if quick else [(171, 32, 32), (100, 128, 128)]:
@@ -555,7 +674,10 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "patch_text_similarity": similarity_cases,
     "upsample_argmax": upsample_cases,
     "overlay": overlay_cases,
+    "blend_cosines": blend_cases,
+    "mask_boxes": box_cases,
     "crop_regions": crop_cases,
+    "label_regions": region_cases,
     "all_finite": finite_cases,
     "count_labels": count_cases,
     "warp_blend": warp_cases,
