@@ -167,7 +167,8 @@ def test_a_captured_kernel_stands_beside_its_floor(tool, fake_gpu, tmp_path, cap
     floor = report["floor"]
     assert floor["copy_gigabytes_per_second"] > 0.0
     assert floor["product_teraflops"] > 0.0
-    similar, overlaid = report["results"]
+    similar, *in_frames, overlaid = report["results"]
+    assert [set(result["captured"]["median_ms"]) for result in in_frames] == [{"zsseg_rt"}] * 2
     for result in (similar, overlaid):
         captured = result["captured"]
         assert set(captured["median_ms"]) == {"zsseg_rt", "torch"}
