@@ -1,6 +1,6 @@
 """Measure what Triton Inference Server adds to the engine's time for a frame.
 
-    bash tools/triton_check.sh python benchmarks/triton_latency.py
+    bash tools/machines/triton_check.sh python benchmarks/triton_latency.py
         [--size 640x480] [--frames 300] [--threads 0] [--json FILE]
 
 An engine in this process and a server with the same bundle and as many threads label one frame in

@@ -94,7 +94,7 @@ export ZSSEG_CUDA_ARCHITECTURES=${ZSSEG_CUDA_ARCHITECTURES:-86} # few, which kee
 
 # A hash of all that decides what is installed and built, for which interpreter and checkout.
 what_is_installed() {
-  local files=(pyproject.toml setup.py CMakeLists.txt tools/test.sh tools/fetch_tensorrt_bindings.py)
+  local files=(pyproject.toml setup.py CMakeLists.txt tools/test.sh tools/machines/fetch_tensorrt_bindings.py)
   {
     printf '%s\n' "$PWD" "$ZSSEG_CUDA_ARCHITECTURES" "${ZSSEG_CUDA:-}" "${CMAKE_ARGS:-}"
     python -VV
@@ -115,7 +115,7 @@ install_package() {
   local cuda12=("nvidia-cuda-nvrtc-cu12==12.6.*" "nvidia-cuda-runtime-cu12==12.6.*")
   ZSSEG_WERROR=1 python -m pip install -q --disable-pip-version-check --no-build-isolation \
     -e '.[dev]' "${rtx[@]}" "${cuda12[@]}"
-  python tools/fetch_tensorrt_bindings.py
+  python tools/machines/fetch_tensorrt_bindings.py
 }
 
 stamp=$venv/installed_for_tests
@@ -195,7 +195,7 @@ if [ "$mode" = nightly ]; then
   if [ "$(uname -m)" = x86_64 ]; then
     say "C++ tests on an emulated aarch64 CPU"
     code=0
-    bash tools/aarch64.sh "$build/aarch64" || code=$?
+    bash tools/machines/aarch64.sh "$build/aarch64" || code=$?
     case $code in
       0) ;;
       4) echo "skipped: parts are missing" ;;

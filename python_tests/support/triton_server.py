@@ -1,4 +1,4 @@
-"""Run a real Triton Inference Server; tools/triton_check.sh installs one."""
+"""Run a real Triton Inference Server; tools/machines/triton_check.sh installs one."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tools.studies.cached_heads import (  # noqa: E402
 )
 from zsseg_rt.errors import ArgumentError  # noqa: E402
 
-TOOL = Path(__file__).parents[2] / "tools" / "compare_heads.py"
+ROOT = Path(__file__).parents[2]
 SHORT = HeadSettings(steps=2, batch_size=4, num_scenes=8, num_judged=6, warmup_steps=1)
 
 
@@ -83,8 +83,9 @@ def test_settings_out_of_range_are_refused():
 def call(out, *more):
     given = "--steps 2 --warmup-steps 1 --num-scenes 4 --num-judged 2 --batch-size 2 --threads 1"
     rows = "--rows cosine aligned --worlds as_published one_thing --seeds 0"
-    arguments = [sys.executable, TOOL, "--out", out, *given.split(), *rows.split(), *more]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=600)
+    tool = (sys.executable, "-m", "tools.studies.compare_heads")
+    arguments = [*tool, "--out", out, *given.split(), *rows.split(), *more]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=600)
 
 
 @pytest.mark.nightly

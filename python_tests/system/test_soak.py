@@ -1,7 +1,7 @@
 """The soak script: its short form finds what leaks, and reports what it measured."""
 
 import ctypes
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -14,15 +14,12 @@ from support.required import without_streams
 from support.rtsp_camera import what_is_missing
 
 pytest.importorskip("av")
-SCRIPT = Path(__file__).parents[2] / "tools" / "soak.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def soak():
-    spec = importlib.util.spec_from_file_location("soak", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("tools.torture.soak")
 
 
 @pytest.mark.nightly
@@ -30,8 +27,9 @@ def test_a_short_run_is_within_its_limits(tmp_path):
     if what_is_missing():
         without_streams(what_is_missing())
     report = tmp_path / "soak.json"
-    call = [sys.executable, SCRIPT, "--minutes", "0.2", "--reconnects", "2", "--json", report]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=300)
+    call = [sys.executable, "-m", "tools.torture.soak", "--minutes", "0.2", "--reconnects", "2"]
+    call += ["--json", report]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(report.read_text())
     assert found["exceeded"] == found["errors"] == []

@@ -38,7 +38,7 @@ LIBRARIES = [
 
 
 def load_fetcher():
-    path = ROOT / "tools" / "fetch_tensorrt_bindings.py"
+    path = ROOT / "tools" / "machines" / "fetch_tensorrt_bindings.py"
     spec = importlib.util.spec_from_file_location("fetch_tensorrt_bindings", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -66,7 +66,7 @@ def test_bindings_have_all_that_the_backend_uses(requirement, stubs):
     target = FETCHER.FOLDER / requirement.replace("==", "-")
     if not target.is_dir():
         pytest.skip(
-            f"no {requirement} for this Python: run python tools/{Path(FETCHER.__file__).name}"
+            f"no {requirement} for this Python: run python tools/machines/{Path(FETCHER.__file__).name}"
         )
     checker = ROOT / "python_tests" / "support" / "tensorrt_api_check.py"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A bundle in a real Triton Inference Server; ``tools/triton_check.sh`` installs and runs it."""
+"""A bundle in a real Triton server; ``tools/machines/triton_check.sh`` runs it."""
 
 import json
 import os
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 if not os.environ.get("ZSSEG_TRITON_SERVER"):
-    pytest.skip("needs a Triton server: run tools/triton_check.sh", allow_module_level=True)
+    pytest.skip(
+        "needs a Triton server: run tools/machines/triton_check.sh", allow_module_level=True
+    )
 
 import tritonclient.grpc
 import tritonclient.http

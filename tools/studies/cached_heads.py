@@ -2,7 +2,7 @@
 
 A head trains in a minute where a whole system takes many, so that rows, seeds and worlds can be
 multiplied. Nothing in front of the head is trained: differences come from the head, its start and
-its loss. ``tools/compare_heads.py`` is the command.
+its loss. ``tools/studies/compare_heads.py`` is the command.
 """
 
 from __future__ import annotations

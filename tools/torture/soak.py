@@ -1,6 +1,6 @@
 """Stream for a long time from a camera that fails again and again, and see what that costs.
 
-    python tools/soak.py [--minutes 30] [--reconnects 50] [--json FILE]
+    python -m tools.torture.soak [--minutes 30] [--reconnects 50] [--json FILE]
 
 The demo bundle labels a network camera (GStreamer's RTSP server, in a process of its own) and
 ``test://``, and both are recorded as overlay videos. Meanwhile the camera is killed and started
@@ -23,25 +23,20 @@ Exit codes: 0 within the limits, 1 a limit is exceeded (they are below), 4 a par
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Beside this file is profile.py, which must not be taken for Python's own module of that name.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
-
 import argparse
 import ctypes
 import itertools
 import json
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "python_tests"))
 
 import numpy as np  # noqa: E402

@@ -1,23 +1,18 @@
 """Train and evaluate several systems on the same data, and print their figures as a table.
 
-python tools/compare_systems.py scenes --out runs/scenes
-python tools/compare_systems.py scenes --small --out runs/small
-python tools/compare_systems.py FILE.toml --out DIR --only zegclip cosine_head --seeds 0 1
+python -m tools.studies.compare_systems scenes --out runs/scenes
+python -m tools.studies.compare_systems scenes --small --out runs/small
+python -m tools.studies.compare_systems FILE.toml --out DIR --only zegclip cosine_head --seeds 0 1
 
 An interrupted call continues where it stopped.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Beside this file is profile.py, which must not be taken for Python's own module of that name.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import argparse
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 from tools.studies import comparison

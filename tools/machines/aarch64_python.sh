@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Python for aarch64 that runs in an emulated CPU, of Debian's or Ubuntu's packages.
 #
-#   bash tools/aarch64_python.sh FOLDER [PACKAGE...]
+#   bash tools/machines/aarch64_python.sh FOLDER [PACKAGE...]
 #
 # FOLDER/python then runs it; each PACKAGE is installed for it from its aarch64 wheel. Headers are
 # in FOLDER/root/usr/include. Nothing else on the machine changes, and a folder that holds the
@@ -10,7 +10,7 @@
 # Exit code 4: a part is missing.
 set -euo pipefail
 if [ $# = 0 ] || [[ $1 == -* ]]; then
-  echo "Usage: bash tools/aarch64_python.sh FOLDER [PACKAGE...]" >&2
+  echo "Usage: bash tools/machines/aarch64_python.sh FOLDER [PACKAGE...]" >&2
   exit 2
 fi
 mkdir -p "$1"
@@ -48,7 +48,7 @@ fi
 python=$(basename "$(ls "$root"/usr/bin/python3.*[0-9])")
 cat >"$folder/python" <<END
 #!/usr/bin/env bash
-# Made by tools/aarch64_python.sh.
+# Made by tools/machines/aarch64_python.sh.
 export PYTHONHOME='$root/usr' PYTHONPATH="\${PYTHONPATH:+\$PYTHONPATH:}$folder/site"
 exec qemu-aarch64 -L '$root' '$root/usr/bin/$python' "\$@"
 END

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs Triton Inference Server out of the nvidia-pytriton wheel and runs the tests that need it.
 #
-#   bash tools/triton_check.sh [COMMAND...]    for example: python benchmarks/triton_latency.py
+#   bash tools/machines/triton_check.sh [COMMAND...]    for example: python benchmarks/triton_latency.py
 #
 # Needs the package's compiled core in the checkout (pip install -e .) for the same Python, and
 # that Python as a shared library.
@@ -9,7 +9,7 @@
 # ZSSEG_TRITON_VENV=DIR  virtual environment to make or reuse (default: build/triton)
 # ZSSEG_PYTHON=EXE       interpreter for a new environment (default: python3)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 venv=${ZSSEG_TRITON_VENV:-$PWD/build/triton}
 if [ ! -x "$venv/bin/python" ]; then

@@ -7,19 +7,14 @@ them against stub libraries. Bindings that are already there are not fetched aga
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Beside this file is profile.py, which must not be taken for Python's own module of that name.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]
-
 import argparse
 import subprocess
+import sys
 import tempfile
 import zipfile
+from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "tensorrt_bindings"
+FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "tensorrt_bindings"
 
 # requirement -> the module it holds
 BINDINGS = {

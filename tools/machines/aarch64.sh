@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compiles the core for aarch64 (Jetson, ARM servers) and runs the C++ tests in an emulated CPU.
 #
-#   bash tools/aarch64.sh [build folder, default build/aarch64]
-#   bash tools/aarch64.sh --python [build folder]
+#   bash tools/machines/aarch64.sh [build folder, default build/aarch64]
+#   bash tools/machines/aarch64.sh --python [build folder]
 #
 # With --python it compiles the extension module instead, and runs it there in Debian's or Ubuntu's
 # own Python with the wheels that an installation on aarch64 takes: the tests of operations and of
@@ -12,14 +12,14 @@
 # what is missing. On an aarch64 machine use tools/test.sh. Exit code 4: a part is missing.
 # ZSSEG_PYTHON=EXE  with --python: one with the package, pip and pybind11 (default: python)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 with_python=
 if [ "${1:-}" = --python ]; then
   with_python=1
   shift
 fi
 if [[ "${1:-}" == -* || $# -gt 1 ]]; then
-  echo "Usage: bash tools/aarch64.sh [--python] [build folder]" >&2
+  echo "Usage: bash tools/machines/aarch64.sh [--python] [build folder]" >&2
   exit 2
 fi
 folder=$(realpath -m "${1:-build/aarch64}")
@@ -64,7 +64,7 @@ extension() { # the package with an extension for the emulated Python, in $folde
   local host=${ZSSEG_PYTHON:-python} requirements
   mapfile -t requirements < <("$host" -c 'from importlib.metadata import requires
 print(*(line for line in requires("zsseg_rt") if "extra ==" not in line), sep="\n")')
-  ZSSEG_PYTHON=$host bash tools/aarch64_python.sh "$folder/python" \
+  ZSSEG_PYTHON=$host bash tools/machines/aarch64_python.sh "$folder/python" \
     "${requirements[@]}" pytest hypothesis pillow
   # CMake asks the emulated Python itself what it is built like.
   cmake -S . -B "$folder/extension" "${cross[@]}" -DZSSEG_CUDA=OFF \

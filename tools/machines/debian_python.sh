@@ -2,7 +2,7 @@
 # Unpacks a Debian Python with the libraries it needs into a folder, for this or another machine.
 # Nothing is installed: the folder is a root to give to an emulator, or to run by its own loader.
 #
-#   bash tools/debian_python.sh SUITE MACHINE FOLDER      such as: trixie aarch64 build/trixie
+#   bash tools/machines/debian_python.sh SUITE MACHINE FOLDER      such as: trixie aarch64 build/trixie
 #
 # Prints the Python's path. Takes packages from where this Debian takes them. Exit codes: 0 there,
 # 1 something failed, 4 this is no Debian.

@@ -28,7 +28,7 @@ find_python() { # version: prints the path of an interpreter of this machine
 debian_python() { # suite: a Python for another Debian that runs here, by that Debian's C library
   local root found loader
   root=$here/build/pythons/$1-$(uname -m)
-  found=$(bash "$here/tools/debian_python.sh" "$1" "$(uname -m)" "$root" 2>/dev/null) || return
+  found=$(bash "$here/tools/machines/debian_python.sh" "$1" "$(uname -m)" "$root" 2>/dev/null) || return
   loader=("$root"/root/usr/lib64/ld-linux-*.so.2)
   [ -e "${loader[0]}" ] || loader=("$root"/root/usr/lib/ld-linux-*.so.1)
   patchelf --set-interpreter "${loader[0]}" --force-rpath \
@@ -115,7 +115,7 @@ demo_emulated() { # wheel, version: the same in an emulated CPU
     return
   fi
   root=$here/build/pythons/$suite-$portable
-  python=$(bash "$here/tools/debian_python.sh" "$suite" "$portable" "$root")
+  python=$(bash "$here/tools/machines/debian_python.sh" "$suite" "$portable" "$root")
   began=$SECONDS
   (cd "$work" && PYTHONPATH=$home ZSSEG_HOME="$home/cache" "qemu-$portable" -L "$root/root" \
     "$python" -m zsseg_rt segment --demo --out "$home/out")

@@ -1,25 +1,20 @@
 """Train decode heads on cached features of a frozen CLIP, and write their figures as JSON.
 
-python tools/compare_heads.py --out runs/heads.json
-python tools/compare_heads.py --clip runs/scenes2/clip/clip.safetensors --out runs/heads2.json
-python tools/compare_heads.py --rows cosine aligned --seeds 0 --worlds one_thing --out FILE
+python -m tools.studies.compare_heads --out runs/heads.json
+python -m tools.studies.compare_heads --clip runs/scenes2/clip/clip.safetensors --out FILE
+python -m tools.studies.compare_heads --rows cosine aligned --seeds 0 --worlds one_thing --out FILE
 
 An interrupted call continues where it stopped.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Beside this file is profile.py, which must not be taken for Python's own module of that name.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import argparse
 import dataclasses
 import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +24,7 @@ from zsseg_rt.common.files import sha256_of, write_atomically
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
