@@ -66,7 +66,7 @@ def test_bindings_have_all_that_the_backend_uses(requirement, stubs):
     target = FETCHER.FOLDER / requirement.replace("==", "-")
     if not target.is_dir():
         pytest.skip(
-            f"no {requirement} for this Python: run python tools/machines/{Path(FETCHER.__file__).name}"
+            f"no {requirement} for this Python: run {Path(FETCHER.__file__).relative_to(ROOT)}"
         )
     checker = ROOT / "python_tests" / "support" / "tensorrt_api_check.py"
     done = subprocess.run(
