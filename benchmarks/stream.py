@@ -68,7 +68,7 @@ def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
     with demo_engine() as engine:
         for _ in range(args.rounds):
             ages["engine"] += paced_engine_ms(engine, frames)
-            with engine.stream(f"test://?size={SIZE}&rate={RATE}") as stream:
+            with engine.stream(f"test://?demo=scenes&size={SIZE}&rate={RATE}") as stream:
                 ages["stream"] += [
                     (time.monotonic() - seg.frame.captured_at) * 1e3
                     for seg in itertools.islice(stream, frames)
@@ -252,7 +252,7 @@ def measure_preview(args: argparse.Namespace) -> dict[str, Any]:
     from support.throttle import SlowLink
     from zsseg_rt.server import LiveServer, ServerSettings
 
-    source, ages, words = f"test://?size={SIZE}&rate={RATE}", [], []
+    source, ages, words = f"test://?demo=scenes&size={SIZE}&rate={RATE}", [], []
     with demo_engine() as engine, LiveServer(engine, source, ServerSettings(port=0)) as server:
         for round_ in range(args.rounds):
             link = SlowLink(server.port, bytes_per_second=400_000, buffer_bytes=2_000_000)

@@ -31,7 +31,9 @@ def demo_frames(count: int) -> Iterator[Any]:
             raise AssertionError("a drawn frame is never damaged")
 
     width, height = map(int, SIZE.split("x"))
-    camera = DemoCamera(name="test://", size_hw=(height, width), rate=RATE, num_frames=count)
+    camera = DemoCamera(
+        name="test://", demo="scenes", size_hw=(height, width), rate=RATE, num_frames=count
+    )
     return (picture.image for picture in camera.pictures(Hurry()))
 
 

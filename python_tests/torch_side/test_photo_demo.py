@@ -1,6 +1,7 @@
 """The photo demo labels real photos, knows what it sees, and says what it cannot see."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from tools.studies.photo_bundle import THINGS, centred, clean_names
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.cli import main
-from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
 from zsseg_rt.errors import BundleError
-from zsseg_rt.photos import read_photo
+from zsseg_rt.photos import decode_photo, read_photo
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +83,20 @@ def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys
     assert "Apache-2.0" in bundle.licence
     assert "google-coral" in bundle.provenance["source"]
     notice = (demo_bundle("photos").parent / "NOTICE").read_text()
-    for photo in demo_photos("photos"):
+    for photo in [*demo_photos("photos"), "dog_walk.zip"]:
         assert photo.rsplit("/", 1)[-1] in notice
     assert main(["info", str(bundle.path)]) == 0
     assert "potted plant" in capsys.readouterr().out
+
+
+def test_the_clip_is_small_and_shows_what_the_model_sees(engine):
+    clip = demo_clip("photos")
+    assert sum(map(len, clip)) < 1.5e6
+    engine.set_classes(demo_classes("photos"), background="auto")
+    found = [shares(engine.segment(decode_photo(frame, Path("clip")))) for frame in clip[::8]]
+    assert all(share["person"] > 0.02 for share in found)
+    assert sum(share["dog"] > 0.01 for share in found) >= 4
+    assert demo_clip("scenes") == []
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ import pytest
 
 from support.errors import refused
 from support.streams import ReaderNow
+from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import SourceError
+from zsseg_rt.photos import read_photo
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import redact, shown
 
 
 def camera(**settings):
-    defaults = {"name": "test://", "size_hw": (48, 64), "num_frames": 5, "now": lambda: 7.0}
-    return DemoCamera(**defaults | settings)
+    defaults = {"demo": "scenes", "size_hw": (48, 64), "num_frames": 5, "now": lambda: 7.0}
+    return DemoCamera(name="test://", **defaults | settings)
 
 
 def test_the_demo_camera_gives_the_same_frames_for_the_same_seed():
@@ -32,9 +34,38 @@ def test_the_demo_camera_gives_the_same_frames_for_the_same_seed():
     assert np.abs(first[0].astype(int) - first[199]).mean() > 10  # another picture by then
 
 
+def test_the_clip_plays_at_its_own_speed_whatever_the_rate_and_begins_again():
+    def frames(**settings):
+        settings = {"demo": "photos", "size_hw": (90, 160), **settings}
+        return np.array([p.image for p in camera(**settings).pictures(ReaderNow())])
+
+    slow, fast = frames(rate=10.0, num_frames=50), frames(rate=30.0, num_frames=9)
+    np.testing.assert_array_equal(fast[::3], slow[:3])
+    np.testing.assert_array_equal(fast[2], fast[0])
+    assert (slow[1:48] != slow[:47]).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(slow[48:], slow[:2])
+    np.testing.assert_array_equal(frames(rate=10.0, seed=3)[0], slow[3])
+
+
+def test_a_clip_that_is_shown_in_another_shape_shows_its_middle():
+    (wide,) = camera(demo="photos", size_hw=(360, 640), num_frames=1).pictures(ReaderNow())
+    (square,) = camera(demo="photos", size_hw=(360, 360), num_frames=1).pictures(ReaderNow())
+    np.testing.assert_array_equal(square.image, wide.image[:, 140:500])
+
+
+def test_windows_of_the_drawn_world_show_nearly_the_whole_picture():
+    still = read_photo(demo_photos("scenes")[0])
+    (picture,) = camera(size_hw=(720, 720), num_frames=1).pictures(ReaderNow())
+    side = still.shape[0]
+    small = cv2.resize(picture.image, (round(side / 1.1),) * 2, interpolation=cv2.INTER_AREA)
+    found = cv2.matchTemplate(still, small, cv2.TM_CCOEFF_NORMED)
+    assert found.max() > 0.95
+
+
+@pytest.mark.parametrize("demo", ["photos", "scenes"])
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (720, 1280)])
-def test_the_demo_camera_has_any_size(size_hw):
-    (picture,) = camera(size_hw=size_hw, num_frames=1).pictures(ReaderNow())
+def test_the_demo_camera_has_any_size(size_hw, demo):
+    (picture,) = camera(size_hw=size_hw, num_frames=1, demo=demo).pictures(ReaderNow())
     assert picture.image.shape == (*size_hw, 3)
 
 

@@ -27,6 +27,8 @@ def test_test_sources_take_size_rate_seed_and_frames():
     assert (source.size_hw, source.rate, source.seed) == ((360, 640), 12.5, 7)
     assert (source.num_frames, source.live, source.channel_order) == (9, False, "bgr")
     assert one("test://").live
+    assert one("test://?demo=photos").size_hw == (360, 640)
+    assert one("test://?demo=scenes").size_hw == (720, 720)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +122,11 @@ def test_a_file_lists_one_source_per_line(tmp_path):
         ("rtsp:///x", "expected rtsp://HOST/PATH"),
         ("rtsp://cam/a b", "expected rtsp://HOST/PATH without spaces"),
         ("rtsp://cam/\r\nX: y", "expected rtsp://HOST/PATH without spaces"),
-        ("test://picture", "expected test://?size=.."),
+        ("test://picture", "expected test://?demo=.."),
         ("test://?colour=1", "got 'colour'"),
         ("test://?size=0x5", "expected size=WIDTHxHEIGHT"),
         ("test://?size=999999x999999", "expected size=WIDTHxHEIGHT"),
+        ("test://?demo=films", "expected demo=scenes|photos"),
         ("test://?rate=nan", "expected rate from 0.01 to 1000"),
         ("test://?rate=0", "expected rate from 0.01 to 1000"),
         ("test://?seed=-1", "expected seed"),

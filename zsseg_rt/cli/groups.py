@@ -208,6 +208,15 @@ def choose_bundle(
     return bundle
 
 
+def demo_source(demo: str | None, *, rate: int | None = None) -> str:
+    """The camera that shows a demo's clip or pictures; None means the default one's."""
+    from zsseg_rt.demo import DEFAULT
+
+    other = [] if demo in (None, DEFAULT) else [f"demo={demo}"]
+    settings = other + ([] if rate is None else [f"rate={rate}"])
+    return f"test://?{'&'.join(settings)}" if settings else "test://"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundleOutput:
     """The bundle to write."""

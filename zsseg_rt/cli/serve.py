@@ -16,12 +16,12 @@ from zsseg_rt.cli.groups import (
     MemoryOptions,
     WordOptions,
     choose_bundle,
+    demo_source,
     opt,
     takes_groups,
 )
 from zsseg_rt.cli.options import BundleOption, DemoOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
-from zsseg_rt.cli.stream import DEMO_SOURCE
 from zsseg_rt.common.extras import needs_extra
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 NEW_TOKEN = "new"
+_DEMO_RATE = 10  # frames per second; the clip has no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def serve(
 
     lacking = "name a source: --source with a camera, video or @FILE"
     chosen = choose_bundle(bundle, watched.source, demo=demo, missing=lacking)
-    sources = watched.source or [DEMO_SOURCE]
+    sources = watched.source or [demo_source(demo, rate=_DEMO_RATE)]
     names = words.read(demo=demo)
     config = run.config()
     with argument_errors_are_usage():

@@ -19,6 +19,7 @@ from zsseg_rt.cli.groups import (
     MemoryOptions,
     WordOptions,
     choose_bundle,
+    demo_source,
     opt,
     takes_groups,
 )
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from zsseg_rt.stream.runner import SourceStats, Stream
     from zsseg_rt.stream.sinks import SinkStats
 
-DEMO_SOURCE = "test://"
 DEMO_FRAMES = 300
 _REDRAW = 0.5  # seconds
 _MOST_PLACES = 40  # that a report names of a sink
@@ -122,7 +122,7 @@ def stream(
 
     lacking = "name a source: a camera, video, folder or @FILE"
     chosen = choose_bundle(bundle, targets, demo=demo, missing=lacking)
-    source, *sinks = [DEMO_SOURCE, *(targets or [])] if demo else targets or []
+    source, *sinks = [demo_source(demo), *(targets or [])] if demo else targets or []
     names = words.read(demo=demo)
     if demo and pace.frames is None and pace.seconds is None:
         pace = replace(pace, frames=DEMO_FRAMES)

@@ -1,4 +1,4 @@
-"""What ``--demo`` shows: small bundles, pictures and class names that ship with the package.
+"""What ``--demo`` shows: small bundles, pictures, a clip, class names; they ship with the package.
 
 ``"scenes"`` was trained on a synthetic world of things and stuff, ``"photos"`` sees the 20 things
 of PASCAL VOC in photographs; see docs/scenes.md. NOTICE says where its files come from.
@@ -6,12 +6,13 @@ of PASCAL VOC in photographs; see docs/scenes.md. NOTICE says where its files co
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from zsseg_rt.errors import ArgumentError, BundleError
 
-__all__ = ["DEFAULT", "DEMOS", "demo_bundle", "demo_classes", "demo_photos"]
+__all__ = ["DEFAULT", "DEMOS", "demo_bundle", "demo_classes", "demo_clip", "demo_photos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Demo:
     bundle: str
     classes: str
     photos: tuple[str, ...]
+    clip: str = ""
 
 
 DEMOS = {
@@ -33,6 +35,7 @@ DEMOS = {
         bundle="photos.zsseg",
         classes="photos.txt",
         photos=("dining_room.jpg", "pickup.jpg", "bird.jpg", "dog_walk.jpg"),
+        clip="dog_walk.zip",
     ),
 }
 DEFAULT = "scenes"
@@ -51,6 +54,14 @@ def demo_photos(name: str = DEFAULT) -> list[str]:
 def demo_classes(name: str = DEFAULT) -> list[str]:
     """Names of classes to look for; of ``"scenes"``, some are names that training never saw."""
     return _shipped(_demo(name).classes).read_text(encoding="utf-8").splitlines()
+
+
+def demo_clip(name: str = DEFAULT) -> list[bytes]:
+    """Frames of a video, as JPEG, ten per second; none where the demo has no video."""
+    if not (clip := _demo(name).clip):
+        return []
+    with zipfile.ZipFile(_shipped(clip)) as archive:
+        return [archive.read(frame) for frame in sorted(archive.namelist())]
 
 
 def _demo(name: str) -> Demo:

@@ -11,9 +11,10 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from zsseg_rt.common.files import is_file, is_folder, read_limited
+from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.photos import SUFFIXES
-from zsseg_rt.stream.demo_camera import DemoCamera
+from zsseg_rt.stream.demo_camera import DEFAULT_SIZES, DemoCamera
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
 from zsseg_rt.stream.gstreamer.source import GstSource
@@ -187,11 +188,16 @@ def _rtsp(uri: str, order: str) -> Source:
 
 
 def _demo_camera(uri: str, order: str) -> Source:
-    asked = _query(uri, ("size", "rate", "seed", "frames"))
+    asked = _query(uri, ("demo", "size", "rate", "seed", "frames"))
+    demo = asked.get("demo", DEFAULT)
+    if demo not in DEMOS:
+        raise ArgumentError(f"source: expected demo={'|'.join(DEMOS)} in {uri}, got {demo!r}")
+    height, width = DEFAULT_SIZES[demo]
     frames = _number(uri, asked, "frames", "0", int, 0, 10**9)
     return DemoCamera(
         name=uri,
-        size_hw=_size(uri, asked.get("size", "1280x720")),
+        demo=demo,
+        size_hw=_size(uri, asked.get("size", f"{width}x{height}")),
         rate=_number(uri, asked, "rate", "30", float, 0.01, 1000),
         seed=_number(uri, asked, "seed", "0", int, 0, 2**63),
         num_frames=frames or None,
