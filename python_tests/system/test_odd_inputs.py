@@ -258,7 +258,7 @@ def test_libraries_add_nothing_to_the_one_line(tmp_path):
         "-b",
         str(demo_bundle("scenes")),
     ]
-    call += ["--class", "ball", "-o", str(tmp_path / "out")]
+    call += ["--class", "red metal ball", "-o", str(tmp_path / "out")]
     home = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=home)
     assert done.returncode == 1
