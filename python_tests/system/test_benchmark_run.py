@@ -262,5 +262,5 @@ def test_reports_of_another_format_are_refused(benchmarks, tmp_path):
     file = tmp_path / "newer.json"
     write_report(committed(), file)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
-    with pytest.raises(ArgumentError, match="expected a report of format 1, got 2"):
+    with refused(ArgumentError, None, "1", "2"):
         read(file)

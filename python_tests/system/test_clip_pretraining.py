@@ -247,7 +247,7 @@ def test_damaged_configuration_is_named(tmp_path, content):
 
 def test_another_configuration_is_not_resumed(run):
     other = dataclasses.replace(TINY, learning_rate=1.0)
-    with pytest.raises(TrainingError, match="got another learning_rate"):
+    with refused(TrainingError, None, "learning_rate"):
         pretrain(other, run.parent, num_workers=0)
 
 
@@ -264,7 +264,7 @@ def test_checks_are_chances_for_untrained_weights(run):
 
 
 def test_checks_need_a_run(tmp_path):
-    with pytest.raises(CheckpointError, match="expected a run's configuration"):
+    with refused(CheckpointError, None, "config.json"):
         load_run(tmp_path)
 
 

@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_download(home, in_th
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("a file")
     monkeypatch.setattr(bundles, "find_checkpoint", None)
-    with pytest.raises(FetchError, match="set ZSSEG_HOME|Set ZSSEG_HOME"):
+    with refused(FetchError, None, "ZSSEG_HOME"):
         fetch_bundle("tiny-set")
 
 
@@ -170,7 +170,7 @@ def test_weights_of_another_model_are_refused(home, monkeypatch):
     folder.mkdir(parents=True)
     (folder / FILE).write_bytes(weights_file(num_layers=1))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FetchError, match=r"expected \d+ numbers in both towers, got \d+"):
+    with refused(FetchError, None, "open_clip_model.safetensors"):
         fetch_bundle("tiny-set")
     assert not bundle_place("tiny-set").exists()
 

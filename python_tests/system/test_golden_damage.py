@@ -123,7 +123,7 @@ def test_archives_with_odd_entries_are_refused(entries, message, bundle):
 
 def test_another_compression_is_refused(bundle, sound):
     content = npz({"frame": sound["frame"]}, compression=zipfile.ZIP_BZIP2)
-    with pytest.raises(BundleError, match="which is not a plain .npy array"):
+    with refused(BundleError, None, "golden.npz"):
         read(put(bundle, content))
 
 
@@ -152,7 +152,7 @@ def test_embeddings_of_the_regions_must_fit_too(tmp_path):
     stored = Path(__file__).parents[1] / "bundles" / "v1" / "proposals.zsseg"
     bundle = shutil.copytree(stored, tmp_path / "x.zsseg")
     arrays = read(Bundle.load(bundle)) | {"region_text_embeds": np.zeros((2, 2), np.float32)}
-    with pytest.raises(BundleError, match="class_names and text_embeds"):
+    with refused(BundleError, None, "class_names", "text_embeds"):
         read(put(bundle, npz(arrays)))
 
 
@@ -196,7 +196,7 @@ def test_many_classes_on_a_large_frame_are_refused(bundle, sound):
         "frame": np.zeros((4000, 4000, 3), np.uint8),
         "labels": np.zeros((4000, 4000), np.uint8),
     }
-    with pytest.raises(BundleError, match="for 16000000 pixels"):
+    with refused(BundleError, None, "16000000"):
         read(put(bundle, npz(sound | large)))
 
 

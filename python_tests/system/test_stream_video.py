@@ -115,7 +115,7 @@ def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
 def test_a_format_that_ffmpeg_does_not_decode_is_an_error(clip, tmp_path):
     path = tmp_path / "odd.mp4"
     path.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))
-    with pytest.raises(SourceError, match="a format that FFmpeg does not decode"):
+    with refused(SourceError, None, "odd.mp4"):
         read(path)
 
 
@@ -128,7 +128,7 @@ def test_sound_alone_is_an_error(tmp_path):
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(SourceError, match="found no pictures in it"):
+    with refused(SourceError, None, "sound.mka"):
         read(path)
 
 

@@ -166,7 +166,7 @@ def test_overlays_as_jpeg(colour_bundle, folder, tmp_path, capsys):
     assert run(*arguments, "-o", tmp_path / "png", "--overlay-format", "jpg", "--resume") == 0
     assert (tmp_path / "png" / "03.overlay.jpg").exists()
     assert run(*arguments, "--overlay-format", "gif") == 2
-    with pytest.raises(SourceError, match="only 2 results of an earlier run"):
+    with refused(SourceError, None, "2"):
         find_photos([str(tmp_path / "jpg")])
 
 

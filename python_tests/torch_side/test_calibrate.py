@@ -312,10 +312,10 @@ def test_settings_that_are_damaged_or_another_run_s(own_run):
     written(seen=("cat", "dog")).write(own_run)
     from zsseg_rt.training.trained.bundle import export_trained
 
-    with pytest.raises(CheckpointError, match="expected settings chosen for this run's seen names"):
+    with refused(CheckpointError, None, "calibration.json"):
         export_trained(own_run, own_run.parent / "a.zsseg")
     (own_run / CALIBRATION_FILE).write_text("{")
-    with pytest.raises(CheckpointError, match="expected what zsseg-rt calibrate wrote"):
+    with refused(CheckpointError, None, "calibration.json"):
         export_trained(own_run, own_run.parent / "a.zsseg")
     (own_run / CALIBRATION_FILE).write_text('{"seen_bias": 1}')
     with refused(CheckpointError, None, "calibration.json"):
@@ -364,5 +364,5 @@ def test_images_that_show_no_held_out_name(config, tmp_path, monkeypatch):
         return sample
 
     monkeypatch.setattr(SceneDataset, "__getitem__", sky_only)
-    with pytest.raises(DatasetError, match="expected images that show a name which was held out"):
+    with refused(DatasetError, None, "train"):
         choose_settings(config, tmp_path, BRIEF)

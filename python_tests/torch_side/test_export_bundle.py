@@ -97,7 +97,7 @@ def test_without_text_tower(model, tmp_path):
     bundle = Bundle.load(path)
     assert bundle.text.tokenizer is None
     assert "text_encoder" not in bundle.graphs
-    with pytest.raises(BundleError, match="found one. Pass overwrite=True"):
+    with refused(BundleError, None, "a.zsseg"):
         export_bundle(model, path)
     assert leftovers(tmp_path) == ["a.zsseg"]
 
@@ -198,7 +198,7 @@ def test_channels_first_becomes_patches(tmp_path, image):
 
 def test_tokens_are_taken_as_they_are(tmp_path):
     encoder = write_dense_encoder(tmp_path / "e.onnx", layout="tokens")
-    with pytest.raises(BundleError, match=r"embeds: expected embeddings .* grid_hw=None"):
+    with refused(BundleError, None, "grid_hw"):
         dense(encoder, tmp_path / "d.zsseg")
     path = dense(encoder, tmp_path / "d.zsseg", grid_hw=(4, 4))
     assert Bundle.load(path).head.grid_hw == (4, 4)
@@ -241,7 +241,7 @@ def test_dense_refusals_write_nothing(tmp_path, changes, message):
 
 def test_fixed_input_of_another_size(tmp_path):
     write_encoder(tmp_path / "e.onnx")
-    with pytest.raises(BundleError, match=r"image: expected float32 \(1, 3, 8, 8\)"):
+    with refused(BundleError, None, "float32", "1", "3", "8"):
         dense(tmp_path / "e.onnx", tmp_path / "d.zsseg")
 
 
@@ -327,7 +327,7 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch, quick):
 def test_only_bundles_are_overwritten(tmp_path, quick):
     (tmp_path / "c.zsseg").mkdir()
     (tmp_path / "c.zsseg" / "thesis.txt").write_text("precious")
-    with pytest.raises(BundleError, match="expected a bundle to replace"):
+    with refused(BundleError, None, "c.zsseg"):
         colours(tmp_path / "c.zsseg", overwrite=True)
     assert (tmp_path / "c.zsseg" / "thesis.txt").read_text() == "precious"
 
@@ -341,7 +341,7 @@ def test_folder_name(tmp_path, quick, name):
 def test_parent_is_a_file(tmp_path, quick):
     (tmp_path / "file").write_text("")
     write_encoder(tmp_path / "e.onnx")
-    with pytest.raises(BundleError, match="cannot be written"):
+    with refused(BundleError, None, "c.zsseg"):
         dense(tmp_path / "e.onnx", tmp_path / "file" / "c.zsseg", image_size=256)
 
 

@@ -140,7 +140,7 @@ def test_another_start_and_other_pictures_are_in_both_recipes(clip):
 
 def test_wrong_beginnings_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="got a file without its metadata"):
+    with refused(CheckpointError, None, "foreign.safetensors"):
         train_demo(tmp_path / "foreign.safetensors", DemoConfig(), tmp_path / "run")
     with refused(ArgumentError, "size", "16"):
         DemoConfig(size=100)

@@ -99,7 +99,7 @@ def test_other_checkpoints_are_refused(weights):
             build(bad)
     short = dict(weights)
     del short[rule.HEAD + "layers.1.attention.MLP.2.bias"]
-    with pytest.raises(CheckpointError, match="1 missing"):
+    with refused(CheckpointError, "state_dict", "1"):
         build(short)
 
 

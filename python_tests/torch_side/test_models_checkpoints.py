@@ -118,12 +118,12 @@ def test_wrong_shape_is_named(key, shape, message):
 
 @pytest.mark.parametrize("state_dict", [{}, {"fc.weight": torch.zeros(3, 3)}])
 def test_other_architectures_are_refused(state_dict):
-    with pytest.raises(CheckpointError, match="expected the key 'backbone"):
+    with refused(CheckpointError, "state_dict"):
         build(state_dict)
 
 
 def test_clip_itself_is_not_zegclip():
-    with pytest.raises(CheckpointError, match=r"zegclip checkpoint, got \d+ keys: visual\."):
+    with refused(CheckpointError, "state_dict"):
         build(tiny.clip_state_dict())
 
 
@@ -173,12 +173,10 @@ def test_seen_classes_are_no_mask(seen):
 def test_whole_checkpoints_and_arrays_are_named(architecture):
     state_dict = tiny.zegclip_state_dict()
     checkpoint = {"meta": {}, "state_dict": state_dict}
-    with pytest.raises(
-        CheckpointError, match=r"meta \(dict\), state_dict \(dict\).*load_checkpoint"
-    ):
+    with refused(CheckpointError, "state_dict", "load_checkpoint"):
         from_official(architecture, checkpoint)
     arrays = {key: value.numpy() for key, value in state_dict.items()}
-    with pytest.raises(CheckpointError, match=r"class_embedding \(ndarray\)"):
+    with refused(CheckpointError, "state_dict", "class_embedding"):
         from_official(architecture, arrays)
 
 
@@ -188,7 +186,7 @@ def test_wrapped_and_half_precision_weights_need_normalizing():
     half = {key: value.half() for key, value in state_dict.items()}
     with refused(CheckpointError, "state_dict", "'module.'"):
         build(wrapped)
-    with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
+    with refused(CheckpointError, "state_dict", "float16", "normalize_state_dict"):
         build(half)
     assert same(normalize_state_dict(wrapped), state_dict)
     both = normalize_state_dict({f"module.{key}": value for key, value in half.items()})

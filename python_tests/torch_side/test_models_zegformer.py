@@ -306,9 +306,9 @@ def test_checkpoints_of_training_take_their_clip_from_elsewhere():
 
 @pytest.mark.parametrize("settings", [{}, {"ensemble_all_classes": True, "ensemble": False}])
 def test_checkpoints_of_training_lack_clip(settings):
-    with pytest.raises(CheckpointError, match=r"expected CLIP's weights .*Pass clip=load_clip"):
+    with refused(CheckpointError, "state_dict", "load_clip"):
         build(training_state_dict(), **settings)
-    with pytest.raises(CheckpointError, match="expected CLIP's weights"):
+    with refused(CheckpointError, "state_dict"):
         build(training_state_dict(), ensemble=False, clip_classification=True)
 
 
@@ -365,7 +365,7 @@ def test_wrong_shape_is_named(key, shape, message):
 
 @pytest.mark.parametrize("state_dict", [{}, {"fc.weight": torch.zeros(3, 3)}])
 def test_other_architectures_are_refused(state_dict):
-    with pytest.raises(CheckpointError, match="expected the key 'backbone"):
+    with refused(CheckpointError, "state_dict"):
         build(state_dict)
 
 
@@ -381,7 +381,7 @@ def test_only_clip_may_be_half_precision():
     half = {key: value.half() for key, value in state_dict.items()}
     clip_half = state_dict | {k: v for k, v in half.items() if k.startswith(CLIP)}
     assert build(clip_half).clip_model.visual.proj.dtype == torch.float32
-    with pytest.raises(CheckpointError, match=r"\(float16\).*normalize_state_dict"):
+    with refused(CheckpointError, "state_dict", "float16", "normalize_state_dict"):
         build(half)
     wrapped = {f"module.{key}": value for key, value in state_dict.items()}
     with refused(CheckpointError, "state_dict", "'module.'"):

@@ -173,9 +173,9 @@ def test_weights_of_another_resnet_are_refused():
             ResNet(TORCHVISION),
             {k: v for k, v in state_dict.items() if k != "layer3.0.conv2.weight"},
         )
-    with pytest.raises(CheckpointError, match="missing"):
+    with refused(CheckpointError, "state_dict"):
         load_torchvision_backbone(ResNet(replace(TORCHVISION, depths=(2, 1, 1, 1))), state_dict)
-    with pytest.raises(CheckpointError, match="shapes"):
+    with refused(CheckpointError, "state_dict"):
         load_torchvision_backbone(ResNet(replace(TORCHVISION, stem_width=32)), state_dict)
 
 

@@ -287,5 +287,5 @@ def test_context_length_too_short():
 def test_merges_of_another_kind_are_refused(tmp_path):
     path = tmp_path / "merges.gz"
     path.write_bytes(b"not gzip")
-    with pytest.raises(CheckpointError, match="expected gzipped merges"):
+    with refused(CheckpointError, None, "merges.gz"):
         tokenizer_json(path)

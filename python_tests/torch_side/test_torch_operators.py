@@ -9,6 +9,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
 
+from support.errors import refused  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
 from zsseg_rt.errors import BackendError  # noqa: E402
@@ -63,7 +64,7 @@ def test_average_pool(tmp_path, attributes, include):
 def test_a_second_result_of_max_pool_is_refused(tmp_path):
     node = helper.make_node("MaxPool", ["x"], ["y", "places"], kernel_shape=[2, 2])
     path = write(tmp_path, node)
-    with pytest.raises(BackendError, match="MaxPool .* failed"):
+    with refused(BackendError, None, "MaxPool"):
         run_torch(path)
 
 
@@ -87,7 +88,7 @@ def test_conv_transpose(tmp_path, attributes):
 def test_uneven_padding_of_conv_transpose_is_refused(tmp_path, attributes):
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], **attributes)
     path = write(tmp_path, node, {"w": np.zeros((3, 2, 3, 3), np.float32)})
-    with pytest.raises(BackendError, match="ConvTranspose .* failed"):
+    with refused(BackendError, None, "ConvTranspose"):
         run_torch(path)
 
 
@@ -199,7 +200,7 @@ def test_rules_that_torch_lacks_are_refused(tmp_path, sizes, attributes, message
 def test_halves_that_are_rounded_down_are_refused(tmp_path):
     """torch rounds them up."""
     path = resize(tmp_path, scales=[1, 1, 0.5, 1], mode="nearest")
-    with pytest.raises(BackendError, match="round_prefer_floor"):
+    with refused(BackendError, None, "round_prefer_floor"):
         run_torch(path)
     upwards = resize(tmp_path, scales=[1, 1, 0.5, 1], nearest_mode="round_prefer_ceil")
     assert_equal_to_onnxruntime(upwards)

@@ -93,7 +93,7 @@ def test_an_interrupted_run_leaves_no_figures(clip_file, tmp_path, monkeypatch):
         return SimpleNamespace(run_folder=folder, step=1, finished=False, metrics={"pAcc": 1.0})
 
     monkeypatch.setattr("zsseg_rt.training.assembly.train", stop_at_once)
-    with pytest.raises(TrainingError, match=r"zegclip-0: expected 2 steps, got 1: .*Run"):
+    with refused(TrainingError, None, "zegclip-0", "2", "1"):
         comparison.run(three_variants(clip_file), tmp_path, only=("zegclip",))
     assert not list(tmp_path.rglob("figures.json"))
 
@@ -118,7 +118,7 @@ def test_a_comparison_makes_the_clip_that_it_starts_from(tmp_path):
     before = weights.read_bytes()
     assert comparison.make_clip(small, tmp_path) == weights
     assert weights.read_bytes() == before
-    with pytest.raises(TrainingError, match="got another steps"):
+    with refused(TrainingError, None, "config.json"):
         comparison.make_clip(chosen, tmp_path)
 
 

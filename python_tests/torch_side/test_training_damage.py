@@ -90,7 +90,7 @@ def test_damaged_random_state_is_named(run_to_damage, change):
     state = without_hashes(json.loads((last / "state.json").read_text()))
     state["files"]["random.safetensors"] = (last / "random.safetensors").stat().st_size
     (last / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="step-00000003: random: expected the states"):
+    with refused(CheckpointError, None, "step-00000003"):
         train(run_to_damage, resume=True)
 
 

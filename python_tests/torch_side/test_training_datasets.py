@@ -118,7 +118,7 @@ def test_a_value_of_no_class_is_named(tmp_path):
 def test_a_listed_picture_or_mask_that_is_missing_is_named(tmp_path):
     base = build_voc(tmp_path)
     (base / "SegmentationClassAug" / "2008_3.png").unlink()
-    with pytest.raises(DatasetError, match=r"SegmentationClassAug: expected the 1 masks that aug"):
+    with refused(DatasetError, None, "SegmentationClassAug", "1"):
         create_dataset("voc2012", tmp_path, partial=True)
     (base / "JPEGImages" / "2007_1.jpg").unlink()
     with refused(DatasetError, None, "2007_1.jpg"):
@@ -132,13 +132,11 @@ def test_a_listed_picture_or_mask_that_is_missing_is_named(tmp_path):
 def test_a_picture_without_mask_and_a_mask_without_picture_are_named(tmp_path):
     base = build_ade20k(tmp_path)
     photo(base / "images" / "training" / "ADE_train_2.jpg")
-    with pytest.raises(
-        DatasetError, match=r"one mask \(\*\.png\) for every image, got none for ADE_train_2"
-    ):
+    with refused(DatasetError, None, "ADE_train_2"):
         create_dataset("ade20k", tmp_path, partial=True)
     (base / "images" / "training" / "ADE_train_2.jpg").unlink()
     mask(base / "annotations" / "training" / "ADE_train_3.png", [1])
-    with pytest.raises(DatasetError, match=r"one image for every mask, got none for ADE_train_3"):
+    with refused(DatasetError, None, "ADE_train_3"):
         create_dataset("ade20k", tmp_path, partial=True)
 
 

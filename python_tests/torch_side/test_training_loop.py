@@ -349,7 +349,7 @@ def test_resuming_another_model_is_refused(tmp_path):
     train(tmp_path, config=config(iterations=3))
     other = ToyTask()
     other.model[0] = torch.nn.Linear(4, 8)
-    with pytest.raises(CheckpointError, match="weights of this model"):
+    with refused(CheckpointError, None, "step-00000003"):
         train(tmp_path, other, resume=True)
     with refused(ArgumentError, "batch_size"):
         train(tmp_path, config=config(batch_size=8), resume=True)

@@ -94,12 +94,12 @@ def test_the_folder_is_whole(colour_bundle, tmp_path):
 def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
     folder = write_triton_model(colour_bundle, tmp_path)
     (folder / "old").touch()
-    with pytest.raises(SourceError, match=r"colours: expected no such folder"):
+    with refused(SourceError, None, "colours"):
         write_triton_model(colour_bundle, tmp_path)
     assert write_triton_model(colour_bundle, tmp_path, overwrite=True) == folder
     assert not (folder / "old").exists()
     (folder / "config.pbtxt").unlink()
-    with pytest.raises(SourceError, match=r"expected a model to replace, found something else"):
+    with refused(SourceError, None, "colours"):
         write_triton_model(colour_bundle, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
@@ -119,7 +119,7 @@ def test_nothing_wrong_is_written(colour_bundle, tmp_path):
     with pytest.raises(BundleError):
         write_triton_model(tmp_path / "absent.zsseg", tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(SourceError, match="cannot be written"):
+    with refused(SourceError, None, "colours"):
         write_triton_model(colour_bundle, tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -130,7 +130,7 @@ def test_an_altered_bundle_is_not_exported(colour_bundle, tmp_path):
     (graph,) = copy.glob("image_encoder*.onnx")
     content = graph.read_bytes()
     graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(BundleError, match="sha256"):
+    with refused(BundleError, None, "sha256"):
         write_triton_model(copy, tmp_path / "again")
 
 

@@ -133,5 +133,5 @@ def test_manifest_words_are_checked(bundle, tmp_path):
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["text"]["words"] = ["red ball"]
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="words: expected single lower-case words"):
+    with refused(BundleError, None, "bundle.json.text"):
         Bundle.load(copy)

@@ -116,7 +116,7 @@ def test_any_altered_manifest_is_a_bundle_or_refused(root):
 
 def test_newer_format(root):
     edit_manifest(root, ("format_version",), 2)
-    with pytest.raises(BundleVersionError, match="expected <= 1, got 2. Update zsseg_rt"):
+    with refused(BundleVersionError, None, "1", "2", "zsseg_rt"):
         Bundle.load(root)
 
 
@@ -165,7 +165,7 @@ def test_edited_manifest(root, keys, value, message):
 def test_path_that_leaves_the_bundle(root, name):
     (root.parent / "outside.onnx").write_bytes(b"not a graph")
     edit_manifest(root, (*GRAPH, "file"), name)
-    with pytest.raises(BundleError, match="expected a path inside the bundle"):
+    with refused(BundleError, None, "bundle.json"):
         Bundle.load(root)
 
 
