@@ -33,6 +33,15 @@ _TABLE = tuple(
 _SALT = (973285).to_bytes(8, "big")
 _JITTER = 6  # levels of each channel, so that two names rarely have the very same colour
 
+# Things that many models see have fixed places in the table: far apart (at least 30 in CIELAB), and
+# mostly colours that such things do not have.
+_THINGS = {
+    "person": 14, "dog": 1, "cat": 2, "bird": 6, "horse": 11, "cow": 3, "sheep": 33, "car": 0,
+    "bus": 13, "train": 28, "bicycle": 61, "motorcycle": 8, "motorbike": 8, "airplane": 5,
+    "aeroplane": 5, "boat": 21, "chair": 7, "couch": 40, "sofa": 40, "dining table": 15,
+    "potted plant": 12, "bottle": 18, "tv": 10, "tv monitor": 10,
+}  # fmt: skip
+
 # Hue in degrees, saturation and value of a colour that a name may contain.
 _WORDS = {
     "red": (0, 1.0, 1.0), "orange": (30, 1.0, 1.0), "yellow": (54, 1.0, 1.0),
@@ -51,9 +60,10 @@ def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
     """Return a colour per class.
 
     A name that contains a colour word gets a shade of that colour, any other a colour that can be
-    told apart with the common kinds of colour blindness, picked by a hash of the name: it depends
-    neither on the name's place in the list nor on the other names. Two names may get colours that
-    look alike. Given a number instead of names, an index always has the same colour.
+    told apart with the common kinds of colour blindness: that of a common thing is fixed, others
+    are picked by a hash of the name. It depends neither on the name's place in the list nor on the
+    other names. Two names may get colours that look alike. Given a number instead of names, an
+    index always has the same colour.
 
     Returns:
         uint8 RGB [C, 3]. Where two names would get exactly the same colour, one moves by a level.
@@ -77,6 +87,10 @@ def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
 
 def _pick(name: str, digest: int) -> Colour:
     """The colour of a name."""
+    thing = _THINGS.get(_plain(name))
+    if thing is not None:
+        red, green, blue = _TABLE[thing]
+        return red, green, blue
     word = next((w for w in re.findall(r"[a-z]+", name.casefold()) if w in _WORDS), None)
     choice, *moves = (digest & 0xFFFF, *(digest >> bits for bits in (16, 24, 32)))
     away = [move % (2 * _JITTER + 1) - _JITTER for move in moves]
@@ -113,8 +127,12 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
 
 
 def _digest(name: str) -> int:
-    text = " ".join(name.casefold().split()).encode("utf-8", "surrogatepass")
+    text = _plain(name).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, salt=_SALT).digest(), "big")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def _by_index(num_classes: int) -> npt.NDArray[np.uint8]:
