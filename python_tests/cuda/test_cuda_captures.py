@@ -248,7 +248,7 @@ def test_arrays_of_another_stream_are_named(stream):
     ours = ops.DeviceArray.from_numpy(np.zeros(4, np.float32), 0, stream.handle)
     capture = _C.Capture(0)
     capture.begin(stream.handle)
-    with pytest.raises(CaptureError, match="array: expected one last used on the stream"):
+    with refused(CaptureError, "array"):
         ours.copy_from(theirs, stream.handle)
     capture.cancel()
 
@@ -405,7 +405,7 @@ def test_kernels_write_to_mapped_memory(stream):
 @pytest.mark.needs_cuda
 def test_a_copy_without_waiting_needs_pinned_memory(stream):
     array = ops.DeviceArray.from_numpy(np.ones(3, np.float32), 0, stream.handle)
-    with pytest.raises(DeviceError, match="out: expected pinned memory where wait is False"):
+    with refused(DeviceError, "out", "wait"):
         array.copy_to(np.zeros(3, np.float32), stream.handle, wait=False)
     pinned = _C.PinnedArray((3,), np.float32)
     pinned.host[...] = 0
@@ -417,9 +417,9 @@ def test_a_copy_without_waiting_needs_pinned_memory(stream):
 @pytest.mark.needs_cuda
 def test_pinned_memory_is_checked():
     require_cuda()
-    with pytest.raises(ShapeError, match="shape: expected at most 4 sizes"):
+    with refused(ShapeError, "shape", "4"):
         _C.PinnedArray((1,) * 5, np.uint8)
-    with pytest.raises(DTypeError, match="dtype: expected a boolean"):
+    with refused(DTypeError, "dtype"):
         _C.PinnedArray((1,), np.complex64)
     assert _C.PinnedArray((0, 3), np.uint8).host.shape == (0, 3)
 

@@ -329,7 +329,7 @@ def cuda_stream():
 @pytest.mark.parametrize("dtype", ["uint32", "uint64", "complex64"])
 @pytest.mark.usefixtures("cuda_stream")
 def test_types_without_a_name_are_not_copied_to_a_gpu(dtype):
-    with pytest.raises(DTypeError, match="array: expected a boolean, integer or floating type"):
+    with refused(DTypeError, "array"):
         ops.DeviceArray.from_numpy(np.zeros(3, dtype))
 
 
@@ -345,9 +345,9 @@ def test_device_array_round_trip(cuda_stream):
     np.testing.assert_array_equal(
         array.view((2, 3)).numpy(), (embeds() + 1).ravel()[:6].reshape(2, 3)
     )
-    with pytest.raises(ShapeError, match=r"shape: expected at most 12 elements, got \(13,\)"):
+    with refused(ShapeError, "shape", "12", "13"):
         array.view((13,))
-    with pytest.raises(DTypeError, match=r"array: expected float32, got float64"):
+    with refused(DTypeError, "array", "float32", "float64"):
         array.copy_from(np.zeros((1, 3, 4)))
 
 
@@ -363,9 +363,7 @@ def test_device_array_outlives_its_stream(cuda_stream):
 @pytest.mark.needs_cuda
 def test_mixed_devices_are_refused(cuda_stream):
     array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
-    with pytest.raises(
-        DeviceError, match=r"text_embeds: expected to be on cuda:0 like patch_embed"
-    ):
+    with refused(DeviceError, "text_embeds"):
         similarity(array)
 
 

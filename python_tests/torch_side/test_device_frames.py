@@ -231,11 +231,11 @@ class TestFramesOnTheDevice:
             expected = engine.segment(frame(2)).overlay(frame(2))
             np.testing.assert_array_equal(found, expected)
             for alpha in (1.5, -0.1, float("nan"), None):
-                with pytest.raises(ArgumentError, match=r"alpha: expected a number in \[0, 1\]"):
+                with refused(ArgumentError, "alpha", "0", "1"):
                     engine.segment_device(given, with_overlay=True, alpha=alpha)
             planes = on_device(frame(2)[..., 0].copy()[:30, :46].copy())
             chroma = on_device(np.zeros((15, 23, 2), np.uint8))
-            with pytest.raises(ArgumentError, match="with_overlay: expected False for a frame in"):
+            with refused(ArgumentError, "with_overlay"):
                 engine.segment_device((planes, chroma), with_overlay=True)
 
     def test_labels_are_the_result_s_own(self, on_gpu):
@@ -307,9 +307,9 @@ class TestFramesOnTheDevice:
             rows = np.full((2, engine.bundle.text.embed_dim), 1e11, np.float32)
             engine.set_classes(["red", "blue"], embeddings=rows)
             for _ in range(3):
-                with pytest.raises(BackendError, match="mask_logits: expected finite numbers"):
+                with refused(BackendError, "mask_logits"):
                     engine.segment_device(on_device(frame()))
-                with pytest.raises(BackendError, match="mask_logits: expected finite numbers"):
+                with refused(BackendError, "mask_logits"):
                     engine.segment(frame())
 
 

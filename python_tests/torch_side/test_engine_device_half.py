@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.errors import refused
 from support.host_backend import HostSession, host_backend
 from zsseg_rt import Engine, EngineConfig, FrameMemory, ops
 from zsseg_rt.errors import BackendError
@@ -157,7 +158,7 @@ def test_what_is_not_finite_is_an_error(gpu_config, monkeypatch, value):
     monkeypatch.setattr(HostSession, "run", broken)
     with Engine(STORED / "dense.zsseg", EngineConfig(use_cache=False, **gpu_config)) as engine:
         engine.set_classes(["red", "blue"])
-        with pytest.raises(BackendError, match="mask_logits: expected finite numbers, got NaN"):
+        with refused(BackendError, "mask_logits", "NaN"):
             engine.segment(frame())
 
 

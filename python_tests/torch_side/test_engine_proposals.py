@@ -258,7 +258,7 @@ def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, value):
     monkeypatch.setattr(_OpenVinoSession, "run", broken)
     with Engine(bundle, EngineConfig(**EXACT)) as engine:
         engine.set_classes(NAMES, embeddings=embeddings())
-        with pytest.raises(BackendError, match="expected finite numbers, got NaN or infinity"):
+        with refused(BackendError, "class_scores", "NaN"):
             engine.segment(frame())
 
 

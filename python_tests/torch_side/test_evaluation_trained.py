@@ -165,7 +165,7 @@ def test_runs_that_call_cells_regions_still_load(tmp_path):
 
 
 def test_errors_say_what_is_wrong(run, tmp_path):
-    with pytest.raises(CheckpointError, match="expected a training run"):
+    with refused(CheckpointError, None, tmp_path.name):
         trained_segmenter(tmp_path, NAMES)
     with refused(DeviceError, "device"):
         trained_segmenter(run, NAMES, device="cuda:99")

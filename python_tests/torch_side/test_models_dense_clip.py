@@ -315,5 +315,5 @@ def test_a_resnets_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(5, DIM + 1), (0, DIM), (DIM,)])
 def test_wrong_text_embeddings_are_refused(build, shape):
-    with pytest.raises(ShapeError, match=rf"text_embeds: expected \[C, {DIM}\]"):
+    with refused(ShapeError, "text_embeds", str(DIM)):
         build()(tiny.image(1, 3, 64, 64), torch.zeros(shape))

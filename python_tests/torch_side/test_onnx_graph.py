@@ -1,11 +1,14 @@
 """The interface agrees with onnx, and damaged bytes make the check fail in one way alone."""
 
+import re
+
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from support.errors import refused
 from support.graphs import write_graph, write_two_inputs
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.errors import BackendError
@@ -58,9 +61,12 @@ def test_damaged_bytes_give_a_backend_error_or_a_header(tmp_path_factory, conten
         damaged[index] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.onnx"
     path.write_bytes(damaged)
-    assert outcome(path) is None or "damaged.onnx: expected an ONNX graph" in outcome(path)
+    found = outcome(path)  # the header itself may be read, and then hold a version that is none
+    assert found is None or re.search(
+        r"damaged\.onnx: (opset_import: |ir_version: )?expected", found
+    )
 
 
 def test_folder_instead_of_a_file(tmp_path):
-    with pytest.raises(BackendError, match="expected an ONNX graph"):
+    with refused(BackendError, None, tmp_path.name):
         check_graph(tmp_path)

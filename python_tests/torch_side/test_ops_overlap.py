@@ -183,7 +183,7 @@ def test_overlap_on_a_gpu_is_refused():
     arrays["boxes"] = np.int32([[0, 0, 7, 7, 9], [1, 1, 3, 3, 9]])
     on_gpu = {name: ops.DeviceArray.from_numpy(array) for name, array in arrays.items()}
     on_gpu["mask_logits"] = whole.view((2, 2, 2))
-    with pytest.raises(ArgumentError, match="out: expected memory apart from mask_logits's"):
+    with refused(ArgumentError, "out", "mask_logits"):
         ops.crop_regions(**on_gpu, **settings, out=whole)
     rest = (np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
     rest = [ops.DeviceArray.from_numpy(array) for array in rest]
@@ -191,6 +191,6 @@ def test_overlap_on_a_gpu_is_refused():
         whole.view((1, 3, 2, 2)),
         ops.DeviceArray.from_numpy(np.ones((1, 3, 2, 2), np.float32)),
     )
-    with pytest.raises(ArgumentError, match="out: expected memory apart from past's"):
+    with refused(ArgumentError, "out", "past"):
         ops.warp_blend(logits, past, *rest, out=whole.view((1, 3, 2, 2)))
     assert ops.warp_blend(logits, past, *rest, out=logits) is logits

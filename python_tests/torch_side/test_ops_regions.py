@@ -157,14 +157,14 @@ def test_what_lies_outside_on_a_gpu_is_moved_inside():
     expected = reference.crop_regions(image, masks, inside, tame[inside], side=9)
     np.testing.assert_allclose(crops.numpy(), expected, rtol=0, atol=CROP_TOLERANCE)
     placed = place(image), place(masks)
-    with pytest.raises(DeviceError, match="boxes"):
+    with refused(DeviceError, "boxes"):
         ops.crop_regions(*placed, place(regions), wild, side=9)
-    with pytest.raises(DeviceError, match="regions"):
+    with refused(DeviceError, "regions"):
         ops.crop_regions(image, masks, place(regions), place(wild), side=9)
-    with pytest.raises(ShapeError, match=r"boxes: expected shape \(3, 5\), got \(3, 4\)"):
+    with refused(ShapeError, "boxes", "5", "4"):
         ops.crop_regions(*placed, place(regions), place(tame), side=9)
     none = place(np.zeros((0, 8, 8), np.float32)), place(regions), place(wild[:0])
-    with pytest.raises(ArgumentError, match="regions: expected none, as there are no masks"):
+    with refused(ArgumentError, "regions"):
         ops.crop_regions(placed[0], *none, side=9)
 
 

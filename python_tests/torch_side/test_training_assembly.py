@@ -368,5 +368,5 @@ def test_text_tower_embeds_as_the_bundle_does(zegclip_model, tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="a training run or one of its checkpoints"):
+    with refused(CheckpointError, None, tmp_path.name):
         load_trained(tmp_path)
