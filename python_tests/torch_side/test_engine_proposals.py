@@ -245,8 +245,15 @@ def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatc
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["region_masks", "segment_embeds", "region_embeds"])
-def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("region_masks", "mask_logits"),
+        ("segment_embeds", "class_scores"),
+        ("region_embeds", "class_scores"),
+    ],
+)
+def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, told, value):
     run = _OpenVinoSession.run
 
     def broken(self, feeds, *, stream=0):
@@ -258,7 +265,7 @@ def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, value):
     monkeypatch.setattr(_OpenVinoSession, "run", broken)
     with Engine(bundle, EngineConfig(**EXACT)) as engine:
         engine.set_classes(NAMES, embeddings=embeddings())
-        with refused(BackendError, "class_scores", "NaN"):
+        with refused(BackendError, told, "NaN"):
             engine.segment(frame())
 
 

@@ -252,7 +252,7 @@ class TestOnTheGpu:
             expected = engine.segment(planes()).labels
             with pytest.raises(error, match=message):
                 engine.segment_device(frame())
-            with refused(DeviceError, "image", "segment_device"):
+            with refused(DeviceError, "luma", "segment_device"):
                 engine.segment(on_device(planes()))
             np.testing.assert_array_equal(engine.segment(planes()).labels, expected)
 

