@@ -204,6 +204,12 @@ def test_links_lead_somewhere(page):
             assert anchor in documents.anchors_of(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_fit_a_screen(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 140] == []
+
+
 def test_readme_links_every_page():
     readme = documents.ROOT / "README.md"
     linked = {link.partition("#")[0] for link in documents.links_of(readme)}
