@@ -31,7 +31,7 @@ SAYS = {
     "two_lanes": ["'red tiled floor'", "'yellow sand'"],
     "webcam": ["frame ", " ms old: ", " labelled, "],
 }
-ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "ros2_node"}
+ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder"}
 
 
 def run(name, folder, *arguments):

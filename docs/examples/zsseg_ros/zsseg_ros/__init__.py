@@ -1,0 +1,1 @@
+"""Zero-shot semantic segmentation as a ROS 2 node."""
