@@ -11,11 +11,11 @@ from pathlib import Path
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_classes
 
-source = sys.argv[1] if len(sys.argv) > 1 else "test://?size=640x480&frames=30"
+source = sys.argv[1] if len(sys.argv) > 1 else "test://?frames=30"
 most, begin = {}, None
 
 with Engine(Bundle.demo()) as engine, Path("counts.csv").open("w", newline="") as file:
-    names = engine.set_classes(demo_classes()).names
+    names = engine.set_classes(demo_classes(), background="auto").names
     table = csv.writer(file)
     table.writerow(["frame", "seconds", *names, "unknown"])
     with engine.stream(source) as stream:

@@ -5,7 +5,7 @@ from zsseg_rt.evaluation import EngineSegmenter, create_dataset, evaluate
 
 # The synthetic world needs no files; create_dataset("folder", "my_photos", "val") reads yours.
 dataset = create_dataset("scenes", split="val", length=8)
-with Engine(Bundle.demo()) as engine:
+with Engine(Bundle.demo("scenes")) as engine:
     evaluation = evaluate(EngineSegmenter(engine, dataset.class_names), dataset)
 
 for figure, percent in evaluation.scores.as_reported().items():

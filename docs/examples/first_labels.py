@@ -5,7 +5,7 @@ from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
 
 with Engine(Bundle.demo()) as engine:  # or Engine("street.zsseg")
-    engine.set_classes(["grey stone wall", "red tiled floor", ["red star", "red ball"]])
+    engine.set_classes(["dining table", ["chair", "armchair"]], background="auto")
     seg = engine.segment(read_photo(demo_photos()[0]))  # uint8 [H, W, 3], RGB
 
 for entry in seg.present():

@@ -6,8 +6,8 @@ from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
 
-frame = read_photo(demo_photos()[1])
-with Engine(Bundle.demo()) as engine:
+frame = read_photo(demo_photos("scenes")[1])
+with Engine(Bundle.demo("scenes")) as engine:
     # Stands for another encoder: float32 [2, D], one row per class, in the bundle's joint space.
     embeds = engine.set_classes(["yellow sand", "grey sky"]).embeds
     middle = (embeds[0] + embeds[1]) / np.linalg.norm(embeds[0] + embeds[1])

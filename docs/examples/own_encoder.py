@@ -62,7 +62,7 @@ bundle = export_dense_bundle(
 )
 print(f"agrees with the graph: {verify_bundle(bundle).passed}")
 
-frame = read_photo(Path(demo_photos()[0]))
+frame = read_photo(Path(demo_photos("scenes")[0]))
 with Engine(bundle) as engine:
     engine.set_classes(["red", "green", "grey"], background=["yellow", "brown"])
     seg = engine.segment(frame)

@@ -20,7 +20,7 @@ out = Path("labelled")
 out.mkdir(exist_ok=True)
 
 with Engine(Bundle.demo()) as engine, (out / "shares.csv").open("w", newline="") as file:
-    engine.set_classes(demo_classes())
+    engine.set_classes(demo_classes(), background="auto")
     table = csv.writer(file)
     table.writerow(["photo", "class", "share"])
     for path in photos:

@@ -4,8 +4,8 @@ from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
 
-frames = [read_photo(photo) for photo in demo_photos()]
-with Engine(Bundle.demo()) as engine:
+frames = [read_photo(photo) for photo in demo_photos("scenes")]
+with Engine(Bundle.demo("scenes")) as engine:
     things = engine.set_classes(["box", "star", "ring", "cone"], background=["wall", "sand", "sky"])
     stuff = engine.set_classes(["grey stone wall", "red tiled floor", "yellow sand", "grey sky"])
     for frame in frames:

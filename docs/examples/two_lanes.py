@@ -17,7 +17,7 @@ def camera(lane: Lane, frame: np.ndarray) -> list[str]:
 
 frames = [read_photo(photo) for photo in demo_photos()]
 with Engine(Bundle.demo(), EngineConfig(num_lanes=3)) as engine:  # the engine's own is the third
-    engine.set_classes(demo_classes())
+    engine.set_classes(demo_classes(), background="auto")
     with engine.lane() as left, engine.lane() as right, ThreadPoolExecutor(2) as threads:
         for names in threads.map(camera, (left, right), frames):
             print(names)

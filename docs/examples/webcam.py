@@ -13,10 +13,10 @@ import cv2
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_classes
 
-source = sys.argv[1] if len(sys.argv) > 1 else "test://?size=640x480&frames=60"
+source = sys.argv[1] if len(sys.argv) > 1 else "test://?frames=60"
 
 with Engine(Bundle.demo()) as engine:
-    engine.set_classes(demo_classes())
+    engine.set_classes(demo_classes(), background="auto")
     shown = float("-inf")
     with engine.stream(source, policy="latest") as stream:  # the newest frame, never a backlog
         signal.signal(signal.SIGINT, lambda *_: stream.stop())

@@ -53,6 +53,20 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
     assert "checkered" in done.stdout
 
 
+def test_the_default_is_the_photo_demo():
+    assert Bundle.demo().path == demo_bundle() == demo_bundle("photos")
+    assert demo_photos() == demo_photos("photos")
+    assert demo_classes() == demo_classes("photos")
+
+
+@pytest.mark.parametrize(("demo", "shown"), [([], "chair"), (["scenes"], "grey stone wall")])
+def test_the_command_takes_the_demo_that_is_named(demo, shown, tmp_path, capsys):
+    assert main(["segment", "--demo", *demo, "--out", str(tmp_path)]) == 0
+    assert shown in capsys.readouterr().out
+    names = demo_photos(*demo)
+    assert len(list(tmp_path.glob("*.overlay.png"))) == len(names)
+
+
 def test_the_bundle_that_ships_has_a_name_in_python():
     bundle = Bundle.demo("scenes")
     assert bundle.path == demo_bundle("scenes")

@@ -108,7 +108,7 @@ def test_a_list_of_sources_is_streamed_together(clip, colour_bundle, tmp_path):
 
 def test_the_demo_needs_no_arguments(tmp_path, capsys):
     assert run("stream", "--demo", "scenes", "--frames", 3, "--policy", "all") == 0
-    assert "test://  3 of" in capsys.readouterr().out
+    assert "test://?demo=scenes  3 of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

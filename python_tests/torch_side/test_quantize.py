@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "small.zsseg"
-    report = quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), FAST)
+    report = quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), FAST)
     return Bundle.load(out), report
 
 
@@ -131,7 +131,16 @@ def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch
         quantizing, "measure", lambda *given: quantizing.Agreement(clear=0.5, everywhere=0.4)
     )
     report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
-    given = ["quantize", "demo", "--photos", str(photos), "--out", str(out), "--json", str(report)]
+    given = [
+        "quantize",
+        "demo-scenes",
+        "--photos",
+        str(photos),
+        "--out",
+        str(out),
+        "--json",
+        str(report),
+    ]
     assert main(given) == 3
     assert [path.name for path in tmp_path.iterdir()] == [report.name]
     told = json.loads(report.read_text())
@@ -149,7 +158,7 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantizing, "measure", measure)
     out = tmp_path / "new.zsseg"
-    report = quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), FAST)
+    report = quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), FAST)
     kept = {row.name for row in report.layers if row.precision == "float16"}
     assert report.everything == 0.9
     assert report.spec.passed
@@ -161,7 +170,15 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
 
 def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
     out = tmp_path / "new.zsseg"
-    given = ["quantize", "demo", "--photos", str(photos), "--out", str(out), "--no-sensitivity"]
+    given = [
+        "quantize",
+        "demo-scenes",
+        "--photos",
+        str(photos),
+        "--out",
+        str(out),
+        "--no-sensitivity",
+    ]
     assert main([*given, "--precision", "fp8", "--min-agreement", "0.5"]) == 0
     assert "blocks.0.q_proj" in capsys.readouterr().out
     assert main(["info", str(out)]) == 0
@@ -171,7 +188,7 @@ def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
 
 
 def test_unfit_pictures_are_refused(photos, tmp_path):
-    demo, names, out = Bundle.demo(), demo_classes("scenes"), tmp_path / "new.zsseg"
+    demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
     few, plain, broken = (tmp_path / name for name in ("few", "plain", "broken"))
     few.mkdir()
     with refused(SourceError, None):
@@ -198,7 +215,7 @@ def test_unfit_settings_are_refused(setting):
 
 
 def test_unfit_bundles_are_refused(photos, tmp_path):
-    demo, names, out = Bundle.demo(), demo_classes("scenes"), tmp_path / "new.zsseg"
+    demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
     with refused(ArgumentError, "bundle"):
         quantize_bundle(replace(demo, family="proposals"), out, photos, names, FAST)
     narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
@@ -227,7 +244,12 @@ def test_an_interrupted_run_leaves_nothing(photos, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         quantize_bundle(
-            Bundle.demo(), tmp_path / "x.zsseg", photos, demo_classes("scenes"), FAST, interrupt
+            Bundle.demo("scenes"),
+            tmp_path / "x.zsseg",
+            photos,
+            demo_classes("scenes"),
+            FAST,
+            interrupt,
         )
     assert not list(tmp_path.iterdir())
 
@@ -247,7 +269,7 @@ def test_plans_hold_every_promised_layer(photos, tmp_path, precision, monkeypatc
 
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
     out, settings = tmp_path / "new.zsseg", replace(FAST, precision=precision)
-    quantize_bundle(Bundle.demo(), out, photos, demo_classes("scenes"), settings)
+    quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings)
     for capability in ("8.6", "8.9", "12.0"):
         for name, promised in (("image_encoder", 37), ("decoder", 10)):
             options = BackendOptions(compute_capability=capability)

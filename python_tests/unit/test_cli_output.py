@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.command_line import run
+from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.cli.output import LinesAboveStatus
-from zsseg_rt.demo import demo_classes, demo_photos
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.results.visualize import read_label_png
 
 
@@ -111,7 +112,13 @@ def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd
 
 
 def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
-    assert run("info", "demo") == 0
+    for name, bundle in {
+        "demo": "photos",
+        "demo-photos": "photos",
+        "demo-scenes": "scenes",
+    }.items():
+        assert find_bundle(name) == demo_bundle(bundle)
+        assert run("info", name) == 0
     call = ("segment", demo_photos()[0], "--bundle", "demo", "-o", tmp_path, "--format", "png")
     assert run(*call, "--classes", "") == 2
     assert run(*call, "--classes", demo_classes()[0], "--precision", "fp32") == 0

@@ -99,8 +99,8 @@ class Bundle(_Manifest):
         """A small bundle that ships with the package.
 
         Args:
-            name: ``"scenes"`` knows a synthetic world's words; ``"photos"`` sees 20 things in
-                photographs.
+            name: ``"photos"`` sees 20 things in photographs; ``"scenes"`` knows a synthetic
+                world's words.
 
         Raises:
             ArgumentError: No bundle of that name ships.

@@ -29,7 +29,9 @@ DemoOption = Annotated[
 ]
 BundleOption = Annotated[
     Path | None,
-    typer.Option("--bundle", "-b", help="Folder NAME.zsseg, a name of zsseg-rt fetch, or demo."),
+    typer.Option(
+        "--bundle", "-b", help="Folder NAME.zsseg, a name of zsseg-rt fetch, demo or demo-scenes."
+    ),
 ]
 ClassesOption = Annotated[
     str | None,

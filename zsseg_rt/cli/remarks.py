@@ -40,7 +40,7 @@ def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
         return
     _say(
         "The model that ships knows only drawings of a made-up world: its labels of photographs "
-        "mean nothing. Real models: README, section Real models."
+        "mean nothing. Take --demo without scenes, or see README, section Your own photos."
     )
 
 

@@ -83,8 +83,8 @@ def segment(
 ) -> None:
     """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
-    --demo alone labels four images that ship with the package; you may give it other --classes,
-    made of the words it lists.
+    --demo alone labels four photos that ship with the package. You may give it photos of your own
+    and other --classes; it lists what its model sees.
     """
     from zsseg_rt.demo import DEFAULT, demo_photos
     from zsseg_rt.engine import Engine
@@ -108,7 +108,7 @@ def segment(
         print_if_photographs(engine, photos)
         results = _segment(engine, found, place, each)
         if demo:
-            _print_words(engine)
+            _print_words(engine, demo)
         _write_report(place.json_file, engine, results)
     failed = [result for result in results if result.error is not None]
     if failed:
@@ -160,13 +160,12 @@ def _what_is_done(results: Sequence[PhotoResult], total: int) -> str:
     return f"interrupted; {done} of {total} photos are done. Add --resume to go on from there."
 
 
-def _print_words(engine: Engine) -> None:
+def _print_words(engine: Engine, demo: str) -> None:
     concepts, bank = engine.bundle.concepts, engine.bundle.text_bank
     if concepts is None:
         return
-    more = (
-        "" if bank is None else f"; it takes {len(bank.names)} names: zsseg-rt info BUNDLE --names"
-    )
+    listed = f"zsseg-rt info demo-{demo} --names"
+    more = "" if bank is None else f"; it takes {len(bank.names)} names: {listed}"
     terminal().print(
         "Name your own classes with --classes 'a,b'. This model was trained on: "
         f"{', '.join(concepts.names)}{more}",

@@ -38,7 +38,7 @@ DEMOS = {
         clip="dog_walk.zip",
     ),
 }
-DEFAULT = "scenes"
+DEFAULT = "photos"
 
 
 def demo_bundle(name: str = DEFAULT) -> Path:

@@ -9,11 +9,12 @@ from zsseg_rt.bundles.pretrained.sets import SETS
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.files.home import default_cache_dir
-from zsseg_rt.demo import demo_bundle
+from zsseg_rt.demo import DEFAULT, DEMOS, demo_bundle
 from zsseg_rt.errors import BundleError
 
 _SUFFIX = ".zsseg"
 _MANIFEST = "bundle.json"
+_SHIPPED = {"demo": DEFAULT, **{f"demo-{name}": name for name in DEMOS}}
 
 
 def bundle_place(name: str) -> Path:
@@ -27,7 +28,7 @@ def checkpoint_folder(repository: str) -> Path:
 
 
 def find_bundle(given: str | Path) -> Path:
-    """The folder that a path or a fetched bundle's name stands for; ``demo`` is the one that ships.
+    """The folder that a path or a fetched bundle's name stands for; ``demo``, ``demo-scenes`` ship.
 
     A bundle at the path wins over the name. Anything else at the path does not: a folder of results
     called ``naclip-b16`` does not hide the bundle of this name. With a folder in front, such as
@@ -42,8 +43,8 @@ def find_bundle(given: str | Path) -> Path:
     fetched = bundle_place(path.name)
     if is_folder(fetched):
         return fetched
-    if path.name == "demo":
-        return demo_bundle()
+    if path.name in _SHIPPED:
+        return demo_bundle(_SHIPPED[path.name])
     if path.name in SETS:
         size = round(SETS[path.name].weight_bytes / 1e6)
         raise BundleError(
