@@ -141,6 +141,8 @@ class ScriptedServer:
         self.version, self.names = 1, [[n] if isinstance(n, str) else list(n) for n in names]
         self.background, self.unknown_below = [], 0.0
         self.known_names: list[str] = []
+        self.known_words: list[str] = []
+        self.remarks: list[str] = []
         self.sources = [source("camera", "running")]
         self.refuse_with: tuple[int, str] | None = None
         self.unknown: list[str] = []
@@ -179,6 +181,7 @@ class ScriptedServer:
             "version": self.version,
             "classes": classes,
             "background": self.background,
+            "remarks": self.remarks,
             "unknown_label": 255 if len(classes) <= 254 else 65535,
             "unknown_below": self.unknown_below,
         }
@@ -246,7 +249,7 @@ class ScriptedServer:
     def _answer(self, route) -> None:
         request = route.request
         if request.url.endswith("/v1/names"):
-            route.fulfill(json={"names": self.known_names})
+            route.fulfill(json={"names": self.known_names, "words": self.known_words})
             return
         if request.method == "GET":
             from zsseg_rt.server.page import load_page

@@ -17,6 +17,7 @@ import pytest
 from support.live_server import PATIENCE, WORDS, ask, demo_server, request, wait_until
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle, demo_photos
+from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.page import load_page
 
@@ -362,6 +363,13 @@ def test_openapi_describes_what_is_there(server):
         ("/v1/vocabulary", "get"), ("/v1/vocabulary", "put"), ("/v1/names", "get"),
         ("/v1/settings", "get"), ("/v1/settings", "put"), ("/v1/segment", "post"),
     }  # fmt: skip
+
+
+def test_names_and_words_that_the_bundle_knows_are_told(server):
+    status, told = ask(server, "GET", "/v1/names")
+    assert status == 200
+    assert told["names"] == list(CLASS_NAMES)
+    assert {"red", "striped", "ball"} < set(told["words"])
 
 
 SAMPLE = re.compile(r'([a-z_]+)(\{([a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*\})? (-?[0-9.e+-]+|\+Inf)')

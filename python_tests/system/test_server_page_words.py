@@ -101,6 +101,31 @@ class TestPrompt:
         box.press_sequentially("\nq")
         expect(offered).to_be_hidden()
 
+    def test_phrases_of_known_words_are_suggested_after_names(self, page):
+        live = ScriptedServer(page)
+        live.known_names, live.known_words = ["red metal ball"], ["ball", "box", "metal", "red"]
+        live.open()
+        box, offered = page.get_by_role("textbox", name="Look for"), page.locator("#suggestions")
+        box.fill("")
+        box.press_sequentially("re")
+        expect(offered.get_by_role("button")).to_have_text(["red metal ball", "red"])
+        box.fill("")
+        box.press_sequentially("red b")
+        expect(offered.get_by_role("button")).to_have_text(["red ball", "red box"])
+        offered.get_by_role("button", name="red box").click()
+        expect(box).to_have_value("red box")
+
+    def test_remarks_on_names_are_shown_under_the_form(self, page):
+        live = ScriptedServer(page)
+        live.remarks = ["class_names: 'tree': this model sees no trees.", "class_names: 'a'."]
+        live.open()
+        note = page.locator("#words-remarks")
+        expect(note).to_have_text("'tree': this model sees no trees.\n'a'.")
+        expect(note).to_have_role("status")
+        live.remarks = []
+        live.change("dog")
+        expect(note).to_be_hidden()
+
     def test_classes_in_the_picture_come_first(self, page):
         live = ScriptedServer(page, ("road", "sky", "tree")).open()
         live.send_frame(halves(2, 2))

@@ -233,6 +233,9 @@ def test_text_bank_answers_first_and_unknown_names_get_a_hint(tmp_path):
     )
     embedder = PhraseEmbedder(loaded, CountingEncoder, None)
     np.testing.assert_array_equal(embedder.embed(["tree", "road"]), bank[::-1])
+    np.testing.assert_array_equal(embedder.embed(["Tree", " ROAD "]), bank[::-1])
+    assert embedder.banks("Road")
+    assert not embedder.banks("roads")
     with refused(VocabularyError, "class_names", "'trees'", "'tree'"):
         embedder.embed(["trees"])
 

@@ -130,8 +130,8 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
 
     @app.get("/v1/names")
     async def get_names() -> dict[str, Any]:
-        """The names that the bundle has embeddings of, to choose from; others may work, too."""
-        return {"names": labeller.known_names}
+        """Names and words that the bundle knows, to choose from; others may work, too."""
+        return {"names": labeller.known_names, "words": labeller.known_words}
 
     @app.get("/v1/settings")
     async def get_settings() -> Settings:

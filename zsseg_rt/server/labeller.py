@@ -58,9 +58,16 @@ class Labeller:
 
     @property
     def known_names(self) -> tuple[str, ...]:
-        """The names of the bundle's text bank; none without one."""
-        bank = self._engine.bundle.text_bank
-        return () if bank is None else tuple(bank.names)
+        """The names of the bundle's text bank, or those that it was trained on; none without."""
+        bank, concepts = self._engine.bundle.text_bank, self._engine.bundle.concepts
+        if bank is not None:
+            return tuple(bank.names)
+        return () if concepts is None else concepts.names
+
+    @property
+    def known_words(self) -> tuple[str, ...]:
+        """The words of which the bundle's text encoder knows any phrase; none: not only these."""
+        return tuple(self._engine.bundle.text.words)
 
     @property
     def unknown_below(self) -> float:

@@ -24,6 +24,8 @@ from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import check_embeddings
 
 _log = logging.getLogger(__name__)
+_Row = npt.NDArray[np.float32]
+
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
 KEPT_PHRASES = 8192
 """Phrases whose embeddings stay in memory, 16 MB at 512 floats; the least recently used go."""
@@ -60,22 +62,23 @@ class PhraseEmbedder:
         used = tuple(templates or chosen.templates)
         bank = {} if templates else self._bank(chosen.bank)
         key = template_key(used)
-        asked = dict.fromkeys(p for p in phrases if p not in bank)
+        banked = {p: row for p in phrases if (row := _find(bank, p)) is not None}
+        asked = dict.fromkeys(p for p in phrases if p not in banked)
         found = {p: row for p in asked if (row := self._recall(key, p)) is not None}
         missing = [p for p in asked if p not in found]
         if missing:
             found |= self._embed_missing(missing, used, key)
         self._keep(key, found)
-        rows = [bank[p] if p in bank else found[p] for p in phrases]
+        rows = [banked[p] if p in banked else found[p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
     def banks(self, phrase: str) -> bool:
-        """Whether the text bank has this very phrase."""
-        return phrase in self._bank(PromptSet.bank)
+        """Whether the text bank has this phrase, in capitals or not."""
+        return _find(self._bank(PromptSet.bank), phrase) is not None
 
     def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
         """Whether :meth:`embed` takes a phrase and knows all of its words."""
-        if with_bank and phrase in self._bank(PromptSet.bank):
+        if with_bank and self.banks(phrase):
             return True
         text = self._bundle.text
         if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
@@ -84,7 +87,9 @@ class PhraseEmbedder:
 
     def _bank(self, tensor: str) -> dict[str, npt.NDArray[np.float32]]:
         if tensor not in self._banks:
-            self._banks[tensor] = read_text_bank(self._bundle, tensor)
+            rows = read_text_bank(self._bundle, tensor)
+            plain = {_plain(name): row for name, row in reversed(rows.items())}
+            self._banks[tensor] = plain | rows
         return self._banks[tensor]
 
     def release_encoder(self) -> None:
@@ -155,7 +160,9 @@ class PhraseEmbedder:
     def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer:
         text = self._bundle.text
         if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
-            raise _refusal(phrases, _unknown_message(phrases, list(self._bank("embeds"))))
+            bank = self._bundle.text_bank
+            known = [] if bank is None else list(bank.names)
+            raise _refusal(phrases, _unknown_message(phrases, known))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
             self._tokenizer = Tokenizer(path, context_length=text.context_length)
@@ -223,6 +230,16 @@ def _refusal(unknown: Sequence[str], message: str) -> VocabularyError:
     error = VocabularyError(message)
     error.unknown = tuple(unknown)
     return error
+
+
+def _find(bank: Mapping[str, _Row], phrase: str) -> _Row | None:
+    """A phrase's row: of its very name, else of the first that differs in capitals and gaps."""
+    return bank.get(phrase, bank.get(_plain(phrase)))
+
+
+def _plain(name: str) -> str:
+    """A name in small letters, with one space between words."""
+    return " ".join(name.casefold().split())
 
 
 def _quoted(names: Sequence[str]) -> str:
