@@ -24,6 +24,7 @@ NOT_RUN = {
     r"\b(MODEL|ENCODER|RUN|FILE|B|D)\b": "has names in capitals for what is the reader's own",
     r"^quantize|small.zsseg": "needs eight pictures; test_quantize.py has them",
     r"--check-data": "finds classes without pixels in so few scenes",
+    r"\bclip\b|dogs": "trains for minutes; test_training_example.py runs it shortly",
     r"^segment DIR": "leaves out what the text is not about",
     r"--cosine": "needs a bundle that was trained with its cosines",
 }

@@ -1,0 +1,108 @@
+"""tools/labelme_masks.py draws what labelme and ``segment --format labelme`` write."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from support.errors import refused
+from tools.labelme_masks import convert
+from zsseg_rt import DatasetError, Segmentation
+
+
+def write(folder, name, shapes, size_hw=(40, 60), **changes):
+    """A photo and its labelme file."""
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    (folder / "polygons").mkdir(exist_ok=True)
+    photo = folder / "photos" / f"{name}.png"
+    cv2.imwrite(str(photo), np.zeros((*size_hw, 3), np.uint8))
+    content = {
+        "imagePath": f"../photos/{name}.png", "imageHeight": 40, "imageWidth": 60,
+        "shapes": shapes,
+    }  # fmt: skip
+    (folder / "polygons" / f"{name}.json").write_text(json.dumps(content | changes))
+
+
+def shape(label, points, kind="polygon"):
+    return {"label": label, "points": points, "shape_type": kind}
+
+
+def make(folder, **options):
+    given = {"rest": "", "classes": "", "val": 0.25} | options
+    return convert(folder / "polygons", folder / "out", **given)
+
+
+def mask(folder, name):
+    return cv2.imread(str(folder / "out" / "masks" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+
+
+def test_shapes_become_masks(tmp_path):
+    square = [[10, 10], [30, 10], [30, 30], [10, 30]]
+    hole = [[15, 15], [25, 15], [25, 25], [15, 25]]
+    write(tmp_path, "a", [shape("dog", square), shape("_background_", hole)])
+    write(tmp_path, "b", [shape("cat", [[5, 5], [20, 20]], "rectangle")])
+    write(tmp_path, "c", [shape("cat", [[30, 20], [30, 26]], "circle")])
+    assert "out" in make(tmp_path)
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["cat", "dog"]
+    assert (tmp_path / "out" / "train.txt").read_text().split() == ["a", "b"]
+    assert (tmp_path / "out" / "val.txt").read_text().split() == ["c"]
+    first = mask(tmp_path, "a")
+    assert (first[20, 12], first[20, 20], first[5, 5]) == (1, 255, 255)
+    assert (mask(tmp_path, "b") == 0).sum() == 15 * 15
+    assert abs((mask(tmp_path, "c") == 0).sum() - np.pi * 36) < 5
+
+
+def test_the_rest_is_a_class_if_it_has_a_name(tmp_path):
+    for name in "ab":
+        write(tmp_path, name, [shape("dog", [[10, 10], [30, 10], [30, 30]])])
+    make(tmp_path, rest="ground", classes="dog")
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["dog", "ground"]
+    assert set(np.unique(mask(tmp_path, "a"))) == {0, 1}
+
+
+def test_our_own_polygons_come_back(tmp_path):
+    labels = np.full((40, 60), 255, np.uint8)
+    labels[4:36, 3:40] = 0
+    labels[10:30, 10:30] = 1
+    labels[15:25, 15:25] = 255
+    labels[0:12, 50:60] = 1
+    seg = Segmentation(labels=labels, names=("dog", "cat"), vocabulary_version=1)
+    for name in "ab":
+        content = seg.to_labelme(f"../photos/{name}.png")
+        write(tmp_path, name, content["shapes"])
+    make(tmp_path, classes="dog, cat")
+    np.testing.assert_array_equal(mask(tmp_path, "a"), labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"shapes": None}, "b.json"),
+        ({"imagePath": "absent.png"}, "absent.png"),
+        ({"imageHeight": 41}, "b.png"),
+        ({"shapes": [shape("dog", [[1, 1], [2, 2]], "mask")]}, "mask"),
+        ({"shapes": [{"label": "dog", "points": [1, 2]}]}, "dog"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, changes, named):
+    triangle = [shape("dog", [[1, 1], [9, 1], [9, 9]])]
+    write(tmp_path, "a", triangle)
+    write(tmp_path, "b", **({"shapes": triangle} | changes))
+    with refused(DatasetError, None, named):
+        make(tmp_path)
+
+
+def test_nothing_is_overwritten_or_guessed(tmp_path):
+    triangle = [shape("dog", [[1, 1], [9, 1], [9, 9]])]
+    write(tmp_path, "a", triangle)
+    with refused(DatasetError, None, "polygons"):
+        make(tmp_path)
+    write(tmp_path, "b", triangle)
+    with refused(DatasetError, "--classes", "dog"):
+        make(tmp_path, classes="cat")
+    with refused(DatasetError, "--val"):
+        make(tmp_path, val=1.0)
+    make(tmp_path)
+    with refused(DatasetError, None, "out"):
+        make(tmp_path)
