@@ -48,8 +48,11 @@ def can_serve() -> bool:
 def _rtsp_clients(_: Path) -> Attempt:
     from zsseg_rt.results.segmentation import Frame, Segmentation
     from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
+    from zsseg_rt.stream.painting import Painter
+    from zsseg_rt.stream.writers import Tags
 
-    sink = RtspSink("rtsp://@127.0.0.1:0/seg", channel_order="rgb", alpha=0.5)
+    painter = Painter(channel_order="rgb", alpha=0.5)
+    sink = RtspSink("rtsp://@127.0.0.1:0/seg", channel_order="rgb", painter=painter, tags=Tags())
     image = np.zeros((48, 64, 3), np.uint8)
     frame = Frame(source="a", index=0, captured_at=0.0, clock="arrival", image=image)
     labels = np.zeros((48, 64), np.uint8)
