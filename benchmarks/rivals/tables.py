@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", r
 _SOURCE = re.compile(r"<!-- benchmark source: (.+?) -->")
 _MODELS: dict[Model, str] = {
     "real": "ViT-B/16 at 512x512",
-    "demo": "The demo's size, 128x128",
+    "demo": "The scenes demo's size, 128x128",
 }
 _NOT_MEASURED = "Not measured in this run."
 _NONE = "\N{EN DASH}"
