@@ -26,6 +26,7 @@ from zsseg_rt.text.vocabulary import check_embeddings
 _log = logging.getLogger(__name__)
 _Row = npt.NDArray[np.float32]
 
+_CLOSE = 0.75  # of difflib; below, suggestions are rarely what was meant
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
 KEPT_PHRASES = 8192
 """Phrases whose embeddings stay in memory, 16 MB at 512 floats; the least recently used go."""
@@ -249,11 +250,13 @@ def _quoted(names: Sequence[str]) -> str:
 def _unknown_message(phrases: Sequence[str], known: list[str]) -> str:
     per_name = 3 if len(phrases) == 1 else 1
     close = [
-        name for phrase in phrases for name in difflib.get_close_matches(phrase, known, n=per_name)
+        name
+        for phrase in phrases
+        for name in difflib.get_close_matches(_plain(phrase), known, n=per_name, cutoff=_CLOSE)
     ]
     hint = f"Did you mean {_quoted(list(dict.fromkeys(close)))}? " if close else ""
     return (
         f"class_names: expected names from the bundle's text bank ({len(known)} names), got "
-        f"{_quoted(phrases)}; the bundle has no text encoder. {hint}Give embeddings=, or "
-        "export the bundle with a text encoder. 'zsseg-rt info BUNDLE --names' lists the bank."
+        f"{_quoted(phrases)}. {hint}'zsseg-rt info BUNDLE --names' lists the bank. For any words, "
+        "take a bundle with a text encoder: zsseg-rt fetch naclip-b16; or give embeddings=."
     )
