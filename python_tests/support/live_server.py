@@ -17,7 +17,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.server import Limits, LiveServer, ServerSettings
 
-SOURCE = "test://?size=160x120&rate=30"
+SOURCE = "test://?demo=scenes&size=160x120&rate=30"
 WORDS = ("red ball", "green grass", "blue sky")
 PATIENCE = 30.0  # seconds that a busy machine gets
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-SOURCE = "test://?size=160x120&rate=30"
+SOURCE = "test://?demo=scenes&size=160x120&rate=30"
 
 
 @dataclass(kw_only=True)

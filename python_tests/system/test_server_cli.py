@@ -154,5 +154,5 @@ def test_a_list_of_sources_is_shown(tmp_path):
     sources = f"@{tmp_path}/sources.txt"
     with serve_process(tmp_path, "--source", sources) as server, viewer(server) as page:
         names = [one["name"] for one in page.text("state")["sources"]]
-        assert names == ["test://?size=160x120&rate=30", "test://?size=64x48&seed=1"]
+        assert names == ["test://?demo=scenes&size=160x120&rate=30", "test://?size=64x48&seed=1"]
         wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "frames")

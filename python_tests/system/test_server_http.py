@@ -400,7 +400,10 @@ def test_metrics_are_what_prometheus_reads(server):
     (count,) = re.findall(r"^zsseg_frame_age_seconds_count\S* (\d+)$", text, re.M)
     assert buckets == sorted(buckets)
     assert buckets[-1] == float(count) > 0
-    assert 'zsseg_source_state{source="test://?size=160x120&rate=30",state="running"} 1.0' in text
+    assert (
+        'zsseg_source_state{source="test://?demo=scenes&size=160x120&rate=30",state="running"} 1.0'
+        in text
+    )
     assert float(re.search(r"^zsseg_pictures_total (\S+)$", text, re.M)[1]) >= 1
 
 

@@ -27,7 +27,7 @@ from support.live_page import (
 )
 from support.throttle import SlowLink
 
-CAMERA = "test://?size=640x360&rate=15"
+CAMERA = "test://?demo=scenes&size=640x360&rate=15"
 TOKEN = "a-token-for-tests-only"
 
 
