@@ -22,6 +22,7 @@ NOT_RUN = {
     r"^train --demo|--limit 300": "takes minutes",
     r"voc|VOC": "needs PASCAL VOC",
     r"\b(MODEL|ENCODER|RUN|FILE|B|D)\b": "has names in capitals for what is the reader's own",
+    r"^build": "needs a GPU, or TensorRT-RTX; test_plan_builds.py has it",
     r"^quantize|small.zsseg": "needs eight pictures; test_quantize.py has them",
     r"--check-data": "finds classes without pixels in so few scenes",
     r"\bclip\b|dogs": "trains for minutes; test_training_example.py runs it shortly",

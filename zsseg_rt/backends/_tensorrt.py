@@ -74,7 +74,7 @@ class TensorRTBackend:
 
         With RTX this needs no GPU. ``options.compute_capability`` names the target; None builds
         for every GPU that RTX supports by default (8.0, 8.6, 8.9, 12.0 and newer). Full TensorRT
-        builds for the GPU ``cuda:0``.
+        builds for the GPU ``cuda:0``. Engines look for a plan of their own GPU.
 
         Returns:
             The plan's bytes, its report, and its path if it is cached.
@@ -108,7 +108,8 @@ class _PlanJob:
         self._api, self._graph_path = api, graph_path
         self._precision, self._options = precision, options
         # TensorRT's own limit is all memory, which a board's CPU needs as well.
-        self._most_workspace = None if gpu is None else gpu.total_memory // _WORKSPACE_PART
+        part = None if gpu is None else gpu.total_memory // _WORKSPACE_PART
+        self._most_workspace = part if options.workspace is None else options.workspace
         self._plans = PlanCache(options.cache_dir)
         self._key = PlanKey(
             graph_name=graph_path.stem,

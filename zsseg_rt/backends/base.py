@@ -34,6 +34,8 @@ class BackendOptions:
         cache_dir: Folder for compiled models and plans; None disables caching.
         dynamic_axes: ``{axis name: (min, opt, max)}`` for every named dynamic axis.
         compute_capability: Target GPU such as ``"8.9"`` if a backend builds for another machine.
+        workspace: Most bytes that the layers of a built plan take to work in; None lets the backend
+            choose.
         progress: Called with (step name, fraction in [0, 1]) during long builds.
         node_times: Let sessions report the times of their nodes, which costs a little time.
     """
@@ -43,6 +45,7 @@ class BackendOptions:
     cache_dir: Path | None = None
     dynamic_axes: Mapping[str, Bounds] | None = None
     compute_capability: str | None = None
+    workspace: int | None = None
     progress: Callable[[str, float], None] | None = None
     node_times: bool = False
 

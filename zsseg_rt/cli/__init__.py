@@ -18,7 +18,7 @@ import typer
 from zsseg_rt import __version__
 from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
-from zsseg_rt.cli.export import export_app, quantize
+from zsseg_rt.cli.export import build, export_app, quantize
 from zsseg_rt.cli.export_trained import export_trained
 from zsseg_rt.cli.export_triton import export_triton
 from zsseg_rt.cli.export_zeroseg import export_zeroseg
@@ -77,7 +77,7 @@ export_app.command("zeroseg")(export_zeroseg)
 export_app.command("triton")(export_triton)
 for command in (segment, stream, serve, profile):
     app.command(cls=DemoCommand)(command)
-for command in (fetch, train, calibrate, evaluate, quantize, info, doctor):
+for command in (fetch, train, calibrate, evaluate, quantize, build, info, doctor):
     app.command()(command)
 
 

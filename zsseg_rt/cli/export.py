@@ -1,4 +1,4 @@
-"""``zsseg-rt export`` and ``quantize``: from models to bundles, to Triton, to INT8 and FP8."""
+"""``zsseg-rt export``, ``quantize`` and ``build``: bundles, Triton, 8 bits, TensorRT plans."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import EXIT_GATE, ProgressBar, check_file_place, terminal, write_json
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.export.quantized.bundle import QuantizeReport
+    from zsseg_rt.runtime.plan_builds import BuiltPlan
 
 STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -235,3 +237,54 @@ def _print(report: QuantizeReport) -> None:
     )  # fmt: skip
     end = "the gate does not hold; nothing was written" if report.path is None else None
     console.print(end or f"wrote {report.path}", highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What plans are built for."""
+
+    compute_capability: str | None = opt(
+        "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."
+    )
+    precision: str = opt(", ".join(PRECISIONS), "auto")
+    workspace: int | None = opt("Most MB that the layers of a plan take to work in.", metavar="MB")
+
+
+@takes_groups
+def build(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    target: _Target,
+    json_file: JsonOption = None,
+) -> None:
+    """Build a bundle's TensorRT plans now, so that no first frame waits for them."""
+    from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans, plan_builds
+
+    check_file_place("--json", json_file)
+    loaded, settings = Bundle.load(bundle), BuildSettings(**vars(target))
+    console, planned = terminal(), plan_builds(loaded, settings)
+    for one in planned:
+        console.print(
+            f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
+            f"outputs {one.tensors / 1e6:.1f} MB; building takes up to about "
+            f"{one.peak / 1e6:.0f} MB of memory",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    finished: list[BuiltPlan] = []
+    with ProgressBar() as bar:
+
+        def tell(_: str, fraction: float) -> None:
+            bar.show(round(100 * (len(finished) + fraction)), 100 * len(planned))
+
+        for plan in build_plans(loaded, settings, tell):
+            finished.append(plan)
+            took = f"built in {plan.seconds:.0f} s with {plan.peak / 1e6:.0f} MB of memory"
+            console.print(
+                f"{plan.graph}: {plan.size / 1e6:.0f} MB in {plan.precision}, "
+                f"{'was there' if plan.was_there else took}: {plan.path}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    if json_file is not None:
+        content = {"planned": [vars(one) for one in planned], "plans": [vars(p) for p in finished]}
+        write_json(json_file, json.loads(json.dumps(content, default=str)))

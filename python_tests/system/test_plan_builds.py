@@ -1,0 +1,98 @@
+"""Plans are built ahead of time in processes of their own, for the engine to find."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from support.errors import refused
+from zsseg_rt import Bundle
+from zsseg_rt.backends._tensorrt import BACKEND
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.cli import main
+from zsseg_rt.errors import ArgumentError, BackendError, DeviceError, PrecisionNotApplied
+from zsseg_rt.ops import cuda_device_count
+from zsseg_rt.runtime import plan_builds
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans
+
+STORED = Path(__file__).parents[1] / "bundles/v1"
+
+
+@pytest.fixture(autouse=True)
+def rtx(monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+
+
+@pytest.fixture
+def bundle():
+    return Bundle.load(STORED / "descriptor.zsseg")
+
+
+def test_an_engine_of_that_gpu_finds_the_plans(bundle, tmp_path):
+    told = []
+    settings = BuildSettings(compute_capability="8.9", precision="float16", cache_dir=tmp_path)
+    plans = list(build_plans(bundle, settings, lambda *step: told.append(step)))
+    family = create_family(bundle, plan_builds.EngineConfig())
+    assert [plan.graph for plan in plans] == list(family.graphs)
+    assert {name for name, _ in told} == set(family.graphs)
+    for plan in plans:
+        assert (plan.precision, plan.was_there) == ("float16", False)
+        assert plan.path.stat().st_size == plan.size
+        assert plan.peak > plan.size
+        options = BackendOptions(
+            compute_capability="8.9", cache_dir=tmp_path, dynamic_axes=family.axes, progress=fail
+        )
+        graph = bundle.open_path(bundle.graph(plan.graph, "float16"))
+        assert BACKEND.build_plan(graph, precision="float16", options=options).path == plan.path
+    assert [plan.was_there for plan in build_plans(bundle, settings)] == [True] * len(plans)
+
+
+def fail(*_):
+    raise AssertionError("built again")
+
+
+def test_the_command_says_what_it_needs_and_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    call = ["build", str(STORED / "dense.zsseg"), "--compute-capability", "8.6"]
+    assert main([*call, "--workspace", "64", "--json", str(tmp_path / "r.json")]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    (planned,), (plan,) = report["planned"], report["plans"]
+    assert planned["graph"] == plan["graph"] == "image_encoder"
+    assert planned["peak"] > planned["weights"] > 0 < planned["tensors"]
+    assert Path(plan["path"]).parent == tmp_path / "home" / "engines"
+    assert plan["path"] in capsys.readouterr().out
+    assert main(call) == 0
+    assert "was there" in capsys.readouterr().out
+
+
+def test_a_killed_build_is_reported_and_nothing_is_kept(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_builds, "_COMMAND", ("sh", "-c", "cat >/dev/null; kill -9 $$"))
+    settings = BuildSettings(compute_capability="8.9", cache_dir=tmp_path)
+    with refused(BackendError, "image_encoder", "MB"):
+        list(build_plans(bundle, settings))
+    monkeypatch.setattr(
+        plan_builds, "_COMMAND", (sys.executable, "-c", "import sys; sys.exit('lost')")
+    )
+    with refused(BackendError, "image_encoder", "lost"):
+        list(build_plans(bundle, settings))
+    assert list(tmp_path.glob("engines/*")) == []
+
+
+def test_what_cannot_be_built_is_refused(bundle, tmp_path, monkeypatch):
+    settings = BuildSettings(compute_capability="8.9", cache_dir=tmp_path)
+    with refused(BackendError, "compute_capability", "8.7"):
+        list(build_plans(bundle, replace(settings, compute_capability="8.7")))
+    with refused(PrecisionNotApplied, "precision", "int8"):
+        list(build_plans(bundle, replace(settings, precision="int8")))
+    with refused(ArgumentError, "workspace", "16", "8"):
+        BuildSettings(workspace=8)
+    (tmp_path / "file").touch()
+    with refused(ArgumentError, "cache_dir"):
+        list(build_plans(bundle, replace(settings, cache_dir=tmp_path / "file")))
+    if cuda_device_count() == 0:
+        with refused(DeviceError, "compute_capability", "8.9"):
+            list(build_plans(bundle, replace(settings, compute_capability=None)))

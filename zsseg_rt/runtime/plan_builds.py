@@ -1,0 +1,313 @@
+"""Build a bundle's TensorRT plans before a camera waits for them, each in a process of its own.
+
+A build takes minutes and several times the weights in memory. In a child process, the kernel's
+out-of-memory killer ends the build alone, and what was finished stays in the cache, where
+:class:`zsseg_rt.Engine` finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt import errors
+from zsseg_rt.backends.base import BackendOptions, Bounds
+from zsseg_rt.backends.loading import usable_cache
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError, BackendError, DeviceError, ZssegError
+from zsseg_rt.runtime.families.registry import create_family
+
+_DEVICE = "cuda:0"
+_COMMAND = (sys.executable, "-m", "zsseg_rt.runtime.plan_builds")
+_MB = 1 << 20
+_LEAST_WORKSPACE = 16  # MB
+# Of a build's process. TensorRT-RTX 1.7 took 327 MB for 3 MB of weights, 1423 MB for 348 MB.
+_OWN_BYTES, _WEIGHTS_AT_ONCE = 350 * _MB, 3.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What to build for.
+
+    Attributes:
+        compute_capability: Target such as ``"8.9"``; None takes this machine's first GPU. Full
+            TensorRT builds for the GPU it runs on, and takes None alone.
+        precision: As in :class:`~zsseg_rt.EngineConfig`.
+        workspace: Most MB that the layers of a plan may take to work in; None: a quarter of the
+            GPU's memory, or TensorRT's own limit where no GPU is.
+        cache_dir: As in :class:`~zsseg_rt.EngineConfig`; plans are kept in ``engines`` below it.
+
+    Raises:
+        ArgumentError: ``workspace`` is below 16.
+        ConfigError: The precision is not one of the public names.
+    """
+
+    compute_capability: str | None = None
+    precision: str = "auto"
+    workspace: int | None = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        EngineConfig(precision=self.precision)
+        if self.workspace is not None and self.workspace < _LEAST_WORKSPACE:
+            raise ArgumentError(
+                f"workspace: expected at least {_LEAST_WORKSPACE} MB, got {self.workspace}. Leave "
+                "it out to let TensorRT choose."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedBuild:
+    """One plan to build, and the memory that it is expected to take.
+
+    Attributes:
+        graph: The graph's name in the bundle.
+        path: Its ONNX file.
+        precision: What it is built in.
+        weights: Bytes of the file, and so of the weights on the GPU.
+        tensors: Bytes of inputs and outputs with the most classes.
+        peak: Bytes that the building process is expected to take at most.
+    """
+
+    graph: str
+    path: Path
+    precision: str
+    weights: int
+    tensors: int
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """A plan in the cache.
+
+    Attributes:
+        graph: The graph's name in the bundle.
+        path: The plan's file.
+        size: Its bytes.
+        precision: What its layers multiply in.
+        was_there: Whether the cache held it already.
+        seconds: What the build took, its process included.
+        peak: Most bytes that its process held.
+    """
+
+    graph: str
+    path: Path
+    size: int
+    precision: str
+    was_there: bool
+    seconds: float
+    peak: int
+
+
+def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, ...]:
+    """List what :func:`build_plans` will build; nothing is opened but the bundle.
+
+    Raises:
+        BackendUnavailableError: TensorRT is not installed.
+        PrecisionNotApplied: The bundle holds no graph in this precision.
+        BundleError: A graph is missing or was altered.
+    """
+    from zsseg_rt.backends.registry import get_backend
+
+    family = create_family(bundle, EngineConfig())
+    allowed = bundle.auto_precisions(family.auto_precisions)
+    found = []
+    for name in family.graphs:
+        choice = get_backend("tensorrt").choose(
+            bundle.variants(name), settings.precision, device=_DEVICE, allowed=allowed
+        )
+        entry = bundle.graph(name, choice.variant)
+        path = bundle.open_path(entry)
+        weights = path.stat().st_size
+        found.append(
+            PlannedBuild(
+                graph=name,
+                path=path,
+                precision=choice.precision,
+                weights=weights,
+                tensors=_bytes_of((*entry.inputs, *entry.outputs), family.axes),
+                peak=_OWN_BYTES + round(_WEIGHTS_AT_ONCE * weights),
+            )
+        )
+    return tuple(found)
+
+
+def build_plans(
+    bundle: Bundle,
+    settings: BuildSettings,
+    on_progress: Callable[[str, float], None] = lambda graph, fraction: None,
+) -> Iterator[BuiltPlan]:
+    """Build every plan that is not in the cache, and give each as it is finished.
+
+    Args:
+        bundle: What to build.
+        settings: For which GPU, and how.
+        on_progress: Called with a graph's name and the finished fraction of its build.
+
+    Raises:
+        BackendError: A build failed or its process was killed; what was finished before is kept.
+        ArgumentError: There is no cache folder that can be written.
+        DeviceError: No GPU is here, and no compute capability was named.
+    """
+    planned = plan_builds(bundle, settings)
+    cache = usable_cache(settings.cache_dir or EngineConfig().cache_folder)
+    if cache is None:
+        raise ArgumentError(
+            "cache_dir: expected a folder that can be written, where engines find their plans. "
+            "Set ZSSEG_HOME to one."
+        )
+    axes = dict(create_family(bundle, EngineConfig()).axes)
+    for one in planned:
+        job = {
+            "path": str(one.path),
+            "precision": one.precision,
+            "axes": axes,
+            "cache_dir": str(cache),
+            "compute_capability": settings.compute_capability,
+            "workspace": None if settings.workspace is None else settings.workspace * _MB,
+        }
+        started = time.monotonic()
+        answer = _in_a_child(one, job, on_progress)
+        if answer["path"] is None:
+            raise BackendError(
+                f"{one.graph}: expected its plan in {cache}, but it could not be written there. "
+                "Free space or allow writing."
+            )
+        yield BuiltPlan(
+            graph=one.graph, seconds=time.monotonic() - started,
+            **{**answer, "path": Path(answer["path"])},
+        )  # fmt: skip
+
+
+def _bytes_of(specs: Any, axes: Mapping[str, Bounds]) -> int:
+    """Bytes of tensors whose named axes have their largest sizes."""
+    widths = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1, "int64": 8}
+    total = 0
+    for spec in specs:
+        count = widths.get(spec.dtype, 4)
+        for size in spec.shape:
+            count *= axes[size][2] if isinstance(size, str) and size in axes else int(size)
+        total += count
+    return total
+
+
+def _in_a_child(
+    one: PlannedBuild, job: Mapping[str, Any], on_progress: Callable[[str, float], None]
+) -> dict[str, Any]:
+    """Run one build; a child that ends without an answer becomes an error that says why."""
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as child,
+    ):
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(job))
+            child.stdin.close()
+            answer: dict[str, Any] = {}
+            for line in child.stdout:
+                answer = json.loads(line)
+                if "fraction" in answer:
+                    on_progress(one.graph, answer["fraction"])
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        if "error" in answer:
+            raise _error_of(answer)
+        if code == 0 and "size" in answer:
+            return answer
+        said.seek(0)
+        raise BackendError(_why_it_ended(one, code, said.read().decode(errors="replace")))
+
+
+def _error_of(answer: Mapping[str, Any]) -> ZssegError:
+    kind = getattr(errors, str(answer["error"]), BackendError)
+    known = isinstance(kind, type) and issubclass(kind, ZssegError)
+    error: ZssegError = (kind if known else BackendError)(str(answer["message"]))
+    return error
+
+
+def _why_it_ended(one: PlannedBuild, code: int, said: str) -> str:
+    where = f"{one.graph}: expected the build of its plan to end"
+    if code == -signal.SIGKILL:
+        return (
+            f"{where}, but the system killed it, most often because memory ran out; about "
+            f"{one.peak / _MB:.0f} MB are needed. Close other programs, add swap, or name a "
+            "smaller workspace. Plans that were finished before are kept."
+        )
+    last = said.strip().splitlines()[-1:] or ["nothing"]
+    return f"{where}, got exit code {code} and: {last[0]}. Plans finished before are kept."
+
+
+def _capability_here() -> str | None:
+    """What an engine on this machine's first GPU looks for."""
+    from zsseg_rt.backends._tensorrt_api import load_tensorrt
+    from zsseg_rt.backends._tensorrt_device import open_gpu
+
+    if not load_tensorrt().is_rtx:
+        return None
+    try:
+        return open_gpu(_DEVICE).compute_capability
+    except DeviceError as error:
+        raise DeviceError(
+            "compute_capability: expected a GPU here or the target's name, such as 8.9, got "
+            "neither. Name the target."
+        ) from error
+
+
+def _say(answer: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _child() -> None:
+    """Build what standard input describes; write progress and the answer as lines of JSON."""
+    from zsseg_rt.backends._tensorrt import BACKEND
+
+    job = json.loads(sys.stdin.read())
+    steps = 0
+
+    def tell(_: str, fraction: float) -> None:
+        nonlocal steps
+        steps += 1
+        _say({"fraction": fraction})
+
+    try:
+        options = BackendOptions(
+            cache_dir=Path(job["cache_dir"]),
+            dynamic_axes={name: tuple(bounds) for name, bounds in job["axes"].items()},
+            compute_capability=job["compute_capability"] or _capability_here(),
+            workspace=job["workspace"],
+            progress=tell,
+        )
+        plan = BACKEND.build_plan(Path(job["path"]), precision=job["precision"], options=options)
+    except ZssegError as error:
+        _say({"error": type(error).__name__, "message": str(error)})
+        sys.exit(1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer = {
+        "path": None if plan.path is None else str(plan.path),
+        "size": len(plan.data),
+        "precision": plan.report["precision"],
+        "was_there": not steps,
+        "peak": peak,
+    }
+    _say(answer)
+
+
+if __name__ == "__main__":
+    _child()
