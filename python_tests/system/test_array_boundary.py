@@ -107,7 +107,7 @@ def test_misaligned_results_of_two_are_refused(given):
     out = {"labels": zeros(1, 4, 4, dtype=np.uint16), "scores": zeros(1, 4, 4)}
     ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
     out[given] = misaligned(out[given])
-    with pytest.raises(ShapeError, match=rf"{given}: expected an address that is a multiple of"):
+    with refused(ShapeError, given):
         ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
 
 

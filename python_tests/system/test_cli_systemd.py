@@ -49,7 +49,7 @@ def test_a_socket_that_is_gone_is_told_once(tmp_path, caplog):
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
     for _ in range(3):
         notifier.frame()
-    assert caplog.text.count("NOTIFY_SOCKET: systemd cannot be told of frames") == 1
+    assert caplog.text.count("NOTIFY_SOCKET: cannot report frames") == 1
 
 
 def test_without_systemd_nothing_is_sent(caplog):

@@ -162,9 +162,9 @@ REFUSALS = [
     ("Too many cameras share a USB bus", NAME, {"read_error": errno.ENOSPC}),
     ("No such device. Plug", NAME, {"read_error": errno.ENODEV}),
     ("Check its cable", NAME, {"read_error": errno.EIO}),
-    ("It is no camera", NAME, {"no_camera": 1}),
+    ("It is not a camera", NAME, {"no_camera": 1}),
     ("No such device. Plug", NAME, {"no_camera": 2}),
-    ("It cannot capture like this", f"v4l2://{NAME}?format=mjpeg", {}),
+    ("It has no such format", f"v4l2://{NAME}?format=mjpeg", {}),
 ]
 
 

@@ -172,7 +172,7 @@ def test_a_camera_that_refuses_is_told_with_its_remedy(status, told):
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [(13, "usermod -aG video"), (16, "Close the program that uses it"), (25, "It is no camera")],
+    [(13, "usermod -aG video"), (16, "Close the program that uses it"), (25, "It is not a camera")],
 )
 def test_a_device_that_refuses_is_told_with_its_remedy(code, told):
     assert told in str(explain(OSError(code, "Reason"), "0", "v4l2"))

@@ -194,7 +194,7 @@ class TestVocabularyTakenBack:
     def test_beside_what_it_holds(self, engine, settings):
         vocabulary = engine.set_classes(COLOURS)
         (name,) = settings
-        with pytest.raises(ArgumentError, match=f"{name}: expected None beside a Vocabulary"):
+        with refused(ArgumentError, name, "Vocabulary"):
             engine.set_classes(vocabulary, **settings)
 
 

@@ -131,7 +131,7 @@ def test_clip_itself_is_not_zegclip():
 @pytest.mark.parametrize("heads", [5, 0, -1])
 def test_heads_must_divide_the_width(name, heads):
     arguments = tiny.zegclip_config() | {name: heads}
-    with pytest.raises(CheckpointError, match=f"{name}: expected a divisor"):
+    with refused(CheckpointError, name):
         from_official("zegclip", tiny.zegclip_state_dict(), **arguments)
 
 

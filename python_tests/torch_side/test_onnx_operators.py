@@ -175,7 +175,7 @@ def test_stated_shape_that_contradicts_the_nodes_is_refused(place, kind, shape):
     getattr(model.graph, place).append(helper.make_tensor_value_info(name, kind, shape))
     if place == "value_info":
         assert model.graph.output
-    with pytest.raises(BackendError, match=rf"node '{name}' \(Relu\): {name}: expected what it"):
+    with pytest.raises(BackendError, match=rf"node '{name}' \(Relu\): {name}: expected the type"):
         check(model)
 
 
@@ -286,9 +286,7 @@ def test_token_numbers_are_checked_when_they_are_fed(lookup, backend):
         session.run({"token_ids": ints(4, 0)[None]})["y"][0, 0], floats(5, 3)[4]
     )
     for token in (5, -1, 2**40):
-        with pytest.raises(
-            ArgumentError, match=f"token_ids: expected integers from 0 to 4, got {token}"
-        ):
+        with refused(ArgumentError, "token_ids", str(abs(token))):
             session.run({"token_ids": ints(0, token)[None]})
 
 

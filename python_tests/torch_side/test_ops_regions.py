@@ -321,7 +321,7 @@ def test_lent_memory_is_enough_and_too_little_is_refused(device):
     labels, _ = ops.label_regions(*placed, **sizes, workspace=memory)
     np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
     less = device.poisoned((size - 1,), np.uint8)
-    with pytest.raises(ShapeError, match=f"workspace: expected at least {size} bytes"):
+    with refused(ShapeError, "workspace", str(size)):
         ops.label_regions(*placed, **sizes, workspace=less)
 
 

@@ -91,7 +91,7 @@ def test_conventions_differ_in_names_and_order(tmp_path):
     dataset = create_dataset("cocostuff164k", tmp_path / "coco", "val", **options)
     assert dataset.seen == tuple(range(156))
     assert dataset.class_names[156] == "cow"
-    with pytest.raises(ArgumentError, match="convention: expected one of zegclip, zegformer"):
+    with refused(ArgumentError, None, "convention", "zegclip", "zegformer"):
         create_dataset("cocostuff164k", tmp_path / "coco", "val", partial=True, convention="x")
 
 

@@ -290,7 +290,7 @@ def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     assert run("export", f"--triton={tmp_path}", colour_bundle) == 0
     assert run("export", "triton", colour_bundle, "--out", tmp_path / "more") == 0
     assert run("export", colour_bundle, "--triton", tmp_path) == 1
-    assert "expected no such folder" in capsys.readouterr().err
+    assert "overwrite=True" in capsys.readouterr().err
     assert run("export", colour_bundle, "--triton", tmp_path, "--overwrite") == 0
 
 

@@ -43,7 +43,7 @@ def test_synonyms_in_an_option_are_remarked_upon(tmp_path, capsys):
         tmp_path,
     )
     assert run(*call, "--json", report) == 0
-    assert "--class 'ball, blue ball': the class 'ball', also called blue ball" in (
+    assert "--class 'ball, blue ball': one class, 'ball', also called blue ball" in (
         capsys.readouterr().err
     )
     assert json.loads(report.read_text())["engine"]["names"] == ["ball"]

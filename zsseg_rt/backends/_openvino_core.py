@@ -169,5 +169,5 @@ def require_vnni() -> None:
     if not has_vnni():
         raise PrecisionNotApplied(
             "precision: expected a CPU with VNNI, AMX or ARM's dot product for 'int8', got one "
-            "without, where INT8 is no gain. Use precision='auto'."
+            "without, where INT8 is not faster. Use precision='auto'."
         )

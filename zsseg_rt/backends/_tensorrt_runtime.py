@@ -78,11 +78,11 @@ class RuntimeSettings:
             return b""
         digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
-            _log.warning("tensorrt: %s was altered (sha256 differs): compiling anew", self._path)
+            _log.warning("tensorrt: %s was altered (sha256 differs): compiling again", self._path)
         elif self._kernels.deserialize(data):
             return digest
         else:
-            _log.info("tensorrt: %s is for another GPU or driver: compiling anew", self._path)
+            _log.info("tensorrt: %s is for another GPU or driver: compiling again", self._path)
         return b""
 
     def _stored(self) -> bytes | None:
@@ -93,7 +93,7 @@ class RuntimeSettings:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            _log.warning("tensorrt: %s cannot be read: %s. Compiling anew", self._path, exc)
+            _log.warning("tensorrt: %s cannot be read: %s. Compiling again", self._path, exc)
         with suppress(OSError):  # save() says why it cannot be written
             remove_entry(self._path)
         return None

@@ -132,8 +132,8 @@ class TensorRTGraph:
         attends = any(row["type"] in ("SOFTMAX", "ATTENTION_INPUT") for row in rows)
         if attends and not fused and self.precision in ("float16", "bfloat16"):
             _log.warning(
-                "%s: TensorRT fused no attention in it, which costs time. Try another version of "
-                "TensorRT.",
+                "%s: TensorRT fused none of its attention, which makes it slower. Try "
+                "another version of TensorRT.",
                 self.plan_name,
             )
         return fused

@@ -102,7 +102,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
         if isinstance(names[-1], list):
             first, *further = names[-1]
             _log.warning(
-                "--class %r: the class %r, also called %s", text, first, ", ".join(further)
+                "--class %r: one class, %r, also called %s", text, first, ", ".join(further)
             )
     if not names:
         raise UsageError("name at least one class: --classes 'road,person' or @FILE")

@@ -31,7 +31,7 @@ def print_background(engine: Engine, given: str) -> None:
 
 
 def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
-    """Say that the demo's model knows only drawings, where it is shown other pictures."""
+    """Warn that the scenes model knows only drawings, if the pictures are others."""
     from zsseg_rt.demo import demo_bundle, demo_photos
 
     if engine.bundle.path != demo_bundle("scenes") or not photos:

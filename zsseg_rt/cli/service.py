@@ -39,7 +39,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
                 connection.sendto(news.encode(), self._path)
         except OSError as exc:
-            _log.warning("NOTIFY_SOCKET: systemd cannot be told of frames: %s", exc.strerror)
+            _log.warning("NOTIFY_SOCKET: cannot report frames to systemd: %s", exc.strerror)
             self._path = ""
 
 

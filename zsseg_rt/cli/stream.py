@@ -218,7 +218,7 @@ def _source_line(name: str, stats: SourceStats) -> str:
         "dropped": stats.dropped,
         "damaged": stats.damaged,
         "reconnects": stats.reconnects,
-        "times opened anew, too far behind": stats.fell_behind,
+        "times reopened, too far behind": stats.fell_behind,
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     if stats.fps:

@@ -188,7 +188,9 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise BundleError(f"{path}: expected no such folder, found one. Pass overwrite=True.")
+        raise BundleError(
+            f"{path}: expected a new folder, found an existing one. Pass overwrite=True."
+        )
     if not (path / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle to replace, found something else. Remove it by hand."

@@ -38,7 +38,7 @@ def check_precisions(precisions: Sequence[str]) -> None:
     if not is_list or not precisions or any(p not in GRAPH_PRECISIONS for p in precisions):
         raise BundleError(
             f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
-            "bfloat16 needs no graph of its own: backends lower the float32 one."
+            "bfloat16 needs no separate graph: backends lower the float32 one."
         )
 
 

@@ -140,7 +140,7 @@ def _download(
         _download_rest(remote, partial, progress)
     except hub.HubError as exc:
         came = _length(partial)
-        problem = f"{exc} after {came} bytes, which are kept: the next try goes on there"
+        problem = f"{exc} after {came} bytes, which are kept; run again to continue"
         raise _by_hand(chosen, remote.file, remote.size, problem if came else str(exc)) from exc
     try:
         _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {chosen.name}")

@@ -111,7 +111,9 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise SourceError(f"{path}: expected no such folder, found one. Pass overwrite=True.")
+        raise SourceError(
+            f"{path}: expected a new folder, found an existing one. Pass overwrite=True."
+        )
     if not (path / _CONFIG_FILE).is_file():
         raise SourceError(
             f"{path}: expected a model to replace, found something else. Remove it by hand."

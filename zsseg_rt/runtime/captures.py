@@ -101,7 +101,7 @@ class FrameCaptures:
         """Enqueue a part's work; a :class:`zsseg_rt.runtime.families.base.PartRunner`."""
         state = self._state()
         if self.is_on and state is None:
-            _log.info("Frames are not captured as a whole: the backend's sessions cannot be.")
+            _log.info("Frames are not captured as a whole: the backend's sessions do not allow it.")
             self.is_on = False
         if not self.is_on:
             return enqueue()

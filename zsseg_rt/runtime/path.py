@@ -384,7 +384,7 @@ class FramePath:
             raise BackendError(
                 "mask_logits: expected finite numbers, got NaN or infinity at precision "
                 f"{self._sessions['image_encoder'].precision}. Use precision='float32' and run "
-                "self_check(), which tells whether the weights are sound."
+                "self_check(), which shows whether the weights are sound."
             )
 
     def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:

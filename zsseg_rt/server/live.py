@@ -185,7 +185,7 @@ class LiveServer:
             for seg in self._stream:
                 self._hub.publish(seg)
         if self._error is None and not self._closing.is_set():
-            _log.warning("all sources have ended; the server goes on")
+            _log.warning("all sources have ended; the server keeps running")
 
     def _label_anew(self) -> None:
         """Give the last picture of a source that has ended the classes of now."""

@@ -22,7 +22,7 @@ _OF_SOURCES = {
     "damaged": ("zsseg_frames_damaged_total", "Packets and frames that could not be decoded."),
     "reconnects": ("zsseg_source_reconnects_total", "Times that a lost source came back."),
     "fell_behind": (
-        "zsseg_source_fell_behind_total", "Times that a source was opened anew, being too late.",
+        "zsseg_source_fell_behind_total", "Times that a source was reopened because it was late.",
     ),
 }  # fmt: skip
 _OF_SERVER = {

@@ -39,7 +39,7 @@ class PhotoSource:
             except SourceError as exc:
                 if len(photos) == 1:
                     raise
-                _log.warning("%s; it is left out", exc)
+                _log.warning("%s; it is skipped", exc)
                 reader.count_damaged()
                 continue
             if self.channel_order == "bgr":

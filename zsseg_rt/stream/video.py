@@ -191,7 +191,7 @@ class VideoSource:
 
     def _error(self, error: Any) -> SourceError:
         if self.kind in ("http", "rtsp") and error.errno == errno.EIO and not _is_known(self.url):
-            return SourceError(f"{self.name}: cannot be read: no such host. Check its name.")
+            return SourceError(f"{self.name}: cannot be read: unknown host. Check its name.")
         return explain(error, self.name, self.kind)
 
 

@@ -35,16 +35,16 @@ _NETWORK_REMEDIES = {
     "redirects are not followed.",
 }
 _DEVICE_REMEDIES = {
-    errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists those that are there.",
-    errno.ENODEV: "Plug the camera in; zsseg-rt doctor lists those that are there.",
+    errno.ENOENT: "Plug the camera in; zsseg-rt doctor lists the cameras it finds.",
+    errno.ENODEV: "Plug the camera in; zsseg-rt doctor lists the cameras it finds.",
     errno.EACCES: "Allow it: sudo usermod -aG video $USER, then log in again.",
     errno.EBUSY: "Close the program that uses it; fuser /dev/video* names it.",
-    errno.ENOTTY: "It is no camera; zsseg-rt doctor lists those that are there.",
+    errno.ENOTTY: "It is not a camera; zsseg-rt doctor lists the cameras it finds.",
     errno.EIO: "Check its cable and its port.",
     errno.EPROTO: "Check its cable and its port.",
     errno.ENOSPC: "Too many cameras share a USB bus: ask for a smaller size, a lower rate or "
     "format=mjpeg, or use another port.",
-    errno.EINVAL: "It cannot capture like this; v4l2-ctl --list-formats-ext says what it can. Some "
+    errno.EINVAL: "It has no such format; v4l2-ctl --list-formats-ext lists those it has. Some "
     "cameras have a second device without pictures; zsseg-rt doctor lists both.",
 }
 

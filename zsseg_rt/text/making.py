@@ -106,8 +106,8 @@ class VocabularyMaker:
 def _remarks_on_commas(phrases: Iterable[str]) -> tuple[str, ...]:
     """One for each text that may have been meant as several names."""
     return tuple(
-        f"class_names: {phrase!r} is one name with a comma in it. Give each class or synonym a "
-        f"text of its own: {[part.strip() for part in phrase.split(',') if part.strip()]}."
+        f"class_names: {phrase!r} is one name with a comma in it. Write each class or synonym "
+        f"as its own text: {[part.strip() for part in phrase.split(',') if part.strip()]}."
         for phrase in phrases
         if phrase.strip(" ,").count(",")
     )

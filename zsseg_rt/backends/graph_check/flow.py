@@ -70,7 +70,7 @@ class Flow:
         stated = self._stated.get(name)
         if stated is not None and not _agree(stated, value.dtype, shape):
             raise ValueError(
-                f"{where}: {name}: expected what it computes, {list(shape)} of data type "
+                f"{where}: {name}: expected the type that it computes, {list(shape)} of data type "
                 f"{value.dtype}, got {_told(stated.shape)} of {stated.dtype} stated"
             )
 

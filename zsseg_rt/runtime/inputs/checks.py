@@ -56,7 +56,7 @@ def check_device_frame(frame: Any, device: str) -> None:
         )
     shape = getattr(frame, "shape", None)
     if shape is None or len(shape) != 3 or shape[2] != 3:
-        found = "an array that does not tell" if shape is None else tuple(shape)
+        found = "an array without a shape" if shape is None else tuple(shape)
         raise ShapeError(f"frame: expected shape [H, W, 3], got {found}.")
     dtype = str(getattr(frame, "dtype", "uint8")).removeprefix("torch.")
     if dtype != "uint8":

@@ -102,7 +102,7 @@ def _check_place(name: str, plane: Any, device: str) -> None:
 def _shape_of(name: str, plane: Any) -> tuple[int, ...]:
     shape = getattr(plane, "shape", None)
     if shape is None:
-        raise ShapeError(f"{name}: expected an array that tells its shape, got one without.")
+        raise ShapeError(f"{name}: expected an array with a shape, got {type(plane).__name__}.")
     return tuple(shape)
 
 

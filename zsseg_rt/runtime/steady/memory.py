@@ -127,7 +127,7 @@ class FrameMemory:
     def _exclusive(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
             raise EngineStateError(
-                "memory: is in use for another frame. Give every source a FrameMemory of its own."
+                "memory: is in use for another frame. Use a separate FrameMemory for each source."
             )
         try:
             yield

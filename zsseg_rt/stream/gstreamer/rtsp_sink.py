@@ -46,8 +46,8 @@ class RtspSink:
         self._canvas = np.empty((0, 0, 3), np.uint8)
         if self._address.is_open:
             _log.warning(
-                "%s: whoever reaches this port can watch. rtsp://@127.0.0.1:PORT/NAME is for this "
-                "machine alone, rtsp://USER:PASSWORD@:PORT/NAME asks for a password.",
+                "%s: anyone who can reach this port can watch. rtsp://@127.0.0.1:PORT/NAME is for "
+                "this machine alone, rtsp://USER:PASSWORD@:PORT/NAME asks for a password.",
                 self.name,
             )
 
