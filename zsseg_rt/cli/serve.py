@@ -83,9 +83,9 @@ def serve(
 ) -> None:
     """Show cameras, videos or photos with their labels in a browser.
 
-    It prints the address to open. A video begins again at its end; a camera that is lost is opened
-    again. Ctrl-C (or SIGTERM) stops it. docs/serve.md tells what else it answers, and how to reach
-    it from elsewhere.
+    It prints the address to open. A video starts again at its end; a lost camera is
+    reopened. Ctrl-C (or SIGTERM) stops it. docs/serve.md lists its other
+    addresses, and how to reach it from elsewhere.
     """
     with needs_extra("serve", "to serve"):
         from zsseg_rt.server import LiveServer

@@ -79,7 +79,9 @@ class _Files:
         metavar="TIME,SIZE",
     )
     alpha: AlphaOption = 0.5
-    legend: bool = opt("Say below the frames of overlays what the colours are.", False, "--legend")
+    legend: bool = opt(
+        "Add a legend of colours, names and shares below overlay frames.", False, "--legend"
+    )
     json_file: JsonOption = None
 
     def settings(self) -> dict[str, Any]:
@@ -111,8 +113,8 @@ def stream(
 ) -> None:
     """Label every frame of cameras, videos or photos, and write the results.
 
-    A camera that is lost is opened again. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
-    files. docs/streams.md tells sources, sinks and policies.
+    A lost camera is reopened. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
+    files. docs/streams.md describes sources, sinks and policies.
     """
     from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
