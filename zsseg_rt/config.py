@@ -68,7 +68,9 @@ class EngineConfig:
         wait: How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"``
             keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the
             process has at most eight CPUs.
-        with_times: Whether results carry the times of their stages.
+        with_times: Whether results carry the times of their stages. None times stages on the CPU
+            and on a GPU the whole frame alone, by the host's clock: each stage there would cost an
+            event on the GPU.
         with_node_times: Whether :meth:`Engine.node_times` can time the nodes of the graphs, which
             costs every frame a little time.
         with_nvtx: Whether frames and their stages are NVTX ranges, which Nsight Systems shows;
@@ -98,7 +100,7 @@ class EngineConfig:
     num_threads: int = 0
     num_lanes: int = 1
     wait: str = "auto"
-    with_times: bool = True
+    with_times: bool | None = None
     with_node_times: bool = False
     with_nvtx: bool = False
     cache_dir: str | Path | None = None

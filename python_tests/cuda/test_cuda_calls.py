@@ -149,6 +149,29 @@ def test_a_replayed_frame_keeps_to_the_same_budget(counts, monkeypatch, with_tim
     assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
 
 
+@pytest.mark.parametrize("bundle", ["dense", "descriptor", "proposals", "segment_tokens"])
+@pytest.mark.parametrize(("settings", "has_stages"), [({}, False), ({"with_times": True}, True)])
+def test_recorded_frames_have_events_only_where_stages_are_timed(
+    counts, monkeypatch, bundle, settings, has_stages
+):
+    placed, _ = device_backend(monkeypatch)
+    path = STORED / f"{bundle}.zsseg"
+    settings = settings | {"wait": "spin"}  # a wait that sleeps is an event, behind the graph
+    config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
+    frame = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
+    with Engine(path, config) as engine:
+        engine.set_classes(list(Bundle.load(path).text_bank.names))
+        for _ in range(3):
+            engine.segment(frame)
+        before = counts()
+        times = engine.segment(frame).times
+        found = {name: count - before[name] for name, count in counts().items()}
+    assert found["graph_launches"] >= 1
+    assert (found["events_recorded"] > 0) == has_stages
+    assert ("image_encoder" in times) == has_stages
+    assert times["total"] > 0
+
+
 @pytest.mark.parametrize("bundle", LOOKED_AT)
 def test_a_replayed_frame_that_the_host_looks_at_keeps_to_its_budget(counts, monkeypatch, bundle):
     placed, sessions = device_backend(monkeypatch)

@@ -34,7 +34,8 @@ def frames():
 
 
 def open_engine(family, placed, **settings):
-    config = {"precision": "float32", "with_scores": True, "use_cache": False} | placed | settings
+    usual = {"precision": "float32", "with_scores": True, "with_times": True, "use_cache": False}
+    config = usual | placed | settings
     return Engine(STORED / f"{family}.zsseg", EngineConfig(**config))
 
 

@@ -51,9 +51,8 @@ def assert_equal_to_the_cpu(bundle, gpu_config, names, embeds, **settings):
     """Frames of two sizes and two sets of classes, interleaved, on both devices."""
     results = {}
     for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu_config)):
-        config = EngineConfig(
-            precision="float32", with_scores=True, use_cache=False, **placed, **settings
-        )
+        usual = {"precision": "float32", "with_scores": True, "with_times": True}
+        config = EngineConfig(**usual, use_cache=False, **placed, **settings)
         with Engine(bundle, config) as engine:
             assert engine.device == device
             results[device] = []
@@ -180,7 +179,8 @@ def test_a_memory_stays_on_the_device(gpu_config, monkeypatch, bundle):
     monkeypatch.setattr(ops, "warp_blend", watched)
     found = {}
     for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu_config)):
-        config = EngineConfig(precision="float32", with_scores=True, use_cache=False, **placed)
+        usual = {"precision": "float32", "with_scores": True, "with_times": True}
+        config = EngineConfig(**usual, use_cache=False, **placed)
         memory = FrameMemory(skip_still=True)
         with Engine(STORED / f"{bundle}.zsseg", config) as engine:
             engine.set_classes(names)

@@ -58,7 +58,8 @@ def frame(seed, height=31, width=47):
 
 
 def open_engine(placed, bundle="descriptor", **settings):
-    config = {"precision": "float32", "with_scores": True, "use_cache": False} | placed | settings
+    usual = {"precision": "float32", "with_scores": True, "with_times": True, "use_cache": False}
+    config = usual | placed | settings
     return Engine(STORED / f"{bundle}.zsseg", EngineConfig(**config))
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from zsseg_rt import config
+from zsseg_rt.runtime import clock as clock_module
 from zsseg_rt.runtime import workspace
+from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.workspace import Workspace
 
 
@@ -118,6 +120,26 @@ def test_clock_names_every_stage_and_adds_up():
         times = clock.times()
         assert list(times) == ["preprocess", "check", "total"]
         assert times["total"] == pytest.approx(times["preprocess"] + times["check"])
+
+
+def test_a_clock_that_may_take_no_event_times_whole_frames(monkeypatch):
+    recorded = []
+    monkeypatch.setattr(clock_module.core, "Event", recorded.append)
+    clock = StageClock(SimpleNamespace(device=0, handle=7), enabled=None)
+    for _ in range(2):
+        clock.start()
+        clock.mark("preprocess")
+        clock.restore(clock.marks)
+        assert list(clock.times()) == ["total"]
+        assert clock.times()["total"] > 0
+    assert recorded == []
+    assert "check" in _marked(Workspace("cpu").clock(enabled=None))  # there, stages cost no event
+
+
+def _marked(clock):
+    clock.start()
+    clock.mark("check")
+    return clock.times()
 
 
 def test_a_clock_that_is_off_gives_no_times():

@@ -99,7 +99,8 @@ def _open_engine(spec: Mapping[str, Any]) -> Opened:
     embeddings = None if spec.get("embeddings") is None else np.load(spec["embeddings"])
     before = time.perf_counter()
     streams = int(spec.get("streams", 1))
-    options = {**spec["config"], **({"num_lanes": streams} if streams > 1 else {})}
+    lanes = {"num_lanes": streams} if streams > 1 else {}
+    options = {"with_times": True, **spec["config"], **lanes}
     engine = zsseg_rt.Engine(spec["bundle"], zsseg_rt.EngineConfig(**options))
     loaded = time.perf_counter()
     vocabulary = engine.set_classes(

@@ -80,7 +80,7 @@ class Segmentation:
         class_scores: float32 [C, gh, gw], every class's activated value at the resolution of the
             bundle's grid, best of its synonyms and without the bias of seen classes; None unless
             ``EngineConfig(with_class_scores="low")``.
-        times: Milliseconds per stage, ``"total"`` included.
+        times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
         reused: Whether the labels are those of an earlier frame, because the picture stood still.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn

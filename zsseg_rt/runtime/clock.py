@@ -78,20 +78,23 @@ class StageClock:
     """Times one lane's frames, one at a time: :meth:`start`, then :meth:`mark` after each stage.
 
     On CUDA the marks are events on the stream, made once, so that timing does not make the host
-    wait.
+    wait; captures hold them as nodes.
     """
 
     def __init__(
         self,
         stream: Any | None = None,
         *,
-        enabled: bool = True,
+        enabled: bool | None = True,
         ranges: NvtxRanges | None = None,
     ) -> None:
+        """``enabled``: None times on CUDA the whole frame alone, by the host's clock."""
         self._stream, self._ranges = stream, ranges
-        self._enabled = enabled
+        self._whole_only = enabled is None and stream is not None
+        self._enabled = enabled is not False and not self._whole_only
+        self._began = 0.0
         self._events: dict[str, Any] = {}
-        if enabled and stream is not None:
+        if self._enabled and stream is not None:
             self._events = {stage: core.Event(stream.device) for stage in ("start", *STAGES)}
         self._marks: list[tuple[str, Any]] = []
 
@@ -100,6 +103,7 @@ class StageClock:
         self._marks.clear()
         if self._ranges is not None:
             self._ranges.begin_frame()
+        self._began = time.perf_counter()
         self._note("start")
 
     @property
@@ -134,6 +138,8 @@ class StageClock:
 
     def times(self) -> dict[str, float]:
         """Milliseconds per stage and ``"total"``; on CUDA the stream must have been waited for."""
+        if self._whole_only:
+            return {"total": (time.perf_counter() - self._began) * 1000.0}
         if not self._enabled:
             return {}
         marks = self._marks

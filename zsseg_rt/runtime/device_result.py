@@ -27,7 +27,7 @@ class DeviceSegmentation:
         scores: float32 [H, W] on the engine's GPU, the winning class's activated value, or None.
         picture: uint8 [H, W, 3] on the engine's GPU, the frame with the labels' colours on it, as
             :meth:`Segmentation.overlay` draws it; None unless asked for.
-        times: Milliseconds per stage, ``"total"`` included.
+        times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``.
     """
 

@@ -238,7 +238,7 @@ class Workspace:
             self._end.record(self._stream.handle)
             self._end.synchronize()
 
-    def clock(self, *, enabled: bool = True, ranges: NvtxRanges | None = None) -> StageClock:
+    def clock(self, *, enabled: bool | None = True, ranges: NvtxRanges | None = None) -> StageClock:
         """Return a clock for the frames on this stream."""
         return StageClock(self._stream, enabled=enabled, ranges=ranges)
 
