@@ -151,7 +151,7 @@ def test_photos_with_one_stem_get_two_names(colour_bundle, tmp_path):
          "precision"),
         (("segment", "{photo}", "-b", "gone.zsseg", "--classes", "red"), 1, "found nothing"),
         (("segment", "gone.jpg", "-b", "{bundle}", "--classes", "red"), 1, "gone.jpg"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "rad"), 1, "Did you mean 'red'"),
+        (("segment", "{photo}", "-b", "{bundle}", "--classes", "gren"), 1, "'green'"),
         (("segment", "{photo}", "-b", "{bundle}", "--classes", "@gone.txt"), 1, "gone.txt"),
         (("info", "gone.zsseg"), 1, "found nothing"),
         (("frobnicate",), 2, "frobnicate"),
