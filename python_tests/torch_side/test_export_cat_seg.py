@@ -1,6 +1,7 @@
 """CAT-Seg's folds, its bundle and family ``aggregation`` against the model in torch."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs
-from zsseg_rt.export.cat_seg import class_halves
+from zsseg_rt.export.cat_seg import SPACE, class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
@@ -111,6 +112,24 @@ def test_no_classes_and_more_than_the_bundle_takes_are_refused(made):
         for count in (0, 1025, 10_000):
             with refused(VocabularyError, "class_names"):
                 engine.set_classes([f"c{i}" for i in range(count)])
+
+
+def test_phrases_of_another_text_tower_are_refused(made, tmp_path):
+    with Engine(made[1], EngineConfig(**CPU)) as engine:
+        own = engine.set_classes(["red", "blue"])
+        assert own.space == SPACE
+        stock = replace(own, space="OpenAI CLIP ViT-B/16")
+        with refused(VocabularyError, "class_names"):
+            engine.set_classes(stock)
+        engine.set_classes(own)
+        engine.set_classes(replace(own, space=""))
+        given = engine.set_classes(["red", "blue"], embeddings=own.embeds)
+        assert given.space == ""
+    with refused(ArgumentError, "text_encoder"):
+        export_bundle(made[0], tmp_path / "a.zsseg", text_encoder=made[0].text_encoder)
+    with refused(ArgumentError, "space"):
+        export_bundle(made[0], tmp_path / "a.zsseg", space="OpenAI CLIP ViT-B/16")
+    assert not (tmp_path / "a.zsseg").exists()
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path):

@@ -136,7 +136,8 @@ class TextSpec:
         context_length: Tokens per prompt.
         tokenizer: ``tokenizer.json`` or None if the bundle has no text encoder.
         encoder_sha256: SHA-256 of the float32 text graph, as information only.
-        space: Which joint space the embeddings live in, as information only.
+        space: Which joint space the embeddings live in; a vocabulary of another one is refused
+            where both are stated.
         words: The words class names may use, if the text encoder was trained on few words; a
             name without any of them is refused. Empty: any words.
     """

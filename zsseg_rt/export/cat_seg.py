@@ -28,6 +28,19 @@ _IMAGE_PARTS = ("patch_embeds", "spatial", "near_map", "far_map")
 SPACE = "CAT-Seg ViT-B/16 (its own text tower)"
 
 
+def _refuse_other_towers(tower: Any, options: ExportOptions) -> None:
+    """CLIP's own text tower has the same width, but the fine-tuned image tower left its space."""
+    for name, other in (
+        ("text_encoder", tower is not None and options.text_encoder not in ("auto", None)),
+        ("space", options.space not in (None, SPACE)),
+    ):
+        if other:
+            raise ArgumentError(
+                f"{name}: expected none for cat_seg, whose text tower was trained with it, got "
+                "another. Leave it out."
+            )
+
+
 def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
     """Split a CAT-Seg into a bundle's parts; the engine looks at the whole frame once.
 
@@ -42,6 +55,7 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
             f"got {options.size_hw}. Leave it out."
         )
     tower = model.text_encoder
+    _refuse_other_towers(tower, options)
     text = TextSide(
         options,
         embed_dim=model.config.image_encoder.embed_dim,

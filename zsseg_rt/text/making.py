@@ -46,6 +46,7 @@ class VocabularyMaker:
             embed_dim=self._bundle.text.embed_dim,
             max_phrases=self._bundle.head.max_classes,
             prompt_sets=[prompt_set.name for prompt_set in self._prompt_sets[1:]],
+            space=self._bundle.text.space,
         )
 
     def read(
@@ -70,7 +71,7 @@ class VocabularyMaker:
         further = remarks_on_concepts(self._bundle.concepts, classes, self._embedder.embed)
         if not self._keep_encoder:
             self._embedder.release_encoder()
-        return self._made(classes, embeds, further)
+        return self._made(classes, embeds, further, self._bundle.text.space)
 
     def with_embeddings(
         self, classes: ClassList, embeddings: npt.NDArray[np.float32]
@@ -86,6 +87,7 @@ class VocabularyMaker:
         classes: ClassList,
         embeds: Sequence[npt.NDArray[np.float32]],
         remarks: Sequence[str] = (),
+        space: str = "",
     ) -> Vocabulary:
         further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
         texts = (p for p in classes.phrases if not self._embedder.banks(p))
@@ -100,6 +102,7 @@ class VocabularyMaker:
             version=0,
             prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
             remarks=remarks,
+            space=space,
         )
 
 

@@ -27,12 +27,15 @@ class Vocabulary(ClassList):
             read-only, by the set's name; empty where a bundle has one set.
         remarks: Sentences about names that may not mean what the caller meant; nothing is refused
             for them.
+        space: The text space of the bundle that embedded the phrases; ``""`` if that is not known,
+            as with embeddings of the caller's own.
     """
 
     embeds: npt.NDArray[np.float32]
     version: int
     prompt_embeds: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    space: str = ""
 
     def __post_init__(self) -> None:
         check_embeddings(self.embeds, len(self.phrases), self.embeds.shape[-1])
@@ -71,10 +74,21 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
 
 
 def check_vocabulary(
-    vocabulary: Vocabulary, *, embed_dim: int, max_phrases: int, prompt_sets: Sequence[str]
+    vocabulary: Vocabulary,
+    *,
+    embed_dim: int,
+    max_phrases: int,
+    prompt_sets: Sequence[str],
+    space: str,
 ) -> None:
     """Refuse a vocabulary that was embedded for another kind of bundle."""
     check_embeddings(vocabulary.embeds, len(vocabulary.phrases), embed_dim)
+    if vocabulary.space and space and vocabulary.space != space:
+        raise VocabularyError(
+            f"class_names: expected a vocabulary of the text space {space!r}, got one of "
+            f"{vocabulary.space!r}, whose rows fit but mean something else. Call set_classes with "
+            "the names."
+        )
     if len(vocabulary.phrases) > max_phrases:
         raise VocabularyError(
             f"class_names: expected a vocabulary of at most {max_phrases} phrases, got "
