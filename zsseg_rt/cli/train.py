@@ -198,18 +198,18 @@ def calibrate(
         typer.Option(min=1, help="Steps of each short training; default: a quarter of the run's."),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=1, max=4, help="Number of trainings, each with other names held out.")
+        int, typer.Option(min=1, max=4, help="Short trainings; each holds out other names.")
     ] = 2,
     images: Annotated[
-        int, typer.Option(min=1, help="Training images that are held out to choose by.")
+        int, typer.Option(min=1, help="Training images that are held out to measure on.")
     ] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of names.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the names.")] = 0,
     hold_out: Annotated[
-        str, typer.Option(help="names: their labels; pictures: also all that show one.")
+        str, typer.Option(help="names: remove their labels; pictures: also images that show one.")
     ] = "names",
     json_file: JsonOption = None,
 ) -> None:
-    """Choose cosine weights and the seen bias, with names held out of short trainings."""
+    """Choose cosine weights and the seen bias by short trainings that hold some names out."""
     if hold_out not in ("names", "pictures"):
         raise UsageError(f"--hold-out: expected names or pictures, got {hold_out!r}")
     check_file_place("--json", json_file)

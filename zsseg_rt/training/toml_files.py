@@ -72,7 +72,7 @@ def _check_value(value: Any, where: str) -> None:
             f"{type(value).__name__} {value}. Put it in quotes."
         )
     if isinstance(value, float) and math.isnan(value):  # differs from itself when a run goes on
-        raise ArgumentError(f"{where}: expected numbers, got nan. Write the number that is meant.")
+        raise ArgumentError(f"{where}: expected numbers, got nan. Write a number.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise _too_large(where)
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
