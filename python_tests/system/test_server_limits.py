@@ -25,7 +25,7 @@ from support.throttle import SlowLink
 from zsseg_rt.server import ServerSettings
 from zsseg_rt.server.connections import ConnectionGuard
 
-LARGE = "test://?size=640x360&rate=30"
+LARGE = "test://?demo=scenes&size=720x720&rate=30"
 
 
 @contextlib.contextmanager
