@@ -19,6 +19,7 @@ from zsseg_rt.export.cat_seg import SPACE, class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
+from zsseg_rt.runtime.families import head_parts
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
@@ -30,6 +31,36 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("cat_seg") / "tiny.zsseg"
     with torch.no_grad():
         return model, export_bundle(model, path, precisions=("float32",))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """As officially of more than 256 names the head is shown 256, in parts of 32."""
+    model = rule.tiny_model(padding=256)
+    path = tmp_path_factory.mktemp("cat_seg_wide") / "wide.zsseg"
+    with torch.no_grad():
+        return model, export_bundle(model, path, precisions=("float32",), text_encoder=None)
+
+
+def scores_of(path, frame, embeds, **settings):
+    """Every class's score on the grid, and the labels, of an engine."""
+    config = EngineConfig(**CPU, with_class_scores="low", **settings)
+    with Engine(path, config) as engine:
+        engine.set_classes([f"c{i}" for i in range(len(embeds))], embeddings=embeds)
+        found = engine.segment(frame)
+    return found.class_scores, found.labels
+
+
+def model_logits(model, frame, embeds):
+    planes = preprocess(
+        torch.from_numpy(frame), size_hw=(96, 96), mean=model.image_mean, std=model.image_std
+    )
+    return model(planes[None], torch.from_numpy(np.asarray(embeds, np.float32))).mask_logits
+
+
+def log_odds(scores):
+    scores = scores.astype(np.float64)
+    return np.log(scores) - np.log1p(-scores)
 
 
 def run_parts(parts, image, text, padding):
@@ -48,6 +79,82 @@ def test_folds_give_the_official_logits(shared_dir):
         assert np.abs(logits - expected).max() <= 1e-4  # worst seen 2e-5
 
 
+@pytest.mark.needs_shared
+def test_parts_give_the_official_logits(shared_dir, tmp_path):
+    encoder = load(shared_dir, "catseg_small_enc_public.npz")
+    model = rule.build(shared_dir)
+    path = export_bundle(model, tmp_path / "small.zsseg", precisions=("float32",))
+    for count in (1, 5, 20, 150, 255, 256, 257, 300):
+        text = rule.text_bank(count, config_of(encoder)).numpy()
+        scores, labels = scores_of(path, encoder["image_u8"][0], text)
+        vectors = load(shared_dir, f"catseg_small_c{count}_public.npz")
+        shown = vectors["logits"].max(axis=(1, 2)) > -100
+        assert shown.sum() == min(count, 256)
+        assert (scores[~shown] == 0).all()
+        np.testing.assert_allclose(log_odds(scores[shown]), vectors["logits"][shown], atol=1e-4)
+        up = torch.nn.functional.interpolate(
+            torch.from_numpy(vectors["logits"])[None], labels.shape, mode="bilinear"
+        )
+        assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 33, 150, 255, 256, 257, 300])
+def test_parts_give_the_logits_of_one_graph(monkeypatch, wide, count):
+    model, path = wide
+    frame, embeds = make_inputs(count, seed=count)
+    scores, labels = scores_of(path, frame, embeds)
+    logits = model_logits(model, frame, embeds)
+    np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
+    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
+    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
+    monkeypatch.setattr(head_parts, "in_parts", lambda graphs: False)
+    whole, _ = scores_of(path, frame, embeds)
+    shown = whole > 0
+    np.testing.assert_array_equal(shown, scores > 0)
+    np.testing.assert_allclose(log_odds(scores[shown]), log_odds(whole[shown]), atol=1e-4)
+
+
+def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
+    """So is what is in memory at once; and no vocabulary compiles anything."""
+    from zsseg_rt.backends.registry import get_backend
+
+    loaded, sizes, run = [], [], head_parts.HeadParts._one
+    backend = get_backend("openvino")
+    load_graph = type(backend).load
+    monkeypatch.setattr(
+        type(backend), "load", lambda *a, **k: (loaded.append(a), load_graph(*a, **k))[1]
+    )
+
+    def noting(parts, stage, given):
+        sizes.append((stage, len(given["class_halves"])))
+        return run(parts, stage, given)
+
+    monkeypatch.setattr(head_parts.HeadParts, "_one", noting)
+    with Engine(wide[1], EngineConfig(**CPU)) as engine:
+        held = len(loaded)
+        for count, expected in ((32, []), (33, [17, 16]), (150, [30] * 5), (257, [32] * 8)):
+            frame, embeds = make_inputs(count)
+            engine.set_classes([f"c{i}" for i in range(count)], embeddings=embeds)
+            sizes.clear()
+            engine.segment(frame)
+            assert sizes == [(stage, size) for stage in range(3) for size in expected]
+        assert len(loaded) == held == 5
+
+
+def test_a_bundle_without_the_parts_runs_all_classes_at_once(wide, tmp_path):
+    import json
+    import shutil
+
+    older = shutil.copytree(wide[1], tmp_path / "older.zsseg")
+    manifest = json.loads((older / "bundle.json").read_text())
+    for stage in head_parts.STAGES:
+        del manifest["graphs"][stage]
+    (older / "bundle.json").write_text(json.dumps(manifest))
+    frame, embeds = make_inputs(40)
+    scores, _ = scores_of(older, frame, embeds)
+    np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=1e-5)
+
+
 def test_rows_without_keys_change_no_other_class():
     parts = fold_cat_seg(rule.tiny_model())
     image, text = torch.randn(1, 3, 96, 96), torch.nn.functional.normalize(torch.randn(3, 32))
@@ -64,17 +171,11 @@ def test_rows_without_keys_change_no_other_class():
 def test_engine_labels_are_the_models(made, count):
     model, path = made
     frame, embeds = make_inputs(count, seed=count)
-    config = EngineConfig(**CPU, with_class_scores="low")
-    with Engine(path, config) as engine:
-        engine.set_classes([f"c{i}" for i in range(count)], embeddings=3.0 * embeds)
-        found = engine.segment(frame)
-    planes = preprocess(
-        torch.from_numpy(frame), size_hw=(96, 96), mean=model.image_mean, std=model.image_std
-    )
-    logits = model(planes[None], torch.from_numpy(embeds)).mask_logits
-    np.testing.assert_allclose(found.class_scores, logits[0].sigmoid(), atol=1e-5)
+    scores, labels = scores_of(path, frame, 3.0 * embeds)
+    logits = model_logits(model, frame, embeds)
+    np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
     up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
-    assert_labels_are_the_models(found.labels, up[0].sigmoid().numpy())
+    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
 
 
 def test_a_new_vocabulary_is_as_good_as_a_new_engine(made):
@@ -184,3 +285,6 @@ def test_graphs_cost_what_the_folds_leave(tmp_path):
     assert graph_gflop(encoder, 1) == pytest.approx(113.4, rel=0.02)
     for count, expected in ((20, 43), (32, 69), (150, 325), (256, 554)):
         assert graph_gflop(head, count) == pytest.approx(expected, rel=0.02)
+    stages = [tmp_path / files[name]["float32"].file for name in head_parts.STAGES]
+    in_parts = sum(graph_gflop(stage, 32) for stage in stages)
+    assert in_parts == pytest.approx(graph_gflop(head, 32), rel=0.01)

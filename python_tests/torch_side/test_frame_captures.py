@@ -451,6 +451,31 @@ def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
     assert np.isfinite(halves).all()
 
 
+@pytest.mark.parametrize("count", [5, 8])
+def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_path_factory, count):
+    """Rows that fill a capture's size are in the last part."""
+    from support.golden_cat_seg import tiny_model
+    from zsseg_rt.export import export_bundle
+    from zsseg_rt.runtime.families import head_parts
+
+    monkeypatch.setattr(head_parts, "MOST_AT_ONCE", 3)
+    path = tmp_path_factory.mktemp("parts") / "parts.zsseg"
+    options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
+    export_bundle(tiny_model(most_classes=8), path, **options)
+    frames = [frame(seed) for seed in range(4)]
+    results = []
+    for recorded in ("1", "0"):
+        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", recorded)
+        with open_engine(placed, path.with_suffix("")) as engine:
+            engine.set_classes(**vocabulary(engine, count))
+            results.append([engine.segment(f) for f in frames])
+    assert launched["recorded"] == 2
+    assert launched["launched"] >= 3 * 2
+    if count == 8:  # else other rows stand beside those that fill the size
+        for one, other in zip(*results, strict=True):
+            assert_same(one, other)
+
+
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
     """Its arrays on the host may be freed or changed as soon as they were adopted."""
     seen = []

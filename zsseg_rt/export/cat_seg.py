@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError
@@ -47,7 +47,8 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, v, v] to ``patch_embeds`` [1, N, D],
     ``spatial`` [8, N, h], ``near_map`` and ``far_map``; ``head``: these, ``text_embeds``
     [classes, D], ``class_halves`` [classes, 4 h] and ``padding`` [1] to ``mask_logits``
-    [1, classes, 4 g, 4 g]. See :mod:`zsseg_rt.export.folded.cat_seg`.
+    [1, classes, 4 g, 4 g]; ``head_1`` to ``head_3``: the same for vocabularies in several parts,
+    cut where classes meet. See :mod:`zsseg_rt.export.folded.cat_seg`.
     """
     if options.size_hw not in (None, model.size_hw):
         raise ArgumentError(
@@ -65,8 +66,8 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
         tower=None if tower is None else packed_text_encoder(tower),
     )
     parts = fold_cat_seg(model)
-    padding = model.config.aggregator.padding
-    most = min(padding, model.config.most_classes or padding)
+    padding, most = model.config.aggregator.padding, model.config.most_classes
+    shown = min(most or MAX_CLASSES, MAX_CLASSES)
     head = HeadSpec(
         logit_scale=1.0,
         normalize=True,
@@ -75,13 +76,13 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
         max_classes=MAX_CLASSES,
     )
     preprocess = PreprocessSpec(size_hw=model.size_hw, mean=model.image_mean, std=model.image_std)
-    names = list(options.class_names or NUMBERED_NAMES)[:most]
+    names = list(options.class_names or NUMBERED_NAMES)[:shown]
     return ExportedModel(
         family="aggregation",
         architecture=model.architecture,
         graphs={
             "image_encoder": image_graph(parts.image_encoder, model.size_hw, _IMAGE_PARTS),
-            "head": _head_graph(model, parts, most),
+            **_head_graphs(model, parts, shown),
         },
         weights={name: value.numpy() for name, value in parts.weights.items()},
         preprocess=preprocess,
@@ -93,24 +94,64 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
     )
 
 
-def _head_graph(model: CatSeg, parts: CatSegParts, most: int) -> GraphExport:
+def _head_graphs(model: CatSeg, parts: CatSegParts, most: int) -> dict[str, GraphExport]:
+    """The head for one part of the vocabulary that is all of it, and for several."""
     config, cells = model.config.aggregator, parts.grid**2
     near, far = config.decoder
-    classes = min(3, most)
-    return GraphExport(
-        module=parts.head,
-        inputs={
-            "patch_embeds": torch.zeros(1, cells, config.embed_dim),
-            "spatial": torch.zeros(8, cells, config.hidden),
-            "near_map": torch.zeros(1, near, 2 * parts.grid, 2 * parts.grid),
-            "far_map": torch.zeros(1, far, 4 * parts.grid, 4 * parts.grid),
-            "text_embeds": torch.zeros(classes, config.embed_dim),
-            "class_halves": torch.zeros(classes, 4 * config.hidden),
-            "padding": torch.zeros(1),
-        },
-        outputs=("mask_logits",),
-        dynamic={name: {0: ("classes", most)} for name in ("text_embeds", "class_halves")},
-    )
+    classes, heads = min(3, most), config.num_heads
+    width = config.hidden // heads
+    sums = {
+        "products": torch.zeros(cells, heads, width, width),
+        "totals": torch.zeros(cells, heads, width, 1),
+    }
+    given = sums | {
+        "patch_embeds": torch.zeros(1, cells, config.embed_dim),
+        "spatial": torch.zeros(8, cells, config.hidden),
+        "near_map": torch.zeros(1, near, 2 * parts.grid, 2 * parts.grid),
+        "far_map": torch.zeros(1, far, 4 * parts.grid, 4 * parts.grid),
+        "text_embeds": torch.zeros(classes, config.embed_dim),
+        "class_halves": torch.zeros(classes, 4 * config.hidden),
+        "padding": torch.zeros(1),
+        "tokens": torch.zeros(classes, cells, config.hidden),
+        # one tensor for two inputs would be traced as one input
+        **{f"first_{name}": zeros.clone() for name, zeros in sums.items()},
+    }
+    of_classes = ("text_embeds", "class_halves", "tokens")
+    found = {}
+    for name, (module, inputs, outputs) in _HEADS.items():
+        taken = inputs.split()
+        found[name] = GraphExport(
+            module=module(parts),
+            inputs={one: given[one] for one in taken},
+            outputs=outputs.split(),
+            dynamic={one: {0: ("classes", most)} for one in taken if one in of_classes},
+        )
+    return found
+
+
+_HEADS: Mapping[str, tuple[Callable[[CatSegParts], nn.Module], str, str]] = {
+    "head": (
+        lambda parts: parts.head,
+        "patch_embeds spatial near_map far_map text_embeds class_halves padding",
+        "mask_logits",
+    ),
+    "head_1": (
+        lambda parts: parts.stages[0],
+        "patch_embeds spatial text_embeds class_halves products totals",
+        "tokens products_out totals_out",
+    ),
+    "head_2": (
+        lambda parts: parts.stages[1],
+        "tokens first_products first_totals spatial class_halves padding products totals",
+        "tokens_out products_out totals_out",
+    ),
+    "head_3": (
+        lambda parts: parts.stages[2],
+        "tokens products totals near_map far_map class_halves padding",
+        "mask_logits",
+    ),
+}
+"""By graph: its module, its inputs in their order, and its outputs."""
 
 
 def class_halves(parts: CatSegParts, text_embeds: Tensor) -> Tensor:
@@ -150,6 +191,7 @@ def _golden(
         "class_halves": class_halves(parts, text_embeds),
         "padding": torch.tensor([float(max(0, model.config.aggregator.padding - len(names)))]),
         "mask_logits": output.mask_logits,
+        "logits_in_parts": output.mask_logits,
         "labels": labels[0],
         "scores": scores[0],
     }

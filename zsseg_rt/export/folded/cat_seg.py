@@ -16,21 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.export.folded.clip import FoldedBlock, linear_from
-from zsseg_rt.models.cat_seg.aggregator import (
-    AggregatorConfig,
-    ClassAttention,
-    SwinBlock,
-    UpBlock,
-    shift_mask,
-    window_order,
+from zsseg_rt.export.folded.cat_seg_head import (
+    FoldedHead,
+    HeadBegin,
+    HeadEnd,
+    HeadMiddle,
+    first_kernel,
 )
+from zsseg_rt.export.folded.clip import FoldedBlock, linear_from
+from zsseg_rt.models.cat_seg.aggregator import ClassAttention, SwinBlock, window_order
 from zsseg_rt.models.cat_seg.model import CatSeg
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.clip.transformer import ResidualBlock
-
-_VALUE_SCALE = 1 / 256  # keeps sums over classes within float16; a power of two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +38,14 @@ class CatSegParts:
     Attributes:
         image_encoder: From image to ``patch_embeds``, ``spatial``, ``near_map`` and ``far_map``.
         head: From these and the vocabulary to logits.
+        stages: The head cut where classes meet, for vocabularies in several parts.
         weights: What the vocabulary's own terms are made with, by name.
         grid: Side of the patch grid.
     """
 
     image_encoder: FoldedViewEncoder
     head: FoldedHead
+    stages: tuple[HeadBegin, HeadMiddle, HeadEnd]
     weights: Mapping[str, Tensor]
     grid: int
 
@@ -54,9 +54,11 @@ class CatSegParts:
 def fold_cat_seg(model: CatSeg) -> CatSegParts:
     """Split a model; the parts share unchanged weights with it."""
     encoder = FoldedViewEncoder(model).eval()
+    head = FoldedHead(model, encoder.grid).eval()
     return CatSegParts(
         image_encoder=encoder,
-        head=FoldedHead(model, encoder.grid).eval(),
+        head=head,
+        stages=(HeadBegin(head).eval(), HeadMiddle(head).eval(), HeadEnd(head).eval()),
         weights=_vocabulary_weights(model),
         grid=encoder.grid,
     )
@@ -136,7 +138,7 @@ class FoldedViewEncoder(nn.Module):
             ("near", head.decoder1, 2 * self.grid),
             ("far", head.decoder2, 4 * self.grid),
         ):
-            kernel, lifted = _first_kernel(decoder)
+            kernel, lifted = first_kernel(decoder)
             flat = cast(Tensor, decoder.up.bias).view(1, -1, 1, 1).expand(1, -1, side, side)
             bias = F.conv2d(flat, kernel[:, :lifted], padding=1)
             self.register_buffer(f"{name}_bias", bias.detach())
@@ -192,154 +194,3 @@ class FoldedViewEncoder(nn.Module):
 
     def _map(self, tokens: Tensor) -> Tensor:
         return tokens.transpose(1, 2).reshape(1, -1, self.grid, self.grid)
-
-
-def _first_kernel(decoder: UpBlock) -> tuple[Tensor, int]:
-    """A stage's first kernel, and how many of its inputs come from the class."""
-    first: Any = cast(nn.Sequential, decoder.conv["double_conv"])[0]
-    return first.weight, decoder.up.out_channels
-
-
-class FoldedHead(nn.Module):
-    """From an image's parts and the vocabulary's to logits ``[1, C, 4g, 4g]``.
-
-    ``class_halves`` ``[C, 4 h]``: what a name adds to queries and keys of both layers; -1e4 for
-    keys makes a class that counts for no other. ``padding`` ``[1]``: missing classes.
-    """
-
-    def __init__(self, model: CatSeg, grid: int) -> None:
-        super().__init__()
-        head, config = model.aggregator, model.config.aggregator
-        self.grid, self.hidden = grid, config.hidden
-        self.conv1 = head.conv1
-        layers = cast("list[Any]", head.layers)
-        swins = [layer.swin_block[name] for layer in layers for name in ("block_1", "block_2")]
-        self.swins = nn.ModuleList(_FoldedSwin(block, config, grid) for block in swins)
-        self.classes = nn.ModuleList(_FoldedClasses(layer.attention, config) for layer in layers)
-        self.decoders = nn.ModuleList(map(_FoldedUp, (head.decoder1, head.decoder2)))
-        self.head = head.head
-        orders = [window_order(grid, config.window, block.shift) for block in swins]
-        plain = torch.arange(grid * grid)
-        for index, (now, then) in enumerate(zip([plain, *orders], [*orders, plain], strict=True)):
-            self.register_buffer(f"move_{index}", now.argsort()[then])
-
-    def forward(
-        self,
-        patch_embeds: Tensor,
-        spatial: Tensor,
-        near_map: Tensor,
-        far_map: Tensor,
-        text_embeds: Tensor,
-        class_halves: Tensor,
-        padding: Tensor,
-    ) -> Tensor:
-        """See the class."""
-        correlation = text_embeds @ patch_embeds[0].T
-        x = self.conv1(correlation.reshape(-1, 1, self.grid, self.grid)).flatten(2).transpose(1, 2)
-        for index, swin in enumerate(self.swins):
-            x = torch.index_select(x, 1, self.get_buffer(f"move_{index}"))
-            x = swin(x, spatial[2 * index], spatial[2 * index + 1])
-            if index % 2:
-                place = (index // 2) * 2 * self.hidden
-                x = self.classes[index // 2](
-                    x, class_halves[:, None, place : place + 2 * self.hidden], padding
-                )
-        x = torch.index_select(x, 1, self.get_buffer("move_4"))
-        maps = x.transpose(1, 2).reshape(-1, self.hidden, self.grid, self.grid)
-        for decoder, added in zip(self.decoders, (near_map, far_map), strict=True):
-            maps = decoder(maps, added)
-        return cast(Tensor, self.head(maps).transpose(0, 1))
-
-
-class _FoldedSwin(nn.Module):
-    """A block whose tokens are in the order of its windows."""
-
-    mask: Tensor | None
-
-    def __init__(self, block: SwinBlock, config: AggregatorConfig, grid: int) -> None:
-        super().__init__()
-        self.num_heads, self.inside = config.num_heads, config.window**2
-        scale = (config.hidden // config.num_heads) ** -0.5
-        q, k = (cast(nn.Linear, block.attn[name]).weight[:, : config.hidden] for name in "qk")
-        zeros = torch.zeros(config.hidden)
-        self.q, self.k = linear_from(q * scale, zeros), linear_from(k.contiguous(), zeros)
-        self.v, self.proj = block.attn["v"], block.attn["proj"]
-        self.norm1, self.norm2 = block.norm1, block.norm2
-        self.fc1, self.fc2 = block.mlp["fc1"], block.mlp["fc2"]
-        mask = None
-        if block.shift:
-            mask = shift_mask(grid, config.window, block.shift)
-            mask = mask.repeat_interleave(config.num_heads, dim=0)[None]
-        self.register_buffer("mask", mask)
-
-    def forward(self, x: Tensor, for_queries: Tensor, for_keys: Tensor) -> Tensor:
-        y = self.norm1(x)
-        q, k, v = map(self._heads, (self.q(y) + for_queries, self.k(y) + for_keys, self.v(y)))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=1.0)
-        windows = x.shape[1] // self.inside
-        mixed = mixed.reshape(-1, windows, self.num_heads, self.inside, v.shape[-1])
-        x = x + self.proj(mixed.transpose(2, 3).reshape(-1, x.shape[1], x.shape[2]))
-        return cast(Tensor, x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """``[C, N, h]`` to ``[C, windows * heads, window^2, h / heads]``."""
-        width, windows = x.shape[2] // self.num_heads, x.shape[1] // self.inside
-        x = x.reshape(-1, windows, self.inside, self.num_heads, width)
-        return x.transpose(2, 3).reshape(-1, windows * self.num_heads, self.inside, width)
-
-
-class _FoldedClasses(nn.Module):
-    """Attention between classes; the padding tokens' sums are constants."""
-
-    pad_products: Tensor
-    pad_totals: Tensor
-
-    def __init__(self, attention: ClassAttention, config: AggregatorConfig) -> None:
-        super().__init__()
-        self.num_heads, hidden = config.num_heads, config.hidden
-        q, k = (cast(nn.Linear, attention.attention[name]).weight[:, :hidden] for name in "qk")
-        zeros = torch.zeros(hidden)
-        self.q, self.k = linear_from(q.contiguous(), zeros), linear_from(k.contiguous(), zeros)
-        self.v, self.MLP = attention.attention["v"], attention.MLP
-        self.norm1, self.norm2 = attention.norm1, attention.norm2
-        _, keys, values = attention.keys_values(
-            attention.padding_tokens[0, 0], attention.padding_guidance[0, 0]
-        )
-        self.register_buffer("pad_products", keys[:, :, None] * values[:, None] * _VALUE_SCALE)
-        self.register_buffer("pad_totals", keys[:, :, None].clone())
-
-    def forward(self, x: Tensor, halves: Tensor, padding: Tensor) -> Tensor:
-        y, width = self.norm1(x), x.shape[2]
-        q = self._heads(F.elu(self.q(y) + halves[..., :width]) + 1.0).permute(1, 2, 0, 3)
-        k = self._heads(F.elu(self.k(y) + halves[..., width:]) + 1.0)
-        v = self._heads(self.v(y) * _VALUE_SCALE).permute(1, 2, 0, 3)
-        products = k.permute(1, 2, 3, 0) @ v + padding * self.pad_products
-        totals = k.sum(0)[..., None] + padding * self.pad_totals
-        mixed = (q @ products) / _VALUE_SCALE / (q @ totals + 1e-6)
-        refined = x + mixed.permute(2, 0, 1, 3).reshape(-1, x.shape[1], width)
-        return cast(Tensor, x + refined + self.MLP(self.norm2(refined)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads)
-
-
-class _FoldedUp(nn.Module):
-    """A decoder stage: the upsampling and the class's part of the convolution behind it are one."""
-
-    def __init__(self, decoder: UpBlock) -> None:
-        super().__init__()
-        kernel, lifted = _first_kernel(decoder)
-        up = decoder.up.weight.detach()
-        weight = torch.zeros(up.shape[0], kernel.shape[0], 4, 4)
-        for row in range(3):
-            for column in range(3):
-                tap = torch.einsum("cuij,ou->coij", up, kernel[:, :lifted, row, column])
-                weight[:, :, 2 - row : 4 - row, 2 - column : 4 - column] += tap
-        self.up = nn.ConvTranspose2d(
-            up.shape[0], kernel.shape[0], 4, stride=2, padding=1, bias=False
-        )
-        self.up.weight = nn.Parameter(weight, requires_grad=False)
-        self.rest = cast(nn.Sequential, decoder.conv["double_conv"])[1:]
-
-    def forward(self, maps: Tensor, added: Tensor) -> Tensor:
-        return cast(Tensor, self.rest(self.up(maps) + added))

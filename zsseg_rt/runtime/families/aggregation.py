@@ -3,7 +3,8 @@
 The image encoder runs once per frame, whatever the classes; what a name adds is computed once per
 vocabulary, on the host. Of more phrases than the head takes, it is shown those that correlate most
 with some patch of the frame; all others get the logit -100, as officially. Classes attend to each
-other, so rows that only fill a capture's size are made to count for none: their keys are zero.
+other, so rows that only fill a capture's size are made to count for none: their keys are zero. Many
+classes go through the head in parts; see :mod:`zsseg_rt.runtime.families.head_parts`.
 
 Source: Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation",
 CVPR 2024.
@@ -24,9 +25,11 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families import head_parts
 from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
 from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.head_parts import HostRows, Rows
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
@@ -47,11 +50,10 @@ class AggregationFamily:
     """Bundles of family ``aggregation``; see :class:`zsseg_rt.runtime.families.base.Family`."""
 
     name = "aggregation"
-    graphs = ("image_encoder", "head")
     auto_precisions = ANY_PRECISION
     golden = GoldenRule(
         stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
-                "mask_logits"),
+                "mask_logits", "logits_in_parts"),
         raw_logits=True,
     )  # fmt: skip
 
@@ -60,7 +62,12 @@ class AggregationFamily:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
         self.head, self.padding = bundle.head, bundle.aggregation.padding
         self.most = min(bundle.aggregation.most or bundle.head.max_classes, bundle.head.max_classes)
-        self.axes = class_axis(replace(bundle.head, max_classes=self.most))
+        at_once = self.most
+        self.graphs: tuple[str, ...] = ("image_encoder", "head")
+        if head_parts.in_parts(bundle.graphs):
+            at_once = min(self.most, head_parts.MOST_AT_ONCE)
+            self.graphs += head_parts.STAGES
+        self.axes = class_axis(replace(bundle.head, max_classes=at_once))
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._weights = _read_weights(bundle)
 
@@ -98,8 +105,10 @@ class AggregationPipeline:
     ) -> None:
         self._most_padding, self._most, self._workspace = padding, most, workspace
         self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
+        self._in_parts = head_parts.parts_of(sessions, workspace)
         self._padding: Array | None = None
-        self._on_host: tuple[npt.NDArray[np.float32], ...] = ()  # embeddings and halves
+        self._parts: list[Rows] = []  # of a vocabulary that the host does not choose from
+        self._on_host: HostRows | None = None  # embeddings and halves
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy embeddings and halves, and count the padding tokens."""
@@ -107,15 +116,22 @@ class AggregationPipeline:
         missing = max(0, self._most_padding - min(phrases, self._most))
         self._padding = workspace.upload("padding", np.array([missing], np.float32))
         assert classes.text_queries is not None
-        self._on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
+        on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
+        self._on_host = on_host
         adopted = adopt_rows(classes, num_rows, workspace)
-        if workspace.device == "cpu":
-            return adopted
-        rows = phrases if num_rows is None else num_rows
-        halves = repeated_rows(self._on_host[1], rows).copy()
-        keys = halves[phrases:].reshape(rows - phrases, 4, halves.shape[1] // 4)
-        keys[:, 1::2] = _NO_KEY
-        return replace(adopted, text_queries=workspace.upload("class_halves", halves))
+        rows = phrases if num_rows is None or workspace.device == "cpu" else num_rows
+        embeds, halves = (repeated_rows(values, rows) for values in on_host)
+        if rows > phrases:
+            halves = halves.copy()
+            keys = halves[phrases:].reshape(rows - phrases, 4, halves.shape[1] // 4)
+            keys[:, 1::2] = _NO_KEY
+        adopted = replace(adopted, text_queries=workspace.upload("class_halves", halves))
+        assert adopted.text_queries is not None
+        self._parts = [(adopted.text_embeds, adopted.text_queries)]
+        many = rows > head_parts.MOST_AT_ONCE and phrases <= self._most
+        if self._in_parts is not None and many:
+            self._parts = self._in_parts.split((embeds, halves))
+        return adopted
 
     def masks(
         self,
@@ -135,13 +151,16 @@ class AggregationPipeline:
 
         def enqueue() -> tuple[Mapping[str, Array], Array]:
             encoded = self._encode(image, clock)
-            return encoded, self._aggregate(encoded, rows, clock)
+            return encoded, self._aggregate(encoded, self._parts, clock)
 
         encoded, mask_logits = run(key, enqueue)
         if trace is not None:
             assert self._padding is not None
             names = {"class_halves": rows[1], "padding": self._padding}
             trace.update(encoded, **names, mask_logits=mask_logits)
+            if self._in_parts is not None and self._on_host is not None:
+                parts = self._in_parts.split(self._on_host, most=2)
+                trace["logits_in_parts"] = self._in_parts.run(encoded, parts, self._padding)
         return ClassLogits(mask_logits=mask_logits)
 
     def _encode(self, image: Array, clock: StageClock) -> Mapping[str, Array]:
@@ -150,9 +169,15 @@ class AggregationPipeline:
         return encoded
 
     def _aggregate(
-        self, encoded: Mapping[str, Array], rows: tuple[Array, Array], clock: StageClock
+        self, encoded: Mapping[str, Array], parts: list[Rows], clock: StageClock
     ) -> Array:
         assert self._padding is not None, "adopt() comes first"
+        if len(parts) > 1:
+            assert self._in_parts is not None, "which made the parts"
+            logits = self._in_parts.run(encoded, parts, self._padding)
+            clock.mark("decoder")
+            return logits
+        (rows,) = parts
         vocabulary = {"text_embeds": rows[0], "class_halves": rows[1], "padding": self._padding}
         found = self._head.run({**encoded, **vocabulary}, stream=self._workspace.stream)
         clock.mark("decoder")
@@ -176,12 +201,14 @@ class AggregationPipeline:
         best = workspace.fetch(correlation)[0].max(axis=1)
         clock.mark("similarity")
         kept = np.sort(np.argsort(-best, kind="stable")[: self._most])
-        names = ("kept embeds", "kept halves")
-        embeds, halves = (
-            workspace.upload(name, rows[kept])
-            for name, rows in zip(names, self._on_host, strict=True)
-        )
-        found = workspace.fetch(self._aggregate(encoded, (embeds, halves), clock))
+        assert self._on_host is not None, "adopt() comes first"
+        embeds, halves = (rows[kept] for rows in self._on_host)
+        if self._in_parts is not None:
+            parts = self._in_parts.split((embeds, halves))
+        else:
+            upload = workspace.upload
+            parts = [(upload("kept embeds", embeds), upload("kept halves", halves))]
+        found = workspace.fetch(self._aggregate(encoded, parts, clock))
         logits = np.full((1, phrases, *found.shape[2:]), _DROPPED, np.float32)
         logits[:, kept] = found
         mask_logits = workspace.upload("all logits", logits)
