@@ -43,6 +43,7 @@ REGISTERS, REGISTERS_AT_ONCE = 65536, 256
 THREADS = 256  # of a block, but for these kernels and types
 OTHER_THREADS = {
     "begin_finite_kernel": 1,
+    "bilateral_upsample_kernel": 128,
     "SmallTile": 128,
     "label_kernel": 128,
     "label_overlay_kernel": 128,

@@ -260,6 +260,15 @@ def merge_windows(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def bilateral_upsample(
+    logits: Array,
+    guide: Array,
+    scale: int,
+    reach: float,
+    align: str,
+    out: Array | None,
+    stream: int,
+) -> Array: ...
 def warp_blend(
     logits: Array,
     past: Array,

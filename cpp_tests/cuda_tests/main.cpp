@@ -17,6 +17,7 @@
 
 #include "cuda_tests/tensors.h"
 #include "zsseg/ops/all_finite.h"
+#include "zsseg/ops/bilateral_upsample.h"
 #include "zsseg/ops/blend_cosines.h"
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
@@ -530,6 +531,21 @@ void run_windows(Comparison& comparison, Randomness& random) {
   }
 }
 
+void run_bilateral(Comparison& comparison, Randomness& random) {
+  for (const Align align : {Align::kHalfPixel, Align::kCorners}) {
+    const bool corners = align == Align::kCorners;
+    const std::int64_t height = corners ? 16 : 18, width = corners ? 289 : 291;
+    comparison.compare(
+        std::string("bilateral_upsample") + (corners ? " on corners" : ""),
+        {random.normal(DType::float32, {2, 35, 6, 97}),
+         random.normal(DType::float32, {2, 3, height, width})},
+        {{DType::float32, {2, 35, height, width}, kExact}},
+        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          bilateral_upsample({in[0], in[1], 3, 4.0f, align}, out[0], stream);
+        });
+  }
+}
+
 void run_cosines(Comparison& comparison, Randomness& random) {
   const Shape shape{2, 5, 9, 7};
   HostTensor weights(DType::float32, {5}), shares(DType::float32, {5});
@@ -640,6 +656,7 @@ int run_all(bool poisoned) {
   run_finite(comparison, random);
   run_warp(comparison, random);
   run_windows(comparison, random);
+  run_bilateral(comparison, random);
   run_cosines(comparison, random);
   run_crops(comparison, random);
   run_votes(comparison, random);

@@ -23,4 +23,5 @@ PYBIND11_MODULE(_C, module) {
   register_warp_blend(module);
   register_blend_cosines(module);
   register_merge_windows(module);
+  register_bilateral_upsample(module);
 }

@@ -21,5 +21,6 @@ void register_count_labels(pybind11::module_& module);
 void register_warp_blend(pybind11::module_& module);
 void register_blend_cosines(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
+void register_bilateral_upsample(pybind11::module_& module);
 
 }  // namespace zsseg::bindings

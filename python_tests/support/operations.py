@@ -74,6 +74,14 @@ OPERATIONS = {
         {"logits": zeros(2, 3, 2, 2), "shares": zeros(2, 3), "out": zeros(1, 3, 2, 3)},
         {"places": [(0, 0), (0, 1)]},
     ),
+    "bilateral_upsample": (
+        {
+            "logits": zeros(1, 3, 2, 2),
+            "guide": zeros(1, 3, 6, 6),
+            "out": zeros(1, 3, 6, 6),
+        },
+        {"scale": 3},
+    ),
     "warp_blend": (
         {
             "logits": zeros(1, 3, 2, 2),

@@ -23,6 +23,7 @@ OPERATIONS = {
     "all_finite",
     "count_labels",
     "warp_blend",
+    "bilateral_upsample",
 }
 
 

@@ -40,7 +40,7 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
-from zsseg_rt.ops.over_cells import merge_windows, warp_blend
+from zsseg_rt.ops.over_cells import bilateral_upsample, merge_windows, warp_blend
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.similarity import (
     blend_cosines,
@@ -56,6 +56,7 @@ __all__ = [
     "Stream",
     "all_finite",
     "available_cpu_isas",
+    "bilateral_upsample",
     "blend_cosines",
     "count_labels",
     "cpu_isa",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
+from zsseg_rt.ops.reference_bilateral import bilateral_upsample
 from zsseg_rt.ops.reference_blend import blend_cosines
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
@@ -29,6 +30,7 @@ __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
     "all_finite",
+    "bilateral_upsample",
     "blend_cosines",
     "count_labels",
     "crop_regions",

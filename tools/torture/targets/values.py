@@ -157,6 +157,13 @@ def _windows(d: random.Random) -> _Call:
     return [_floats(d, 2, 5, height, width), _floats(d, *_sides(d)), places], {}
 
 
+def _bilateral(d: random.Random) -> _Call:
+    (height, width), scale = _sides(d), d.choice((3, 5, 9, 4))
+    guide = _floats(d, 1, 3, scale * height, scale * width)
+    reach = d.choice((0.2, 0.2, 1e-3, float("nan")))
+    return [_floats(d, 1, 5, height, width), guide], {"scale": scale, "reach": reach}
+
+
 def _finite(d: random.Random) -> _Call:
     return [_floats(d, *_sides(d))], {}
 
@@ -191,6 +198,7 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "warp_blend": _warp,
     "blend_cosines": _blend,
     "merge_windows": _windows,
+    "bilateral_upsample": _bilateral,
     "overlay": _overlay,
     "all_finite": _finite,
     "count_labels": _count,
