@@ -20,6 +20,7 @@ BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 CHANNEL_ORDERS = ("rgb", "bgr")
 WAITS = ("auto", "sleep", "spin")
+HEAD_CLASSES = ("best", "all")
 MAX_THREADS = 1024
 MAX_LANES = 64
 _FEW_CPUS = 8
@@ -48,6 +49,10 @@ class EngineConfig:
             any class is lower are judged by their own scores alone, which saves CLIP's look at
             them; 0 looks at all of them, as published. Empty segments never cost a look of their
             own. None takes the bundle's.
+        head_classes: For bundles of family ``aggregation``, of more phrases than the bundle shows
+            its head at once (CAT-Seg: 256): ``"best"`` shows it those that correlate most with
+            some patch of the frame, as published; ``"all"`` shows it all of them, in parts and with
+            exact sums, which is not what it was trained with. None takes the bundle's.
         cosine_weight: For bundles of family ``descriptor``: how much the cosine of patches and
             names counts beside the masks, for classes that training saw and for all others, each
             in [0, 1]; see ``CosineRule``. (0, 0) leaves it out. None
@@ -93,6 +98,7 @@ class EngineConfig:
     with_class_scores: str | None = None
     unknown_below: float | None = None
     min_region_score: float | None = None
+    head_classes: str | None = None
     cosine_weight: tuple[float, float] | None = None
     cosine_scale: float | None = None
     windows: str | None = None
@@ -117,6 +123,11 @@ class EngineConfig:
         if self.with_class_scores not in (None, "low"):
             raise ConfigError(
                 f"with_class_scores: expected 'low' or None, got {self.with_class_scores!r}"
+            )
+        if self.head_classes not in (None, *HEAD_CLASSES):
+            raise ConfigError(
+                f"head_classes: expected one of {', '.join(HEAD_CLASSES)}, or None, got "
+                f"{self.head_classes!r}"
             )
         if self.cache_dir is not None and "\0" in str(self.cache_dir):
             raise ConfigError(f"cache_dir: expected a path, got {str(self.cache_dir)!r}")

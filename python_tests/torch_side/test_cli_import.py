@@ -192,7 +192,7 @@ def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
     assert line.startswith("zsseg-rt: --bank: cannot be read: ")
 
 
-def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
+def test_cat_seg_of_the_official_grid_is_imported(tmp_path, capsys):
     sizes = golden_cat_seg.TINY | {"v_layers": 9}
     weights = tiny.rule_state_dict(
         {
@@ -211,4 +211,11 @@ def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
     earlier = {key: value for key, value in weights.items() if "upsample" not in key}
     torch.save({"model": earlier}, path)
     assert run(*command, "--overwrite") == 1
+    large = {key: value for key, value in weights.items() if not key.endswith("conv1.weight")}
+    large[golden_cat_seg.CLIP + "visual.conv1.weight"] = torch.zeros(32, 3, 14, 14)
+    large[golden_cat_seg.HEAD + "conv1.weight"] = weights[golden_cat_seg.HEAD + "conv1.weight"]
+    torch.save({"model": large}, path)
+    capsys.readouterr()
+    assert run(*command, "--overwrite") == 1
+    assert "CAT-Seg L" in capsys.readouterr().err
     assert Bundle.load(out).name == "cat_seg"

@@ -13,7 +13,7 @@ from support.errors import refused
 from support.golden import config_of, load
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.errors import ArgumentError, BundleError, VocabularyError
+from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs
 from zsseg_rt.export.cat_seg import SPACE, class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
@@ -112,6 +112,42 @@ def test_parts_give_the_logits_of_one_graph(monkeypatch, wide, count):
     shown = whole > 0
     np.testing.assert_array_equal(shown, scores > 0)
     np.testing.assert_allclose(log_odds(scores[shown]), log_odds(whole[shown]), atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, 256, 300])
+def test_all_classes_can_be_shown_to_the_head(wide, count):
+    """Exact, but not what the model was trained with: a torch model of that setting agrees."""
+    model = rule.tiny_model(padding=256, most_classes=None)
+    frame, embeds = make_inputs(count)
+    scores, labels = scores_of(wide[1], frame, embeds, head_classes="all")
+    logits = model_logits(model, frame, embeds)
+    np.testing.assert_allclose(log_odds(scores), logits[0], atol=1e-4)
+    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
+    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
+    best, _ = scores_of(wide[1], frame, embeds, head_classes="best")
+    assert ((best == 0).all(axis=(1, 2)).sum()) == max(0, count - 256)
+
+
+def test_a_model_of_all_classes_makes_a_bundle_of_all(tmp_path):
+    model = rule.tiny_model(most_classes=None)
+    path = export_bundle(model, tmp_path / "all.zsseg", precisions=("float32",), text_encoder=None)
+    assert Bundle.load(path).aggregation.most is None
+    frame, embeds = make_inputs(40)
+    scores, _ = scores_of(path, frame, embeds)
+    np.testing.assert_allclose(log_odds(scores), model_logits(model, frame, embeds)[0], atol=1e-4)
+    best, _ = scores_of(path, frame, embeds, head_classes="best")
+    assert (best > 0).all(axis=(1, 2)).sum() == model.config.aggregator.padding
+
+
+def test_only_this_family_has_such_a_head(made):
+    with refused(ConfigError, "head_classes"):
+        EngineConfig(head_classes="some")
+    with refused(ArgumentError, "head_classes"):
+        Engine(Bundle.demo("scenes"), EngineConfig(**CPU, head_classes="all"))
+    with Engine(made[1], EngineConfig(**CPU, head_classes="all")) as engine:
+        for count in (0, 1025, 10_000):
+            with refused(VocabularyError, "class_names"):
+                engine.set_classes([f"c{i}" for i in range(count)])
 
 
 def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):

@@ -41,7 +41,10 @@ class FamilySpec:
 
 FAMILIES: dict[str, FamilySpec] = {
     "aggregation": FamilySpec(
-        graphs=("image_encoder", "head"), keys=("weights", "aggregation"), has_class_logits=True
+        graphs=("image_encoder", "head"),
+        keys=("weights", "aggregation"),
+        settings=("head_classes",),
+        has_class_logits=True,
     ),
     "descriptor": FamilySpec(
         graphs=("image_encoder", "decoder"),

@@ -111,6 +111,10 @@ class ModelOptions(ComputeOptions):
         "ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is "
         "exact, larger values are faster."
     )
+    head_classes: str | None = opt(
+        "CAT-Seg, of more than 256 names: best shows its head those nearest to the frame, as "
+        "published; all shows it all."
+    )
     cosine: CosineOption = None
     windows: str | None = opt(
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."

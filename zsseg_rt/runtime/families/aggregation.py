@@ -21,6 +21,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import ANY_PRECISION, Session
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
@@ -61,7 +62,7 @@ class AggregationFamily:
         if bundle.aggregation is None:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
         self.head, self.padding = bundle.head, bundle.aggregation.padding
-        self.most = min(bundle.aggregation.most or bundle.head.max_classes, bundle.head.max_classes)
+        self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
         at_once = self.most
         self.graphs: tuple[str, ...] = ("image_encoder", "head")
         if head_parts.in_parts(bundle.graphs):
@@ -215,6 +216,12 @@ class AggregationPipeline:
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
+
+
+def _most_shown(spec: AggregationSpec, head: HeadSpec, wanted: str | None) -> int:
+    """How many phrases the head is shown; it was trained with its number of padding tokens."""
+    own = spec.most or (spec.padding if wanted == "best" else None)
+    return min((own if wanted != "all" else None) or head.max_classes, head.max_classes)
 
 
 def _read_weights(bundle: Bundle) -> _Weights:
