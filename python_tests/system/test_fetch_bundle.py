@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -185,6 +185,41 @@ def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told.startswith("zsseg-rt: interrupted; what was downloaded is kept")
     assert list((home / "bundles").iterdir()) == []
+
+
+def test_cat_seg_comes_from_its_authors_space(home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FetchError) as caught:
+        fetch_bundle("cat-seg-b16")
+    address = "huggingface.co/spaces/hamacojr/CAT-Seg-weights/resolve/main/model_base.pth"
+    assert address in str(caught.value)
+    assert checkpoint_folder(SETS["cat-seg-b16"].repository).is_dir()
+
+
+@pytest.mark.nightly
+def test_cat_seg_is_made_of_its_file_and_profiled(home, tmp_path, monkeypatch):
+    """A file as the authors' in small."""
+    import torch
+
+    from support import golden_cat_seg, tiny
+
+    sizes = golden_cat_seg.TINY | {"v_layers": 9}
+    weights = tiny.rule_state_dict(golden_cat_seg.official_shapes(sizes))
+    count = sum(value.numel() for key, value in weights.items() if "logit_scale" not in key)
+    chosen = SETS["cat-seg-b16"]
+    monkeypatch.setitem(SETS, chosen.name, replace(chosen, num_parameters=count))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = checkpoint_folder(chosen.repository)
+    folder.mkdir(parents=True)
+    torch.save({"model": weights}, folder / "model_base.pth")
+    bundle = Bundle.load(fetch_bundle(chosen.name))
+    assert (bundle.family, bundle.licence) == ("aggregation", chosen.licence)
+    assert bundle.text.space.startswith("CAT-Seg")
+    report = tmp_path / "report.json"
+    names = ",".join(f"c{index}" for index in range(40))
+    asked = ("--classes", names, "--max-duration", "1", "--json", report)
+    assert run("profile", chosen.name, *asked, "--device", "cpu") == EXIT_OK
+    assert {"head_1", "head_2", "head_3"} <= set(report.read_text().split('"'))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def fetch(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Download published CLIP weights and make a bundle of them, for --bundle NAME.
+    """Download published weights and make a bundle of them, for --bundle NAME.
 
     A download that was interrupted goes on where it stopped.
     """

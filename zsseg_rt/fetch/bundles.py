@@ -104,6 +104,9 @@ def _export(chosen: PretrainedSet, checkpoint: Checkpoint, place: Path, told: Pr
     from zsseg_rt.export import export_bundle
     from zsseg_rt.torch_files.clip_space import describe_space
 
+    # a system of its own knows its space
+    plain = chosen.architecture == "dense_clip"
+    space = {"space": describe_space(chosen.tag, chosen.clip)} if plain else {}
     try:
         model = _build(chosen, checkpoint.path)
     except CheckpointError as exc:
@@ -114,28 +117,32 @@ def _export(chosen: PretrainedSet, checkpoint: Checkpoint, place: Path, told: Pr
     export_bundle(
         model,
         place,
-        space=describe_space(chosen.tag, chosen.clip),
         source=checkpoint.origin,
         licence=chosen.licence,
         overwrite=True,
+        **space,
     )
 
 
 def _build(chosen: PretrainedSet, path: Path) -> Any:
-    from zsseg_rt.models import create_model
+    from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 
-    model = create_model(
-        "dense_clip",
-        pretrained=path,
-        clip=chosen.clip,
-        head=chosen.head,
-        image_size=chosen.size,
-        activation=chosen.activation,
-    )
+    if chosen.architecture == "dense_clip":
+        model = create_model(
+            "dense_clip",
+            pretrained=path,
+            clip=chosen.clip,
+            head=chosen.head,
+            image_size=chosen.size,
+            activation=chosen.activation,
+        )
+    else:
+        weights = normalize_state_dict(load_checkpoint(path))
+        model = from_official(chosen.architecture, weights)
     count = sum(weight.numel() for weight in model.parameters())
     if count != chosen.num_parameters:
         raise CheckpointError(
-            f"{path.name}: expected {chosen.num_parameters} numbers in both towers, got {count}."
+            f"{path.name}: expected {chosen.num_parameters} numbers in the model, got {count}."
         )
     return model
 

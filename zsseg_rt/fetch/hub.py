@@ -55,9 +55,7 @@ class RemoteFile:
 
 def address_of(repository: str, file: str, revision: str = "main") -> str:
     """The address that a browser can download the file from; shows no password."""
-    from huggingface_hub import hf_hub_url
-
-    parts = urlsplit(hf_hub_url(repository, file, revision=revision))
+    parts = urlsplit(_url(repository, file, revision))
     return str(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 
 
@@ -76,7 +74,6 @@ def download(
     remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]
 ) -> None:
     """Append what is missing of a file."""
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -88,7 +85,7 @@ def download(
         target = _Counted(stream, partial, lambda count: on_bytes(count, remote.size))
         with _errors_as_phrases():
             http_get(
-                hf_hub_url(remote.repository, remote.file, revision=remote.commit),
+                _url(remote.repository, remote.file, remote.commit),
                 target,
                 resume_size=done,
                 headers=build_hf_headers(library_name="zsseg_rt"),
@@ -107,17 +104,31 @@ def cached_copies(
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        found = try_to_load_from_cache(repository, file, revision=revision)
+        name, kind = _place(repository)
+        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
         blob = Path(found).resolve() if isinstance(found, str) else None
         if blob is not None and blob.is_file() and _SHA256.fullmatch(blob.name):
             yield Path(str(found)), blob.name
 
 
+def _place(repository: str) -> tuple[str, str | None]:
+    """``owner/name``, and the kind of repository that the hub's library asks for."""
+    name = repository.removeprefix("spaces/")
+    return name, None if name == repository else "space"
+
+
+def _url(repository: str, file: str, revision: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    name, kind = _place(repository)
+    return str(hf_hub_url(name, file, repo_type=kind, revision=revision))
+
+
 def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata
 
     with _errors_as_phrases():
-        found = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+        found = get_hf_file_metadata(_url(repository, file, revision))
     commit, etag = found.commit_hash or "", found.etag or ""
     if not _COMMIT.fullmatch(commit):
         raise HubError("an answer that does not come from a Hugging Face Hub")

@@ -13,22 +13,23 @@ _FILE = "open_clip_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSet:
-    """Published CLIP weights, and the dense head that makes a bundle of them.
+    """Published weights, and what makes a bundle of them.
 
     Attributes:
         name: What users type.
-        repository: Repository on the Hugging Face Hub, ``owner/name``.
+        repository: Repository on the Hugging Face Hub, ``owner/name``, or ``spaces/owner/name``.
         clip: open_clip's name of the architecture.
-        tag: open_clip's name of the weights.
-        head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`.
+        tag: open_clip's name of the weights; what others' are called here.
+        head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`; empty for other systems.
         activation: The MLPs' activation, which the file does not say.
-        num_parameters: Numbers in both towers; the file holds them as float32.
+        num_parameters: Numbers in the model; the file holds them as float32.
         licence: Licence of the weights, as their repository states it.
         good_for: One line for those who choose.
         size: Side of the bundle's input in pixels.
         files: Names that the file may have, the preferred one first.
         revision: Commit of the repository; its files never change.
         sha256: Of files whose SHA-256 is known beside what the hub says, in hex by name.
+        architecture: The torch model that the file is read into.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PretrainedSet:
     files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
     revision: str = "main"
     sha256: Mapping[str, str] = field(default_factory=dict)
+    architecture: str = "dense_clip"
 
     @property
     def weight_bytes(self) -> int:
@@ -113,6 +115,20 @@ _ALL = (
     _openai_b16("clearclip-b16", "clearclip", "naclip-b16's weights with ClearCLIP's head"),
     _openai_b16("sclip-b16", "sclip", "naclip-b16's weights with SCLIP's head"),
     _openai_b16("maskclip-b16", "maskclip", "naclip-b16's weights with MaskCLIP's head"),
+    PretrainedSet(
+        name="cat-seg-b16",
+        repository="spaces/hamacojr/CAT-Seg-weights",
+        clip="ViT-B-16",
+        tag="cat_seg",
+        head="",
+        activation="quick_gelu",
+        num_parameters=154_289_377,
+        licence="MIT, as the authors' repository cvlab-kaist/CAT-Seg states",
+        good_for="CAT-Seg B by its authors, trained on COCO-Stuff's masks: slower; not tried yet",
+        size=384,
+        files=("model_base.pth",),
+        architecture="cat_seg",
+    ),
 )
 
 SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
