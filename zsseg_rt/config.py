@@ -26,6 +26,7 @@ MAX_LANES = 64
 _FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
+REFINEMENTS = ("bilateral",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class EngineConfig:
             as many runs of the networks as it has windows.
         resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
             room beside it; None or ``"stretch"`` does not. For the same families.
+        refine: ``"bilateral"`` lets labels follow the picture's edges (joint bilateral
+            upsampling): between cells, those count more whose colour is like the pixel's. None
+            draws straight from cell to cell. For the same families.
         num_threads: CPU threads of this engine; 0 takes all that the process may use:
             its affinity, or a container's quota of CPU time, rounded up. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
@@ -103,6 +107,7 @@ class EngineConfig:
     cosine_scale: float | None = None
     windows: str | None = None
     resize: str | None = None
+    refine: str | None = None
     num_threads: int = 0
     num_lanes: int = 1
     wait: str = "auto"
@@ -145,6 +150,8 @@ class EngineConfig:
 
         _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
+        if self.refine is not None:
+            _check_choice("refine", self.refine, REFINEMENTS)
 
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""

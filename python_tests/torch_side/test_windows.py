@@ -2,49 +2,13 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
+from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
 from support.errors import refused
-from support.graphs import write_graph
 from zsseg_rt import ArgumentError, ConfigError, Engine, EngineConfig, FrameMemory
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.inputs.window_plan import Windows
-
-NAMES = ["red", "green", "blue", "grey"]
-ROWS = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.5, 0.55]])
-STATISTICS = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
-STEP, CELLS = 4, 6  # windows of 24 pixels
-
-
-def bundle_at(folder, *, corners=False):
-    """Means of a cell's pixels less the picture's; or its first pixel, with cells on corners."""
-    side = STEP * (CELLS - 1) + 1 if corners else STEP * CELLS
-    kernel = 1 if corners else STEP
-    nodes = [
-        helper.make_node(
-            "AveragePool", ["image"], ["pool"], kernel_shape=[kernel] * 2, strides=[STEP] * 2
-        ),
-        helper.make_node("GlobalAveragePool", ["image"], ["all"]),
-        helper.make_node("Sub", ["pool", "all"], ["embeds"]),  # as attention, beyond the cell
-    ]
-    encoder = write_graph(
-        folder / "encoder.onnx",
-        nodes,
-        {"image": (TensorProto.FLOAT, [1, 3, side, side])},
-        {"embeds": (TensorProto.FLOAT, [1, 3, CELLS, CELLS])},
-    )
-    return export_dense_bundle(
-        encoder,
-        folder / "cells.zsseg",
-        image_size=side,
-        normalize=False,
-        activation="softmax",
-        logit_scale=4.0,
-        text_bank=(NAMES, ROWS),
-        **STATISTICS,
-    )
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["half_pixel", "corners"])
@@ -55,11 +19,6 @@ def bundle(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain_bundle(tmp_path_factory):
     return bundle_at(tmp_path_factory.mktemp("plain"))
-
-
-def picture(height, width):
-    coarse = np.random.default_rng(width).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3))
-    return coarse.repeat(7, 0).repeat(7, 1)[:height, :width].astype(np.uint8)
 
 
 def expected_labels(frame, starts, cells, align):

@@ -120,6 +120,7 @@ class ModelOptions(ComputeOptions):
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
     )
     resize: str | None = opt("letterbox keeps a frame's shape in one window; default: stretch.")
+    refine: str | None = opt("bilateral: labels follow the picture's edges.")
 
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
         """The engine's settings."""

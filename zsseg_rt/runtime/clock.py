@@ -21,6 +21,7 @@ STAGES = (
     "regions",
     "check",
     "steady",
+    "refine",
     "upsample_argmax",
     "results",
 )

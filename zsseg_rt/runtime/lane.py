@@ -87,7 +87,7 @@ class Lane:
             self.workspace,
             preprocess,
             config,
-            align=head.align,
+            head=head,
             windows=Windows.of(preprocess, head, config),
         )
         self._rule = LabelRule(

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
-from zsseg_rt.bundles.specs import PreprocessSpec
-from zsseg_rt.common.arrays import Array, dtype_of, reshaped
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
 from zsseg_rt.results.segmentation import Segmentation
@@ -35,15 +35,13 @@ from zsseg_rt.runtime.families.base import (
     run_plainly,
 )
 from zsseg_rt.runtime.families.base import Trace as Trace
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.inputs.frame_inputs import Frame, FrameInputs
 from zsseg_rt.runtime.inputs.window_plan import Windows
+from zsseg_rt.runtime.refine import finer_hw, refined
 from zsseg_rt.runtime.steady.memory import Turn
 from zsseg_rt.runtime.windows import merge
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
-
-Frame = Array | Nv12Frame
-"""uint8 [H, W, 3], or the same in two planes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,15 +65,17 @@ class FramePath:
         preprocess: PreprocessSpec,
         config: EngineConfig,
         *,
-        align: str = "half_pixel",
+        head: HeadSpec,
         windows: Windows | None = None,
     ) -> None:
         ranges = NvtxRanges() if config.with_nvtx else None
         self._family, self._sessions, self._workspace = family, sessions, workspace
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
-        self._preprocess, self._config, self._align = preprocess, config, align
-        self._windows = windows
+        self._config, self._head, self._windows = config, head, windows
+        dtype = dtype_of("image", sessions["image_encoder"].inputs)
+        order = config.channel_order
+        self._inputs = FrameInputs(workspace, preprocess, head, channel_order=order, dtype=dtype)
         self._captures = FrameCaptures(
             sessions, workspace, self.clock, wanted=captures_wanted(), num_lanes=config.num_lanes
         )
@@ -260,7 +260,8 @@ class FramePath:
         """From the encoder's input to labels."""
         masks = self.pipeline.masks(image, classes, self.clock, run, trace)
         key = ("labels", *kind_of(out_hw, classes, rule))
-        return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn))
+        fine = self._config.refine is not None and trace is None
+        return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn, fine=fine))
 
     def _work_in_windows(
         self,
@@ -273,24 +274,26 @@ class FramePath:
     ) -> _Labelled:
         """Run the networks on window after window, and label from the mean of their logits."""
         out_hw = (int(frame.shape[0]), int(frame.shape[1]))
-        plan, workspace, given = windows.plan(out_hw), self._workspace, self._on_device(frame)
+        plan, workspace, inputs = windows.plan(out_hw), self._workspace, self._inputs
+        given = inputs.on_device(frame)
         # On a GPU a stage has one event, and a recorded window's would be every window's.
         clock = self.clock if workspace.device == "cpu" else workspace.clock(enabled=False)
         kind = kind_of(out_hw, classes, rule)
 
         def of_window(number: int) -> Masks:
             origin = plan.origins[number]
-            image = self._preprocessed(frame, given, whole_hw=plan.whole_hw, origin=origin)
+            image = inputs.image(frame, given, whole_hw=plan.whole_hw, origin=origin)
             clock.mark("preprocess")
             masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
             return run(("window", *kind), masks)
 
+        if self._config.refine is not None:
+            inputs.guide(frame, given, finer_hw(plan.shares.shape, self._head.align))
         masks = merge(plan, of_window, workspace, clock)
         if clock is not self.clock:
             self.clock.mark("image_encoder")
-        return run(
-            ("labels", *kind), lambda: self._label_pixels(masks, out_hw, classes, rule, turn)
-        )
+        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn)
+        return run(("labels", *kind), partial(label, fine=self._config.refine is not None))
 
     def _label_pixels(
         self,
@@ -299,6 +302,8 @@ class FramePath:
         classes: BoundClasses,
         rule: LabelRule,
         turn: Turn | None,
+        *,
+        fine: bool,
     ) -> _Labelled:
         workspace, clock = self._workspace, self.clock
         host, finite = workspace.flag()
@@ -308,44 +313,24 @@ class FramePath:
         if turn is not None and turn.steadies:
             masks = turn.steadied(masks, workspace)
             clock.mark("steady")
-        pixels = masks.label(out_hw, classes, rule, workspace, clock)
+        drawn = masks
+        if fine:
+            drawn = refined(masks, rule.head, workspace)
+            clock.mark("refine")
+        pixels = drawn.label(out_hw, classes, rule, workspace, clock)
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
 
     def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
         """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
-        image = self._preprocessed(frame, self._on_device(frame))
+        inputs = self._inputs
+        given = inputs.on_device(frame)
+        image = inputs.image(frame, given)
+        if self._config.refine is not None:
+            inputs.guide(frame, given, finer_hw(self._head.grid_hw, self._head.align))
         self.clock.mark("preprocess")
         if trace is not None:
             trace["image"] = image
         return image
-
-    def _preprocessed(self, frame: Frame, given: Any, **part: Any) -> Array:
-        """The frame, ``given`` on the device, or a part of it."""
-        spec, workspace = self._preprocess, self._workspace
-        dtype = dtype_of("image", self._sessions["image_encoder"].inputs)
-        is_nv12 = isinstance(frame, Nv12Frame)
-        pixels = ops.preprocess(
-            given,
-            size_hw=spec.size_hw,
-            mean=spec.mean,
-            std=spec.std,
-            channel_order="rgb" if is_nv12 else self._config.channel_order,
-            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-            align=self._align,
-            out=workspace.array("image", (3, *spec.size_hw), dtype),
-            stream=workspace.stream,
-            **part,
-        )
-        return reshaped(pixels, (1, 3, *spec.size_hw))
-
-    def _on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
-        """The frame, or its two planes, where the lane works."""
-        upload = self._workspace.upload_frame
-        if not isinstance(frame, Nv12Frame):
-            return upload(frame) if isinstance(frame, np.ndarray) else frame
-        if not isinstance(frame.luma, np.ndarray):
-            return frame.luma, frame.chroma
-        return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
 
     def _look_back(self, turn: Turn) -> Segmentation | None:
         again = turn.reused()
