@@ -185,7 +185,7 @@ class Turn:
             else memory._spare,
             stream=workspace.stream,
         )
-        return ClassLogits(mask_logits=self._logits)
+        return replace(masks, mask_logits=self._logits)
 
     def finish(self, seg: Segmentation) -> None:
         """Remember the frame, once its result is known to be sound."""
