@@ -64,6 +64,40 @@ def test_windows_are_the_mean_of_their_logits(bundle, frame_hw):
     assert np.mean(label(bundle, frame).labels == expected) < 0.98
 
 
+def official_labels(frame, size_hw, starts, side):
+    """As the papers evaluate: windows are upsampled one by one, and then averaged."""
+    image = reference.preprocess(frame, size_hw=size_hw, **STATISTICS)
+    total, counts = np.zeros((1, 4, *size_hw), np.float32), np.zeros(size_hw, np.float32)
+    for top in starts[0]:
+        for left in starts[1]:
+            part = (slice(top, top + side), slice(left, left + side))
+            window = image[(slice(None), *part)]
+            pool = window.reshape(3, CELLS, STEP, CELLS, STEP).mean(axis=(2, 4))
+            embeds = pool - window.mean(axis=(1, 2), keepdims=True)
+            logits = (4 * np.einsum("cd,dyx->cyx", ROWS, embeds))[None].astype(np.float32)
+            total[(..., *part)] += reference.upsample_bilinear(logits, (side, side))
+            counts[part] += 1
+    return (total / counts)[0].argmax(axis=0)
+
+
+def test_windows_are_the_official_ones_but_near_their_edges(plain_bundle):
+    """Logits averaged on the grid differ within half a cell of a window's edge, nowhere else."""
+    frame, side, stride = picture(48, 84), STEP * CELLS, 12
+    starts = [list(range(0, n - side + 1, stride)) for n in frame.shape[:2]]
+    found = label(plain_bundle, frame, windows=f"{side}x{side}+{stride}").labels
+    expected = official_labels(frame, frame.shape[:2], starts, side)
+    near = np.zeros(frame.shape[:2], bool)
+    for axis, places in enumerate(starts):
+        inner = {start for start in places if start} | {start + side for start in places[:-1]}
+        for edge in inner:
+            cut = [slice(None)] * 2
+            cut[axis] = slice(edge - STEP // 2, edge + STEP // 2)
+            near[tuple(cut)] = True
+    assert 0.3 < near.mean() < 0.7
+    assert np.mean(found[~near] == expected[~near]) > 0.999
+    assert np.mean(found[near] == expected[near]) > 0.95
+
+
 @pytest.mark.parametrize(
     ("frame_hw", "cells", "starts"),
     [
