@@ -15,7 +15,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs
-from zsseg_rt.export.cat_seg import SPACE, class_halves
+from zsseg_rt.export.cat_seg import class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
@@ -254,7 +254,7 @@ def test_no_classes_and_more_than_the_bundle_takes_are_refused(made):
 def test_phrases_of_another_text_tower_are_refused(made, tmp_path):
     with Engine(made[1], EngineConfig(**CPU)) as engine:
         own = engine.set_classes(["red", "blue"])
-        assert own.space == SPACE
+        assert own.space == CatSeg.text_space
         stock = replace(own, space="OpenAI CLIP ViT-B/16")
         with refused(VocabularyError, "class_names"):
             engine.set_classes(stock)

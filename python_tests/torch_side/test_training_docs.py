@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 
 from zsseg_rt.common.schema import setting_names
 from zsseg_rt.models.registry import find_builder
+from zsseg_rt.training.tasks.cat_seg import CatSegTask
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.matching import SegmentWeights
@@ -25,7 +26,9 @@ def rows_of(page):
     return re.findall(items, page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "cosine_head", "zegformer"])
+@pytest.mark.parametrize(
+    "architecture", ["zegclip", "clip_rc", "cosine_head", "zegformer", "cat_seg"]
+)
 def test_every_model_option_is_named(architecture):
     rows = rows_of(PAGE)
     texts = [
@@ -44,6 +47,7 @@ def test_every_model_option_is_named(architecture):
     [
         ("ZegCLIP, CLIP-RC", [DescriptorTask], ()),
         ("cosine head", [CosineHeadTask], ()),
+        ("CAT-Seg", [CatSegTask], ()),
         ("ZegFormer", [ZegFormerTask, SegmentWeights], ()),
         (
             "ZeroSeg",
@@ -56,4 +60,10 @@ def test_every_task_option_is_named_and_there(row, takers, others):
     (text,) = (text for name, text in rows_of(PAGE) if name == row)
     named = set(re.findall(r"`(\w+)`", text))
     taken = {name for taker in takers for name in setting_names(taker)}
-    assert named == (taken | set(others)) - {"seen", "ignore_label", "protocol", "batch_size"}
+    assert named == (taken | set(others)) - {
+        "seen",
+        "ignore_label",
+        "protocol",
+        "batch_size",
+        "prompts",
+    }

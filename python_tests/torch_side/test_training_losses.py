@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ShapeError  # noqa: E402
 from zsseg_rt.training.tasks.losses import (  # noqa: E402
+    binary_cross_entropy,
     cross_entropy,
     mask_losses,
     recovery_losses,
@@ -57,6 +58,21 @@ def test_losses_are_their_definitions(num_pictures, num_classes, size):
     assert cross_entropy(logits, labels).item() == pytest.approx(
         naive_cross_entropy(logits.numpy(), labels.numpy()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("unannotated", ["negative", "ignore"])
+@pytest.mark.parametrize("num_classes", [1, 7])
+def test_binary_cross_entropy_is_torchs_on_one_hot_labels(num_classes, unannotated):
+    logits, labels = some(2, num_classes, (6, 5))
+    targets = (labels.unsqueeze(1) == torch.arange(num_classes).view(1, -1, 1, 1)).float()
+    known = (labels >= 0) & (labels < num_classes)
+    terms = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if unannotated == "ignore":
+        terms = terms.transpose(0, 1)[:, known]
+    found = binary_cross_entropy(logits, labels, unannotated=unannotated)
+    torch.testing.assert_close(found, terms.mean())
+    nothing = torch.full_like(labels, IGNORED)
+    assert binary_cross_entropy(logits, nothing, unannotated="ignore") == 0
 
 
 @pytest.mark.parametrize("num_pictures", [1, 3])

@@ -18,8 +18,7 @@ from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
 from zsseg_rt.training.parts import build_augmentation, open_split  # noqa: E402
-from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
-from zsseg_rt.training.tasks.zegformer import ZegFormerTask  # noqa: E402
+from zsseg_rt.training.tasks import TASKS  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
@@ -44,8 +43,7 @@ def test_recipes_name_what_exists(recipe):
     if not config.model.start_from:
         builder = inspect.signature(find_builder(config.model.architecture, official=False))
         builder.bind(**config.model.options)
-    task = {"clip_rc": DescriptorTask, "zegclip": DescriptorTask, "zegformer": ZegFormerTask}
-    kind = task.get(config.model.architecture, ZeroSegTask)
+    kind = TASKS[config.model.architecture]
     features = {"teacher", "teacher_architecture", "views"} if kind is ZeroSegTask else set()
     assert config.task.options.keys() <= {*setting_names(kind), *features}
 

@@ -7,6 +7,7 @@ stopped, and any run of it can be inspected, exported or continued.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import statistics
@@ -43,7 +44,7 @@ class Variant:
         start_from: Name of an earlier variant whose trained model this one continues; the run of
             the same seed.
         trained: Whether anything is trained; if not, the model is evaluated once, as built.
-        without: Shared tables that this variant does not use.
+        without: Shared tables or keys that this variant does not use ("model.options.view").
     """
 
     name: str
@@ -55,7 +56,13 @@ class Variant:
 
     def over(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The variant's tables laid over the shared ones."""
-        kept = {name: table for name, table in shared.items() if name not in self.without}
+        kept: dict[str, Any] = copy.deepcopy(dict(shared))
+        for name in self.without:
+            *outer, last = name.split(".")
+            table = kept
+            for part in outer:
+                table = table.get(part, {})
+            table.pop(last, None)
         return merge(kept, self.changes)
 
 

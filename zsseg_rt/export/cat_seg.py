@@ -25,14 +25,16 @@ from zsseg_rt.models import functional
 from zsseg_rt.models.cat_seg.model import TEMPLATES, CatSeg
 
 _IMAGE_PARTS = ("patch_embeds", "spatial", "near_map", "far_map")
-SPACE = "CAT-Seg ViT-B/16 (its own text tower)"
 
 
-def _refuse_other_towers(tower: Any, options: ExportOptions) -> None:
+def _refuse_other_towers(model: CatSeg, options: ExportOptions) -> None:
     """CLIP's own text tower has the same width, but the fine-tuned image tower left its space."""
     for name, other in (
-        ("text_encoder", tower is not None and options.text_encoder not in ("auto", None)),
-        ("space", options.space not in (None, SPACE)),
+        (
+            "text_encoder",
+            model.text_encoder is not None and options.text_encoder not in ("auto", None),
+        ),
+        ("space", options.space not in (None, model.text_space)),
     ):
         if other:
             raise ArgumentError(
@@ -56,13 +58,13 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
             f"got {options.size_hw}. Leave it out."
         )
     tower = model.text_encoder
-    _refuse_other_towers(tower, options)
+    _refuse_other_towers(model, options)
     text = TextSide(
         options,
         embed_dim=model.config.image_encoder.embed_dim,
         templates=TEMPLATES,
         template_set="CAT-Seg",
-        space=SPACE,
+        space=model.text_space,
         tower=None if tower is None else packed_text_encoder(tower),
     )
     parts = fold_cat_seg(model)

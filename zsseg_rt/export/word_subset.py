@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
+from zsseg_rt.export.folded.cat_seg import packed_text_encoder
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
@@ -130,7 +131,7 @@ def _renumber_markers(special_tokens: Mapping[str, Any], numbering: Mapping[str,
 
 def _with_rows(encoder: TextEncoder, rows: Iterable[int]) -> TextEncoder:
     chosen = torch.tensor(list(rows))
-    state_dict = encoder.state_dict()
+    state_dict = packed_text_encoder(encoder).state_dict()
     state_dict["token_embedding.weight"] = state_dict["token_embedding.weight"][chosen]
     smaller = TextEncoder(replace(encoder.config, vocab_size=len(chosen)))
     smaller.load_state_dict(state_dict)

@@ -82,15 +82,25 @@ class Assembly:
             cast(SegmentationModel, self.task.model), self.dataset.class_names, templates
         )
 
+    def phrase_embeds(self, model: nn.Module) -> Tensor:
+        """Embeddings of every synonym, as a model has them that is being trained."""
+        assert self.embeddings is not None
+        if not self.task.tunes_text:
+            return self.embeddings.phrase_embeds
+        return class_embeddings(self.dataset.class_names, self.config.text, model).phrase_embeds
+
+    def constants(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps besides weights: embeddings of every synonym."""
+        return {"text_embeds": self.phrase_embeds(self.task.model)}
+
     def segmenter(self, model: nn.Module) -> TorchSegmenter:
         """The model as a segmenter to evaluate."""
         assert self.classes is not None
-        assert self.embeddings is not None
         seen = self.classes.seen_phrases if self.classes.counts_as_unseen else ()
         return TorchSegmenter(
             cast(SegmentationModel, model),
             self.dataset.class_names,
-            self.embeddings.phrase_embeds,
+            self.phrase_embeds(model),
             region_embeds=self.region_embeds,
             seen_names=seen,
             protocol=self.config.evaluation.protocol,
@@ -136,7 +146,7 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
     """Train what :func:`assemble` built; see :func:`train`. The task holds the last weights."""
     config, folder = parts.config, Path(parts.config.output.folder)
     _keep_config(config, folder, resume)
-    judged, embeddings = parts.evaluation_dataset is not None, parts.embeddings
+    judged = parts.evaluation_dataset is not None
     return run_loop(
         parts.task,
         parts.batches,
@@ -148,7 +158,7 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
             evaluate=parts.evaluate if judged else None,
             preview=parts.preview if judged else None,
             model_card=describe_model(parts.task.model, parts.classes),
-            constants={} if embeddings is None else {"text_embeds": embeddings.phrase_embeds},
+            constants=dict if parts.embeddings is None else parts.constants,
         ),
         resume=resume,
     )
@@ -180,7 +190,7 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         evaluation_dataset=judged,
         task=task,
         embeddings=embeddings,
-        classes=_describe_classes(config, dataset, embeddings),
+        classes=_describe_classes(config, dataset, embeddings, tuned=task.tunes_text),
         batches=batches,
     )
 
@@ -204,7 +214,9 @@ def _build_objective(
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
         _fit_start(config.model, model, embeddings)
-        return embeddings, build_task(config.task, model, embeddings.class_embeds, dataset)
+        return embeddings, build_task(
+            config.task, model, embeddings.class_embeds, dataset, config.text
+        )
     has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
     has_text = has_text and bool(dataset.class_names)
     if config.evaluation.split and not has_text:
@@ -254,16 +266,21 @@ def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
 
 
 def _describe_classes(
-    config: TrainConfig, dataset: SegmentationDataset, embeddings: ClassEmbeddings | None
+    config: TrainConfig,
+    dataset: SegmentationDataset,
+    embeddings: ClassEmbeddings | None,
+    *,
+    tuned: bool,
 ) -> TrainedClasses | None:
     if embeddings is None:
         return None
+    own = f"CAT-Seg trained on {dataset.name} (its own text tower)"
     return TrainedClasses(
         names=tuple(dataset.class_names),
         seen=tuple(dataset.seen),
         templates=config.text.templates,
         region_templates=config.text.region_templates,
-        space=text_space(config.text, config.model),
+        space=own if tuned and not config.text.space else text_space(config.text, config.model),
         phrases=embeddings.phrases,
         dataset=dataset.name,
         protocol=config.task.protocol,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import arguments_called
-from zsseg_rt.common.schema import checked_settings, typed_settings
+from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
@@ -20,7 +20,8 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.weights import ClipWeights, build_image_encoder, load_clip
 from zsseg_rt.models.registry import ARCHITECTURES, find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
-from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig
+from zsseg_rt.training.class_prompts import class_prompts
+from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig, TextConfig
 from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
 from zsseg_rt.training.data.transforms import (
@@ -156,10 +157,16 @@ def build_task(
     model: SegmentationModel,
     class_embeds: Tensor,
     dataset: SegmentationDataset,
+    text: TextConfig,
 ) -> TrainingTask:
     """Make the objective of a model that learns from labels."""
     kind: Any = find_task(model.architecture)
-    own = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
+    own: dict[str, Any] = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
+    if "prompts" in (setting_names(kind) or ()):
+        tower: Any = model.text_encoder
+        outside = tower is None or text.bank or text.clip
+        names, templates = dataset.class_names, text.templates
+        own["prompts"] = None if outside else class_prompts(names, templates, tower)
     options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
     with arguments_called({"protocol": "task.protocol"}, "task.options", options):
         task: TrainingTask = kind(model, class_embeds, protocol=config.protocol, **own, **options)

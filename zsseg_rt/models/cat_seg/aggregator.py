@@ -123,6 +123,7 @@ class ClassAttention(nn.Module):
         super().__init__()
         hidden, guided = config.hidden, config.hidden + config.text_guidance
         self.num_heads, self.padding = config.num_heads, config.padding
+        self.pooling = 1  # in training, officially 2: looks at means of so many cells a side
         self.padding_tokens = nn.Parameter(torch.zeros(1, 1, hidden))
         self.padding_guidance = nn.Parameter(torch.zeros(1, 1, config.text_guidance))
         self.attention = nn.ModuleDict(
@@ -143,6 +144,17 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """``text`` is ``[C, T]``."""
+        if self.pooling == 1 or not self.training:
+            return x + self.refined(x, text)  # its input counts twice, as officially
+        side = int(x.shape[2] ** 0.5)
+        small = F.avg_pool2d(_as_maps(x, side), self.pooling).flatten(2).transpose(1, 2)
+        small = self.refined(small.reshape(*x.shape[:2], *small.shape[1:]), text)
+        maps = _as_maps(small, side // self.pooling)
+        raised = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=True)
+        return x + raised.flatten(2).transpose(1, 2).reshape(x.shape)
+
+    def refined(self, x: Tensor, text: Tensor) -> Tensor:
+        """Tokens after attention and MLP."""
         q, k, v = self.keys_values(x, text[:, None])
         missing = max(0, self.padding - x.shape[1])
         _, pad_k, pad_v = self.keys_values(self.padding_tokens[0, 0], self.padding_guidance[0, 0])
@@ -152,8 +164,7 @@ class ClassAttention(nn.Module):
         weights = torch.einsum("bcnhd,bnhd->bcnh", q, totals) + 1e-6
         mixed = torch.einsum("bcnhd,bnhde->bcnhe", q, products) / weights[..., None]
         refined = x + mixed.flatten(-2)
-        refined = refined + self.MLP(self.norm2(refined))
-        return cast(Tensor, x + refined)  # its input counts twice, as officially
+        return cast(Tensor, refined + self.MLP(self.norm2(refined)))
 
 
 class AggregatorLayer(nn.Module):
@@ -227,11 +238,16 @@ class Aggregator(nn.Module):
         near = guidance.near.flatten(2).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, near, named)
-        maps = x.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
+        maps = _as_maps(x, grid)
         for decoder, fine in zip((self.decoder1, self.decoder2), guidance.fine, strict=True):
             maps = decoder(maps, fine.repeat_interleave(classes, dim=0))
         logits: Any = self.head(maps)
         return cast(Tensor, logits[:, 0].unflatten(0, (batch, classes)))
+
+
+def _as_maps(x: Tensor, side: int) -> Tensor:
+    """``[B, C, N, h]`` to ``[B * C, h, g, g]``."""
+    return x.flatten(0, 1).transpose(1, 2).reshape(-1, x.shape[3], side, side)
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Sequential:

@@ -83,6 +83,7 @@ class CatSeg(PixelModel):
 
     architecture = "cat_seg"
     image_mean, image_std = CLIP_MEAN, CLIP_STD
+    text_space = "CAT-Seg ViT-B/16 (its own text tower)"
     config: CatSegConfig
 
     def __init__(self, config: CatSegConfig) -> None:

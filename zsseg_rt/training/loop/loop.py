@@ -95,13 +95,13 @@ class RunExtras:
             without gradients.
         preview: Up to so many pictures of what the model predicts, for TensorBoard.
         model_card: What is saved beside the weights so that the model can be built again.
-        constants: Tensors that are saved beside them, such as class embeddings.
+        constants: Gives tensors that are saved beside them, such as class embeddings.
     """
 
     evaluate: Evaluate | None = None
     preview: Preview | None = None
     model_card: Mapping[str, Any] = field(default_factory=dict)
-    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    constants: Callable[[], Mapping[str, Tensor]] = dict
 
 
 def run_loop(
@@ -283,7 +283,7 @@ class _Loop:
             self.step_losses.drain()
         with self.clock.measure("checkpoint"):
             checkpoint = self.state.capture(
-                self.losses, self.extras.model_card, self.extras.constants
+                self.losses, self.extras.model_card, self.extras.constants()
             )
             error: TrainingError | None = None
             if self.is_main:

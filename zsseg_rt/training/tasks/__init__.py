@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from zsseg_rt.training.tasks.cat_seg import CatSegTask
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.task import TrainingTask
@@ -11,6 +12,7 @@ from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
 __all__ = ["TASKS"]
 
 TASKS: Mapping[str, type[TrainingTask]] = {
+    "cat_seg": CatSegTask,
     "clip_rc": DescriptorTask,
     "cosine_head": CosineHeadTask,
     "zegclip": DescriptorTask,

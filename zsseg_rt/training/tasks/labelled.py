@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data.batch import Batch, normalize_images
-from zsseg_rt.training.tasks.losses import Unannotated, cross_entropy, mask_losses
+from zsseg_rt.training.tasks.losses import (
+    Unannotated,
+    binary_cross_entropy,
+    cross_entropy,
+    mask_losses,
+)
 from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
 from zsseg_rt.training.tasks.task import TrainingTask
 
-PixelLoss = Literal["masks", "cross_entropy"]
+PixelLoss = Literal["masks", "cross_entropy", "binary"]
 
 
 def check_non_negative(**settings: float) -> None:
@@ -81,10 +86,11 @@ class PixelLossSettings(LabelledSettings):
             for ``loss="masks"`` unless ``unannotated`` says otherwise, and do not count for
             ``"cross_entropy"``.
         loss: ``"masks"`` is focal and dice loss of one mask per class, ``"cross_entropy"`` a
-            softmax over classes.
-        unannotated: What pixels without a label to learn are for ``loss="masks"``: ``"negative"``,
-            of every class, is official; ``"ignore"`` leaves them out. Inductive training gives
-            pixels of unseen classes no label, so they are left out too.
+            softmax over classes, ``"binary"`` a sigmoid of each.
+        unannotated: What pixels without a label to learn are for ``loss="masks"`` and
+            ``"binary"``: ``"negative"``, of every class, is official; ``"ignore"`` leaves them
+            out. Inductive training gives pixels of unseen classes no label, so they are left out
+            too.
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
         label_stride: The loss looks at every ``label_stride``-th row and column of the labels.
@@ -106,7 +112,8 @@ class PixelLossSettings(LabelledSettings):
     def __post_init__(self) -> None:
         if self.loss not in get_args(PixelLoss):
             raise ArgumentError(
-                f"loss: expected 'masks' or 'cross_entropy', got {self.loss!r}. Check the spelling."
+                f"loss: expected one of {', '.join(get_args(PixelLoss))}, got {self.loss!r}. "
+                "Check the spelling."
             )
         if self.unannotated not in get_args(Unannotated):
             raise ArgumentError(
@@ -168,7 +175,10 @@ class PixelLossTask(LabelledTask):
             labels = self.label_protocol.complete(labels, self._scores(logits))
         if self.settings.loss == "cross_entropy":
             return {"cross_entropy": cross_entropy(logits, labels)}
-        focal, dice = mask_losses(logits, labels, unannotated=self.settings.unannotated)
+        unannotated = self.settings.unannotated
+        if self.settings.loss == "binary":
+            return {"binary": binary_cross_entropy(logits, labels, unannotated=unannotated)}
+        focal, dice = mask_losses(logits, labels, unannotated=unannotated)
         return {
             "focal": self.settings.focal_weight * focal,
             "dice": self.settings.dice_weight * dice,

@@ -137,6 +137,28 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 _NO_CLASS = -100
 
 
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
+) -> Tensor:
+    """Sigmoid cross entropy, averaged over pixels and classes, as CAT-Seg is trained.
+
+    Shapes:
+        logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
+        labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` is a negative of every class, as
+            officially, unless ``unannotated`` is ``"ignore"``.
+
+    Returns:
+        Scalar; 0 if no pixel counts.
+    """
+    _check(logits, labels)
+    logits = logits.float()
+    classes, labelled = _classes_of(labels, logits.shape[1])
+    counted = labelled if unannotated == "ignore" else torch.ones_like(labelled)
+    at_labels = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    total = (F.softplus(logits) * counted.unsqueeze(1)).sum() - (at_labels * labelled).sum()
+    return total / (process_mean(counted.sum().to(total)) * logits.shape[1]).clamp(min=1)
+
+
 def recovery_losses(
     queries: Tensor, query_targets: Tensor, patches: Tensor, patch_targets: Tensor
 ) -> tuple[Tensor, Tensor]:

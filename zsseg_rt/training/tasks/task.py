@@ -22,9 +22,12 @@ class TrainingTask(nn.Module, ABC):
 
     Attributes:
         needs_labels: Whether it learns from class labels.
+        tunes_text: Whether it trains the model's text tower, so that embeddings of class names
+            change.
     """
 
     needs_labels: ClassVar[bool] = True
+    tunes_text: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

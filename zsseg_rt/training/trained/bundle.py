@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.cat_seg.model import CatSeg
 from zsseg_rt.training.class_embeddings import region_embeddings
 from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import (
@@ -59,6 +60,8 @@ def export_trained(
             "space": classes.space,
             "text_bank": (classes.phrases, embeds.numpy()),
         }
+        if isinstance(model, CatSeg):
+            model.text_space = classes.space
         settings |= _region_settings(model, classes, embeds)
     written = export_bundle(model, path, **settings | options)
     _warn_of_one_class(run)

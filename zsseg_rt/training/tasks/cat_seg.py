@@ -1,0 +1,138 @@
+"""Train CAT-Seg.
+
+Source:
+    Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024,
+    and its official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.cat_seg.aggregator import AggregatorLayer
+from zsseg_rt.models.cat_seg.model import CatSeg
+from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.transformer import ResidualBlock
+from zsseg_rt.training.class_prompts import ClassPrompts
+from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossSettings, PixelLossTask
+from zsseg_rt.training.tasks.task import parameter_group
+
+Trained = Literal["towers", "image", "head"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatSegSettings(PixelLossSettings):
+    """Settings of :class:`CatSegTask`; the defaults are official.
+
+    Attributes:
+        loss: ``"binary"`` is official; the others measure what it contributes.
+        weight_decay: For every trained tensor.
+        backbone_learning_rate: Peak rate of q and v of CLIP, a hundredth of the head's.
+        trained: ``"towers"`` tunes q and v of both towers of CLIP besides the head; ``"image"``
+            leaves the text tower as it is, which class embeddings from a file need; ``"head"``
+            leaves both.
+        pooling: Side of the cells whose means the attention between classes sees in training. The
+            trained model looks at every cell.
+        prompts: The classes' tokens, which ``"towers"`` needs.
+    """
+
+    loss: PixelLoss = "binary"
+    weight_decay: float = 1e-4
+    backbone_learning_rate: float = 2e-6
+    trained: Trained = "towers"
+    pooling: int = 2
+    prompts: ClassPrompts | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trained not in get_args(Trained):
+            raise ArgumentError(
+                f"trained: expected one of {', '.join(get_args(Trained))}, got {self.trained!r}. "
+                "Check the spelling."
+            )
+        if self.trained == "towers" and self.prompts is None:
+            raise ArgumentError(
+                "trained: expected 'image' or 'head' for class embeddings that do not come from "
+                "the model's own text tower, got 'towers'. Set it, or leave out text.bank and "
+                "text.clip."
+            )
+
+
+class CatSegTask(PixelLossTask):
+    """CAT-Seg with the official objective: binary cross entropy of every pixel and class.
+
+    The head, and of CLIP's towers the weights of q and v, are trained; class names go through the
+    text tower at every step.
+    """
+
+    settings_class = CatSegSettings
+    settings: CatSegSettings
+    model: CatSeg
+    tokens: Tensor | None
+
+    def __init__(self, model: CatSeg, text_embeds: Tensor, **settings: Any) -> None:
+        super().__init__(model, text_embeds, **settings)
+        grid, pooling = model.config.view // model.config.image_encoder.patch_size, self.pooling
+        if pooling < 1 or grid % pooling:
+            raise ArgumentError(
+                f"pooling: expected a divisor of the grid's side {grid}, got {pooling}. Use 1 for "
+                "none."
+            )
+        for layer in cast("Iterable[AggregatorLayer]", model.aggregator.layers):
+            layer.attention.pooling = pooling
+        self.tunes_text = self.settings.trained == "towers"
+        if not self.tunes_text and model.text_encoder is not None:
+            model.text_encoder.requires_grad_(False)
+        if self.settings.trained == "head":
+            model.image_encoder.requires_grad_(False)
+        # In the last block every token attends to itself alone: nothing reads its q.
+        last = cast("Sequence[ResidualBlock]", model.image_encoder.transformer.resblocks)[-1]
+        last.attn.get_parameter("q_proj_weight").requires_grad_(False)
+        self.register_buffer("tokens", None, persistent=False)
+        if self.tunes_text:
+            assert self.settings.prompts is not None
+            chosen = self.settings.prompts.of(self.label_protocol.query_rows.tolist())
+            self.register_buffer("tokens", chosen.tokens, persistent=False)
+            self._synonyms = list(chosen.counts)
+
+    @property
+    def pooling(self) -> int:
+        """Side of the cells that the attention between classes sees in training."""
+        return self.settings.pooling
+
+    def queries(self) -> Tensor:
+        """Embeddings of the classes used as queries, unit norm, float32 ``[Q, D]``."""
+        tower = self.model.text_encoder
+        if self.tokens is None or tower is None:
+            return self.query_embeds
+        phrases, templates, length = self.tokens.shape
+        rows = tower.embed(self.tokens.reshape(-1, length)).float()
+        rows = average_templates(rows.reshape(phrases, templates, -1))
+        groups = torch.split(rows, self._synonyms)
+        return F.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the loss; see :meth:`PixelLossTask.losses`.
+
+        Returns:
+            ``binary``, or ``focal`` and ``dice``, or ``cross_entropy``.
+        """
+        return self.pixel_losses(self.model(images, self.queries()).mask_logits, labels)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The head, and CLIP's q and v at their own rate."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        head = [p for name, p in named if "_encoder." not in name]
+        clip = [p for name, p in named if "_encoder." in name]
+        settings, decay = self.settings, self.settings.weight_decay
+        return [
+            *parameter_group(head, settings.learning_rate, decay),
+            *parameter_group(clip, settings.backbone_learning_rate, decay),
+        ]
