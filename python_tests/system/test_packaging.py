@@ -17,6 +17,7 @@ IN_SDIST += ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 READ_AT_RUN_TIME = (
     "demo/scenes.zsseg/image_encoder.float32.onnx",
     "evaluation/datasets/tables/voc2012.json",
+    "export/clip_words/merges.txt.gz",
     "models/clip/demo.safetensors",
     "server/page.html",
     "training/recipes/zegclip_voc_inductive.toml",

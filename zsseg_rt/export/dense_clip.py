@@ -10,8 +10,6 @@ import numpy.typing as npt
 import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.dense import FoldedDenseEncoder, fold_dense
 from zsseg_rt.export.golden import (
@@ -23,20 +21,8 @@ from zsseg_rt.export.golden import (
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.text_side import TextSide, seen_names
+from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """CLIP's 80 ImageNet prompts, as open_clip lists them."""
-    try:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-    except ModuleNotFoundError as exc:
-        raise BackendUnavailableError(
-            "templates: expected open_clip for CLIP's ImageNet prompts, got nothing. "
-            f"Run {install_command('train')}, or give templates."
-        ) from exc
-    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:

@@ -72,7 +72,6 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
     Raises:
         ArgumentError: An option does not exist, or not for this architecture.
         BackendError: The exporter failed, or emitted control flow.
-        BackendUnavailableError: CLIP's prompts or tokenizer are needed and open_clip is missing.
         BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
         CheckpointError: The model cannot be exported, or does not fit float16.
         ShapeError: The model does not take images of ``size_hw``.

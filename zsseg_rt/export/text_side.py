@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CLIP_TEMPLATES = ("a photo of a {}.",)
+_TEMPLATES = Path(__file__).parent / "clip_words/templates.txt"
 _CLIP_VOCAB = 49408
 _PROMPTS_PER_RUN = 64
 _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
@@ -136,6 +137,11 @@ class TextSide:
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
         """Like :meth:`embed`; without a text tower, random unit vectors replace embeddings."""
         return self.embed(names, templates) or (unit_rows(len(names), self.embed_dim), {})
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """CLIP's 80 prompts for ImageNet, which ship."""
+    return tuple(_TEMPLATES.read_text(encoding="utf-8").splitlines())
 
 
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:

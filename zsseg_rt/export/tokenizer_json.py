@@ -6,8 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.text.tokenizer_file import (
     END_OF_TEXT,
     START_OF_TEXT,
@@ -16,6 +15,7 @@ from zsseg_rt.text.tokenizer_file import (
 )
 
 _NUM_MERGES = 49152 - 256 - 2
+_MERGES = Path(__file__).parent / "clip_words/merges.txt.gz"
 
 
 def tokenizer_json(merges_path: Path | None = None) -> str:
@@ -24,6 +24,10 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
     The file's own normalizer composes accents, joins whitespace and lowers the case, for readers
     that use only the file; :class:`zsseg_rt.text.tokenizer.Tokenizer` cleans text beforehand.
 
+    Args:
+        merges_path: Merges in the layout of CLIP's ``bpe_simple_vocab_16e6.txt.gz``; None takes
+            those that ship.
+
     Returns:
         The content of ``tokenizer.json``.
 
@@ -31,7 +35,7 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
         ICML 2021.
     """
-    merges = _read_merges(merges_path or _open_clip_merges())
+    merges = _read_merges(merges_path or _MERGES)
     letters = _byte_letters()
     tokens = [*letters, *(letter + WORD_END for letter in letters)]
     tokens += [first + second for first, second in merges]
@@ -41,18 +45,6 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
         tokenizer_document(vocab, [f"{first} {second}" for first, second in merges]),
         ensure_ascii=False,
     )
-
-
-def _open_clip_merges() -> Path:
-    try:
-        from open_clip.tokenizer import default_bpe
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            "merges_path: expected a file, got None while open_clip is not installed. "
-            f"Run {install_command('train')}, or give "
-            "the path of bpe_simple_vocab_16e6.txt.gz."
-        ) from exc
-    return Path(default_bpe())
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
