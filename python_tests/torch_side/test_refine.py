@@ -16,6 +16,7 @@ from zsseg_rt import (
     FrameMemory,
     ops,
 )
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.ops import reference
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
@@ -146,6 +147,13 @@ def test_frames_in_two_planes(plain_bundle):
     with engine_of(plain_bundle, refine="bilateral") as engine:
         planes = engine.segment((luma, chroma)).labels
         assert np.mean(planes == engine.segment(frame).labels) > 0.999
+
+
+def test_reports_say_what_was_asked_for(plain_bundle):
+    settings = {"refine": "bilateral", "windows": "auto"}
+    for given in (settings, {}):
+        with engine_of(plain_bundle, **given) as engine:
+            assert EngineSegmenter(engine, NAMES).describe()["settings"] == given
 
 
 @pytest.mark.parametrize("refine", ["guided", "", True, 3])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
@@ -63,8 +64,12 @@ class EngineSegmenter:
         return self._engine.segment(image).labels
 
     def describe(self) -> dict[str, Any]:
-        """Bundle, backend, device and precision; the hash of ``bundle.json`` covers all files."""
+        """Bundle, backend, device, precision, and the family's settings that were given.
+
+        The hash of ``bundle.json`` covers all files.
+        """
         engine, bundle = self._engine, self._engine.bundle
+        given = {name: getattr(engine.config, name) for name in FAMILIES[bundle.family].settings}
         return {
             "kind": "bundle",
             "name": bundle.name,
@@ -76,4 +81,5 @@ class EngineSegmenter:
             "device": engine.device,
             "precision": engine.precision,
             "seen_bias": bundle.head.seen_bias if bundle.head.seen else 0.0,
+            "settings": {name: value for name, value in given.items() if value is not None},
         }
