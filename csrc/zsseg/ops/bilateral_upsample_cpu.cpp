@@ -37,42 +37,63 @@ struct Problem {
   }
 };
 
-// What a band of rows needs for the time of its work; each row has `width` floats.
+constexpr int kRun = 16;  // points that are written at once, of which a cell has most often fewer
+
+// What a band of rows needs for the time of its work; each row has `stride` floats: one a point,
+// and room for a run beyond the last.
 struct Scratch {
-  std::int64_t width;
+  std::int64_t stride;
   float* memory;
 
+  static std::int64_t stride_of(std::int64_t width) { return width + kRun; }
   static std::size_t floats(std::int64_t width, int scale) {
-    return static_cast<std::size_t>(width * (19 + 8 * scale));
+    return static_cast<std::size_t>(stride_of(width) * (19 + 8 * scale));
   }
-  float* fraction() const { return memory; }      // of the right cell
-  float* sums() const { return memory + width; }  // down a row of cells
-  float* colour(int corner, int channel) const {  // of the four cells, one after another
-    return memory + (2 + 3 * corner + channel) * width;
+  float* fraction() const { return memory; }       // of the right cell
+  float* sums() const { return memory + stride; }  // down a row of cells
+  float* colour(int corner, int channel) const {   // of the four cells, one after another
+    return memory + (2 + 3 * corner + channel) * stride;
   }
-  float* logit(int corner) const { return memory + (14 + corner) * width; }
-  std::int32_t* left() const { return reinterpret_cast<std::int32_t*>(memory + 18 * width); }
+  float* logit(int corner) const { return memory + (14 + corner) * stride; }
+  std::int32_t* first() const {  // point that lies right of a cell; then the number of points
+    return reinterpret_cast<std::int32_t*>(memory + 18 * stride);
+  }
   float* weight(int row, int corner) const {  // of at most 2 * scale rows
-    return memory + (19 + 4 * row + corner) * width;
+    return memory + (19 + 4 * row + corner) * stride;
   }
 };
 
 void find_columns(const Problem& problem, const Scratch& scratch) {
+  int cell = -1;
   for (int x = 0; x < problem.columns.out_size; ++x) {
     const upsample::CellPosition at = upsample::cell_position(x, problem.columns);
-    scratch.left()[x] = at.cell;
     scratch.fraction()[x] = at.t;
+    if (at.cell != cell) {
+      scratch.first()[++cell] = x;
+    }
+  }
+  scratch.first()[cell + 1] = problem.columns.out_size;
+}
+
+void fill_run(float* run, float value, int count) {
+  for (int k = 0; k < kRun; ++k) {
+    run[k] = value;  // what is too much is written over by the next run
+  }
+  for (int k = kRun; k < count; ++k) {
+    run[k] = value;
   }
 }
 
 // A row of cells' values at the cells left and right of every point.
 void spread(const Problem& problem, const Scratch& scratch, const float* cells, float* left,
             float* right) {
-  const std::int32_t* first = scratch.left();
-  const std::int32_t next = problem.columns.in_size > 1 ? 1 : 0;
-  for (int x = 0; x < problem.columns.out_size; ++x) {
-    left[x] = cells[first[x]];
-    right[x] = cells[first[x] + next];
+  const std::int32_t* first = scratch.first();
+  const int next = problem.columns.in_size > 1 ? 1 : 0;
+  const int runs = problem.columns.in_size - next;
+  for (int cell = 0; cell < runs; ++cell) {
+    const int count = first[cell + 1] - first[cell];
+    fill_run(left + first[cell], cells[cell], count);
+    fill_run(right + first[cell], cells[cell + next], count);
   }
 }
 
@@ -186,7 +207,8 @@ void bilateral_upsample_cpu(const BilateralUpsampleArgs& args, const TensorView&
   const std::int64_t bands = problem.bands(), width = out.shape[3];
   const std::int64_t grain = kGrainValues / (args.scale * width * (grid[1] + 12)) + 1;
   parallel_for(0, grid[0] * bands, grain, [&](std::int64_t first, std::int64_t last) {
-    const Scratch scratch{width, cpu_scratch(Scratch::floats(width, args.scale))};
+    const Scratch scratch{Scratch::stride_of(width),
+                          cpu_scratch(Scratch::floats(width, args.scale))};
     find_columns(problem, scratch);
     for (std::int64_t band = first; band < last; ++band) {
       upsample_band(problem, scratch, band / bands, static_cast<int>(band % bands));
