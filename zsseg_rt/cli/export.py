@@ -105,8 +105,10 @@ def print_guessed_align(bundle: Path) -> None:
 class _DenseClip:
     """CLIP and its head; the fields are arguments of ``create_model``."""
 
-    pretrained: str = opt("open_clip tag such as openai, or a weights file.", ...)
-    clip: str = opt("open_clip's name of the ViT, for a tag.", "ViT-B-16")
+    clip: str = opt(
+        "demo, a .safetensors file, or open_clip's name of the ViT, for --pretrained.", "ViT-B-16"
+    )
+    pretrained: str | None = opt("open_clip tag such as openai, or a weights file; needs torch.")
     head: str = opt("naclip, clearclip, sclip, maskclip or vanilla.", "naclip")
     logit_scale: float | None = opt("Factor of the cosine; default: the head's.")
     unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
@@ -127,16 +129,61 @@ def export_dense_clip(
     ] = None,
     bundle: ModelOutput,
 ) -> None:
-    """Export plain CLIP with a training-free dense head, its text tower and its tokenizer."""
+    """Export plain CLIP with a training-free dense head, its text tower and its tokenizer.
+
+    --clip demo or --clip FILE.safetensors needs no torch.
+    """
+    check_activation("--activation", model.activation)
+    if _names_weights(model.clip):
+        _export_clip_file(model, read_size(size), template, bundle)
+        return
+    if model.pretrained is None:
+        raise UsageError(
+            f"--pretrained: expected a tag such as openai for --clip {model.clip}, got nothing; "
+            "or give weights: --clip FILE.safetensors, --clip demo"
+        )
     from zsseg_rt.models import create_model
     from zsseg_rt.torch_files.clip_space import describe_space
 
-    check_activation("--activation", model.activation)
     settings = {**vars(model), "image_size": read_size(size), "templates": template}
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
         made = create_model("dense_clip", **settings)
     space = describe_space(model.pretrained, model.clip)
     bundle.write_model(made, space=space, source=Path(model.pretrained).name)
+
+
+def _names_weights(clip: str) -> bool:
+    """Whether it is weights, not open_clip's name of an architecture."""
+    return clip == "demo" or clip.endswith(".safetensors") or Path(clip).is_file()
+
+
+def _export_clip_file(
+    model: _DenseClip, size_hw: tuple[int, int], template: list[str] | None, bundle: ModelOutput
+) -> None:
+    from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.export.clip_file import ACTIVATIONS, DenseHead, export_clip_file
+
+    if model.pretrained is not None or model.trust:
+        given = "--trust" if model.pretrained is None else "--pretrained"
+        raise UsageError(f"{given}: expected nothing beside --clip {model.clip}, which is weights")
+    settings = vars(model).keys() & vars(DenseHead()).keys()
+    head = DenseHead(size_hw=size_hw, **{name: getattr(model, name) for name in settings})
+    with ProgressBar() as bar:
+        written = bundle.write(
+            lambda out, **options: export_clip_file(
+                model.clip, out, head, on_progress=bar.show, **options
+            ),
+            templates=template,
+            precisions=tuple(bundle.precision or ("float32", "float16")),
+        )
+    if model.activation is None and model.clip != "demo":
+        taken = Bundle.load(written).provenance["activation"]
+        other = next(name for name in ACTIVATIONS if name != taken)
+        terminal().print(
+            f"activation: taken to be {taken}, which the file does not say; if it is not, use "
+            f"--activation {other}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 @export_app.command("colour-words")

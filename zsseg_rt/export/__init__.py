@@ -1,4 +1,4 @@
-"""Turn models into bundles; needs the packages of the extra ``train``."""
+"""Turn models into bundles; for models in torch it needs the packages of the extra ``train``."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from zsseg_rt.bundles.specs import (
 )
 from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.export.graph_files import GraphSource, save_graphs
+from zsseg_rt.export.graph_files import GraphSource, WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.verify import verify_bundle
@@ -55,7 +55,7 @@ class ExportedModel:
 
     family: str
     architecture: str
-    graphs: Mapping[str, GraphSource]
+    graphs: Mapping[str, GraphSource | WrittenGraph]
     preprocess: PreprocessSpec
     head: HeadSpec
     text: TextSide

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import onnx
+from typing import TYPE_CHECKING, Protocol
 
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
-from zsseg_rt.export.float16 import to_float16
-from zsseg_rt.export.weight_storage import store_exact_halves
+from zsseg_rt.export.networks import half as half_networks
+from zsseg_rt.export.networks.network import Network
+from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
+
+if TYPE_CHECKING:
+    import onnx
 
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
@@ -32,6 +35,17 @@ class GraphSource(Protocol):
         """Make the float32 graph, without notes about the computer it is made on."""
 
 
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A graph that is written without torch and onnx.
+
+    Attributes:
+        network: Makes it when it is written, as it takes memory.
+    """
+
+    network: Callable[[], Network]
+
+
 def check_precisions(precisions: Sequence[str]) -> None:
     """Refuse an empty list and precisions in which no graph is written."""
     is_list = isinstance(precisions, Sequence) and not isinstance(precisions, str)
@@ -43,7 +57,7 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def save_graphs(
-    graphs: Mapping[str, GraphSource],
+    graphs: Mapping[str, GraphSource | WrittenGraph],
     folder: Path,
     precisions: Sequence[str],
     half: Collection[str] = (),
@@ -57,14 +71,15 @@ def save_graphs(
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
     """
-    return {
-        name: save_variants(graph.to_onnx(name), name, folder, precisions, half)
-        for name, graph in graphs.items()
-    }
+    entries = {}
+    for name, graph in graphs.items():
+        made = graph.network() if isinstance(graph, WrittenGraph) else graph.to_onnx(name)
+        entries[name] = save_variants(made, name, folder, precisions, half)
+    return entries
 
 
 def save_variants(
-    graph: onnx.ModelProto,
+    graph: onnx.ModelProto | Network,
     name: str,
     folder: Path,
     precisions: Sequence[str],
@@ -78,9 +93,23 @@ def save_variants(
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
         is_half = precision == "float16"
-        onnx.save(to_float16(graph, half=half) if is_half else store_exact_halves(graph), path)
+        if isinstance(graph, Network):
+            made = half_networks.to_float16(graph, half=half) if is_half else graph
+            save_onnx(made if is_half else with_exact_halves(graph), name, path)
+        else:
+            _save_model(graph, path, half if is_half else None)
         entries[precision] = describe_graph(path, folder)
     return entries
+
+
+def _save_model(graph: onnx.ModelProto, path: Path, half: Collection[str] | None) -> None:
+    """Write a graph in float16, or in float32 if ``half`` is None."""
+    import onnx
+
+    from zsseg_rt.export.float16 import to_float16
+    from zsseg_rt.export.weight_storage import store_exact_halves
+
+    onnx.save(store_exact_halves(graph) if half is None else to_float16(graph, half=half), path)
 
 
 def describe_graph(path: Path, root: Path) -> GraphEntry:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
-from zsseg_rt.export.graph_files import GraphFiles, save_graphs
+from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
+from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.text.prompts import check_templates, fill
@@ -51,7 +52,7 @@ class TextSide:
         templates: Sequence[str] = CLIP_TEMPLATES,
         template_set: str = "custom",
         space: str = "",
-        tower: nn.Module | None = None,
+        tower: nn.Module | WrittenText | None = None,
     ) -> None:
         self.embed_dim = embed_dim
         self.templates = check_templates(
@@ -74,10 +75,13 @@ class TextSide:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
         if self.encoder is None:
             return {}
+        if isinstance(self.encoder, WrittenText):
+            written = WrittenGraph(self.encoder.network)
+            return save_graphs({"text_encoder": written}, folder, ("float32",))
         from zsseg_rt.export.onnx import text_encoder_export
 
-        graphs = {"text_encoder": text_encoder_export(self.encoder)}
-        return save_graphs(graphs, folder, ("float32",))
+        traced = text_encoder_export(self.encoder)
+        return save_graphs({"text_encoder": traced}, folder, ("float32",))
 
     def write_tokenizer(self, folder: Path) -> FileEntry | None:
         """Write ``tokenizer.json`` if there is a text tower."""
@@ -108,7 +112,7 @@ class TextSide:
     def embed(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
-        """Embed class names in torch, after :meth:`write_tokenizer`.
+        """Embed class names, after :meth:`write_tokenizer`.
 
         Returns:
             Unit embeddings float32 [C, D] and, for the golden sample, ``token_ids`` with their
@@ -116,27 +120,42 @@ class TextSide:
         """
         if self._tokenizer is None:
             return None
-        import torch
-
-        from zsseg_rt.models.clip.text_encoder import average_templates
-
         templates = templates or self.templates
         prompts = [prompt for name in names for prompt in fill(templates, name)]
         tokens = self._tokenizer.encode(prompts)
-        with torch.no_grad():
-            batches = torch.split(torch.from_numpy(tokens), _PROMPTS_PER_RUN)
-            features = torch.cat([self.encoder(batch) for batch in batches])
-            grouped = features.reshape(len(names), len(templates), -1)
-            embeds: npt.NDArray[np.float32] = average_templates(grouped).numpy()
+        parts = [
+            self._run(tokens[start : start + _PROMPTS_PER_RUN])
+            for start in range(0, len(tokens), _PROMPTS_PER_RUN)
+        ]
+        features = np.concatenate(parts)
+        embeds: npt.NDArray[np.float32] = _unit(
+            _unit(features).reshape(len(names), len(templates), -1).mean(1)
+        )
         kept = min(len(tokens), _KEPT_PROMPTS)
-        extra = {"token_ids": tokens[:kept], "prompt_embeds": features[:kept].numpy()}
+        extra: dict[str, npt.NDArray[Any]] = {
+            "token_ids": tokens[:kept],
+            "prompt_embeds": features[:kept],
+        }
         return embeds, extra
+
+    def _run(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if isinstance(self.encoder, WrittenText):
+            return self.encoder.embed(tokens)
+        import torch
+
+        with torch.no_grad():
+            made: npt.NDArray[np.float32] = self.encoder(torch.from_numpy(tokens)).numpy()
+        return made
 
     def embed_golden(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
         """Like :meth:`embed`; without a text tower, random unit vectors replace embeddings."""
         return self.embed(names, templates) or (unit_rows(len(names), self.embed_dim), {})
+
+
+def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -164,7 +183,9 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
-def _known_words(tower: nn.Module | None, options: ExportOptions) -> WordSubset | None:
+def _known_words(
+    tower: nn.Module | WrittenText | None, options: ExportOptions
+) -> WordSubset | None:
     """The words that the model's own text tower was trained on, if it was on few; else None."""
     config: Any = getattr(tower, "config", None)
     if options.text_encoder != "auto" or not getattr(config, "words", ()):
@@ -174,7 +195,7 @@ def _known_words(tower: nn.Module | None, options: ExportOptions) -> WordSubset 
     return keep_words(cast("TextEncoder", tower), config.words, config.prompt_words)
 
 
-def _choose_encoder(tower: nn.Module | None, options: ExportOptions) -> Any:
+def _choose_encoder(tower: nn.Module | WrittenText | None, options: ExportOptions) -> Any:
     encoder: Any = tower if options.text_encoder == "auto" else options.text_encoder
     if encoder is None or encoder.config.vocab_size == _CLIP_VOCAB:
         return encoder

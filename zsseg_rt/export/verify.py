@@ -1,4 +1,4 @@
-"""Compare a bundle's graphs and the runtime with what torch computed, stage by stage."""
+"""Compare a bundle's graphs and the runtime with what torch or NumPy computed, stage by stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VerifyReport:
             if not stage.passed:
                 raise BundleError(
                     f"{bundle}: {stage.where}: {stage.stage}: expected within {stage.tolerance:g} "
-                    f"of torch, got {stage.error:.3g}. The bundle was not written; check the "
+                    f"of the model, got {stage.error:.3g}. The bundle was not written; check the "
                     "model's weights, or leave this precision out."
                 )
 
@@ -46,9 +46,9 @@ class VerifyReport:
 def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
     """Run every graph of a bundle, then the engine, on the golden sample.
 
-    Each graph is fed torch's own inputs, so an error is reported where it arises. Graphs run
-    on OpenVINO in float32: a float16 graph then shows the error of its weights and its structure;
-    errors from a GPU's arithmetic are left to ``Engine.self_check`` on that GPU.
+    Each graph is fed the golden sample's own inputs, so an error is reported where it arises.
+    Graphs run on OpenVINO in float32: a float16 graph then shows the error of its weights and its
+    structure; errors from a GPU's arithmetic are left to ``Engine.self_check`` on that GPU.
 
     Args:
         path: Bundle folder.

@@ -13,15 +13,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
-from zsseg_rt.export.folded.cat_seg import packed_text_encoder
+from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
+
+if TYPE_CHECKING:
+    from zsseg_rt.models.clip.text_encoder import TextEncoder
 
 _WORD_END = "</w>"
 
@@ -36,13 +36,13 @@ class WordSubset:
         words: What class names may be made of, in the order given.
     """
 
-    encoder: TextEncoder
+    encoder: TextEncoder | WrittenText
     tokenizer_json: str
     words: tuple[str, ...]
 
 
 def keep_words(
-    encoder: TextEncoder, words: Sequence[str], other_words: Sequence[str] = ()
+    encoder: TextEncoder | WrittenText, words: Sequence[str], other_words: Sequence[str] = ()
 ) -> WordSubset:
     """Cut a text tower down to some words.
 
@@ -70,6 +70,8 @@ def keep_words(
     ]
     _renumber_markers(full["post_processor"]["special_tokens"], numbering)
     content = json.dumps(full, ensure_ascii=False)
+    if isinstance(encoder, WrittenText):
+        return WordSubset(encoder.with_rows(kept), content, tuple(words))
     return WordSubset(_with_rows(encoder, kept), content, tuple(words))
 
 
@@ -130,6 +132,11 @@ def _renumber_markers(special_tokens: Mapping[str, Any], numbering: Mapping[str,
 
 
 def _with_rows(encoder: TextEncoder, rows: Iterable[int]) -> TextEncoder:
+    import torch
+
+    from zsseg_rt.export.folded.cat_seg import packed_text_encoder
+    from zsseg_rt.models.clip.text_encoder import TextEncoder
+
     chosen = torch.tensor(list(rows))
     state_dict = packed_text_encoder(encoder).state_dict()
     state_dict["token_embedding.weight"] = state_dict["token_embedding.weight"][chosen]

@@ -7,12 +7,11 @@ of CLIP's table become zeros. :mod:`tools.studies.packed_clip` writes it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import numpy as np
 
 from zsseg_rt.errors import CheckpointError
 
@@ -30,12 +29,12 @@ class ShippedClip:
     """A packed CLIP as it was before packing, but for rounding.
 
     Attributes:
-        state_dict: open_clip's keys, float32.
+        state_dict: open_clip's keys, float32; tensors, or arrays of :func:`read_arrays`.
         words: What class names may be made of.
         prompt_words: Further words and punctuation that training saw, such as those of prompts.
     """
 
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Any]
     words: tuple[str, ...]
     prompt_words: tuple[str, ...]
 
@@ -52,20 +51,31 @@ def read_shipped() -> ShippedClip:
 
 def read_packed(path: Path) -> ShippedClip:
     """Read a packed CLIP."""
+    import torch
+
+    found = read_arrays(path)
+    tensors = {key: torch.from_numpy(array) for key, array in found.state_dict.items()}
+    return replace(found, state_dict=tensors)
+
+
+def read_arrays(path: Path = FILE) -> ShippedClip:
+    """Read a packed CLIP without torch."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             words = json.loads((file.metadata() or {})["words"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         rows, ids = tensors["token_embedding.weight"], tensors.pop("token_ids")
-        table = torch.zeros(_VOCAB_SIZE, rows.shape[1])
-        table[ids] = rows.float()
-    except (OSError, SafetensorError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        table = np.zeros((_VOCAB_SIZE, rows.shape[1]), np.float32)
+        table[ids] = rows
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         raise CheckpointError(
             f"{path}: expected the small CLIP that ships with the package, got {error!r}. Install "
             "the package again, or make it with tools/make_demo.py."
         ) from error
     return ShippedClip(
-        state_dict={key: t.float() for key, t in tensors.items()}
+        state_dict={key: t.astype(np.float32) for key, t in tensors.items()}
         | {"token_embedding.weight": table},
         words=tuple(words["names"]),
         prompt_words=tuple(words["prompts"]),

@@ -109,7 +109,7 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
     content = tokenizer_json()
     if config.words:
         known = keep_words(cast(TextEncoder, encoder), config.words, config.prompt_words)
-        encoder, content = known.encoder, known.tokenizer_json
+        encoder, content = cast(nn.Module, known.encoder), known.tokenizer_json
         _check_words(phrases, config.words)
     tokenizer = Tokenizer(content, context_length=int(config.context_length))
     prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]

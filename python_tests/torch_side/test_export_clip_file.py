@@ -1,0 +1,272 @@
+"""Bundles of a CLIP's weights file, written without torch, against those that torch writes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from support import tiny
+from support.command_line import run
+from support.errors import refused
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.clip_file import DenseHead, export_clip_file
+from zsseg_rt.export.networks import weights as weights_module
+from zsseg_rt.export.networks.heads import HEADS
+from zsseg_rt.models import create_model
+from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.models.dense.encoder import RULES
+
+SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
+TOWERS = {"num_heads": SIZES.num_heads, "text_heads": SIZES.text_heads}
+SIZE_HW = (64, 96)
+TEMPLATES = ["a {}.", "the {}", "see {}"]
+ROUNDING = 1e-5
+
+# What the command line runs, in a process that must not load torch.
+CHILD = """
+import sys
+from zsseg_rt.cli import main
+code = main(sys.argv[1:])
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"torch", "open_clip", "onnx", "onnxscript", "torchvision"}
+sys.exit(code)
+"""
+
+
+def save(path, salt="", **changes):
+    tensors = {key: value.contiguous() for key, value in tiny.clip_state_dict(SIZES, salt).items()}
+    tensors.update(changes)
+    save_file({key: value for key, value in tensors.items() if value is not None}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("weights") / "clip.safetensors")
+
+
+def settings(**changes):
+    given = {"size_hw": SIZE_HW, "activation": "quick_gelu", **TOWERS, **changes}
+    return DenseHead(**given)
+
+
+def outputs(bundle, name, precision, golden):
+    """What a graph gives for inputs of a golden sample."""
+    entry = bundle.graphs[name][precision]
+    graph = get_backend("openvino").load(
+        bundle.path / entry.file, device="cpu", precision="float32", options=BackendOptions()
+    )
+    session = graph.session()
+    try:
+        feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
+        return {key: np.array(value) for key, value in session.run(feeds).items()}
+    finally:
+        session.close()
+        graph.close()
+
+
+def read_golden(path):
+    with np.load(path / "golden.npz") as file:
+        return dict(file)
+
+
+def assert_same(written, traced):
+    """Two bundles that label alike, stage by stage."""
+    one, other = Bundle.load(written), Bundle.load(traced)
+    for part in ("family", "architecture", "head", "preprocess"):
+        assert getattr(one, part) == getattr(other, part)
+    for part in ("templates", "template_set", "context_length", "embed_dim", "words", "space"):
+        assert getattr(one.text, part) == getattr(other.text, part)
+    texts = [(path / "tokenizer.json").read_text() for path in (written, traced)]
+    assert texts[0] == texts[1]
+    found, expected = read_golden(written), read_golden(traced)
+    assert found.keys() == expected.keys()
+    for stage in ("image", "text_embeds", "prompt_embeds", "patch_embeds", "mask_logits"):
+        largest = max(1, np.abs(expected[stage]).max())
+        assert np.abs(found[stage] - expected[stage]).max() <= ROUNDING * largest, stage
+    assert one.graphs.keys() == other.graphs.keys()
+    for name, variants in one.graphs.items():
+        assert variants.keys() == other.graphs[name].keys()
+        for precision, entry in variants.items():
+            assert (entry.inputs, entry.outputs) == (
+                other.graphs[name][precision].inputs,
+                other.graphs[name][precision].outputs,
+            )
+            pair = [outputs(bundle, name, precision, expected) for bundle in (one, other)]
+            bound = ROUNDING if precision == "float32" else 2e-3
+            for key, value in pair[1].items():
+                largest = max(1, np.abs(value).max())
+                assert np.abs(pair[0][key] - value).max() <= bound * largest, (name, precision)
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if not RULES[name].aggregates])
+def test_it_equals_what_torch_writes(head, weights, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+    options = {"templates": TEMPLATES, "space": "s"}
+    written = export_clip_file(weights, tmp_path / "a.zsseg", settings(head=head), **options)
+    model = create_model(
+        "dense_clip",
+        pretrained=weights,
+        head=head,
+        activation="quick_gelu",
+        image_size=SIZE_HW,
+        **TOWERS,
+    )
+    assert_same(written, export_bundle(model, tmp_path / "b.zsseg", **options))
+    Bundle.load(written).verify()
+
+
+def test_the_shipped_clip_equals_what_torch_writes(tmp_path):
+    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+    options = {"space": "s", "precisions": ("float32",)}
+    head = DenseHead(size_hw=(128, 128))
+    written = export_clip_file("demo", tmp_path / "a.zsseg", head, **options)
+    model = create_model("dense_clip", pretrained="demo", image_size=128)
+    assert_same(written, export_bundle(model, tmp_path / "b.zsseg", **options))
+    bundle = Bundle.load(written)
+    assert bundle.text.template_set == "imagenet-80"
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(bundle, config) as engine:
+        engine.set_classes(["red ball", "grass"], templates=["{}"])
+        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
+
+
+def test_settings_are_those_of_torch():
+    assert (weights_module.MEAN, weights_module.STD) == (CLIP_MEAN, CLIP_STD)
+    for head in HEADS:
+        assert DenseHead(head=head).scale == RULES[head].logit_scale
+
+
+@pytest.mark.parametrize("source", ["demo", "file"])
+def test_the_command_loads_no_torch(source, weights, tmp_path):
+    clip = weights if source == "file" else "demo"
+    heads = ["--num-heads", str(SIZES.num_heads), "--text-heads", str(SIZES.text_heads)]
+    call = [sys.executable, "-c", CHILD, "export", "dense-clip", "--clip", str(clip)]
+    call += ["--head", "maskclip", "--size", "64", "--out", str(tmp_path / "a.zsseg")]
+    call += [] if source == "demo" else heads
+    environment = {**os.environ, "ZSSEG_HOME": str(tmp_path / "home")}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("--activation quick_gelu" in done.stdout) == (source == "file")
+    bundle = Bundle.load(tmp_path / "a.zsseg")
+    assert bundle.architecture == "dense_clip maskclip"
+    assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
+    assert bundle.provenance["source"] == (weights.name if source == "file" else "demo")
+    assert json.loads((bundle.path / "tokenizer.json").read_text())
+
+
+def test_progress_reaches_its_end(weights, tmp_path):
+    heard = []
+    export_clip_file(
+        weights,
+        tmp_path / "a.zsseg",
+        settings(),
+        on_progress=lambda *now: heard.append(now),
+        precisions=("float32",),
+    )
+    assert [done for done, _ in heard] == list(range(1, len(heard) + 1))
+    assert heard[-1][0] == heard[-1][1]
+
+
+def broken_file(kind, path):
+    """A file that is no whole CLIP."""
+    state = tiny.clip_state_dict(SIZES)
+    name = "visual.transformer.resblocks.1.mlp.c_fc.weight"
+    if kind == "damaged":
+        save(path)
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "no text tower":
+        save_file({k: v.contiguous() for k, v in state.items() if k.startswith("visual.")}, path)
+    elif kind == "another model":
+        save_file({f"vision_model.{k}": v.contiguous() for k, v in state.items()}, path)
+    elif kind == "absent tensor":
+        save(path, **{name: None})
+    elif kind == "shape":
+        save(path, **{name: state[name][:, :-1].contiguous()})
+    elif kind == "nan":
+        save(path, **{name: state[name] * float("nan")})
+    elif kind == "bfloat16":
+        save(path, **{name: state[name].bfloat16()})
+    elif kind == "text":
+        path.write_text("no weights")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("damaged", "no text tower", "another model", "absent tensor"),
+        *("shape", "nan", "bfloat16", "text", "missing"),
+    ],
+)
+def test_files_that_are_no_clip_are_refused(kind, tmp_path, capsys):
+    path, out = tmp_path / "clip.safetensors", tmp_path / "a.zsseg"
+    broken_file(kind, path)
+    with pytest.raises(CheckpointError, match=r"clip\.safetensors"):
+        export_clip_file(path, out, settings())
+    assert not out.exists()
+    code = run("export", "dense-clip", "--clip", path, "--out", out)
+    told = capsys.readouterr().err
+    assert (code, told.count("\n")) == (1, 1), told
+
+
+def test_bad_settings_are_refused(weights, tmp_path):
+    for error, argument, changes in (
+        (ArgumentError, "head", {"head": "nothing"}),
+        (ArgumentError, "activation", {"activation": "relu"}),
+        (ArgumentError, "logit_scale", {"logit_scale": 0.0}),
+        (ArgumentError, "unknown_below", {"unknown_below": 2.0}),
+        (ShapeError, "image_size", {"size_hw": (60, 64)}),
+        (CheckpointError, "num_heads", {"num_heads": 7}),
+        (CheckpointError, "text_heads", {"text_heads": 0}),
+    ):
+        with refused(error, argument):
+            export_clip_file(weights, tmp_path / "a.zsseg", settings(**changes))
+    with refused(ArgumentError, "text_encoder"):
+        export_clip_file(weights, tmp_path / "a.zsseg", settings(), text_encoder=None)
+    with refused(BundleError, "path"):
+        export_clip_file(weights, tmp_path / "a", settings())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--clip", "demo", "--pretrained", "openai"), "--pretrained"),
+        (("--clip", "demo", "--trust"), "--trust"),
+        (("--clip", "ViT-B-16"), "--pretrained"),
+    ],
+)
+def test_options_that_contradict_each_other(arguments, named, tmp_path, capsys):
+    assert run("export", "dense-clip", *arguments, "--out", tmp_path / "a.zsseg") == 2
+    assert f"{named}: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["bundle_writer.save_graphs", "bundle_writer.verify_bundle"])
+def test_an_interruption_leaves_nothing(place, weights, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"zsseg_rt.export.{place}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_clip_file(weights, tmp_path / "a.zsseg", settings(), precisions=("float32",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_disagrees_is_not_written(weights, tmp_path, monkeypatch):
+    from zsseg_rt.export import clip_file
+
+    def other(spec):
+        return np.random.default_rng(0).standard_normal((1, 3, *spec.size_hw), np.float32)
+
+    monkeypatch.setattr(clip_file, "preprocess_frame", other)
+    with refused(BundleError, "a.zsseg"):
+        export_clip_file(weights, tmp_path / "a.zsseg", settings(), precisions=("float32",))
+    assert list(tmp_path.iterdir()) == []

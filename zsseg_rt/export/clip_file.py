@@ -1,0 +1,242 @@
+"""Export plain CLIP with a dense head from its weights file, without torch and onnx."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+import zsseg_rt
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.golden import (
+    GOLDEN_NAMES,
+    GOLDEN_TEMPLATES,
+    dense_golden,
+    preprocess_frame,
+)
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
+from zsseg_rt.export.networks.arrays import Arrays
+from zsseg_rt.export.networks.clip import ImageTower, TextTower
+from zsseg_rt.export.networks.graph import Graph
+from zsseg_rt.export.networks.heads import HEADS, dense_embeds
+from zsseg_rt.export.networks.network import Network
+from zsseg_rt.export.networks.onnx_file import OPSET
+from zsseg_rt.export.networks.text import WrittenText
+from zsseg_rt.export.networks.weights import MEAN, STD, ClipTensors, check_heads, read_clip
+from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.text_side import TextSide, imagenet_templates
+from zsseg_rt.torch_files.clip_space import describe_space
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+_SCALES = {"maskclip": 100.0, "vanilla": 100.0, "clearclip": 50.0}  # the authors'; others: 40
+_READS = COMMON_OPTIONS | {"class_names"}
+
+OnProgress = Callable[[int, int], None]
+OnMark = Callable[[str], None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseHead:
+    """What is made of the weights.
+
+    Attributes:
+        head: One of :data:`zsseg_rt.export.networks.heads.HEADS`.
+        size_hw: Input size in pixels, multiples of the patch size.
+        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``; None takes the likely one.
+        num_heads: Heads of the image tower; None is one per 64 channels.
+        text_heads: Heads of the text tower; None is one per 64 channels.
+        logit_scale: Multiplies the cosine similarity; None is the authors'.
+        unknown_below: Probability below which a pixel is unknown.
+    """
+
+    head: str = "naclip"
+    size_hw: tuple[int, int] = (448, 448)
+    activation: str | None = None
+    num_heads: int | None = None
+    text_heads: int | None = None
+    logit_scale: float | None = None
+    unknown_below: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ArgumentError(
+                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling; "
+                "heads beyond these run in torch alone."
+            )
+        if self.activation not in (None, *ACTIVATIONS):
+            raise ArgumentError(
+                f"activation: expected {' or '.join(ACTIVATIONS)}, got {self.activation!r}. "
+                "Check the spelling."
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ArgumentError(
+                f"logit_scale: expected a number above 0, got {self.scale}. Change it."
+            )
+        if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
+            raise ArgumentError(
+                f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
+                "Use None to keep every pixel."
+            )
+
+    @property
+    def scale(self) -> float:
+        """The factor on cosines."""
+        return _SCALES.get(self.head, 40.0) if self.logit_scale is None else self.logit_scale
+
+    def check_size(self, patch_size: int) -> None:
+        """Refuse sizes that patches do not fill."""
+        if min(self.size_hw) < 1 or any(side % patch_size for side in self.size_hw):
+            raise ShapeError(
+                f"image_size: expected multiples of the patch size {patch_size}, got "
+                f"{self.size_hw[0]}x{self.size_hw[1]}. Use the next multiple."
+            )
+
+
+def export_clip_file(
+    source: str | Path,
+    path: str | Path,
+    settings: DenseHead,
+    *,
+    check: Callable[[ClipTensors], None] | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Path:
+    """Write a bundle of a CLIP's weights; memory stays below three times theirs.
+
+    Its golden sample is what NumPy computes of the network on one picture; the graphs, then the
+    whole engine, are compared with it before the bundle appears under its name.
+
+    Args:
+        source: A .safetensors file with open_clip's names, or ``"demo"``: the CLIP that ships.
+        path: Folder to write, ``NAME.zsseg``.
+        settings: The head, and what a weights file does not say.
+        check: May refuse the weights.
+        on_progress: Hears how many of how many parts of the network NumPy has computed.
+        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`, and
+            ``class_names``.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        ArgumentError: An option does not exist, or not for CLIP.
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with NumPy.
+        CheckpointError: The weights are damaged, another model's, or without a text tower.
+        ShapeError: Patches do not fill the size.
+        VocabularyError: Names, templates or the text bank are unusable.
+    """
+    chosen = read_options(
+        {"space": describe_space(source), "source": Path(source).name, **options}, _READS, "CLIP"
+    )
+    weights = read_clip(source)
+    if check is not None:
+        check(weights)
+    exported = _cut(weights, settings, chosen, on_progress)
+    return write_model_bundle(Path(path), exported, chosen)
+
+
+def _cut(
+    weights: ClipTensors,
+    settings: DenseHead,
+    options: ExportOptions,
+    on_progress: OnProgress | None,
+) -> ExportedModel:
+    activation = settings.activation or weights.likely_activation()
+    image, text = _towers(weights, settings, activation)
+    settings.check_size(image.patch_size)
+    mark = _counter(image, text, on_progress)
+    side = _text_side(weights, text, options, mark)
+    head = HeadSpec(
+        logit_scale=settings.scale,
+        normalize=True,
+        activation="softmax",
+        grid_hw=image.grid_hw(settings.size_hw),
+        unknown_below=settings.unknown_below,
+        max_classes=MAX_CLASSES,
+    )
+    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=MEAN, std=STD)
+    encode = partial(dense_embeds, tower=image, head=settings.head)
+    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+
+    def golden() -> dict[str, npt.NDArray[Any]]:
+        embeds, extra = side.embed_golden(names, side.templates[:GOLDEN_TEMPLATES])
+        frame = preprocess_frame(preprocess)
+        return dense_golden(frame, encode(Arrays(mark), image=frame), head, (names, embeds)) | extra
+
+    return ExportedModel(
+        family="dense",
+        architecture=f"dense_clip {settings.head}",
+        graphs={"image_encoder": WrittenGraph(partial(_network, encode, settings.size_hw))},
+        preprocess=preprocess,
+        head=head,
+        text=side,
+        golden=golden,
+        provenance={
+            "package": f"zsseg_rt {zsseg_rt.__version__}",
+            "opset": OPSET,
+            "activation": activation,
+        },
+    )
+
+
+def _text_side(
+    weights: ClipTensors, tower: TextTower, options: ExportOptions, mark: OnMark
+) -> TextSide:
+    given = options.templates
+    return TextSide(
+        options,
+        embed_dim=weights.embed_dim,
+        templates=imagenet_templates() if given is None else given,
+        template_set="imagenet-80" if given is None else "custom",
+        tower=WrittenText(
+            tower=tower, words=weights.words, prompt_words=weights.prompt_words, on_mark=mark
+        ),
+    )
+
+
+def _towers(
+    weights: ClipTensors, settings: DenseHead, activation: str
+) -> tuple[ImageTower, TextTower]:
+    def heads(name: str, given: int | None, tensors: Mapping[str, npt.NDArray[Any]]) -> int:
+        return check_heads(name, given, int(tensors["positional_embedding"].shape[1]))
+
+    image = ImageTower(
+        tensors=weights.visual,
+        num_heads=heads("num_heads", settings.num_heads, weights.visual),
+        activation=activation,
+    )
+    text = TextTower(
+        tensors=weights.text,
+        num_heads=heads("text_heads", settings.text_heads, weights.text),
+        activation=activation,
+    )
+    return image, text
+
+
+def _network(encode: Callable[..., Any], size_hw: tuple[int, int]) -> Network:
+    graph = Graph()
+    graph.output("patch_embeds", encode(graph, image=graph.input("image", (1, 3, *size_hw))))
+    return graph.network()
+
+
+def _counter(image: ImageTower, text: TextTower, on_progress: OnProgress | None) -> OnMark:
+    """Counts the parts of both towers that NumPy has computed."""
+    if on_progress is None:
+        return None
+    hear, done = on_progress, 0
+    depth = len({key.split(".")[2] for key in text.tensors if key.startswith("transformer.")})
+    total = depth + len(image.blocks) + 2
+
+    def mark(_: str) -> None:
+        nonlocal done
+        done = min(done + 1, total)
+        hear(done, total)
+
+    return mark
