@@ -25,10 +25,9 @@ from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, FetchError
 from zsseg_rt.fetch import SETS, bundles, fetch_bundle
 
-pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
-pytest.importorskip("huggingface_hub", reason="needs pip install '.[train]'")
+pytest.importorskip("huggingface_hub", reason="needs pip install '.[fetch]'")
 
-# What the command line runs, with one more set and small parts; loads no torch by itself.
+# What the command line runs, with one more set and small parts; must not load torch.
 CHILD = """
 import json, sys
 from huggingface_hub import constants
@@ -36,7 +35,9 @@ constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
 from zsseg_rt.cli import main
 from zsseg_rt.bundles.pretrained import SETS, PretrainedSet
 SETS["tiny-set"] = PretrainedSet(**json.loads(sys.argv[1]))
-sys.exit(main(sys.argv[2:]))
+code = main(sys.argv[2:])
+assert not {"torch", "onnx", "open_clip"} & set(sys.modules)
+sys.exit(code)
 """
 
 
@@ -149,7 +150,7 @@ def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
 
 
 def test_missing_packages_are_told_before_the_download(home, monkeypatch):
-    monkeypatch.setattr(bundles, "_NEEDED", ("torch", "a_package_that_nobody_has"))
+    monkeypatch.setattr(bundles, "_NEEDED", ("huggingface_hub", "a_package_that_nobody_has"))
     monkeypatch.setattr(bundles, "find_checkpoint", None)
     with refused(BackendUnavailableError, "a_package_that_nobody_has"):
         fetch_bundle("tiny-set")
@@ -173,6 +174,21 @@ def test_weights_of_another_model_are_refused(home, monkeypatch):
     with refused(FetchError, None, "open_clip_model.safetensors"):
         fetch_bundle("tiny-set")
     assert not bundle_place("tiny-set").exists()
+
+
+def test_a_pickle_is_read_with_torch(home, monkeypatch):
+    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+    import torch
+    from safetensors.torch import load
+
+    def find(chosen, _):
+        path = home / "weights" / "open_clip_pytorch_model.bin"
+        path.parent.mkdir()
+        torch.save(load(weights_file()), path)
+        return bundles.Checkpoint(path=path, origin=path.name, ours=False)
+
+    monkeypatch.setattr(bundles, "find_checkpoint", find)
+    Bundle.load(fetch_bundle("tiny-set")).verify()
 
 
 def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import Progress, checkpoints
 from zsseg_rt.fetch.checkpoints import find_checkpoint
 
-constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install '.[train]'")
+constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install '.[fetch]'")
 import huggingface_hub  # noqa: E402
 
 

@@ -89,19 +89,27 @@ class _Shown(Progress):
             self._bar, self._task = _start_bar(total)
         self._bar.update(self._task, completed=done)
 
+    def computed(self, done: int, total: int) -> None:
+        """Move the bar of the forward pass."""
+        if self._bar is None:
+            self._bar, self._task = _start_bar(total, in_bytes=False)
+        self._bar.update(self._task, completed=done)
+        if done == total:
+            self._end_bar()
+
     def _end_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def _start_bar(total: int | None) -> tuple[Any, Any]:
+def _start_bar(total: int | None, *, in_bytes: bool = True) -> tuple[Any, Any]:
     from rich import progress
 
+    counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
     bar = progress.Progress(
         progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
+        *(counts if in_bytes else [progress.MofNCompleteColumn()]),
         progress.TimeRemainingColumn(),
         console=terminal(),
         transient=True,

@@ -100,7 +100,7 @@ class DenseHead:
 
 
 def export_clip_file(
-    source: str | Path,
+    file: str | Path,
     path: str | Path,
     settings: DenseHead,
     *,
@@ -114,7 +114,7 @@ def export_clip_file(
     whole engine, are compared with it before the bundle appears under its name.
 
     Args:
-        source: A .safetensors file with open_clip's names, or ``"demo"``: the CLIP that ships.
+        file: A .safetensors file with open_clip's names, or ``"demo"``: the CLIP that ships.
         path: Folder to write, ``NAME.zsseg``.
         settings: The head, and what a weights file does not say.
         check: May refuse the weights.
@@ -132,10 +132,9 @@ def export_clip_file(
         ShapeError: Patches do not fill the size.
         VocabularyError: Names, templates or the text bank are unusable.
     """
-    chosen = read_options(
-        {"space": describe_space(source), "source": Path(source).name, **options}, _READS, "CLIP"
-    )
-    weights = read_clip(source)
+    found = {"space": describe_space(file), "source": Path(file).name}
+    chosen = read_options(found | options, _READS, "CLIP")
+    weights = read_clip(file)
     if check is not None:
         check(weights)
     exported = _cut(weights, settings, chosen, on_progress)

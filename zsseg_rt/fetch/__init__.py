@@ -1,4 +1,4 @@
-"""Fetch published weights by name and make bundles of them; needs the extra ``train``."""
+"""Fetch published weights by name and make bundles of them; needs the extra ``fetch``."""
 
 from zsseg_rt.bundles.pretrained import SETS, PretrainedSet
 from zsseg_rt.fetch.bundles import fetch_bundle

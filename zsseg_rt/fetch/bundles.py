@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointErro
 from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoint, megabytes
 from zsseg_rt.fetch.progress import Progress
 
-_NEEDED = ("torch", "open_clip", "huggingface_hub", "onnx", "onnxscript")
+_NEEDED = ("huggingface_hub",)
+_NEEDED_BY_TORCH = (*_NEEDED, "torch", "open_clip", "onnx", "onnxscript")
 
 
 def fetch_bundle(
@@ -30,9 +31,10 @@ def fetch_bundle(
     """Make the bundle of a name available to ``Engine(name)`` and ``--bundle NAME``.
 
     Downloads the weights unless they are here, exports the bundle in float32 and float16, and
-    compares it with torch before it gets its name. A download that was interrupted goes on where it
-    stopped. A weights file that this call or an earlier one downloaded is removed afterwards; one
-    that was put there by hand, or lies in the Hugging Face cache, stays.
+    compares it with what it was made from before it gets its name. For dense CLIP this takes no
+    torch. A download that was interrupted goes on where it stopped. A weights file that this call
+    or an earlier one downloaded is removed afterwards; one that was put there by hand, or lies in
+    the Hugging Face cache, stays.
 
     Args:
         name: One of :data:`SETS`.
@@ -45,9 +47,10 @@ def fetch_bundle(
 
     Raises:
         ArgumentError: The name is unknown; the message lists the names.
-        BackendUnavailableError: A package of the extra ``train`` is not installed.
+        BackendUnavailableError: A package of the extra ``fetch`` is not installed; or of ``train``,
+            for models other than dense CLIP and for pickles.
         FetchError: The file cannot be had, or is not the published one.
-        BundleError: The bundle disagrees with torch.
+        BundleError: The bundle disagrees with what it was made from.
     """
     chosen, told = known_set(name), progress or Progress()
     place = bundle_place(name)
@@ -56,10 +59,11 @@ def fetch_bundle(
             _check_fetched(place, name)
             told.say(f"{name} is here already: {place}")
             return place
-        _check_packages()
+        written = chosen.architecture == "dense_clip"
+        _check_packages(*((_NEEDED, "fetch") if written else (_NEEDED_BY_TORCH, "train")))
         check_free_space(chosen, place.parent, 0)
         checkpoint = find_checkpoint(chosen, told)
-        told.say("exporting the bundle in float32 and float16, then comparing it with torch")
+        told.say("exporting the bundle in float32 and float16, then checking it")
         _export(chosen, checkpoint, place, told)
         size = sum(file.stat().st_size for file in place.iterdir())
         told.say(f"wrote {place} ({megabytes(size)}). {_settle(checkpoint, keep_checkpoint)}")
@@ -91,40 +95,56 @@ def _check_fetched(place: Path, name: str) -> None:
         raise FetchError(f"{exc} Or make it again: zsseg-rt fetch {name} --overwrite") from exc
 
 
-def _check_packages() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+def _check_packages(needed: Sequence[str], extra: str) -> None:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
             f"{', '.join(missing)}: expected to be installed to fetch and export, got nothing. "
-            f"Run: {install_command('train')}"
+            f"Run: {install_command(extra)}"
         )
 
 
 def _export(chosen: PretrainedSet, checkpoint: Checkpoint, place: Path, told: Progress) -> None:
-    from zsseg_rt.export import export_bundle
-    from zsseg_rt.torch_files.clip_space import describe_space
-
-    # a system of its own knows its space
-    plain = chosen.architecture == "dense_clip"
-    space = {"space": describe_space(chosen.tag, chosen.clip)} if plain else {}
+    options = {"source": checkpoint.origin, "licence": chosen.licence, "overwrite": True}
     try:
-        model = _build(chosen, checkpoint.path)
+        if chosen.architecture == "dense_clip":
+            _export_clip(chosen, checkpoint.path, place, told, options)
+        else:
+            _export_traced(chosen, checkpoint.path, place, options)
     except CheckpointError as exc:
         raise FetchError(
             f"{checkpoint.path}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
             f"that does not hold them: {exc} Remove it, then run: zsseg-rt fetch {chosen.name}"
         ) from exc
-    export_bundle(
-        model,
+
+
+def _export_clip(
+    chosen: PretrainedSet, path: Path, place: Path, told: Progress, options: Mapping[str, Any]
+) -> None:
+    from zsseg_rt.export.clip_file import DenseHead, export_clip_file
+    from zsseg_rt.torch_files.clip_space import describe_space
+
+    options = {**options, "space": describe_space(chosen.tag, chosen.clip)}
+    if path.suffix != ".safetensors":  # a pickle, which only torch reads
+        _export_traced(chosen, path, place, options)
+        return
+    size_hw = (chosen.size, chosen.size)
+    export_clip_file(
+        path,
         place,
-        source=checkpoint.origin,
-        licence=chosen.licence,
-        overwrite=True,
-        **space,
+        DenseHead(head=chosen.head, size_hw=size_hw, activation=chosen.activation),
+        check=lambda weights: _check_count(chosen, path, weights.num_parameters),
+        on_progress=told.computed,
+        **options,
     )
 
 
-def _build(chosen: PretrainedSet, path: Path) -> Any:
+def _export_traced(
+    chosen: PretrainedSet, path: Path, place: Path, options: Mapping[str, Any]
+) -> None:
+    """Export from torch."""
+    _check_packages(_NEEDED_BY_TORCH, "train")
+    from zsseg_rt.export import export_bundle
     from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 
     if chosen.architecture == "dense_clip":
@@ -139,12 +159,15 @@ def _build(chosen: PretrainedSet, path: Path) -> Any:
     else:
         weights = normalize_state_dict(load_checkpoint(path))
         model = from_official(chosen.architecture, weights)
-    count = sum(weight.numel() for weight in model.parameters())
+    _check_count(chosen, path, sum(weight.numel() for weight in model.parameters()))
+    export_bundle(model, place, **options)
+
+
+def _check_count(chosen: PretrainedSet, path: Path, count: int) -> None:
     if count != chosen.num_parameters:
         raise CheckpointError(
             f"{path.name}: expected {chosen.num_parameters} numbers in the model, got {count}."
         )
-    return model
 
 
 def _settle(checkpoint: Checkpoint, keep: bool) -> str:

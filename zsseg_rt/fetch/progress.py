@@ -20,3 +20,11 @@ class Progress:
             done: Bytes on the disk, those of an earlier try included.
             total: Bytes of the whole file; None if the hub does not say.
         """
+
+    def computed(self, done: int, total: int) -> None:
+        """More of the network's forward pass in NumPy is done.
+
+        Args:
+            done: Parts of the network.
+            total: All of them.
+        """
