@@ -54,6 +54,10 @@ class EngineConfig:
             its head at once (CAT-Seg: 256): ``"best"`` shows it those that correlate most with
             some patch of the frame, as published; ``"all"`` shows it all of them, in parts and with
             exact sums, which is not what it was trained with. None takes the bundle's.
+        max_candidates: For bundles of families ``dense``, ``descriptor`` and ``aggregation``: of
+            more classes than this, each frame is labelled with those that are nearest to some cell
+            of it; ``Segmentation.candidates`` names them. With a ``FrameMemory``, a class that the
+            frame before kept stays while it ranks among half as many more. None labels with all.
         cosine_weight: For bundles of family ``descriptor``: how much the cosine of patches and
             names counts beside the masks, for classes that training saw and for all others, each
             in [0, 1]; see ``CosineRule``. (0, 0) leaves it out. None
@@ -103,6 +107,7 @@ class EngineConfig:
     unknown_below: float | None = None
     min_region_score: float | None = None
     head_classes: str | None = None
+    max_candidates: int | None = None
     cosine_weight: tuple[float, float] | None = None
     cosine_scale: float | None = None
     windows: str | None = None
@@ -148,6 +153,8 @@ class EngineConfig:
                 f"{self.min_region_score}"
             )
 
+        if self.max_candidates is not None:
+            _check_count("max_candidates", self.max_candidates, 1, 1 << 20, "None labels with all")
         _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
         if self.refine is not None:

@@ -43,7 +43,7 @@ FAMILIES: dict[str, FamilySpec] = {
     "aggregation": FamilySpec(
         graphs=("image_encoder", "head"),
         keys=("weights", "aggregation"),
-        settings=("head_classes",),
+        settings=("head_classes", "max_candidates"),
         has_class_logits=True,
     ),
     "descriptor": FamilySpec(
@@ -58,12 +58,12 @@ FAMILIES: dict[str, FamilySpec] = {
             "class_embeds",
             "patch_keys",
         ),
-        settings=("cosine_scale", "cosine_weight", "refine", "resize", "windows"),
+        settings=("cosine_scale", "cosine_weight", "max_candidates", "refine", "resize", "windows"),
         has_class_logits=True,
     ),
     "dense": FamilySpec(
         half_tensors=("image", "patch_embeds"),
-        settings=("refine", "resize", "windows"),
+        settings=("max_candidates", "refine", "resize", "windows"),
         has_class_logits=True,
     ),
     "segment_tokens": FamilySpec(keys=("segments",)),

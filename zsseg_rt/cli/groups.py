@@ -115,6 +115,9 @@ class ModelOptions(ComputeOptions):
         "CAT-Seg, of more than 256 names: best shows its head those nearest to the frame, as "
         "published; all shows it all."
     )
+    max_candidates: int | None = opt(
+        "Of more names than this, label each frame with those nearest to it."
+    )
     cosine: CosineOption = None
     windows: str | None = opt(
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."

@@ -85,6 +85,8 @@ class Segmentation:
         reused: Whether the labels are those of an earlier frame, because the picture stood still.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
             in the same order.
+        candidates: Names that the frame was labelled with, the others having been left out; None
+            unless ``EngineConfig(max_candidates=...)``.
     """
 
     labels: npt.NDArray[Any]
@@ -96,6 +98,7 @@ class Segmentation:
     reused: bool = False
     channel_order: str = "rgb"
     class_scores: npt.NDArray[np.float32] | None = field(default=None)
+    candidates: tuple[str, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only view cannot be pickled or copied; the dict under it can.

@@ -21,6 +21,7 @@ STAGES = (
     "regions",
     "check",
     "steady",
+    "candidates",
     "refine",
     "upsample_argmax",
     "results",

@@ -29,6 +29,7 @@ class DeviceSegmentation:
             :meth:`Segmentation.overlay` draws it; None unless asked for.
         times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``.
+        candidates: As in :class:`Segmentation`.
     """
 
     labels: DeviceArray
@@ -38,6 +39,7 @@ class DeviceSegmentation:
     picture: DeviceArray | None = None
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     channel_order: str = "rgb"
+    candidates: tuple[str, ...] | None = None
 
     @property
     def device(self) -> str:

@@ -35,6 +35,8 @@ from zsseg_rt.runtime.families.base import (
     run_plainly,
 )
 from zsseg_rt.runtime.families.base import Trace as Trace
+from zsseg_rt.runtime.families.candidates import cut
+from zsseg_rt.runtime.families.gate import CandidateGate
 from zsseg_rt.runtime.inputs.frame_inputs import Frame, FrameInputs
 from zsseg_rt.runtime.inputs.window_plan import Windows
 from zsseg_rt.runtime.refine import finer_hw, refined
@@ -73,6 +75,8 @@ class FramePath:
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
         self._config, self._head, self._windows = config, head, windows
+        self._refines, most = config.refine is not None, config.max_candidates
+        self._gate = None if most is None else CandidateGate(most)
         dtype = dtype_of("image", sessions["image_encoder"].inputs)
         order = config.channel_order
         self._inputs = FrameInputs(workspace, preprocess, head, channel_order=order, dtype=dtype)
@@ -98,10 +102,9 @@ class FramePath:
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
         with ops.thread_limit(self._config.num_threads):
-            found = self._enqueue(frame, classes, rule, trace, turn)
+            found, maps = self._enqueue(frame, classes, rule, trace, turn), None
             if isinstance(found, Segmentation):
                 return found
-            maps = None
             if self._config.with_class_scores is not None:
                 maps = found.masks.grid_scores(rule, workspace, len(vocabulary.phrases))
             labels, scores = self._download(found.pixels)
@@ -119,6 +122,7 @@ class FramePath:
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
             class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
+            candidates=None if self._gate is None else self._gate.names(vocabulary),
         )
 
     def label_device(
@@ -165,6 +169,7 @@ class FramePath:
             picture=picture,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
+            candidates=None if self._gate is None else self._gate.names(vocabulary),
         )
 
     def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
@@ -220,6 +225,8 @@ class FramePath:
         num_phrases = len(classes.vocabulary.phrases)
         rows = self._family.rows_for(num_phrases) if captured else None
         adopted = self._adopt(classes, rows)
+        if self._gate is not None and trace is None:
+            adopted = replace(adopted, gate=self._gate)
         out_hw = (int(frame.shape[0]), int(frame.shape[1]))
         if not self._is_warm:
             self._warm_up(frame, out_hw, adopted, rule)
@@ -227,13 +234,15 @@ class FramePath:
         again = None if turn is None else self._look_back(turn)
         if again is not None:
             return again
+        if self._gate is not None:
+            self._gate.begin(classes.seen, turn)
         if self._windows is not None and trace is None:
             run = captures.run if captured else run_plainly
             return self._work_in_windows(frame, self._windows, adopted, rule, run, turn)
         image = self._image(frame, trace)
         if not captured:
             return self._work(image, out_hw, adopted, rule, run_plainly, trace, turn)
-        if not self._family.in_one_part:
+        if not self._family.in_one_part or self._gate is not None:
             return self._work(image, out_hw, adopted, rule, captures.run)
         key = kind_of(out_hw, adopted, rule)
         return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
@@ -258,10 +267,15 @@ class FramePath:
         turn: Turn | None = None,
     ) -> _Labelled:
         """From the encoder's input to labels."""
-        masks = self.pipeline.masks(image, classes, self.clock, run, trace)
-        key = ("labels", *kind_of(out_hw, classes, rule))
-        fine = self._config.refine is not None and trace is None
-        return run(key, lambda: self._label_pixels(masks, out_hw, classes, rule, turn, fine=fine))
+        kind, gated = kind_of(out_hw, classes, rule), classes.gate is not None
+        make = partial(self.pipeline.masks, image, classes, self.clock)
+        if gated and self._family.in_one_part:
+            masks = run(("masks", *kind), lambda: make(run_plainly, trace))
+        else:
+            masks = make(run, trace)
+        fine = self._refines and trace is None
+        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=fine)
+        return label() if gated else run(("labels", *kind), label)  # the host chooses
 
     def _work_in_windows(
         self,
@@ -287,13 +301,13 @@ class FramePath:
             masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
             return run(("window", *kind), masks)
 
-        if self._config.refine is not None:
+        if self._refines:
             inputs.guide(frame, given, finer_hw(plan.shares.shape, self._head.align))
         masks = merge(plan, of_window, workspace, clock)
         if clock is not self.clock:
             self.clock.mark("image_encoder")
-        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn)
-        return run(("labels", *kind), partial(label, fine=self._config.refine is not None))
+        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=self._refines)
+        return run(("labels", *kind), label) if classes.gate is None else label()
 
     def _label_pixels(
         self,
@@ -314,8 +328,11 @@ class FramePath:
             masks = turn.steadied(masks, workspace)
             clock.mark("steady")
         drawn = masks
+        if classes.gate is not None:
+            drawn, classes = cut(masks, classes, workspace)
+            clock.mark("candidates")
         if fine:
-            drawn = refined(masks, rule.head, workspace)
+            drawn = refined(drawn, rule.head, workspace)
             clock.mark("refine")
         pixels = drawn.label(out_hw, classes, rule, workspace, clock)
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
@@ -325,7 +342,7 @@ class FramePath:
         inputs = self._inputs
         given = inputs.on_device(frame)
         image = inputs.image(frame, given)
-        if self._config.refine is not None:
+        if self._refines:
             inputs.guide(frame, given, finer_hw(self._head.grid_hw, self._head.align))
         self.clock.mark("preprocess")
         if trace is not None:

@@ -63,6 +63,7 @@ class AggregationFamily:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
         self.head, self.padding = bundle.head, bundle.aggregation.padding
         self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
+        self._all_up_to = min(self.most, config.max_candidates or self.most)
         at_once = self.most
         self.graphs: tuple[str, ...] = ("image_encoder", "head")
         if head_parts.in_parts(bundle.graphs):
@@ -76,7 +77,9 @@ class AggregationFamily:
 
     def rows_for(self, num_phrases: int) -> int:
         """Further rows have no keys, so that no class sees them."""
-        return num_phrases if num_phrases > self.most else bucket_of(num_phrases, self.most)
+        if num_phrases > self._all_up_to:
+            return num_phrases  # the host chooses
+        return bucket_of(num_phrases, self.most)
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Compute what names add to queries and keys."""
@@ -144,7 +147,8 @@ class AggregationPipeline:
     ) -> ClassLogits:
         """Encode the image and aggregate every class's correlations."""
         phrases = len(classes.vocabulary.phrases)
-        if phrases > self._most:
+        gate = classes.gate
+        if phrases > self._most or (gate is not None and gate.leaves_out(classes.vocabulary)):
             return self._masks_of_best(image, classes, clock, trace)
         assert classes.text_queries is not None
         rows = (classes.text_embeds, classes.text_queries)
@@ -201,7 +205,12 @@ class AggregationPipeline:
         )
         best = workspace.fetch(correlation)[0].max(axis=1)
         clock.mark("similarity")
-        kept = np.sort(np.argsort(-best, kind="stable")[: self._most])
+        rows = np.arange(phrases)
+        if classes.gate is not None:
+            rows = classes.gate.choose(best, classes.vocabulary)
+            missing = max(0, self._most_padding - min(len(rows), self._most))
+            self._padding = workspace.upload("padding", np.array([missing], np.float32))
+        kept = np.sort(rows[np.argsort(-best[rows], kind="stable")[: self._most]])
         assert self._on_host is not None, "adopt() comes first"
         embeds, halves = (rows[kept] for rows in self._on_host)
         if self._in_parts is not None:

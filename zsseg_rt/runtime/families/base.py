@@ -19,6 +19,7 @@ from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.gate import CandidateGate
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -103,6 +104,7 @@ class BoundClasses:
         label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
             where the lane maps phrases to classes on the host.
         cosine: What blends cosines with the masks; None leaves them alone.
+        gate: What leaves classes out of each frame; None leaves out none.
     """
 
     vocabulary: Vocabulary
@@ -113,6 +115,7 @@ class BoundClasses:
     num_phrases: Array | None = None
     label_table: Array | None = None
     cosine: BoundCosine | None = None
+    gate: CandidateGate | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -139,6 +139,9 @@ class Turn:
     """One frame's turn with a memory; made by :meth:`FrameMemory.turn`.
 
     Call :meth:`reused`; if it has no result, :meth:`steadied` and :meth:`finish`.
+
+    Attributes:
+        candidates: Classes that the last frame was labelled with, to be replaced by this one's.
     """
 
     def __init__(
@@ -152,6 +155,8 @@ class Turn:
         self._memory, self._look = memory, look
         self._scene, self._rule, self._at = scene, rule, at
         self._logits: Array | None = None
+        past = memory._past
+        self.candidates: tuple[int, ...] = () if past is None else past.candidates
 
     @property
     def steadies(self) -> bool:
@@ -197,6 +202,7 @@ class Turn:
             at=self._at,
             rule=self._rule,
             logits=self._logits,
+            candidates=self.candidates,
             result=_owned(seg) if memory.skip_still else None,
         )
 
@@ -228,6 +234,7 @@ class _Past:
     at: float
     rule: LabelRule
     logits: Array | None  # steadied
+    candidates: tuple[int, ...]  # classes that it was labelled with
     result: Segmentation | None
 
 

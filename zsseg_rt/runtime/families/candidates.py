@@ -1,0 +1,42 @@
+"""Masks without the names that are left out of a frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from zsseg_rt.runtime.families.base import BoundClasses, Masks
+from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.workspace import Workspace
+
+
+def cut(
+    masks: Masks,
+    classes: BoundClasses,
+    workspace: Workspace,
+) -> tuple[Masks, BoundClasses]:
+    """Masks and classes without the phrases that the gate leaves out; waits for the masks.
+
+    Returns:
+        As given if nothing is left out. Labels of the others are classes, by a table.
+    """
+    gate = classes.gate
+    assert gate is not None, "nothing is left out"
+    assert isinstance(masks, ClassLogits), "other families were refused"
+    vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
+    logits = workspace.fetch(masks.mask_logits)[:, :phrases]
+    rows = gate.rows
+    if rows is None:
+        rows = gate.choose(logits[0].reshape(phrases, -1).max(axis=1), vocabulary)
+    if len(rows) == phrases:
+        return masks, classes
+    seen, table = gate.seen, vocabulary.label_table[rows]
+    kept = np.ascontiguousarray(logits[:, rows], np.float32)
+    named = replace(
+        classes,
+        seen=None if seen is None else workspace.upload("kept seen", np.asarray(seen)[rows]),
+        num_phrases=None,
+        label_table=workspace.upload(f"kept label_table {table.dtype}", table),
+    )
+    return replace(masks, mask_logits=workspace.upload("kept logits", kept)), named
