@@ -28,7 +28,11 @@ def cut(
     logits = workspace.fetch(masks.mask_logits)[:, :phrases]
     rows = gate.rows
     if rows is None:
-        rows = gate.choose(logits[0].reshape(phrases, -1).max(axis=1), vocabulary)
+        # Cells differ in how large all their logits are: a share of the cell can be compared.
+        cells = logits[0].reshape(phrases, -1)
+        top = cells.max(axis=0)
+        totals = top + np.log(np.exp(cells - top).sum(axis=0))
+        rows = gate.choose((cells - totals).max(axis=1), vocabulary)
     if len(rows) == phrases:
         return masks, classes
     seen, table = gate.seen, vocabulary.label_table[rows]

@@ -59,7 +59,7 @@ class CandidateGate:
     def choose(
         self, best: npt.NDArray[np.float32], vocabulary: Vocabulary
     ) -> npt.NDArray[np.int64]:
-        """Choose from each phrase's logit at its best cell, float32 [P]; returns ``rows``."""
+        """Choose by how near each phrase is to its best cell, float32 [P]; returns ``rows``."""
         owners, count = vocabulary.phrase_classes, len(vocabulary.names)
         is_named = owners != BACKGROUND
         scores = np.full(count, -np.inf, np.float32)
