@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import numpy.typing as npt
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
+from zsseg_rt.profiling.meter import Stopwatch
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
@@ -184,9 +184,9 @@ def frame_times(bundle: Bundle, names: Sequence[str], rounds: int) -> dict[str, 
     for _ in range(rounds):
         for name, engine in engines.items():
             engine.segment(frame)
-            begin = time.perf_counter()
+            watch = Stopwatch()
             seg = engine.segment(frame)
-            times[name].append({**seg.times, "call": 1000 * (time.perf_counter() - begin)})
+            times[name].append({**seg.times, "call": 1000 * watch.seconds})
     for engine in engines.values():
         engine.close()
     return {

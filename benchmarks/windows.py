@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
+from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.runtime.inputs.window_plan import Windows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,9 +77,9 @@ def measure(
     for _ in range(rounds):
         for name, engine in engines.items():
             engine.segment(frame)  # what the one before left in the caches is not its fault
-            begin = time.perf_counter()
+            watch = Stopwatch()
             engine.segment(frame)
-            times[name].append(1000 * (time.perf_counter() - begin))
+            times[name].append(1000 * watch.seconds)
     for engine in engines.values():
         engine.close()
     return {

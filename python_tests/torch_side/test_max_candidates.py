@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import require_cuda
 from support.cells import NAMES, bundle_at, picture
-from support.device_backend import device_backend
 from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, ConfigError, Engine, EngineConfig, FrameMemory
 from zsseg_rt.runtime.families.gate import CandidateGate
@@ -176,26 +174,3 @@ def test_what_is_no_number_of_classes_is_refused(wrong):
 def test_families_without_class_logits_refuse_it(name):
     with refused(ArgumentError, "max_candidates"):
         Engine(STORED / f"{name}.zsseg", EngineConfig(device="cpu", max_candidates=2))
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("name", ["dense", "descriptor", "aggregation"])
-def test_a_gpu_leaves_out_names_of_recorded_frames_too(name, monkeypatch):
-    require_cuda()
-    placed, (bundle, names) = device_backend(monkeypatch)[0], stored(name)
-    frames = [picture(32, 48), picture(32, 55)[:, :48].copy()]
-
-    def label_all(most):
-        config = EngineConfig(**placed, use_cache=False, max_candidates=most)
-        with Engine(bundle, config) as engine:
-            engine.set_classes(names)
-            return [engine.segment(frames[number % 2]) for number in range(6)]
-
-    plain, same, few = (label_all(most) for most in (None, len(names), 2))
-    for number, found in enumerate(few):
-        assert np.array_equal(same[number].labels, plain[number].labels)
-        assert len(found.candidates) == 2
-        assert {found.names[index] for index in np.unique(found.labels)} <= set(found.candidates)
-        first = few[number % 2]  # before anything was recorded
-        assert found.candidates == first.candidates
-        assert np.array_equal(found.labels, first.labels)

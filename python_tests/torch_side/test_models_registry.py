@@ -91,8 +91,8 @@ def test_every_architecture_is_exported():
     assert EXPORTERS.keys() == ARCHITECTURES.keys()
 
 
-def test_all_but_training_free_models_and_cat_seg_have_a_task():
-    assert set(ARCHITECTURES) - set(TASKS) == {"cat_seg", "dense_clip"}
+def test_all_but_training_free_models_have_a_task():
+    assert set(ARCHITECTURES) - set(TASKS) == {"dense_clip"}
     assert set(TASKS) <= set(ARCHITECTURES)
 
 

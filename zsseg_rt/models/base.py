@@ -35,6 +35,7 @@ class SegmentationModel(nn.Module, ABC):
     architecture: ClassVar[str]
     averages_synonyms: ClassVar[bool] = False
     config: Any
+    text_space = ""  # of a text tower that was trained with the model; empty: it has none
 
     @property
     @abstractmethod

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.cat_seg.model import CatSeg
 from zsseg_rt.training.class_embeddings import region_embeddings
 from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import (
@@ -60,7 +59,7 @@ def export_trained(
             "space": classes.space,
             "text_bank": (classes.phrases, embeds.numpy()),
         }
-        if isinstance(model, CatSeg):
+        if model.text_space:
             model.text_space = classes.space
         settings |= _region_settings(model, classes, embeds)
     written = export_bundle(model, path, **settings | options)
