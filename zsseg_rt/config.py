@@ -23,6 +23,7 @@ WAITS = ("auto", "sleep", "spin")
 HEAD_CLASSES = ("best", "all")
 MAX_THREADS = 1024
 MAX_LANES = 64
+MAX_MEMORY = 10_000_000  # MB
 _FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
@@ -93,6 +94,11 @@ class EngineConfig:
         use_cache: False neither reads nor writes any cache.
         keep_text_encoder: False frees the text encoder as soon as new phrases are embedded; the
             next new phrase loads it again. CLIP ViT-B/16's takes about 0.6 GB.
+        max_memory: Most MB (of 1,000,000 bytes) that the networks may take: weights, the text
+            encoder, and every lane's activations, on the device and the host together, as boards
+            share them. An engine that is expected to take more is not made: the error says which
+            precision, number of lanes or input size would fit. Libraries, and TensorRT while it
+            builds, come on top. None: no limit.
 
     Raises:
         ConfigError: A value is not one of the above; the message lists them.
@@ -122,6 +128,7 @@ class EngineConfig:
     cache_dir: str | Path | None = None
     use_cache: bool = True
     keep_text_encoder: bool = True
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         self._take_other_spellings()
@@ -155,6 +162,8 @@ class EngineConfig:
 
         if self.max_candidates is not None:
             _check_count("max_candidates", self.max_candidates, 1, 1 << 20, "None labels with all")
+        if self.max_memory is not None:
+            _check_count("max_memory", self.max_memory, 1, MAX_MEMORY, "MB; None: no limit")
         _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
         if self.refine is not None:

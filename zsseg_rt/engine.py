@@ -33,6 +33,7 @@ from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
+from zsseg_rt.runtime.memory_plan import require_memory
 from zsseg_rt.runtime.plan_proof import prove_plans
 from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
@@ -62,6 +63,7 @@ class Engine:
         DeviceError: The device is absent.
         BackendUnavailableError: The backend's package is not installed.
         PrecisionNotApplied: The precision cannot be given.
+        ConfigError: ``max_memory`` is too small; the message says what would fit.
 
     Example:
         >>> engine = Engine("street.zsseg")  # doctest: +SKIP
@@ -75,6 +77,7 @@ class Engine:
         self._family = create_family(self.bundle, self.config)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
+        require_memory(self.bundle, self._family, placement, self.config)
         threads = self.config.num_threads or threads_in_quota()
         cache = usable_cache(self.config.cache_folder)
         options = BackendOptions(

@@ -314,7 +314,8 @@ def build(
     for one in planned:
         console.print(
             f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
-            f"outputs {one.tensors / 1e6:.1f} MB; building takes up to about "
+            f"outputs {one.tensors / 1e6:.1f} MB, activations of a lane at most "
+            f"{one.activations / 1e6:.1f} MB; building takes up to about "
             f"{one.peak / 1e6:.0f} MB of memory",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

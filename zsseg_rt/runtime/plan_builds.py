@@ -21,6 +21,7 @@ from typing import Any
 
 from zsseg_rt import errors
 from zsseg_rt.backends.base import BackendOptions, Bounds
+from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.loading import usable_cache
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import EngineConfig
@@ -76,6 +77,8 @@ class PlannedBuild:
         precision: What it is built in.
         weights: Bytes of the file, and so of the weights on the GPU.
         tensors: Bytes of inputs and outputs with the most classes.
+        activations: Bytes of the tensors that are alive at one time, at most, with the most
+            classes: what a lane takes beside the weights. Fused layers need less.
         peak: Bytes that the building process is expected to take at most.
     """
 
@@ -84,6 +87,7 @@ class PlannedBuild:
     precision: str
     weights: int
     tensors: int
+    activations: int
     peak: int
 
 
@@ -130,6 +134,11 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
         entry = bundle.graph(name, choice.variant)
         path = bundle.open_path(entry)
         weights = path.stat().st_size
+        memory = graph_memory(
+            path,
+            float_bytes=4 if choice.precision == "float32" else 2,
+            axes={axis: bounds[2] for axis, bounds in family.axes.items()},
+        )
         found.append(
             PlannedBuild(
                 graph=name,
@@ -137,6 +146,7 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
                 precision=choice.precision,
                 weights=weights,
                 tensors=_bytes_of((*entry.inputs, *entry.outputs), family.axes),
+                activations=memory.activations,
                 peak=_OWN_BYTES + round(_WEIGHTS_AT_ONCE * weights),
             )
         )

@@ -1,0 +1,141 @@
+"""What an engine will take in memory, before anything is loaded; and a limit that it keeps to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from zsseg_rt.backends.graph_check.memory import graph_memory
+from zsseg_rt.backends.registry import Placement, get_backend
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.config import PRECISIONS, EngineConfig
+from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.runtime.families.base import Family
+
+MB = 1_000_000
+_SIDE_STEP, _SMALLEST_SIDE = 32, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that an engine's networks take, without what libraries and plan builders take.
+
+    Attributes:
+        weights: Of the graphs, in the precision that they are computed in.
+        activations: Of one lane: the largest sum of tensors that a graph holds at a time.
+        text: The text encoder's weights and tensors while names are embedded, if the bundle has
+            one.
+        num_lanes: Lanes.
+        precision: The image encoder's.
+    """
+
+    weights: int
+    activations: int
+    text: int
+    num_lanes: int
+    precision: str
+
+    @property
+    def total(self) -> int:
+        """All lanes together."""
+        return self.weights + self.text + self.num_lanes * self.activations
+
+
+def plan_memory(
+    bundle: Bundle, family: Family, placement: Placement, config: EngineConfig
+) -> MemoryPlan:
+    """Sum up what a bundle's graphs take.
+
+    TensorRT sets memory aside for the most classes that a bundle takes; other backends allocate
+    for those in force, of which the usual number is counted.
+
+    Raises:
+        PrecisionNotApplied: The precision cannot be given.
+        BundleError: A graph is missing or altered.
+    """
+    allowed = bundle.auto_precisions(family.auto_precisions)
+    place = 2 if placement.backend == "tensorrt" else 1
+    axes = {name: bounds[place] for name, bounds in family.axes.items()}
+    weights, activations, precision = 0, 0, ""
+    for name in family.graphs:
+        choice = get_backend(placement.backend).choose(
+            bundle.variants(name), config.precision, device=placement.device, allowed=allowed
+        )
+        path = bundle.open_path(bundle.graph(name, choice.variant))
+        found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
+        weights, activations = weights + found.weights, activations + found.activations
+        precision = choice.precision if name == "image_encoder" else precision
+    text = 0
+    if "text_encoder" in bundle.graphs:
+        path = bundle.open_path(bundle.graph("text_encoder", "float32"))
+        words = graph_memory(path, float_bytes=4, axes={})
+        text = words.weights + words.activations
+    return MemoryPlan(
+        weights=weights, activations=activations, text=text, num_lanes=config.num_lanes,
+        precision=precision,
+    )  # fmt: skip
+
+
+def float_bytes(precision: str, placement: Placement) -> int:
+    """Bytes of the numbers that are not in 8 bits; OpenVINO's INT8 leaves float32 around."""
+    wide = precision == "float32" or (precision == "int8" and placement.device == "cpu")
+    return 4 if wide else 2
+
+
+def require_memory(
+    bundle: Bundle, family: Family, placement: Placement, config: EngineConfig
+) -> None:
+    """Refuse an engine that will not fit into ``max_memory``, and say what would.
+
+    Raises:
+        ConfigError: It will not fit.
+    """
+    if config.max_memory is None:
+        return
+    plan, most = plan_memory(bundle, family, placement, config), config.max_memory * MB
+    if plan.total <= most:
+        return
+    fitting = list(_what_fits(bundle, family, placement, config, plan))
+    text = f" + text encoder {_mb(plan.text)}" if plan.text else ""
+    raise ConfigError(
+        f"max_memory: expected at least {_mb(plan.total)} MB (weights {_mb(plan.weights)}{text} + "
+        f"num_lanes {plan.num_lanes} x {_mb(plan.activations)}, in {plan.precision}), got "
+        f"{config.max_memory}. "
+        + (f"What fits: {'; '.join(fitting)}." if fitting else "Use a smaller bundle.")
+    )
+
+
+def _what_fits(
+    bundle: Bundle, family: Family, placement: Placement, config: EngineConfig, plan: MemoryPlan
+) -> Iterator[str]:
+    """Changes each of which suffices alone."""
+    assert config.max_memory is not None
+    most = config.max_memory * MB
+    for precision in (one for one in PRECISIONS if one not in ("auto", plan.precision)):
+        try:
+            other = plan_memory(bundle, family, placement, replace(config, precision=precision))
+        except BackendError:
+            continue  # cannot be had here
+        if other.total <= most:
+            yield f"precision={precision!r} ({_mb(other.total)} MB)"
+    for lanes in range(plan.num_lanes - 1, 0, -1):
+        if (total := replace(plan, num_lanes=lanes).total) <= most:
+            yield f"num_lanes={lanes} ({_mb(total)} MB)"
+            break
+    yield from _smaller_inputs(bundle, plan, most)
+
+
+def _smaller_inputs(bundle: Bundle, plan: MemoryPlan, most: int) -> Iterator[str]:
+    """The largest input that fits; activations fall at least as its area does."""
+    height, width = bundle.preprocess.size_hw
+    for side in range(min(height, width) - 1, _SMALLEST_SIDE - 1, -1):
+        share = side / min(height, width)
+        fewer = replace(plan, activations=round(plan.activations * share**2))
+        if side % _SIDE_STEP == 0 and fewer.total <= most:
+            smaller = f"{round(height * share)}x{round(width * share)}"
+            yield f"a bundle exported for {smaller} instead of {height}x{width}"
+            return
+
+
+def _mb(size: int) -> int:
+    return -(-size // MB)
