@@ -18,7 +18,6 @@ torch = pytest.importorskip("torch")
 from support.golden import assert_close, load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError  # noqa: E402
-from zsseg_rt.export.folded.dense import fold_dense  # noqa: E402
 from zsseg_rt.models.dense import aggregating  # noqa: E402
 
 STAGES = 2e-5  # relative; the vectors' README measured 7.1e-6 between float32 and float64
@@ -230,8 +229,3 @@ def test_damaged_towers_are_refused():
     del weights["ln_post.bias"]
     with refused(CheckpointError, "state_dict", "ln_post.bias"):
         models.from_official("dense_clip", weights, head="sfp", num_heads=4)
-
-
-def test_what_runs_in_torch_alone_is_not_exported():
-    with refused(ArgumentError, "head"):
-        fold_dense(model_of(tiny()), (96, 96))

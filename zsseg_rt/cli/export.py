@@ -109,12 +109,16 @@ class _DenseClip:
         "demo, a .safetensors file, or open_clip's name of the ViT, for --pretrained.", "ViT-B-16"
     )
     pretrained: str | None = opt("open_clip tag such as openai, or a weights file; needs torch.")
-    head: str = opt("naclip, clearclip, sclip, maskclip or vanilla.", "naclip")
+    head: str = opt("naclip, clearclip, sclip, maskclip, vanilla, sfp or sc_clip.", "naclip")
     logit_scale: float | None = opt("Factor of the cosine; default: the head's.")
     unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
     activation: str | None = opt("quick_gelu or gelu, for a weights file without it.")
     num_heads: int | None = opt("Heads of the image tower, for a weights file.")
     text_heads: TextHeadsOption = None
+    position: str = opt("How positions are resized: size or as_published.", "size")
+    pm: str | None = opt("How sfp and sc_clip find outliers: l2, som or lof; default: the head's.")
+    r: float = opt("Share of the class token that sfp and sc_clip add to patches.", 0.3)
+    beta: float = opt("Cosine below which sfp and sc_clip let patches share nothing.", 0.4)
     trust: TrustOption = False
 
 

@@ -13,6 +13,13 @@ import numpy.typing as npt
 
 import zsseg_rt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.aggregation import (
+    RULES_OF_OUTLIERS,
+    SHIPPED_LAYERS,
+    AggregationConfig,
+    OutlierRule,
+    check_grid,
+)
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import (
@@ -21,12 +28,10 @@ from zsseg_rt.export.golden import (
     dense_golden,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network
 from zsseg_rt.export.networks.arrays import Arrays
 from zsseg_rt.export.networks.clip import ImageTower, TextTower
-from zsseg_rt.export.networks.graph import Graph
 from zsseg_rt.export.networks.heads import HEADS, dense_embeds
-from zsseg_rt.export.networks.network import Network
 from zsseg_rt.export.networks.onnx_file import OPSET
 from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.networks.weights import MEAN, STD, ClipTensors, check_heads, read_clip
@@ -54,6 +59,11 @@ class DenseHead:
         text_heads: Heads of the text tower; None is one per 64 channels.
         logit_scale: Multiplies the cosine similarity; None is the authors'.
         unknown_below: Probability below which a pixel is unknown.
+        position: How positions are resized, by ``"size"`` or ``"as_published"``.
+        pm: For SFP and SC-CLIP, like the two that follow: how outliers are found; see
+            :class:`zsseg_rt.common.aggregation.AggregationConfig`.
+        r: See there.
+        beta: See there.
     """
 
     head: str = "naclip"
@@ -63,12 +73,15 @@ class DenseHead:
     text_heads: int | None = None
     logit_scale: float | None = None
     unknown_below: float | None = None
+    position: str = "size"
+    pm: OutlierRule | None = None
+    r: float = 0.3
+    beta: float = 0.4
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ArgumentError(
-                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling; "
-                "heads beyond these run in torch alone."
+                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling."
             )
         if self.activation not in (None, *ACTIVATIONS):
             raise ArgumentError(
@@ -84,6 +97,16 @@ class DenseHead:
                 f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
                 "Use None to keep every pixel."
             )
+        if self.position not in ("size", "as_published"):
+            raise ArgumentError(
+                f"position: expected size or as_published, got {self.position!r}. "
+                "Check the spelling."
+            )
+        self.aggregation({})
+
+    def aggregation(self, layers: Mapping[str, int]) -> AggregationConfig:
+        """Settings of SFP and SC-CLIP, with these layers instead of the official ones."""
+        return AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **layers)
 
     @property
     def scale(self) -> float:
@@ -150,6 +173,8 @@ def _cut(
     activation = settings.activation or weights.likely_activation()
     image, text = _towers(weights, settings, activation)
     settings.check_size(image.patch_size)
+    aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
+    _check_room(settings, aggregation, image)
     mark = _counter(image, text, on_progress)
     side = _text_side(weights, text, options, mark)
     head = HeadSpec(
@@ -161,7 +186,13 @@ def _cut(
         max_classes=MAX_CLASSES,
     )
     preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=MEAN, std=STD)
-    encode = partial(dense_embeds, tower=image, head=settings.head)
+    encode = partial(
+        dense_embeds,
+        tower=image,
+        head=settings.head,
+        position=settings.position,
+        aggregation=aggregation,
+    )
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
 
     def golden() -> dict[str, npt.NDArray[Any]]:
@@ -172,7 +203,7 @@ def _cut(
     return ExportedModel(
         family="dense",
         architecture=f"dense_clip {settings.head}",
-        graphs={"image_encoder": WrittenGraph(partial(_network, encode, settings.size_hw))},
+        graphs={"image_encoder": image_network(encode, settings.size_hw)},
         preprocess=preprocess,
         head=head,
         text=side,
@@ -183,6 +214,14 @@ def _cut(
             "activation": activation,
         },
     )
+
+
+def _check_room(settings: DenseHead, aggregation: AggregationConfig, image: ImageTower) -> None:
+    """Refuse too few blocks or cells for a head that repairs outliers."""
+    if settings.head in RULES_OF_OUTLIERS:
+        aggregation.check_depth(len(image.blocks))
+        rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
+        check_grid(rule, image.grid_hw(settings.size_hw))
 
 
 def _text_side(
@@ -217,12 +256,6 @@ def _towers(
         activation=activation,
     )
     return image, text
-
-
-def _network(encode: Callable[..., Any], size_hw: tuple[int, int]) -> Network:
-    graph = Graph()
-    graph.output("patch_embeds", encode(graph, image=graph.input("image", (1, 3, *size_hw))))
-    return graph.network()
 
 
 def _counter(image: ImageTower, text: TextTower, on_progress: OnProgress | None) -> OnMark:

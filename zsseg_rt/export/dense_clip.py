@@ -10,37 +10,65 @@ import numpy.typing as npt
 import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.aggregation import check_grid
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.folded.dense import FoldedDenseEncoder, fold_dense
+from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
     GOLDEN_TEMPLATES,
     dense_golden,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.graph_files import MAX_CLASSES, GraphSource, WrittenGraph, image_network
+from zsseg_rt.export.networks.clip import ImageTower
+from zsseg_rt.export.networks.heads import dense_embeds
 from zsseg_rt.export.onnx import image_graph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
+from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
+from zsseg_rt.models.input_checks import check_size
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:
     """Cut dense CLIP or the trained cosine head into a bundle's parts."""
-    encoder = fold_dense(model, options.size_hw)
+    size_hw = options.size_hw or model.config.size_hw
+    check_size(size_hw, model.config.image_encoder.patch_size)
     text = _text_side(model, options)
-    preprocess = PreprocessSpec(size_hw=encoder.size_hw, mean=model.image_mean, std=model.image_std)
-    head = _head_spec(model, encoder, options.class_names)
+    preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    head = _head_spec(model, size_hw, options.class_names)
     return ExportedModel(
         family="dense",
         architecture=model.description,
-        graphs={"image_encoder": image_graph(encoder, encoder.size_hw, ("patch_embeds",))},
+        graphs={"image_encoder": _image_encoder(model, size_hw)},
         preprocess=preprocess,
         head=head,
         text=text,
         golden=partial(_golden, model, head, preprocess, text, options.class_names or GOLDEN_NAMES),
         provenance=provenance(),
     )
+
+
+def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int]) -> GraphSource | WrittenGraph:
+    """What torch's exporter makes; heads that repair patches are written operation by operation."""
+    encoder, config = model.image_encoder, model.config.image_encoder
+    if not encoder.rule.aggregates:
+        return image_graph(fold_dense(model, size_hw), size_hw, ("patch_embeds",))
+    assert isinstance(encoder, AggregatingEncoder)
+    check_grid(encoder.pm, encoder.grid_hw(size_hw))
+    tower = ImageTower(
+        tensors={key: value.detach().numpy() for key, value in encoder.state_dict().items()},
+        num_heads=config.num_heads,
+        activation=config.activation,
+    )
+    encode = partial(
+        dense_embeds,
+        tower=tower,
+        head=model.config.head,
+        position=encoder.position,
+        aggregation=encoder.settings,
+    )
+    return image_network(encode, size_hw)
 
 
 def _text_side(model: DenseCLIP, options: ExportOptions) -> TextSide:
@@ -58,14 +86,14 @@ def _text_side(model: DenseCLIP, options: ExportOptions) -> TextSide:
 
 @torch.no_grad()
 def _head_spec(
-    model: DenseCLIP, encoder: FoldedDenseEncoder, class_names: Sequence[str] | None
+    model: DenseCLIP, size_hw: tuple[int, int], class_names: Sequence[str] | None
 ) -> HeadSpec:
     seen = seen_names(model.seen_classes, class_names)
     return HeadSpec(
         logit_scale=float(model.logit_scale),
         normalize=True,
         activation=model.score_activation,
-        grid_hw=encoder.grid_hw,
+        grid_hw=model.image_encoder.grid_hw(size_hw),
         seen=seen,
         seen_bias=model.seen_bias if seen else 0.0,
         unknown_below=model.config.unknown_below,

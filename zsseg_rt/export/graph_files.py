@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.export.networks import half as half_networks
+from zsseg_rt.export.networks.graph import Graph
 from zsseg_rt.export.networks.network import Network
 from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
 
@@ -44,6 +45,20 @@ class WrittenGraph:
     """
 
     network: Callable[[], Network]
+
+
+def image_network(encode: Callable[..., Any], size_hw: tuple[int, int]) -> WrittenGraph:
+    """A graph from ``image`` [1, 3, H, W] to ``patch_embeds``, which ``encode(ops, image=)`` makes.
+
+    ``encode`` is :func:`zsseg_rt.export.networks.heads.dense_embeds` with all else set.
+    """
+
+    def network() -> Network:
+        graph = Graph()
+        graph.output("patch_embeds", encode(graph, image=graph.input("image", (1, 3, *size_hw))))
+        return graph.network()
+
+    return WrittenGraph(network)
 
 
 def check_precisions(precisions: Sequence[str]) -> None:

@@ -115,6 +115,16 @@ _ALL = (
     _openai_b16("clearclip-b16", "clearclip", "naclip-b16's weights with ClearCLIP's head"),
     _openai_b16("sclip-b16", "sclip", "naclip-b16's weights with SCLIP's head"),
     _openai_b16("maskclip-b16", "maskclip", "naclip-b16's weights with MaskCLIP's head"),
+    _openai_b16(
+        "sfp-b16",
+        "sfp",
+        "naclip-b16's weights with SFP's head; others quote VOC21 63.9, ADE20K 20.8; not tried yet",
+    ),
+    _openai_b16(
+        "sc-clip-b16",
+        "sc_clip",
+        "naclip-b16's weights with SC-CLIP's head; not tried yet",
+    ),
     PretrainedSet(
         name="cat-seg-b16",
         repository="spaces/hamacojr/CAT-Seg-weights",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.folded.clip import FoldedBlock, linear_from
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
@@ -16,11 +15,6 @@ from zsseg_rt.models.input_checks import check_size
 
 def fold_dense(model: DenseCLIP, size_hw: tuple[int, int] | None = None) -> FoldedDenseEncoder:
     """Build the image encoder that is exported; ``size_hw`` None is the model's."""
-    if model.image_encoder.rule.aggregates:
-        raise ArgumentError(
-            f"head: expected one that can be exported, got {model.config.head!r}, which runs in "
-            "torch alone. Export naclip, or evaluate this model in torch."
-        )
     return FoldedDenseEncoder(model.image_encoder, size_hw or model.config.size_hw)
 
 

@@ -61,12 +61,16 @@ class ImageTower:
         """The grid of patches of a picture."""
         return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
 
-    def positions(self, grid_hw: tuple[int, int]) -> Array:
-        """Positions of the patches of a grid, bicubic, float32 [gh * gw, W]."""
+    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = False) -> Array:
+        """Positions of the patches of a grid, bicubic, float32 [gh * gw, W].
+
+        ``as_published`` resizes as the code of SCLIP and of its successors does.
+        """
         side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
-        if grid_hw == (side, side):
+        if grid_hw == (side, side) or (as_published and math.prod(grid_hw) == side**2):
             return rows
-        resized = resize_grid(rows.reshape(side, side, -1), grid_hw)
+        beyond = 0.1 if as_published else 0.0
+        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, beyond=beyond)
         return np.ascontiguousarray(resized.reshape(-1, rows.shape[1]))
 
 

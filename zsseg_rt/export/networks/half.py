@@ -1,6 +1,7 @@
 """Turn a float32 network into a float16 one that keeps what overflows in float32.
 
-Norms of layers, softmax and L2 norms stay float32 between explicit casts; every other
+Norms of layers, softmax, L2 norms and all that is written in a scope ``float32`` stay float32
+between explicit casts; every other
 floating-point operation and weight becomes float16. So do the inputs and outputs that are named;
 the others stay float32.
 """
@@ -83,7 +84,7 @@ class _Converter:
         return f"{name}.{inside}", _cast(f"{name}.{inside}", name, made)
 
     def _stays_float32(self, node: Node) -> bool:
-        if node.kind in _WIDE:
+        if node.kind in _WIDE or "float32" in node.name.partition("/")[0].split("."):
             return True
         data = [name for name in node.inputs if name in self._floats]
         computed = [name for name in data if name not in self._network.weights]

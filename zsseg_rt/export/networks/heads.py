@@ -7,49 +7,30 @@ function of the tokens after each block before the last; to add one, write it an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from zsseg_rt.export.networks.aggregating import sc_clip, sfp
 from zsseg_rt.export.networks.clip import ImageTower, embed_patches, project, run_blocks
 from zsseg_rt.export.networks.layers import attend, merge_heads, mlp, split_heads
 from zsseg_rt.export.networks.operations import Array, Linear, Operations, Value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trunk:
-    """What a head may read.
-
-    Attributes:
-        tower: Weights and sizes.
-        grid_hw: The grid of patches.
-        outputs: Tokens [B, 1 + N, W] before the first block and after each but the last.
-        options: What the head was told, such as ``prior_std``.
-    """
-
-    tower: ImageTower
-    grid_hw: tuple[int, int]
-    outputs: Sequence[Value]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def after(self, block: int) -> Value:
-        """Tokens after a block, counted from 0; -1 is the input of the first."""
-        return self.outputs[block + 1]
-
-
-Head = Callable[[Operations, Trunk], Value]
-"""Makes the last block's patches [B, N, W], before ``ln_post``."""
+from zsseg_rt.export.networks.trunk import Head, Trunk, patches_of
 
 
 def dense_embeds(
     ops: Operations, tower: ImageTower, image: Value, head: str, **options: Any
 ) -> Value:
-    """Patch embeddings [B, N, D], unit norm, of a picture [B, 3, H, W] of a fixed size."""
-    x = embed_patches(ops, tower, image)
-    outputs = [x, *run_blocks(ops, tower.blocks[:-1], x)]
+    """Patch embeddings [B, N, D], unit norm, of a picture [B, 3, H, W] of a fixed size.
+
+    Options are ``position``, ``"size"`` or ``"as_published"``, and those of the heads: NACLIP's
+    ``prior_std``, and ``aggregation`` of SFP and SC-CLIP.
+    """
     grid_hw = tower.grid_hw(tuple(image.shape[2:]))
+    published = options.get("position") == "as_published"
+    x = embed_patches(ops, tower, image, tower.positions(grid_hw, as_published=published))
+    outputs = [x, *run_blocks(ops, tower.blocks[:-1], x)]
     with ops.at("last_block"):
         trunk = Trunk(tower=tower, grid_hw=grid_hw, outputs=outputs, options=options)
         patches = ops.mark("last_block", HEADS[head](ops, trunk))
@@ -77,7 +58,7 @@ def _maskclip(ops: Operations, trunk: Trunk) -> Value:
     block = trunk.tower.blocks[-1]
     weight, bias = block.out
     merged = Linear(weight @ block.value.weight, weight @ block.value.bias + bias)
-    normed = ops.layer_norm(_patches(ops, trunk.outputs[-1]), block.norm_1)
+    normed = ops.layer_norm(patches_of(ops, trunk.outputs[-1]), block.norm_1)
     with ops.at("projections.0"):
         mixed = ops.linear(normed, merged)
     return _with_residual(ops, trunk, mixed)
@@ -102,6 +83,8 @@ HEADS: dict[str, Head] = {
     "sclip": _sclip,
     "clearclip": _clearclip,
     "naclip": _naclip,
+    "sfp": sfp,
+    "sc_clip": sc_clip,
 }
 """By the name that users give."""
 
@@ -124,15 +107,10 @@ def _mixed(
         one = attend(ops, scaled, parts[key], parts["v"], prior)
         made = one if made is None else ops.add(made, one)
     with ops.at("out_proj"):
-        return ops.linear(_patches(ops, merge_heads(ops, made)), block.out)
+        return ops.linear(patches_of(ops, merge_heads(ops, made)), block.out)
 
 
 def _with_residual(ops: Operations, trunk: Trunk, mixed: Value) -> Value:
     """Patches of the last block's input plus what attention made, and the block's MLP."""
-    added = ops.add(_patches(ops, trunk.outputs[-1]), mixed)
+    added = ops.add(patches_of(ops, trunk.outputs[-1]), mixed)
     return mlp(ops, added, trunk.tower.blocks[-1])
-
-
-def _patches(ops: Operations, tokens: Value) -> Value:
-    """Tokens without the class token."""
-    return ops.slice(tokens, 1, 1, tokens.shape[1])

@@ -11,9 +11,16 @@ from zsseg_rt.export.networks.operations import Array
 
 
 def resize_grid(
-    grid: Array, size_hw: tuple[int, int], mode: str = "bicubic", *, antialias: bool = False
+    grid: Array,
+    size_hw: tuple[int, int],
+    mode: str = "bicubic",
+    *,
+    antialias: bool = False,
+    beyond: float = 0.0,
 ) -> Array:
     """Resize along the first two axes, half-pixel centres, edges repeated.
+
+    ``beyond`` 0.1 is torch's ``scale_factor=(size + 0.1) / g``, as SCLIP's code resizes.
 
     Shapes:
         grid: float32 [g, g, W].
@@ -24,18 +31,18 @@ def resize_grid(
     """
     made = grid.astype(np.float64)
     for axis, size in enumerate(size_hw):
-        rows = _weights(grid.shape[axis], size, mode, antialias)
+        rows = _weights(grid.shape[axis], size, mode, antialias, beyond)
         made = np.moveaxis(np.tensordot(rows, made, (1, axis)), 0, axis)
     return made.astype(np.float32)
 
 
-def _weights(given: int, size: int, mode: str, antialias: bool) -> Array:
+def _weights(given: int, size: int, mode: str, antialias: bool, beyond: float) -> Array:
     """How much each old place counts in each new one, [size, given]."""
     # torch's cubic has a = -0.75, with antialiasing a = -0.5.
     reach, kernel = (
         (1, _linear) if mode == "bilinear" else (2, _cubic(-0.5 if antialias else -0.75))
     )
-    step = given / size
+    step = given / (size + beyond)
     stretch = max(step, 1.0) if antialias else 1.0
     made = np.zeros((size, given))
     for row in range(size):

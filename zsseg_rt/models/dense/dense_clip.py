@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg_rt.common.aggregation import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
@@ -30,7 +31,7 @@ from zsseg_rt.models.clip.weights import (
     random_clip,
     split_towers,
 )
-from zsseg_rt.models.dense.aggregating import AggregatingEncoder, AggregationConfig, OutlierRule
+from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.encoder import (
     HEADS,
     RULES,
@@ -244,7 +245,7 @@ class HeadSettings:
         image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
         position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
         pm: For SFP and SC-CLIP, like all that follow: how outliers are found; see
-            :class:`zsseg_rt.models.dense.aggregating.AggregationConfig`.
+            :class:`zsseg_rt.common.aggregation.AggregationConfig`.
         r: See there.
         beta: See there.
         pre: See there; None is the official number, or one that fits the CLIP that ships.
@@ -313,9 +314,6 @@ class HeadSettings:
         return model.eval().requires_grad_(False)
 
 
-_SHIPPED_LAYERS = {"pre": 3, "post": 1, "first": 1, "end": 4}  # of six blocks
-
-
 @dataclass(frozen=True, kw_only=True)
 class DenseCLIPStart(HeadSettings, ClipSource):
     """Builds dense CLIP from CLIP weights; nothing is trained.
@@ -331,7 +329,7 @@ class DenseCLIPStart(HeadSettings, ClipSource):
     def build(self) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
         shipped = self.pretrained is not None and is_shipped(self.pretrained)
-        settings = self.config(_SHIPPED_LAYERS if shipped else {})
+        settings = self.config(SHIPPED_LAYERS if shipped else {})
         colours = CLIP_MEAN, CLIP_STD
         if self.pretrained is None:
             weights = random_clip(self.clip)

@@ -1,0 +1,194 @@
+"""SFP and SC-CLIP over any :class:`Operations`, with fixed shapes: outliers are a mask.
+
+The formulas are in :mod:`zsseg_rt.models.dense.aggregating`. What compares numbers, which float16
+could tip over, is written in the scope ``float32`` and stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from zsseg_rt.common.aggregation import (
+    NEIGHBOURS,
+    NUM_OUTLIERS,
+    RULES_OF_OUTLIERS,
+    AggregationConfig,
+    OutlierRule,
+    check_grid,
+    num_local_outliers,
+)
+from zsseg_rt.export.networks.layers import attend, merge_heads, split_heads, unit
+from zsseg_rt.export.networks.operations import Linear, Operations, Value
+from zsseg_rt.export.networks.trunk import Trunk, patches_of
+
+_MASKED = np.float32(-1e4)  # its exponential is 0
+
+
+def sfp(ops: Operations, trunk: Trunk) -> Value:
+    """SFP's patches [B, N, W]; option ``aggregation`` is an :class:`AggregationConfig`."""
+    return _aggregated(ops, trunk, ("qq", "kk"), ())
+
+
+def sc_clip(ops: Operations, trunk: Trunk) -> Value:
+    """SC-CLIP's patches [B, N, W]; options as :func:`sfp`."""
+    return _aggregated(ops, trunk, ("kk",), ("kk",))
+
+
+def _aggregated(
+    ops: Operations, trunk: Trunk, products_a: Sequence[str], products_b: Sequence[str]
+) -> Value:
+    """The sum of both branches; a branch b without products marks SFP, which cuts S's map."""
+    options: AggregationConfig = trunk.options.get("aggregation") or AggregationConfig()
+    options.check_depth(len(trunk.outputs))
+    cut, last = not products_b, trunk.after(len(trunk.outputs) - 2)
+    levels = trunk.after(options.first)
+    for block in range(options.first + 1, options.end):
+        levels = ops.add(levels, trunk.after(block))
+    ops.mark("levels_sum", levels)
+    with ops.at("float32"):
+        outliers = _outliers(
+            ops, trunk, options.pm or RULES_OF_OUTLIERS["sfp" if cut else "sc_clip"], options.r
+        )
+        x, mid = (
+            ops.mark(name, _repaired(ops, patches_of(ops, tokens), outliers, trunk.grid_hw))
+            for name, tokens in (
+                ("repaired_last", last),
+                ("repaired_mid", trunk.after(options.pre)),
+            )
+        )
+        raw = _cosines(ops, mid)
+        g = ops.mark("g", _cut(ops, raw, options.beta))
+        late = _cosines(ops, patches_of(ops, trunk.after(options.post)))
+        h = ops.mark("h", _cut(ops, late, options.beta))
+        attention = ops.mark("sim_attention", _similarity_attention(ops, g if cut else raw))
+        aggregated = ops.mark("aggregated", _shared(ops, g, x))
+    with ops.at("branch_a"):
+        attended = ops.mark("attended", _attended(ops, trunk, aggregated, attention, products_a))
+    with ops.at("branch_b"):
+        summed = patches_of(ops, levels)
+        other = ops.mark("attended_b", _attended(ops, trunk, summed, attention, products_b))
+    classes = ops.add(*(ops.slice(tokens, 1, 0, 1) for tokens in (last, levels)))
+    both = ops.add(ops.add(attended, other), ops.mul(classes, np.float32(options.r)))
+    with ops.at("float32"):
+        return _shared(ops, h, both)
+
+
+def _outliers(ops: Operations, trunk: Trunk, rule: OutlierRule, r: float) -> Value:
+    """1 for outliers, else 0, float32 [B, N, 1]."""
+    check_grid(rule, trunk.grid_hw)
+    patches = patches_of(ops, trunk.outputs[-1])
+    batch, num, _ = patches.shape
+    if rule == "lof":
+        scores, count = local_outlier_factor(ops, patches), num_local_outliers(num)
+    elif rule == "l2":
+        scores, count = ops.norm(patches, -1), NUM_OUTLIERS
+    else:
+        scores, count = _attention_scores(ops, trunk, r), NUM_OUTLIERS
+    values, places = ops.top_k(ops.reshape(scores, (batch, num)), count)
+    valid = ops.greater_or_equal(ops.reshape(values, (batch, count, 1)), np.float32(0))
+    found = ops.equal(ops.reshape(places, (batch, count, 1)), np.arange(num)[None, None])
+    marked = ops.max(ops.cast(ops.both(found, valid), "float32"), 1)
+    return ops.mark("outliers", ops.reshape(marked, (batch, num, 1)))
+
+
+def _attention_scores(ops: Operations, trunk: Trunk, r: float) -> Value:
+    """What the class token gives to patches in the block before the last, -1 behind the gate."""
+    block = trunk.tower.blocks[-2]
+    normed = ops.layer_norm(trunk.outputs[-2], block.norm_1)
+    queries, keys = (
+        split_heads(ops, ops.linear(normed, linear, scale), block.num_heads)
+        for linear, scale in ((block.query, block.scale), (block.key, 1.0))
+    )
+    scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
+    largest = ops.max(scores, -1)
+    raised = ops.exp(ops.sub(scores, largest))
+    total, size = ops.sum(raised, -1), scores.shape[-1]
+    own = ops.sum(ops.mul(queries, keys), -1)  # the diagonal of the scores
+    own = ops.mean(ops.div(ops.exp(ops.sub(own, largest)), total), 1)
+    seen = ops.div(ops.slice(raised, 2, 0, 1), ops.slice(total, 2, 0, 1))
+    seen = ops.mul(ops.slice(ops.mean(seen, 1), 3, 1, size), np.float32(5 * r))
+    seen = ops.transpose(seen, (0, 1, 3, 2))
+    gate = ops.slice(own, 2, 1, size)
+    return ops.where(ops.greater(seen, gate), seen, np.float32(-1))
+
+
+def local_outlier_factor(ops: Operations, patches: Value) -> Value:
+    """The local outlier factor [B, N, 1] of patches [B, N, W], with each patch's own reach."""
+    x = ops.sub(patches, ops.mean(patches, 1))  # distances are those of smaller numbers
+    squares = ops.sum(ops.mul(x, x), -1)
+    flipped = ops.transpose(x, (0, 2, 1))
+    products = ops.mul(ops.matmul(x, flipped), np.float32(2))
+    sums = ops.add(squares, ops.transpose(squares, (0, 2, 1)))
+    distance = ops.maximum(ops.sub(sums, products), np.float32(0))
+    smallest, _ = ops.top_k(ops.mul(distance, np.float32(-1)), NEIGHBOURS)
+    reach = ops.mul(ops.slice(smallest, 2, NEIGHBOURS - 1, NEIGHBOURS), np.float32(-1))
+    near = ops.cast(ops.greater_or_equal(reach, distance), "float32")
+    density = ops.matmul(near, ops.div(np.ones(1, np.float32), reach))
+    score = ops.sub(ops.mul(reach, density), np.float32(1))
+    return ops.mul(score, np.float32(1 / (NEIGHBOURS - 1)))
+
+
+def _repaired(ops: Operations, x: Value, outliers: Value, grid_hw: tuple[int, int]) -> Value:
+    """Patches with outliers replaced by the mean of sound neighbours, where there are any."""
+    kept = ops.sub(np.ones(1, np.float32), outliers)
+    total = _ring_sum(ops, ops.mul(x, kept), grid_hw)
+    count = _ring_sum(ops, kept, grid_hw)
+    replaced = ops.both(ops.greater(outliers, np.float32(0)), ops.greater(count, np.float32(0)))
+    return ops.where(replaced, ops.div(total, ops.maximum(count, np.float32(1))), x)
+
+
+def _ring_sum(ops: Operations, x: Value, grid_hw: tuple[int, int]) -> Value:
+    """For each cell of [B, N, W] the sum over the up to eight around it."""
+    batch, num, width = x.shape
+    ring = np.ones((width, 1, 3, 3), np.float32)
+    ring[:, :, 1, 1] = 0
+    cells = ops.reshape(ops.transpose(x, (0, 2, 1)), (batch, width, *grid_hw))
+    summed = ops.conv(cells, Linear(ring), pad=1, groups=width)
+    return ops.transpose(ops.reshape(summed, (batch, width, num)), (0, 2, 1))
+
+
+def _cosines(ops: Operations, x: Value) -> Value:
+    rows = unit(ops, x)
+    return ops.matmul(rows, ops.transpose(rows, (0, 2, 1)))
+
+
+def _cut(ops: Operations, similarity: Value, beta: float) -> Value:
+    kept = ops.greater_or_equal(similarity, np.float32(beta))
+    return ops.where(kept, similarity, np.float32(0))
+
+
+def _similarity_attention(ops: Operations, similarity: Value) -> Value:
+    """Softmax of three times a map, where it is at least its mean, [B, N, N]."""
+    mean = ops.mean(ops.mean(similarity, 2), 1)
+    raised = ops.mul(similarity, np.float32(3))
+    return ops.softmax(ops.where(ops.greater_or_equal(similarity, mean), raised, _MASKED))
+
+
+def _shared(ops: Operations, similarity: Value, x: Value) -> Value:
+    """Sums of ``x`` weighted by rows of a map that are divided by their sums."""
+    sums = ops.add(ops.sum(similarity, -1), np.float32(1e-6))
+    return ops.matmul(ops.div(similarity, sums), x)
+
+
+def _attended(
+    ops: Operations, trunk: Trunk, x: Value, similarity: Value, products: Sequence[str]
+) -> Value:
+    """The last block's attention of patches, its output projection included."""
+    block = trunk.tower.blocks[-1]
+    linears = {"q": block.query, "k": block.key, "v": block.value}
+    normed = ops.layer_norm(x, block.norm_1)
+    parts = {}
+    for index, name in enumerate(sorted({*"".join(products), "v"}, key="qkv".index)):
+        with ops.at(f"projections.{index}"):
+            parts[name] = split_heads(ops, ops.linear(normed, linears[name]), block.num_heads)
+    batch, num, _ = similarity.shape
+    total = ops.matmul(ops.reshape(similarity, (batch, 1, num, num)), parts["v"])
+    for product in products:
+        query, key = tuple(product)
+        scaled = ops.mul(parts[query], np.float32(block.scale))
+        total = ops.add(total, attend(ops, scaled, parts[key], parts["v"]))
+    share = np.float32(1 / (1 + len(products)))
+    with ops.at("out_proj"):
+        return ops.linear(merge_heads(ops, total), Linear(block.out.weight * share, block.out.bias))

@@ -1,0 +1,40 @@
+"""What dense heads are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zsseg_rt.export.networks.clip import ImageTower
+from zsseg_rt.export.networks.operations import Operations, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What a head may read.
+
+    Attributes:
+        tower: Weights and sizes.
+        grid_hw: The grid of patches.
+        outputs: Tokens [B, 1 + N, W] before the first block and after each but the last.
+        options: What the head was told, such as ``prior_std``.
+    """
+
+    tower: ImageTower
+    grid_hw: tuple[int, int]
+    outputs: Sequence[Value]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def after(self, block: int) -> Value:
+        """Tokens after a block, counted from 0; -1 is the input of the first."""
+        return self.outputs[block + 1]
+
+
+Head = Callable[[Operations, Trunk], Value]
+"""Makes the last block's patches [B, N, W], before ``ln_post``."""
+
+
+def patches_of(ops: Operations, tokens: Value) -> Value:
+    """Tokens without the class token."""
+    return ops.slice(tokens, 1, 1, tokens.shape[1])
