@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cat_seg import random_model
 from engine import FRAME_HW, machine_and_commit, random_inputs
 
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -128,6 +129,8 @@ SYSTEMS = {
     "clip_rc-voc": System(lambda: clip_rc(10), run_plain(512), 20),
     "clip_rc-coco": System(lambda: clip_rc(100), run_plain(512), 171),
     "dense_clip-naclip": System(dense_clip, run_plain(512), 20),
+    "cat_seg-20": System(random_model, run_plain(384), 20),
+    "cat_seg-150": System(random_model, run_plain(384), 150),
     "zeroseg": System(zeroseg, run_zeroseg, 20),
     "zegformer-r50": System(lambda: zegformer((3, 4, 6, 3)), run_zegformer, 20),
     "zegformer-r101": System(lambda: zegformer((3, 4, 23, 3)), run_zegformer, 20),

@@ -1,0 +1,40 @@
+"""The short form of CAT-Seg's benchmark: every candidate labels alike, and figures are there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cat_seg
+
+    return cat_seg
+
+
+@torch.no_grad()
+def test_its_eager_form_is_the_model_with_its_padding_tokens(benchmark):
+    head = benchmark.build_model("tiny").aggregator.layers[0].attention
+    x, named = torch.randn(2, 5, 9, 16), torch.rand(5, 12)
+    found = benchmark.as_published(head, x, named)
+    torch.testing.assert_close(found, head(x, named), rtol=1e-4, atol=1e-4)
+
+
+def test_the_short_form_measures_all_candidates(tmp_path):
+    report = tmp_path / "report.json"
+    command = [sys.executable, BENCHMARKS / "cat_seg.py", "--size", "tiny", "--classes", "40"]
+    command += ["--rounds", "1", "--threads", "1", "--json", report]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(report.read_text())["classes"]["40"]
+    assert row["same_labels_as_eager"] > 0.999
+    assert set(row["median_ms"]) == set(row["memory"]) == {"engine", "one graph", "eager"}
+    assert row["eager / engine"] > 0
+    assert "40 classes" in done.stdout
