@@ -25,8 +25,8 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model
-from zsseg_rt.models.clip.weights import load_clip
 from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.torch_files.clip_weights import load_clip
 from zsseg_rt.training.class_embeddings import embed_phrases
 
 TINY = PretrainingConfig(

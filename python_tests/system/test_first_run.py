@@ -23,7 +23,8 @@ from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
 from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
-from zsseg_rt.models.clip.weights import build_text_encoder, load_clip  # noqa: E402
+from zsseg_rt.models.clip.weights import build_text_encoder  # noqa: E402
+from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
 from zsseg_rt.torch_files.shipped_clip import read_packed  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402

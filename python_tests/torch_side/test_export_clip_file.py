@@ -21,8 +21,8 @@ from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 from zsseg_rt.export.networks import weights as weights_module
 from zsseg_rt.export.networks.heads import HEADS
 from zsseg_rt.models import create_model
-from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
 from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 TOWERS = {"num_heads": SIZES.num_heads, "text_heads": SIZES.text_heads}

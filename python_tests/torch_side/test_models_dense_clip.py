@@ -12,8 +12,8 @@ from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.models import create_model, slide_predict
-from zsseg_rt.models.clip.weights import CLIP_MEAN, normalisation_of
 from zsseg_rt.models.dense.encoder import RULES, neighbour_prior
+from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, normalisation_of
 
 HEADS = [name for name, rule in RULES.items() if not rule.aggregates]  # one block, any depth
 

@@ -98,7 +98,8 @@ def test_the_cosine_s_factor_is_an_option(build, architecture):
 
 def test_the_factor_fits_the_names():
     from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
-    from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+    from zsseg_rt.models.clip.weights import build_text_encoder
+    from zsseg_rt.torch_files.clip_weights import load_clip
     from zsseg_rt.training.class_embeddings import embed_phrases
 
     encoder = build_text_encoder(load_clip("demo"))

@@ -14,8 +14,9 @@ from support.golden_descriptor import SmallCase, official_layouts, unread
 from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import functional
 from zsseg_rt.models.clip.text_encoder import average_templates
-from zsseg_rt.models.clip.weights import ClipWeights, build_text_encoder
+from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer
+from zsseg_rt.torch_files.clip_weights import ClipWeights
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 

@@ -19,7 +19,7 @@ from tools.studies.comparison import (  # noqa: E402
     Variant,
 )
 from zsseg_rt.errors import ArgumentError, TrainingError  # noqa: E402
-from zsseg_rt.models.clip.weights import load_clip  # noqa: E402
+from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 

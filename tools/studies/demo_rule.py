@@ -17,11 +17,12 @@ from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export.bundle_writer import new_bundle_folder, write_golden, write_manifest
-from zsseg_rt.models.clip.weights import load_clip
+from zsseg_rt.models.clip.weights import image_config
 from zsseg_rt.models.descriptor.starts import COSINE_SCALE
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import read_golden
+from zsseg_rt.torch_files.clip_weights import load_clip
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings, choose_settings
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.trained.calibration import Calibration
@@ -40,7 +41,7 @@ def demo_run(clip: str | Path, config: DemoConfig) -> TrainConfig:
         CheckpointError: The weights cannot be read.
     """
     side = config.size
-    dim = load_clip(clip, activation="quick_gelu").image_config().embed_dim
+    dim = image_config(load_clip(clip, activation="quick_gelu")).embed_dim
     augmentation = {
         "kind": "fit_inside",
         "crop_hw": [side, side],

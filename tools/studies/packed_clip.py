@@ -14,8 +14,9 @@ from zsseg_rt.common.files import write_atomically
 from zsseg_rt.evaluation.datasets.scenes import words_of_world
 from zsseg_rt.evaluation.datasets.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.models.clip.weights import load_clip
+from zsseg_rt.models.clip.weights import text_config
 from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.torch_files.clip_weights import load_clip
 
 __all__ = ["pack_clip"]
 
@@ -35,7 +36,7 @@ def pack_clip(clip: Path, path: Path) -> Path:
     """
     weights = load_clip(clip, activation="quick_gelu")
     words, prompt_words = words_of_world(), FUNCTION_WORDS
-    tokenizer = Tokenizer(tokenizer_json(), context_length=weights.text_config().context_length)
+    tokenizer = Tokenizer(tokenizer_json(), context_length=text_config(weights).context_length)
     ids = torch.from_numpy(np.unique(tokenizer.encode([*words, *prompt_words])))
     tensors = {f"visual.{key}": value for key, value in weights.visual.items()} | weights.text
     tensors["token_embedding.weight"] = tensors["token_embedding.weight"][ids]

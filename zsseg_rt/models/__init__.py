@@ -11,10 +11,11 @@ except ModuleNotFoundError as error:
         f"Run {install_command('torch')}."
     ) from error
 
-from zsseg_rt.models.clip.weights import build_image_encoder, build_text_encoder, load_clip
+from zsseg_rt.models.clip.weights import build_image_encoder, build_text_encoder
 from zsseg_rt.models.registry import create_model, from_official
 from zsseg_rt.models.sliding import slide_predict
 from zsseg_rt.torch_files.checkpoints import load_checkpoint, normalize_state_dict
+from zsseg_rt.torch_files.clip_weights import load_clip
 
 __all__ = [
     "build_image_encoder",

@@ -16,7 +16,7 @@ import numpy as np
 from zsseg_rt.errors import CheckpointError
 
 NAME = "demo"
-"""What configurations and :func:`zsseg_rt.models.clip.weights.load_clip` call it."""
+"""What configurations and :func:`zsseg_rt.torch_files.clip_weights.load_clip` call it."""
 
 SPACE = "small CLIP of the synthetic world"
 

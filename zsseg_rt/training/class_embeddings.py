@@ -22,10 +22,11 @@ from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
-from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
+from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+from zsseg_rt.torch_files.clip_weights import load_clip
 from zsseg_rt.training.config import TextConfig
 
 _log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.weights import ClipWeights, build_image_encoder, load_clip
+from zsseg_rt.models.clip.weights import build_image_encoder
 from zsseg_rt.models.registry import ARCHITECTURES, find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
 from zsseg_rt.training.class_prompts import class_prompts
 from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig, TextConfig
 from zsseg_rt.training.data.batch import Batch

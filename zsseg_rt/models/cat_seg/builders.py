@@ -14,7 +14,12 @@ from zsseg_rt.models.cat_seg.encoder import split_weights
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.source import ClipSource
-from zsseg_rt.models.clip.weights import image_encoder_config, text_encoder_config
+from zsseg_rt.models.clip.weights import (
+    image_config,
+    image_encoder_config,
+    text_config,
+    text_encoder_config,
+)
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 
 _CLIP, _HEAD = "sem_seg_head.predictor.clip_model.", "sem_seg_head.predictor.transformer."
@@ -124,7 +129,7 @@ class CatSegStart(ClipSource):
     def build(self) -> CatSeg:
         """Make the model, in evaluation mode, with its text tower."""
         weights = self.load()
-        encoder = weights.image_config()
+        encoder = image_config(weights)
         window = self.view // encoder.patch_size // 2
         head = replace(
             self.aggregator or AggregatorConfig(window=window),
@@ -134,7 +139,7 @@ class CatSegStart(ClipSource):
         third = encoder.num_layers // 3
         config = CatSegConfig(
             image_encoder=encoder,
-            text_encoder=weights.text_config(),
+            text_encoder=text_config(weights),
             aggregator=head,
             taps=self.taps or (third - 1, 2 * third - 1),
             view=self.view,

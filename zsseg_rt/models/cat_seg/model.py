@@ -20,11 +20,11 @@ from zsseg_rt.models.cat_seg.aggregator import DROPPED_LOGIT, Aggregator, Aggreg
 from zsseg_rt.models.cat_seg.encoder import DenseFeatureEncoder, split_attention
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.weights import CLIP_MEAN, CLIP_STD
 from zsseg_rt.models.functional import preprocess
 from zsseg_rt.models.input_checks import check_size, check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings, check_picture
 from zsseg_rt.models.zegformer.pictures import resize_picture
+from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
 
 TEMPLATES = ("A photo of a {} in the scene",)
 

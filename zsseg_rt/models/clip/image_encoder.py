@@ -12,12 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.models.clip.transformer import (
-    Activation,
-    ResidualBlock,
-    Transformer,
-)
+from zsseg_rt.models.clip.transformer import ResidualBlock, Transformer
 from zsseg_rt.models.input_checks import check_tensor
+from zsseg_rt.torch_files.clip_weights import Activation
 
 Interpolation = Literal["bilinear", "bicubic"]
 

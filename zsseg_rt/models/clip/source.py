@@ -8,8 +8,7 @@ from pathlib import Path
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import ClipWeights, load_clip
+from zsseg_rt.torch_files.clip_weights import Activation, ClipWeights, load_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,7 @@ class ClipSource(ABC):
     """CLIP weights by tag or file; what builds a model from them has its settings beside these.
 
     Attributes:
-        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.clip.weights.load_clip`.
+        pretrained: A file or an open_clip tag; see :func:`zsseg_rt.models.load_clip`.
         clip: open_clip's name of the model, for a tag.
         activation: For a ``state_dict`` file, which does not store it.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.

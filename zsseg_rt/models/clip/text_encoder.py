@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.models.clip.transformer import Activation, Transformer
+from zsseg_rt.models.clip.transformer import Transformer
+from zsseg_rt.torch_files.clip_weights import Activation
 
 
 @dataclass(frozen=True, kw_only=True)

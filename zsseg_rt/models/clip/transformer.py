@@ -5,13 +5,11 @@ Module and parameter names are those of the published checkpoints, so loading is
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["quick_gelu", "gelu"]
+from zsseg_rt.torch_files.clip_weights import Activation
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

@@ -1,245 +1,38 @@
-"""CLIP weights: where they come from, and the towers built from them."""
+"""CLIP's towers, built from weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError, CheckpointError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,
     resize_positional_embedding,
 )
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.torch_files.checkpoints import Sizes, is_torchscript, load_checkpoint, load_weights
-from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
+from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
+from zsseg_rt.torch_files.clip_weights import Activation, ClipWeights
 
 _M = TypeVar("_M", bound=nn.Module)
-Colour = tuple[float, float, float]
-
-CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
-
-_TEXT_KEYS = (
-    "transformer.",
-    "token_embedding.",
-    "positional_embedding",
-    "ln_final.",
-    "text_projection",
-)
-_UNUSED_KEYS = {
-    "attn_mask",
-    "context_length",
-    "input_resolution",
-    "logit_bias",
-    "logit_scale",
-    "vocab_size",
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipWeights:
-    """Weights of a CLIP ViT, float32.
-
-    Attributes:
-        visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
-        text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
-        activation: The MLPs' activation.
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        logit_scale: Logarithm of the factor on cosines; None if the weights do not hold it.
-        words: See :class:`zsseg_rt.models.clip.text_encoder.TextEncoderConfig`.
-        prompt_words: See there.
-    """
-
-    visual: dict[str, Tensor]
-    text: dict[str, Tensor]
-    activation: Activation
-    num_heads: int | None = None
-    text_heads: int | None = None
-    logit_scale: float | None = None
-    words: tuple[str, ...] = ()
-    prompt_words: tuple[str, ...] = ()
-
-    def image_config(self) -> ImageEncoderConfig:
-        """Sizes of the image tower; it has no prompts."""
-        return image_encoder_config(Sizes(self.visual, "CLIP"), "", self.num_heads, self.activation)
-
-    def text_config(self) -> TextEncoderConfig:
-        """Sizes of the text tower."""
-        found = text_encoder_config(Sizes(self.text, "CLIP"), "", self.text_heads, self.activation)
-        return replace(found, words=self.words, prompt_words=self.prompt_words)
+def image_config(weights: ClipWeights) -> ImageEncoderConfig:
+    """Sizes of the image tower; it has no prompts."""
+    sizes = Sizes(weights.visual, "CLIP")
+    return image_encoder_config(sizes, "", weights.num_heads, weights.activation)
 
 
-def load_clip(
-    source: str | Path,
-    *,
-    architecture: str = "ViT-B-16",
-    activation: Activation | None = None,
-    num_heads: int | None = None,
-    text_heads: int | None = None,
-    trust: bool = False,
-) -> ClipWeights:
-    """Load CLIP weights.
-
-    Args:
-        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` as ``.pt`` or
-            ``.safetensors``), a pretrained tag of open_clip such as ``"openai"``, which downloads
-            unless open_clip has it cached, or ``"demo"``: the small CLIP that ships with the
-            package and knows drawings of a synthetic world only.
-        architecture: open_clip's name of the model, for a tag.
-        activation: The MLPs' activation, for a ``state_dict`` file, which lacks it. OpenAI's
-            archives are ``"quick_gelu"``; a tag brings its own.
-        num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is right
-            for ViT-B and ViT-L but not for ViT-H and larger.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-    Returns:
-        The weights of both towers.
-
-    Raises:
-        CheckpointError: The source cannot be read, is not a CLIP ViT, or does not state its
-            activation.
-        BackendUnavailableError: A tag is given and open_clip is not installed.
-    """
-    path = Path(source)
-    if is_shipped(source):
-        return _load_shipped()
-    if not path.is_file():
-        if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
-            raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
-        return _load_tag(str(source), architecture)
-    if activation is None and is_torchscript(path):
-        activation = "quick_gelu"
-    if activation is None:
-        raise CheckpointError(
-            "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
-            "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
-        )
-    weights = split_towers(load_checkpoint(path, trust=trust), activation, path.name)
-    return replace(weights, num_heads=num_heads, text_heads=text_heads)
-
-
-def _load_shipped() -> ClipWeights:
-    found = read_shipped()
-    weights = split_towers(found.state_dict, "quick_gelu", "demo")
-    return replace(weights, words=found.words, prompt_words=found.prompt_words)
-
-
-def _load_tag(tag: str, architecture: str) -> ClipWeights:
-    open_clip = _import_open_clip()
-    known = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in known:
-        raise CheckpointError(
-            f"source: expected a file or a pretrained tag of {architecture} "
-            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
-            "Check the spelling."
-        )
-    try:
-        model = open_clip.create_model(architecture, pretrained=tag)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"source: expected to download '{tag}' of {architecture}, got "
-            f"{type(error).__name__}. Connect to the network, or pass a local file."
-        ) from error
-    return _weights_of(model, tag)
-
-
-def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
-    """Untrained weights by open_clip's own initialisation, from torch's global generator.
-
-    Returns:
-        The weights of both towers.
-    """
-    open_clip = _import_open_clip()
-    known = architecture in open_clip.list_models()
-    config = open_clip.get_model_config(architecture) if known else {}
-    layers = config.get("vision_cfg", {}).get("layers")
-    if not isinstance(layers, int) or "hf_model_name" in config["text_cfg"]:
-        raise CheckpointError(
-            f"clip: expected an open_clip ViT such as 'ViT-B-16', got '{architecture}'. "
-            "Towers of timm and Hugging Face and ResNets are not supported."
-        )
-    return _weights_of(open_clip.create_model(architecture), architecture)
-
-
-def normalisation_of(source: str | Path, architecture: str) -> tuple[Colour, Colour]:
-    """Mean and standard deviation of RGB in ``[0, 1]`` that weights were trained with."""
-    config: Mapping[str, Any] = {}
-    if not (Path(source).is_file() or is_shipped(source)):
-        config = _import_open_clip().pretrained.get_pretrained_cfg(architecture, str(source))
-    mean, std = (config.get(key) for key in ("mean", "std"))
-    return tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
-
-
-def _weights_of(model: Any, name: str) -> ClipWeights:
-    quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-    weights = split_towers(model.state_dict(), "quick_gelu" if quick else "gelu", name)
-    text = getattr(model, "text", model)
-    pooling = getattr(text, "pool_type", getattr(model, "text_pool_type", "argmax"))
-    if pooling != "argmax":
-        raise CheckpointError(
-            f"{name}: expected a text tower that is read at its largest token id, as CLIP's, got "
-            f"pooling '{pooling}'. Use weights with CLIP's own tokenizer."
-        )
-    return replace(
-        weights,
-        num_heads=_heads_of(model.visual.transformer),
-        text_heads=_heads_of(text.transformer),
-    )
-
-
-def _heads_of(transformer: Any) -> int:
-    return int(transformer.resblocks[0].attn.num_heads)
-
-
-def _import_open_clip() -> Any:
-    try:
-        import open_clip
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            "open_clip: expected to be installed for a pretrained tag, got nothing. "
-            f"Run {install_command('train')}, or pass a local file."
-        ) from error
-    return open_clip
-
-
-def split_towers(
-    state_dict: Mapping[str, Tensor], activation: Activation, name: str
-) -> ClipWeights:
-    """Sort the keys of a whole CLIP by tower."""
-    visual, text, unknown = {}, {}, []
-    for key, value in state_dict.items():
-        bare = key.removeprefix("text.")
-        if key.startswith("visual."):
-            visual[key.removeprefix("visual.")] = value.detach().float()
-        elif bare.startswith(_TEXT_KEYS):
-            text[bare] = value.detach().float()
-        elif bare not in _UNUSED_KEYS:
-            unknown.append(key)
-    if unknown or "class_embedding" not in visual or not text:
-        raise CheckpointError(
-            f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
-            f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
-            "Use an OpenAI or open_clip checkpoint of a ViT."
-        )
-    scale = state_dict.get("logit_scale")
-    return ClipWeights(
-        visual=visual,
-        text=text,
-        activation=activation,
-        logit_scale=None if scale is None else float(scale),
-    )
+def text_config(weights: ClipWeights) -> TextEncoderConfig:
+    """Sizes of the text tower."""
+    sizes = Sizes(weights.text, "CLIP")
+    found = text_encoder_config(sizes, "", weights.text_heads, weights.activation)
+    return replace(found, words=weights.words, prompt_words=weights.prompt_words)
 
 
 def image_encoder_config(
@@ -311,7 +104,7 @@ def build_image_encoder(weights: ClipWeights, *, grid_side: int | None = None) -
             visual["positional_embedding"], (grid_side, grid_side)
         )
     with torch.device("meta"):
-        encoder = ImageEncoder(replace(weights, visual=visual).image_config())
+        encoder = ImageEncoder(image_config(replace(weights, visual=visual)))
     load_weights(encoder, visual, architecture="CLIP's image tower")
     return _frozen(encoder)
 
@@ -329,7 +122,7 @@ def build_text_encoder(weights: ClipWeights) -> TextEncoder:
         CheckpointError: The weights are not a CLIP text transformer's.
     """
     with torch.device("meta"):
-        encoder = TextEncoder(weights.text_config())
+        encoder = TextEncoder(text_config(weights))
     load_weights(encoder, weights.text, architecture="CLIP's text tower")
     return _frozen(encoder)
 

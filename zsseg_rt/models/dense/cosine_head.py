@@ -28,11 +28,12 @@ from zsseg_rt.models.clip.image_encoder import (
     unit,
 )
 from zsseg_rt.models.clip.source import ClipSource
-from zsseg_rt.models.clip.weights import normalisation_of
+from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
 from zsseg_rt.models.input_checks import check_size, read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
+from zsseg_rt.torch_files.clip_weights import normalisation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +186,14 @@ class CosineHeadStart(ClipSource):
         """Make the model, in evaluation mode, with its text tower, which is frozen."""
         weights = self.load()
         assert self.pretrained is not None, "it was loaded"
-        encoder = weights.image_config()
+        encoder = image_config(weights)
         size_hw = (self.image_size, self.image_size)
         check_size(size_hw, encoder.patch_size)
         side = self.image_size // encoder.patch_size
         mean, std = normalisation_of(self.pretrained, self.clip)
         config = CosineHeadConfig(
             image_encoder=replace(encoder, grid_side=side),
-            text_encoder=weights.text_config(),
+            text_encoder=text_config(weights),
             size_hw=size_hw,
             logit_scale=self.logit_scale,
             score_activation=self.score_activation,

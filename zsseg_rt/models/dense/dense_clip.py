@@ -21,16 +21,7 @@ from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, Segment
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import (
-    CLIP_MEAN,
-    CLIP_STD,
-    ClipWeights,
-    Colour,
-    normalisation_of,
-    random_clip,
-    split_towers,
-)
+from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.encoder import (
     HEADS,
@@ -43,6 +34,16 @@ from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.input_checks import check_size, check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
+from zsseg_rt.torch_files.clip_weights import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Activation,
+    ClipWeights,
+    Colour,
+    normalisation_of,
+    random_clip,
+    split_towers,
+)
 from zsseg_rt.torch_files.shipped_clip import is_shipped
 
 
@@ -294,10 +295,10 @@ class HeadSettings:
         self, weights: ClipWeights, colours: tuple[Colour, Colour], settings: Mapping[str, Any]
     ) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
-        encoder = weights.image_config()
+        encoder = image_config(weights)
         text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
         if weights.text:
-            text = weights.text_config()
+            text = text_config(weights)
             state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
         side = encoder.side if self.image_size is None else self.image_size
         config = DenseCLIPConfig(

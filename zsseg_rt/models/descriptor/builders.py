@@ -20,7 +20,12 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import ScoreActivation
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
 from zsseg_rt.models.clip.source import ClipSource
-from zsseg_rt.models.clip.weights import ClipWeights, image_encoder_config, text_encoder_config
+from zsseg_rt.models.clip.weights import (
+    image_config,
+    image_encoder_config,
+    text_config,
+    text_encoder_config,
+)
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.model import DescriptorModel
@@ -28,6 +33,7 @@ from zsseg_rt.models.descriptor.starts import COSINE_SCALE, Start, check_scale
 from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.torch_files.clip_weights import ClipWeights
 
 _TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
 
@@ -99,7 +105,7 @@ class DescriptorStart(ClipSource):
 
     def _fields(self, weights: ClipWeights, **encoder_fields: Any) -> dict[str, Any]:
         """The configuration's fields that both have."""
-        encoder = replace(weights.image_config(), patch_stride=self.patch_stride, **encoder_fields)
+        encoder = replace(image_config(weights), patch_stride=self.patch_stride, **encoder_fields)
         if self.image_size < 1 or self.image_size % encoder.patch_size:
             raise ShapeError(
                 f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
@@ -113,7 +119,7 @@ class DescriptorStart(ClipSource):
                 num_prompts=self.num_prompts,
                 num_deep_prompts=encoder.num_layers - 1,
             ),
-            "text_encoder": weights.text_config(),
+            "text_encoder": text_config(weights),
             "decoder": self.decoder or sizes,
             "image_size": self.image_size,
             "seen_classes": read_class_indices("seen_classes", self.seen_classes),

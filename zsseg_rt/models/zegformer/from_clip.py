@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip.source import ClipSource
-from zsseg_rt.models.clip.weights import ClipWeights
+from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.zegformer.backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
@@ -26,6 +26,7 @@ from zsseg_rt.models.zegformer.fusion import Fusion
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
+from zsseg_rt.torch_files.clip_weights import ClipWeights
 
 BACKBONES: Mapping[str, ResNetConfig] = {
     "resnet50": ResNetConfig(),
@@ -84,13 +85,13 @@ class ZegFormerStart(ClipSource):
     def build(self) -> ZegFormer:
         """Make the model, in evaluation mode, with both towers of CLIP."""
         weights = self.load()
-        image = weights.image_config()
+        image = image_config(weights)
         norm = self.backbone_norm or ("learned" if self.backbone_weights is None else "frozen")
         config = ZegFormerConfig(
             backbone=replace(_backbone(self.backbone), norm=norm),
             decoder=_decoder(self.decoder, self.queries, image.embed_dim),
             clip_image=image,
-            clip_text=weights.text_config(),
+            clip_text=text_config(weights),
             seen_classes=read_class_indices("seen_classes", self.seen_classes),
             calibration=self.calibration,
             fusion=self.fusion,

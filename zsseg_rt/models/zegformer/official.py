@@ -12,8 +12,7 @@ from torch import Tensor
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
-from zsseg_rt.models.clip.transformer import Activation
-from zsseg_rt.models.clip.weights import ClipWeights, image_encoder_config, text_encoder_config
+from zsseg_rt.models.clip.weights import image_encoder_config, text_encoder_config
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.zegformer.backbone import ResNetConfig
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
@@ -22,6 +21,7 @@ from zsseg_rt.models.zegformer.fusion import Fusion, fusion_of_flags
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.torch_files.clip_weights import Activation, ClipWeights
 
 _CLIP = "sem_seg_head.predictor.clip_model."
 _STAGES = ("res2", "res3", "res4", "res5")
