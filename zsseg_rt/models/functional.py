@@ -1,6 +1,7 @@
 """Kernels in torch, as used in training; differentiable where that makes sense.
 
-Names and meanings are those of :mod:`zsseg_rt.ops.reference`; ``out`` and ``stream`` do not apply.
+Names, arguments, shapes and meanings are those of :mod:`zsseg_rt.ops.reference`;
+``out`` and ``stream`` do not apply.
 """
 
 from __future__ import annotations
@@ -29,14 +30,6 @@ def preprocess(
 ) -> Tensor:
     """Resize (bilinear, no antialiasing), divide by 255 and normalise a frame.
 
-    Args:
-        frame: uint8 ``[H, W, 3]``.
-        size_hw: Size of the result, in pixels.
-        mean: Mean of R, G, B, in ``[0, 1]``.
-        std: Standard deviation of R, G, B, in ``[0, 1]``.
-        channel_order: Order of the frame's channels.
-        align: Where pixels lie on the frame.
-
     Returns:
         RGB planes, float32 ``[3, h, w]``.
     """
@@ -54,10 +47,6 @@ def preprocess(
 def describe(cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
     """Relate an image to every class: ``[cls * text, text]``.
 
-    Args:
-        cls_embed: ``[B, D]``.
-        text_embeds: ``[C, D]``.
-
     Returns:
         ``[B, C, 2 * D]``.
     """
@@ -69,12 +58,6 @@ def relationship_descriptor(
     cls_embed: Tensor, text_embeds: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """Make class queries: ``[cls * text, text] @ weight.T + bias``.
-
-    Args:
-        cls_embed: ``[B, D]``.
-        text_embeds: ``[C, D]``.
-        weight: ``[E, 2 * D]``.
-        bias: ``[E]``.
 
     Returns:
         ``[B, C, E]``.
@@ -93,12 +76,6 @@ def patch_text_similarity(
     normalize: bool = True,
 ) -> Tensor:
     """Compare every patch with every class: ``logit_scale * text @ patches.T``.
-
-    Args:
-        patch_embeds: ``[B, N, D]``.
-        text_embeds: ``[C, D]`` or ``[B, C, D]``.
-        logit_scale: Factor on the products.
-        normalize: Whether to divide both sides by their norms first (cosine similarity).
 
     Returns:
         ``[B, C, N]``.
@@ -124,16 +101,6 @@ def upsample_argmax(
 
     A class that is NaN or minus infinity at a pixel never wins it; a pixel with no other class
     is unknown.
-
-    Args:
-        logits: float ``[B, C, h, w]``.
-        out_hw: Size of the result, in pixels.
-        activation: Applied after upsampling; ``"softmax"`` is over classes.
-        seen: bool ``[C]``; classes whose activated value is lowered.
-        seen_bias: How much it is lowered.
-        unknown_below: Pixels with a lower score become unknown.
-        with_scores: Whether to return scores.
-        align: Where the grid's cells lie on the image.
 
     Returns:
         Labels ``[B, H, W]``, uint8 with 255 for unknown (above 254 classes int32 with 65535), and
@@ -167,13 +134,6 @@ def blend_cosines(
 ) -> Tensor:
     """See :func:`zsseg_rt.ops.blend_cosines`; differentiable.
 
-    Args:
-        mask_logits: float ``[B, C, h, w]``.
-        cosines: Scaled cosines, ``[B, C, h, w]``.
-        weights: Of the cosines, ``[C]``, in [0, 1].
-        shares: How much of its class each phrase is, ``[C]``, above 0.
-        activation: Of the mask logits.
-
     Returns:
         Log-odds of the blended probabilities, ``[B, C, h, w]``.
     """
@@ -195,13 +155,6 @@ def _activate(values: Tensor, activation: str) -> Tensor:
 
 def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.5) -> Tensor:
     """Blend each pixel with its class colour; pixels without a colour keep the frame's.
-
-    Args:
-        frame: uint8 ``[H, W, 3]``.
-        labels: Class indices, ``[H, W]``. 255 in uint8, 65535 in any other type, and indices of
-            ``len(palette)`` and above have no colour.
-        palette: uint8 ``[K, 3]``.
-        alpha: Share of the colour, in ``[0, 1]``.
 
     Returns:
         uint8 ``[H, W, 3]``.
