@@ -119,6 +119,12 @@ BUILDERS = {
     "camvid": build_camvid,
     "cityscapes": build_cityscapes,
     "cocostuff164k": build_cocostuff,
+    "coco-object": build_cocostuff,
+    "coco-stuff": build_cocostuff,
     "context": build_context,
+    "context59": build_context,
+    "context60": build_context,
     "voc2012": build_voc,
+    "voc20": build_voc,
+    "voc21": build_voc,
 }

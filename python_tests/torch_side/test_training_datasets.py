@@ -30,6 +30,12 @@ from zsseg_rt.evaluation.datasets.splits import class_table
         ("ade20k_full", {}, 847, 275, [0, 846, 65535]),
         ("cityscapes", {}, 19, 0, [255, 0, 18, 255, 16]),
         ("camvid", {}, 11, 0, [0, 4, 10, 255]),
+        ("voc20", {}, 20, 0, [255, 0, 19, 255]),
+        ("voc21", {}, 21, 0, [0, 1, 20, 255]),
+        ("context59", {}, 59, 0, [255, 0, 58, 255]),
+        ("context60", {}, 60, 0, [0, 1, 59, 255]),
+        ("coco-stuff", {}, 171, 0, [0, 11, 170, 255]),
+        ("coco-object", {}, 81, 0, [1, 12, 0, 0]),  # stuff and what is not annotated: background
     ],
 )
 def test_reads_the_published_layout(tmp_path, name, options, classes, unseen, rows):
@@ -104,6 +110,14 @@ def test_cocostuff_as_published_equals_the_converted_one(tmp_path, convention):
         for kind in ("raw", "converted")
     )
     assert rows_of(raw) == rows_of(converted)
+
+
+def test_objects_are_the_same_in_both_kinds_of_masks(tmp_path):
+    build_cocostuff(tmp_path, converted=False)
+    assert rows_of(create_dataset("coco-object", tmp_path, partial=True))[:4] == [1, 12, 0, 0]
+    build_cocostuff(tmp_path, converted=False, values=[89, 91, 11, 255])
+    with pytest.raises(DatasetError, match=r"got 11\."):
+        create_dataset("coco-object", tmp_path, partial=True)[0]
 
 
 def test_a_value_of_no_class_is_named(tmp_path):

@@ -30,16 +30,27 @@ class FilePair:
 
 
 class ValueTable:
-    """Turns the values of a mask into class indices."""
+    """Turns the values of a mask into class indices.
 
-    def __init__(self, values: Sequence[int], ignored: Iterable[int] = (255,)) -> None:
+    ``background`` has the values that are the first class, if several are; its one in ``values``
+    is then not read.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[int],
+        ignored: Iterable[int] = (255,),
+        background: Sequence[int] = (),
+    ) -> None:
         self.values = tuple(values)
         self.ignored = tuple(ignored)
         self._ignore = ignore_label(len(self.values))
         self._dtype = label_dtype(len(self.values))
         self._table = np.full(65536, _UNKNOWN, np.uint16)
         self._table[list(self.ignored)] = self._ignore
-        self._table[list(self.values)] = np.arange(len(self.values))
+        self._table[list(background)] = 0
+        first = 1 if background else 0
+        self._table[list(self.values[first:])] = np.arange(first, len(self.values))
 
     def __call__(self, mask: Mask, path: Path) -> LabelMap:
         """Turn values into indices."""

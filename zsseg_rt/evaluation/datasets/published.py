@@ -32,6 +32,9 @@ class PublishedSet:
         converted: How masks end that were converted; others have the values as published. Empty:
             there is one kind.
         zegformer: Makes ZegFormer's convention of the published classes; None: there is one only.
+        table: Name of its class list; empty: its own name.
+        classes: Makes its classes of the list's.
+        rest: Whether the list's other classes, and pixels without annotation, are the first class.
     """
 
     layout: Layout
@@ -41,6 +44,9 @@ class PublishedSet:
     has_background: bool = False
     converted: str = ""
     zegformer: Callable[[ClassTable], ClassTable] | None = None
+    table: str = ""
+    classes: Callable[[ClassTable], ClassTable] | None = None
+    rest: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -66,7 +72,9 @@ def open_published(
     require_choice("convention", convention, ("zegclip", "zegformer"))
     folder = row.layout.find(root, first=split if row.known_by_split else None)
     found = row.files(row.layout, folder, split)
-    table = class_table("pascal_context" if name == "context" else name)
+    listed = table = class_table(row.table or name)
+    if row.classes is not None:
+        table = row.classes(table)
     if row.has_background and not background:
         table = table.pick(range(1, len(table.names)))
     if row.zegformer is not None and convention == "zegformer":
@@ -74,10 +82,11 @@ def open_published(
     table = table.with_unseen(unseen)
     pairs = row.layout.check_pairs(found, split, folder, partial)
     as_published = row.converted and not pairs[0].mask.name.endswith(row.converted)
-    values = (as_published and table.map_values) or table.values
+    values, others = ((as_published and kind.map_values) or kind.values for kind in (table, listed))
     ignored = [value for value in row.ignored if value not in values]
     title = f"context{len(table.names)}" if row.has_background else name
-    return FileDataset(f"{title}/{split}", table, pairs, ValueTable(values, ignored))
+    rest = (*others, *ignored) if row.rest else ()
+    return FileDataset(f"{title}/{split}", table, pairs, ValueTable(values, ignored, rest))
 
 
 def _folders(
@@ -127,9 +136,34 @@ def _potted_plant(table: ClassTable) -> ClassTable:
     return replace(table, names=tuple(names))
 
 
+def _all_seen(table: ClassTable) -> ClassTable:
+    return replace(table, seen=tuple(range(len(table.names))))
+
+
+def _without_background(table: ClassTable) -> ClassTable:
+    return _all_seen(table.pick(range(1, len(table.names))))
+
+
+def _with_background(table: ClassTable) -> ClassTable:
+    """One more class, the first; its colour is black, as in VOC."""
+    more = replace(
+        table,
+        names=("background", *table.names),
+        values=(0, *table.values),
+        map_values=table.map_values and (0, *table.map_values),
+        colours=table.colours and ((0, 0, 0), *table.colours),
+    )
+    return _all_seen(more)
+
+
+def _objects(table: ClassTable) -> ClassTable:
+    """COCO's 80 things, and background."""
+    return _with_background(table.pick(range(80)))
+
+
 _ADE_PARTS = {"train": "training", "val": "validation"}
 
-PUBLISHED: Mapping[str, PublishedSet] = {
+PUBLISHED: dict[str, PublishedSet] = {
     "ade20k": PublishedSet(
         layout=Layout(
             title="ADE20K (150 classes)",
@@ -238,6 +272,7 @@ PUBLISHED: Mapping[str, PublishedSet] = {
             {split: ((split, "SegmentationClassContext"),) for split in ("train", "val")},
         ),
         has_background=True,
+        table="pascal_context",
     ),
     "voc2012": PublishedSet(
         layout=Layout(
@@ -278,3 +313,20 @@ PUBLISHED: Mapping[str, PublishedSet] = {
     ),
 }
 """By the name that :func:`zsseg_rt.evaluation.create_dataset` takes."""
+
+
+def _variant(name: str, **changes: Any) -> PublishedSet:
+    """The same files with the classes that papers on dense CLIP label; all count as seen."""
+    row = PUBLISHED[name]
+    usual = {"table": row.table or name, "zegformer": None, "has_background": False}
+    return replace(row, **{**usual, "classes": _all_seen, **changes})
+
+
+PUBLISHED |= {
+    "coco-object": _variant("cocostuff164k", classes=_objects, rest=True),
+    "coco-stuff": _variant("cocostuff164k"),
+    "context59": _variant("context", classes=_without_background),
+    "context60": _variant("context"),
+    "voc20": _variant("voc2012"),
+    "voc21": _variant("voc2012", classes=_with_background),
+}
