@@ -92,7 +92,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 class FakeRun:
-    """One run of a graph.
+    """A later run of a graph.
 
     Args:
         path: An ONNX file.
@@ -118,8 +118,11 @@ class FakeRun:
                 kind = value.type.tensor_type
                 shape = [axis.dim_value or open_size for axis in kind.shape.dim]
                 feeds[value.name] = torch.empty(shape, device=DEVICE, dtype=DTYPES[kind.elem_type])
+            kept: dict[tuple[str, int], torch.Tensor] = {}
+            with FusedAttention(), Watch():
+                program.run(feeds, kept=kept)  # the first makes what later ones write into
             with FusedAttention() as attention, Watch() as watch:
-                results = program.run(feeds)
+                results = program.run(feeds, kept=kept)
         assert all(result.device == DEVICE for result in results.values())
         self.crossed, self.fused_attention = watch.crossed, attention.calls
         self.launched = watch.launched + ["attention"] * attention.calls

@@ -26,7 +26,10 @@ def weights(*shape, dtype=np.float32):
 
 
 def check(path, nodes, inputs, outputs, constants, *, tolerance=1e-5):
-    """Run a graph as it is written and rewritten; returns what was rewritten, and the operators."""
+    """Run a graph as it is written and rewritten; returns what was rewritten, and the operators.
+
+    Rewritten, it runs twice, as a session does: on other values first.
+    """
     path = write_graph(path / "g.onnx", nodes, inputs, outputs, constants)
     dtypes = {FLOAT: np.float32, HALF: np.float16}
     feeds = {
@@ -38,8 +41,9 @@ def check(path, nodes, inputs, outputs, constants, *, tolerance=1e-5):
     with torch.inference_mode():
         for program in (plain, rewritten):
             program.place(torch.device("cpu"), None)
-        expected = plain.run(feeds)
-        for name, result in rewritten.run(feeds).items():
+        expected, kept = plain.run(feeds), {}
+        rewritten.run({name: feed + 1 for name, feed in feeds.items()}, kept=kept)
+        for name, result in rewritten.run(feeds, kept=kept).items():
             torch.testing.assert_close(result, expected[name], atol=tolerance, rtol=tolerance)
     return counts, [made.op_type for made in rewritten.nodes]
 
@@ -155,6 +159,74 @@ def test_products_of_the_same_rows_are_merged(tmp_path):
     counts, left = check(tmp_path, nodes, X, outputs, held)
     assert counts["merged_linear"] == 1
     assert left == ["Linear", "Parts"]
+
+
+PROMPTS = 3
+
+
+def prompted(order="{} prompts_{}", batch=1):
+    """Queries, keys and values of the same rows, by heads; constants behind the last two."""
+    nodes, held = [], {"heads": np.array([batch, -1, HEADS, WIDTH // HEADS])}
+    for name in "qkv":
+        nodes += [node("MatMul", f"x w{name}", f"p{name}"), node("Add", f"p{name} b{name}", name)]
+        to = f"{name}t" if name in "kv" else "Q"
+        nodes += [node("Reshape", f"{name} heads", f"{name}r")]
+        nodes += [node("Transpose", f"{name}r", to, perm=[0, 2, 1, 3])]
+        held |= {f"w{name}": weights(WIDTH, WIDTH), f"b{name}": weights(WIDTH)}
+        if name in "kv":
+            nodes.append(node("Concat", order.format(to, name), name.upper(), axis=2))
+            held[f"prompts_{name}"] = weights(batch, HEADS, PROMPTS, WIDTH // HEADS)
+    behind = (FLOAT, [batch, HEADS, ROWS + PROMPTS, WIDTH // HEADS])
+    outputs = {"Q": (FLOAT, [batch, HEADS, ROWS, WIDTH // HEADS]), "K": behind, "V": behind}
+    return nodes, {"x": (FLOAT, [batch, ROWS, WIDTH])}, outputs, held
+
+
+def test_constant_keys_and_values_are_written_once(tmp_path):
+    counts, left = check(tmp_path, *prompted())
+    assert counts["extended_linear"] == 1
+    to_heads = ["Reshape", "Transpose"]
+    assert left == ["ExtendedLinear", "Parts", "DropRows", *to_heads, *to_heads, *to_heads]
+
+
+@pytest.mark.parametrize("settings", [{"order": "prompts_{1} {0}"}, {"batch": 2}])
+def test_constants_that_are_not_the_last_rows_are_left(tmp_path, settings):
+    counts, left = check(tmp_path, *prompted(**settings))
+    assert counts["extended_linear"] == 0
+    assert left.count("Concat") == 2
+
+
+def test_a_part_that_is_also_read_without_its_constants_is_left(tmp_path):
+    nodes, inputs, outputs, held = prompted()
+    outputs["kt"] = outputs["Q"]
+    counts, left = check(tmp_path, nodes, inputs, outputs, held)
+    assert counts["extended_linear"] == 1  # the values'
+    assert left.count("Concat") == 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_relu_is_part_of_a_product_that_nothing_else_reads(tmp_path, kept):
+    nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "h"), node("Relu", "h", "y")]
+    outputs = Y | ({"h": Y["y"]} if kept else {})
+    held = {"w": weights(WIDTH, 6), "b": weights(6)}
+    counts, left = check(tmp_path, nodes, X, outputs, held)
+    assert counts["fused_relu"] == (not kept)
+    assert left == (["Linear", "Relu"] if kept else ["LinearRelu"])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rows_of_half_precision_are_made_unit_in_two_launches(tmp_path, kept):
+    nodes = [
+        node("Cast", "x", "wide", to=FLOAT),
+        node("ReduceL2", "wide axes", "norm", keepdims=1),
+        node("Div", "wide norm", "unit"),
+        node("Cast", "unit", "y", to=HALF),
+    ]
+    inputs, outputs = {"x": (HALF, [1, ROWS, WIDTH])}, {"y": (HALF, [1, ROWS, WIDTH])}
+    outputs |= {"norm": (FLOAT, [1, ROWS, 1])} if kept else {}
+    held = {"axes": np.array([-1])}
+    counts, left = check(tmp_path, nodes, inputs, outputs, held, tolerance=0)
+    assert counts["fused_unit"] == (not kept)
+    assert left == (["Cast", "ReduceL2", "Div", "Cast"] if kept else ["Unit"])
 
 
 def quick_gelu():

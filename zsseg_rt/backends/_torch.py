@@ -140,6 +140,7 @@ class _TorchSession:
     def __init__(self, graph: _TorchGraph, program: Program) -> None:
         self._graph = graph
         self._program: Program | None = program
+        self._kept: dict[tuple[str, int], Tensor] = {}  # memory that runs write into again
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -169,7 +170,7 @@ class _TorchSession:
             tensors = {
                 spec.name: self._read(spec, feeds[spec.name], stream) for spec in self.inputs
             }
-            results = self._program.run(tensors)
+            results = self._program.run(tensors, kept=self._kept)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
                 return {name: wide(tensor).numpy() for name, tensor in ready.items()}
@@ -188,7 +189,7 @@ class _TorchSession:
             tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
             for _ in range(runs):
                 marks = _NodeMarks(self.device)
-                program.run(tensors, marks.mark)
+                program.run(tensors, marks.mark, kept=self._kept)
                 totals = [sum(pair) for pair in zip(totals, marks.between_ms(), strict=True)]
         return tuple(
             NodeTime(name=node.name, type=node.op_type, ms=total / runs)
@@ -207,6 +208,7 @@ class _TorchSession:
 
     def close(self) -> None:
         self._program = None
+        self._kept.clear()
 
     @contextlib.contextmanager
     def _on_stream(self, stream: int) -> Iterator[None]:

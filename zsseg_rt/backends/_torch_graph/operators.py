@@ -72,6 +72,12 @@ def _reduce_l2(attributes: Attributes, x: Tensor, axes: Tensor | None = None) ->
     return norm.to(x.dtype)
 
 
+def _unit(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
+    return torch.div(x, norm, out=torch.empty_like(x))  # rounded in the same launch
+
+
 def _reduce_mean(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
     dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
     keep = bool(attributes.get("keepdims", 1))
@@ -317,6 +323,23 @@ def _linear(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> 
     return torch.addmm(bias, rows, weight).view(*x.shape[:-1], weight.shape[1])
 
 
+def _linear_relu(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rows = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight)
+    return rows.view(*x.shape[:-1], weight.shape[1])
+
+
+def extended_rows(x: Tensor, below: Tensor) -> Tensor:
+    """What ``ExtendedLinear`` writes into: rows of ``x`` [1, N, W] to come, then those given."""
+    return torch.cat([below.new_empty(x.shape[1], below.shape[1]), below])
+
+
+def _extended_linear(
+    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor
+) -> Tensor:
+    torch.addmm(bias, x[0], weight, out=rows[: x.shape[1]])
+    return rows[None]
+
+
 def _parts(attributes: Attributes, x: Tensor) -> Sequence[Tensor]:
     return torch.split(x, attributes["sizes"], dim=attributes["axis"])
 
@@ -367,11 +390,15 @@ OPERATORS: dict[str, Operator] = {
 
 # What a rewritten graph holds besides; these names are no ONNX operators.
 _FUSED: dict[str, Operator] = {
+    "DropRows": lambda attributes, x: x[:, : -attributes["rows"]],
+    "ExtendedLinear": _extended_linear,
     "FusedAttention": _fused_attention,
     "Linear": _linear,
+    "LinearRelu": _linear_relu,
     "Parts": _parts,
     "Silu": _elementwise(F.silu),
     "SwapLastAxes": _elementwise(lambda x: x.transpose(-1, -2)),
+    "Unit": _unit,
 }
 
 RUNNABLE = OPERATORS | _FUSED

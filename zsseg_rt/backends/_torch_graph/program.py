@@ -99,10 +99,19 @@ class Program:
             self.constants[name] = _aligned(self.constants[name])
 
     def run(
-        self, feeds: dict[str, Tensor], on_node: Callable[[], None] | None = None
+        self,
+        feeds: dict[str, Tensor],
+        on_node: Callable[[], None] | None = None,
+        *,
+        kept: dict[tuple[str, int], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the graph's outputs, of the dtypes that its file states."""
+        """Compute the graph's outputs, of the dtypes that its file states.
+
+        ``kept`` holds what runs of one session write into again; it grows with the first run.
+        """
         from zsseg_rt.backends._torch_graph.operators import RUNNABLE
+
+        kept = {} if kept is None else kept
 
         values = {name: self._take(name, tensor) for name, tensor in feeds.items()}
         for node, last_uses in zip(self.nodes, self._last_uses, strict=True):
@@ -113,6 +122,8 @@ class Program:
                     for name, held in zip(node.inputs, inputs, strict=True)
                 ]
             try:
+                if node.op_type == "ExtendedLinear":
+                    inputs[3] = _extended(kept, node, *inputs)
                 result = RUNNABLE[node.op_type](node.attributes, *inputs)
                 results: Any = (result,) if hasattr(result, "dtype") else result
                 values.update(zip(node.outputs, map(self._lower, results), strict=True))
@@ -140,6 +151,18 @@ class Program:
     def _lower(self, tensor: Tensor) -> Tensor:
         lower = self.lowered is not None and tensor.is_floating_point()
         return tensor.to(self.lowered) if lower else tensor
+
+
+def _extended(
+    kept: dict[tuple[str, int], Tensor], node: Node, x: Tensor, *weights: Tensor
+) -> Tensor:
+    """A product's rows in memory that stays, so that constant ones are written there once."""
+    from zsseg_rt.backends._torch_graph.operators import extended_rows
+
+    key = (node.outputs[0], x.shape[1])
+    if key not in kept:
+        kept[key] = extended_rows(x, weights[-1])
+    return kept[key]
 
 
 def _to_tensor(proto: Any) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.backends._torch_graph.graph import Graph, Node
+from zsseg_rt.backends._torch_graph.joins import extend_linear, fuse_relu, fuse_unit
 from zsseg_rt.backends._torch_graph.operators import OPERATORS, TORCH_DTYPES
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -156,6 +157,9 @@ PATTERNS: dict[str, Callable[[Graph], int]] = {
     "fused_linear": fuse_linear,
     "quick_gelu": fold_quick_gelu,
     "merged_linear": merge_linear,
+    "extended_linear": extend_linear,
+    "fused_relu": fuse_relu,
+    "fused_unit": fuse_unit,
 }
 """By the name under which a graph's report counts them, in the order they are applied."""
 
