@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from support import tiny
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
-from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.dense.encoder import RULES, neighbour_prior
 from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, normalisation_of
@@ -171,16 +170,6 @@ def test_class_embedding_is_clips_own_for_every_head(clip, build, head):
     pooled, _ = clip.visual(image)
     found = build(head=head)(image, tiny.text_embeds(2, DIM)).cls_embed
     assert_same(found, F.normalize(pooled, dim=-1))
-
-
-@pytest.mark.parametrize("size_hw", [(64, 64), (48, 80)], ids=str)
-@pytest.mark.parametrize("head", HEADS)
-@torch.no_grad()
-def test_folded_encoder_is_the_encoder(build, head, size_hw):
-    model, image = build(head=head), tiny.image(2, 3, *size_hw)
-    folded = fold_dense(model, size_hw)
-    assert folded.grid_hw == (size_hw[0] // PATCH, size_hw[1] // PATCH)
-    assert_same(folded(image), model.image_encoder(image).patch_embeds)
 
 
 @pytest.mark.parametrize("std", [5.0, 1.5])

@@ -11,7 +11,9 @@ from support.errors import refused
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.folded.dense import fold_dense
+from zsseg_rt.export.dense_clip import tower_of
+from zsseg_rt.export.networks.arrays import Arrays
+from zsseg_rt.export.networks.heads import dense_embeds
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
 
@@ -128,8 +130,8 @@ def test_the_head_maps_patches_before_they_are_compared(build):
     expected = model.log_scale.exp().item() * unit_text @ patches.T
     logits = model(image, text).mask_logits[0].flatten(1)
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)  # logits to 24, float32
-    folded = fold_dense(model)
-    np.testing.assert_allclose(folded(image)[0].numpy(), patches, atol=1e-5)
+    exported = dense_embeds(Arrays(), tower_of(model), image.numpy(), "vanilla")
+    np.testing.assert_allclose(exported[0], patches, atol=1e-5)
 
 
 @torch.no_grad()

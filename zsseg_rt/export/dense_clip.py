@@ -12,17 +12,16 @@ import torch
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.aggregation import check_grid
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.folded.dense import fold_dense
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
     GOLDEN_TEMPLATES,
     dense_golden,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, GraphSource, WrittenGraph, image_network
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, image_network
 from zsseg_rt.export.networks.clip import ImageTower
 from zsseg_rt.export.networks.heads import dense_embeds
-from zsseg_rt.export.onnx import image_graph, provenance
+from zsseg_rt.export.onnx import provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
@@ -49,26 +48,28 @@ def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel
     )
 
 
-def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int]) -> GraphSource | WrittenGraph:
-    """What torch's exporter makes; heads that repair patches are written operation by operation."""
+def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int]) -> WrittenGraph:
+    """Written operation by operation, as from a file of weights."""
+    encoder = model.image_encoder
+    options: dict[str, Any] = {"position": encoder.position, "prior_std": encoder.prior_std}
+    if isinstance(encoder, AggregatingEncoder):
+        check_grid(encoder.pm, encoder.grid_hw(size_hw))
+        options["aggregation"] = encoder.settings
+    head = model.config.head
+    return image_network(
+        partial(dense_embeds, tower=tower_of(model), head=head, **options), size_hw
+    )
+
+
+def tower_of(model: DenseCLIP) -> ImageTower:
+    """The weights of a model's image tower, what it trained after it included."""
     encoder, config = model.image_encoder, model.config.image_encoder
-    if not encoder.rule.aggregates:
-        return image_graph(fold_dense(model, size_hw), size_hw, ("patch_embeds",))
-    assert isinstance(encoder, AggregatingEncoder)
-    check_grid(encoder.pm, encoder.grid_hw(size_hw))
-    tower = ImageTower(
-        tensors={key: value.detach().numpy() for key, value in encoder.state_dict().items()},
+    weights = encoder.state_dict() | {"proj": encoder.patch_proj()}
+    return ImageTower(
+        tensors={key: value.detach().numpy() for key, value in weights.items()},
         num_heads=config.num_heads,
         activation=config.activation,
     )
-    encode = partial(
-        dense_embeds,
-        tower=tower,
-        head=model.config.head,
-        position=encoder.position,
-        aggregation=encoder.settings,
-    )
-    return image_network(encode, size_hw)
 
 
 def _text_side(model: DenseCLIP, options: ExportOptions) -> TextSide:
