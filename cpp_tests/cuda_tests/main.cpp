@@ -185,7 +185,7 @@ void run_preprocess_formats(Comparison& comparison, Randomness& random) {
   params.width = 42;
   params.mean = {0.48, 0.46, 0.41};
   params.std = {0.27, 0.26, 0.28};
-  params.matrix = ColourMatrix::kBt709;
+  params.matrix = ColourMatrix::kBt709Full;
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     const Tolerance rounded = dtype == DType::float16 ? kHalf : kBfloat16;
     for (const bool nv12 : {false, true}) {

@@ -34,10 +34,20 @@ bool is_bgr(const std::string& channel_order) {
 }
 
 ColourMatrix parse_matrix(const std::string& name) {
-  if (name != "bt601" && name != "bt709") {
-    fail_argument("colour_matrix", "'bt601' or 'bt709'", "'" + name + "'");
+  if (name == "bt601") {
+    return ColourMatrix::kBt601;
   }
-  return name == "bt601" ? ColourMatrix::kBt601 : ColourMatrix::kBt709;
+  if (name == "bt709") {
+    return ColourMatrix::kBt709;
+  }
+  if (name == "bt601-full") {
+    return ColourMatrix::kBt601Full;
+  }
+  if (name != "bt709-full") {
+    fail_argument("colour_matrix", "'bt601', 'bt709', 'bt601-full' or 'bt709-full'",
+                  "'" + name + "'");
+  }
+  return ColourMatrix::kBt709Full;
 }
 
 // One array, or a tuple of two planes.

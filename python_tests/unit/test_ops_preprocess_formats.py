@@ -29,7 +29,7 @@ def placed(device, frame):
 
 @pytest.mark.parametrize("frame_hw", [(2, 2), (6, 14), (210, 308)])
 @pytest.mark.parametrize("size_hw", [(1, 1), (7, 13), (97, 260)])
-@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt601-full", "bt709-full"])
 def test_nv12_matches_reference(device, frame_hw, size_hw, matrix):
     frame = nv12_frame(*frame_hw)
     settings = {"size_hw": size_hw, "colour_matrix": matrix, **CLIP}
@@ -50,16 +50,19 @@ def test_bt601_is_opencv_s():
     )
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("matrix", "weights"), [("bt601", (0.299, 0.114)),
                                                  ("bt709", (0.2126, 0.0722))])  # fmt: skip
-def test_the_matrices_undo_the_standards_equations(matrix, weights):
+def test_the_matrices_undo_the_standards_equations(matrix, weights, full):
     """Red and blue have these weights in brightness; 219 and 224 steps lie between the limits."""
     red, blue = weights
+    matrix += "-full" if full else ""
+    black, grey_steps, colour_steps = (0, 255, 255) if full else (16, 219, 224)
     rgb = np.random.default_rng(0).uniform(0.2, 0.8, (8, 3))
     luma = rgb @ np.array([red, 1 - red - blue, blue])
     u, v = (rgb[:, 2] - luma) / (2 - 2 * blue), (rgb[:, 0] - luma) / (2 - 2 * red)
-    y = np.rint(16 + 219 * luma).astype(np.uint8).repeat(2)[None].repeat(2, axis=0)
-    uv = np.rint(128 + 224 * np.stack([u, v], -1)).astype(np.uint8)[None]
+    y = np.rint(black + grey_steps * luma).astype(np.uint8).repeat(2)[None].repeat(2, axis=0)
+    uv = np.rint(128 + colour_steps * np.stack([u, v], -1)).astype(np.uint8)[None]
     settings = {"size_hw": (2, 16), "mean": (0, 0, 0), "std": (1, 1, 1)}
     got = reference.preprocess((y, uv), colour_matrix=matrix, **settings)
     np.testing.assert_allclose(got[:, 0, ::2].T, rgb, atol=0.012)  # rounded to bytes three times

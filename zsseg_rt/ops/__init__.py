@@ -136,7 +136,8 @@ def preprocess(
         mean: One per channel in RGB order, in units of 0..1.
         std: Like ``mean``, above 0.
         channel_order: The frame's, ``"rgb"`` or ``"bgr"``; the result is always RGB.
-        colour_matrix: ``"bt601"`` or ``"bt709"``: how NV12 becomes RGB.
+        colour_matrix: ``"bt601"`` or ``"bt709"``, of limited range, ``"bt601-full"`` or
+            ``"bt709-full"``: how NV12 becomes RGB.
         align: ``"half_pixel"``: pixel i lies at ``(i + 0.5) * H / h - 0.5`` of the frame.
             ``"corners"``: at ``i * (H - 1) / (h - 1)``, so that outermost pixels meet.
         whole_hw: Size that the frame is resized to, sides from 1 to 32767, of which the result is

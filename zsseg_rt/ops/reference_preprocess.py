@@ -11,11 +11,13 @@ import numpy.typing as npt
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
 
-# From brightness, less 16, and colour, less 128, to RGB, in multiples of 2^-20: brightness; V in
-# red; U and V in green; U in blue. ITU-R BT.601 as OpenCV has it, and BT.709; limited range.
-_YUV_TO_RGB = {
-    "bt601": (1220542, 1673527, -409993, -852492, 2116026),
-    "bt709": (1220945, 1879825, -223607, -558796, 2215014),
+# What is black; then from brightness above it and colour, less 128, to RGB, in multiples of 2^-20:
+# brightness; V in red; U and V in green; U in blue. ITU-R BT.601 as OpenCV has it, and BT.709.
+YUV_TO_RGB = {
+    "bt601": (16, 1220542, 1673527, -409993, -852492, 2116026),
+    "bt709": (16, 1220945, 1879825, -223607, -558796, 2215014),
+    "bt601-full": (0, 1048576, 1470104, -360853, -748826, 1858077),
+    "bt709-full": (0, 1048576, 1651297, -196424, -490864, 1945738),
 }
 
 
@@ -56,8 +58,8 @@ def _rgb_of_nv12(
     luma: npt.NDArray[Any], chroma: npt.NDArray[Any], colour_matrix: str
 ) -> npt.NDArray[np.uint8]:
     """Every pixel takes the colour of its two by two."""
-    brightness, v_red, u_green, v_green, u_blue = _YUV_TO_RGB[colour_matrix]
-    grey = brightness * np.maximum(luma.astype(np.int64) - 16, 0)
+    black, brightness, v_red, u_green, v_green, u_blue = YUV_TO_RGB[colour_matrix]
+    grey = brightness * np.maximum(luma.astype(np.int64) - black, 0)
     u, v = (chroma.astype(np.int64) - 128).repeat(2, axis=0).repeat(2, axis=1).transpose(2, 0, 1)
     scaled = np.stack([grey + v_red * v, grey + u_green * u + v_green * v, grey + u_blue * u], -1)
     rgb: npt.NDArray[np.uint8] = np.clip((scaled + (1 << 19)) >> 20, 0, 255).astype(np.uint8)

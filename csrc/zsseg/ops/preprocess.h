@@ -11,8 +11,8 @@ namespace zsseg {
 
 constexpr std::int64_t kMaxSide = 32767;  // longest side of frames and results
 
-// ITU-R's two ways, of limited range, from a camera's brightness and colour to RGB.
-enum class ColourMatrix { kBt601, kBt709 };
+// ITU-R's two ways from a camera's brightness and colour to RGB, of limited range and of full range.
+enum class ColourMatrix { kBt601, kBt709, kBt601Full, kBt709Full };
 
 struct PreprocessParams {
   std::int64_t height = 0;  // of the result

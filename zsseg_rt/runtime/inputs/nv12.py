@@ -11,13 +11,13 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
-_MATRICES = ("bt601", "bt709")
+_MATRICES = ("bt601", "bt709", "bt601-full", "bt709-full")
 _MOST_SIDE = 32767
 
 
 @dataclass(frozen=True, eq=False)
 class Nv12Frame:
-    """A frame in two planes, of limited range: brightness from 16 to 235, colour from 16 to 240.
+    """A frame in two planes.
 
     A plane's rows may lie further apart than they are long, as decoders leave them.
 
@@ -25,7 +25,8 @@ class Nv12Frame:
         luma: uint8 [H, W], brightness; H and W are even.
         chroma: uint8 [H / 2, W / 2, 2], U then V of every two by two pixels.
         colour_matrix: ``"bt601"`` (most cameras) or ``"bt709"`` (most HD video): how the planes
-            become RGB.
+            become RGB. Brightness is from 16 to 235 and colour from 16 to 240, or both from 0 to
+            255 with ``"bt601-full"`` and ``"bt709-full"``.
 
     Example:
         >>> planes = np.full((4, 6), 235, np.uint8), np.full((2, 3, 2), 128, np.uint8)
@@ -62,7 +63,7 @@ def check_nv12(frame: Nv12Frame, device: str) -> None:
     """Refuse planes that are no NV12 frame, as far as they tell by themselves."""
     if frame.colour_matrix not in _MATRICES:
         raise ArgumentError(
-            f"colour_matrix: expected 'bt601' or 'bt709', got {frame.colour_matrix!r}"
+            f"colour_matrix: expected one of {', '.join(_MATRICES)}, got {frame.colour_matrix!r}"
         )
     for name, plane in (("luma", frame.luma), ("chroma", frame.chroma)):
         if device == "cpu":
