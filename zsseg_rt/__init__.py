@@ -65,7 +65,7 @@ _HOMES = {
     "DeviceSegmentation": "runtime.device_result",
     "Engine": "engine",
     "EngineConfig": "config",
-    "Frame": "results.segmentation",
+    "Frame": "results.frame",
     "FrameMemory": "runtime.steady.memory",
     "Lane": "runtime.lane",
     "Nv12Frame": "runtime.inputs.nv12",

@@ -253,9 +253,8 @@ class Engine:
     ) -> Stream:
         """Label the frames of cameras, videos or photos; each result carries its ``frame``.
 
-        Cameras are labelled in the engine's own lane. Where every source is a file and nothing
-        depends on past frames, all lanes of ``EngineConfig(num_lanes=N)`` label at the same time;
-        until such a stream is closed, the engine and its lanes are busy.
+        Cameras are labelled in the engine's own lane. Files whose past frames do not matter take
+        all lanes of ``EngineConfig(num_lanes=N)``, which are busy until the stream is closed.
 
         Args:
             source: A URI or path (docs/streams.md lists them), ``@FILE`` with one per line, or
@@ -292,7 +291,8 @@ class Engine:
             skip_still=skip_still,
         )
         parts = options.open(source, self.config.channel_order)
-        return parts.start(self.segment, self._open_lanes if self.config.num_lanes > 1 else None)
+        lanes = self._open_lanes if self.config.num_lanes > 1 else None
+        return parts.start(self.segment, lanes, self.device)
 
     def _open_lanes(self) -> LanePool:
         return LanePool(self.segment, self.lane, self.config.num_lanes)

@@ -2,6 +2,7 @@
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
                               [--opens-within S] [--silent-for S] [--slow S] [--most-pixels N]
+                              [--nvidia LIBRARY] [--opened N] [--blocks] [--fails N] [--colour N]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
 """
@@ -16,12 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support import nvidia_stand_in
 from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import rtsp_camera
 from zsseg_rt.stream.gstreamer import source as gstreamer_source
+from zsseg_rt.stream.opening import on_device
 from zsseg_rt.stream.uris import open_sources
 
 PATIENCE = 60.0  # seconds; a busy machine is no dead camera
@@ -40,7 +43,7 @@ def read(source, count, slow):
             picture = next(pictures, None)
             if picture is None:
                 break
-            image = picture.image
+            image = picture.image if picture.path == "host" else picture.image()
             half = image.shape[1] // 2
             tell(
                 shape=image.shape,
@@ -54,6 +57,8 @@ def read(source, count, slow):
                 writable=image.flags.writeable,
                 late=picture.late,
                 dropped=picture.dropped_before,
+                path=picture.path,
+                planes=[plane.shape for plane in nv12_planes(picture.on_gpu)],
             )
             time.sleep(slow)
     except ZssegError as exc:
@@ -63,6 +68,10 @@ def read(source, count, slow):
     finally:
         if pictures is not None:
             pictures.close()
+
+
+def nv12_planes(frame):
+    return [] if frame is None else [frame.luma, frame.chroma]
 
 
 def tell_resources():
@@ -83,20 +92,33 @@ def main():
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--nvidia", type=Path)
+    parser.add_argument("--opened", type=int, default=1)
+    parser.add_argument("--blocks", action="store_true")
+    parser.add_argument("--fails", type=int, default=0)
+    parser.add_argument("--colour", type=int, default=nvidia_stand_in.NV12_709_ER)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     if options.jetson is not None:
         from support import jetson_elements
 
         jetson_elements.register(*options.jetson)
+    if options.nvidia is not None:
+        nvidia_stand_in.use(options.nvidia, options.fails, options.colour, options.blocks)
     rtsp_camera.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
     gstreamer_source.OPENS_WITHIN = options.opens_within
     gstreamer_source.SILENT_FOR = options.silent_for
     for uri in options.uris * options.times:
-        read(*open_sources(uri, options.order), options.count, options.slow)
+        sources = open_sources(uri, options.order)
+        if options.nvidia is not None:
+            sources = on_device(sources, "cuda:0")
+        for _ in range(options.opened):
+            read(*sources, options.count, options.slow)
         if options.times > 1:
             tell_resources()
+    if options.nvidia is not None:
+        tell(stand_in=nvidia_stand_in.facts())
 
 
 if __name__ == "__main__":

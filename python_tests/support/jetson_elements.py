@@ -16,10 +16,13 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstBase", "1.0")
 from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
 
+from support.nvidia_stand_in import surface_of  # noqa: E402
+
 Gst.init(None)
 
 SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
+CUDA = f"video/x-raw(memory:CUDAMemory),format=NV12,{SIDES}"
 PLAIN = f"video/x-raw,format=NV12,{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -137,6 +140,11 @@ class IntoNvmm(Filter, Gst.Element):
     gives = "video/x-raw(memory:NVMM),format=NV12"
 
 
+@element("Filter/Video", template(SINK, PLAIN), template(SRC, CUDA))
+class IntoCuda(Filter, Gst.Element):
+    gives = "video/x-raw(memory:CUDAMemory),format=NV12"
+
+
 @element("Filter/Video", template(SINK, NVMM), template(SRC, PLAIN))
 class OutOfNvmm(Filter, Gst.Element):
     gives = "video/x-raw,format=NV12"
@@ -144,17 +152,23 @@ class OutOfNvmm(Filter, Gst.Element):
 
 @element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
 class Converter(Filter, Gst.Element):
-    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
+    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back; or to an NvBufSurface."""
 
     flip_method = GObject.Property(type=int, default=0)
+    bl_output = GObject.Property(type=bool, default=True)
 
     def caps_for(self, caps):
         self.height, self.width, _ = numbers_of(caps)
         self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
-        self.gives = "video/x-raw,format=BGRx" if self.from_nvmm else IntoNvmm.gives
+        wanted = self.get_static_pad("src").get_allowed_caps()
+        self.stays = self.from_nvmm and wanted.get_features(0).contains("memory:NVMM")
+        to_bgrx = self.from_nvmm and not self.stays
+        self.gives = "video/x-raw,format=BGRx" if to_bgrx else IntoNvmm.gives
         return super().caps_for(caps)
 
     def pixels_for(self, data):
+        if self.stays:
+            return surface_of(data, self.height, self.width, in_blocks=self.bl_output)
         if not self.from_nvmm:
             return nv12_of(data.reshape(self.height, self.width, 4)[..., 2::-1])
         planes = data.reshape(self.height * 3 // 2, self.width)
@@ -180,6 +194,15 @@ class Decoder(Chain, Gst.Bin):
         self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standininto")
 
 
+@element("Codec/Decoder/Video", template(SINK, "video/x-h264"), template(SRC, CUDA))
+class Nvdec(Chain, Gst.Bin):
+    """No Jetson's: the decoder of other machines, in GStreamer's CUDA memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standinintocuda")
+
+
 @element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))
 class Encoder(Chain, Gst.Bin):
     bitrate = GObject.Property(type=int, default=4_000_000)
@@ -198,11 +221,13 @@ TYPES = {
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
+OTHERS = {"nvh264dec": Nvdec, "nvh265dec": Nvdec}
 
 
 def register(*names):
     """Make the stand-ins of these names known, or all; what is not named stays absent."""
-    for name, made in (("standininto", IntoNvmm), ("standinoutof", OutOfNvmm)):
+    inner = {"standininto": IntoNvmm, "standinoutof": OutOfNvmm, "standinintocuda": IntoCuda}
+    for name, made in inner.items():
         Gst.Element.register(None, name, 0, made)
     for name in names or TYPES:
-        Gst.Element.register(None, name, 0, TYPES[name])
+        Gst.Element.register(None, name, 0, {**TYPES, **OTHERS}[name])

@@ -378,3 +378,34 @@ def test_files_are_finished_when_a_stream_is_left():
     with Stream([file("a", 40)], label, writers=[writer]) as stream:
         next(stream)
     assert (writer.found, writer.closed) == ([0], 1)
+
+
+def test_frames_on_a_gpu_are_labelled_there_and_fetched_only_for_those_who_look():
+    fetched, labelled = [], []
+
+    class OnGpu:
+        name, live = "cam", False
+
+        def pictures(self, reader):
+            for number in range(3):
+
+                def fetch(number=number):
+                    fetched.append(number)
+                    return numbered(number)
+
+                yield Picture(image=fetch, on_gpu=f"planes {number}", path="nvmm",
+                              captured_at=0.0, clock="file")  # fmt: skip
+
+    def label_there(frame):
+        labelled.append(frame)
+        return label(numbered(0))
+
+    with Stream([OnGpu()], label_there) as stream:
+        found = list(stream)
+        assert stream.stats()["cam"].path == "nvmm"
+    assert labelled == ["planes 0", "planes 1", "planes 2"]
+    assert fetched == []
+    assert number_of(found[1].frame.image) == 1
+    assert found[1].frame.image is found[1].frame.image
+    assert fetched == [1]
+    assert found[1].frame.on_gpu == "planes 1"

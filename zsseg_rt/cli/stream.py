@@ -138,7 +138,8 @@ def stream(
     with Engine(checked, config) as engine:
         words.give(engine, names)
         pool = partial(LanePool, engine.segment, engine.lane, num_lanes)
-        with parts.start(engine.segment, pool if num_lanes > 1 else None) as labelled:
+        lanes = pool if num_lanes > 1 else None
+        with parts.start(engine.segment, lanes, engine.device) as labelled:
             _run(labelled, pace.frames, pace.seconds)
         _report(engine, labelled, files.json_file)
 
@@ -225,6 +226,8 @@ def _source_line(name: str, stats: SourceStats) -> str:
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     if stats.fps:
         parts.append(f"{stats.fps:.{0 if stats.fps >= 10 else 1}f} fps")
+    if stats.path != "host":
+        parts.append(f"frames through {stats.path}")
     if stats.age_ms and stats.live:
         ages = "/".join(f"{stats.age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))
         parts.append(f"age {ages} ms (p50/p95/p99)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from zsseg_rt.results.annotations.detections import detections
 from zsseg_rt.results.annotations.geojson import to_features
 from zsseg_rt.results.annotations.labelme import enclosed_parts, to_shapes
 from zsseg_rt.results.annotations.polygons import Polygon, outline
+from zsseg_rt.results.frame import Frame as Frame
 from zsseg_rt.results.visualize import palette, write_label_png
 from zsseg_rt.results.visualize.plot import LegendEntry, draw_legend, draw_names, enlarged
 
@@ -39,32 +40,6 @@ class ClassShare:
     index: int
     pixels: int
     share: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frame:
-    """One frame of a stream, and where it came from.
-
-    Attributes:
-        source: The source's URI, without its password.
-        index: Position among the frames that the source has given, from 0; reconnecting does not
-            begin anew, and gaps are frames that were dropped.
-        captured_at: Seconds of ``time.monotonic()``.
-        clock: Whose time that is: ``"driver"``, the camera's driver, at capture; ``"pipeline"``,
-            the GStreamer element's that the frame came from; ``"arrival"``, ours, when the frame
-            arrived; ``"file"``, ours, when it was read from a file.
-        pts_seconds: The stream's own time stamp in seconds, or None.
-        dropped_before: Frames of this source that were dropped since the one handed out before.
-        image: uint8 [H, W, 3], in the engine's channel order.
-    """
-
-    source: str
-    index: int
-    captured_at: float
-    clock: Literal["driver", "pipeline", "arrival", "file"]
-    pts_seconds: float | None = None
-    dropped_before: int = 0
-    image: npt.NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -112,7 +112,8 @@ class Lane:
             classes = self._classes_in_force()
             planes = as_nv12(frame)
             if planes is not None:
-                check_nv12(planes, "cpu")
+                is_on_host = isinstance(planes.luma, np.ndarray)
+                check_nv12(planes, "cpu" if is_on_host else self.workspace.device)
                 _refuse_memory(memory)
                 return self._path.label(planes, classes, rule)
             check_frame(frame)

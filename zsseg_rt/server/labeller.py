@@ -97,11 +97,11 @@ class Labeller:
             raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
         self._unknown_below = value
 
-    def segment_frame(self, image: npt.NDArray[np.uint8], **options: Any) -> Segmentation:
+    def segment_frame(self, image: Any, **options: Any) -> Segmentation:
         """Label a frame of the stream.
 
         Shapes:
-            image: uint8 [H, W, 3].
+            image: uint8 [H, W, 3], or a frame on the engine's GPU.
         """
         with self._turns.take("frame"):
             seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)

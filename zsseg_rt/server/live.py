@@ -28,7 +28,7 @@ from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.last_pictures import LastPictures
 from zsseg_rt.server.page import load_page
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
-from zsseg_rt.stream.opening import loop_videos
+from zsseg_rt.stream.opening import loop_videos, on_device
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
@@ -91,7 +91,7 @@ class LiveServer:
             check_family(engine.bundle.family)
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
         self._stream = Stream(
-            sources,
+            sources if memories else on_device(sources, engine.device),
             labeller.segment_frame,
             policy=policy,
             memories=memories,

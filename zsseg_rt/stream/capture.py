@@ -9,7 +9,7 @@ from contextlib import closing
 
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.hand_off import HandOff
-from zsseg_rt.stream.source import Picture, Source
+from zsseg_rt.stream.source import FramePathName, Picture, Source
 from zsseg_rt.stream.watch import SourceWatch
 
 _LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobody waits for them
@@ -95,6 +95,7 @@ class Capture:
     ) -> None:
         self.watch = watch
         self.name = source.name
+        self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
         self._source, self._slot, self._hand_off, self._now = source, slot, hand_off, now
         self._paced = paced
@@ -172,6 +173,7 @@ class Capture:
         if self._source.live and not self._hand_off.keeps_all(self._slot):
             self._refuse_if_late(attempt, picture)
         attempt.frames += 1
+        self.path = picture.path
         return self._hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
 
     def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:

@@ -1,4 +1,4 @@
-"""From decoded frames of PyAV's to images: channels in order, and upright."""
+"""From decoded frames to images: channels in order, and upright."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 
 
 class Converter:
@@ -71,3 +73,19 @@ def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.N
         return image
     around = -1 if right < 0 and down < 0 else int(right < 0)  # both axes, the vertical, the other
     return np.asarray(cv2.flip(image, around), np.uint8)
+
+
+def host_picture(frame: Nv12Frame, channel_order: str) -> npt.NDArray[np.uint8]:
+    """Copy a frame of ours to the CPU, as uint8 [H, W, 3]; within 1 of what the kernels see."""
+    import cv2
+
+    from zsseg_rt.ops.reference_preprocess import YUV_TO_RGB
+
+    luma, chroma = frame.luma.numpy(), frame.chroma.numpy()
+    black, y, v_red, u_green, v_green, u_blue = YUV_TO_RGB[frame.colour_matrix]
+    rows = np.array([[y, 0, v_red], [y, u_green, v_green], [y, u_blue, 0]]) / 2**20
+    matrix = np.column_stack([rows, -rows @ [black, 128, 128]])
+    if channel_order == "bgr":
+        matrix = matrix[::-1]
+    chroma = cv2.resize(chroma, luma.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.transform(cv2.merge([luma, chroma]), matrix), np.uint8)

@@ -63,7 +63,8 @@ class _Slot:
             clock=picture.clock,
             pts_seconds=picture.pts_seconds,
             dropped_before=before,
-            image=picture.image,
+            image=picture.image,  # type: ignore[arg-type]  # made when it is asked for
+            on_gpu=picture.on_gpu,
         )
 
 

@@ -11,6 +11,8 @@ from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories
 from zsseg_rt.stream.ahead import Lanes
+from zsseg_rt.stream.gstreamer.source import GstSource
+from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
 from zsseg_rt.stream.source import Picture, Reader, Source
@@ -66,9 +68,15 @@ class StreamParts:
         return self.memories is None and waits_for_labels(self.sources, self.options.policy)
 
     def start(
-        self, segment: Callable[..., Segmentation], open_lanes: Callable[[], Lanes] | None
+        self,
+        segment: Callable[..., Segmentation],
+        open_lanes: Callable[[], Lanes] | None,
+        device: str = "cpu",
     ) -> Stream:
-        """The stream; the sinks are closed if the lanes that it takes cannot be opened."""
+        """The stream; the sinks are closed if the lanes that it takes cannot be opened.
+
+        ``device`` is where ``segment`` also takes frames.
+        """
         try:
             lanes = open_lanes() if open_lanes is not None and self.takes_lanes else None
         except BaseException:
@@ -76,7 +84,7 @@ class StreamParts:
                 writer.close()
             raise
         return Stream(
-            self.sources,
+            self.sources if self.memories else on_device(self.sources, device),
             segment,
             policy=self.options.policy,
             max_staleness=self.options.max_staleness,
@@ -121,6 +129,14 @@ class Looped:
                     count, last = count + 1, stamp
                     yield replace(picture, pts_seconds=begins + stamp)
             begins += last + step
+
+
+def on_device(sources: Sequence[Source], device: str) -> list[Source]:
+    """The sources, of which those that can hand over frames in a GPU's memory do so."""
+    return [
+        replace(one, device=device) if isinstance(one, (GstSource, RtspSource)) else one
+        for one in sources
+    ]
 
 
 def loop_videos(sources: Sequence[Source]) -> list[Source]:

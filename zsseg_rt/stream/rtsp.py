@@ -67,12 +67,15 @@ class RtspSource:
         url: The URI.
         channel_order: Of the frames.
         settings: How it is read.
+        device: As of :class:`~zsseg_rt.stream.gstreamer.source.GstSource`, like ``refusals``.
     """
 
     name: str
     url: str = field(repr=False)
     channel_order: str = "rgb"
     settings: RtspSettings = field(default_factory=RtspSettings)
+    device: str = "cpu"
+    refusals: list[str] = field(default_factory=list, repr=False)
     live = True
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
@@ -98,12 +101,18 @@ class RtspSource:
 
     def _through_gstreamer(self) -> Source:
         from zsseg_rt.stream.gstreamer.library import load, require_elements
-        from zsseg_rt.stream.gstreamer.rtsp_camera import RtspCamera, decoder_of, rtsp_elements
+        from zsseg_rt.stream.gstreamer.rtsp_camera import (
+            RtspCamera,
+            decoder_of,
+            path_of_decoder,
+            rtsp_elements,
+        )
         from zsseg_rt.stream.gstreamer.source import GstSource
 
         library = load()
         require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
-        decoder = decoder_of(library.Gst, "H264")[0]
+        path = "host" if self.device == "cpu" or self.refusals else path_of_decoder(library.Gst)
+        decoder = decoder_of(library.Gst, "H264", path)[0]
         _tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
         latency = self.settings.latency_ms
         recipe = RtspCamera(
@@ -111,7 +120,13 @@ class RtspSource:
             protocols=self.settings.protocols,
             **({} if latency is None else {"latency_ms": latency}),
         )
-        return GstSource(name=self.name, recipe=recipe, channel_order=self.channel_order)
+        return GstSource(
+            name=self.name,
+            recipe=recipe,
+            channel_order=self.channel_order,
+            device=self.device,
+            refusals=self.refusals,
+        )
 
     def _through_pyav(self) -> Source:
         options = {"rtsp_transport": "+".join(_PROTOCOLS[p] for p in self.settings.protocols)}

@@ -28,7 +28,7 @@ from zsseg_rt.stream.ahead import Ahead, Lanes
 from zsseg_rt.stream.capture import Capture
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
-from zsseg_rt.stream.source import Source
+from zsseg_rt.stream.source import FramePathName, Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
 from zsseg_rt.stream.writers import frame_of
 
@@ -62,6 +62,7 @@ class SourceStats:
         fell_behind: How often it was opened anew since its frames came too late.
         live: Whether it is a camera; the frames of a file have no age that matters.
         fps: Labelled frames per second from its first result to its last; 0 before the second.
+        path: How its newest frame came: ``"host"``, or without the CPU, ``"nvmm"`` or ``"cuda"``.
     """
 
     state: SourceState
@@ -76,6 +77,7 @@ class SourceStats:
     fell_behind: int = 0
     live: bool = True
     fps: float = 0.0
+    path: FramePathName = "host"
 
 
 @dataclass
@@ -315,6 +317,7 @@ class Stream:
             fell_behind=capture.fell_behind,
             live=watch.is_live,
             fps=ages.fps,
+            path=capture.path,
         )
 
 
@@ -349,7 +352,8 @@ def _label(
         captured_at = frame.captured_at if own_time is None else own_time
         given = {"memory": memories[frame.source], "captured_at": captured_at}
     try:
-        seg = segment(frame.image, **given)
+        pixels = frame.image if frame.on_gpu is None or given else frame.on_gpu
+        seg = segment(pixels, **given)
     except (ShapeError, DTypeError) as exc:
         return _Refused(frame.source, exc)
     return replace(seg, frame=frame), time.monotonic() - frame.captured_at

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import SourceError
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+
+FramePathName = Literal["host", "nvmm", "cuda"]
 
 _SKEW = 2e-4
 """How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
@@ -32,7 +36,10 @@ class Picture:
     """A frame as its source gives it; see :class:`zsseg_rt.results.segmentation.Frame`.
 
     Attributes:
-        image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more.
+        image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more; or what
+            makes it of ``on_gpu``.
+        on_gpu: The same on the engine's GPU, as an engine takes it, or None.
+        path: How it came: ``"host"``, ``"nvmm"`` (a Jetson's memory) or ``"cuda"`` (NVDEC's).
         captured_at: Seconds of ``time.monotonic()``.
         clock: Whose time that is.
         pts_seconds: The stream's own time stamp in seconds, or None.
@@ -40,12 +47,14 @@ class Picture:
         dropped_before: Frames that the source itself dropped since the last picture.
     """
 
-    image: npt.NDArray[np.uint8] = field(repr=False)
+    image: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]] = field(repr=False)
     captured_at: float
     clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
     late: float = 0.0
     dropped_before: int = 0
+    on_gpu: Array | Nv12Frame | None = field(default=None, repr=False)
+    path: FramePathName = "host"
 
 
 class Lateness:

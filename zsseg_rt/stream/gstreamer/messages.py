@@ -31,6 +31,10 @@ _NOT_NEGOTIATED = (
 )
 
 
+class NotMappedError(SourceError):
+    """Frames cannot be handed over in a GPU's memory; through the CPU's they can."""
+
+
 def explain(gst: Any, message: Any, name: str, *, hint: str = "") -> ZssegError:
     """An error on a pipeline's bus in our words, without passwords."""
     error, debug = message.parse_error()

@@ -41,12 +41,16 @@ class Recipe(Protocol):
     def hint(self) -> str:
         """What to check when a camera's pipeline ends or falls silent."""
 
-    def build(self, gst: Any, name: str) -> Pipeline:
+    def path(self, gst: Any) -> str:
+        """Where its frames may lie on their way to a GPU: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
+
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """Make the pipeline.
 
         Args:
             gst: The namespace ``Gst``.
             name: The source's name, for messages.
+            path: ``"host"``, or what :meth:`path` says.
 
         Raises:
             SourceError: The pipeline cannot be made.
@@ -77,22 +81,29 @@ class CsiCamera:
         "program uses it; then: sudo systemctl restart nvargus-daemon."
     )
 
+    def path(self, gst: Any) -> str:
+        """See :class:`Recipe`."""
+        return "host" if missing_elements(gst, CSI_ELEMENTS[:2]) else "nvmm"
+
     @property
     def description(self) -> str:
-        """The pipeline's text, but for its appsink; it holds nothing but numbers."""
+        """The pipeline's text up to its converter; it holds nothing but numbers."""
         height, width = self.size_hw
         rate = Fraction(self.rate).limit_denominator(1001)
         return (
             f"nvarguscamerasrc name=camera sensor-id={self.sensor} "
             f"! video/x-raw(memory:NVMM),format=NV12,width={width},height={height},"
             f"framerate={rate.numerator}/{rate.denominator} "
-            f"! nvvidconv flip-method={self.flip} ! video/x-raw,format=BGRx ! videoconvert"
+            f"! nvvidconv flip-method={self.flip}"
         )
 
-    def build(self, gst: Any, name: str) -> Pipeline:
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """See :class:`Recipe`."""
         require_elements(gst, CSI_ELEMENTS, name)
-        return parse(gst, f"{self.description} ! appsink", name)
+        if path == "nvmm":  # rows one after the other, not in blocks
+            return parse(gst, f"{self.description} bl-output=false ! appsink", name)
+        text = f"{self.description} ! video/x-raw,format=BGRx ! videoconvert ! appsink"
+        return parse(gst, text, name)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """See :class:`Recipe`."""
@@ -111,7 +122,11 @@ class UserPipeline:
     text: str = field(repr=False)
     hint = "Check its source. If it plays a file, write gst-file: for gst:."
 
-    def build(self, gst: Any, name: str) -> Pipeline:
+    def path(self, gst: Any) -> str:
+        """See :class:`Recipe`."""
+        return "host"
+
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """See :class:`Recipe`."""
         last = self.text.rpartition("!")[2].split()
         ends = bool(last) and last[0] == "appsink"

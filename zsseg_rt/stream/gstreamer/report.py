@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, has_nvenc
+from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
 from zsseg_rt.stream.gstreamer.library import load, load_server, missing_elements, packages_of
 from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
 from zsseg_rt.stream.gstreamer.rtsp_camera import decoder_of, rtsp_elements
@@ -51,6 +52,8 @@ def report(*, is_jetson: bool) -> Report:
     told.append(f"encoded by {'nvv4l2h264enc' if has_nvenc(gst) else 'x264enc'}")
     if is_jetson and not NVENC.exists():
         told.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
+    path, reason = how_frames_reach_gpus(gst)
+    told.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
     problem = _why_it_cannot_serve()
     if problem is not None:
         told.append("RTSP cannot be served")

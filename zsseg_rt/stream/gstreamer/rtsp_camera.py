@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
-from zsseg_rt.stream.gstreamer.messages import explain
+from zsseg_rt.stream.gstreamer.messages import NotMappedError, explain
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse
 from zsseg_rt.stream.source import check_size
 
@@ -26,7 +26,8 @@ _UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
-_HARDWARE = "nvv4l2decoder"
+NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
+CUDA_DECODERS = MappingProxyType({"H264": "nvh264dec", "H265": "nvh265dec"})
 _ANSWERS = MappingProxyType(
     {
         "401": "Check user and password.",
@@ -35,15 +36,24 @@ _ANSWERS = MappingProxyType(
         "503": "It has no room for another viewer: end one.",
     }
 )
+_TO_BGRX = " ! capsfilter caps=video/x-raw,format=BGRx"
 ANSWERS_WITHIN = 5.0
 """Seconds that a camera may take to answer, and UDP to bring the first packet."""
 
 
-def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
+def path_of_decoder(gst: Any) -> str:
+    """Where decoded frames may lie: ``"nvmm"`` on a Jetson, ``"cuda"`` with NVDEC, or host."""
+    if not missing_elements(gst, NVMM_DECODER):
+        return "nvmm"
+    return "host" if missing_elements(gst, CUDA_DECODERS.values()) else "cuda"
+
+
+def decoder_of(gst: Any, encoding: str, path: str = "host") -> tuple[str, ...]:
     """The elements that decode a stream: those of a Jetson's decoder where it is present."""
-    hardware = (_HARDWARE, "nvvidconv")
-    if encoding != "JPEG" and not missing_elements(gst, hardware):
-        return hardware
+    if encoding != "JPEG" and not missing_elements(gst, NVMM_DECODER):
+        return NVMM_DECODER
+    if encoding in CUDA_DECODERS and path == "cuda":
+        return (CUDA_DECODERS[encoding],)
     return (_SOFTWARE[encoding],)
 
 
@@ -71,10 +81,15 @@ class RtspCamera:
     latency_ms: int = 50
     hint = "Check the camera, and that it is on."
 
-    def build(self, gst: Any, name: str) -> Pipeline:
+    def path(self, gst: Any) -> str:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
+        return path_of_decoder(gst)
+
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
         require_elements(gst, ("rtspsrc", "videoconvert", "appsink"), name)
-        built = parse(gst, "rtspsrc name=camera videoconvert name=convert ! appsink", name)
+        convert = "videoconvert" if path == "host" else "identity"
+        built = parse(gst, f"rtspsrc name=camera {convert} name=convert ! appsink", name)
         camera = built.element.get_by_name("camera")
         location, login = split_login(self.url)
         settings: dict[str, Any] = {
@@ -91,7 +106,7 @@ class RtspCamera:
         if set(self.protocols) <= {"tcp", "http"}:
             # The camera's own times, which are not fitted to arrivals: lateness shows by them.
             gst.util_set_object_arg(camera, "buffer-mode", "none")
-        return self._wired(gst, built, camera, name)
+        return self._wired(built, camera, _Wiring(gst, built.element, name, path))
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""
@@ -110,8 +125,7 @@ class RtspCamera:
             return explain(gst, message, name, hint="Check the address, and that the camera is on.")
         return explain(gst, message, name)
 
-    def _wired(self, gst: Any, built: Pipeline, camera: Any, name: str) -> Pipeline:
-        wiring = _Wiring(gst, built.element, name)
+    def _wired(self, built: Pipeline, camera: Any, wiring: _Wiring) -> Pipeline:
         handlers = [
             camera.connect("select-stream", wiring.select),
             camera.connect("pad-added", wiring.link),
@@ -134,10 +148,10 @@ class RtspCamera:
 class _Wiring:
     """Builds the decoder once it is known what the camera sends; called in rtspsrc's threads."""
 
-    def __init__(self, gst: Any, pipeline: Any, name: str) -> None:
+    def __init__(self, gst: Any, pipeline: Any, name: str, path: str) -> None:
         self.arrivals = Arrivals()
         self.problem: ZssegError | None = None
-        self._gst, self._pipeline, self._name = gst, pipeline, name
+        self._gst, self._pipeline, self._name, self._path = gst, pipeline, name, path
         self._number: int | None = None
         self._chain: Any = None
         self._probe: tuple[Any, int] | None = None
@@ -169,12 +183,14 @@ class _Wiring:
                 f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
                 "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
             )
-        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding)
+        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding, self._path)
+        if self._path != "host" and decoder[0] == _SOFTWARE[encoding]:
+            raise NotMappedError(f"{decoder[0]} decodes {encoding} on the CPU")
         require_elements(gst, (*unpack, *decoder), self._name)
         named = (f"{decoder[0]} name=decoder", *decoder[1:])
         text = " ! ".join((*unpack, *named))
-        if _HARDWARE in decoder:
-            text += " ! capsfilter caps=video/x-raw,format=BGRx"
+        if decoder == NVMM_DECODER:
+            text += " bl-output=false" if self._path == "nvmm" else _TO_BGRX
         self._remove_chain()
         self._chain = chain = gst.parse_bin_from_description(text, True)
         self._prepare(chain.get_by_name("decoder"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError, ZssegError
-from zsseg_rt.stream.gstreamer.frames import copy_image, stamp_of
+from zsseg_rt.stream.gstreamer.frames import stamp_of
+from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
 from zsseg_rt.stream.gstreamer.library import Library, load
-from zsseg_rt.stream.gstreamer.messages import is_damage
+from zsseg_rt.stream.gstreamer.messages import NotMappedError, is_damage
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader
 
@@ -20,6 +22,7 @@ OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and t
 
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
 _QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +35,51 @@ class GstSource:
         channel_order: Of the frames.
         live: Whether it is a camera. Its frames are dropped where nobody takes them, and its end is
             a loss; the pipeline of a file waits until its frames are taken.
+        device: The GPU that its frames are for, ``"cuda:N"``; ``"cpu"`` keeps them in host memory.
+        refusals: Why frames did not stay on the GPU, once that was tried in vain; then it is not
+            tried again.
     """
 
     name: str
     recipe: Recipe = field(repr=False)
     channel_order: str = "rgb"
     live: bool = True
+    device: str = "cpu"
+    refusals: list[str] = field(default_factory=list, repr=False)
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
         """Play the pipeline until it ends or is closed."""
         library = load()
-        built = self.recipe.build(library.Gst, self.name)
+        path = "host" if self.device == "cpu" or self.refusals else self.recipe.path(library.Gst)
+        found = False
+        if path != "host":
+            try:
+                frames = GpuFrames(library, path, self.device, self.channel_order)
+                for picture in self._play(library, frames, reader):
+                    found = True
+                    yield picture
+            except SourceError as exc:
+                is_memory_s = isinstance(exc, NotMappedError) or "not-negotiated" in str(exc)
+                if found or not is_memory_s:
+                    raise
+                self.refusals.append(str(exc))
+                _log.warning("%s: frames pass through the CPU's memory: %s", self.name, exc)
+            else:
+                return
+        yield from self._play(library, HostFrames(library, self.channel_order), reader)
+
+    def _play(
+        self, library: Library, frames: GpuFrames | HostFrames, reader: Reader
+    ) -> Generator[Picture, None, None]:
+        built = self.recipe.build(library.Gst, self.name, frames.path)
         queue = _Queue(library.Gst, built, drops=self.live)
-        with closing(queue), self._playing(library.Gst, built) as is_live:
+        with closing(queue), self._playing(library.Gst, built, frames.caps) as is_live:
             start: int | None = None
             lateness = Lateness()
             for sample in self._samples(library.Gst, built, reader, queue):
                 stamp = sample.get_buffer().pts
                 start = stamp if start is None else start
-                picture = self._picture(library, built, sample, start, is_live)
+                picture = self._picture(library, built, sample, start, is_live, frames)
                 late = 0.0
                 if built.arrivals is not None:
                     late = lateness.of(picture.pts_seconds, picture.captured_at)
@@ -62,10 +91,9 @@ class GstSource:
                 )
 
     @contextmanager
-    def _playing(self, gst: Any, built: Pipeline) -> Iterator[bool]:
+    def _playing(self, gst: Any, built: Pipeline, caps: str) -> Iterator[bool]:
         """Start the pipeline, and stop it; tells whether its source is live."""
         sink, pipeline = built.sink, built.element
-        caps = f"video/x-raw,format={self.channel_order.upper()}"
         sink.set_property("caps", gst.Caps.from_string(caps))
         sink.set_property("max-buffers", _QUEUE)
         sink.set_property("drop", self.live)
@@ -99,7 +127,13 @@ class GstSource:
                 watch.gave_frame()
 
     def _picture(
-        self, library: Library, built: Pipeline, sample: Any, start: int, is_live: bool
+        self,
+        library: Library,
+        built: Pipeline,
+        sample: Any,
+        start: int,
+        is_live: bool,
+        frames: GpuFrames | HostFrames,
     ) -> Picture:
         stamp = sample.get_buffer().pts
         captured_at: float | None = None
@@ -113,7 +147,7 @@ class GstSource:
             captured_at = time.monotonic()
         has_time = library.Gst.CLOCK_TIME_NONE not in (stamp, start)
         return Picture(
-            image=copy_image(library, sample),
+            **frames.take(sample),
             captured_at=captured_at,
             clock=clock,
             pts_seconds=(stamp - start) / 1e9 if has_time else None,

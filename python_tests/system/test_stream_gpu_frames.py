@@ -1,0 +1,103 @@
+"""Frames that stay in a GPU's memory, from GStreamer to arrays of ours, with NVIDIA's stand-ins."""
+
+import numpy as np
+import pytest
+
+from support import nvidia_stand_in
+from support.gstreamer import read, require_gstreamer
+from zsseg_rt import Nv12Frame
+from zsseg_rt.ops import reference
+from zsseg_rt.stream.conversion import host_picture
+
+CSI = ("nvarguscamerasrc", "nvvidconv")
+DECODER = ("nvv4l2decoder", "nvvidconv")
+RED_AND_BLUE = ([255, 0, 0], [0, 0, 255])
+BT601, NV12_10LE = 6, 29  # of NvBufSurfaceColorFormat
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    require_gstreamer()
+    return nvidia_stand_in.build(tmp_path_factory.mktemp("nvidia"))
+
+
+def read_on_gpu(uri, count, library, *options, elements=CSI):
+    given = ("--jetson", *elements, "--nvidia", str(library), "--colour", str(BT601), *options)
+    return read(uri, count, *given)
+
+
+def test_a_csi_camera_s_frames_are_copied_within_the_gpu(library):
+    told = read_on_gpu("csi://0?size=322x240", 3, library)
+    assert {p["path"] for p in told.pictures} == {"nvmm"}
+    assert told.pictures[0]["planes"] == [[240, 322], [120, 161, 2]]
+    for picture in told.pictures:
+        assert picture["shape"] == [240, 322, 3]
+        assert picture["left"] == pytest.approx(RED_AND_BLUE[0], abs=6)
+        assert picture["right"] == pytest.approx(RED_AND_BLUE[1], abs=6)
+        assert picture["clock"] == "pipeline"
+    assert told.stand_in == {"images": 0, "resources": 0, "copies": 6, "syncs": 0}
+    assert "CPU" not in told.log
+
+
+def test_frames_in_blocks_are_copied_as_arrays(library):
+    told = read_on_gpu("csi://0?size=320x240", 2, library, "--blocks")
+    assert {p["path"] for p in told.pictures} == {"nvmm"}
+    assert told.pictures[0]["left"] == pytest.approx(RED_AND_BLUE[0], abs=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--fails", "1"), "NvBufSurfaceMapEglImage: expected 0, got -1"),
+        (("--fails", "2"), "cuGraphicsEGLRegisterImage: expected 0, got 999"),
+        (("--fails", "3"), "cuMemcpy2DAsync_v2: expected 0, got 1"),
+        (("--colour", str(NV12_10LE)), "expected NV12, got colour format 29"),
+    ],
+)
+def test_a_frame_that_cannot_be_mapped_changes_the_path_once_and_is_told(library, options, reason):
+    told = read_on_gpu("csi://0?size=320x240", 2, library, *options, "--opened", "2")
+    assert [p["path"] for p in told.pictures] == ["host"] * 4
+    assert told.pictures[0]["left"] == pytest.approx(RED_AND_BLUE[0], abs=6)
+    assert told.log.count("frames pass through the CPU's memory") == 1
+    assert reason in told.log
+    assert told.stand_in["images"] == told.stand_in["resources"] == 0
+
+
+def test_an_absent_camera_is_no_reason_for_the_other_path(library):
+    told = read_on_gpu("csi://1", 1, library)
+    assert "No cameras available" in told.end["message"]
+    assert "through the CPU" not in told.log
+
+
+def test_a_jetson_s_decoder_hands_over_its_frames(rtsp_cameras, library):
+    told = read_on_gpu(rtsp_cameras().url, 5, library, elements=DECODER)
+    assert {p["path"] for p in told.pictures} == {"nvmm"}
+    times = [p["shown"] for p in told.pictures]
+    assert times == sorted(set(times))
+    assert {p["clock"] for p in told.pictures} == {"arrival"}
+
+
+def test_nvdec_s_frames_are_copied_within_the_gpu(rtsp_cameras, library):
+    told = read_on_gpu(rtsp_cameras().url, 3, library, elements=("nvh264dec", "nvh265dec"))
+    assert {p["path"] for p in told.pictures} == {"cuda"}
+    assert "H.264 decoded by nvh264dec" in told.log
+    times = [p["shown"] for p in told.pictures]
+    assert times == sorted(set(times))
+    assert told.stand_in == {"images": 0, "resources": 0, "copies": 6, "syncs": 3}
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt601-full", "bt709-full"])
+def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
+    rng = np.random.default_rng(0)
+    luma = rng.integers(16, 236, (30, 46), np.uint8)
+    chroma = rng.integers(16, 241, (15, 23, 2), np.uint8)
+    planes = [nvidia_stand_in.HostArray(plane.shape) for plane in (luma, chroma)]
+    planes[0].array[:], planes[1].array[:] = luma, chroma
+    plain = {"size_hw": luma.shape, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    exact = reference.preprocess((luma, chroma), colour_matrix=matrix, **plain)
+    exact = np.rint(255 * exact).transpose(1, 2, 0)[..., :: 1 if order == "rgb" else -1]
+    picture = host_picture(Nv12Frame(*planes, matrix), order)
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
+    assert np.abs(picture - exact).max() <= 1

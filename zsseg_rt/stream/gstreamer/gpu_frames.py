@@ -1,0 +1,280 @@
+"""Frames that GStreamer holds in a GPU's memory, copied to arrays of ours; the CPU sees no pixel.
+
+On a Jetson, buffers of ``memory:NVMM`` hold an ``NvBufSurface``, which CUDA reads as an EGL image:
+nvbufsurface.h of JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the calls and
+structures, NVIDIA's sample code NvCudaProc.cpp their order. On other machines, buffers of
+``memory:CUDAMemory`` (gst-plugins-bad, gstcudamemory.h) are mapped with ``GST_MAP_CUDA``.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.stream.conversion import host_picture
+from zsseg_rt.stream.gstreamer.frames import copy_image
+from zsseg_rt.stream.gstreamer.library import Library
+from zsseg_rt.stream.gstreamer.messages import NotMappedError
+from zsseg_rt.stream.gstreamer.rtsp_camera import CUDA_DECODERS, NVMM_DECODER, path_of_decoder
+
+LIBRARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gstreamer": ("libgstreamer-1.0.so.0",),
+        "cuda": ("libcuda.so.1",),
+        "gstcuda": ("libgstcuda-1.0.so.0",),
+        "nvbufsurface": ("libnvbufsurface.so.1.0.0", "libnvbufsurface.so"),
+    }
+)
+_MAP_READ, _MAP_CUDA = 1, 1 << 17  # GST_MAP_FLAG_LAST is 1 << 16
+_SURFACE_ARRAY = 4  # NVBUF_MEM_SURFACE_ARRAY
+# Of NvBufSurfaceColorFormat: NV12, NV12_ER, NV12_709, NV12_709_ER; ER is the full range.
+_NV12 = MappingProxyType({6: "bt601", 7: "bt601-full", 33: "bt709", 34: "bt709-full"})
+_EGL_PITCH = 1  # CUeglFrameType; 0 is an array
+_DEVICE, _ARRAY, _UNIFIED = 2, 3, 4  # CUmemorytype
+_READ_ONLY = 1  # CU_GRAPHICS_MAP_RESOURCE_FLAGS_READ_ONLY
+_PLANES = 4  # NVBUF_MAX_PLANES; reserved fields come in fours too
+
+_u32, _pointer = c.c_uint32, c.c_void_p
+
+
+class _MapInfo(c.Structure):  # GstMapInfo
+    _fields_ = (
+        ("memory", _pointer), ("flags", c.c_int), ("data", _pointer), ("size", c.c_size_t),
+        ("maxsize", c.c_size_t), ("user_data", _pointer * 4), ("reserved", _pointer * 4),
+    )  # fmt: skip
+
+
+class _PlaneParams(c.Structure):  # NvBufSurfacePlaneParams
+    _fields_ = (
+        ("num_planes", _u32), ("width", _u32 * _PLANES), ("height", _u32 * _PLANES),
+        ("pitch", _u32 * _PLANES), ("offset", _u32 * _PLANES), ("psize", _u32 * _PLANES),
+        ("bytes_per_pixel", _u32 * _PLANES), ("reserved", _pointer * (4 * _PLANES)),
+    )  # fmt: skip
+
+
+class _SurfaceParams(c.Structure):  # NvBufSurfaceParams, with its NvBufSurfaceMappedAddr
+    _fields_ = (
+        ("width", _u32), ("height", _u32), ("pitch", _u32), ("color_format", c.c_int),
+        ("layout", c.c_int), ("buffer_desc", c.c_uint64), ("data_size", _u32),
+        ("data", _pointer), ("planes", _PlaneParams), ("mapped", _pointer * _PLANES),
+        ("egl_image", _pointer), ("mapped_reserved", _pointer * 4), ("reserved", _pointer * 4),
+    )  # fmt: skip
+
+
+class _Surface(c.Structure):  # NvBufSurface
+    _fields_ = (
+        ("gpu", _u32), ("batch_size", _u32), ("num_filled", _u32), ("contiguous", c.c_bool),
+        ("memory", c.c_int), ("surfaces", c.POINTER(_SurfaceParams)), ("reserved", _pointer * 4),
+    )  # fmt: skip
+
+
+class _EglFrame(c.Structure):  # CUeglFrame
+    _fields_ = (
+        ("planes", _pointer * 3), ("width", c.c_uint), ("height", c.c_uint), ("depth", c.c_uint),
+        ("pitch", c.c_uint), ("plane_count", c.c_uint), ("channels", c.c_uint),
+        ("kind", c.c_int), ("color_format", c.c_int), ("format", c.c_int),
+    )  # fmt: skip
+
+
+class _Copy(c.Structure):  # CUDA_MEMCPY2D
+    _fields_ = (
+        ("src_x", c.c_size_t), ("src_y", c.c_size_t), ("src_memory", c.c_int),
+        ("src_host", _pointer), ("src_device", c.c_uint64), ("src_array", _pointer),
+        ("src_pitch", c.c_size_t), ("dst_x", c.c_size_t), ("dst_y", c.c_size_t),
+        ("dst_memory", c.c_int), ("dst_host", _pointer), ("dst_device", c.c_uint64),
+        ("dst_array", _pointer), ("dst_pitch", c.c_size_t), ("width", c.c_size_t),
+        ("height", c.c_size_t),
+    )  # fmt: skip
+
+
+_Planes = tuple[tuple[int, int], str, Sequence[_Copy]]
+"""Height and width, colour matrix, and where the two planes lie."""
+
+# Name -> library, what it returns on success, and its arguments.
+_CALLS: Mapping[str, tuple[str, int | None, tuple[Any, ...]]] = MappingProxyType(
+    {
+        "gst_buffer_map": ("gstreamer", 1, (_pointer, c.POINTER(_MapInfo), c.c_int)),
+        "gst_buffer_unmap": ("gstreamer", None, (_pointer, c.POINTER(_MapInfo))),
+        "gst_cuda_memory_sync": ("gstcuda", None, (_pointer,)),
+        "cuMemcpy2DAsync_v2": ("cuda", 0, (c.POINTER(_Copy), _pointer)),
+        "cuGraphicsEGLRegisterImage": ("cuda", 0, (c.POINTER(_pointer), _pointer, c.c_uint)),
+        "cuGraphicsResourceGetMappedEglFrame": (
+            "cuda", 0, (c.POINTER(_EglFrame), _pointer, c.c_uint, c.c_uint),
+        ),
+        "cuGraphicsUnregisterResource": ("cuda", 0, (_pointer,)),
+        "NvBufSurfaceMapEglImage": ("nvbufsurface", 0, (c.POINTER(_Surface), c.c_int)),
+        "NvBufSurfaceUnMapEglImage": ("nvbufsurface", 0, (c.POINTER(_Surface), c.c_int)),
+    }
+)  # fmt: skip
+_OTHERS = MappingProxyType({"nvmm": ("gstcuda",), "cuda": ("nvbufsurface",)})
+
+
+class HostFrames:
+    """Takes frames out of the CPU's memory."""
+
+    path = "host"
+
+    def __init__(self, library: Library, channel_order: str) -> None:
+        self._library = library
+        self.caps = f"video/x-raw,format={channel_order.upper()}"
+
+    def take(self, sample: Any) -> dict[str, Any]:
+        """What a picture has of a sample: ``image``."""
+        return {"image": copy_image(self._library, sample)}
+
+
+class GpuFrames:
+    """Takes frames out of NVIDIA's memory, in one thread.
+
+    Args:
+        library: GStreamer.
+        path: ``"nvmm"`` or ``"cuda"``.
+        device: The engine's GPU, ``"cuda:N"``.
+        channel_order: Of the picture that is made if the CPU wants one after all.
+
+    Raises:
+        NotMappedError: A library or one of its functions is missing.
+    """
+
+    def __init__(self, library: Library, path: str, device: str, channel_order: str) -> None:
+        from zsseg_rt.ops import core
+
+        self.path = path
+        self.caps = f"video/x-raw(memory:{'NVMM' if path == 'nvmm' else 'CUDAMemory'}),format=NV12"
+        self._library, self._order = library, channel_order
+        self._calls = _bind(path)
+        self._index = int(device.partition(":")[2])
+        self._core = core
+        core.cuda_set_device(self._index)  # its context becomes this thread's
+        self._stream = core.Stream(self._index)
+
+    def take(self, sample: Any) -> dict[str, Any]:
+        """What a picture has of a sample; the sample's memory is free again afterwards.
+
+        Raises:
+            NotMappedError: CUDA cannot have it.
+        """
+        with ExitStack() as held:
+            buffer = sample.get_buffer()
+            flags = _MAP_READ | (_MAP_CUDA if self.path == "cuda" else 0)
+            info = held.enter_context(self._mapped(buffer, flags))
+            from_nvmm = self.path == "nvmm"
+            planes = self._of_nvmm(info, held) if from_nvmm else self._of_cuda(info, sample)
+            frame = self._copied(*planes)
+            self._stream.synchronize()
+        return {"image": partial(host_picture, frame, self._order), "on_gpu": frame,
+                "path": self.path}  # fmt: skip
+
+    @contextmanager
+    def _mapped(self, buffer: Any, flags: int) -> Iterator[_MapInfo]:
+        info, address = _MapInfo(), hash(buffer)  # which PyGObject makes of the C address
+        self._call("gst_buffer_map", address, c.byref(info), flags)
+        try:
+            if not info.data:
+                raise NotMappedError("gst_buffer_map: expected memory, got none")
+            yield info
+        finally:
+            self._calls["gst_buffer_unmap"](address, c.byref(info))
+
+    def _of_nvmm(self, info: _MapInfo, held: ExitStack) -> _Planes:
+        surface = c.cast(info.data, c.POINTER(_Surface))
+        batch = surface.contents
+        if batch.memory not in (0, _SURFACE_ARRAY) or batch.batch_size < 1:
+            raise NotMappedError(
+                f"NvBufSurface: expected a surface array, got memory {batch.memory}"
+            )
+        params = batch.surfaces[0]
+        if params.color_format not in _NV12 or params.planes.num_planes != 2:
+            raise NotMappedError(
+                f"NvBufSurface: expected NV12, got colour format {params.color_format}"
+            )
+        self._call("NvBufSurfaceMapEglImage", surface, 0)
+        held.callback(self._calls["NvBufSurfaceUnMapEglImage"], surface, 0)
+        resource, frame = _pointer(), _EglFrame()
+        self._call("cuGraphicsEGLRegisterImage", c.byref(resource), params.egl_image, _READ_ONLY)
+        held.callback(self._calls["cuGraphicsUnregisterResource"], resource)
+        self._call("cuGraphicsResourceGetMappedEglFrame", c.byref(frame), resource, 0, 0)
+        if frame.kind == _EGL_PITCH:
+            places = zip(frame.planes, params.planes.pitch, range(2), strict=False)
+            copies = [
+                _Copy(src_memory=_DEVICE, src_device=at, src_pitch=gap) for at, gap, _ in places
+            ]
+        else:
+            copies = [_Copy(src_memory=_ARRAY, src_array=frame.planes[i]) for i in range(2)]
+        return (params.height, params.width), _NV12[params.color_format], copies
+
+    def _of_cuda(self, mapped: _MapInfo, sample: Any) -> _Planes:
+        """GStreamer's memory may be of another context than ours: addresses are unique."""
+        self._call("gst_cuda_memory_sync", mapped.memory)
+        video = self._library.GstVideo
+        info = video.VideoInfo.new_from_caps(sample.get_caps())
+        meta = video.buffer_get_video_meta(sample.get_buffer())
+        layout, colours = info if meta is None else meta, info.colorimetry
+        matrices = {video.VideoColorMatrix.BT601: "bt601", video.VideoColorMatrix.BT709: "bt709"}
+        if colours.matrix not in matrices:
+            raise NotMappedError(f"colours: expected BT.601 or BT.709, got {colours.to_string()}")
+        is_full = colours.range.value_nick == "0-255"
+        places = [(mapped.data + layout.offset[i], layout.stride[i]) for i in range(2)]
+        copies = [_Copy(src_memory=_UNIFIED, src_device=at, src_pitch=gap) for at, gap in places]
+        matrix = matrices[colours.matrix] + ("-full" if is_full else "")
+        return (info.height, info.width), matrix, copies
+
+    def _copied(self, size_hw: tuple[int, int], matrix: str, copies: Sequence[_Copy]) -> Nv12Frame:
+        """Copy the planes; they are there once the stream has been waited for."""
+        height, width = size_hw
+        if height % 2 or width % 2:
+            raise NotMappedError(f"frames: expected even sides, got {width}x{height}")
+        planes = []
+        for copy, shape in zip(
+            copies, ((height, width), (height // 2, width // 2, 2)), strict=True
+        ):
+            plane = self._core.DeviceArray.empty(
+                shape, "uint8", device=self._index, stream=self._stream.handle
+            )
+            copy.dst_memory, copy.dst_pitch = _DEVICE, width
+            copy.dst_device = plane.__cuda_array_interface__["data"][0]
+            copy.width, copy.height = width, shape[0]
+            self._call("cuMemcpy2DAsync_v2", c.byref(copy), self._stream.handle)
+            planes.append(plane)
+        return Nv12Frame(planes[0], planes[1], matrix)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        result, success = self._calls[name](*arguments), _CALLS[name][1]
+        if result != success:
+            raise NotMappedError(f"{name}: expected {success}, got {result}")
+
+
+def how_frames_reach_gpus(gst: Any) -> tuple[str, str]:
+    """The path of cameras' frames to a GPU here, and why it is not a shorter one."""
+    path = path_of_decoder(gst)
+    try:
+        _bind(path) if path != "host" else None
+    except NotMappedError as exc:
+        return "host", str(exc)
+    return path, "" if path != "host" else f"no {NVMM_DECODER[0]} and no {CUDA_DECODERS['H264']}"
+
+
+def _bind(path: str) -> dict[str, Any]:
+    """The functions that a path needs, with their signatures."""
+    found: dict[str, Any] = {}
+    for name, (library, success, arguments) in _CALLS.items():
+        if library not in _OTHERS[path] and (path == "nvmm" or "Graphics" not in name):
+            found[name] = function = _function(library, name)
+            function.argtypes = arguments
+            function.restype = None if success is None else c.c_int
+    return found
+
+
+def _function(library: str, name: str) -> Any:
+    problem: Exception | None = None
+    for file in LIBRARIES[library]:
+        try:
+            return c.CDLL(file)[name]  # an object of its own, whose signature nobody else sets
+        except (OSError, AttributeError) as exc:
+            problem = problem or exc
+    raise NotMappedError(f"{name}: expected it in {LIBRARIES[library][0]}, found none: {problem}")
