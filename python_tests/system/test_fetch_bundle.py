@@ -19,7 +19,7 @@ from support.errors import refused
 from support.hub_server import serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.bundles.pretrained import bundle_place, checkpoint_folder
+from zsseg_rt.bundles.pretrained import RECOMMENDED, bundle_place, checkpoint_folder
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, FetchError
@@ -138,12 +138,17 @@ def test_names_are_listed_with_what_they_are(home, capsys):
     for one in SETS.values():
         for part in (one.name, one.repository, one.files[0], one.licence, one.good_for):
             assert part in listed
-    assert "about 598 MB" in listed
+        assert one.published in listed
+        assert one.cost in listed
+    assert "598 MB: " in listed
+    assert listed.count("(recommended)") == 1
+    assert f"{RECOMMENDED}  (recommended)" in listed
+    assert max(map(len, listed.splitlines())) <= 100
 
 
 def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
     assert run("fetch", "naclip-b61") == EXIT_USAGE
-    assert "Did you mean 'naclip-b16'? Known names: naclip-b16," in capsys.readouterr().err
+    assert "Did you mean 'naclip-b16'? Known names: sfp-b16," in capsys.readouterr().err
     assert not home.exists()
     with refused(ArgumentError, "name"):
         fetch_bundle("nothing")

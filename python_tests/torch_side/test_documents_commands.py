@@ -14,7 +14,7 @@ from zsseg_rt import Bundle, cli
 
 # What is only parsed (test_documents.py), and why.
 NOT_RUN = {
-    r"^fetch \w|naclip|openai|student": "needs a download of 600 MB or more",
+    r"^fetch \w|naclip|sfp-b16|openai|student": "needs a download of 600 MB or more",
     r"^import-checkpoint": "needs published weights; test_cli_import.py has small ones",
     r"rtsp:|csi:|cameras|^serve|^stream$": "needs a camera, or ends when somebody ends it",
     r"cuda": "needs a GPU",

@@ -14,7 +14,7 @@ from zsseg_rt.fetch.progress import Progress
 def fetch(
     name: Annotated[
         str | None,
-        typer.Argument(help="Name to fetch, such as naclip-b16; without it, list the names."),
+        typer.Argument(help="Name to fetch, such as sfp-b16; without it, list the names."),
     ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
     keep_checkpoint: Annotated[
@@ -49,20 +49,26 @@ def fetch(
 
 
 def _print_names() -> None:
-    from zsseg_rt.bundles.pretrained import SETS, bundle_place
+    from zsseg_rt.bundles.pretrained import RECOMMENDED, SETS, bundle_place
     from zsseg_rt.fetch.checkpoints import megabytes
 
-    console = terminal()
+    lines = [
+        f"Recommended for the best labels of any names without masks to train on: {RECOMMENDED}.",
+        "This rests on published figures; none was reproduced here (docs/dense_clip.md).",
+    ]
     for one in SETS.values():
-        here = bundle_place(one.name).is_dir()
-        lines = (
-            f"{one.name}{'  (here)' if here else ''}",
+        marks = ["recommended"] * (one.name == RECOMMENDED)
+        marks += ["here"] * bundle_place(one.name).is_dir()
+        lines += [
+            one.name + (f"  ({', '.join(marks)})" if marks else ""),
             f"  {one.good_for}",
-            f"  huggingface.co/{one.repository}, {one.files[0]}, about "
-            f"{megabytes(one.weight_bytes)}; {one.licence}",
-        )
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+            f"  published: {one.published or 'no figure was read'}",
+            f"  cost: {one.cost or 'not counted yet'}",
+            f"  {megabytes(one.weight_bytes)}: huggingface.co/{one.repository}/{one.files[0]}",
+            f"  licence: {one.licence}",
+        ]
+    for line in lines:
+        terminal().print(line, highlight=False, soft_wrap=True)
 
 
 class _Shown(Progress):
