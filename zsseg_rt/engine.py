@@ -18,7 +18,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
-from zsseg_rt.backends.loading import load_graphs, load_text_encoder, usable_cache
+from zsseg_rt.backends.loading import load_graphs, load_text_encoder, precision_of, usable_cache
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
@@ -113,8 +113,8 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """The precision the image encoder really runs at."""
-        return self._graphs["image_encoder"].precision
+        """The precision the image encoder really runs at, or that of 8 bits if any graph does."""
+        return precision_of(self._graphs)
 
     @property
     def vocabulary(self) -> Vocabulary | None:

@@ -12,6 +12,7 @@ from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
 from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
+from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.errors import BundleError
@@ -51,7 +52,10 @@ def load_graph(
     """Compile one graph of a bundle."""
     backend = registry.get_backend(placement.backend)
     choice = backend.choose(
-        bundle.variants(name), precision, device=placement.device, allowed=allowed
+        bundle.variants(name),
+        bundle.asked_of(name, precision),
+        device=placement.device,
+        allowed=allowed,
     )
     entry = bundle.graph(name, choice.variant)
     path = bundle.open_path(entry)
@@ -75,6 +79,12 @@ def load_graphs(bundle: Bundle, names: Iterable[str], **settings: Any) -> dict[s
     encoder = graphs["image_encoder"]
     bundle.check_sizes((*encoder.inputs, *encoder.outputs))
     return graphs
+
+
+def precision_of(graphs: Mapping[str, CompiledGraph]) -> str:
+    """The precision the image encoder runs at, or that of 8 bits if any graph does."""
+    narrow = [graph.precision for graph in graphs.values() if graph.precision in NARROW]
+    return narrow[0] if narrow else graphs["image_encoder"].precision
 
 
 def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> None:

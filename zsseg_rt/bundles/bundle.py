@@ -14,6 +14,7 @@ from typing import Any
 
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.bundles.pretrained import find_bundle
+from zsseg_rt.bundles.quantization import NARROW, QuantizationSpec
 from zsseg_rt.bundles.specs import (
     FAMILIES,
     AggregationSpec,
@@ -21,7 +22,6 @@ from zsseg_rt.bundles.specs import (
     GraphEntry,
     HeadSpec,
     PreprocessSpec,
-    QuantizationSpec,
     RegionSpec,
     SegmentSpec,
     TextBankEntry,
@@ -166,6 +166,12 @@ class Bundle(_Manifest):
             )
         return self.graphs[name][variant]
 
+    def asked_of(self, name: str, precision: str) -> str:
+        """What one graph is asked for; ``"auto"`` where only other graphs have layers in 8 bits."""
+        narrow = any(precision in held for held in self.graphs.values())
+        left = precision in NARROW and narrow and precision not in self.variants(name)
+        return "auto" if left else precision
+
     def auto_precisions(self, usual: tuple[str, ...]) -> tuple[str, ...]:
         """What ``precision="auto"`` may take: ``usual``, and INT8 if its own gate passed."""
         made = self.quantization.get("int8")
@@ -208,6 +214,9 @@ class Bundle(_Manifest):
                 del data[key]
         if not self.quantization:
             del data["quantization"]
+        for made in data.get("quantization", {}).values():
+            if made["masks"] is None:
+                del made["masks"]
         if self.head.independent_queries is None:
             del data["head"]["independent_queries"]
         if self.head.align == "half_pixel":

@@ -356,33 +356,3 @@ class RegionSpec:
             raise ValueError(f"fusion: expected one of {FUSIONS}, got {self.fusion!r}")
         if (self.encoder is None) != (self.fusion == "segments"):
             raise ValueError(f"encoder: expected one unless fusion is 'segments', {self.fusion!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationSpec:
-    """How a bundle's graphs in INT8 or FP8 were made, and what they lose on pictures.
-
-    Attributes:
-        agreement: Share of cells with float32's label, among those where it is clear.
-        agreement_of_all: The same among all cells.
-        min_agreement: What was asked for.
-        photos: SHA-256 of the pictures: those that ranges are from, then those measured on.
-        measured_photos: How many of these, the last ones, were measured on.
-        classes: The classes of the measurement.
-        layers: By graph, each layer that could be quantised and its precision.
-        seed: What chose pictures and samples.
-    """
-
-    agreement: float
-    agreement_of_all: float
-    min_agreement: float
-    photos: tuple[str, ...]
-    measured_photos: int
-    classes: tuple[str, ...]
-    layers: dict[str, dict[str, str]]
-    seed: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether the agreement is what was asked for; NaN never is."""
-        return self.agreement >= self.min_agreement

@@ -59,7 +59,10 @@ def plan_memory(
     weights, activations, precision = 0, 0, ""
     for name in family.graphs:
         choice = get_backend(placement.backend).choose(
-            bundle.variants(name), config.precision, device=placement.device, allowed=allowed
+            bundle.variants(name),
+            bundle.asked_of(name, config.precision),
+            device=placement.device,
+            allowed=allowed,
         )
         path = bundle.open_path(bundle.graph(name, choice.variant))
         found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)

@@ -129,7 +129,10 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
     found = []
     for name in family.graphs:
         choice = get_backend("tensorrt").choose(
-            bundle.variants(name), settings.precision, device=_DEVICE, allowed=allowed
+            bundle.variants(name),
+            bundle.asked_of(name, settings.precision),
+            device=_DEVICE,
+            allowed=allowed,
         )
         entry = bundle.graph(name, choice.variant)
         path = bundle.open_path(entry)

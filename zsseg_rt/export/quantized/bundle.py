@@ -15,7 +15,8 @@ import onnx
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import FAMILIES, QuantizationSpec
+from zsseg_rt.bundles.quantization import QuantizationSpec
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError

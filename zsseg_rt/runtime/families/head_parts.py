@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
+from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.runtime.workspace import Workspace
 
@@ -27,11 +28,12 @@ Rows = tuple[Array, Array]
 
 
 def in_parts(graphs: Mapping[str, Collection[str]]) -> bool:
-    """Whether a bundle holds the graphs in all precisions of its head.
+    """Whether a bundle holds the graphs in all precisions of its head but those of 8 bits.
 
-    Older bundles do not, and quantised ones; they run all classes at once.
+    Older bundles do not; they run all classes at once.
     """
-    return all(set(graphs["head"]) <= set(graphs.get(stage, ())) for stage in STAGES)
+    wanted = set(graphs["head"]).difference(NARROW)
+    return all(stage in graphs and wanted <= set(graphs[stage]) for stage in STAGES)
 
 
 def parts_of(sessions: Mapping[str, Session], workspace: Workspace) -> HeadParts | None:

@@ -1,0 +1,80 @@
+"""What ``bundle.json`` says of graphs in INT8 and FP8: how they were made, what they lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NARROW = ("int8", "fp8")
+"""Precisions of 8 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLoss:
+    """mIoU on pictures with masks, of the classes that the masks hold.
+
+    Attributes:
+        dataset: Where pictures and masks are from.
+        float32: In percent: ``"mIoU"``, and of seen and unseen classes ``"mIoU(S)"`` and
+            ``"mIoU(U)"``; without those of which the masks hold no class.
+        narrow: The same of the graphs in 8 bits.
+        most: Points that may be lost, and by which unseen classes may lose more than seen ones.
+    """
+
+    dataset: str
+    float32: dict[str, float]
+    narrow: dict[str, float]
+    most: float
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """Points lost, by the same names."""
+        return {name: before - self.narrow[name] for name, before in self.float32.items()}
+
+    @property
+    def passed(self) -> bool:
+        """Whether no more is lost than may be; NaN never is."""
+        lost = self.lost
+        more = lost.get("mIoU(U)", 0.0) - lost.get("mIoU(S)", 0.0)
+        split = "mIoU(U)" in lost and "mIoU(S)" in lost
+        return lost["mIoU"] <= self.most and (not split or more <= self.most)
+
+    def describe(self) -> str:
+        """One line for people."""
+        figures = ", ".join(
+            f"{name} {before:.2f} -> {self.narrow[name]:.2f}"
+            for name, before in self.float32.items()
+        )
+        return f"on masks of {self.dataset}: {figures} (gate: {self.most:g} points lost)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationSpec:
+    """How a bundle's graphs in INT8 or FP8 were made, and what they lose on pictures.
+
+    Attributes:
+        agreement: Share of cells with float32's label, among those where it is clear.
+        agreement_of_all: The same among all cells.
+        min_agreement: What was asked for.
+        photos: SHA-256 of the pictures, of a data set's their pixels': those that ranges are from,
+            then those measured on.
+        measured_photos: How many of these, the last ones, were measured on.
+        classes: The classes of the measurement.
+        layers: By graph, each layer that could be quantised and its precision.
+        seed: What chose pictures and samples.
+        masks: What is lost where masks say what is right; None without masks.
+    """
+
+    agreement: float
+    agreement_of_all: float
+    min_agreement: float
+    photos: tuple[str, ...]
+    measured_photos: int
+    classes: tuple[str, ...]
+    layers: dict[str, dict[str, str]]
+    seed: int = 0
+    masks: MaskLoss | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether agreement and mIoU are what was asked for; NaN never is."""
+        return self.agreement >= self.min_agreement and (self.masks is None or self.masks.passed)
