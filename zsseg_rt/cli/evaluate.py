@@ -41,7 +41,7 @@ _SET_BY_PAPERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class DataOptions:
     """What is evaluated on."""
 
     dataset: str = opt("Name of the data set; an unknown name lists all.", ...)
@@ -121,7 +121,7 @@ class _Against:
 def evaluate(
     *,
     model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or a training run's folder.")],
-    source: _Data,
+    source: DataOptions,
     task: _Task,
     other: _Against,
     limit: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.cli.evaluate import DataOptions
 from zsseg_rt.cli.export_triton import BundleOrCommand
 from zsseg_rt.cli.groups import BundleOutput, ModelOutput, NamedClasses, opt, takes_groups
 from zsseg_rt.cli.options import (
@@ -23,14 +24,17 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import EXIT_GATE, ProgressBar, check_file_place, terminal, write_json
+from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import SourceError
+from zsseg_rt.text.class_names import split_synonyms
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle
-    from zsseg_rt.export.quantized.bundle import QuantizeReport
+    from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+    from zsseg_rt.export.quantized.report import QuantizeReport
     from zsseg_rt.runtime.plan_builds import BuiltPlan
 
 STATISTICS = {
@@ -224,8 +228,20 @@ class _Gate:
 
     precision: str = opt("int8 or fp8.", "int8")
     min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
+    max_miou_loss: float = opt(
+        "With --dataset: points of mIoU that may be lost, and by which unseen classes may lose "
+        "more than seen ones.",
+        0.5,
+    )
     seed: int = opt("Chooses pictures and samples.", 0)
     sensitivity: bool = opt("Measure what each layer alone loses; takes longest.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masks(DataOptions):
+    """Pictures with masks."""
+
+    dataset: str = opt("Data set on whose masks mIoU is measured too.", "")
 
 
 @takes_groups
@@ -233,8 +249,12 @@ def quantize(
     *,
     bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
     photos: Annotated[
-        Path, typer.Option(help="Folder with pictures like those to label, 8 to 512.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder with pictures like those to label, 8 to 512; default: the data set's."
+        ),
+    ] = None,
+    masks: _Masks,
     out: OutOption,
     named: NamedClasses,
     gate: _Gate,
@@ -245,14 +265,21 @@ def quantize(
     from zsseg_rt.bundles.bundle import Bundle
 
     check_file_place("--json", json_file)
-    loaded = Bundle.load(bundle)
-    classes = named.read_if_given() or _own_classes(loaded)
+    loaded, data = Bundle.load(bundle), masks.open() if masks.dataset else None
+    classes = named.read_if_given() or _own_classes(loaded, data)
     with needs_extra("quantize", f"to quantise {bundle}"):
-        from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+        from zsseg_rt.export.quantized.bundle import quantize_bundle
+        from zsseg_rt.export.quantized.report import QuantizeSettings
     settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
-    with ProgressBar() as bar:
+    with stopped_by_signals(_interrupt), ProgressBar() as bar:
         report = quantize_bundle(
-            loaded, out, photos, classes, settings, lambda what, done, total: bar.show(done, total)
+            loaded,
+            out,
+            photos,
+            classes,
+            settings,
+            lambda what, done, total: bar.show(done, total),
+            dataset=data,
         )
     _print(report)
     if json_file is not None:
@@ -261,8 +288,14 @@ def quantize(
         raise typer.Exit(EXIT_GATE)
 
 
-def _own_classes(bundle: Bundle) -> list[str | list[str]]:
-    """The classes that a bundle itself names."""
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str | list[str]]:
+    """The classes of a data set, or those that a bundle itself names."""
+    if data is not None:
+        return [*split_synonyms(data.class_names)]
     bank = bundle.text_bank.names if bundle.text_bank is not None else ()
     names = list(bundle.head.seen or bank)[:_MOST_CLASSES]
     if not names:
@@ -286,6 +319,8 @@ def _print(report: QuantizeReport) -> None:
         f"{report.everything:.2%}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    if spec.masks is not None:
+        console.print(spec.masks.describe(), highlight=False, soft_wrap=True)
     end = "the gate does not hold; nothing was written" if report.path is None else None
     console.print(end or f"wrote {report.path}", highlight=False)
 

@@ -53,6 +53,8 @@ def info(
             f"{made.measured_photos} of {len(made.photos)} pictures",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if made.masks is not None:
+            console.print(f"  {made.masks.describe()}", highlight=False, soft_wrap=True)
     if loaded.text.words:
         console.print(f"words: {', '.join(loaded.text.words)}", highlight=False, soft_wrap=True)
     if names:

@@ -111,10 +111,9 @@ def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[
     An old bundle stays in place until the new one replaces it in one step. What killed
     processes left behind while writing this bundle is removed.
     """
-    _bundle_name(path)
     try:
         remove_leftovers(path)
-        _refuse_existing(path, overwrite)
+        check_bundle_place(path, overwrite=overwrite)
         with new_folder(path, replace=overwrite) as folder:
             yield folder
             if verify:
@@ -184,7 +183,9 @@ def _write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Tex
     return TextBankEntry(file=entry.file, sha256=entry.sha256, bytes=entry.bytes, names=names)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
+def check_bundle_place(path: Path, *, overwrite: bool) -> None:
+    """Refuse a name that is no bundle's, and a place that is taken."""
+    _bundle_name(path)
     if not path.exists():
         return
     if not overwrite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import onnx
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.quantization import QuantizationSpec
+from zsseg_rt.bundles.quantization import MaskLoss, QuantizationSpec
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.common.files import sha256_of
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export.bundle_writer import new_bundle_folder, write_manifest
+from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.export.bundle_writer import check_bundle_place, new_bundle_folder, write_manifest
 from zsseg_rt.export.quantized.calibration import Range, Seen, choose_range
 from zsseg_rt.export.quantized.graph import emulated_graph, quantised_graph
 from zsseg_rt.export.quantized.layers import Group, find_groups, read_plain
@@ -35,123 +36,56 @@ from zsseg_rt.export.quantized.measure import (
     write_graph,
 )
 from zsseg_rt.export.quantized.number_formats import FORMATS
-from zsseg_rt.photos.files import find_photos, read_photo
+from zsseg_rt.export.quantized.pictures import Pictures, choose_pictures
+from zsseg_rt.export.quantized.report import LayerReport, QuantizeReport, QuantizeSettings
+from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.text.class_names import ClassNames
 
-FEWEST_PHOTOS, MOST_PHOTOS = 8, 512
-_MOST_MEASURED, _PHOTOS_PER_LAYER = 64, 4
-_HELD_BACK = 4  # one picture in so many is measured on, and gives no ranges
+_PICTURES_PER_LAYER = 4
+_CHOSEN = {"proposals": ("region_encoder",)}  # 97 % of ZegFormer's work; masks stay as they are
 
 Layer = tuple[str, Group]
 """A graph's name and a group of its layers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizeSettings:
-    """How a bundle is quantised.
-
-    Attributes:
-        precision: ``"int8"`` or ``"fp8"``.
-        min_agreement: Share of clear cells that must keep float32's label.
-        seed: Chooses pictures and samples.
-        sensitivity: Whether every layer's own loss is measured, also where the gate holds.
-        overwrite: Whether to replace an existing bundle.
-    """
-
-    precision: str = "int8"
-    min_agreement: float = 0.98
-    seed: int = 0
-    sensitivity: bool = True
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in FORMATS:
-            raise ArgumentError(
-                f"precision: expected one of {', '.join(FORMATS)}, got {self.precision!r}"
-            )
-        if not 0.0 < self.min_agreement <= 1.0:
-            raise ArgumentError(
-                f"min_agreement: expected above 0 and at most 1, got {self.min_agreement}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """One group of layers that read the same tensor.
-
-    Attributes:
-        graph: The graph.
-        name: The first layer of the group.
-        count: Layers of the group.
-        precision: What it is written in.
-        method: How its range was found.
-        error: Squared error of its results relative to their squares, on the samples.
-        lost: Agreement lost when only this group is quantised; None if that was not measured.
-    """
-
-    graph: str
-    name: str
-    count: int
-    precision: str
-    method: str
-    error: float
-    lost: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeReport:
-    """What was measured, and whether a bundle was written.
-
-    Attributes:
-        precision: ``"int8"`` or ``"fp8"``.
-        spec: What ``bundle.json`` says of it.
-        everything: Agreement with every layer quantised.
-        layers: One row per group.
-        path: The bundle, or None if the gate did not hold.
-    """
-
-    precision: str
-    spec: QuantizationSpec
-    everything: float
-    layers: tuple[LayerReport, ...]
-    path: str | None = None
-
-
 def quantize_bundle(
     bundle: Bundle,
     out: Path,
-    photos: Path,
+    photos: Path | None,
     class_names: ClassNames,
     settings: QuantizeSettings | None = None,
     advance: Advance = lambda what, done, total: None,
+    *,
+    dataset: SegmentationDataset | None = None,
 ) -> QuantizeReport:
     """Write a bundle that also holds its graphs in INT8 or FP8, if they agree with float32.
 
     Args:
         bundle: Holds its graphs in float32.
         out: The bundle to write, ``NAME.zsseg``.
-        photos: A folder with 8 pictures or more; of more than 512, 512 are taken.
+        photos: A folder with 8 pictures or more; of more than 512, 512 are taken. None takes those
+            of the data set.
         class_names: What the pictures are labelled with.
         settings: Precision, gate, seed.
         advance: Called with progress.
+        dataset: Pictures with masks, on which mIoU is measured; ``class_names`` has its classes in
+            its order.
 
     Raises:
         ArgumentError: Too few pictures, pictures of one colour, a family without class scores, a
             graph without layers to quantise, or one that is quantised already.
-        SourceError: A picture cannot be read.
+        SourceError, DatasetError: A picture cannot be read.
         PrecisionNotApplied: INT8 on a CPU that does not multiply 8-bit numbers.
         BundleError: The bundle holds no float32 graphs, or ``out`` exists.
     """
     settings = settings or QuantizeSettings()
-    _check_family(bundle)
-    ranged, measured = _choose_photos(photos, settings.seed)
+    _check(bundle, out, class_names, settings, dataset)
+    pictures = choose_pictures(photos, dataset, settings.seed, advance)
     job = _Job(bundle, settings, advance)
     with tempfile.TemporaryDirectory(prefix=".quantize-") as scratch:
         job.folder = Path(scratch)
-        reference = job.calibrate(ranged, measured, class_names)
-        report = job.search(reference)
-    hashes = tuple(sha256_of(photo) for photo in (*ranged, *measured))
-    report = replace(report, spec=replace(report.spec, photos=hashes))
+        report = job.search(job.calibrate(pictures, class_names))
+    report = replace(report, spec=replace(report.spec, photos=pictures.hashes))
     if not report.spec.passed:
         return report
     job.write(out, report)
@@ -168,20 +102,19 @@ class _Job:
         self._kind = FORMATS[settings.precision]
         self._models = {
             name: read_plain(bundle.open_path(bundle.graph(name, "float32")))
-            for name in FAMILIES[bundle.family].graphs
+            for name in create_family(bundle, EngineConfig()).graphs
         }
-        self._layers = [(n, group) for n, m in self._models.items() for group in find_groups(m)]
-        if not self._layers:
-            raise ArgumentError(
-                f"bundle: expected linear layers or convolutions with stored weights, got none in "
-                f"{bundle.name}. It cannot be quantised."
-            )
+        chosen = set(self._models) & set(_CHOSEN.get(bundle.family, self._models))
+        self._layers = [
+            (name, group)
+            for name, model in self._models.items()
+            for group in (find_groups(model) if name in chosen or not chosen else ())
+        ]
+        self._require_layers()
         self._ranges: dict[Layer, Range] = {}
         self._tried = 0
 
-    def calibrate(
-        self, ranged: Sequence[Path], measured: Sequence[Path], class_names: ClassNames
-    ) -> Reference:
+    def calibrate(self, pictures: Pictures, class_names: ClassNames) -> Reference:
         """Find every range, and what float32 makes of the pictures that are held back."""
         seen: dict[Layer, Seen] = {layer: Seen() for layer in self._layers}
         rng = np.random.default_rng(self._settings.seed)
@@ -189,39 +122,41 @@ class _Job:
         with Engine(self._bundle, engine_config("float32", num_lanes=2)) as engine:
             engine.set_classes(class_names)
             with engine.lane() as lane:
-                for place, photo in enumerate(ranged):
-                    fed = lane.graph_inputs(read_photo(photo))
+                for place, picture in enumerate(pictures.ranged):
+                    fed = lane.graph_inputs(picture().image)
                     for name, feeds in fed.items():
                         for feed in feeds if name in taps else ():
                             values = {**feed, **taps[name].run(feed)}
                             self._take_in(name, values, seen, rng)
-                    self._advance("calibrate", place + 1, len(ranged))
-            reference = take_reference(engine, measured, self._advance)
+                    self._advance("calibrate", place + 1, len(pictures.ranged))
+            reference = take_reference(engine, pictures, self._advance)
         for session in taps.values():
             session.close()
-        for place, (layer, found) in enumerate(seen.items()):
+        self._layers = [layer for layer in self._layers if seen[layer].rows]
+        self._require_layers()
+        for place, layer in enumerate(self._layers):
             model = self._models[layer[0]]
-            self._ranges[layer] = choose_range(model, layer[1], found, self._kind)
-            self._advance("choose ranges", place + 1, len(seen))
+            self._ranges[layer] = choose_range(model, layer[1], seen[layer], self._kind)
+            self._advance("choose ranges", place + 1, len(self._layers))
         return reference
 
     def search(self, reference: Reference) -> QuantizeReport:
         """Quantise everything, then less and less, until the gate holds or nothing is left."""
-        everything = found = self._measure(self._layers, reference)
+        found = self._measure(self._layers, reference)
         chosen, lost = list(self._layers), dict[Layer, float]()
-        holds = found.clear >= self._settings.min_agreement
-        if self._settings.sensitivity or not holds:
-            lost = self._measure_layers(reference.first(_PHOTOS_PER_LAYER))
+        spec = self._spec(chosen, found, reference)
+        if self._settings.sensitivity or not spec.passed:
+            lost = self._measure_layers(reference.first(_PICTURES_PER_LAYER))
         ranked = sorted(lost, key=lambda one: (-lost[one], -self._ranges[one].error))
         dropped = 1
-        while found.clear < self._settings.min_agreement and dropped < len(ranked):
+        while not spec.passed and dropped < len(ranked):
             chosen = [layer for layer in self._layers if layer not in ranked[:dropped]]
-            found = self._measure(chosen, reference)
+            spec = self._spec(chosen, self._measure(chosen, reference), reference)
             dropped *= 2
         return QuantizeReport(
             precision=self._kind.name,
-            spec=self._spec(chosen, found, reference),
-            everything=everything.clear,
+            spec=spec,
+            everything=found.clear,
             layers=tuple(self._reports(chosen, lost)),
         )
 
@@ -248,11 +183,24 @@ class _Job:
             )
             write_manifest(folder, new)
 
+    def _require_layers(self) -> None:
+        if not self._layers:
+            raise ArgumentError(
+                "bundle: expected linear layers or convolutions with stored weights that these "
+                f"classes use, got none in {self._bundle.name}. It cannot be quantised."
+            )
+
     def _graphs(self, chosen: Sequence[Layer]) -> dict[str, onnx.ModelProto]:
-        half = FAMILIES[self._bundle.family].half_tensors
+        """The graphs that have chosen layers; others run beside them in another precision."""
+        named = {name for name, _ in chosen}
+        others = [self._bundle.graphs[name] for name in self._models if name not in named]
+        # TensorRT takes the others in float16 if it can, and their edges must fit
+        fits = all("float16" in held for held in others)
+        half = FAMILIES[self._bundle.family].half_tensors if fits else ()
         return {
             name: quantised_graph(model, self._of(name, chosen), self._kind, half)
             for name, model in self._models.items()
+            if name in named
         }
 
     def _of(self, name: str, chosen: Sequence[Layer]) -> dict[Group, Range]:
@@ -266,12 +214,14 @@ class _Job:
             graphs = {
                 name: emulated_graph(model, self._of(name, chosen), self._kind)
                 for name, model in self._models.items()
+                if self._of(name, chosen)
             }
         else:
             graphs = self._graphs(chosen)
         made = candidate(self._bundle, folder, graphs, self._kind.name)
         try:
-            return measure(made, "int8" if self._kind.name == "int8" else "float32", reference)
+            usual = "auto" if self._kind.name == "int8" else "float32"
+            return measure(made, "int8" if usual == "auto" and graphs else usual, reference)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -311,15 +261,24 @@ class _Job:
         layers: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
             layers[layer[0]][layer[1].name] = self._kind.name if layer in chosen else "float16"
+        masks = None
+        if reference.dataset is not None:
+            masks = MaskLoss(
+                dataset=reference.dataset.name,
+                float32=reference.miou,
+                narrow=found.miou,
+                most=self._settings.max_miou_loss,
+            )
         return QuantizationSpec(
             agreement=found.clear,
             agreement_of_all=found.everywhere,
             min_agreement=self._settings.min_agreement,
             photos=(),
-            measured_photos=len(reference.photos),
+            measured_photos=len(reference.pictures),
             classes=tuple(reference.vocabulary.names),
             layers=layers,
             seed=self._settings.seed,
+            masks=masks,
         )
 
     def _reports(
@@ -337,30 +296,27 @@ class _Job:
             )
 
 
-def _check_family(bundle: Bundle) -> None:
-    if not FAMILIES[bundle.family].has_class_logits:
-        known = ", ".join(name for name, spec in FAMILIES.items() if spec.has_class_logits)
+def _check(
+    bundle: Bundle,
+    out: Path,
+    class_names: ClassNames,
+    settings: QuantizeSettings,
+    dataset: SegmentationDataset | None,
+) -> None:
+    """Refuse what must fail, before anything is read or computed."""
+    spec = FAMILIES[bundle.family]
+    if not spec.has_class_logits and bundle.regions is None:
         raise ArgumentError(
-            f"bundle: expected one of family {known}, got {bundle.family}, whose agreement cannot "
-            "be measured yet. Use float16."
+            f"bundle: expected a family whose cells have scores of classes, got {bundle.family}: a "
+            "hard choice inside its graph gives every cell to a segment, and rounding moves whole "
+            "segments. Use float32."
         )
-
-
-def _choose_photos(folder: Path, seed: int) -> tuple[list[Path], list[Path]]:
-    """Pictures for ranges, and pictures that are held back to measure on."""
-    found = find_photos([str(folder)])
-    if len(found) < FEWEST_PHOTOS:
+    if dataset is not None and len(class_names) != len(dataset.class_names):
         raise ArgumentError(
-            f"photos: expected at least {FEWEST_PHOTOS} pictures (64 are better), found "
-            f"{len(found)} in {folder}. Add more."
+            f"class_names: expected {len(dataset.class_names)}, one for each class of "
+            f"{dataset.name}, got {len(class_names)}. Keep the data set's order."
         )
-    order = np.random.default_rng(seed).permutation(len(found))[:MOST_PHOTOS]
-    taken = [found[place] for place in order]
-    frames = (read_photo(photo) for photo in taken)
-    if all(frame.min() == frame.max() for frame in frames):
-        raise ArgumentError(
-            f"photos: expected pictures with content, got {len(taken)} of one colour each in "
-            f"{folder}. Give pictures of what will be labelled."
-        )
-    measured = min(max(2, len(taken) // _HELD_BACK), _MOST_MEASURED)
-    return taken[:-measured], taken[-measured:]
+    if settings.precision == "int8":
+        held = ("int8", "float32")  # asks what this CPU does
+        get_backend("openvino").choose(held, "int8", device="cpu", allowed=held)
+    check_bundle_place(out, overwrite=settings.overwrite)

@@ -1,12 +1,13 @@
-"""Measure a candidate: how often it labels as float32 does, where float32's label is clear."""
+"""Measure a candidate: how often it labels as float32 does, and what it loses on masks."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,11 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.graph_files import describe_graph
-from zsseg_rt.photos.files import read_photo
+from zsseg_rt.export.quantized.pictures import Picture, Pictures
 from zsseg_rt.text.vocabulary import Vocabulary
 
 CLEAR = 0.1
@@ -27,38 +31,49 @@ Advance = Callable[[str, int, int], None]
 """Called with what is done, how often it was done, and how often it will be."""
 
 
+Figures = dict[str, float]
+"""mIoU in percent: of all classes, seen and unseen ones; see
+:class:`zsseg_rt.bundles.quantization.MaskLoss`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What float32 makes of pictures.
 
     Attributes:
-        photos: The pictures.
+        pictures: The pictures.
         vocabulary: The classes.
         labels: Per picture, the best class of each cell, [gh, gw].
         clear: Per picture, where it is clear, bool [gh, gw].
+        dataset: What pictures and masks are from; None without masks.
+        miou: What it reaches on the masks; empty without.
     """
 
-    photos: tuple[Path, ...]
+    pictures: tuple[Picture, ...]
     vocabulary: Vocabulary
     labels: tuple[npt.NDArray[np.intp], ...]
     clear: tuple[npt.NDArray[np.bool_], ...]
+    dataset: SegmentationDataset | None
+    miou: Figures
 
     def first(self, count: int) -> Reference:
-        """The same for the first pictures."""
+        """The same for the first pictures, without masks."""
         return replace(
             self,
-            photos=self.photos[:count],
+            pictures=self.pictures[:count],
             labels=self.labels[:count],
             clear=self.clear[:count],
+            dataset=None,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Shares of cells with float32's label: where it is clear, and everywhere."""
+    """Shares of cells with float32's label, where it is clear and everywhere; mIoU with masks."""
 
     clear: float
     everywhere: float
+    miou: Figures = field(default_factory=dict)
 
 
 def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
@@ -69,55 +84,110 @@ def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
     )  # fmt: skip
 
 
-def take_reference(engine: Engine, photos: Sequence[Path], advance: Advance) -> Reference:
-    """Label pictures with a float32 engine whose classes are named."""
+def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Reference:
+    """Label pictures with a float32 engine whose classes are named.
+
+    Raises:
+        ArgumentError: No label is clear, or a data set is given and its masks hold no class.
+    """
     assert engine.vocabulary is not None
-    labels, clear = [], []
-    for place, photo in enumerate(photos):
-        scores = _scores(engine, photo)
+    labels, clear, masks = [], [], _Masks(pictures.dataset)
+    for place, picture in enumerate(pictures.measured):
+        scores = _scores(engine, picture(), masks)
         ranked = np.sort(scores, axis=0)
         second = ranked[-2] if len(ranked) > 1 else np.full_like(ranked[-1], -np.inf)
         labels.append(scores.argmax(axis=0))
         clear.append(ranked[-1] - second > CLEAR * np.abs(ranked[-1]))
-        advance("float32", place + 1, len(photos))
+        advance("float32", place + 1, len(pictures.measured))
+    if not any(cells.any() for cells in clear):
+        raise ArgumentError(
+            f"class_names: expected some that float32 is sure of in {len(clear)} pictures, got "
+            "none. Name what the pictures show."
+        )
+    if pictures.dataset is not None and not masks.figures():
+        raise ArgumentError(
+            f"dataset: expected masks that hold a class, got {len(labels)} without in "
+            f"{pictures.dataset.name}. Give pictures with annotations."
+        )
     return Reference(
-        photos=tuple(photos),
+        pictures=pictures.measured,
         vocabulary=engine.vocabulary,
         labels=tuple(labels),
         clear=tuple(clear),
+        dataset=pictures.dataset,
+        miou=masks.figures(),
     )
 
 
 def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
     """Run a candidate on the reference's pictures."""
     same, counted, same_anywhere, cells = 0, 0, 0, 0
+    masks = _Masks(reference.dataset)
     with Engine(bundle, engine_config(precision)) as engine:
         engine.set_classes(reference.vocabulary)
-        for photo, labels, clear in zip(
-            reference.photos, reference.labels, reference.clear, strict=True
+        for picture, labels, clear in zip(
+            reference.pictures, reference.labels, reference.clear, strict=True
         ):
-            equal = _scores(engine, photo).argmax(axis=0) == labels
+            equal = _scores(engine, picture(), masks).argmax(axis=0) == labels
             same += int(equal[clear].sum())
             counted += int(clear.sum())
             same_anywhere += int(equal.sum())
             cells += equal.size
-    return Agreement(clear=same / counted if counted else 1.0, everywhere=same_anywhere / cells)
+    return Agreement(
+        clear=same / counted if counted else 1.0,
+        everywhere=same_anywhere / cells,
+        miou=masks.figures(),
+    )
+
+
+class _Masks:
+    """Compares labels with a data set's masks; without one it does nothing."""
+
+    def __init__(self, dataset: SegmentationDataset | None) -> None:
+        self._seen = () if dataset is None else dataset.seen
+        self._counts = None
+        if dataset is not None:
+            count = len(dataset.class_names)
+            self._counts = ConfusionMatrix(count, ignore_label=dataset.ignore_label)
+
+    def add(self, sample: Sample, labels: npt.NDArray[Any]) -> None:
+        """Count one picture."""
+        if self._counts is not None:
+            self._counts.update(sample.labels, labels)
+
+    def figures(self) -> Figures:
+        """The mIoU of classes that the masks hold: one stray pixel of another changes nothing."""
+        if self._counts is None:
+            return {}
+        scores = score(self._counts.counts, self._seen)
+        held = scores.true_pixels > 0
+        seen = np.isin(np.arange(len(held)), self._seen)
+        groups = {"mIoU": held, "mIoU(S)": held & seen, "mIoU(U)": held & ~seen}
+        return {
+            name: round(100 * float(scores.iou[of].mean()), 3)
+            for name, of in groups.items()
+            if of.any()
+        }
 
 
 def candidate(
     bundle: Bundle, folder: Path, graphs: Mapping[str, onnx.ModelProto], precision: str
 ) -> Bundle:
-    """A bundle with these graphs in place of its own, in an empty folder; nothing is hashed yet.
+    """A bundle with these graphs in place of its own, in an empty folder.
 
     INT8 graphs are run as they are. For FP8 they are float32 graphs that round as FP8 does.
     """
     folder.mkdir()
-    for entry in bundle.files():
-        if not isinstance(entry, GraphEntry):
-            link_or_copy(bundle.open_path(entry), folder / entry.file)
+    kept = {
+        name: {"float32": held["float32"]}
+        for name, held in bundle.graphs.items()
+        if name not in graphs and "float32" in held
+    }
+    for entry in replace(bundle, graphs=kept, golden=None).files():
+        link_or_copy(bundle.open_path(entry), folder / entry.file)
     entered = "int8" if precision == "int8" else "float32"
     made = {name: {entered: write_graph(m, name, folder, precision)} for name, m in graphs.items()}
-    return replace(bundle, path=folder, graphs=made, golden=None)
+    return replace(bundle, path=folder, graphs=kept | made, golden=None, quantization={})
 
 
 def write_graph(model: onnx.ModelProto, name: str, folder: Path, precision: str) -> GraphEntry:
@@ -136,7 +206,14 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _scores(engine: Engine, photo: Path) -> npt.NDArray[np.float32]:
-    scores = engine.segment(read_photo(photo)).class_scores
-    assert scores is not None
-    return scores
+def _scores(engine: Engine, sample: Sample, masks: _Masks) -> npt.NDArray[np.float32]:
+    """What labels are chosen by, float32 [C, gh, gw]: seen classes have lost their bias."""
+    found, vocabulary, head = engine.segment(sample.image), engine.vocabulary, engine.bundle.head
+    masks.add(sample, found.labels)
+    assert found.class_scores is not None
+    assert vocabulary is not None
+    seen = vocabulary.seen(head.seen)
+    if seen is None or not head.seen_bias:
+        return found.class_scores
+    lowered = vocabulary.best_of_synonyms(np.float32(-head.seen_bias) * seen)
+    return np.asarray(found.class_scores + lowered[:, None, None], np.float32)

@@ -1,0 +1,48 @@
+"""Pictures to quantise bundles with."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from zsseg_rt.backends import _openvino_core
+from zsseg_rt.evaluation.datasets.base import Sample
+from zsseg_rt.evaluation.datasets.registry import create_dataset
+from zsseg_rt.export.quantized.report import QuantizeSettings
+
+FAST = QuantizeSettings(sensitivity=False)
+
+needs_vnni = pytest.mark.skipif(
+    not _openvino_core.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
+)
+
+
+def write_photos(folder: Path, count: int = 8) -> Path:
+    """Scenes of the drawn world as PNG files."""
+    world = create_dataset("scenes", None, "val")
+    for index in range(count):
+        cv2.imwrite(str(folder / f"{index}.png"), world[index].image[..., ::-1])
+    return folder
+
+
+@dataclass
+class FewScenes:
+    """The first scenes with their masks; with ``blank``, nothing is annotated."""
+
+    count: int
+    blank: bool = False
+
+    def __post_init__(self) -> None:
+        self._world = create_dataset("scenes", None, "val")
+        self.name, self.class_names = "few", self._world.class_names
+        self.seen, self.ignore_label = self._world.seen, self._world.ignore_label
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._world[index]
+        nothing = np.full_like(sample.labels, self.ignore_label)
+        return replace(sample, labels=nothing) if self.blank else sample

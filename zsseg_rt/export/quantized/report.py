@@ -1,0 +1,87 @@
+"""What quantising is asked for, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zsseg_rt.bundles.quantization import QuantizationSpec
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.export.quantized.number_formats import FORMATS
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSettings:
+    """How a bundle is quantised.
+
+    Attributes:
+        precision: ``"int8"`` or ``"fp8"``.
+        min_agreement: Share of clear cells that must keep float32's label.
+        max_miou_loss: Points of mIoU that may be lost where masks are given, and by which unseen
+            classes may lose more than seen ones.
+        seed: Chooses pictures and samples.
+        sensitivity: Whether every layer's own loss is measured, also where the gate holds.
+        overwrite: Whether to replace an existing bundle.
+    """
+
+    precision: str = "int8"
+    min_agreement: float = 0.98
+    max_miou_loss: float = 0.5
+    seed: int = 0
+    sensitivity: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in FORMATS:
+            raise ArgumentError(
+                f"precision: expected one of {', '.join(FORMATS)}, got {self.precision!r}"
+            )
+        if not 0.0 < self.min_agreement <= 1.0:
+            raise ArgumentError(
+                f"min_agreement: expected above 0 and at most 1, got {self.min_agreement}"
+            )
+        if not 0.0 <= self.max_miou_loss <= 100.0:
+            raise ArgumentError(
+                f"max_miou_loss: expected points from 0 to 100, got {self.max_miou_loss}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One group of layers that read the same tensor.
+
+    Attributes:
+        graph: The graph.
+        name: The first layer of the group.
+        count: Layers of the group.
+        precision: What it is written in.
+        method: How its range was found.
+        error: Squared error of its results relative to their squares, on the samples.
+        lost: Agreement lost when only this group is quantised; None if that was not measured.
+    """
+
+    graph: str
+    name: str
+    count: int
+    precision: str
+    method: str
+    error: float
+    lost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport:
+    """What was measured, and whether a bundle was written.
+
+    Attributes:
+        precision: ``"int8"`` or ``"fp8"``.
+        spec: What ``bundle.json`` says of it.
+        everything: Agreement with every layer quantised.
+        layers: One row per group.
+        path: The bundle, or None if the gate did not hold.
+    """
+
+    precision: str
+    spec: QuantizationSpec
+    everything: float
+    layers: tuple[LayerReport, ...]
+    path: str | None = None
