@@ -43,7 +43,7 @@ def read(source, count, slow):
             picture = next(pictures, None)
             if picture is None:
                 break
-            image = picture.image if picture.path == "host" else picture.image()
+            image = picture.image() if callable(picture.image) else picture.image
             half = image.shape[1] // 2
             tell(
                 shape=image.shape,
@@ -71,7 +71,7 @@ def read(source, count, slow):
 
 
 def nv12_planes(frame):
-    return [] if frame is None else [frame.luma, frame.chroma]
+    return [frame.luma, frame.chroma] if hasattr(frame, "luma") else []
 
 
 def tell_resources():

@@ -34,6 +34,8 @@ def build(folder: Path) -> Path:
 class HostArray:
     """In the place of a device array."""
 
+    uploads = 0
+
     def __init__(self, shape):
         self.array, self.shape, self.dtype = np.zeros(shape, np.uint8), tuple(shape), "uint8"
 
@@ -46,8 +48,39 @@ class HostArray:
     def __cuda_array_interface__(self):
         return {"data": (self.array.ctypes.data, False)}
 
+    def copy_from(self, array, stream):
+        assert array.shape == self.shape
+        assert stream == 7
+        HostArray.uploads += 1
+        self.array[...] = array
+
     def numpy(self):
         return self.array.copy()
+
+
+class HostPinned:
+    """In the place of pinned memory."""
+
+    def __init__(self, shape, dtype, device):
+        assert (dtype, device) == ("uint8", 0)
+        self.host, self.shape = np.full(shape, 99, np.uint8), tuple(shape)
+
+    def mapped(self, stream):
+        array = HostArray(self.shape)
+        array.array = self.host
+        return array
+
+
+def host_core(*, integrated=False):
+    """In the place of our core, as far as frames need it to come to a GPU."""
+    stream = SimpleNamespace(handle=7, synchronize=lambda: None)
+    return SimpleNamespace(
+        DeviceArray=HostArray,
+        PinnedArray=HostPinned,
+        Stream=lambda _: stream,
+        cuda_set_device=lambda _: None,
+        cuda_device_properties=lambda _: {"integrated": integrated},
+    )
 
 
 def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
@@ -55,10 +88,7 @@ def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     from zsseg_rt import ops
     from zsseg_rt.stream.gstreamer import gpu_frames
 
-    stream = SimpleNamespace(handle=7, synchronize=lambda: None)
-    ops.core = SimpleNamespace(
-        DeviceArray=HostArray, Stream=lambda _: stream, cuda_set_device=lambda _: None
-    )
+    ops.core = host_core()
     gpu_frames.LIBRARIES = {
         **gpu_frames.LIBRARIES,
         **dict.fromkeys(("cuda", "gstcuda", "nvbufsurface"), (str(library),)),

@@ -39,17 +39,20 @@ def number_of(image: np.ndarray) -> int:
     return round((float(image.mean()) - 16) / 8)
 
 
-def write_video(path: Path, pictures, *, rate: int = 10, gop: int = 4) -> Path:
-    """Write a video in H.264."""
+def write_video(
+    path: Path, pictures, *, rate: int = 10, gop: int = 4, codec="libx264", pix_fmt="yuv420p"
+) -> Path:
+    """Write a video, in H.264 unless another codec is named."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = None
         for picture in pictures:
             if stream is None:
-                stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+                options = {"preset": "ultrafast"} if codec == "libx264" else {}
+                stream = container.add_stream(codec, rate=rate, options=options)
                 stream.height, stream.width = picture.shape[:2]
-                stream.pix_fmt, stream.gop_size = "yuv420p", gop
+                stream.pix_fmt, stream.gop_size = pix_fmt, gop
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path

@@ -86,6 +86,19 @@ def test_nvdec_s_frames_are_copied_within_the_gpu(rtsp_cameras, library):
     assert told.stand_in == {"images": 0, "resources": 0, "copies": 6, "syncs": 3}
 
 
+@pytest.mark.parametrize(("size", "planes"), [("64x48", [[48, 64], [24, 32, 2]]), ("63x47", [])])
+def test_frames_in_the_cpu_s_memory_are_uploaded_as_they_were_decoded(library, size, planes):
+    """Odd sizes have no colour of their own for the last pixels: they go as RGB."""
+    width, height = size.split("x")
+    caps = f"video/x-raw,format=I420,width={width},height={height}"
+    uri = f"gst:videotestsrc is-live=true pattern=red ! {caps}"
+    told = read_on_gpu(uri, 2, library)
+    assert {p["path"] for p in told.pictures} == {"host"}
+    assert [p["planes"] for p in told.pictures] == [planes] * 2
+    assert told.pictures[0]["left"] == pytest.approx(RED_AND_BLUE[0], abs=6)
+    assert "CPU" not in told.log
+
+
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt601-full", "bt709-full"])
 def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):

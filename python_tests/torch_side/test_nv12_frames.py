@@ -12,6 +12,7 @@ from conftest import require_cuda
 from support.device_backend import device_backend
 from support.errors import refused
 from support.host_backend import ForeignArray
+from support.streams import write_video
 from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import core, reference
@@ -212,6 +213,30 @@ class TestOnTheGpu:
             found = engine.segment_device((luma, chroma)).labels.numpy()
             host = written.numpy(producer.handle).reshape(height, width)
             np.testing.assert_array_equal(found, engine.segment((host, planes()[1])).labels)
+
+    @pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+    def test_a_stream_s_frames_are_on_the_gpu_when_they_are_labelled(self, on_gpu, tmp_path, size):
+        """Nothing is staged in the lane; decoded planes, or RGB of an odd size, are as before."""
+        av = pytest.importorskip("av")
+        rng = np.random.default_rng(0)
+        frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(3)]
+        path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+        if size[0] % 2 == 0:
+            path = write_video(tmp_path / "a.mp4", frames)
+        with on_gpu(with_scores=True) as engine, av.open(str(path)) as container:
+            decoded = list(container.decode(video=0))
+            if size[0] % 2 == 0:
+                given = [frame.reformat(format="nv12").to_ndarray() for frame in decoded]
+                given = [(a[:48].copy(), a[48:].reshape(24, 32, 2).copy()) for a in given]
+            else:
+                given = [np.array(frame.to_ndarray(format="rgb24")) for frame in decoded]
+            expected = [engine.segment(frame).scores for frame in given]
+            engine._lane.workspace.upload_frame = None
+            with engine.stream(path) as stream:
+                found = list(stream)
+        for seg, scores in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(seg.scores, scores)
+            assert seg.frame.image.shape == (*size, 3)
 
     def test_one_capture_serves_rgb_and_planes_of_a_size(self, on_gpu, monkeypatch):
         recorded = []

@@ -116,6 +116,10 @@ class Lane:
                 check_nv12(planes, "cpu" if is_on_host else self.workspace.device)
                 _refuse_memory(memory)
                 return self._path.label(planes, classes, rule)
+            if not isinstance(frame, np.ndarray) and self._is_ours(frame):
+                check_device_frame(frame, self.workspace.device)
+                _refuse_memory(memory)
+                return self._path.label(frame, classes, rule)
             check_frame(frame)
             assert isinstance(frame, np.ndarray)
             if memory is None:
@@ -154,6 +158,10 @@ class Lane:
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
                     f"{exc}"
                 ) from exc
+
+    def _is_ours(self, frame: Any) -> bool:
+        """Whether a frame is an array of ours on a GPU, for an engine on one."""
+        return self.workspace.device != "cpu" and isinstance(frame, ops.DeviceArray)
 
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
         """Where frames may be written for this lane; see :meth:`Engine.frame_buffer`."""
@@ -337,8 +345,8 @@ class Lane:
 def _refuse_memory(memory: FrameMemory | None) -> None:
     if memory is not None:
         raise ArgumentError(
-            "memory: expected None for a frame in two planes, got one. Convert the frame to RGB "
-            "first."
+            "memory: expected None for a frame in two planes or on a GPU, got one. Convert the "
+            "frame to RGB in host memory."
         )
 
 

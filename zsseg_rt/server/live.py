@@ -84,6 +84,8 @@ class LiveServer:
         self.settings = settings or ServerSettings()
         labeller = Labeller(engine, self.settings.limits)
         sources = open_sources(source, labeller.channel_order)
+        if not (steady or skip_still):
+            sources = on_device(sources, engine.device)
         if self.settings.loop:
             sources = loop_videos(sources)
         page = load_page()
@@ -91,7 +93,7 @@ class LiveServer:
             check_family(engine.bundle.family)
         memories = source_memories(sources, steady=steady, skip_still=skip_still)
         self._stream = Stream(
-            sources if memories else on_device(sources, engine.device),
+            sources,
             labeller.segment_frame,
             policy=policy,
             memories=memories,

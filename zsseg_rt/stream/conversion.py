@@ -1,14 +1,85 @@
-"""From decoded frames to images: channels in order, and upright."""
+"""From decoded frames to images: channels in order, and upright; or to a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+
+# FFmpeg's AVColorSpace: BT.709; none, BT.470BG and SMPTE 170M, which it takes for BT.601.
+_COLOURS = MappingProxyType({1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"})
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+
+
+class Uploads:
+    """Takes frames to a GPU, in one thread: the CPU goes over the pixels once.
+
+    They are there when a method returns, so that a frame uploads while another is labelled.
+
+    Args:
+        device: ``"cuda:N"``.
+        channel_order: Of pictures.
+    """
+
+    def __init__(self, device: str, channel_order: str) -> None:
+        from zsseg_rt.ops import core
+
+        self._core, self._index, self._order = core, int(device.partition(":")[2]), channel_order
+        core.cuda_set_device(self._index)
+        self._stream = core.Stream(self._index)
+        self._reads_in_place = core.cuda_device_properties(self._index)["integrated"]
+        self._pinned: dict[tuple[int, ...], Any] = {}
+
+    def planes(self, luma: Any, colours: Sequence[Any], matrix: str) -> dict[str, Any]:
+        """What a picture has of a frame in planes.
+
+        Shapes:
+            luma: uint8 [H, W] with even sides; rows may lie apart, here and below.
+            colours: U and V, each uint8 [H / 2, W / 2], or both in one, uint8 [H / 2, W / 2, 2].
+        """
+        import cv2
+
+        height, width = luma.shape
+        pinned = [self._memory(luma.shape), self._memory((height // 2, width // 2, 2))]
+        np.copyto(pinned[0].host, luma)
+        if len(colours) == 1:
+            np.copyto(pinned[1].host, colours[0])
+        else:
+            cv2.merge(list(colours), dst=pinned[1].host)
+        frame = Nv12Frame(self._placed(pinned[0]), self._placed(pinned[1]), matrix)
+        self._stream.synchronize()
+        return {"image": partial(host_picture, frame, self._order), "on_gpu": frame}
+
+    def image(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """What a picture has of an image, uint8 [H, W, 3], whose rows may lie apart."""
+        pinned = self._memory(image.shape)
+        np.copyto(pinned.host, image)
+        frame = self._placed(pinned)
+        self._stream.synchronize()
+        return {"image": frame.numpy, "on_gpu": frame}
+
+    def _memory(self, shape: tuple[int, ...]) -> Any:
+        """Pinned memory; the same again once it was copied from."""
+        if self._reads_in_place or shape not in self._pinned:
+            self._pinned = {s: p for s, p in self._pinned.items() if len(self._pinned) < 4}
+            self._pinned[shape] = self._core.PinnedArray(shape, "uint8", device=self._index)
+        return self._pinned[shape]
+
+    def _placed(self, pinned: Any) -> Any:
+        stream = self._stream.handle
+        if self._reads_in_place:
+            return pinned.mapped(stream)
+        array = self._core.DeviceArray.empty(
+            pinned.shape, "uint8", device=self._index, stream=stream
+        )
+        array.copy_from(pinned.host, stream=stream)
+        return array
 
 
 class Converter:
@@ -18,23 +89,58 @@ class Converter:
     threads of its own.
     """
 
-    def __init__(self, channel_order: str, *, turns: bool) -> None:
+    def __init__(self, channel_order: str, *, turns: bool, device: str = "cpu") -> None:
         from av.video.reformatter import VideoReformatter
 
         self._format = "rgb24" if channel_order == "rgb" else "bgr24"
         self._convert: Any = VideoReformatter().reformat
         self._turns = turns
         self._matrix: tuple[int, ...] | None = None
+        self._uploads = None if device == "cpu" else Uploads(device, channel_order)
+
+    def take(self, frame: Any) -> dict[str, Any]:
+        """What a picture has of a frame: ``image``, for an engine on a GPU also ``on_gpu``."""
+        if self._uploads is None:
+            return {"image": self.image(frame)}
+        self._look_up(frame)
+        planes = None if self._matrix is not None else _planes_of(frame)
+        return (
+            self._uploads.image(self.image(frame))
+            if planes is None
+            else (self._uploads.planes(*planes))
+        )
+
+    def _look_up(self, frame: Any) -> None:
+        if self._turns:
+            self._matrix, self._turns = _display_matrix(frame), False
 
     def image(self, frame: Any) -> npt.NDArray[np.uint8]:
         """An image in memory that nothing else writes to, uint8 [H, W, 3], C-contiguous."""
-        if self._turns:
-            self._matrix, self._turns = _display_matrix(frame), False
+        self._look_up(frame)
         image = self._convert(frame, format=self._format).to_ndarray()
         if frame.format.name == self._format:
             image = image.copy()  # it would be the decoder's memory, or the driver's
         # From PyAV 17 on it is a view of rows that are padded to a multiple of 16 pixels.
         return upright(np.ascontiguousarray(image), self._matrix)
+
+
+def _planes_of(frame: Any) -> tuple[Any, list[Any], str] | None:
+    """Brightness, colours and matrix of a frame that needs no conversion for a GPU; else None."""
+    height, width, kind = frame.height, frame.width, frame.format.name
+    matrix = _COLOURS.get(int(frame.colorspace))
+    if kind not in ("yuv420p", "yuvj420p", "nv12") or height % 2 or width % 2 or matrix is None:
+        return None
+    is_full = kind == "yuvj420p" or int(frame.color_range) == _FULL_RANGE
+    half = (height // 2, width // 2)
+    shapes = [(height, width), (*half, 2)] if kind == "nv12" else [(height, width), half, half]
+    found = []
+    for plane, shape in zip(frame.planes, shapes, strict=True):
+        row = shape[1] * (shape[2] if len(shape) == 3 else 1)
+        if plane.line_size < row:
+            return None  # upside down
+        rows = np.frombuffer(plane, np.uint8)[: plane.line_size * shape[0]]
+        found.append(rows.reshape(shape[0], plane.line_size)[:, :row].reshape(shape))
+    return found[0], found[1:], matrix + ("-full" if is_full else "")
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:

@@ -20,6 +20,7 @@ from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.watch import Patience
 
+_ON_GPUS = (GstSource, RtspSource, VideoSource)
 _USUAL_STEP = 1 / 25  # seconds from a video's last frame to its first, where it does not tell
 
 
@@ -133,10 +134,7 @@ class Looped:
 
 def on_device(sources: Sequence[Source], device: str) -> list[Source]:
     """The sources, of which those that can hand over frames in a GPU's memory do so."""
-    return [
-        replace(one, device=device) if isinstance(one, (GstSource, RtspSource)) else one
-        for one in sources
-    ]
+    return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]
 
 
 def loop_videos(sources: Sequence[Source]) -> list[Source]:

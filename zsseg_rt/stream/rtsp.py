@@ -138,6 +138,7 @@ class RtspSource:
             kind="rtsp",
             channel_order=self.channel_order,
             options=options,
+            device=self.device,
         )
 
 

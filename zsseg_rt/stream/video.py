@@ -60,6 +60,7 @@ class VideoSource:
         kind: How it is opened.
         channel_order: Of the frames.
         options: Further options of FFmpeg's.
+        device: Where the engine wants its frames, ``"cpu"`` or ``"cuda:N"``.
     """
 
     name: str
@@ -67,6 +68,7 @@ class VideoSource:
     kind: VideoKind
     channel_order: str = "rgb"
     options: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def live(self) -> bool:
@@ -132,7 +134,8 @@ class VideoSource:
         self, av: Any, packets: Iterator[Any], reader: Reader, tells_time: bool
     ) -> Generator[Picture, None, None]:
         """The pictures of sound frames; holds no frame of a camera while it waits."""
-        converter = Converter(self.channel_order, turns=self.kind == "file")
+        is_file = self.kind == "file"
+        converter = Converter(self.channel_order, turns=is_file, device=self.device)
         start: float | None = None
         lateness = Lateness()
         while (decoded := self._next_frames(av, packets, reader)) is not None:
@@ -143,7 +146,7 @@ class VideoSource:
                 captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
                 late = lateness.of(frame.time, arrived_at) if tells_time else 0.0
                 picture = Picture(
-                    image=converter.image(frame),
+                    **converter.take(frame),
                     captured_at=captured_at - late,
                     late=late,
                     clock=clock,

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes as c
+import functools
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.stream.gstreamer.library import Library
+from zsseg_rt.stream.gstreamer.messages import NotMappedError
 
+_MAP_READ = 1  # GST_MAP_READ
+_pointer = c.c_void_p
 _SECOND = 1e9  # GStreamer's times are in nanoseconds
 _SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped with our clock
+
+
+class MapInfo(c.Structure):
+    """GstMapInfo."""
+
+    _fields_ = (
+        ("memory", _pointer), ("flags", c.c_int), ("data", _pointer), ("size", c.c_size_t),
+        ("maxsize", c.c_size_t), ("user_data", _pointer * 4), ("reserved", _pointer * 4),
+    )  # fmt: skip
 
 
 def copy_image(library: Library, sample: Any) -> npt.NDArray[np.uint8]:
@@ -22,20 +38,59 @@ def copy_image(library: Library, sample: Any) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 [H, W, 3].
     """
+    with host_planes(library, sample) as (planes, _):
+        image: npt.NDArray[np.uint8] = planes[0].copy()
+        return image
+
+
+@contextmanager
+def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str | None]]:
+    """The planes of a sample and their colour matrix, to be read inside the block.
+
+    Returns:
+        uint8 [H, W, 3], or [H, W] and one [H / 2, W / 2, 2] of NV12 or two [H / 2, W / 2] of I420.
+    """
     info = library.GstVideo.VideoInfo.new_from_caps(sample.get_caps())
     buffer = sample.get_buffer()
     meta = library.GstVideo.buffer_get_video_meta(buffer)
-    stride, offset = (
-        (info if meta is None else meta).stride[0],
-        (info if meta is None else meta).offset[0],
-    )
-    _, mapped = buffer.map(library.Gst.MapFlags.READ)
+    layout, half = info if meta is None else meta, (info.height // 2, info.width // 2)
+    shapes: list[tuple[int, ...]] = [(info.height, info.width, 3)]
+    if info.finfo.name in ("NV12", "I420"):
+        chroma = [(*half, 2)] if info.finfo.name == "NV12" else [half, half]
+        shapes = [(info.height, info.width), *chroma]
+    with mapped(buffer) as memory:
+        data = np.ctypeslib.as_array((c.c_uint8 * memory.size).from_address(memory.data))
+        planes = []
+        for shape, stride, offset in zip(shapes, layout.stride, layout.offset, strict=False):
+            strides = (stride, *shape[2:], 1)
+            planes.append(np.lib.stride_tricks.as_strided(data[offset:], shape, strides))
+        yield planes, matrix_of(library.GstVideo, info)
+
+
+@contextmanager
+def mapped(buffer: Any, flags: int = 0) -> Iterator[MapInfo]:
+    """A buffer's memory, to be read inside the block; PyGObject would copy it."""
+    library = _gstreamer()
+    info, address = MapInfo(), c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
+    if library.gst_buffer_map(address, c.byref(info), _MAP_READ | flags) != 1:
+        raise NotMappedError("gst_buffer_map: refused")
     try:
-        data = np.frombuffer(mapped.data, np.uint8)
-        shape, strides = (info.height, info.width, 3), (stride, 3, 1)
-        return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
+        yield info
     finally:
-        buffer.unmap(mapped)
+        library.gst_buffer_unmap(address, c.byref(info))
+
+
+@functools.cache
+def _gstreamer() -> c.CDLL:
+    return c.CDLL("libgstreamer-1.0.so.0")
+
+
+def matrix_of(video: Any, info: Any) -> str | None:
+    """The colour matrix of a video, as ``Nv12Frame`` calls it; None for those that it lacks."""
+    matrices = {video.VideoColorMatrix.BT601: "bt601", video.VideoColorMatrix.BT709: "bt709"}
+    found = matrices.get(info.colorimetry.matrix)
+    is_full = info.colorimetry.range.value_nick == "0-255"
+    return f"{found}-full" if found and is_full else found
 
 
 def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:

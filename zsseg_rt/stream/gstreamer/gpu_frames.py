@@ -9,28 +9,27 @@ structures, NVIDIA's sample code NvCudaProc.cpp their order. On other machines, 
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
-from zsseg_rt.stream.conversion import host_picture
-from zsseg_rt.stream.gstreamer.frames import copy_image
+from zsseg_rt.stream.conversion import Uploads, host_picture
+from zsseg_rt.stream.gstreamer.frames import MapInfo, copy_image, host_planes, mapped, matrix_of
 from zsseg_rt.stream.gstreamer.library import Library
 from zsseg_rt.stream.gstreamer.messages import NotMappedError
 from zsseg_rt.stream.gstreamer.rtsp_camera import CUDA_DECODERS, NVMM_DECODER, path_of_decoder
 
 LIBRARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "gstreamer": ("libgstreamer-1.0.so.0",),
         "cuda": ("libcuda.so.1",),
         "gstcuda": ("libgstcuda-1.0.so.0",),
         "nvbufsurface": ("libnvbufsurface.so.1.0.0", "libnvbufsurface.so"),
     }
 )
-_MAP_READ, _MAP_CUDA = 1, 1 << 17  # GST_MAP_FLAG_LAST is 1 << 16
+_MAP_CUDA = 1 << 17  # GST_MAP_FLAG_LAST is 1 << 16
 _SURFACE_ARRAY = 4  # NVBUF_MEM_SURFACE_ARRAY
 # Of NvBufSurfaceColorFormat: NV12, NV12_ER, NV12_709, NV12_709_ER; ER is the full range.
 _NV12 = MappingProxyType({6: "bt601", 7: "bt601-full", 33: "bt709", 34: "bt709-full"})
@@ -40,13 +39,6 @@ _READ_ONLY = 1  # CU_GRAPHICS_MAP_RESOURCE_FLAGS_READ_ONLY
 _PLANES = 4  # NVBUF_MAX_PLANES; reserved fields come in fours too
 
 _u32, _pointer = c.c_uint32, c.c_void_p
-
-
-class _MapInfo(c.Structure):  # GstMapInfo
-    _fields_ = (
-        ("memory", _pointer), ("flags", c.c_int), ("data", _pointer), ("size", c.c_size_t),
-        ("maxsize", c.c_size_t), ("user_data", _pointer * 4), ("reserved", _pointer * 4),
-    )  # fmt: skip
 
 
 class _PlaneParams(c.Structure):  # NvBufSurfacePlaneParams
@@ -92,14 +84,13 @@ class _Copy(c.Structure):  # CUDA_MEMCPY2D
     )  # fmt: skip
 
 
+_EVEN = "width=[2,32766,2],height=[2,32766,2]"
 _Planes = tuple[tuple[int, int], str, Sequence[_Copy]]
 """Height and width, colour matrix, and where the two planes lie."""
 
 # Name -> library, what it returns on success, and its arguments.
 _CALLS: Mapping[str, tuple[str, int | None, tuple[Any, ...]]] = MappingProxyType(
     {
-        "gst_buffer_map": ("gstreamer", 1, (_pointer, c.POINTER(_MapInfo), c.c_int)),
-        "gst_buffer_unmap": ("gstreamer", None, (_pointer, c.POINTER(_MapInfo))),
         "gst_cuda_memory_sync": ("gstcuda", None, (_pointer,)),
         "cuMemcpy2DAsync_v2": ("cuda", 0, (c.POINTER(_Copy), _pointer)),
         "cuGraphicsEGLRegisterImage": ("cuda", 0, (c.POINTER(_pointer), _pointer, c.c_uint)),
@@ -115,17 +106,27 @@ _OTHERS = MappingProxyType({"nvmm": ("gstcuda",), "cuda": ("nvbufsurface",)})
 
 
 class HostFrames:
-    """Takes frames out of the CPU's memory."""
+    """Takes frames out of the CPU's memory: converted, or to be uploaded as they were decoded."""
 
     path = "host"
 
-    def __init__(self, library: Library, channel_order: str) -> None:
+    def __init__(self, library: Library, channel_order: str, device: str, *, rgb: bool) -> None:
         self._library = library
         self.caps = f"video/x-raw,format={channel_order.upper()}"
+        self._uploads = None if device == "cpu" else Uploads(device, channel_order)
+        if not rgb:
+            self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self.caps}"
 
     def take(self, sample: Any) -> dict[str, Any]:
-        """What a picture has of a sample: ``image``."""
-        return {"image": copy_image(self._library, sample)}
+        """What a picture has of a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
+        if self._uploads is None:
+            return {"image": copy_image(self._library, sample)}
+        with host_planes(self._library, sample) as (planes, matrix):
+            if len(planes) == 1:
+                return self._uploads.image(planes[0])
+            if matrix is None:
+                raise NotMappedError("colours: expected BT.601 or BT.709, got others")
+            return self._uploads.planes(planes[0], planes[1:], matrix)
 
 
 class GpuFrames:
@@ -160,9 +161,10 @@ class GpuFrames:
             NotMappedError: CUDA cannot have it.
         """
         with ExitStack() as held:
-            buffer = sample.get_buffer()
-            flags = _MAP_READ | (_MAP_CUDA if self.path == "cuda" else 0)
-            info = held.enter_context(self._mapped(buffer, flags))
+            flags = _MAP_CUDA if self.path == "cuda" else 0
+            info = held.enter_context(mapped(sample.get_buffer(), flags))
+            if not info.data:
+                raise NotMappedError("gst_buffer_map: expected memory, got none")
             from_nvmm = self.path == "nvmm"
             planes = self._of_nvmm(info, held) if from_nvmm else self._of_cuda(info, sample)
             frame = self._copied(*planes)
@@ -170,18 +172,7 @@ class GpuFrames:
         return {"image": partial(host_picture, frame, self._order), "on_gpu": frame,
                 "path": self.path}  # fmt: skip
 
-    @contextmanager
-    def _mapped(self, buffer: Any, flags: int) -> Iterator[_MapInfo]:
-        info, address = _MapInfo(), hash(buffer)  # which PyGObject makes of the C address
-        self._call("gst_buffer_map", address, c.byref(info), flags)
-        try:
-            if not info.data:
-                raise NotMappedError("gst_buffer_map: expected memory, got none")
-            yield info
-        finally:
-            self._calls["gst_buffer_unmap"](address, c.byref(info))
-
-    def _of_nvmm(self, info: _MapInfo, held: ExitStack) -> _Planes:
+    def _of_nvmm(self, info: MapInfo, held: ExitStack) -> _Planes:
         surface = c.cast(info.data, c.POINTER(_Surface))
         batch = surface.contents
         if batch.memory not in (0, _SURFACE_ARRAY) or batch.batch_size < 1:
@@ -208,20 +199,18 @@ class GpuFrames:
             copies = [_Copy(src_memory=_ARRAY, src_array=frame.planes[i]) for i in range(2)]
         return (params.height, params.width), _NV12[params.color_format], copies
 
-    def _of_cuda(self, mapped: _MapInfo, sample: Any) -> _Planes:
+    def _of_cuda(self, memory: MapInfo, sample: Any) -> _Planes:
         """GStreamer's memory may be of another context than ours: addresses are unique."""
-        self._call("gst_cuda_memory_sync", mapped.memory)
+        self._call("gst_cuda_memory_sync", memory.memory)
         video = self._library.GstVideo
         info = video.VideoInfo.new_from_caps(sample.get_caps())
         meta = video.buffer_get_video_meta(sample.get_buffer())
-        layout, colours = info if meta is None else meta, info.colorimetry
-        matrices = {video.VideoColorMatrix.BT601: "bt601", video.VideoColorMatrix.BT709: "bt709"}
-        if colours.matrix not in matrices:
-            raise NotMappedError(f"colours: expected BT.601 or BT.709, got {colours.to_string()}")
-        is_full = colours.range.value_nick == "0-255"
-        places = [(mapped.data + layout.offset[i], layout.stride[i]) for i in range(2)]
+        layout, matrix = info if meta is None else meta, matrix_of(video, info)
+        if matrix is None:
+            found = info.colorimetry.to_string()
+            raise NotMappedError(f"colours: expected BT.601 or BT.709, got {found}")
+        places = [(memory.data + layout.offset[i], layout.stride[i]) for i in range(2)]
         copies = [_Copy(src_memory=_UNIFIED, src_device=at, src_pitch=gap) for at, gap in places]
-        matrix = matrices[colours.matrix] + ("-full" if is_full else "")
         return (info.height, info.width), matrix, copies
 
     def _copied(self, size_hw: tuple[int, int], matrix: str, copies: Sequence[_Copy]) -> Nv12Frame:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError, ZssegError
@@ -50,12 +51,11 @@ class GstSource:
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
         """Play the pipeline until it ends or is closed."""
         library = load()
-        path = "host" if self.device == "cpu" or self.refusals else self.recipe.path(library.Gst)
-        found = False
-        if path != "host":
+        *others, last = self._ways(library)
+        for open_frames in others:
+            found = False
             try:
-                frames = GpuFrames(library, path, self.device, self.channel_order)
-                for picture in self._play(library, frames, reader):
+                for picture in self._play(library, open_frames(), reader):
                     found = True
                     yield picture
             except SourceError as exc:
@@ -66,7 +66,19 @@ class GstSource:
                 _log.warning("%s: frames pass through the CPU's memory: %s", self.name, exc)
             else:
                 return
-        yield from self._play(library, HostFrames(library, self.channel_order), reader)
+        yield from self._play(library, last(), reader)
+
+    def _ways(self, library: Library) -> list[Callable[[], GpuFrames | HostFrames]]:
+        """How frames may come, best first, without those that were refused."""
+        order, device = self.channel_order, self.device
+        ways: list[Callable[[], GpuFrames | HostFrames]] = [
+            partial(HostFrames, library, order, device, rgb=True)
+        ]
+        if device != "cpu":
+            ways.insert(0, partial(HostFrames, library, order, device, rgb=False))
+            if (path := self.recipe.path(library.Gst)) != "host":
+                ways.insert(0, partial(GpuFrames, library, path, device, order))
+        return ways[len(self.refusals) :]
 
     def _play(
         self, library: Library, frames: GpuFrames | HostFrames, reader: Reader
