@@ -3,8 +3,9 @@
     python benchmarks/cat_seg.py [--size real|tiny] [--classes 20 150] [--rounds 3] [--json FILE]
 
 A frame of 640x480 goes in, labels of 640x480 come out, of one view of the whole frame. "eager" is
-the torch model with the same weights and the padding tokens computed one by one, as the authors'
-code does below 256 classes; its attention is torch's fused one, which theirs is not. "one graph"
+the torch model with the same weights and the authors' arithmetic: padding tokens are computed one
+by one below 256 classes, and what the image or a name adds again for every class; its attention is
+torch's fused one, which theirs is not. "one graph"
 is the engine without the head's parts. Weights are random: speed, memory and agreement are
 measured, not accuracy. Candidates take turns, so that a busy moment affects all; the load of the
 machine beside them is reported. Each one's peak memory (VmHWM) is that of a process of its own that
@@ -108,6 +109,32 @@ def as_published(attention: Any, x: Any, text: Any) -> Any:
     return x + refined[:, :classes]
 
 
+def up_as_published(block: Any, x: Any, guidance: Any) -> Any:
+    """A decoder stage whose first convolution sees the image's guidance beside every class."""
+    import torch
+
+    beside = guidance.repeat_interleave(len(x) // len(guidance), dim=0)
+    return block.conv["double_conv"](torch.cat([block.up(x), beside], dim=1))
+
+
+def linear_as_published(linear: Any, own: Any, shared: Any) -> Any:
+    """A layer of both, side by side."""
+    import torch
+
+    return linear(torch.cat([own, shared.expand(*own.shape[:-1], -1)], dim=-1))
+
+
+def use_published_arithmetic(model: Any) -> None:
+    """Let a model, and with it all others of this process, compute as the authors' code does."""
+    from zsseg_rt.models.cat_seg import aggregator
+
+    aggregator.sum_linear = linear_as_published
+    forms = {aggregator.ClassAttention: as_published, aggregator.UpBlock: up_as_published}
+    for module in model.modules():
+        if type(module) in forms:
+            module.forward = functools.partial(forms[type(module)], module)
+
+
 def bundle_of(args: argparse.Namespace) -> Path:
     """The bundle, exported if it does not exist yet."""
     path: Path = args.folder / f"cat_seg-{args.size}.zsseg"
@@ -146,13 +173,10 @@ def eager_labeller(args: argparse.Namespace, classes: int) -> Labeller:
     import torch
 
     from zsseg_rt.models import functional
-    from zsseg_rt.models.cat_seg.aggregator import ClassAttention
 
     torch.set_num_threads(args.threads)
     model = build_model(args.size)
-    for module in model.modules():
-        if isinstance(module, ClassAttention):
-            module.forward = functools.partial(as_published, module)
+    use_published_arithmetic(model)
     _, text = random_inputs(model.config.image_encoder.embed_dim, classes)
     embeds = torch.from_numpy(text)
     scaling = {"size_hw": model.size_hw, "mean": model.image_mean, "std": model.image_std}

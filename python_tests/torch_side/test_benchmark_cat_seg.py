@@ -20,11 +20,21 @@ def benchmark(monkeypatch):
 
 
 @torch.no_grad()
-def test_its_eager_form_is_the_model_with_its_padding_tokens(benchmark):
-    head = benchmark.build_model("tiny").aggregator.layers[0].attention
-    x, named = torch.randn(2, 5, 9, 16), torch.rand(5, 12)
-    found = benchmark.as_published(head, x, named)
-    torch.testing.assert_close(found, head(x, named), rtol=1e-4, atol=1e-4)
+def test_its_eager_form_is_the_model(benchmark, monkeypatch):
+    from zsseg_rt.models.cat_seg import aggregator
+
+    monkeypatch.setattr(aggregator, "sum_linear", aggregator.sum_linear)  # and back again
+    model = benchmark.build_model("tiny")
+    image, text = torch.randn(2, 3, 96, 96), torch.randn(5, 32)
+    expected = model(image, text).mask_logits
+    benchmark.use_published_arithmetic(model)
+    lengths = []
+    model.aggregator.layers[0].attention.norm2.register_forward_hook(
+        lambda _, given, __: lengths.append(given[0].shape[1])
+    )
+    found = model(image, text).mask_logits
+    assert lengths == [256]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_short_form_measures_all_candidates(tmp_path):

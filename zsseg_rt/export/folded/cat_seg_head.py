@@ -260,16 +260,9 @@ class _FoldedUp(nn.Module):
 
     def __init__(self, decoder: UpBlock) -> None:
         super().__init__()
-        kernel, lifted = first_kernel(decoder)
-        up = decoder.up.weight.detach()
-        weight = torch.zeros(up.shape[0], kernel.shape[0], 4, 4)
-        for row in range(3):
-            for column in range(3):
-                tap = torch.einsum("cuij,ou->coij", up, kernel[:, :lifted, row, column])
-                weight[:, :, 2 - row : 4 - row, 2 - column : 4 - column] += tap
-        self.up = nn.ConvTranspose2d(
-            up.shape[0], kernel.shape[0], 4, stride=2, padding=1, bias=False
-        )
+        weight = decoder.raising_kernel().detach()
+        inputs, outputs = weight.shape[:2]
+        self.up = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
         self.up.weight = nn.Parameter(weight, requires_grad=False)
         self.rest = cast(nn.Sequential, decoder.conv["double_conv"])[1:]
 

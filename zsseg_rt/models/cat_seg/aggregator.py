@@ -76,6 +76,13 @@ def shift_mask(grid: int, window: int, shift: int) -> Tensor:
     return (labels[:, :, None] != labels[:, None]).float() * -100.0
 
 
+def sum_linear(linear: nn.Module, own: Tensor, shared: Tensor) -> Tensor:
+    """A layer of ``[own, shared]``, where ``shared`` is broadcast: its part is computed once."""
+    layer, width = cast(nn.Linear, linear), own.shape[-1]
+    rest = F.linear(shared, layer.weight[:, width:], layer.bias)
+    return F.linear(own, layer.weight[:, :width]) + rest
+
+
 class SwinBlock(nn.Module):
     """Attention within windows, steered by the image, then an MLP; ``[B, C, N, h]`` to the same."""
 
@@ -96,14 +103,13 @@ class SwinBlock(nn.Module):
         """``guidance`` is ``[B, 1, N, G]``."""
         grid = int(x.shape[2] ** 0.5)
         order = window_order(grid, self.window, self.shift).to(x.device)
-        y = self.norm1(x)
-        guided = torch.cat([y, guidance.expand(*y.shape[:3], -1)], dim=-1)
+        y, guidance = self.norm1(x)[:, :, order], guidance[:, :, order]
+        guided = (sum_linear(self.attn[name], y, guidance) for name in "qk")
         q, k, v = (
-            self.attn[name](part)[:, :, order]
-            .unflatten(2, (-1, self.window**2))
+            part.unflatten(2, (-1, self.window**2))
             .unflatten(-1, (self.num_heads, -1))
             .transpose(3, 4)
-            for name, part in (("q", guided), ("k", guided), ("v", y))
+            for part in (*guided, self.attn["v"](y))
         )
         mask = shift_mask(grid, self.window, self.shift).to(x)[:, None] if self.shift else None
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -137,8 +143,7 @@ class ClassAttention(nn.Module):
     def keys_values(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[..., heads, h / heads]`` of tokens with their guidance."""
         y = self.norm1(x)
-        guided = torch.cat([y, text.expand(*y.shape[:-1], -1)], dim=-1)
-        q, k = (F.elu(self.attention[name](guided)) + 1.0 for name in "qk")
+        q, k = (F.elu(sum_linear(self.attention[name], y, text)) + 1.0 for name in "qk")
         q, k, v = (p.unflatten(-1, (self.num_heads, -1)) for p in (q, k, self.attention["v"](y)))
         return q, k, v
 
@@ -201,8 +206,22 @@ class UpBlock(nn.Module):
         self.conv = nn.ModuleDict({"double_conv": nn.Sequential(*layers)})
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """``x`` ``[K, inputs, g, g]``, ``guidance`` ``[K, guidance, 2g, 2g]``."""
-        return cast(Tensor, self.conv["double_conv"](torch.cat([self.up(x), guidance], dim=1)))
+        """``x`` ``[B * C, inputs, g, g]``, ``guidance`` ``[B, guidance, 2g, 2g]``.
+
+        The first convolution of ``[up(x), guidance]`` is a sum: what ``x`` adds is one transposed
+        convolution, and the rest, of ``up``'s bias and the guidance, is the same for all classes.
+        """
+        first, *rest = cast(nn.Sequential, self.conv["double_conv"])
+        bias = cast(Tensor, self.up.bias)[:, None, None].expand(-1, *guidance.shape[2:])
+        shared = first(torch.cat([bias.expand(len(guidance), -1, -1, -1), guidance], dim=1))
+        own: Tensor = F.conv_transpose2d(x, self.raising_kernel(), stride=2, padding=1)
+        maps = own.reshape(len(guidance), -1, *own.shape[1:]) + shared[:, None]
+        return cast(Tensor, nn.Sequential(*rest)(maps.flatten(0, 1)))
+
+    def raising_kernel(self) -> Tensor:
+        """Of the upsampling and the convolution behind it, ``[inputs, outputs, 4, 4]``."""
+        first: Any = cast(nn.Sequential, self.conv["double_conv"])[0]
+        return F.conv2d(self.up.weight, first.weight[:, : self.up.out_channels], padding=2)
 
 
 class Aggregator(nn.Module):
@@ -240,7 +259,7 @@ class Aggregator(nn.Module):
             x = layer(x, near, named)
         maps = _as_maps(x, grid)
         for decoder, fine in zip((self.decoder1, self.decoder2), guidance.fine, strict=True):
-            maps = decoder(maps, fine.repeat_interleave(classes, dim=0))
+            maps = decoder(maps, fine)
         logits: Any = self.head(maps)
         return cast(Tensor, logits[:, 0].unflatten(0, (batch, classes)))
 
