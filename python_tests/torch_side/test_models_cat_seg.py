@@ -1,5 +1,7 @@
 """CAT-Seg from weights of our own rule: what it takes, refuses and leaves alone."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,7 +9,14 @@ from support import golden_cat_seg as rule
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, from_official, slide_predict
-from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, shift_mask, window_order
+from zsseg_rt.models.cat_seg.aggregator import (
+    Aggregator,
+    AggregatorConfig,
+    Guidance,
+    shift_mask,
+    window_order,
+)
+from zsseg_rt.models.cat_seg.model import CatSegConfig
 from zsseg_rt.models.sliding import SlideSettings
 
 
@@ -117,6 +126,57 @@ def test_other_checkpoints_are_refused(weights):
 def test_bad_settings_are_refused(weights, argument, value):
     with refused(ArgumentError, argument):
         build(weights, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("embed_dim", 0),
+        ("width", -1),
+        ("window", 0),
+        ("guidance", 0),
+        ("text_guidance", 0),
+        ("num_heads", 0),
+        ("num_heads", 3),
+        ("hidden", 66),
+        ("decoder", (64, 0)),
+        ("decoder", (24, 32)),
+        ("up", (256, 0)),
+        ("decoder_guidance", (128, 16)),
+        ("decoder_guidance", (32, 64)),
+        ("padding", -1),
+    ],
+)
+def test_odd_sizes_of_the_head_are_refused(argument, value):
+    with refused(ArgumentError, "hidden" if value == 3 else argument):
+        AggregatorConfig(**{argument: value})
+
+
+def test_the_smallest_head_runs():
+    sizes = {"decoder": (16, 16), "up": (1, 1), "decoder_guidance": (1, 1), "padding": 0}
+    small = {"hidden": 2, "num_heads": 2, "text_guidance": 1, "guidance": 1, "window": 2}
+    head = AggregatorConfig(embed_dim=4, width=4, **small, **sizes)
+    near, two, four = (torch.randn(1, *size) for size in ((1, 4, 4), (1, 8, 8), (1, 16, 16)))
+    logits = Aggregator(head)(
+        torch.randn(1, 1, 4, 4), Guidance(near, (two, four)), torch.randn(1, 4)
+    )
+    assert logits.shape == (1, 1, 16, 16)
+
+
+@pytest.mark.needs_shared
+def test_it_takes_the_484_tensors_of_the_released_configuration(shared_dir):
+    stored = json.loads((shared_dir / "specs" / "statedict_catseg_b.json").read_text())
+    shapes = stored["configs/vitb_384.yaml"]["shapes"]
+    assert len(shapes) == 484
+    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    model = from_official("cat_seg", weights)
+    assert sum(p.numel() for p in model.parameters()) == 154_455_266 - 1 - 2 * 4 * 144 * 144
+    assert model.config == CatSegConfig(
+        image_encoder=model.config.image_encoder, text_encoder=model.config.text_encoder
+    )
+    for key in (*list(shapes)[3::60], rule.CLIP + "token_embedding.weight"):
+        with pytest.raises(CheckpointError):
+            from_official("cat_seg", {k: v for k, v in weights.items() if k != key})
 
 
 def test_bad_inputs_are_refused(weights):

@@ -5,12 +5,15 @@ Module and parameter names are the official checkpoints'.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zsseg_rt.errors import ArgumentError
 
 NUM_LAYERS = 2
 DROPPED_LOGIT = -100.0
@@ -46,6 +49,30 @@ class AggregatorConfig:
     up: tuple[int, int] = (256, 128)
     decoder_guidance: tuple[int, int] = (32, 16)
     padding: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the sizes, by themselves and against each other."""
+        for name, value in vars(self).items():
+            sizes = value if isinstance(value, tuple) else (value,)
+            least = 0 if name == "padding" else 1
+            if min(sizes) < least:
+                raise ArgumentError(f"{name}: expected at least {least}, got {value}. Use more.")
+        if self.hidden % self.num_heads:
+            raise ArgumentError(
+                f"hidden: expected a multiple of num_heads = {self.num_heads}, got {self.hidden}. "
+                "Officially they are 128 and 4."
+            )
+        if any(size % 16 for size in self.decoder):
+            raise ArgumentError(
+                f"decoder: expected multiples of 16, the channels that are normalised together, "
+                f"got {self.decoder}. Officially they are 64 and 32."
+            )
+        inputs = (self.hidden, self.decoder[0])
+        if any(map(operator.ge, self.decoder_guidance, inputs)):
+            raise ArgumentError(
+                f"decoder_guidance: expected less than what the stages take, {inputs}, got "
+                f"{self.decoder_guidance}. Officially they are 32 and 16."
+            )
 
 
 class Guidance(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from zsseg_rt.models.clip.weights import (
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 
 _CLIP, _HEAD = "sem_seg_head.predictor.clip_model.", "sem_seg_head.predictor.transformer."
+_TEXT = r"sem_seg_head\.predictor\.clip_model\.(?!visual\.|logit_scale)"
 _UNUSED = r"text_encoder\.logit_scale|aggregator\.layers\.\d\.swin_block\.block_2\.attn_mask"
 
 
@@ -71,7 +73,8 @@ class OfficialCatSeg:
         sizes = Sizes(state_dict, "cat_seg")
         encoder = image_encoder_config(sizes, _CLIP + "visual.", self.clip_heads)
         text = None
-        if self.with_text_encoder and _CLIP + "token_embedding.weight" in state_dict:
+        tower = any(re.match(_TEXT, key) for key in state_dict)  # if of it, all of it
+        if self.with_text_encoder and tower:
             text = text_encoder_config(sizes, _CLIP, self.text_heads)
         config = CatSegConfig(
             image_encoder=encoder,

@@ -60,7 +60,8 @@ class CatSegConfig:
         if window < 2 or grid % window or grid <= window:
             raise ArgumentError(
                 f"window: expected a side that fills the grid of {grid}x{grid} patches at least "
-                f"twice, got {window}. Officially it is 12 of 24."
+                f"twice, got {window}. Set aggregator.window or another view; officially they are "
+                "12 and 384."
             )
         first, second = self.taps
         if not 0 <= first < second < self.image_encoder.num_layers - 1:
@@ -70,7 +71,7 @@ class CatSegConfig:
             )
         if self.most_classes is not None and self.most_classes < 1:
             raise ArgumentError(
-                f"most_classes: expected at least 1 or None, got {self.most_classes}"
+                f"most_classes: expected at least 1 or None, got {self.most_classes}. None is all."
             )
 
 
