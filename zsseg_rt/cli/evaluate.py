@@ -74,7 +74,7 @@ class _Task:
         "Follow a paper's protocol: naclip, sclip, clearclip, maskclip, sfp, sc-clip or tips."
     )
 
-    def published(self, source: _Data, *settings: Any) -> Protocol | None:
+    def published(self, source: DataOptions, *settings: Any) -> Protocol | None:
         """The protocol to follow; nothing that it sets may be given beside it."""
         if self.as_published is None:
             return None
