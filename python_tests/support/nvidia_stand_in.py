@@ -17,6 +17,7 @@ from support.required import without_streams
 
 SOURCE = Path(__file__).with_suffix(".c")
 NV12_709_ER = 34
+ABSENT = 4  # instead of a call that fails, a library
 _used = SimpleNamespace(library=None, colour=NV12_709_ER, in_blocks=False)
 
 
@@ -93,6 +94,8 @@ def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
         **gpu_frames.LIBRARIES,
         **dict.fromkeys(("cuda", "gstcuda", "nvbufsurface"), (str(library),)),
     }
+    if fails == ABSENT:
+        gpu_frames.LIBRARIES["nvbufsurface"] = ("libabsent.so",)
     _used.library, _used.colour, _used.in_blocks = ctypes.CDLL(str(library)), colour, in_blocks
     ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails
 

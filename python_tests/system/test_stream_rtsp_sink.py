@@ -205,6 +205,17 @@ def test_a_jetson_s_encoder_is_used_where_it_is_present(serve, tmp_path, has_dev
     assert server.log.count("this Jetson has no encoder") == (0 if has_device else 1)
 
 
+@pytest.mark.parametrize(("size", "is_used"), [("240x320", True), ("96x128", False)])
+def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
+    options = ("--size", size, "--jetson", "nvh264enc")
+    server = serve("rtsp://@127.0.0.1:0/seg", *options)
+    with watch(server.url()) as seen:
+        images = [next(seen) for _ in range(3)]
+    assert all(is_overlay(image) for image in images)
+    server.close()
+    assert ("stand-in for nvh264enc" in server.log) == is_used
+
+
 @pytest.mark.parametrize(
     ("text", "host", "port", "login", "is_open"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, has_nvenc
+from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, encoder_of
 from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
 from zsseg_rt.stream.gstreamer.library import load, load_server, missing_elements, packages_of
 from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
@@ -49,7 +49,7 @@ def report(*, is_jetson: bool) -> Report:
         told.append(f"missing: {', '.join(missing)}")
         remedies.append(packages_of(missing))
     told.append(f"H.264 is decoded by {decoder_of(gst, 'H264')[0]}")
-    told.append(f"encoded by {'nvv4l2h264enc' if has_nvenc(gst) else 'x264enc'}")
+    told.append(f"encoded by {encoder_of(gst)}")
     if is_jetson and not NVENC.exists():
         told.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
     path, reason = how_frames_reach_gpus(gst)

@@ -55,12 +55,15 @@ class GstSource:
         for open_frames in others:
             found = False
             try:
-                for picture in self._play(library, open_frames(), reader):
+                frames = open_frames()
+                for picture in self._play(library, frames, reader):
                     found = True
                     yield picture
             except SourceError as exc:
-                is_memory_s = isinstance(exc, NotMappedError) or "not-negotiated" in str(exc)
-                if found or not is_memory_s:
+                is_refused = isinstance(exc, NotMappedError) or (
+                    frames.path != "host" and "not-negotiated" in str(exc)
+                )
+                if found or not is_refused:
                     raise
                 self.refusals.append(str(exc))
                 _log.warning("%s: frames pass through the CPU's memory: %s", self.name, exc)
