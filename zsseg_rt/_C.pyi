@@ -43,8 +43,8 @@ class DeviceArray:
 
         bfloat16, which NumPy does not have, becomes float32 of the same values.
         """
-    def view(self, shape: Sequence[int]) -> DeviceArray:
-        """Return the first elements of the same memory as another shape."""
+    def view(self, shape: Sequence[int], *, first: int = 0) -> DeviceArray:
+        """Return elements of the same memory, from number ``first`` on, as another shape."""
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property

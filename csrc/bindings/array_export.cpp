@@ -299,10 +299,10 @@ void register_device_array(py::module_& module) {
       .def("numpy", &to_numpy, py::arg("stream") = 0)
       .def(
           "view",
-          [](const DeviceArray& array, const py::object& shape) {
-            return array.viewed_as(parse_shape(shape));
+          [](const DeviceArray& array, const py::object& shape, std::int64_t first) {
+            return array.viewed_as(parse_shape(shape), first);
           },
-          py::arg("shape"))
+          py::arg("shape"), py::kw_only(), py::arg("first") = 0)
       .def_property_readonly(
           "shape", [](const DeviceArray& array) { return shape_tuple(array.view().shape); })
       .def_property_readonly("dtype",

@@ -86,13 +86,17 @@ DeviceArray DeviceArray::over(std::shared_ptr<PinnedBlock> block, const Shape& s
   return DeviceArray(std::move(memory), view);
 }
 
-DeviceArray DeviceArray::viewed_as(const Shape& shape) const {
+DeviceArray DeviceArray::viewed_as(const Shape& shape, std::int64_t first) const {
   TensorView view = view_;
   view.shape = shape;
-  if (view.bytes() > memory_->bytes || shape.count() > view_.count()) {
-    throw ShapeError("shape: expected at most " + std::to_string(view_.count()) +
-                     " elements, got " + to_string(shape) + ". Allocate a larger array.");
+  const std::int64_t count = view_.count();
+  if (first < 0 || first > count || shape.count() > count - first) {
+    throw ShapeError("shape: expected at most " + std::to_string(count) + " elements, got " +
+                     to_string(shape) + " from element " + std::to_string(first) +
+                     " on. Allocate a larger array.");
   }
+  view.data =
+      static_cast<char*>(view.data) + first * static_cast<std::int64_t>(size_of(view.dtype));
   return DeviceArray(memory_, view);
 }
 

@@ -41,8 +41,8 @@ class DeviceArray {
   static DeviceArray over(std::shared_ptr<PinnedBlock> block, const Shape& shape, DType dtype,
                           StreamHandle stream);
 
-  // The same memory seen as another shape of no more elements; throws ShapeError.
-  DeviceArray viewed_as(const Shape& shape) const;
+  // The elements from number `first` on, as another shape of no more elements; throws ShapeError.
+  DeviceArray viewed_as(const Shape& shape, std::int64_t first = 0) const;
 
   const TensorView& view() const { return view_; }
 

@@ -11,7 +11,7 @@ from zsseg_rt import Bundle
 
 
 def build_image_encoder_plan(
-    bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> dict[str, Any]:
     """The report on a bundle's image encoder as a plan; all its products are in the precision."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
@@ -21,7 +21,7 @@ def build_image_encoder_plan(
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
     entry = Bundle.load(bundle).graphs["image_encoder"][precision]
     file = bundle / entry.file
-    options = BackendOptions(compute_capability="8.9")
+    options = BackendOptions(compute_capability="8.9", **settings)
     report: dict[str, Any] = BACKEND.build_plan(file, precision=precision, options=options).report
     multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
     assert multiplied == {precision}

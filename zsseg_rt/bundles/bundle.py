@@ -221,6 +221,8 @@ class Bundle(_Manifest):
             del data["head"]["independent_queries"]
         if self.head.align == "half_pixel":
             del data["head"]["align"]
+        if self.head.window_batch == 1:
+            del data["head"]["window_batch"]
         return data
 
     def _locate(self, entry: FileEntry) -> Path:
@@ -268,6 +270,11 @@ class Bundle(_Manifest):
             raise BundleError(
                 f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
                 f"{self.head.align!r}. Export the bundle again."
+            )
+        if self.head.window_batch > 1 and "windows" not in family.settings:
+            raise BundleError(
+                f"{where}: head.window_batch: expected 1 in family {self.family!r}, got "
+                f"{self.head.window_batch}. Export the bundle again."
             )
         for key in family.keys:
             if getattr(self, key) is None:

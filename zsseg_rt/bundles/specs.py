@@ -16,6 +16,7 @@ MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
 ALIGNS = ("half_pixel", "corners")
+WINDOW_BATCHES = (1, 2, 4)
 STYLES = ("cropmask", "mask", "crop")
 
 
@@ -189,6 +190,8 @@ class HeadSpec:
         align: Where the grid's cells lie on the frame. ``"half_pixel"``: each is the centre of its
             share. ``"corners"``: the first and last lie on the corners, as in networks for
             16 n + 1 pixels; so do the pixels of the encoder's input.
+        window_batch: How many windows of a frame the graphs take in one run, see
+            :data:`WINDOW_BATCHES`; above 1 their first axis is open, and called ``windows``.
     """
 
     logit_scale: float
@@ -202,6 +205,7 @@ class HeadSpec:
     cosine: CosineRule | None = None
     independent_queries: bool | None = None
     align: str = "half_pixel"
+    window_batch: int = 1
 
     @property
     def label_activation(self) -> str:
@@ -213,6 +217,10 @@ class HeadSpec:
             raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {self.activation!r}")
         if self.align not in ALIGNS:
             raise ValueError(f"align: expected one of {ALIGNS}, got {self.align!r}")
+        if self.window_batch not in WINDOW_BATCHES:
+            raise ValueError(
+                f"window_batch: expected one of {WINDOW_BATCHES}, got {self.window_batch}"
+            )
         if min(self.grid_hw) < 1 or max(self.grid_hw) > MAX_WIDTH:
             raise ValueError(f"grid_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.grid_hw}")
         for index, name in enumerate(self.seen):

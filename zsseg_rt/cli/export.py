@@ -182,7 +182,7 @@ def _export_clip_file(
                 model.clip, out, head, on_progress=bar.show, **options
             ),
             templates=template,
-            precisions=tuple(bundle.precision or ("float32", "float16")),
+            **bundle.graph_options(),
         )
     if model.activation is None and model.clip != "demo":
         taken = Bundle.load(written).provenance["activation"]

@@ -247,10 +247,15 @@ class ModelOutput(BundleOutput):
     """The bundle to write of a model."""
 
     precision: list[str] | None = opt("float32, float16; may repeat; default: both.")
+    window_batch: int = opt("Windows of a frame that graphs take in one run: 1, 2 or 4.", 1)
+
+    def graph_options(self) -> dict[str, Any]:
+        """Which graphs are written: both precisions if none is asked for."""
+        options: dict[str, Any] = {"precisions": tuple(self.precision or ("float32", "float16"))}
+        return options if self.window_batch == 1 else {**options, "window_batch": self.window_batch}
 
     def write_model(self, model: Any, **options: Any) -> None:
-        """Export it in the precisions asked for; both if none is."""
+        """Export a torch model."""
         from zsseg_rt.export import export_bundle
 
-        precisions = tuple(self.precision or ("float32", "float16"))
-        self.write(export_bundle, model, precisions=precisions, **options)
+        self.write(export_bundle, model, **self.graph_options(), **options)

@@ -41,7 +41,7 @@ from zsseg_rt.torch_files.clip_space import describe_space
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 _SCALES = {"maskclip": 100.0, "vanilla": 100.0, "clearclip": 50.0}  # the authors'; others: 40
-_READS = COMMON_OPTIONS | {"class_names"}
+_READS = COMMON_OPTIONS | {"class_names", "window_batch"}
 
 OnProgress = Callable[[int, int], None]
 OnMark = Callable[[str], None] | None
@@ -142,8 +142,8 @@ def export_clip_file(
         settings: The head, and what a weights file does not say.
         check: May refuse the weights.
         on_progress: Hears how many of how many parts of the network NumPy has computed.
-        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`, and
-            ``class_names``.
+        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
+            ``class_names`` and ``window_batch``.
 
     Returns:
         The bundle folder.
@@ -184,6 +184,7 @@ def _cut(
         grid_hw=image.grid_hw(settings.size_hw),
         unknown_below=settings.unknown_below,
         max_classes=MAX_CLASSES,
+        window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=MEAN, std=STD)
     encode = partial(
@@ -203,7 +204,7 @@ def _cut(
     return ExportedModel(
         family="dense",
         architecture=f"dense_clip {settings.head}",
-        graphs={"image_encoder": image_network(encode, settings.size_hw)},
+        graphs={"image_encoder": image_network(encode, settings.size_hw, options.window_batch)},
         preprocess=preprocess,
         head=head,
         text=side,

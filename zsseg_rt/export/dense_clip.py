@@ -35,11 +35,11 @@ def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel
     check_size(size_hw, model.config.image_encoder.patch_size)
     text = _text_side(model, options)
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    head = _head_spec(model, size_hw, options.class_names)
+    head = _head_spec(model, size_hw, options)
     return ExportedModel(
         family="dense",
         architecture=model.description,
-        graphs={"image_encoder": _image_encoder(model, size_hw)},
+        graphs={"image_encoder": _image_encoder(model, size_hw, options.window_batch)},
         preprocess=preprocess,
         head=head,
         text=text,
@@ -48,7 +48,7 @@ def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel
     )
 
 
-def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int]) -> WrittenGraph:
+def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int], window_batch: int) -> WrittenGraph:
     """Written operation by operation, as from a file of weights."""
     encoder = model.image_encoder
     options: dict[str, Any] = {"position": encoder.position, "prior_std": encoder.prior_std}
@@ -56,9 +56,8 @@ def _image_encoder(model: DenseCLIP, size_hw: tuple[int, int]) -> WrittenGraph:
         check_grid(encoder.pm, encoder.grid_hw(size_hw))
         options["aggregation"] = encoder.settings
     head = model.config.head
-    return image_network(
-        partial(dense_embeds, tower=tower_of(model), head=head, **options), size_hw
-    )
+    encode = partial(dense_embeds, tower=tower_of(model), head=head, **options)
+    return image_network(encode, size_hw, window_batch)
 
 
 def tower_of(model: DenseCLIP) -> ImageTower:
@@ -86,10 +85,8 @@ def _text_side(model: DenseCLIP, options: ExportOptions) -> TextSide:
 
 
 @torch.no_grad()
-def _head_spec(
-    model: DenseCLIP, size_hw: tuple[int, int], class_names: Sequence[str] | None
-) -> HeadSpec:
-    seen = seen_names(model.seen_classes, class_names)
+def _head_spec(model: DenseCLIP, size_hw: tuple[int, int], options: ExportOptions) -> HeadSpec:
+    seen = seen_names(model.seen_classes, options.class_names)
     return HeadSpec(
         logit_scale=float(model.logit_scale),
         normalize=True,
@@ -99,6 +96,7 @@ def _head_spec(
         seen_bias=model.seen_bias if seen else 0.0,
         unknown_below=model.config.unknown_below,
         max_classes=MAX_CLASSES,
+        window_batch=options.window_batch,
     )
 
 

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.descriptor import InferenceParts, fold_descriptor
 from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES
-from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
+from zsseg_rt.export.onnx import GraphExport, image_graph, provenance, windows_open
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.models import functional
@@ -35,6 +36,11 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     if options.cosine is not None:
         model = model.with_cosine(options.cosine)
     encoder = model.config.image_encoder
+    if options.window_batch > 1 and model.architecture == "clip_rc":
+        raise ArgumentError(
+            "window_batch: expected 1 for clip_rc, whose cells take the axis of windows, got "
+            f"{options.window_batch}. Leave it out: windows then run one by one."
+        )
     if options.size_hw is not None:
         check_size(options.size_hw, encoder.patch_size)
     text = TextSide(
@@ -44,7 +50,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
         tower=model.text_encoder,
     )
     parts = fold_descriptor(model, options.size_hw)
-    head = _head_spec(model, parts, options.class_names)
+    head = _head_spec(model, parts, options)
     preprocess = PreprocessSpec(size_hw=parts.size_hw, mean=model.image_mean, std=model.image_std)
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
     outputs = _encoder_outputs(model, parts)
@@ -52,8 +58,10 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
         family="descriptor",
         architecture=model.architecture,
         graphs={
-            "image_encoder": image_graph(parts.image_encoder, parts.size_hw, outputs),
-            "decoder": _decoder(parts),
+            "image_encoder": image_graph(
+                parts.image_encoder, parts.size_hw, outputs, options.window_batch
+            ),
+            "decoder": _decoder(parts, options.window_batch),
         },
         weights={
             "descriptor.weight": parts.descriptor_weight.numpy(),
@@ -73,25 +81,27 @@ def _encoder_outputs(model: DescriptorModel, parts: InferenceParts) -> tuple[str
     return ("patch_embeds", "cls_embed", *(("clip_embeds",) if with_clip else ()))
 
 
-def _decoder(parts: InferenceParts) -> GraphExport:
+def _decoder(parts: InferenceParts, window_batch: int) -> GraphExport:
     query_dim = parts.descriptor_weight.shape[0]
     num_patches = parts.grid_hw[0] * parts.grid_hw[1]
+    windows = windows_open(window_batch, "queries", "patch_embeds")
     return GraphExport(
         module=parts.decoder,
         inputs={
-            "queries": torch.zeros(parts.num_cells, 3, query_dim),
-            "patch_embeds": torch.zeros(1, num_patches, parts.memory_dim),
+            "queries": torch.zeros(parts.num_cells * window_batch, 3, query_dim),
+            "patch_embeds": torch.zeros(window_batch, num_patches, parts.memory_dim),
         },
         outputs=("class_embeds", "patch_keys"),
-        dynamic={"queries": {1: ("classes", MAX_CLASSES)}},
+        dynamic={
+            "queries": {**windows.get("queries", {}), 1: ("classes", MAX_CLASSES)},
+            "patch_embeds": windows.get("patch_embeds", {}),
+        },
     )
 
 
-def _head_spec(
-    model: DescriptorModel, parts: InferenceParts, class_names: Sequence[str] | None
-) -> HeadSpec:
+def _head_spec(model: DescriptorModel, parts: InferenceParts, options: ExportOptions) -> HeadSpec:
     config = model.config
-    seen = seen_names(() if config.self_trained else config.seen_classes, class_names)
+    seen = seen_names(() if config.self_trained else config.seen_classes, options.class_names)
     return HeadSpec(
         logit_scale=float(parts.logit_scale),
         normalize=False,
@@ -102,6 +112,7 @@ def _head_spec(
         max_classes=MAX_CLASSES,
         cosine=config.cosine,
         independent_queries=model.independent_queries,
+        window_batch=options.window_batch,
     )
 
 

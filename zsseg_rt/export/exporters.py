@@ -33,8 +33,10 @@ class Exporter:
     reads: frozenset[str] = MODEL_OPTIONS
 
 
-_DENSE_CLIP = Exporter(export=export_dense_clip)
-_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "cosine"})
+_DENSE_CLIP = Exporter(export=export_dense_clip, reads=MODEL_OPTIONS | {"window_batch"})
+_DESCRIPTOR = Exporter(
+    export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "cosine", "window_batch"}
+)
 
 EXPORTERS: Mapping[str, Exporter] = {
     "cat_seg": Exporter(export=export_cat_seg),
@@ -64,7 +66,7 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
         path: Folder to write, ``NAME.zsseg``.
         **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
             ZegCLIP and CLIP-RC also ``word_subset`` and ``cosine``, for ZegFormer
-            ``region_templates``.
+            ``region_templates``; for dense CLIP and ZegCLIP ``window_batch``.
 
     Returns:
         The bundle folder.

@@ -47,15 +47,20 @@ class WrittenGraph:
     network: Callable[[], Network]
 
 
-def image_network(encode: Callable[..., Any], size_hw: tuple[int, int]) -> WrittenGraph:
-    """A graph from ``image`` [1, 3, H, W] to ``patch_embeds``, which ``encode(ops, image=)`` makes.
+def image_network(
+    encode: Callable[..., Any], size_hw: tuple[int, int], window_batch: int = 1
+) -> WrittenGraph:
+    """A graph from ``image`` [B, 3, H, W] to ``patch_embeds``, which ``encode(ops, image=)`` makes.
+
+    B is 1, or open for more windows than that.
 
     ``encode`` is :func:`zsseg_rt.export.networks.heads.dense_embeds` with all else set.
     """
 
     def network() -> Network:
         graph = Graph()
-        graph.output("patch_embeds", encode(graph, image=graph.input("image", (1, 3, *size_hw))))
+        shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
+        graph.output("patch_embeds", encode(graph, image=graph.input("image", shape)))
         return graph.network()
 
     return WrittenGraph(network)

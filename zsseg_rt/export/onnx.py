@@ -68,11 +68,21 @@ class GraphExport:
         return graph
 
 
-def image_graph(module: nn.Module, size_hw: tuple[int, int], outputs: Sequence[str]) -> GraphExport:
-    """How an image encoder is exported: from ``image`` [1, 3, H, W] of one size."""
+def image_graph(
+    module: nn.Module, size_hw: tuple[int, int], outputs: Sequence[str], window_batch: int = 1
+) -> GraphExport:
+    """How an image encoder is exported: from ``image`` [B, 3, H, W] of one size; B is 1 or open."""
     return GraphExport(
-        module=module, inputs={"image": torch.zeros(1, 3, *size_hw)}, outputs=outputs
+        module=module,
+        inputs={"image": torch.zeros(window_batch, 3, *size_hw)},
+        outputs=outputs,
+        dynamic=windows_open(window_batch, "image"),
     )
+
+
+def windows_open(window_batch: int, *tensors: str) -> dict[str, dict[int, tuple[str, int]]]:
+    """The first axis of these inputs, open where graphs take more than one window."""
+    return {name: {0: ("windows", window_batch)} for name in tensors if window_batch > 1}
 
 
 def text_encoder_export(module: nn.Module) -> GraphExport:

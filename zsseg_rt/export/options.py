@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.bundles.specs import WINDOW_BATCHES
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.errors import ArgumentError
@@ -67,6 +68,8 @@ class ExportOptions:
             :class:`zsseg_rt.bundles.specs.HeadSpec`; None guesses: ``corners`` if the sides, less
             one pixel, are a whole number of steps from the first cell to the last, such as 33 cells
             in 16 * 32 + 1 pixels, and not of cells.
+        window_batch: For dense CLIP, the cosine head and ZegCLIP: how many windows of one frame the
+            graphs take in one run, 1, 2 or 4.
     """
 
     precisions: Sequence[str] = GRAPH_PRECISIONS
@@ -93,16 +96,22 @@ class ExportOptions:
     unknown_below: float | None = None
     architecture: str = "onnx"
     align: str | None = None
+    window_batch: int = 1
 
     def __post_init__(self) -> None:
         check_precisions(self.precisions)
+        if self.window_batch not in WINDOW_BATCHES:
+            raise ArgumentError(
+                f"window_batch: expected one of {', '.join(map(str, WINDOW_BATCHES))}, got "
+                f"{self.window_batch}. It is how many windows the graphs take in one run."
+            )
 
 
 _KINDS: dict[str, Any] = {
     "template_set": str | None, "name": str | None, "space": str | None, "source": str,
     "licence": str, "overwrite": bool, "verify": bool, "embed_output": str | None,
     "logit_scale": float, "normalize": bool, "activation": str, "unknown_below": float | None,
-    "architecture": str, "align": str | None,
+    "architecture": str, "align": str | None, "window_batch": int,
 }  # fmt: skip
 """Of options that are one plain value; what they may be."""
 _PLAIN = (str, bytes, bool, int, float, list, tuple, dict, type(None))

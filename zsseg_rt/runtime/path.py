@@ -286,7 +286,7 @@ class FramePath:
         run: PartRunner,
         turn: Turn | None,
     ) -> _Labelled:
-        """Run the networks on window after window, and label from the mean of their logits."""
+        """Run the networks on some windows at a time; label from the mean of all logits."""
         out_hw = (int(frame.shape[0]), int(frame.shape[1]))
         plan, workspace, inputs = windows.plan(out_hw), self._workspace, self._inputs
         given = inputs.on_device(frame)
@@ -294,16 +294,17 @@ class FramePath:
         clock = self.clock if workspace.device == "cpu" else workspace.clock(enabled=False)
         kind = kind_of(out_hw, classes, rule)
 
-        def of_window(number: int) -> Masks:
-            origin = plan.origins[number]
-            image = inputs.image(frame, given, whole_hw=plan.whole_hw, origin=origin)
+        def of_windows(some: slice) -> Masks:
+            parts = [{"whole_hw": plan.whole_hw, "origin": at} for at in plan.origins[some]]
+            image = inputs.image(frame, given, *parts)
             clock.mark("preprocess")
             masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
-            return run(("window", *kind), masks)
+            return run(("windows", len(parts), *kind), masks)
 
         if self._refines:
             inputs.guide(frame, given, finer_hw(plan.shares.shape, self._head.align))
-        masks = merge(plan, of_window, workspace, clock)
+        at_once = self._head.window_batch
+        masks = merge(plan, of_windows, workspace, clock, at_once=at_once)
         if clock is not self.clock:
             self.clock.mark("image_encoder")
         label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=self._refines)

@@ -17,24 +17,31 @@ from zsseg_rt.runtime.workspace import Workspace
 
 def merge(
     plan: WindowPlan,
-    of_window: Callable[[int], Masks],
+    of_windows: Callable[[slice], Masks],
     workspace: Workspace,
     clock: StageClock,
+    *,
+    at_once: int = 1,
 ) -> ClassLogits:
     """The mean of all windows' logits on the whole frame's grid, valid until the next frame.
 
-    Shapes:
-        of_window: Gives the masks of the window of a number, valid until the next one's.
+    Args:
+        plan: Where the windows lie.
+        of_windows: Gives the masks of some windows, valid until the next ones'.
+        workspace: The lane's buffers.
+        clock: The lane's.
+        at_once: How many windows it is asked for.
     """
     shares, merged = workspace.upload("window shares", plan.shares), None
-    for number, place in enumerate(plan.places):
-        masks = of_window(number)
+    for first in range(0, len(plan.places), at_once):
+        part = slice(first, first + at_once)
+        masks = of_windows(part)
         logits = masks.mask_logits
         merged = ops.merge_windows(
             logits,
             shares,
-            [place],
-            add=number > 0,
+            plan.places[part],
+            add=first > 0,
             out=workspace.array(
                 "window logits", (1, logits.shape[1], *plan.shares.shape), np.float32
             ),

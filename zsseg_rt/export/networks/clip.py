@@ -93,7 +93,7 @@ def embed_patches(
     with ops.at("ln_pre"):
         patches = ops.layer_norm(ops.add(ops.transpose(cells, (0, 2, 1)), positions), norm)
         first = (tensors["class_embedding"] + tensors["positional_embedding"][0])[None, None]
-        token = np.broadcast_to(ops.layer_norm(first, norm), (batch, 1, width))
+        token = ops.repeat(ops.layer_norm(first, norm), image)
     return ops.mark("ln_pre", ops.concat((token, patches), 1))
 
 

@@ -245,6 +245,15 @@ class Operations(ABC):
         size = sum(part.shape[axis] for part in parts)
         return self.apply("Concat", parts, (*first[:axis], size, *first[axis + 1 :]), axis=axis)
 
+    def repeat(self, x: Array, like: Value) -> Value:
+        """Of a constant [1, ...], one for each row of another value."""
+        rows, sizes = like.shape[0], x.shape[1:]
+        if not isinstance(rows, str):
+            return np.broadcast_to(x, (rows, *sizes))
+        count = self.apply("Shape", (like,), (1,), "int64", start=0, end=1)
+        shape = self.concat((count, integers(*sizes)), 0)
+        return self.apply("Expand", (x, shape), (rows, *sizes))
+
     def gather(self, table: Value, rows: Value) -> Value:
         """Rows of a table [R, ...] by integers of any shape."""
         return self.apply("Gather", (table, rows), (*rows.shape, *table.shape[1:]), axis=0)

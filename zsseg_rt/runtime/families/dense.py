@@ -26,8 +26,10 @@ from zsseg_rt.text.vocabulary import Vocabulary
 
 
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:
-    """The axis of phrases, which is dynamic in graphs that take them."""
-    return {"classes": (1, min(32, head.max_classes), head.max_classes)}
+    """The axis of phrases, which is open in graphs that take them, and that of windows."""
+    axes = {"classes": (1, min(32, head.max_classes), head.max_classes)}
+    most = head.window_batch
+    return axes if most == 1 else axes | {"windows": (1, most, most)}
 
 
 class DenseFamily:
@@ -93,8 +95,8 @@ class DensePipeline:
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds = encoded["patch_embeds"]
         clock.mark("image_encoder")
-        phrases = classes.text_embeds.shape[0]
-        shape = (1, phrases, patch_embeds.shape[1])
+        windows, phrases = patch_embeds.shape[0], classes.text_embeds.shape[0]
+        shape = (windows, phrases, patch_embeds.shape[1])
         products = self._workspace.products()
         logits = ops.patch_text_similarity(
             patch_embeds,
@@ -107,7 +109,7 @@ class DensePipeline:
             stream=stream,
         )
         clock.mark("similarity")
-        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits, checked=products is not None)

@@ -156,6 +156,7 @@ class DescriptorPipeline:
         patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
         clock.mark("image_encoder")
         phrases, regions = classes.text_embeds.shape[0], cls_embed.shape[0]
+        windows = patch_embeds.shape[0]
         queries = ops.relationship_descriptor(
             cls_embed,
             classes.text_embeds,
@@ -179,12 +180,12 @@ class DescriptorPipeline:
             class_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
-            out=workspace.array("mask_logits", (1, phrases, patch_keys.shape[1]), np.float32),
+            out=workspace.array("mask_logits", (windows, phrases, patch_keys.shape[1]), np.float32),
             finite=workspace.flag()[1] if told else None,
             workspace=products,
             stream=stream,
         )
-        mask_logits = reshaped(logits, (1, phrases, *self._head.grid_hw))
+        mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
         if classes.cosine is not None:
             mask_logits = self._blend(mask_logits, encoded, classes, classes.cosine)
         clock.mark("similarity")
@@ -208,7 +209,7 @@ class DescriptorPipeline:
             classes.text_embeds,
             logit_scale=cosine.scale,
             normalize=True,
-            out=self._workspace.array("cosines", (1, shape[1], math.prod(shape[2:])), np.float32),
+            out=self._workspace.array("cosines", (*shape[:2], math.prod(shape[2:])), np.float32),
             workspace=products,
             stream=stream,
         )

@@ -23,7 +23,7 @@ class ClassLogits:
     """A logit for every phrase at every point of a grid.
 
     Attributes:
-        mask_logits: float32 [1, P, gh, gw] on the device.
+        mask_logits: float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows.
         activation: What makes scores of them; None takes the rule's.
         checked: Whether the workspace's flag already tells if they are finite.
     """

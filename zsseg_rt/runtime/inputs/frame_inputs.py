@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from zsseg_rt import ops
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.arrays import Array, reshaped
+from zsseg_rt.common.arrays import Array, row_of
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.workspace import Workspace
 
@@ -48,13 +49,15 @@ class FrameInputs:
             return frame.luma, frame.chroma
         return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
 
-    def image(self, frame: Frame, given: Any, **part: Any) -> Array:
-        """The encoder's input [1, 3, h, w]: the frame, ``given`` on the device, or a part of it."""
-        spec = self._spec
-        out = self._workspace.array("image", (3, *spec.size_hw), self._dtype)
-        self._preprocess(frame, given, out, size_hw=spec.size_hw, mean=spec.mean, std=spec.std,
-                         **part)  # fmt: skip
-        return reshaped(out, (1, 3, *spec.size_hw))
+    def image(self, frame: Frame, given: Any, *parts: Mapping[str, Any]) -> Array:
+        """The encoder's input [B, 3, h, w]: the frame, ``given`` on the device, or parts of it."""
+        spec, parts = self._spec, parts or ({},)
+        shape = (len(parts), 3, *spec.size_hw)
+        images = self._workspace.array("image", shape, self._dtype)
+        settings = {"size_hw": spec.size_hw, "mean": spec.mean, "std": spec.std}
+        for number, part in enumerate(parts):
+            self._preprocess(frame, given, row_of(images, number), **settings, **part)
+        return images
 
     def guide(self, frame: Frame, given: Any, size_hw: tuple[int, int]) -> None:
         """Write the frame, with colours in [0, 1], to the buffer ``guide``: [3, H, W]."""
