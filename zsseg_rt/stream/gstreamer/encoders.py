@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
+from zsseg_rt.stream.gstreamer.library import known_settings, missing_elements, require_elements
 
 NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
@@ -37,7 +36,7 @@ def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
     """The part of a pipeline that encodes raw video with little delay."""
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * _BITS_PER_PIXEL), 500_000)
     if has_nvenc(gst):
-        settings = _known(gst, "nvv4l2h264enc", {
+        settings = known_settings(gst, "nvv4l2h264enc", {
             "bitrate": bits, "insert-sps-pps": "true", "idrinterval": _RATE,
             "iframeinterval": _RATE,
         })  # fmt: skip
@@ -48,7 +47,7 @@ def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
         )
     smallest, largest = _NVENC_SIDES
     if encoder_of(gst) == "nvh264enc" and smallest <= min(size_hw) <= max(size_hw) <= largest:
-        settings = _known(gst, "nvh264enc", {
+        settings = known_settings(gst, "nvh264enc", {
             "bitrate": bits // 1000, "gop-size": _RATE, "bframes": 0, "zerolatency": "true",
         })  # fmt: skip
         return (
@@ -64,9 +63,3 @@ def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
         "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
         f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}"
     )
-
-
-def _known(gst: Any, element: str, settings: Mapping[str, object]) -> str:
-    """Those settings that this version of an element has."""
-    made = gst.ElementFactory.make(element)
-    return " ".join(f"{key}={value}" for key, value in settings.items() if made.find_property(key))

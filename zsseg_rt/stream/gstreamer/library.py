@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from zsseg_rt.common.extras import install_command
@@ -88,6 +88,12 @@ def require_elements(gst: Any, names: Iterable[str], purpose: str) -> None:
             f"{purpose}: expected the GStreamer elements {', '.join(missing)}, found none. "
             f"{packages_of(missing)}"
         )
+
+
+def known_settings(gst: Any, element: str, settings: Mapping[str, object]) -> str:
+    """Those settings that this version of an element has."""
+    made = gst.ElementFactory.make(element)
+    return " ".join(f"{key}={value}" for key, value in settings.items() if made.find_property(key))
 
 
 def packages_of(elements: Iterable[str]) -> str:

@@ -9,7 +9,12 @@ from typing import Any, Protocol
 
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
-from zsseg_rt.stream.gstreamer.library import missing_elements, packages_of, require_elements
+from zsseg_rt.stream.gstreamer.library import (
+    known_settings,
+    missing_elements,
+    packages_of,
+    require_elements,
+)
 from zsseg_rt.stream.gstreamer.messages import explain, redact_pipeline
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
@@ -100,8 +105,8 @@ class CsiCamera:
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """See :class:`Recipe`."""
         require_elements(gst, CSI_ELEMENTS, name)
-        if path == "nvmm":  # rows one after the other, not in blocks
-            return parse(gst, f"{self.description} bl-output=false ! appsink", name)
+        if path == "nvmm":
+            return parse(gst, f"{self.description} {within_nvmm(gst)} ! appsink", name)
         text = f"{self.description} ! video/x-raw,format=BGRx ! videoconvert ! appsink"
         return parse(gst, text, name)
 
@@ -135,6 +140,14 @@ class UserPipeline:
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """See :class:`Recipe`."""
         return explain(gst, message, name)
+
+
+def within_nvmm(gst: Any) -> str:
+    """Settings of nvvidconv for frames that stay in NVMM.
+
+    Rows lie one after the other, not in blocks, and no buffer is missing while an appsink is full.
+    """
+    return known_settings(gst, "nvvidconv", {"bl-output": "false", "output-buffers": 6})
 
 
 def parse(gst: Any, text: str, name: str) -> Pipeline:

@@ -14,7 +14,7 @@ from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
 from zsseg_rt.stream.gstreamer.messages import NotMappedError, explain
-from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse
+from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse, within_nvmm
 from zsseg_rt.stream.source import check_size
 
 # What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
@@ -190,7 +190,7 @@ class _Wiring:
         named = (f"{decoder[0]} name=decoder", *decoder[1:])
         text = " ! ".join((*unpack, *named))
         if decoder == NVMM_DECODER:
-            text += " bl-output=false" if self._path == "nvmm" else _TO_BGRX
+            text += f" {within_nvmm(gst)}" if self._path == "nvmm" else _TO_BGRX
         self._remove_chain()
         self._chain = chain = gst.parse_bin_from_description(text, True)
         self._prepare(chain.get_by_name("decoder"))
