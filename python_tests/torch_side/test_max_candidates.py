@@ -87,6 +87,23 @@ def test_labels_are_those_of_the_candidates_alone(find, most, frame):
     np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"windows": "auto"}])
+@pytest.mark.parametrize("most", [1, 4])
+def test_cosines_become_shares_among_the_candidates(most, settings, frame):
+    """The scenes demo blends cosines: labels are those of the candidates named alone."""
+    if settings:
+        frame = np.ascontiguousarray(frame[:, :-40])
+    bundle, names = BLENDED[1]()
+    found = label(bundle, names, frame, max_candidates=most, with_scores=True, **settings)
+    alone = label(bundle, list(found.candidates), frame, with_scores=True, **settings)
+    table = np.array([found.names.index(name) for name in alone.names])
+    if settings:  # windows' logits are averaged before names are left out
+        assert np.mean(found.labels == table[alone.labels]) > 0.98
+        return
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+    assert np.mean(found.labels == table[alone.labels]) > 0.9999
+
+
 def test_candidates_are_those_nearest_to_some_cell(cells):
     frame = np.full((120, 120, 3), 128, np.uint8)
     frame[:40, :40] = (250, 20, 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -32,21 +33,23 @@ def merge(
         clock: The lane's.
         at_once: How many windows it is asked for.
     """
-    shares, merged = workspace.upload("window shares", plan.shares), None
+    shares, merged = workspace.upload("window shares", plan.shares), dict[str, Any]()
     for first in range(0, len(plan.places), at_once):
         part = slice(first, first + at_once)
         masks = of_windows(part)
-        logits = masks.mask_logits
-        merged = ops.merge_windows(
-            logits,
-            shares,
-            plan.places[part],
-            add=first > 0,
-            out=workspace.array(
-                "window logits", (1, logits.shape[1], *plan.shares.shape), np.float32
-            ),
-            stream=workspace.stream,
-        )
+        for name in ("mask_logits", "cosines"):
+            logits = getattr(masks, name, None)
+            if logits is not None:
+                merged[name] = ops.merge_windows(
+                    logits,
+                    shares,
+                    plan.places[part],
+                    add=first > 0,
+                    out=workspace.array(
+                        f"window {name}", (1, logits.shape[1], *plan.shares.shape), np.float32
+                    ),
+                    stream=workspace.stream,
+                )
         clock.mark("similarity")
     assert isinstance(masks, ClassLogits), "other families were refused"
-    return replace(masks, mask_logits=merged, checked=False)
+    return replace(masks, **merged, checked=False)

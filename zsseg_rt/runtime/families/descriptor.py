@@ -186,43 +186,53 @@ class DescriptorPipeline:
             stream=stream,
         )
         mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
+        cosines = None
         if classes.cosine is not None:
-            mask_logits = self._blend(mask_logits, encoded, classes, classes.cosine)
+            cosines = self._cosines(mask_logits.shape, encoded, classes, classes.cosine)
+            mask_logits = self._blend(mask_logits, cosines, classes.cosine)
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
         activation = None if classes.cosine is None else "sigmoid"
         checked = products is not None
-        return ClassLogits(mask_logits=mask_logits, activation=activation, checked=checked)
+        return ClassLogits(
+            mask_logits=mask_logits,
+            activation=activation,
+            checked=checked,
+            cosines=None if classes.gate is None else cosines,
+        )
 
-    def _blend(
+    def _cosines(
         self,
-        mask_logits: Array,
+        shape: tuple[int, ...],
         encoded: Mapping[str, Array],
         classes: BoundClasses,
         cosine: BoundCosine,
     ) -> Array:
-        stream, shape = self._workspace.stream, mask_logits.shape
-        products = self._workspace.products()
+        """Scaled, of the shape of the masks' logits."""
         cosines = ops.patch_text_similarity(
             encoded.get(_CLIP_EMBEDS, encoded["patch_embeds"]),
             classes.text_embeds,
             logit_scale=cosine.scale,
             normalize=True,
             out=self._workspace.array("cosines", (*shape[:2], math.prod(shape[2:])), np.float32),
-            workspace=products,
-            stream=stream,
+            workspace=self._workspace.products(),
+            stream=self._workspace.stream,
         )
+        return reshaped(cosines, shape)
+
+    def _blend(self, mask_logits: Array, cosines: Array, cosine: BoundCosine) -> Array:
+        products = self._workspace.products()
         return ops.blend_cosines(
             mask_logits,
-            reshaped(cosines, shape),
+            cosines,
             cosine.weights,
             cosine.shares,
             activation=self._head.activation,
             out=mask_logits,
             finite=None if products is None else self._workspace.flag()[1],
             workspace=products,
-            stream=stream,
+            stream=self._workspace.stream,
         )
 
 

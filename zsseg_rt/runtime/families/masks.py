@@ -26,11 +26,14 @@ class ClassLogits:
         mask_logits: float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows.
         activation: What makes scores of them; None takes the rule's.
         checked: Whether the workspace's flag already tells if they are finite.
+        cosines: float32 [1, P, gh, gw] on the device: what was blended into the logits, if names
+            may be left out; see :func:`zsseg_rt.runtime.families.candidates.cut`.
     """
 
     mask_logits: Array
     activation: str | None = None
     checked: bool = False
+    cosines: Array | None = None
 
     def label(
         self,
