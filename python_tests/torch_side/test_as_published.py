@@ -290,6 +290,7 @@ def test_one_word_evaluates_as_a_paper_does(voc_bundle, voc, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in ("as published: sclip on voc21", "short side of 336", "scale 65, prob_thd 0.1",
                  "area_thd 0.1", "(56 phrases)", "differs: ", "no text encoder", "mIoU 59.63",
+                 "head: published with sclip; the bundle is",
                  "SCLIP"):  # fmt: skip
         assert text in printed
     written = json.loads(report.read_text())

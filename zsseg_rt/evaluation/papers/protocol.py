@@ -88,7 +88,10 @@ def read_protocol(paper: str, dataset: str) -> Protocol:
         ArgumentError: There is no such paper here, or it has no settings for the data set.
     """
     if paper not in papers():
-        raise ArgumentError(f"paper: expected one of {', '.join(papers())}, got {paper!r}.")
+        raise ArgumentError(
+            f"paper: expected one of {', '.join(papers())}, all without PAMR, got {paper!r}. "
+            "PAMR is not computed here."
+        )
     entry = _read("papers")[paper]
     if dataset not in entry["sets"]:
         raise ArgumentError(

@@ -85,11 +85,13 @@ class PublishedSegmenter:
         """Where labels are made otherwise than by the paper's code, one sentence each."""
         protocol, bundle = self.protocol, self._engine.bundle
         size = "x".join(map(str, bundle.preprocess.size_hw))
+        head = bundle.architecture.removeprefix("dense_clip ")
         found = [
-            f"weights and head: published with {protocol.weights} and {protocol.head}; the bundle "
-            f"{bundle.name} does not say which it has",
+            f"weights: published with {protocol.weights}; those of {bundle.name} are not compared",
             f"precision: {self._engine.precision}; published in float16 on a GPU",
         ]
+        if head != protocol.head:
+            found.append(f"head: published with {protocol.head}; the bundle is {head}")
         if not protocol.crop:
             found.append(f"shape: whole pictures are stretched to the bundle's {size} pixels")
         if bundle.text.tokenizer is None:
