@@ -8,7 +8,7 @@ from support import tiny_zegformer
 from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.models import from_official, load_clip
-from zsseg_rt.models.zegformer.prompts import SEGMENT_TEMPLATES
+from zsseg_rt.torch_files.zegformer_prompts import SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]

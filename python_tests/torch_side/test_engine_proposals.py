@@ -15,9 +15,9 @@ from zsseg_rt.export import export_bundle
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.verify import verify_bundle
 from zsseg_rt.export.zegformer import export_zegformer
-from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES
 from zsseg_rt.runtime.families.fusion import class_probabilities, fuse
 from zsseg_rt.runtime.families.proposals import distinct_crops
+from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES
 
 NAMES = [f"name {index}" for index in range(7)]
 SIZE = (96, 128)

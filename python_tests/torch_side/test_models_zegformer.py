@@ -6,6 +6,7 @@ import torch
 
 from support import tiny, tiny_zegformer
 from support.errors import refused
+from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official, normalize_state_dict
@@ -13,9 +14,9 @@ from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
 from zsseg_rt.models.zegformer.fusion import FUSIONS
 from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD
-from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES, class_prompts
 from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes
 from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."

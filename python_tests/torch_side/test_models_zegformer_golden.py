@@ -10,6 +10,7 @@ from torch import Tensor
 
 from support import tiny_zegformer
 from support.golden import load
+from support.tiny_zegformer import class_prompts
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.text_encoder import average_templates
 from zsseg_rt.models.zegformer.decoder import Segments, sine_positions
@@ -20,8 +21,8 @@ from zsseg_rt.models.zegformer.model import (
     REGION_STD,
     ZegFormer,
 )
-from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES, SINGLE_TEMPLATE, class_prompts
 from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 

@@ -156,7 +156,7 @@ def import_zegformer(
 
 
 def _zegformer_prompts(name: str) -> Sequence[str]:
-    from zsseg_rt.models.zegformer.prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
+    from zsseg_rt.torch_files.zegformer_prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
 
     known = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
     if name not in known:

@@ -38,8 +38,8 @@ from zsseg_rt.models.zegformer.model import (
     REGION_STD,
     ZegFormer,
 )
-from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
 _MOST_REGIONS = 64  # the region encoder takes at most this many at once
 _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's graph

@@ -14,7 +14,6 @@ from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig
 from zsseg_rt.models.cat_seg.encoder import split_weights
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
@@ -22,6 +21,7 @@ from zsseg_rt.models.clip.weights import (
     text_encoder_config,
 )
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.torch_files.clip_weights import ClipSource
 
 _CLIP, _HEAD = "sem_seg_head.predictor.clip_model.", "sem_seg_head.predictor.transformer."
 _TEXT = r"sem_seg_head\.predictor\.clip_model\.(?!visual\.|logit_scale)"

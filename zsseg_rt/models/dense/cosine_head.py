@@ -27,13 +27,12 @@ from zsseg_rt.models.clip.image_encoder import (
     resize_positional_embedding,
     unit,
 )
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
 from zsseg_rt.models.input_checks import check_size, read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
-from zsseg_rt.torch_files.clip_weights import normalisation_of
+from zsseg_rt.torch_files.clip_weights import ClipSource, normalisation_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,12 @@ from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zsseg_rt.common.aggregation import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
@@ -38,6 +37,7 @@ from zsseg_rt.torch_files.clip_weights import (
     CLIP_MEAN,
     CLIP_STD,
     Activation,
+    ClipSource,
     ClipWeights,
     Colour,
     normalisation_of,
@@ -121,7 +121,11 @@ class DenseCLIP(PixelModel):
         self.config = config
         self.image_mean, self.image_std = config.image_mean, config.image_std
         self.image_encoder = self._make_encoder()
-        self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
+        self.text_encoder = self._make_text_encoder()
+
+    def _make_text_encoder(self) -> nn.Module | None:
+        config = self.config.text_encoder
+        return None if config is None else TextEncoder(config)
 
     def _make_encoder(self) -> DenseImageEncoder:
         config = self.config

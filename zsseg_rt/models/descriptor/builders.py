@@ -19,7 +19,6 @@ from torch import Tensor
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import ScoreActivation
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
@@ -33,7 +32,7 @@ from zsseg_rt.models.descriptor.starts import COSINE_SCALE, Start, check_scale
 from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
-from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
 
 _TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.models.zegformer.backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
@@ -26,7 +25,7 @@ from zsseg_rt.models.zegformer.fusion import Fusion
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.models.zegformer.regions import RegionStyle
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
-from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
 
 BACKBONES: Mapping[str, ResNetConfig] = {
     "resnet50": ResNetConfig(),

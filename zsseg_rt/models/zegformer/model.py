@@ -33,13 +33,13 @@ from zsseg_rt.models.zegformer.decoder import (
     Segments,
 )
 from zsseg_rt.models.zegformer.pictures import LONGEST_SIDE, check_pictures, resize_picture
-from zsseg_rt.models.zegformer.prompts import REGION_TEMPLATES
 from zsseg_rt.models.zegformer.regions import (
     Clip,
     crop_regions,
     mask_boxes,
     upsample_masks,
 )
+from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES
 
 # In 0..255, as the official configuration states them.
 IMAGE_MEAN = (123.675, 116.28, 103.53)

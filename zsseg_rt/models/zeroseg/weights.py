@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.models.clip.source import ClipSource
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.models.zeroseg.config import Projection, SegmentTap, ZeroSegConfig
 from zsseg_rt.models.zeroseg.labels import ClassRule
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
+from zsseg_rt.torch_files.clip_weights import ClipSource
 
 _NOT_OURS = (r"text_encoder\..*",)  # CLIP's, loaded from CLIP's own weights
 _MAE_DECODER = (r"mask_token", r"decoder_.*")

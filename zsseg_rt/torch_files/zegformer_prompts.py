@@ -6,8 +6,6 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 SINGLE_TEMPLATE = ("A photo of a {} in the scene",)
 """Text branch of the VOC models, and of the R101 COCO-Stuff model in evaluation."""
 
@@ -56,19 +54,3 @@ REGION_TEMPLATES = (
     ),
 )
 """CLIP branch of every model."""
-
-
-def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
-    """Put a class name into templates.
-
-    The class embedding is :func:`zsseg_rt.models.clip.text_encoder.average_templates` of the
-    prompts' embeddings.
-
-    Returns:
-        Each template with each synonym filled in.
-
-    Example:
-        >>> class_prompts("sofa, couch", ["a {}."])
-        ['a sofa.', 'a couch.']
-    """
-    return [template.format(part) for template in templates for part in name.split(", ")]
