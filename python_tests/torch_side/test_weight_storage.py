@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from zsseg_rt.export.float16 import store_exact_halves
 from zsseg_rt.export.graph_files import save_variants
-from zsseg_rt.export.weight_storage import store_exact_halves
 
 ROWS = 40
 

@@ -3,6 +3,9 @@
 LayerNorm, softmax and L2 norms stay float32 between explicit casts; every other floating-point
 operation and weight becomes float16. So do the inputs and outputs that are named; the others stay
 float32.
+
+A float32 graph may store as float16 what float16 holds exactly: CLIP was published in float16
+(Radford et al., ICML 2021), so most weights of systems that freeze it are copies of such numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ _FLOAT32_OPS = {"LayerNormalization", "InstanceNormalization", "Softmax"}
 _FLOAT32_OPS |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
 _MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Identity"}
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+_MIN_ELEMENTS = 1024  # below this, the cast node takes about as much as float16 saves
 
 
 def to_float16(model: onnx.ModelProto, *, half: Collection[str] = ()) -> onnx.ModelProto:
@@ -33,6 +37,47 @@ def to_float16(model: onnx.ModelProto, *, half: Collection[str] = ()) -> onnx.Mo
         A new model; ``model`` is not changed.
     """
     return _Converter(model, half).convert()
+
+
+def store_exact_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with every large weight that float16 holds exactly stored as float16.
+
+    Returns:
+        A new model whose nodes see the same float32 values; ``model`` itself if nothing changes.
+    """
+    halves = {
+        tensor.name: half for tensor in model.graph.initializer if (half := _exact_half(tensor))
+    }
+    if not halves:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in halves:
+            tensor.CopyFrom(halves[tensor.name])
+    casts = [
+        helper.make_node("Cast", [half.name], [name], name=f"cast_{name}", to=TensorProto.FLOAT)
+        for name, half in halves.items()
+    ]
+    nodes = [*casts, *result.graph.node]
+    result.graph.ClearField("node")
+    result.graph.node.extend(nodes)
+    onnx.checker.check_model(result)
+    return result
+
+
+def _exact_half(tensor: TensorProto) -> TensorProto | None:
+    """The same numbers as float16, or None if float16 does not hold them exactly."""
+    if tensor.data_type != TensorProto.FLOAT:
+        return None
+    values = numpy_helper.to_array(tensor)
+    if values.size < _MIN_ELEMENTS:
+        return None
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), values):
+        return None
+    return numpy_helper.from_array(half, f"{tensor.name}.half")
 
 
 class _Converter:

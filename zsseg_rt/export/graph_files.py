@@ -126,8 +126,7 @@ def _save_model(graph: onnx.ModelProto, path: Path, half: Collection[str] | None
     """Write a graph in float16, or in float32 if ``half`` is None."""
     import onnx
 
-    from zsseg_rt.export.float16 import to_float16
-    from zsseg_rt.export.weight_storage import store_exact_halves
+    from zsseg_rt.export.float16 import store_exact_halves, to_float16
 
     onnx.save(store_exact_halves(graph) if half is None else to_float16(graph, half=half), path)
 
