@@ -138,7 +138,8 @@ class TextSpec:
         templates: Prompts with one ``{}`` each; a name's embedding is their normalised mean.
         template_set: A short human-readable name of the templates.
         context_length: Tokens per prompt.
-        tokenizer: ``tokenizer.json`` or None if the bundle has no text encoder.
+        tokenizer: ``tokenizer.json``, or ``tokenizer.model`` for SentencePiece; None if the bundle
+            has no text encoder.
         encoder_sha256: SHA-256 of the float32 text graph, as information only.
         space: Which joint space the embeddings live in; a vocabulary of another one is refused
             where both are stated.

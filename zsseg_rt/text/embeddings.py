@@ -18,6 +18,8 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, VocabularyError
+from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
+from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import PromptSet, fill, template_key
 from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
@@ -44,7 +46,7 @@ class PhraseEmbedder:
         self._banks: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: Tokenizer | PieceTokenizer | None = None
         self._bank(PromptSet.bank)  # a damaged bank is refused here, not at the first name
 
     def embed(
@@ -133,7 +135,7 @@ class PhraseEmbedder:
             self._stored.write(key, embedded)
         return embedded
 
-    def _check_words(self, phrases: Sequence[str], tokenizer: Tokenizer) -> None:
+    def _check_words(self, phrases: Sequence[str], tokenizer: Tokenizer | PieceTokenizer) -> None:
         """Refuse phrases without any word the text encoder knows; log words it does not know."""
         words = self._bundle.text.words
         if not words:
@@ -158,7 +160,7 @@ class PhraseEmbedder:
             self._session = self._load_encoder()
         return self._session
 
-    def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer:
+    def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer | PieceTokenizer:
         text = self._bundle.text
         if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
             bank = self._bundle.text_bank
@@ -166,7 +168,8 @@ class PhraseEmbedder:
             raise _refusal(phrases, _unknown_message(phrases, known))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
-            self._tokenizer = Tokenizer(path, context_length=text.context_length)
+            kind = PieceTokenizer if path.name == PIECES_FILE else Tokenizer
+            self._tokenizer = kind(path, context_length=text.context_length)
         return self._tokenizer
 
 
