@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zsseg_rt
-from support import golden_cat_seg, tiny, tiny_zegformer, tiny_zeroseg
+from support import golden_cat_seg, golden_tips, tiny, tiny_zegformer, tiny_zeroseg
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.exporters import EXPORTERS
@@ -34,6 +34,7 @@ def models(tmp_path_factory):
         "clip_rc": tiny.clip_rc_model(),
         "cosine_head": create_model("cosine_head", image_size=64, **clip),
         "dense_clip": create_model("dense_clip", image_size=64, **clip),
+        "tips": from_official("tips", {"vision": golden_tips.vision(width=32)}, num_heads=4),
         "zegclip": tiny.zegclip_model(),
         "zegformer": tiny_zegformer.model(),
         "zeroseg": tiny_zeroseg.zeroseg_model(),
@@ -92,14 +93,14 @@ def test_every_architecture_is_exported():
 
 
 def test_all_but_training_free_models_have_a_task():
-    assert set(ARCHITECTURES) - set(TASKS) == {"dense_clip"}
+    assert set(ARCHITECTURES) - set(TASKS) == {"dense_clip", "tips"}
     assert set(TASKS) <= set(ARCHITECTURES)
 
 
 def test_unknown_architectures_are_named():
     with refused(CheckpointError, "architecture", *ARCHITECTURES):
         create_model("x")
-    published = "cat_seg, clip_rc, dense_clip, zegclip, zegformer"
+    published = "cat_seg, clip_rc, dense_clip, tips, zegclip, zegformer"
     with pytest.raises(CheckpointError, match=f"expected one of {published}, got 'zeroseg'"):
         from_official("zeroseg", {})
 

@@ -18,6 +18,7 @@ from zsseg_rt.cli.options import (
     indices_of,
     read_size,
 )
+from zsseg_rt.cli.output import ProgressBar
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.files import is_file
 
@@ -104,6 +105,47 @@ class _ZegFormer(_Official):
 def import_cat_seg(source: _Checkpoint, bundle: ModelOutput) -> None:
     """Turn an official checkpoint of CAT-Seg B into a bundle."""
     bundle.write_model(source.load("cat_seg"), source=source.checkpoint.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tips:
+    """TIPSv2's files, and how labels are made."""
+
+    vision: Annotated[Path, typer.Argument(help="The image tower, such as ..._b14_vision.npz.")]
+    text: Path | None = opt("The text tower, ..._b14_text.npz; without it no class names.")
+    tokenizer: Path | None = opt("TIPS's tokenizer.model; needed with --text.")
+    logit_scale: float | None = opt("Factor of the cosine; default: 1 / the stored temperature.")
+    unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
+
+
+@import_app.command("tips")
+@takes_groups
+def import_tips(
+    *,
+    source: _Tips,
+    size: SizeOption = "448",
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: TIPS's 9.")
+    ] = None,
+    bundle: ModelOutput,
+) -> None:
+    """Turn TIPSv2's official files, B/14 or L/14, into a bundle; needs no torch."""
+    from zsseg_rt.export.tips import TipsSettings, export_tips_files
+
+    settings = TipsSettings(
+        size_hw=read_size(size),
+        logit_scale=source.logit_scale,
+        unknown_below=source.unknown_below,
+    )
+    with ProgressBar() as bar:
+        bundle.write(
+            lambda out, **options: export_tips_files(
+                source.vision, source.text, out, settings, on_progress=bar.show, **options
+            ),
+            tokenizer=source.tokenizer,
+            templates=template,
+            **bundle.graph_options(),
+        )
 
 
 @import_app.command("zegclip")

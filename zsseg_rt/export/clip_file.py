@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def _cut(
     settings.check_size(image.patch_size)
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
     _check_room(settings, aggregation, image)
-    mark = _counter(image, text, on_progress)
+    mark = part_counter(text.tensors, len(image.blocks), on_progress)
     side = _text_side(weights, text, options, mark)
     head = HeadSpec(
         logit_scale=settings.scale,
@@ -196,6 +196,24 @@ def _cut(
     )
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
 
+    made = written_model(encode, head, preprocess, side, names, mark)
+    provenance = {**made.provenance, "activation": activation}
+    return replace(made, architecture=f"dense_clip {settings.head}", provenance=provenance)
+
+
+def written_model(
+    encode: Callable[..., Any],
+    head: HeadSpec,
+    preprocess: PreprocessSpec,
+    side: TextSide,
+    names: Sequence[str],
+    mark: OnMark,
+) -> ExportedModel:
+    """A dense bundle's parts from ``encode(ops, image=)``, which NumPy computes once.
+
+    ``names`` serve the golden sample.
+    """
+
     def golden() -> dict[str, npt.NDArray[Any]]:
         embeds, extra = side.embed_golden(names, side.templates[:GOLDEN_TEMPLATES])
         frame = preprocess_frame(preprocess)
@@ -203,17 +221,13 @@ def _cut(
 
     return ExportedModel(
         family="dense",
-        architecture=f"dense_clip {settings.head}",
-        graphs={"image_encoder": image_network(encode, settings.size_hw, options.window_batch)},
+        architecture="",
+        graphs={"image_encoder": image_network(encode, preprocess.size_hw, head.window_batch)},
         preprocess=preprocess,
         head=head,
         text=side,
         golden=golden,
-        provenance={
-            "package": f"zsseg_rt {zsseg_rt.__version__}",
-            "opset": OPSET,
-            "activation": activation,
-        },
+        provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": OPSET},
     )
 
 
@@ -259,13 +273,15 @@ def _towers(
     return image, text
 
 
-def _counter(image: ImageTower, text: TextTower, on_progress: OnProgress | None) -> OnMark:
-    """Counts the parts of both towers that NumPy has computed."""
+def part_counter(
+    text: Mapping[str, npt.NDArray[Any]], num_blocks: int, on_progress: OnProgress | None
+) -> OnMark:
+    """Counts the parts that NumPy has computed of a text tower and an image tower."""
     if on_progress is None:
         return None
     hear, done = on_progress, 0
-    depth = len({key.split(".")[2] for key in text.tensors if key.startswith("transformer.")})
-    total = depth + len(image.blocks) + 2
+    depth = len({key.split(".")[2] for key in text if key.startswith("transformer.")})
+    total = depth + num_blocks + 2
 
     def mark(_: str) -> None:
         nonlocal done

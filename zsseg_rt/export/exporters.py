@@ -16,6 +16,7 @@ from zsseg_rt.export.descriptor import export_descriptor
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.onnx import check_float32_on_cpu
 from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.tips import export_tips
 from zsseg_rt.export.zegformer import export_zegformer
 from zsseg_rt.export.zeroseg import export_zeroseg
 
@@ -43,6 +44,7 @@ EXPORTERS: Mapping[str, Exporter] = {
     "clip_rc": _DESCRIPTOR,
     "cosine_head": _DENSE_CLIP,
     "dense_clip": _DENSE_CLIP,
+    "tips": Exporter(export=export_tips, reads=MODEL_OPTIONS | {"tokenizer", "window_batch"}),
     "zegclip": _DESCRIPTOR,
     "zegformer": Exporter(export=export_zegformer, reads=MODEL_OPTIONS | {"region_templates"}),
     "zeroseg": Exporter(export=export_zeroseg),
@@ -66,7 +68,8 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
         path: Folder to write, ``NAME.zsseg``.
         **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
             ZegCLIP and CLIP-RC also ``word_subset`` and ``cosine``, for ZegFormer
-            ``region_templates``; for dense CLIP and ZegCLIP ``window_batch``.
+            ``region_templates``, for TIPS ``tokenizer``; for dense CLIP, TIPS and ZegCLIP
+            ``window_batch``.
 
     Returns:
         The bundle folder.

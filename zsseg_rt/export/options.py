@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,6 +55,8 @@ class ExportOptions:
             instead of ``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.
         cosine: For ZegCLIP and CLIP-RC: how much the cosine of patches and names counts beside the
             masks; None takes the model's rule, usually none.
+        tokenizer: For TIPS: its SentencePiece model, a file or the file's content; needed with a
+            text tower.
         region_templates: For ZegFormer: prompts around the names that regions are compared with;
             None takes CLIP's.
         grid_hw: For foreign encoders, like all that follow: the patch grid; read from a
@@ -68,8 +71,8 @@ class ExportOptions:
             :class:`zsseg_rt.bundles.specs.HeadSpec`; None guesses: ``corners`` if the sides, less
             one pixel, are a whole number of steps from the first cell to the last, such as 33 cells
             in 16 * 32 + 1 pixels, and not of cells.
-        window_batch: For dense CLIP, the cosine head and ZegCLIP: how many windows of one frame the
-            graphs take in one run, 1, 2 or 4.
+        window_batch: For dense CLIP, the cosine head, TIPS and ZegCLIP: how many windows of one
+            frame the graphs take in one run, 1, 2 or 4.
     """
 
     precisions: Sequence[str] = GRAPH_PRECISIONS
@@ -87,6 +90,7 @@ class ExportOptions:
     size_hw: tuple[int, int] | None = None
     word_subset: WordSubset | None = None
     cosine: CosineRule | None = None
+    tokenizer: str | Path | bytes | None = None
     region_templates: Sequence[str] | None = None
     grid_hw: tuple[int, int] | None = None
     embed_output: str | None = None

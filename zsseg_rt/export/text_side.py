@@ -17,6 +17,8 @@ from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
 from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
+from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
 
@@ -64,7 +66,7 @@ class TextSide:
         self.encoder: Any = (
             self._subset.encoder if self._subset else _choose_encoder(tower, options)
         )
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: Tokenizer | PieceTokenizer | None = None
 
     @property
     def context_length(self) -> int:
@@ -84,9 +86,15 @@ class TextSide:
         return save_graphs({"text_encoder": traced}, folder, ("float32",))
 
     def write_tokenizer(self, folder: Path) -> FileEntry | None:
-        """Write ``tokenizer.json`` if there is a text tower."""
+        """Write ``tokenizer.json``, or the tower's own model, if there is a text tower."""
         if self.encoder is None:
             return None
+        pieces = getattr(self.encoder, "pieces", None)
+        if pieces is not None:
+            path = folder / PIECES_FILE
+            path.write_bytes(pieces)
+            self._tokenizer = PieceTokenizer(pieces, context_length=self.context_length)
+            return FileEntry.describe(path, folder)
         content = self._subset.tokenizer_json if self._subset else tokenizer_json()
         path = folder / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
@@ -197,7 +205,9 @@ def _known_words(
 
 def _choose_encoder(tower: nn.Module | WrittenText | None, options: ExportOptions) -> Any:
     encoder: Any = tower if options.text_encoder == "auto" else options.text_encoder
-    if encoder is None or encoder.config.vocab_size == _CLIP_VOCAB:
+    if encoder is None or getattr(encoder, "pieces", None) is not None:
+        return encoder
+    if encoder.config.vocab_size == _CLIP_VOCAB:
         return encoder
     message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.config.vocab_size}"
     if options.text_encoder != "auto":

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
@@ -21,6 +19,7 @@ from zsseg_rt.models.dense.dense_clip import (
     DenseCLIPStart,
     OfficialDenseCLIP,
 )
+from zsseg_rt.models.dense.tips import OfficialTips, Tips, TipsConfig, TipsStart
 from zsseg_rt.models.descriptor.builders import (
     ClipRCStart,
     OfficialClipRC,
@@ -77,6 +76,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         create=DenseCLIPStart,
         from_official=OfficialDenseCLIP,
     ),
+    "tips": Architecture(
+        model=Tips, config=TipsConfig, create=TipsStart, from_official=OfficialTips
+    ),
     "zegclip": Architecture(
         model=ZegCLIP,
         config=ZegCLIPConfig,
@@ -94,18 +96,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def from_official(
-    architecture: str, state_dict: Mapping[str, Tensor], **config: Any
+    architecture: str, state_dict: Mapping[str, Any], **config: Any
 ) -> SegmentationModel:
     """Build a model from the weights that its authors published.
 
     Args:
-        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"dense_clip"``, ``"zegclip"`` or
+        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"dense_clip"``, ``"tips"``, ``"zegclip"`` or
             ``"zegformer"``.
-        state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds.
+        state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds; for
+            TIPS ``{"vision": ..., "text": ...}``, as its two files.
         **config: What cannot be read from shapes, with official defaults; see
             :class:`zsseg_rt.models.cat_seg.builders.OfficialCatSeg`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
             :class:`zsseg_rt.models.dense.dense_clip.OfficialDenseCLIP`,
+            :class:`zsseg_rt.models.dense.tips.OfficialTips`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
             :class:`zsseg_rt.models.zegformer.official.OfficialZegFormer`.
 
@@ -124,13 +128,14 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     """Build a model that starts from CLIP or MAE weights, or from our own checkpoints.
 
     Args:
-        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``,
+        architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"tips"``,
             ``"zegclip"``, ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
             :class:`zsseg_rt.models.cat_seg.builders.CatSegStart`,
             :class:`zsseg_rt.models.descriptor.builders.ClipRCStart`,
             :class:`zsseg_rt.models.dense.cosine_head.CosineHeadStart`,
             :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,
+            :class:`zsseg_rt.models.dense.tips.TipsStart`,
             :class:`zsseg_rt.models.descriptor.builders.ZegCLIPStart`,
             :class:`zsseg_rt.models.zegformer.from_clip.ZegFormerStart` and
             :class:`zsseg_rt.models.zeroseg.weights.ZeroSegStart`. Names of earlier versions, such

@@ -40,7 +40,7 @@ class ImageTower:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """All residual blocks."""
-        return _blocks(self.tensors, self.num_heads, self.activation)
+        return read_blocks(self.tensors, self.num_heads, self.activation)
 
     @property
     def patch_size(self) -> int:
@@ -98,7 +98,7 @@ def embed_patches(
 
 
 def run_blocks(
-    ops: Operations, blocks: Sequence[Block], x: Value, mask: Array | None = None
+    ops: Operations, blocks: Sequence[Block], x: Value, mask: Value | None = None
 ) -> list[Value]:
     """Tokens after each block, each [B, N, W]."""
     outputs = []
@@ -141,6 +141,10 @@ class TextTower:
         """Rows of the token table."""
         return len(self.tensors["token_embedding.weight"])
 
+    def embed(self, ops: Operations, token_ids: Value) -> Value:
+        """See :func:`embed_text`."""
+        return embed_text(ops, self, token_ids)
+
 
 def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
     """Embeddings [T, D], not normalised, of token ids int64 [T, L].
@@ -152,7 +156,7 @@ def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
         tokens = ops.gather(tensors["token_embedding.weight"], token_ids)
     x = ops.add(tokens, tensors["positional_embedding"][:length])
     mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-    blocks = _blocks(tensors, tower.num_heads, tower.activation)
+    blocks = read_blocks(tensors, tower.num_heads, tower.activation)
     x = run_blocks(ops, blocks, x, mask)[-1]
     with ops.at("ln_final"):
         x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
@@ -164,11 +168,15 @@ def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
     return ops.matmul(row, tensors["text_projection"])
 
 
-def _blocks(tensors: Tensors, num_heads: int, activation: str) -> tuple[Block, ...]:
+def read_blocks(
+    tensors: Tensors, num_heads: int, activation: str, eps: float = 1e-5
+) -> tuple[Block, ...]:
+    """All residual blocks; ``eps`` is that of their norms."""
     prefix, names = "transformer.resblocks.", set()
     for key in tensors:
         if key.startswith(prefix):
             names.add(int(key.removeprefix(prefix).split(".")[0]))
     return tuple(
-        read_block(tensors, f"{prefix}{index}", num_heads, activation) for index in sorted(names)
+        read_block(tensors, f"{prefix}{index}", num_heads, activation, eps)
+        for index in sorted(names)
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from zsseg_rt.export.networks.aggregating import sc_clip, sfp
 from zsseg_rt.export.networks.clip import ImageTower, embed_patches, project, run_blocks
-from zsseg_rt.export.networks.layers import attend, merge_heads, mlp, split_heads
+from zsseg_rt.export.networks.layers import Block, attend, merge_heads, mlp, split_heads
 from zsseg_rt.export.networks.operations import Array, Linear, Operations, Value
 from zsseg_rt.export.networks.trunk import Head, Trunk, patches_of
 
@@ -55,13 +55,18 @@ def _vanilla(ops: Operations, trunk: Trunk) -> Value:
 
 
 def _maskclip(ops: Operations, trunk: Trunk) -> Value:
-    block = trunk.tower.blocks[-1]
+    return own_values(ops, patches_of(ops, trunk.outputs[-1]), trunk.tower.blocks[-1])
+
+
+def own_values(ops: Operations, patches: Value, block: Block) -> Value:
+    """A block in which each patch [B, N, W] attends to itself: its two projections are one."""
     weight, bias = block.out
     merged = Linear(weight @ block.value.weight, weight @ block.value.bias + bias)
-    normed = ops.layer_norm(patches_of(ops, trunk.outputs[-1]), block.norm_1)
+    norm, (merged,) = ops.fold_norm(block.norm_1, (merged,))
+    normed = ops.layer_norm(patches, norm)
     with ops.at("projections.0"):
         mixed = ops.linear(normed, merged)
-    return _with_residual(ops, trunk, mixed)
+    return mlp(ops, ops.add(patches, mixed), block)
 
 
 def _sclip(ops: Operations, trunk: Trunk) -> Value:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.export.networks.operations import Linear, Norm, Operations, Value
 
 
 class Block(NamedTuple):
@@ -30,11 +30,11 @@ class Block(NamedTuple):
         return float((len(self.query.weight) // self.num_heads) ** -0.5)
 
 
-def residual_block(ops: Operations, x: Value, block: Block, mask: Array | None = None) -> Value:
+def residual_block(ops: Operations, x: Value, block: Block, mask: Value | None = None) -> Value:
     """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
 
     Shapes:
-        mask: float32 [N, N], added to the scores.
+        mask: float32 [N, N] or [B, 1, 1, N], added to the scores.
     """
     norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
     normed = ops.layer_norm(x, norm)
@@ -72,7 +72,7 @@ def activate(ops: Operations, x: Value, activation: str) -> Value:
 
 
 def attend(
-    ops: Operations, queries: Value, keys: Value, values: Value, mask: Array | None = None
+    ops: Operations, queries: Value, keys: Value, values: Value, mask: Value | None = None
 ) -> Value:
     """``softmax(q k^T + mask) v`` of [B, heads, N, w]; a scale is part of the queries.
 
@@ -112,18 +112,20 @@ def read_linear(tensors: Mapping[str, Any], name: str) -> Linear:
     return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
 
-def read_block(tensors: Mapping[str, Any], name: str, num_heads: int, activation: str) -> Block:
+def read_block(
+    tensors: Mapping[str, Any], name: str, num_heads: int, activation: str, eps: float = 1e-5
+) -> Block:
     """A block with the keys of CLIP's checkpoints; rows of ``in_proj`` are q, k, v."""
     weights = np.split(tensors[f"{name}.attn.in_proj_weight"], 3)
     biases = np.split(tensors[f"{name}.attn.in_proj_bias"], 3)
     query, key, value = map(Linear, weights, biases)
     return Block(
-        norm_1=read_norm(tensors, f"{name}.ln_1"),
+        norm_1=read_norm(tensors, f"{name}.ln_1", eps),
         query=query,
         key=key,
         value=value,
         out=read_linear(tensors, f"{name}.attn.out_proj"),
-        norm_2=read_norm(tensors, f"{name}.ln_2"),
+        norm_2=read_norm(tensors, f"{name}.ln_2", eps),
         fc=read_linear(tensors, f"{name}.mlp.c_fc"),
         proj=read_linear(tensors, f"{name}.mlp.c_proj"),
         num_heads=num_heads,

@@ -1,4 +1,4 @@
-"""CLIP's text tower for an export: computed by NumPy, written as a graph."""
+"""A text tower for an export: computed by NumPy, written as a graph."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zsseg_rt.export.networks.arrays import Arrays
-from zsseg_rt.export.networks.clip import TextTower, embed_text
+from zsseg_rt.export.networks.clip import TextTower
 from zsseg_rt.export.networks.graph import Graph
 from zsseg_rt.export.networks.network import Network
 from zsseg_rt.export.networks.operations import Array
+from zsseg_rt.export.networks.tips import TipsText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,14 @@ class WrittenText:
         words: What class names may be made of, for a tower that was trained on few words.
         prompt_words: Further words and punctuation that such a tower knows.
         on_mark: Hears of every block that was computed.
+        pieces: A SentencePiece model, for a tower that has one instead of CLIP's tokenizer.
     """
 
-    tower: TextTower
+    tower: TextTower | TipsText
     words: tuple[str, ...] = ()
     prompt_words: tuple[str, ...] = ()
     on_mark: Callable[[str], None] | None = None
+    pieces: bytes | None = None
 
     @property
     def config(self) -> WrittenText:
@@ -47,13 +50,13 @@ class WrittenText:
 
     def embed(self, token_ids: Array) -> Array:
         """Embeddings float32 [T, D], not normalised, of token ids int64 [T, L]."""
-        return np.asarray(embed_text(Arrays(self.on_mark), self.tower, token_ids))
+        return np.asarray(self.tower.embed(Arrays(self.on_mark), token_ids))
 
     def network(self) -> Network:
         """The graph from ``token_ids`` to ``text_embeds``, any number of prompts."""
         graph = Graph()
         token_ids = graph.input("token_ids", ("prompts", self.context_length), "int64")
-        graph.output("text_embeds", embed_text(graph, self.tower, token_ids))
+        graph.output("text_embeds", self.tower.embed(graph, token_ids))
         return graph.network()
 
     def with_rows(self, rows: Sequence[int]) -> WrittenText:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Attend within ``x`` ``[B, N, W]``; ``mask`` ``[N, N]`` is added to the scores."""
+        """Attend within ``x`` ``[B, N, W]``; a mask ``[N, N]`` or more is added to the scores."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -71,7 +71,7 @@ class Mlp(nn.Module):
         if self.activation == "quick_gelu":
             hidden = hidden * torch.sigmoid(1.702 * hidden)
         else:
-            hidden = F.gelu(hidden)
+            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
         return self.c_proj(hidden)  # type: ignore[no-any-return]
 
 

@@ -123,6 +123,7 @@ class DenseImageEncoder(ImageEncoder):
     """CLIP's image tower with a dense head; the positional embedding is resized bicubically."""
 
     position_mode: ClassVar[Interpolation] = "bicubic"
+    extra_tokens: ClassVar[int] = 1  # before the patches
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ class DenseImageEncoder(ImageEncoder):
         if self.rule.residual:
             dense = tokens + dense
             dense = dense + block.mlp(block.ln_2(dense))
-        return self.embed_dense(dense[:, 1:])
+        return self.embed_dense(dense[:, self.extra_tokens :])
 
     def patch_proj(self) -> Tensor:
         """Projection of patches into the joint space, ``[W, D]``."""

@@ -1,0 +1,308 @@
+"""TIPSv2's files as bundles: graphs against the official vectors, names through the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from support import golden_tips
+from support.command_line import run
+from support.errors import refused
+
+torch = pytest.importorskip("torch")
+
+from support.golden import load  # noqa: E402
+from torch_side.test_models_tips import (  # noqa: E402
+    LOGITS,
+    STAGES,
+    case_of,
+    padded,
+    unit,
+)
+from torch_side.test_networks import run_file  # noqa: E402
+from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
+from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK  # noqa: E402
+from zsseg_rt.errors import (  # noqa: E402
+    ArgumentError,
+    BackendUnavailableError,
+    BundleError,
+    CheckpointError,
+    ShapeError,
+    VocabularyError,
+)
+from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
+from zsseg_rt.export.networks.arrays import Arrays  # noqa: E402
+from zsseg_rt.export.networks.graph import Graph  # noqa: E402
+from zsseg_rt.export.networks.onnx_file import save_onnx  # noqa: E402
+from zsseg_rt.export.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E402
+from zsseg_rt.export.tips import TipsSettings, export_tips_files  # noqa: E402
+from zsseg_rt.text.piece_tokenizer import PieceTokenizer  # noqa: E402
+from zsseg_rt.torch_files.tips_weights import TEMPLATES, sort_tips  # noqa: E402
+
+HEADS = {"num_heads": 4, "text_heads": 4}
+SETTINGS = TipsSettings(size_hw=(84, 126), **HEADS)
+FLOAT32 = EngineConfig(device="cpu", precision="float32", use_cache=False)
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+
+
+def tower_of(c: dict[str, Any]) -> TipsImage:
+    visual = sort_tips(golden_tips.vision(**c), {}).visual
+    return TipsImage(tensors=visual, num_heads=c["heads"], activation="gelu")
+
+
+def run_graph(tower: TipsImage, image: np.ndarray, path: Any) -> np.ndarray:
+    """What OpenVINO computes of the written graph."""
+    graph = Graph()
+    made = dense_embeds(graph, tower, graph.input("image", image.shape))
+    graph.output("patch_embeds", made)
+    save_onnx(graph.network(), "image_encoder", path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    return run_file(path, {"image": image})["patch_embeds"]
+
+
+@pytest.mark.parametrize("case", ["square", "wide", "tall"])
+def test_every_stage_of_the_graph_is_the_official_one(shared_dir, case, tmp_path):
+    expected, c = case_of(load(shared_dir, "tips_small_public.npz"), case)
+    tower, ops = tower_of(c), Arrays()
+    image = expected["image"][None]
+    embeds = dense_embeds(ops, tower, image)
+    close(ops.marks["tokens"][0], expected["tokens"], STAGES)
+    close(ops.marks["blocks.0"][0], expected["block0"], STAGES)
+    last = ops.marks[f"blocks.{c['depth'] - 2}"][0]
+    close(last, expected["last_block_input"], STAGES)
+    close(ops.marks["last_block"][0], expected["value_path"][2:], STAGES)
+    close(ops.marks["ln_post"][0], expected["dense"], STAGES)
+    for found in (embeds, run_graph(tower, image, tmp_path / "a.onnx")):
+        close(found[0], unit(expected["dense"]), STAGES)
+        cosines = (found[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
+        close(cosines, expected["cosines"], LOGITS)
+        np.testing.assert_array_equal(cosines.argmax(0), expected["cosines"].argmax(0))
+
+
+@pytest.mark.nightly
+def test_b14s_graph_has_the_official_labels(shared_dir, tmp_path):
+    expected, c = case_of(load(shared_dir, "tips_real_public.npz"), "b14_448")
+    image = expected["rgb"].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
+    found = run_graph(tower_of(c), np.ascontiguousarray(image), tmp_path / "a.onnx")
+    cosines = (found[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
+    close(cosines, expected["cosines"], LOGITS)
+    np.testing.assert_array_equal(cosines.argmax(0), expected["cosines"].argmax(0))
+
+
+@pytest.mark.parametrize(("file", "case"), [("small", "text"), ("real", "b14_text")])
+def test_the_text_graph_embeds_as_officially(shared_dir, file, case, tmp_path):
+    from zsseg_rt.export.networks.text import WrittenText
+
+    expected, c = case_of(load(shared_dir, f"tips_{file}_public.npz"), case)
+    length = expected["ids"].shape[1]
+    tower = TipsText(tensors=golden_tips.text(**c), num_heads=c["heads"], context_length=length)
+    tokens = padded(expected["ids"], expected["padding"], c["vocab"]).numpy()
+    written = WrittenText(tower=tower)
+    close(written.embed(tokens), expected["pooled"], STAGES)
+    save_onnx(written.network(), "text_encoder", tmp_path / "t.onnx")
+    found = run_file(tmp_path / "t.onnx", {"token_ids": tokens})["text_embeds"]
+    close(found, expected["pooled"], STAGES)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The authors' files in small, and a tokenizer."""
+    pytest.importorskip("sentencepiece", reason="needs pip install '.[tips]'")
+    folder = tmp_path_factory.mktemp("tips")
+    text = golden_tips.text() | {"temperature": np.float32(0.04)}
+    np.savez(folder / "tips_vision.npz", **golden_tips.vision())
+    np.savez(folder / "tips_text.npz", **text)
+    (folder / "spm.model").write_bytes(golden_tips.pieces())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(files):
+    path = files / "tips.zsseg"
+    export_tips_files(
+        files / "tips_vision.npz",
+        files / "tips_text.npz",
+        path,
+        SETTINGS,
+        tokenizer=files / "spm.model",
+    )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_texts_are_cut_into_the_models_own_pieces(files, kind):
+    import sentencepiece
+
+    model = golden_tips.pieces(kind)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), PieceTokenizer(model)
+    texts = ["A photo of the DOGS.", "traffic  light", "Étagère STRASSE 漢字 \t x", "road" * 99]
+    rows = ours.encode(texts)
+    assert (rows.shape, rows.dtype) == ((4, 64), np.int64)
+    for row, text in zip(rows, texts, strict=True):
+        ids = theirs.encode(text.lower())
+        assert theirs.unk_id() == 0
+        np.testing.assert_array_equal(row[: len(ids)], ids[:64])
+        assert (row[len(ids) :] == ours.vocab_size).all()
+    assert (ours.encode(["漢"])[0] == 0).any()  # an unknown piece is no padding
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\u200b"])
+def test_texts_without_pieces_are_refused(files, text):
+    with refused(VocabularyError, "class_names"):
+        PieceTokenizer(golden_tips.pieces()).encode(["dog", text])
+
+
+def test_the_bundle_takes_new_words(bundle, files):
+    made = Bundle.load(bundle)
+    assert made.text.tokenizer.file == "tokenizer.model"
+    assert made.text.templates == TEMPLATES
+    assert (made.family, made.architecture, made.head.grid_hw) == ("dense", "tips", (6, 9))
+    assert made.head.logit_scale == pytest.approx(25)
+    assert set(made.graphs["image_encoder"]) == {"float32", "float16"}
+    assert verify_bundle(bundle).passed
+    model = models.create_model(
+        "tips", vision=files / "tips_vision.npz", text=files / "tips_text.npz", **HEADS
+    )
+    names, frame = ["Dog", "traffic light"], np.full((168, 252, 3), 90, np.uint8)
+    frame[:80] = (200, 30, 60)
+    tokens = PieceTokenizer(golden_tips.pieces()).encode(
+        [template.replace("{}", name) for name in names for template in TEMPLATES]
+    )
+    with torch.no_grad():
+        prompts = model.text_encoder(torch.from_numpy(tokens)).numpy()
+    expected = unit(unit(prompts).reshape(2, 9, -1).mean(1))
+    with Engine(made, FLOAT32) as engine:
+        vocabulary = engine.set_classes(names)
+        np.testing.assert_allclose(vocabulary.embeds, expected, atol=1e-5)
+        seg = engine.segment(frame)
+        engine.set_classes(["étagère", "sky"], templates=["a {}"])
+        assert engine.segment(frame).names == ("étagère", "sky")
+        assert engine.self_check().passed
+    with torch.no_grad():
+        planes = models.functional.preprocess(
+            torch.from_numpy(frame), size_hw=(84, 126), mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        logits = model(planes[None], torch.from_numpy(expected)).mask_logits
+        best = torch.nn.functional.interpolate(logits, size=(168, 252), mode="bilinear")[0]
+    clear = (best.topk(2, dim=0).values.diff(dim=0)[0].abs() > 1e-4).numpy()
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(seg.labels[clear], best.argmax(0).numpy()[clear])
+
+
+def test_the_command_makes_the_bundle(files, tmp_path, capsys):
+    towers = (files / "tips_vision.npz", "--text", files / "tips_text.npz")
+    wide = files / "wide.npz"  # heads of the published sizes: one per 64 channels
+    np.savez(wide, **golden_tips.vision(depth=2))
+    out = tmp_path / "a.zsseg"
+    asked = (wide, *towers[1:], "--tokenizer", files / "spm.model", "--size", "84x126")
+    assert run("import-checkpoint", "tips", *asked, "--out", out, "--licence", "X") == EXIT_OK
+    assert Bundle.load(out).licence == "X"
+    assert run("import-checkpoint", "tips", *towers, "--out", tmp_path / "b.zsseg") == EXIT_FAILURE
+    assert "--tokenizer" in capsys.readouterr().err
+    other = ("--size", "100", "--out", tmp_path / "c.zsseg")
+    assert run("import-checkpoint", "tips", towers[0], *other) != EXIT_OK
+    code = run("import-checkpoint", "tips", files / "no.npz", "--out", tmp_path / "d.zsseg")
+    assert code == EXIT_FAILURE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zsseg"]
+
+
+def test_without_texts_the_bundle_takes_embeddings(files, tmp_path):
+    path = tmp_path / "a.zsseg"
+    export_tips_files(files / "tips_vision.npz", None, path, SETTINGS, precisions=("float32",))
+    with Engine(path, FLOAT32) as engine:
+        rows = golden_tips.rule("rows", (2, 64), "")
+        engine.set_classes(["a", "b"], embeddings=rows)
+        assert engine.segment(np.zeros((40, 60, 3), np.uint8)).labels.shape == (40, 60)
+        with refused(VocabularyError, "class_names"):
+            engine.set_classes(["dog"])
+
+
+def test_windows_run_together_as_one_by_one(files, tmp_path):
+    frame = np.random.default_rng(0).integers(0, 256, (84, 200, 3), np.uint8)
+    rows, scores = golden_tips.rule("rows", (3, 64), ""), []
+    for batch in (1, 2):
+        path = tmp_path / f"{batch}.zsseg"
+        settings = TipsSettings(size_hw=(84, 84), num_heads=4)
+        options = {"precisions": ("float32",), "window_batch": batch}
+        export_tips_files(files / "tips_vision.npz", None, path, settings, **options)
+        assert Bundle.load(path).head.window_batch == batch
+        config = EngineConfig(
+            device="cpu", precision="float32", use_cache=False, windows="auto", with_scores=True
+        )
+        with Engine(path, config) as engine:
+            engine.set_classes(["a", "b", "c"], embeddings=rows)
+            scores.append(engine.segment(frame).scores)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+
+
+def test_a_model_in_torch_makes_the_same_bundle(bundle, files, tmp_path):
+    model = models.create_model(
+        "tips", vision=files / "tips_vision.npz", text=files / "tips_text.npz",
+        logit_scale=None, image_size=(84, 126), **HEADS,
+    )  # fmt: skip
+    path = tmp_path / "a.zsseg"
+    export_bundle(model, path, tokenizer=golden_tips.pieces(), precisions=("float32",))
+    made, expected = (np.load(one / "golden.npz") for one in (path, bundle))
+    for stage in ("patch_embeds", "mask_logits", "prompt_embeds"):
+        np.testing.assert_allclose(made[stage], expected[stage], rtol=1e-5, atol=1e-5)
+    with refused(ArgumentError, "tokenizer"):
+        export_bundle(model, tmp_path / "b.zsseg")
+    with refused(ArgumentError, "text_encoder"):
+        export_bundle(model, tmp_path / "b.zsseg", text_encoder=model)
+    export_bundle(model, tmp_path / "b.zsseg", text_encoder=None, precisions=("float32",))
+
+
+def test_other_tokenizers_are_refused(files, tmp_path):
+    towers = (files / "tips_vision.npz", files / "tips_text.npz", tmp_path / "a.zsseg", SETTINGS)
+    with refused(CheckpointError, "tokenizer"):
+        export_tips_files(*towers, tokenizer=golden_tips.pieces(size=90))
+    with refused(BundleError, "tokenizer.model"):
+        export_tips_files(*towers, tokenizer=b"{}")
+    with refused(CheckpointError, "tokenizer"):
+        export_tips_files(*towers, tokenizer=files / "missing.model")
+    with refused(ArgumentError, "tokenizer"):
+        export_tips_files(*towers)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_patches_do_not_fill_are_refused(files, tmp_path):
+    settings = TipsSettings(size_hw=(448, 512))
+    with refused(ShapeError, "image_size", "14"):
+        export_tips_files(files / "tips_vision.npz", None, tmp_path / "a.zsseg", settings)
+
+
+def test_a_missing_package_is_named(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with Engine(bundle, FLOAT32) as engine:
+        with refused(BackendUnavailableError, "sentencepiece", "'.[tips]'"):
+            engine.set_classes(["tree"])
+        engine.set_classes(["a"], embeddings=golden_tips.rule("rows", (1, 64), ""))
+
+
+def test_neither_torch_nor_onnx_is_loaded(files, tmp_path):
+    child = """
+import sys
+from pathlib import Path
+from zsseg_rt import Engine
+from zsseg_rt.export.tips import TipsSettings, export_tips_files
+folder, out = map(Path, sys.argv[1:])
+export_tips_files(
+    folder / "tips_vision.npz", folder / "tips_text.npz", out,
+    TipsSettings(size_hw=(56, 56), num_heads=4, text_heads=4), tokenizer=folder / "spm.model",
+)
+with Engine(out) as engine:
+    engine.set_classes(["dog"])
+assert not {"torch", "onnx", "open_clip"} & set(sys.modules)
+"""
+    call = [sys.executable, "-c", child, str(files), str(tmp_path / "a.zsseg")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr

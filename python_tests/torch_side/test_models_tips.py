@@ -1,0 +1,254 @@
+"""TIPSv2 in torch against the official code's vectors, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support import golden_tips
+from support.errors import refused
+
+torch = pytest.importorskip("torch")
+
+from support.golden import assert_close, load  # noqa: E402
+from zsseg_rt import models  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
+from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
+from zsseg_rt.models.sliding import slide_scores  # noqa: E402
+from zsseg_rt.torch_files.tips_weights import sort_tips  # noqa: E402
+
+STAGES = 2e-5  # relative; the vectors' README measured 2e-6 between float32 and float64
+LOGITS = 1e-5
+SHAPES = ["square", "wide", "tall", "ragged"]
+
+
+def case_of(vectors: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and settings of a case."""
+    arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
+    return arrays, json.loads(str(arrays.pop("config_json")))
+
+
+def model_of(c: dict[str, Any], **settings: Any) -> Any:
+    towers = {"vision": golden_tips.vision(**c)}
+    return models.from_official("tips", towers, num_heads=c["heads"], **settings)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SHAPES)
+def test_every_stage_is_the_official_one(shared_dir, case):
+    expected, c = case_of(load(shared_dir, "tips_small_public.npz"), case)
+    model = model_of(c)
+    encoder, grid = model.image_encoder, tuple(expected["grid"])
+    image = torch.from_numpy(expected["image"])[None]
+    if case == "ragged":  # as the authors do it before the network
+        image = stretched(image, grid)
+    inputs = encoder.block_inputs(image)
+    assert_close(inputs[0][0], expected["tokens"], STAGES)
+    assert_close(inputs[1][0], expected["block0"], STAGES)
+    assert_close(inputs[-1][0], expected["last_block_input"], STAGES)
+    plain = encoder.last_block(inputs[-1])
+    assert_close(plain[0], expected["last_block_plain"], STAGES)
+    assert_close(encoder.ln_post(plain)[0], expected["plain_norm"], STAGES)
+    out = model(image, torch.from_numpy(expected["text"]))
+    assert_close(out.mask_logits[0], expected["cosines"], LOGITS)
+    np.testing.assert_array_equal(out.mask_logits[0].argmax(0), expected["cosines"].argmax(0))
+    assert_close(out.patch_embeds[0].flatten(1).T, unit(expected["dense"]), STAGES)
+    assert_close(out.cls_embed[0], unit(expected["plain_norm"][0]), STAGES)
+    scaled = model_of(c, logit_scale=20.0)(image, torch.from_numpy(expected["text"]))
+    torch.testing.assert_close(scaled.mask_logits, 20 * out.mask_logits)
+
+
+def stretched(image: Any, grid: tuple[int, int]) -> Any:
+    size = (14 * grid[0], 14 * grid[1])
+    return torch.nn.functional.interpolate(image, size=size, mode="bicubic", align_corners=False)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@torch.no_grad()
+def test_windows_give_the_official_probabilities_and_labels(shared_dir):
+    vectors = load(shared_dir, "tips_small_public.npz")
+    model = model_of(case_of(vectors, str(vectors["slide/weights_of"]))[1])
+    side, stride = map(int, vectors["slide/side_stride"])
+    assert (model.windows.crop_size, model.windows.stride) == (side, stride)
+    image, text = (torch.from_numpy(vectors[f"slide/{name}"]) for name in ("image", "text"))
+    scores = slide_scores(
+        lambda window: model.predict(window, text), image[None], crop_size=side, stride=stride
+    )
+    found = scores[0, :, ::4, ::4].numpy()
+    np.testing.assert_allclose(found, vectors["slide/probabilities_sub4"], atol=1e-6)
+    large = torch.nn.functional.interpolate(scores, size=(90, 130), mode="bilinear")[0]
+    best = large.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-6).numpy()
+    assert clear.mean() > 0.99
+    labels = vectors["slide/labels_90x130"]
+    np.testing.assert_array_equal(large.argmax(0).numpy()[clear], labels[clear])
+
+
+@pytest.mark.parametrize("case", ["enlarge", "shrink"])
+def test_pictures_are_resized_as_officially(shared_dir, case):
+    vectors = load(shared_dir, "tips_small_public.npz")
+    found = resized_picture(vectors[f"preprocess/{case}/rgb"], 112)
+    np.testing.assert_array_equal(found, vectors[f"preprocess/{case}/out_uint8"])
+
+
+def test_whole_pictures_go_through_windows():
+    model, rgb = model_of(golden_tips.SMALL), np.random.default_rng(0).integers(0, 256, (60, 90, 3))
+    scores = models.slide_predict(model, rgb.astype(np.uint8), torch.randn(3, 64))
+    assert scores.shape == (3, 60, 90)
+    torch.testing.assert_close(scores.sum(0), torch.ones(60, 90))
+
+
+def padded(ids: np.ndarray, padding: np.ndarray, vocab: int) -> Any:
+    """Ids with our mark of padding."""
+    return torch.from_numpy(np.where(padding == 1, vocab, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("file", "case"), [("small", "text"), ("real", "b14_text")])
+def test_texts_are_embedded_as_officially(shared_dir, file, case):
+    expected, c = case_of(load(shared_dir, f"tips_{file}_public.npz"), case)
+    towers = {"vision": golden_tips.vision(**c | {"depth": 1, "img": 112})}
+    towers["text"] = golden_tips.text(**c) | {"temperature": np.float32(0.05)}
+    model = models.from_official("tips", towers, num_heads=c["heads"], text_heads=c["heads"])
+    tokens = padded(expected["ids"], expected["padding"], c["vocab"])
+    stages = {}
+    for name, module in model.text_encoder.transformer.resblocks.named_children():
+        module.register_forward_hook(lambda _, __, out, name=name: stages.update({name: out}))
+    pooled = model.text_encoder(tokens)
+    assert_close(pooled, expected["pooled"], STAGES)
+    shorter = tokens[:, : int((expected["padding"] == 0).sum(1).max())]
+    torch.testing.assert_close(model.text_encoder(shorter), pooled, rtol=1e-5, atol=1e-5)
+    if case == "text":
+        row = models.dense.tips.unit(models.dense.tips.unit(pooled[:3]).mean(0))
+        assert_close(row, expected["class_row_of_first_three"], STAGES)
+        model.text_encoder(tokens)
+        kept = expected["padding"][:3, :12] == 0  # padded rows are never read
+        for block, name in (("0", "block0"), (str(c["layers"] - 1), "last_block")):
+            found = stages[block][:3, :12][torch.from_numpy(kept)]
+            assert_close(found, expected[f"{name}_first_three_12"][kept], STAGES)
+
+
+@torch.no_grad()
+@pytest.mark.nightly
+def test_b14_has_the_official_labels(shared_dir):
+    expected, c = case_of(load(shared_dir, "tips_real_public.npz"), "b14_448")
+    model = models.from_official("tips", {"vision": golden_tips.vision(**c)})
+    image = torch.from_numpy(expected["rgb"].transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    inputs = model.image_encoder.block_inputs(image)
+    assert_close(inputs[0][0, :200, ::16], expected["tokens_sub16"], STAGES)
+    plain = model.image_encoder.ln_post(model.image_encoder.last_block(inputs[-1]))[0]
+    assert_close(plain[:200, ::16], expected["plain_norm_first_200_sub16"], STAGES)
+    assert_close(plain[:2], expected["cls"], STAGES)
+    out = model(image, torch.from_numpy(expected["text"]))
+    assert_close(out.mask_logits[0], expected["cosines"], LOGITS)
+    np.testing.assert_array_equal(out.mask_logits[0].argmax(0), expected["cosines"].argmax(0))
+
+
+@torch.no_grad()
+def test_pictures_of_a_batch_do_not_see_each_other():
+    model, images = model_of(golden_tips.SMALL), torch.rand(3, 3, 84, 126)
+    text = torch.randn(5, 64)
+    together = model(images, text).mask_logits
+    for image, found in zip(images, together, strict=True):
+        torch.testing.assert_close(found, model(image[None], text).mask_logits[0])
+
+
+@pytest.mark.parametrize("size", [(100, 112), (112, 513), (7, 14)])
+def test_sides_that_patches_do_not_fill_are_refused(size):
+    with refused(ShapeError, "image", "14"):
+        model_of(golden_tips.SMALL)(torch.rand(1, 3, *size), torch.randn(2, 64))
+
+
+def test_nan_in_a_picture_is_refused():
+    image = torch.rand(1, 3, 112, 112)
+    image[0, 0, 3, 4] = float("nan")
+    with refused(ArgumentError, "image", "NaN"):
+        model_of(golden_tips.SMALL)(image, torch.randn(2, 64))
+
+
+def test_other_heads_and_floats_for_tokens_are_refused():
+    with refused(ArgumentError, "head"):
+        TipsConfig(head="naclip")
+    c = golden_tips.SMALL
+    towers = {"vision": golden_tips.vision(), "text": golden_tips.text(vocab=7)}
+    model = models.from_official("tips", towers, num_heads=c["heads"], text_heads=4)
+    assert isinstance(model, Tips)
+    with refused(DTypeError, "tokens"):
+        model.text_encoder(torch.rand(2, 64))
+
+
+def changed(tower: str, **values: Any) -> dict[str, Any]:
+    towers = {"vision": golden_tips.vision(), "text": golden_tips.text(vocab=7)}
+    for key, value in values.items():
+        name = key.replace("__", ".")
+        if value is None:
+            del towers[tower][name]
+        else:
+            towers[tower][name] = value
+    return towers
+
+
+@pytest.mark.parametrize(
+    ("towers", "said"),
+    [
+        (changed("vision", norm__bias=None), "norm.bias missing"),
+        (changed("vision", head__weight=np.ones(2, np.float32)), "head.weight unknown"),
+        (changed("vision", cls_token=np.ones((1, 1, 32), np.float32)), "[1, 1, 32]"),
+        (changed("vision", norm__bias=np.full(64, np.nan, np.float32)), "NaN"),
+        (changed("vision", norm__bias=np.zeros(64)), "float64"),
+        (changed("vision", pos_embed=np.ones((1, 60, 64), np.float32)), "60"),
+        (changed("vision", **{"blocks__0__mlp__w12__weight": np.ones((2, 2))}), "SwiGLU"),
+        (changed("text", ln_final__bias=None), "ln_final.bias missing"),
+        (changed("text", temperature=np.float32(0)), "temperature"),
+        (changed("text", temperature=np.float32("nan")), "temperature"),
+        ({"text": {}}, "'vision'"),
+        ({"vision": {}, "words": {}}, "words"),
+        ({"vision": {}}, "patch_embed.proj.weight"),
+    ],
+)
+def test_other_weights_are_refused(towers, said):
+    with pytest.raises(CheckpointError) as caught:
+        models.from_official("tips", towers)
+    assert said in str(caught.value)
+
+
+def test_a_text_tower_of_another_size_is_refused():
+    with pytest.raises(CheckpointError, match="32"):
+        sort_tips(golden_tips.vision(), golden_tips.text(width=32, vocab=7))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY"])
+def test_damaged_files_are_refused(tmp_path, content):
+    path = tmp_path / "vision.npz"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"vision\.npz: expected a TIPSv2"):
+        models.create_model("tips", vision=path)
+
+
+def test_files_with_pickles_are_refused(tmp_path):
+    path = tmp_path / "vision.npz"
+    np.savez(path, cls_token=np.array([{}], object))
+    with pytest.raises(CheckpointError, match=r"vision\.npz: expected a TIPSv2"):
+        models.create_model("tips", vision=path)
+
+
+def test_files_and_tensors_make_the_same_model(tmp_path):
+    towers = {"vision": golden_tips.vision(), "text": golden_tips.text(vocab=7)}
+    towers["text"]["temperature"] = np.float32(0.05)
+    for name, tensors in towers.items():
+        np.savez(tmp_path / f"{name}.npz", **tensors)
+    files = {name: tmp_path / f"{name}.npz" for name in towers}
+    heads = {"num_heads": 4, "text_heads": 4, "logit_scale": None}
+    read = models.create_model("tips", **files, **heads)
+    assert read.logit_scale == pytest.approx(20)
+    assert read.size_hw == (112, 112)
+    tensors = {n: {k: torch.as_tensor(v) for k, v in t.items()} for n, t in towers.items()}
+    given = models.from_official("tips", tensors, **heads)
+    for key, value in given.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[key], value, rtol=0, atol=0)

@@ -1,0 +1,117 @@
+"""TIPSv2's two towers over any :class:`Operations`, from weights that ``sort_tips`` sorted.
+
+The formulas are in docs/dense_clip.md; in the last block every patch keeps its own value, as with
+the head ``maskclip`` of CLIP.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from zsseg_rt.export.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
+from zsseg_rt.export.networks.heads import own_values
+from zsseg_rt.export.networks.layers import Block, read_norm, unit
+from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.export.networks.positions import resize_grid
+from zsseg_rt.torch_files.tips_weights import CONTEXT_LENGTH
+
+_EPS = 1e-6  # of the image tower's norms
+_FAR = np.float32(-1e9)  # its exponential is 0
+EXTRA_TOKENS = 2
+"""Before the patches: the class token and a register token, which has no position."""
+
+
+class TipsImage(ImageTower):
+    """DINOv2's ViT: no norm before the first block, no projection after the last."""
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All residual blocks."""
+        return read_blocks(self.tensors, self.num_heads, self.activation, _EPS)
+
+    @property
+    def ln_post(self) -> Norm:
+        """The norm after the last block."""
+        return read_norm(self.tensors, "ln_post", _EPS)
+
+    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
+        """Positions of the patches of a grid, bilinear with antialiasing, float32 [gh * gw, W]."""
+        side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
+        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, "bilinear", antialias=True)
+        return rows if grid_hw == (side, side) else resized.reshape(-1, rows.shape[1])
+
+
+def dense_embeds(ops: Operations, tower: TipsImage, image: Value) -> Value:
+    """Patch embeddings [B, N, W], unit norm, of a picture [B, 3, H, W] in [0, 1]."""
+    x = _tokens(ops, tower, image)
+    last = run_blocks(ops, tower.blocks[:-1], x)[-1]
+    with ops.at("last_block"):
+        patches = ops.slice(last, 1, EXTRA_TOKENS, last.shape[1])
+        made = ops.mark("last_block", own_values(ops, patches, tower.blocks[-1]))
+    with ops.at("ln_post"):
+        normed = ops.mark("ln_post", ops.layer_norm(made, tower.ln_post))
+    return ops.mark("patch_embeds", unit(ops, normed))
+
+
+def _tokens(ops: Operations, tower: TipsImage, image: Value) -> Value:
+    """Class token, register and patches with their positions, [B, 2 + N, W]."""
+    tensors, grid = tower.tensors, tower.grid_hw(tuple(image.shape[2:]))
+    shifts = tower.positions(grid) + tensors["conv1.bias"]
+    batch, (count, width) = image.shape[0], shifts.shape
+    with ops.at("conv1"):
+        cells = ops.conv(image, Linear(tensors["conv1.weight"]), stride=tower.patch_size)
+        cells = ops.transpose(ops.reshape(cells, (batch, width, count)), (0, 2, 1))
+        patches = ops.add(cells, shifts)
+    first = tensors["class_embedding"] + tensors["positional_embedding"][0]
+    extra = np.stack([first, tensors["register_embedding"]])[None]
+    return ops.mark("tokens", ops.concat((ops.repeat(extra, image), patches), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TipsText:
+    """TIPS's text transformer: tokens see each other, their mean is the embedding.
+
+    Attributes:
+        tensors: ``token_embedding.weight``, ``transformer.resblocks.0...``, ``ln_final``; float32.
+        num_heads: Attention heads.
+    """
+
+    tensors: Tensors
+    num_heads: int
+    context_length: int = CONTEXT_LENGTH
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table; the id of this number marks padding."""
+        return len(self.tensors["token_embedding.weight"])
+
+    def embed(self, ops: Operations, token_ids: Value) -> Value:
+        """Embeddings [T, W], not normalised, of token ids int64 [T, L]."""
+        tensors, (prompts, length) = self.tensors, token_ids.shape
+        table = tensors["token_embedding.weight"]
+        width = table.shape[1]
+        rows = np.concatenate([table * np.float32(math.sqrt(width)), np.zeros_like(table[:1])])
+        with ops.at("token_embedding"):
+            x = ops.add(ops.gather(rows, token_ids), sinusoids(length, width))
+            padding = ops.cast(ops.equal(token_ids, np.array(self.vocab_size, np.int64)), "float32")
+        mask = ops.reshape(ops.mul(padding, _FAR), (prompts, 1, 1, length))
+        blocks = read_blocks(tensors, self.num_heads, "relu")
+        x = run_blocks(ops, blocks, x, mask)[-1]
+        with ops.at("ln_final"):
+            x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
+        kept = ops.sub(np.ones(1, np.float32), padding)
+        total = ops.matmul(ops.reshape(kept, (prompts, 1, length)), x)
+        count = ops.add(ops.sum(kept, -1), np.float32(1e-8))
+        return ops.div(ops.reshape(total, (prompts, width)), count)
+
+
+def sinusoids(length: int, width: int) -> Array:
+    """Positions of text tokens: all sines, then all cosines, float32 [length, width]."""
+    half = width // 2
+    rates = np.exp(np.arange(half) * -(math.log(10000.0) / max(half - 1, 1)))
+    angles = np.arange(length)[:, None] * rates
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

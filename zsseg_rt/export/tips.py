@@ -1,0 +1,205 @@
+"""Export TIPSv2 from its authors' files, or from a model in torch: family ``dense``.
+
+Neither torch nor onnx is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.files import read_limited, sha256_of
+from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.clip_file import OnMark, OnProgress, part_counter, written_model
+from zsseg_rt.export.golden import GOLDEN_NAMES
+from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.networks.text import WrittenText
+from zsseg_rt.export.networks.tips import TipsImage, TipsText, dense_embeds
+from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.text_side import TextSide
+from zsseg_rt.text.piece_tokenizer import PieceTokenizer
+from zsseg_rt.torch_files.tips_weights import (
+    PATCH,
+    TEMPLATES,
+    TipsTensors,
+    heads_of,
+    read_tips,
+)
+
+_READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
+_MAX_TOKENIZER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TipsSettings:
+    """What the files do not say.
+
+    Attributes:
+        size_hw: Input size in pixels, multiples of 14.
+        num_heads: Heads of the image tower; None is the published number.
+        text_heads: Heads of the text tower; None is the published number.
+        logit_scale: Multiplies the cosine similarity; None is one over the stored temperature, or 1
+            without one.
+        unknown_below: Probability below which a pixel is unknown.
+    """
+
+    size_hw: tuple[int, int] = (448, 448)
+    num_heads: int | None = None
+    text_heads: int | None = None
+    logit_scale: float | None = None
+    unknown_below: float | None = None
+
+    def head(self, temperature: float | None, window_batch: int) -> HeadSpec:
+        """How labels are made."""
+        if min(self.size_hw) < 1 or any(side % PATCH for side in self.size_hw):
+            raise ShapeError(
+                f"image_size: expected multiples of the patch size {PATCH}, got "
+                f"{self.size_hw[0]}x{self.size_hw[1]}. Use the next multiple."
+            )
+        scale = self.logit_scale
+        if scale is None:
+            scale = 1.0 if temperature is None else 1 / temperature
+        if not 0 < scale < float("inf"):
+            raise ArgumentError(f"logit_scale: expected a number above 0, got {scale}. Change it.")
+        return HeadSpec(
+            logit_scale=scale,
+            normalize=True,
+            activation="softmax",
+            grid_hw=(self.size_hw[0] // PATCH, self.size_hw[1] // PATCH),
+            unknown_below=self.unknown_below,
+            max_classes=MAX_CLASSES,
+            window_batch=window_batch,
+        )
+
+
+def export_tips_files(
+    vision: str | Path,
+    text: str | Path | None,
+    path: str | Path,
+    settings: TipsSettings | None = None,
+    *,
+    check: Callable[[TipsTensors], None] | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Path:
+    """Write a bundle of TIPSv2's files; what NumPy computes of the network is its golden sample.
+
+    Args:
+        vision: The image tower's ``.npz`` file.
+        text: The text tower's, of the same size; None: classes then need embeddings or a bank.
+        path: Folder to write, ``NAME.zsseg``.
+        settings: What the files do not say; None is the defaults.
+        check: May refuse the weights.
+        on_progress: Hears how many of how many parts of the network NumPy has computed.
+        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
+            ``class_names``, ``window_batch``, and ``tokenizer``, which a text tower needs.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        ArgumentError: An option does not exist, or the tokenizer is missing.
+        BackendUnavailableError: The package sentencepiece is not installed.
+        BundleError: The bundle cannot be written, or disagrees with NumPy; or the tokenizer is no
+            SentencePiece model.
+        CheckpointError: A file is damaged or another model's; or the tokenizer is.
+        ShapeError: Patches do not fill the size.
+        VocabularyError: Names, templates or the text bank are unusable.
+    """
+    towers = [Path(file) for file in (vision, text) if file is not None]
+    space = f"TIPSv2 {towers[-1].name} (SHA-256 {sha256_of(towers[-1])[:12]})" if text else ""
+    found = {"space": space, "source": ", ".join(file.name for file in towers)}
+    chosen = read_options(found | options, _READS, "TIPS")
+    weights = read_tips(vision, text)
+    if check is not None:
+        check(weights)
+    exported = _cut(weights, settings or TipsSettings(), chosen, on_progress)
+    return write_model_bundle(Path(path), exported, chosen)
+
+
+def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
+    """Cut a model in torch into a bundle's parts."""
+    config, text = model.config, model.text_encoder
+    towers = (model.image_encoder, text)
+    visual, words = (
+        {} if tower is None else {k: v.detach().numpy() for k, v in tower.state_dict().items()}
+        for tower in towers
+    )
+    settings = TipsSettings(
+        size_hw=options.size_hw or config.size_hw,
+        num_heads=config.image_encoder.num_heads,
+        text_heads=None if text is None else config.text_encoder.num_heads,
+        logit_scale=float(config.logit_scale),
+        unknown_below=config.unknown_below,
+    )
+    templates = config.templates if options.templates is None else options.templates
+    options = replace(options, templates=templates)
+    return _cut(TipsTensors(visual=visual, text=words), settings, options, None)
+
+
+def _cut(
+    weights: TipsTensors,
+    settings: TipsSettings,
+    options: ExportOptions,
+    on_progress: OnProgress | None,
+) -> ExportedModel:
+    heads = heads_of("num_heads", settings.num_heads, weights.width)
+    image = TipsImage(tensors=weights.visual, num_heads=heads, activation="gelu")
+    mark = part_counter(weights.text, len(image.blocks), on_progress)
+    side = TextSide(
+        options,
+        embed_dim=weights.width,
+        templates=TEMPLATES,
+        template_set="tips-9" if options.templates in (None, TEMPLATES) else "custom",
+        tower=_text_tower(weights, settings, options, mark),
+    )
+    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    head = settings.head(weights.temperature, options.window_batch)
+    encode = partial(dense_embeds, tower=image)
+    made = written_model(encode, head, preprocess, side, names, mark)
+    return replace(made, architecture="tips")
+
+
+def _text_tower(
+    weights: TipsTensors, settings: TipsSettings, options: ExportOptions, mark: OnMark
+) -> WrittenText | None:
+    if options.text_encoder not in ("auto", None):
+        raise ArgumentError(
+            "text_encoder: expected 'auto' or None for TIPS, which has its own, got another one. "
+            "Leave it out."
+        )
+    if not weights.text or options.text_encoder is None:
+        return None
+    if options.tokenizer is None:
+        raise ArgumentError(
+            "tokenizer: expected TIPS's SentencePiece model (tokenizer.model) beside its text "
+            "tower, got None. Give the file, or no text tower."
+        )
+    heads = heads_of("text_heads", settings.text_heads, weights.width)
+    tower = TipsText(tensors=weights.text, num_heads=heads)
+    pieces = _read_tokenizer(options.tokenizer)
+    found = PieceTokenizer(pieces).vocab_size
+    if found != tower.vocab_size:
+        raise CheckpointError(
+            f"tokenizer: expected {tower.vocab_size} pieces, as many as the text tower has rows, "
+            f"got {found}. It is another model's: get TIPS's own tokenizer.model."
+        )
+    return WrittenText(tower=tower, on_mark=mark, pieces=pieces)
+
+
+def _read_tokenizer(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return bytes(read_limited(Path(source), max_bytes=_MAX_TOKENIZER_BYTES))
+    except OSError as exc:
+        raise CheckpointError(
+            f"tokenizer: expected a SentencePiece model, got one that cannot be read: {exc}. "
+            "Check the path."
+        ) from exc
