@@ -21,6 +21,7 @@ class Hub:
     Attributes:
         endpoint: Its address, for ``HF_ENDPOINT``.
         files: Content by ``owner/name/file``.
+        plain: Content by path, as of a server that is no hub.
         served: Content that really comes, where it differs from the one that is announced.
         status: Answer everything with this.
         body_status: Answer requests for content with this.
@@ -31,10 +32,12 @@ class Hub:
         is_no_hub: Whether to answer like a login page.
         mute: Whether to accept connections and never answer.
         requests: Method, path and range of every request.
+        logins: Their header ``Authorization``.
     """
 
     endpoint: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    plain: dict[str, bytes] = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
     status: int = 0
     body_status: int = 0
@@ -45,6 +48,7 @@ class Hub:
     is_no_hub: bool = False
     mute: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    logins: list[str | None] = field(default_factory=list)
     sent: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -72,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(404)
             return
         hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        hub.logins.append(self.headers.get("Authorization"))
         if hub.mute:
             hub.closing.wait()
             self.close_connection = True
@@ -79,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(hub.status)
         elif hub.is_no_hub:
             self._end(200, {"Content-Type": "text/html"})
+        elif self.path in hub.plain:
+            self._send_plain(hub.plain[self.path])
         elif self.path.startswith("/cdn/"):
             self._send_content(self.path.removeprefix("/cdn/"))
         else:
@@ -103,12 +110,20 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
+    def _send_plain(self, data: bytes) -> None:
+        if self.command == "GET":
+            self._send(data)
+            return
+        self._end(200, {"Content-Length": str(len(data)), "ETag": '"one"'})
+
     def _send_content(self, key: str) -> None:
+        self._send(self.hub.served.get(key, self.hub.files[key]))
+
+    def _send(self, data: bytes) -> None:
         hub = self.hub
         if hub.body_status:
             self._end(hub.body_status)
             return
-        data = hub.served.get(key, hub.files[key])
         wanted = self.headers.get("Range")
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if hub.ignores_ranges:

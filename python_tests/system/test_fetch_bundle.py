@@ -48,7 +48,7 @@ def fetched(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZSSEG_HOME", str(home))
         patch.setitem(SETS, "tiny-set", tiny_set())
-        patch.setattr(bundles, "find_checkpoint", by_hand(home))
+        patch.setattr(bundles, "find_checkpoints", by_hand(home))
         fetch_bundle("tiny-set")
     return home
 
@@ -60,7 +60,7 @@ def by_hand(home):
         path = home / "weights" / FILE
         path.parent.mkdir()
         path.write_bytes(weights_file())
-        return bundles.Checkpoint(path=path, origin=f"{chosen.repository} {FILE}", ours=False)
+        return [bundles.Checkpoint(path=path, origin=f"{chosen.repository} {FILE}", ours=False)]
 
     return find
 
@@ -118,7 +118,7 @@ def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
 
 
 def test_another_fetch_only_checks_it(with_bundle, monkeypatch, capsys):
-    monkeypatch.setattr(bundles, "find_checkpoint", None)  # and downloads nothing
+    monkeypatch.setattr(bundles, "find_checkpoints", None)  # and downloads nothing
     assert run("fetch", "tiny-set") == EXIT_OK
     assert "tiny-set is here already" in capsys.readouterr().out
 
@@ -156,7 +156,7 @@ def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
 
 def test_missing_packages_are_told_before_the_download(home, monkeypatch):
     monkeypatch.setattr(bundles, "_NEEDED", ("huggingface_hub", "a_package_that_nobody_has"))
-    monkeypatch.setattr(bundles, "find_checkpoint", None)
+    monkeypatch.setattr(bundles, "find_checkpoints", None)
     with refused(BackendUnavailableError, "a_package_that_nobody_has"):
         fetch_bundle("tiny-set")
 
@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_download(home, in_th
     place = home.parent / in_the_way
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("a file")
-    monkeypatch.setattr(bundles, "find_checkpoint", None)
+    monkeypatch.setattr(bundles, "find_checkpoints", None)
     with refused(FetchError, None, "ZSSEG_HOME"):
         fetch_bundle("tiny-set")
 
@@ -190,9 +190,9 @@ def test_a_pickle_is_read_with_torch(home, monkeypatch):
         path = home / "weights" / "open_clip_pytorch_model.bin"
         path.parent.mkdir()
         torch.save(load(weights_file()), path)
-        return bundles.Checkpoint(path=path, origin=path.name, ours=False)
+        return [bundles.Checkpoint(path=path, origin=path.name, ours=False)]
 
-    monkeypatch.setattr(bundles, "find_checkpoint", find)
+    monkeypatch.setattr(bundles, "find_checkpoints", find)
     Bundle.load(fetch_bundle("tiny-set")).verify()
 
 
@@ -200,7 +200,7 @@ def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundles, "find_checkpoint", by_hand(home))
+    monkeypatch.setattr(bundles, "find_checkpoints", by_hand(home))
     monkeypatch.setattr("zsseg_rt.export.bundle_writer.save_graphs", interrupted)
     assert run("fetch", "tiny-set") == EXIT_FAILURE
     told = capsys.readouterr().err
@@ -241,6 +241,43 @@ def test_cat_seg_is_made_of_its_file_and_profiled(home, tmp_path, monkeypatch):
     asked = ("--classes", names, "--max-duration", "1", "--json", report)
     assert run("profile", chosen.name, *asked, "--device", "cpu") == EXIT_OK
     assert {"head_1", "head_2", "head_3"} <= set(report.read_text().split('"'))
+
+
+def test_tips_comes_from_its_authors_server(home, monkeypatch):
+    pytest.importorskip("sentencepiece", reason="needs pip install '.[tips]'")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FetchError) as caught:
+        fetch_bundle("tipsv2-b14")
+    address = "https://storage.googleapis.com/tips_data/v2_0/checkpoints/pytorch/tips_v2_oss_b14"
+    assert f"{address}_vision.npz" in str(caught.value)
+    assert checkpoint_folder(SETS["tipsv2-b14"].repository).is_dir()
+
+
+def test_tips_is_made_of_its_three_files(home, monkeypatch):
+    """Files as the authors' in small."""
+    pytest.importorskip("sentencepiece", reason="needs pip install '.[tips]'")
+    from support import golden_tips
+
+    vision, text = golden_tips.vision(), golden_tips.text()
+    count = sum(value.size for tower in (vision, text) for value in tower.values())
+    chosen = replace(SETS["tipsv2-b14"], num_parameters=count, size=56)
+    monkeypatch.setitem(SETS, chosen.name, chosen)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = checkpoint_folder(chosen.repository)
+    folder.mkdir(parents=True)
+    np.savez(folder / "tips_v2_oss_b14_vision.npz", **vision)
+    np.savez(folder / "tips_v2_oss_b14_text.npz", **text)
+    (folder / "tokenizer.model").write_bytes(golden_tips.pieces())
+    with Engine(fetch_bundle(chosen.name), EngineConfig(device="cpu", use_cache=False)) as engine:
+        assert engine.bundle.licence == chosen.licence
+        assert engine.bundle.text.space == "TIPSv2 B/14"
+        assert engine.bundle.text.tokenizer.file == "tokenizer.model"
+        engine.set_classes(["road", "sky"])
+        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
+    wrong = replace(chosen, num_parameters=2 * count)
+    monkeypatch.setitem(SETS, chosen.name, wrong)
+    with refused(FetchError, None, "tips_v2_oss_b14_vision.npz"):
+        fetch_bundle(chosen.name, overwrite=True)
 
 
 @pytest.fixture

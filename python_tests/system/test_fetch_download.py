@@ -299,6 +299,47 @@ def test_a_full_disk_keeps_what_came(hub):
     assert find().path.read_bytes() == weights_file()
 
 
+def plain_set(hub):
+    """A set of two files on a server that is no hub."""
+    hub.plain = {"/data/v2/vision.npz": b"v" * 300_000, "/data/v1/pieces.model": b"p" * 1000}
+    files = tuple(path.removeprefix("/data/") for path in hub.plain)
+    return replace(tiny_set(), repository=f"{hub.endpoint}/data", files=files, all_files=True)
+
+
+def test_all_files_come_from_a_plain_address(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub_alone")
+    chosen, heard = plain_set(hub), Heard()
+    found = checkpoints.find_checkpoints(chosen, heard)
+    assert [one.path.read_bytes() for one in found] == list(hub.plain.values())
+    assert [one.path.name for one in found] == ["vision.npz", "pieces.model"]
+    assert {one.path.parent for one in found} == {checkpoint_folder(chosen.repository)}
+    assert not found[0].path.parent.name.startswith("http")
+    assert all(one.ours for one in found)
+    assert f"{hub.endpoint}/data/v2/vision.npz (300000 bytes" in heard.lines[0]
+    assert set(hub.logins) == {None}
+    hub.requests.clear()
+    checkpoints.find_checkpoints(chosen, heard)
+    assert hub.requests == []
+
+
+def test_a_broken_plain_download_goes_on(hub):
+    chosen = plain_set(hub)
+    hub.cut_after = [100_000]
+    found = checkpoints.find_checkpoints(chosen, Heard())
+    assert found[0].path.read_bytes() == hub.plain["/data/v2/vision.npz"]
+    assert any(wanted for _, _, wanted in hub.requests)
+
+
+@pytest.mark.parametrize("status", [404, 403, 503])
+def test_a_refusal_of_a_plain_server_says_what_to_do_by_hand(hub, status):
+    chosen = plain_set(hub)
+    hub.status = status
+    with pytest.raises(FetchError) as caught:
+        checkpoints.find_checkpoints(chosen, Heard())
+    for part in (f"HTTP {status}", f"{hub.endpoint}/data/v2/vision.npz", "put the file into"):
+        assert part in str(caught.value)
+
+
 def test_the_pinned_commit_is_asked_for(hub):
     found = find(revision=COMMIT, sha256={FILE: digest()})
     assert found.path.read_bytes() == weights_file()

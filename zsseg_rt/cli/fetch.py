@@ -64,7 +64,9 @@ def _print_names() -> None:
             f"  {one.good_for}",
             f"  published: {one.published or 'no figure was read'}",
             f"  cost: {one.cost or 'not counted yet'}",
-            f"  {megabytes(one.weight_bytes)}: huggingface.co/{one.repository}/{one.files[0]}",
+            f"  {megabytes(one.weight_bytes)}: {one.page}"
+            + f"/{one.files[0]}" * (not one.all_files),
+            *(f"    {file}" for file in one.files if one.all_files),
             f"  licence: {one.licence}",
         ]
     for line in lines:

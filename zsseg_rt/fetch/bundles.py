@@ -14,7 +14,7 @@ from zsseg_rt.bundles.pretrained import PretrainedSet, bundle_place, known_set
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointError, FetchError
-from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoint, megabytes
+from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoints, megabytes
 from zsseg_rt.fetch.progress import Progress
 
 _NEEDED = ("huggingface_hub",)
@@ -31,10 +31,10 @@ def fetch_bundle(
     """Make the bundle of a name available to ``Engine(name)`` and ``--bundle NAME``.
 
     Downloads the weights unless they are here, exports the bundle in float32 and float16, and
-    compares it with what it was made from before it gets its name. For dense CLIP this takes no
-    torch. A download that was interrupted goes on where it stopped. A weights file that this call
-    or an earlier one downloaded is removed afterwards; one that was put there by hand, or lies in
-    the Hugging Face cache, stays.
+    compares it with what it was made from before it gets its name. For dense CLIP and
+    TIPS this takes no torch. A download that was interrupted goes on where it stopped. A weights
+    file that this call or an earlier one downloaded is removed afterwards; one that was put there
+    by hand, or lies in the Hugging Face cache, stays.
 
     Args:
         name: One of :data:`SETS`.
@@ -47,8 +47,8 @@ def fetch_bundle(
 
     Raises:
         ArgumentError: The name is unknown; the message lists the names.
-        BackendUnavailableError: A package of the extra ``fetch`` is not installed; or of ``train``,
-            for models other than dense CLIP and for pickles.
+        BackendUnavailableError: A package of the extra ``fetch`` is not installed; or of ``tips``
+            for TIPS, or of ``train`` for other models than CLIP and for pickles.
         FetchError: The file cannot be had, or is not the published one.
         BundleError: The bundle disagrees with what it was made from.
     """
@@ -59,14 +59,16 @@ def fetch_bundle(
             _check_fetched(place, name)
             told.say(f"{name} is here already: {place}")
             return place
-        written = chosen.architecture == "dense_clip"
+        written = chosen.architecture in ("dense_clip", "tips")
         _check_packages(*((_NEEDED, "fetch") if written else (_NEEDED_BY_TORCH, "train")))
+        if chosen.architecture == "tips":
+            _check_packages(("sentencepiece",), "tips")
         check_free_space(chosen, place.parent, 0)
-        checkpoint = find_checkpoint(chosen, told)
+        found = find_checkpoints(chosen, told)
         told.say("exporting the bundle in float32 and float16, then checking it")
-        _export(chosen, checkpoint, place, told)
+        _export(chosen, found, place, told)
         size = sum(file.stat().st_size for file in place.iterdir())
-        told.say(f"wrote {place} ({megabytes(size)}). {_settle(checkpoint, keep_checkpoint)}")
+        told.say(f"wrote {place} ({megabytes(size)}). {_settle(found, keep_checkpoint)}")
     return place
 
 
@@ -104,16 +106,22 @@ def _check_packages(needed: Sequence[str], extra: str) -> None:
         )
 
 
-def _export(chosen: PretrainedSet, checkpoint: Checkpoint, place: Path, told: Progress) -> None:
-    options = {"source": checkpoint.origin, "licence": chosen.licence, "overwrite": True}
+def _export(
+    chosen: PretrainedSet, found: Sequence[Checkpoint], place: Path, told: Progress
+) -> None:
+    origin = ", ".join(checkpoint.origin for checkpoint in found)
+    options = {"source": origin, "licence": chosen.licence, "overwrite": True}
+    paths = [checkpoint.path for checkpoint in found]
     try:
         if chosen.architecture == "dense_clip":
-            _export_clip(chosen, checkpoint.path, place, told, options)
+            _export_clip(chosen, paths[0], place, told, options)
+        elif chosen.architecture == "tips":
+            _export_tips(chosen, paths, place, told, options)
         else:
-            _export_traced(chosen, checkpoint.path, place, options)
+            _export_traced(chosen, paths[0], place, options)
     except CheckpointError as exc:
         raise FetchError(
-            f"{checkpoint.path}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
+            f"{paths[0]}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
             f"that does not hold them: {exc} Remove it, then run: zsseg-rt fetch {chosen.name}"
         ) from exc
 
@@ -135,6 +143,30 @@ def _export_clip(
         DenseHead(head=chosen.head, size_hw=size_hw, activation=chosen.activation),
         check=lambda weights: _check_count(chosen, path, weights.num_parameters),
         on_progress=told.computed,
+        **options,
+    )
+
+
+def _export_tips(
+    chosen: PretrainedSet,
+    paths: Sequence[Path],
+    place: Path,
+    told: Progress,
+    options: Mapping[str, Any],
+) -> None:
+    from zsseg_rt.export.tips import TipsSettings, export_tips_files
+
+    vision, text, tokenizer = paths
+    export_tips_files(
+        vision,
+        text,
+        place,
+        TipsSettings(size_hw=(chosen.size, chosen.size)),
+        # positions may be stored for another grid: less than 1 % of the numbers
+        check=lambda weights: _check_count(chosen, vision, weights.num_parameters, within=0.01),
+        on_progress=told.computed,
+        tokenizer=tokenizer,
+        space=chosen.clip,
         **options,
     )
 
@@ -163,16 +195,18 @@ def _export_traced(
     export_bundle(model, place, **options)
 
 
-def _check_count(chosen: PretrainedSet, path: Path, count: int) -> None:
-    if count != chosen.num_parameters:
+def _check_count(chosen: PretrainedSet, path: Path, count: int, *, within: float = 0.0) -> None:
+    if abs(count - chosen.num_parameters) > within * chosen.num_parameters:
         raise CheckpointError(
             f"{path.name}: expected {chosen.num_parameters} numbers in the model, got {count}."
         )
 
 
-def _settle(checkpoint: Checkpoint, keep: bool) -> str:
-    size = megabytes(checkpoint.path.stat().st_size)
-    if keep or not checkpoint.ours:
-        return f"The weights ({size}) stay in {checkpoint.path}."
-    checkpoint.remove()
+def _settle(found: Sequence[Checkpoint], keep: bool) -> str:
+    size = megabytes(sum(checkpoint.path.stat().st_size for checkpoint in found))
+    if keep or not all(checkpoint.ours for checkpoint in found):
+        place = found[0].path
+        return f"The weights ({size}) stay in {place if len(found) == 1 else place.parent}."
+    for checkpoint in found:
+        checkpoint.remove()
     return f"The downloaded weights ({size}) were removed; --keep-checkpoint keeps them."

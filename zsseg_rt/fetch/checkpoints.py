@@ -42,12 +42,18 @@ class Checkpoint:
         _record_of(self.path).unlink(missing_ok=True)
 
 
+def find_checkpoints(chosen: PretrainedSet, progress: Progress) -> list[Checkpoint]:
+    """All files of a set that needs all of them, else the one that there is."""
+    wanted = [(file,) for file in chosen.files] if chosen.all_files else [chosen.files]
+    return [find_checkpoint(replace(chosen, files=files), progress) for files in wanted]
+
+
 def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
     """The weights file: put there by hand, in the Hugging Face cache, or downloaded now."""
     folder = checkpoint_folder(chosen.repository)
     for file in chosen.files:
-        if (folder / file).is_file():
-            return _local(chosen, folder / file, progress)
+        if (folder / Path(file).name).is_file():
+            return _local(chosen, file, folder / Path(file).name, progress)
     for copy, sha256 in hub.cached_copies(chosen.repository, chosen.files, chosen.revision):
         if sha256_of(copy) == chosen.sha256.get(copy.name, sha256):
             progress.say(f"using {copy}, which the Hugging Face cache has")
@@ -64,7 +70,7 @@ def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
             f"which is known, got {str(remote.sha256)[:12]}... from the hub. "
             "Nothing was downloaded. If HF_ENDPOINT names a mirror, try without it; else report it."
         )
-    return _download(chosen, pinned, folder / remote.file, progress)
+    return _download(chosen, pinned, folder / Path(remote.file).name, progress)
 
 
 def check_free_space(chosen: PretrainedSet, folder: Path, download_bytes: int) -> None:
@@ -90,10 +96,10 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
-def _local(chosen: PretrainedSet, path: Path, progress: Progress) -> Checkpoint:
+def _local(chosen: PretrainedSet, file: str, path: Path, progress: Progress) -> Checkpoint:
     """A file that lies where downloads go: compared with its note, or else with the hub."""
     record = _read_record(path)
-    known = record or _ask_about(chosen, path, progress)
+    known = record or _ask_about(chosen, file, path, progress)
     known = known and _pinned(chosen, known)
     if known is not None:
         _compare(path, known, f"Remove {path}, then run: zsseg-rt fetch {chosen.name}")
@@ -108,7 +114,9 @@ def _pinned(chosen: PretrainedSet, remote: hub.RemoteFile) -> hub.RemoteFile:
     return replace(remote, sha256=chosen.sha256.get(remote.file, remote.sha256))
 
 
-def _ask_about(chosen: PretrainedSet, path: Path, progress: Progress) -> hub.RemoteFile | None:
+def _ask_about(
+    chosen: PretrainedSet, file: str, path: Path, progress: Progress
+) -> hub.RemoteFile | None:
     if sha256 := chosen.sha256.get(path.name):
         return hub.RemoteFile(
             repository=chosen.repository,
@@ -118,7 +126,7 @@ def _ask_about(chosen: PretrainedSet, path: Path, progress: Progress) -> hub.Rem
             sha256=sha256,
         )
     try:
-        return hub.look_up(chosen.repository, [path.name], chosen.revision)
+        return hub.look_up(chosen.repository, [file], chosen.revision)
     except hub.HubError as exc:
         progress.say(f"{path} cannot be compared with the published file: {exc}")
         return None

@@ -1,4 +1,4 @@
-"""Ask the Hugging Face Hub about a file, and download it or the rest of it.
+"""Ask the Hugging Face Hub, or a plain address, about a file; download it or the rest of it.
 
 ``hf_hub_download`` itself cannot go on with a download that an earlier process began; its own
 transfer, ``http_get``, can, so the file is kept here until it is whole.
@@ -6,6 +6,7 @@ transfer, ``http_get``, can, so the file is kept here until it is whole.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +40,10 @@ class RemoteFile:
     """A file on the hub.
 
     Attributes:
-        repository: ``owner/name``.
+        repository: ``owner/name``, or the address of a folder.
         file: Its name there.
-        commit: The commit that was asked, so that all parts come from the same file.
+        commit: The commit that was asked, so that all parts come from the same file; of a plain
+            address, a digest of what its server calls this version.
         size: Bytes; None if the hub does not say.
         sha256: In hex; None if the hub does not say.
     """
@@ -77,6 +79,7 @@ def download(
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
+    plain = is_address(remote.repository)
     with _open_partial(partial) as stream:
         done = stream.tell()
         on_bytes(done, remote.size)
@@ -88,7 +91,8 @@ def download(
                 _url(remote.repository, remote.file, remote.commit),
                 target,
                 resume_size=done,
-                headers=build_hf_headers(library_name="zsseg_rt"),
+                # a login is for the hub alone
+                headers={} if plain else build_hf_headers(library_name="zsseg_rt"),
                 expected_size=remote.size,
             )
 
@@ -103,7 +107,7 @@ def cached_copies(
     """
     from huggingface_hub import try_to_load_from_cache
 
-    for file in files:
+    for file in () if is_address(repository) else files:
         name, kind = _place(repository)
         found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
         blob = Path(found).resolve() if isinstance(found, str) else None
@@ -117,16 +121,48 @@ def _place(repository: str) -> tuple[str, str | None]:
     return name, None if name == repository else "space"
 
 
+def is_address(repository: str) -> bool:
+    """Whether it is a folder on a plain server, not a repository on the hub."""
+    return "://" in repository
+
+
 def _url(repository: str, file: str, revision: str) -> str:
     from huggingface_hub import hf_hub_url
 
+    if is_address(repository):
+        return f"{repository}/{file}"
     name, kind = _place(repository)
     return str(hf_hub_url(name, file, repo_type=kind, revision=revision))
+
+
+def _look_up_address(repository: str, file: str) -> RemoteFile:
+    """Ask a plain server, which states a size but no SHA-256."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    headers = {"Accept-Encoding": "identity"}
+    with _errors_as_phrases():
+        url = _url(repository, file, "")
+        found = get_session().head(url, headers=headers, timeout=HF_HUB_ETAG_TIMEOUT)
+        hf_raise_for_status(found)
+    length = found.headers.get("Content-Length", "")
+    if found.status_code != 200 or not length.isdecimal():
+        raise HubError(f"HTTP {found.status_code} without a size, not a file")
+    version = f"{found.headers.get('ETag')} {length}"
+    return RemoteFile(
+        repository=repository,
+        file=file,
+        commit=hashlib.sha256(version.encode()).hexdigest()[:40],
+        size=int(length),
+        sha256=None,
+    )
 
 
 def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
     from huggingface_hub import get_hf_file_metadata
 
+    if is_address(repository):
+        return _look_up_address(repository, file)
     with _errors_as_phrases():
         found = get_hf_file_metadata(_url(repository, file, revision))
     commit, etag = found.commit_hash or "", found.etag or ""

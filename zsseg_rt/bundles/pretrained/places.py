@@ -24,7 +24,7 @@ def bundle_place(name: str) -> Path:
 
 def checkpoint_folder(repository: str) -> Path:
     """The folder of the files from one repository, also where to put them by hand."""
-    return default_cache_dir() / "checkpoints" / repository.replace("/", "--")
+    return default_cache_dir() / "checkpoints" / repository.rpartition("://")[2].replace("/", "--")
 
 
 def find_bundle(given: str | Path) -> Path:

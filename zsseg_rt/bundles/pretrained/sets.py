@@ -17,7 +17,8 @@ class PretrainedSet:
 
     Attributes:
         name: What users type.
-        repository: Repository on the Hugging Face Hub, ``owner/name``, or ``spaces/owner/name``.
+        repository: Repository on the Hugging Face Hub, ``owner/name``, or ``spaces/owner/name``; or
+            the address of a folder on another server.
         clip: open_clip's name of the architecture.
         tag: open_clip's name of the weights; what others' are called here.
         head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`; empty for other systems.
@@ -29,6 +30,7 @@ class PretrainedSet:
         cost: What a frame costs at ``size``, and where times were measured; empty: not counted.
         size: Side of the bundle's input in pixels.
         files: Names that the file may have, the preferred one first.
+        all_files: Whether all of ``files`` are needed.
         revision: Commit of the repository; its files never change.
         sha256: Of files whose SHA-256 is known beside what the hub says, in hex by name.
         architecture: The torch model that the file is read into.
@@ -47,9 +49,15 @@ class PretrainedSet:
     cost: str = ""
     size: int = 448
     files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
+    all_files: bool = False
     revision: str = "main"
     sha256: Mapping[str, str] = field(default_factory=dict)
     architecture: str = "dense_clip"
+
+    @property
+    def page(self) -> str:
+        """Where the files are, for people."""
+        return self.repository if "://" in self.repository else f"huggingface.co/{self.repository}"
 
     @property
     def weight_bytes(self) -> int:
@@ -78,6 +86,28 @@ def _openai_b16(
         cost=cost,
         revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
         sha256={_FILE: "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"},
+    )
+
+
+def _tips(
+    size: str, num_parameters: int, good_for: str, published: str, cost: str
+) -> PretrainedSet:
+    weights = f"v2_0/checkpoints/pytorch/tips_v2_oss_{size}14"
+    return PretrainedSet(
+        name=f"tipsv2-{size}14",
+        repository="https://storage.googleapis.com/tips_data",
+        clip=f"TIPSv2 {size.upper()}/14",
+        tag="tips_v2_oss",
+        head="maskclip",
+        activation="gelu",
+        num_parameters=num_parameters,
+        licence="CC-BY 4.0, as the authors' repository states of all but its code",
+        good_for=good_for,
+        published=published,
+        cost=cost,
+        files=(f"{weights}_vision.npz", f"{weights}_text.npz", "v1_0/checkpoints/tokenizer.model"),
+        all_files=True,
+        architecture="tips",
     )
 
 
@@ -177,6 +207,20 @@ _ALL = (
         size=384,
         files=("model_base.pth",),
         architecture="cat_seg",
+    ),
+    _tips(
+        "b",
+        195_948_288,
+        "TIPSv2 B/14: an open backbone of its own, any names, nothing trained; not tried here",
+        "mIoU ADE20K 17.4 (its README)",
+        "104 GMAC",
+    ),
+    _tips(
+        "l",
+        487_941_120,
+        "TIPSv2 L/14, 2.5 times the weights: slower; not tried here",
+        "mIoU ADE20K 24.7 (its README)",
+        "357 GMAC",
     ),
 )
 
