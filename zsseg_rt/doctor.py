@@ -24,6 +24,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
 from zsseg_rt.stream.gstreamer.report import report
+from zsseg_rt.stream.gstreamer.source import keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSettings
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
@@ -291,6 +292,7 @@ def _environment() -> Finding:
         lambda: requested(EngineConfig()),
         wanted_flavours,
         RtspSettings.from_environment,
+        keeps_to_host,
     ]
     problems = []
     for check in checks:
@@ -300,6 +302,7 @@ def _environment() -> Finding:
             problems.append(str(exc))
     names = (
         *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
+        "ZSSEG_CAMERA_FRAMES",
         *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
     )
     given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]

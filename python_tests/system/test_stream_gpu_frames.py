@@ -64,6 +64,14 @@ def test_a_frame_that_cannot_be_mapped_changes_the_path_once_and_is_told(library
     assert told.stand_in["images"] == told.stand_in["resources"] == 0
 
 
+def test_the_environment_may_keep_frames_in_the_cpu_s_memory(library):
+    given = ("--jetson", *CSI, "--nvidia", str(library))
+    told = read("csi://0?size=320x240", 1, *given, ZSSEG_CAMERA_FRAMES="host")
+    assert [p["path"] for p in told.pictures] == ["host"]
+    assert told.pictures[0]["left"] == pytest.approx(RED_AND_BLUE[0], abs=6)
+    assert "pass through" not in told.log
+
+
 def test_an_absent_camera_is_no_reason_for_the_other_path(library):
     told = read_on_gpu("csi://1", 1, library)
     assert "No cameras available" in told.end["message"]

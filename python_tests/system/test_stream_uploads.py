@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from support.errors import refused
 from support.nvidia_stand_in import HostArray, host_core
 from zsseg_rt import ops
+from zsseg_rt.errors import ConfigError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.conversion import Converter, Uploads
 from zsseg_rt.stream.opening import on_device
@@ -137,6 +139,12 @@ def test_a_camera_s_next_frame_is_uploaded_while_this_one_is_labelled():
         second = next(stream)
     assert labelled == [0, 4]
     assert (first.frame.index, second.frame.index, second.frame.dropped_before) == (0, 4, 3)
+
+
+def test_a_wrong_word_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("ZSSEG_CAMERA_FRAMES", "gpu")
+    with refused(ConfigError, "ZSSEG_CAMERA_FRAMES"):
+        on_device([], "cuda:0")
 
 
 def test_sources_that_can_hand_frames_to_a_gpu_are_told_which(tmp_path):

@@ -11,7 +11,7 @@ from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories
 from zsseg_rt.stream.ahead import Lanes
-from zsseg_rt.stream.gstreamer.source import GstSource
+from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
@@ -133,7 +133,12 @@ class Looped:
 
 
 def on_device(sources: Sequence[Source], device: str) -> list[Source]:
-    """The sources, of which those that can hand over frames in a GPU's memory do so."""
+    """The sources, of which those that can hand over frames in a GPU's memory do so.
+
+    Raises:
+        ConfigError: ``ZSSEG_CAMERA_FRAMES`` has a value that is none of its own.
+    """
+    keeps_to_host()
     return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]
 
 

@@ -107,11 +107,12 @@ class RtspSource:
             path_of_decoder,
             rtsp_elements,
         )
-        from zsseg_rt.stream.gstreamer.source import GstSource
+        from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 
         library = load()
         require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
-        path = "host" if self.device == "cpu" or self.refusals else path_of_decoder(library.Gst)
+        is_on_host = self.device == "cpu" or self.refusals or keeps_to_host()
+        path = "host" if is_on_host else path_of_decoder(library.Gst)
         decoder = decoder_of(library.Gst, "H264", path)[0]
         _tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
         latency = self.settings.latency_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.errors import ConfigError, SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import stamp_of
 from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
 from zsseg_rt.stream.gstreamer.library import Library, load
@@ -79,7 +80,7 @@ class GstSource:
         ]
         if device != "cpu":
             ways.insert(0, partial(HostFrames, library, order, device, rgb=False))
-            if (path := self.recipe.path(library.Gst)) != "host":
+            if not keeps_to_host() and (path := self.recipe.path(library.Gst)) != "host":
                 ways.insert(0, partial(GpuFrames, library, path, device, order))
         return ways[len(self.refusals) :]
 
@@ -167,6 +168,14 @@ class GstSource:
             clock=clock,
             pts_seconds=(stamp - start) / 1e9 if has_time else None,
         )
+
+
+def keeps_to_host() -> bool:
+    """Whether frames pass through the CPU's memory in any case, by ``ZSSEG_CAMERA_FRAMES``."""
+    given = os.environ.get("ZSSEG_CAMERA_FRAMES") or "auto"
+    if given not in ("auto", "host"):
+        raise ConfigError(f"ZSSEG_CAMERA_FRAMES: expected auto or host, got {given!r}")
+    return given == "host"
 
 
 class _Queue:
