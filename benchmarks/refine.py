@@ -108,7 +108,7 @@ def compare(
     """Figures in percent, without and with refinement."""
     found: dict[str, Any] = {"pictures": len(pictures)}
     for refine in (None, "bilateral"):
-        config = EngineConfig(device="cpu", num_threads=THREADS, refine=refine)
+        config = EngineConfig(device="cpu", num_threads=THREADS, resize="stretch", refine=refine)
         with Engine(bundle, config) as engine:
             set_classes(engine, names)
             labelled = [engine.segment(image).labels for image, _ in pictures]
@@ -177,7 +177,9 @@ def frame_times(bundle: Bundle, names: Sequence[str], rounds: int) -> dict[str, 
     frame = cv2.GaussianBlur(frame, (0, 0), 6)
     engines = {}
     for refine in (None, "bilateral"):
-        config = EngineConfig(device="cpu", num_threads=THREADS, refine=refine, with_times=True)
+        config = EngineConfig(
+            device="cpu", num_threads=THREADS, resize="stretch", refine=refine, with_times=True
+        )
         engines[str(refine)] = Engine(bundle, config)
         set_classes(engines[str(refine)], names)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in engines}

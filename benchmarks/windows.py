@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOAL = 1.05
 THREADS = 2
 WAYS: dict[str, dict[str, Any]] = {
-    "stretch": {},
+    "stretch": {"resize": "stretch"},
     "letterbox": {"resize": "letterbox"},
     "windows": {"windows": "auto"},
     "windows, refined": {"windows": "auto", "refine": "bilateral"},

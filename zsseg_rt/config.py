@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,14 @@ class EngineConfig:
             takes the bundle's.
         cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
         windows: For bundles of families ``dense`` and ``descriptor``: None stretches frames to the
-            bundle's size. With ``"auto"`` frames keep their shape: the shorter side is resized to
-            the bundle's, and overlapping windows are laid along the longer one. ``"HxW+S"`` cuts
-            windows of the bundle's size H by W from the frame as it is, S pixels apart. A frame is
-            as many runs of the networks as it has windows.
+            bundle's size, unless the bundle asks for ``"auto"``, as the photo demo does. With
+            ``"auto"`` frames keep their shape: the shorter side is resized to the bundle's, and
+            overlapping windows are laid along the longer one. ``"HxW+S"`` cuts windows of the
+            bundle's size H by W from the frame as it is, S pixels apart. A frame is as many runs of
+            the networks as it has windows.
         resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
-            room beside it; None or ``"stretch"`` does not. For the same families.
+            room beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the
+            same families.
         refine: ``"bilateral"`` lets labels follow the picture's edges (joint bilateral
             upsampling): between cells, those count more whose colour is like the pixel's. None
             draws straight from cell to cell. For the same families.
@@ -185,6 +187,10 @@ class EngineConfig:
             raise ConfigError(f"EngineConfig: expected a dict, got {type(raw).__name__}")
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return schema.decode(cls, plain, "EngineConfig", ConfigError)
+
+    def with_windows(self) -> EngineConfig:
+        """The same with ``windows="auto"``, unless ``windows`` or ``resize`` is given."""
+        return self if self.windows or self.resize else replace(self, windows="auto")
 
     @property
     def sleeps(self) -> bool:

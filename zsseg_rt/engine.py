@@ -74,6 +74,8 @@ class Engine:
     def __init__(self, bundle: str | Path | Bundle, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        if self.bundle.preprocess.resize == "windows":
+            self.config = self.config.with_windows()
         self._family = create_family(self.bundle, self.config)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device

@@ -1,11 +1,14 @@
 """Windows and letterboxes keep a frame's shape: the law is their definition in NumPy."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
 from support.errors import refused
-from zsseg_rt import ArgumentError, ConfigError, Engine, EngineConfig, FrameMemory
+from zsseg_rt import ArgumentError, BundleError, ConfigError, Engine, EngineConfig, FrameMemory
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.inputs.window_plan import Windows
@@ -163,6 +166,20 @@ def test_frames_that_do_not_suit_are_refused(plain_bundle):
         assert engine.segment(picture(24, 30)).labels.shape == (24, 30)
     with refused(ArgumentError, "windows"):
         label(plain_bundle, np.zeros((1, 32_000, 3), np.uint8), windows="auto")
+
+
+def test_a_bundle_may_ask_for_windows(plain_bundle, tmp_path):
+    asking, frame = shutil.copytree(plain_bundle, tmp_path / "asking.zsseg"), picture(48, 85)
+    manifest = json.loads((asking / "bundle.json").read_text())
+    manifest["preprocess"]["resize"] = "windows"
+    (asking / "bundle.json").write_text(json.dumps(manifest))
+    for settings, usual in (({}, {"windows": "auto"}), ({"resize": "stretch"}, {})):
+        found, expected = label(asking, frame, **settings), label(plain_bundle, frame, **usual)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    manifest["preprocess"]["resize"] = "crop"
+    (asking / "bundle.json").write_text(json.dumps(manifest))
+    with refused(BundleError, None, "preprocess", "resize"):
+        label(asking, frame)
 
 
 def test_settings_that_contradict_are_refused(plain_bundle):

@@ -95,7 +95,9 @@ def measure(
     others = sorted(set(pool) - set(names))
     rows = []
     for most in CANDIDATES:
-        with Engine(bundle, EngineConfig(device="cpu", max_candidates=most)) as engine:
+        with Engine(
+            bundle, EngineConfig(device="cpu", resize="stretch", max_candidates=most)
+        ) as engine:
             for size in sizes:
                 row: dict[str, Any] = {"set": title, "names": size, "candidates": most}
                 row |= {"pAcc": [], "mIoU": []}

@@ -189,7 +189,9 @@ def _finish(path: Path) -> None:
         names=THINGS, also=_ALSO, least_cosine=_LEAST_COSINE, background=(BACKGROUND,)
     )
     entry = write_golden(path, kept)
-    write_manifest(path, dataclasses.replace(bundle, golden=entry, concepts=concepts))
+    framed = dataclasses.replace(bundle.preprocess, resize="windows")
+    finished = {"golden": entry, "concepts": concepts, "preprocess": framed}
+    write_manifest(path, dataclasses.replace(bundle, **finished))
     verify_bundle(path).require(path.name)
 
 

@@ -271,11 +271,15 @@ class Bundle(_Manifest):
                 f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
                 f"{self.head.align!r}. Export the bundle again."
             )
-        if self.head.window_batch > 1 and "windows" not in family.settings:
-            raise BundleError(
-                f"{where}: head.window_batch: expected 1 in family {self.family!r}, got "
-                f"{self.head.window_batch}. Export the bundle again."
-            )
+        for key, usual, given in (
+            ("head.window_batch", 1, self.head.window_batch),
+            ("preprocess.resize", "stretch", self.preprocess.resize),
+        ):
+            if given != usual and "windows" not in family.settings:
+                raise BundleError(
+                    f"{where}: {key}: expected {usual!r} in family {self.family!r}, got "
+                    f"{given!r}. Export the bundle again."
+                )
         for key in family.keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")

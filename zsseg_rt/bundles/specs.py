@@ -112,7 +112,8 @@ class PreprocessSpec:
         size_hw: Encoder input size (height, width) in pixels.
         mean: Per-channel mean of RGB in 0..1.
         std: Per-channel standard deviation of RGB in 0..1.
-        resize: ``"stretch"``: the whole frame is resized to ``size_hw``.
+        resize: What an engine does that is told neither ``windows`` nor ``resize``. ``"stretch"``:
+            the whole frame is resized to ``size_hw``. ``"windows"``: as ``windows="auto"``.
     """
 
     size_hw: tuple[int, int]
@@ -125,8 +126,8 @@ class PreprocessSpec:
             raise ValueError(f"size_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.size_hw}")
         if min(self.std) <= 0:
             raise ValueError(f"std: expected values > 0, got {self.std}")
-        if self.resize != "stretch":
-            raise ValueError(f"resize: expected 'stretch', got {self.resize!r}")
+        if self.resize not in ("stretch", "windows"):
+            raise ValueError(f"resize: expected 'stretch' or 'windows', got {self.resize!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,9 @@ class ModelOptions(ComputeOptions):
     windows: str | None = opt(
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
     )
-    resize: str | None = opt("letterbox keeps a frame's shape in one window; default: stretch.")
+    resize: str | None = opt(
+        "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's."
+    )
     refine: str | None = opt("bilateral: labels follow the picture's edges.")
 
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
