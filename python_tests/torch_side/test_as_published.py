@@ -22,6 +22,7 @@ from zsseg_rt.evaluation.papers.protocol import Protocol, papers, read_protocol
 from zsseg_rt.evaluation.papers.segmenter import PublishedSegmenter
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.ops import reference
+from zsseg_rt.torch_files.tips_weights import TEMPLATES
 
 STATISTICS = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
 SCALE = 30.0  # of the bundle; protocols have others
@@ -244,6 +245,10 @@ def test_names_are_in_the_data_sets_order(dataset):
     words = {"boat": "ship", "diningtable": "table"} if dataset == "voc20" else {}
     plain = [re.sub("[ -]", "", words.get(name, name)) for name in names]
     assert plain == [re.sub("[ -]", "", name) for name in asked]
+
+
+def test_prompts_of_tips_are_those_of_its_bundles():
+    assert read_protocol("tips", "ade20k").templates == tuple(TEMPLATES)
 
 
 def test_settings_are_those_of_the_specification():

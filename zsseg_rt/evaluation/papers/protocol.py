@@ -40,6 +40,7 @@ class Protocol:
         templates: The prompts; empty: CLIP's 80 for ImageNet.
         miou: The published mIoU in percent, if one was read.
         differs: What is known to be otherwise here.
+        command: What makes a bundle, but for its size and place.
     """
 
     paper: str
@@ -61,6 +62,7 @@ class Protocol:
     templates: tuple[str, ...] = ()
     miou: float | None = None
     differs: str = ""
+    command: str = "export dense-clip --clip FILE --head {head}"
 
     def sentence(self) -> str:
         """What is followed, in one line."""

@@ -208,12 +208,12 @@ def _check(engine: Engine, protocol: Protocol) -> None:
         return
     side = protocol.crop or protocol.short_side
     room = f"{side}x{side}" if protocol.crop else f"a short side of {side}, such as {side}x448,"
+    command = protocol.command.format(head=protocol.head)
     raise ArgumentError(
         f"bundle: expected an input of {room} pixels, as {protocol.paper} has on "
         f"{protocol.dataset}, got {size_hw[0]}x{size_hw[1]}. Export one from the same weights "
-        f"(zsseg-rt fetch NAME --keep-checkpoint keeps them): zsseg-rt export dense-clip --clip "
-        f"FILE --head {protocol.head} --size {side if protocol.crop else f'{side}x448'} --out "
-        "NAME.zsseg"
+        f"(zsseg-rt fetch NAME --keep-checkpoint keeps them): zsseg-rt {command} --size "
+        f"{side if protocol.crop else f'{side}x448'} --out NAME.zsseg"
     )
 
 
