@@ -1,34 +1,39 @@
-"""The engine on a GPU, beside eager torch of the same weights; ``engine.py --device cuda`` runs it.
+"""The engine on a GPU, beside torch with the same weights; ``engine.py --device cuda`` runs it.
 
 A frame goes in, labels of its size come out: from host to host, as a camera program has them, and
 from device to device. torch does the same work (resize, normalise, model, upsample, sigmoid,
-argmax) at the engine's precision and at float32. All candidates of a case take turns. What a
-machine cannot tell (launches without CUPTI, a rival that runs out of memory) is said, not zero.
+argmax) at float16 and float32. All candidates of a case take turns, and the report is kept after
+every case. What a machine cannot tell or do (launches without CUPTI, a precision that a backend
+does not have, a rival that runs out of memory) is said, not zero. torch need not be installed.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
+import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_rivals import TorchRival, count_launches, free_bytes
 
 from zsseg_rt import Bundle, Engine, EngineConfig, ops
+from zsseg_rt.errors import PrecisionNotApplied
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
 from zsseg_rt.profiling.meter import Sample, Stopwatch, TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES_HW = ((480, 640), (512, 512), (1080, 1920))
+# The first of each matter most: with little time, they alone are measured.
+SIZES_HW = ((512, 512), (1080, 1920), (480, 640))
 CLASS_COUNTS = (20, 171, 1000)
-PRECISIONS = ("float16", "float32")
+PRECISIONS = ("float16", "float32", "bfloat16", "int8", "fp8")
+RIVAL_PRECISIONS = ("float16", "float32")
 CASE_SECONDS = 5.0
 SWAPS = 20
 PLAN = TurnPlan(pause_ms=0.0, cold=False, warming_ms=5.0, measuring_ms=40.0, most_calls=16)
@@ -39,93 +44,136 @@ class Setting:
     """Where and what is measured.
 
     Attributes:
-        torch_device: Where torch computes.
+        torch_device: Where torch computes; None where it cannot.
         engine: Settings of every engine.
+        precisions: Of the engines; what the bundle or the backend lacks is said.
+        rivals: ``"eager"`` or ``"compiled"`` torch, or ``"none"``.
         sizes_hw: Frames.
         class_counts: Numbers of classes.
         rounds: Turns a candidate takes in a case at most.
+        seconds: No case begins later.
     """
 
-    torch_device: str = "cuda:0"
-    engine: Mapping[str, Any] = field(
-        default_factory=lambda: {"device": "cuda:0", "use_cache": False}
-    )
+    torch_device: str | None = "cuda:0"
+    engine: Mapping[str, Any] = field(default_factory=lambda: {"device": "cuda:0"})
+    precisions: tuple[str, ...] = PRECISIONS
+    rivals: str = "eager"
     sizes_hw: tuple[tuple[int, int], ...] = SIZES_HW
     class_counts: tuple[int, ...] = CLASS_COUNTS
     rounds: int = 40
+    seconds: float = math.inf
 
 
-def run(args: argparse.Namespace, bundle: Path, model: Any, setting: Setting) -> dict[str, Any]:
+def run(
+    bundle: Path,
+    setting: Setting,
+    make_model: Callable[[], Any],
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
     """Measure every case; returns the report.
 
     Args:
-        args: ``size`` for the record.
-        bundle: Holds the model's float32 and float16 graphs.
-        model: The ZegCLIP model that the bundle was exported from.
+        bundle: Holds the model's graphs.
         setting: Where and what.
+        make_model: Makes the ZegCLIP model that the bundle was exported from, for rivals.
+        keep: Called with the report after every case.
     """
-    import torch
-
+    watch = Stopwatch()
     text = random_text(Bundle.load(bundle).text.embed_dim, max(setting.class_counts))
     report: dict[str, Any] = {
         "device": "cuda",
-        "size": args.size,
-        "machine": describe_machine(torch) | {"gpu": str(ops.cuda_device_properties(0))},
+        "machine": describe_machine(*loaded("torch")) | {"gpu": str(ops.cuda_device_properties(0))},
         "gpu_before": read_gpu(),
         "commit": describe_commit(ROOT),
+        "failed": {},
     }
-    engines, report["memory_mb"] = {}, {}
+    engines: dict[str, Engine] = {}
     try:
-        for precision in PRECISIONS:
-            engine, taken = open_engine(bundle, precision, text, setting)
-            engines[precision], report["memory_mb"][f"engine {precision}"] = engine, taken
-        report["backend"] = {name: engine.backend for name, engine in engines.items()}
-        rivals = {name: TorchRival(model, name, setting.torch_device) for name in PRECISIONS}
-        report["cases"] = list(measure_cases(engines, rivals, text, setting))
-        report["set_classes_ms"] = measure_swaps(engines[PRECISIONS[0]], text, setting)
+        open_engines(bundle, text, setting, engines, report)
+        keep(report)
+        rivals = make_rivals(make_model, setting) if engines else {}
+        for case in itertools.product(setting.class_counts, setting.sizes_hw):
+            if watch.seconds > setting.seconds:
+                report.setdefault("not_measured", []).append(case)
+                continue
+            report.setdefault("cases", []).append(
+                measure_case(engines, rivals, text, case, setting)
+            )
+            keep(report)
+        if engines and watch.seconds < setting.seconds:
+            first = next(iter(engines.values()))
+            report["set_classes_ms"] = measure_swaps(first, text, setting)
     finally:
         for engine in engines.values():
             engine.close()
     report["gpu_after"] = read_gpu()
+    keep(report)
     return report
 
 
-def open_engine(
-    bundle: Path, precision: str, text: np.ndarray, setting: Setting
-) -> tuple[Engine, float | str]:
-    """Open an engine and label one frame; returns it and the megabytes that this took."""
-    before = free_bytes(setting.torch_device)
-    engine = Engine(bundle, EngineConfig(precision=precision, **setting.engine))
-    set_classes(engine, text, setting.class_counts[0])
-    engine.segment(random_frame(setting.sizes_hw[0]))
-    after = free_bytes(setting.torch_device)
-    if before is None or after is None:
-        return engine, "missing: the device does not tell"
-    return engine, (before - after) / 1e6
+def open_engines(
+    bundle: Path,
+    text: np.ndarray,
+    setting: Setting,
+    engines: dict[str, Engine],
+    report: dict[str, Any],
+) -> None:
+    """Open an engine of every precision; the report says what it took, or why there is none."""
+    report["opened"], report["missing"] = {}, {}
+    for precision in setting.precisions:
+        watch, before = Stopwatch(), free_bytes(setting.torch_device)
+        try:
+            engine = Engine(bundle, EngineConfig(precision=precision, **setting.engine))
+        except PrecisionNotApplied as exc:
+            report["missing"][precision] = first_line(exc)
+            continue
+        except Exception as exc:  # noqa: BLE001 - a fault of one precision hides no other
+            report["failed"][precision] = f"{type(exc).__name__}: {first_line(exc)}"
+            continue
+        engines[precision] = engine
+        set_classes(engine, text, setting.class_counts[0])
+        engine.segment(random_frame(setting.sizes_hw[0]))
+        after = free_bytes(setting.torch_device)
+        told = before is not None and after is not None
+        report["opened"][precision] = {
+            "backend": engine.backend,
+            "seconds_to_first_frame": watch.seconds,
+            "memory_mb": (before - after) / 1e6 if told else "missing: torch does not tell",
+        }
 
 
-def measure_cases(
+def make_rivals(make_model: Callable[[], Any], setting: Setting) -> dict[str, TorchRival]:
+    """The rivals by name; none where torch computes nothing."""
+    if setting.rivals == "none" or setting.torch_device is None:
+        return {}
+    model, device = make_model(), setting.torch_device
+    if setting.rivals == "compiled":
+        return {"torch.compile float16": TorchRival(model, "float16", device, compiled=True)}
+    return {f"torch {name}": TorchRival(model, name, device) for name in RIVAL_PRECISIONS}
+
+
+def measure_case(
     engines: Mapping[str, Engine],
     rivals: Mapping[str, TorchRival],
     text: np.ndarray,
+    case: tuple[int, tuple[int, int]],
     setting: Setting,
-) -> Iterator[dict[str, Any]]:
-    """Every frame size with every number of classes."""
-    for size_hw in setting.sizes_hw:
-        frame = random_frame(size_hw)
-        for count in setting.class_counts:
-            for engine in engines.values():
-                set_classes(engine, text, count)
-            for rival in rivals.values():
-                rival.set_classes(text[:count])
-            calls, missing = candidates(engines, rivals, frame)
-            yield {
-                "frame_hw": size_hw,
-                "classes": count,
-                "candidates": measure(calls, setting),
-                "missing": missing,
-                "agreement": agreement(engines, rivals, frame, missing),
-            }
+) -> dict[str, Any]:
+    """One number of classes with one frame size."""
+    count, size_hw = case
+    frame = random_frame(size_hw)
+    for engine in engines.values():
+        set_classes(engine, text, count)
+    for rival in rivals.values():
+        rival.set_classes(text[:count])
+    calls, missing = candidates(engines, rivals, frame)
+    return {
+        "frame_hw": size_hw,
+        "classes": count,
+        "candidates": measure(calls, setting),
+        "missing": missing,
+        "agreement": agreement(engines, rivals, frame, missing),
+    }
 
 
 def candidates(
@@ -134,33 +182,30 @@ def candidates(
     """What can be timed, and what cannot and why."""
     calls: dict[str, Callable[[], Any]] = {}
     missing: dict[str, str] = {}
+    placed = ops.DeviceArray.from_numpy(frame)
     for precision, engine in engines.items():
         calls[f"engine {precision}, host to host"] = lambda engine=engine: engine.segment(frame)
-        placed = ops.DeviceArray.from_numpy(frame)
-        calls[f"engine {precision}, device to device"] = lambda engine=engine, placed=placed: (
+        calls[f"engine {precision}, device to device"] = lambda engine=engine: (
             engine.segment_device(placed)
         )
-    for precision, rival in rivals.items():
+    for name, rival in rivals.items():
         tensor = rival.place(frame)
-        for name, call in (
-            (f"torch {precision}, host to host", lambda rival=rival: rival.from_host(frame)),
-            (
-                f"torch {precision}, device to device",
-                lambda rival=rival, tensor=tensor: rival.from_device(tensor),
-            ),
-        ):
+        ways = {
+            "host to host": lambda rival=rival: rival.from_host(frame),
+            "device to device": lambda rival=rival, tensor=tensor: rival.from_device(tensor),
+        }
+        for way, call in ways.items():
             failure = rival.try_out(call)
             if failure:
-                missing[name] = failure
+                missing[f"{name}, {way}"] = failure
             else:
-                calls[name] = call
+                calls[f"{name}, {way}"] = call
     return calls, missing
 
 
 def measure(calls: Mapping[str, Callable[[], Any]], setting: Setting) -> dict[str, dict[str, Any]]:
     """Times, CPU time and launches of every candidate."""
-    seconds = CASE_SECONDS
-    taken = take_turns_locally(calls, rounds=setting.rounds, plan=PLAN, max_seconds=seconds)
+    taken = take_turns_locally(calls, rounds=setting.rounds, plan=PLAN, max_seconds=CASE_SECONDS)
     return {
         name: summarise(taken.warm(name)) | {"launches": count_launches(call, setting.torch_device)}
         for name, call in calls.items()
@@ -178,37 +223,28 @@ def summarise(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def count_launches(call: Callable[[], Any], device: str) -> int | str:
-    """Kernels that one call runs on the GPU, ours and others', as CUPTI tells torch's profiler."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    if device == "cpu":
-        return "missing: no GPU that torch sees"
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        call()
-        torch.cuda.synchronize()
-    on_gpu = [
-        event
-        for event in recorded.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and not event.name.startswith(("Memcpy", "Memset"))
-    ]
-    return len(on_gpu) or "missing: CUPTI told of no kernel"
-
-
 def agreement(
     engines: Mapping[str, Engine],
     rivals: Mapping[str, TorchRival],
     frame: np.ndarray,
     missing: Mapping[str, str],
 ) -> dict[str, float]:
-    """Share of pixels to which the engine and torch of its precision give the same label."""
+    """Share of pixels with the same label: engines with a rival of their precision.
+
+    Without one, with the engine at float32.
+    """
+    labels = {name: engine.segment(frame).labels for name, engine in engines.items()}
+    others = {
+        name: rival.from_host(frame)
+        for name, rival in rivals.items()
+        if f"{name}, host to host" not in missing
+    }
     shares = {}
-    for precision, engine in engines.items():
-        if f"torch {precision}, host to host" not in missing:
-            theirs = rivals[precision].from_host(frame)
-            shares[precision] = float((engine.segment(frame).labels == theirs).mean())
+    for precision, mine in labels.items():
+        other = next((o for name, o in others.items() if name.endswith(f" {precision}")), None)
+        other = labels.get("float32") if other is None else other
+        if other is not None:
+            shares[precision] = float((mine == other).mean())
     return shares
 
 
@@ -227,106 +263,35 @@ def measure_swaps(engine: Engine, text: np.ndarray, setting: Setting) -> dict[st
     return medians
 
 
-class TorchRival:
-    """Eager torch from frame to labels.
-
-    Args:
-        model: A ZegCLIP model in float32.
-        precision: What the model, the upsampling and the activation compute in.
-        device: Where.
-    """
-
-    def __init__(self, model: Any, precision: str, device: str) -> None:
-        import copy
-
-        import torch
-
-        from zsseg_rt.models.descriptor.model import IMAGE_MEAN, IMAGE_STD
-
-        self._torch, self._device = torch, torch.device(device)
-        self._dtype = getattr(torch, precision)
-        self._model = copy.deepcopy(model).to(device=device, dtype=self._dtype).eval()
-        side = model.config.image_size
-        self._size_hw = (side, side)
-        self._mean, self._std = (
-            torch.tensor(values, device=device).reshape(3, 1, 1)
-            for values in (IMAGE_MEAN, IMAGE_STD)
-        )
-        self._seen = list(model.config.seen_classes)
-        self._bias = model.config.seen_bias
-        self._text = self._bias_of_class = None
-
-    def set_classes(self, text: np.ndarray) -> None:
-        """Place the text embeddings [C, D]."""
-        torch = self._torch
-        self._text = torch.from_numpy(text).to(device=self._device, dtype=self._dtype)
-        bias = torch.zeros(len(text), 1, 1, dtype=self._dtype)
-        bias[self._seen] = self._bias
-        self._bias_of_class = bias.to(self._device)
-
-    def place(self, frame: np.ndarray) -> Any:
-        """Copy a frame to the device."""
-        return self._torch.from_numpy(frame).to(self._device)
-
-    def from_host(self, frame: np.ndarray) -> np.ndarray:
-        """Labels in host memory of a frame in host memory."""
-        labels: np.ndarray = self._label(self.place(frame)).cpu().numpy()
-        return labels
-
-    def from_device(self, frame: Any) -> Any:
-        """Labels on the device of a frame there; returns once they are."""
-        labels = self._label(frame)
-        if self._device.type == "cuda":
-            self._torch.cuda.synchronize(self._device)
-        return labels
-
-    def try_out(self, call: Callable[[], Any]) -> str:
-        """Call once; returns why it is impossible, or ""."""
-        try:
-            call()
-        except self._torch.OutOfMemoryError:
-            self._torch.cuda.empty_cache()
-            return "out of memory"
-        return ""
-
-    def _label(self, frame: Any) -> Any:
-        torch = self._torch
-        functional = torch.nn.functional
-        with torch.inference_mode(), exact_float32(torch, self._device):
-            planes = frame.permute(2, 0, 1)[None].float()
-            resized = functional.interpolate(planes, self._size_hw, mode="bilinear")[0]
-            image = ((resized / 255 - self._mean) / self._std)[None].to(self._dtype)
-            logits = self._model(image, self._text).mask_logits
-            full = functional.interpolate(logits, tuple(frame.shape[:2]), mode="bilinear")[0]
-            best = (full.sigmoid() - self._bias_of_class).argmax(0)
-            kind = torch.uint8 if len(self._text) <= 254 else torch.int32
-            return best.to(kind)
+def print_cases(cases: list[dict[str, Any]]) -> None:
+    """Print what was measured on a GPU, a line a candidate."""
+    for case in cases:
+        height, width = case["frame_hw"]
+        print(f"\n{width}x{height}, {case['classes']} classes; ms: p50, p99, CPU time; launches")
+        for name, row in case["candidates"].items():
+            times = "".join(f"{row[key]:9.3f}" for key in ("p50_ms", "p99_ms", "cpu_ms"))
+            print(f"  {name:34}{times}  {row['launches']}")
+        for name, reason in case["missing"].items():
+            print(f"  {name:34} missing: {reason}")
 
 
-@contextmanager
-def exact_float32(torch: Any, device: Any) -> Iterator[None]:
-    """No TF32 in matrix products and convolutions: float32 is compared with float32."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def torch_on_gpu() -> str | None:
+    """Where torch computes on this machine's GPU; None if it is absent or sees none."""
     try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def free_bytes(device: str) -> int | None:
-    """Free memory of the GPU, what torch only keeps for later not counted as used."""
-    import torch
-
-    if device == "cpu":
+        import torch
+    except ImportError:
         return None
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free
+    return "cuda:0" if torch.cuda.is_available() else None
+
+
+def loaded(*names: str) -> list[Any]:
+    """Those modules that were imported."""
+    return [sys.modules[name] for name in names if name in sys.modules]
+
+
+def first_line(exc: BaseException) -> str:
+    """An error's first line."""
+    return (str(exc).splitlines() or [type(exc).__name__])[0]
 
 
 def read_gpu() -> Any:

@@ -32,15 +32,23 @@ def scripts(monkeypatch):
 def test_every_case_is_measured(scripts, monkeypatch, tmp_path, capsys):
     require_cuda()
     placed = host_backend(monkeypatch, "own arrays") | {"use_cache": False}
-    # The host computes float16 graphs in float32 and says so.
-    monkeypatch.setattr(scripts.engine_cuda, "PRECISIONS", ("float32",))
     monkeypatch.setattr(scripts.engine_cuda, "SWAPS", 2)
     setting = scripts.engine_cuda.Setting(
-        torch_device="cpu", engine=placed, sizes_hw=((30, 40),), class_counts=(5, 300), rounds=1
+        torch_device="cpu",
+        engine=placed,
+        precisions=("float32", "int8"),
+        sizes_hw=((30, 40),),
+        class_counts=(5, 300),
+        rounds=1,
     )
     model, bundle = scripts.engine.build_model("tiny"), tmp_path / "tiny.zsseg"
     scripts.engine.export(model, bundle)
-    report = scripts.engine_cuda.run(SimpleNamespace(size="tiny"), bundle, model, setting)
+    kept = []
+    run, copies = scripts.engine_cuda.run, lambda report: kept.append(json.dumps(report))
+    report = run(bundle, setting, lambda: model, copies)
+    assert [len(json.loads(each).get("cases", ())) for each in kept] == [0, 1, 2, 2]
+    assert (list(report["opened"]), list(report["missing"])) == (["float32"], ["int8"])
+    assert report["failed"] == {}
     assert json.loads(json.dumps(report))["machine"]["gpu"] == str(ops.cuda_device_properties(0))
     assert [case["classes"] for case in report["cases"]] == [5, 300]
     for case in report["cases"]:
