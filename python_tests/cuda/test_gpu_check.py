@@ -1,158 +1,229 @@
-"""tools/gpu_check.sh without a GPU: a stand-in nvidia-smi, the emulated GPU as the device."""
+"""tools/gpu_check.sh without a GPU: stand-ins for its tools, the emulated GPU as the device."""
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from support.gpu_machine import EMULATED, Machine, copy_checkout, write_program
+
 ROOT = Path(__file__).resolve().parents[2]
-EMULATED = sorted(
-    ROOT.glob("build/*/cpp_tests/cuda_emulation/_C*.so"), key=lambda file: file.stat().st_mtime
-)
-NVIDIA_SMI = """#!/usr/bin/env bash
-case "$*" in
-  -L) echo "GPU 0: Stand-in (UUID: GPU-0)" ;;
-  *--query-gpu=compute_cap*) echo "8.7" ;;
-  *--query-gpu=driver_version,*) echo "999.10, 1200, [N/A], 1980, 3201, 99.50, 700.00, 41, 512" ;;
-  *) exit 2 ;;
-esac
-"""
-# Wants a program as the tool does, and fails as the tool does where it finds something.
-SANITIZER = """#!/usr/bin/env bash
-[[ "$1 $3 $4" == "--tool --error-exitcode 9" ]] || exit 2
-[ "$2" != racecheck ] || { echo "a hazard"; exit 9; }
-[ -x "$5" ]
-"""
-
-
-def write_program(folder: Path, name: str, text: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    file = folder / name
-    file.write_text(text)
-    file.chmod(0o755)
-    return file
+NO_TORCH = ("torch", "pytest", "tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of this project whose extension's CUDA is emulated."""
     if not EMULATED:
         pytest.skip("the emulated GPU's extension is not built; tools/test.sh builds it")
-    root = tmp_path_factory.mktemp("checkout")
-    leave_out = shutil.ignore_patterns("__pycache__", "_C*.so", "*-20*.json")  # records
-    for folder in ("zsseg_rt", "tools", "benchmarks", "python_tests"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=leave_out)
-    shutil.copy2(ROOT / "pyproject.toml", root)
-    shutil.copy2(EMULATED[-1], root / "zsseg_rt")
-    return root
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
-def check(checkout: Path, *options: object, path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"ZSSEG_PYTHON": sys.executable, "ZSSEG_EXTENSION": ""}
-    script = checkout / "tools" / "gpu_check.sh"
-    return subprocess.run(
-        ["bash", str(script), *map(str, options)],
-        env=environment, capture_output=True, text=True, timeout=480, check=False,
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def modules(monkeypatch):
+    """The check's own modules, which import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "gpu_check"))
 
 
-def test_a_short_run_writes_the_record(checkout, tmp_path):
-    """What ran, what failed and what could not run, with the clocks; nothing counts as passed."""
-    write_program(tmp_path / "bin", "nvidia-smi", NVIDIA_SMI)
-    write_program(tmp_path / "bin", "compute-sanitizer", SANITIZER)
-    program = EMULATED[-1].parent / "zsseg_cuda_tests_emulated"
-    options = ("--no-build", "--quick", "--out", tmp_path / "out", "--program", program)
-    done = check(checkout, *options, path=tmp_path / "bin")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "gpu_check: failed: racecheck" in done.stderr
-    (file,) = (tmp_path / "out").iterdir()
+def read_record(machine):
+    (file,) = machine.out.iterdir()
     record = json.loads(file.read_text())
-    assert file.name == f"emulated-on-the-cpu-{record['date'][:10]}.json"
-    states = {step["name"]: step["state"] for step in record["steps"]}
-    assert states == {
+    return file, record, {step["name"]: step for step in record["steps"]}
+
+
+def test_every_step_runs_and_the_record_holds_what_it_found(checkout, tmp_path):
+    """TensorRT and the profilers are stand-ins, torch sees no GPU; a race is found."""
+    machine = Machine(checkout, tmp_path, tensorrt=True, hidden=("tensorrt_rtx",))
+    program = write_program(tmp_path, "program", "exit 0")
+    done = machine.check("--quick", "--program", program)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "gpu_check: failed: racecheck\n" in done.stderr
+    file, record, steps = read_record(machine)
+    assert file.name == f"stand-in-{record['date'][:10]}.json"
+    torch_steps = [
+        "frames torch",
+        "engine tests",
+        "frame times torch",
+        "one frame in torch's profiler, tensorrt",
+        "one frame in torch's profiler, torch",
+        "one frame in nsys, torch",
+    ]
+    assert {name: step["state"] for name, step in steps.items()} == {
+        "build": "passed",
+        "build program": "passed",
         "every kernel": "passed",
+        "kernel tests": "passed",
+        "frames tensorrt": "passed",
+        "frame times tensorrt": "passed",
+        "kernel times": "passed",
+        "one frame in nsys, tensorrt": "passed",
+        "kernels in ncu": "passed",
         "memcheck": "passed",
         "racecheck": "failed",
+        "sweeps tensorrt": "passed",
         "initcheck": "passed",
         "synccheck": "passed",
-        "kernel tests": "passed",
-        "engine tests": "missing",
-        "kernels benchmark": "passed",
-        "engine benchmark": "missing",
+        **dict.fromkeys(torch_steps, "missing"),
     }
     assert (record["passed"], record["failed"]) == (False, ["racecheck"])
-    assert record["missing"] == ["engine tests", "engine benchmark"]
-    steps = {step["name"]: step for step in record["steps"]}
+    assert record["missing"] == torch_steps
     assert steps["racecheck"]["output"] == ["a hazard"]
     assert "sees no GPU" in steps["engine tests"]["reason"]
     assert steps["kernel tests"]["tests"]["tests"] > 20
     assert record["driver"] == "999.10"
     assert record["before"]["power_w"] == 99.5
     assert record["before"]["memory_mhz"] is None  # what nvidia-smi does not tell
-    assert record["compute_capability"] == "7.5"
-    assert record["benchmarks"]["kernels"]["device"] == "cuda"
-    assert record["benchmarks"]["engine"] is None
+    assert (record["device"], record["compute_capability"]) == ("emulated on the CPU", "7.5")
     assert str(checkout) not in file.read_text()
+    check_results(record["results"])
+
+
+def check_results(results):
+    frames = results["frames tensorrt"]["rows"]
+    assert [row["precision"] for row in frames] == ["float16", "float32"]
+    for row in frames:
+        assert row["proved_plans"] == 2
+        assert row["fused_attention"] == {"image_encoder": 1, "decoder": 1}
+        assert row["unequal"] == {"replayed": 0.0, "two lanes": 0.0, "from the device": 0.0}
+    times = results["frame times tensorrt"]
+    assert set(times["opened"]) == {"float16", "float32"}
+    assert {"bfloat16", "int8", "fp8"} == set(times["missing"])
+    ((name, row), *_) = times["cases"][0]["candidates"].items()
+    assert name == "engine float16, host to host"
+    assert row["p50_ms"] > 0
+    assert results["kernel times"]["device"] == "cuda"
+    assert results["one frame in nsys, tensorrt"]["cuda_gpu_kern_sum"][1]["Name"] == "overlay<a, b>"
+    assert results["kernels in ncu"]["kernels"][0]["registers"] == "40"
+    rows = {row["name"]: row for row in results["sweeps tensorrt"]["rows"]}
+    assert rows["wait=sleep"]["p50_ms"] > 0
+    assert rows["two lanes in two threads"]["two_frames_per_second"] > 0
+    assert rows["similarity, 16 classes, depth whole"]["us"] > 0
+
+
+def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
+    """A Jetson as it is delivered: no torch, no pytest, no profiler; then a plan that is wrong."""
+    machine = Machine(checkout, tmp_path, tools=["nvidia-smi"], tensorrt=True, hidden=NO_TORCH)
+    crash = write_program(tmp_path, "crash", "kill -SEGV $$")
+    options = ("--no-build", "--quick", "--program", crash, "--only", "engine")
+    done = machine.check(*options)
+    assert done.returncode == 3, done.stdout + done.stderr
+    _, record, steps = read_record(machine)
+    assert steps["frames tensorrt"]["state"] == "passed"
+    assert record["missing"] == ["frames torch", "engine tests"]
+    for plan in (machine.work / "home" / "engines").glob("*.plan"):
+        plan.unlink()
+    rest = ("--only", "kernels", "--only", "profiles", "--only", "sanitizers")
+    done = machine.check(*options, *rest, STAND_IN_WRONG="image_encoder")
+    assert done.returncode == 1, done.stdout + done.stderr
+    second = json.loads(
+        max(machine.out.iterdir(), key=lambda file: file.stat().st_mtime_ns).read_text()
+    )
+    assert second["failed"] == ["every kernel", "frames tensorrt"]  # a crash ends no other step
+    reason = second["results"]["frames tensorrt"]["rows"][0]["reason"]
+    assert "expected the golden sample within" in reason
+    assert "image_encoder.float16-" in reason
+    why = {step["name"]: step.get("reason") for step in second["steps"]}
+    assert why["every kernel"] == "exit status -11"
+    assert "pytest" in why["kernel tests"]
+    assert why["kernels in ncu"] == "no ncu; it is in Nsight Compute"
+    assert why["memcheck"] == "no compute-sanitizer; it is in the CUDA toolkit"
+    (record,) = (machine.work / "home" / "engines").glob("image_encoder.float16-*.plan.json")
+    assert json.loads(record.read_text())["golden"]["passed"] is False
+
+
+def test_what_was_found_outlives_an_ended_check(checkout, tmp_path):
+    """Ended from outside while a step hangs; the next call continues."""
+    machine = Machine(checkout, tmp_path, hidden=NO_TORCH)
+    hang = write_program(tmp_path, "hang", "echo $$ > hanging; exec sleep 600")
+    with machine.start("--quick", "--program", hang, "--only", "kernels") as process:
+        while not (checkout / "hanging").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        process.communicate()
+    pid = int((checkout / "hanging").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+    steps = read_record(machine)[2]
+    assert list(steps) == ["build", "build program"]
+    slow = ("--no-build", "--continue", "--only", "sanitizers", "--program", hang)
+    assert machine.check(*slow).returncode == 1  # racecheck
+    done = machine.check("--no-build", "--continue", "--minutes", "0.001", "--program", hang)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "== memcheck" not in done.stdout
+    later = json.loads(
+        max(machine.out.iterdir(), key=lambda file: file.stat().st_mtime_ns).read_text()
+    )
+    states = {step["name"]: step["state"] for step in later["steps"]}
+    assert (states["build"], states["memcheck"]) == ("passed", "passed")
+    why = {step["name"]: step.get("reason") for step in later["steps"]}
+    assert why["every kernel"] == "no time was left"
 
 
 def test_without_a_gpu_nothing_is_checked(checkout, tmp_path):
     if Path("/etc/nv_tegra_release").exists():
         pytest.skip("this is a Jetson, where nvidia-smi is not asked")
-    write_program(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\nexit 9\n")
-    done = check(checkout, "--out", tmp_path / "out", path=tmp_path / "bin")
+    machine = Machine(checkout, tmp_path, tools=[])
+    write_program(tmp_path / "bin", "nvidia-smi", "exit 9")
+    done = machine.check()
     assert done.returncode == 4
     assert "expected an NVIDIA GPU and its driver, got none" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not machine.out.exists()
 
 
 def test_an_extension_that_sees_no_gpu_is_said(checkout, tmp_path):
-    """The stand-in says that there is a GPU; the checkout's extension has no CUDA."""
-    broken = tmp_path / "checkout"
-    for folder in ("tools", "zsseg_rt"):
-        shutil.copytree(checkout / folder, broken / folder)
+    """The stand-in says that there is a GPU; the checkout's extension is none."""
+    broken = copy_checkout(tmp_path / "checkout")
     next((broken / "zsseg_rt").glob("_C*.so")).write_bytes(b"not a library")
-    write_program(tmp_path / "bin", "nvidia-smi", NVIDIA_SMI)
-    done = check(broken, "--no-build", "--out", tmp_path / "out", path=tmp_path / "bin")
+    done = Machine(broken, tmp_path).check("--no-build")
     assert done.returncode == 4
     assert "expected an extension that sees this GPU, got:" in done.stderr
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools" / "gpu_check"))
+def test_a_step_that_hangs_ends_with_its_children(tmp_path):
+    """Also those that it left behind; a limit of its own is a failure, one of the whole is not."""
     import gpu_processes
 
-    return gpu_processes
-
-
-def test_a_step_that_hangs_ends_with_its_children(processes, tmp_path, monkeypatch):
-    """Also those that it left behind; its limit is what is left of the whole."""
     alive = tmp_path / "alive"
     os.mkfifo(alive)
     # The child holds the pipe open for as long as it lives; the reader then sees its end.
     script = f"sleep 600 > {alive} & echo begun; sleep 600"
-    step = processes.Step(name="hangs", command=["bash", "-c", script], limit=600.0)
-    monkeypatch.setattr(processes, "TOTAL_SECONDS", 3.0)
+    step = gpu_processes.Step(name="hangs", command=["bash", "-c", script], limit=3.0)
     reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
-    outcome = processes.run_step(step, processes.time.monotonic())
-    assert outcome["state"] == "failed"
-    assert outcome["reason"].startswith("took longer than")
+    ticks = []
+    outcome = gpu_processes.run_step(step, 600.0, lambda: ticks.append(1))
+    assert (outcome["state"], outcome["reason"]) == ("failed", "took longer than 3 s")
     assert outcome["output"] == ["begun"]
+    assert ticks
     os.set_blocking(reader, True)
     assert os.read(reader, 1) == b""
     os.close(reader)
-    late = processes.run_step(step, processes.time.monotonic() - 600.0)
+    cut = gpu_processes.run_step(gpu_processes.Step(name="cut", command=["sleep", "600"]), 2.0)
+    assert (cut["state"], cut["reason"]) == ("missing", "only 2 s were left")
+    late = gpu_processes.run_step(step, 0.0)
     assert late == {"name": "hangs", "state": "missing", "reason": "no time was left"}
+    quick = gpu_processes.Step(name="quick", command=["sh", "-c", "echo not here; exit 3"])
+    told = gpu_processes.run_step(quick, 600.0)
+    assert (told["state"], told["reason"]) == ("missing", "not here")
 
 
-def test_only_files_with_gpu_tests_are_collected(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools" / "gpu_check"))
+def test_a_profiler_that_is_not_let_in_found_nothing(tmp_path):
+    ncu = write_program(
+        tmp_path, "ncu", "echo '==ERROR== ERR_NVGPUCTRPERM - no permission'; exit 1"
+    )
+    script = ROOT / "tools" / "gpu_check" / "gpu_profile.py"
+    options = ["--ncu", ncu, "--scratch", tmp_path, "--json", tmp_path / "found.json"]
+    done = subprocess.run(
+        [sys.executable, script, *options], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, "==ERROR== ERR_NVGPUCTRPERM - no permission\n")
+
+
+def test_only_files_with_gpu_tests_are_collected():
     from gpu_steps import gpu_test_files
 
     names = {path.name for path in gpu_test_files()}
@@ -163,9 +234,8 @@ def test_only_files_with_gpu_tests_are_collected(monkeypatch):
 ABSENT = "hypothesis open_clip typer rich cv2 onnx onnxscript openvino torchvision PIL"
 
 
-def test_gpu_tests_need_no_more_than_numpy_torch_and_pytest(monkeypatch):
+def test_gpu_tests_need_no_more_than_numpy_torch_and_pytest():
     """Each file is collected where all else is absent."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools" / "gpu_check"))
     from gpu_steps import gpu_test_files
 
     code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT.split()!r}))\n"

@@ -7,23 +7,22 @@ the check. Each step is a process of its own with a time limit. Python runs this
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
-import re
 import shutil
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_processes import ROOT, last_line, read_gpu, run_python, run_quietly, run_step
-from gpu_steps import build_steps, check_steps
+from gpu_models import find_model
+from gpu_processes import ROOT, Step, last_line, name_gpu, read_gpu, run_python, run_step
+from gpu_record import COPY, Record
+from gpu_steps import GROUPS, build_steps, check_steps
 
-RECORD_FORMAT = 1
 DEVICE_FACTS = """
 import json
 from zsseg_rt import ops
@@ -39,27 +38,24 @@ class GiveUpError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all steps and write the record; returns the exit status that gpu_check.sh names."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the running step ends too
     args = parse_arguments(arguments)
-    began = time.monotonic()
+    end = time.monotonic() + 60.0 * args.minutes
     try:
-        check_needs(args)
-        with tempfile.TemporaryDirectory() as folder:
-            work = Path(folder)
-            before = read_gpu()
-            outcomes = []
-            if not args.no_build:
-                outcomes = [run_step(step, began) for step in build_steps(work)]
-                if any(outcome["state"] != "passed" for outcome in outcomes):
-                    print("gpu_check: the build failed; nothing was checked", file=sys.stderr)
-                    return 1
-            facts = read_device()
-            outcomes += [run_step(step, began) for step in check_steps(args, work)]
-            record = make_record(facts, before, outcomes, work)
+        gpu = check_needs(args)
+        earlier = read_earlier(args)
+        prepare_folder(args.work, keep=earlier is not None)
+        record = Record(gpu, read_gpu(), args.out, args.work, earlier)
+        if not args.no_build and not run_steps(build_steps(args), record, end):
+            print("gpu_check: the build failed; nothing was checked", file=sys.stderr)
+            return 1
+        record.content |= read_device()
+        args.model = find_model(args.bundle, args.work, quick=args.quick)
+        run_steps(check_steps(args), record, end)
     except GiveUpError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 4
-    target = write_record(record, args.out)
-    return report(record, target)
+    return report(record)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -68,35 +64,79 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="use what was built before")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results",
                         metavar="FOLDER", help="where the record goes")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=30.0, metavar="M",
+                        help="in all; with fewer, later steps are left out")  # fmt: skip
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER",
+                        help="what prepare.sh wrote; default: build/gpu_check/models")  # fmt: skip
+    parser.add_argument("--continue", dest="earlier", action="store_true",
+                        help="leave out what the last call has done")  # fmt: skip
+    parser.add_argument("--only", action="append", choices=GROUPS,
+                        help="a group of steps; may be repeated")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a few tests, tiny benchmarks")
     parser.add_argument("--program", type=Path, help="zsseg_cuda_tests, built before")
-    return parser.parse_args(arguments)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu_check",
+                        metavar="FOLDER", help="what steps keep")  # fmt: skip
+    args = parser.parse_args(arguments)
+    if args.minutes <= 0.0:
+        parser.error(f"--minutes: expected more than 0, got {args.minutes:g}")
+    args.work = args.work.absolute()
+    args.bundle = (args.bundle or args.work / "models").absolute()
+    return args
 
 
-def check_needs(args: argparse.Namespace) -> None:
-    """Raise unless there are a GPU, the packages and a way to the extension."""
-    gpu = run_quietly("nvidia-smi", "-L") is not None
-    # A Jetson has no complete nvidia-smi but is known by its release file.
-    if not gpu and not Path("/etc/nv_tegra_release").exists():
+def check_needs(args: argparse.Namespace) -> str:
+    """Return the GPU's name; raise unless there are one, NumPy and a way to the extension."""
+    gpu = name_gpu()
+    if gpu is None:
         raise GiveUpError(
             "expected an NVIDIA GPU and its driver, got none: nothing was checked. Run this on a "
             "computer with a GPU."
         )
-    for package in ("numpy", "torch", "pytest"):
-        if importlib.util.find_spec(package) is None:
-            raise GiveUpError(
-                f"expected the package {package} in {sys.executable}, got nothing. Install it, or "
-                "name another interpreter with ZSSEG_PYTHON."
-            )
+    if importlib.util.find_spec("numpy") is None:
+        raise GiveUpError(
+            f"expected the package numpy in {sys.executable}, got nothing. Install it, or name "
+            "another interpreter with ZSSEG_PYTHON."
+        )
     if not args.no_build and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
         raise GiveUpError(
             "expected nvcc on PATH (often /usr/local/cuda/bin) or in CUDACXX, got neither. Install "
             "the CUDA toolkit, or use an extension that was built before: --no-build."
         )
+    return gpu
 
 
-def read_device() -> dict[str, Any]:
-    """Name and size of the GPU that the extension sees."""
+def read_earlier(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The record that this call continues, if it shall continue one."""
+    if not args.earlier:
+        return None
+    try:
+        found: dict[str, Any] = json.loads((args.work / COPY).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise GiveUpError(f"--continue: expected the last call's record, got: {exc}") from exc
+    return found
+
+
+def prepare_folder(work: Path, *, keep: bool) -> None:
+    """Make the working folder; what an earlier run measured goes, unless this continues it."""
+    if not keep:
+        shutil.rmtree(work / "results", ignore_errors=True)
+    (work / "results").mkdir(parents=True, exist_ok=True)
+
+
+def run_steps(steps: Iterable[Step], record: Record, end: float) -> bool:
+    """Run steps, of which an earlier call did some; returns whether all passed."""
+    passed = True
+    for step in steps:
+        outcome = record.earlier_outcome(step.name) if step.keeps else None
+        if outcome is None:
+            outcome = run_step(step, end - time.monotonic(), record.save)
+            record.add(outcome)
+        passed = passed and outcome["state"] == "passed"
+    return passed
+
+
+def read_device() -> Mapping[str, Any]:
+    """Size of the GPU that the extension sees."""
     done = run_python(DEVICE_FACTS)
     if done.returncode != 0:
         reason = last_line(done.stderr) if done.stderr.strip() else "it sees no CUDA device"
@@ -105,62 +145,28 @@ def read_device() -> dict[str, Any]:
             "than the CUDA that built it; build it here, without --no-build."
         )
     facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
-
-
-def make_record(
-    facts: Mapping[str, Any],
-    before: Mapping[str, Any],
-    outcomes: Sequence[Mapping[str, Any]],
-    work: Path,
-) -> dict[str, Any]:
-    """Everything that is worth keeping of a run."""
-    named = {state: [o["name"] for o in outcomes if o["state"] == state]
-             for state in ("failed", "missing")}  # fmt: skip
-    changes = run_quietly("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    benchmarks = {}
-    for name in ("kernels", "engine"):
-        file = work / f"{name}.json"
-        benchmarks[name] = json.loads(file.read_text()) if file.is_file() else None
     return {
-        "format": RECORD_FORMAT,
-        "gpu": facts["name"],
+        "device": facts["name"],
         "compute_capability": facts["compute_capability"],
         "memory_bytes": facts["total_memory"],
-        "driver": before["driver"],
         "cuda_runtime": facts["cuda_runtime"],
-        "before": {key: value for key, value in before.items() if key != "driver"},
-        "commit": run_quietly("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "changed": None if changes is None else bool(changes),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "passed": not named["failed"] and not named["missing"],
-        **named,
-        "steps": list(outcomes),
-        "benchmarks": benchmarks,
     }
 
 
-def write_record(record: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``<gpu>-<date>.json``; a second one of a day gets a number."""
-    gpu = re.sub(r"[^a-z0-9]+", "-", str(record["gpu"]).lower()).strip("-")
-    stem = f"{gpu}-{record['date'][:10]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    target, count = folder / f"{stem}.json", 1
-    while target.exists():
-        count += 1
-        target = folder / f"{stem}-{count}.json"
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    return target
-
-
-def report(record: Mapping[str, Any], target: Path) -> int:
+def report(record: Record) -> int:
     """Say how it went; returns the exit status."""
-    print(f"\nwrote {target}")
-    if record["failed"]:
-        print(f"gpu_check: failed: {', '.join(record['failed'])}", file=sys.stderr)
+    content = record.content
+    print(f"\nwrote {record.file}")
+    for row in content["expected"]:
+        if row["state"] == "off":
+            wanted = [f"{word.replace('_', ' ')} {row[word]:g}"
+                      for word in ("at_least", "at_most") if word in row]  # fmt: skip
+            print(f"off: {row['name']}: expected {' and '.join(wanted)}, got {row['measured']:g}")
+    if content["failed"]:
+        print(f"gpu_check: failed: {', '.join(content['failed'])}", file=sys.stderr)
         return 1
-    if record["missing"]:
-        print(f"gpu_check: nothing failed, but could not run: {', '.join(record['missing'])}")
+    if content["missing"]:
+        print(f"gpu_check: nothing failed, but could not run: {', '.join(content['missing'])}")
         return 3
     print("gpu_check: all passed")
     return 0

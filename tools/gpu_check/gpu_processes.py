@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
-TOTAL_SECONDS = 470.0
+MISSING_STATUS = 3  # of a step that could not run; its last line says why
+SECONDS = "{seconds}"  # in a command: for how long it may begin something new
+ENDING = 0.8  # share of the limit that this is; the rest is for what was begun
 TAIL_LINES = 60
 # Of nvidia-smi, with the names that the record uses.
 GPU_QUERY = {
@@ -40,10 +43,11 @@ class Step:
     Attributes:
         name: For the record.
         command: What runs.
-        limit: Seconds.
+        limit: Seconds at most; less where less is left of the whole.
         missing: Why it cannot run; "" if it can.
         environment: Added to this process's.
         junit: Where pytest writes its counts.
+        keeps: Whether its outcome holds in a later call that continues this one.
         watched: Whether the GPU's clocks and power are noted meanwhile.
     """
 
@@ -53,12 +57,15 @@ class Step:
     missing: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     junit: Path | None = None
+    keeps: bool = True
     watched: bool = False
 
 
-def run_step(step: Step, began: float) -> dict[str, Any]:
-    """Run a step within its limit and what is left of the whole; returns what the record holds."""
-    left = TOTAL_SECONDS - (time.monotonic() - began)
+def run_step(step: Step, left: float, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Run a step within its limit and the seconds left of the whole; returns what to record.
+
+    ``tick`` is called every few seconds meanwhile, so that what a step has kept so far is seen.
+    """
     missing = step.missing or ("" if left > 1.0 else "no time was left")
     if missing:
         print(f"\n== {step.name}: missing: {missing}", flush=True)
@@ -67,14 +74,19 @@ def run_step(step: Step, began: float) -> dict[str, Any]:
     print(f"\n== {step.name} (at most {limit:.0f} s)", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        status, readings = run_limited(step, limit, log)
+        status, readings = run_limited(step, limit, log, tick)
         log.seek(0)
         lines = log.read().replace(f"{ROOT}{os.sep}", "").splitlines()
     print("\n".join(lines[-TAIL_LINES:]), flush=True)
-    outcome: dict[str, Any] = {"name": step.name, "state": "passed" if status == 0 else "failed"}
+    states = {0: "passed", MISSING_STATUS: "missing"}
+    outcome: dict[str, Any] = {"name": step.name, "state": states.get(status, "failed")}
     outcome["seconds"] = round(time.monotonic() - start, 1)
-    if status is None:
+    if status is None and limit < step.limit:
+        outcome |= {"state": "missing", "reason": f"only {limit:.0f} s were left"}
+    elif status is None:
         outcome["reason"] = f"took longer than {limit:.0f} s"
+    elif status == MISSING_STATUS:
+        outcome["reason"] = last_line("\n".join(lines))
     elif status != 0:
         outcome["reason"] = f"exit status {status}"
     if status != 0:
@@ -87,10 +99,11 @@ def run_step(step: Step, began: float) -> dict[str, Any]:
 
 
 def run_limited(
-    step: Step, limit: float, log: Any
+    step: Step, limit: float, log: Any, tick: Callable[[], None]
 ) -> tuple[int | None, list[dict[str, float | str | None]]]:
     """Run a command in a group of its own, which is killed at the limit: status None then."""
-    command = [str(part) for part in step.command]
+    given = {SECONDS: str(int(ENDING * limit))}
+    command = [given.get(str(part), str(part)) for part in step.command]
     # The checkout's own package comes first, also for scripts in other folders.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, **step.environment}
@@ -110,6 +123,7 @@ def run_limited(
                 return process.wait(min(2.0, max(0.0, end - time.monotonic()))), readings
             if step.watched:
                 readings.append(read_gpu())
+            tick()
         return None, readings
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -117,13 +131,23 @@ def run_limited(
         process.wait()
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a few lines with the checkout's package."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, "-c", code]
+    given = {**os.environ, "PYTHONPATH": path, **environment}
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", "no answer in two minutes")
+
+
+def why_python_fails(code: str, **environment: str) -> str:
+    """The last line of what a few lines say where they fail; "" if they do not."""
+    done = run_python(code, **environment)
+    return "" if done.returncode == 0 else last_line(done.stderr)
 
 
 def run_quietly(*command: str) -> str | None:
@@ -149,6 +173,20 @@ def read_gpu() -> dict[str, float | str | None]:
     named = dict(zip(GPU_QUERY.values(), values, strict=False))
     driver = named.pop("driver")
     return {"driver": driver or None} | {key: to_number(text) for key, text in named.items()}
+
+
+def name_gpu() -> str | None:
+    """The first GPU's name, or the board's on a Jetson; None without one."""
+    # A Jetson has no complete nvidia-smi but is known by its release file.
+    if Path("/etc/nv_tegra_release").exists():
+        with contextlib.suppress(OSError):
+            return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
+        return "Jetson"
+    listed = run_quietly("nvidia-smi", "-L")
+    if not listed:
+        return None
+    found = re.match(r"GPU \d+: (.*?) \(UUID", listed)
+    return found[1] if found else listed.splitlines()[0]
 
 
 def to_number(text: str) -> float | None:

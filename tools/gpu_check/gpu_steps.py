@@ -1,32 +1,38 @@
-"""What there is to check."""
+"""What there is to check, in the order of what it tells."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gpu_processes import ROOT, Step, last_line, run_python, run_quietly
+from gpu_processes import ROOT, SECONDS, Step, run_quietly, why_python_fails
 
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+HERE = Path(__file__).resolve().parent
+QUICK_PATIENCE = 4.0
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
 # A test file holds GPU tests if it names the mark, or uses the fixture that runs on both devices.
 GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(")
 ENGINE_TESTS = "test_gpu_engine.py"
 # What the engine needs of torch and ONNX on the GPU, or the reason why it cannot have it.
 TORCH_FACTS = """
-import torch
 try:
-    import onnx
+    import torch, onnx
 except ImportError as exc:
-    raise SystemExit(f"needs the package onnx: {exc}")
+    raise SystemExit(f"needs the packages torch and onnx: {exc}")
 if not torch.cuda.is_available():
     raise SystemExit(f"torch {torch.__version__} sees no GPU: it needs a CUDA build of torch")
+"""
+TENSORRT_FACTS = """
+from zsseg_rt.backends._tensorrt_api import load_tensorrt
+load_tensorrt()
 """
 
 
@@ -36,7 +42,7 @@ def build_tree() -> Path:
     return ROOT / "build" / name
 
 
-def build_steps(work: Path) -> list[Step]:
+def build_steps(args: argparse.Namespace) -> list[Step]:
     """The extension for this GPU, then the program that launches every kernel."""
     environment = {"ZSSEG_CUDA": "ON", "ZSSEG_WERROR": "1"}
     environment["CMAKE_ARGS"] = "-DZSSEG_BUILD_CUDA_TESTS=ON " + os.environ.get("CMAKE_ARGS", "")
@@ -47,46 +53,206 @@ def build_steps(work: Path) -> list[Step]:
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     program = ["cmake", "--build", build_tree(), "--target", "zsseg_cuda_tests", "--parallel"]
     return [
-        Step(name="build", command=build, environment=environment, limit=240.0),
-        Step(name="build program", command=program, limit=60.0),
+        Step(name="build", command=build, environment=environment, limit=300.0, keeps=False),
+        Step(name="build program", command=program, limit=120.0, keeps=False),
     ]
 
 
-def check_steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
-    """Everything that runs on the GPU, cheapest first."""
-    program = args.program or build_tree() / "zsseg_cuda_tests"
-    no_program = "" if program.is_file() else "no zsseg_cuda_tests, which is built with nvcc"
+def check_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """Everything that runs on the GPU; where time runs out, the last ones give way."""
+    for name, steps in GROUPS.items():
+        for step in steps(args) if not args.only or name in args.only else ():
+            if args.quick:  # tiny work, but maybe on an emulated GPU
+                step.limit *= QUICK_PATIENCE
+            yield step
+
+
+def kernel_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """Are the kernels right?"""
     # Seconds on a GPU; half a minute of a quiet core on the emulated one.
-    yield Step(name="every kernel", command=[program], limit=180.0, missing=no_program)
-    yield from sanitizer_steps(program, no_program)
-    tests = sorted(str(path.relative_to(ROOT)) for path in gpu_test_files())
-    kernel_tests = [name for name in tests if not name.endswith(ENGINE_TESTS)]
+    yield Step(name="every kernel", command=[program(args)], limit=120.0, missing=no_program(args))
+    tests = [name for name in test_names() if not name.endswith(ENGINE_TESTS)]
     # On an emulated GPU all of them take minutes.
     few = ["-k", "overlay or all_finite or addresses"] if args.quick else []
-    yield pytest_step("kernel tests", [*kernel_tests, *few], work, limit=120.0)
-    no_engine = why_no_engine()
-    engine_tests = [name for name in tests if name.endswith(ENGINE_TESTS)]
-    yield pytest_step("engine tests", engine_tests, work, missing=no_engine)
-    kernels = [sys.executable, "tools/benchmark_kernels.py", "--device", "cuda"]
+    yield pytest_step("kernel tests", [*tests, *few], args)
+
+
+def engine_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """Does each backend label frames rightly, recorded and in two lanes?"""
+    model = ["--bundle", args.model] if args.model else []
+    given = ["--quick"] if args.quick else model
+    for backend, chosen, missing in backends():
+        command = [HERE / "gpu_frames.py", *given]
+        yield script_step(f"frames {backend}", command, args, chosen, missing, 180.0)
+    tests = [name for name in test_names() if name.endswith(ENGINE_TESTS)]
+    yield pytest_step("engine tests", tests, args, missing=why_no_torch())
+
+
+def time_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """How long does a frame take, beside torch?"""
+    tiny = ["--size", "tiny", "--rounds", "1"] if args.quick else []
+    for backend, chosen, missing in backends():
+        against = "eager" if backend == "torch" and not args.quick else "none"
+        command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", against]
+        command += ["--bundle", args.model or "", *tiny]
+        missing = missing or no_model(args)
+        yield script_step(f"frame times {backend}", command, args, chosen, missing, 150.0)
+    if not args.quick:
+        command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", "compiled"]
+        command += ["--bundle", args.model or ""]
+        missing = why_no_torch() or no_model(args)
+        yield script_step("compiled frame times torch", command, args, "torch", missing, 120.0)
+
+
+def kernel_time_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """How long do kernels take, beside their floors and rivals?"""
+    command = [ROOT / "tools" / "benchmark_kernels.py", "--device", "cuda"]
     quick = ["--quick", "--op", "overlay", "--op", "all_finite"] if args.quick else []
-    yield benchmark_step("kernels", [*kernels, *quick], work)
-    engine = [sys.executable, "benchmarks/engine.py", "--device", "cuda"]
-    size = ["--size", "tiny"] if args.quick else []
-    missing = no_engine or why_no_export()
-    yield benchmark_step("engine", [*engine, *size], work, missing=missing)
+    yield script_step("kernel times", [*command, *quick], args, None, "", 240.0)
 
 
-def sanitizer_steps(program: Path, no_program: str) -> Iterator[Step]:
-    """The program under each tool of compute-sanitizer."""
-    beside = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, beside)])
-    sanitizer = shutil.which("compute-sanitizer", path=path)
-    missing = no_program or ("" if sanitizer else "no compute-sanitizer; it is in CUDA's toolkit")
-    for tool in SANITIZERS:
+def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """What do NVIDIA's profilers see of one frame, and of five kernels?"""
+    quick = ["--quick"] if args.quick else []
+    base = [sys.executable, HERE / "gpu_profile.py", "--scratch", args.work]
+    nsys, no_nsys = find_tool("nsys", "Nsight Systems")
+    for backend, chosen, missing in backends():
+        options = ["--bundle", args.model or "", "--backend", chosen, *quick]
+        name, other = f"one frame in nsys, {backend}", f"one frame in torch's profiler, {backend}"
+        plain = [sys.executable, HERE / "gpu_target.py", "frame", "--json", result(args, other)]
+        within = [*base, "--nsys", nsys, "--json", result(args, name)]
+        missing = missing or no_model(args)
+        environment = engine_environment(args, backend)
+        yield Step(name=other, command=[*plain, *options], limit=60.0,
+                   missing=missing or why_no_torch(), environment=environment)  # fmt: skip
+        yield Step(name=name, command=[*within, *options], limit=90.0,
+                   missing=missing or no_nsys, environment=environment)  # fmt: skip
+    tool, absent = find_tool("ncu", "Nsight Compute")
+    command = [*base, "--ncu", tool, "--json", result(args, "kernels in ncu"), *quick]
+    yield Step(name="kernels in ncu", command=command, limit=150.0, missing=absent)
+
+
+def sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """The program under the tools of compute-sanitizer that tell most."""
+    yield from sanitizers(args, "memcheck", "racecheck")
+
+
+def sweep_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """Which settings are best here?"""
+    quick = ["--quick"] if args.quick else []
+    model = ["--bundle", args.model] if args.model else []
+    for backend, chosen, missing in backends():
+        if not missing:
+            command = [HERE / "gpu_sweeps.py", *quick, *model]
+            yield script_step(f"sweeps {backend}", command, args, chosen, "", 90.0)
+
+
+def other_sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """The sanitizer's other tools."""
+    yield from sanitizers(args, "initcheck", "synccheck")
+
+
+GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Step]]] = {
+    "kernels": kernel_steps,
+    "engine": engine_steps,
+    "times": time_steps,
+    "kernel-times": kernel_time_steps,
+    "profiles": profile_steps,
+    "sanitizers": sanitizer_steps,
+    "sweeps": sweep_steps,
+    "other-sanitizers": other_sanitizer_steps,
+}
+
+
+def program(args: argparse.Namespace) -> Path:
+    """The program that launches every kernel."""
+    return Path(args.program or build_tree() / "zsseg_cuda_tests")
+
+
+def no_program(args: argparse.Namespace) -> str:
+    """Why it cannot run; "" if it can."""
+    return "" if program(args).is_file() else "no zsseg_cuda_tests, which is built with nvcc"
+
+
+def no_model(args: argparse.Namespace) -> str:
+    """Why the large model is missing; "" if it is there."""
+    if args.model is not None:
+        return ""
+    return "no models: run tools/gpu_check/prepare.sh on any computer and bring its folder here"
+
+
+def result(args: argparse.Namespace, name: str) -> Path:
+    """Where a step keeps what it found."""
+    return Path(args.work) / "results" / f"{name}.json"
+
+
+def engine_environment(args: argparse.Namespace, backend: str) -> dict[str, str]:
+    """Plans are kept between steps and calls; two flavours of TensorRT may be installed."""
+    chosen = {"ZSSEG_TENSORRT": backend} if backend in FLAVOURS else {}
+    return {"ZSSEG_HOME": str(Path(args.work) / "home"), **chosen}
+
+
+def script_step(
+    name: str,
+    command: Sequence[str | Path],
+    args: argparse.Namespace,
+    backend: str | None,
+    missing: str,
+    limit: float,
+) -> Step:
+    """A script that keeps its results as it goes, with the GPU's clocks noted meanwhile."""
+    chosen = [] if backend is None else ["--backend", backend]
+    told = ["--seconds", SECONDS, "--json", result(args, name)]
+    return Step(
+        name=name,
+        command=[sys.executable, *command, *chosen, *told],
+        environment=engine_environment(args, name.split()[-1]),
+        limit=limit,
+        missing=missing,
+        watched=True,
+    )
+
+
+def pytest_step(
+    name: str, files: Sequence[str], args: argparse.Namespace, *, missing: str = ""
+) -> Step:
+    """GPU tests of some files, none of which may skip for want of a GPU."""
+    junit = Path(args.work) / f"{name}.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "--nightly", "-m", "needs_cuda"]
+    command += ["-p", "no:cacheprovider"]
+    return Step(
+        name=name,
+        command=[*command, f"--junitxml={junit}", *files],
+        environment={"ZSSEG_REQUIRE_CUDA": "1"},
+        limit=120.0,
+        missing=missing or why_python_fails("import pytest"),
+        junit=junit,
+    )
+
+
+def sanitizers(args: argparse.Namespace, *tools: str) -> Iterator[Step]:
+    """The program under tools of compute-sanitizer."""
+    sanitizer, absent = find_tool("compute-sanitizer", "the CUDA toolkit")
+    for tool in tools:
         # A poisoned result would hide that a kernel reads what nothing wrote.
         options = ["--unpoisoned"] if tool == "initcheck" else []
-        command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", program, *options]
-        yield Step(name=tool, command=command, limit=60.0, missing=missing)
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", program(args), *options]
+        yield Step(name=tool, command=command, limit=150.0, missing=no_program(args) or absent)
+
+
+def find_tool(name: str, package: str) -> tuple[str, str]:
+    """A program of NVIDIA's and "", or "" and why it is missing."""
+    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))]
+    homes += sorted(Path("/opt/nvidia").glob("nsight-*/*"), reverse=True)
+    folders = [str(folder) for home in homes for folder in (home / "bin", home)]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *folders])
+    found = shutil.which(name, path=path)
+    return (found, "") if found else ("", f"no {name}; it is in {package}")
+
+
+def test_names() -> list[str]:
+    """Test files that hold tests for a GPU, as the checkout names them."""
+    return sorted(str(path.relative_to(ROOT)) for path in gpu_test_files())
 
 
 def gpu_test_files() -> list[Path]:
@@ -95,42 +261,21 @@ def gpu_test_files() -> list[Path]:
     return [path for path in files if GPU_TESTS.search(path.read_text(encoding="utf-8"))]
 
 
-def pytest_step(
-    name: str, files: Sequence[str], work: Path, *, missing: str = "", limit: float = 90.0
-) -> Step:
-    """GPU tests of some files, none of which may skip for want of a GPU."""
-    junit = work / f"{name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "--nightly", "-m", "needs_cuda"]
-    command += ["-p", "no:cacheprovider"]
-    return Step(
-        name=name,
-        command=[*command, f"--junitxml={junit}", *files],
-        environment={"ZSSEG_REQUIRE_CUDA": "1"},
-        limit=limit,
-        missing=missing,
-        junit=junit,
-    )
+def backends() -> Iterator[tuple[str, str, str]]:
+    """Name, EngineConfig's word and what is missing of each backend: TensorRT's flavours too."""
+    installed = [name for name in FLAVOURS if importlib.util.find_spec(name) is not None]
+    for flavour in installed or FLAVOURS[:1]:
+        yield flavour, "tensorrt", why_no_tensorrt(flavour)
+    yield "torch", "torch", why_no_torch()
 
 
-def benchmark_step(name: str, command: Sequence[str], work: Path, *, missing: str = "") -> Step:
-    """A benchmark that writes JSON, with the GPU's clocks noted meanwhile."""
-    file = work / f"{name}.json"
-    return Step(
-        name=f"{name} benchmark",
-        command=[*command, "--json", str(file)],
-        limit=120.0,
-        missing=missing,
-        watched=True,
-    )
+@functools.cache
+def why_no_torch() -> str:
+    """Why torch cannot run graphs on this GPU; "" if it can."""
+    return why_python_fails(TORCH_FACTS)
 
 
-def why_no_engine() -> str:
-    """Why graphs cannot run on this GPU; "" if they can."""
-    done = run_python(TORCH_FACTS)
-    return "" if done.returncode == 0 else last_line(done.stderr)
-
-
-def why_no_export() -> str:
-    """Why the benchmark's model cannot be exported; "" if it can."""
-    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    return f"needs the package {absent[0]} to export a model" if absent else ""
+@functools.cache
+def why_no_tensorrt(flavour: str) -> str:
+    """Why TensorRT cannot be used; "" if it can."""
+    return why_python_fails(TENSORRT_FACTS, ZSSEG_TENSORRT=flavour)
