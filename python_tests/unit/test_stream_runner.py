@@ -12,6 +12,7 @@ from support.errors import refused
 from support.streams import MjpegServer, number_of, numbered, write_video
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
 from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.stream.hand_off import MOST_ON_GPU
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
@@ -409,3 +410,28 @@ def test_frames_on_a_gpu_are_labelled_there_and_fetched_only_for_those_who_look(
     assert found[1].frame.image is found[1].frame.image
     assert fetched == [1]
     assert found[1].frame.on_gpu == "planes 1"
+
+
+def test_frames_that_are_kept_leave_the_gpu_but_for_the_newest():
+    fetched = []
+
+    class OnGpu:
+        name, live = "video", False
+
+        def pictures(self, reader):
+            for number in range(MOST_ON_GPU + 8):
+
+                def fetch(number=number):
+                    fetched.append(number)
+                    return np.full((2, 3, 3), number, np.uint8)
+
+                yield Picture(image=fetch, on_gpu="planes", captured_at=0.0, clock="file")
+
+    kept = list(Stream([OnGpu()], lambda frame: label(numbered(0))))
+    assert fetched == list(range(8))
+    assert [seg.frame.on_gpu for seg in kept] == [None] * 8 + ["planes"] * MOST_ON_GPU
+    assert [int(seg.frame.image[0, 0, 0]) for seg in kept] == list(range(MOST_ON_GPU + 8))
+    fetched.clear()
+    for _ in Stream([OnGpu()], lambda frame: label(numbered(0))):
+        pass
+    assert fetched == []  # nobody kept one

@@ -25,7 +25,8 @@ class Frame:
         dropped_before: Frames of this source that were dropped since the one handed out before.
         image: uint8 [H, W, 3], in the engine's channel order. Of a frame that lies on a GPU it is
             made when it is first asked for.
-        on_gpu: The frame on the engine's GPU, as ``segment_device`` takes it, or None.
+        on_gpu: The frame on the engine's GPU, as ``segment_device`` takes it, or None. Of frames
+            that are kept, a stream's 32 newest stay there.
     """
 
     source: str
@@ -36,6 +37,10 @@ class Frame:
     dropped_before: int = 0
     image: npt.NDArray[np.uint8] = field(repr=False)
     on_gpu: Any = field(default=None, repr=False, compare=False)
+
+    def leave_gpu(self) -> None:
+        """Make ``image``, and hold no memory of the GPU any more: ``on_gpu`` becomes None."""
+        vars(self).update(image=self.image, on_gpu=None)
 
 
 class _Image:

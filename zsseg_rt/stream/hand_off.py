@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from zsseg_rt.stream.source import Picture
 
 QUEUE = 4
 """Pictures that policy ``all`` lets a source read ahead."""
+MOST_ON_GPU = 32
+"""Frames of a stream that callers may keep in a GPU's memory; older ones leave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class HandOff:
         self._next = 0  # the slot whose turn it is
         self._nudged = False
         self._closed = False
+        self._on_gpu: deque[weakref.ref[Frame]] = deque()
 
     def put(self, slot: int, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
         """Leave a picture; with policy ``all`` this waits for room.
@@ -118,8 +122,20 @@ class HandOff:
                 if slot.waiting:
                     self._next = position + 1
                     self._changed.notify_all()
-                    return slot.take()
-        return None
+                    frame = slot.take()
+                    break
+            else:
+                return None
+        if frame.on_gpu is not None:
+            self._make_room(frame)
+        return frame
+
+    def _make_room(self, frame: Frame) -> None:
+        """Let the oldest frame that somebody keeps leave the GPU, once there are too many."""
+        self._on_gpu = deque(held for held in self._on_gpu if held() is not None)
+        self._on_gpu.append(weakref.ref(frame))
+        if len(self._on_gpu) > MOST_ON_GPU and (oldest := self._on_gpu.popleft()()) is not None:
+            oldest.leave_gpu()
 
     def nudge(self) -> None:
         """Wake whoever waits, to look around."""

@@ -352,8 +352,8 @@ def _label(
         captured_at = frame.captured_at if own_time is None else own_time
         given = {"memory": memories[frame.source], "captured_at": captured_at}
     try:
-        pixels = frame.image if frame.on_gpu is None or given else frame.on_gpu
-        seg = segment(pixels, **given)
+        on_gpu = None if given else frame.on_gpu
+        seg = segment(frame.image if on_gpu is None else on_gpu, **given)
     except (ShapeError, DTypeError) as exc:
         return _Refused(frame.source, exc)
     return replace(seg, frame=frame), time.monotonic() - frame.captured_at
