@@ -269,15 +269,13 @@ class Engine:
             alpha: Weight of the colours in overlays, in [0, 1].
             steady: Whether labels are steadied along the motion; see :class:`FrameMemory`.
             skip_still: Whether frames that stand still get the last labels again.
-            rotation: When sinks that are files or folders begin new ones, and what is kept of the
-                old ones; None begins none and keeps all.
+            rotation: When sinks begin new files or folders, and what is kept; None begins none.
 
         Raises:
             ArgumentError: A source, sink or setting does not exist, or does not fit the family.
             SourceError: A list of sources cannot be read, the folder of a sink is absent, or its
                 port cannot be had.
-            BackendUnavailableError: PyAV or GStreamer is not installed for a sink, or OpenCV for a
-                memory.
+            BackendUnavailableError: PyAV or GStreamer is absent for a sink, OpenCV for a memory.
             EngineStateError: The engine is closed, or another lane is open that is needed.
         """
         self._require_open()
