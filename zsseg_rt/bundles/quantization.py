@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NARROW = ("int8", "fp8")
 """Precisions of 8 bits."""
@@ -62,6 +62,7 @@ class QuantizationSpec:
         layers: By graph, each layer that could be quantised and its precision.
         seed: What chose pictures and samples.
         masks: What is lost where masks say what is right; None without masks.
+        golden: By stage, how far the golden sample was off when the bundle was made.
     """
 
     agreement: float
@@ -73,6 +74,7 @@ class QuantizationSpec:
     layers: dict[str, dict[str, str]]
     seed: int = 0
     masks: MaskLoss | None = None
+    golden: dict[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

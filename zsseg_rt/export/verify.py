@@ -12,11 +12,18 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.families.registry import create_family
-from zsseg_rt.runtime.self_check import TOLERANCES, StageCheck, read_golden, scaled_error
+from zsseg_rt.runtime.self_check import (
+    TOLERANCES,
+    StageCheck,
+    read_golden,
+    scaled_error,
+    stage_tolerance,
+)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -93,7 +100,9 @@ def _one_graph(
                 where=where,
                 stage=stage,
                 error=scaled_error(found[spec.name], golden[stage]),
-                tolerance=TOLERANCES[precision].graph,
+                tolerance=stage_tolerance(bundle, precision, stage)
+                if precision in NARROW
+                else TOLERANCES[precision].graph,
             )
     finally:
         session.close()

@@ -48,10 +48,10 @@ TOLERANCES = {
     "float32": Tolerance(graph=1e-4, stage=1e-3, labels=1e-3),
     "bfloat16": Tolerance(stage=8e-2, labels=5e-3),
     "float16": Tolerance(graph=2e-2, stage=3e-2, labels=5e-3),
-    # a golden frame may be noise, on which single numbers go far astray; what pictures lose is
-    # measured when a bundle is quantised, and here only garbage is found
-    "int8": Tolerance(graph=1.0, stage=1.0, labels=2e-2),
-    "fp8": Tolerance(graph=1.0, stage=1.0, labels=2e-2),
+    # The least that stages may be off; see stage_tolerance. Of labels as clear as that, none
+    # differed in INT8, in two trained and three random networks; 0.7 % in FP8, in a random CAT-Seg.
+    "int8": Tolerance(stage=5e-2, labels=2e-2),
+    "fp8": Tolerance(stage=1e-1, labels=2e-2),
 }
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -142,7 +142,7 @@ def check_against_golden(
         StageCheck(
             stage=stage,
             error=scaled_error(found[stage], golden[stage]),
-            tolerance=tolerance.stage * rule.slack.get(stage, 1.0),
+            tolerance=stage_tolerance(bundle, precision, stage, rule.slack.get(stage, 1.0)),
         )
         for stage in rule.stages
         if stage in golden and stage in found
@@ -155,6 +155,19 @@ def check_against_golden(
         )
     )
     return SelfCheck(precision=precision, stages=tuple(stages))
+
+
+def stage_tolerance(bundle: Bundle, precision: str, stage: str, slack: float = 1.0) -> float:
+    """Largest accepted error of a stage.
+
+    In 8 bits it depends on the network and on its golden frame, which may be noise: 0.2 % to 45 %
+    was seen. So it is twice what was measured when the bundle was made, for other processors round
+    differently between the layers; a network with one wrong scale is off by more.
+    """
+    usual = slack * TOLERANCES.get(precision, TOLERANCES["float16"]).stage
+    made = bundle.quantization.get(precision)
+    measured = 0.0 if made is None else made.golden.get(stage, 0.0)
+    return max(usual, min(1.0, 2.0 * measured))
 
 
 def scaled_error(found: npt.NDArray[Any], golden: npt.NDArray[Any]) -> float:

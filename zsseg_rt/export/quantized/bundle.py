@@ -74,7 +74,7 @@ def quantize_bundle(
     Raises:
         ArgumentError: Too few pictures, pictures of one colour, a family without class scores, a
             graph without layers to quantise, or one that is quantised already.
-        SourceError, DatasetError: A picture cannot be read.
+        SourceError: Pictures cannot be read; the first ones are named.
         PrecisionNotApplied: INT8 on a CPU that does not multiply 8-bit numbers.
         BundleError: The bundle holds no float32 graphs, or ``out`` exists.
     """
@@ -169,11 +169,14 @@ class _Job:
         ]
         overwrite = self._settings.overwrite
         with new_bundle_folder(out, overwrite=overwrite, verify=True) as folder:
-            for entry in self._bundle.files():
+            graphs = {
+                name: {kind: entry for kind, entry in held.items() if kind != self._kind.name}
+                for name, held in self._bundle.graphs.items()
+            }
+            for entry in replace(self._bundle, graphs=graphs).files():
                 target = folder / entry.file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._bundle.open_path(entry), target)
-            graphs = {name: dict(held) for name, held in self._bundle.graphs.items()}
             for name, model in self._graphs(chosen).items():
                 entry = write_graph(model, name, folder, self._kind.name)
                 graphs[name][self._kind.name] = entry
@@ -279,6 +282,7 @@ class _Job:
             layers=layers,
             seed=self._settings.seed,
             masks=masks,
+            golden=found.golden,
         )
 
     def _reports(

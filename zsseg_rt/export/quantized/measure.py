@@ -47,6 +47,7 @@ class Reference:
         clear: Per picture, where it is clear, bool [gh, gw].
         dataset: What pictures and masks are from; None without masks.
         miou: What it reaches on the masks; empty without.
+        golden: Whether candidates are compared with the golden sample too.
     """
 
     pictures: tuple[Picture, ...]
@@ -55,25 +56,31 @@ class Reference:
     clear: tuple[npt.NDArray[np.bool_], ...]
     dataset: SegmentationDataset | None
     miou: Figures
+    golden: bool
 
     def first(self, count: int) -> Reference:
-        """The same for the first pictures, without masks."""
+        """The same for the first pictures alone."""
         return replace(
             self,
             pictures=self.pictures[:count],
             labels=self.labels[:count],
             clear=self.clear[:count],
             dataset=None,
+            golden=False,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Shares of cells with float32's label, where it is clear and everywhere; mIoU with masks."""
+    """Shares of cells with float32's label, where it is clear and everywhere; mIoU with masks.
+
+    ``golden`` is how far the golden sample is off, by stage.
+    """
 
     clear: float
     everywhere: float
     miou: Figures = field(default_factory=dict)
+    golden: dict[str, float] = field(default_factory=dict)
 
 
 def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
@@ -116,6 +123,7 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
         clear=tuple(clear),
         dataset=pictures.dataset,
         miou=masks.figures(),
+        golden=engine.bundle.golden is not None,
     )
 
 
@@ -133,10 +141,12 @@ def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
             counted += int(clear.sum())
             same_anywhere += int(equal.sum())
             cells += equal.size
+        stages = engine.self_check().stages if reference.golden else ()
     return Agreement(
         clear=same / counted if counted else 1.0,
         everywhere=same_anywhere / cells,
         miou=masks.figures(),
+        golden={one.stage: round(one.error, 4) for one in stages if one.stage != "labels"},
     )
 
 
@@ -183,11 +193,11 @@ def candidate(
         for name, held in bundle.graphs.items()
         if name not in graphs and "float32" in held
     }
-    for entry in replace(bundle, graphs=kept, golden=None).files():
+    for entry in replace(bundle, graphs=kept).files():
         link_or_copy(bundle.open_path(entry), folder / entry.file)
     entered = "int8" if precision == "int8" else "float32"
     made = {name: {entered: write_graph(m, name, folder, precision)} for name, m in graphs.items()}
-    return replace(bundle, path=folder, graphs=kept | made, golden=None, quantization={})
+    return replace(bundle, path=folder, graphs=kept | made, quantization={})
 
 
 def write_graph(model: onnx.ModelProto, name: str, folder: Path, precision: str) -> GraphEntry:
