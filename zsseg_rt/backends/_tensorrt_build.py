@@ -275,18 +275,24 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
 
 def _check_narrow(graph_path: Path, report: Mapping[str, Any]) -> None:
     """Refuse FP8 for GPUs without it, and networks with fewer 8-bit layers than the graph has."""
-    kind, capability = report["precision"], str(report["capability"])
-    major, _, minor = capability.partition(".")
-    if kind == "fp8" and minor.isdigit() and (int(major), int(minor)) < _FP8_SINCE:
-        raise PrecisionNotApplied(
-            f"precision: expected a GPU of compute capability 8.9 or newer for 'fp8', got "
-            f"{capability}. Use 'int8' or 'float16'."
-        )
+    kind = report["precision"]
+    if kind == "fp8":
+        require_fp8(str(report["capability"]))
     promised = quantised_layers(map_file(graph_path))
     if report["narrow_layers"] < promised:
         raise PrecisionNotApplied(
             f"precision: expected {promised} layers of {graph_path.name} in {kind!r}, but TensorRT "
             f"read {report['narrow_layers']} of them so. Use precision='float16'."
+        )
+
+
+def require_fp8(capability: str) -> None:
+    """Refuse GPUs that do not compute in FP8."""
+    major, _, minor = capability.partition(".")
+    if minor.isdigit() and (int(major), int(minor)) < _FP8_SINCE:
+        raise PrecisionNotApplied(
+            f"precision: expected a GPU of compute capability 8.9 or newer for 'fp8', got "
+            f"{capability}. Use 'int8' or 'float16'."
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,14 @@ from zsseg_rt.cli.options import (
     check_activation,
     read_size,
 )
-from zsseg_rt.cli.output import EXIT_GATE, ProgressBar, check_file_place, terminal, write_json
+from zsseg_rt.cli.output import (
+    EXIT_GATE,
+    ProgressBar,
+    UserInterrupt,
+    check_file_place,
+    terminal,
+    write_json,
+)
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
@@ -271,7 +280,7 @@ def quantize(
         from zsseg_rt.export.quantized.bundle import quantize_bundle
         from zsseg_rt.export.quantized.report import QuantizeSettings
     settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
-    with stopped_by_signals(_interrupt), ProgressBar() as bar:
+    with _interruptible(), ProgressBar() as bar:
         report = quantize_bundle(
             loaded,
             out,
@@ -288,8 +297,18 @@ def quantize(
         raise typer.Exit(EXIT_GATE)
 
 
-def _interrupt() -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end work as Ctrl-C does, with whatever it holds tidied up."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with stopped_by_signals(interrupt):
+            yield
+    except KeyboardInterrupt:
+        raise UserInterrupt("interrupted; nothing half-written was left") from None
 
 
 def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str | list[str]]:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper, version_converter
 
 from zsseg_rt.errors import ArgumentError
 
 FloatArray = npt.NDArray[np.float32]
 _COLOURS = 3
+_OLDEST, _OPSET = 19, 20  # before 19, QuantizeLinear takes neither float16 nor gives E4M3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,10 @@ def read_plain(path: Any) -> onnx.ModelProto:
     """Read a graph; weights that are stored in float16 and cast become float32 weights.
 
     Raises:
-        ArgumentError: The graph is quantised already.
+        ArgumentError: The graph is quantised already, or of an operator set that is too old and
+            cannot be converted.
     """
-    model = onnx.load(path)
+    model = _converted(onnx.load(path), path.name)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise ArgumentError(
             f"bundle: expected a graph in float32, got {path.name}, which is quantised already. "
@@ -62,6 +64,20 @@ def read_plain(path: Any) -> onnx.ModelProto:
     model.graph.node.extend(kept)
     drop_unused(model)
     return model
+
+
+def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The same graph in an operator set whose Q/DQ nodes take float16 and E4M3."""
+    found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if found >= _OLDEST:
+        return model
+    try:
+        return version_converter.convert_version(model, _OPSET)
+    except (RuntimeError, version_converter.ConvertError) as exc:
+        raise ArgumentError(
+            f"bundle: expected graphs of operator set {_OLDEST} or newer, got {found} in {name}, "
+            f"which cannot be converted: {str(exc).splitlines()[0]} Export it at opset {_OPSET}."
+        ) from exc
 
 
 def drop_unused(model: onnx.ModelProto) -> None:

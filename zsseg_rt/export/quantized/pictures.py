@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.errors import ArgumentError, DatasetError, SourceError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.photos.files import find_photos, read_photo
 
 FEWEST, MOST = 8, 512
 _MOST_MEASURED = 128
+_MOST_NAMED = 5  # of pictures that cannot be read
 _HELD_BACK = 4  # one picture in so many is measured on, and gives no ranges
 
 Picture = Callable[[], Sample]
@@ -53,7 +54,7 @@ def choose_pictures(
 
     Raises:
         ArgumentError: Neither is given, there are too few, or all are of one colour.
-        SourceError, DatasetError: A picture cannot be read.
+        SourceError: Pictures cannot be read; the first ones are named.
     """
     rng = np.random.default_rng(seed)
     ranged: Sequence[Picture] = ()
@@ -90,14 +91,21 @@ def _checked(
     pictures: Sequence[Picture], ranged: int, advance: Callable[[str, int, int], None]
 ) -> tuple[str, ...]:
     """The pictures' hashes."""
-    hashes, plain = [], 0
+    hashes, plain, bad = list[str](), 0, list[str]()
     for place, picture in enumerate(pictures):
-        sample = picture()
+        try:
+            sample = picture()
+        except (SourceError, DatasetError) as exc:
+            bad.append(str(exc))
+            continue
         is_file = sample.labels.size == 0
         own = hashlib.sha256(sample.image.tobytes()).hexdigest
         hashes.append(sha256_of(Path(sample.name)) if is_file else own())
         plain += place < ranged and bool(sample.image.min() == sample.image.max())
         advance("read", place + 1, len(pictures))
+    if bad:
+        more = f" (and {len(bad) - _MOST_NAMED} more)" if len(bad) > _MOST_NAMED else ""
+        raise SourceError("; ".join(bad[:_MOST_NAMED]) + more)
     if plain == ranged:
         raise ArgumentError(
             f"photos: expected pictures with content, got {plain} of one colour each. Give "
