@@ -238,6 +238,13 @@ def test_files_with_pickles_are_refused(tmp_path):
         models.create_model("tips", vision=path)
 
 
+def test_files_that_grow_too_much_are_refused(tmp_path):
+    path = tmp_path / "vision.npz"
+    np.savez_compressed(path, cls_token=np.zeros(1 << 22, np.float32))
+    with pytest.raises(CheckpointError, match=r"16777\d+ bytes in a file of \d+"):
+        models.create_model("tips", vision=path)
+
+
 def test_files_and_tensors_make_the_same_model(tmp_path):
     towers = {"vision": golden_tips.vision(), "text": golden_tips.text(vocab=7)}
     towers["text"]["temperature"] = np.float32(0.05)

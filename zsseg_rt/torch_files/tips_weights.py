@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,20 @@ TEMPLATES = (
 
 _HEADS = {1152: 16}  # of SO/14; other towers have one per 64 channels
 _LISTED = 4
+_MOST_EXPANSION = 16  # weights hardly shrink in a zip file
+# What zipfile and NumPy raise on damaged files.
+_READING_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _REMEDY = "Get the authors' tips_v2_oss_b14 or l14 files again."
 
 
@@ -138,11 +155,13 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
 
 def _read(path: Path) -> dict[str, Array]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            claimed, size = sum(one.file_size for one in archive.infolist()), path.stat().st_size
+        if claimed > _MOST_EXPANSION * size:
+            raise ValueError(f"{claimed} bytes in a file of {size}")
         with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("a single array")
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as exc:
+    except _READING_ERRORS as exc:
         raise CheckpointError(
             f"{path.name}: expected a TIPSv2 .npz file of plain arrays, got one that cannot be "
             f"read ({type(exc).__name__}: {str(exc)[:120]}). {_REMEDY}"
