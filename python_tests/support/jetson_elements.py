@@ -7,6 +7,7 @@ parse, negotiate and run with such elements; not that a Jetson's own behave the 
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 import cv2
@@ -201,7 +202,8 @@ class Nvdec(Chain, Gst.Bin):
 
     def __init__(self):
         super().__init__()
-        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standinintocuda")
+        fails = "identity name=decoder error-after=1 ! " if os.environ.get("NVDEC_FAILS") else ""
+        self.hold(f"{fails}avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standinintocuda")
 
 
 @element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))

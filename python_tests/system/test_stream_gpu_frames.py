@@ -95,6 +95,13 @@ def test_nvdec_s_frames_are_copied_within_the_gpu(rtsp_cameras, library):
     assert told.stand_in == {"images": 0, "resources": 0, "copies": 6, "syncs": 3}
 
 
+def test_a_stream_that_nvdec_refuses_is_decoded_on_the_cpu(rtsp_cameras, library):
+    given = ("--jetson", "nvh264dec", "nvh265dec", "--nvidia", str(library))
+    told = read(rtsp_cameras().url, 2, *given, NVDEC_FAILS="1")
+    assert [p["path"] for p in told.pictures] == ["host"] * 2
+    assert told.log.count("pass through the CPU's memory") == 1
+
+
 @pytest.mark.parametrize(("size", "planes"), [("64x48", [[48, 64], [24, 32, 2]]), ("63x47", [])])
 def test_frames_in_the_cpu_s_memory_are_uploaded_as_they_were_decoded(library, size, planes):
     """Odd sizes have no colour of their own for the last pixels: they go as RGB."""

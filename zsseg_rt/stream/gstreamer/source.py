@@ -61,10 +61,7 @@ class GstSource:
                     found = True
                     yield picture
             except SourceError as exc:
-                is_refused = isinstance(exc, NotMappedError) or (
-                    frames.path != "host" and "not-negotiated" in str(exc)
-                )
-                if found or not is_refused:
+                if found or not (isinstance(exc, NotMappedError) or _blames(frames.path, str(exc))):
                     raise
                 self.refusals.append(str(exc))
                 _log.warning("%s: frames pass through the CPU's memory: %s", self.name, exc)
@@ -168,6 +165,12 @@ class GstSource:
             clock=clock,
             pts_seconds=(stamp - start) / 1e9 if has_time else None,
         )
+
+
+def _blames(path: str, error: str) -> bool:
+    """Whether a pipeline's error may be gone on another path; NVDEC takes fewer streams."""
+    words = {"nvmm": ("not-negotiated",), "cuda": ("not-negotiated", "cannot be read: decoder: ")}
+    return any(word in error for word in words.get(path, ()))
 
 
 def keeps_to_host() -> bool:
