@@ -21,6 +21,12 @@ def label_dtype(num_classes: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if num_classes <= 254 else np.uint16)
 
 
+def is_half(array: npt.NDArray[Any]) -> bool:
+    """Whether float16 holds every number exactly."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One named input or output of a graph.

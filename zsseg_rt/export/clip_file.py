@@ -34,9 +34,9 @@ from zsseg_rt.export.networks.clip import ImageTower, TextTower
 from zsseg_rt.export.networks.heads import HEADS, dense_embeds
 from zsseg_rt.export.networks.onnx_file import OPSET
 from zsseg_rt.export.networks.text import WrittenText
-from zsseg_rt.export.networks.weights import MEAN, STD, ClipTensors, check_heads, read_clip
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, imagenet_templates
+from zsseg_rt.torch_files.clip_arrays import MEAN, STD, ClipTensors, check_heads, read_clip
 from zsseg_rt.torch_files.clip_space import describe_space
 
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.common.arrays import TensorSpec, is_half
 from zsseg_rt.export.networks.arrays import compute
 from zsseg_rt.export.networks.network import (
     Network,
     Node,
     Weight,
-    is_half,
     weight_of,
 )
 from zsseg_rt.export.networks.operations import (

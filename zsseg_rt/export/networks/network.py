@@ -53,9 +53,3 @@ class Network:
 def weight_of(array: npt.NDArray[Any]) -> Weight:
     """A constant that is written as it is."""
     return Weight(array, np.asarray(array).dtype.name)
-
-
-def is_half(array: npt.NDArray[Any]) -> bool:
-    """Whether float16 holds every number exactly."""
-    with np.errstate(over="ignore"):
-        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))

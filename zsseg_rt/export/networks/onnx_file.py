@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import zsseg_rt
-from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.export.networks.network import Network, Node, Weight, is_half
+from zsseg_rt.common.arrays import TensorSpec, is_half
+from zsseg_rt.export.networks.network import Network, Node, Weight
 
 OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is unknown to TensorRT
 _IR_VERSION = 10

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from zsseg_rt.common.arrays import is_half
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.export.networks.network import is_half
-from zsseg_rt.export.networks.operations import Array
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
+
+Array = npt.NDArray[Any]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
