@@ -11,7 +11,7 @@ namespace zsseg {
 
 constexpr std::int64_t kMaxSide = 32767;  // longest side of frames and results
 
-// ITU-R's two ways from a camera's brightness and colour to RGB, of limited range and of full range.
+// ITU-R's two ways from a camera's brightness and colour to RGB, of limited range and of full.
 enum class ColourMatrix { kBt601, kBt709, kBt601Full, kBt709Full };
 
 struct PreprocessParams {
