@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt.common.arrays import is_half
 from zsseg_rt.errors import CheckpointError
+from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, norm, some
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
-
-Array = npt.NDArray[Any]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,8 +23,7 @@ _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final."
 _UNUSED = {"attn_mask", "context_length", "input_resolution", "logit_bias", "logit_scale"}
 _UNUSED |= {"vocab_size"}
 _FLOATS = {"F16", "F32", "F64"}
-_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
-_LISTED = 4
+_WHAT = "a CLIP ViT"
 _ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's .safetensors from open_clip."
 
 
@@ -88,13 +83,7 @@ def read_clip(source: str | Path) -> ClipTensors:
 
 def check_heads(name: str, given: int | None, width: int) -> int:
     """Attention heads of a tower: as given, or one per 64 channels."""
-    heads = max(1, width // 64) if given is None else given
-    if heads < 1 or width % heads:
-        raise CheckpointError(
-            f"{name}: expected a divisor of the width {width}, got {heads}. "
-            "Give the number that the weights were trained with."
-        )
-    return heads
+    return divisor(name, max(1, width // 64) if given is None else given, width)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -114,7 +103,7 @@ def _read(path: Path) -> dict[str, Array]:
             wrong = [f"{k} ({kinds[k]})" for k in keys if kinds[k] not in _FLOATS and _is_used(k)]
             if wrong:
                 raise CheckpointError(
-                    f"{path.name}: expected weights in float32 or float16, got {_some(wrong)}. "
+                    f"{path.name}: expected weights in float32 or float16, got {some(wrong)}. "
                     "Save them as float32."
                 )
             return {k: _float32(file.get_tensor(k)) for k in keys if kinds[k] in _FLOATS}
@@ -147,103 +136,46 @@ def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], 
     if unknown or not visual:
         raise CheckpointError(
             f"{name}: expected names of a CLIP ViT such as 'visual.conv1.weight', got "
-            f"{_some(unknown or list(tensors))}. {_ANOTHER}"
+            f"{some(unknown or list(tensors))}. {_ANOTHER}"
         )
     if not text:
         raise CheckpointError(
             f"{name}: expected a text tower beside the image tower, got none. "
             "Class names need it: get the file with both towers."
         )
-    _check(visual, _image_shapes(visual, name), f"{name}: visual")
-    _check(text, _text_shapes(text, visual["proj"].shape[1], name), f"{name}: text")
+    image = Checked(tensors=visual, where=f"{name}: visual", what=_WHAT, remedy=_ANOTHER)
+    image.check(_image_shapes(image))
+    words = Checked(tensors=text, where=f"{name}: text", what=_WHAT, remedy=_ANOTHER)
+    words.check(_text_shapes(words, visual["proj"].shape[1]))
     return visual, text
 
 
-def _image_shapes(tensors: Mapping[str, Array], name: str) -> dict[str, tuple[int, ...]]:
-    width, _, patch, _ = _shape(tensors, "conv1.weight", 4, name)
-    rows = _shape(tensors, "positional_embedding", 2, name)[0]
+def _image_shapes(tower: Checked) -> Shapes:
+    width, _, patch, _ = tower.shape("conv1.weight", 4)
+    rows = tower.shape("positional_embedding", 2)[0]
     side = math.isqrt(max(rows - 1, 0))
     if side < 1 or 1 + side**2 != rows:
         raise CheckpointError(
-            f"{name}: visual.positional_embedding: expected one row and those of a square grid, "
+            f"{tower.where}: positional_embedding: expected one row and those of a square grid, "
             f"got {rows} rows. {_ANOTHER}"
         )
     return {
         "conv1.weight": (width, 3, patch, patch),
         "class_embedding": (width,),
         "positional_embedding": (rows, width),
-        "proj": (width, _shape(tensors, "proj", 2, name)[1]),
-        **_norm("ln_pre", width),
-        **_norm("ln_post", width),
-        **_blocks(tensors, width, name),
+        "proj": (width, tower.shape("proj", 2)[1]),
+        **norm("ln_pre", width),
+        **norm("ln_post", width),
+        **tower.blocks(width),
     }
 
 
-def _text_shapes(
-    tensors: Mapping[str, Array], embed_dim: int, name: str
-) -> dict[str, tuple[int, ...]]:
-    length, width = _shape(tensors, "positional_embedding", 2, name)
+def _text_shapes(tower: Checked, embed_dim: int) -> Shapes:
+    length, width = tower.shape("positional_embedding", 2)
     return {
         "token_embedding.weight": (_VOCAB_SIZE, width),
         "positional_embedding": (length, width),
         "text_projection": (width, embed_dim),
-        **_norm("ln_final", width),
-        **_blocks(tensors, width, name),
+        **norm("ln_final", width),
+        **tower.blocks(width),
     }
-
-
-def _blocks(tensors: Mapping[str, Array], width: int, name: str) -> dict[str, tuple[int, ...]]:
-    numbers = {int(found[1]) for key in tensors if (found := _BLOCK.match(key))}
-    first = "transformer.resblocks.0.mlp.c_fc.weight"
-    hidden = _shape(tensors, first, 2, name)[0]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number in range(len(numbers)):
-        block = f"transformer.resblocks.{number}"
-        shapes |= _norm(f"{block}.ln_1", width) | _norm(f"{block}.ln_2", width)
-        for part, rows, columns in (
-            ("attn.out_proj.", width, width),
-            ("attn.in_proj_", 3 * width, width),
-            ("mlp.c_fc.", hidden, width),
-            ("mlp.c_proj.", width, hidden),
-        ):
-            shapes[f"{block}.{part}weight"] = (rows, columns)
-            shapes[f"{block}.{part}bias"] = (rows,)
-    return shapes
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _shape(tensors: Mapping[str, Array], key: str, axes: int, name: str) -> tuple[int, ...]:
-    shape = tensors[key].shape if key in tensors else None
-    if shape is None or len(shape) != axes:
-        raise CheckpointError(
-            f"{name}: {key}: expected a tensor of {axes} axes, got "
-            f"{'none' if shape is None else list(shape)}. {_ANOTHER}"
-        )
-    return tuple(shape)
-
-
-def _check(tensors: Mapping[str, Array], shapes: Mapping[str, Any], where: str) -> None:
-    wrong = [f"{key} missing" for key in shapes if key not in tensors]
-    wrong += [f"{key} unknown" for key in tensors if key not in shapes]
-    for key, shape in shapes.items():
-        if key in tensors and tensors[key].shape != shape:
-            wrong.append(f"{key} {list(tensors[key].shape)} instead of {list(shape)}")
-    if wrong:
-        raise CheckpointError(
-            f"{where}: expected the {len(shapes)} tensors of a CLIP ViT, got {_some(wrong)}. "
-            f"{_ANOTHER}"
-        )
-    broken = [key for key, value in tensors.items() if not np.isfinite(value).all()]
-    if broken:
-        raise CheckpointError(
-            f"{where}: expected finite weights, got NaN or infinity in {_some(broken)}. "
-            "Get the file again."
-        )
-
-
-def _some(items: list[str]) -> str:
-    listed = ", ".join(item[:100] for item in items[:_LISTED]) or "none"
-    return listed + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt.errors import CheckpointError
-
-Array = npt.NDArray[Any]
+from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, linear, norm
 
 PATCH = 14
 CONTEXT_LENGTH = 64  # tokens per prompt
@@ -44,7 +42,7 @@ TEMPLATES = (
 """The nine prompts that the authors evaluate with, TCL's."""
 
 _HEADS = {1152: 16}  # of SO/14; other towers have one per 64 channels
-_LISTED = 4
+_WHAT = "a TIPSv2 tower"
 _MOST_EXPANSION = 16  # weights hardly shrink in a zip file
 # What zipfile and NumPy raise on damaged files.
 _READING_ERRORS = (
@@ -85,8 +83,8 @@ class TipsTensors:
     def num_parameters(self) -> int:
         """Numbers in the authors' files, LayerScale and the unused mask token included."""
         held = sum(part.size for tower in (self.visual, self.text) for part in tower.values())
-        depth = _depth(self.visual, r"transformer\.resblocks\.(\d+)\.")
-        return held + self.width * (2 * depth + 1)
+        scaled = sum(key.endswith("_proj.bias") for key in self.visual)  # two in each block
+        return held + self.width * (scaled + 1)
 
     @property
     def grid_side(self) -> int:
@@ -123,10 +121,11 @@ def sort_tips(
     """
     vision, text = _arrays(vision), _arrays(text)
     given = {key: value for key, value in text.items() if key != "temperature"}
-    shapes = _image_shapes(vision, names[0])
-    _check(vision, shapes, names[0])
+    image = Checked(tensors=vision, where=names[0], what=_WHAT, remedy=_REMEDY)
+    image.check(_image_shapes(image))
     if given:
-        _check(given, _text_shapes(given, shapes["norm.weight"][0], names[1]), names[1])
+        words = Checked(tensors=given, where=names[1], what=_WHAT, remedy=_REMEDY)
+        words.check(_text_shapes(words, image.shape("norm.weight", 1)[0]))
     return TipsTensors(
         visual=_renamed(vision),
         text=given,
@@ -136,13 +135,7 @@ def sort_tips(
 
 def heads_of(name: str, given: int | None, width: int) -> int:
     """Attention heads of a tower: as given, or the published number."""
-    heads = _HEADS.get(width, max(1, width // 64)) if given is None else given
-    if heads < 1 or width % heads:
-        raise CheckpointError(
-            f"{name}: expected a divisor of the width {width}, got {heads}. "
-            "Give the number that the weights were trained with."
-        )
-    return heads
+    return divisor(name, _HEADS.get(width, max(1, width // 64)) if given is None else given, width)
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
@@ -168,19 +161,20 @@ def _read(path: Path) -> dict[str, Array]:
         ) from exc
 
 
-def _image_shapes(tensors: Mapping[str, Array], name: str) -> dict[str, tuple[int, ...]]:
-    if any(".mlp.w12." in key for key in tensors):
+def _image_shapes(tower: Checked) -> Shapes:
+    if any(".mlp.w12." in key for key in tower.tensors):
         raise CheckpointError(
-            f"{name}: expected MLPs of two layers (blocks.0.mlp.fc1), got SwiGLU "
+            f"{tower.where}: expected MLPs of two layers (blocks.0.mlp.fc1), got SwiGLU "
             "(blocks.0.mlp.w12), as in TIPSv2 g/14, which is not supported. Use B/14 or L/14, "
             "which the authors found to label no worse."
         )
-    width = _shape(tensors, "patch_embed.proj.weight", 4, name)[0]
-    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, name)[0]
-    rows = _shape(tensors, "pos_embed", 3, name)[1]
-    if math.isqrt(rows - 1) ** 2 + 1 != rows:
+    width = tower.shape("patch_embed.proj.weight", 4)[0]
+    hidden = tower.shape("blocks.0.mlp.fc1.weight", 2)[0]
+    rows = tower.shape("pos_embed", 3)[1]
+    if rows < 2 or math.isqrt(rows - 1) ** 2 + 1 != rows:
         raise CheckpointError(
-            f"{name}: pos_embed: expected one row and those of a square grid, got {rows}. {_REMEDY}"
+            f"{tower.where}: pos_embed: expected one row and those of a square grid, got {rows}. "
+            f"{_REMEDY}"
         )
     shapes = {
         "cls_token": (1, 1, width),
@@ -189,72 +183,26 @@ def _image_shapes(tensors: Mapping[str, Array], name: str) -> dict[str, tuple[in
         "mask_token": (1, width),
         "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
         "patch_embed.proj.bias": (width,),
-        **_norm("norm", width),
+        **norm("norm", width),
     }
-    for block in range(_depth(tensors, r"blocks\.(\d+)\.")):
-        at = f"blocks.{block}"
-        shapes |= _norm(f"{at}.norm1", width) | _norm(f"{at}.norm2", width)
-        shapes |= {f"{at}.ls1.gamma": (width,), f"{at}.ls2.gamma": (width,)}
-        shapes |= _linear(f"{at}.attn.qkv.", 3 * width, width)
-        shapes |= _linear(f"{at}.attn.proj.", width, width)
-        shapes |= _linear(f"{at}.mlp.fc1.", hidden, width)
-        shapes |= _linear(f"{at}.mlp.fc2.", width, hidden)
+    for block in range(tower.depth("blocks.")):
+        at = f"blocks.{block}."
+        shapes |= norm(f"{at}norm1", width) | norm(f"{at}norm2", width)
+        shapes |= {f"{at}ls1.gamma": (width,), f"{at}ls2.gamma": (width,)}
+        shapes |= linear(f"{at}attn.qkv.", 3 * width, width)
+        shapes |= linear(f"{at}attn.proj.", width, width)
+        shapes |= linear(f"{at}mlp.fc1.", hidden, width)
+        shapes |= linear(f"{at}mlp.fc2.", width, hidden)
     return shapes
 
 
-def _text_shapes(tensors: Mapping[str, Array], width: int, name: str) -> dict[str, tuple[int, ...]]:
-    rows = _shape(tensors, "token_embedding.weight", 2, name)[0]
-    hidden = _shape(tensors, "transformer.resblocks.0.mlp.c_fc.weight", 2, name)[0]
-    shapes = {"token_embedding.weight": (rows, width), **_norm("ln_final", width)}
-    for block in range(_depth(tensors, r"transformer\.resblocks\.(\d+)\.")):
-        at = f"transformer.resblocks.{block}"
-        shapes |= _norm(f"{at}.ln_1", width) | _norm(f"{at}.ln_2", width)
-        shapes |= _linear(f"{at}.attn.in_proj_", 3 * width, width)
-        shapes |= _linear(f"{at}.attn.out_proj.", width, width)
-        shapes |= _linear(f"{at}.mlp.c_fc.", hidden, width)
-        shapes |= _linear(f"{at}.mlp.c_proj.", width, hidden)
-    return shapes
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _linear(name: str, outs: int, ins: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}weight": (outs, ins), f"{name}bias": (outs,)}
-
-
-def _depth(tensors: Mapping[str, Array], pattern: str) -> int:
-    return len({found[1] for key in tensors if (found := re.match(pattern, key))})
-
-
-def _shape(tensors: Mapping[str, Array], key: str, axes: int, name: str) -> tuple[int, ...]:
-    shape = tensors[key].shape if key in tensors else None
-    if shape is None or len(shape) != axes:
-        raise CheckpointError(
-            f"{name}: {key}: expected a tensor of {axes} axes, as in TIPSv2, got "
-            f"{'none' if shape is None else list(shape)}. {_REMEDY}"
-        )
-    return tuple(shape)
-
-
-def _check(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    wrong = [f"{key} missing" for key in shapes if key not in tensors]
-    wrong += [f"{key} unknown" for key in tensors if key not in shapes]
-    for key, shape in shapes.items():
-        if key in tensors and tensors[key].shape != shape:
-            wrong.append(f"{key} {list(tensors[key].shape)} instead of {list(shape)}")
-        elif key in tensors and tensors[key].dtype != np.float32:
-            wrong.append(f"{key} {tensors[key].dtype} instead of float32")
-        elif key in tensors and not np.isfinite(tensors[key]).all():
-            wrong.append(f"NaN or infinity in {key}")
-    if wrong:
-        listed = ", ".join(wrong[:_LISTED])
-        more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        raise CheckpointError(
-            f"{name}: expected the {len(shapes)} finite tensors of a TIPSv2 tower, got {listed}"
-            f"{more}. {_REMEDY}"
-        )
+def _text_shapes(tower: Checked, width: int) -> Shapes:
+    rows = tower.shape("token_embedding.weight", 2)[0]
+    return {
+        "token_embedding.weight": (rows, width),
+        **norm("ln_final", width),
+        **tower.blocks(width),
+    }
 
 
 def _temperature(value: Any, name: str) -> float:

@@ -1,0 +1,110 @@
+"""Compare a checkpoint's arrays with the shapes that they must have; without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+Shapes = dict[str, tuple[int, ...]]
+
+_LISTED = 4
+_BLOCKS = "transformer.resblocks."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Arrays by key, and what errors say about their file.
+
+    Attributes:
+        tensors: The arrays.
+        where: The file, and the part of it.
+        what: What it should hold.
+        remedy: What to do.
+    """
+
+    tensors: Mapping[str, Array]
+    where: str
+    what: str
+    remedy: str
+
+    def shape(self, key: str, axes: int) -> tuple[int, ...]:
+        """The shape of one array, which must have so many axes."""
+        shape = self.tensors[key].shape if key in self.tensors else None
+        if shape is None or len(shape) != axes:
+            raise CheckpointError(
+                f"{self.where}: {key}: expected a tensor of {axes} axes, as in {self.what}, got "
+                f"{'none' if shape is None else list(shape)}. {self.remedy}"
+            )
+        return tuple(shape)
+
+    def depth(self, prefix: str = _BLOCKS) -> int:
+        """How many blocks ``{prefix}0.``, ``{prefix}1.`` there are."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return len({found[1] for key in self.tensors if (found := pattern.match(key))})
+
+    def blocks(self, width: int) -> Shapes:
+        """Shapes of all residual blocks with CLIP's keys."""
+        hidden = self.shape(f"{_BLOCKS}0.mlp.c_fc.weight", 2)[0]
+        shapes: Shapes = {}
+        for number in range(self.depth()):
+            at = f"{_BLOCKS}{number}."
+            shapes |= norm(f"{at}ln_1", width) | norm(f"{at}ln_2", width)
+            shapes |= linear(f"{at}attn.in_proj_", 3 * width, width)
+            shapes |= linear(f"{at}attn.out_proj.", width, width)
+            shapes |= linear(f"{at}mlp.c_fc.", hidden, width)
+            shapes |= linear(f"{at}mlp.c_proj.", width, hidden)
+        return shapes
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse other keys and shapes, what is not float32, NaN and infinity."""
+        tensors = self.tensors
+        wrong = [f"{key} missing" for key in shapes if key not in tensors]
+        wrong += [f"{key} unknown" for key in tensors if key not in shapes]
+        for key, shape in shapes.items():
+            if key not in tensors:
+                continue
+            if tensors[key].shape != shape:
+                wrong.append(f"{key} {list(tensors[key].shape)} instead of {list(shape)}")
+            elif tensors[key].dtype != np.float32:
+                wrong.append(f"{key} {tensors[key].dtype} instead of float32")
+            elif not np.isfinite(tensors[key]).all():
+                wrong.append(f"NaN or infinity in {key}")
+        if wrong:
+            raise CheckpointError(
+                f"{self.where}: expected the {len(shapes)} finite tensors of {self.what}, got "
+                f"{some(wrong)}. {self.remedy}"
+            )
+
+
+def norm(name: str, width: int) -> Shapes:
+    """Shapes of a layer norm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def linear(name: str, outs: int, ins: int) -> Shapes:
+    """Shapes of a projection; the name ends as its keys go on."""
+    return {f"{name}weight": (outs, ins), f"{name}bias": (outs,)}
+
+
+def divisor(name: str, heads: int, width: int) -> int:
+    """A number of attention heads that a width can have."""
+    if heads < 1 or width % heads:
+        raise CheckpointError(
+            f"{name}: expected a divisor of the width {width}, got {heads}. "
+            "Give the number that the weights were trained with."
+        )
+    return heads
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of what is wrong."""
+    listed = ", ".join(item[:100] for item in items[:_LISTED]) or "none"
+    return listed + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
