@@ -17,6 +17,7 @@ from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyE
 from zsseg_rt.export import export_bundle, export_graphs
 from zsseg_rt.export.cat_seg import class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
+from zsseg_rt.export.folded.cat_seg_head import FoldedGroupNorm
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
 from zsseg_rt.runtime.families import head_parts
@@ -189,6 +190,17 @@ def test_a_bundle_without_the_parts_runs_all_classes_at_once(wide, tmp_path):
     frame, embeds = make_inputs(40)
     scores, _ = scores_of(older, frame, embeds)
     np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_groups_are_normalised_as_in_torch(scale):
+    norm = torch.nn.GroupNorm(2, 32)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    maps = scale * (torch.randn(3, 32, 6, 6) + 5 * torch.randn(3, 32, 1, 1))
+    maps[0] = 7.0  # nothing to scale
+    found, expected = FoldedGroupNorm(norm)(maps), norm.double()(maps.double())
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_without_keys_change_no_other_class():
