@@ -102,6 +102,23 @@ def test_without_text_tower(model, tmp_path):
     assert leftovers(tmp_path) == ["a.zsseg"]
 
 
+def test_bfloat16_graphs_keep_wide_edges(model, tmp_path):
+    kinds = ("float32", "bfloat16")
+    path = export_bundle(model, tmp_path / "a.zsseg", precisions=kinds, class_names=NAMES)
+    bundle = Bundle.load(path)
+    found = [stage for stage in verify_bundle(path).stages if "bfloat16" in stage.where]
+    assert {stage.where.split()[0] for stage in found} == {"image_encoder", "decoder"}
+    assert all(1e-4 < stage.error < 5e-2 for stage in found)
+    for name in ("image_encoder", "decoder"):
+        entry = bundle.graph(name, "bfloat16")
+        assert {spec.dtype for spec in (*entry.inputs, *entry.outputs)} == {"float32"}
+        graph = onnx.load(path / entry.file).graph
+        large = {one.data_type for one in graph.initializer if np.prod(one.dims) > 64}
+        assert large <= {TensorProto.BFLOAT16, TensorProto.FLOAT}
+        assert TensorProto.BFLOAT16 in large
+        assert entry.bytes < 0.7 * bundle.graph(name, "float32").bytes
+
+
 def test_seen_classes_without_names_are_reported(model, tmp_path, caplog):
     path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), verify=False)
     assert "bundle lowers none" in caplog.text

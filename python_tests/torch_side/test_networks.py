@@ -13,7 +13,7 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.export.networks.arrays import Arrays
 from zsseg_rt.export.networks.clip import ImageTower, TextTower, embed_text
 from zsseg_rt.export.networks.graph import Graph
-from zsseg_rt.export.networks.half import to_float16
+from zsseg_rt.export.networks.half import to_half
 from zsseg_rt.export.networks.heads import HEADS, dense_embeds
 from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
 from zsseg_rt.export.networks.positions import resize_grid
@@ -135,7 +135,7 @@ def test_float16(half, tmp_path):
     graph, path = Graph(), tmp_path / "half.onnx"
     made = dense_embeds(graph, image_tower(model), graph.input("image", image.shape), "sclip")
     graph.output("patch_embeds", made)
-    save_onnx(to_float16(graph.network(), half=half), "image_encoder", path)
+    save_onnx(to_half(graph.network(), half=half), "image_encoder", path)
     written = onnx.load(path)
     onnx.checker.check_model(written, full_check=True)
     types = {value.name: value.type.tensor_type.elem_type for value in written.graph.input}

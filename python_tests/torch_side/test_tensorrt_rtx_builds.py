@@ -9,11 +9,12 @@ from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
+from zsseg_rt.export.graph_files import GRAPH_PRECISIONS
 
 TARGETS = ("8.6", "8.9", "12.0")
-# Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has float16 kernels only
+# Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has none for float32
 ATTENTION_BLOCKS = {"image_encoder": 12, "decoder": 2}
-FUSED_PRECISIONS = ("float16",)
+FUSED_PRECISIONS = ("float16", "bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,9 @@ def graphs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)
-    export_graphs(ZegCLIP(ZegCLIPConfig()).eval(), folder)
+    export_graphs(ZegCLIP(ZegCLIPConfig()).eval(), folder, precisions=GRAPH_PRECISIONS)
     yield folder
-    for path in folder.glob("*.onnx"):  # 600 MB
+    for path in folder.glob("*.onnx"):  # 800 MB
         path.unlink()
 
 
@@ -45,7 +46,7 @@ def region_graphs(tmp_path_factory):
         width=128, num_heads=2, embed_dim=128, decoder_heads=2, num_layers=2, grid_side=8
     )
     folder = tmp_path_factory.mktemp("region_graphs")
-    export_graphs(tiny.clip_rc_model(sizes), folder)
+    export_graphs(tiny.clip_rc_model(sizes), folder, precisions=GRAPH_PRECISIONS)
     return folder
 
 
@@ -56,7 +57,7 @@ def rtx(monkeypatch):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", GRAPH_PRECISIONS)
 @pytest.mark.parametrize("name", ATTENTION_BLOCKS)
 def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precision, target):
     options = BackendOptions(compute_capability=target)
@@ -79,7 +80,7 @@ def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precis
     assert softmax_layers(report) == ATTENTION_BLOCKS[name]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", GRAPH_PRECISIONS)
 @pytest.mark.parametrize(("name", "blocks"), [("image_encoder", 2), ("decoder", 6)])
 def test_clip_rc_graph_builds_in_its_precision(region_graphs, name, precision, blocks):
     options = BackendOptions(compute_capability="8.9")
@@ -100,11 +101,11 @@ def cat_seg_graphs(tmp_path_factory):
     from zsseg_rt.export import export_graphs
 
     folder = tmp_path_factory.mktemp("cat_seg")
-    export_graphs(tiny_model(most_classes=8), folder)
+    export_graphs(tiny_model(most_classes=8), folder, precisions=GRAPH_PRECISIONS)
     return folder
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", GRAPH_PRECISIONS)
 @pytest.mark.parametrize("name", ["image_encoder", "head", "head_1", "head_2", "head_3"])
 def test_cat_seg_graph_builds_in_its_precision(cat_seg_graphs, name, precision):
     options = BackendOptions(compute_capability="8.9", dynamic_axes={"classes": (1, 8, 8)})
@@ -186,6 +187,12 @@ def test_progress_is_told(graphs):
 def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
     with pytest.raises(PrecisionNotApplied, match=f"in {asked}, got decoder.{held}.onnx with"):
         BACKEND.build_plan(graphs / f"decoder.{held}.onnx", precision=asked)
+
+
+def test_bfloat16_needs_a_gpu_that_has_it(graphs):
+    options = BackendOptions(compute_capability="7.5")
+    with refused(PrecisionNotApplied, "precision", "8.0", "bfloat16", "7.5"):
+        BACKEND.build_plan(graphs / "decoder.bfloat16.onnx", options=options)
 
 
 @pytest.mark.parametrize("target", ["8.7", "9.0", "10.0", "11.0", "sm86", ""])

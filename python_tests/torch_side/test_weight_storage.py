@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from zsseg_rt.export.float16 import store_exact_halves
 from zsseg_rt.export.graph_files import save_variants
 
 ROWS = 40
@@ -39,9 +39,14 @@ def stored_types(model):
     return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
-def test_exact_weights_take_half_the_bytes_and_give_the_same_numbers():
+def store(model, folder, precision="float32"):
+    save_variants(model, "linear", folder, (precision,))
+    return onnx.load(folder / f"linear.{precision}.onnx")
+
+
+def test_exact_weights_take_half_the_bytes_and_give_the_same_numbers(tmp_path):
     model = linear_graph(random_halves(), np.ones(ROWS, np.float32))
-    stored = store_exact_halves(model)
+    stored = store(model, tmp_path)
     assert stored_types(stored) == {"weight.half": TensorProto.FLOAT16, "bias": TensorProto.FLOAT}
     assert stored.ByteSize() < 0.55 * model.ByteSize()
     x = np.random.default_rng(1).standard_normal((2, ROWS)).astype(np.float32)
@@ -53,16 +58,29 @@ def test_exact_weights_take_half_the_bytes_and_give_the_same_numbers():
 
 
 @pytest.mark.parametrize("value", [1 + 2**-20, 1e6, 1e-9, np.nan])
-def test_one_inexact_number_keeps_the_weight(value):
+def test_one_inexact_number_keeps_the_weight(value, tmp_path):
     weight = random_halves()
     weight[3, 4] = value
-    model = linear_graph(weight, np.ones(ROWS, np.float32))
-    assert store_exact_halves(model) is model
+    stored = store(linear_graph(weight, np.ones(ROWS, np.float32)), tmp_path)
+    assert stored_types(stored) == {"weight": TensorProto.FLOAT, "bias": TensorProto.FLOAT}
+    kept = numpy_helper.to_array(stored.graph.initializer[0])
+    np.testing.assert_array_equal(kept, weight)
 
 
-def test_both_files_store_what_float16_holds(tmp_path):
+@pytest.mark.parametrize("version", [17, 20, 21])
+def test_a_graph_keeps_its_operator_set(version, tmp_path):
     model = linear_graph(random_halves(), np.ones(ROWS, np.float32))
-    save_variants(model, "linear", tmp_path, ("float32", "float16"))
-    single, half = (onnx.load(tmp_path / f"linear.{p}.onnx") for p in ("float32", "float16"))
-    assert stored_types(single)["weight.half"] == TensorProto.FLOAT16
-    assert set(stored_types(half).values()) == {TensorProto.FLOAT16}
+    model.opset_import[0].version = version
+    assert store(model, tmp_path).opset_import[0].version == version
+
+
+def test_bfloat16_rounds_as_torch_does(tmp_path):
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((ROWS, ROWS)) * 10.0 ** rng.integers(-38, 38, ROWS)).astype("f4")
+    weight[0, :8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8
+    stored = store(linear_graph(weight, np.ones(ROWS, np.float32)), tmp_path, "bfloat16")
+    held = {one.name: one for one in stored.graph.initializer}
+    assert {one.data_type for one in held.values()} == {TensorProto.BFLOAT16}
+    found = numpy_helper.to_array(held["weight.half"]).astype(np.float32)
+    expected = torch.from_numpy(weight).bfloat16().float().numpy()
+    np.testing.assert_array_equal(found, expected)

@@ -119,15 +119,18 @@ def offers(held: Collection[str], core: Any) -> list[Choice]:
     own = _own_precision(core)
     computed.sort(key=lambda name: name != own)
     narrow = [Choice(variant="int8", precision="int8")] if "int8" in held and has_vnni() else []
+    # A bfloat16 graph is slower than the float32 one lowered, and never wholly in float32.
     if "float32" in held:
+        halves = {"float16"} & set(held)
         return narrow + [
-            Choice(variant=name if name in held else "float32", precision=name) for name in computed
+            Choice(variant=name if name in halves else "float32", precision=name)
+            for name in computed
         ]
     return narrow + [
         Choice(variant=variant, precision=name)
-        for variant in ("float16", "bfloat16")
+        for variant, names in (("float16", ("float32", "float16")), ("bfloat16", ("bfloat16",)))
         if variant in held
-        for name in ("float32", variant)
+        for name in names
         if name in computed
     ]
 

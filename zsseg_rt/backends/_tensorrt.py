@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, load_tensorrt
-from zsseg_rt.backends._tensorrt_build import build, capability_member, require_fp8
+from zsseg_rt.backends._tensorrt_build import build, capability_member, require_capability
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
 from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
@@ -53,8 +53,7 @@ class TensorRTBackend:
         again once. See :meth:`zsseg_rt.backends.base.Backend.load` for arguments and errors.
         """
         gpu = open_gpu(device)
-        if precision == "fp8":
-            require_fp8(gpu.compute_capability)
+        require_capability(precision, gpu.compute_capability)
         api = load_tensorrt()
         if options.compute_capability is None and api.is_rtx:
             options = replace(options, compute_capability=gpu.compute_capability)

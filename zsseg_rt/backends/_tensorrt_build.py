@@ -24,7 +24,7 @@ from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
 DEFAULT_AXES = {"classes": (1, 32, 1024)}
 
-_FP8_SINCE = (8, 9)  # compute capability
+_SINCE = {"fp8": (8, 9), "bfloat16": (8, 0)}  # compute capabilities
 # Layers that carry the arithmetic, and so the precision, of a network.
 COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 
@@ -248,12 +248,17 @@ def _precision(layers: Mapping[tuple[str, str], int], quantized: set[str]) -> st
 
 
 def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]) -> None:
-    """Raise unless every compute layer of the graph has the precision asked for."""
+    """Raise unless every compute layer of the graph has the precision asked for.
+
+    TensorRT has no transposed convolution in bfloat16: it stays float32.
+    """
+    require_capability(report["precision"], str(report["capability"]))
     if report["precision"] in ("int8", "fp8"):
         _check_narrow(graph_path, report)
     if precision == "auto":
         return
-    held = {row["dtype"] for row in report["layers"] if row["type"] in COMPUTE_LAYERS}
+    judged = set(COMPUTE_LAYERS) - ({"DECONVOLUTION"} if precision == "bfloat16" else set())
+    held = {row["dtype"] for row in report["layers"] if row["type"] in judged}
     quantized = precision in ("int8", "fp8")
     if report["precision"] == precision and (quantized or held <= {precision}):
         return
@@ -274,10 +279,8 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
 
 
 def _check_narrow(graph_path: Path, report: Mapping[str, Any]) -> None:
-    """Refuse FP8 for GPUs without it, and networks with fewer 8-bit layers than the graph has."""
+    """Refuse networks with fewer 8-bit layers than the graph has."""
     kind = report["precision"]
-    if kind == "fp8":
-        require_fp8(str(report["capability"]))
     promised = quantised_layers(map_file(graph_path))
     if report["narrow_layers"] < promised:
         raise PrecisionNotApplied(
@@ -286,13 +289,14 @@ def _check_narrow(graph_path: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def require_fp8(capability: str) -> None:
-    """Refuse GPUs that do not compute in FP8."""
+def require_capability(kind: str, capability: str) -> None:
+    """Refuse GPUs that do not compute in a precision."""
     major, _, minor = capability.partition(".")
-    if minor.isdigit() and (int(major), int(minor)) < _FP8_SINCE:
+    since = _SINCE.get(kind)
+    if since is not None and minor.isdigit() and (int(major), int(minor)) < since:
         raise PrecisionNotApplied(
-            f"precision: expected a GPU of compute capability 8.9 or newer for 'fp8', got "
-            f"{capability}. Use 'int8' or 'float16'."
+            f"precision: expected a GPU of compute capability {since[0]}.{since[1]} or newer for "
+            f"{kind!r}, got {capability}. Use 'float16'."
         )
 
 

@@ -248,11 +248,13 @@ class BundleOutput:
 class ModelOutput(BundleOutput):
     """The bundle to write of a model."""
 
-    precision: list[str] | None = opt("float32, float16; may repeat; default: both.")
+    precision: list[str] | None = opt(
+        "float32, float16, bfloat16; may repeat; default: the first two."
+    )
     window_batch: int = opt("Windows of a frame that graphs take in one run: 1, 2 or 4.", 1)
 
     def graph_options(self) -> dict[str, Any]:
-        """Which graphs are written: both precisions if none is asked for."""
+        """Which graphs are written: the usual precisions if none is asked for."""
         options: dict[str, Any] = {"precisions": tuple(self.precision or ("float32", "float16"))}
         return options if self.window_batch == 1 else {**options, "window_batch": self.window_batch}
 

@@ -32,7 +32,7 @@ from zsseg_rt.export.graph_files import MAX_CLASSES, image_network
 from zsseg_rt.export.networks.arrays import Arrays
 from zsseg_rt.export.networks.clip import ImageTower, TextTower
 from zsseg_rt.export.networks.heads import HEADS, dense_embeds
-from zsseg_rt.export.networks.onnx_file import OPSET
+from zsseg_rt.export.networks.network import OPSET
 from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, imagenet_templates

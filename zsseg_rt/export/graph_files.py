@@ -13,8 +13,8 @@ from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
-from zsseg_rt.export.networks import half as half_networks
 from zsseg_rt.export.networks.graph import Graph
+from zsseg_rt.export.networks.half import to_half
 from zsseg_rt.export.networks.network import Network
 from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
 
@@ -25,7 +25,8 @@ GraphFiles = dict[str, dict[str, GraphEntry]]
 
 MAX_CLASSES = 1024
 _SCOPES = "pkg.torch.onnx.name_scopes"
-GRAPH_PRECISIONS = ("float32", "float16")
+DEFAULT_PRECISIONS = ("float32", "float16")
+GRAPH_PRECISIONS = (*DEFAULT_PRECISIONS, "bfloat16")
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
@@ -71,8 +72,8 @@ def check_precisions(precisions: Sequence[str]) -> None:
     is_list = isinstance(precisions, Sequence) and not isinstance(precisions, str)
     if not is_list or not precisions or any(p not in GRAPH_PRECISIONS for p in precisions):
         raise BundleError(
-            f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
-            "bfloat16 needs no separate graph: backends lower the float32 one."
+            f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. The "
+            "command quantize adds int8 and fp8."
         )
 
 
@@ -85,8 +86,9 @@ def save_graphs(
     """Write ``NAME.PRECISION.onnx`` for every graph and precision.
 
     Shapes:
-        precisions: Variants, of ``"float32"`` and ``"float16"``.
-        half: Names of inputs and outputs that the float16 graphs take and give in float16.
+        precisions: Variants, of ``"float32"``, ``"float16"`` and ``"bfloat16"``.
+        half: Names of inputs and outputs that the float16 graphs take and give in float16; those of
+            bfloat16 graphs stay float32.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
@@ -109,26 +111,22 @@ def save_variants(
 
     ``half`` names inputs and outputs as in :func:`save_graphs`.
     """
-    entries = {}
+    made, entries = graph if isinstance(graph, Network) else _network_of(graph), {}
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
-        is_half = precision == "float16"
-        if isinstance(graph, Network):
-            made = half_networks.to_float16(graph, half=half) if is_half else graph
-            save_onnx(made if is_half else with_exact_halves(graph), name, path)
+        if precision == "float32":
+            save_onnx(with_exact_halves(made), name, path)
         else:
-            _save_model(graph, path, half if is_half else None)
+            edges = half if precision == "float16" else ()
+            save_onnx(to_half(made, precision, half=edges), name, path)
         entries[precision] = describe_graph(path, folder)
     return entries
 
 
-def _save_model(graph: onnx.ModelProto, path: Path, half: Collection[str] | None) -> None:
-    """Write a graph in float16, or in float32 if ``half`` is None."""
-    import onnx
+def _network_of(graph: onnx.ModelProto) -> Network:
+    from zsseg_rt.export.float16 import network_of
 
-    from zsseg_rt.export.float16 import store_exact_halves, to_float16
-
-    onnx.save(store_exact_halves(graph) if half is None else to_float16(graph, half=half), path)
+    return network_of(graph)
 
 
 def describe_graph(path: Path, root: Path) -> GraphEntry:

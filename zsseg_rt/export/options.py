@@ -14,7 +14,7 @@ from zsseg_rt.bundles.specs import WINDOW_BATCHES
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export.graph_files import GRAPH_PRECISIONS, check_precisions
+from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, check_precisions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ class ExportOptions:
             frame the graphs take in one run, 1, 2 or 4.
     """
 
-    precisions: Sequence[str] = GRAPH_PRECISIONS
+    precisions: Sequence[str] = DEFAULT_PRECISIONS
     templates: Sequence[str] | None = None
     template_set: str | None = None
     text_bank: TextBank | None = None

@@ -31,7 +31,7 @@ class Tolerance:
 
     Attributes:
         graph: Of what one graph makes of the golden sample's inputs, relative to the array's
-            largest value; 0 where bundles hold no graph of this precision.
+            largest value; 0 where graphs are compared otherwise.
         stage: Of what the whole engine makes of the golden frame, likewise.
         labels: Share of different labels among pixels whose top-two margin exceeds ``stage``.
     """
@@ -43,10 +43,10 @@ class Tolerance:
 
 # float32: the same sums in another order, worst seen 6e-6 for a graph of twelve blocks at 512x512;
 # float16: weights and activations rounded to 11 bits (relative 5e-4) through the same blocks, worst
-# seen 4e-3; bfloat16: 8 bits.
+# seen 4e-3; bfloat16: 8 bits, worst seen 1.1e-2 for such a graph.
 TOLERANCES = {
     "float32": Tolerance(graph=1e-4, stage=1e-3, labels=1e-3),
-    "bfloat16": Tolerance(stage=8e-2, labels=5e-3),
+    "bfloat16": Tolerance(graph=5e-2, stage=8e-2, labels=5e-3),
     "float16": Tolerance(graph=2e-2, stage=3e-2, labels=5e-3),
     # The least that stages may be off; see stage_tolerance. Of labels as clear as that, none
     # differed in INT8, in two trained and three random networks; 0.7 % in FP8, in a random CAT-Seg.

@@ -1,9 +1,8 @@
-"""Turn a float32 network into a float16 one that keeps what overflows in float32.
+"""Turn a float32 network into one in half precision that keeps what overflows in float32.
 
 Norms of layers, softmax, L2 norms and all that is written in a scope ``float32`` stay float32
-between explicit casts; every other
-floating-point operation and weight becomes float16. So do the inputs and outputs that are named;
-the others stay float32.
+between explicit casts; every other floating-point operation and weight becomes float16 or bfloat16.
+So do the inputs and outputs that are named; the others stay float32.
 """
 
 from __future__ import annotations
@@ -23,17 +22,21 @@ from zsseg_rt.export.networks.operations import ONNX_TYPES
 _WIDE = {"LayerNormalization", "InstanceNormalization", "Softmax"}
 _WIDE |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
 _MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Identity"}
+_WIDE_IN = {
+    "float16": _WIDE,
+    "bfloat16": _WIDE | {"ConvTranspose"},
+}  # TensorRT has none in bfloat16
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_float16(network: Network, *, half: Collection[str] = ()) -> Network:
-    """The same network in float16; inputs and outputs in ``half`` become float16, too."""
-    return _Converter(network, half).convert()
+def to_half(network: Network, kind: str = "float16", *, half: Collection[str] = ()) -> Network:
+    """The same network in ``kind``, float16 or bfloat16; inputs and outputs in ``half`` as well."""
+    return _Converter(network, kind, half).convert()
 
 
 class _Converter:
-    def __init__(self, network: Network, half: Collection[str]) -> None:
-        self._network = network
+    def __init__(self, network: Network, kind: str, half: Collection[str]) -> None:
+        self._network, self._kind = network, kind
         self._floats = network.floats
         self._half = set(half) & self._floats
         inputs = {spec.name for spec in network.inputs}
@@ -47,7 +50,8 @@ class _Converter:
         outputs = {spec.name for spec in self._network.outputs}
         for node in self._network.nodes:
             self._convert(node, outputs)
-        return Network(
+        return replace(
+            self._network,
             inputs=tuple(map(self._spec, self._network.inputs)),
             outputs=tuple(map(self._spec, self._network.outputs)),
             nodes=tuple(self._nodes),
@@ -56,11 +60,11 @@ class _Converter:
         )
 
     def _spec(self, spec: TensorSpec) -> TensorSpec:
-        return replace(spec, dtype="float16") if spec.name in self._half else spec
+        return replace(spec, dtype=self._kind) if spec.name in self._half else spec
 
     def _convert(self, node: Node, outputs: set[str]) -> None:
         wide = self._stays_float32(node)
-        kind = "float32" if wide else "float16"
+        kind = "float32" if wide else self._kind
         inputs = tuple(self._take(name, kind) for name in node.inputs)
         made, casts = list(node.outputs), []
         for index, name in enumerate(node.outputs):
@@ -77,14 +81,14 @@ class _Converter:
     def _cast_output(self, name: str) -> tuple[str, Node]:
         """Give an output of the graph the type it is stated with; both stay available inside."""
         narrow = name in self._half
-        inside, made = ("float32", "float16") if narrow else ("float16", "float32")
+        inside, made = ("float32", self._kind) if narrow else (self._kind, "float32")
         self._casts[name, inside] = f"{name}.{inside}"
         if not narrow:
             self._in_float32.add(name)
         return f"{name}.{inside}", _cast(f"{name}.{inside}", name, made)
 
     def _stays_float32(self, node: Node) -> bool:
-        if node.kind in _WIDE or "float32" in node.name.partition("/")[0].split("."):
+        if node.kind in _WIDE_IN[self._kind] or "float32" in node.name.partition("/")[0].split("."):
             return True
         data = [name for name in node.inputs if name in self._floats]
         computed = [name for name in data if name not in self._network.weights]
@@ -117,19 +121,19 @@ class _Converter:
             return name
         half = f"{name}.half"
         if half not in self._weights:
-            _check_range(name, weight.array)
-            self._weights[half] = Weight(weight.array, "float16")
+            self._weights[half] = _narrowed(name, weight.array, self._kind)
         return half
 
 
-def _check_range(name: str, values: Any) -> None:
+def _narrowed(name: str, values: Any, kind: str) -> Weight:
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max(initial=0.0))
-    if largest > _LARGEST:
+    if kind == "float16" and largest > _LARGEST:
         raise CheckpointError(
-            f"{name}: expected weights up to {_LARGEST:.0f} for float16, got "
-            f"{largest:.3g}. Export with precisions=('float32',)."
+            f"{name}: expected weights up to {_LARGEST:.0f} for float16, got {largest:.3g}. Export "
+            "with precisions=('float32',) or ('float32', 'bfloat16')."
         )
+    return Weight(values, kind)
 
 
 def _retyped(node: Node, kind: str) -> Mapping[str, Any]:
@@ -138,9 +142,8 @@ def _retyped(node: Node, kind: str) -> Mapping[str, Any]:
     if made.get("to") == ONNX_TYPES["float32"]:
         made["to"] = ONNX_TYPES[kind]
     value = made.get("value")
-    if kind == "float16" and isinstance(value, np.ndarray) and value.dtype == np.float32:
-        _check_range(node.name, value)
-        made["value"] = value.astype(np.float16)
+    if kind != "float32" and isinstance(value, np.ndarray) and value.dtype == np.float32:
+        made["value"] = _narrowed(node.name, value, kind)
     return made
 
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import TensorSpec
 
+OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is unknown to TensorRT
+
 
 @dataclass(frozen=True)
 class Node:
@@ -41,6 +43,7 @@ class Network:
         nodes: Each after those that make its inputs.
         weights: Constants by name.
         floats: Names of all values and weights that are float32.
+        opset: Version of the operators.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -48,6 +51,7 @@ class Network:
     nodes: tuple[Node, ...]
     weights: Mapping[str, Weight]
     floats: frozenset[str]
+    opset: int = OPSET
 
 
 def weight_of(array: npt.NDArray[Any]) -> Weight:

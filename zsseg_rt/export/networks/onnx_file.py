@@ -7,34 +7,43 @@ same ones. A weight is cast and laid out while it is written, so a file takes th
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 import zsseg_rt
 from zsseg_rt.common.arrays import TensorSpec, is_half
-from zsseg_rt.export.networks.network import Network, Node, Weight
+from zsseg_rt.export.networks.network import Network, Node, Weight, weight_of
 
-OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is unknown to TensorRT
 _IR_VERSION = 10
-_DTYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
+_DTYPES = {
+    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
+    "float64": 11, "bfloat16": 16, "float8_e4m3fn": 17,
+}  # fmt: skip
 _SMALL = 1024  # numbers; for fewer, the cast takes about as much as float16 saves
 
 
 def save_onnx(network: Network, name: str, path: Path) -> None:
     """Write a network as one file."""
+    with path.open("wb") as stream:
+        write_onnx(network, name, stream)
+
+
+def write_onnx(network: Network, name: str, stream: BinaryIO) -> None:
+    """Write a network to an open file."""
     weights = [(_tensor_head(key, weight), weight) for key, weight in network.weights.items()]
     rest = _graph_without_weights(network, name)
     size = len(rest) + sum(
         len(_head(5, len(head) + _num_bytes(weight))) + len(head) + _num_bytes(weight)
         for head, weight in weights
     )
-    with path.open("wb") as stream:
-        stream.write(_model_without_graph() + _head(7, size) + rest)
-        for head, weight in weights:
-            stream.write(_head(5, len(head) + _num_bytes(weight)) + head)
-            stream.write(np.ascontiguousarray(weight.array, _dtype(weight)).data.cast("B"))
+    stream.write(_model_without_graph(network.opset) + _head(7, size) + rest)
+    for head, weight in weights:
+        stream.write(_head(5, len(head) + _num_bytes(weight)) + head)
+        stream.write(_content(weight))
 
 
 def with_exact_halves(network: Network) -> Network:
@@ -52,17 +61,11 @@ def with_exact_halves(network: Network) -> Network:
             casts.append(Node(f"cast_{name}", "Cast", (half,), (name,), {"to": _DTYPES["float32"]}))
         else:
             weights[name] = weight
-    return Network(
-        inputs=network.inputs,
-        outputs=network.outputs,
-        nodes=(*casts, *network.nodes),
-        weights=weights,
-        floats=network.floats,
-    )
+    return replace(network, nodes=(*casts, *network.nodes), weights=weights)
 
 
-def _model_without_graph() -> bytes:
-    opset = _int(2, OPSET)
+def _model_without_graph(version: int) -> bytes:
+    opset = _int(2, version)
     return (
         _int(1, _IR_VERSION)
         + _sized(2, b"zsseg_rt")
@@ -89,10 +92,9 @@ def _node(node: Node) -> bytes:
 
 def _attribute(name: str, value: Any) -> bytes:
     """``AttributeProto``: its name, the value in the field of its kind, and the kind."""
-    if isinstance(value, np.ndarray):
-        weight = Weight(value, value.dtype.name)
-        content = np.ascontiguousarray(value, _dtype(weight)).tobytes()
-        held, kind = _sized(5, _tensor_head("", weight) + content), 4
+    if isinstance(value, (np.ndarray, Weight)):
+        weight = value if isinstance(value, Weight) else weight_of(value)
+        held, kind = _sized(5, _tensor_head("", weight) + _content(weight)), 4
     elif isinstance(value, bytes):
         held, kind = _sized(4, value), 3
     elif isinstance(value, float):
@@ -129,12 +131,25 @@ def _tensor_head(name: str, weight: Weight) -> bytes:
     )
 
 
-def _dtype(weight: Weight) -> np.dtype[Any]:
-    return np.dtype(weight.dtype).newbyteorder("<")
+def _content(weight: Weight) -> memoryview:
+    """The numbers as ``raw_data`` holds them."""
+    if weight.dtype == "bfloat16":
+        numbers: npt.NDArray[Any] = _bfloat16(np.ascontiguousarray(weight.array, np.float32))
+    else:
+        numbers = np.ascontiguousarray(weight.array, weight.dtype)
+    return numbers.reshape(-1).view(np.uint8).data
+
+
+def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper halves of float32 numbers, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> 16 & 1)
+    return np.where(np.isnan(values), 0x7FC0, rounded >> 16).astype(np.uint16)
 
 
 def _num_bytes(weight: Weight) -> int:
-    return int(weight.array.size) * _dtype(weight).itemsize
+    width = 2 if weight.dtype == "bfloat16" else np.dtype(weight.dtype).itemsize
+    return int(weight.array.size) * width
 
 
 def _int(field: int, value: int) -> bytes:

@@ -259,7 +259,7 @@ class Operations(ABC):
         return self.apply("Gather", (table, rows), (*rows.shape, *table.shape[1:]), axis=0)
 
 
-ONNX_TYPES = {"float32": 1, "int64": 7, "bool": 9, "float16": 10}
+ONNX_TYPES = {"float32": 1, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
 """Numbers of dtypes in ONNX, ``TensorProto.DataType``."""
 
 
