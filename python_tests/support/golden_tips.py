@@ -80,8 +80,8 @@ def vision(**changed: Any) -> dict[str, np.ndarray]:
 
 def text(**changed: Any) -> dict[str, np.ndarray]:
     """Weights of a text tower, for the small tokenizer unless ``vocab`` is given."""
-    c = SMALL_TEXT | changed
-    c.setdefault("vocab", vocab_size(pieces()))
+    vocab = {} if "vocab" in changed else {"vocab": vocab_size(pieces())}
+    c = SMALL_TEXT | vocab | changed
     return {key: rule(key, shape, c["salt"]) for key, shape in text_shapes(c).items()}
 
 
