@@ -1,0 +1,309 @@
+"""The ladder of precisions: what a frame takes in each, and what the labels lose.
+
+    python benchmarks/precision.py --json FILE [--only zegclip clip_rc dense_clip scenes photos]
+    python benchmarks/precision.py --markdown FILE      # the tables of a report
+    python benchmarks/precision.py --quick              # small models, to see that everything runs
+
+ViT-B/16 with random weights at several input sizes, a 640x480 frame, 20 classes: engines of all
+precisions take turns; medians of their rounds. "Same" is the share of cells with float32's label,
+among those where it is clear by the rule of ``zsseg-rt quantize``; random weights say nothing about
+accuracy, and their logits are multiplied by ten so that labels are clear. INT8 is quantised for
+every size, FP8, which no CPU computes, for the largest, by its own report. Networks that ship or
+lie in --data are compared on masks, behind the usual gate. The JSON file is written after every
+case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import real_photos
+from engine import class_names, machine_and_commit, random_inputs
+
+from zsseg_rt import Bundle, Engine, EngineConfig, PrecisionNotApplied
+from zsseg_rt.evaluation.datasets.registry import create_dataset
+from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import evaluate
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.quantized.bundle import quantize_bundle
+from zsseg_rt.export.quantized.measure import CLEAR
+from zsseg_rt.export.quantized.report import QuantizeSettings
+from zsseg_rt.models import from_official
+from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.turns import take_turns_locally
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python_tests"))
+from support import tiny  # noqa: E402
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+SIZES, QUICK_SIZES = (512, 448, 384, 336), (64,)
+CLASSES, PICTURES, SCENES, SHARPER = 20, 8, 300, 10.0
+ENCODER = "encoders/deeplabv3_mnv2_voc_clipspace"
+GATED = QuantizeSettings(sensitivity=False, overwrite=True)
+ANY = dataclasses.replace(GATED, min_agreement=1e-9)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse arguments, measure, keep and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--quick", action="store_true", help="small models and few pictures")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path, help="print the tables of such a report, and end")
+    args = parser.parse_args(arguments)
+    if args.markdown:
+        print(markdown(json.loads(args.markdown.read_text())))
+        return 0
+    watch, rows = Stopwatch(), []
+    report: dict[str, Any] = {"machine": machine_and_commit(), "threads": args.threads}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ZSSEG_HOME"] = str(Path(folder) / "cache")
+        for name in args.only:
+            for row in CASES[name](args, Path(folder)):
+                rows.append({"case": name, **row})
+                report |= {"rows": rows, "load": os.getloadavg(), "seconds": watch.seconds}
+                print(json.dumps(rows[-1]), file=sys.stderr)
+                if args.json:
+                    args.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(markdown(report))
+    return 0
+
+
+def sizes_of(quick: bool) -> tiny.TinySizes:
+    """A small network's sizes, or those of ViT-B/16."""
+    if quick:
+        return tiny.TinySizes()
+    return tiny.TinySizes(
+        width=768, num_heads=12, num_layers=12, grid_side=32, embed_dim=512, num_prompts=10,
+        num_cells=16, decoder_heads=8, num_classes=CLASSES, seen=tuple(range(15)),
+    )  # fmt: skip
+
+
+def sharper(build: Callable[[tiny.TinySizes], Any], last: str, sizes: tiny.TinySizes) -> Any:
+    """A random model whose logits are larger: ``last`` names weights that they are linear in."""
+    model = build(sizes)
+    found = [weight.data.mul_(SHARPER) for name, weight in model.named_parameters() if last in name]
+    assert len(found) == 2
+    return model
+
+
+def dense_clip(sizes: tiny.TinySizes) -> Any:
+    """Plain CLIP with NACLIP's last block."""
+    weights = tiny.clip_state_dict(sizes)
+    visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
+    return from_official(
+        "dense_clip", visual, head="naclip", num_heads=sizes.num_heads, logit_scale=SHARPER
+    )
+
+
+def random_case(
+    build: Callable[[tiny.TinySizes], Any], args: argparse.Namespace, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """A row for every input size."""
+    model, photos = build(sizes_of(args.quick)), folder / "noise"
+    photos.mkdir(exist_ok=True)
+    for index in range(PICTURES):
+        small = np.random.default_rng(index).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+        cv2.imwrite(str(photos / f"{index}.png"), cv2.resize(small, (640, 480)))
+    sides = QUICK_SIZES if args.quick else SIZES
+    for side in sides:
+        bundle, names = folder / "random.zsseg", class_names(CLASSES)
+        dim = sizes_of(args.quick).embed_dim
+        export_bundle(
+            model, bundle, text_encoder=None, size_hw=(side, side),
+            text_bank=(names, random_inputs(dim, CLASSES)[1]), precisions=("float32",),
+            verify=False, overwrite=True,
+        )  # fmt: skip
+        kinds = ("int8", "fp8") if side == max(sides) else ("int8",)
+        row, made = quantised(bundle, photos, names, kinds, ANY)
+        yield {"side": side, **row, **compared(made, photos, names, args)}
+
+
+def quantised(
+    bundle: Path,
+    photos: Path,
+    names: list[Any],
+    kinds: Sequence[str] = ("int8", "fp8"),
+    settings: QuantizeSettings = GATED,
+    dataset: Any = None,
+) -> tuple[dict[str, Any], Path]:
+    """Add graphs in INT8, and see what FP8 would lose.
+
+    Returns:
+        Layers in 8 bits and agreement of each; and the bundle, which has no INT8 if its gate fails.
+    """
+    row, written = dict[str, Any](gate={}, layers={}), bundle
+    for kind in kinds:
+        out = bundle.with_name(f"{bundle.stem}-{kind}.zsseg")
+        asked = dataclasses.replace(settings, precision=kind)
+        made = quantize_bundle(Bundle.load(bundle), out, photos, names, asked, dataset=dataset)
+        kept = sum(layer.count for layer in made.layers if layer.precision == kind)
+        row["layers"][kind] = [kept, sum(layer.count for layer in made.layers)]
+        row["gate"][kind] = made.spec.agreement
+        if kind == "int8" and made.path is not None:
+            written = out
+    return row, written
+
+
+def engines_of(bundle: Path, threads: int) -> dict[str, Engine]:
+    """An engine for each precision that this CPU has."""
+    engines = {}
+    for precision in PRECISIONS:
+        config = EngineConfig(
+            device="cpu", backend="openvino", precision=precision, num_threads=threads,
+            with_class_scores="low", use_cache=False,
+        )  # fmt: skip
+        try:
+            engines[precision] = Engine(bundle, config)
+        except PrecisionNotApplied as exc:
+            print(exc, file=sys.stderr)
+    return engines
+
+
+def compared(
+    bundle: Path, photos: Path, names: list[Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Milliseconds of every precision, and how it labels the pictures."""
+    engines = engines_of(bundle, args.threads)
+    for engine in engines.values():
+        engine.set_classes(names)
+    pictures = [real_photos.read_photo(path) for path in sorted(photos.iterdir())[:4]]
+    scores = {
+        name: [engine.segment(picture).class_scores for picture in pictures]
+        for name, engine in engines.items()
+    }
+    calls = {
+        name: functools.partial(engine.segment, pictures[0]) for name, engine in engines.items()
+    }
+    taken = take_turns_locally(calls, rounds=1 if args.quick else args.rounds)
+    for engine in engines.values():
+        engine.close()
+    same = {name: same_labels(scores["float32"], found) for name, found in scores.items()}
+    return {"ms": {name: taken.median_ms(name) for name in engines}, "same": same}
+
+
+def same_labels(expected: list[Any], found: list[Any]) -> float | None:
+    """Share of cells with the expected best class, where that is clear."""
+    first, second = np.stack(expected), np.stack(found)
+    ranked = np.sort(first, axis=1)
+    clear = ranked[:, -1] - ranked[:, -2] > CLEAR * np.abs(ranked[:, -1])
+    equal = first.argmax(axis=1) == second.argmax(axis=1)
+    return float(equal[clear].mean()) if clear.any() else None
+
+
+def scenes_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The ZegCLIP that ships, on drawn scenes with nine unseen classes."""
+    photos = folder / "scenes"
+    photos.mkdir()
+    count, length = (PICTURES, 8) if args.quick else (32, SCENES)
+    drawn = create_dataset("scenes", None, "train")
+    held_out = create_dataset("scenes", None, "val", length=length)
+    for index in range(count):
+        cv2.imwrite(str(photos / f"{index}.png"), drawn[index].image[..., ::-1])
+    names = list(drawn.class_names)
+    demo, found = folder / "scenes.zsseg", {}
+    demo.symlink_to(Bundle.demo("scenes").path)
+    row, bundle = quantised(demo, photos, names, dataset=held_out)
+    row |= {"side": 128} | compared(bundle, photos, names, args)
+    for precision, engine in engines_of(bundle, args.threads).items():
+        segmenter = EngineSegmenter(engine, names)
+        found[precision] = evaluate(segmenter, held_out).scores.as_reported()
+        engine.close()
+    row["miou"] = {name: scores["mIoU"] for name, scores in found.items()}
+    row["seen"] = {name: scores["mIoU(S)"] for name, scores in found.items()}
+    row["unseen"] = {name: scores["mIoU(U)"] for name, scores in found.items()}
+    yield row
+
+
+def photos_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A DeepLab in CLIP's space on real photos; three quarters of them also set the ranges."""
+    stem, photos = args.data / ENCODER, args.data / "tinycoco"
+    if not photos.exists():
+        print(f"photos: left out, no {photos}", file=sys.stderr)
+        return
+    encoder, rows, words = (
+        stem.with_name(stem.name + end)
+        for end in (".onnx", "_train_text_rows.npy", "_classes.json")
+    )
+    plain = real_photos.export(encoder, rows, words, folder / "voc.zsseg")
+    bank = Bundle.load(plain).text_bank
+    assert bank is not None
+    names = list(bank.names)
+    row, bundle = quantised(plain, photos / "images", names)
+    row |= {"side": 513} | compared(bundle, photos / "images", names, args)
+    row["miou"] = {}
+    for precision in row["ms"]:
+        found = real_photos.evaluate(bundle, photos, precision=precision)
+        row["miou"][precision] = 100 * found["miou_classes_in_truth"]
+    yield row
+
+
+zegclip = functools.partial(sharper, tiny.zegclip_model, "layers.2.multihead_attn.q.")
+clip_rc = functools.partial(sharper, tiny.clip_rc_model, "decoder_q.layers.2.norm3.")
+CASES: Mapping[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]] = {
+    "zegclip": functools.partial(random_case, zegclip),
+    "clip_rc": functools.partial(random_case, clip_rc),
+    "dense_clip": functools.partial(random_case, dense_clip),
+    "scenes": scenes_case,
+    "photos": photos_case,
+}
+TITLES = {
+    "zegclip": "ZegCLIP, random weights", "clip_rc": "CLIP-RC, random weights",
+    "dense_clip": "dense CLIP (NACLIP), random weights", "scenes": "the scenes demo's ZegCLIP",
+    "photos": "DeepLabV3-MobileNetV2 in CLIP's space, 20 photos",
+}  # fmt: skip
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report's tables for docs/precision.md."""
+    lines = [
+        "| network | input | float32 | bfloat16 | float16 | INT8 | same: bfloat16, INT8, FP8 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        times, same = row["ms"], row["same"] | row["gate"]
+        cells = [f"{times['float32']:.3g} ms"]
+        for name in PRECISIONS[1:]:
+            share = times.get(name, 0.0) / times["float32"]
+            cells.append(shown(times.get(name), f"{{:.3g}} ({share:.2f}\u00d7)"))
+        shares = (shown(same.get(name), "{:.1%}") for name in ("bfloat16", "int8", "fp8"))
+        lines.append(line(row, row["side"], [*cells, ", ".join(shares)]))
+    lines += [
+        "",
+        "| network | mIoU of | float32 | bfloat16 | float16 | INT8 |",
+        "|---|---|" + "---|" * 4,
+    ]
+    for row in report["rows"]:
+        for key, of in (("miou", "all classes"), ("seen", "seen"), ("unseen", "unseen")):
+            if key in row:
+                lines.append(line(row, of, [shown(row[key].get(name)) for name in PRECISIONS]))
+    return "\n".join(lines)
+
+
+def shown(value: float | None, form: str = "{:.1f}") -> str:
+    """A figure, or a dash."""
+    return "\u2013" if value is None else form.format(value)
+
+
+def line(row: Mapping[str, Any], second: object, cells: list[str]) -> str:
+    """A line of a table."""
+    return f"| {TITLES[row['case']]} | {second} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
