@@ -269,6 +269,16 @@ def bilateral_upsample(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def add_layer_norm(
+    x: Array,
+    y: Array,
+    scale: Array,
+    shift: Array,
+    eps: list[float],
+    total: Array | None,
+    out: Array | None,
+    stream: int,
+) -> Array: ...
 def warp_blend(
     logits: Array,
     past: Array,

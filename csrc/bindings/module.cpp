@@ -24,4 +24,5 @@ PYBIND11_MODULE(_C, module) {
   register_blend_cosines(module);
   register_merge_windows(module);
   register_bilateral_upsample(module);
+  register_add_layer_norm(module);
 }

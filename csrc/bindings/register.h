@@ -22,5 +22,6 @@ void register_warp_blend(pybind11::module_& module);
 void register_blend_cosines(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
 void register_bilateral_upsample(pybind11::module_& module);
+void register_add_layer_norm(pybind11::module_& module);
 
 }  // namespace zsseg::bindings

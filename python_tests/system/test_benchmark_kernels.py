@@ -23,6 +23,7 @@ OPERATIONS = {
     "all_finite",
     "count_labels",
     "warp_blend",
+    "add_layer_norm",
     "bilateral_upsample",
 }
 

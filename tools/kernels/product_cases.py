@@ -198,3 +198,40 @@ def bilateral_case(bench: CpuBench, logits: np.ndarray) -> Case:
     num_bytes = logits.nbytes + guide.nbytes + out.nbytes
     sizes = f"C={logits.shape[1]} {logits.shape[2]}x{logits.shape[3]} to {side}x{side}"
     return Case("bilateral_upsample", sizes, num_bytes, check, {"zsseg_rt": ours})
+
+
+def norm_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """Tokens of ViT-B/16 at 512x512, in both precisions, and of ViT-L/14 at 336x336."""
+    for rows, width in [(9, 64)] if quick else [(1025, 768), (577, 1024)]:
+        for dtype in (np.float32, np.float16):
+            yield norm_case(bench, (rows, width), dtype)
+
+
+def norm_case(bench: CpuBench, shape: tuple[int, int], dtype: Any) -> Case:
+    """Measure against torch's addition and its norm, two launches."""
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((2, *shape), np.float32).astype(dtype)
+    scale, shift = generator.standard_normal((2, 1, shape[1]), np.float32)
+    placed = [bench.place(array) for array in (x, y, scale, shift)]
+    total, out = bench.place(np.empty_like(x)), bench.place(np.empty_like(x))
+
+    def ours() -> Any:
+        written = {"total": total, "out": out}
+        return ops.add_layer_norm(*placed, eps=[1e-5], **written, stream=bench.stream)
+
+    def check() -> None:
+        expected = reference.add_layer_norm(x, y, scale, shift, eps=[1e-5])
+        tolerance = 1e-4 if dtype == np.float32 else 1e-2  # of numbers up to 8
+        expect_close(bench.fetch(ours()).astype(np.float32), expected, tolerance)
+
+    sizes = f"{shape[0]}x{shape[1]} {np.dtype(dtype).name}"
+    case = Case("add_layer_norm", sizes, 4 * x.nbytes, check, {"zsseg_rt": ours})
+    if torch := bench.torch:
+        left, right, weight, bias = (bench.tensor(array) for array in (x, y, scale[0], shift[0]))
+        weight, bias = weight.to(left.dtype), bias.to(left.dtype)
+
+        def in_torch() -> Any:
+            return torch.nn.functional.layer_norm(left + right, shape[1:], weight, bias, 1e-5)
+
+        case.candidates["torch"] = in_torch
+    return case

@@ -42,6 +42,7 @@ from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import bilateral_upsample, merge_windows, warp_blend
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
+from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
     blend_cosines,
     patch_text_similarity,
@@ -54,6 +55,7 @@ __all__ = [
     "DeviceArray",
     "Event",
     "Stream",
+    "add_layer_norm",
     "all_finite",
     "available_cpu_isas",
     "bilateral_upsample",

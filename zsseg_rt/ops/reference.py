@@ -7,6 +7,7 @@ others is undefined.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
+    "add_layer_norm",
     "all_finite",
     "bilateral_upsample",
     "blend_cosines",
@@ -47,6 +49,30 @@ __all__ = [
     "upsample_bilinear",
     "warp_blend",
 ]
+
+
+def add_layer_norm(
+    x: Array,
+    y: Array,
+    scale: Array,
+    shift: Array,
+    *,
+    eps: Sequence[float],
+    total: Array | None = None,
+    out: Array | None = None,
+    stream: int = 0,
+) -> npt.NDArray[Any]:
+    """Reference of :func:`zsseg_rt.ops.add_layer_norm`."""
+    rows = out_or_new(total, x.shape, x.dtype)
+    rows[...] = x.astype(np.float32) + y
+    values = rows.astype(np.float32)
+    for weight, bias, small in zip(scale, shift, eps, strict=True):
+        values = values - values.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
+        variance = np.square(values).mean(-1, keepdims=True, dtype=np.float64)
+        values = values / np.sqrt(variance + small).astype(np.float32) * weight + bias
+    result = out_or_new(out, x.shape, x.dtype)
+    result[...] = values
+    return result
 
 
 def relationship_descriptor(

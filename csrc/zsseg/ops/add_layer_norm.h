@@ -1,0 +1,42 @@
+// Two arrays of rows added, and the sum's rows normalised, once or twice: what lies between the
+// products of a transformer, in one launch.
+#pragma once
+
+#include "zsseg/cpu_dispatch.h"
+#include "zsseg/tensor_view.h"
+
+namespace zsseg {
+
+constexpr int kMaxNorms = 2;
+constexpr std::int64_t kMaxNormWidth = 2048;  // what a block keeps in registers
+
+struct AddLayerNormArgs {
+  const TensorView& x;      // float32, float16 or bfloat16 [N, D]
+  const TensorView& y;      // as x
+  const TensorView& scale;  // float32 [L, D]
+  const TensorView& shift;  // float32 [L, D]
+  float eps[kMaxNorms];     // [L]
+};
+
+struct AddLayerNormOutputs {
+  const TensorView& out;  // as x
+  TensorView total;       // as x, or none
+};
+
+// total = x + y, rounded once. out = total, then for l = 0 .. L - 1
+// (v - mean(v)) / sqrt(mean((v - mean(v))^2) + eps[l]) * scale[l] + shift[l] of each row v, in
+// float32, rounded once at the end. Checks the inputs and returns the results' shape. L is 1 or 2,
+// D from 1 to 2048.
+Shape add_layer_norm_shape(const AddLayerNormArgs& args);
+
+// As above; what is written shares no memory with anything else.
+void add_layer_norm(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs,
+                    StreamHandle stream);
+
+// Arguments are checked and not empty.
+ZSSEG_DECLARE_CPU_KERNEL(void add_layer_norm_cpu(const AddLayerNormArgs& args,
+                                                 const AddLayerNormOutputs& outputs))
+void add_layer_norm_cuda(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs,
+                         StreamHandle stream);
+
+}  // namespace zsseg

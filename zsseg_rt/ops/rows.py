@@ -1,0 +1,54 @@
+"""Operations on rows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zsseg_rt import _C
+from zsseg_rt.common.arrays import Array
+from zsseg_rt.ops.native import native
+
+
+def add_layer_norm(
+    x: Array,
+    y: Array,
+    scale: Array,
+    shift: Array,
+    *,
+    eps: Sequence[float],
+    total: Array | None = None,
+    out: Array | None = None,
+    stream: int = 0,
+) -> Array:
+    """Add two arrays of rows, and normalise the sum's rows once or twice, in one launch.
+
+    ``total = x + y``, rounded to its type. From there, for each norm ``l`` a row ``v`` becomes
+    ``(v - mean(v)) / sqrt(mean((v - mean(v)) ** 2) + eps[l]) * scale[l] + shift[l]``, in float32;
+    the last one is rounded to the type of ``out``.
+
+    Args:
+        x: float32, float16 or bfloat16 ``[N, D]``, D from 1 to 2048.
+        y: As ``x``.
+        scale: float32 ``[L, D]``, L norms, 1 or 2.
+        shift: float32 ``[L, D]``.
+        eps: What is added to the variance, a number per norm.
+        total: Array that the sum is written to, as ``x``; not written if None.
+        out: Array to write, as ``x``. A new one if None.
+        stream: CUDA stream to enqueue on.
+
+    Returns:
+        ``out``, on the inputs' device.
+
+    Raises:
+        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
+        DTypeError: An array is of another type.
+        ArgumentError: ``eps`` has not a number per norm, or an array that is written overlaps
+            another one.
+        DeviceError: The arrays are not on one device, or the build has no CUDA.
+
+    Example:
+        >>> rows, ones = np.float32([[1, 3]]), np.ones((1, 2), np.float32)
+        >>> add_layer_norm(rows, ones, ones, 0 * ones, eps=[0.0])
+        array([[-1.,  1.]], dtype=float32)
+    """
+    return native(_C.add_layer_norm, x, y, scale, shift, [*eps], total, out, stream)
