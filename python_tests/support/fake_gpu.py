@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import torch
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zsseg_rt.backends._torch_graph import fused_operators
 from zsseg_rt.backends._torch_graph.program import Program
 
 DEVICE = torch.device("cuda:0")
@@ -119,10 +121,20 @@ class FakeRun:
                 shape = [axis.dim_value or open_size for axis in kind.shape.dim]
                 feeds[value.name] = torch.empty(shape, device=DEVICE, dtype=DTYPES[kind.elem_type])
             kept: dict[tuple[str, int], torch.Tensor] = {}
-            with FusedAttention(), Watch():
+            first = mock.patch.object(fused_operators, "add_norm_rows")
+            with first, FusedAttention(), Watch():
                 program.run(feeds, kept=kept)  # the first makes what later ones write into
-            with FusedAttention() as attention, Watch() as watch:
+            norms: list[Any] = []
+            launch = mock.patch.object(
+                fused_operators, "add_norm_rows", lambda *rows: norms.append(rows)
+            )
+            with launch, FusedAttention() as fused, Watch() as watch:
                 results = program.run(feeds, kept=kept)
+        for x, y, scale, shift, eps, *written in norms:
+            assert x.shape == y.shape
+            assert scale.shape == shift.shape == (len(eps), x.shape[1])
+            assert all(held.is_contiguous() and held.dtype == x.dtype for held in (y, *written))
         assert all(result.device == DEVICE for result in results.values())
-        self.crossed, self.fused_attention = watch.crossed, attention.calls
-        self.launched = watch.launched + ["attention"] * attention.calls
+        self.crossed, self.fused_attention = watch.crossed, fused.calls
+        self.launched = watch.launched + ["attention"] * fused.calls
+        self.launched += ["add_layer_norm"] * len(norms)

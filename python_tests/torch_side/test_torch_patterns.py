@@ -229,6 +229,66 @@ def test_rows_of_half_precision_are_made_unit_in_two_launches(tmp_path, kept):
     assert left == (["Cast", "ReduceL2", "Div", "Cast"] if kept else ["Unit"])
 
 
+RESIDUAL = {"a": (FLOAT, [1, ROWS, WIDTH]), "b": (FLOAT, [1, ROWS, WIDTH])}
+NORMED = {"y": (FLOAT, [1, ROWS, WIDTH])}
+WEIGHTS = {name: weights(WIDTH) for name in ("scale", "shift", "scale_2")}
+
+
+def sum_and_norms(kind=FLOAT, second=False):
+    """As in a residual block; in half precision with the casts around it."""
+    yield node("Add", "a b", "sum")
+    if kind == HALF:
+        yield node("Cast", "sum", "wide", to=FLOAT)
+    rows, to = ("wide", "normed") if kind == HALF else ("sum", "y")
+    first = "inner" if second else to
+    yield node("LayerNormalization", f"{rows} scale shift", first, epsilon=1e-4)
+    if second:
+        yield node("LayerNormalization", "inner scale_2", to)
+    if kind == HALF:
+        yield node("Cast", "normed", "y", to=HALF)
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF])
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_sum_and_its_norms_are_one(tmp_path, kind, second, kept):
+    nodes = [*sum_and_norms(kind, second)]
+    inputs = {name: (kind, shape) for name, (_, shape) in RESIDUAL.items()}
+    outputs = {"y": (kind, NORMED["y"][1])} | ({"sum": (kind, [1, ROWS, WIDTH])} if kept else {})
+    tolerance = 2e-5 if kind == FLOAT else 4e-3  # of numbers up to 5, rounded once
+    counts, left = check(tmp_path, nodes, inputs, outputs, WEIGHTS, tolerance=tolerance)
+    assert counts["fused_add_norm"] == 1
+    assert left == ["AddNorm"]
+
+
+@pytest.mark.parametrize("shape", [[ROWS, WIDTH], [1, 1, WIDTH], [WIDTH]])
+def test_a_sum_that_is_spread_is_normalised_too(tmp_path, shape):
+    inputs = RESIDUAL | {"b": (FLOAT, shape)}
+    counts, _ = check(tmp_path, [*sum_and_norms()], inputs, NORMED, WEIGHTS, tolerance=2e-5)
+    assert counts["fused_add_norm"] == 1
+
+
+def test_a_norm_over_two_axes_or_of_a_constants_sum_is_left(tmp_path):
+    held = {"scale": weights(ROWS, WIDTH), "shift": weights(ROWS, WIDTH), "b": weights(ROWS, WIDTH)}
+    nodes = [node("Add", "a a", "sum")]
+    nodes.append(node("LayerNormalization", "sum scale shift", "y", axis=-2))
+    inputs = {"a": RESIDUAL["a"]}
+    counts, _ = check(tmp_path, nodes, inputs, NORMED, held, tolerance=2e-5)
+    assert counts["fused_add_norm"] == 0
+    nodes = [node("Add", "a b", "sum"), node("LayerNormalization", "sum one", "y")]
+    held = {"one": np.ones(WIDTH, np.float32), "b": weights(ROWS, WIDTH)}
+    counts, _ = check(tmp_path, nodes, inputs, NORMED, held, tolerance=2e-5)
+    assert counts["fused_add_norm"] == 0
+
+
+def test_half_rows_whose_norm_is_read_wide_are_left(tmp_path):
+    nodes = [*sum_and_norms(HALF)][:-1]
+    inputs = {name: (HALF, shape) for name, (_, shape) in RESIDUAL.items()}
+    outputs = {"normed": (FLOAT, [1, ROWS, WIDTH])}
+    counts, _ = check(tmp_path, nodes, inputs, outputs, WEIGHTS)
+    assert counts["fused_add_norm"] == 0
+
+
 def quick_gelu():
     yield from (node("MatMul", "x w1", "p"), node("Add", "p b1", "h"))
     yield from (node("Mul", "h c", "s"), node("Sigmoid", "s", "g"), node("Mul", "h g", "a"))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+from conftest import require_cuda  # noqa: E402
 from support import tiny  # noqa: E402
 from support.exported_graphs import export_descriptor_graphs  # noqa: E402
 from support.fake_gpu import FakeRun  # noqa: E402
+from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
+from zsseg_rt.backends._torch_graph.arrays import add_norm_rows  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
+from zsseg_rt.ops import reference  # noqa: E402
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 GRAPHS = sorted(STORED.glob("*/*.onnx"))
@@ -22,7 +27,7 @@ GRAPHS = sorted(STORED.glob("*/*.onnx"))
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 NUM_BLOCKS, NUM_PROMPTS = 12, 10  # as in ViT-B/16; widths do not change how much is launched
 FEW_BLOCKS = 2
-MOST_LAUNCHES = {"zegclip": 151, "clip_rc": 203}
+MOST_LAUNCHES = {"zegclip": 120, "clip_rc": 169, "segment_tokens": 118}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,11 @@ def test_a_clip_rc_frame_stays_within_its_launches(tmp_path):
     assert sum(len(run.launched) for run in runs) <= MOST_LAUNCHES["clip_rc"]
 
 
+def test_a_zeroseg_frame_stays_within_its_launches():
+    run = FakeRun(STORED / "segment_tokens.zsseg" / "image_encoder.float32.onnx")
+    assert len(run.launched) <= MOST_LAUNCHES["segment_tokens"]
+
+
 def test_every_block_of_clip_rc_is_fused_with_its_mask(clip_rc):
     run = FakeRun(clip_rc["image_encoder.float16"])
     assert run.report["fused_attention"] == run.fused_attention == FEW_BLOCKS
@@ -116,6 +126,8 @@ def test_a_zegclip_frame_stays_within_its_launches(zegclip):
     assert total["aten.addmm.default"] == 3 * NUM_BLOCKS + 1 + 8
     assert total["aten._addmm_activation.default"] == 2
     assert total["aten.cat.default"] == 1  # the class token's
+    assert total["add_layer_norm"] == 2 * NUM_BLOCKS + 4
+    assert total["aten.native_layer_norm.default"] == 2  # before the first sum
     plain = [
         FakeRun(zegclip[f"{name}.float16"], rewritten=False)
         for name in ("image_encoder", "decoder")
@@ -161,3 +173,33 @@ def test_on_a_gpu_the_graphs_report_counts_what_was_fused(monkeypatch):
     assert graph.report["quick_gelu"] == 1
     assert [layer.type for layer in graph.layers()].count("FusedAttention") == 1
     assert graph.precision == "float16"
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("with_total", [True, False])
+def test_a_sum_and_its_norm_run_where_torchs_tensors_lie(monkeypatch, with_total):
+    """Arrays of ours stand for tensors of torch on a GPU, which need not be real."""
+    require_cuda()
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 5, 12), np.float32).astype(np.float16)
+    scale, shift = rng.standard_normal((2, 1, 12), np.float32)
+    stream = ops.Stream(0)
+
+    def tensor(host):
+        array = ops.DeviceArray.from_numpy(host, 0, stream.handle)
+        address = array.__cuda_array_interface__["data"][0]
+        shown = SimpleNamespace(shape=host.shape, dtype=f"torch.{host.dtype}", is_cuda=True)
+        shown.device, shown.array, shown.data_ptr = "cuda:0", array, lambda: address
+        return shown
+
+    current = SimpleNamespace(cuda_stream=stream.handle)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    given = [tensor(held) for held in (x, y, scale, shift)]
+    normed, total = tensor(0 * x), tensor(0 * x) if with_total else None
+    add_norm_rows(*given, [1e-5], normed, total)
+    expected_total = np.empty_like(x)
+    expected = reference.add_layer_norm(x, y, scale, shift, eps=[1e-5], total=expected_total)
+    found = normed.array.numpy(stream.handle)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)  # one rounding may differ
+    if total is not None:
+        np.testing.assert_array_equal(total.array.numpy(stream.handle), expected_total)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zsseg_rt import ops
 from zsseg_rt.backends.feeds import check_feed
 from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
@@ -91,3 +93,25 @@ def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Ten
     if not borrowed.is_contiguous():
         raise ShapeError(f"{spec.name}: expected a C-contiguous array, got {borrowed.stride()}")
     return borrowed
+
+
+def add_norm_rows(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: Sequence[float],
+    normed: Tensor,
+    total: Tensor | None = None,
+) -> None:
+    """Run :func:`zsseg_rt.ops.add_layer_norm` on tensors of one device, on torch's stream."""
+    import torch
+
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+    def lent(held: Tensor | None) -> Any:
+        return DeviceResult(held, stream) if held is not None and held.is_cuda else held
+
+    rows, weights = (lent(x), lent(y)), (lent(scale), lent(shift))
+    written = {"total": lent(total), "out": lent(normed)}
+    ops.add_layer_norm(*rows, *weights, eps=eps, **written, stream=stream)

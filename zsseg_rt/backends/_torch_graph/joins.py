@@ -1,4 +1,4 @@
-"""Patterns that save the launches around products: concatenations, activations, casts of norms."""
+"""Patterns that save the launches around products: concatenations, activations, sums, norms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from zsseg_rt.backends._torch_graph.graph import Graph, Node
 from zsseg_rt.backends._torch_graph.operators import TORCH_DTYPES
 
+MOST_WIDTH = 2048  # of rows; see ops.add_layer_norm
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -122,3 +123,78 @@ def fuse_unit(graph: Graph) -> int:
             graph.replace([wide, norm, narrow], [unit], at=divide)
             count += 1
     return count
+
+
+def fuse_add_norm(graph: Graph) -> int:
+    """A sum and the norm of its rows, or two norms, are one launch of :mod:`zsseg_rt.ops`."""
+    count = 0
+    for add in [node for node in graph.nodes if node.op_type == "Add"]:
+        read = [] if set(add.inputs) & set(graph.constants) else graph.users(add.outputs[0])
+        for reader in read:
+            found = _find_norms(graph, add, reader)
+            if found is not None:
+                _join_norms(graph, add, *found)
+                count += 1
+                break
+    return count
+
+
+def _find_norms(graph: Graph, add: Node, reader: Node) -> tuple[list[Node], list[Node]] | None:
+    """The norms of a sum's rows, one after another, and all nodes from its reader to the last."""
+    half, nodes = graph.dtype(add.outputs[0]), [reader]
+    norms = nodes[:]
+    is_wide = reader.op_type == "Cast" and half in _HALVES
+    if is_wide:
+        norm = graph.only_user(reader.outputs[0])
+        norms = [] if norm is None else [norm]
+        nodes += norms
+    if not all(_is_norm(graph, norm) for norm in norms) or not norms:
+        return None
+    second = graph.only_user(norms[0].outputs[0])
+    if (
+        second is not None
+        and _is_norm(graph, second)
+        and _width(graph, second) == _width(graph, norms[0])
+    ):
+        norms.append(second)
+        nodes.append(second)
+    if is_wide:
+        narrow = graph.only_user(nodes[-1].outputs[0])
+        if narrow is None or narrow.op_type != "Cast":
+            return None
+        if TORCH_DTYPES.get(narrow.attributes["to"]) != half:
+            return None
+        nodes.append(narrow)
+    return norms, nodes
+
+
+def _is_norm(graph: Graph, node: Node) -> bool:
+    weights = [graph.constants.get(name) for name in node.inputs[1:] if name]
+    if node.op_type != "LayerNormalization" or node.attributes.get("axis", -1) != -1:
+        return False
+    return all(held is not None and held.ndim == 1 for held in weights) and (
+        _width(graph, node) <= MOST_WIDTH
+    )
+
+
+def _width(graph: Graph, norm: Node) -> int:
+    return len(graph.constants[norm.inputs[1]])
+
+
+def _join_norms(graph: Graph, add: Node, norms: list[Node], nodes: list[Node]) -> None:
+    scale = [graph.constants[norm.inputs[1]].float() for norm in norms]
+    shift = [
+        graph.constants[norm.inputs[2]].float() if norm.inputs[2:] else torch.zeros_like(held)
+        for norm, held in zip(norms, scale, strict=True)
+    ]
+    name = add.outputs[0]
+    weights = (
+        graph.add_constant(f"{name}.scale", torch.stack(scale)),
+        graph.add_constant(f"{name}.shift", torch.stack(shift)),
+    )
+    read = name in graph.outputs or len(graph.users(name)) > 1
+    outputs = (*nodes[-1].outputs, *([name] if read else []))
+    eps = [norm.attributes.get("epsilon", 1e-5) for norm in norms]
+    settings = {"eps": eps, "with_total": read}
+    fused = Node(norms[0].name, "AddNorm", (*add.inputs, *weights), outputs, settings)
+    graph.replace(nodes, [fused], at=add)

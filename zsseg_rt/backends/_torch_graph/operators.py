@@ -30,7 +30,7 @@ TORCH_DTYPES = {
 }
 
 
-def _axes(given: Tensor | None) -> list[int]:
+def axes_of(given: Tensor | None) -> list[int]:
     return [] if given is None else given.tolist()
 
 
@@ -66,26 +66,20 @@ def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
 
 
 def _reduce_l2(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
+    dims = axes_of(axes) or attributes.get("axes") or list(range(x.ndim))
     keep = bool(attributes.get("keepdims", 1))
     norm: Tensor = torch.linalg.vector_norm(x.float(), dim=dims, keepdim=keep)
     return norm.to(x.dtype)
 
 
-def _unit(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
-    return torch.div(x, norm, out=torch.empty_like(x))  # rounded in the same launch
-
-
 def _reduce_mean(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = _axes(axes) or attributes.get("axes") or list(range(x.ndim))
+    dims = axes_of(axes) or attributes.get("axes") or list(range(x.ndim))
     keep = bool(attributes.get("keepdims", 1))
     return x.mean(dim=dims, keepdim=keep)
 
 
 def _reduce_sum(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = _axes(axes) or list(range(x.ndim))
+    dims = axes_of(axes) or list(range(x.ndim))
     return x.sum(dim=dims, keepdim=bool(attributes.get("keepdims", 1)))
 
 
@@ -101,8 +95,8 @@ def _slice(
     bounds = zip(
         starts.tolist(),
         ends.tolist(),
-        _axes(axes) or range(count),
-        _axes(steps) or [1] * count,
+        axes_of(axes) or range(count),
+        axes_of(steps) or [1] * count,
         strict=True,
     )
     for start, end, axis, step in bounds:
@@ -308,48 +302,12 @@ def _concat(attributes: Attributes, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=attributes["axis"])
 
 
-def _fused_attention(
-    attributes: Attributes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    scale = attributes["scale"]
-    if q.ndim == k.ndim == v.ndim == 3:  # torch has fused kernels for [B, H, N, D] alone
-        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).squeeze(0)
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-
-
-def _linear(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return torch.addmm(bias, rows, weight).view(*x.shape[:-1], weight.shape[1])
-
-
-def _linear_relu(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    rows = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight)
-    return rows.view(*x.shape[:-1], weight.shape[1])
-
-
-def extended_rows(x: Tensor, below: Tensor) -> Tensor:
-    """What ``ExtendedLinear`` writes into: rows of ``x`` [1, N, W] to come, then those given."""
-    return torch.cat([below.new_empty(x.shape[1], below.shape[1]), below])
-
-
-def _extended_linear(
-    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor
-) -> Tensor:
-    torch.addmm(bias, x[0], weight, out=rows[: x.shape[1]])
-    return rows[None]
-
-
-def _parts(attributes: Attributes, x: Tensor) -> Sequence[Tensor]:
-    return torch.split(x, attributes["sizes"], dim=attributes["axis"])
-
-
-def _elementwise(function: Callable[..., Tensor]) -> Operator:
+def elementwise(function: Callable[..., Tensor]) -> Operator:
     return lambda attributes, *inputs: function(*inputs)
 
 
 OPERATORS: dict[str, Operator] = {
-    "Add": _elementwise(torch.add),
+    "Add": elementwise(torch.add),
     "ArgMax": _arg_max,
     "AveragePool": _average_pool,
     "Cast": _cast,
@@ -357,48 +315,33 @@ OPERATORS: dict[str, Operator] = {
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "Div": _elementwise(torch.div),
+    "Div": elementwise(torch.div),
     "Elu": _elu,
-    "Equal": _elementwise(torch.eq),
+    "Equal": elementwise(torch.eq),
     "Expand": _expand,
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
-    "GlobalAveragePool": _elementwise(lambda x: x.mean(dim=(2, 3), keepdim=True)),
-    "Identity": _elementwise(lambda x: x),
+    "GlobalAveragePool": elementwise(lambda x: x.mean(dim=(2, 3), keepdim=True)),
+    "Identity": elementwise(lambda x: x),
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
-    "MatMul": _elementwise(torch.matmul),
+    "MatMul": elementwise(torch.matmul),
     "MaxPool": _max_pool,
-    "Mul": _elementwise(torch.mul),
+    "Mul": elementwise(torch.mul),
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
     "ReduceSum": _reduce_sum,
-    "Relu": _elementwise(torch.relu),
+    "Relu": elementwise(torch.relu),
     "Reshape": _reshape,
     "Resize": resize,
     "Shape": _shape,
-    "Sigmoid": _elementwise(torch.sigmoid),
+    "Sigmoid": elementwise(torch.sigmoid),
     "Slice": _slice,
     "Softmax": _softmax,
     "Split": _split,
     "Squeeze": _squeeze,
-    "Sub": _elementwise(torch.sub),
+    "Sub": elementwise(torch.sub),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
-
-# What a rewritten graph holds besides; these names are no ONNX operators.
-_FUSED: dict[str, Operator] = {
-    "DropRows": lambda attributes, x: x[:, : -attributes["rows"]],
-    "ExtendedLinear": _extended_linear,
-    "FusedAttention": _fused_attention,
-    "Linear": _linear,
-    "LinearRelu": _linear_relu,
-    "Parts": _parts,
-    "Silu": _elementwise(F.silu),
-    "SwapLastAxes": _elementwise(lambda x: x.transpose(-1, -2)),
-    "Unit": _unit,
-}
-
-RUNNABLE = OPERATORS | _FUSED

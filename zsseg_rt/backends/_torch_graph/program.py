@@ -91,9 +91,12 @@ class Program:
                 # torch takes a host scalar beside a device's values without a copy
                 if held is not None and held.ndim > 0 and not held.is_floating_point():
                     self._placed[name] = held.to(device)
+        norms = (node for node in self.nodes if node.op_type == "AddNorm")
+        wide = {name for node in norms for name in node.inputs[2:]}
         for name, tensor in self.constants.items():
             if tensor.is_floating_point():
-                self.constants[name] = tensor.to(device=device, dtype=lowered or tensor.dtype)
+                dtype = tensor.dtype if name in wide else lowered or tensor.dtype
+                self.constants[name] = tensor.to(device=device, dtype=dtype)
         fused = (node for node in self.nodes if node.op_type == "FusedAttention")
         for name in {name for node in fused for name in node.inputs[3:]}:
             self.constants[name] = _aligned(self.constants[name])
@@ -109,7 +112,7 @@ class Program:
 
         ``kept`` holds what runs of one session write into again; it grows with the first run.
         """
-        from zsseg_rt.backends._torch_graph.operators import RUNNABLE
+        from zsseg_rt.backends._torch_graph.fused_operators import RUNNABLE
 
         kept = {} if kept is None else kept
 
@@ -157,7 +160,7 @@ def _extended(
     kept: dict[tuple[str, int], Tensor], node: Node, x: Tensor, *weights: Tensor
 ) -> Tensor:
     """A product's rows in memory that stays, so that constant ones are written there once."""
-    from zsseg_rt.backends._torch_graph.operators import extended_rows
+    from zsseg_rt.backends._torch_graph.fused_operators import extended_rows
 
     key = (node.outputs[0], x.shape[1])
     if key not in kept:

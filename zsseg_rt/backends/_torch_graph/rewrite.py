@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.backends._torch_graph.graph import Graph, Node
-from zsseg_rt.backends._torch_graph.joins import extend_linear, fuse_relu, fuse_unit
+from zsseg_rt.backends._torch_graph.joins import (
+    extend_linear,
+    fuse_add_norm,
+    fuse_relu,
+    fuse_unit,
+)
 from zsseg_rt.backends._torch_graph.operators import OPERATORS, TORCH_DTYPES
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -160,6 +165,7 @@ PATTERNS: dict[str, Callable[[Graph], int]] = {
     "extended_linear": extend_linear,
     "fused_relu": fuse_relu,
     "fused_unit": fuse_unit,
+    "fused_add_norm": fuse_add_norm,
 }
 """By the name under which a graph's report counts them, in the order they are applied."""
 
