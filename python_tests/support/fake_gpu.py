@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zsseg_rt.backends._torch_graph import fused_operators
+from zsseg_rt.backends._torch_graph import attention, fused_operators
 from zsseg_rt.backends._torch_graph.program import Program
 
 DEVICE = torch.device("cuda:0")
@@ -122,7 +122,8 @@ class FakeRun:
                 feeds[value.name] = torch.empty(shape, device=DEVICE, dtype=DTYPES[kind.elem_type])
             kept: dict[tuple[str, int], torch.Tensor] = {}
             first = mock.patch.object(fused_operators, "add_norm_rows")
-            with first, FusedAttention(), Watch():
+            taken = mock.patch.object(attention, "kind_taken", return_value="flash")
+            with first, taken, FusedAttention(), Watch():
                 program.run(feeds, kept=kept)  # the first makes what later ones write into
             norms: list[Any] = []
             launch = mock.patch.object(

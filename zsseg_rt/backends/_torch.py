@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +22,9 @@ from zsseg_rt.backends._torch_graph.arrays import (
     read_host,
     wide,
 )
+from zsseg_rt.backends._torch_graph.attention import pinned_attention
 from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32
+from zsseg_rt.backends._torch_graph.graph import Node
 from zsseg_rt.backends._torch_graph.program import Program
 from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
 from zsseg_rt.backends.base import (
@@ -107,12 +110,19 @@ class _TorchGraph:
     ) -> None:
         """``report``: what was rewritten, by kind; ``fused_attention`` counts blocks of it."""
         self._program: Program | None = program
-        self.report = MappingProxyType(dict(report))
+        self._rewritten = dict(report)
         self.inputs, self.outputs = header.inputs, header.outputs
         if device == "cpu":
             self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.device, self.precision, self.ranges = device, precision, ranges
         self.token_rows = header.token_rows
+
+    @property
+    def report(self) -> Mapping[str, int]:
+        """What was rewritten, by kind; after a run on a GPU also its attentions, by kernel."""
+        taken = (node.attributes.get("taken") for node in self._open().nodes)
+        kinds = Counter(f"attention_{kind}" for kind in taken if kind is not None)
+        return MappingProxyType(self._rewritten | kinds)
 
     def session(self) -> Session:
         return _TorchSession(self, self._open())
@@ -192,7 +202,7 @@ class _TorchSession:
                 program.run(tensors, marks.mark, kept=self._kept)
                 totals = [sum(pair) for pair in zip(totals, marks.between_ms(), strict=True)]
         return tuple(
-            NodeTime(name=node.name, type=node.op_type, ms=total / runs)
+            NodeTime(name=node.name, type=_type_of(node), ms=total / runs)
             for node, total in zip(nodes, totals, strict=True)
         )
 
@@ -222,7 +232,7 @@ class _TorchSession:
         if stream:
             own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
         exact = exact_float32() if self.precision == "float32" else contextlib.nullcontext()
-        with torch.cuda.device(self.device), torch.cuda.stream(own), exact:
+        with torch.cuda.device(self.device), torch.cuda.stream(own), exact, pinned_attention():
             yield
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
@@ -257,6 +267,12 @@ class _NodeMarks:
             return [(after - before) * 1e3 for before, after in pairs]
         self._marks[-1].synchronize()
         return [float(before.elapsed_time(after)) for before, after in pairs]
+
+
+def _type_of(node: Node) -> str:
+    """The operator; of an attention that has run on a GPU, also torch's kernel."""
+    taken = node.attributes.get("taken")
+    return node.op_type if taken is None else f"{node.op_type} ({taken})"
 
 
 def _import_torch() -> Any:

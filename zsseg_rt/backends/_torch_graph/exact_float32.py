@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-_lock = threading.Lock()
-_inside = 0
-_give_back: Callable[[], None] | None = None
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Switch TF32 off in matrix products and convolutions, for the whole process.
-
-    torch has one setting per process, so blocks of several threads share it: the first one
-    switches TF32 off, the last one gives the settings back.
-    """
-    global _inside, _give_back
-    with _lock:
-        if _inside == 0:
-            _give_back = _switch_off()
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0 and _give_back is not None:
-                _give_back()
+from zsseg_rt.backends._torch_graph.shared_setting import SharedSetting
 
 
 def _switch_off() -> Callable[[], None]:
@@ -84,3 +59,7 @@ def _own_value(place: Any, cudnn: Any) -> str:
     above = torch.backends if place is torch.backends.cuda.matmul else cudnn
     found = str(place.fp32_precision)
     return "none" if found == str(above.fp32_precision) else found
+
+
+exact_float32 = SharedSetting(_switch_off)
+"""Inside the block, TF32 is off in matrix products and convolutions, for the whole process."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg_rt.backends._torch_graph import attention
 from zsseg_rt.backends._torch_graph.arrays import add_norm_rows
 from zsseg_rt.backends._torch_graph.operators import (
     OPERATORS,
@@ -31,6 +32,8 @@ def _fused_attention(
     is_one = q.ndim == k.ndim == v.ndim == 3
     if is_one:  # torch has fused kernels for [B, H, N, D] alone
         q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+    if q.is_cuda and "taken" not in attributes:  # the same in every run
+        attributes["taken"] = attention.kind_taken(q, k, v, mask)
     attended = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return attended.squeeze(0) if is_one else attended
 
