@@ -15,7 +15,7 @@ from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
-from zsseg_rt import Engine, EngineConfig
+from zsseg_rt import Engine, EngineConfig, FrameMemory
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
@@ -110,6 +110,43 @@ def test_a_replayed_frame_equals_a_plain_one(monkeypatch, placed, launched, bund
         assert all(time >= 0 for time in one.times.values())
     told = {seg.labels.tobytes() + seg.scores.tobytes() for seg in found}
     assert count == 1 or len(told) > 1
+
+
+@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+@pytest.mark.parametrize("steady", [True, False])
+def test_frames_with_a_memory_are_recorded(monkeypatch, placed, launched, bundle, steady):
+    """All of a frame where the memory only skips, else all up to its logits."""
+    pytest.importorskip("cv2")
+    scene = np.kron(frame(1, 8, 12), np.ones((6, 6, 1), np.uint8))  # 48x72 pixels
+    frames = [np.ascontiguousarray(scene[:31, x : x + 47]) for x in range(0, 20, 4)]
+
+    def run(engine):
+        memories = [FrameMemory(steady=steady, skip_still=not steady) for _ in range(2)]
+        at = itertools.count()
+        return [
+            engine.segment(f, memory=memory, captured_at=float(next(at)))
+            for f in frames
+            for memory in memories  # of two sources, in turns
+        ]
+
+    with open_engine(placed, bundle) as engine:
+        words = vocabulary(engine, 5)
+        engine.set_classes(**words)
+        found = run(engine)
+        engine.set_classes(**vocabulary(engine, 5, seed=1))  # the past is of other names
+        other = run(engine)
+    assert launched["recorded"] == 1
+    assert launched["launched"] >= len(found) + len(other) - 3
+    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
+    with open_engine(placed, bundle) as engine:
+        engine.set_classes(**words)
+        expected = run(engine)
+    for one, plain in zip(found, expected, strict=True):
+        assert_same(one, plain)
+        assert one.reused == plain.reused
+        assert set(one.times) == set(plain.times)
+    alone = run_plainly(monkeypatch, placed, bundle, words, frames[-1:])[0]
+    assert np.array_equal(found[-1].scores, alone.scores) != steady
 
 
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])

@@ -20,7 +20,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted, kind_of
+from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted, kind_of, splits
 from zsseg_rt.runtime.clock import NvtxRanges
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import (
@@ -221,7 +221,7 @@ class FramePath:
     ) -> _Labelled | Segmentation:
         """Enqueue a frame's work, or return the last frame's result if the picture stood still."""
         captures = self._captures
-        captured = captures.is_on and trace is None and turn is None
+        captured = captures.is_on and trace is None
         num_phrases = len(classes.vocabulary.phrases)
         rows = self._family.rows_for(num_phrases) if captured else None
         adopted = self._adopt(classes, rows)
@@ -236,16 +236,14 @@ class FramePath:
             return again
         if self._gate is not None:
             self._gate.begin(classes.seen, turn)
+        run = captures.run if captured else run_plainly
         if self._windows is not None and trace is None:
-            run = captures.run if captured else run_plainly
             return self._work_in_windows(frame, self._windows, adopted, rule, run, turn)
         image = self._image(frame, trace)
-        if not captured:
-            return self._work(image, out_hw, adopted, rule, run_plainly, trace, turn)
-        if not self._family.in_one_part or self._gate is not None:
-            return self._work(image, out_hw, adopted, rule, captures.run)
+        if not captured or not self._family.in_one_part or splits(adopted, turn):
+            return self._work(image, out_hw, adopted, rule, run, trace, turn)
         key = kind_of(out_hw, adopted, rule)
-        return captures.run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
+        return run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
 
     def _warm_up(
         self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
@@ -267,15 +265,15 @@ class FramePath:
         turn: Turn | None = None,
     ) -> _Labelled:
         """From the encoder's input to labels."""
-        kind, gated = kind_of(out_hw, classes, rule), classes.gate is not None
+        kind, is_split = kind_of(out_hw, classes, rule), splits(classes, turn)
         make = partial(self.pipeline.masks, image, classes, self.clock)
-        if gated and self._family.in_one_part:
+        if is_split and self._family.in_one_part:
             masks = run(("masks", *kind), lambda: make(run_plainly, trace))
         else:
             masks = make(run, trace)
         fine = self._refines and trace is None
         label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=fine)
-        return label() if gated else run(("labels", *kind), label)  # the host chooses
+        return label() if is_split else run(("labels", *kind), label)
 
     def _work_in_windows(
         self,
@@ -308,7 +306,7 @@ class FramePath:
         if clock is not self.clock:
             self.clock.mark("image_encoder")
         label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=self._refines)
-        return run(("labels", *kind), label) if classes.gate is None else label()
+        return label() if splits(classes, turn) else run(("labels", *kind), label)
 
     def _label_pixels(
         self,

@@ -179,6 +179,8 @@ class Turn:
         """Blend the masks with the past, in arrays of the memory's own."""
         assert isinstance(masks, ClassLogits), "other families were refused"
         logits, memory = masks.mask_logits, self._memory
+        if memory._past is not None and not _are_alike(memory._past.logits, logits):
+            memory._forget()  # recorded frames have more rows than plain ones
         motion, past = self._motion(logits.shape[2:]), memory._past
         self._logits = ops.warp_blend(
             logits,
@@ -236,6 +238,10 @@ class _Past:
     logits: Array | None  # steadied
     candidates: tuple[int, ...]  # classes that it was labelled with
     result: Segmentation | None
+
+
+def _are_alike(past: Array | None, logits: Array) -> bool:
+    return past is None or tuple(past.shape) == tuple(logits.shape)
 
 
 class _Named(Protocol):
