@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.profiling.turns import take_turns_locally
 
 CLASSES = 20
-SDPA = ("flash", "mem_efficient", "cudnn", "math")
+ATTENTION, ATTENTIONS = "ZSSEG_TORCH_ATTENTION", ("flash", "efficient", "cudnn")
 SETTINGS: dict[str, dict[str, Any]] = {
     "as is": {},
     "wait=spin": {"wait": "spin"},
@@ -79,7 +80,7 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Mappin
             yield name, lambda settings=settings: engine_row(args, settings)
         yield "two lanes in two threads", lambda: lanes_row(args)
         if args.backend == "torch":
-            for kind in SDPA:
+            for kind in ATTENTIONS:
                 yield f"attention={kind}", lambda kind=kind: attention_row(args, kind)
     bench = CudaBench(1) if args.device.startswith("cuda") else CpuBench(1)
     for classes in TILE_CLASSES[:1] if args.quick else TILE_CLASSES:
@@ -123,24 +124,29 @@ def engine_row(args: argparse.Namespace, settings: Mapping[str, Any]) -> dict[st
             plan=engine_cuda.PLAN,
             max_seconds=3.0,
         )
-        return engine_cuda.summarise(taken.warm("frame")) | {"precision": engine.precision}
+        row = engine_cuda.summarise(taken.warm("frame")) | {"precision": engine.precision}
+        return row | attentions_taken(engine)
+
+
+def attentions_taken(engine: Engine) -> dict[str, int]:
+    """Backend torch's attentions by kernel, such as ``attention_flash``."""
+    taken: Counter[str] = Counter()
+    for graph in engine._graphs.values():
+        report = getattr(graph, "report", {})
+        taken.update({name: n for name, n in report.items() if name.startswith("attention_")})
+    return dict(taken)
 
 
 def attention_row(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """With one of torch's fused attentions alone, which the recording then holds."""
-    import torch
-
-    state = torch.backends.cuda
-    before = {name: getattr(state, f"{name}_sdp_enabled")() for name in SDPA}
+    """With one kind of torch's attention tried first; the row says which ran."""
+    before = os.environ.get(ATTENTION)
+    os.environ[ATTENTION] = kind
     try:
-        for name in SDPA:
-            getattr(state, f"enable_{name}_sdp")(name == kind)
         return engine_row(args, {})
-    except Exception as exc:  # noqa: BLE001 - it does not take every mask: no fault of ours
-        return {"refused": f"{type(exc).__name__}: {engine_cuda.first_line(exc)}"}
     finally:
-        for name, enabled in before.items():
-            getattr(state, f"enable_{name}_sdp")(enabled)
+        os.environ.pop(ATTENTION)
+        if before is not None:
+            os.environ[ATTENTION] = before
 
 
 def lanes_row(args: argparse.Namespace) -> dict[str, Any]:
