@@ -46,6 +46,18 @@ def test_what_is_pinned_is_what_is_wanted(monkeypatch, setting, order):
     assert (enabled(), torch._C._get_sdp_priority_order()) == (before, priority)
 
 
+@pytest.mark.parametrize(("setting", "kinds"), [("flash", 2), ("efficient", 1), ("cudnn", 1)])
+def test_a_torch_without_an_order_is_told_what_may_run(monkeypatch, setting, kinds):
+    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
+    monkeypatch.setattr(attention, "_takes_an_order", lambda: False)
+    before = enabled()
+    with attention.pinned_attention():
+        allowed = [kind for kind, may_run in enabled().items() if may_run]
+    assert setting in allowed
+    assert len(allowed) == len(attention.wanted()) == kinds
+    assert enabled() == before
+
+
 def test_threads_share_the_pin_until_the_last_one_leaves():
     before, entered, leave = enabled(), threading.Event(), threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -30,7 +31,17 @@ def wanted() -> tuple[str, ...]:
         raise ConfigError(
             f"{_SETTING}: expected one of {', '.join(KINDS)}, got {first!r}. Unset it for 'flash'."
         )
+    if first != "flash" and not _takes_an_order():
+        return (first,)  # torch's own order begins with flash
     return (first, *(kind for kind in KINDS[:2] if kind != first))
+
+
+@functools.cache
+def _takes_an_order() -> bool:
+    """Whether this torch takes an order; some versions from 2.6 on only take which may run."""
+    from torch.nn.attention import sdpa_kernel
+
+    return "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def kind_taken(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
@@ -69,7 +80,8 @@ def _pin() -> Callable[[], None]:
     }
     order = [*(members[kind] for kind in wanted()), SDPBackend.MATH]
     pinned = ExitStack()
-    pinned.enter_context(sdpa_kernel(order, set_priority=True))
+    settings = {"set_priority": True} if _takes_an_order() else {}
+    pinned.enter_context(sdpa_kernel(order, **settings))
     return pinned.close
 
 
