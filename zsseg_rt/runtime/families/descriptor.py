@@ -153,20 +153,10 @@ class DescriptorPipeline:
         """Decode every phrase's query and compare it with the patches."""
         stream, workspace = self._workspace.stream, self._workspace
         encoded = self._image_encoder.run({"image": image}, stream=stream)
-        patch_embeds, cls_embed = encoded["patch_embeds"], encoded["cls_embed"]
+        patch_embeds = encoded["patch_embeds"]
         clock.mark("image_encoder")
-        phrases, regions = classes.text_embeds.shape[0], cls_embed.shape[0]
-        windows = patch_embeds.shape[0]
-        queries = ops.relationship_descriptor(
-            cls_embed,
-            classes.text_embeds,
-            self._image_weight,
-            self._bias,
-            text_queries=classes.text_queries,
-            out=workspace.array("queries", (regions, phrases, self._bias.shape[0]), self._dtype),
-            workspace=workspace.products(),
-            stream=stream,
-        )
+        windows, phrases = patch_embeds.shape[0], classes.text_embeds.shape[0]
+        queries = self._queries(encoded["cls_embed"], classes)
         clock.mark("descriptor")
         decoded = self._decoder.run(
             {"queries": queries, "patch_embeds": patch_embeds}, stream=stream
@@ -200,6 +190,19 @@ class DescriptorPipeline:
             activation=activation,
             checked=checked,
             cosines=None if classes.gate is None else cosines,
+        )
+
+    def _queries(self, cls_embed: Array, classes: BoundClasses) -> Array:
+        rows = (cls_embed.shape[0], classes.text_embeds.shape[0], self._bias.shape[0])
+        return ops.relationship_descriptor(
+            cls_embed,
+            classes.text_embeds,
+            self._image_weight,
+            self._bias,
+            text_queries=classes.text_queries,
+            out=self._workspace.array("queries", rows, self._dtype),
+            workspace=self._workspace.products(),
+            stream=self._workspace.stream,
         )
 
     def _cosines(
