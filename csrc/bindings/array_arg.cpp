@@ -154,7 +154,7 @@ Device device_from_dlpack(const char* name, const dlpack::Device& device) {
 }
 
 // Calls __dlpack__ the way its specification asks, falling back for producers that predate 1.0.
-py::capsule dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream) {
+py::object dlpack_capsule(py::handle object, bool on_cuda, StreamHandle stream) {
   py::dict arguments;
   // 1 is the legacy default stream; 0 is not allowed because it is ambiguous.
   arguments["stream"] = on_cuda ? py::object(py::int_(stream == 0 ? 1 : stream)) : py::none();
@@ -271,7 +271,10 @@ bool ArrayArg::take_dlpack(py::handle object, const char* name, StreamHandle str
   }
   const auto place = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   const Device device = device_from_dlpack(name, {place.first, place.second});
-  const py::capsule capsule = dlpack_capsule(object, device.is_cuda(), stream);
+  // pybind11's own conversion throws a type_error, which ends processes with other such modules.
+  const py::object given = dlpack_capsule(object, device.is_cuda(), stream);
+  const py::capsule capsule =
+      py::isinstance<py::capsule>(given) ? py::capsule(given) : py::capsule();
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::kVersionedName) != 0) {
     auto* managed = capsule.get_pointer<dlpack::ManagedTensorVersioned>();
     PyCapsule_SetName(capsule.ptr(), dlpack::kUsedVersionedName);
