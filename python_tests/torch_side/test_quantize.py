@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -310,23 +311,81 @@ def test_e4m3_rounds_as_onnx_does():
     np.testing.assert_array_equal(kind.rounded(values, 1.0), stored.astype(np.float32))
 
 
-@needs_vnni
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_plans_hold_every_promised_layer(photos, tmp_path, precision, monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+def layers_with_weights(path):
+    """Counted apart from the code under test, in a float32 graph: products with a stored weight.
+
+    Convolutions of three channels read the image.
+    """
+    graph = onnx.load(path).graph
+    stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+    kinds = ("MatMul", "Gemm", "Conv")
+    weights = [stored.get(n.input[1]) for n in graph.node if n.op_type in kinds]
+    return sum(w is not None and not (len(w) == 4 and w[1] == 3) for w in weights)
+
+
+def build_plan(path, precision, capability):
     from zsseg_rt.backends._tensorrt import BACKEND as TENSORRT
 
+    axes = {"classes": (1, 8, 64), "regions": (1, 2, 4)}
+    options = BackendOptions(compute_capability=capability, dynamic_axes=axes)
+    return TENSORRT.build_plan(path, precision=precision, options=options).report
+
+
+@pytest.fixture
+def rtx(monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
-    out, settings = tmp_path / "new.zsseg", replace(FAST, precision=precision)
-    quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings)
-    for capability in ("8.6", "8.9", "12.0"):
-        for name, promised in (("image_encoder", 37), ("decoder", 10)):
-            options = BackendOptions(compute_capability=capability)
-            path = out / f"{name}.{precision}.onnx"
-            if precision == "fp8" and capability == "8.6":
-                with refused(PrecisionNotApplied, "precision", "8.6"):
-                    TENSORRT.build_plan(path, precision=precision, options=options)
-                continue
-            report = TENSORRT.build_plan(path, precision=precision, options=options).report
+
+
+@needs_vnni
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_plans_hold_every_promised_layer(photos, tmp_path, precision):
+    demo, out = Bundle.demo("scenes"), tmp_path / "new.zsseg"
+    settings = replace(FAST, precision=precision)
+    quantize_bundle(demo, out, photos, demo_classes("scenes"), settings)
+    for name, promised in (("image_encoder", 37), ("decoder", 10)):
+        assert layers_with_weights(demo.open_path(demo.graph(name, "float32"))) == promised
+        path = out / f"{name}.{precision}.onnx"
+        if precision == "fp8":
+            with refused(PrecisionNotApplied, "precision", "8.6"):
+                build_plan(path, precision, "8.6")
+        for capability in ("8.6", "8.9", "12.0")[precision == "fp8" :]:
+            report = build_plan(path, precision, capability)
             assert report["precision"] == precision
             assert report["narrow_layers"] == promised
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    ("family", "graphs"),
+    [
+        ("photos", {"image_encoder": 55}),
+        ("proposals", {"region_encoder": 10}),
+        ("aggregation", {"image_encoder": 35, "head": 38}),
+    ],
+)
+def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs):
+    stored = Path(__file__).parents[1] / "bundles" / "v1"
+    bundle = (
+        Bundle.demo("photos") if family == "photos" else Bundle.load(stored / f"{family}.zsseg")
+    )
+    names, out = list(bundle.text_bank.names)[:5], tmp_path / "new.zsseg"
+    settings = replace(FAST, precision="fp8", min_agreement=0.01)  # here only the layers matter
+    quantize_bundle(bundle, out, photos, names, settings)
+    for name, promised in graphs.items():
+        assert layers_with_weights(bundle.open_path(bundle.graph(name, "float32"))) == promised
+        report = build_plan(out / f"{name}.fp8.onnx", "fp8", "8.9")
+        assert (report["precision"], report["narrow_layers"]) == ("fp8", promised)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_fewer_layers_in_a_plan_than_promised_are_refused(photos, tmp_path, monkeypatch):
+    out, settings = tmp_path / "new.zsseg", replace(FAST, precision="fp8")
+    quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings)
+    monkeypatch.setattr("zsseg_rt.backends._tensorrt_build.COMPUTE_LAYERS", ("CONVOLUTION",))
+    with refused(PrecisionNotApplied, "precision", "10", "0"):
+        build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")

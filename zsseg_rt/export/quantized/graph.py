@@ -155,6 +155,6 @@ class _Writer:
         node.input[1] = f"{name}.rounded"
         return [
             helper.make_node(
-                "DequantizeLinear", inputs, [node.input[1]], name=f"{node.name}/weight", axis=axis
+                "DequantizeLinear", inputs, [node.input[1]], name=f"{name}/DQ", axis=axis
             )
         ]
