@@ -1,6 +1,7 @@
 """The ladder of precisions: what a frame takes in each, and what the labels lose.
 
     python benchmarks/precision.py --json FILE [--only zegclip clip_rc dense_clip scenes photos]
+        [--sizes 512 448 384 336] [--rounds 7]
     python benchmarks/precision.py --markdown FILE      # the tables of a report
     python benchmarks/precision.py --quick              # small models, to see that everything runs
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse arguments, measure, keep and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -120,7 +122,7 @@ def random_case(
     for index in range(PICTURES):
         small = np.random.default_rng(index).integers(0, 256, (12, 16, 3)).astype(np.uint8)
         cv2.imwrite(str(photos / f"{index}.png"), cv2.resize(small, (640, 480)))
-    sides = QUICK_SIZES if args.quick else SIZES
+    sides = QUICK_SIZES if args.quick else args.sizes
     for side in sides:
         bundle, names = folder / "random.zsseg", class_names(CLASSES)
         dim = sizes_of(args.quick).embed_dim
