@@ -45,7 +45,7 @@ def wide(tmp_path_factory):
 
 def scores_of(path, frame, embeds, **settings):
     """Every class's score on the grid, and the labels, of an engine."""
-    config = EngineConfig(**CPU, with_class_scores="low", **settings)
+    config = EngineConfig(**(CPU | settings), with_class_scores="low")
     with Engine(path, config) as engine:
         engine.set_classes([f"c{i}" for i in range(len(embeds))], embeddings=embeds)
         found = engine.segment(frame)
@@ -113,6 +113,21 @@ def test_parts_give_the_logits_of_one_graph(monkeypatch, wide, count):
     shown = whole > 0
     np.testing.assert_array_equal(shown, scores > 0)
     np.testing.assert_allclose(log_odds(scores[shown]), log_odds(whole[shown]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "atol"),
+    [("torch", "float32", 1e-5), ("torch", "bfloat16", 0.03), ("openvino", "bfloat16", 0.03)],
+)
+def test_backends_and_precisions_agree(wide, backend, precision, atol):
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if backend == "openvino" and "BF16" not in able:
+        pytest.skip("this CPU has no bfloat16")
+    frame, embeds = make_inputs(40)
+    scores, _ = scores_of(wide[1], frame, embeds, backend=backend, precision=precision)
+    np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=atol)
 
 
 @pytest.mark.parametrize("count", [3, 256, 300])

@@ -286,10 +286,13 @@ class FoldedGroupNorm(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    least: Tensor
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
+        self.groups = norm.num_groups
+        least = (norm.num_channels / norm.num_groups * norm.eps) ** 0.5
+        self.register_buffer("least", torch.full((1, 1, 1), least))
         for name in ("weight", "bias"):
             self.register_buffer(name, norm.get_parameter(name).detach().view(1, -1, 1, 1))
 
@@ -300,7 +303,7 @@ class FoldedGroupNorm(nn.Module):
         size = torch.linalg.vector_norm(x, dim=(2, 3)) / (x.shape[2] * x.shape[3]) ** 0.5
         size = self._grouped(size)
         inside = size.shape[2]
-        size = F.pad(size, (0, 1), value=(inside * self.eps) ** 0.5)
+        size = torch.cat([size, self.least.expand(size.shape[0], self.groups, 1)], dim=2)
         size = torch.linalg.vector_norm(size, dim=2, keepdim=True) / inside**0.5
         return x * (self.weight / self._spread(size)) + self.bias
 
