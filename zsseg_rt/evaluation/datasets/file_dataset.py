@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, ignore_label
 from zsseg_rt.evaluation.datasets.reading import Mask, read_mask, read_picture
@@ -81,6 +82,8 @@ class FileDataset:
         labels_of: Callable[[Mask, Path], LabelMap],
         read: Callable[[Path], Mask] = read_mask,
     ) -> None:
+        with needs_extra("data", "to read masks"):  # before anything is read
+            from PIL import Image as _  # noqa: F401
         self.name = name
         self.table = table
         self.class_names = table.names

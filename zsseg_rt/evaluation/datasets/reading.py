@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.photos.header import check_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -76,7 +78,9 @@ def read_colour_mask(path: Path) -> NDArray[np.uint8]:
     return values
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
     data = _read_bytes(path)
     _check(data, path)
     try:
@@ -89,7 +93,7 @@ def _open(path: Path) -> Image.Image:
         raise _cut_off(path) from error
 
 
-def _load(image: Image.Image, path: Path, mode: str | None = None) -> NDArray[Any]:
+def _load(image: Image, path: Path, mode: str | None = None) -> NDArray[Any]:
     try:
         return np.array(image if mode in (None, image.mode) else image.convert(mode))
     except _PILLOW_ERRORS as error:
