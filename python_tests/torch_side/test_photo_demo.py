@@ -87,7 +87,9 @@ def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys
     for photo in [*demo_photos("photos"), "dog_walk.zip"]:
         assert photo.rsplit("/", 1)[-1] in notice
     assert main(["info", str(bundle.path)]) == 0
-    assert "potted plant" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "potted plant" in shown
+    assert "windows that keep a frame's shape" in shown
 
 
 def test_the_clip_is_small_and_shows_what_the_model_sees(engine):

@@ -31,7 +31,8 @@ def info(
     console = terminal()
     console.print(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
     height, width = loaded.preprocess.size_hw
-    console.print(f"input {height}x{width}, grid {loaded.head.grid_hw}")
+    shape = ", in windows that keep a frame's shape" * (loaded.preprocess.resize == "windows")
+    console.print(f"input {height}x{width}{shape}, grid {loaded.head.grid_hw}")
     console.print(f"text space: {loaded.text.space or 'not stated'}", highlight=False)
     for graph, variants in loaded.graphs.items():
         sizes = ", ".join(f"{p} {e.bytes / 1e6:.1f} MB" for p, e in variants.items())
