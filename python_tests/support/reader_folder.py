@@ -32,7 +32,8 @@ def add_bundles(folder: Path) -> None:
         text_bank=bank,
         normalize=False,
     )
-    shutil.copytree(folder / "street.zsseg", folder / "zegclip.zsseg")
+    for name in ("zegclip.zsseg", "sfp-b16"):
+        shutil.copytree(folder / "street.zsseg", folder / name)
 
 
 def add_run(folder: Path) -> None:

@@ -68,7 +68,8 @@ def given(name, folder):
 def test_python_runs(page, folder):
     blocks = documents.programs_of(page)
     code = "\n".join(block.code for block in blocks)
-    if ".zsseg" in code or any("engine" in block.given for block in blocks):
+    taken = ".zsseg" in code or '"sfp-b16"' in code
+    if taken or any("engine" in block.given for block in blocks):
         add_bundles(folder)
     if '"photos"' in code:
         (folder / "street.jpg").unlink()

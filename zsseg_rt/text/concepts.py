@@ -41,7 +41,7 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
         remarks.append(
             f"class_names: {', '.join(far)}: this model was trained to see {len(spec.names)} "
             f"things and none of these. It sees: {', '.join(spec.names)}. For any words, fetch a "
-            "CLIP bundle: zsseg-rt fetch naclip-b16."
+            "CLIP bundle: zsseg-rt fetch sfp-b16."
         )
     return remarks
 

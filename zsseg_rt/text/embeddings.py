@@ -261,5 +261,5 @@ def _unknown_message(phrases: Sequence[str], known: list[str]) -> str:
     return (
         f"class_names: expected names from the bundle's text bank ({len(known)} names), got "
         f"{_quoted(phrases)}. {hint}'zsseg-rt info BUNDLE --names' lists the bank. For any words, "
-        "take a bundle with a text encoder: zsseg-rt fetch naclip-b16; or give embeddings=."
+        "take a bundle with a text encoder: zsseg-rt fetch sfp-b16; or give embeddings=."
     )
