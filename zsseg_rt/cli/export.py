@@ -238,8 +238,8 @@ class _Gate:
     precision: str = opt("int8 or fp8.", "int8")
     min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
     max_miou_loss: float = opt(
-        "With --dataset: points of mIoU that may be lost, and by which unseen classes may lose "
-        "more than seen ones.",
+        "With --dataset: points that mIoU may lose, and that unseen classes may lose beyond what "
+        "seen ones lose.",
         0.5,
     )
     seed: int = opt("Chooses pictures and samples.", 0)

@@ -112,11 +112,11 @@ class ModelOptions(ComputeOptions):
         "exact, larger values are faster."
     )
     head_classes: str | None = opt(
-        "CAT-Seg, of more than 256 names: best shows its head those nearest to the frame, as "
-        "published; all shows it all."
+        "CAT-Seg with more than 256 names: best gives its head the 256 nearest to the frame, as "
+        "published; all gives it all."
     )
     max_candidates: int | None = opt(
-        "Of more names than this, label each frame with those nearest to it."
+        "With more names than this, label each frame only with those nearest to it."
     )
     cosine: CosineOption = None
     windows: str | None = opt(

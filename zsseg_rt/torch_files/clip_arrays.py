@@ -90,7 +90,9 @@ def _read(path: Path) -> dict[str, Array]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a CLIP's .safetensors file. Check the path.")
+        raise CheckpointError(
+            f"{path}: expected a CLIP .safetensors file, found nothing. Check the path."
+        )
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"{path.name}: expected a .safetensors file, got another ending. Archives and pickles "

@@ -74,7 +74,9 @@ def choose_pictures(
         count = min(max(2, len(both) // _HELD_BACK), _MOST_MEASURED)
         ranged, measured = both[:-count], both[-count:]
     if not ranged:
-        raise ArgumentError("photos: expected a folder of pictures or a data set, got neither")
+        raise ArgumentError(
+            "photos: expected a folder of pictures or a data set, got neither. Give one of them."
+        )
     return Pictures(
         ranged=tuple(ranged),
         measured=tuple(measured),
