@@ -60,7 +60,7 @@ class Layout:
         """Refuse an empty or half-downloaded split."""
         expected = self.counts.get(split, 0)
         if not pairs or (len(pairs) < expected and not partial):
-            hint = "To use only these, pass partial=True. " if pairs else ""
+            hint = "To use only these, pass partial=True (--option partial=true). " if pairs else ""
             raise DatasetError(
                 f"{where}: expected {expected or 'some'} images of {self.title} {split}, got "
                 f"{len(pairs)}. {hint}{self.instructions}"

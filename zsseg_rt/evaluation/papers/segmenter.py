@@ -200,8 +200,9 @@ def _check(engine: Engine, protocol: Protocol) -> None:
     head, size_hw = bundle.head, bundle.preprocess.size_hw
     if bundle.family != "dense" or not head.normalize or head.activation == "sigmoid":
         raise ArgumentError(
-            "bundle: expected family dense, whose logits are cosines of patches and names, for a "
-            f"paper on dense CLIP; got family {bundle.family}. Use one of export dense-clip."
+            "bundle: expected logits that are cosines of patches and names, for a paper on dense "
+            f"CLIP; got {bundle.name} ({bundle.architecture}, family {bundle.family}). Use one "
+            "that export dense-clip made."
         )
     wanted = (protocol.crop, protocol.crop)
     if (size_hw == wanted) if protocol.crop else (min(size_hw) == protocol.short_side):
