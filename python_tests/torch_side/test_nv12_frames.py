@@ -12,7 +12,6 @@ from conftest import require_cuda
 from support.device_backend import device_backend
 from support.errors import refused
 from support.host_backend import ForeignArray
-from support.streams import write_video
 from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import core, reference
@@ -218,6 +217,9 @@ class TestOnTheGpu:
     def test_a_stream_s_frames_are_on_the_gpu_when_they_are_labelled(self, on_gpu, tmp_path, size):
         """Nothing is staged in the lane; decoded planes, or RGB of an odd size, are as before."""
         av = pytest.importorskip("av")
+        pytest.importorskip("cv2")
+        from support.streams import write_video
+
         rng = np.random.default_rng(0)
         frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(3)]
         path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")

@@ -4,6 +4,10 @@ import json
 
 import numpy as np
 import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+
 import torch
 
 from conftest import require_cuda
