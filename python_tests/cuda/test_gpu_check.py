@@ -13,7 +13,7 @@ import pytest
 from support.gpu_machine import EMULATED, Machine, copy_checkout, write_program
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_TORCH = ("torch", "pytest", "tensorrt_rtx")
+NO_TORCH = ("torch", "pytest", "cv2", "tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def test_every_step_runs_and_the_record_holds_what_it_found(checkout, tmp_path):
         "one frame in torch's profiler, tensorrt",
         "one frame in torch's profiler, torch",
         "one frame in nsys, torch",
+        "sweeps torch",
     ]
     assert {name: step["state"] for name, step in steps.items()} == {
         "build": "passed",
@@ -105,7 +106,7 @@ def check_results(results):
 
 
 def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
-    """A Jetson as it is delivered: no torch, no pytest, no profiler; then a plan that is wrong."""
+    """A bare Jetson: no torch, pytest, OpenCV or profiler. Then a plan that is wrong."""
     machine = Machine(checkout, tmp_path, tools=["nvidia-smi"], tensorrt=True, hidden=NO_TORCH)
     crash = write_program(tmp_path, "crash", "kill -SEGV $$")
     options = ("--no-build", "--quick", "--program", crash, "--only", "engine")
@@ -116,7 +117,8 @@ def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
     assert record["missing"] == ["frames torch", "engine tests"]
     for plan in (machine.work / "home" / "engines").glob("*.plan"):
         plan.unlink()
-    rest = ("--only", "kernels", "--only", "profiles", "--only", "sanitizers")
+    groups = ("kernels", "kernel-times", "profiles", "sanitizers")
+    rest = [word for group in groups for word in ("--only", group)]
     done = machine.check(*options, *rest, STAND_IN_WRONG="image_encoder")
     assert done.returncode == 1, done.stdout + done.stderr
     second = json.loads(
@@ -129,6 +131,7 @@ def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
     why = {step["name"]: step.get("reason") for step in second["steps"]}
     assert why["every kernel"] == "exit status -11"
     assert "pytest" in why["kernel tests"]
+    assert "cv2" in why["kernel times"]
     assert why["kernels in ncu"] == "no ncu; it is in Nsight Compute"
     assert why["memcheck"] == "no compute-sanitizer; it is in the CUDA toolkit"
     (record,) = (machine.work / "home" / "engines").glob("image_encoder.float16-*.plan.json")

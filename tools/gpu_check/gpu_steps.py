@@ -95,12 +95,12 @@ def time_steps(args: argparse.Namespace) -> Iterator[Step]:
         against = "eager" if backend == "torch" and not args.quick else "none"
         command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", against]
         command += ["--bundle", args.model or "", *tiny]
-        missing = missing or no_model(args)
+        missing = missing or why_no_benchmarks() or no_model(args)
         yield script_step(f"frame times {backend}", command, args, chosen, missing, 150.0)
     if not args.quick:
         command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", "compiled"]
         command += ["--bundle", args.model or ""]
-        missing = why_no_torch() or no_model(args)
+        missing = why_no_torch() or why_no_benchmarks() or no_model(args)
         yield script_step("compiled frame times torch", command, args, "torch", missing, 120.0)
 
 
@@ -108,7 +108,7 @@ def kernel_time_steps(args: argparse.Namespace) -> Iterator[Step]:
     """How long do kernels take, beside their floors and rivals?"""
     command = [ROOT / "tools" / "benchmark_kernels.py", "--device", "cuda"]
     quick = ["--quick", "--op", "overlay", "--op", "all_finite"] if args.quick else []
-    yield script_step("kernel times", [*command, *quick], args, None, "", 240.0)
+    yield script_step("kernel times", [*command, *quick], args, None, why_no_benchmarks(), 240.0)
 
 
 def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -121,7 +121,7 @@ def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
         name, other = f"one frame in nsys, {backend}", f"one frame in torch's profiler, {backend}"
         plain = [sys.executable, HERE / "gpu_target.py", "frame", "--json", result(args, other)]
         within = [*base, "--nsys", nsys, "--json", result(args, name)]
-        missing = missing or no_model(args)
+        missing = missing or why_no_benchmarks() or no_model(args)
         environment = engine_environment(args, backend)
         yield Step(name=other, command=[*plain, *options], limit=60.0,
                    missing=missing or why_no_torch(), environment=environment)  # fmt: skip
@@ -129,7 +129,8 @@ def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
                    missing=missing or no_nsys, environment=environment)  # fmt: skip
     tool, absent = find_tool("ncu", "Nsight Compute")
     command = [*base, "--ncu", tool, "--json", result(args, "kernels in ncu"), *quick]
-    yield Step(name="kernels in ncu", command=command, limit=150.0, missing=absent)
+    missing = absent or why_no_benchmarks()
+    yield Step(name="kernels in ncu", command=command, limit=150.0, missing=missing)
 
 
 def sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -142,9 +143,9 @@ def sweep_steps(args: argparse.Namespace) -> Iterator[Step]:
     quick = ["--quick"] if args.quick else []
     model = ["--bundle", args.model] if args.model else []
     for backend, chosen, missing in backends():
-        if not missing:
-            command = [HERE / "gpu_sweeps.py", *quick, *model]
-            yield script_step(f"sweeps {backend}", command, args, chosen, "", 90.0)
+        command = [HERE / "gpu_sweeps.py", *quick, *model]
+        missing = missing or why_no_benchmarks()
+        yield script_step(f"sweeps {backend}", command, args, chosen, missing, 90.0)
 
 
 def other_sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -223,7 +224,7 @@ def pytest_step(
     return Step(
         name=name,
         command=[*command, f"--junitxml={junit}", *files],
-        environment={"ZSSEG_REQUIRE_CUDA": "1"},
+        environment={"ZSSEG_REQUIRE_CUDA": "1", **engine_environment(args, "")},
         limit=120.0,
         missing=missing or why_python_fails("import pytest"),
         junit=junit,
@@ -267,6 +268,12 @@ def backends() -> Iterator[tuple[str, str, str]]:
     for flavour in installed or FLAVOURS[:1]:
         yield flavour, "tensorrt", why_no_tensorrt(flavour)
     yield "torch", "torch", why_no_torch()
+
+
+@functools.cache
+def why_no_benchmarks() -> str:
+    """Why benchmarks cannot run; "" if they can: they need OpenCV, which checks do not."""
+    return why_python_fails("import zsseg_rt.evaluation.provenance")
 
 
 @functools.cache
