@@ -6,7 +6,7 @@
 
 A frame of 640x480 goes in, labels of 640x480 come out. The torch side does the same work: resize,
 normalise, model, upsample, sigmoid, argmax. Weights are random: speed and agreement are measured,
-not accuracy; of the large model's, only signs are, so that its bundle packs into 25 MB. Rounds are
+not accuracy; of the large model's, only signs are, so that its bundle packs into 26 MB. Rounds are
 interleaved, so that a busy moment affects every candidate. On CUDA there are several frame sizes
 and numbers of classes; see engine_cuda.py.
 """

@@ -3,7 +3,7 @@
     python tools/gpu_check/gpu_models.py [FOLDER]        (prepare.sh runs it)
 
 It writes the bundle of ZegCLIP ViT-B/16 at 512x512 in float32 and float16, and one packed file of
-25 MB to carry to the GPU. Weights are random; of matrices only their signs, which pack well.
+26 MB to carry to the GPU. Weights are random; of matrices only their signs, which pack well.
 """
 
 from __future__ import annotations

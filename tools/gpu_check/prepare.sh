@@ -4,7 +4,7 @@
 #   bash tools/gpu_check/prepare.sh [FOLDER]     (default: build/gpu_check/models)
 #
 # It needs torch and the exporter (pip install '.[torch]'), no GPU, and a minute or two. Carry
-# FOLDER/models.tar.xz (25 MB) to the GPU's computer and name its folder: gpu_check.sh --bundle FOLDER
+# FOLDER/models.tar.xz (26 MB) to the GPU's computer and name its folder: gpu_check.sh --bundle FOLDER
 #
 # ZSSEG_PYTHON=EXE  interpreter (default: python3)
 set -euo pipefail
