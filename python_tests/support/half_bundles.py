@@ -18,7 +18,7 @@ from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
-from zsseg_rt.export.graph_files import save_variants
+from zsseg_rt.export.graph_files import WrittenGraph, save_variants
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
 
@@ -74,7 +74,10 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
     exporter = EXPORTERS[model.architecture]
     chosen = read_options(options | settings, exporter.reads, model.architecture)
     exported = exporter.export(model.eval(), chosen)
-    traced = {name: Traced(graph.to_onnx(name)) for name, graph in exported.graphs.items()}
+    traced = {
+        name: graph if isinstance(graph, WrittenGraph) else Traced(graph.to_onnx(name))
+        for name, graph in exported.graphs.items()
+    }
     exported = replace(exported, graphs=traced)
     half = write_model_bundle(folder / f"{family}-half.zsseg", exported, chosen)
     with pytest.MonkeyPatch.context() as patch:
