@@ -58,6 +58,9 @@ def test_names_of_what_it_never_saw_draw_one_remark(engine):
     assert "taxi" not in remark
     assert all(thing in remark for thing in THINGS)
     assert engine.set_classes(["dog"], background=["tree"]).remarks == ()
+    (remark,) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
+    assert remark.count("(nearest: ") == 20
+    assert " more: this model" in remark
 
 
 def test_a_bundle_of_phrases_remarks_on_single_words():

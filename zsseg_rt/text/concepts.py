@@ -12,6 +12,7 @@ from zsseg_rt.text.class_names import ClassList
 
 Rows = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Rows]
+_MOST_LISTED = 20
 
 
 def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Embed) -> list[str]:
@@ -29,7 +30,7 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
     asked = [p for p, owner in zip(classes.phrases, owners, strict=True) if owner >= 0]
     asked = [phrase for phrase in dict.fromkeys(asked) if phrase not in known]
     remarks = []
-    short = [phrase for phrase in asked if len(phrase.split()) < spec.least_words]
+    short = [repr(phrase) for phrase in asked if len(phrase.split()) < spec.least_words]
     if short:
         remarks.append(
             f"class_names: {_listed(short)}: this model was trained on phrases of at least "
@@ -39,7 +40,7 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
     far = _far(spec, asked, embed) if spec.least_cosine is not None and asked else []
     if far:
         remarks.append(
-            f"class_names: {', '.join(far)}: this model was trained to see {len(spec.names)} "
+            f"class_names: {_listed(far)}: this model was trained to see {len(spec.names)} "
             f"things and none of these. It sees: {', '.join(spec.names)}. For any words, fetch a "
             "CLIP bundle: zsseg-rt fetch sfp-b16."
         )
@@ -47,7 +48,8 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
 
 
 def _listed(phrases: Sequence[str]) -> str:
-    return ", ".join(map(repr, phrases))
+    more = len(phrases) - _MOST_LISTED
+    return ", ".join(phrases[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _far(spec: ConceptSpec, asked: Sequence[str], embed: Embed) -> list[str]:
