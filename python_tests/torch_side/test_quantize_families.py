@@ -110,3 +110,25 @@ def test_hard_segments_are_refused(photos, tmp_path):
     bundle = Bundle.load(STORED / "segment_tokens.zsseg")
     with refused(ArgumentError, "bundle", "segment_tokens"):
         quantize_bundle(bundle, tmp_path / "x.zsseg", photos, ["sky"], FAST)
+
+
+@needs_vnni
+@pytest.mark.nightly
+def test_clip_rc_in_int8(photos, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    from support import tiny
+    from zsseg_rt.export import export_bundle
+
+    names = [f"name {index}" for index in range(7)]
+    with torch.no_grad():
+        wide = export_bundle(
+            tiny.clip_rc_model(), tmp_path / "wide.zsseg", precisions=("float32",),
+            templates=["a {}"], text_encoder=None, class_names=names,
+            text_bank=(names, tiny.text_embeds(7, 32).numpy()),
+        )  # fmt: skip
+    out = tmp_path / "small.zsseg"
+    quantize_bundle(Bundle.load(wide), out, photos, names[2:4], FAST)
+    made = Bundle.load(out)
+    assert layers_in_int8(made) == {"image_encoder": (29, 29), "decoder": (24, 24)}
+    with Engine(made, INT8) as engine:
+        assert engine.self_check().passed

@@ -183,7 +183,7 @@ class _Masks:
 def candidate(
     bundle: Bundle, folder: Path, graphs: Mapping[str, onnx.ModelProto], precision: str
 ) -> Bundle:
-    """A bundle with these graphs in place of its own, in an empty folder.
+    """A bundle with these graphs in place of its own or beside them, in an empty folder.
 
     INT8 graphs are run as they are. For FP8 they are float32 graphs that round as FP8 does.
     """
@@ -191,13 +191,14 @@ def candidate(
     kept = {
         name: {"float32": held["float32"]}
         for name, held in bundle.graphs.items()
-        if name not in graphs and "float32" in held
+        if "float32" in held
     }
     for entry in replace(bundle, graphs=kept).files():
         link_or_copy(bundle.open_path(entry), folder / entry.file)
     entered = "int8" if precision == "int8" else "float32"
-    made = {name: {entered: write_graph(m, name, folder, precision)} for name, m in graphs.items()}
-    return replace(bundle, path=folder, graphs=kept | made, quantization={})
+    for name, model in graphs.items():
+        kept[name][entered] = write_graph(model, name, folder, precision)
+    return replace(bundle, path=folder, graphs=kept, quantization={})
 
 
 def write_graph(model: onnx.ModelProto, name: str, folder: Path, precision: str) -> GraphEntry:
