@@ -279,10 +279,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     for row in report["rows"]:
         times, same = row["ms"], row["same"] | row["gate"]
-        cells = [f"{times['float32']:.3g} ms"]
+        cells = [f"{rounded(times['float32']):g} ms"]
         for name in PRECISIONS[1:]:
             share = times.get(name, 0.0) / times["float32"]
-            cells.append(shown(times.get(name), f"{{:.3g}} ({share:.2f}\u00d7)"))
+            cells.append(shown(rounded(times.get(name)), f"{{:g}} ({share:.2f}\u00d7)"))
         shares = (shown(same.get(name), "{:.1%}") for name in ("bfloat16", "int8", "fp8"))
         lines.append(line(row, row["side"], [*cells, ", ".join(shares)]))
     lines += [
@@ -295,6 +295,11 @@ def markdown(report: Mapping[str, Any]) -> str:
             if key in row:
                 lines.append(line(row, of, [shown(row[key].get(name)) for name in PRECISIONS]))
     return "\n".join(lines)
+
+
+def rounded(value: float | None) -> float | None:
+    """Three digits of a figure."""
+    return None if value is None else float(f"{value:.3g}")
 
 
 def shown(value: float | None, form: str = "{:.1f}") -> str:
