@@ -1,6 +1,7 @@
 """Count and time every system at its official size, with random weights: the model zoo's figures.
 
-    python benchmarks/model_zoo.py [--only NAME ...] [--rounds 5] [--threads 2] [--json FILE]
+    python benchmarks/model_zoo.py [--only NAME ...] [--rounds 5] [--threads 2]
+        [--precision float32] [--json FILE]
 
 A frame of 640x480 goes in, labels of 640x480 come out of ``Engine.segment``; all engines are
 loaded and take turns, so that a busy moment affects all. Multiply-accumulates are those of
@@ -143,6 +144,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--precision", default="float32", help="the engines' precision")
     parser.add_argument("--no-time", action="store_true", help="count only")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -168,7 +170,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         model = SYSTEMS[name].build().eval().requires_grad_(False)
         rows[name] = count(model, SYSTEMS[name])
         if not args.no_time:
-            engines[name] = open_engine(model, SYSTEMS[name].classes, folder / name, args.threads)
+            engines[name] = open_engine(model, SYSTEMS[name].classes, folder / name, args)
         del model
     for name, (engine, _) in engines.items():
         rows[name] |= {"precision": engine.precision, "backend": engine.backend}
@@ -198,7 +200,9 @@ def count(model: Any, system: System) -> dict[str, Any]:
     return {"classes": system.classes, "parameters": parameters, "macs": macs}
 
 
-def open_engine(model: Any, classes: int, folder: Path, threads: int) -> tuple[Any, np.ndarray]:
+def open_engine(
+    model: Any, classes: int, folder: Path, args: argparse.Namespace
+) -> tuple[Any, np.ndarray]:
     """Export to a bundle without text tower and load it with random class embeddings."""
     from zsseg_rt import Engine, EngineConfig
     from zsseg_rt.export import export_bundle
@@ -206,7 +210,8 @@ def open_engine(model: Any, classes: int, folder: Path, threads: int) -> tuple[A
     bundle = folder.with_suffix(".zsseg")
     options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
     export_bundle(model, bundle, **options)
-    engine = Engine(bundle, EngineConfig(device="cpu", num_threads=threads))
+    settings = {"precision": args.precision, "num_threads": args.threads}
+    engine = Engine(bundle, EngineConfig(device="cpu", **settings))
     width = engine.bundle.text.embed_dim
     frame, text = random_inputs(width, classes)
     engine.set_classes([f"class {index}" for index in range(classes)], embeddings=text)
@@ -220,7 +225,7 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{machine['cpu']}, {report['threads']} threads, commit {machine['commit']}")
     print(f"{'system':20} {'classes':>7} {'parameters':>11} {'GMAC':>8} {'engine':>11}")
     for name, row in report["systems"].items():
-        latency = f"{row['engine_ms']:8.0f} ms" if "engine_ms" in row else "-"
+        latency = f"{row['engine_ms']:8.0f} ms {row['precision']}" if "engine_ms" in row else "-"
         size = f"{row['parameters'] / 1e6:9.1f} M"
         print(f"{name:20} {row['classes']:7} {size} {row['macs'] / 1e9:8.1f} {latency:>11}")
 
