@@ -137,7 +137,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
 @torch.no_grad()
 def test_pooling_averages_cells_in_training_alone():
     torch.manual_seed(0)
-    attention = ClassAttention(AggregatorConfig(hidden=16, num_heads=2, text_guidance=8))
+    sizes = {"hidden": 16, "num_heads": 2, "text_guidance": 8, "decoder_guidance": (8, 8)}
+    attention = ClassAttention(AggregatorConfig(**sizes))
     alike = torch.randn(2, 3, 1, 16).expand(-1, -1, 16, -1)
     x, text = torch.randn(2, 3, 16, 16), torch.rand(3, 8)
     plain = attention(alike, text), attention(x, text)
