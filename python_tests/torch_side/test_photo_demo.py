@@ -11,6 +11,7 @@ from tools.studies.photo_bundle import THINGS, centred, clean_names
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.cli import main
+from zsseg_rt.cli.export import _own_classes
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
 from zsseg_rt.errors import BundleError
 from zsseg_rt.photos import decode_photo, read_photo
@@ -61,6 +62,12 @@ def test_names_of_what_it_never_saw_draw_one_remark(engine):
     (remark,) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
     assert remark.count("(nearest: ") == 20
     assert " more: this model" in remark
+
+
+def test_quantising_takes_what_the_bundle_sees(engine):
+    names = _own_classes(engine.bundle, None)
+    assert len(names) == 20
+    assert engine.set_classes(names).remarks == ()
 
 
 def test_a_bundle_of_phrases_remarks_on_single_words():

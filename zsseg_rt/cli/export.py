@@ -316,7 +316,8 @@ def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str |
     if data is not None:
         return [*split_synonyms(data.class_names)]
     bank = bundle.text_bank.names if bundle.text_bank is not None else ()
-    names = list(bundle.head.seen or bank)[:_MOST_CLASSES]
+    seen = bundle.concepts.names if bundle.concepts is not None else bundle.head.seen
+    names = list(seen or bank)[:_MOST_CLASSES]
     if not names:
         raise UsageError("--classes: expected names, got none, and the bundle names none itself")
     return [*names]
