@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.errors import ArgumentError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Masks
@@ -179,17 +179,17 @@ class Turn:
         """Blend the masks with the past, in arrays of the memory's own."""
         assert isinstance(masks, ClassLogits), "other families were refused"
         logits, memory = masks.mask_logits, self._memory
-        if memory._past is not None and not _are_alike(memory._past.logits, logits):
-            memory._forget()  # recorded frames have more rows than plain ones
-        motion, past = self._motion(logits.shape[2:]), memory._past
+        past = None if memory._past is None else memory._past.logits
+        if past is not None and past.shape[1] < logits.shape[1]:
+            memory._forget()  # it cannot be blended
+            past = None
+        motion, spare = self._motion(logits.shape[2:]), _rows_of(memory._spare, logits.shape)
         self._logits = ops.warp_blend(
             logits,
-            logits if past is None or past.logits is None else past.logits,
+            logits if past is None else _rows_of(past, logits.shape),
             workspace.upload("flow", motion.flow),
             workspace.upload("past_weight", motion.past_weight),
-            out=workspace.new_array(logits.shape, np.float32)
-            if memory._spare is None
-            else memory._spare,
+            out=workspace.new_array(logits.shape, np.float32) if spare is None else spare,
             stream=workspace.stream,
         )
         return replace(masks, mask_logits=self._logits)
@@ -240,8 +240,10 @@ class _Past:
     result: Segmentation | None
 
 
-def _are_alike(past: Array | None, logits: Array) -> bool:
-    return past is None or tuple(past.shape) == tuple(logits.shape)
+def _rows_of(array: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """The first rows of logits [1, P, gh, gw], of which recorded frames have more than others."""
+    fits = array is not None and array.shape[1] >= shape[1]
+    return reshaped(array, shape) if fits else None
 
 
 class _Named(Protocol):
