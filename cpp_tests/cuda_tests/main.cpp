@@ -85,7 +85,8 @@ class Comparison {
     std::fflush(stdout);
   }
 
-  bool aligned_inputs = false;  // for the kernels that then take wider loads
+  bool aligned_inputs = false;   // for the kernels that then take wider loads
+  bool aligned_results = false;  // and wider stores
 
   int count() const { return count_; }
   int failures() const { return failures_; }
@@ -102,7 +103,8 @@ class Comparison {
     }
     for (const Result& result : results) {
       expected.emplace_back(result.dtype, result.shape);
-      written.push_back(GpuTensor::result(result.dtype, result.shape, poisoned_, stream_));
+      written.push_back(
+          GpuTensor::result(result.dtype, result.shape, poisoned_, aligned_results, stream_));
     }
     for (std::size_t i = 0; i < placed.size(); ++i) {
       gpu_inputs.push_back(placed[i].view());
@@ -519,7 +521,7 @@ void run_norm(Comparison& comparison, Randomness& random) {
     const Tolerance rounded = dtype == DType::float32 ? kRounding : half;
     for (const std::int64_t width : {4, 37, 768, 2048}) {
       const std::int64_t norms = width == 37 ? 1 : 2;
-      comparison.aligned_inputs = width != 768;
+      comparison.aligned_inputs = comparison.aligned_results = width != 768;
       comparison.compare(
           std::string("add_layer_norm ") + name_of(dtype) + " " + std::to_string(width),
           {random.normal(dtype, {9, width}), random.normal(dtype, {9, width}),
@@ -531,7 +533,7 @@ void run_norm(Comparison& comparison, Randomness& random) {
           });
     }
   }
-  comparison.aligned_inputs = false;
+  comparison.aligned_inputs = comparison.aligned_results = false;
 }
 
 void run_windows(Comparison& comparison, Randomness& random) {

@@ -115,8 +115,9 @@ class GpuTensor {
     cuda::synchronize_stream(stream, 0);
     return made;
   }
-  static GpuTensor result(DType dtype, const Shape& shape, bool poisoned, StreamHandle stream) {
-    return GpuTensor(dtype, shape, poisoned, size_of(dtype), stream);
+  static GpuTensor result(DType dtype, const Shape& shape, bool poisoned, bool aligned,
+                          StreamHandle stream) {
+    return GpuTensor(dtype, shape, poisoned, aligned ? 0 : size_of(dtype), stream);
   }
   // Kernels may ask for 64 bytes of alignment of it.
   static GpuTensor workspace(std::size_t bytes, bool poisoned, StreamHandle stream) {

@@ -15,7 +15,9 @@ from zsseg_rt.errors import ArgumentError, BackendUnavailableError, CheckpointEr
 from zsseg_rt.torch_files.checkpoints import is_torchscript, load_checkpoint
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
 
-Activation = Literal["quick_gelu", "gelu", "relu"]
+ClipActivation = Literal["quick_gelu", "gelu"]
+Activation = Literal[ClipActivation, "relu"]
+"""Of MLPs; ``"relu"`` is the text tower's of TIPS."""
 Colour = tuple[float, float, float]
 
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
@@ -240,7 +242,7 @@ class ClipSource(ABC):
 
     pretrained: str | Path | None
     clip: str = "ViT-B-16"
-    activation: Activation | None = None
+    activation: ClipActivation | None = None
     num_heads: int | None = None
     text_heads: int | None = None
     trust: bool = False
