@@ -34,7 +34,7 @@ struct Picture {
     return {data.data(), DType::uint8, shape, {}};
   }
   void run(double alpha) {
-    overlay(view(frame, {kHeight, kWidth, 3}), view(labels, {kHeight, kWidth}),
+    overlay({view(frame, {kHeight, kWidth, 3})}, view(labels, {kHeight, kWidth}),
             view(palette, {2, 3}), view(out, {kHeight, kWidth, 3}), OverlayParams{alpha}, 0);
   }
 };
@@ -60,6 +60,25 @@ TEST(Overlay, AlphaZeroIsTheFrameAndOneThePalette) {
   picture.run(1.0);
   EXPECT_EQ(picture.out[0], picture.palette[0]);
   EXPECT_EQ(picture.out[3], picture.palette[3]);
+}
+
+// Grey planes are grey pictures, of whatever matrix; rows of brightness lie apart.
+TEST(Overlay, TakesPlanes) {
+  for_every_isa([] {
+    Picture picture;
+    picture.labels.assign(picture.labels.size(), 255);
+    std::vector<std::uint8_t> luma(4 * 512, 99), chroma(2 * 300, 128), out(4 * 300 * 3);
+    for (std::size_t i = 0; i < 4 * 300; ++i) {
+      luma[i / 300 * 512 + i % 300] = static_cast<std::uint8_t>(i * 7);
+    }
+    const TensorView colour = picture.view(chroma, {2, 150, 2});
+    const CameraFrame frame{picture.view(luma, {4, 300}), &colour, 512};
+    overlay(frame, picture.view(picture.labels, {4, 300}), picture.view(picture.palette, {2, 3}),
+            picture.view(out, {4, 300, 3}), {0.5, ColourMatrix::kBt709Full}, 0);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      ASSERT_EQ(out[i], static_cast<std::uint8_t>(i / 3 * 7)) << i;
+    }
+  });
 }
 
 TEST(Overlay, RefusesAnAlphaAboveOne) {

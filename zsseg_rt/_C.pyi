@@ -243,10 +243,12 @@ def upsample_argmax(
     stream: int,
 ) -> tuple[Array, Array | None, Array | None]: ...
 def overlay(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     labels: Array,
     palette: Array,
     alpha: float,
+    channel_order: str,
+    colour_matrix: str,
     out: Array | None,
     stream: int,
 ) -> Array: ...

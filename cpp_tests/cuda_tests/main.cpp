@@ -471,8 +471,21 @@ void run_pictures(Comparison& comparison, Randomness& random) {
          random.whole(DType::uint8, {9, 3}, 256)},
         {{DType::uint8, {31, 45, 3}, kExact}},
         [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-          overlay(in[0], in[1], in[2], out[0], {}, stream);
+          overlay({in[0]}, in[1], in[2], out[0], {}, stream);
         });
+    for (const std::int64_t width : {46, 64}) {  // by pixels, and four at a time
+      const Shape picture{30, width, 3};
+      comparison.compare(
+          std::string("overlay NV12 ") + name_of(label) + ", width " + std::to_string(width),
+          {random.whole(DType::uint8, {30, width}, 256),
+           random.whole(DType::uint8, {15, width / 2, 2}, 256),
+           random.whole(label, {30, width}, 256), random.whole(DType::uint8, {9, 3}, 256)},
+          {{DType::uint8, picture, kExact}},
+          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            const OverlayParams params{0.4, ColourMatrix::kBt709, width == 64};
+            overlay({in[0], &in[1]}, in[2], in[3], out[0], params, stream);
+          });
+    }
     const std::int64_t classes = label == DType::uint8 ? 9 : 4099;  // several windows of bins
     comparison.compare(std::string("count_labels ") + name_of(label),
                        {random.whole(label, {31, 45}, label == DType::uint8 ? 256 : 65536)},

@@ -9,6 +9,7 @@
 
 #include "bindings/align_arg.h"
 #include "bindings/array_arg.h"
+#include "bindings/frame_arg.h"
 #include "bindings/register.h"
 #include "zsseg/check.h"
 #include "zsseg/ops/preprocess.h"
@@ -25,59 +26,6 @@ std::array<double, 3> three_numbers(const char* name, const std::vector<double>&
   }
   return {values[0], values[1], values[2]};
 }
-
-bool is_bgr(const std::string& channel_order) {
-  if (channel_order != "rgb" && channel_order != "bgr") {
-    fail_argument("channel_order", "'rgb' or 'bgr'", "'" + channel_order + "'");
-  }
-  return channel_order == "bgr";
-}
-
-ColourMatrix parse_matrix(const std::string& name) {
-  if (name == "bt601") {
-    return ColourMatrix::kBt601;
-  }
-  if (name == "bt709") {
-    return ColourMatrix::kBt709;
-  }
-  if (name == "bt601-full") {
-    return ColourMatrix::kBt601Full;
-  }
-  if (name != "bt709-full") {
-    fail_argument("colour_matrix", "'bt601', 'bt709', 'bt601-full' or 'bt709-full'",
-                  "'" + name + "'");
-  }
-  return ColourMatrix::kBt709Full;
-}
-
-// One array, or a tuple of two planes.
-class FrameArg {
- public:
-  FrameArg(const py::object& given, StreamHandle stream) {
-    if (!py::isinstance<py::tuple>(given)) {
-      pixels_.emplace(ArrayArg::input(given, "frame", stream));
-      return;
-    }
-    const auto planes = given.cast<py::tuple>();
-    if (planes.size() != 2) {
-      fail_argument("frame", "an array or two planes", std::to_string(planes.size()) + " planes");
-    }
-    pixels_.emplace(ArrayArg::pitched(planes[0], "frame[0]", stream));
-    chroma_.emplace(ArrayArg::pitched(planes[1], "frame[1]", stream));
-  }
-
-  CallArray pixels() const { return pixels_; }
-  CallArray chroma() const { return chroma_; }
-  CameraFrame view() const {
-    if (!chroma_) {
-      return {pixels_->view()};
-    }
-    return {pixels_->view(), &chroma_->view(), pixels_->row_bytes(), chroma_->row_bytes()};
-  }
-
- private:
-  std::optional<ArrayArg> pixels_, chroma_;
-};
 
 // The dtype of the result: that of `out`, if it is one that can be.
 DType result_dtype(const py::object& out, StreamHandle stream) {

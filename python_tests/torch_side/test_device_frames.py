@@ -233,10 +233,6 @@ class TestFramesOnTheDevice:
             for alpha in (1.5, -0.1, float("nan"), None):
                 with refused(ArgumentError, "alpha", "0", "1"):
                     engine.segment_device(given, with_overlay=True, alpha=alpha)
-            planes = on_device(frame(2)[..., 0].copy()[:30, :46].copy())
-            chroma = on_device(np.zeros((15, 23, 2), np.uint8))
-            with refused(ArgumentError, "with_overlay"):
-                engine.segment_device((planes, chroma), with_overlay=True)
 
     def test_labels_are_the_result_s_own(self, on_gpu):
         with on_gpu() as engine:

@@ -15,6 +15,7 @@ from support.host_backend import ForeignArray
 from zsseg_rt import Engine, EngineConfig, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from zsseg_rt.ops import core, reference
+from zsseg_rt.results.visualize import palette
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
@@ -74,10 +75,10 @@ def on_gpu(monkeypatch):
     require_cuda()
     placed, _ = device_backend(monkeypatch)
 
-    def open_engine(**settings):
+    def open_engine(bundle="descriptor", classes=NAMES, **settings):
         config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
-        engine = Engine(STORED / "descriptor.zsseg", config)
-        engine.set_classes(NAMES)
+        engine = Engine(STORED / f"{bundle}.zsseg", config)
+        engine.set_classes(classes)
         return engine
 
     return open_engine
@@ -257,6 +258,32 @@ class TestOnTheGpu:
                 found = engine.segment_device(frame).labels.numpy()
                 np.testing.assert_array_equal(found, expected[seed])
         assert len(recorded) == 1
+
+    @pytest.mark.parametrize("order", ["rgb", "bgr"])
+    @pytest.mark.parametrize("wrap", [lambda plane: plane, ForeignArray])
+    def test_the_overlay_is_that_of_the_reference(self, on_gpu, order, wrap):
+        """Recorded with frames that are not drawn on, and the caller's own."""
+        with on_gpu(channel_order=order) as engine:
+            found = []
+            for seed in range(4):
+                frame = Nv12Frame(*map(wrap, on_device(planes(seed))), "bt709")
+                found.append(engine.segment_device(frame, with_overlay=True, alpha=0.3))
+                assert engine.segment_device(frame).picture is None
+            for seed, result in enumerate(found):
+                labels = engine.segment_device(Nv12Frame(*on_device(planes(seed)), "bt709")).labels
+                np.testing.assert_array_equal(result.labels.numpy(), labels.numpy())
+                expected = reference.overlay(
+                    planes(seed), labels.numpy(), palette(NAMES)[:, :: 1 if order == "rgb" else -1],
+                    alpha=0.3, channel_order=order, colour_matrix="bt709",
+                )  # fmt: skip
+                np.testing.assert_array_equal(result.picture.numpy(), expected)
+
+    @pytest.mark.parametrize("bundle", ["segment_tokens", "descriptor"])
+    def test_the_overlay_of_labels_that_become_classes_on_the_host(self, on_gpu, bundle):
+        with on_gpu(bundle, classes=[["name 0", "name 3"], "name 1"]) as engine:
+            found = engine.segment_device(on_device(planes()), with_overlay=True)
+            expected = reference.overlay(planes(), found.labels.numpy(), palette(found.names))
+        np.testing.assert_array_equal(found.picture.numpy(), expected)
 
     @pytest.mark.parametrize(
         ("frame", "error", "message"),

@@ -59,6 +59,39 @@ def test_out_may_be_the_frame():
     np.testing.assert_array_equal(frame, expected)
 
 
+def random_planes(height, width):
+    """Every brightness beside every colour, out of the limited range too."""
+    rng = np.random.default_rng(width)
+    luma = rng.integers(0, 256, (height, width), np.uint8)
+    return luma, rng.integers(0, 256, (height // 2, width // 2, 2), np.uint8)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (14, 18), (34, 516)])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt601-full", "bt709-full"])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_planes_equal_reference(device, size, matrix, order, dtype):
+    planes, (_, labels, palette) = random_planes(*size), random_arguments(*size, 5, dtype)
+    settings = {"alpha": 0.3, "channel_order": order, "colour_matrix": matrix}
+    out = device.poisoned((*size, 3), np.uint8)
+    placed = tuple(device.place(plane) for plane in planes)
+    drawn = (device.place(labels), device.place(palette))
+    assert ops.overlay(placed, *drawn, **settings, out=out, stream=device.stream) is out
+    assert device.holds(out)
+    expected = reference.overlay(planes, labels, palette, **settings)
+    np.testing.assert_array_equal(device.fetch(out), expected)
+
+
+@pytest.mark.usefixtures("cpu_isa", "num_threads")
+def test_planes_on_every_instruction_set_with_rows_apart():
+    luma, chroma = random_planes(480, 642)
+    _, labels, palette = random_arguments(480, 642, 20, np.uint8)
+    wide = np.zeros((480, 700), np.uint8)
+    wide[:, :642] = luma
+    expected = reference.overlay((luma, chroma), labels, palette)
+    np.testing.assert_array_equal(ops.overlay((wide[:, :642], chroma), labels, palette), expected)
+
+
 FRAME, LABELS, PALETTE = random_arguments(4, 5, 3, np.uint8)
 GOOD = {"frame": FRAME, "labels": LABELS, "palette": PALETTE}
 BAD = [
@@ -69,6 +102,11 @@ BAD = [
     ({"alpha": 1.5}, ArgumentError, "alpha"),
     ({"alpha": float("nan")}, ArgumentError, "alpha"),
     ({"out": np.zeros((5, 4, 3), np.uint8)}, ShapeError, "out"),
+    ({"channel_order": "gbr"}, ArgumentError, "channel_order"),
+    ({"colour_matrix": "bt2020"}, ArgumentError, "colour_matrix"),
+    ({"frame": random_planes(4, 6)}, ShapeError, "labels"),
+    ({"frame": (random_planes(4, 6)[0], LABELS)}, ShapeError, "frame[1]"),
+    ({"frame": (FRAME[..., 0].copy(), FRAME)}, ShapeError, "frame[0]"),
 ]
 
 

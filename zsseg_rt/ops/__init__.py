@@ -165,11 +165,13 @@ def preprocess(
 
 
 def overlay(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     labels: Array,
     palette: Array,
     *,
     alpha: float = 0.5,
+    channel_order: str = "rgb",
+    colour_matrix: str = "bt601",
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
@@ -179,11 +181,14 @@ def overlay(
     reference agree bit for bit.
 
     Args:
-        frame: uint8 ``[H, W, 3]``.
+        frame: uint8 ``[H, W, 3]``, or the two planes of NV12, as for :func:`preprocess`, which
+            become RGB, rounded to bytes, before colours are laid over them.
         labels: uint8 or uint16 ``[H, W]``. Pixels that are unknown (255 or 65535) or have no row
             in the palette keep the frame's colour.
-        palette: uint8 ``[K, 3]``, in the frame's channel order.
+        palette: uint8 ``[K, 3]``, in the result's channel order.
         alpha: Weight of the colour, in [0, 1].
+        channel_order: The result's, of a frame in planes; another frame keeps its own.
+        colour_matrix: As for :func:`preprocess`, of a frame in planes.
         out: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
         stream: CUDA stream to enqueue on.
 
@@ -193,10 +198,11 @@ def overlay(
     Raises:
         ShapeError: Sizes differ, or an array is not C-contiguous and aligned.
         DTypeError: An array has the wrong dtype.
-        ArgumentError: ``alpha`` is outside [0, 1].
+        ArgumentError: A setting is outside its range.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
     """
-    return native(_C.overlay, frame, labels, palette, alpha, out, stream)
+    settings = (alpha, channel_order, colour_matrix)
+    return native(_C.overlay, frame, labels, palette, *settings, out, stream)
 
 
 def all_finite(values: Array, *, out: Array | None = None, stream: int = 0) -> Array:

@@ -23,7 +23,7 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
-from zsseg_rt.ops.reference_preprocess import preprocess
+from zsseg_rt.ops.reference_preprocess import preprocess, rgb_of_nv12
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
 
@@ -150,15 +150,20 @@ def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def overlay(
-    frame: Array,
+    frame: Array | tuple[Array, Array],
     labels: Array,
     palette: Array,
     *,
     alpha: float = 0.5,
+    channel_order: str = "rgb",
+    colour_matrix: str = "bt601",
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[np.uint8]:
     """Reference of :func:`zsseg_rt.ops.overlay`."""
+    if isinstance(frame, tuple):
+        rgb = rgb_of_nv12(frame[0], frame[1], colour_matrix)
+        frame = rgb[..., ::-1] if channel_order == "bgr" else rgb
     result = out_or_new(out, frame.shape, np.uint8)
     unknown = np.iinfo(labels.dtype).max
     coloured = (labels != unknown) & (labels < len(palette))

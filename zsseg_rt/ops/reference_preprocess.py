@@ -37,7 +37,7 @@ def preprocess(
 ) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.preprocess`."""
     if isinstance(frame, tuple):
-        rgb = _rgb_of_nv12(frame[0], frame[1], colour_matrix)
+        rgb = rgb_of_nv12(frame[0], frame[1], colour_matrix)
     else:
         rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
     result = out_or_new(out, (3, *size_hw), np.float32)
@@ -54,10 +54,10 @@ def preprocess(
     return result
 
 
-def _rgb_of_nv12(
+def rgb_of_nv12(
     luma: npt.NDArray[Any], chroma: npt.NDArray[Any], colour_matrix: str
 ) -> npt.NDArray[np.uint8]:
-    """Every pixel takes the colour of its two by two."""
+    """RGB of two planes: every pixel takes the colour of its two by two."""
     black, brightness, v_red, u_green, v_green, u_blue = YUV_TO_RGB[colour_matrix]
     grey = brightness * np.maximum(luma.astype(np.int64) - black, 0)
     u, v = (chroma.astype(np.int64) - 128).repeat(2, axis=0).repeat(2, axis=1).transpose(2, 0, 1)

@@ -26,9 +26,10 @@ class DeviceSegmentation:
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W] on the engine's GPU, the winning class's activated value, or None.
         picture: uint8 [H, W, 3] on the engine's GPU, the frame with the labels' colours on it, as
-            :meth:`Segmentation.overlay` draws it; None unless asked for.
+            :meth:`Segmentation.overlay` draws it, also of a frame in two planes; None unless asked
+            for.
         times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
-        channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``.
+        channel_order: Of the engine's frames and of ``picture``, ``"rgb"`` or ``"bgr"``.
         candidates: As in :class:`Segmentation`.
     """
 

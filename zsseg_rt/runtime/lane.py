@@ -149,7 +149,7 @@ class Lane:
                 check_device_frame(frame, self.workspace.device)
             else:
                 check_nv12(planes, self.workspace.device)
-            drawn = _overlay_weight(with_overlay, alpha, planes)
+            drawn = _overlay_weight(with_overlay, alpha)
             given = frame if planes is None else planes
             try:
                 return self._path.label_device(given, classes, rule, alpha=drawn)
@@ -350,15 +350,8 @@ def _refuse_memory(memory: FrameMemory | None) -> None:
         )
 
 
-def _overlay_weight(wanted: bool, alpha: float, planes: Nv12Frame | None) -> float | None:
+def _overlay_weight(wanted: bool, alpha: float) -> float | None:
     """The colours' weight; None for no overlay."""
     if alpha is None or not is_share(alpha):
         raise ArgumentError(f"alpha: expected a number in [0, 1], got {alpha!r}")
-    if not wanted:
-        return None
-    if planes is not None:
-        raise ArgumentError(
-            "with_overlay: expected False for a frame in two planes, got True. Draw on an RGB "
-            "frame with zsseg_rt.ops.overlay."
-        )
-    return float(alpha)
+    return float(alpha) if wanted else None

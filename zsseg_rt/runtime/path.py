@@ -19,17 +19,16 @@ from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted, kind_of, splits
 from zsseg_rt.runtime.clock import NvtxRanges
 from zsseg_rt.runtime.device_result import DeviceSegmentation
+from zsseg_rt.runtime.drawing import Drawer
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
     Family,
     LabelRule,
     Labels,
     Masks,
-    Painting,
     PartRunner,
     PixelLabels,
     run_plainly,
@@ -38,12 +37,12 @@ from zsseg_rt.runtime.families.base import Trace as Trace
 from zsseg_rt.runtime.families.candidates import cut
 from zsseg_rt.runtime.families.gate import CandidateGate
 from zsseg_rt.runtime.inputs.frame_inputs import Frame, FrameInputs
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.inputs.window_plan import Windows
 from zsseg_rt.runtime.refine import finer_hw, refined
 from zsseg_rt.runtime.steady.memory import Turn
 from zsseg_rt.runtime.windows import merge
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +79,7 @@ class FramePath:
         dtype = dtype_of("image", sessions["image_encoder"].inputs)
         order = config.channel_order
         self._inputs = FrameInputs(workspace, preprocess, head, channel_order=order, dtype=dtype)
+        self._drawer = Drawer(workspace, order)
         self._captures = FrameCaptures(
             sessions, workspace, self.clock, wanted=captures_wanted(), num_lanes=config.num_lanes
         )
@@ -139,18 +139,22 @@ class FramePath:
             frame: uint8 [H, W, 3], or two planes, on the lane's GPU, checked.
         """
         workspace, clock, vocabulary = self._workspace, self.clock, classes.vocabulary
-        if alpha is not None:
-            rule = replace(rule, painting=self._painting(frame, vocabulary, alpha))
+        if alpha is not None and not isinstance(frame, Nv12Frame):
+            rule = replace(rule, painting=self._drawer.painting(frame, vocabulary.names, alpha))
         found = self._enqueue(frame, classes, rule)
         assert isinstance(found, _Labelled), "no memory was given"
         pixels = found.pixels
         is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        picture: Array | None = None
         if is_final:
             labels: Array = workspace.copy(pixels.labels)
             scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
         else:
             labels, scores = self._download(pixels)
-        picture = None if rule.painting is None else workspace.copy(rule.painting.picture)
+        if rule.painting is not None and pixels.painted:
+            picture = workspace.copy(rule.painting.picture)
+        elif is_final and alpha is not None:
+            picture = self._drawer.draw(frame, labels, vocabulary.names, alpha)
         clock.mark("results")
         workspace.synchronize()
         if is_final:
@@ -159,8 +163,9 @@ class FramePath:
             labels, scores = self._finish(found, labels, scores, classes)
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
-        if rule.painting is not None and not pixels.painted:
-            picture = self._paint(labels, rule.painting)
+        if picture is None and alpha is not None:
+            picture = self._drawer.draw(frame, labels, vocabulary.names, alpha)
+            workspace.synchronize()
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,
@@ -171,29 +176,6 @@ class FramePath:
             channel_order=self._config.channel_order,
             candidates=None if self._gate is None else self._gate.names(vocabulary),
         )
-
-    def _painting(self, frame: Array, vocabulary: Vocabulary, alpha: float) -> Painting:
-        """Of a frame on the device, from and into buffers that captures may hold."""
-        workspace, colours = self._workspace, palette(vocabulary.names)
-        if self._config.channel_order == "bgr":
-            colours = np.ascontiguousarray(colours[:, ::-1])
-        shape = (int(frame.shape[0]), int(frame.shape[1]), 3)
-        given: Any = workspace.array("painted frame", shape, np.uint8)
-        given.copy_from(frame, stream=workspace.stream)
-        return Painting(
-            frame=given,
-            palette=workspace.upload("palette", colours),
-            picture=workspace.array("picture", shape, np.uint8),
-            alpha=alpha,
-        )
-
-    def _paint(self, labels: Array, painting: Painting) -> Array:
-        """Draw labels that became classes on the host, or were no classes' logits."""
-        drawn, stream = (painting.frame, labels, painting.palette), self._workspace.stream
-        ops.overlay(*drawn, alpha=painting.alpha, out=painting.picture, stream=stream)
-        picture = self._workspace.copy(painting.picture)
-        self._workspace.synchronize()
-        return picture
 
     @contextmanager
     def using(self, sessions: Mapping[str, Session]) -> Iterator[None]:

@@ -1,6 +1,7 @@
 #include <cstdint>
 
 #include "zsseg/dtype_dispatch.h"
+#include "zsseg/ops/nv12_pixel.h"
 #include "zsseg/ops/overlay.h"
 #include "zsseg/ops/overlay_pixel.h"
 #include "zsseg/thread_pool.h"
@@ -35,10 +36,58 @@ void overlay_chunk(const std::uint8_t* frame,    // [count, 3]
   }
 }
 
+// The RGB, or BGR, of pixels of a row from an even one on.
+void convert_pixels(const std::uint8_t* luma, const std::uint8_t* chroma, int count,
+                    const YuvToRgb& matrix, bool bgr,
+                    std::uint8_t* out) {  // [count, 3]
+  for (int pixel = 0; pixel < count; ++pixel) {
+    const std::uint8_t* uv = chroma + (pixel & ~1);
+    const std::uint32_t word = yuv_word(luma[pixel], uv[0], uv[1], matrix);
+    out[3 * pixel] = static_cast<std::uint8_t>(bgr ? word >> 16 : word);
+    out[3 * pixel + 1] = static_cast<std::uint8_t>(word >> 8);
+    out[3 * pixel + 2] = static_cast<std::uint8_t>(bgr ? word : word >> 16);
+  }
+}
+
+template <typename Label>
+void overlay_nv12_row(const CameraFrame& frame, std::int64_t row, const Label* labels,
+                      const TensorView& palette, const OverlayParams& params, std::uint8_t* out) {
+  const std::int64_t width = frame.pixels.shape[1];
+  const std::uint8_t* luma = frame.pixels.as<const std::uint8_t>() + row * frame.luma_row();
+  const std::uint8_t* chroma =
+      frame.chroma->as<const std::uint8_t>() + row / 2 * frame.chroma_row();
+  const YuvToRgb matrix = yuv_to_rgb(params.matrix);
+  std::uint8_t pixels[3 * kChunkPixels];
+  for (std::int64_t x = 0; x < width; x += kChunkPixels) {
+    const int count = width - x < kChunkPixels ? static_cast<int>(width - x) : kChunkPixels;
+    convert_pixels(luma + x, chroma + x, count, matrix, params.bgr, pixels);
+    overlay_chunk(pixels, labels + x, palette.as<const std::uint8_t>(), palette.shape[0],
+                  overlay_weight(params.alpha), count, out + 3 * x);
+  }
+}
+
+void overlay_nv12(const CameraFrame& frame, const TensorView& labels, const TensorView& palette,
+                  const TensorView& out, const OverlayParams& params) {
+  const std::int64_t width = frame.pixels.shape[1];
+  parallel_for(0, frame.pixels.shape[0], kGrainPixels / width + 1,
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t row = begin; row < end; ++row) {
+                   ZSSEG_DISPATCH_LABEL(
+                       labels.dtype, Label,
+                       overlay_nv12_row(frame, row, labels.as<const Label>() + row * width, palette,
+                                        params, out.as<std::uint8_t>() + 3 * row * width));
+                 }
+               });
+}
+
 }  // namespace
 
-void overlay_cpu(const TensorView& frame, const TensorView& labels, const TensorView& palette,
+void overlay_cpu(const CameraFrame& frame, const TensorView& labels, const TensorView& palette,
                  const TensorView& out, const OverlayParams& params) {
+  if (frame.chroma != nullptr) {
+    overlay_nv12(frame, labels, palette, out, params);
+    return;
+  }
   const std::uint32_t weight = overlay_weight(params.alpha);
   const std::int64_t num_colours = palette.shape[0];
   const std::int64_t chunks_per_grain = kGrainPixels / kChunkPixels;
@@ -50,7 +99,7 @@ void overlay_cpu(const TensorView& frame, const TensorView& labels, const Tensor
       const int count = left < kChunkPixels ? static_cast<int>(left) : kChunkPixels;
       ZSSEG_DISPATCH_LABEL(
           labels.dtype, Label,
-          overlay_chunk(frame.as<const std::uint8_t>() + 3 * first,
+          overlay_chunk(frame.pixels.as<const std::uint8_t>() + 3 * first,
                         labels.as<const Label>() + first, palette.as<const std::uint8_t>(),
                         num_colours, weight, count, out.as<std::uint8_t>() + 3 * first));
     }

@@ -10,15 +10,6 @@
 namespace zsseg {
 namespace {
 
-void check_sides(const TensorView& frame) {
-  for (int axis = 0; axis < 2; ++axis) {
-    if (frame.shape[axis] < 1 || frame.shape[axis] > kMaxSide) {
-      throw ShapeError("frame: expected sides from 1 to " + std::to_string(kMaxSide) + ", got " +
-                       to_string(frame.shape) + ". Check that the frame was read.");
-    }
-  }
-}
-
 // A part of a resized frame begins in it.
 void check_whole(const char* side, std::int64_t size, std::int64_t begin) {
   if (size < 1 || size > kMaxSide) {
@@ -31,34 +22,18 @@ void check_whole(const char* side, std::int64_t size, std::int64_t begin) {
   }
 }
 
-void check_planes(const TensorView& luma, const TensorView& chroma, bool bgr) {
-  expect_dtype("frame[0]", luma, {DType::uint8});
-  expect_shape("frame[0]", luma, {kAnySize, kAnySize});
-  expect_dtype("frame[1]", chroma, {DType::uint8});
-  check_sides(luma);
-  if (luma.shape[0] % 2 != 0 || luma.shape[1] % 2 != 0) {
-    throw ShapeError("frame[0]: expected even sides, got " + to_string(luma.shape) +
-                     ". NV12 has one colour for two by two pixels.");
-  }
-  expect_shape("frame[1]", chroma, {luma.shape[0] / 2, luma.shape[1] / 2, 2});
-  expect_same_device("frame[1]", chroma, "frame[0]", luma);
-  if (bgr) {
-    fail_argument("channel_order", "'rgb' for a frame in two planes", "'bgr'");
-  }
-}
-
 }  // namespace
 
 Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params) {
   if (frame.chroma != nullptr) {
-    check_planes(frame.pixels, *frame.chroma, params.bgr);
-    if (frame.luma_row() > INT32_MAX || frame.chroma_row() > INT32_MAX) {
-      throw ShapeError("frame: expected rows less than 2 GiB apart, got planes that are not.");
+    expect_planes(frame);
+    if (params.bgr) {
+      fail_argument("channel_order", "'rgb' for a frame in two planes", "'bgr'");
     }
   } else {
     expect_dtype("frame", frame.pixels, {DType::uint8});
     expect_shape("frame", frame.pixels, {kAnySize, kAnySize, 3});
-    check_sides(frame.pixels);
+    expect_sides(frame.pixels);
   }
   if (params.height < 1 || params.height > kMaxSide || params.width < 1 ||
       params.width > kMaxSide) {

@@ -5,14 +5,9 @@
 
 #include "zsseg/cpu_dispatch.h"
 #include "zsseg/ops/align.h"
-#include "zsseg/tensor_view.h"
+#include "zsseg/ops/camera_frame.h"
 
 namespace zsseg {
-
-constexpr std::int64_t kMaxSide = 32767;  // longest side of frames and results
-
-// ITU-R's two ways from a camera's brightness and colour to RGB, of limited range and of full.
-enum class ColourMatrix { kBt601, kBt709, kBt601Full, kBt709Full };
 
 struct PreprocessParams {
   std::int64_t height = 0;  // of the result
@@ -30,21 +25,6 @@ struct PreprocessParams {
 
   std::int64_t resized_height() const { return whole_height == 0 ? height : whole_height; }
   std::int64_t resized_width() const { return whole_width == 0 ? width : whole_width; }
-};
-
-// What a camera delivers: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
-// colour uint8 [H/2,W/2,2], U then V of every two by two pixels.
-struct CameraFrame {
-  TensorView pixels;
-  const TensorView* chroma = nullptr;
-  // Of NV12: bytes from one row of a plane to the next, at least W; 0 means W.
-  std::int64_t luma_row_bytes = 0;
-  std::int64_t chroma_row_bytes = 0;
-
-  std::int64_t luma_row() const { return luma_row_bytes == 0 ? pixels.shape[1] : luma_row_bytes; }
-  std::int64_t chroma_row() const {
-    return chroma_row_bytes == 0 ? pixels.shape[1] : chroma_row_bytes;
-  }
 };
 
 // frame -> float32, float16 or bfloat16 [3,h,w] = (bilinear(frame) / 255 - mean) / std. By

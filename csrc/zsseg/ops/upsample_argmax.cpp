@@ -78,7 +78,7 @@ void check_overlay(const TensorView& logits, const TensorView& labels, const Lab
   }
   TensorView one = labels;
   one.shape = {labels.shape[1], labels.shape[2]};
-  const Shape shape = overlay_shape(drawn.frame, one, drawn.palette, {drawn.alpha});
+  const Shape shape = overlay_shape({drawn.frame}, one, drawn.palette, {drawn.alpha});
   expect_result("picture", drawn.picture, DType::uint8, shape, logits);
 }
 
@@ -211,7 +211,7 @@ void upsample_argmax(const UpsampleArgmaxInputs& inputs, const TensorView& label
     const LabelOverlay& drawn = *inputs.overlay;
     TensorView one = labels;
     one.shape = {labels.shape[1], labels.shape[2]};
-    overlay(drawn.frame, one, drawn.palette, drawn.picture, {drawn.alpha}, stream);
+    overlay({drawn.frame}, one, drawn.palette, drawn.picture, {drawn.alpha}, stream);
   }
 }
 
