@@ -30,6 +30,7 @@ from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized.bundle import quantize_bundle
+from zsseg_rt.export.quantized.calibration import Seen
 from zsseg_rt.export.quantized.number_formats import FORMATS
 from zsseg_rt.export.quantized.report import QuantizeSettings
 
@@ -256,6 +257,51 @@ def test_unfit_pictures_are_refused(photos, tmp_path):
     with refused(SourceError, None, "3.png"):
         quantize_bundle(demo, out, broken, names, FAST)
     assert not out.exists()
+
+
+def with_a_dead_layer(bundle, folder):
+    """The bundle with one more layer in its image encoder, that reads zeros and changes nothing."""
+    shutil.copytree(bundle.path, folder)
+    path = folder / bundle.graph("image_encoder", "float32").file
+    model = onnx.load(path)
+    place = next(i for i, node in enumerate(model.graph.node) if "ln_pre" in node.name)
+    norm = model.graph.node[place]
+    size = next(w.dims[0] for w in model.graph.initializer if w.name == norm.input[1])
+    tensors = {"nothing": np.float32(0), "dead.weight": np.eye(size, dtype=np.float32)}
+    for name, values in tensors.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    (result,) = norm.output
+    norm.output[0] = "live"
+    for node in (
+        onnx.helper.make_node("Add", ["live", "dead"], [result], "sum"),
+        onnx.helper.make_node("MatMul", ["zeros", "dead.weight"], ["dead"], "dead"),
+        onnx.helper.make_node("Mul", ["live", "nothing"], ["zeros"], "zeros"),
+    ):
+        model.graph.node.insert(place + 1, node)
+    onnx.save(model, path)
+    held = bundle.graphs["image_encoder"] | {"float32": describe_graph(path, folder)}
+    return replace(bundle, path=folder, graphs=bundle.graphs | {"image_encoder": held})
+
+
+def test_a_layer_that_reads_zeros_alone_stays_as_it_is(photos, tmp_path):
+    bundle = with_a_dead_layer(Bundle.demo("scenes"), tmp_path / "given.zsseg")
+    settings, out = replace(FAST, precision="fp8"), tmp_path / "new.zsseg"
+    report = quantize_bundle(bundle, out, photos, demo_classes("scenes"), settings)
+    idle = [row for row in report.layers if row.precision == "float16"]
+    assert [(row.name, row.lost) for row in idle] == [("dead", None)]
+    assert "zeros" in idle[0].method
+    assert Bundle.load(out).quantization["fp8"].layers["image_encoder"][idle[0].name] == "float16"
+
+
+def test_pictures_that_reach_no_layer_are_refused(photos, tmp_path, monkeypatch):
+    take_in = Seen.add
+    monkeypatch.setattr(Seen, "add", lambda seen, values, **how: take_in(seen, 0 * values, **how))
+    with refused(ArgumentError, "photos", "zeros"):
+        quantize_bundle(
+            Bundle.demo("scenes"), tmp_path / "x.zsseg", photos, demo_classes("scenes"),
+            replace(FAST, precision="fp8"),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("setting", [{"precision": "int4"}, {"min_agreement": 0.0}])

@@ -134,23 +134,29 @@ class _Job:
             session.close()
         self._layers = [layer for layer in self._layers if seen[layer].rows]
         self._require_layers()
-        for place, layer in enumerate(self._layers):
+        reached = [layer for layer in self._layers if seen[layer].largest.any()]
+        if not reached:
+            raise ArgumentError(
+                f"photos: expected pictures that reach layers of {self._bundle.name}, got zeros "
+                f"before all {len(self._layers)}. Give others."
+            )
+        for place, layer in enumerate(reached):
             model = self._models[layer[0]]
             self._ranges[layer] = choose_range(model, layer[1], seen[layer], self._kind)
-            self._advance("choose ranges", place + 1, len(self._layers))
+            self._advance("choose ranges", place + 1, len(reached))
         return reference
 
     def search(self, reference: Reference) -> QuantizeReport:
         """Quantise everything, then less and less, until the gate holds or nothing is left."""
-        found = self._measure(self._layers, reference)
-        chosen, lost = list(self._layers), dict[Layer, float]()
+        chosen, lost = list(self._ranges), dict[Layer, float]()
+        found = self._measure(chosen, reference)
         spec = self._spec(chosen, found, reference)
         if self._settings.sensitivity or not spec.passed:
             lost = self._measure_layers(reference.first(_PICTURES_PER_LAYER))
         ranked = sorted(lost, key=lambda one: (-lost[one], -self._ranges[one].error))
         dropped = 1
         while not spec.passed and dropped < len(ranked):
-            chosen = [layer for layer in self._layers if layer not in ranked[:dropped]]
+            chosen = [layer for layer in self._ranges if layer not in ranked[:dropped]]
             spec = self._spec(chosen, self._measure(chosen, reference), reference)
             dropped *= 2
         return QuantizeReport(
@@ -230,9 +236,9 @@ class _Job:
 
     def _measure_layers(self, reference: Reference) -> dict[Layer, float]:
         none, lost = self._measure([], reference), {}
-        for place, layer in enumerate(self._layers):
+        for place, layer in enumerate(self._ranges):
             lost[layer] = none.clear - self._measure([layer], reference).clear
-            self._advance("layers", place + 1, len(self._layers))
+            self._advance("layers", place + 1, len(self._ranges))
         return lost
 
     def _tapped(self, name: str) -> Any:
@@ -289,13 +295,14 @@ class _Job:
         self, chosen: Sequence[Layer], lost: Mapping[Layer, float]
     ) -> Iterable[LayerReport]:
         for layer in self._layers:
+            found = self._ranges.get(layer)
             yield LayerReport(
                 graph=layer[0],
                 name=layer[1].name,
                 count=len(layer[1].nodes),
                 precision=self._kind.name if layer in chosen else "float16",
-                method=self._ranges[layer].method,
-                error=self._ranges[layer].error,
+                method="none: it read zeros alone" if found is None else found.method,
+                error=0.0 if found is None else found.error,
                 lost=lost.get(layer),
             )
 

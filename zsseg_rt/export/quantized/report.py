@@ -54,7 +54,7 @@ class LayerReport:
         name: The first layer of the group.
         count: Layers of the group.
         precision: What it is written in.
-        method: How its range was found.
+        method: How its range was found; a layer that read zeros alone has none, and stays as it is.
         error: Squared error of its results relative to their squares, on the samples.
         lost: Agreement lost when only this group is quantised; None if that was not measured.
     """
