@@ -64,6 +64,27 @@ def test_every_family_has_a_plan():
         assert min(one.weights, one.activations) > 0
 
 
+def test_what_backend_torch_keeps_of_prompts_is_counted(bundle, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from zsseg_rt.backends._torch_graph.program import Program
+
+    path = bundle.open_path(bundle.graph("image_encoder", "float32"))
+    program, kept = Program.read(path), {}
+    with torch.inference_mode():
+        program.rewrite()
+        program.place(torch.device("cpu"), None)
+        program.run({"image": torch.zeros(1, 3, 128, 128)}, kept=kept)
+    found = sum(rows.nbytes for rows in kept.values())
+    monkeypatch.setattr("zsseg_rt.backends._torch._computes_bfloat16", lambda _: True)
+    config = EngineConfig(precision="float32")
+    usual, torchs = (
+        plan_memory(bundle, create_family(bundle, config), place, config)
+        for place in (CPU, Placement(backend="torch", device="cuda:0"))
+    )
+    assert 0 < found == torchs.activations - usual.activations
+    assert torchs.weights == usual.weights
+
+
 def test_an_engine_that_does_not_fit_is_refused_with_what_would(bundle):
     three = plan(bundle, precision="float32", num_lanes=3)
     needed = -(-three.total // 1_000_000)

@@ -22,7 +22,8 @@ class MemoryPlan:
 
     Attributes:
         weights: Of the graphs, in the precision that they are computed in.
-        activations: Of one lane: the largest sum of tensors that a graph holds at a time.
+        activations: Of one lane: the largest sum of tensors that a graph holds at a time; with
+            backend torch also the keys and values of prompts that every layer keeps.
         text: The text encoder's weights and tensors while names are embedded, if the bundle has
             one.
         num_lanes: Lanes.
@@ -67,6 +68,8 @@ def plan_memory(
         path = bundle.open_path(bundle.graph(name, choice.variant))
         found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
         weights, activations = weights + found.weights, activations + found.activations
+        if placement.backend == "torch" and placement.device != "cpu":
+            activations += 3 * found.extended // 2  # a lane keeps them, and queries beside them
         precision = choice.precision if name == "image_encoder" else precision
     text = 0
     if "text_encoder" in bundle.graphs:

@@ -24,10 +24,12 @@ class GraphMemory:
         weights: All that is stored in it, once for all its sessions.
         activations: Inputs, results and what lies between them, where that is most, per session.
             Runtimes that fuse nodes need less.
+        extended: Keys and values that end in constant rows, such as prompts', all layers together.
     """
 
     weights: int
     activations: int
+    extended: int
 
 
 def graph_memory(path: Path, *, float_bytes: int, axes: Mapping[str, int]) -> GraphMemory:
@@ -69,7 +71,7 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
     users = _count_users(graph)
     left = dict(users)
     alive = sum(_bytes(flow, spec.name, float_bytes) for spec in graph.inputs)
-    most = alive
+    most, extended = alive, 0
     for node in graph.nodes:
         attributes = read_attributes(node.name, node)
         if node.op_type == "Constant":
@@ -85,6 +87,8 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
         if all(name in constants for name in inputs):  # computed once, before the first run
             constants.update(node.outputs)
             continue
+        if node.op_type == "Concat" and attributes["axis"] == 2 and constants.intersection(inputs):
+            extended += _bytes(flow, node.outputs[0], float_bytes)
         for name in filter(None, node.outputs):
             is_view = node.op_type in _VIEWS and inputs[0] in held
             held[name] = held[inputs[0]] if is_view else name
@@ -96,7 +100,7 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
         alive -= _free(
             flow, float_bytes, {name: held[name] for name in inputs if name in held}, left
         )
-    return GraphMemory(weights=weights, activations=most)
+    return GraphMemory(weights=weights, activations=most, extended=extended)
 
 
 def _count_users(graph: Graph) -> dict[str, int]:
