@@ -249,7 +249,7 @@ def test_unfit_pictures_are_refused(photos, tmp_path):
         quantize_bundle(demo, out, few, names, FAST)
     plain.mkdir()
     for index in range(8):
-        cv2.imwrite(str(plain / f"{index}.png"), np.full((9, 9, 3), index, np.uint8))
+        cv2.imwrite(str(plain / f"{index}.png"), np.full((9, 9, 3), (0, index, 99), np.uint8))
     with refused(ArgumentError, "photos"):
         quantize_bundle(demo, out, plain, names, FAST)
     shutil.copytree(photos, broken)
@@ -304,7 +304,7 @@ def test_pictures_that_reach_no_layer_are_refused(photos, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("setting", [{"precision": "int4"}, {"min_agreement": 0.0}])
+@pytest.mark.parametrize("setting", [{"precision": "int4"}, {"min_agreement": 0.0}, {"seed": -1}])
 def test_unfit_settings_are_refused(setting):
     with refused(ArgumentError, next(iter(setting))):
         QuantizeSettings(**setting)

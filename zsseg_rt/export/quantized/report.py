@@ -43,6 +43,8 @@ class QuantizeSettings:
             raise ArgumentError(
                 f"max_miou_loss: expected points from 0 to 100, got {self.max_miou_loss}"
             )
+        if not 0 <= self.seed < 2**63:
+            raise ArgumentError(f"seed: expected from 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
