@@ -1,7 +1,7 @@
 """The ladder of precisions: what a frame takes in each, and what the labels lose.
 
-    python benchmarks/precision.py --json FILE [--only zegclip clip_rc dense_clip scenes photos]
-        [--sizes 512 448 384 336] [--rounds 7]
+    python benchmarks/precision.py --json FILE [--only zegclip clip_rc dense_clip scenes photos
+        camvid] [--sizes 512 448 384 336] [--rounds 7] [--camvid-bundle NAME.zsseg]
     python benchmarks/precision.py --markdown FILE      # the tables of a report
     python benchmarks/precision.py --quick              # small models, to see that everything runs
 
@@ -10,7 +10,8 @@ precisions take turns; medians of their rounds. "Same" is the share of cells wit
 among those where it is clear by the rule of ``zsseg-rt quantize``; random weights say nothing about
 accuracy, and their logits are multiplied by ten so that labels are clear. INT8 is quantised for
 every size, FP8, which no CPU computes, for the largest, by its own report. Networks that ship or
-lie in --data are compared on masks, behind the usual gate. The JSON file is written after every
+lie in --data are compared on masks, behind the usual gate; the head for street photos is what
+``benchmarks/camvid.py --seeds 1 --out NAME.zsseg`` keeps. The JSON file is written after every
 case.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import camvid
 import cv2
 import numpy as np
 import real_photos
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--camvid-bundle", type=Path, help="what camvid.py --out kept")
     parser.add_argument("--quick", action="store_true", help="small models and few pictures")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path, help="print the tables of such a report, and end")
@@ -72,13 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(json.loads(args.markdown.read_text())))
         return 0
     watch, rows = Stopwatch(), []
-    report: dict[str, Any] = {"machine": machine_and_commit(), "threads": args.threads}
+    report: dict[str, Any] = {
+        "machine": machine_and_commit(),
+        "threads": args.threads,
+        "rows": rows,
+    }
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ZSSEG_HOME"] = str(Path(folder) / "cache")
         for name in args.only:
             for row in CASES[name](args, Path(folder)):
                 rows.append({"case": name, **row})
-                report |= {"rows": rows, "load": os.getloadavg(), "seconds": watch.seconds}
+                report |= {"load": os.getloadavg(), "seconds": watch.seconds}
                 print(json.dumps(rows[-1]), file=sys.stderr)
                 if args.json:
                     args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -218,18 +225,40 @@ def scenes_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     for index in range(count):
         cv2.imwrite(str(photos / f"{index}.png"), drawn[index].image[..., ::-1])
     names = list(drawn.class_names)
-    demo, found = folder / "scenes.zsseg", {}
+    demo = folder / "scenes.zsseg"
     demo.symlink_to(Bundle.demo("scenes").path)
     row, bundle = quantised(demo, photos, names, dataset=held_out)
     row |= {"side": 128} | compared(bundle, photos, names, args)
-    for precision, engine in engines_of(bundle, args.threads).items():
-        segmenter = EngineSegmenter(engine, names)
-        found[precision] = evaluate(segmenter, held_out).scores.as_reported()
+    yield row | with_masks(bundle, names, held_out, args.threads)
+
+
+def camvid_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The head that learnt eight classes of street photos, on frames with three more."""
+    frames = args.data / "camvid"
+    if args.camvid_bundle is None or not frames.exists():
+        print("camvid: left out, needs --camvid-bundle and its frames in --data", file=sys.stderr)
+        return
+    held_out = create_dataset("camvid", frames, "val", unseen=camvid.UNSEEN)
+    names, photos = [camvid.WORDS[name] for name in held_out.class_names], frames / "train"
+    plain = folder / "camvid.zsseg"
+    plain.symlink_to(args.camvid_bundle.resolve())
+    row, bundle = quantised(plain, photos, names, dataset=held_out)
+    row |= {"side": camvid.SIDE} | compared(bundle, photos, names, args)
+    yield row | with_masks(bundle, names, held_out, args.threads)
+
+
+def with_masks(bundle: Path, names: list[Any], held_out: Any, threads: int) -> dict[str, Any]:
+    """What every precision reaches: mIoU of all classes, of seen and of unseen ones."""
+    found = {}
+    for precision, engine in engines_of(bundle, threads).items():
+        scores = evaluate(EngineSegmenter(engine, names), held_out).scores.as_reported()
+        found[precision] = scores
         engine.close()
-    row["miou"] = {name: scores["mIoU"] for name, scores in found.items()}
-    row["seen"] = {name: scores["mIoU(S)"] for name, scores in found.items()}
-    row["unseen"] = {name: scores["mIoU(U)"] for name, scores in found.items()}
-    yield row
+    groups = {"miou": "mIoU", "seen": "mIoU(S)", "unseen": "mIoU(U)"}
+    return {
+        key: {precision: scores[group] for precision, scores in found.items()}
+        for key, group in groups.items()
+    }
 
 
 def photos_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -263,11 +292,13 @@ CASES: Mapping[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]
     "dense_clip": functools.partial(random_case, dense_clip),
     "scenes": scenes_case,
     "photos": photos_case,
+    "camvid": camvid_case,
 }
 TITLES = {
     "zegclip": "ZegCLIP, random weights", "clip_rc": "CLIP-RC, random weights",
     "dense_clip": "dense CLIP (NACLIP), random weights", "scenes": "the scenes demo's ZegCLIP",
     "photos": "DeepLabV3-MobileNetV2 in CLIP's space, 20 photos",
+    "camvid": "CamVid head, 101 frames",
 }  # fmt: skip
 
 
