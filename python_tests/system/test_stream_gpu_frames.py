@@ -129,4 +129,4 @@ def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
     picture = host_picture(Nv12Frame(*planes, matrix), order)
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
-    assert np.abs(picture - exact).max() <= 1
+    np.testing.assert_array_equal(picture, exact)

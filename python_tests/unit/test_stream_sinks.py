@@ -61,7 +61,7 @@ def test_overlays_carry_names_and_a_legend_on_request(channel_order):
     colours = palette(("road", "sky", "tree"))[:, :: 1 if channel_order == "rgb" else -1]
     painter = Painter(channel_order=channel_order, alpha=1.0, legend=True)
     seg = wide(0)
-    canvas = painter.canvas(seg.frame.image)
+    canvas = painter.canvas(seg)
     painter.paint(seg, canvas)
     columns = changed_columns(canvas[:360], colours[[0, 2]])
     assert 100 < columns.min() < 160 < 480 < columns.max() < 540  # in the middle of both halves
@@ -77,13 +77,13 @@ def test_a_name_stays_while_it_has_room_and_narrow_frames_have_none():
     starts = []
     for number, split in enumerate((320, 350, 320, 120)):
         seg = wide(number, split)
-        canvas = painter.canvas(seg.frame.image)
+        canvas = painter.canvas(seg)
         assert canvas.shape == (360, 640, 3)
         painter.paint(seg, canvas)
         starts.append(changed_columns(canvas, colours).min())
     assert starts[0] == starts[1] == starts[2] != starts[3]
     narrow = result(0, (180, 240))
-    canvas = painter.canvas(narrow.frame.image)
+    canvas = painter.canvas(narrow)
     painter.paint(narrow, canvas)
     assert (canvas == colours[0]).all()
 
@@ -210,6 +210,7 @@ class Held:
 
     def __init__(self, error=None):
         self.name, self.files, self.whose, self.folder, self.error = "held", [], {}, None, error
+        self.painted = None
         self.allowed, self.began, self.closed = threading.Event(), threading.Event(), 0
 
     def write(self, seg):

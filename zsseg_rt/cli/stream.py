@@ -209,8 +209,9 @@ def _sink_line(sink: SinkStats, num_sources: int) -> str:
     if len(places) > _MOST_PLACES:
         places[2:-2] = [f"... ({len(places) - 4} more)"]
     dropped = f", {sink.dropped} dropped" if sink.dropped else ""
+    painted = ", painted on the GPU" if sink.painted == "gpu" else ""
     problem = f"; failed: {sink.error}" if sink.error else ""
-    return f"{', '.join(places)}  {sink.written} frames{dropped}{problem}"
+    return f"{', '.join(places)}  {sink.written} frames{dropped}{painted}{problem}"
 
 
 def _source_line(name: str, stats: SourceStats) -> str:

@@ -182,16 +182,15 @@ def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.N
 
 
 def host_picture(frame: Nv12Frame, channel_order: str) -> npt.NDArray[np.uint8]:
-    """Copy a frame of ours to the CPU, as uint8 [H, W, 3]; within 1 of what the kernels see."""
-    import cv2
+    """Copy a frame of ours to the CPU, as uint8 [H, W, 3]: what the kernels see."""
+    from zsseg_rt import ops
 
-    from zsseg_rt.ops.reference_preprocess import YUV_TO_RGB
-
-    luma, chroma = frame.luma.numpy(), frame.chroma.numpy()
-    black, y, v_red, u_green, v_green, u_blue = YUV_TO_RGB[frame.colour_matrix]
-    rows = np.array([[y, 0, v_red], [y, u_green, v_green], [y, u_blue, 0]]) / 2**20
-    matrix = np.column_stack([rows, -rows @ [black, 128, 128]])
-    if channel_order == "bgr":
-        matrix = matrix[::-1]
-    chroma = cv2.resize(chroma, luma.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.transform(cv2.merge([luma, chroma]), matrix), np.uint8)
+    planes, no_colours = (frame.luma.numpy(), frame.chroma.numpy()), np.empty((0, 3), np.uint8)
+    picture = ops.overlay(
+        planes,
+        np.zeros(planes[0].shape, np.uint8),
+        no_colours,
+        channel_order=channel_order,
+        colour_matrix=frame.colour_matrix,
+    )
+    return np.asarray(picture)

@@ -55,11 +55,16 @@ class OverlayVideo:
         self._recordings: dict[str, _Recording] = {}
         self._painter = painter
 
+    @property
+    def painted(self) -> str | None:
+        """Where overlays are painted."""
+        return self._painter.painted
+
     def write(self, seg: Segmentation) -> None:
         """Encode one frame."""
         frame = frame_of(seg)
         try:
-            recording = self._recording(frame)
+            recording = self._recording(seg, frame)
             self._painter.paint(seg, recording.canvas)
             recording.add(frame)
         except (OSError, self._av.FFmpegError) as exc:
@@ -98,11 +103,11 @@ class OverlayVideo:
             return error
         return None
 
-    def _recording(self, frame: Frame) -> _Recording:
+    def _recording(self, seg: Segmentation, frame: Frame) -> _Recording:
         recording = self._recordings.get(frame.source)
         if recording is not None:
             self._at = recording.path
-            if not recording.is_over(frame, self._rotation):
+            if not recording.is_over(frame, seg.labels.shape, self._rotation):
                 return recording
             if error := self._finish(frame.source):
                 raise error
@@ -114,8 +119,8 @@ class OverlayVideo:
         self._at = self._series[frame.source].begin()
         self.files.append(str(self._at))
         self.whose[str(self._at)] = frame.source
-        canvas = self._painter.canvas(frame.image)
-        begun = _Recording(self._av, self._at, frame, canvas, self._order)
+        canvas, size_hw = self._painter.canvas(seg), seg.labels.shape
+        begun = _Recording(self._av, self._at, frame, size_hw, canvas, self._order)
         self._recordings[frame.source] = begun
         return begun
 
@@ -124,10 +129,15 @@ class _Recording:
     """One file."""
 
     def __init__(
-        self, av: Any, path: Path, frame: Frame, canvas: npt.NDArray[np.uint8], order: str
+        self,
+        av: Any,
+        path: Path,
+        frame: Frame,
+        size_hw: tuple[int, ...],
+        canvas: npt.NDArray[np.uint8],
+        order: str,
     ) -> None:
-        self.path, self.canvas = path, canvas
-        self._frame_shape = frame.image.shape
+        self.path, self.canvas, self._size_hw = path, canvas, size_hw
         self._av, self._i420 = av, I420(canvas.shape[:2], channel_order=order)
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
@@ -142,9 +152,9 @@ class _Recording:
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
 
-    def is_over(self, frame: Frame, rotation: Rotation) -> bool:
+    def is_over(self, frame: Frame, size_hw: tuple[int, ...], rotation: Rotation) -> bool:
         """Whether a frame belongs into the next file: for its size, or by rotation."""
-        if self._frame_shape != frame.image.shape:
+        if self._size_hw != size_hw:
             return True
         seconds = _time_of(frame) - self._start
         if not rotation.is_on or seconds < self._last_key + _KEY_EVERY:  # before a fragment's end

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.common.extras import import_opencv
+from zsseg_rt.errors import CudaError
+from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.results.visualize.plot import NamePlace, draw_names, legend_strip
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.stream.writers import frame_of
 
 _NARROWEST = 320  # columns: names would cover a narrower frame
 _LOOKED_AT = 320  # columns in which parts are sought: names need no more
 _SMALLEST_PART = 1 / 50  # of the frame: names on small ones would come and go
 _LEGEND_LINES = 2  # always, so that a video keeps its size
+_log = logging.getLogger(__name__)
 
 
 class Painter:
     """Lays each label's colour over its frame, and the names of large parts.
 
-    A name stays where it was in the last frame while it has room there. Frames narrower than 320
-    pixels carry no names.
+    Frames on a GPU are painted there, and the picture alone is fetched; if that fails, on the CPU
+    from then on, with one warning. A name stays where it was in the last frame while it has room
+    there. Frames narrower than 320 pixels carry no names. Used by one thread.
 
     Args:
         channel_order: Of the frames.
@@ -42,12 +49,20 @@ class Painter:
         self._names: tuple[str, ...] = ()
         self._colours = palette(())
         self._places: dict[str, list[NamePlace]] = {}  # per source
+        self._gpu: _GpuBrush | None = None
+        self._keeps_to_cpu = False
+        self.painted: str | None = None
+        """Where the newest frame was painted: ``"cpu"`` or ``"gpu"``; None before the first."""
 
-    def canvas(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A new picture to paint on, uint8 [H', W, 3], for frames of this one's size."""
-        height, width = frame.shape[:2]
+    def canvas(self, seg: Segmentation) -> npt.NDArray[np.uint8]:
+        """A new picture to paint on, uint8 [H', W, 3], for frames of this one's size.
+
+        It is pinned memory if the frame is on a GPU.
+        """
+        height, width = seg.labels.shape
         below = len(legend_strip(width, (), lines=_LEGEND_LINES)) if self._has_legend else 0
-        return np.empty((height + below, width, 3), np.uint8)
+        shape, brush = (height + below, width, 3), self._brush_for(frame_of(seg).on_gpu)
+        return np.empty(shape, np.uint8) if brush is None else brush.canvas(shape)
 
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay.
@@ -56,9 +71,13 @@ class Painter:
             out: uint8 [H', W, 3], as :meth:`canvas` makes it.
         """
         frame, (height, width) = frame_of(seg), seg.labels.shape
-        picture = out[:height]
-        colours = self._palette(seg.names)
-        ops.overlay(frame.image, seg.labels, colours, alpha=self._alpha, out=picture)
+        picture, colours = out[:height], self._palette(seg.names)
+        on_gpu = frame.on_gpu  # another thread may let it leave
+        if self._paint_on_gpu(on_gpu, seg.labels, picture):
+            self.painted = "gpu"
+        else:
+            ops.overlay(frame.image, seg.labels, colours, alpha=self._alpha, out=picture)
+            self.painted = "cpu"
         if width >= _NARROWEST:
             self._places[frame.source] = _draw_names(
                 seg, picture, self._places.get(frame.source, [])
@@ -66,6 +85,34 @@ class Painter:
         if self._has_legend:
             coloured = replace(seg, channel_order=self._order)
             out[height:] = legend_strip(width, coloured.legend(), lines=_LEGEND_LINES)
+
+    def _paint_on_gpu(
+        self, frame: Any, labels: npt.NDArray[Any], picture: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Whether the frame was on a GPU and was painted there."""
+        try:
+            brush = self._brush_for(frame)
+            if brush is not None:
+                brush.paint(frame, labels, self._colours, picture)
+            return brush is not None
+        except CudaError as exc:
+            self._leave_gpu(exc)
+            return False
+
+    def _brush_for(self, frame: Any) -> _GpuBrush | None:
+        """What paints on the GPU of a frame; None where there is none."""
+        if frame is None or self._keeps_to_cpu:
+            return None
+        if self._gpu is None:
+            try:
+                self._gpu = _GpuBrush(frame, self._alpha, self._order)
+            except CudaError as exc:
+                self._leave_gpu(exc)
+        return self._gpu
+
+    def _leave_gpu(self, error: CudaError) -> None:
+        self._gpu, self._keeps_to_cpu = None, True
+        _log.warning("overlays are painted on the CPU from now on: %s", error)
 
     def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
         if self._names != names:
@@ -75,6 +122,43 @@ class Painter:
             )
             self._names = names
         return self._colours
+
+
+class _GpuBrush:
+    """Paints on a GPU, in one thread, on a stream of its own."""
+
+    def __init__(self, frame: Any, alpha: float, channel_order: str) -> None:
+        array = frame.luma if isinstance(frame, Nv12Frame) else frame
+        self._index = int(array.device.partition(":")[2])
+        self._stream = core.Stream(self._index)
+        self._alpha, self._order = alpha, channel_order
+
+    def canvas(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+        """A picture in pinned memory."""
+        host: npt.NDArray[np.uint8] = core.PinnedArray(shape, "uint8", device=self._index).host
+        return host
+
+    def paint(
+        self,
+        frame: Any,
+        labels: npt.NDArray[Any],
+        colours: npt.NDArray[np.uint8],
+        out: npt.NDArray[np.uint8],
+    ) -> None:
+        """Lay colours over a frame; labels go up, the picture comes down, each in one copy."""
+        index, stream = self._index, self._stream.handle
+        placed = [core.DeviceArray.from_numpy(one, index, stream) for one in (labels, colours)]
+        planes = isinstance(frame, Nv12Frame)
+        picture: Any = ops.overlay(
+            (frame.luma, frame.chroma) if planes else frame,
+            *placed,
+            alpha=self._alpha,
+            channel_order=self._order,
+            colour_matrix=frame.colour_matrix if planes else "bt601",
+            out=core.DeviceArray.empty(out.shape, "uint8", index, stream),
+            stream=stream,
+        )
+        picture.copy_to(out, stream)
 
 
 def _draw_names(

@@ -54,6 +54,10 @@ class Writer(Protocol):
     def folder(self) -> Path | None:
         """The folder that it writes into; None if it cannot be tried again after an error."""
 
+    @property
+    def painted(self) -> str | None:
+        """Where overlays are painted, ``"cpu"`` or ``"gpu"``; None if there are none."""
+
     def write(self, seg: Segmentation) -> None:
         """Write one labelled frame.
 
@@ -83,6 +87,7 @@ class SinkStats:
         files: The files that were begun; a folder for masks.
         error: Why it ended early, was not finished or cannot write now; or None.
         whose: The source of each file, of each folder's pictures, or of each address.
+        painted: Where its newest overlay was painted, ``"cpu"`` or ``"gpu"``; None without one.
     """
 
     name: str
@@ -91,6 +96,7 @@ class SinkStats:
     files: tuple[str, ...]
     error: str | None = None
     whose: Mapping[str, str] = field(default_factory=dict)
+    painted: str | None = None
 
 
 def open_writers(
@@ -238,6 +244,7 @@ class Sink:
                 files=tuple(self._writer.files),
                 error=None if self._error is None else str(self._error),
                 whose=dict(self._writer.whose),
+                painted=self._writer.painted,
             )
 
     @property

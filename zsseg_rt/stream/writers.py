@@ -63,6 +63,7 @@ class MaskFolder:
         self.name = str(folder)
         self.files = [str(folder)]
         self.whose: dict[str, str] = {}
+        self.painted: str | None = None
         self.folder: Path | None = folder
         self._folder, self._tags, self._rotation = folder, tags, rotation
         self._begun: dict[str, _Pictures] = {}
@@ -128,6 +129,7 @@ class JsonLines:
         self.name = str(path)
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
+        self.painted: str | None = None
         self.folder: Path | None = path.parent
         self._path = path
         self._series = Series(path.parent, path.stem, path.suffix, rotation)
@@ -198,6 +200,7 @@ class Callback:
         self.name = getattr(function, "__qualname__", type(function).__name__)
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
+        self.painted: str | None = None
         self.folder: Path | None = None
         self._function = function
 

@@ -54,6 +54,7 @@ def report(*, is_jetson: bool) -> Report:
         told.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
     path, reason = how_frames_reach_gpus(gst)
     told.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
+    told.append("their overlays are painted there")
     problem = _why_it_cannot_serve()
     if problem is not None:
         told.append("RTSP cannot be served")

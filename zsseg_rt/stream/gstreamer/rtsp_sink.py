@@ -41,7 +41,7 @@ class RtspSink:
         self.port = self._server.port
         self.name = self._address.shown(self.port)
         self._painter = painter
-        self._frame_shape: tuple[int, ...] = ()
+        self._size_hw: tuple[int, ...] = ()
         self._channels: dict[str, Channel] = {}
         self._canvas = np.empty((0, 0, 3), np.uint8)
         if self._address.is_open:
@@ -51,11 +51,16 @@ class RtspSink:
                 self.name,
             )
 
+    @property
+    def painted(self) -> str | None:
+        """Where overlays are painted."""
+        return self._painter.painted
+
     def write(self, seg: Segmentation) -> None:
         """Send one frame to those who watch."""
         frame = frame_of(seg)
-        if self._frame_shape != frame.image.shape:
-            self._canvas, self._frame_shape = self._painter.canvas(frame.image), frame.image.shape
+        if self._size_hw != seg.labels.shape:
+            self._canvas, self._size_hw = self._painter.canvas(seg), seg.labels.shape
         height, width = self._canvas.shape[:2]
         padding = ((0, height % 2), (0, width % 2), (0, 0))
         channel = self._channels.get(frame.source)

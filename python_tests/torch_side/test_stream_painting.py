@@ -1,0 +1,117 @@
+"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy.
+
+On any CUDA device, the emulated one included.
+"""
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.cuda_counts import counts_reader
+from zsseg_rt import Nv12Frame, ops
+from zsseg_rt.errors import CudaError
+from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.stream import painting
+from zsseg_rt.stream.conversion import host_picture
+from zsseg_rt.stream.painting import Painter
+
+pytest.importorskip("cv2")
+SIZE = (180, 322)  # wide enough for names
+KINDS = ["bt601", "bt709-full", "whole pixels"]
+
+
+def labelled(kind, order, seed=0, *, fetches=None):
+    """A result whose frame is on the GPU; its picture for the CPU notes that it was asked for."""
+    rng = np.random.default_rng(seed)
+    if kind == "whole pixels":
+        given = ops.DeviceArray.from_numpy(rng.integers(0, 256, (*SIZE, 3), np.uint8), 0)
+        make = given.numpy
+    else:
+        shapes = (SIZE, (SIZE[0] // 2, SIZE[1] // 2, 2))
+        planes = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+        given = Nv12Frame(*(ops.DeviceArray.from_numpy(plane, 0) for plane in planes), kind)
+
+        def make():
+            return host_picture(given, order)
+
+    def image():
+        (fetches if fetches is not None else []).append(seed)
+        return make()
+
+    labels = np.full(SIZE, 255, np.uint8)
+    labels[:, :130], labels[90:, 200:] = 0, 2
+    frame = Frame(
+        source="cam", index=seed, captured_at=0.1 * seed, clock="arrival", image=image, on_gpu=given
+    )
+    return Segmentation(
+        labels=labels, names=("road", "sky", "tree"), vocabulary_version=1, frame=frame
+    )
+
+
+def painted(painter, seg):
+    canvas = painter.canvas(seg)
+    painter.paint(seg, canvas)
+    return canvas
+
+
+def on_the_cpu(seg):
+    seg.frame.leave_gpu()
+    return seg
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
+    require_cuda()
+    counts, fetches = counts_reader(), []
+    settings = {"channel_order": order, "alpha": 0.4, "legend": True}
+    on_gpu, on_cpu = Painter(**settings), Painter(**settings)
+    segs = [labelled(kind, order, seed, fetches=fetches) for seed in range(3)]
+    found = [painted(on_gpu, segs[0])]
+    before = counts()
+    found += [painted(on_gpu, seg) for seg in segs[1:]]
+    copies = counts()["copies_to_host"] - before["copies_to_host"]
+    assert (copies, fetches, on_gpu.painted) == (2, [], "gpu")
+    for seg, picture in zip(segs, found, strict=True):
+        np.testing.assert_array_equal(picture, painted(on_cpu, on_the_cpu(seg)))
+    assert on_cpu.painted == "cpu"
+
+
+@pytest.mark.needs_cuda
+def test_a_gpu_that_fails_is_left_once(monkeypatch, caplog):
+    require_cuda()
+    painter = Painter(channel_order="rgb", alpha=0.4)
+    segs = [labelled("bt709", "rgb", seed) for seed in range(3)]
+    first = painted(painter, segs[0])
+
+    def fail(*_):
+        raise CudaError("out of memory")
+
+    monkeypatch.setattr(painting.core.DeviceArray, "from_numpy", fail)
+    found = [painted(painter, seg) for seg in segs[1:]]
+    monkeypatch.undo()
+    for seg, picture in zip(segs, [first, *found], strict=True):
+        expected = painted(Painter(channel_order="rgb", alpha=0.4), on_the_cpu(seg))
+        np.testing.assert_array_equal(picture, expected)
+    assert painter.painted == "cpu"
+    assert [r.message for r in caplog.records if "CPU from now on" in r.message] == [
+        "overlays are painted on the CPU from now on: out of memory"
+    ]
+
+
+@pytest.mark.needs_cuda
+def test_a_recording_of_frames_on_the_gpu_fetches_no_frame(tmp_path):
+    require_cuda()
+    pytest.importorskip("av")
+    from support.recordings import frames_of, write
+
+    fetches = []
+    segs = [labelled("bt709", "rgb", seed, fetches=fetches) for seed in range(3)]
+    stats = write(tmp_path / "a.mp4", segs, alpha=0.4)
+    assert (stats.written, stats.painted, stats.error, fetches) == (3, "gpu", None, [])
+    again = write(tmp_path / "b.mp4", [on_the_cpu(seg) for seg in segs], alpha=0.4)
+    assert again.painted == "cpu"
+    pairs = zip(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"), strict=True)
+    for (_, one), (_, other) in pairs:
+        np.testing.assert_array_equal(one, other)
