@@ -78,10 +78,17 @@ def test_all_unreadable_pictures_are_named(photos, tmp_path):
 
 def test_the_place_is_checked_first(tmp_path, capsys):
     (tmp_path / "taken.zsseg").mkdir()
-    for out in ("taken.zsseg", "no_ending"):
+    (tmp_path / "file").touch()
+    for out in ("taken.zsseg", "no_ending", "file/x.zsseg"):
         given = ["quantize", "demo-scenes", "--precision", "fp8", "--out", str(tmp_path / out)]
         assert main([*given, "--photos", str(tmp_path / "gone")]) == 1
         assert "gone" not in capsys.readouterr().err
+
+
+def test_masks_need_a_data_set(tmp_path, capsys):
+    given = ["quantize", "demo-scenes", "--out", str(tmp_path / "x.zsseg")]
+    assert main([*given, "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("zsseg-rt: --dataset: expected one of ade20k, ")
 
 
 def test_an_absent_extra_is_named(photos, tmp_path, monkeypatch, capsys):

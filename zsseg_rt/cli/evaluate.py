@@ -57,7 +57,8 @@ class DataOptions:
         options = _read_options(self.option or [])
         if self.unseen is not None:
             options["unseen"] = flat_names(self.unseen)
-        return open_dataset(self.dataset, self.root, self.split, options)
+        with arguments_called({"name": "--dataset"}):
+            return open_dataset(self.dataset, self.root, self.split, options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,7 +274,7 @@ def quantize(
     from zsseg_rt.bundles.bundle import Bundle
 
     check_file_place("--json", json_file)
-    loaded, data = Bundle.load(bundle), masks.open() if masks.dataset else None
+    loaded, data = Bundle.load(bundle), None if masks == _Masks() else masks.open()
     classes = named.read_if_given() or _own_classes(loaded, data)
     with needs_extra("quantize", f"to quantise {bundle}"):
         from zsseg_rt.export.quantized.bundle import quantize_bundle

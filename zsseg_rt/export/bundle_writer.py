@@ -23,6 +23,7 @@ from zsseg_rt.bundles.specs import (
     SegmentSpec,
     TextBankEntry,
 )
+from zsseg_rt.common.files.single import why_unwritable
 from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.export.graph_files import GraphSource, WrittenGraph, save_graphs
@@ -184,8 +185,10 @@ def _write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Tex
 
 
 def check_bundle_place(path: Path, *, overwrite: bool) -> None:
-    """Refuse a name that is no bundle's, and a place that is taken."""
+    """Refuse a name that is no bundle's, and a place that is taken or cannot be written to."""
     _bundle_name(path)
+    if problem := why_unwritable(path.parent):
+        raise BundleError(f"{path}: cannot be written: {problem}. Free space or permissions?")
     if not path.exists():
         return
     if not overwrite:
