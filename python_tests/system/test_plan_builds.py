@@ -1,7 +1,11 @@
 """Plans are built ahead of time in processes of their own, for the engine to find."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +85,24 @@ def test_a_killed_build_is_reported_and_nothing_is_kept(bundle, tmp_path, monkey
     with refused(BackendError, "image_encoder", "lost"):
         list(build_plans(bundle, settings))
     assert list(tmp_path.glob("engines/*")) == []
+
+
+def test_an_interrupted_build_ends_its_process(tmp_path, monkeypatch, capsys):
+    child, new = tmp_path / "child", tmp_path / "new"
+    script = f"cat > /dev/null; echo $$ > {new}; mv {new} {child}; exec sleep 600"
+    monkeypatch.setattr(plan_builds, "_COMMAND", ("sh", "-c", script))
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+
+    def interrupt():
+        while not child.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(["build", str(STORED / "dense.zsseg"), "--compute-capability", "8.6"]) == 1
+    assert "interrupted" in capsys.readouterr().err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child.read_text()), 0)
 
 
 def test_what_cannot_be_built_is_refused(bundle, tmp_path, monkeypatch):

@@ -379,7 +379,7 @@ def build(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     finished: list[BuiltPlan] = []
-    with ProgressBar() as bar:
+    with _interruptible(), ProgressBar() as bar:
 
         def tell(_: str, fraction: float) -> None:
             bar.show(round(100 * (len(finished) + fraction)), 100 * len(planned))
