@@ -293,10 +293,13 @@ def test_a_layer_that_reads_zeros_alone_stays_as_it_is(photos, tmp_path):
     assert Bundle.load(out).quantization["fp8"].layers["image_encoder"][idle[0].name] == "float16"
 
 
-def test_pictures_that_reach_no_layer_are_refused(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("factor", "words"), [(0.0, ("zeros",)), (1e6, ("65504", "float16"))])
+def test_unfit_activations_are_refused(photos, tmp_path, monkeypatch, factor, words):
     take_in = Seen.add
-    monkeypatch.setattr(Seen, "add", lambda seen, values, **how: take_in(seen, 0 * values, **how))
-    with refused(ArgumentError, "photos", "zeros"):
+    monkeypatch.setattr(
+        Seen, "add", lambda one, values, **how: take_in(one, factor * values, **how)
+    )
+    with refused(ArgumentError, "photos", *words):
         quantize_bundle(
             Bundle.demo("scenes"), tmp_path / "x.zsseg", photos, demo_classes("scenes"),
             replace(FAST, precision="fp8"),
@@ -317,6 +320,8 @@ def test_unfit_bundles_are_refused(photos, tmp_path):
     narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
     with refused(PrecisionNotApplied, "precision"):
         quantize_bundle(replace(demo, graphs=narrow), out, photos, names, FAST)
+    with refused(ArgumentError, "class_names", "two", "1"):
+        quantize_bundle(demo, out, photos, ["sky"], FAST)
     out.mkdir()
     with pytest.raises(BundleError):
         quantize_bundle(demo, out, photos, names, FAST)
@@ -329,7 +334,8 @@ def test_a_quantised_graph_is_refused(made, photos, tmp_path):
         name: {"float32": held.get("int8", held["float32"])} for name, held in bundle.graphs.items()
     }
     with refused(ArgumentError, "bundle"):
-        quantize_bundle(replace(bundle, graphs=graphs), tmp_path / "x.zsseg", photos, ["sky"], FAST)
+        altered = replace(bundle, graphs=graphs)
+        quantize_bundle(altered, tmp_path / "x.zsseg", photos, ["sky", "ball"], FAST)
 
 
 @needs_vnni

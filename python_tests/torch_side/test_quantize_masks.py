@@ -117,7 +117,7 @@ def test_unfit_masks_are_refused(tmp_path):
         blank = FewScenes(8, blank=True)
         quantize_bundle(demo, out, None, names_of(data), FAST, dataset=blank)
     with refused(ArgumentError, "photos", "neither"):
-        quantize_bundle(demo, out, None, ["sky"], FAST)
+        quantize_bundle(demo, out, None, ["sky", "ball"], FAST)
     with refused(ArgumentError, "max_miou_loss", "-1"):
         QuantizeSettings(max_miou_loss=-1.0)
     assert not out.exists()

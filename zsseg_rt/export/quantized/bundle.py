@@ -72,8 +72,8 @@ def quantize_bundle(
             its order.
 
     Raises:
-        ArgumentError: Too few pictures, pictures of one colour, a family without class scores, a
-            graph without layers to quantise, or one that is quantised already.
+        ArgumentError: Too few pictures or names, pictures of one colour, a family without class
+            scores, a graph without layers to quantise, or one that is quantised already.
         SourceError: Pictures cannot be read; the first ones are named.
         PrecisionNotApplied: INT8 on a CPU that does not multiply 8-bit numbers.
         BundleError: The bundle holds no float32 graphs, or ``out`` exists.
@@ -326,6 +326,11 @@ def _check(
         raise ArgumentError(
             f"class_names: expected {len(dataset.class_names)}, one for each class of "
             f"{dataset.name}, got {len(class_names)}. Keep the data set's order."
+        )
+    if len(class_names) < 2:
+        raise ArgumentError(
+            f"class_names: expected two or more, got {len(class_names)}: pictures with one name "
+            "always agree. Name what they show."
         )
     if settings.precision == "int8":
         held = ("int8", "float32")  # asks what this CPU does

@@ -71,11 +71,14 @@ def choose_range(model: onnx.ModelProto, group: Group, seen: Seen, kind: NumberF
     """Try every clipping and smoothing on the samples; take the one with the smallest error.
 
     Raises:
-        ArgumentError: The pictures gave NaN or infinity.
+        ArgumentError: The pictures gave numbers that float16, in which the rest is, cannot hold.
     """
-    sample = seen.sample
-    if not np.isfinite(seen.largest).all():
-        raise ArgumentError(f"photos: expected finite numbers in {group.name}, got NaN or infinity")
+    sample, most = seen.sample, float(np.finfo(np.float16).max)
+    if not (seen.largest <= most).all():  # NaN too
+        raise ArgumentError(
+            f"photos: expected numbers up to {most:g} before {group.name}, got "
+            f"{seen.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
+        )
     if group.convolves:
         return _best(sample, None, None, seen.largest, kind)
     weights = weights_of(model)
