@@ -1,11 +1,12 @@
-"""Label photos with the photo demo: its 20 names, synonyms of them, and names of stuff beside them.
+"""Label photos with the photo demo: all its names, few, synonyms, and names of stuff beside them.
 
     python -m benchmarks.photo_demo --photos FOLDER [--resize stretch] [--json FILE]
 
 FOLDER holds ``images/``, ``masks/`` and ``index.json`` with ``names`` (mask values in order) and
 ``images``; masks of anything but the 20 things count as background. mIoU is over the classes that
 the masks show. Synonyms are drawn from the lists below: in each of five draws, 16 of the 20 names
-are replaced.
+are replaced. In a draw of few names, one, three or six of the 20 are named, by their names or by
+synonyms, or names for several things; whatever is not named is background.
 """
 
 from __future__ import annotations
@@ -52,6 +53,15 @@ STUFF = (
     "pillow", "shelf", "stairs", "street sign", "swimming pool", "towel", "tower", "tree", "window",
 )  # fmt: skip
 BACKGROUND = "background"
+ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
+VEHICLES = ("airplane", "bicycle", "boat", "bus", "car", "motorcycle", "train")
+FURNITURE = ("chair", "couch", "dining table")
+KINDS = [
+    (["animal"], [ANIMALS]),
+    (["vehicle"], [VEHICLES]),
+    (["furniture"], [FURNITURE]),
+    (["animal", "vehicle", "person"], [ANIMALS, VEHICLES, ("person",)]),
+]
 
 
 def main() -> int:
@@ -68,7 +78,9 @@ def main() -> int:
     return 0
 
 
-def compare(photos: Path, *, resize: str | None = None, draws: int = 5) -> list[dict[str, Any]]:
+def compare(
+    photos: Path, *, resize: str | None = None, draws: int = 5, few: bool = True
+) -> list[dict[str, Any]]:
     """Pixel accuracy and mIoU, in percent, for each list of names."""
     config = EngineConfig(device="cpu", precision="float32", resize=resize)
     with Engine(Bundle.demo(), config) as engine:
@@ -78,8 +90,27 @@ def compare(photos: Path, *, resize: str | None = None, draws: int = 5) -> list[
         lists = [("the 20 things", list(things))]
         lists += [(f"draw {n} of synonyms", synonyms(things, known, n)) for n in range(draws)]
         lists.append(("with stuff", [*things, *STUFF]))
-        return [{"names": title, "list": names} | label(engine, photos, names, things)
-                for title, names in lists]  # fmt: skip
+        alone = [(thing,) for thing in things]
+        meant = [(title, names, alone) for title, names in lists]
+        if few:
+            further = [*few_names(things, known, draws), *KINDS]
+            meant += [(f"few: {', '.join(names)}", names, groups) for names, groups in further]
+        return [{"names": title, "list": names} | label(engine, photos, names, groups)
+                for title, names, groups in meant]  # fmt: skip
+
+
+def few_names(
+    things: Sequence[str], known: set[str], draws: int
+) -> list[tuple[list[str], list[tuple[str, ...]]]]:
+    """Draws of one, three and six names, each also in synonyms, with the things that they mean."""
+    lists = []
+    for count in (1, 3, 6):
+        for draw in range(draws):
+            rng = np.random.default_rng((count, draw))
+            named = [things[index] for index in rng.permutation(len(things))[:count]]
+            other = [str(rng.choice([n for n in SYNONYMS[name] if n in known])) for name in named]
+            lists += [(names, [(name,) for name in named]) for names in (named, other)]
+    return lists
 
 
 def synonyms(things: Sequence[str], known: set[str], seed: int) -> list[str]:
@@ -91,21 +122,27 @@ def synonyms(things: Sequence[str], known: set[str], seed: int) -> list[str]:
 
 
 def label(
-    engine: Engine, photos: Path, names: list[str], things: Sequence[str]
+    engine: Engine, photos: Path, names: list[str], meant: Sequence[tuple[str, ...]]
 ) -> dict[str, float]:
-    """Label all photos with names whose first 20 stand for the things."""
+    """Label all photos with names, the first of which mean the given things."""
+    assert engine.bundle.concepts is not None
     engine.set_classes(names, background="auto")
-    index, classes = json.loads((photos / "index.json").read_text()), [BACKGROUND, *things]
-    confusion = ConfusionMatrix(len(classes), ignore_label=255)
-    place = np.zeros(256, np.uint8)
-    place[: len(things)] = np.arange(1, len(classes))  # all else, and unknown, is background
+    index = json.loads((photos / "index.json").read_text())
+    classes = [BACKGROUND, *engine.bundle.concepts.names]
+    wanted = np.zeros(256, np.uint8)
+    wanted[255] = 255
+    for place, group in enumerate(meant, 1):
+        wanted[[classes.index(thing) for thing in group]] = place
+    got = np.zeros(256, np.uint8)
+    got[: len(meant)] = np.arange(1, len(meant) + 1)  # all else, and unknown, is background
+    confusion = ConfusionMatrix(len(meant) + 1, ignore_label=255)
     for entry in index["images"]:
         truth = read_mask(photos / "masks", entry["file"], index["names"], classes)
         found: npt.NDArray[Any] = engine.segment(
             read_photo(photos / "images" / entry["file"])
         ).labels
-        confusion.update(truth, place[found])
-    scores = score(confusion.counts, seen=range(len(classes)))
+        confusion.update(wanted[truth], got[found])
+    scores = score(confusion.counts, seen=range(len(meant) + 1))
     miou = float(scores.iou[scores.true_pixels > 0].mean())
     return {"pixel_accuracy": round(100 * scores.pixel_accuracy, 2), "miou": round(100 * miou, 2)}
 

@@ -142,8 +142,8 @@ class Engine:
                 phrase, all classes' synonyms in order, then ``background``. A bundle with S sets of
                 prompts (family ``proposals`` has two) also takes [S, P, D].
             background: Phrases that compete with the classes; pixels they win become unknown.
-                ``"auto"`` takes the published ones (``zsseg_rt.text.background``) that share no
-                word with a class and that the bundle can embed; ``Vocabulary.background`` has them.
+                ``"auto"`` takes the published ones, or the bundle's own and what it sees beside
+                the classes (docs/classes.md); ``Vocabulary.background`` has them.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
         Returns:

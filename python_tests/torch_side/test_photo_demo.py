@@ -30,8 +30,8 @@ def shares(seg):
 
 
 def test_the_photos_show_what_is_in_them(engine):
-    engine.set_classes(demo_classes("photos"), background="auto")
-    assert engine.vocabulary.background == ("background",)
+    named = engine.set_classes(demo_classes("photos"), background="auto")
+    assert named.background == ("background", "airplane", "cow", "motorcycle", "sheep", "train")
     expected = {
         "dining_room": {"chair", "dining table"},
         "pickup": {"car"},
@@ -42,6 +42,19 @@ def test_the_photos_show_what_is_in_them(engine):
         found = shares(engine.segment(read_photo(photo)))
         stem = photo.rsplit("/", 1)[-1].split(".")[0]
         assert {name for name, share in found.items() if share > 0.02} == expected[stem]
+
+
+def test_what_nobody_named_takes_no_name_of_another(engine):
+    street = read_photo(demo_photos("photos")[3])
+    named = engine.set_classes(["cat", "sofa"], background="auto")
+    assert {"dog", "person", "potted plant"} < set(named.background)
+    assert not {"cat", "couch", "chair"} & set(named.background)
+    assert max(shares(engine.segment(street)).values()) < 0.01
+    named = engine.set_classes(["vehicle"], background="auto")
+    assert not {"car", "bus", "boat", "bicycle"} & set(named.background)
+    assert shares(engine.segment(street))["vehicle"] < 0.01
+    assert shares(engine.segment(read_photo(demo_photos("photos")[1])))["vehicle"] > 0.1
+    assert engine.set_classes(["background", "dog"], background="auto").background == ()
 
 
 def test_synonyms_find_the_same_things(engine):
@@ -82,8 +95,9 @@ def test_the_command_prints_remarks_and_takes_the_bundle_s_background(tmp_path, 
     names = "person,dog,car,bird,tree"
     assert main(["segment", "--demo", "photos", "--classes", names, "-o", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "background. Pixels that they win" in printed.out
+    assert "background (added to 5 classes): background, airplane, " in printed.out
     assert "nearest: potted plant" in printed.err
+    assert "Name your own" not in printed.out
 
 
 def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys):

@@ -107,7 +107,7 @@ def segment(
         words.give(engine, names)
         print_if_photographs(engine, photos)
         results = _segment(engine, found, place, each)
-        if demo:
+        if demo and words.read_if_given() is None:
             _print_words(engine, demo)
         _write_report(place.json_file, engine, results)
     failed = [result for result in results if result.error is not None]

@@ -1,4 +1,4 @@
-"""Remarks on names of what an encoder was not trained to see."""
+"""What an encoder was trained to see, beside the names that a user gives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.text.class_names import ClassList
+from zsseg_rt.text.tokenizer import clean_text
 
 Rows = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Rows]
 _MOST_LISTED = 20
+_STANDS_FOR = 0.2  # "animal" has 0.22 with sheep, "vehicle" 0.28 with boat; other things are below
 
 
 def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Embed) -> list[str]:
@@ -26,9 +28,7 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
     if spec is None:
         return []
     known = {*spec.names, *spec.also, *spec.background}
-    owners = classes.phrase_classes.tolist()
-    asked = [p for p, owner in zip(classes.phrases, owners, strict=True) if owner >= 0]
-    asked = [phrase for phrase in dict.fromkeys(asked) if phrase not in known]
+    asked = [phrase for phrase in dict.fromkeys(_asked(classes)) if phrase not in known]
     remarks = []
     short = [repr(phrase) for phrase in asked if len(phrase.split()) < spec.least_words]
     if short:
@@ -45,6 +45,29 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
             "CLIP bundle: zsseg-rt fetch sfp-b16."
         )
     return remarks
+
+
+def unnamed(spec: ConceptSpec, classes: ClassList, embed: Embed) -> list[str]:
+    """The things that no class stands for, so that none is painted with the name of another.
+
+    A class that is called as a thing stands for this thing alone; any other phrase for all things
+    whose embeddings have a cosine of at least 0.2 with its own.
+    """
+    if spec.least_cosine is None:
+        return []
+    called = {clean_text(phrase): phrase for phrase in _asked(classes)}
+    rest = [name for name in spec.names if clean_text(name) not in called]
+    free = [called[key] for key in called.keys() - {clean_text(name) for name in spec.names}]
+    if not rest or not free:
+        return rest
+    nearest = (_unit(embed(rest)) @ _unit(embed(free)).T).max(1)
+    return [name for name, cosine in zip(rest, nearest, strict=True) if cosine < _STANDS_FOR]
+
+
+def _asked(classes: ClassList) -> list[str]:
+    """The phrases without those of the background."""
+    owners = classes.phrase_classes.tolist()
+    return [p for p, owner in zip(classes.phrases, owners, strict=True) if owner >= 0]
 
 
 def _listed(phrases: Sequence[str]) -> str:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.text.background import read_background
+from zsseg_rt.text.background import AUTO, read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
-from zsseg_rt.text.concepts import remarks_on_concepts
+from zsseg_rt.text.concepts import remarks_on_concepts, unnamed
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
@@ -57,9 +57,14 @@ class VocabularyMaker:
     ) -> ClassList:
         """The classes and their phrases, background included."""
         known = partial(self._embedder.can_embed, with_bank=templates is None)
-        own = () if self._bundle.concepts is None else self._bundle.concepts.background
+        concepts, most = self._bundle.concepts, self._bundle.head.max_classes
+        own = () if concepts is None else concepts.background
         backdrop = read_background(background, class_names, known, own)
-        return ClassList.read(class_names, backdrop, max_phrases=self._bundle.head.max_classes)
+        classes = ClassList.read(class_names, backdrop, max_phrases=most)
+        if concepts is None or not own or background != AUTO or not backdrop:
+            return classes
+        things = unnamed(concepts, classes, self._embedder.embed)
+        return ClassList.read(class_names, [*backdrop, *things], max_phrases=most)
 
     def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
         """A vocabulary whose phrases the bundle embeds."""
