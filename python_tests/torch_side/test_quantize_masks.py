@@ -8,7 +8,7 @@ import pytest
 
 from support.errors import refused
 from support.quantizing import FAST, FewScenes, needs_vnni, write_photos
-from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig
+from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.bundles.quantization import MaskLoss
 from zsseg_rt.cli import main
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
@@ -105,6 +105,11 @@ def test_too_much_mask_loss_writes_only_the_report(tmp_path, monkeypatch, capsys
     assert "mIoU" in capsys.readouterr().out
     assert main([*given, "--max-miou-loss", "0.7", "--no-sensitivity"]) == 0
     assert Bundle.load(out).quantization["int8"].masks.most == 0.7
+    written = json.loads((out / "bundle.json").read_text())
+    del written["quantization"]["int8"]["masks"]["narrow"]["mIoU"]
+    (out / "bundle.json").write_text(json.dumps(written))
+    with refused(BundleError, None, "narrow", "mIoU"):
+        Bundle.load(out)
 
 
 def test_unfit_masks_are_refused(tmp_path):

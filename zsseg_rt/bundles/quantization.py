@@ -25,6 +25,10 @@ class MaskLoss:
     narrow: dict[str, float]
     most: float
 
+    def __post_init__(self) -> None:
+        if "mIoU" not in self.float32 or self.float32.keys() != self.narrow.keys():
+            raise ValueError(f"narrow: expected mIoU and what float32 has, got {list(self.narrow)}")
+
     @property
     def lost(self) -> dict[str, float]:
         """Points lost, by the same names."""
@@ -75,6 +79,10 @@ class QuantizationSpec:
     seed: int = 0
     masks: MaskLoss | None = None
     golden: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_agreement <= 1.0:
+            raise ValueError(f"min_agreement: expected above 0, up to 1, got {self.min_agreement}")
 
     @property
     def passed(self) -> bool:
