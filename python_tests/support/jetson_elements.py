@@ -233,13 +233,29 @@ class Nvenc(Chain, Gst.Bin):
         self.hold(f"videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
+@element(
+    "Codec/Encoder/Video",
+    template(SINK, f"video/x-raw,format=I420,{SIDES}"),
+    template(SRC, "image/jpeg"),
+)
+class NvJpeg(Chain, Gst.Bin):
+    """A Jetson's and GStreamer's own encoder of JPEGs."""
+
+    quality = GObject.Property(type=int, default=85)
+
+    def __init__(self):
+        super().__init__()
+        fails = "identity error-after=2 ! " if os.environ.get("NVJPEG_FAILS") else ""
+        self.hold(f"{fails}jpegenc quality=80")
+
+
 TYPES = {
     "nvarguscamerasrc": Camera,
     "nvvidconv": Converter,
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
-OTHERS = {"nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc}
+OTHERS = {"nvjpegenc": NvJpeg, "nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc}
 
 
 def register(*names):

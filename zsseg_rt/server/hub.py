@@ -15,7 +15,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import Result, frame_of
+from zsseg_rt.server.preview import Jpeg, Result, encode_jpeg, frame_of
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.runner import Stream
@@ -28,7 +28,9 @@ _LOOK_EVERY = 0.25
 class Hub:
     """What all clients share. All of it is for the loop's thread but :meth:`publish`."""
 
-    def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
+    def __init__(
+        self, stream: Stream, labeller: Labeller, limits: Limits, jpeg: Jpeg = encode_jpeg
+    ) -> None:
         self._sources = tuple(stream.stats())
         self.stream, self.labeller, self.limits = stream, labeller, limits
         self.counts: Counter[str] = Counter()
@@ -37,7 +39,7 @@ class Hub:
         self.state_number = 0
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
-        self._encoder = Worker("encode")
+        self._encoder, self._jpeg = Worker("encode"), jpeg
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
@@ -53,7 +55,8 @@ class Hub:
         """Take in a labelled frame, from any thread; one that is labelled anew does not count."""
         with self._lock:
             self._number += 1
-            result = Result(self._number, seg, self.labeller.channel_order, self._encoder)
+            order = self.labeller.channel_order
+            result = Result(self._number, seg, order, self._encoder, self._jpeg)
             self._newest[frame_of(seg).source] = result
             if is_new:
                 self._note(frame_of(seg))

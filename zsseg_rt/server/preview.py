@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
+from zsseg_rt.stream.gstreamer.jpeg import open_nvjpeg
 
 LONGEST_SIDE = 1280
 """Pixels of a preview's longer side; larger frames are made smaller."""
@@ -27,6 +29,8 @@ _LONGEST_JPEG = 65500  # pixels; what libjpeg takes
 _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
 
 _Value = TypeVar("_Value")
+Jpeg = Callable[[npt.NDArray[np.uint8], str], bytes]
+"""Makes a JPEG of an image, uint8 [H, W, 3], in a channel order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,11 @@ class FrameMessage:
 class Result:
     """A labelled frame and what was encoded of it; each form is made once, when asked for."""
 
-    def __init__(self, number: int, seg: Segmentation, channel_order: str, worker: Worker) -> None:
+    def __init__(
+        self, number: int, seg: Segmentation, channel_order: str, worker: Worker, jpeg: Jpeg
+    ) -> None:
         self.number, self.seg = number, seg
-        self._order, self._worker = channel_order, worker
+        self._how, self._worker = (channel_order, jpeg), worker
         self._message: asyncio.Future[FrameMessage] | None = None
         self._overlay: asyncio.Future[bytes] | None = None
 
@@ -66,14 +72,14 @@ class Result:
     async def message(self) -> FrameMessage:
         """The frame for viewers."""
         if self._message is None:
-            job = self._worker.run(lambda: encode_message(self.number, self.seg, self._order))
+            job = self._worker.run(lambda: encode_message(self.number, self.seg, *self._how))
             self._message = asyncio.ensure_future(job)
         return await asyncio.shield(self._message)
 
     async def overlay(self) -> bytes:
         """The frame with its labels' colours on it, a JPEG."""
         if self._overlay is None:
-            job = self._worker.run(lambda: encode_preview_overlay(self.seg, self._order))
+            job = self._worker.run(lambda: encode_preview_overlay(self.seg, *self._how))
             self._overlay = asyncio.ensure_future(job)
         return await asyncio.shield(self._overlay)
 
@@ -84,11 +90,46 @@ def frame_of(seg: Segmentation) -> Frame:
     return seg.frame
 
 
-def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameMessage:
+class JpegEncoder:
+    """The page's JPEGs: by NVIDIA's encoder for an engine on a GPU, if it is there; in one thread.
+
+    Sides that it does not take, and all once it has failed, are encoded by OpenCV.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._nvidia = None if device == "cpu" else open_nvjpeg(_JPEG_QUALITY)
+
+    def __call__(self, image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
+        """A JPEG of an image, uint8 [H, W, 3]."""
+        made = None if self._nvidia is None else self._nvidia.encode(image, channel_order)
+        return encode_jpeg(image, channel_order) if made is None else made
+
+
+def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
+    """A JPEG of an image.
+
+    Shapes:
+        image: uint8 [H, W, 3].
+    """
+    if max(image.shape) > _LONGEST_JPEG:
+        height, width = image.shape[:2]
+        raise SourceError(
+            f"image: expected sides of at most {_LONGEST_JPEG} pixels for a JPEG, got "
+            f"{width}x{height}. Ask for image/png."
+        )
+    bgr = image if channel_order == "bgr" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+    assert done  # it only fails for arrays that are no image
+    return bytes(data)
+
+
+def encode_message(
+    number: int, seg: Segmentation, channel_order: str, jpeg: Jpeg = encode_jpeg
+) -> FrameMessage:
     """Encode a frame for viewers."""
     frame = frame_of(seg)
     height, width = _preview_size(frame.image.shape[:2])
-    image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
+    image = jpeg(_resized(frame.image, (height, width)), channel_order)
     label_hw = (-(-height // 2), -(-width // 2))
     labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
     shares = seg.present()
@@ -115,13 +156,14 @@ def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameM
     return FrameMessage(header=header, image=image, labels=labels)
 
 
-def encode_preview_overlay(seg: Segmentation, channel_order: str) -> bytes:
+def encode_preview_overlay(
+    seg: Segmentation, channel_order: str, jpeg: Jpeg = encode_jpeg
+) -> bytes:
     """A small JPEG of a stream's frame with its labels' colours on it."""
     image = frame_of(seg).image
     size_hw = _preview_size(image.shape[:2])
-    return encode_overlay(
-        _resized(image, size_hw), _nearest(seg.labels, size_hw), seg.names, channel_order
-    )
+    resized, labels = _resized(image, size_hw), _nearest(seg.labels, size_hw)
+    return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
 
 
 def encode_overlay(
@@ -129,6 +171,7 @@ def encode_overlay(
     labels: npt.NDArray[Any],
     names: tuple[str, ...],
     channel_order: str,
+    jpeg: Jpeg = encode_jpeg,
 ) -> bytes:
     """A JPEG of an image with its labels' colours on it.
 
@@ -139,25 +182,7 @@ def encode_overlay(
     colours = palette(names)
     if channel_order == "bgr":
         colours = np.ascontiguousarray(colours[:, ::-1])
-    return encode_jpeg(ops.overlay(image, labels, colours), channel_order)
-
-
-def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
-    """A JPEG of an image.
-
-    Shapes:
-        image: uint8 [H, W, 3].
-    """
-    if max(image.shape) > _LONGEST_JPEG:
-        height, width = image.shape[:2]
-        raise SourceError(
-            f"image: expected sides of at most {_LONGEST_JPEG} pixels for a JPEG, got "
-            f"{width}x{height}. Ask for image/png."
-        )
-    bgr = image if channel_order == "bgr" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
-    assert done  # it only fails for arrays that are no image
-    return bytes(data)
+    return jpeg(ops.overlay(image, labels, colours), channel_order)
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:

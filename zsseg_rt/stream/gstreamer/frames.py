@@ -43,6 +43,17 @@ def copy_image(library: Library, sample: Any) -> npt.NDArray[np.uint8]:
         return image
 
 
+def buffer_of(gst: Any, image: npt.NDArray[np.uint8]) -> Any:
+    """A buffer that holds a copy of an image, uint8 [H, W, 3]."""
+    from gi.repository import GLib
+
+    padding = -3 * image.shape[1] % 4  # GStreamer's rows begin at multiples of 4 bytes
+    rows = image.reshape(image.shape[0], -1)
+    if padding:
+        rows = np.pad(rows, ((0, 0), (0, padding)))
+    return gst.Buffer.new_wrapped_bytes(GLib.Bytes.new(rows.tobytes()))
+
+
 @contextmanager
 def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str | None]]:
     """The planes of a sample and their colour matrix, to be read inside the block.

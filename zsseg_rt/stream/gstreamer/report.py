@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, encoder_of
 from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
+from zsseg_rt.stream.gstreamer.jpeg import ENCODER as NVJPEG
+from zsseg_rt.stream.gstreamer.jpeg import has_nvjpeg
 from zsseg_rt.stream.gstreamer.library import load, load_server, missing_elements, packages_of
 from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
 from zsseg_rt.stream.gstreamer.rtsp_camera import decoder_of, rtsp_elements
@@ -55,6 +57,8 @@ def report(*, is_jetson: bool) -> Report:
     path, reason = how_frames_reach_gpus(gst)
     told.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
     told.append("their overlays are painted there")
+    if has_nvjpeg(gst):
+        told.append(f"the page's JPEGs of an engine on a GPU are encoded by {NVJPEG}")
     problem = _why_it_cannot_serve()
     if problem is not None:
         told.append("RTSP cannot be served")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import encoder_text
+from zsseg_rt.stream.gstreamer.frames import buffer_of
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
 from zsseg_rt.stream.gstreamer.visitors import Visitors
 
@@ -72,19 +73,10 @@ class Channel:
             base_time = self._input.get_base_time()
             if not base_time or self._input.get_state(0)[1] != self._gst.State.PLAYING:
                 return  # a time stamp of this moment would lie hours ahead, and be waited for
-            buffer = self._buffer(image)
+            buffer = buffer_of(self._gst, image)
             buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
             self._input.emit("push-buffer", buffer)
             self._ask_for_key_frame()
-
-    def _buffer(self, image: npt.NDArray[np.uint8]) -> Any:
-        from gi.repository import GLib
-
-        padding = -3 * image.shape[1] % 4  # GStreamer's rows begin at multiples of 4 bytes
-        rows = image.reshape(image.shape[0], -1)
-        if padding:
-            rows = np.pad(rows, ((0, 0), (0, padding)))
-        return self._gst.Buffer.new_wrapped_bytes(GLib.Bytes.new(rows.tobytes()))
 
     def _ask_for_key_frame(self) -> None:
         """Each second, however few frames there are: a new viewer sees nothing before one."""
