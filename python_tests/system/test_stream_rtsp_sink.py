@@ -216,6 +216,15 @@ def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
     assert ("stand-in for nvh264enc" in server.log) == is_used
 
 
+def test_an_encoder_that_cannot_encode_is_left_with_one_warning(serve, monkeypatch):
+    monkeypatch.setenv("NVENC_FAILS", "1")
+    server = serve("rtsp://@127.0.0.1:0/seg", "--jetson", "nvh264enc")
+    with watch(server.url()) as seen:
+        assert is_overlay(next(seen))
+    server.close()
+    assert server.log.count("nvh264enc cannot be used") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "host", "port", "login", "is_open"),
     [

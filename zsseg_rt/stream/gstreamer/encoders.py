@@ -13,23 +13,56 @@ NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
 
 OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
-_HARDWARE = ("nvv4l2h264enc", "nvvidconv", "h264parse")
-_NVENC, _NVENC_SIDES = ("nvh264enc", "h264parse"), (160, 4096)
+_TRIAL_ELEMENTS = ("h264parse", "videotestsrc")
+_HARDWARE = ("nvv4l2h264enc", "nvvidconv", *_TRIAL_ELEMENTS)
+_NVENC, _NVENC_SIDES = ("nvh264enc", *_TRIAL_ELEMENTS), (160, 4096)
 _BITS_PER_PIXEL, _RATE = 0.15, 30  # overlays have hard edges, which take more than a plain picture
 _log = logging.getLogger(__name__)
 _told = threading.Event()
+_failed: set[str] = set()  # elements that are there and do not encode
+_TRIAL = 10 * 10**9  # nanoseconds; the first picture makes a CUDA context
 
 
 def has_nvenc(gst: Any) -> bool:
     """Whether a Jetson's encoder can be used."""
-    return NVENC.exists() and not missing_elements(gst, _HARDWARE)
+    return _HARDWARE[0] not in _failed and NVENC.exists() and not missing_elements(gst, _HARDWARE)
 
 
 def encoder_of(gst: Any) -> str:
     """The element that encodes pictures of usual sizes."""
     if has_nvenc(gst):
         return _HARDWARE[0]
-    return "x264enc" if missing_elements(gst, _NVENC) else _NVENC[0]
+    is_absent = _NVENC[0] in _failed or missing_elements(gst, _NVENC)
+    return "x264enc" if is_absent else _NVENC[0]
+
+
+def working_encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
+    """As :func:`encoder_text`, of an encoder that has encoded a picture of this size.
+
+    NVIDIA's that cannot is not asked again in this process; one warning says why.
+    """
+    while True:
+        text = encoder_text(gst, size_hw, name)
+        element = next((e for e in (_HARDWARE[0], _NVENC[0]) if f"! {e} name=" in text), None)
+        problem = None if element is None else _what_fails(gst, text, size_hw)
+        if element is None or problem is None:
+            return text
+        _failed.add(element)
+        _log.warning("%s cannot be used: %s. Another encoder is taken", element, problem)
+
+
+def _what_fails(gst: Any, text: str, size_hw: tuple[int, int]) -> str | None:
+    """Encode one picture; returns what kept it from that."""
+    height, width = size_hw
+    caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
+    trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {text} ! fakesink sync=false")
+    trial.set_state(gst.State.PLAYING)
+    wanted = gst.MessageType.ERROR | gst.MessageType.EOS
+    message = trial.get_bus().timed_pop_filtered(_TRIAL, wanted)
+    trial.set_state(gst.State.NULL)
+    if message is None:
+        return "it encoded nothing for 10 s"
+    return message.parse_error()[0].message if message.type == gst.MessageType.ERROR else None
 
 
 def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
@@ -55,7 +88,8 @@ def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
             f"! nvh264enc name=encoder {settings} ! h264parse"
         )
     require_elements(gst, OUTPUT_ELEMENTS, name)
-    if not missing_elements(gst, ("nvvidconv",)) and not _told.is_set():
+    is_jetson = not (_failed or missing_elements(gst, ("nvvidconv",)))
+    if is_jetson and not _told.is_set():
         _told.set()
         _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
     # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.

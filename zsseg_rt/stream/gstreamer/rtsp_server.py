@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.gstreamer.address import Address
-from zsseg_rt.stream.gstreamer.encoders import encoder_text
+from zsseg_rt.stream.gstreamer.encoders import working_encoder_text
 from zsseg_rt.stream.gstreamer.frames import buffer_of
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
 from zsseg_rt.stream.gstreamer.visitors import Visitors
@@ -129,7 +129,7 @@ class RtspServer:
         factory.set_launch(
             "( appsrc name=frames is-live=true format=time block=false "
             "max-buffers=2 max-bytes=0 leaky-type=downstream "
-            f"! {encoder_text(self._gst, size_hw, self._name)} "
+            f"! {working_encoder_text(self._gst, size_hw, self._name)} "
             "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
         )
         factory.set_shared(True)
