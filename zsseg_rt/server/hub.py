@@ -15,9 +15,10 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import Jpeg, Result, encode_jpeg, frame_of
+from zsseg_rt.server.preview import ALPHA, Jpeg, Result, encode_jpeg, frame_of
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
+from zsseg_rt.stream.painting import GpuPainter
 from zsseg_rt.stream.runner import Stream
 
 _RATE_OVER = 5.0  # seconds
@@ -40,6 +41,7 @@ class Hub:
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
         self._encoder, self._jpeg = Worker("encode"), jpeg
+        self._gpu = GpuPainter(labeller.channel_order, ALPHA)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
@@ -56,7 +58,7 @@ class Hub:
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
-            result = Result(self._number, seg, order, self._encoder, self._jpeg)
+            result = Result(self._number, seg, order, self._encoder, self._jpeg, self._gpu)
             self._newest[frame_of(seg).source] = result
             if is_new:
                 self._note(frame_of(seg))

@@ -20,9 +20,12 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.gstreamer.jpeg import open_nvjpeg
+from zsseg_rt.stream.painting import GpuPainter
 
 LONGEST_SIDE = 1280
 """Pixels of a preview's longer side; larger frames are made smaller."""
+ALPHA = 0.5
+"""Weight of the colours of overlays."""
 
 _JPEG_QUALITY = 80
 _LONGEST_JPEG = 65500  # pixels; what libjpeg takes
@@ -57,10 +60,16 @@ class Result:
     """A labelled frame and what was encoded of it; each form is made once, when asked for."""
 
     def __init__(
-        self, number: int, seg: Segmentation, channel_order: str, worker: Worker, jpeg: Jpeg
+        self,
+        number: int,
+        seg: Segmentation,
+        channel_order: str,
+        worker: Worker,
+        jpeg: Jpeg,
+        gpu: GpuPainter,
     ) -> None:
         self.number, self.seg = number, seg
-        self._how, self._worker = (channel_order, jpeg), worker
+        self._how, self._worker, self._gpu = (channel_order, jpeg), worker, gpu
         self._message: asyncio.Future[FrameMessage] | None = None
         self._overlay: asyncio.Future[bytes] | None = None
 
@@ -79,7 +88,7 @@ class Result:
     async def overlay(self) -> bytes:
         """The frame with its labels' colours on it, a JPEG."""
         if self._overlay is None:
-            job = self._worker.run(lambda: encode_preview_overlay(self.seg, *self._how))
+            job = self._worker.run(lambda: encode_preview_overlay(self.seg, *self._how, self._gpu))
             self._overlay = asyncio.ensure_future(job)
         return await asyncio.shield(self._overlay)
 
@@ -157,12 +166,19 @@ def encode_message(
 
 
 def encode_preview_overlay(
-    seg: Segmentation, channel_order: str, jpeg: Jpeg = encode_jpeg
+    seg: Segmentation, channel_order: str, jpeg: Jpeg, gpu: GpuPainter
 ) -> bytes:
-    """A small JPEG of a stream's frame with its labels' colours on it."""
-    image = frame_of(seg).image
-    size_hw = _preview_size(image.shape[:2])
-    resized, labels = _resized(image, size_hw), _nearest(seg.labels, size_hw)
+    """A small JPEG of a stream's frame with its labels' colours on it.
+
+    A frame on a GPU is painted there if it need not be made smaller.
+    """
+    frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
+    on_gpu = frame.on_gpu  # another thread may let it leave
+    if on_gpu is not None and seg.labels.shape == size_hw:
+        picture = gpu.canvas(on_gpu, (*size_hw, 3))
+        if gpu.paint(on_gpu, seg.labels, _colours(seg.names, channel_order), picture):
+            return jpeg(picture, channel_order)
+    resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
     return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
 
 
@@ -179,10 +195,13 @@ def encode_overlay(
         image: uint8 [H, W, 3].
         labels: uint8 or uint16 [H, W].
     """
+    colours = _colours(names, channel_order)
+    return jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
+
+
+def _colours(names: tuple[str, ...], channel_order: str) -> npt.NDArray[np.uint8]:
     colours = palette(names)
-    if channel_order == "bgr":
-        colours = np.ascontiguousarray(colours[:, ::-1])
-    return jpeg(ops.overlay(image, labels, colours), channel_order)
+    return colours if channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:

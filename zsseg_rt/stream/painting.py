@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,8 +50,7 @@ class Painter:
         self._names: tuple[str, ...] = ()
         self._colours = palette(())
         self._places: dict[str, list[NamePlace]] = {}  # per source
-        self._gpu: _GpuBrush | None = None
-        self._keeps_to_cpu = False
+        self._gpu = GpuPainter(channel_order, alpha)
         self.painted: str | None = None
         """Where the newest frame was painted: ``"cpu"`` or ``"gpu"``; None before the first."""
 
@@ -61,8 +61,7 @@ class Painter:
         """
         height, width = seg.labels.shape
         below = len(legend_strip(width, (), lines=_LEGEND_LINES)) if self._has_legend else 0
-        shape, brush = (height + below, width, 3), self._brush_for(frame_of(seg).on_gpu)
-        return np.empty(shape, np.uint8) if brush is None else brush.canvas(shape)
+        return self._gpu.canvas(frame_of(seg).on_gpu, (height + below, width, 3))
 
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay.
@@ -73,7 +72,7 @@ class Painter:
         frame, (height, width) = frame_of(seg), seg.labels.shape
         picture, colours = out[:height], self._palette(seg.names)
         on_gpu = frame.on_gpu  # another thread may let it leave
-        if self._paint_on_gpu(on_gpu, seg.labels, picture):
+        if self._gpu.paint(on_gpu, seg.labels, colours, picture):
             self.painted = "gpu"
         else:
             ops.overlay(frame.image, seg.labels, colours, alpha=self._alpha, out=picture)
@@ -86,34 +85,6 @@ class Painter:
             coloured = replace(seg, channel_order=self._order)
             out[height:] = legend_strip(width, coloured.legend(), lines=_LEGEND_LINES)
 
-    def _paint_on_gpu(
-        self, frame: Any, labels: npt.NDArray[Any], picture: npt.NDArray[np.uint8]
-    ) -> bool:
-        """Whether the frame was on a GPU and was painted there."""
-        try:
-            brush = self._brush_for(frame)
-            if brush is not None:
-                brush.paint(frame, labels, self._colours, picture)
-            return brush is not None
-        except CudaError as exc:
-            self._leave_gpu(exc)
-            return False
-
-    def _brush_for(self, frame: Any) -> _GpuBrush | None:
-        """What paints on the GPU of a frame; None where there is none."""
-        if frame is None or self._keeps_to_cpu:
-            return None
-        if self._gpu is None:
-            try:
-                self._gpu = _GpuBrush(frame, self._alpha, self._order)
-            except CudaError as exc:
-                self._leave_gpu(exc)
-        return self._gpu
-
-    def _leave_gpu(self, error: CudaError) -> None:
-        self._gpu, self._keeps_to_cpu = None, True
-        _log.warning("overlays are painted on the CPU from now on: %s", error)
-
     def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
         if self._names != names:
             colours = palette(names)
@@ -124,19 +95,23 @@ class Painter:
         return self._colours
 
 
-class _GpuBrush:
-    """Paints on a GPU, in one thread, on a stream of its own."""
+class GpuPainter:
+    """Paints frames on a GPU where they are, in one thread, on a stream of its own.
 
-    def __init__(self, frame: Any, alpha: float, channel_order: str) -> None:
-        array = frame.luma if isinstance(frame, Nv12Frame) else frame
-        self._index = int(array.device.partition(":")[2])
-        self._stream = core.Stream(self._index)
-        self._alpha, self._order = alpha, channel_order
+    Once that has failed, of which one warning tells, it paints nothing more.
+    """
 
-    def canvas(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-        """A picture in pinned memory."""
-        host: npt.NDArray[np.uint8] = core.PinnedArray(shape, "uint8", device=self._index).host
-        return host
+    def __init__(self, channel_order: str, alpha: float) -> None:
+        self._order, self._alpha = channel_order, alpha
+        self._index, self._has_failed = 0, False
+        self._stream: Any = None
+
+    def canvas(self, frame: Any, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+        """A new picture, in pinned memory if the frame is on a GPU: one of ours, not None."""
+        pinned = self._tried(
+            frame, lambda _: core.PinnedArray(shape, "uint8", device=self._index).host
+        )
+        return np.empty(shape, np.uint8) if pinned is None else np.asarray(pinned)
 
     def paint(
         self,
@@ -144,21 +119,46 @@ class _GpuBrush:
         labels: npt.NDArray[Any],
         colours: npt.NDArray[np.uint8],
         out: npt.NDArray[np.uint8],
-    ) -> None:
-        """Lay colours over a frame; labels go up, the picture comes down, each in one copy."""
-        index, stream = self._index, self._stream.handle
-        placed = [core.DeviceArray.from_numpy(one, index, stream) for one in (labels, colours)]
-        planes = isinstance(frame, Nv12Frame)
-        picture: Any = ops.overlay(
-            (frame.luma, frame.chroma) if planes else frame,
-            *placed,
-            alpha=self._alpha,
-            channel_order=self._order,
-            colour_matrix=frame.colour_matrix if planes else "bt601",
-            out=core.DeviceArray.empty(out.shape, "uint8", index, stream),
-            stream=stream,
-        )
-        picture.copy_to(out, stream)
+    ) -> bool:
+        """Lay colours over a frame; labels go up, the picture comes down, each in one copy.
+
+        Returns:
+            Whether ``out`` was painted: not if the frame is None, as on the CPU.
+        """
+
+        def work(stream: int) -> bool:
+            placed = [
+                core.DeviceArray.from_numpy(one, self._index, stream) for one in (labels, colours)
+            ]
+            planes = isinstance(frame, Nv12Frame)
+            picture: Any = ops.overlay(
+                (frame.luma, frame.chroma) if planes else frame,
+                *placed,
+                alpha=self._alpha,
+                channel_order=self._order,
+                colour_matrix=frame.colour_matrix if planes else "bt601",
+                out=core.DeviceArray.empty(out.shape, "uint8", self._index, stream),
+                stream=stream,
+            )
+            picture.copy_to(out, stream)
+            return True
+
+        return self._tried(frame, work) is not None
+
+    def _tried(self, frame: Any, work: Callable[[int], Any]) -> Any:
+        """What work on the frame's GPU gives; None without one."""
+        if frame is None or self._has_failed:
+            return None
+        try:
+            if self._stream is None:
+                array = frame.luma if isinstance(frame, Nv12Frame) else frame
+                self._index = int(array.device.partition(":")[2])
+                self._stream = core.Stream(self._index)
+            return work(self._stream.handle)
+        except CudaError as exc:
+            self._has_failed, self._stream = True, None
+            _log.warning("overlays are painted on the CPU from now on: %s", exc)
+            return None
 
 
 def _draw_names(
