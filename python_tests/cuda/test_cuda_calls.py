@@ -234,23 +234,30 @@ def test_a_frame_waits_before_each_look_of_the_host(frame_counts, bundle, waits)
     assert frame_counts(bundle)["host_waits"] == waits
 
 
-@pytest.mark.parametrize("with_overlay", [False, True])
-def test_an_overlay_takes_no_launch_of_its_own(counts, monkeypatch, with_overlay):
+@pytest.mark.parametrize(
+    ("with_overlay", "planes"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_an_overlay_takes_no_launch_of_its_own_but_on_planes(
+    counts, monkeypatch, with_overlay, planes
+):
     placed, sessions = device_backend(monkeypatch)
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
     path = STORED / "descriptor.zsseg"
     config = EngineConfig(precision="float32", use_cache=False, **placed)
-    frame = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
+    rng = np.random.default_rng(5)
+    shapes = [(80, 76), (40, 38, 2)] if planes else [(81, 77, 3)]
     with Engine(path, config) as engine:
         engine.set_classes(list(Bundle.load(path).text_bank.names))
-        on_gpu = ops.DeviceArray.from_numpy(frame, 0)
+        arrays = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+        placed_arrays = tuple(ops.DeviceArray.from_numpy(array, 0) for array in arrays)
+        on_gpu = placed_arrays if planes else placed_arrays[0]
         for _ in range(2):
             engine.segment_device(on_gpu, with_overlay=with_overlay)
         before = counts()
         found = engine.segment_device(on_gpu, with_overlay=with_overlay)
         launches = counts()["launches"] - before["launches"]
         in_graphs = sum(len(session.outputs) for session in sessions)
-    assert launches - in_graphs == BUDGET["launches"]
+    assert launches - in_graphs == BUDGET["launches"] + (with_overlay and planes)
     assert (found.picture is not None) == with_overlay
 
 
