@@ -15,7 +15,7 @@ namespace {
 using Floats = std::vector<float>;
 
 struct Problem {
-  std::int64_t rows, width, norms;
+  std::int64_t rows, width, norms, total_after = 0;
   Floats x, y, scale, shift, out, total;
   float eps[kMaxNorms] = {1e-5f, 1e-6f};
 
@@ -41,7 +41,7 @@ struct Problem {
     const Shape shape{rows, width}, weights{norms, width};
     const TensorView views[] = {view(x, shape), view(y, shape), view(scale, weights),
                                 view(shift, weights), view(out, shape)};
-    AddLayerNormArgs args{views[0], views[1], views[2], views[3], {eps[0], eps[1]}};
+    AddLayerNormArgs args{views[0], views[1], views[2], views[3], {eps[0], eps[1]}, total_after};
     add_layer_norm(args, {views[4], with_total ? view(total, shape) : TensorView{}}, 0);
   }
 
@@ -85,6 +85,18 @@ TEST(AddLayerNorm, FollowsItsDefinition) {
       }
     }
   });
+}
+
+TEST(AddLayerNorm, GivesTheFirstNormAsTheTotal) {
+  Problem both(5, 37, 2), first(5, 37, 1);
+  both.total_after = 1;
+  first.scale.assign(both.scale.begin(), both.scale.begin() + 37);
+  first.shift.assign(both.shift.begin(), both.shift.begin() + 37);
+  first.run();
+  both.run();
+  EXPECT_EQ(both.total, first.out);
+  both.total_after = 2;
+  EXPECT_THROW(both.run(), ArgumentError);
 }
 
 TEST(AddLayerNorm, WritesNoTotalWhereNoneIsGiven) {

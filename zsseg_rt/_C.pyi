@@ -278,6 +278,7 @@ def add_layer_norm(
     shift: Array,
     eps: list[float],
     total: Array | None,
+    total_after: int,
     out: Array | None,
     stream: int,
 ) -> Array: ...

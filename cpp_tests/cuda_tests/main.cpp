@@ -545,6 +545,14 @@ void run_norm(Comparison& comparison, Randomness& random) {
             add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f, 1e-5f}}, {out[0], out[1]}, stream);
           });
     }
+    comparison.compare(
+        std::string("add_layer_norm between two norms ") + name_of(dtype),
+        {random.normal(dtype, {9, 768}), random.normal(dtype, {9, 768}),
+         random.normal(DType::float32, {2, 768}), random.normal(DType::float32, {2, 768})},
+        {{dtype, {9, 768}, rounded}, {dtype, {9, 768}, rounded}},
+        [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+          add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f, 1e-5f}, 1}, {out[0], out[1]}, stream);
+        });
   }
   comparison.aligned_inputs = comparison.aligned_results = false;
 }

@@ -28,13 +28,14 @@ void expect_eps(const std::vector<float>& eps, std::int64_t norms) {
 
 py::object bound_add_layer_norm(const py::object& x, const py::object& y, const py::object& scale,
                                 const py::object& shift, const std::vector<float>& eps,
-                                const py::object& total, const py::object& out,
-                                StreamHandle stream) {
+                                const py::object& total, std::int64_t total_after,
+                                const py::object& out, StreamHandle stream) {
   const ArrayArg x_arg = ArrayArg::input(x, "x", stream);
   const ArrayArg y_arg = ArrayArg::input(y, "y", stream);
   const ArrayArg scale_arg = ArrayArg::input(scale, "scale", stream);
   const ArrayArg shift_arg = ArrayArg::input(shift, "shift", stream);
-  AddLayerNormArgs args{x_arg.view(), y_arg.view(), scale_arg.view(), shift_arg.view(), {}};
+  AddLayerNormArgs args{x_arg.view(),     y_arg.view(), scale_arg.view(),
+                        shift_arg.view(), {},           total_after};
   const Shape shape = add_layer_norm_shape(args);
   expect_eps(eps, args.scale.shape[0]);
   std::copy(eps.begin(), eps.end(), args.eps);
@@ -56,7 +57,8 @@ py::object bound_add_layer_norm(const py::object& x, const py::object& y, const 
 
 void register_add_layer_norm(py::module_& module) {
   module.def("add_layer_norm", &bound_add_layer_norm, py::arg("x"), py::arg("y"), py::arg("scale"),
-             py::arg("shift"), py::arg("eps"), py::arg("total"), py::arg("out"), py::arg("stream"));
+             py::arg("shift"), py::arg("eps"), py::arg("total"), py::arg("total_after"),
+             py::arg("out"), py::arg("stream"));
 }
 
 }  // namespace zsseg::bindings

@@ -64,7 +64,7 @@ OPERATIONS = {
             "total": zeros(3, 4),
             "out": zeros(3, 4),
         },
-        {"eps": [1e-5]},
+        {"eps": [1e-5], "total_after": 0},
     ),
     "all_finite": ({"values": zeros(7, dtype=np.float16)}, {}),
     "count_labels": (

@@ -23,20 +23,24 @@ def random_arguments(rows, width, norms, dtype=np.float32):
 @pytest.mark.parametrize("size", [(0, 4), (1, 1), (3, 37), (65, 768), (5, 1030), (2, 2048)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("norms", [1, 2])
-@pytest.mark.parametrize("with_total", [True, False])
-def test_equals_reference(device, size, dtype, norms, with_total):
+@pytest.mark.parametrize("total_after", [None, 0, 1])
+def test_equals_reference(device, size, dtype, norms, total_after):
+    with_total = total_after is not None
     arguments = random_arguments(*size, norms, dtype)
     placed = [device.place(argument) for argument in arguments]
     total = device.poisoned(size, dtype) if with_total else None
     out = device.poisoned(size, dtype)
-    settings = {"eps": EPS[:norms], "stream": device.stream}
-    assert ops.add_layer_norm(*placed, **settings, total=total, out=out) is out
+    settings = {"eps": EPS[:norms], "total_after": min(total_after or 0, norms - 1)}
+    written = {"total": total, "out": out}
+    assert ops.add_layer_norm(*placed, **settings, **written, stream=device.stream) is out
     assert device.holds(out)
     expected_total = np.empty(size, dtype)
-    expected = reference.add_layer_norm(*arguments, eps=EPS[:norms], total=expected_total)
-    if with_total:
-        np.testing.assert_array_equal(device.fetch(total), expected_total)
+    expected = reference.add_layer_norm(*arguments, **settings, total=expected_total)
     tolerance = TOLERANCES[dtype]
+    if with_total:  # a sum is exact
+        exact = {} if settings["total_after"] else {"rtol": 0, "atol": 0}
+        near = {"rtol": tolerance, "atol": tolerance, **exact}
+        np.testing.assert_allclose(device.fetch(total), expected_total, **near)
     np.testing.assert_allclose(device.fetch(out), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -63,6 +67,8 @@ BAD = [
     ({"shift": np.zeros((2, 4), np.float32)}, ShapeError, "shift"),
     ({"eps": [1e-5, 1e-5]}, ArgumentError, "eps"),
     ({"eps": [-1.0]}, ArgumentError, "eps"),
+    ({"total_after": 1}, ArgumentError, "total_after"),
+    ({"total_after": -1}, ArgumentError, "total_after"),
     ({"eps": [float("nan")]}, ArgumentError, "eps"),
     ({"total": X}, ArgumentError, "total"),
     ({"total": np.zeros((3, 5), np.float32)}, ShapeError, "total"),

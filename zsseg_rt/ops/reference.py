@@ -59,14 +59,16 @@ def add_layer_norm(
     *,
     eps: Sequence[float],
     total: Array | None = None,
+    total_after: int = 0,
     out: Array | None = None,
     stream: int = 0,
 ) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.add_layer_norm`."""
-    rows = out_or_new(total, x.shape, x.dtype)
-    rows[...] = x.astype(np.float32) + y
-    values = rows.astype(np.float32)
-    for weight, bias, small in zip(scale, shift, eps, strict=True):
+    values = (x.astype(np.float32) + y).astype(x.dtype).astype(np.float32)
+    for norm, (weight, bias, small) in enumerate(zip(scale, shift, eps, strict=True)):
+        if total is not None and norm == total_after:
+            total[...] = values
+            values = total.astype(np.float32)
         values = values - values.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
         variance = np.square(values).mean(-1, keepdims=True, dtype=np.float64)
         values = values / np.sqrt(variance + small).astype(np.float32) * weight + bias

@@ -17,12 +17,13 @@ def add_layer_norm(
     *,
     eps: Sequence[float],
     total: Array | None = None,
+    total_after: int = 0,
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
     """Add two arrays of rows, and normalise the sum's rows once or twice, in one launch.
 
-    ``total = x + y``, rounded to its type. From there, for each norm ``l`` a row ``v`` becomes
+    ``x + y`` is rounded to its type. From there, for each norm ``l`` a row ``v`` becomes
     ``(v - mean(v)) / sqrt(mean((v - mean(v)) ** 2) + eps[l]) * scale[l] + shift[l]``, in float32;
     the last one is rounded to the type of ``out``.
 
@@ -33,6 +34,8 @@ def add_layer_norm(
         shift: float32 ``[L, D]``.
         eps: What is added to the variance, a number per norm.
         total: Array that the sum is written to, as ``x``; not written if None.
+        total_after: 1: ``total`` is what the first of two norms gives, rounded, and the second
+            begins from there. Without ``total`` it has no meaning.
         out: Array to write, as ``x``. A new one if None.
         stream: CUDA stream to enqueue on.
 
@@ -42,8 +45,8 @@ def add_layer_norm(
     Raises:
         ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
         DTypeError: An array is of another type.
-        ArgumentError: ``eps`` has not a number per norm, or an array that is written overlaps
-            another one.
+        ArgumentError: ``eps`` has not a number per norm, ``total_after`` is not below their number,
+            or an array that is written overlaps another one.
         DeviceError: The arrays are not on one device, or the build has no CUDA.
 
     Example:
@@ -51,4 +54,4 @@ def add_layer_norm(
         >>> add_layer_norm(rows, ones, ones, 0 * ones, eps=[0.0])
         array([[-1.,  1.]], dtype=float32)
     """
-    return native(_C.add_layer_norm, x, y, scale, shift, [*eps], total, out, stream)
+    return native(_C.add_layer_norm, x, y, scale, shift, [*eps], total, total_after, out, stream)

@@ -40,6 +40,10 @@ Shape add_layer_norm_shape(const AddLayerNormArgs& args) {
                      ". Call it once more for a third norm.");
   }
   expect_weights("shift", args.shift, args.scale.shape, args.x);
+  if (args.total_after < 0 || args.total_after >= args.scale.shape[0]) {
+    fail_argument("total_after", "0 to " + std::to_string(args.scale.shape[0] - 1),
+                  std::to_string(args.total_after));
+  }
   return shape;
 }
 

@@ -11,11 +11,12 @@ constexpr int kMaxNorms = 2;
 constexpr std::int64_t kMaxNormWidth = 2048;  // what a block keeps in registers
 
 struct AddLayerNormArgs {
-  const TensorView& x;      // float32, float16 or bfloat16 [N, D]
-  const TensorView& y;      // as x
-  const TensorView& scale;  // float32 [L, D]
-  const TensorView& shift;  // float32 [L, D]
-  float eps[kMaxNorms];     // [L]
+  const TensorView& x;           // float32, float16 or bfloat16 [N, D]
+  const TensorView& y;           // as x
+  const TensorView& scale;       // float32 [L, D]
+  const TensorView& shift;       // float32 [L, D]
+  float eps[kMaxNorms];          // [L]
+  std::int64_t total_after = 0;  // norms before `total`, fewer than L
 };
 
 struct AddLayerNormOutputs {
@@ -23,10 +24,10 @@ struct AddLayerNormOutputs {
   TensorView total;       // as x, or none
 };
 
-// total = x + y, rounded once. out = total, then for l = 0 .. L - 1
-// (v - mean(v)) / sqrt(mean((v - mean(v))^2) + eps[l]) * scale[l] + shift[l] of each row v, in
-// float32, rounded once at the end. Checks the inputs and returns the results' shape. L is 1 or 2,
-// D from 1 to 2048.
+// v = x + y, rounded; then for l = 0 .. L - 1 each row v becomes
+// (v - mean(v)) / sqrt(mean((v - mean(v))^2) + eps[l]) * scale[l] + shift[l], in float32. out = v,
+// rounded. total, if given, is v after `total_after` norms, rounded; the rest begins from there.
+// Checks the inputs and returns the results' shape. L is 1 or 2, D from 1 to 2048.
 Shape add_layer_norm_shape(const AddLayerNormArgs& args);
 
 // As above; what is written shares no memory with anything else.

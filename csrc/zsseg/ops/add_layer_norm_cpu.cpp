@@ -47,28 +47,38 @@ void normalise(float* row, std::int64_t width, const float* scale, const float* 
   }
 }
 
+// Rounds a row to T, and stores it unless `to` is null.
+template <typename T>
+void round_row(float* row, std::int64_t width, T* to) {
+  for (std::int64_t i = 0; i < width; ++i) {
+    T rounded;
+    narrow(row[i], rounded);
+    row[i] = widen(rounded);
+    if (to != nullptr) {
+      to[i] = rounded;
+    }
+  }
+}
+
 template <typename T>
 void run_row(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs, std::int64_t row,
              float* values) {
   const std::int64_t width = args.x.shape[1];
   const T* x = args.x.as<const T>() + row * width;
   const T* y = args.y.as<const T>() + row * width;
-  T* out = outputs.out.as<T>() + row * width;
+  T* total = outputs.total.data == nullptr ? nullptr : outputs.total.as<T>() + row * width;
   for (std::int64_t i = 0; i < width; ++i) {
-    T sum;
-    narrow(widen(x[i]) + widen(y[i]), sum);
-    values[i] = widen(sum);
-    if (outputs.total.data != nullptr) {
-      outputs.total.as<T>()[row * width + i] = sum;
-    }
+    values[i] = widen(x[i]) + widen(y[i]);
   }
+  round_row<T>(values, width, args.total_after == 0 ? total : nullptr);
   for (std::int64_t norm = 0; norm < args.scale.shape[0]; ++norm) {
+    if (norm > 0 && norm == args.total_after && total != nullptr) {
+      round_row<T>(values, width, total);
+    }
     normalise(values, width, args.scale.as<const float>() + norm * width,
               args.shift.as<const float>() + norm * width, args.eps[norm]);
   }
-  for (std::int64_t i = 0; i < width; ++i) {
-    narrow(values[i], out[i]);
-  }
+  round_row<T>(values, width, outputs.out.as<T>() + row * width);
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ struct Problem {
   const float* shift;  // [norms, width]
   void* total;         // [rows, width] or null
   void* out;           // [rows, width]
-  int width, norms;
+  int width, norms, total_after;
   float eps, second_eps;
 };
 
@@ -63,9 +63,10 @@ struct OwnValues {
   }
 };
 
-template <int kPiece>
+// What is stored in `to`, unless that is null, is rounded to T, and so are the values then.
+template <typename T, int kPiece>
 __device__ void normalise(OwnValues<kPiece>& row, int width, const float* scale, const float* shift,
-                          float eps) {
+                          float eps, T* to) {
   float total = 0.0f, squares = 0.0f;
   row.each(width, [&](int, const float* values) {
     for (int i = 0; i < kPiece; ++i) {
@@ -83,8 +84,16 @@ __device__ void normalise(OwnValues<kPiece>& row, int width, const float* scale,
   row.each(width, [&](int column, float* values) {
     const auto scales = *reinterpret_cast<const Wide<float, kPiece>*>(scale + column);
     const auto shifts = *reinterpret_cast<const Wide<float, kPiece>*>(shift + column);
+    Wide<T, kPiece> rounded;
     for (int i = 0; i < kPiece; ++i) {
       values[i] = (values[i] - mean) * factor * scales.value[i] + shifts.value[i];
+      rounded.value[i] = ptx::narrow<T>(values[i]);
+    }
+    if (to != nullptr) {
+      for (int i = 0; i < kPiece; ++i) {
+        values[i] = ptx::widen(rounded.value[i]);
+      }
+      *reinterpret_cast<Wide<T, kPiece>*>(to + column) = rounded;
     }
   });
 }
@@ -99,6 +108,7 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(Problem proble
   const std::int64_t begin = std::int64_t{blockIdx.x} * problem.width;
   const T* x = static_cast<const T*>(problem.x) + begin;
   const T* y = static_cast<const T*>(problem.y) + begin;
+  T* total = problem.total == nullptr ? nullptr : static_cast<T*>(problem.total) + begin;
   OwnValues<kPiece> own;
   own.each(problem.width, [&](int column, float* values) {
     const Piece left = *reinterpret_cast<const Piece*>(x + column);
@@ -108,22 +118,17 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(Problem proble
       sums.value[i] = ptx::narrow<T>(ptx::widen(left.value[i]) + ptx::widen(right.value[i]));
       values[i] = ptx::widen(sums.value[i]);
     }
-    if (problem.total != nullptr) {
-      *reinterpret_cast<Piece*>(static_cast<T*>(problem.total) + begin + column) = sums;
+    if (total != nullptr && problem.total_after == 0) {
+      *reinterpret_cast<Piece*>(total + column) = sums;
     }
   });
   ZSSEG_UNROLL(1)
   for (int norm = 0; norm < problem.norms; ++norm) {
+    T* to = norm + 1 == problem.total_after ? total : nullptr;
     normalise(own, problem.width, problem.scale + norm * problem.width,
-              problem.shift + norm * problem.width, norm == 0 ? problem.eps : problem.second_eps);
+              problem.shift + norm * problem.width, norm == 0 ? problem.eps : problem.second_eps,
+              norm + 1 == problem.norms ? static_cast<T*>(problem.out) + begin : to);
   }
-  own.each(problem.width, [&](int column, const float* values) {
-    Piece rounded;
-    for (int i = 0; i < kPiece; ++i) {
-      rounded.value[i] = ptx::narrow<T>(values[i]);
-    }
-    *reinterpret_cast<Piece*>(static_cast<T*>(problem.out) + begin + column) = rounded;
-  });
 }
 
 template <typename T>
@@ -152,6 +157,7 @@ void add_layer_norm_cuda(const AddLayerNormArgs& args, const AddLayerNormOutputs
   problem.out = outputs.out.data;
   problem.width = static_cast<int>(args.x.shape[1]);
   problem.norms = static_cast<int>(args.scale.shape[0]);
+  problem.total_after = static_cast<int>(args.total_after);
   problem.eps = args.eps[0];
   problem.second_eps = args.eps[1];
   ZSSEG_DISPATCH_ANY_FLOAT(args.x.dtype, T, run<T>(problem, args.x.shape[0], stream));
