@@ -6,47 +6,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto  # noqa: E402
 
 from support.graphs import write_graph  # noqa: E402
+from support.patterns import FLOAT, HALF, check, node, weights  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
 from zsseg_rt.errors import BackendError  # noqa: E402
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-RNG = np.random.default_rng(0)
 HEADS, ROWS, WIDTH = 2, 5, 8
-
-
-def node(op_type, inputs, outputs, **attributes):
-    return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
-
-
-def weights(*shape, dtype=np.float32):
-    return RNG.standard_normal(shape).astype(dtype)
-
-
-def check(path, nodes, inputs, outputs, constants, *, tolerance=1e-5):
-    """Run a graph as it is written and rewritten; returns what was rewritten, and the operators.
-
-    Rewritten, it runs twice, as a session does: on other values first.
-    """
-    path = write_graph(path / "g.onnx", nodes, inputs, outputs, constants)
-    dtypes = {FLOAT: np.float32, HALF: np.float16}
-    feeds = {
-        name: torch.from_numpy(RNG.standard_normal(shape).astype(dtypes[kind]))
-        for name, (kind, shape) in inputs.items()
-    }
-    plain, rewritten = Program.read(path), Program.read(path)
-    counts = rewritten.rewrite()
-    with torch.inference_mode():
-        for program in (plain, rewritten):
-            program.place(torch.device("cpu"), None)
-        expected, kept = plain.run(feeds), {}
-        rewritten.run({name: feed + 1 for name, feed in feeds.items()}, kept=kept)
-        for name, result in rewritten.run(feeds, kept=kept).items():
-            torch.testing.assert_close(result, expected[name], atol=tolerance, rtol=tolerance)
-    return counts, [made.op_type for made in rewritten.nodes]
-
 
 HEAD = [1, HEADS, ROWS, WIDTH]
 QKV = dict.fromkeys("qkv", (FLOAT, HEAD))
@@ -214,7 +181,7 @@ def test_a_relu_is_part_of_a_product_that_nothing_else_reads(tmp_path, kept):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_rows_of_half_precision_are_made_unit_in_two_launches(tmp_path, kept):
+def test_rows_of_half_precision_are_made_unit_at_once(tmp_path, kept):
     nodes = [
         node("Cast", "x", "wide", to=FLOAT),
         node("ReduceL2", "wide axes", "norm", keepdims=1),
@@ -227,6 +194,20 @@ def test_rows_of_half_precision_are_made_unit_in_two_launches(tmp_path, kept):
     counts, left = check(tmp_path, nodes, inputs, outputs, held, tolerance=0)
     assert counts["fused_unit"] == (not kept)
     assert left == (["Cast", "ReduceL2", "Div", "Cast"] if kept else ["Unit"])
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_rows_of_float32_are_made_unit_at_once(tmp_path, axis):
+    """Also where they lie one behind another's values."""
+    nodes = [
+        node("Transpose", "x", "turned", perm=[0, 2, 1]),
+        node("ReduceL2", "turned axes", "norm", keepdims=1),
+        node("Div", "turned norm", "y"),
+    ]
+    inputs, outputs = {"x": (FLOAT, [1, ROWS, WIDTH])}, {"y": (FLOAT, [1, WIDTH, ROWS])}
+    counts, left = check(tmp_path, nodes, inputs, outputs, {"axes": np.array([axis])})
+    assert counts["fused_unit"] == (axis == -1)
+    assert left == ["Transpose", *(["Unit"] if axis == -1 else ["ReduceL2", "Div"])]
 
 
 RESIDUAL = {"a": (FLOAT, [1, ROWS, WIDTH]), "b": (FLOAT, [1, ROWS, WIDTH])}

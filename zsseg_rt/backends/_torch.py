@@ -150,7 +150,7 @@ class _TorchSession:
     def __init__(self, graph: _TorchGraph, program: Program) -> None:
         self._graph = graph
         self._program: Program | None = program
-        self._kept: dict[tuple[str, int], Tensor] = {}  # memory that runs write into again
+        self._kept: dict[Hashable, Tensor] = {}  # memory that runs share
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -103,6 +103,7 @@ def add_norm_rows(
     eps: Sequence[float],
     normed: Tensor,
     total: Tensor | None = None,
+    total_after: int = 0,
 ) -> None:
     """Run :func:`zsseg_rt.ops.add_layer_norm` on tensors of one device, on torch's stream."""
     import torch
@@ -113,5 +114,5 @@ def add_norm_rows(
         return DeviceResult(held, stream) if held is not None and held.is_cuda else held
 
     rows, weights = (lent(x), lent(y)), (lent(scale), lent(shift))
-    written = {"total": lent(total), "out": lent(normed)}
+    written = {"total": lent(total), "total_after": total_after, "out": lent(normed)}
     ops.add_layer_norm(*rows, *weights, eps=eps, **written, stream=stream)

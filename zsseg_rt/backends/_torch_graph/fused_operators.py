@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,26 @@ from zsseg_rt.backends._torch_graph.operators import (
     OPERATORS,
     Attributes,
     Operator,
-    axes_of,
     elementwise,
 )
 
 
-def _unit(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = axes_of(axes) or attributes.get("axes") or list(range(x.ndim))
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
-    return torch.div(x, norm, out=torch.empty_like(x))  # rounded in the same launch
+def _unit(attributes: Attributes, x: Tensor, ones: Tensor) -> Tensor:
+    """Rows of unit norm: torch's kernel for normalised weights, each of length 1."""
+    given = x.reshape(len(ones), -1).contiguous()  # the kernel does not look at strides
+    rows, _ = torch._weight_norm_interface(given, ones, 0)
+    return rows.view(x.shape)
+
+
+def _ones(attributes: Attributes, x: Tensor, one: Tensor) -> Tensor:
+    return one.repeat(x.shape[:-1].numel(), 1)
+
+
+def _patches(attributes: Attributes, x: Tensor) -> Tensor:
+    """Rows [B, N, C * h * w] of what an image [B, C, H, W] has in each patch, row by row."""
+    height, width = attributes["hw"]
+    patches = x.unfold(2, height, height).unfold(3, width, width).permute(0, 2, 3, 1, 4, 5)
+    return patches.reshape(len(x), -1, x.shape[1] * height * width)
 
 
 def _fused_attention(
@@ -48,8 +59,9 @@ def _linear_relu(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor
     return rows.view(*x.shape[:-1], weight.shape[1])
 
 
-def extended_rows(x: Tensor, below: Tensor) -> Tensor:
+def _extended_rows(attributes: Attributes, x: Tensor, *weights: Tensor) -> Tensor:
     """What ``ExtendedLinear`` writes into: rows of ``x`` [1, N, W] to come, then those given."""
+    below = weights[-1]
     return torch.cat([below.new_empty(x.shape[1], below.shape[1]), below])
 
 
@@ -74,8 +86,34 @@ def _add_norm(
         return (normed, total) if with_total else (normed,)
     left, right = (held.reshape(-1, x.shape[-1]).contiguous() for held in (x, y))
     written = [torch.empty_like(left) for _ in range(1 + with_total)]
-    add_norm_rows(left, right, scale, shift, attributes["eps"], *written)
+    given = left, right, scale, shift, attributes["eps"], written[0]
+    add_norm_rows(*given, written[1] if with_total else None)
     return [rows.view(x.shape) for rows in written]
+
+
+def _start_rows(attributes: Attributes, x: Tensor, *constants: Tensor) -> Tensor:
+    """What ``StartRows`` writes into: rows of ``x`` [1, N, D] to come, between constant ones."""
+    around, before = constants[-1], attributes["before"]
+    return torch.cat(
+        [around[:, :before], around.new_empty(2, *x.shape[1:]), around[:, before:]], dim=1
+    )
+
+
+def _start(
+    attributes: Attributes,
+    x: Tensor,
+    positions: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+) -> Sequence[Tensor]:
+    """All rows after the last norm, and before it."""
+    begin = attributes["before"]
+    total, normed = rows[:, begin : begin + x.shape[1]]
+    left, right = x[0].contiguous(), positions.expand_as(x)[0].contiguous()
+    eps = attributes["eps"]
+    add_norm_rows(left, right, scale, shift, eps, normed, total, len(eps) - 1)
+    return rows[1:], rows[:1]
 
 
 def _parts(attributes: Attributes, x: Tensor) -> Sequence[Tensor]:
@@ -90,9 +128,18 @@ _FUSED: dict[str, Operator] = {
     "Linear": _linear,
     "LinearRelu": _linear_relu,
     "Parts": _parts,
+    "Patches": _patches,
     "Silu": elementwise(F.silu),
+    "StartRows": _start,
     "SwapLastAxes": elementwise(lambda x: x.transpose(-1, -2)),
     "Unit": _unit,
 }
 
 RUNNABLE = OPERATORS | _FUSED
+
+KEEPERS: dict[str, Callable[..., Tensor]] = {
+    "ExtendedLinear": _extended_rows,
+    "StartRows": _start_rows,
+    "Unit": _ones,
+}
+"""Make memory that runs share, from a node's inputs; it takes the place of the last of these."""

@@ -102,26 +102,31 @@ def fuse_relu(graph: Graph) -> int:
 
 
 def fuse_unit(graph: Graph) -> int:
-    """``Cast, ReduceL2, Div, Cast`` of half precision: torch widens and narrows inside."""
+    """``[Cast,] ReduceL2, Div[, Cast]`` of rows are one launch; torch widens half inside."""
     count = 0
     for divide in [node for node in graph.nodes if node.op_type == "Div"]:
         norm = graph.maker(divide.inputs[1])
-        wide = graph.maker(divide.inputs[0])
-        narrow = graph.only_user(divide.outputs[0])
-        if norm is None or wide is None or narrow is None or norm.op_type != "ReduceL2":
+        if norm is None or norm.op_type != "ReduceL2" or norm.inputs[0] != divide.inputs[0]:
             continue
-        if wide.op_type != "Cast" or norm.inputs[0] != wide.outputs[0]:
+        axes = graph.constants.get(norm.inputs[1]) if norm.inputs[1:] else None
+        dims = norm.attributes.get("axes") if axes is None else axes.tolist()
+        keeps = norm.attributes.get("keepdims", 1) == 1
+        if dims != [-1] or not keeps or graph.only_user(norm.outputs[0]) is not divide:
             continue
-        half = graph.dtype(wide.inputs[0])
-        if half not in _HALVES or graph.only_user(norm.outputs[0]) is not divide:
-            continue
-        alone = {*graph.users(wide.outputs[0])} == {norm, divide}
-        narrows = narrow.op_type == "Cast" and TORCH_DTYPES.get(narrow.attributes["to"]) == half
-        if alone and narrows and wide.outputs[0] not in graph.outputs:
-            inputs = (wide.inputs[0], *norm.inputs[1:])
-            unit = Node(divide.name, "Unit", inputs, narrow.outputs, norm.attributes)
-            graph.replace([wide, norm, narrow], [unit], at=divide)
-            count += 1
+        name, wide, narrow = divide.inputs[0], graph.maker(divide.inputs[0]), None
+        dropped, outputs = [norm], divide.outputs
+        if wide is not None and wide.op_type == "Cast" and graph.dtype(wide.inputs[0]) in _HALVES:
+            half, narrow = graph.dtype(wide.inputs[0]), graph.only_user(divide.outputs[0])
+            alone = {*graph.users(name)} == {norm, divide} and name not in graph.outputs
+            if not alone or narrow is None or narrow.op_type != "Cast":
+                continue
+            if TORCH_DTYPES.get(narrow.attributes["to"]) != half:
+                continue
+            name, outputs, dropped = wide.inputs[0], narrow.outputs, [wide, norm, narrow]
+        one = torch.ones(1, dtype=graph.dtype(name))
+        inputs = (name, graph.add_constant(f"{outputs[0]}.one", one))
+        graph.replace(dropped, [Node(divide.name, "Unit", inputs, outputs, {})], at=divide)
+        count += 1
     return count
 
 
@@ -131,12 +136,22 @@ def fuse_add_norm(graph: Graph) -> int:
     for add in [node for node in graph.nodes if node.op_type == "Add"]:
         read = [] if set(add.inputs) & set(graph.constants) else graph.users(add.outputs[0])
         for reader in read:
-            found = _find_norms(graph, add, reader)
+            cut = reader if _drops_last_rows(graph, reader) else None
+            first = reader if cut is None else graph.only_user(cut.outputs[0])
+            found = None if first is None else _find_norms(graph, add, first)
             if found is not None:
-                _join_norms(graph, add, *found)
+                _join_norms(graph, add, *found, cut)
                 count += 1
                 break
     return count
+
+
+def _drops_last_rows(graph: Graph, node: Node) -> bool:
+    """Whether some rows at the end are not read: to normalise them too costs less than a launch."""
+    if node.op_type != "Slice" or node.outputs[0] in graph.outputs:
+        return False
+    start, end, axis, step = (graph.scalar(name) for name in (*node.inputs[1:], "", "")[:4])
+    return (start, axis, step) == (0, 1, 1) and end is not None and end < 0
 
 
 def _find_norms(graph: Graph, add: Node, reader: Node) -> tuple[list[Node], list[Node]] | None:
@@ -148,13 +163,13 @@ def _find_norms(graph: Graph, add: Node, reader: Node) -> tuple[list[Node], list
         norm = graph.only_user(reader.outputs[0])
         norms = [] if norm is None else [norm]
         nodes += norms
-    if not all(_is_norm(graph, norm) for norm in norms) or not norms:
+    if not all(is_norm(graph, norm) for norm in norms) or not norms:
         return None
     second = graph.only_user(norms[0].outputs[0])
     if (
         second is not None
-        and _is_norm(graph, second)
-        and _width(graph, second) == _width(graph, norms[0])
+        and is_norm(graph, second)
+        and norm_width(graph, second) == norm_width(graph, norms[0])
     ):
         norms.append(second)
         nodes.append(second)
@@ -168,33 +183,49 @@ def _find_norms(graph: Graph, add: Node, reader: Node) -> tuple[list[Node], list
     return norms, nodes
 
 
-def _is_norm(graph: Graph, node: Node) -> bool:
+def is_norm(graph: Graph, node: Node) -> bool:
+    """Whether a node is a norm of rows by constants, of a width that is fused."""
     weights = [graph.constants.get(name) for name in node.inputs[1:] if name]
     if node.op_type != "LayerNormalization" or node.attributes.get("axis", -1) != -1:
         return False
     return all(held is not None and held.ndim == 1 for held in weights) and (
-        _width(graph, node) <= MOST_WIDTH
+        norm_width(graph, node) <= MOST_WIDTH
     )
 
 
-def _width(graph: Graph, norm: Node) -> int:
+def norm_width(graph: Graph, norm: Node) -> int:
+    """Of the rows that a norm takes."""
     return len(graph.constants[norm.inputs[1]])
 
 
-def _join_norms(graph: Graph, add: Node, norms: list[Node], nodes: list[Node]) -> None:
-    scale = [graph.constants[norm.inputs[1]].float() for norm in norms]
+def stacked_weights(graph: Graph, norms: list[Node]) -> tuple[Tensor, Tensor]:
+    """Scales and shifts of norms, float32 [L, D] each."""
+    scale = torch.stack([graph.constants[norm.inputs[1]].float() for norm in norms])
     shift = [
         graph.constants[norm.inputs[2]].float() if norm.inputs[2:] else torch.zeros_like(held)
         for norm, held in zip(norms, scale, strict=True)
     ]
+    return scale, torch.stack(shift)
+
+
+def _join_norms(
+    graph: Graph, add: Node, norms: list[Node], nodes: list[Node], cut: Node | None
+) -> None:
     name = add.outputs[0]
+    scale, shift = stacked_weights(graph, norms)
     weights = (
-        graph.add_constant(f"{name}.scale", torch.stack(scale)),
-        graph.add_constant(f"{name}.shift", torch.stack(shift)),
+        graph.add_constant(f"{name}.scale", scale),
+        graph.add_constant(f"{name}.shift", shift),
     )
     read = name in graph.outputs or len(graph.users(name)) > 1
-    outputs = (*nodes[-1].outputs, *([name] if read else []))
+    normed, behind = nodes[-1].outputs, []
+    if cut is not None:
+        whole = f"{normed[0]}.whole"
+        behind = [replace(cut, inputs=(whole, *cut.inputs[1:]), outputs=normed)]
+        normed = (whole,)
+        nodes = [cut, *nodes]
+    outputs = (*normed, *([name] if read else []))
     eps = [norm.attributes.get("epsilon", 1e-5) for norm in norms]
     settings = {"eps": eps, "with_total": read}
     fused = Node(norms[0].name, "AddNorm", (*add.inputs, *weights), outputs, settings)
-    graph.replace(nodes, [fused], at=add)
+    graph.replace(nodes, [fused, *behind], at=add)

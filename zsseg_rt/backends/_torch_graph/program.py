@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,8 +91,8 @@ class Program:
                 # torch takes a host scalar beside a device's values without a copy
                 if held is not None and held.ndim > 0 and not held.is_floating_point():
                     self._placed[name] = held.to(device)
-        norms = (node for node in self.nodes if node.op_type == "AddNorm")
-        wide = {name for node in norms for name in node.inputs[2:]}
+        norms = (node for node in self.nodes if node.op_type in ("AddNorm", "StartRows"))
+        wide = {name for node in norms for name in node.inputs[2:4]}
         for name, tensor in self.constants.items():
             if tensor.is_floating_point():
                 dtype = tensor.dtype if name in wide else lowered or tensor.dtype
@@ -106,13 +106,13 @@ class Program:
         feeds: dict[str, Tensor],
         on_node: Callable[[], None] | None = None,
         *,
-        kept: dict[tuple[str, int], Tensor] | None = None,
+        kept: dict[Hashable, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the graph's outputs, of the dtypes that its file states.
 
-        ``kept`` holds what runs of one session write into again; it grows with the first run.
+        ``kept`` holds what runs of one session share; it grows with the first run.
         """
-        from zsseg_rt.backends._torch_graph.fused_operators import RUNNABLE
+        from zsseg_rt.backends._torch_graph.fused_operators import KEEPERS, RUNNABLE
 
         kept = {} if kept is None else kept
 
@@ -125,8 +125,11 @@ class Program:
                     for name, held in zip(node.inputs, inputs, strict=True)
                 ]
             try:
-                if node.op_type == "ExtendedLinear":
-                    inputs[3] = _extended(kept, node, *inputs)
+                if node.op_type in KEEPERS:
+                    key = (node.outputs[0], *inputs[0].shape)
+                    if key not in kept:
+                        kept[key] = KEEPERS[node.op_type](node.attributes, *inputs)
+                    inputs[-1] = kept[key]
                 result = RUNNABLE[node.op_type](node.attributes, *inputs)
                 results: Any = (result,) if hasattr(result, "dtype") else result
                 values.update(zip(node.outputs, map(self._lower, results), strict=True))
@@ -154,18 +157,6 @@ class Program:
     def _lower(self, tensor: Tensor) -> Tensor:
         lower = self.lowered is not None and tensor.is_floating_point()
         return tensor.to(self.lowered) if lower else tensor
-
-
-def _extended(
-    kept: dict[tuple[str, int], Tensor], node: Node, x: Tensor, *weights: Tensor
-) -> Tensor:
-    """A product's rows in memory that stays, so that constant ones are written there once."""
-    from zsseg_rt.backends._torch_graph.fused_operators import extended_rows
-
-    key = (node.outputs[0], x.shape[1])
-    if key not in kept:
-        kept[key] = extended_rows(x, weights[-1])
-    return kept[key]
 
 
 def _to_tensor(proto: Any) -> Tensor:

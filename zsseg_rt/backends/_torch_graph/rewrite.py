@@ -21,10 +21,13 @@ from zsseg_rt.backends._torch_graph.joins import (
     fuse_unit,
 )
 from zsseg_rt.backends._torch_graph.operators import OPERATORS, TORCH_DTYPES
+from zsseg_rt.backends._torch_graph.starts import fuse_start, multiply_patches
 
 _HALVES = (torch.float16, torch.bfloat16)
 # torch's kernels compute in float32 inside
 _WIDE_INSIDE = ("InstanceNormalization", "LayerNormalization", "Softmax")
+# each result is one value, or a mean, which torch computes in float32 inside
+_MEET_NO_OTHERS = ("Gather", "ReduceMean", "Reshape", "Slice", "Transpose")
 _MOST_FOLDED = 1 << 22  # elements: a constant that large is not worth its memory
 
 
@@ -57,6 +60,30 @@ def fold_constants(graph: Graph) -> int:
         values = [value.contiguous() for value in results]
         graph.constants.update(zip(node.outputs, values, strict=True))
         graph.replace([node], [], at=node)
+        count += 1
+    return count
+
+
+def hoist_casts(graph: Graph) -> int:
+    """What is only read in parts, or as a mean, that are then rounded is rounded before, once."""
+    count = 0
+    for node in reversed(list(graph.nodes)):
+        name = node.outputs[0]
+        parts = graph.users(name)
+        casts = [graph.only_user(part.outputs[0]) for part in parts]
+        given = [cast.attributes.get("to") if cast is not None else None for cast in casts]
+        alike = len({*given}) == 1 and TORCH_DTYPES.get(given[0] or 0) in _HALVES
+        if not alike or name in graph.outputs or graph.dtype(name) != torch.float32:
+            continue
+        if any(part.op_type not in _MEET_NO_OTHERS or part.inputs[0] != name for part in parts):
+            continue
+        rounded = f"{name}.rounded"
+        half = Node(f"{node.name}.rounded", "Cast", (name,), (rounded,), {"to": given[0]})
+        graph.replace([], [node, half], at=node)
+        for part, cast in zip(parts, casts, strict=True):
+            assert cast is not None
+            kept = replace(part, inputs=(rounded, *part.inputs[1:]), outputs=cast.outputs)
+            graph.replace([cast], [kept], at=part)
         count += 1
     return count
 
@@ -157,6 +184,8 @@ def merge_linear(graph: Graph) -> int:
 
 PATTERNS: dict[str, Callable[[Graph], int]] = {
     "folded_constants": fold_constants,
+    "patch_product": multiply_patches,
+    "hoisted_casts": hoist_casts,
     "dropped_casts": drop_casts,
     "fused_attention": fuse_attention,
     "fused_linear": fuse_linear,
@@ -165,6 +194,7 @@ PATTERNS: dict[str, Callable[[Graph], int]] = {
     "extended_linear": extend_linear,
     "fused_relu": fuse_relu,
     "fused_unit": fuse_unit,
+    "fused_start": fuse_start,
     "fused_add_norm": fuse_add_norm,
 }
 """By the name under which a graph's report counts them, in the order they are applied."""
