@@ -207,7 +207,28 @@ def _torch() -> Finding:
             detail="not installed; only export, training and backend 'torch' need it",
             remedy=install_command("train"),
         )
-    return Finding(topic="torch", status="ok", detail=version)
+    try:
+        taken = _attention_kinds()
+    except ConfigError as exc:
+        remedy = "Unset ZSSEG_TORCH_ATTENTION."
+        return Finding(topic="torch", status="bad", detail=str(exc), remedy=remedy)
+    return Finding(topic="torch", status="ok", detail=f"{version}{taken}")
+
+
+def _attention_kinds() -> str:
+    """Which attention kernels backend torch takes here; nothing without a GPU that torch sees."""
+    try:
+        from zsseg_rt.ops import core
+
+        if core.cuda_device_count() == 0 or not registry.is_installed("torch"):
+            return ""  # without importing torch
+    except (ImportError, CudaError):
+        return ""
+    from zsseg_rt.backends._torch_graph.attention import kinds_on
+
+    found = kinds_on("cuda:0")
+    told = ", ".join(f"{kind} for {case}" for case, kind in found.items())
+    return f"; attention on cuda:0: {told}" if found else ""
 
 
 def _opencv() -> Finding:

@@ -70,6 +70,25 @@ def _warn(dtype: str, width: int) -> None:
     )
 
 
+def kinds_on(device: str) -> dict[str, str]:
+    """The kind that a CLIP's attention takes on a GPU, by what is asked of it; none without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+
+    def kind(dtype: torch.dtype, *, masked: bool = False) -> str:
+        q = torch.empty(1, 12, 64, 64, dtype=dtype, device=device)
+        return kind_taken(q, q, q, q[0, :1] if masked else None)
+
+    half = torch.float16
+    return {
+        "float16": kind(half),
+        "float16 with a mask": kind(half, masked=True),
+        "float32": kind(torch.float32),
+    }
+
+
 def _pin() -> Callable[[], None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
